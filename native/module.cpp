@@ -1,0 +1,12 @@
+// The Python module `paceline._native`: one `bind_*` for each source file that offers something.
+
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_rank(nb::module_& m);
+
+NB_MODULE(_native, m) {
+    m.doc() = "Paceline's native kernels.";
+    bind_rank(m);
+}

@@ -1,0 +1,1 @@
+"""Controls: what edits the distribution at a visited node, one file each."""

@@ -1,0 +1,231 @@
+"""The vocabulary of Paceline: whoever has read this file can read any other.
+
+Axes, named once: N tree nodes, S cached positions, H heads, D head size, V vocabulary, K top tokens.
+
+All speculation is one walk. A drafter guesses a `TokenTree`, the engine runs the model once over
+it, and the walk draws one token at each node it visits. What happened is a `Step`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Tokens = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+class Exactness(Enum):
+    """What a method promises about the output, compared with plain decoding and the same seed."""
+
+    EXACT = "exact"  # the same tokens
+    DISTRIBUTION = "distribution"  # the same law, other tokens
+    LOSSY = "lossy"  # another output, with a measured loss
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenTree:
+    """Guesses for the next tokens. Node 0 is the last committed token; a child follows its parent.
+
+    Attributes:
+        tokens: int32 [N], token of each node.
+        parents: int32 [N], `parents[0] == -1` and `0 <= parents[i] < i`.
+        scores: float32 [N] in [0, 1], estimated chance that a node is accepted given its parent is.
+        origin: int16 [N], which of the drafter's `origins` guessed the node; -1 for the root.
+
+    Raises:
+        ValueError: an invariant is broken, or two siblings hold the same token.
+    """
+
+    tokens: Tokens
+    parents: Tokens
+    scores: Floats
+    origin: NDArray[np.int16]
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if not n or not (len(self.parents) == len(self.scores) == len(self.origin) == n):
+            raise ValueError("a tree needs a root, and tokens, parents, scores, origin of one size")
+        if self.parents[0] != -1:
+            raise ValueError(f"parents[0] is {self.parents[0]}, expected -1 (the root)")
+        if n == 1:
+            return
+        above = self.parents[1:]
+        if above.min() < 0 or (above >= np.arange(1, n)).any():
+            raise ValueError("every node but the root needs a parent before it")
+        edges = np.sort(above.astype(np.int64) << 32 | self.tokens[1:].astype(np.int64))
+        if (edges[1:] == edges[:-1]).any():
+            raise ValueError("two siblings hold the same token")
+
+    @classmethod
+    def root(cls, token: int) -> TokenTree:
+        """The tree of one node: plain decoding."""
+        return cls.chain([token])
+
+    @classmethod
+    def chain(cls, tokens: ArrayLike, score: float = 1.0, origin: int = 0) -> TokenTree:
+        """A tree without branches over `tokens` [N]."""
+        ids = np.asarray(tokens, np.int32)
+        n = len(ids)
+        scores = np.full(n, score, np.float32)
+        origins = np.full(n, origin, np.int16)
+        if n:
+            scores[0], origins[0] = 1.0, -1
+        return cls(ids, np.arange(-1, n - 1, dtype=np.int32), scores, origins)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def child(self, node: int, token: int) -> int | None:
+        """The child of `node` that holds `token`, or None."""
+        found = np.flatnonzero((self.parents == node) & (self.tokens == token))
+        return int(found[0]) if len(found) else None
+
+    def depths(self) -> Tokens:
+        """Distance of every node from the root, int32 [N]."""
+        depths = np.zeros(len(self), np.int32)
+        for node in range(1, len(self)):
+            depths[node] = depths[self.parents[node]] + 1
+        return depths
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One forward pass and what was made of it.
+
+    Attributes:
+        context: int32 [S], every committed token up to and including the root of `tree`.
+        tree: what was guessed.
+        top_tokens: int32 [N, K], the model's likeliest successors of every node, best first;
+            rejected nodes included.
+        top_probs: float32 [N, K], their probabilities at temperature 1, before any control.
+        path: int32 [A], the accepted nodes from the root on, `path[0] == 0`.
+        drawn: int32 [A], the token drawn at each node of `path`: `drawn[:-1]` are the tokens of
+            `path[1:]`, `drawn[-1]` is the next root.
+    """
+
+    context: Tokens
+    tree: TokenTree
+    top_tokens: Tokens
+    top_probs: Floats
+    path: Tokens
+    drawn: Tokens
+
+    def __post_init__(self) -> None:
+        n = len(self.tree)
+        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != n:
+            raise ValueError("top_tokens and top_probs need one row for each of the tree's nodes")
+        if not len(self.path) or self.path[0] != 0 or len(self.path) != len(self.drawn):
+            raise ValueError("a path starts at the root and has one drawn token for each node")
+
+
+class Control(Protocol):
+    """Edits the distribution at one visited node. Pure: the same inputs give the same output."""
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Return the edited logits [V]; `history` is the prompt and all tokens drawn so far.
+
+        The input must not be written to. `-inf` forbids a token; one must stay allowed.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a user asks for.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_new_tokens: upper limit of the output, in tokens.
+        temperature: 0 is greedy.
+        seed: keys the noise of every draw, with the position.
+        controls: applied in order to the logits of each visited node.
+        stop_tokens: end the output and are part of `Output.tokens`, not of `Output.text`.
+        stop_strings: end the output; neither they nor what follows is part of the text.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    controls: tuple[Control, ...] = ()
+    stop_tokens: frozenset[int] = frozenset()
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Seconds:
+    """Where the wall time of one request went, in seconds. `draft` is a part of `decode`."""
+
+    load: float = 0.0
+    prefill: float = 0.0
+    decode: float = 0.0
+    draft: float = 0.0
+
+
+@dataclass(slots=True)
+class Output:
+    """What a request gave.
+
+    Attributes:
+        tokens: the new tokens.
+        text: the tokens as text, without stop tokens and stop strings.
+        finish: `stop`, `length` (max_new_tokens), `context` (model's limit) or `interrupted`.
+        passes: forward passes after the prefill.
+        nodes: tree nodes in those passes, roots included.
+        accepted: tokens accepted from each origin of the drafter.
+        margins: distance between the two best perturbed logits at each token, when asked for.
+    """
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: str = "length"
+    passes: int = 0
+    nodes: int = 0
+    accepted: dict[str, int] = field(default_factory=dict)
+    margins: list[float] = field(default_factory=list)
+    seconds: Seconds = field(default_factory=Seconds)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """New tokens for each forward pass after the prefill; plain decoding has 1."""
+        return len(self.tokens) / self.passes if self.passes else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens for each second of decoding; prefill and load apart."""
+        return len(self.tokens) / self.seconds.decode if self.seconds.decode else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """T(n): measured seconds of one forward pass over n nodes.
+
+    Attributes:
+        nodes: increasing sizes that were measured.
+        seconds: median time at each size.
+    """
+
+    nodes: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        rising = all(a < b for a, b in zip(self.nodes, self.nodes[1:], strict=False))
+        if not self.nodes or len(self.nodes) != len(self.seconds) or not rising:
+            raise ValueError("a cost curve needs increasing sizes and one time for each")
+
+    def at(self, n: int) -> float:
+        """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
+        return float(np.interp(n, self.nodes, self.seconds))
+
+    def relative(self) -> dict[int, float]:
+        """T(n) / T(smallest n)."""
+        pairs = zip(self.nodes, self.seconds, strict=True)
+        return {n: seconds / self.seconds[0] for n, seconds in pairs}
+
+
+State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it

@@ -1,0 +1,1 @@
+"""Draft, forward, walk, commit."""

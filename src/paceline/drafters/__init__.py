@@ -1,0 +1,1 @@
+"""Drafters, one file each. `base.py` is the contract; `registry.drafters` finds them by name."""

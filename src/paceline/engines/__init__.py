@@ -1,0 +1,1 @@
+"""Engines run a model over token trees. `base.py` is the contract."""

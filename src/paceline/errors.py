@@ -1,0 +1,30 @@
+"""What Paceline says to a user who can mend it: what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PacelineError(Exception):
+    """A user's error, told in one sentence. The CLI prints it and exits with 2."""
+
+
+class ModelError(PacelineError):
+    """A checkpoint that cannot be used: missing, truncated, inconsistent, unsupported."""
+
+
+class RequestError(PacelineError):
+    """A request that cannot be served: empty, too long, out of range."""
+
+
+class MethodError(PacelineError):
+    """An unknown method or setting, or a combination that is not supported."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """One sentence for a name that does not exist, with the nearest ones that do."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
+    return f"unknown {kind} {name!r}; {hint}"

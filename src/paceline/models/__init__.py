@@ -1,0 +1,1 @@
+"""Reading models: shape, weights, tokenizer."""
