@@ -250,7 +250,7 @@ void bind_engine(nb::module_& m) {
         }, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<Engine>(m, "Model")
-        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("format"), nb::arg("isa"),
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("isa"),
              nb::arg("threads"))
         .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
         .def("finish", &finish_loading)

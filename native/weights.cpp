@@ -11,8 +11,9 @@ enum Part : unsigned { q, k, v, o, gate, up, down, parts };
 constexpr const char* kPartNames[parts] = {"q", "k", "v", "o", "gate", "up", "down"};
 
 std::string extent(size_t rows, size_t columns, bool matrix) {
-    return matrix ? "[" + std::to_string(rows) + ", " + std::to_string(columns) + "]"
-                  : "[" + std::to_string(columns) + "]";
+    std::string text = "[";
+    if (matrix) text += std::to_string(rows) + ", ";
+    return text += std::to_string(columns) + "]";
 }
 
 void expect(const std::string& name, const Given& weight, size_t rows, size_t columns,
@@ -26,6 +27,12 @@ void expect(const std::string& name, const Given& weight, size_t rows, size_t co
 Buffer zeros(size_t floats) {
     Buffer buffer(floats * sizeof(float));
     buffer.zero();
+    return buffer;
+}
+
+Buffer copy(const float* from, size_t floats) {
+    Buffer buffer(floats * sizeof(float));
+    std::memcpy(buffer.bytes(), from, buffer.size());
     return buffer;
 }
 
@@ -97,22 +104,19 @@ void Weights::set_global(const std::string& name, const Given& weight, bool bias
     if (bias) refuse("weight '" + name + "' takes no bias");
     if (name == "embed") {
         expect(name, weight, vocabulary, hidden, true);
+        embedding_given_ = true;
         if (shape_.tied) return head.pack(weight.data, vocabulary, 0, 1);
-        embedding = Buffer(vocabulary * hidden * sizeof(float));
-        std::memcpy(embedding.bytes(), weight.data, vocabulary * hidden * sizeof(float));
+        embedding = copy(weight.data, vocabulary * hidden);
     } else if (name == "head" && !shape_.tied) {
         expect(name, weight, vocabulary, hidden, true);
         head.pack(weight.data, vocabulary, 0, 1);
         head_given_ = true;
     } else if (name == "positions" && shape_.learned_positions) {
-        if (!weight.matrix || weight.rows < position_rows() || weight.columns != hidden)
-            expect(name, weight, position_rows(), hidden, true);
-        positions = Buffer(position_rows() * hidden * sizeof(float));
-        std::memcpy(positions.bytes(), weight.data, positions.size());
+        expect(name, weight, position_rows(), hidden, true);
+        positions = copy(weight.data, position_rows() * hidden);
     } else {
         refuse("weight '" + name + "' is not part of this model");
     }
-    if (name == "embed") embedding_given_ = true;
 }
 
 void Weights::set_layer(size_t index, const std::string& part, const Given& weight, bool bias) {
