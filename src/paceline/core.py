@@ -85,6 +85,15 @@ class TokenTree:
         found = np.flatnonzero((self.parents == node) & (self.tokens == token))
         return int(found[0]) if len(found) else None
 
+    def cut(self, depth: int) -> TokenTree:
+        """The tree without the nodes deeper than `depth`."""
+        if depth >= len(self) - 1:
+            return self
+        keep = self.depths() <= depth
+        place = np.cumsum(keep, dtype=np.int32) - 1
+        parents = np.where(self.parents < 0, -1, place[self.parents]).astype(np.int32)
+        return TokenTree(self.tokens[keep], parents[keep], self.scores[keep], self.origin[keep])
+
     def depths(self) -> Tokens:
         """Distance of every node from the root, int32 [N]."""
         depths = np.zeros(len(self), np.int32)
