@@ -1,6 +1,7 @@
 """The vocabulary of Paceline: whoever has read this file can read any other.
 
-Axes, named once: N tree nodes, S cached positions, H heads, D head size, V vocabulary, K top tokens.
+Axes, named once: B batch, N tree nodes, S cached positions, H heads, D head size, V vocabulary,
+K top tokens, A accepted nodes.
 
 All speculation is one walk. A drafter guesses a `TokenTree`, the engine runs the model once over
 it, and the walk draws one token at each node it visits. What happened is a `Step`.
