@@ -52,7 +52,7 @@ def test_the_walk_draws_what_plain_decoding_draws(guess, seed, temperature):
     start = [3, int(guess.tokens[0])]
 
     def path_to(node):
-        return path_to(guess.parents[node]) + [int(guess.tokens[node])] if node > 0 else []
+        return [*path_to(guess.parents[node]), int(guess.tokens[node])] if node > 0 else []
 
     rows = np.stack([logits_after(start + path_to(node)) for node in range(len(guess))])
     history = list(start)
