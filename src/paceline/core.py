@@ -86,14 +86,17 @@ class TokenTree:
         found = np.flatnonzero((self.parents == node) & (self.tokens == token))
         return int(found[0]) if len(found) else None
 
+    def keep(self, kept: NDArray[np.bool_]) -> TokenTree:
+        """The nodes of the mask `kept` [N]; with every node its parent must be kept."""
+        if kept.all():
+            return self
+        place = np.cumsum(kept, dtype=np.int32) - 1
+        parents = np.where(self.parents < 0, -1, place[self.parents]).astype(np.int32)
+        return TokenTree(self.tokens[kept], parents[kept], self.scores[kept], self.origin[kept])
+
     def cut(self, depth: int) -> TokenTree:
         """The tree without the nodes deeper than `depth`."""
-        if depth >= len(self) - 1:
-            return self
-        keep = self.depths() <= depth
-        place = np.cumsum(keep, dtype=np.int32) - 1
-        parents = np.where(self.parents < 0, -1, place[self.parents]).astype(np.int32)
-        return TokenTree(self.tokens[keep], parents[keep], self.scores[keep], self.origin[keep])
+        return self if depth >= len(self) - 1 else self.keep(self.depths() <= depth)
 
     def depths(self) -> Tokens:
         """Distance of every node from the root, int32 [N]."""

@@ -9,6 +9,7 @@ from time import perf_counter
 from paceline.control.base import ControlMethod, chain
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
+from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod
@@ -52,7 +53,7 @@ class LM:
     ) -> None:
         start = perf_counter()
         self.method = drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.budget = budget
+        self.budget: Budget = Fixed(budget)
         self.model = load(model)
         self.tokenizer = self.model.tokenizer
         self.engine = open_engine(self.model, engine, threads=threads, device=device)
