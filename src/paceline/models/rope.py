@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from paceline.core import Floats
 
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
