@@ -1,7 +1,7 @@
 """Tiny random models of every family and variant, built by transformers: the oracle of the tests.
 
-`MODELS[name]()` gives a model in fp32; `save(name, folder)` writes it as a checkpoint. Sizes are odd
-on purpose: no head, row or vocabulary is a multiple of a vector's width.
+`MODELS[name]()` gives a model in fp32; `save(name, folder)` writes it as a checkpoint. Sizes are
+odd on purpose: no head, row or vocabulary is a multiple of a vector's width.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+
+torch.set_num_threads(1)  # models this small only wait for one another
 
 LAYERS = 3
 WINDOW = 5

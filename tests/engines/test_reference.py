@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-import tiny
-import torch
 import transformers
 
+import tiny
 from paceline.core import TokenTree
 from paceline.engines.reference import ReferenceEngine
-from paceline.errors import RequestError
 from paceline.models import Model, load
 
 TOLERANCE = 1e-4
