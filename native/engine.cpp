@@ -182,6 +182,13 @@ Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocab
     return Logits(buffer->floats(), {rows, vocabulary}, owner);
 }
 
+// An array as it is: a copy in another type would hide a mistake, and cost time.
+Ints ints_of(nb::handle object) {
+    Ints array;
+    if (!nb::try_cast(object, array, false)) refuse("tokens and parents must be int32 arrays");
+    return array;
+}
+
 Logits forward(Engine& engine, nb::list batch, bool rows) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
@@ -196,8 +203,8 @@ Logits forward(Engine& engine, nb::list batch, bool rows) {
         Cache* cache = &sequence.open();
         for (const Branch& other : branches)
             if (other.cache == cache) refuse("a sequence appears twice in the batch");
-        arrays.push_back(nb::cast<Ints>(entry[1]));
-        arrays.push_back(nb::cast<Ints>(entry[2]));
+        arrays.push_back(ints_of(entry[1]));
+        arrays.push_back(ints_of(entry[2]));
         const Ints &tokens = arrays[arrays.size() - 2], &parents = arrays.back();
         if (tokens.size() != parents.size()) refuse("tokens and parents differ in size");
         branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
+from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.native import NativeEngine, default_threads
@@ -212,7 +212,7 @@ def test_bad_tokens_are_refused(tree: TokenTree, said: str, tiny_model) -> None:
 
 def test_bad_trees_are_refused_by_the_kernels_too(tiny_model) -> None:
     """Arrays that no TokenTree would hold."""
-    model = native(tiny_model("llama"))._model
+    model = native(tiny_model("gpt2"))._model
     tokens = np.array([3, 4, 5], np.int32)
     for parents in ([-1, 1, 0], [-1, 0, 2], [0, 0, 1], [-1, -1, 0], [-1, 0, -7]):
         with pytest.raises(ValueError, match="parent"):
@@ -221,7 +221,7 @@ def test_bad_trees_are_refused_by_the_kernels_too(tiny_model) -> None:
         model.forward([(model.open(), tokens[:0], tokens[:0])], True)
     with pytest.raises(ValueError, match="differ in size"):
         model.forward([(model.open(), tokens, tokens[:2])], True)
-    with pytest.raises((TypeError, RuntimeError)):
+    with pytest.raises(ValueError, match="int32"):
         model.forward([(model.open(), tokens.astype(np.float64), tokens)], True)
 
 
