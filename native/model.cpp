@@ -22,11 +22,17 @@ Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 
+void Model::finish() {
+    weights.check();
+    bytes = weights.bytes();
+    parameters = weights.parameters();
+}
+
 void Model::forward(const std::vector<Branch>& batch, float* logits) {
     if (batch.empty()) return;
-    Pass pass(*this, batch, logits);
-    pool_->run([&](size_t thread) { pass.run(thread); });
-    pass.remember();
+    const auto pass = std::make_shared<Pass>(*this, batch, logits);
+    pool_->run(pass, pass->threads());
+    for (const Branch& branch : batch) branch.cache->remember(branch.parents, branch.nodes);
 }
 
 void Model::set_threads(size_t threads) {

@@ -39,6 +39,9 @@ class Model {
 public:
     Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
 
+    // All weights have been set. Throws std::invalid_argument if one is missing.
+    void finish();
+
     // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
     // Throws std::invalid_argument for bad tokens, parents or positions, before any work.
     void forward(const std::vector<Branch>& batch, float* logits);
@@ -52,10 +55,14 @@ public:
     const Shape shape;
     const Kernels& kernels;
     Weights weights;
+    // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
+    // would cost more than it gives.
+    double worth_waking = 60.0;
+    size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
 
 private:
     friend class Pass;
     std::vector<RopeTable> ropes_;
-    std::unique_ptr<Pool> pool_;
     Workspace work_;
+    std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };

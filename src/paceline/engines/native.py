@@ -72,8 +72,13 @@ class NativeEngine(Engine):
 
     @property
     def bytes(self) -> int:
-        """Size of the matrices, which one pass reads."""
+        """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices that one pass multiplies with, padding included."""
+        return self._model.parameters
 
     @property
     def threads(self) -> int:
