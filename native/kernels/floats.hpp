@@ -1,4 +1,7 @@
 // Weights as floating-point numbers: fp32, bf16, fp16. All sums are fp32.
+//
+// A number format says how many inputs of a row lie side by side (`kTogether`), so that one
+// register gives the weights of as many inputs.
 #pragma once
 
 #include "matmul.hpp"
@@ -9,13 +12,23 @@ using Word16 = uint16_t __attribute__((vector_size(kBytes / 2), aligned(2), may_
 
 struct Fp32 {
     using Stored = float;
-    static Reg part(const uint8_t* from, int part) { return load_part((const float*)from, part); }
+    static constexpr size_t kTogether = 1;
+    static void read(const uint8_t* from, int part, Reg* weights) {
+        weights[0] = load_part((const float*)from, part);
+    }
     static float to(float value) { return value; }
     static float from(float value) { return value; }
 };
 
 struct Bf16 {
     using Stored = uint16_t;
+    static constexpr size_t kTogether = 2;
+    static void read(const uint8_t* from, int part, Reg* weights) {
+        const Int both = (Int)load_part((const float*)from, part);
+        weights[0] = (Reg)(both << 16);
+        weights[1] = (Reg)(both & static_cast<int32_t>(0xffff0000));
+    }
+    // Numbers that lie alone: the scales of blocks.
     static Reg part(const uint8_t* from, int part) {
         const Word16 bits = ((const Word16*)from)[part];
         return (Reg)(__builtin_convertvector(bits, Int) << 16);
@@ -36,7 +49,11 @@ struct Bf16 {
 
 struct Fp16 {
     using Stored = uint16_t;
-    static Reg part(const uint8_t* from, int part) {
+    static constexpr size_t kTogether = 1;
+    static void read(const uint8_t* from, int part, Reg* weights) {
+        weights[0] = widen(from, part);
+    }
+    static Reg widen(const uint8_t* from, int part) {
         const Word16 bits = ((const Word16*)from)[part];
 #if defined(__AVX512F__)
         return (Reg)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
@@ -68,12 +85,13 @@ struct Fp16 {
     }
 };
 
-// A panel holds [K][16] numbers.
+// A panel holds [K / kTogether][16][kTogether] numbers.
 template <class Number>
 struct FloatWeights {
     using Word = float;
     using Stored = typename Number::Stored;
-    static constexpr size_t kInputs = 1, kSpan = 1, kStep = kPanel * sizeof(Stored);
+    static constexpr size_t kInputs = Number::kTogether, kSpan = kInputs;
+    static constexpr size_t kStep = kInputs * kPanel * sizeof(Stored);
 
     static const float* words(const void* x, size_t) { return static_cast<const float*>(x); }
     static const float* scales(const void*) { return nullptr; }
@@ -91,26 +109,27 @@ struct FloatWeights {
                     sum[p][t][i] =
                         sums.resume ? load_part(sums.at + p * sums.stride + t * kPanel, i) : Reg{};
         for (size_t step = 0; step < steps; ++step) {
-            Reg w[P][kParts];
+            Reg w[P][kParts][kInputs];
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i)
-                    w[p][i] = Number::part(panels + p * panel_bytes, i);
+                for (int i = 0; i < kParts; ++i) Number::read(panels + p * panel_bytes, i, w[p][i]);
                 __builtin_prefetch(ahead.from + p * panel_bytes, 0, 3);
             }
             panels += kStep;
             ahead.from += ahead.step;
 #pragma GCC unroll 32
-            for (int t = 0; t < T; ++t) {
-                const Reg value = x[t] - Reg{};
+            for (size_t k = 0; k < kInputs; ++k)
 #pragma GCC unroll 32
-                for (int p = 0; p < P; ++p)
+                for (int t = 0; t < T; ++t) {
+                    const Reg value = x[k * T + t] - Reg{};
 #pragma GCC unroll 32
-                    for (int i = 0; i < kParts; ++i)
-                        sum[p][t][i] = reg_fma(w[p][i], value, sum[p][t][i]);
-            }
-            x += T;
+                    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                        for (int i = 0; i < kParts; ++i)
+                            sum[p][t][i] = reg_fma(w[p][i][k], value, sum[p][t][i]);
+                }
+            x += kInputs * T;
         }
 #pragma GCC unroll 32
         for (int p = 0; p < P; ++p)
@@ -121,52 +140,59 @@ struct FloatWeights {
                     store_part(sums.at + p * sums.stride + t * kPanel, i, sum[p][t][i]);
     }
 
-    static size_t panel_bytes(size_t inputs) { return inputs * kStep; }
+    static size_t steps(size_t inputs) { return (inputs + kInputs - 1) / kInputs; }
+    static size_t panel_bytes(size_t inputs) { return steps(inputs) * kStep; }
+    static size_t place(size_t k, size_t row) {
+        return (k / kInputs * kPanel + row) * kInputs + k % kInputs;
+    }
 
     static void pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
         auto* to = (Stored*)panel;
-        for (size_t k = 0; k < inputs; ++k)
-            for (size_t row = 0; row < kPanel; ++row)
-                to[k * kPanel + row] = Number::to(row < rows ? weights[row * inputs + k] : 0.0f);
+        for (size_t k = 0; k < steps(inputs) * kInputs; ++k)
+            for (size_t row = 0; row < kPanel; ++row) {
+                const bool inside = row < rows && k < inputs;
+                to[place(k, row)] = Number::to(inside ? weights[row * inputs + k] : 0.0f);
+            }
     }
 
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
-        const auto* from = (const Stored*)panel + lane;
-        for (size_t k = 0; k < inputs; ++k) out[k] = Number::from(from[k * kPanel]) * scale;
+        const auto* from = (const Stored*)panel;
+        for (size_t k = 0; k < inputs; ++k) out[k] = Number::from(from[place(k, lane)]) * scale;
+    }
+
+    // A single row is read as it is: its padding is zero.
+    static size_t arranged_bytes(size_t n, size_t inputs) {
+        return n == 1 ? 0 : room(tiling(n)) * steps(inputs) * kInputs * sizeof(float);
+    }
+
+    // Rows [n][stride] to tiles [K][T]; part `part` of `parts` takes its share of the inputs.
+    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
+                        size_t part, size_t parts) {
+        const Tiling tiles = tiling(n);
+        const size_t whole = steps(inputs) * kInputs;
+        const size_t begin = whole * part / parts, end = whole * (part + 1) / parts;
+        for (size_t tile = 0; tile < tiles.count; ++tile) {
+            const size_t tokens = tiles.tokens(tile), width = tiles.width_of(tile);
+            float* to = static_cast<float*>(out) + tile * tiles.width * whole;
+            const float* from = rows + tile * tiles.width * stride;
+            for (size_t k = begin; k < end; ++k) {
+                size_t t = 0;
+                for (; t < tokens; ++t) to[k * width + t] = k < inputs ? from[t * stride + k] : 0.0f;
+                for (; t < width; ++t) to[k * width + t] = 0.0f;
+            }
+        }
     }
 };
 
-// A single row is read as it is.
-static size_t arranged_float_bytes(size_t n, size_t inputs) {
-    return n == 1 ? 0 : room(tiling(n)) * inputs * sizeof(float);
-}
-
-// Rows [n][stride] to tiles [K][T]; part `part` of `parts` takes its share of the inputs.
-static void arrange_floats(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                           size_t part, size_t parts) {
-    const Tiling tiles = tiling(n);
-    const size_t begin = inputs * part / parts, end = inputs * (part + 1) / parts;
-    for (size_t tile = 0; tile < tiles.count; ++tile) {
-        const size_t tokens = tiles.tokens(tile), width = tiles.width_of(tile);
-        float* to = static_cast<float*>(out) + tile * tiles.width * inputs;
-        const float* from = rows + tile * tiles.width * stride;
-        for (size_t k = begin; k < end; ++k) {
-            size_t t = 0;
-            for (; t < tokens; ++t) to[k * width + t] = from[t * stride + k];
-            for (; t < width; ++t) to[k * width + t] = 0.0f;
-        }
-    }
-}
-
 template <class W>
-constexpr FormatKernels float_kernels = {
-    W::panel_bytes, W::pack,     W::unpack,        arranged_float_bytes,
-    arrange_floats, multiply<W>, multiply_scratch,
+constexpr FormatKernels panel_kernels = {
+    W::panel_bytes, W::pack,     W::unpack,        W::arranged_bytes,
+    W::arrange,     multiply<W>, multiply_scratch,
 };
 
 using Fp32Weights = FloatWeights<Fp32>;
-static const FormatKernels fp32_kernels = float_kernels<Fp32Weights>;
-static const FormatKernels bf16_kernels = float_kernels<FloatWeights<Bf16>>;
-static const FormatKernels fp16_kernels = float_kernels<FloatWeights<Fp16>>;
+static const FormatKernels fp32_kernels = panel_kernels<Fp32Weights>;
+static const FormatKernels bf16_kernels = panel_kernels<FloatWeights<Bf16>>;
+static const FormatKernels fp16_kernels = panel_kernels<FloatWeights<Fp16>>;
 
 }  // namespace

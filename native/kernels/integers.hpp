@@ -266,12 +266,7 @@ struct IntWeights {
     }
 };
 
-template <class W>
-constexpr FormatKernels int_kernels = {
-    W::panel_bytes, W::pack,     W::unpack,        W::arranged_bytes,
-    W::arrange,     multiply<W>, multiply_scratch,
-};
-static const FormatKernels int8_kernels = int_kernels<IntWeights<Int8>>;
-static const FormatKernels int4_kernels = int_kernels<IntWeights<Int4>>;
+static const FormatKernels int8_kernels = panel_kernels<IntWeights<Int8>>;
+static const FormatKernels int4_kernels = panel_kernels<IntWeights<Int4>>;
 
 }  // namespace
