@@ -114,7 +114,7 @@ struct FloatWeights {
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 32
                 for (int i = 0; i < kParts; ++i) Number::read(panels + p * panel_bytes, i, w[p][i]);
-                __builtin_prefetch(ahead.from + p * panel_bytes, 0, 3);
+                if (fetch_distance(T)) __builtin_prefetch(ahead.from + p * panel_bytes, 0, 3);
             }
             panels += kStep;
             ahead.from += ahead.step;

@@ -124,12 +124,11 @@ struct IntWeights {
                 for (int i = 0; i < kParts; ++i)
                     Stored::read(panels + p * panel_bytes + kScaleBytes, pair / Stored::kAtOnce, i,
                                  w[p][i]);
-            if (pair % (2 * Stored::kAtOnce) == 0)
+            if (fetch_distance(T) && pair % 2 == 0)
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
-                    __builtin_prefetch(ahead.from + p * panel_bytes +
-                                           pair / Stored::kAtOnce * ahead.step / (kPairs / Stored::kAtOnce),
-                                       0, 3);
+                    __builtin_prefetch(ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0,
+                                       3);
 #pragma GCC unroll 32
             for (size_t q = 0; q < Stored::kAtOnce; ++q)
 #pragma GCC unroll 32

@@ -93,10 +93,10 @@ static void multiply_one_tile(const Product& job, size_t first, size_t last, flo
     for (size_t panel = first; panel < last; panel += kUnit) {
         const size_t panels = last - panel < kUnit ? last - panel : kUnit;
         const uint8_t* from = job.panels + panel * job.panel_bytes;
-        const Ahead ahead{from + kFetch, W::kStep};
         with_width(tiles.width, [&](auto t) {
-            multiply_panels<W, decltype(t)::value>(from, job.panel_bytes, panels, x, steps, sums,
-                                                   ahead);
+            constexpr int T = decltype(t)::value;
+            multiply_panels<W, T>(from, job.panel_bytes, panels, x, steps, sums,
+                                  {from + fetch_distance(T), W::kStep});
         });
         finish(job, panel, panels, sums, W::scales(job.x));
     }
