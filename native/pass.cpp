@@ -200,12 +200,7 @@ void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer&) {
         const Branch& branch = batch_[branch_of_[i]];
         const size_t token = branch.tokens[i - first_[branch_of_[i]]];
         float* x = row(work_.x, i, hidden_);
-        if (shape_.tied) {
-            weights.head.unpack(token, scale, x);
-        } else {
-            const float* from = weights.embedding.floats() + token * shape_.hidden;
-            for (size_t k = 0; k < shape_.hidden; ++k) x[k] = from[k] * scale;
-        }
+        weights.embedding().unpack(token, scale, x);
         if (!shape_.learned_positions) continue;
         const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
         const float* from = weights.positions.floats() + position * shape_.hidden;

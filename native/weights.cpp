@@ -75,6 +75,7 @@ void Matrix::unpack(size_t row, float scale, float* out) const {
 Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format)
     : layers(shape.layers.size()), shape_(shape), format_(format) {
     head = Matrix(head_format, padded(shape.vocabulary) / kPanel, shape.hidden);
+    if (!shape.tied) untied_embedding = Matrix(head_format, head.panels, head.inputs);
 }
 
 void Weights::set(const std::string& name, const Given& weight) {
@@ -105,8 +106,7 @@ void Weights::set_global(const std::string& name, const Given& weight, bool bias
     if (name == "embed") {
         expect(name, weight, vocabulary, hidden, true);
         embedding_given_ = true;
-        if (shape_.tied) return head.pack(weight.data, vocabulary, 0, 1);
-        embedding = copy(weight.data, vocabulary * hidden);
+        (shape_.tied ? head : untied_embedding).pack(weight.data, vocabulary, 0, 1);
     } else if (name == "head" && !shape_.tied) {
         expect(name, weight, vocabulary, hidden, true);
         head.pack(weight.data, vocabulary, 0, 1);

@@ -56,9 +56,11 @@ public:
     size_t bytes() const;
     size_t parameters() const;
 
+    const Matrix& embedding() const { return shape_.tied ? head : untied_embedding; }
+
     std::vector<LayerWeights> layers;
-    Matrix head;
-    Buffer head_bias, embedding, positions;  // embedding [V][hidden], empty when tied
+    Matrix head, untied_embedding;
+    Buffer head_bias, positions;
     Norm final_norm;
 
 private:

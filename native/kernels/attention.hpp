@@ -119,7 +119,7 @@ static void attend_tile(const Attention& job, size_t first, size_t last, void* s
         const size_t panels = end - panel < kUnit ? end - panel : kUnit;
         const uint8_t* keys = (const uint8_t*)job.keys + panel * panel_bytes;
         multiply_panels<Fp32Weights, T>(keys, panel_bytes, panels, part.queries, dim, sums,
-                                        {keys + fetch_distance(T), Fp32Weights::kStep});
+                                        {keys, Fp32Weights::kStep});
         for (size_t p = 0; p < panels; ++p)
             for (size_t t = 0; t < tokens; ++t)
                 store(part.scores + t * room + (panel + p) * kPanel,
@@ -135,7 +135,7 @@ static void attend_tile(const Attention& job, size_t first, size_t last, void* s
     const size_t value_bytes = job.capacity * Fp32Weights::kStep;
     multiply_panels<Fp32Weights, T>(values, value_bytes, padded(dim) / kPanel,
                                     part.weights + from * T, positions - from, sums,
-                                    {values + fetch_distance(T), Fp32Weights::kStep});
+                                    {values, Fp32Weights::kStep});
     for (size_t t = 0; t < tokens; ++t) {
         const size_t query = first + t;
         float* out = job.out + query / job.group * job.out_stride +

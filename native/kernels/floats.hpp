@@ -92,6 +92,7 @@ struct FloatWeights {
     using Stored = typename Number::Stored;
     static constexpr size_t kInputs = Number::kTogether, kSpan = kInputs;
     static constexpr size_t kStep = kInputs * kPanel * sizeof(Stored);
+    static constexpr bool kCompact = sizeof(Stored) < 4;
 
     static const float* words(const void* x, size_t) { return static_cast<const float*>(x); }
     static const float* scales(const void*) { return nullptr; }
@@ -114,7 +115,7 @@ struct FloatWeights {
             for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 32
                 for (int i = 0; i < kParts; ++i) Number::read(panels + p * panel_bytes, i, w[p][i]);
-                if (fetch_distance(T)) __builtin_prefetch(ahead.from + p * panel_bytes, 0, 3);
+                __builtin_prefetch(ahead.from + p * panel_bytes, 0, T > 4 ? 3 : 2);
             }
             panels += kStep;
             ahead.from += ahead.step;

@@ -84,6 +84,7 @@ struct IntWeights {
     using Word = int32_t;
     static constexpr size_t kInputs = kBlockInputs, kSpan = 1 + kPairs;
     static constexpr size_t kStep = kScaleBytes + Stored::kBlockBytes;
+    static constexpr bool kCompact = true;
 
     static const float* scales(const void* x) { return static_cast<const float*>(x); }
     static const int32_t* words(const void* x, size_t n) {
@@ -124,11 +125,11 @@ struct IntWeights {
                 for (int i = 0; i < kParts; ++i)
                     Stored::read(panels + p * panel_bytes + kScaleBytes, pair / Stored::kAtOnce, i,
                                  w[p][i]);
-            if (fetch_distance(T) && pair % 2 == 0)
+            if (pair % 2 == 0)
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
-                    __builtin_prefetch(ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0,
-                                       3);
+                    __builtin_prefetch(
+                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0, T > 4 ? 3 : 2);
 #pragma GCC unroll 32
             for (size_t q = 0; q < Stored::kAtOnce; ++q)
 #pragma GCC unroll 32

@@ -22,10 +22,6 @@ constexpr int kBulk = 2;
 #endif
 constexpr int kWidest = kWidths[sizeof(kWidths) / sizeof(int) - 1];
 
-// Bytes between what a tile of T tokens reads and what it fetches. A narrow one reads a plain
-// stream, which the machine foresees better than we do: 0, nothing is fetched.
-constexpr size_t fetch_distance(int width) { return width <= 4 ? 0 : 4096; }
-
 // Panels that are multiplied together with tiles of T tokens: 4, 2 or 1.
 constexpr int panels_for(int width) {
     int panels = 4;
