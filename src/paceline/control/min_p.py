@@ -1,0 +1,35 @@
+"""Min-p sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, keep_only, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("min_p")
+@dataclass(frozen=True)
+class MinP(ControlMethod):
+    """Keep the tokens at least `p` times as likely as the likeliest.
+
+    Attributes:
+        p: share of the largest probability in [0, 1]; 0 keeps all.
+    """
+
+    p: float = 0.05
+
+    order = 62
+    paper = "Minh et al., Turning Up the Heat: Min-p Sampling, arXiv 2407.01082 (catalogue 207)"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.p <= 1, "min_p", self.p, "0 to 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Compare log-probabilities: logit >= best + log(p)."""
+        if self.p == 0:
+            return logits
+        return keep_only(logits, logits >= logits.max() + np.float32(np.log(self.p)))

@@ -1,0 +1,40 @@
+"""Repetition penalty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("repetition_penalty")
+@dataclass(frozen=True)
+class RepetitionPenalty(ControlMethod):
+    """Make every token of the prompt and the output less likely, once, however often it occurred.
+
+    Attributes:
+        penalty: above 0; 1 does nothing, above 1 discourages. Positive logits are divided by it,
+            negative ones multiplied.
+    """
+
+    penalty: float = 1.1
+
+    order = 20
+    paper = "Keskar et al., CTRL, arXiv 1909.05858, section 4.1"
+
+    def __post_init__(self) -> None:
+        require(self.penalty > 0, "repetition_penalty", self.penalty, "above 0")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Penalise the tokens of `history`."""
+        if self.penalty == 1:
+            return logits
+        seen = np.unique(np.asarray(history, np.int64))
+        edited = logits.copy()
+        found = logits[seen]
+        edited[seen] = np.where(found > 0, found / self.penalty, found * self.penalty)
+        return edited

@@ -1,0 +1,31 @@
+"""Temperature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.control.base import ControlMethod, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("temperature")
+@dataclass(frozen=True)
+class Temperature(ControlMethod):
+    """Flatten or sharpen the distribution: softmax(logits / temperature).
+
+    Attributes:
+        value: above 0; 1 leaves the distribution as it is. Greedy decoding uses no control.
+    """
+
+    value: float = 1.0
+
+    order = 40
+
+    def __post_init__(self) -> None:
+        require(self.value > 0, "temperature", self.value, "above 0")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Divide every logit."""
+        scaled: Floats = logits / self.value
+        return scaled

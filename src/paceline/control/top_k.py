@@ -1,0 +1,35 @@
+"""Top-k sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, keep_only, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("top_k")
+@dataclass(frozen=True)
+class TopK(ControlMethod):
+    """Keep the k likeliest tokens, and all that equal the last of them.
+
+    Attributes:
+        k: tokens, at least 1.
+    """
+
+    k: int = 50
+
+    order = 60
+    paper = "Fan et al., Hierarchical Neural Story Generation, arXiv 1805.04833, section 5.2"
+
+    def __post_init__(self) -> None:
+        require(self.k >= 1, "top_k", self.k, "at least 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Forbid every token below the k-th logit."""
+        if self.k >= len(logits):
+            return logits
+        return keep_only(logits, logits >= np.partition(logits, -self.k)[-self.k])

@@ -1,0 +1,38 @@
+"""Nucleus sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, keep_only, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("top_p")
+@dataclass(frozen=True)
+class TopP(ControlMethod):
+    """Keep the smallest set of likeliest tokens whose probabilities sum to `p` or more.
+
+    Attributes:
+        p: probability mass in (0, 1]; 1 keeps all.
+    """
+
+    p: float = 0.95
+
+    order = 61
+    paper = "Holtzman et al., The Curious Case of Neural Text Degeneration, arXiv 1904.09751"
+
+    def __post_init__(self) -> None:
+        require(0 < self.p <= 1, "top_p", self.p, "above 0 and at most 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Forbid the tokens outside the nucleus; of equal ones the lower id is kept first."""
+        if self.p == 1:
+            return logits
+        order = np.argsort(-logits, kind="stable")
+        weights = np.exp(logits[order].astype(np.float64) - float(logits[order[0]]))
+        before = (np.cumsum(weights) - weights) / weights.sum()
+        return keep_only(logits, order[before < self.p])

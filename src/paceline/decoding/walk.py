@@ -1,0 +1,84 @@
+"""The walk: one draw at each visited node, from the model's own distribution there.
+
+At a node one token is drawn. If a child holds it, the walk steps into the child; otherwise it
+stops and the drawn token is the next root. Nothing in it depends on who guessed the tree, so the
+output is that of plain decoding, which is the walk of a tree with one node.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from paceline.core import Floats, Request, TokenTree
+from paceline.decoding.noise import REACH, gumbel
+from paceline.errors import ModelError, RequestError
+
+
+class Walked(NamedTuple):
+    """The accepted nodes, root first, the token drawn at each, and its margin if asked for."""
+
+    path: list[int]
+    drawn: list[int]
+    margins: list[float]
+
+
+def draw(
+    logits: Floats, history: list[int], request: Request, want_margin: bool = False
+) -> tuple[int, float]:
+    """Draw the token that follows `history` from `logits` [V], float32.
+
+    The token maximises logit + noise; of equal ones the lowest id wins. At temperature 0 there is
+    no noise. A `Temperature` control has divided the logits before.
+
+    Returns:
+        the token, and how far it was ahead of the second (infinite when not asked for).
+
+    Raises:
+        RequestError: the controls left no token.
+        ModelError: the model gave logits that are not numbers.
+    """
+    for control in request.controls:
+        logits = control.apply(logits, history)
+    best = int(logits.argmax())
+    top = float(logits[best])
+    if not np.isfinite(top):
+        if top == -np.inf:
+            raise RequestError(f"the controls allow no token at position {len(history)}")
+        raise ModelError(
+            f"the model's logits at position {len(history)} are not finite; "
+            "its weights or its number format cannot represent this text"
+        )
+    if request.temperature == 0 and not want_margin:
+        return best, np.inf
+    scores = logits.astype(np.float64)
+    if request.temperature > 0:
+        tokens = np.flatnonzero(logits >= top - REACH)
+        scores = scores[tokens] + gumbel(request.seed, len(history), tokens)
+        best = int(tokens[scores.argmax()])
+    if not want_margin or len(scores) == 1:
+        return best, np.inf
+    first, second = np.partition(scores, -2)[[-1, -2]]
+    return best, float(first - second)
+
+
+def walk(
+    tree: TokenTree,
+    logits: Floats,
+    history: list[int],
+    request: Request,
+    want_margin: bool = False,
+) -> Walked:
+    """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`."""
+    walked = Walked([0], [], [])
+    while True:
+        node = walked.path[-1]
+        token, margin = draw(logits[node], history, request, want_margin)
+        history.append(token)
+        walked.drawn.append(token)
+        walked.margins.append(margin)
+        child = tree.child(node, token)
+        if child is None:
+            return walked
+        walked.path.append(child)

@@ -1,0 +1,123 @@
+"""The front door: a checkpoint, an engine and a drafter, ready to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+
+from paceline.control.base import ControlMethod, chain
+from paceline.control.temperature import Temperature
+from paceline.core import Output, Request
+from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.loop import Generation
+from paceline.decoding.text import TextStream
+from paceline.drafters.base import DraftMethod
+from paceline.engines import open_engine
+from paceline.errors import RequestError
+from paceline.models import load
+from paceline.models.detokenize import Detokenizer
+from paceline.registry import drafters
+
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+
+
+class LM:
+    """A language model on this machine.
+
+        lm = LM("path/to/checkpoint")
+        print(lm.generate("Once upon a time").text)
+
+    Args:
+        model: a folder, a hub id, or None for the small embedded model.
+        engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
+        drafter: `NAME[:key=value,...]` or a `DraftMethod`. What it learns is kept from request to
+            request until `reset()`.
+        budget: most nodes of a draft tree beyond its root.
+        threads: of the native engine; None takes the cores this process may use.
+        device: of the reference engine, e.g. `cuda`.
+
+    Raises:
+        ModelError, MethodError: what is wrong and what to do, in one sentence.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        engine: str = "auto",
+        drafter: str | DraftMethod = "recycle",
+        budget: int = 16,
+        threads: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        start = perf_counter()
+        self.method = drafters.parse(drafter) if isinstance(drafter, str) else drafter
+        self.budget: Budget = Fixed(budget)
+        self.model = load(model)
+        self.tokenizer = self.model.tokenizer
+        self.engine = open_engine(self.model, engine, threads=threads, device=device)
+        self.drafter = self.method.build(self.engine.config.vocab_size)
+        self.load_seconds = perf_counter() - start
+
+    def request(
+        self,
+        prompt: Prompt,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float | None = None,
+        seed: int = 0,
+        controls: Sequence[ControlMethod] | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Request:
+        """Turn what a user gives into a `Request`.
+
+        Args:
+            prompt: text, chat messages (`role`, `content`) or token ids.
+            max_new_tokens: upper limit of the output.
+            temperature: 0 is greedy; None takes the checkpoint's default.
+            seed: the same seed gives the same output, whatever the drafter.
+            controls: None takes the checkpoint's defaults when the draw is not greedy.
+            stop: strings that end the output.
+            ignore_eos: go on past the checkpoint's stop tokens.
+        """
+        defaults = self.model.defaults
+        heat = defaults.temperature if temperature is None else temperature
+        if not 0 <= heat < float("inf"):
+            raise RequestError(f"temperature is {heat}, expected 0 or more")
+        methods = list(defaults.controls() if controls is None else controls)
+        if heat > 0:
+            methods.append(Temperature(heat))
+        return Request(
+            prompt=tuple(self._encode(prompt)),
+            max_new_tokens=max_new_tokens,
+            temperature=heat,
+            seed=seed,
+            controls=chain(methods),
+            stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
+            stop_strings=tuple(stop),
+        )
+
+    def stream(self, request: Request) -> Generation:
+        """Start a request; iterate over the result for its text."""
+        text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
+        generation = Generation(self.engine, self.drafter, request, self.budget, text)
+        generation.output.seconds.load = self.load_seconds
+        return generation
+
+    def generate(self, prompt: Prompt, **options: object) -> Output:
+        """The whole answer to `prompt`; the options are those of `request`."""
+        return self.stream(self.request(prompt, **options)).run()  # type: ignore[arg-type]
+
+    def reset(self) -> None:
+        """Forget what the drafter learnt."""
+        self.drafter.reset()
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        messages = [item for item in prompt if isinstance(item, dict)]
+        if messages:
+            return self.tokenizer.encode_chat(messages)
+        return [int(token) for token in prompt if not isinstance(token, dict)]
