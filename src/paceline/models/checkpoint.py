@@ -18,6 +18,8 @@ from paceline.models.families import Family
 from paceline.models.layout import Place, Shape, places
 from paceline.models.safetensors import Stored, open_tensors
 
+_READABLE = ("F32", "F16", "BF16")
+
 
 class Weights(Mapping[str, Floats]):
     """Canonical name -> float32 array, C-contiguous, matrices [out, in]; see `layout`.
@@ -149,6 +151,11 @@ def _check(folder: Path, tensors: Mapping[str, Stored], wanted: Mapping[str, Pla
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelError(f"{folder} lacks tensor {name}, which its config.json asks for")
+        if tensors[name].dtype not in _READABLE:
+            raise ModelError(
+                f"tensor {name} of {folder} is stored as {tensors[name].dtype}, expected "
+                f"{', '.join(_READABLE)}; quantised and packed weights are not supported"
+            )
         found = tensors[name].values.shape
         if found != shape:
             raise ModelError(
