@@ -65,7 +65,10 @@ class Weights(Mapping[str, Floats]):
         return name in self._places
 
     def stored(self, name: str) -> tuple[str, NDArray[Any]]:
-        """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view."""
+        """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view.
+
+        For engines that compute in these formats. Values are not checked.
+        """
         place = self._places[name]
         tensor = self._tensors[place.tensor]
         values = tensor.values.T if place.turned else tensor.values

@@ -52,7 +52,10 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
         return read_file(single)
     if index.exists():
         return _read_shards(folder, index)
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    try:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    except OSError as error:
+        raise ModelError(f"cannot read {folder}: {error.strerror or error}") from None
     if pickled:
         raise ModelError(
             f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are "
