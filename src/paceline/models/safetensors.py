@@ -109,7 +109,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def _span(path: Path, name: str, entry: Any) -> _Span:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = isinstance(dtype, str) and all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:
