@@ -9,6 +9,7 @@ from time import perf_counter
 from paceline.control.base import ControlMethod, chain
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
+from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod
@@ -18,7 +19,7 @@ from paceline.models import load
 from paceline.models.detokenize import Detokenizer
 from paceline.registry import drafters
 
-Messages = Sequence[dict[str, str]]
+Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
 
 class LM:
@@ -52,7 +53,7 @@ class LM:
     ) -> None:
         start = perf_counter()
         self.method = drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.budget = budget
+        self.budget: Budget = Fixed(budget)
         self.model = load(model)
         self.tokenizer = self.model.tokenizer
         self.engine = open_engine(self.model, engine, threads=threads, device=device)
@@ -61,7 +62,7 @@ class LM:
 
     def request(
         self,
-        prompt: str | Messages | Sequence[int],
+        prompt: Prompt,
         *,
         max_new_tokens: int = 256,
         temperature: float | None = None,
@@ -105,7 +106,7 @@ class LM:
         generation.output.seconds.load = self.load_seconds
         return generation
 
-    def generate(self, prompt: str | Messages | Sequence[int], **options: object) -> Output:
+    def generate(self, prompt: Prompt, **options: object) -> Output:
         """The whole answer to `prompt`; the options are those of `request`."""
         return self.stream(self.request(prompt, **options)).run()  # type: ignore[arg-type]
 
@@ -113,9 +114,10 @@ class LM:
         """Forget what the drafter learnt."""
         self.drafter.reset()
 
-    def _encode(self, prompt: str | Messages | Sequence[int]) -> list[int]:
+    def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
-        if prompt and isinstance(prompt[0], dict):
-            return self.tokenizer.encode_chat(prompt)
-        return [int(token) for token in prompt]
+        messages = [item for item in prompt if isinstance(item, dict)]
+        if messages:
+            return self.tokenizer.encode_chat(messages)
+        return [int(token) for token in prompt if not isinstance(token, dict)]

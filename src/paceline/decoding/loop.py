@@ -9,6 +9,7 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
+from paceline.decoding.governor import Budget
 from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
@@ -29,7 +30,7 @@ class Generation:
         engine: runs the model.
         drafter: guesses; what it has learnt stays with it.
         request: what is asked for.
-        budget: most nodes beyond the root of each tree.
+        budget: how many nodes beyond the root each tree may have.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
         margins: record how near each draw was, for `measuring.proof`.
 
@@ -42,11 +43,11 @@ class Generation:
         engine: Engine,
         drafter: Drafter,
         request: Request,
-        budget: int,
+        budget: Budget,
         stream: TextStream | None = None,
         margins: bool = False,
     ) -> None:
-        _check(engine, request, budget)
+        _check(engine, request)
         self.output = Output()
         self._engine, self._drafter, self._request = engine, drafter, request
         self._budget, self._stream, self._margins = budget, stream, margins
@@ -92,25 +93,10 @@ class Generation:
         return sequence
 
     def _decode(self, sequence: Cached) -> Iterator[str]:
-        output = self.output
         start = perf_counter()
-        while len(output.tokens) < self._limit:
-            drafting = perf_counter()
-            context = self._tokens[: len(self._history)]
-            tree = self._propose(context)
-            forward = perf_counter()
-            output.seconds.draft += forward - drafting
-            logits = self._engine.forward([(sequence, tree)])
-            walked = walk(tree, logits, self._history, self._request, self._margins)
-            self._engine.commit(sequence, walked.path)
-            learning = perf_counter()
-            path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
-            self._learn(context, tree, logits, path, drawn)
-            output.passes += 1
-            output.nodes += len(tree)
-            now = perf_counter()
-            output.seconds.draft += now - learning
-            output.seconds.decode += now - start
+        while len(self.output.tokens) < self._limit:
+            tree, walked = self._step(sequence)
+            self.output.seconds.decode += perf_counter() - start
             text, done = self._accept(tree, walked)
             if text:
                 yield text
@@ -125,12 +111,32 @@ class Generation:
             if tail:
                 yield tail
 
-    def _propose(self, context: Tokens) -> TokenTree:
-        """A tree that cannot reach past the last token wanted: its root yields one already."""
+    def _step(self, sequence: Cached) -> tuple[TokenTree, Walked]:
+        """One pass: draft, forward, walk, commit, learn."""
+        context = self._tokens[: len(self._history)]
+        start = perf_counter()
+        # A tree need not reach past the last token wanted: its root yields one already.
         room = self._limit - len(self.output.tokens) - 1
-        if not room or not self._budget:
-            return TokenTree.root(int(context[-1]))
-        return self._drafter.propose(context, self._budget).cut(room)
+        nodes = self._budget.ask() if room else 0
+        tree = TokenTree.root(int(context[-1]))
+        if nodes:
+            tree = self._drafter.propose(context, nodes).cut(room)
+            tree = self._budget.choose(tree, perf_counter() - start)
+        drafted = perf_counter()
+        logits = self._engine.forward([(sequence, tree)])
+        passed = perf_counter()
+        walked = walk(tree, logits, self._history, self._request, self._margins)
+        self._engine.commit(sequence, walked.path)
+        learning = perf_counter()
+        if nodes:
+            path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
+            self._learn(context, tree, logits, path, drawn)
+        draft = drafted - start + perf_counter() - learning if nodes else 0.0
+        self._budget.record(tree, walked.path, draft, passed - drafted)
+        self.output.passes += 1
+        self.output.nodes += len(tree)
+        self.output.seconds.draft += draft
+        return tree, walked
 
     def _learn(
         self, context: Tokens, tree: TokenTree, logits: Floats, path: Tokens, drawn: Tokens
@@ -164,7 +170,7 @@ class Generation:
         return text, done
 
 
-def _check(engine: Engine, request: Request, budget: int) -> None:
+def _check(engine: Engine, request: Request) -> None:
     prompt, context = len(request.prompt), engine.config.context
     vocabulary = engine.config.vocab_size
     if not prompt:
@@ -180,5 +186,3 @@ def _check(engine: Engine, request: Request, budget: int) -> None:
         raise RequestError(f"max_new_tokens is {request.max_new_tokens}, expected at least 1")
     if not 0 <= request.temperature < np.inf:
         raise RequestError(f"temperature is {request.temperature}, expected 0 or more")
-    if not 0 <= budget <= 4096:
-        raise RequestError(f"the budget is {budget} nodes, expected 0 to 4096")

@@ -52,13 +52,11 @@ def draw(
         )
     if request.temperature == 0 and not want_margin:
         return best, np.inf
+    scores = logits.astype(np.float64)
     if request.temperature > 0:
         tokens = np.flatnonzero(logits >= top - REACH)
-        scores = logits[tokens].astype(np.float64) + gumbel(request.seed, len(history), tokens)
-        place = int(scores.argmax())
-        best = int(tokens[place])
-    else:
-        scores, place = logits, best
+        scores = scores[tokens] + gumbel(request.seed, len(history), tokens)
+        best = int(tokens[scores.argmax()])
     if not want_margin or len(scores) == 1:
         return best, np.inf
     first, second = np.partition(scores, -2)[[-1, -2]]

@@ -83,7 +83,7 @@ class Engine(ABC):
 
     @abstractmethod
     def release(self, sequence: Cached) -> None:
-        """Give the memory back. The sequence must not be used again; releasing twice is harmless."""
+        """Give the memory back; the sequence must not be used again. Twice is harmless."""
 
     def start(
         self,

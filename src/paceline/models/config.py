@@ -5,7 +5,7 @@ One layer, in the notation of the fields below (`[]` marks what only some famili
     a = attn_norm(x)                                   norm "rms": x / rms(x) * (norm_offset + w)
     q, k, v = a @ q.T [+b], a @ k.T [+b], a @ v.T [+b]
     [q, k = q_norm(q), k_norm(k)]                      per head, over head_dim
-    q, k = rope(q), rope(k)                            the first `rope.dim` of each head, rotate-half
+    q, k = rope(q), rope(k)                            first `rope.dim` of a head, rotate-half
     s = q @ k.T * attention_scale                      [softcap: c * tanh(s / c)], causal, [window]
     o = softmax(s) @ v                                 [o = attn_inner_norm(o)]
     y = o @ o.T [+b]                                   [y = attn_post_norm(y)]

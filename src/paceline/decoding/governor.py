@@ -1,0 +1,205 @@
+"""How many nodes a pass should have: as many as pay for themselves on this machine, maybe none.
+
+A tree of n nodes costs T(n) and the drafter's own time; its best n nodes gain A(n) tokens, one for
+the root and, for every other node, the chance that it is accepted. The governor keeps the nodes
+that maximise A(n) / (T(n) + drafting), and falls to plain decoding when none does. It never bets
+more than it may lose: a ledger of time won and lost against plain decoding bounds the regret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Cost, TokenTree
+from paceline.errors import RequestError
+
+
+class Budget(Protocol):
+    """Decides how much is drafted; the loop asks it before and tells it after every pass."""
+
+    def ask(self) -> int:
+        """Nodes to ask the drafter for now; 0 leaves the drafter alone: the plain path."""
+        ...
+
+    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
+        """The part of a proposal worth running; `seconds` is what the proposal cost."""
+        ...
+
+    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+        """What became of a tree; seconds of drafting, learning included, and of the pass."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Always the same budget.
+
+    Attributes:
+        nodes: beyond the root.
+    """
+
+    nodes: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.nodes <= 4096:
+            raise RequestError(f"the budget is {self.nodes} nodes, expected 0 to 4096")
+
+    def ask(self) -> int:
+        """See `Budget`."""
+        return self.nodes
+
+    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
+        """See `Budget`."""
+        return tree
+
+    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+        """See `Budget`."""
+
+
+class Calibration:
+    """How often guesses come true, compared with their scores, by origin and depth.
+
+    Counts fade by `decay` a pass, so that a text that changes is followed. A guess's chance is its
+    score times accepted / predicted of its kind; `prior` guesses at face value damp the start.
+    """
+
+    DEPTHS = 8
+
+    def __init__(self, decay: float = 0.98, prior: float = 0.5) -> None:
+        self.decay, self.prior = decay, prior
+        self.predicted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
+        self.accepted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
+
+    def chances(self, tree: TokenTree) -> NDArray[np.float64]:
+        """Chance that each node is reached and accepted, float64 [N]; never above its parent's."""
+        origin, depth = self._kind(tree)
+        ratio = (self.accepted + self.prior) / (self.predicted + self.prior)
+        own = np.clip(tree.scores * ratio[origin, depth], 0.0, 1.0).tolist()
+        own[0] = 1.0
+        parents = tree.parents.tolist()
+        for node in range(1, len(own)):
+            own[node] *= own[parents[node]]
+        return np.array(own)
+
+    def learn(self, tree: TokenTree, path: list[int]) -> None:
+        """Every child of an accepted node was put to the test."""
+        origin, depth = self._kind(tree)
+        on_path = np.zeros(len(tree), bool)
+        on_path[path] = True
+        tested = on_path[tree.parents] & (tree.parents >= 0)
+        self.predicted *= self.decay
+        self.accepted *= self.decay
+        kinds = (origin[tested], depth[tested])
+        np.add.at(self.predicted, kinds, tree.scores[tested])
+        np.add.at(self.accepted, kinds, on_path[tested])
+
+    def _kind(self, tree: TokenTree) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+        missing = int(tree.origin.max(initial=0)) + 1 - len(self.predicted)
+        if missing > 0:
+            empty = np.zeros((missing, self.DEPTHS))
+            self.predicted = np.concatenate([self.predicted, empty])
+            self.accepted = np.concatenate([self.accepted, empty])
+        return np.maximum(tree.origin, 0), np.minimum(tree.depths(), self.DEPTHS - 1)
+
+
+@dataclass
+class Governor:
+    """Sizes every tree by measured cost; see the module's text.
+
+    Attributes:
+        cost: T(n), refined by every pass.
+        most: largest budget that is ever asked for; None takes the size where even certain
+            guesses would not pay.
+        risk: share of plain decoding's time that may be lost by guessing wrong.
+        patience: passes in a row without a worthwhile guess before the drafter is left alone.
+        rest: passes it is then left alone; doubled each time, up to `longest_rest`.
+    """
+
+    cost: Cost
+    most: int | None = None
+    risk: float = 0.01
+    patience: int = 4
+    rest: int = 8
+    longest_rest: int = 256
+    calibration: Calibration = field(default_factory=Calibration)
+    passes: int = 0
+    plain_passes: int = 0
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.most is None:
+            self.most = _largest_useful(self.cost)
+        self._scale = 1.0  # how much slower passes are now than when they were measured
+        self._drafting = 0.0  # seconds, running mean
+        self._balance = 10.0 * self.cost.at(1)  # seconds that may still be lost
+        self._idle = 0
+        self._resting = 0
+        self._next_rest = self.rest
+        self._pending = 0.0
+
+    def ask(self) -> int:
+        """See `Budget`."""
+        if self._resting > 0 or self._balance < 0:
+            return 0
+        return self.most or 0
+
+    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
+        """Keep the likeliest nodes up to the size with the most tokens a second."""
+        chances = self.calibration.chances(tree)
+        order = np.argsort(-chances, kind="stable")  # parents come before their children
+        tokens = np.cumsum(chances[order])
+        sizes = np.arange(1, len(tree) + 1)
+        passes = self._scale * np.interp(sizes, self.cost.nodes, self.cost.seconds)
+        drafting = np.full(len(tree), max(seconds, self._drafting))
+        # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
+        best = int(np.argmax(tokens / (passes + drafting)))
+        worth = tokens[best] / (passes[best] + drafting[best]) > 1.0 / passes[0]
+        self._idle = 0 if worth and best else self._idle + 1
+        if self._idle >= self.patience:
+            self._idle, self._resting = 0, self._next_rest
+            self._next_rest = min(2 * self._next_rest, self.longest_rest)
+        elif worth:
+            self._next_rest = self.rest
+        keep = np.zeros(len(tree), bool)
+        keep[order[: best + 1]] = True
+        return tree.keep(keep)
+
+    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+        """See `Budget`."""
+        nodes, plain = len(tree), self._scale * self.cost.at(1)
+        self.passes += 1
+        self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
+        # A pass that was interrupted by the machine says nothing about the next one.
+        ratio = min(max(forward / self.cost.at(nodes), 0.5 * self._scale), 2.0 * self._scale)
+        self._scale += 0.05 * (ratio - self._scale)
+        if self._resting > 0:
+            self._resting -= 1
+        if nodes == 1 and draft == 0.0:
+            self.plain_passes += 1
+            self._balance += self.risk * plain
+        else:
+            self._drafting += 0.1 * (draft - self._drafting)
+            self.calibration.learn(tree, path)
+            self._balance += (len(path) + self.risk) * plain - draft - forward
+        self._balance = min(self._balance, 10.0 * plain)
+
+    def report(self) -> dict[str, object]:
+        """What it did and why, for bench and JSON."""
+        return {
+            "passes": self.passes,
+            "plain_passes": self.plain_passes,
+            "sizes": {str(n): self.sizes[n] for n in sorted(self.sizes)},
+            "draft_seconds": self._drafting,
+            "pass_seconds": {str(n): self._scale * self.cost.at(n) for n in self.cost.nodes},
+            "balance_seconds": self._balance,
+        }
+
+
+def _largest_useful(cost: Cost) -> int:
+    """Nodes beyond the root past which a pass costs more than a chain of right guesses gains."""
+    useful = [n for n in cost.nodes if n * cost.at(1) > cost.at(n)]
+    return min(max(useful, default=1), 64) - 1

@@ -1,0 +1,96 @@
+"""The governor in simulated time: what it decides must be right whatever this machine's clock."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.core import Cost, TokenTree
+from paceline.decoding.governor import Calibration, Fixed, Governor
+from paceline.errors import RequestError
+from tests.test_core import trees
+
+FLAT = Cost((1, 2, 4, 8, 16, 32, 64), (1.0, 1.0, 1.05, 1.2, 1.8, 3.2, 6.0))
+STEEP = Cost((1, 2, 4, 8, 16, 32, 64), tuple(0.9 * n + 0.1 for n in (1, 2, 4, 8, 16, 32, 64)))
+
+
+def simulate(governor, cost, truth, claimed, tokens=2000, drafting=0.02, seed=0):
+    """Time per token when every guess of a chain comes true with chance `truth`."""
+    generator = np.random.default_rng(seed)
+    time = made = 0.0
+    while made < tokens:
+        asked = governor.ask()
+        tree = TokenTree.chain(range(asked + 1), score=claimed)
+        draft = drafting if asked else 0.0
+        if asked:
+            tree = governor.choose(tree, draft)
+        path = [0]
+        while path[-1] + 1 < len(tree) and generator.random() < truth:
+            path.append(path[-1] + 1)
+        forward = cost.at(len(tree))
+        governor.record(tree, path, draft, forward)
+        time += draft + forward
+        made += len(path)
+    return time / made
+
+
+@pytest.mark.parametrize("cost", [FLAT, STEEP], ids=["flat", "steep"])
+@pytest.mark.parametrize("claimed", [0.05, 0.5, 0.95])
+def test_useless_guesses_cost_next_to_nothing(cost, claimed):
+    assert simulate(Governor(cost), cost, truth=0.0, claimed=claimed) < 1.03 * cost.at(1)
+
+
+def test_a_slow_drafter_is_left_alone():
+    assert simulate(Governor(FLAT), FLAT, truth=0.5, claimed=0.5, drafting=3.0) < 1.03
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.8, 0.95])
+@pytest.mark.parametrize("claimed", [0.6, 0.9])
+def test_good_guesses_get_nearly_the_best_fixed_budget(truth, claimed):
+    fixed = min(simulate(Fixed(n), FLAT, truth, claimed) for n in (0, 1, 3, 7, 15, 31, 63))
+    assert simulate(Governor(FLAT), FLAT, truth, claimed) < 1.05 * fixed
+
+
+def test_it_wakes_up_when_guesses_become_good():
+    governor = Governor(FLAT)
+    simulate(governor, FLAT, truth=0.0, claimed=0.5)
+    slow = governor.plain_passes
+    assert slow > 1000
+    assert simulate(governor, FLAT, truth=0.9, claimed=0.5, tokens=4000) < 0.6
+
+
+@given(trees(most=30), st.integers(0, 99))
+def test_the_choice_is_the_best_of_all_sizes(tree, seed):
+    scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
+    guess = TokenTree(tree.tokens, tree.parents, scores, tree.origin)
+    governor = Governor(FLAT)
+    chances = sorted(governor.calibration.chances(guess).tolist(), reverse=True)
+    rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
+    chosen = governor.choose(guess, 0.1)
+    assert rates[len(chosen) - 1] == pytest.approx(max(rates))
+
+
+def test_scores_are_calibrated_by_what_came_true():
+    calibration = Calibration()
+    generator = np.random.default_rng(0)
+    guess = TokenTree.chain(range(4), score=0.9)
+    for _ in range(500):
+        accepted = 0
+        while accepted < 3 and generator.random() < 0.3:
+            accepted += 1
+        calibration.learn(guess, list(range(accepted + 1)))
+    assert calibration.chances(guess)[1] == pytest.approx(0.3, abs=0.1)
+
+
+def test_the_report_says_what_was_done():
+    governor = Governor(STEEP)
+    simulate(governor, STEEP, truth=0.1, claimed=0.9, tokens=100)
+    report = governor.report()
+    assert report["passes"] == sum(report["sizes"].values())
+    assert report["plain_passes"] > 80
+
+
+@pytest.mark.parametrize("nodes", [-1, 5000])
+def test_absurd_budgets_are_refused(nodes):
+    with pytest.raises(RequestError, match="budget"):
+        Fixed(nodes)

@@ -1,0 +1,57 @@
+from dataclasses import dataclass
+
+import pytest
+
+from paceline.errors import MethodError
+from paceline.registry import Registry, controls, drafters
+
+
+@pytest.fixture
+def registry():
+    made = Registry("thing", "paceline.control")
+    made._loaded = True
+
+    @made.register("one")
+    @dataclass(frozen=True)
+    class One:
+        size: int = 1
+        rate: float = 0.5
+        kind: str = "a"
+        on: bool = False
+        many: tuple[int, ...] = ()
+
+    return made
+
+
+def test_settings_are_parsed_by_type(registry):
+    method = registry.parse("one:size=3,rate=0.25,kind=b,on=true")
+    assert (method.size, method.rate, method.kind, method.on) == (3, 0.25, "b", True)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("onne", "unknown thing 'onne'; did you mean one"),
+        ("one:sise=3", "unknown setting of one 'sise'; did you mean size"),
+        ("one:size", "has no value"),
+        ("one:size=x", "one:size is 'x', expected int"),
+        ("one:on=1", "expected true or false"),
+        ("one:many=1", "set it from Python"),
+    ],
+)
+def test_mistakes_are_named(registry, text, said):
+    with pytest.raises(MethodError, match=said):
+        registry.parse(text)
+
+
+def test_a_name_belongs_to_one_method(registry):
+    with pytest.raises(MethodError, match="two things"):
+        registry.register("one")(int)
+
+
+@pytest.mark.parametrize("family", [drafters, controls], ids=lambda r: r.family)
+def test_every_registered_method_describes_itself(family):
+    for name, method in family.methods().items():
+        assert method().__class__.__doc__, name
+        assert method.__dataclass_params__.frozen, name
+        assert method.name == name
