@@ -1,1 +1,10 @@
 """The command line, one file for each verb."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """Run the command line; the entry point of `paceline`."""
+    from paceline.cli.app import app
+
+    app()

@@ -32,32 +32,32 @@ class Run:
     nodes: int
     identical: bool
 
-    @property
-    def total(self) -> float:
+    def decoding(self) -> float:
+        """Seconds of decoding; prefill apart."""
+        return self.seconds.decode
+
+    def whole(self) -> float:
         """Seconds from the prompt to the last token."""
         return self.seconds.prefill + self.seconds.decode
 
 
 @dataclass(slots=True)
 class Arm:
-    """A drafter with a budget, and its runs: one list for each turn, one entry for each round."""
+    """A drafter with a budget, and its runs: for each turn by name, one run for each round."""
 
     name: str
     spec: str
     budget: int
     drafter: Drafter
-    runs: list[list[Run]] = field(default_factory=list)
+    runs: dict[str, list[Run]] = field(default_factory=dict)
 
-    def every(self) -> list[Run]:
-        """All runs."""
-        return [run for runs in self.runs for run in runs]
+    def seconds(self, turn: Turn, what: Callable[[Run], float] = Run.decoding) -> float:
+        """Median time for a turn."""
+        return median(map(what, self.runs[turn.name]))
 
-    @property
-    def tokens_per_second(self) -> float:
-        """Decoded tokens for each second, prefill apart; median over turns."""
-        return median(
-            runs[0].tokens / median(run.seconds.decode for run in runs) for runs in self.runs
-        )
+    def tokens_per_second(self, turns: Sequence[Turn]) -> float:
+        """Of decoding; median over `turns`."""
+        return median(self.runs[turn.name][0].tokens / self.seconds(turn) for turn in turns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,8 @@ class Bench:
     Attributes:
         turns: the prompts with their plain answers.
         arms: plain first.
-        cost: T(n), and the committed positions it was measured at.
+        cost: T(n).
+        cost_context: committed positions it was measured at.
         bandwidth: of memory, with as many threads as the engine has.
         bytes_per_token: that plain decoding reads; None where the format's size is not known.
     """
@@ -84,30 +85,19 @@ class Bench:
         """Share of the memory bandwidth that plain decoding reaches."""
         if self.bytes_per_token is None:
             return None
-        rate = self.arms[0].tokens_per_second
+        rate = self.arms[0].tokens_per_second(self.turns)
         return self.bytes_per_token * rate / self.bandwidth.bytes_per_second
 
-    def ratio(
-        self, arm: Arm, what: Callable[[Run], float], category: str | None = None
-    ) -> Interval:
-        """How many times faster than plain an arm is: median over turns, paired by turn.
+    def ratio(self, arm: Arm, turns: Sequence[Turn], what: Callable[[Run], float]) -> Interval:
+        """How many times faster than plain an arm is: median over `turns`, paired by turn.
 
         Args:
             arm: which.
-            what: the seconds of a run that count.
-            category: only these turns; None takes all.
+            turns: some of those measured.
+            what: the seconds of a run that count, `Run.decoding` or `Run.whole`.
         """
-        ratios = [
-            median(map(what, plain)) / median(map(what, runs))
-            for turn, plain, runs in zip(self.turns, self.arms[0].runs, arm.runs, strict=True)
-            if category in (None, turn.category)
-        ]
-        return median_interval(ratios)
-
-    @property
-    def categories(self) -> list[str]:
-        """In the order of the file."""
-        return list(dict.fromkeys(turn.category for turn in self.turns))
+        plain = self.arms[0]
+        return median_interval([plain.seconds(t, what) / arm.seconds(t, what) for t in turns])
 
 
 def bench(
@@ -146,7 +136,7 @@ def bench(
                 drafter = method.build(lm.engine.config.vocab_size)
                 arms.append(Arm(f"{name}@{budget}", name, budget, drafter))
     for arm in arms:
-        arm.runs = [[] for _ in turns]
+        arm.runs = {turn.name: [] for turn in turns}
         decode(lm, arm.drafter, turns[0].request, arm.budget)  # warms caches up; not counted
     for round_ in range(repeat):
         for arm in arms:
@@ -156,7 +146,7 @@ def bench(
             for arm in arms[first:] + arms[:first]:
                 if not carried:
                     arm.drafter.reset()
-                arm.runs[number].append(_run(lm, arm, turn))
+                arm.runs[turn.name].append(_run(lm, arm, turn))
             progress()
     return _with_machine(lm, turns, arms)
 

@@ -48,8 +48,8 @@ def compare(plain: Output, other: Output, engine: Engine, temperature: float) ->
     tolerance = 0.0 if engine.invariant else engine.tolerance / (temperature or 1.0)
     margin = plain.margins[position] if ends[0] is not None else None
     # An output that ends elsewhere after the same tokens is never a matter of rounding.
-    drawn = None not in ends and margin is not None
-    tie = drawn and not engine.invariant and margin <= tolerance
+    rounding = not engine.invariant and ends[1] is not None
+    tie = rounding and margin is not None and margin <= tolerance
     return Difference(position, ends[0], ends[1], margin, tolerance, "tie" if tie else "bug")
 
 

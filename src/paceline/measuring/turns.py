@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paceline.core import Output, Request
+from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import Drafter
@@ -101,7 +102,7 @@ def decode(
         KeyboardInterrupt: a generation that was interrupted is no measurement.
     """
     text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
-    output = Generation(lm.engine, drafter, request, budget, text, margins).run()
+    output = Generation(lm.engine, drafter, request, Fixed(budget), text, margins).run()
     if output.finish == "interrupted":
         raise KeyboardInterrupt
     return output
