@@ -27,7 +27,9 @@ def test_drafter_lists(texts, found):
     assert split_drafters(texts) == expected
 
 
-names = st.from_regex(r"[a-z]{1,5}(:[a-z]{1,3}=[a-z0-9]{1,3}(,[a-z]{1,3}=[a-z0-9]{1,3}){0,2})?", fullmatch=True)
+names = st.from_regex(
+    r"[a-z]{1,5}(:[a-z]{1,3}=[a-z0-9]{1,3}(,[a-z]{1,3}=[a-z0-9]{1,3}){0,2})?", fullmatch=True
+)
 
 
 @given(st.lists(names, max_size=5, unique=True))

@@ -80,7 +80,7 @@ def bench(
         "left_out": left_out,
         **report.bench_document(result),
     }
-    show(report.bench_tables(result), stdout=not json)
+    show(report.bench_tables(found), stdout=not json)
     for name in left_out:
         say(f"left out {name}: it needs something; name it with its settings")
     if found["clipped"]:

@@ -46,11 +46,8 @@ def chat(
     from paceline.lm import LM
 
     lm = LM(model, engine=engine, drafter=drafter, budget=budget, threads=threads, device=device)
-    if pattern is None and not lm.tokenizer.has_chat_template:
-        raise RequestError(
-            "this checkpoint has no chat template; say how a turn is written, "
-            "e.g. --template 'User: {user}\\nBot:'"
-        )
+    if pattern is None:
+        _try_template(lm)
     ends = [*(stop or ()), *_ends(pattern)]
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -69,6 +66,14 @@ def chat(
         answers.append({"user": said, **describe(lm, request, output, drafter, budget)})
     if json:
         document({"turns": answers})
+
+
+def _try_template(lm: LM) -> None:
+    try:
+        lm.tokenizer.render_chat([{"role": "user", "content": "Hello"}])
+    except RequestError as error:
+        hint = "or say how a turn is written, e.g. --template 'User: {user}\\nBot:'"
+        raise RequestError(f"{error}; {hint}") from None
 
 
 def _pattern(template: str | None) -> str | None:

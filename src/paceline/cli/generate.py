@@ -77,7 +77,7 @@ def read_prompt(prompt: str | None) -> str:
     """The prompt, from stdin where it is `-`.
 
     Raises:
-        RequestError: it is empty or not text.
+        RequestError: it is empty, or stdin is not text.
     """
     text = OPENING if prompt is None else prompt
     if prompt == "-":
@@ -87,8 +87,6 @@ def read_prompt(prompt: str | None) -> str:
             raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
     if not text:
         raise RequestError("the prompt is empty; give some text, or leave it out for a story")
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise RequestError("the prompt is not UTF-8 text")
     return text
 
 
