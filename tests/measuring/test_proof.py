@@ -7,7 +7,7 @@ from paceline.core import Output
 from paceline.errors import RequestError
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.proof import compare, prove
-from paceline.measuring.report import finding_sentence, proof_document
+from paceline.measuring.report import proof_document
 from paceline.measuring.turns import Asking, plain_turns
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import ToyEngine
@@ -44,7 +44,7 @@ def test_a_planted_bug_is_found_where_it_is():
     assert (at.expected, at.found) == (first, second)
     assert at.margin == pytest.approx(logits[first] - logits[second])
     assert at.verdict == "bug"
-    assert "oracle at temperature 0, line 1, new token 5" in finding_sentence(proof.first)
+    assert "oracle at temperature 0, line 1, new token 5" in str(proof.first)
     json.dumps(proof_document(proof), allow_nan=False)
 
 

@@ -148,9 +148,8 @@ def describe(lm: LM, request: Request, output: Output, drafter: str, budget: int
 
 def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     """Decode plainly and say whether the output is the same."""
-    from dataclasses import asdict
-
     from paceline.measuring.proof import compare
+    from paceline.measuring.report import difference_document
     from paceline.measuring.turns import decode, plain_drafter
 
     plain = decode(lm, plain_drafter(lm), request, 0, margins=True)
@@ -158,5 +157,5 @@ def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     if difference is None:
         say("identical to plain decoding")
         return {"identical": True, "plain_tokens_per_second": plain.tokens_per_second}
-    say(f"differs from plain decoding: {difference}")
-    return {"identical": False, "first": asdict(difference)}
+    say(f"differs from plain decoding at {difference}")
+    return {"identical": False, "first": difference_document(difference)}

@@ -66,7 +66,7 @@ def prove(
     }
     show(report.proof_table(proof), stdout=not json)
     for finding in proof.findings[:10]:
-        say(report.finding_sentence(finding))
+        say(str(finding))
     for name in left_out:
         say(f"left out {name}: it needs something; name it with its settings")
     if proof.clipped:

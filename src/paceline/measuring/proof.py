@@ -34,6 +34,17 @@ class Difference:
     tolerance: float
     verdict: str
 
+    def __str__(self) -> str:
+        margin = "none" if self.margin is None else f"{self.margin:.3g}"
+        return (
+            f"new token {self.position}: plain has {_shown(self.expected)}, this has "
+            f"{_shown(self.found)}; margin {margin}, tolerance {self.tolerance:.3g}: {self.verdict}"
+        )
+
+
+def _shown(token: int | None) -> str:
+    return "ended" if token is None else f"token {token}"
+
 
 def compare(plain: Output, other: Output, engine: Engine, temperature: float) -> Difference | None:
     """The first difference, or None; `plain` was decoded with margins."""
@@ -61,6 +72,10 @@ class Finding:
     prompt: str
     temperature: float
     difference: Difference
+
+    def __str__(self) -> str:
+        at = f"temperature {self.temperature:g}, {self.prompt}"
+        return f"{self.drafter} at {at}, {self.difference}"
 
 
 @dataclass(slots=True)

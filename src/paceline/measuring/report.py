@@ -13,7 +13,7 @@ from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.measuring.bench import Arm, Bench, Run
 from paceline.measuring.machine import machine, versions
-from paceline.measuring.proof import Finding, Proof
+from paceline.measuring.proof import Difference, Finding, Proof
 from paceline.measuring.turns import Turn
 
 Document = dict[str, Any]
@@ -63,12 +63,12 @@ def proof_document(proof: Proof) -> Document:
 
 def _finding(found: Finding) -> Document:
     row = {"drafter": found.drafter, "prompt": found.prompt, "temperature": found.temperature}
-    return {**row, **difference_document(found)}
+    return {**row, **difference_document(found.difference)}
 
 
-def difference_document(found: Finding) -> Document:
+def difference_document(difference: Difference) -> Document:
     """A difference; a margin that is not finite is null."""
-    row = asdict(found.difference)
+    row = asdict(difference)
     if row["margin"] is not None and not math.isfinite(row["margin"]):
         row["margin"] = None
     return row
@@ -83,21 +83,6 @@ def proof_table(proof: Proof) -> RenderableType:
         table.add_row(name, *map(str, counts), rate)
     _to_the_right(table)
     return table
-
-
-def finding_sentence(found: Finding) -> str:
-    """A difference for people."""
-    at = found.difference
-    margin = "none" if at.margin is None else f"{at.margin:.3g}"
-    return (
-        f"{at.verdict}: {found.drafter} at temperature {found.temperature:g}, {found.prompt}, "
-        f"new token {at.position}: plain has {_token(at.expected)}, this has {_token(at.found)}; "
-        f"margin {margin}, tolerance {at.tolerance:.3g}"
-    )
-
-
-def _token(token: int | None) -> str:
-    return "ended" if token is None else f"token {token}"
 
 
 def bench_document(bench: Bench) -> Document:
