@@ -52,16 +52,15 @@ class Rope:
     def _frequencies(self, positions: Floats) -> Floats:
         """Radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
         settings = dict(self.parameters)
-        powers: Floats
         steps = np.arange(0, self.dim, 2).astype(np.float32) / np.float32(self.dim)
         if self.scaling == "dynamic":
             original, factor = settings["original_max_position_embeddings"], settings["factor"]
             length = np.maximum(positions.astype(np.float64) + 1, original)
             growth = factor * length / original - (factor - 1)
             base = self.theta * growth ** (self.dim / (self.dim - 2))
-            powers = base.astype(np.float32) ** steps
-            return np.reciprocal(powers)
-        powers = np.power(np.float32(self.theta), steps)
+            growing: Floats = base.astype(np.float32) ** steps
+            return np.reciprocal(growing)
+        powers: Floats = np.power(np.float32(self.theta), steps)
         if self.scaling == "longrope":
             return np.reciprocal(np.array(self.divisors, np.float32) * powers)[None]
         plain = np.reciprocal(powers)
