@@ -1,6 +1,7 @@
 import pytest
 
 from paceline.cli.generate import OPENING
+from tests.conftest import shared
 from tests.measuring.toy_lm import Broken, Letters
 from tests.toy import Oracle
 
@@ -133,13 +134,19 @@ def test_bad_input_is_refused_in_one_sentence(paceline, toy, words, said):
     assert said in found.json["error"]
 
 
-def test_a_model_that_is_not_there(paceline):
-    done = paceline("generate", "--model", "no/such/folder")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "no/such/folder"), "no/such/folder"),
+        (("--engine", "magic"), "unknown engine 'magic'"),
+        (("--device", "cuda", "--engine", "native"), "not on 'cuda'"),
+        (("--threads", "2", "--engine", "reference"), "threads belong to the native engine"),
+        (("--drafter", "playn"), "did you mean plain"),
+    ],
+)
+def test_models_engines_and_drafters_that_do_not_exist(paceline, words, said):
+    model = shared("models", "stories260K")
+    done = paceline("generate", "--model", model, "--drafter", "plain", *words)
     assert done.code == 2
-    assert "no/such/folder" in done.err
+    assert said in done.err
     assert done.err.count("\n") == 1
-
-
-def test_an_unknown_engine_or_drafter(paceline):
-    assert "unknown engine 'magic'" in paceline("generate", "--engine", "magic").err
-    assert "unknown drafter 'recicle'" in paceline("generate", "--drafter", "recicle").err

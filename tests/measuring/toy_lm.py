@@ -27,6 +27,8 @@ class Letters:
     def render_chat(self, messages):
         raise RequestError("this model has no chat template")
 
+    encode_chat = render_chat
+
 
 class ToyLM(LM):
     def __init__(self, engine=None, stop_tokens=()):

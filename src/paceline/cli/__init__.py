@@ -5,6 +5,9 @@ from __future__ import annotations
 
 def main() -> None:
     """Run the command line; the entry point of `paceline`."""
-    from paceline.cli.app import app
+    try:
+        from paceline.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # before a verb has begun
+        raise SystemExit(130) from None

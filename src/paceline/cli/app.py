@@ -28,7 +28,7 @@ class Verbs(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **more: Any) -> NoReturn:
         """Run and exit."""
-        words = list(sys.argv[1:] if args is None else args)
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
         more["standalone_mode"] = False
         try:
             code = super().main(words, *extra, **more)
@@ -58,7 +58,6 @@ def _refuse(message: str, words: Sequence[str]) -> int:
 
 app = typer.Typer(
     cls=Verbs,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",

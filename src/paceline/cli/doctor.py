@@ -23,11 +23,12 @@ def doctor(threads: options.Threads = None, json: options.Json = False) -> None:
     if json:
         document(found)
         return
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(show_header=False)
+    table = Table(show_header=False, box=SIMPLE)
     for name, value in found["machine"].items():
-        table.add_row(name.replace("_", " "), _plain(name, value))
+        table.add_row(name.removesuffix("_bytes").replace("_", " "), _plain(name, value))
     table.add_row("memory bandwidth", f"{bandwidth.bytes_per_second / 1e9:.1f} GB/s")
     table.add_row("threads", str(bandwidth.threads))
     for name, version in found["versions"].items():

@@ -14,9 +14,10 @@ def methods(json: options.Json = False) -> None:
     if json:
         document({"methods": rows})
         return
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("name", "family", "output", "settings", "needs", "paper")
+    table = Table("name", "family", "output", "settings", "needs", "paper", box=SIMPLE)
     for row in rows:
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
         name = row["name"] + (" (for tests)" if row["hidden"] else "")

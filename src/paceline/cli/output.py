@@ -14,6 +14,8 @@ from paceline.errors import PacelineError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+_WIDTH = 120  # of tables that go to a file or a pipe
+
 
 def write(text: str) -> None:
     """Text to stdout, at once.
@@ -54,6 +56,8 @@ def show(content: RenderableType, stdout: bool = True) -> None:
     from rich.console import Console
 
     console = Console(stderr=not stdout)
+    if not console.is_terminal:
+        console.width = _WIDTH
     with console.capture() as drawn:
         console.print(content)
     if stdout:

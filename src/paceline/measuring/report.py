@@ -6,6 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
@@ -76,7 +77,7 @@ def difference_document(difference: Difference) -> Document:
 
 def proof_table(proof: Proof) -> RenderableType:
     """One row for each drafter."""
-    table = Table("drafter", "pairs", "identical", "ties", "bugs", "tokens/pass")
+    table = Table("drafter", "pairs", "identical", "ties", "bugs", "tokens/pass", box=SIMPLE)
     for name, tally in proof.drafters.items():
         rate = f"{tally.tokens / tally.passes:.2f}" if tally.passes else "-"
         counts = (tally.pairs, tally.identical, tally.ties, tally.bugs)
@@ -149,8 +150,8 @@ def bench_tables(found: Document) -> RenderableType:
 
 
 def _arms_table(found: Document) -> Table:
-    heads = ("arm", "times plain", "95 %", "with prefill", "tokens/s", "tokens/pass")
-    table = Table(*heads, "nodes/pass", "drafting", "different", title="Speed against plain")
+    heads = ("arm", "× plain", "95 %", "+ prefill", "tok/s", "tok/pass", "nodes", "draft", "differ")
+    table = Table(*heads, title="Speed against plain decoding", box=SIMPLE)
     for arm in found["arms"]:
         table.add_row(
             arm["name"],
@@ -168,7 +169,7 @@ def _arms_table(found: Document) -> Table:
 
 def _category_table(found: Document) -> Table:
     plain, *arms = found["arms"]
-    table = Table("category", "prompts", title="Times plain, by category")
+    table = Table("category", "prompts", title="× plain, by category", box=SIMPLE)
     for arm in arms:
         table.add_column(arm["name"])
     for name, row in plain["categories"].items():
@@ -180,7 +181,8 @@ def _category_table(found: Document) -> Table:
 
 def _cost_table(found: Document) -> Table:
     cost = found["cost"]
-    table = Table("n", title=f"T(n): one pass over n nodes after {cost['context']} tokens")
+    title = f"T(n): one pass over n nodes after {cost['context']} tokens"
+    table = Table("n", title=title, box=SIMPLE)
     for n in cost["nodes"]:
         table.add_column(str(n))
     table.add_row("ms", *(f"{1000 * seconds:.3g}" for seconds in cost["seconds"]))
