@@ -1,3 +1,5 @@
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,3 +89,11 @@ def test_an_empty_list_of_drafters_is_refused():
 
     with pytest.raises(MethodError, match="no drafter is named"):
         find_drafters([" , "])
+
+
+@given(st.text(max_size=30) | st.from_regex(r"(min_p|top_k|temperature)=[-0-9einfa.]{0,6}"))
+def test_any_text_is_a_sampler_or_refused(text):
+    with suppress(PacelineError):
+        parse_sampler(text)
+    with suppress(PacelineError):
+        budgets(text)

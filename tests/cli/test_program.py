@@ -113,7 +113,8 @@ def test_ctrl_c_while_loading_exits_with_130(paceline, monkeypatch):
 
     monkeypatch.setattr("paceline.lm.LM", load)
     done = paceline("generate")
-    assert (done.code, done.out, done.err) == (130, "", "interrupted\n")
+    assert (done.code, done.out, done.err) == (130, "", "paceline: interrupted\n")
+    assert paceline("generate", "--json").json == {"error": "interrupted"}
 
 
 def test_json_of_a_real_run_is_one_document(story):

@@ -32,28 +32,39 @@ class Verbs(TyperGroup):
         more["standalone_mode"] = False
         try:
             code = super().main(words, *extra, **more)
+        except _Interrupted:
+            code = _stop("interrupted", 130, words)
         except PacelineError as error:
-            code = _refuse(str(error), words)
+            code = _stop(str(error), 2, words)
         except _UsageError as error:
-            code = _refuse(getattr(error, "format_message")(), words)  # noqa: B009
+            code = _stop(getattr(error, "format_message")(), 2, words)  # noqa: B009
         except MemoryError:
-            code = _refuse("out of memory; ask for less, or take a smaller model", words)
+            code = _stop("out of memory; ask for less, or take a smaller model", 2, words)
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
-            code = _refuse(f"the system refused{where}: {error.strerror}", words)
-        if code == 130:
-            say("interrupted")
+            code = _stop(f"the system refused{where}: {error.strerror}", 2, words)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the verb; typer's own way with an interrupt changes from version to version."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
-def _refuse(message: str, words: Sequence[str]) -> int:
+
+class _Interrupted(Exception):
+    """Ctrl-C."""
+
+
+def _stop(message: str, code: int, words: Sequence[str]) -> int:
     say(f"paceline: {message}")
     if "--json" in words:
         try:
             document({"error": message})
         except PacelineError:
             drop_output()
-    return 2
+    return code
 
 
 app = typer.Typer(

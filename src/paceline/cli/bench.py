@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import check_target, document, save, say, show
+from paceline.cli.output import say, show
 from paceline.cli.progress import counting
+from paceline.cli.work import deliver, prepare
 
 
 class State(StrEnum):
@@ -46,28 +47,24 @@ def bench(
     prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
     """
     nodes = options.budgets(budget)
-    check_target(out)
-    from paceline.lm import LM
+    work = prepare(model, prompts, drafters, limit, engine, device, threads, out)
+    from paceline.measuring import bench as measure
     from paceline.measuring import report
-    from paceline.measuring.bench import bench as run
-    from paceline.measuring.prompts import read_prompts
     from paceline.measuring.turns import Asking
 
-    dialogues = read_prompts(prompts, limit)
-    methods, left_out = options.find_drafters(drafters)
-    lm = LM(model, engine=engine, drafter="plain", threads=threads, device=device)
     asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
-    turns = sum(len(dialogue.turns) for dialogue in dialogues)
     carried = state is State.carried
-    with counting(turns * (repeat + 1)) as tick:
-        result = run(lm, methods, dialogues, asking, nodes, repeat, carried, tick)
+    with counting(work.turns * (repeat + 1)) as tick:
+        result = measure.bench(
+            work.lm, work.methods, work.dialogues, asking, nodes, repeat, carried, tick
+        )
     found = {
         "schema": "paceline-bench/1",
-        **report.conditions(lm, model),
+        **report.conditions(work.lm, model),
         "settings": {
             "file": str(prompts),
-            "lines": len(dialogues),
-            "turns": turns,
+            "lines": len(work.dialogues),
+            "turns": work.turns,
             "repeat": repeat,
             "budgets": nodes,
             "max_new_tokens": max_new_tokens,
@@ -77,20 +74,14 @@ def bench(
             "ignore_eos": True,
             "state": state.value,
         },
-        "left_out": left_out,
+        "left_out": work.left_out,
         **report.bench_document(result),
     }
     show(report.bench_tables(found), stdout=not json)
-    for name in left_out:
-        say(f"left out {name}: it needs something; name it with its settings")
-    if found["clipped"]:
-        say(f"{found['clipped']} of {turns} prompts were clipped to fit the context")
+    work.tell(found["clipped"], work.turns)
     different = sum(arm["different"] for arm in found["arms"])
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
-    if out:
-        save(out, found)
-    if json:
-        document(found)
-    if different and lm.engine.invariant:
+    deliver(found, out, json)
+    if different and work.lm.engine.invariant:
         raise typer.Exit(1)

@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import check_target, document, save, say, show
+from paceline.cli.output import say, show
 from paceline.cli.progress import counting
+from paceline.cli.work import deliver, prepare
+
+_SHOWN = 10  # differences on the screen; the document holds all
 
 
 def prove(
@@ -34,50 +37,37 @@ def prove(
     Drafters keep what they learnt from prompt to prompt.
     """
     heats = options.numbers("--temperatures", temperatures)
-    check_target(out)
-    from paceline.lm import LM
-    from paceline.measuring import report
-    from paceline.measuring.prompts import read_prompts
-    from paceline.measuring.proof import prove as run
+    work = prepare(model, prompts, drafters, limit, engine, device, threads, out)
+    from paceline.measuring import proof, report
     from paceline.measuring.turns import Asking
 
-    dialogues = read_prompts(prompts, limit)
-    methods, left_out = options.find_drafters(drafters)
-    lm = LM(model, engine=engine, drafter="plain", threads=threads, device=device)
     asking = Asking(max_new_tokens, seed=seed, chat=chat)
-    turns = sum(len(dialogue.turns) for dialogue in dialogues)
-    with counting(turns * len(heats)) as tick:
-        proof = run(lm, methods, dialogues, heats, asking, budget, tick)
+    with counting(work.turns * len(heats)) as tick:
+        result = proof.prove(work.lm, work.methods, work.dialogues, heats, asking, budget, tick)
     found = {
-        **report.proof_document(proof),
+        **report.proof_document(result),
         "state": "carried",
-        "left_out": left_out,
+        "left_out": work.left_out,
         "settings": {
             "file": str(prompts),
-            "lines": len(dialogues),
-            "turns": turns,
+            "lines": len(work.dialogues),
+            "turns": work.turns,
             "temperatures": heats,
             "max_new_tokens": max_new_tokens,
             "budget": budget,
             "seed": seed,
             "chat": chat,
         },
-        **report.conditions(lm, model),
+        **report.conditions(work.lm, model),
     }
-    show(report.proof_table(proof), stdout=not json)
-    for finding in proof.findings[:10]:
+    show(report.proof_table(result), stdout=not json)
+    for finding in result.findings[:_SHOWN]:
         say(str(finding))
-    for name in left_out:
-        say(f"left out {name}: it needs something; name it with its settings")
-    if proof.clipped:
-        say(f"{proof.clipped} of {proof.prompts} prompts were clipped to fit the context")
+    work.tell(result.clipped, result.prompts)
     say(
         f"{found['pairs']} pairs: {found['identical']} identical, {found['ties']} ties, "
         f"{found['bugs']} bugs; drafters carried over what they learnt"
     )
-    if out:
-        save(out, found)
-    if json:
-        document(found)
+    deliver(found, out, json)
     if found["bugs"]:
         raise typer.Exit(1)
