@@ -17,6 +17,7 @@ class Letters:
     """Token i is the i-th letter."""
 
     byte_tokens = frozenset()
+    silent = frozenset()
 
     def encode(self, text):
         return [ord(char) % 11 for char in text]
