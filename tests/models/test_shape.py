@@ -78,6 +78,62 @@ def test_eos_of_every_form() -> None:
     assert shape(eos_token_id=None).eos == shape(eos_token_id=-1).eos == ()
 
 
+def test_llama_3_2() -> None:
+    config = shape(
+        **{"hidden_size": 2048, "num_attention_heads": 32, "num_key_value_heads": 8},
+        **{"head_dim": 64, "max_position_embeddings": 131072, "rope_theta": 500000.0},
+        rope_scaling={
+            "factor": 32.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+        eos_token_id=[128001, 128008, 128009],
+    )
+    assert config.context == 131072
+    assert config.layers[0].rope.scaling == "llama3"
+    assert config.eos == (128001, 128008, 128009)
+
+
+def test_phi_3_5_stops_at_the_original_context() -> None:
+    config = shape(
+        **{"model_type": "phi3", "max_position_embeddings": 131072, "sliding_window": 262144},
+        original_max_position_embeddings=4096,
+        rope_scaling={"type": "su", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8},
+    )
+    assert config.context == 4096
+    rope = config.layers[0].rope
+    assert rope.scaling == "longrope"
+    assert math.isclose(
+        rope.table(0, 1)[0][0, 0], math.sqrt(1 + math.log(32) / math.log(4096)), rel_tol=1e-6
+    )
+
+
+def test_gemma_3_with_vision_relies_on_defaults() -> None:
+    text = {
+        **{"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+        **{"model_type": "gemma3_text", "sliding_window": 1024},
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    }
+    outer = {"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text}
+    config = read_config(outer)[0]
+    layer = config.layers[5]
+    assert (layer.heads, layer.kv_heads, layer.head_dim, layer.window) == (8, 4, 256, None)
+    assert (layer.rope.theta, layer.rope.scaling) == (1e6, "linear")
+    assert (config.layers[0].rope.theta, config.layers[0].window) == (1e4, 1024)
+    assert (config.context, config.vocab_size, config.eos) == (131072, 262208, (1, 106))
+    assert (config.tied, config.attention_scale, config.logit_softcap) == (True, 1 / 16, None)
+
+
+def test_pythia() -> None:
+    config = shape(
+        model_type="gpt_neox", rotary_pct=0.25, rotary_emb_base=10000, layer_norm_eps=1e-05
+    )
+    assert (config.layers[0].rope.dim, config.parallel, config.norm) == (4, True, "layer")
+    assert (config.activation, config.gated) == ("gelu", False)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
