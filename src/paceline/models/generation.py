@@ -54,11 +54,11 @@ def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
     if not values.boolean("do_sample"):
         return Defaults(stops, repetition_penalty=penalty if penalty != 1 else None)
     top_k = values.integer("top_k", 0, low=0)
-    top_p = values.number("top_p", 1.0)
-    min_p = values.number("min_p", 0.0, positive=False)
+    top_p = values.share("top_p", 1.0)
+    min_p = values.share("min_p", 0.0)
     return Defaults(
         stop_tokens=stops,
-        temperature=values.number("temperature", 1.0, positive=False),
+        temperature=values.number("temperature", 1.0, low=-1e-9),
         top_k=top_k or None,
         top_p=top_p if top_p < 1 else None,
         min_p=min_p if min_p > 0 else None,
