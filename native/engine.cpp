@@ -270,6 +270,8 @@ void bind_engine(nb::module_& m) {
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
         .def_prop_ro("bytes", [](Engine& e) { return e.model.weights.bytes(); })
+        .def_prop_rw("grain", [](Engine& e) { return e.model.grain; },
+                     [](Engine& e, size_t grain) { e.model.grain = grain; })
         .def_prop_rw("threads", [](Engine& e) { return e.model.threads(); },
                      [](Engine& e, int64_t threads) {
                          const size_t wished = threads_of(threads);

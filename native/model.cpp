@@ -25,8 +25,18 @@ Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
 void Model::forward(const std::vector<Branch>& batch, float* logits) {
     if (batch.empty()) return;
     Pass pass(*this, batch, logits);
-    pool_->run([&](size_t thread) { pass.run(thread); });
+    if (pass.threads() == 1)
+        pass.run(0);
+    else
+        pool_->run([&](size_t thread) { pass.run(thread); });
     pass.remember();
+}
+
+size_t Model::threads_for(size_t n) const {
+    size_t most = 0;
+    for (const LayerShape& layer : shape.layers)
+        most = std::max(most, layer.matrix_values(shape.hidden, shape.gated));
+    return n * most >= grain ? pool_->size() : 1;
 }
 
 void Model::set_threads(size_t threads) {

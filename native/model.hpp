@@ -45,6 +45,8 @@ public:
 
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }
+    // Threads for a pass over n nodes: all, or one where sharing would cost more than it saves.
+    size_t threads_for(size_t n) const;
     // Positions that every rotary table covers.
     size_t rope_positions() const;
     void extend_rope(size_t index, const float* cosines, const float* sines, size_t count);
@@ -52,6 +54,9 @@ public:
     const Shape shape;
     const Kernels& kernels;
     Weights weights;
+    // Least multiply-adds of a layer that are worth a second thread: some tens of microseconds,
+    // against the meetings of a layer and the price of one when the other core is busy.
+    size_t grain = 1 << 20;
 
 private:
     friend class Pass;

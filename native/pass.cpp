@@ -25,13 +25,13 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
       work_(model.work_),
       batch_(batch),
       logits_(logits),
-      threads_(model.threads()),
       hidden_(padded(model.shape.hidden)) {
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
         n_ += branch.nodes;
     }
+    threads_ = model.threads_for(n_);
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
 }

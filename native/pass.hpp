@@ -11,6 +11,7 @@ public:
     Pass(Model& model, const std::vector<Branch>& batch, float* logits);
     // The work of one thread.
     void run(size_t thread);
+    size_t threads() const { return threads_; }
     // After all threads are done: the caches remember their trees.
     void remember();
 
@@ -33,7 +34,9 @@ private:
     void norm_head(const Norm& norm, float* head, size_t dim) const;
     NormJob norm_job(const Norm& norm, size_t size) const;
     size_t attention_tile(const LayerShape& layer, size_t nodes) const;
-    void meet() { model_.pool_->meet(); }
+    void meet() {
+        if (threads_ > 1) model_.pool_->meet();
+    }
 
     Model& model_;
     const Shape& shape_;
@@ -41,7 +44,7 @@ private:
     Workspace& work_;
     const std::vector<Branch>& batch_;
     float* logits_;
-    size_t n_ = 0, threads_;
+    size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
     std::vector<int32_t> depths_;                         // of all nodes
     std::vector<size_t> branch_of_;                       // of all nodes

@@ -18,6 +18,10 @@ struct LayerShape {
     size_t keys_at() const { return padded(query_size()); }
     size_t values_at() const { return keys_at() + padded(kv_size()); }
     size_t qkv_size() const { return values_at() + padded(kv_size()); }
+    // Values of the layer's matrices: multiply-adds for one node.
+    size_t matrix_values(size_t hidden, bool gated) const {
+        return hidden * (2 * query_size() + 2 * kv_size() + (gated ? 3 : 2) * intermediate);
+    }
 };
 
 struct Shape {

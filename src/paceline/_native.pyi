@@ -25,6 +25,7 @@ class Model:
     """Weights, kernels, threads. Every method raises ValueError for what it cannot use."""
 
     threads: int
+    grain: int
     def __init__(self, config: ModelConfig, storage: str, isa: str, threads: int) -> None: ...
     @property
     def isa(self) -> str: ...

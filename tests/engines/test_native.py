@@ -32,7 +32,9 @@ def run(engine, ids: np.ndarray, chunk: int) -> np.ndarray:
 
 
 def native(model: Model, **options) -> NativeEngine:
-    return NativeEngine(model.config, model.weights, **options)
+    engine = NativeEngine(model.config, model.weights, **options)
+    engine.grain = 0  # tiny models would run on one thread, and threads are to be tested
+    return engine
 
 
 def tree_of(tokens, parents) -> TokenTree:

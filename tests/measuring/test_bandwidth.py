@@ -13,15 +13,9 @@ def test_the_buffer_is_far_larger_than_the_cache():
 
 
 def test_bytes_of_a_token_are_matrices_and_what_attention_sees():
-    config = replace(
-        ToyEngine().config,
-        vocab_size=10,
-        hidden_size=4,
-        gated=True,
-        layers=(LayerConfig(2, 1, 3, 5), LayerConfig(2, 1, 3, 5, window=8)),
-    )
-    matrices = 10 * 4 + 2 * (4 * 6 + 2 * 4 * 3 + 6 * 4 + 3 * 4 * 5)
-    cached = 2 * 3 * 100 + 2 * 3 * 8
-    assert bytes_per_token(config, "fp32", 100) == 4 * (matrices + cached)
-    assert bytes_per_token(config, "fp16", 100) == 2 * matrices + 4 * cached
-    assert bytes_per_token(config, "unheard-of", 100) is None
+    engine = ToyEngine()
+    layers = (LayerConfig(2, 1, 3, 5), LayerConfig(2, 1, 3, 5, window=8))
+    engine.config = replace(engine.config, layers=layers)
+    assert bytes_per_token(engine, 100) is None
+    engine.bytes = 1000
+    assert bytes_per_token(engine, 100) == 1000 + 4 * 2 * 3 * (100 + 8)

@@ -14,6 +14,7 @@ from paceline.cli.bench import bench
 from paceline.cli.chat import chat
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
+from paceline.cli.inflate import inflate
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
@@ -32,7 +33,7 @@ class Verbs(TyperGroup):
         more["standalone_mode"] = False
         try:
             code = super().main(words, *extra, **more)
-        except _Interrupted:
+        except _StoppedError:
             code = _stop("interrupted", 130, words)
         except PacelineError as error:
             code = _stop(str(error), 2, words)
@@ -45,15 +46,15 @@ class Verbs(TyperGroup):
             code = _stop(f"the system refused{where}: {error.strerror}", 2, words)
         sys.exit(code if isinstance(code, int) else 0)
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the verb; typer's own way with an interrupt changes from version to version."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            raise _Interrupted from None
+            raise _StoppedError from None
 
 
-class _Interrupted(Exception):
+class _StoppedError(Exception):
     """Ctrl-C."""
 
 
@@ -91,5 +92,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, prove, bench, methods, doctor):
+for verb in (generate, chat, prove, bench, inflate, methods, doctor):
     app.command()(verb)

@@ -87,6 +87,15 @@ class NativeEngine(Engine):
         except ValueError as error:
             raise MethodError(str(error)) from None
 
+    @property
+    def grain(self) -> int:
+        """Least multiply-adds of a layer in one pass that are worth a second thread."""
+        return self._model.grain
+
+    @grain.setter
+    def grain(self, multiply_adds: int) -> None:
+        self._model.grain = multiply_adds
+
     def open(self) -> Cached:
         """A new, empty sequence."""
         return self._model.open()

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from paceline.models.config import ModelConfig
+from paceline.engines.base import Engine
 
 _LEAST = 256 << 20  # bytes of the buffer where no larger cache asks for more
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Bandwidth(NamedTuple):
@@ -47,25 +46,21 @@ def measure_bandwidth(threads: int | None = None, repeats: int = 4) -> Bandwidth
     return Bandwidth(buffer.nbytes / best, buffer.nbytes, threads)
 
 
-def bytes_per_token(config: ModelConfig, kind: str, context: float) -> int | None:
+def bytes_per_token(engine: Engine, context: float) -> int | None:
     """Bytes that one plain token reads: every matrix once, and the keys and values it sees.
 
     Args:
-        config: the model's shape.
-        kind: `Engine.format`; None is returned for one whose size is not known.
+        engine: what runs; None is returned where it does not tell the size of its matrices.
         context: cached positions.
     """
-    width = _BYTES.get(kind)
-    if width is None:
+    matrices: int | None = getattr(engine, "bytes", None)
+    if matrices is None:
         return None
-    matrices = config.vocab_size * config.hidden_size  # the head; an embedding reads one row
-    cached = 0.0
-    for layer in config.layers:
-        queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
-        mlp = (3 if config.gated else 2) * layer.intermediate
-        matrices += config.hidden_size * (2 * queries + 2 * keys + mlp)
-        cached += 2 * keys * min(context, layer.window or context)
-    return matrices * width + round(cached * _BYTES["fp32"])
+    seen = [
+        2 * layer.kv_heads * layer.head_dim * min(context, layer.window or context)
+        for layer in engine.config.layers
+    ]
+    return matrices + round(sum(seen) * 4)  # float32
 
 
 def usable_cores() -> int:

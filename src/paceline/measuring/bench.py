@@ -70,7 +70,7 @@ class Bench:
         cost: T(n).
         cost_context: committed positions it was measured at.
         bandwidth: of memory, with as many threads as the engine has.
-        bytes_per_token: that plain decoding reads; None where the format's size is not known.
+        bytes_per_token: that plain decoding reads; None where the engine does not tell.
     """
 
     turns: list[Turn]
@@ -165,5 +165,5 @@ def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm]) -> Bench:
         measure_cost(lm.engine),
         context_for(lm.engine),
         measure_bandwidth(getattr(lm.engine, "threads", None)),
-        bytes_per_token(lm.engine.config, lm.engine.format, sum(seen) / len(seen)),
+        bytes_per_token(lm.engine, sum(seen) / len(seen)),
     )
