@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.errors import MethodError, RequestError, unknown
+from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
@@ -104,8 +104,6 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
         MethodError: unknown control or setting.
         RequestError: a value out of range, or not a number.
     """
-    from dataclasses import fields
-
     from paceline.registry import controls
 
     if text is None:
@@ -119,10 +117,7 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
         if name == "temperature":
             heat = _number(name, value)
             continue
-        method = controls.methods().get(name)
-        if method is None:
-            raise MethodError(unknown("control", name, controls.methods()))
-        found.append(controls.parse(f"{name}:{fields(method)[0].name}={value}"))
+        found.append(controls.single(name, value))
     return found, heat
 
 
