@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from paceline.core import Floats
+
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
+
+# Rows are computed in multiples of this, so that no value falls into the scalar tail of a
+# vectorised loop: there numpy may round otherwise, and a row would depend on its neighbours.
+_BLOCK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +21,97 @@ class Rope:
     Attributes:
         theta: base of the frequencies.
         dim: rotated values of each head, even.
-        scaling: `default`, `linear`, `dynamic`, `llama3` or `yarn`.
+        scaling: `default`, `linear`, `dynamic` (NTK), `llama3`, `yarn` (arXiv 2309.00071) or
+            `longrope` (arXiv 2402.13753, within the original context only).
         parameters: the scaling's settings, as sorted pairs.
+        divisors: one for each frequency, [dim / 2], for `longrope`.
     """
 
     theta: float
     dim: int
     scaling: str = "default"
     parameters: tuple[tuple[str, float], ...] = ()
+    divisors: tuple[float, ...] = ()
 
     def table(self, start: int, stop: int) -> tuple[Floats, Floats]:
         """Cosines and sines for positions `start` to `stop`, float32 [stop - start, dim / 2].
 
-        A row depends on its position alone, whatever the length of the sequence.
+        A row depends on its position alone, whatever the length of the sequence. `dynamic` gives
+        position p the base for a sequence of p + 1 tokens: what decoding token by token over a
+        cache sees, where a whole prompt beyond the original context would get one base.
         """
-        raise NotImplementedError
+        rows = max(stop - start, 0)
+        padded = -(-rows // _BLOCK) * _BLOCK
+        positions = np.arange(start, start + padded, dtype=np.float32)[:, None]
+        angles = positions * self._frequencies(positions)
+        scale = np.float32(self._amplitude())
+        return (np.cos(angles) * scale)[:rows], (np.sin(angles) * scale)[:rows]
+
+    def _frequencies(self, positions: Floats) -> Floats:
+        """Radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
+        settings = dict(self.parameters)
+        powers: Floats
+        steps = np.arange(0, self.dim, 2).astype(np.float32) / np.float32(self.dim)
+        if self.scaling == "dynamic":
+            original, factor = settings["original_max_position_embeddings"], settings["factor"]
+            length = np.maximum(positions.astype(np.float64) + 1, original)
+            growth = factor * length / original - (factor - 1)
+            base = self.theta * growth ** (self.dim / (self.dim - 2))
+            powers = base.astype(np.float32) ** steps
+            return np.reciprocal(powers)
+        powers = np.power(np.float32(self.theta), steps)
+        if self.scaling == "longrope":
+            return np.reciprocal(np.array(self.divisors, np.float32) * powers)[None]
+        plain = np.reciprocal(powers)
+        if self.scaling == "linear":
+            plain = plain / np.float32(settings["factor"])
+        elif self.scaling == "llama3":
+            plain = _llama3(plain, settings)
+        elif self.scaling == "yarn":
+            plain = self._yarn(plain, settings)
+        return plain[None]
+
+    def _yarn(self, plain: Floats, settings: dict[str, float]) -> Floats:
+        """Slow frequencies are interpolated, fast ones kept, a ramp in between."""
+        original = settings["original_max_position_embeddings"]
+
+        def turning(rotations: float) -> float:
+            """The dimension whose frequency makes so many rotations in the original context."""
+            waves = original / (rotations * 2 * math.pi)
+            return self.dim * math.log(waves) / (2 * math.log(self.theta))
+
+        low, high = turning(settings["beta_fast"]), turning(settings["beta_slow"])
+        if settings["truncate"]:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, self.dim - 1)
+        width = high - low if high != low else 0.001
+        ramp = (np.arange(self.dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(width)
+        slow: Floats = np.clip(ramp, 0, 1)
+        return plain / np.float32(settings["factor"]) * slow + plain * (1 - slow)
+
+    def _amplitude(self) -> float:
+        """Factor of cosines and sines."""
+        settings = dict(self.parameters)
+        if "attention_factor" in settings:
+            return settings["attention_factor"]
+        if self.scaling == "longrope":
+            stretch = math.log(max(settings["factor"], 1.0))
+            return math.sqrt(1 + stretch / math.log(settings["original_max_position_embeddings"]))
+        if self.scaling != "yarn":
+            return 1.0
+
+        def entropy(weight: float) -> float:
+            return 0.1 * weight * math.log(max(settings["factor"], 1.0)) + 1
+
+        if settings.get("mscale") and settings.get("mscale_all_dim"):
+            return entropy(settings["mscale"]) / entropy(settings["mscale_all_dim"])
+        return entropy(1)
+
+
+def _llama3(plain: Floats, settings: dict[str, float]) -> Floats:
+    """Long waves are stretched by `factor`, short ones kept, those in between blended."""
+    original, factor = settings["original_max_position_embeddings"], settings["factor"]
+    low, high = settings["low_freq_factor"], settings["high_freq_factor"]
+    waves = np.float32(original) / (np.float32(2 * math.pi) / plain)  # in the original context
+    kept: Floats = np.clip((waves - np.float32(low)) / np.float32(high - low), 0, 1)
+    return (1 - kept) * plain / np.float32(factor) + kept * plain

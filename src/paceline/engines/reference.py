@@ -1,0 +1,248 @@
+"""The reference engine: any family, any torch device, plain and slow. What others are held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (its usual name)
+
+from paceline.core import Floats, TokenTree
+from paceline.engines.base import Cached, Engine, Rows
+from paceline.errors import RequestError
+from paceline.models.config import ModelConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+_Layer = dict[str, Tensor]
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """Keys and values of one sequence: [2, H_kv, capacity, D] for each layer.
+
+    Rows up to `length` are committed; the `pending` rows after them are those of the last forward.
+    """
+
+    length: int = 0
+    pending: int = 0
+    layers: list[Tensor] = field(default_factory=list)
+    released: bool = False
+
+
+class ReferenceEngine(Engine):
+    """Runs a model in torch, sequence by sequence.
+
+    Args:
+        config: the model's shape.
+        weights: canonical name -> float32 array; read layer by layer.
+        device: any torch device.
+        dtype: of weights and activations; norms and softmax are computed in float32.
+    """
+
+    name = "reference"
+    invariant = False
+    tolerance = 1e-3
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Floats],
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.format = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
+        self._outer: _Layer = {}
+        self._layers: list[_Layer] = [{} for _ in config.layers]
+        for name in weights:
+            tensor = torch.tensor(weights[name]).to(self.device, dtype)
+            if name.startswith("layers."):
+                _, index, rest = name.split(".", 2)
+                self._layers[int(index)][rest] = tensor
+            else:
+                self._outer[name] = tensor
+
+    def open(self) -> Cached:
+        """A new, empty sequence."""
+        return _Sequence(
+            layers=[
+                torch.empty(2, layer.kv_heads, 0, layer.head_dim, device=self.device).to(self.dtype)
+                for layer in self.config.layers
+            ]
+        )
+
+    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+        """Run every tree, one after the other; see `Engine.forward`."""
+        for cached, tree in batch:
+            self.check(cached, tree)
+        logits = [self._run(_own(cached), tree, rows) for cached, tree in batch]
+        if rows == "none" or not logits:
+            return np.empty((0, self.config.vocab_size), np.float32)
+        return np.concatenate(logits)
+
+    @torch.inference_mode()
+    def commit(self, sequence: Cached, path: ArrayLike) -> None:
+        """Move the rows of `path` to the end of the committed ones."""
+        own = _own(sequence)
+        nodes = np.asarray(path, np.int64)
+        if nodes.ndim != 1 or (nodes < 0).any() or (nodes >= own.pending).any():
+            raise RequestError(f"path {nodes} leaves the {own.pending} nodes of the last forward")
+        end = own.length + len(nodes)
+        kept = torch.from_numpy(nodes + own.length).to(self.device)
+        for layer in own.layers:
+            layer[:, :, own.length : end] = layer[:, :, kept]
+        own.length, own.pending = end, 0
+
+    def truncate(self, sequence: Cached, length: int) -> None:
+        """Forget all positions from `length` on."""
+        own = _own(sequence)
+        if not 0 <= length <= own.length:
+            raise RequestError(f"cannot cut {own.length} positions to {length}")
+        own.length, own.pending = length, 0
+
+    @torch.inference_mode()
+    def fork(self, sequence: Cached) -> Cached:
+        """An independent copy of the committed positions."""
+        own = _own(sequence)
+        copies = [layer[:, :, : own.length].clone() for layer in own.layers]
+        return _Sequence(length=own.length, layers=copies)
+
+    def release(self, sequence: Cached) -> None:
+        """Give the memory back."""
+        if isinstance(sequence, _Sequence):
+            sequence.layers, sequence.released = [], True
+
+    @torch.inference_mode()
+    def _run(self, sequence: _Sequence, tree: TokenTree, rows: Rows) -> Floats:
+        """Logits [N, V] of one tree; its keys and values are left behind the committed ones."""
+        config, outer = self.config, self._outer
+        positions = sequence.length + tree.depths().astype(np.int64)
+        visible = _visible(sequence.length, tree)
+        distance = positions[:, None] - np.r_[np.arange(sequence.length), positions]
+        x = F.embedding(self._tensor(tree.tokens.astype(np.int64)), outer["embed"])
+        x = x * config.embedding_scale
+        if config.learned_positions:
+            x = x + outer["positions"][self._tensor(positions + config.position_offset)]
+        sequence.pending = len(tree)
+        for index, (layer, weights) in enumerate(zip(config.layers, self._layers, strict=True)):
+            seen = visible if layer.window is None else visible & (distance < layer.window)
+            mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
+            normed = self._norm(x, weights, "attn_norm")
+            attended = self._attention(normed, index, sequence, positions, mask)
+            attended = self._norm(attended, weights, "attn_post_norm")
+            mlp_input = x if config.parallel else x + attended
+            x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
+        if rows == "none":
+            return np.empty((0, config.vocab_size), np.float32)
+        x = self._norm(x, outer, "final_norm")
+        logits = F.linear(x, outer["embed" if config.tied else "head"], outer.get("head.bias"))
+        logits = _softcap(logits.float(), config.logit_softcap)
+        return np.asarray(logits.cpu().numpy(), np.float32)
+
+    def _attention(
+        self,
+        x: Tensor,
+        index: int,
+        sequence: _Sequence,
+        positions: np.ndarray,
+        mask: Tensor,
+    ) -> Tensor:
+        """Attention of N nodes over S cached positions and each other; mask is [N, S + N]."""
+        layer, weights = self.config.layers[index], self._layers[index]
+        n, d = len(x), layer.head_dim
+        q = _linear(x, weights, "q").view(n, layer.heads, d).transpose(0, 1)  # [H, N, D]
+        k = _linear(x, weights, "k").view(n, layer.kv_heads, d).transpose(0, 1)
+        v = _linear(x, weights, "v").view(n, layer.kv_heads, d).transpose(0, 1)
+        q, k = self._norm(q, weights, "q_norm"), self._norm(k, weights, "k_norm")
+        if layer.rope is not None:
+            first = int(positions[0])
+            cos, sin = layer.rope.table(first, int(positions.max()) + 1)
+            turn = self._tensor(cos[positions - first]), self._tensor(sin[positions - first])
+            q, k = _rotate(q, *turn), _rotate(k, *turn)
+        keys, values = self._cache(sequence, index, torch.stack((k, v)))
+        groups = layer.heads // layer.kv_heads
+        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
+        scores = (q @ keys.transpose(1, 2)).float() * self.config.attention_scale  # [H, N, S + N]
+        scores = _softcap(scores, self.config.attention_softcap) + mask
+        mixed = scores.softmax(-1).to(self.dtype) @ values  # [H, N, D]
+        mixed = mixed.transpose(0, 1).reshape(n, -1)
+        return _linear(self._norm(mixed, weights, "attn_inner_norm"), weights, "o")
+
+    def _mlp(self, x: Tensor, weights: _Layer) -> Tensor:
+        act = ACTIVATIONS[self.config.activation]
+        up = _linear(x, weights, "up")
+        hidden = act(_linear(x, weights, "gate")) * up if self.config.gated else act(up)
+        hidden = self._norm(hidden, weights, "mlp_inner_norm")
+        return self._norm(_linear(hidden, weights, "down"), weights, "mlp_post_norm")
+
+    def _norm(self, x: Tensor, weights: _Layer, name: str) -> Tensor:
+        """The norm called `name`, in float32; nothing where the model has none."""
+        if name not in weights:
+            return x
+        weight, wide = weights[name].float(), x.float()
+        if self.config.norm == "layer":
+            bias = weights[f"{name}.bias"].float()
+            return F.layer_norm(wide, weight.shape, weight, bias, self.config.norm_eps).to(x.dtype)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
+        return (wide * scale * (self.config.norm_offset + weight)).to(x.dtype)
+
+    def _cache(self, sequence: _Sequence, index: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
+        """Write new keys and values [2, H_kv, N, D] behind the committed ones; return them all."""
+        start, end = sequence.length, sequence.length + fresh.shape[2]
+        cache = sequence.layers[index]
+        if cache.shape[2] < end:
+            grown = cache.new_empty(2, cache.shape[1], max(end, 2 * start, 64), cache.shape[3])
+            grown[:, :, :start] = cache[:, :, :start]
+            cache = sequence.layers[index] = grown
+        cache[:, :, start:end] = fresh
+        return cache[0, :, :end], cache[1, :, :end]
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _own(sequence: Cached) -> _Sequence:
+    if not isinstance(sequence, _Sequence) or sequence.released:
+        raise RequestError("this sequence was released, or belongs to another engine")
+    return sequence
+
+
+def _visible(length: int, tree: TokenTree) -> np.ndarray:
+    """Who sees whom, [N, S + N]: all committed positions, the own ancestors, oneself."""
+    n = len(tree)
+    visible = np.zeros((n, length + n), bool)
+    visible[:, :length] = True
+    for node, parent in enumerate(tree.parents):
+        if parent >= 0:
+            visible[node] = visible[parent]
+        visible[node, length + node] = True
+    return visible
+
+
+def _linear(x: Tensor, weights: _Layer, name: str) -> Tensor:
+    return F.linear(x, weights[name], weights.get(f"{name}.bias"))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2R values of each head [H, N, D] by angles [N, R]; the rest passes."""
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+def _softcap(x: Tensor, cap: float | None) -> Tensor:
+    return x if cap is None else cap * torch.tanh(x / cap)

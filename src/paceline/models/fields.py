@@ -1,0 +1,135 @@
+"""Typed reading of JSON that others wrote: a wrong type or an absurd value is a `ModelError`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import ModelError
+
+LARGEST = 2**31 - 1
+_LARGEST_FILE = 64 * 2**20  # bytes; the largest index of shards seen is a few MB
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ModelError: the file is missing, too large, not JSON, or not an object.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ModelError(f"{path} has over {_LARGEST_FILE} bytes; it is not a model's settings")
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}; download it again") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+class Fields:
+    """Settings of one JSON object. `null` counts as absent.
+
+    Args:
+        values: the object.
+        where: how errors call it.
+        names: our name of a setting -> this family's name.
+        defaults: our name -> the value of an absent setting.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        where: str = "config.json",
+        names: Mapping[str, str] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.values = values
+        self.where = where
+        self._names = names or {}
+        self._defaults = defaults or {}
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(self._names.get(name, name)) is not None
+
+    def has_key(self, name: str) -> bool:
+        """Whether the setting is written at all, `null` included."""
+        return self._names.get(name, name) in self.values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as it stands."""
+        value = self.values.get(self._names.get(name, name))
+        return self._defaults.get(name, default) if value is None else value
+
+    def fail(self, name: str, expected: str) -> ModelError:
+        """The error for a setting whose value is not what was expected."""
+        key = self._names.get(name, name)
+        found = "missing" if self.get(name) is None else f"{self.get(name)!r:.80}"
+        return ModelError(f"{key} in {self.where} is {found}, expected {expected}")
+
+    def integer(
+        self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST
+    ) -> int:
+        """A whole number from `low` to `high`."""
+        value = self.get(name, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise self.fail(name, f"a whole number from {low} to {high}")
+        return value
+
+    def number(self, name: str, default: float | None = None, positive: bool = True) -> float:
+        """A finite number, above zero unless told otherwise."""
+        value = self.get(name, default)
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise self.fail(name, "a smaller number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.fail(name, "a number")
+        if not math.isfinite(value) or (positive and value <= 0):
+            raise self.fail(name, "a number above zero" if positive else "a finite number")
+        return float(value)
+
+    def boolean(self, name: str, default: bool = False) -> bool:
+        """True or false."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, "true or false")
+        return value
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """A string."""
+        value = self.get(name, default)
+        if not isinstance(value, str):
+            raise self.fail(name, "a string")
+        return value
+
+    def strings(self, name: str, length: int) -> list[str]:
+        """A list of so many strings."""
+        value = self.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise self.fail(name, "a list of strings")
+        if len(value) != length:
+            raise ModelError(
+                f"{name} in {self.where} has {len(value)} entries, expected one for each of "
+                f"{length} layers"
+            )
+        return value
+
+    def tokens(self, name: str) -> tuple[int, ...]:
+        """Token ids: a whole number, a list of them, or absent."""
+        value = self.get(name, [])
+        items = value if isinstance(value, list) else [value]
+        if not all(type(item) is int and -1 <= item <= LARGEST for item in items):
+            raise self.fail(name, "a token id or a list of token ids")
+        return tuple(item for item in items if item >= 0)
+
+    def table(self, name: str) -> dict[str, Any]:
+        """A nested object; empty when absent."""
+        value = self.get(name, {})
+        if not isinstance(value, dict):
+            raise self.fail(name, "a JSON object")
+        return value

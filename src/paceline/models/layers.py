@@ -1,0 +1,238 @@
+"""What differs from layer to layer: how far each one sees, and which angles it rotates by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from paceline.errors import ModelError, unknown
+from paceline.models.fields import Fields
+from paceline.models.rope import SCALINGS, Rope
+
+Windows = Callable[[Fields, int], list[int | None]]  # (settings, layers)
+Ropes = Callable[[Fields, int, int], list[Rope | None]]  # (settings, layers, head_dim)
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+
+# Settings a scaling cannot do without, and those it may have.
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+_OPTIONAL = {
+    "yarn": ("attention_factor", "mscale", "mscale_all_dim"),
+    "longrope": ("attention_factor",),
+}
+_KNOWN = {
+    *("rope_type", "type", "rope_theta", "partial_rotary_factor", "factor"),
+    *("original_max_position_embeddings", "attention_factor", "low_freq_factor"),
+    *("high_freq_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    *("short_factor", "long_factor", "short_mscale", "long_mscale"),
+}
+
+
+def no_windows(fields: Fields, count: int) -> list[int | None]:
+    """Every layer sees everything; a config that says otherwise is refused."""
+    if "layer_types" in fields and set(fields.strings("layer_types", count)) != {_FULL}:
+        raise fields.fail("layer_types", f"{_FULL} for every layer of this family")
+    return [None] * count
+
+
+def one_window(fields: Fields, count: int) -> list[int | None]:
+    """`sliding_window` in every layer; `null` means none."""
+    if "layer_types" in fields and len(set(fields.strings("layer_types", count))) > 1:
+        raise fields.fail("layer_types", "the same for every layer of this family")
+    written = fields.values.get("sliding_window", 0) is None
+    if written or fields.get("sliding_window") is None:
+        return [None] * count
+    return [fields.integer("sliding_window")] * count
+
+
+def typed_windows(sliding: Callable[[Fields, int], bool]) -> Windows:
+    """Windows by `layer_types`; where that is absent, layer i has one if `sliding(fields, i)`."""
+
+    def windows(fields: Fields, count: int) -> list[int | None]:
+        kinds = layer_types(fields, count, sliding)
+        if _SLIDING in kinds and fields.values.get("sliding_window", 0) is None:
+            raise fields.fail("sliding_window", "a number of positions")
+        return [fields.integer("sliding_window") if kind == _SLIDING else None for kind in kinds]
+
+    return windows
+
+
+def layer_types(fields: Fields, count: int, sliding: Callable[[Fields, int], bool]) -> list[str]:
+    """The kind of every layer, `sliding_attention` or `full_attention`."""
+    if "layer_types" not in fields:
+        return [_SLIDING if sliding(fields, i) else _FULL for i in range(count)]
+    kinds = fields.strings("layer_types", count)
+    for kind in kinds:
+        if kind not in (_SLIDING, _FULL):
+            raise ModelError(f"{unknown('layer type', kind, (_SLIDING, _FULL))}")
+    return kinds
+
+
+def after_first_layers(fields: Fields, layer: int) -> bool:
+    """Qwen: the layers from `max_window_layers` on, if windows are switched on."""
+    if not fields.boolean("use_sliding_window"):
+        return False
+    return layer >= fields.integer("max_window_layers", 28, low=0)
+
+
+def every_other(fields: Fields, layer: int) -> bool:
+    """Gemma 2: windows in layers 0, 2, 4 ..."""
+    return layer % 2 == 0
+
+
+def five_of_six(fields: Fields, layer: int) -> bool:
+    """Gemma 3: windows in all but every sixth layer."""
+    return (layer + 1) % fields.integer("sliding_window_pattern", 6) != 0
+
+
+def without_rope(fields: Fields, layer: int) -> bool:
+    """SmolLM 3: if windows are switched on, the layers that rotate nothing have one."""
+    switched_on = fields.boolean("use_sliding_window") and "sliding_window" in fields
+    return switched_on and not _rotates(fields, layer)
+
+
+def gpt_neo_windows(fields: Fields, count: int) -> list[int | None]:
+    """`attention_types`: [[["global", "local"], 4]] means four times global, local."""
+    kinds: list[Any] = []
+    try:
+        for pattern, times in fields.get("attention_types", [[["global", "local"], 12]]):
+            if len(kinds) <= count:
+                kinds += list(pattern) * min(times, count + 1)
+    except (TypeError, ValueError):
+        raise fields.fail("attention_types", "a list of [pattern, times]") from None
+    if len(kinds) != count or any(kind not in ("global", "local") for kind in kinds):
+        raise fields.fail("attention_types", f"{count} times global or local")
+    return [fields.integer("window_size", 256) if kind == "local" else None for kind in kinds]
+
+
+def no_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Positions are learnt."""
+    return [None] * count
+
+
+def one_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """The same angles in every layer."""
+    return [read_rope(fields, _scaling(fields), head_dim)] * count
+
+
+def smollm3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Every `no_rope_layer_interval`-th layer rotates nothing."""
+    rope = read_rope(fields, _scaling(fields), head_dim)
+    return [rope if _rotates(fields, i) else None for i in range(count)]
+
+
+def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Layers with a window have a base of their own and no scaling."""
+    both = fields.table("rope_parameters")
+    for key in both:
+        if key not in (_SLIDING, _FULL):
+            raise ModelError(unknown("entry of rope_parameters", key, (_SLIDING, _FULL)))
+    parts = Fields(both, "rope_parameters of config.json")
+    old = fields.table("rope_scaling")
+    full, local = parts.table(_FULL) | old, parts.table(_SLIDING)
+    full = {"rope_theta": fields.number("rope_theta", 1e6)} | full
+    local = {"rope_theta": fields.number("rope_local_base_freq", 1e4)} | local
+    ropes = {
+        _FULL: read_rope(fields, full, head_dim),
+        _SLIDING: read_rope(fields, local, head_dim),
+    }
+    return [ropes[kind] for kind in layer_types(fields, count, five_of_six)]
+
+
+def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:
+    """The angles that `scaling` (`rope_parameters`, or the older `rope_scaling`) asks for.
+
+    Raises:
+        ModelError: an unknown scaling or setting, or a value out of range.
+    """
+    for key in scaling:
+        if key not in _KNOWN:
+            raise ModelError(unknown("rope setting", key, _KNOWN))
+    own = Fields(scaling, "the rope settings of config.json")
+    kind = own.text("rope_type", own.text("type", "default"))
+    if kind == "su" or (kind == "yarn" and fields.get("model_type") == "phi3"):
+        kind = "longrope"  # its names in early Phi-3 checkpoints
+    if kind not in SCALINGS:
+        raise ModelError(unknown("rope scaling", kind, SCALINGS))
+    theta = own.number("rope_theta", fields.number("rope_theta", 1e4))
+    share = own.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+    dim = int(head_dim * share)
+    if theta <= 1 or dim % 2 or not 2 <= dim <= head_dim or (kind == "dynamic" and dim < 4):
+        raise ModelError(
+            f"rope of base {theta} over {dim} of {head_dim} values of a head is not possible, "
+            "expected a base above 1 and an even number of values"
+        )
+    settings = {key: own.number(key) for key in _NEEDED.get(kind, ())}
+    settings |= {key: own.number(key) for key in _OPTIONAL.get(kind, ()) if key in own}
+    divisors: tuple[float, ...] = ()
+    if kind in ("dynamic", "llama3", "yarn", "longrope"):
+        settings["original_max_position_embeddings"] = _original(fields, own, kind)
+    if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
+        raise own.fail("low_freq_factor", "less than high_freq_factor")
+    if kind == "yarn":
+        settings["beta_fast"] = own.number("beta_fast", 32)
+        settings["beta_slow"] = own.number("beta_slow", 1)
+        settings["truncate"] = float(own.boolean("truncate", True))
+    if kind == "longrope":
+        context = fields.integer("max_position_embeddings")
+        stretch = context / settings["original_max_position_embeddings"]
+        settings["factor"] = own.number("factor", stretch)
+        divisors = _divisors(own, dim // 2)
+    return Rope(theta, dim, kind, tuple(sorted(settings.items())), divisors)
+
+
+def context(fields: Fields, ropes: list[Rope | None]) -> int:
+    """Most positions, as the scalings allow.
+
+    `linear` and `dynamic` multiply `max_position_embeddings`, except in Gemma 3, whose configs give
+    the extended one; `yarn` multiplies the original one. `longrope` would need other angles for
+    all positions once the original context is exceeded, so the model stops there.
+    """
+    written = fields.integer("max_position_embeddings")
+    extended = written
+    for rope in set(ropes) - {None}:
+        settings = dict(rope.parameters) if rope else {}
+        original = int(settings.get("original_max_position_embeddings", written))
+        if rope and rope.scaling == "longrope":
+            return min(written, original)
+        if rope and rope.scaling in ("linear", "dynamic", "yarn"):
+            if fields.get("model_type") in ("gemma3", "gemma3_text"):
+                continue
+            extended = max(extended, int(original * settings["factor"]))
+    return extended
+
+
+def _scaling(fields: Fields) -> dict[str, Any]:
+    return fields.table("rope_scaling") or fields.table("rope_parameters")
+
+
+def _original(fields: Fields, own: Fields, kind: str) -> int:
+    """The context that the model was trained with before it was extended."""
+    written = fields.integer("max_position_embeddings")
+    if kind == "dynamic":
+        return written
+    name = "original_max_position_embeddings"
+    low = 2 if kind == "longrope" else 1
+    return fields.integer(name, own.integer(name, written, low), low)
+
+
+def _divisors(own: Fields, count: int) -> tuple[float, ...]:
+    values = own.get("short_factor")
+    if not isinstance(values, list) or len(values) != count:
+        raise own.fail("short_factor", f"a list of {count} numbers")
+    items = Fields({str(i): value for i, value in enumerate(values)}, "short_factor")
+    return tuple(items.number(str(i)) for i in range(count))
+
+
+def _rotates(fields: Fields, layer: int) -> bool:
+    rotating = fields.get("no_rope_layers")
+    if rotating is None:
+        return (layer + 1) % fields.integer("no_rope_layer_interval", 4) != 0
+    if not isinstance(rotating, list) or layer >= len(rotating) or rotating[layer] not in (0, 1):
+        raise fields.fail("no_rope_layers", "a list of 0 or 1, one for each layer")
+    return bool(rotating[layer])

@@ -1,0 +1,114 @@
+"""Where each canonical tensor lies in a checkpoint, and which shape it must have.
+
+Canonical names: `embed`, `positions`, `final_norm`, `head`, and in `layers.{i}.`: `attn_norm`,
+`q`, `k`, `v`, `o`, `q_norm`, `k_norm`, `attn_inner_norm`, `attn_post_norm`, `mlp_norm`, `gate`,
+`up`, `down`, `mlp_inner_norm`, `mlp_post_norm`; each with `.bias` where the model has one.
+Matrices are [out, in]. What a model lacks has no name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.models.config import LayerConfig, ModelConfig
+from paceline.models.families import Family
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a canonical tensor lies.
+
+    Attributes:
+        tensor: name in the checkpoint, without its prefix.
+        stored: shape of that tensor.
+        shape: shape of the canonical one.
+        rows: its rows in the stored one (once turned), or None for all of them.
+        part: its place among the three parts of each head where they are interleaved, or None.
+        turned: the stored matrix is [in, out].
+    """
+
+    tensor: str
+    stored: Shape
+    shape: Shape
+    rows: slice | None = None
+    part: int | None = None
+    turned: bool = False
+
+
+def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[str, Place]:
+    """Canonical name -> place, for every tensor of the model."""
+    found: dict[str, Place] = {}
+    outer = _outer_shapes(config)
+    for module, name in family.outer.items():
+        found |= _entries("", module, name, outer, family, biased)
+    for i, layer in enumerate(config.layers):
+        shapes = _layer_shapes(config, layer)
+        at = family.at.format(i=i)
+        for module, names in family.layer.items():
+            entries = _entries(at, module, names, shapes, family, biased)
+            found |= {f"layers.{i}.{name}": place for name, place in entries.items()}
+    return found
+
+
+def _outer_shapes(config: ModelConfig) -> dict[str, Shape]:
+    hidden = config.hidden_size
+    return {
+        "embed": (config.vocab_size, hidden),
+        "positions": (config.context + config.position_offset, hidden),
+        "final_norm": (hidden,),
+        "head": (config.vocab_size, hidden),
+    }
+
+
+def _layer_shapes(config: ModelConfig, layer: LayerConfig) -> dict[str, Shape]:
+    hidden, inner = config.hidden_size, layer.intermediate
+    queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    return {
+        "q": (queries, hidden),
+        "k": (keys, hidden),
+        "v": (keys, hidden),
+        "o": (hidden, queries),
+        "gate": (inner, hidden),
+        "up": (inner, hidden),
+        "down": (hidden, inner),
+        "q_norm": (layer.head_dim,),
+        "k_norm": (layer.head_dim,),
+        "attn_norm": (hidden,),
+        "attn_inner_norm": (queries,),
+        "attn_post_norm": (hidden,),
+        "mlp_norm": (hidden,),
+        "mlp_inner_norm": (inner,),
+        "mlp_post_norm": (hidden,),
+    }
+
+
+def _entries(
+    at: str,
+    module: str,
+    names: str,
+    shapes: dict[str, Shape],
+    family: Family,
+    biased: frozenset[str],
+) -> dict[str, Place]:
+    """Weight and bias of every canonical name that one module holds."""
+    parts = names.split()
+    total = sum(shapes[name][0] for name in parts)
+    entries: dict[str, Place] = {}
+    start = 0
+    for index, name in enumerate(parts):
+        shape = shapes[name]
+        rows = slice(start, start + shape[0]) if len(parts) > 1 else None
+        start += shape[0]
+        stored = (total, *shape[1:])
+        part = index if family.interleaved and rows else None
+        turned = family.transposed and bool(at) and len(shape) == 2
+        weight = Place(
+            f"{at}{module}.weight", stored[::-1] if turned else stored, shape, rows, part, turned
+        )
+        entries[name] = weight
+        if name in biased or (len(shape) == 1 and family.norm == "layer"):
+            tensor = f"{at}{module}.bias"
+            entries[f"{name}.bias"] = Place(tensor, stored[:1], shape[:1], rows, part)
+    return entries

@@ -1,0 +1,33 @@
+"""What every test may ask for: the real checkpoints, read in place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+REAL_MODELS = (
+    "stories260K",
+    "TinyStories-656K",
+    "bitstories-1M",
+    "bitstories-3M",
+    "tinystories-instruct-3m-chat",
+)
+
+sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`
+
+
+def shared(*parts: str) -> Path:
+    """A path below ../shared; the test is skipped by name where it is missing."""
+    path = SHARED.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path.relative_to(SHARED.parent)} is not here")
+    return path
+
+
+@pytest.fixture(params=REAL_MODELS)
+def real_model(request: pytest.FixtureRequest) -> Path:
+    """The folder of each real checkpoint in turn."""
+    return shared("models", request.param)
