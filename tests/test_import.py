@@ -16,6 +16,8 @@ def test_importing_paceline_brings_neither_torch_nor_numpy():
 
 def test_generating_needs_no_torch():
     loaded = run(
-        "import sys, paceline; paceline.LM().generate('Once', max_new_tokens=3); print(*sys.modules)"
+        "import sys, paceline\n"
+        "paceline.LM().generate('Once', max_new_tokens=3)\n"
+        "print(*sys.modules)"
     )
     assert "torch" not in loaded

@@ -1,7 +1,7 @@
 """Tiny random models of every family and variant, built by transformers: the oracle of the tests.
 
-`MODELS[name]()` gives a model in fp32; `save(name, folder)` writes it as a checkpoint. Sizes are odd
-on purpose: no head, row or vocabulary is a multiple of a vector's width.
+`MODELS[name]()` gives a model in fp32; `save(name, folder)` writes it as a checkpoint. Sizes are
+odd on purpose: no head, row or vocabulary is a multiple of a vector's width.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+
+torch.set_num_threads(1)  # models this small only wait for one another
 
 LAYERS = 3
 WINDOW = 5
@@ -48,10 +50,15 @@ def _build(family: str, **settings: Any) -> Callable[[], PreTrainedModel]:
     return build
 
 
-def randomised(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def randomised(
+    config: PreTrainedConfig,
+    create: Callable[[PreTrainedConfig], PreTrainedModel] = (
+        transformers.AutoModelForCausalLM.from_config
+    ),
+) -> PreTrainedModel:
     """A model with every parameter drawn, norms and biases too, so that no mistake hides."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    torch.manual_seed(0)
+    model = create(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -79,8 +86,7 @@ def _gemma3_with_vision() -> PreTrainedModel:
         image_token_index=VOCAB - 1,
         attn_implementation="eager",
     )
-    torch.manual_seed(0)
-    return transformers.Gemma3ForConditionalGeneration(config).eval()
+    return randomised(config, transformers.Gemma3ForConditionalGeneration)
 
 
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 16}

@@ -1,15 +1,18 @@
-"""A checkpoint as one object: `load(path)` and what it holds."""
+"""A checkpoint as one object: `load(source)` and what it holds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from paceline.errors import ModelError
 from paceline.models.checkpoint import Weights, open_weights
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
+from paceline.models.generation import Defaults, read_defaults
+from paceline.models.hub import locate
 from paceline.models.shape import read_config
+from paceline.models.tokenizer import Tokenizer, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -20,22 +23,34 @@ class Model:
         path: its folder.
         config: its shape.
         weights: its tensors, read when asked for.
+        defaults: how it wants to be sampled, and what ends its text.
     """
 
     path: Path
     config: ModelConfig
     weights: Weights
+    defaults: Defaults
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer.
+
+        Raises:
+            ModelError: it has none, or an invalid one.
+        """
+        return open_tokenizer(self.path)
 
 
-def load(source: str | Path) -> Model:
-    """Open a checkpoint. Checks its config and the names and shapes of its tensors.
+def load(source: str | Path | None = None) -> Model:
+    """Open a checkpoint. Checks its settings and the names and shapes of its tensors.
+
+    Args:
+        source: a folder, a hub id, or None for the embedded model; see `hub.locate`.
 
     Raises:
         ModelError: what is wrong with it, and what to do.
     """
-    folder = Path(source)
-    if not folder.is_dir():
-        raise ModelError(f"{source} is no folder")
+    folder = locate(source)
     config, family, biased = read_config(read_json(folder / "config.json"))
     config, weights = open_weights(folder, config, family, biased)
-    return Model(folder, config, weights)
+    return Model(folder, config, weights, read_defaults(folder, config))

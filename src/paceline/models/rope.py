@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from paceline.core import Floats
 
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope")
@@ -50,19 +52,17 @@ class Rope:
     def _frequencies(self, positions: Floats) -> Floats:
         """Radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
         settings = dict(self.parameters)
-        powers: Floats
         steps = np.arange(0, self.dim, 2).astype(np.float32) / np.float32(self.dim)
         if self.scaling == "dynamic":
             original, factor = settings["original_max_position_embeddings"], settings["factor"]
             length = np.maximum(positions.astype(np.float64) + 1, original)
             growth = factor * length / original - (factor - 1)
             base = self.theta * growth ** (self.dim / (self.dim - 2))
-            powers = base.astype(np.float32) ** steps
-            return np.reciprocal(powers)
+            return _inverse(base.astype(np.float32) ** steps)
         powers = np.power(np.float32(self.theta), steps)
         if self.scaling == "longrope":
-            return np.reciprocal(np.array(self.divisors, np.float32) * powers)[None]
-        plain = np.reciprocal(powers)
+            return _inverse(np.array(self.divisors, np.float32) * powers)[None]
+        plain = _inverse(powers)
         if self.scaling == "linear":
             plain = plain / np.float32(settings["factor"])
         elif self.scaling == "llama3":
@@ -106,6 +106,10 @@ class Rope:
         if settings.get("mscale") and settings.get("mscale_all_dim"):
             return entropy(settings["mscale"]) / entropy(settings["mscale_all_dim"])
         return entropy(1)
+
+
+def _inverse(values: Floats) -> Floats:
+    return np.float32(1) / values
 
 
 def _llama3(plain: Floats, settings: dict[str, float]) -> Floats:

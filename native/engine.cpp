@@ -1,0 +1,282 @@
+// The native engine as Python sees it: models and sequences.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+
+#include "isa.hpp"
+#include "model.hpp"
+
+namespace nb = nanobind;
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Angles = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+namespace {
+
+constexpr size_t kLargestHead = 1024;
+constexpr size_t kMostThreads = 1024;
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+size_t size_of(nb::handle object, const char* name, size_t low = 1, size_t high = size_t{1} << 31) {
+    const auto value = nb::cast<int64_t>(object.attr(name));
+    if (value < static_cast<int64_t>(low) || value > static_cast<int64_t>(high))
+        refuse(std::string(name) + " is " + std::to_string(value) + ", expected " +
+               std::to_string(low) + " to " + std::to_string(high));
+    return static_cast<size_t>(value);
+}
+
+float cap_of(nb::handle object, const char* name) {
+    nb::object value = object.attr(name);
+    return value.is_none() ? 0.0f : nb::cast<float>(value);
+}
+
+Activation activation_of(const std::string& name) {
+    const std::pair<const char*, Activation> known[] = {{"silu", Activation::silu},
+                                                        {"gelu", Activation::gelu},
+                                                        {"gelu_tanh", Activation::gelu_tanh},
+                                                        {"relu", Activation::relu},
+                                                        {"relu2", Activation::relu2}};
+    for (const auto& [text, activation] : known)
+        if (name == text) return activation;
+    refuse("activation '" + name + "' has no kernel");
+}
+
+LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
+    LayerShape shape{};
+    shape.heads = size_of(layer, "heads");
+    shape.kv_heads = size_of(layer, "kv_heads");
+    shape.head_dim = size_of(layer, "head_dim", 1, kLargestHead);
+    shape.intermediate = size_of(layer, "intermediate");
+    if (shape.heads % shape.kv_heads) refuse("heads must be a multiple of kv_heads");
+    if (!layer.attr("window").is_none()) shape.window = size_of(layer, "window");
+    nb::object rope = layer.attr("rope");
+    shape.rope = -1;
+    if (rope.is_none()) return shape;
+    shape.rope_dim = size_of(rope, "dim", 2, shape.head_dim);
+    if (shape.rope_dim % 2) refuse("the rotated part of a head must be even");
+    const auto found = std::find_if(ropes.begin(), ropes.end(),
+                                    [&](const nb::object& other) { return other.equal(rope); });
+    shape.rope = static_cast<int>(found - ropes.begin());
+    if (found == ropes.end()) ropes.push_back(rope);
+    return shape;
+}
+
+Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
+    Shape shape{};
+    shape.vocabulary = size_of(config, "vocab_size");
+    shape.hidden = size_of(config, "hidden_size");
+    shape.context = size_of(config, "context");
+    for (nb::handle layer : config.attr("layers")) shape.layers.push_back(layer_of(layer, ropes));
+    const auto norm = nb::cast<std::string>(config.attr("norm"));
+    if (norm != "rms" && norm != "layer") refuse("norm '" + norm + "' has no kernel");
+    shape.centred_norm = norm == "layer";
+    shape.norm_eps = nb::cast<float>(config.attr("norm_eps"));
+    shape.norm_offset = nb::cast<float>(config.attr("norm_offset"));
+    shape.activation = activation_of(nb::cast<std::string>(config.attr("activation")));
+    shape.gated = nb::cast<bool>(config.attr("gated"));
+    shape.parallel = nb::cast<bool>(config.attr("parallel"));
+    shape.tied = nb::cast<bool>(config.attr("tied"));
+    shape.learned_positions = nb::cast<bool>(config.attr("learned_positions"));
+    shape.position_offset = size_of(config, "position_offset", 0);
+    shape.attention_scale = nb::cast<float>(config.attr("attention_scale"));
+    shape.embedding_scale = nb::cast<float>(config.attr("embedding_scale"));
+    shape.attention_softcap = cap_of(config, "attention_softcap");
+    shape.logit_softcap = cap_of(config, "logit_softcap");
+    shape.ropes = ropes.size();
+    return shape;
+}
+
+Format format_of(const std::string& name) {
+    if (name == "fp32") return Format::fp32;
+    refuse("format '" + name + "' is unknown; choose fp32");
+}
+
+size_t threads_of(int64_t threads) {
+    if (threads < 1 || threads > static_cast<int64_t>(kMostThreads))
+        refuse("threads is " + std::to_string(threads) + ", expected 1 to " +
+               std::to_string(kMostThreads));
+    return static_cast<size_t>(threads);
+}
+
+// A model and what its sequences share. One call at a time; others wait.
+struct Engine {
+    Engine(Shape shape, const Kernels& kernels, Format format, size_t threads,
+           std::vector<nb::object> ropes)
+        : model(std::move(shape), kernels, format, threads), ropes(std::move(ropes)) {}
+
+    Model model;
+    std::vector<nb::object> ropes;
+    std::mutex busy;
+    std::shared_ptr<Buffer> logits = std::make_shared<Buffer>();
+    bool ready = false;
+};
+
+struct Sequence {
+    std::shared_ptr<Engine> engine;
+    std::optional<Cache> cache;
+
+    Sequence(std::shared_ptr<Engine> engine, Cache cache)
+        : engine(std::move(engine)), cache(std::move(cache)) {}
+    Sequence(Sequence&&) = default;
+
+    Cache& open() {
+        if (!cache) refuse("this sequence has been released");
+        return *cache;
+    }
+};
+
+std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& format,
+                                    const std::string& isa, int64_t threads) {
+    std::vector<nb::object> ropes;
+    Shape shape = shape_of(config, ropes);
+    return std::make_shared<Engine>(std::move(shape), choose(isa), format_of(format),
+                                    threads_of(threads), std::move(ropes));
+}
+
+void set_weight(Engine& engine, const std::string& name, Weight weight) {
+    if (weight.ndim() != 1 && weight.ndim() != 2)
+        refuse("weight '" + name + "' has " + std::to_string(weight.ndim()) +
+               " axes, expected 1 or 2");
+    const bool matrix = weight.ndim() == 2;
+    const Given given{weight.data(), matrix ? weight.shape(0) : 1,
+                      matrix ? weight.shape(1) : weight.shape(0), matrix};
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(engine.busy);
+    if (engine.ready) refuse("the model is already loaded");
+    engine.model.weights.set(name, given);
+}
+
+void finish_loading(Engine& engine) {
+    engine.model.weights.check();
+    engine.ready = true;
+}
+
+void extend_rope(Engine& engine, size_t index, Angles cosines, Angles sines) {
+    const bool same = cosines.shape(0) == sines.shape(0) && cosines.shape(1) == sines.shape(1);
+    const auto uses = [&](const LayerShape& layer) {
+        return layer.rope == static_cast<int>(index) && layer.rope_dim / 2 == cosines.shape(1);
+    };
+    const auto& layers = engine.model.shape.layers;
+    if (!same || std::none_of(layers.begin(), layers.end(), uses))
+        refuse("cosines and sines must both be [positions, dim / 2]");
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(engine.busy);
+    engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size());
+}
+
+Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocabulary) {
+    auto* held = new std::shared_ptr<Buffer>(buffer);
+    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
+    return Logits(buffer->floats(), {rows, vocabulary}, owner);
+}
+
+// An array as it is: a copy in another type would hide a mistake, and cost time.
+Ints ints_of(nb::handle object) {
+    Ints array;
+    if (!nb::try_cast(object, array, false)) refuse("tokens and parents must be int32 arrays");
+    return array;
+}
+
+Logits forward(Engine& engine, nb::list batch, bool rows) {
+    std::vector<Ints> arrays;  // keep the memory that the branches point to
+    std::vector<Branch> branches;
+    arrays.reserve(2 * batch.size());
+    size_t nodes = 0;
+    if (!engine.ready) refuse("the model is not loaded");
+    for (nb::handle item : batch) {
+        const auto entry = nb::cast<nb::tuple>(item);
+        if (entry.size() != 3) refuse("a batch has (sequence, tokens, parents) entries");
+        auto& sequence = nb::cast<Sequence&>(entry[0]);
+        if (sequence.engine.get() != &engine) refuse("a sequence belongs to another engine");
+        Cache* cache = &sequence.open();
+        for (const Branch& other : branches)
+            if (other.cache == cache) refuse("a sequence appears twice in the batch");
+        arrays.push_back(ints_of(entry[1]));
+        arrays.push_back(ints_of(entry[2]));
+        const Ints &tokens = arrays[arrays.size() - 2], &parents = arrays.back();
+        if (tokens.size() != parents.size()) refuse("tokens and parents differ in size");
+        branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});
+        nodes += tokens.size();
+    }
+    const size_t vocabulary = engine.model.shape.vocabulary;
+    std::shared_ptr<Buffer> logits;
+    {
+        nb::gil_scoped_release unlocked;
+        std::lock_guard lock(engine.busy);
+        if (rows && engine.logits->size() < nodes * vocabulary * sizeof(float))
+            engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
+        logits = engine.logits;
+        engine.model.forward(branches, rows ? logits->floats() : nullptr);
+    }
+    return as_array(logits, rows ? nodes : 0, vocabulary);
+}
+
+template <class Use>
+auto locked(Sequence& sequence, Use use) {
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(sequence.engine->busy);
+    return use(sequence.open());
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+    m.def("isas", [] {
+        std::vector<std::string> names;
+        for (const Kernels* kernels : runnable()) names.emplace_back(kernels->isa);
+        return names;
+    }, "Instruction sets whose kernels run on this machine, the fastest first.");
+
+    nb::class_<Sequence>(m, "Sequence")
+        .def_prop_ro("length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; })
+        .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; })
+        .def("commit", [](Sequence& s, Ints path) {
+            locked(s, [&](Cache& cache) { cache.commit(path.data(), path.size()); });
+        })
+        .def("truncate", [](Sequence& s, size_t length) {
+            locked(s, [&](Cache& cache) { cache.truncate(length); });
+        })
+        .def("fork", [](Sequence& s) {
+            return Sequence{s.engine, locked(s, [](Cache& cache) { return cache.fork(); })};
+        })
+        .def("release", [](Sequence& s) {
+            std::lock_guard lock(s.engine->busy);
+            s.cache.reset();
+        }, nb::call_guard<nb::gil_scoped_release>());
+
+    nb::class_<Engine>(m, "Model")
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("isa"),
+             nb::arg("threads"))
+        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
+        .def("finish", &finish_loading)
+        .def("extend_rope", &extend_rope)
+        .def("forward", &forward)
+        .def("open", [](std::shared_ptr<Engine> engine) {
+            return Sequence{engine, Cache(engine->model.shape)};
+        })
+        .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
+        .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
+        .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
+        .def_prop_ro("bytes", [](Engine& e) { return e.model.weights.bytes(); })
+        .def_prop_rw("grain", [](Engine& e) { return e.model.grain; },
+                     [](Engine& e, size_t grain) { e.model.grain = grain; })
+        .def_prop_rw("threads", [](Engine& e) { return e.model.threads(); },
+                     [](Engine& e, int64_t threads) {
+                         const size_t wished = threads_of(threads);
+                         nb::gil_scoped_release unlocked;
+                         std::lock_guard lock(e.busy);
+                         e.model.set_threads(wished);
+                     });
+}

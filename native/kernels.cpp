@@ -1,0 +1,26 @@
+// The kernels of one instruction set. CMake compiles this file once for each, with its flags and
+// PACELINE_ISA naming it.
+//
+// Standard templates are avoided on purpose: the linker keeps one copy of an inline function, and
+// it might be the copy that the machine cannot run.
+
+#include "kernels/attention.hpp"
+#include "kernels/matmul.hpp"
+#include "kernels/rows.hpp"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+extern const Kernels JOIN(kernels_, PACELINE_ISA);
+const Kernels JOIN(kernels_, PACELINE_ISA) = {
+    .isa = TEXT(PACELINE_ISA),
+    .formats = {&fp32_kernels},
+    .norm = norm,
+    .add = add,
+    .max_queries = kWidest,
+    .attention_bytes = attention_bytes,
+    .attend = attend,
+    .top = top,
+};

@@ -1,0 +1,89 @@
+// What one instruction set offers, as plain data and function pointers.
+//
+// Sizes: n tokens of a pass, K inputs of a matrix. Every float row is padded with zeros to a
+// multiple of 16. All results are the same for any n and any split of the work.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
+
+inline size_t padded(size_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
+
+enum class Format { fp32, count };
+enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
+
+// y = w @ x for a matrix in panels: [rows / 16] panels, each `panel_bytes` long.
+struct Product {
+    const uint8_t* panels = nullptr;
+    size_t panel_bytes = 0;
+    size_t inputs = 0;        // K
+    const void* x = nullptr;  // what `arrange` made of the n rows
+    size_t n = 0;
+    const float* bias = nullptr;  // one for each row, padded; or null
+    Activation activation = Activation::none;
+    bool gated = false;    // panels alternate: gate, up, gate, up; out = activation(gate) * up
+    float softcap = 0.0f;  // 0: none
+    float* out = nullptr;  // [n][stride]
+    size_t stride = 0;
+    size_t rows = 0;  // columns of `out` that are written
+};
+
+struct NormJob {
+    const float* weight;  // padded
+    const float* bias;    // padded, or null
+    size_t size;
+    float eps;
+    bool centred;  // layer norm; otherwise root mean square
+};
+
+// One kv head and a few queries of one sequence.
+struct Attention {
+    const float* keys;     // [positions / 16][D][16]
+    const float* values;   // [D / 16][capacity][16]
+    size_t head_dim;       // D
+    size_t capacity;       // positions the two have room for
+    size_t length;         // committed positions; node i of the tree lies at length + i
+    const int32_t* parents;
+    const int32_t* depths;
+    bool chain;            // every node is the parent of the next
+    size_t window;         // positions seen, the own included; 0: all
+    float softcap;         // 0: none
+    const float* queries;  // node i, head h: queries[i * stride + h * D]
+    size_t query_stride;
+    float* out;            // node i, head h: out[i * out_stride + h * D]
+    size_t out_stride;
+    size_t first_head;     // query heads of this kv head: first_head .. first_head + group
+    size_t group;
+};
+
+// How one weight format is stored and multiplied.
+struct FormatKernels {
+    size_t (*panel_bytes)(size_t inputs);
+    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero.
+    void (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
+    // Row `lane` of a panel times `scale`.
+    void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
+    // Bytes that n rows take after `arrange`; 0 when the row itself is read.
+    size_t (*arranged_bytes)(size_t n, size_t inputs);
+    // Lays n rows out for the product; part `part` of `parts` of the work.
+    void (*arrange)(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
+                    size_t part, size_t parts);
+    // Panels first .. last - 1; `scratch` holds `scratch_bytes(n)`.
+    void (*multiply)(const Product&, size_t first, size_t last, void* scratch);
+    size_t (*scratch_bytes)(size_t n);
+};
+
+struct Kernels {
+    const char* isa;
+    const FormatKernels* formats[static_cast<size_t>(Format::count)];
+    void (*norm)(const NormJob&, const float* x, float* out);
+    void (*add)(float* x, const float* y, size_t size);  // size is padded
+    size_t max_queries;
+    size_t (*attention_bytes)(size_t queries, size_t positions, size_t head_dim);
+    // Queries first .. last - 1 of node-major (node, head in group) pairs.
+    void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
+    // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.
+    void (*top)(const float* row, size_t size, size_t k, int32_t* tokens, float* probs);
+};

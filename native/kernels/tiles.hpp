@@ -1,0 +1,92 @@
+// How n tokens are cut into tiles that fit the registers, and how rows are laid out for them.
+//
+// A tile of T tokens is stored [K][T]: at each input the T values lie side by side.
+#pragma once
+
+#include "../simd.hpp"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
+constexpr int kSums = 24;  // sixteen-lane sums that fit the registers
+constexpr int kBulk = 12;  // tile width when there are many tokens
+#elif defined(__AVX2__) || defined(__ARM_NEON)
+constexpr int kWidths[] = {1, 2, 3, 4, 6};
+constexpr int kSums = 6;
+constexpr int kBulk = 6;
+#else
+constexpr int kWidths[] = {1, 2};
+constexpr int kSums = 2;
+constexpr int kBulk = 2;
+#endif
+constexpr int kWidest = kWidths[sizeof(kWidths) / sizeof(int) - 1];
+
+// Panels that are multiplied together with tiles of T tokens: 4, 2 or 1.
+constexpr int panels_for(int width) {
+    int panels = 4;
+    while (panels > 1 && panels * width > kSums) panels /= 2;
+    return panels;
+}
+
+// The narrowest tile that holds n <= kWidest tokens; what is too much is zero.
+INLINE size_t width_for(size_t n) {
+    for (const int width : kWidths)
+        if (n <= static_cast<size_t>(width)) return static_cast<size_t>(width);
+    return kWidest;
+}
+
+// Tiles of equal width but for the last.
+struct Tiling {
+    size_t n, width, count;
+    size_t tokens(size_t tile) const { return tile + 1 < count ? width : n - tile * width; }
+    size_t width_of(size_t tile) const { return width_for(tokens(tile)); }
+};
+
+INLINE Tiling tiling(size_t n) {
+    if (n <= kWidest) return {n, width_for(n), 1};
+    return {n, kBulk, (n + kBulk - 1) / kBulk};
+}
+
+// Tokens that the tiles have room for.
+INLINE size_t room(const Tiling& tiles) {
+    return (tiles.count - 1) * tiles.width + tiles.width_of(tiles.count - 1);
+}
+
+// Calls use(std integral constant T) for a width that is known only at run time.
+template <int T>
+struct Width {
+    static constexpr int value = T;
+};
+template <size_t I = 0, class Use>
+INLINE void with_width(size_t width, Use&& use) {
+    if constexpr (I < sizeof(kWidths) / sizeof(int)) {
+        if (width == static_cast<size_t>(kWidths[I])) return use(Width<kWidths[I]>{});
+        with_width<I + 1>(width, static_cast<Use&&>(use));
+    }
+}
+
+// Rows [n][stride] to tiles; part `part` of `parts` takes its share of the K inputs.
+static void arrange_floats(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
+                           size_t part, size_t parts) {
+    const Tiling tiles = tiling(n);
+    const size_t share = padded((inputs + parts - 1) / parts);
+    const size_t begin = part * share < inputs ? part * share : inputs;
+    const size_t end = begin + share < inputs ? begin + share : inputs;
+    for (size_t tile = 0; tile < tiles.count; ++tile) {
+        const size_t tokens = tiles.tokens(tile), width = tiles.width_of(tile);
+        float* to = static_cast<float*>(out) + tile * tiles.width * inputs;
+        const float* from = rows + tile * tiles.width * stride;
+        for (size_t k = begin; k < end; ++k) {
+            size_t t = 0;
+            for (; t < tokens; ++t) to[k * width + t] = from[t * stride + k];
+            for (; t < width; ++t) to[k * width + t] = 0.0f;
+        }
+    }
+}
+
+static size_t arranged_float_bytes(size_t n, size_t inputs) {
+    return n == 1 ? 0 : room(tiling(n)) * inputs * sizeof(float);
+}
+
+}  // namespace

@@ -1,0 +1,58 @@
+#include "model.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "pass.hpp"
+
+namespace {
+
+const FormatKernels& kernels_for(const Kernels& kernels, Format format) {
+    const FormatKernels* found = kernels.formats[static_cast<size_t>(format)];
+    if (!found) throw std::invalid_argument("this format has no kernels here");
+    return *found;
+}
+
+}  // namespace
+
+Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
+    : shape(std::move(given)),
+      kernels(kernels),
+      weights(shape, kernels_for(kernels, format), kernels_for(kernels, format)),
+      ropes_(shape.ropes),
+      pool_(std::make_unique<Pool>(threads)) {}
+
+void Model::forward(const std::vector<Branch>& batch, float* logits) {
+    if (batch.empty()) return;
+    Pass pass(*this, batch, logits);
+    if (pass.threads() == 1)
+        pass.run(0);
+    else
+        pool_->run([&](size_t thread) { pass.run(thread); });
+    pass.remember();
+}
+
+size_t Model::threads_for(size_t n) const {
+    size_t most = 0;
+    for (const LayerShape& layer : shape.layers)
+        most = std::max(most, layer.matrix_values(shape.hidden, shape.gated));
+    return n * most >= grain ? pool_->size() : 1;
+}
+
+void Model::set_threads(size_t threads) {
+    if (threads != pool_->size()) pool_ = std::make_unique<Pool>(threads);
+}
+
+size_t Model::rope_positions() const {
+    size_t covered = SIZE_MAX;
+    for (const LayerShape& layer : shape.layers)
+        if (layer.rope >= 0)
+            covered = std::min(covered, ropes_[layer.rope].cosines.size() / (layer.rope_dim / 2));
+    return covered;
+}
+
+void Model::extend_rope(size_t index, const float* cosines, const float* sines, size_t count) {
+    RopeTable& table = ropes_.at(index);
+    table.cosines.insert(table.cosines.end(), cosines, cosines + count);
+    table.sines.insert(table.sines.end(), sines, sines + count);
+}

@@ -1,0 +1,66 @@
+// A model that runs: weights, kernels, threads and the working memory of a pass.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cache.hpp"
+#include "pool.hpp"
+#include "shape.hpp"
+#include "weights.hpp"
+
+// Angles of one kind of rotary embedding, [positions][dim / 2].
+struct RopeTable {
+    std::vector<float> cosines, sines;
+};
+
+// One sequence of a batch and the nodes to run for it.
+struct Branch {
+    Cache* cache;
+    const int32_t* tokens;
+    const int32_t* parents;
+    size_t nodes;
+};
+
+// Working memory, rows of n tokens each; kept between passes.
+struct Workspace {
+    Buffer x;         // the residual stream, [n][hidden]
+    Buffer normed;    // [n][hidden]
+    Buffer y;         // [n][hidden]
+    Buffer qkv;       // [n][queries, keys, values]
+    Buffer attended;  // [n][heads * D]
+    Buffer wide;      // [n][intermediate]
+    Buffer arranged;  // the input of a product, as its kernel wants it
+    std::vector<Buffer> scratch;  // one for each thread
+};
+
+class Model {
+public:
+    Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
+
+    // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
+    // Throws std::invalid_argument for bad tokens, parents or positions, before any work.
+    void forward(const std::vector<Branch>& batch, float* logits);
+
+    void set_threads(size_t threads);
+    size_t threads() const { return pool_->size(); }
+    // Threads for a pass over n nodes: all, or one where sharing would cost more than it saves.
+    size_t threads_for(size_t n) const;
+    // Positions that every rotary table covers.
+    size_t rope_positions() const;
+    void extend_rope(size_t index, const float* cosines, const float* sines, size_t count);
+
+    const Shape shape;
+    const Kernels& kernels;
+    Weights weights;
+    // Least multiply-adds of a layer that are worth a second thread: some tens of microseconds,
+    // against the meetings of a layer and the price of one when the other core is busy.
+    size_t grain = 1 << 20;
+
+private:
+    friend class Pass;
+    std::vector<RopeTable> ropes_;
+    std::unique_ptr<Pool> pool_;
+    Workspace work_;
+};

@@ -1,0 +1,98 @@
+// Sixteen floats as this build's machine holds them, and the few functions kernels need.
+//
+// Included only by kernels.cpp, which is compiled once for each instruction set. Everything has
+// internal linkage: a function shared by two builds could be linked in the wrong one.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int kLanes = 16;
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+constexpr int kParts = 64 / kBytes;
+
+using Reg = float __attribute__((vector_size(kBytes)));
+using Int = int32_t __attribute__((vector_size(kBytes)));
+constexpr int kRegLanes = kBytes / 4;
+
+INLINE Reg reg_fma(Reg a, Reg b, Reg c) {
+#if defined(__AVX512F__)
+    return (Reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+    return (Reg)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_NEON)
+    return (Reg)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;  // rounds twice, but everywhere in the same way
+#endif
+}
+
+struct F16 {
+    Reg part[kParts];
+};
+
+#define EACH_PART(expression)                                  \
+    F16 out;                                                   \
+    for (int i = 0; i < kParts; ++i) out.part[i] = expression; \
+    return out
+
+INLINE F16 load(const float* from) {
+    F16 out;
+    std::memcpy(&out, from, sizeof(out));
+    return out;
+}
+INLINE void store(float* to, F16 v) { std::memcpy(to, &v, sizeof(v)); }
+INLINE F16 splat(float value) { EACH_PART(value - Reg{}); }
+INLINE F16 operator+(F16 a, F16 b) { EACH_PART(a.part[i] + b.part[i]); }
+INLINE F16 operator-(F16 a, F16 b) { EACH_PART(a.part[i] - b.part[i]); }
+INLINE F16 operator*(F16 a, F16 b) { EACH_PART(a.part[i] * b.part[i]); }
+INLINE F16 operator/(F16 a, F16 b) { EACH_PART(a.part[i] / b.part[i]); }
+INLINE F16 fma(F16 a, F16 b, F16 c) { EACH_PART(reg_fma(a.part[i], b.part[i], c.part[i])); }
+INLINE F16 max(F16 a, F16 b) { EACH_PART(a.part[i] > b.part[i] ? a.part[i] : b.part[i]); }
+INLINE F16 min(F16 a, F16 b) { EACH_PART(a.part[i] < b.part[i] ? a.part[i] : b.part[i]); }
+// a < b ? yes : no, lane by lane.
+INLINE F16 where_less(F16 a, F16 b, F16 yes, F16 no) {
+    EACH_PART(a.part[i] < b.part[i] ? yes.part[i] : no.part[i]);
+}
+
+// Lanes are folded in halves: the same order in every build.
+INLINE float sum(F16 v) {
+    float lane[kLanes];
+    store(lane, v);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+    return lane[0];
+}
+INLINE float largest(F16 v) {
+    float lane[kLanes];
+    store(lane, v);
+    for (int half = kLanes / 2; half; half /= 2)
+        for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+    return lane[0];
+}
+
+// 0, 1, ... 15: to mask the end of a row.
+INLINE F16 lane_index() {
+    static const float index[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return load(index);
+}
+
+}  // namespace

@@ -1,0 +1,208 @@
+#include "weights.hpp"
+
+#include <charconv>
+#include <stdexcept>
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+enum Part : unsigned { q, k, v, o, gate, up, down, parts };
+constexpr const char* kPartNames[parts] = {"q", "k", "v", "o", "gate", "up", "down"};
+
+std::string extent(size_t rows, size_t columns, bool matrix) {
+    std::string text = "[";
+    if (matrix) text += std::to_string(rows) + ", ";
+    return text += std::to_string(columns) + "]";
+}
+
+void expect(const std::string& name, const Given& weight, size_t rows, size_t columns,
+            bool matrix) {
+    if (weight.matrix == matrix && weight.rows == rows && weight.columns == columns) return;
+    refuse("weight '" + name + "' has shape " +
+           extent(weight.rows, weight.columns, weight.matrix) + ", expected " +
+           extent(rows, columns, matrix));
+}
+
+Buffer zeros(size_t floats) {
+    Buffer buffer(floats * sizeof(float));
+    buffer.zero();
+    return buffer;
+}
+
+Buffer copy(const float* from, size_t floats) {
+    Buffer buffer(floats * sizeof(float));
+    std::memcpy(buffer.bytes(), from, buffer.size());
+    return buffer;
+}
+
+// Puts a bias beside the panels that it belongs to; see Matrix::pack.
+void place_bias(Buffer& bias, const Matrix& matrix, const float* from, size_t rows, size_t first,
+                size_t every) {
+    if (!bias) bias = zeros(matrix.panels * kPanel);
+    for (size_t row = 0; row < rows; ++row)
+        bias.floats()[(first + row / kPanel * every) * kPanel + row % kPanel] = from[row];
+}
+
+void set_norm(Norm& norm, const std::string& name, const Given& weight, size_t size, bool bias,
+              float offset) {
+    expect(name, weight, 1, size, false);
+    Buffer& to = bias ? norm.bias : norm.weight;
+    to = zeros(padded(size));
+    for (size_t i = 0; i < size; ++i) to.floats()[i] = weight.data[i] + (bias ? 0.0f : offset);
+}
+
+}  // namespace
+
+Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
+    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {
+    if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
+    data = Buffer(panels * panel_bytes);
+}
+
+void Matrix::pack(const float* weights, size_t rows, size_t first, size_t every) {
+    for (size_t row = 0; row < rows; row += kPanel) {
+        const size_t panel = first + row / kPanel * every;
+        const size_t count = rows - row < kPanel ? rows - row : kPanel;
+        format->pack(weights + row * inputs, count, inputs, data.bytes() + panel * panel_bytes);
+    }
+}
+
+void Matrix::unpack(size_t row, float scale, float* out) const {
+    format->unpack(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, scale, out);
+}
+
+Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format)
+    : layers(shape.layers.size()), shape_(shape), format_(format) {
+    head = Matrix(head_format, padded(shape.vocabulary) / kPanel, shape.hidden);
+}
+
+void Weights::set(const std::string& name, const Given& weight) {
+    const std::string suffix = ".bias", prefix = "layers.";
+    const bool bias = name.size() > suffix.size() && name.ends_with(suffix);
+    const std::string stem = bias ? name.substr(0, name.size() - suffix.size()) : name;
+    if (!stem.starts_with(prefix)) return set_global(stem, weight, bias);
+    size_t index = 0;
+    const char* begin = stem.data() + prefix.size();
+    const auto [end, error] = std::from_chars(begin, stem.data() + stem.size(), index);
+    if (error != std::errc() || end == stem.data() + stem.size() || *end != '.')
+        refuse("weight '" + name + "' is not part of a decoder");
+    if (index >= layers.size())
+        refuse("weight '" + name + "' belongs to none of the " + std::to_string(layers.size()) +
+               " layers");
+    set_layer(index, std::string(end + 1), weight, bias);
+}
+
+void Weights::set_global(const std::string& name, const Given& weight, bool bias) {
+    const size_t vocabulary = shape_.vocabulary, hidden = shape_.hidden;
+    if (name == "final_norm")
+        return set_norm(final_norm, name, weight, hidden, bias, shape_.norm_offset);
+    if (name == "head" && bias) {
+        expect("head.bias", weight, 1, vocabulary, false);
+        return place_bias(head_bias, head, weight.data, vocabulary, 0, 1);
+    }
+    if (bias) refuse("weight '" + name + "' takes no bias");
+    if (name == "embed") {
+        expect(name, weight, vocabulary, hidden, true);
+        embedding_given_ = true;
+        if (shape_.tied) return head.pack(weight.data, vocabulary, 0, 1);
+        embedding = copy(weight.data, vocabulary * hidden);
+    } else if (name == "head" && !shape_.tied) {
+        expect(name, weight, vocabulary, hidden, true);
+        head.pack(weight.data, vocabulary, 0, 1);
+        head_given_ = true;
+    } else if (name == "positions" && shape_.learned_positions) {
+        expect(name, weight, position_rows(), hidden, true);
+        positions = copy(weight.data, position_rows() * hidden);
+    } else {
+        refuse("weight '" + name + "' is not part of this model");
+    }
+}
+
+void Weights::set_layer(size_t index, const std::string& part, const Given& weight, bool bias) {
+    const LayerShape& shape = shape_.layers[index];
+    LayerWeights& layer = layers[index];
+    const std::string name =
+        "layers." + std::to_string(index) + "." + part + (bias ? ".bias" : "");
+    const size_t hidden = shape_.hidden, wide = shape.intermediate;
+
+    const auto linear = [&](Part which, Matrix& matrix, Buffer& biases, size_t panels, size_t rows,
+                            size_t inputs, size_t first, size_t every) {
+        if (!matrix.format) matrix = Matrix(format_, panels, inputs);
+        if (bias) {
+            expect(name, weight, 1, rows, false);
+            return place_bias(biases, matrix, weight.data, rows, first, every);
+        }
+        expect(name, weight, rows, inputs, true);
+        matrix.pack(weight.data, rows, first, every);
+        layer.seen |= 1u << which;
+    };
+    const auto attention = [&](Part which, size_t rows, size_t at) {
+        linear(which, layer.qkv, layer.qkv_bias, shape.qkv_size() / kPanel, rows, hidden,
+               at / kPanel, 1);
+    };
+    const auto norm = [&](Norm& to, size_t size) {
+        set_norm(to, name, weight, size, bias, shape_.norm_offset);
+    };
+    const size_t gates = shape_.gated ? 2 : 1, wide_panels = padded(wide) / kPanel;
+    const auto widen = [&](Part which, size_t first) {
+        linear(which, layer.gate_up, layer.gate_up_bias, gates * wide_panels, wide, hidden, first,
+               gates);
+    };
+
+    if (part == "q") return attention(Part::q, shape.query_size(), 0);
+    if (part == "k") return attention(Part::k, shape.kv_size(), shape.keys_at());
+    if (part == "v") return attention(Part::v, shape.kv_size(), shape.values_at());
+    if (part == "o")
+        return linear(Part::o, layer.o, layer.o_bias, padded(hidden) / kPanel, hidden,
+                      shape.query_size(), 0, 1);
+    if (part == "gate" && shape_.gated) return widen(Part::gate, 0);
+    if (part == "up") return widen(Part::up, gates - 1);
+    if (part == "down")
+        return linear(Part::down, layer.down, layer.down_bias, padded(hidden) / kPanel, hidden,
+                      wide, 0, 1);
+    if (part == "q_norm") return norm(layer.q_norm, shape.head_dim);
+    if (part == "k_norm") return norm(layer.k_norm, shape.head_dim);
+    if (part == "attn_inner_norm") return norm(layer.attn_inner_norm, shape.query_size());
+    if (part == "attn_post_norm") return norm(layer.attn_post_norm, hidden);
+    if (part == "mlp_inner_norm") return norm(layer.mlp_inner_norm, wide);
+    if (part == "mlp_post_norm") return norm(layer.mlp_post_norm, hidden);
+    if (part == "attn_norm") return norm(layer.attn_norm, hidden);
+    if (part == "mlp_norm") return norm(layer.mlp_norm, hidden);
+    refuse("weight '" + name + "' is not part of this model");
+}
+
+void Weights::check() const {
+    const auto need = [](bool given, const std::string& name) {
+        if (!given) refuse("weight '" + name + "' is missing");
+    };
+    need(embedding_given_, "embed");
+    need(shape_.tied || head_given_, "head");
+    need(!shape_.learned_positions || positions, "positions");
+    need(bool(final_norm), "final_norm");
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const LayerWeights& layer = layers[i];
+        const std::string prefix = "layers." + std::to_string(i) + ".";
+        for (unsigned part = 0; part < parts; ++part)
+            need(layer.seen >> part & 1 || (part == gate && !shape_.gated),
+                 prefix + kPartNames[part]);
+        need(bool(layer.attn_norm), prefix + "attn_norm");
+        need(bool(layer.mlp_norm), prefix + "mlp_norm");
+        const std::pair<const Norm*, const char*> norms[] = {
+            {&layer.q_norm, "q_norm"},
+            {&layer.k_norm, "k_norm"},
+            {&layer.attn_inner_norm, "attn_inner_norm"},
+            {&layer.attn_post_norm, "attn_post_norm"},
+            {&layer.mlp_inner_norm, "mlp_inner_norm"},
+            {&layer.mlp_post_norm, "mlp_post_norm"}};
+        for (const auto& [norm, name] : norms) need(norm->weight || !norm->bias, prefix + name);
+    }
+}
+
+size_t Weights::bytes() const {
+    size_t total = head.data.size() + embedding.size() + positions.size();
+    for (const LayerWeights& layer : layers)
+        total += layer.qkv.data.size() + layer.o.data.size() + layer.gate_up.data.size() +
+                 layer.down.data.size();
+    return total;
+}

@@ -1,0 +1,188 @@
+"""The native engine: C++ kernels on the CPU, one call for a pass, the same bits for any batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paceline import _native
+from paceline.core import Floats, TokenTree
+from paceline.engines.base import Cached, Engine, Rows
+from paceline.errors import MethodError, ModelError, RequestError
+from paceline.models.config import ModelConfig
+
+FORMATS = ("fp32",)
+_ROPE_BLOCK = 512  # positions by which the rotary tables grow
+
+
+class NativeEngine(Engine):
+    """Runs a model in the native kernels.
+
+    Args:
+        config: the model's shape.
+        weights: canonical name -> float32 array; read one after the other, so that memory peaks at
+            the final size and one matrix.
+        threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
+            physical core. The logits do not depend on it.
+        format: how matrices are stored, one of `FORMATS`.
+        isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
+            fastest. Logits of two instruction sets differ by rounding.
+
+    Raises:
+        ModelError: a weight is missing, unknown or of the wrong shape.
+        MethodError: unknown format, instruction set or number of threads.
+    """
+
+    name = "native"
+    invariant = True
+    tolerance = 1e-4
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Floats],
+        threads: int | None = None,
+        format: str = "fp32",  # noqa: A002 (its name everywhere)
+        isa: str = "",
+    ) -> None:
+        self.config = config
+        self.format = format
+        count = default_threads() if threads is None else threads
+        try:
+            self._model = _native.Model(config, format, isa, count)
+        except ValueError as error:
+            raise MethodError(str(error)) from None
+        self._ropes = self._model.ropes
+        self._rope_end = 0
+        try:
+            for name in weights:
+                self._model.set(name, np.ascontiguousarray(weights[name], np.float32))
+            self._model.finish()
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._model.isa
+
+    @property
+    def bytes(self) -> int:
+        """Size of the matrices, which one pass reads."""
+        return self._model.bytes
+
+    @property
+    def threads(self) -> int:
+        """How many threads share a pass. Can be set between passes."""
+        return self._model.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        try:
+            self._model.threads = count
+        except ValueError as error:
+            raise MethodError(str(error)) from None
+
+    @property
+    def grain(self) -> int:
+        """Least multiply-adds of a layer in one pass that are worth a second thread."""
+        return self._model.grain
+
+    @grain.setter
+    def grain(self, multiply_adds: int) -> None:
+        self._model.grain = multiply_adds
+
+    def open(self) -> Cached:
+        """A new, empty sequence."""
+        return self._model.open()
+
+    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+        """Run every tree in one native call; see `Engine.forward`."""
+        entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
+        end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
+        if end > self._rope_end:
+            self._extend_ropes(min(end, self.config.context))
+        try:
+            return self._model.forward(entries, rows == "all")
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._refusal(batch, error) from None
+
+    def commit(self, sequence: Cached, path: ArrayLike) -> None:
+        """Keep the rows of `path`; see `Engine.commit`."""
+        nodes = np.asarray(path, np.int32)
+        try:
+            _own(sequence).commit(nodes)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"cannot commit {nodes}: {error}") from None
+
+    def truncate(self, sequence: Cached, length: int) -> None:
+        """Forget all positions from `length` on."""
+        try:
+            _own(sequence).truncate(length)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"cannot truncate to {length}: {error}") from None
+
+    def fork(self, sequence: Cached) -> Cached:
+        """An independent copy of the committed positions."""
+        try:
+            return _own(sequence).fork()
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def release(self, sequence: Cached) -> None:
+        """Give the memory back."""
+        _own(sequence).release()
+
+    def _extend_ropes(self, end: int) -> None:
+        """Let the rotary tables reach `end` at least."""
+        if end <= self._rope_end:
+            return
+        start = self._rope_end
+        stop = min(-(-end // _ROPE_BLOCK) * _ROPE_BLOCK, self.config.context)
+        for index, rope in enumerate(self._ropes):
+            cosines, sines = rope.table(start, stop)
+            self._model.extend_rope(
+                index, np.ascontiguousarray(cosines), np.ascontiguousarray(sines)
+            )
+        self._rope_end = stop
+
+    def _refusal(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> Exception:
+        """What to raise for a pass that the native code refused."""
+        for sequence, tree in batch:
+            self.check(_own(sequence), tree)
+        return RequestError(f"this pass cannot be run: {error}")
+
+
+def _own(sequence: Cached) -> _native.Sequence:
+    if not isinstance(sequence, _native.Sequence):
+        raise RequestError("this sequence belongs to another engine")
+    return sequence
+
+
+def default_threads() -> int:
+    """PACELINE_THREADS, or one thread for each physical core that this process may use.
+
+    Raises:
+        MethodError: PACELINE_THREADS is no number.
+    """
+    wished = os.environ.get("PACELINE_THREADS", "")
+    if wished:
+        if not wished.isdecimal():
+            raise MethodError(f"PACELINE_THREADS is {wished!r}, expected a number of threads")
+        return int(wished)
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    """The logical processors that share a core with `cpu`, as the system lists them."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    try:
+        return path.read_text()
+    except OSError:
+        return str(cpu)

@@ -1,0 +1,62 @@
+"""How a checkpoint wants to be sampled, by its generation_config.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from paceline.models.config import ModelConfig
+from paceline.models.fields import Fields, read_json
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds unless a request says otherwise.
+
+    Attributes:
+        stop_tokens: they end the output; those of config.json included.
+        temperature: 0 unless the checkpoint asks for sampling.
+        top_k, top_p, min_p, repetition_penalty: None where the checkpoint says nothing.
+    """
+
+    stop_tokens: frozenset[int]
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def samplers(self) -> dict[str, float]:
+        """Name of a control -> its setting, for those that are asked for besides temperature."""
+        wanted = {
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        return {name: value for name, value in wanted.items() if value is not None}
+
+
+def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
+    """The defaults of a checkpoint; greedy where it has no generation_config.json.
+
+    Raises:
+        ModelError: the file is invalid.
+    """
+    path = folder / "generation_config.json"
+    values = Fields(read_json(path) if path.exists() else {}, "generation_config.json")
+    stops = frozenset(config.eos) | frozenset(values.tokens("eos_token_id"))
+    penalty = values.number("repetition_penalty", 1.0)
+    if not values.boolean("do_sample"):
+        return Defaults(stops, repetition_penalty=penalty if penalty != 1 else None)
+    top_k = values.integer("top_k", 0, low=0)
+    top_p = values.share("top_p", 1.0)
+    min_p = values.share("min_p", 0.0)
+    return Defaults(
+        stop_tokens=stops,
+        temperature=values.number("temperature", 1.0, low=-1e-9),
+        top_k=top_k or None,
+        top_p=top_p if top_p < 1 else None,
+        min_p=min_p if min_p > 0 else None,
+        repetition_penalty=penalty if penalty != 1 else None,
+    )

@@ -1,0 +1,132 @@
+"""Text to tokens and back, by a checkpoint's tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from paceline.errors import ModelError, RequestError
+from paceline.models.chat import ChatTemplate, find_template
+from paceline.models.fields import Fields, read_json
+
+_SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer.
+
+    Attributes:
+        special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
+        silent: ids of special tokens, which decoding leaves out.
+        byte_tokens: ids that stand for one byte each, where the tokenizer falls back to bytes.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        settings: Mapping[str, Any] | None = None,
+        template: ChatTemplate | None = None,
+    ) -> None:
+        self._backend = backend
+        self._template = template
+        fields = Fields(settings or {}, "tokenizer_config.json")
+        self.special = {role: text for role in _SPECIAL if (text := _text(fields, role))}
+        # As in transformers, these settings take the place of the post-processor's special tokens.
+        self._explicit = fields.has_key("add_bos_token") or fields.has_key("add_eos_token")
+        self._begin = self._ids("bos_token") if fields.boolean("add_bos_token") else []
+        self._end = self._ids("eos_token") if fields.boolean("add_eos_token") else []
+        self.byte_tokens = _byte_tokens(backend)
+        # By id: the decoder's own way, by text, misses special tokens that were normalised.
+        added = backend.get_added_tokens_decoder()
+        self.silent = frozenset(index for index, token in added.items() if token.special)
+
+    def __len__(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Token ids of `text`, with the tokens that begin (or end) every text if `special`.
+
+        Raises:
+            RequestError: the text is not valid Unicode.
+        """
+        added = special and not self._explicit
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=added).ids
+        except (UnicodeEncodeError, TypeError):
+            raise RequestError("the text holds half a character (a lone surrogate)") from None
+        return [*self._begin, *ids, *self._end] if special else ids
+
+    def encode_chat(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+        """Token ids of a conversation that the model is to continue.
+
+        Args:
+            messages: `role` and `content` of each turn.
+
+        Raises:
+            RequestError: the model has no chat template, or its template refuses the messages.
+        """
+        return self.encode(self.render_chat(messages), special=False)
+
+    def render_chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
+        """The text of a conversation, up to where the answer begins."""
+        if self._template is None:
+            raise RequestError(
+                "this model has no chat template; give it plain text, or put its template into "
+                "chat_template.jinja beside its config.json"
+            )
+        return self._template.render(list(messages), self.special)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`, without special tokens."""
+        return self._backend.decode([index for index in ids if index not in self.silent])
+
+    def token(self, index: int) -> str:
+        """One token as the vocabulary writes it; empty where it has none."""
+        return self._backend.id_to_token(index) or ""
+
+    def _ids(self, role: str) -> list[int]:
+        index = self._backend.token_to_id(self.special[role]) if role in self.special else None
+        return [] if index is None else [index]
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: tokenizer.json is missing or invalid.
+    """
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json; load its tokenizer in transformers and save it again "
+            "with save_pretrained"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        raise ModelError(f"{path} is not a valid tokenizer: {error!s:.200}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    settings_path = folder / "tokenizer_config.json"
+    settings = read_json(settings_path) if settings_path.exists() else {}
+    return Tokenizer(backend, settings, find_template(folder, settings))
+
+
+def _text(fields: Fields, role: str) -> str | None:
+    """A special token, written as a string or as an object with its `content`."""
+    value = fields.get(role)
+    if isinstance(value, dict):
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise fields.fail(role, "a string")
+    return value
+
+
+def _byte_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:
+    if "ByteFallback" not in repr(backend.decoder):
+        return frozenset()
+    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(index for index in found if index is not None)

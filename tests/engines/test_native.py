@@ -1,0 +1,309 @@
+"""The native engine: close to the reference, the same bits for any batch, hard to break."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tiny
+from conftest import shared
+from paceline import _native
+from paceline.core import TokenTree
+from paceline.engines.native import NativeEngine, default_threads
+from paceline.engines.reference import ReferenceEngine
+from paceline.errors import MethodError, ModelError, RequestError
+from paceline.models import Model, load
+
+TOLERANCE = 1e-4
+ISAS = _native.isas()
+VARIED = ("llama-gqa-tied-bias", "gemma2", "gpt_neox", "opt", "smollm3-window", "bitnet-silu-tied")
+
+
+def run(engine, ids: np.ndarray, chunk: int) -> np.ndarray:
+    """Logits of every position, prefilled in chunks."""
+    rows: list[np.ndarray] = []
+    engine.release(engine.start(ids, lambda _, __, logits: rows.append(logits.copy()), chunk))
+    return np.concatenate(rows)
+
+
+def native(model: Model, **options) -> NativeEngine:
+    engine = NativeEngine(model.config, model.weights, **options)
+    engine.grain = 0  # tiny models would run on one thread, and threads are to be tested
+    return engine
+
+
+def tree_of(tokens, parents) -> TokenTree:
+    n = len(tokens)
+    return TokenTree(
+        np.array(tokens, np.int32),
+        np.array(parents, np.int32),
+        np.ones(n, np.float32),
+        np.zeros(n, np.int16),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory):
+    """Opens tiny models by name, each written once."""
+    models: dict[str, Model] = {}
+
+    def open_model(name: str) -> Model:
+        if name not in models:
+            folder = tmp_path_factory.mktemp(name)
+            tiny.save(name, folder)
+            models[name] = load(folder)
+        return models[name]
+
+    return open_model
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_logits_are_those_of_the_reference(name: str, tiny_model) -> None:
+    model = tiny_model(name)
+    ids = tiny.tokens(min(40, model.config.context))
+    expected = run(ReferenceEngine(model.config, model.weights), ids, 64)
+    for isa in ISAS:
+        logits = run(native(model, isa=isa, threads=2), ids, 64)
+        np.testing.assert_allclose(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_real_logits_are_those_of_the_reference(real_model: Path) -> None:
+    model = load(real_model)
+    ids = np.random.default_rng(0).integers(3, 500, 150).astype(np.int32)
+    expected = run(ReferenceEngine(model.config, model.weights), ids, 150)
+    np.testing.assert_allclose(run(native(model), ids, 64), expected, atol=TOLERANCE, rtol=0)
+
+
+@st.composite
+def trees(draw, most: int) -> TokenTree:
+    """Any tree of up to `most` nodes, siblings distinct."""
+    n = draw(st.integers(1, most))
+    wide = draw(st.booleans())
+    parents = [-1] + [draw(st.integers(0 if wide else max(0, i - 2), i - 1)) for i in range(1, n)]
+    tokens = [draw(st.integers(0, tiny.VOCAB - 1))]
+    used: dict[int, set[int]] = {}
+    for parent in parents[1:]:
+        token = draw(st.integers(0, tiny.VOCAB - 1))
+        while token in used.setdefault(parent, set()):
+            token = (token + 1) % tiny.VOCAB
+        used[parent].add(token)
+        tokens.append(token)
+    return tree_of(tokens, parents)
+
+
+def path_to(tree: TokenTree, node: int) -> list[int]:
+    path = [node]
+    while path[0]:
+        path.insert(0, int(tree.parents[path[0]]))
+    return path
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
+    """Whatever the tree, the neighbours, the chunks and the threads."""
+    model = tiny_model(data.draw(st.sampled_from(VARIED)))
+    isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
+    engine = native(model, isa=isa, threads=threads)
+    batch, prompts = [], []
+    for seed in range(data.draw(st.integers(1, 3))):
+        prompt = tiny.tokens(data.draw(st.integers(1, 24)), seed)
+        sequence = engine.start(prompt, chunk=data.draw(st.integers(1, 24)))
+        batch.append((sequence, data.draw(trees(30 if seed == 0 else 6))))
+        prompts.append(prompt)
+    logits = engine.forward(batch).copy()
+
+    engine.threads = data.draw(st.integers(1, 4))
+    first = 0
+    for (sequence, tree), prompt in zip(batch, prompts, strict=True):
+        node = data.draw(st.integers(0, len(tree) - 1))
+        path = path_to(tree, node)
+        plain = run(engine, np.concatenate([prompt, tree.tokens[path]]), 1)[len(prompt) :]
+        np.testing.assert_array_equal(logits[first + np.array(path)], plain)
+        engine.commit(sequence, path)
+        follow = engine.forward([(sequence, TokenTree.root(7))])[0].copy()
+        whole = np.concatenate([prompt, tree.tokens[path], [7]])
+        np.testing.assert_array_equal(follow, run(engine, whole, 64)[-1])
+        first += len(tree)
+
+
+def test_many_nodes_and_long_prompts_keep_every_bit() -> None:
+    """Enough nodes for several tiles and blocks, on a real checkpoint with wider rows."""
+    model = load(shared("models", "bitstories-3M"))
+    ids = np.random.default_rng(1).integers(3, 500, 300).astype(np.int32)
+    for isa in ISAS:
+        engine = native(model, isa=isa, threads=1)
+        expected = run(engine, ids, 1)[-40:] if isa != "portable" else run(engine, ids, 5)[-40:]
+        engine.threads = 3
+        np.testing.assert_array_equal(run(engine, ids, 256)[-40:], expected)
+        sequence = engine.start(ids[:-1])
+        star = tree_of([ids[-1], *range(100)], [-1] + [0] * 100)
+        np.testing.assert_array_equal(engine.forward([(sequence, star)])[0], expected[-1])
+
+
+def test_instruction_sets_with_fused_sums_agree_in_every_bit(tiny_model) -> None:
+    model = tiny_model("gemma2")
+    ids = tiny.tokens(40)
+    fused = [run(native(model, isa=isa), ids, 64) for isa in ISAS if isa != "portable"]
+    for logits in fused[1:]:
+        np.testing.assert_array_equal(logits, fused[0])
+
+
+def test_truncate_and_fork(tiny_model) -> None:
+    engine = native(tiny_model("mistral-window"))
+    ids = tiny.tokens(40)
+    expected = run(engine, ids, 64)
+    sequence = engine.start(ids[:30])
+    other = engine.fork(sequence)
+    engine.extend(sequence, ids[:5])
+    engine.truncate(sequence, 17)
+    assert (sequence.length, other.length) == (17, 30)
+    for cached in (sequence, other):
+        rest = TokenTree.chain(ids[cached.length :])
+        np.testing.assert_array_equal(engine.forward([(cached, rest)]), expected[cached.length :])
+
+
+def test_release_gives_memory_back(tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    sequence = engine.start(tiny.tokens(40))
+    assert sequence.bytes >= 40 * 2 * 40 * tiny.LAYERS * 4
+    engine.release(sequence)
+    engine.release(sequence)
+    assert sequence.bytes == sequence.length == 0
+    with pytest.raises(RequestError, match="released"):
+        engine.forward([(sequence, TokenTree.root(1))])
+
+
+def test_logits_outlive_the_engine(tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    logits = engine.forward([(engine.open(), TokenTree.root(3))])
+    kept = logits.copy()
+    del engine
+    gc.collect()
+    np.testing.assert_array_equal(logits, kept)
+
+
+def test_nothing_is_asked_for(tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    assert engine.forward([]).shape == (0, tiny.VOCAB)
+    none = engine.forward([(engine.open(), TokenTree.chain([3, 4]))], "none")
+    assert none.shape == (0, tiny.VOCAB)
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        (TokenTree.root(tiny.VOCAB), "token 67 is outside the vocabulary"),
+        (TokenTree.chain([3, -5]), "token -5 is outside the vocabulary"),
+        (TokenTree.chain([3] * (tiny.CONTEXT + 1)), "beyond the model's context"),
+    ],
+)
+def test_bad_tokens_are_refused(tree: TokenTree, said: str, tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    good = engine.open()
+    for sequence in (engine.open(), good):
+        with pytest.raises(RequestError, match=said):
+            engine.forward([(sequence, tree)])
+    assert engine.forward([(good, TokenTree.root(3))]).shape == (1, tiny.VOCAB)
+
+
+def test_bad_trees_are_refused_by_the_kernels_too(tiny_model) -> None:
+    """Arrays that no TokenTree would hold."""
+    model = native(tiny_model("gpt2"))._model
+    tokens = np.array([3, 4, 5], np.int32)
+    for parents in ([-1, 1, 0], [-1, 0, 2], [0, 0, 1], [-1, -1, 0], [-1, 0, -7]):
+        with pytest.raises(ValueError, match="parent"):
+            model.forward([(model.open(), tokens, np.array(parents, np.int32))], True)
+    with pytest.raises(ValueError, match="root"):
+        model.forward([(model.open(), tokens[:0], tokens[:0])], True)
+    with pytest.raises(ValueError, match="differ in size"):
+        model.forward([(model.open(), tokens, tokens[:2])], True)
+    with pytest.raises(ValueError, match="int32"):
+        model.forward([(model.open(), tokens.astype(np.float64), tokens)], True)
+
+
+def test_sequences_are_kept_apart(tiny_model) -> None:
+    engine, other = native(tiny_model("llama")), native(tiny_model("llama"))
+    sequence = engine.open()
+    with pytest.raises(RequestError, match="another engine"):
+        other.forward([(sequence, TokenTree.root(3))])
+    with pytest.raises(RequestError, match="twice"):
+        engine.forward([(sequence, TokenTree.root(3)), (sequence, TokenTree.root(4))])
+    foreign = ReferenceEngine(engine.config, tiny_model("llama").weights).open()
+    for use in (engine.release, engine.fork, lambda s: engine.truncate(s, 0)):
+        with pytest.raises(RequestError, match="another engine"):
+            use(foreign)
+
+
+@pytest.mark.parametrize("path", [[1], [0, 2], [0, 1, 1], [0, 9], [-1], [[0]], [0, -1]])
+def test_bad_paths_are_refused(path: list[int], tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    sequence = engine.open()
+    engine.forward([(sequence, tree_of([3, 4, 5], [-1, 0, 1]))])
+    with pytest.raises(RequestError, match="commit"):
+        engine.commit(sequence, path)
+    engine.commit(sequence, [0, 1])
+    with pytest.raises(RequestError, match="no forward pass"):
+        engine.commit(sequence, [0])
+    for length in (3, -1, 2**70):
+        with pytest.raises(RequestError, match="truncate"):
+            engine.truncate(sequence, length)
+
+
+def test_bad_weights_are_refused(tiny_model) -> None:
+    model = tiny_model("llama")
+    good = {name: model.weights[name] for name in model.weights}
+    spoiled = [
+        ({k: v for k, v in good.items() if k != "layers.1.up"}, "'layers.1.up' is missing"),
+        ({k: v for k, v in good.items() if k != "final_norm"}, "'final_norm' is missing"),
+        ({**good, "layers.0.q": good["layers.0.q"][:, :-1]}, r"'layers.0.q' has shape \[40, 39\]"),
+        ({**good, "layers.0.q": good["layers.0.q"][0]}, "'layers.0.q' has shape"),
+        ({**good, "layers.9.q": good["layers.0.q"]}, "none of the 3 layers"),
+        ({**good, "layers.x.q": good["layers.0.q"]}, "not part of a decoder"),
+        ({**good, "extra": good["final_norm"]}, "'extra' is not part of this model"),
+        ({**good, "embed": good["embed"][None]}, "3 axes"),
+    ]
+    for weights, said in spoiled:
+        with pytest.raises(ModelError, match=said):
+            NativeEngine(model.config, weights)
+
+
+def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(MethodError, match="'float7' is unknown"):
+        native(model, format="float7")
+    with pytest.raises(MethodError, match="'sse9' does not run here"):
+        native(model, isa="sse9")
+    for threads in (0, -3, 10**9):
+        with pytest.raises(MethodError, match="threads"):
+            native(model, threads=threads)
+    monkeypatch.setenv("PACELINE_ISA", "mmx")
+    with pytest.raises(MethodError, match="'mmx' does not run here"):
+        native(model)
+    monkeypatch.setenv("PACELINE_ISA", "portable")
+    assert native(model).isa == "portable"
+    monkeypatch.setenv("PACELINE_THREADS", "3")
+    assert native(model).threads == default_threads() == 3
+    monkeypatch.setenv("PACELINE_THREADS", "many")
+    with pytest.raises(MethodError, match="PACELINE_THREADS is 'many'"):
+        native(model)
+
+
+def test_top_ranks_and_normalises() -> None:
+    rng = np.random.default_rng(0)
+    for vocabulary in (1, 5, 16, 37, 1000):
+        logits = rng.normal(0, 3, (4, vocabulary)).astype(np.float32).round(1)
+        k = min(8, vocabulary)
+        tokens, probs = _native.top(logits, k)
+        order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(tokens, order)
+        exact = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float64)
+        exact /= exact.sum(1, keepdims=True)
+        np.testing.assert_allclose(probs, np.take_along_axis(exact, order, 1), rtol=1e-5)
+    with pytest.raises(ValueError, match="between 1 and V"):
+        _native.top(logits, 2000)
