@@ -4,11 +4,13 @@
 
 namespace nb = nanobind;
 
+void bind_drafting(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_rank(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Paceline's native kernels.";
+    bind_drafting(m);
     bind_engine(m);
     bind_rank(m);
 }

@@ -1,14 +1,24 @@
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.cli.options import budgets, numbers, one_temperature, parse_sampler, split_drafters
+from paceline.cli.options import (
+    budgets,
+    find_drafters,
+    numbers,
+    one_temperature,
+    parse_sampler,
+    split_drafters,
+)
 from paceline.control.min_p import MinP
 from paceline.control.repetition_penalty import RepetitionPenalty
 from paceline.control.top_k import TopK
+from paceline.core import Exactness
 from paceline.errors import MethodError, PacelineError, RequestError
+from paceline.registry import drafters
 
 
 @pytest.mark.parametrize(
@@ -84,9 +94,23 @@ def test_lists_of_numbers():
             budgets(text)
 
 
-def test_an_empty_list_of_drafters_is_refused():
-    from paceline.cli.options import find_drafters
+def test_all_is_every_exact_visible_drafter_that_needs_nothing(monkeypatch):
+    def method(exactness=Exactness.EXACT, hidden=False, needs=()):
+        return SimpleNamespace(exactness=exactness, hidden=hidden, needs=needs)
 
+    known = {
+        "good": method(),
+        "needy": method(needs=("a draft model",)),
+        "hidden": method(hidden=True),
+        "lossy": method(Exactness.LOSSY),
+    }
+    monkeypatch.setattr(drafters, "methods", lambda: known)
+    monkeypatch.setattr(drafters, "parse", lambda name: known[name])
+    found, left_out = find_drafters(["all", "hidden"])
+    assert (list(found), left_out) == (["good", "hidden"], ["needy"])
+
+
+def test_an_empty_list_of_drafters_is_refused():
     with pytest.raises(MethodError, match="no drafter is named"):
         find_drafters([" , "])
 

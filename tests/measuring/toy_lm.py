@@ -16,8 +16,7 @@ from tests.toy import Oracle, ToyEngine
 class Letters:
     """Token i is the i-th letter."""
 
-    byte_tokens = frozenset()
-    silent = frozenset()
+    byte_tokens = silent = frozenset()
 
     def encode(self, text):
         return [ord(char) % 11 for char in text]

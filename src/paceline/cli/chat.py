@@ -43,12 +43,12 @@ def chat(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     pattern = _pattern(template)
+    ends = [*options.stops(stop), *_ends(pattern)]
     from paceline.lm import LM
 
     lm = LM(model, engine=engine, drafter=drafter, budget=budget, threads=threads, device=device)
     if pattern is None:
         _try_template(lm)
-    ends = [*(stop or ()), *_ends(pattern)]
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     while (said := _listen()) is not None:

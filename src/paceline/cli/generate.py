@@ -44,7 +44,7 @@ def generate(
     """Continue a text."""
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
-    text = read_prompt(prompt)
+    text, ends = read_prompt(prompt), options.stops(stop)
     from paceline.lm import LM
 
     lm = LM(model, engine=engine, drafter=drafter, budget=budget, threads=threads, device=device)
@@ -54,7 +54,7 @@ def generate(
         temperature=heat,
         seed=seed,
         controls=controls,
-        stop=stop or (),
+        stop=ends,
         ignore_eos=ignore_eos,
     )
     if not json and sys.stderr.isatty():

@@ -77,7 +77,7 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
     """The drafters by name, and those of `all` that were left out because they need something.
 
     Raises:
-        MethodError: unknown name or setting, none named, or one that is not exact.
+        MethodError: unknown name or setting, or none named.
     """
     from paceline.core import Exactness
     from paceline.registry import drafters
@@ -132,6 +132,17 @@ def one_temperature(option: float | None, sampler: float | None) -> float | None
             f"--temperature is {option:g} and --sampler says {sampler:g}; give one of them"
         )
     return sampler if option is None else option
+
+
+def stops(texts: Sequence[str] | None) -> list[str]:
+    """What `--stop` names.
+
+    Raises:
+        RequestError: one is empty.
+    """
+    if "" in (texts or ()):
+        raise RequestError("--stop is empty, expected the text that ends the output")
+    return list(texts or ())
 
 
 def numbers(name: str, text: str) -> list[float]:
