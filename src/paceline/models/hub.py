@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import resources
 from pathlib import Path
 
 from paceline.errors import ModelError
@@ -36,7 +35,7 @@ def locate(source: str | Path | None) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(str(resources.files("paceline"))) / "embedded"
+    folder = Path(__file__).parent.parent / "embedded"
     if not (folder / "config.json").is_file():
         raise ModelError("this installation has no embedded model; name one with --model")
     return folder
