@@ -126,7 +126,7 @@ def test_hub_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_embedded(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(hub, "EMBEDDED", tmp_path / "embedded")
     with pytest.raises(ModelError, match="no embedded model"):
         load()
     (tmp_path / "embedded").symlink_to(folder)
