@@ -34,7 +34,7 @@ class ToyLM(LM):
     def __init__(self, engine=None, stop_tokens=()):
         self.engine = engine or ToyEngine()
         self.tokenizer = Letters()
-        defaults = SimpleNamespace(temperature=0.0, stop_tokens=stop_tokens, controls=list)
+        defaults = SimpleNamespace(temperature=0.0, stop_tokens=stop_tokens, samplers=dict)
         self.model = SimpleNamespace(defaults=defaults)
         self.budget, self.load_seconds = Fixed(8), 0.0
         self.drafter = Oracle(self.engine)
