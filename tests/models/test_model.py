@@ -61,6 +61,7 @@ def test_defaults(tmp_path: Path, folder: Path, values: dict[str, Any], expected
     found = read_defaults(tmp_path, load(folder).config)
     settings = (found.temperature, found.top_k, found.top_p, found.min_p, found.repetition_penalty)
     assert settings == expected
+    assert list(found.samplers().values()) == [value for value in expected[1:] if value is not None]
     assert found.stop_tokens == {2, 5, 6}
 
 
