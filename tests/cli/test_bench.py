@@ -28,15 +28,15 @@ def schema():
 def test_json_follows_the_documented_schema(paceline, toy, prompts, tmp_path):
     jsonschema = pytest.importorskip("jsonschema")
     out = tmp_path / "bench.json"
-    words = ("--budget", "4,8", "--state", "reset", "--json", "--out", out)
+    words = ("--budget", "4,auto", "--state", "reset", "--json", "--out", out)
     done = paceline("bench", "toy", "--prompts", prompts, *SMALL, *words)
     assert done.code == 0
     jsonschema.Draft202012Validator.check_schema(schema())
     jsonschema.validate(done.json, schema())
     assert json.loads(out.read_text()) == done.json
-    assert done.json["settings"]["budgets"] == [4, 8]
+    assert done.json["settings"]["budgets"] == [4, "auto"]
     assert done.json["settings"]["state"] == "reset"
-    assert [arm["name"] for arm in done.json["arms"]] == ["plain", "oracle@4", "oracle@8"]
+    assert [arm["name"] for arm in done.json["arms"]] == ["plain", "oracle@4", "oracle@auto"]
     assert "Speed against plain" in done.err
 
 
@@ -60,8 +60,8 @@ def test_outputs_that_may_not_differ_exit_with_1(paceline, toy, prompts):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--budget", "4,x"), "expected a number"),
-        (("--budget", "9999"), "expected whole numbers from 0 to 4096"),
+        (("--budget", "4,x"), "expected 0 to 4096 nodes, or auto"),
+        (("--budget", "9999"), "expected 0 to 4096 nodes, or auto"),
         (("--repeat", "0"), "--repeat"),
         (("--repeat", "1000000000"), "--repeat"),
         (("--state", "frozen"), "--state"),

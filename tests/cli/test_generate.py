@@ -19,6 +19,7 @@ KEYS = {
     "format",
     "drafter",
     "budget",
+    "governor",
     "temperature",
     "seed",
 }

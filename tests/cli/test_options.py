@@ -85,11 +85,11 @@ def test_two_temperatures_must_agree():
 
 def test_lists_of_numbers():
     assert numbers("--temperatures", "0,0.7, 1.0,0") == [0.0, 0.7, 1.0]
-    assert budgets("4,8,16") == [4, 8, 16]
+    assert budgets("4, 8,auto,4") == [4, 8, "auto"]
     for text in ("", ",", "a", "-1", "1,,nan", "inf"):
         with pytest.raises(PacelineError):
             numbers("--temperatures", text)
-    for text in ("1.5", "4097", "x"):
+    for text in ("1.5", "4097", "x", "", "4,", "-1", "²", "9" * 5000):
         with pytest.raises(RequestError, match="--budget"):
             budgets(text)
 

@@ -28,7 +28,14 @@ def _no_memory_test(monkeypatch):
 
 def run(lm, **options):
     asking = Asking(12, ignore_eos=True)
-    return bench(lm, {"oracle": Knowing(lm.engine)}, DIALOGUES, asking, [2, 8], **options)
+    return bench(
+        lm,
+        {"oracle": Knowing(lm.engine)},
+        DIALOGUES,
+        asking,
+        options.pop("budgets", [2, 8]),
+        **options,
+    )
 
 
 def test_all_arms_decode_the_same_tokens_past_the_end():
@@ -111,3 +118,13 @@ def test_the_tables_show_every_arm_category_and_size():
     shown = drawn.get()
     for word in ("oracle@8", "qa", "T(n)/T(1)", "after 32 tokens", "1.0 GB/s with 2 threads"):
         assert word in shown
+
+
+def test_a_governor_starts_anew_each_round_and_reports():
+    result = run(ToyLM(), repeat=2, budgets=["auto"])
+    plain, auto = bench_document(result)["arms"]
+    assert (auto["name"], auto["budget"], auto["different"]) == ("oracle@auto", "auto", 0)
+    assert plain["governor"] is None
+    assert auto["governor"]["passes"] == sum(
+        runs[-1].passes for runs in result.arms[1].runs.values()
+    )

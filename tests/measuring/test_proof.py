@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from paceline.core import Output
+from paceline.decoding.governor import Fixed
 from paceline.errors import RequestError
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.proof import compare, prove
@@ -16,7 +17,9 @@ DIALOGUES = [Dialogue(("Once upon",), "text", 1), Dialogue(("One", "Two"), "qa",
 
 
 def run(lm, heats=(0.0, 0.7), dialogues=DIALOGUES, length=12):
-    return prove(lm, {"oracle": Knowing(lm.engine)}, dialogues, heats, Asking(length), 8)
+    return prove(
+        lm, {"oracle": Knowing(lm.engine)}, dialogues, heats, Asking(length), lambda: Fixed(8)
+    )
 
 
 def test_a_right_engine_has_no_bug():

@@ -24,7 +24,9 @@ def bench(
     model: options.Model,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
-    budget: Annotated[str, typer.Option(help="One or more, separated by commas.")] = "16",
+    budget: Annotated[
+        str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
+    ] = "16",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
     limit: options.Limit = None,
     max_new_tokens: options.NewTokens = 100,

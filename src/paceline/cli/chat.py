@@ -28,7 +28,7 @@ def chat(
         ),
     ] = None,
     drafter: options.Drafter = "recycle",
-    budget: options.Budget = 16,
+    budget: options.Budget = "16",
     engine: options.Engine = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
@@ -44,9 +44,10 @@ def chat(
     heat = options.one_temperature(temperature, heat)
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
+    nodes = options.one_budget(budget)
     from paceline.lm import LM
 
-    lm = LM(model, engine=engine, drafter=drafter, budget=budget, threads=threads, device=device)
+    lm = LM(model, engine=engine, drafter=drafter, budget=nodes, threads=threads, device=device)
     if pattern is None:
         _try_template(lm)
     talk: list[tuple[str, str]] = []
@@ -63,7 +64,7 @@ def chat(
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))
-        answers.append({"user": said, **describe(lm, request, output, drafter, budget)})
+        answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
     if json:
         document({"turns": answers})
 

@@ -25,7 +25,7 @@ def generate(
     ] = None,
     model: options.ModelOption = None,
     drafter: options.Drafter = "recycle",
-    budget: options.Budget = 16,
+    budget: options.Budget = "16",
     engine: options.Engine = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
@@ -45,9 +45,10 @@ def generate(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     text, ends = read_prompt(prompt), options.stops(stop)
+    nodes = options.one_budget(budget)
     from paceline.lm import LM
 
-    lm = LM(model, engine=engine, drafter=drafter, budget=budget, threads=threads, device=device)
+    lm = LM(model, engine=engine, drafter=drafter, budget=nodes, threads=threads, device=device)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
         max_new_tokens=max_new_tokens,
@@ -61,7 +62,7 @@ def generate(
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
         sys.stderr.flush()
     output = stream(lm, request, quiet=json)
-    found = describe(lm, request, output, drafter, budget)
+    found = describe(lm, request, output, drafter, nodes)
     say(summary(output))
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
@@ -119,8 +120,12 @@ def summary(output: Output) -> str:
     )
 
 
-def describe(lm: LM, request: Request, output: Output, drafter: str, budget: int) -> dict[str, Any]:
+def describe(
+    lm: LM, request: Request, output: Output, drafter: str, budget: int | str
+) -> dict[str, Any]:
     """The JSON of one output."""
+    from paceline.decoding.governor import Governor
+
     seconds = output.seconds
     return {
         "text": output.text,
@@ -141,6 +146,7 @@ def describe(lm: LM, request: Request, output: Output, drafter: str, budget: int
         "format": lm.engine.format,
         "drafter": drafter,
         "budget": budget,
+        "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
         "temperature": request.temperature,
         "seed": request.seed,
     }
@@ -148,11 +154,12 @@ def describe(lm: LM, request: Request, output: Output, drafter: str, budget: int
 
 def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     """Decode plainly and say whether the output is the same."""
+    from paceline.decoding.governor import Fixed
     from paceline.measuring.proof import compare
     from paceline.measuring.report import difference_document
     from paceline.measuring.turns import decode, plain_drafter
 
-    plain = decode(lm, plain_drafter(lm), request, 0, margins=True)
+    plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
     difference = compare(plain, output, lm.engine, request.temperature)
     if difference is None:
         say("identical to plain decoding")

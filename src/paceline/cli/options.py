@@ -27,7 +27,10 @@ ModelOption = Annotated[
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
 Budget = Annotated[
-    int, typer.Option(min=0, max=4096, help="Most nodes of a tree beyond its root; 0 is plain.")
+    str,
+    typer.Option(
+        help="Most nodes of a tree beyond its root; 0 is plain, auto sizes by measured cost."
+    ),
 ]
 Engine = Annotated[str, typer.Option(help="auto, native or reference.")]
 Device = Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")]
@@ -157,17 +160,27 @@ def numbers(name: str, text: str) -> list[float]:
     return list(dict.fromkeys(found))
 
 
-def budgets(text: str) -> list[int]:
-    """The budgets of a comma-separated list.
+def one_budget(text: str) -> int | str:
+    """A number of nodes, or `auto`.
 
     Raises:
-        RequestError: one is not a whole number from 0 to 4096.
+        RequestError: neither.
     """
-    found = numbers("--budget", text)
-    wrong = next((n for n in found if n != int(n) or n > 4096), None)
-    if wrong is not None:
-        raise RequestError(f"--budget holds {wrong:g}, expected whole numbers from 0 to 4096")
-    return [int(n) for n in found]
+    found = text.strip()
+    if found == "auto":
+        return found
+    if not (found.isascii() and found.isdecimal() and len(found) < 5 and int(found) <= 4096):
+        raise RequestError(f"--budget is {found!r}, expected 0 to 4096 nodes, or auto")
+    return int(found)
+
+
+def budgets(text: str) -> list[int | str]:
+    """The budgets of a comma-separated list, each once.
+
+    Raises:
+        RequestError: one is neither 0 to 4096 nor `auto`, or there is none.
+    """
+    return list(dict.fromkeys(one_budget(item) for item in text.split(",")))
 
 
 def _number(name: str, text: str) -> float:

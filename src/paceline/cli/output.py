@@ -99,4 +99,5 @@ def save(path: Path, content: dict[str, Any]) -> None:
     except OSError as error:
         raise PacelineError(f"cannot write {path}: {error.strerror}") from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()

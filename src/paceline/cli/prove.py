@@ -21,7 +21,7 @@ def prove(
     temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0",
     limit: options.Limit = None,
     max_new_tokens: options.NewTokens = 64,
-    budget: options.Budget = 16,
+    budget: options.Budget = "16",
     engine: options.Engine = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
@@ -37,13 +37,20 @@ def prove(
     Drafters keep what they learnt from prompt to prompt.
     """
     heats = options.numbers("--temperatures", temperatures)
+    nodes = options.one_budget(budget)
     work = prepare(model, prompts, drafters, limit, engine, device, threads, out)
+    from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report
+    from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
     asking = Asking(max_new_tokens, seed=seed, chat=chat)
+
+    def sizes() -> Budget:
+        return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
+
     with counting(work.turns * len(heats)) as tick:
-        result = proof.prove(work.lm, work.methods, work.dialogues, heats, asking, budget, tick)
+        result = proof.prove(work.lm, work.methods, work.dialogues, heats, asking, sizes, tick)
     found = {
         **report.proof_document(result),
         "state": "carried",
@@ -54,7 +61,7 @@ def prove(
             "turns": work.turns,
             "temperatures": heats,
             "max_new_tokens": max_new_tokens,
-            "budget": budget,
+            "budget": nodes,
             "seed": seed,
             "chat": chat,
         },

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from paceline.core import Cost, Seconds
+from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
@@ -43,13 +44,27 @@ class Run:
 
 @dataclass(slots=True)
 class Arm:
-    """A drafter with a budget, and its runs: for each turn by name, one run for each round."""
+    """A drafter with a budget, and its runs: for each turn by name, one run for each round.
+
+    Attributes:
+        name: of the arm, e.g. `recycle@16`.
+        spec: the text that named the drafter.
+        budget: most nodes of a tree beyond its root, or `auto`.
+        drafter: with what it has learnt.
+        sizes: the budget at work.
+    """
 
     name: str
     spec: str
-    budget: int
+    budget: int | str
     drafter: Drafter
+    sizes: Budget
     runs: dict[str, list[Run]] = field(default_factory=dict)
+
+    def reset(self, cost: Cost) -> None:
+        """Forget what drafter and governor learnt."""
+        self.drafter.reset()
+        self.sizes = sizing(self.budget, cost)
 
     def seconds(self, turn: Turn, what: Callable[[Run], float] = Run.decoding) -> float:
         """Median time for a turn."""
@@ -105,7 +120,7 @@ def bench(
     methods: Mapping[str, DraftMethod],
     dialogues: Sequence[Dialogue],
     asking: Asking,
-    budgets: Sequence[int],
+    budgets: Sequence[int | str],
     repeat: int = 3,
     carried: bool = True,
     progress: Callable[[], None] = lambda: None,
@@ -120,7 +135,7 @@ def bench(
         methods: drafters by name; plain decoding is always added.
         dialogues: the prompts.
         asking: how the turns are asked; `ignore_eos` makes the counts of all arms equal.
-        budgets: most nodes beyond the root; one arm for each with each drafter.
+        budgets: most nodes beyond the root, or `auto`; one arm for each with each drafter.
         repeat: rounds.
         carried: drafters keep what they learnt from prompt to prompt; otherwise they are reset.
         progress: called after each turn of the preparation and of each round.
@@ -129,40 +144,47 @@ def bench(
     for turn in plain_turns(lm, dialogues, asking):
         turns.append(turn)
         progress()
-    arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm))]
+    cost = measure_cost(lm.engine)
+    arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))]
     for name, method in methods.items():
         if name != PLAIN:
             for budget in budgets:
                 drafter = method.build(lm.engine.config.vocab_size)
-                arms.append(Arm(f"{name}@{budget}", name, budget, drafter))
+                sizes = sizing(budget, cost)
+                arms.append(Arm(f"{name}@{budget}", name, budget, drafter, sizes))
     for arm in arms:
         arm.runs = {turn.name: [] for turn in turns}
-        decode(lm, arm.drafter, turns[0].request, arm.budget)  # warms caches up; not counted
+        decode(lm, arm.drafter, turns[0].request, arm.sizes)  # warms caches up; not counted
     for round_ in range(repeat):
         for arm in arms:
-            arm.drafter.reset()
+            arm.reset(cost)
         for number, turn in enumerate(turns):
             first = (number + round_) % len(arms)
             for arm in arms[first:] + arms[:first]:
                 if not carried:
-                    arm.drafter.reset()
+                    arm.reset(cost)
                 arm.runs[turn.name].append(_run(lm, arm, turn))
             progress()
-    return _with_machine(lm, turns, arms)
+    return _with_machine(lm, turns, arms, cost)
+
+
+def sizing(budget: int | str, cost: Cost) -> Budget:
+    """What sizes the trees: a number of nodes, or `auto` for a governor."""
+    return Fixed(budget) if isinstance(budget, int) else Governor(cost)
 
 
 def _run(lm: LM, arm: Arm, turn: Turn) -> Run:
-    output = decode(lm, arm.drafter, turn.request, arm.budget)
+    output = decode(lm, arm.drafter, turn.request, arm.sizes)
     same = output.tokens == turn.plain.tokens
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
 
 
-def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm]) -> Bench:
+def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm], cost: Cost) -> Bench:
     seen = [len(turn.request.prompt) + len(turn.plain.tokens) / 2 for turn in turns]
     return Bench(
         turns,
         arms,
-        measure_cost(lm.engine),
+        cost,
         context_for(lm.engine),
         measure_bandwidth(getattr(lm.engine, "threads", None)),
         bytes_per_token(lm.engine, sum(seen) / len(seen)),

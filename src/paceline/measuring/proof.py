@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from paceline.core import Output
-from paceline.drafters.base import Drafter, DraftMethod
+from paceline.decoding.governor import Budget
+from paceline.drafters.base import DraftMethod
 from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
@@ -123,7 +124,7 @@ def prove(
     dialogues: Sequence[Dialogue],
     temperatures: Sequence[float],
     asking: Asking,
-    budget: int,
+    budget: Callable[[], Budget],
     progress: Callable[[], None] = lambda: None,
 ) -> Proof:
     """Decode every turn at every temperature plainly and with every drafter.
@@ -137,25 +138,26 @@ def prove(
         dialogues: the prompts.
         temperatures: replace that of `asking` one after the other.
         asking: how the turns are asked.
-        budget: most nodes of a tree beyond its root.
+        budget: makes what sizes the trees, once for each drafter.
         progress: called after each turn.
     """
-    built = {name: m.build(lm.engine.config.vocab_size) for name, m in methods.items()}
+    vocabulary = lm.engine.config.vocab_size
+    built = {name: (method.build(vocabulary), budget()) for name, method in methods.items()}
     proof = Proof({name: Tally() for name in methods})
     for temperature in temperatures:
         for turn in plain_turns(lm, dialogues, replace(asking, temperature=temperature)):
             proof.prompts += 1
             proof.clipped += turn.clipped
-            for name, drafter in built.items():
-                _try(proof, lm, name, drafter, turn, budget)
+            for name, (drafter, sizes) in built.items():
+                output = decode(lm, drafter, turn.request, sizes)
+                _count(proof, lm.engine, name, turn, output)
             progress()
     return proof
 
 
-def _try(proof: Proof, lm: LM, name: str, drafter: Drafter, turn: Turn, budget: int) -> None:
-    output = decode(lm, drafter, turn.request, budget)
+def _count(proof: Proof, engine: Engine, name: str, turn: Turn, output: Output) -> None:
     temperature = turn.request.temperature
-    difference = compare(turn.plain, output, lm.engine, temperature)
+    difference = compare(turn.plain, output, engine, temperature)
     tally = proof.drafters[name]
     tally.pairs += 1
     tally.tokens += len(output.tokens)

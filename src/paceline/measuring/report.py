@@ -10,6 +10,7 @@ from rich.box import SIMPLE
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from paceline.decoding.governor import Governor
 from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.measuring.bench import Arm, Bench, Run
@@ -110,6 +111,7 @@ def _arm(bench: Bench, arm: Arm) -> Document:
         "name": arm.name,
         "drafter": arm.spec,
         "budget": arm.budget,
+        "governor": arm.sizes.report() if isinstance(arm.sizes, Governor) else None,
         **_speed(bench, arm, bench.turns),
         "categories": {
             name: _speed(bench, arm, [turn for turn in bench.turns if turn.category == name])

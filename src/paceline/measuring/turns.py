@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from paceline.core import Output, Request
-from paceline.decoding.governor import Fixed
+from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import Drafter
@@ -87,14 +87,14 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
             )
-            output = decode(lm, plain, request, 0, margins=True)
+            output = decode(lm, plain, request, Fixed(0), margins=True)
             yield Turn(dialogue.name(turn), dialogue.category, request, output, len(tokens) > room)
             answers.append(output.text)
             seed += 1
 
 
 def decode(
-    lm: LM, drafter: Drafter, request: Request, budget: int, margins: bool = False
+    lm: LM, drafter: Drafter, request: Request, budget: Budget, margins: bool = False
 ) -> Output:
     """One answer.
 
@@ -102,7 +102,7 @@ def decode(
         KeyboardInterrupt: a generation that was interrupted is no measurement.
     """
     text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
-    output = Generation(lm.engine, drafter, request, Fixed(budget), text, margins).run()
+    output = Generation(lm.engine, drafter, request, budget, text, margins).run()
     if output.finish == "interrupted":
         raise KeyboardInterrupt
     return output
