@@ -24,7 +24,6 @@ using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 namespace {
 
-constexpr size_t kLargestHead = 1024;
 constexpr size_t kMostThreads = 1024;
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
@@ -159,7 +158,7 @@ void set_weight(Engine& engine, const std::string& name, Weight weight) {
 }
 
 void finish_loading(Engine& engine) {
-    engine.model.weights.check();
+    engine.model.finish();
     engine.ready = true;
 }
 
@@ -269,9 +268,10 @@ void bind_engine(nb::module_& m) {
         .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
-        .def_prop_ro("bytes", [](Engine& e) { return e.model.weights.bytes(); })
-        .def_prop_rw("grain", [](Engine& e) { return e.model.grain; },
-                     [](Engine& e, size_t grain) { e.model.grain = grain; })
+        .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; })
+        .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
+                     [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; })
+        .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; })
         .def_prop_rw("threads", [](Engine& e) { return e.model.threads(); },
                      [](Engine& e, int64_t threads) {
                          const size_t wished = threads_of(threads);

@@ -22,5 +22,6 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .max_queries = kWidest,
     .attention_bytes = attention_bytes,
     .attend = attend,
+    .read = read,
     .top = top,
 };

@@ -84,6 +84,8 @@ struct Kernels {
     size_t (*attention_bytes)(size_t queries, size_t positions, size_t head_dim);
     // Queries first .. last - 1 of node-major (node, head in group) pairs.
     void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
+    // The sum of `bytes` / 4 floats, read as fast as they come: to measure the memory.
+    float (*read)(const float* from, size_t bytes);
     // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.
     void (*top)(const float* row, size_t size, size_t k, int32_t* tokens, float* probs);
 };

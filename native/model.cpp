@@ -22,21 +22,17 @@ Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 
-void Model::forward(const std::vector<Branch>& batch, float* logits) {
-    if (batch.empty()) return;
-    Pass pass(*this, batch, logits);
-    if (pass.threads() == 1)
-        pass.run(0);
-    else
-        pool_->run([&](size_t thread) { pass.run(thread); });
-    pass.remember();
+void Model::finish() {
+    weights.check();
+    bytes = weights.bytes();
+    parameters = weights.parameters();
 }
 
-size_t Model::threads_for(size_t n) const {
-    size_t most = 0;
-    for (const LayerShape& layer : shape.layers)
-        most = std::max(most, layer.matrix_values(shape.hidden, shape.gated));
-    return n * most >= grain ? pool_->size() : 1;
+void Model::forward(const std::vector<Branch>& batch, float* logits) {
+    if (batch.empty()) return;
+    const auto pass = std::make_shared<Pass>(*this, batch, logits);
+    pool_->run(pass, pass->threads());
+    for (const Branch& branch : batch) branch.cache->remember(branch.parents, branch.nodes);
 }
 
 void Model::set_threads(size_t threads) {

@@ -39,14 +39,15 @@ class Model {
 public:
     Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
 
+    // All weights have been set. Throws std::invalid_argument if one is missing.
+    void finish();
+
     // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
     // Throws std::invalid_argument for bad tokens, parents or positions, before any work.
     void forward(const std::vector<Branch>& batch, float* logits);
 
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }
-    // Threads for a pass over n nodes: all, or one where sharing would cost more than it saves.
-    size_t threads_for(size_t n) const;
     // Positions that every rotary table covers.
     size_t rope_positions() const;
     void extend_rope(size_t index, const float* cosines, const float* sines, size_t count);
@@ -54,13 +55,14 @@ public:
     const Shape shape;
     const Kernels& kernels;
     Weights weights;
-    // Least multiply-adds of a layer that are worth a second thread: some tens of microseconds,
-    // against the meetings of a layer and the price of one when the other core is busy.
-    size_t grain = 1 << 20;
+    // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
+    // would cost more than it gives.
+    double worth_waking = 60.0;
+    size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
 
 private:
     friend class Pass;
     std::vector<RopeTable> ropes_;
-    std::unique_ptr<Pool> pool_;
     Workspace work_;
+    std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };

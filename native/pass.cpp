@@ -6,6 +6,10 @@
 
 namespace {
 
+constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
+constexpr size_t kChunks = 8;  // pieces of a phase for each thread
+constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
+
 // The first `dim` values of a head, rotated in halves.
 void rotate_head(float* head, const float* cosines, const float* sines, size_t dim) {
     const size_t half = dim / 2;
@@ -31,9 +35,10 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
         check(branch);
         n_ += branch.nodes;
     }
-    threads_ = model.threads_for(n_);
+    threads_ = worthwhile_threads();
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
+    plan();
 }
 
 void Pass::check(const Branch& branch) {
@@ -59,6 +64,13 @@ void Pass::check(const Branch& branch) {
     chain_.push_back(chain);
 }
 
+size_t Pass::worthwhile_threads() const {
+    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters);
+    const double bytes = static_cast<double>(model_.bytes);
+    const double time = std::max(macs / kMacsPerMicrosecond, bytes / kBytesPerMicrosecond);
+    return time < model_.worth_waking ? 1 : model_.threads();
+}
+
 void Pass::reserve() {
     size_t scratch = 0, arranged = 0;
     const auto product = [&](const Matrix& matrix) {
@@ -80,7 +92,6 @@ void Pass::reserve() {
                                             attention_tile(layer, branch.nodes),
                                             branch.cache->length() + branch.nodes,
                                             layer.head_dim));
-        scratch = std::max(scratch, 2 * padded(layer.head_dim) * sizeof(float));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -95,174 +106,193 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
-    work_.scratch.resize(threads_);
-    for (Buffer& buffer : work_.scratch) buffer.reserve(scratch + 4096);
+    work_.scratch.resize(model_.threads());
+    for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
 
-void Pass::remember() {
-    for (const Branch& branch : batch_) branch.cache->remember(branch.parents, branch.nodes);
+void Pass::add(Work work, size_t index, size_t things, size_t least) {
+    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
+    const size_t chunks = std::clamp<size_t>(things / least, 1, most);
+    phases_.push_back({work, index, chunks});
+    add_phase(chunks);
 }
 
-void Pass::run(size_t thread) {
-    embed(thread);
-    for (size_t layer = 0; layer < shape_.layers.size(); ++layer) {
-        attention_block(thread, layer);
-        // Without logits the last layer is run for its keys and values only.
-        if (!logits_ && layer + 1 == shape_.layers.size()) return;
-        mlp_block(thread, layer);
-    }
-    if (logits_) head(thread);
-}
-
-void Pass::embed(size_t thread) {
-    const Weights& weights = model_.weights;
-    const float scale = shape_.embedding_scale;
-    const auto [begin, end] = share(n_, thread, threads_);
-    for (size_t i = begin; i < end; ++i) {
-        const Branch& branch = batch_[branch_of_[i]];
-        const size_t token = branch.tokens[i - first_[branch_of_[i]]];
-        float* row = work_.x.floats() + i * hidden_;
-        if (shape_.tied) {
-            weights.head.unpack(token, scale, row);
-        } else {
-            const float* from = weights.embedding.floats() + token * shape_.hidden;
-            for (size_t k = 0; k < shape_.hidden; ++k) row[k] = from[k] * scale;
-        }
-        if (!shape_.learned_positions) continue;
-        const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
-        const float* from = weights.positions.floats() + position * shape_.hidden;
-        for (size_t k = 0; k < shape_.hidden; ++k) row[k] += from[k];
-    }
-}
-
-NormJob Pass::norm_job(const Norm& norm, size_t size) const {
-    return {norm.weight.floats(), norm.bias.floats(), size, shape_.norm_eps, shape_.centred_norm};
-}
-
-// Adds row `row` of y, normed if the layer says so, to the residual stream.
-void Pass::merge(const Norm& post, size_t row) {
-    float* y = work_.y.floats() + row * hidden_;
-    if (post) kernels_.norm(norm_job(post, shape_.hidden), y, y);
-    kernels_.add(work_.x.floats() + row * hidden_, y, hidden_);
-}
-
-void Pass::norm_rows(size_t thread, const Norm& norm, const float* rows, float* out, size_t size,
-                     size_t stride) {
-    const NormJob job = norm_job(norm, size);
-    const auto [begin, end] = share(n_, thread, threads_);
-    for (size_t i = begin; i < end; ++i) kernels_.norm(job, rows + i * stride, out + i * stride);
-}
-
-// All threads have met before, so `rows` is whole; they meet again when `job.out` is.
-void Pass::multiply(size_t thread, const Matrix& matrix, const float* rows, size_t stride,
-                    Product job) {
+void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+                          size_t stride, Product job) {
     const FormatKernels& format = *matrix.format;
     job.panels = matrix.data.bytes();
     job.panel_bytes = matrix.panel_bytes;
     job.inputs = matrix.inputs;
     job.n = n_;
-    job.x = rows;
-    if (format.arranged_bytes(n_, matrix.inputs)) {
-        format.arrange(rows, stride, n_, matrix.inputs, work_.arranged.bytes(), thread, threads_);
-        job.x = work_.arranged.bytes();
-        meet();
-    }
-    const auto [begin, end] = share(matrix.panels, thread, threads_, job.gated ? 2 : 1);
-    format.multiply(job, begin, end, work_.scratch[thread].bytes());
-    meet();
+    job.x = rows.floats();
+    job.bias = bias.floats();
+    const bool arranged = format.arranged_bytes(n_, matrix.inputs) > 0;
+    if (arranged) job.x = work_.arranged.bytes();
+    products_.push_back({&matrix, rows.floats(), stride, job});
+    if (arranged) add(&Pass::arrange, products_.size() - 1, matrix.inputs, 256);
+    add(&Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
 }
 
-void Pass::attention_block(size_t thread, size_t layer) {
-    const LayerWeights& weights = model_.weights.layers[layer];
-    const LayerShape& shape = shape_.layers[layer];
-    if (layer) {
-        const auto [begin, end] = share(n_, thread, threads_);
-        for (size_t i = begin; i < end; ++i)
-            merge(model_.weights.layers[layer - 1].mlp_post_norm, i);
-    }
-    norm_rows(thread, weights.attn_norm, work_.x.floats(), work_.normed.floats(), shape_.hidden,
-              hidden_);
-    meet();
-    multiply(thread, weights.qkv, work_.normed.floats(), hidden_,
-             {.bias = weights.qkv_bias.floats(), .out = work_.qkv.floats(), .stride = qkv_,
-              .rows = shape.qkv_size()});
-    rotate(thread, layer);
-    meet();
-    if (!logits_ && layer + 1 == shape_.layers.size()) return;
-    attend(thread, layer);
-    meet();
-    if (weights.attn_inner_norm) {
-        norm_rows(thread, weights.attn_inner_norm, work_.attended.floats(),
-                  work_.attended.floats(), shape.query_size(), attended_);
-        meet();
-    }
-    multiply(thread, weights.o, work_.attended.floats(), attended_,
-             {.bias = weights.o_bias.floats(), .out = work_.y.floats(), .stride = hidden_,
-              .rows = hidden_});
-}
-
-void Pass::mlp_block(size_t thread, size_t layer) {
-    const LayerWeights& weights = model_.weights.layers[layer];
-    const LayerShape& shape = shape_.layers[layer];
-    const NormJob job = norm_job(weights.mlp_norm, shape_.hidden);
-    const auto [begin, end] = share(n_, thread, threads_);
-    for (size_t i = begin; i < end; ++i) {
-        const float* x = work_.x.floats() + i * hidden_;
-        float* normed = work_.normed.floats() + i * hidden_;
-        if (shape_.parallel) kernels_.norm(job, x, normed);
-        merge(weights.attn_post_norm, i);
-        if (!shape_.parallel) kernels_.norm(job, x, normed);
-    }
-    meet();
-    multiply(thread, weights.gate_up, work_.normed.floats(), hidden_,
-             {.bias = weights.gate_up_bias.floats(), .activation = shape_.activation,
-              .gated = shape_.gated, .out = work_.wide.floats(), .stride = wide_,
-              .rows = padded(shape.intermediate)});
-    if (weights.mlp_inner_norm) {
-        norm_rows(thread, weights.mlp_inner_norm, work_.wide.floats(), work_.wide.floats(),
-                  shape.intermediate, wide_);
-        meet();
-    }
-    multiply(thread, weights.down, work_.wide.floats(), wide_,
-             {.bias = weights.down_bias.floats(), .out = work_.y.floats(), .stride = hidden_,
-              .rows = hidden_});
-}
-
-void Pass::head(size_t thread) {
+void Pass::plan() {
+    add_rows(&Pass::embed, 0);
+    for (size_t layer = 0; layer < shape_.layers.size(); ++layer) plan_layer(layer);
+    if (!logits_) return;
+    add_rows(&Pass::enter_head, 0);
     const Weights& weights = model_.weights;
-    const auto [begin, end] = share(n_, thread, threads_);
-    if (!weights.layers.empty())
-        for (size_t i = begin; i < end; ++i) merge(weights.layers.back().mlp_post_norm, i);
-    norm_rows(thread, weights.final_norm, work_.x.floats(), work_.normed.floats(), shape_.hidden,
-              hidden_);
-    meet();
-    multiply(thread, weights.head, work_.normed.floats(), hidden_,
-             {.bias = weights.head_bias.floats(), .softcap = shape_.logit_softcap, .out = logits_,
-              .stride = shape_.vocabulary, .rows = shape_.vocabulary});
+    multiply_later(weights.head, weights.head_bias, work_.normed, hidden_,
+                   {.softcap = shape_.logit_softcap,
+                    .out = logits_,
+                    .stride = shape_.vocabulary,
+                    .rows = shape_.vocabulary});
+}
+
+void Pass::plan_layer(size_t layer) {
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const LayerShape& shape = shape_.layers[layer];
+    add_rows(&Pass::enter_attention, layer);
+    multiply_later(weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+                   {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
+    add(&Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    // Without logits the last layer is run for its keys and values only.
+    if (!logits_ && layer + 1 == shape_.layers.size()) return;
+    size_t tiles = 0;
+    for (size_t branch = 0; branch < batch_.size(); ++branch)
+        tiles += shape.kv_heads * attention_tiles(shape, branch);
+    phases_.push_back({&Pass::attend, layer, tiles});
+    add_phase(tiles);
+    if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
+    multiply_later(weights.o, weights.o_bias, work_.attended, attended_,
+                   {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
+    add_rows(&Pass::enter_mlp, layer);
+    multiply_later(weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+                   {.activation = shape_.activation,
+                    .gated = shape_.gated,
+                    .out = work_.wide.floats(),
+                    .stride = wide_,
+                    .rows = padded(shape.intermediate)});
+    if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
+    multiply_later(weights.down, weights.down_bias, work_.wide, wide_,
+                   {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
+}
+
+void Pass::work(size_t phase, size_t chunk, size_t thread) {
+    const Phase& what = phases_[phase];
+    (this->*what.work)(what.index, chunk, what.chunks, work_.scratch[thread]);
+}
+
+void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
+    const Linear& linear = products_[product];
+    linear.matrix->format->arrange(linear.rows, linear.stride, n_, linear.matrix->inputs,
+                                   work_.arranged.bytes(), chunk, chunks);
+}
+
+void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Linear& linear = products_[product];
+    const auto [begin, end] = share(linear.matrix->panels, chunk, chunks, kGrain);
+    linear.matrix->format->multiply(linear.job, begin, end, scratch.bytes());
+}
+
+void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer&) {
+    const Weights& weights = model_.weights;
+    const float scale = shape_.embedding_scale;
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        const Branch& branch = batch_[branch_of_[i]];
+        const size_t token = branch.tokens[i - first_[branch_of_[i]]];
+        float* x = row(work_.x, i, hidden_);
+        if (shape_.tied) {
+            weights.head.unpack(token, scale, x);
+        } else {
+            const float* from = weights.embedding.floats() + token * shape_.hidden;
+            for (size_t k = 0; k < shape_.hidden; ++k) x[k] = from[k] * scale;
+        }
+        if (!shape_.learned_positions) continue;
+        const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
+        const float* from = weights.positions.floats() + position * shape_.hidden;
+        for (size_t k = 0; k < shape_.hidden; ++k) x[k] += from[k];
+    }
+}
+
+void Pass::norm_row(const Norm& norm, const float* row, float* out, size_t size) const {
+    kernels_.norm({norm.weight.floats(), norm.bias.floats(), size, shape_.norm_eps,
+                   shape_.centred_norm},
+                  row, out);
+}
+
+// Adds row `index` of y, normed if the layer says so, to the residual stream.
+void Pass::merge(const Norm& post, size_t index) {
+    float* y = row(work_.y, index, hidden_);
+    if (post) norm_row(post, y, y, shape_.hidden);
+    kernels_.add(row(work_.x, index, hidden_), y, hidden_);
+}
+
+void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        if (layer) merge(model_.weights.layers[layer - 1].mlp_post_norm, i);
+        norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
+                 row(work_.normed, i, hidden_), shape_.hidden);
+    }
+}
+
+void Pass::attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i)
+        norm_row(model_.weights.layers[layer].attn_inner_norm, row(work_.attended, i, attended_),
+                 row(work_.attended, i, attended_), shape_.layers[layer].query_size());
+}
+
+void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        float* x = row(work_.x, i, hidden_);
+        float* normed = row(work_.normed, i, hidden_);
+        if (shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
+        merge(weights.attn_post_norm, i);
+        if (!shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
+    }
+}
+
+void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i)
+        norm_row(model_.weights.layers[layer].mlp_inner_norm, row(work_.wide, i, wide_),
+                 row(work_.wide, i, wide_), shape_.layers[layer].intermediate);
+}
+
+void Pass::enter_head(size_t, size_t chunk, size_t chunks, Buffer&) {
+    const Weights& weights = model_.weights;
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        if (!weights.layers.empty()) merge(weights.layers.back().mlp_post_norm, i);
+        norm_row(weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
+                 shape_.hidden);
+    }
 }
 
 void Pass::norm_head(const Norm& norm, float* head, size_t dim) const {
     if (!norm) return;
-    alignas(64) float row[1024] = {};
+    alignas(64) float row[kLargestHead] = {};
     std::copy_n(head, dim, row);
-    kernels_.norm(norm_job(norm, dim), row, row);
+    norm_row(norm, row, row, dim);
     std::copy_n(row, dim, head);
 }
 
 // Norms and rotates queries and keys, and puts keys and values into the caches.
-void Pass::rotate(size_t thread, size_t layer) {
+void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerShape& shape = shape_.layers[layer];
     const LayerWeights& weights = model_.weights.layers[layer];
     const size_t dim = shape.head_dim, heads = shape.heads + shape.kv_heads;
-    const auto [begin, end] = share(n_ * heads, thread, threads_);
+    const auto [begin, end] = share(n_ * heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t node = item / heads, head = item % heads;
         const Branch& branch = batch_[branch_of_[node]];
         const size_t position = branch.cache->length() + depths_[node];
         const bool query = head < shape.heads;
-        float* row = work_.qkv.floats() + node * qkv_;
-        float* values = query ? row + head * dim
-                              : row + shape.keys_at() + (head - shape.heads) * dim;
+        float* qkv = row(work_.qkv, node, qkv_);
+        float* values = query ? qkv + head * dim
+                              : qkv + shape.keys_at() + (head - shape.heads) * dim;
         norm_head(query ? weights.q_norm : weights.k_norm, values, dim);
         if (shape.rope >= 0) {
             const RopeTable& rope = model_.ropes_[shape.rope];
@@ -275,7 +305,7 @@ void Pass::rotate(size_t thread, size_t layer) {
             const size_t kv = head - shape.heads;
             branch.cache->put(layer, kv,
                               branch.cache->length() + node - first_[branch_of_[node]], values,
-                              row + shape.values_at() + kv * dim);
+                              qkv + shape.values_at() + kv * dim);
         }
     }
 }
@@ -287,35 +317,38 @@ size_t Pass::attention_tile(const LayerShape& layer, size_t nodes) const {
     return std::clamp<size_t>(fair, 1, std::min(queries, kernels_.max_queries));
 }
 
-void Pass::attend(size_t thread, size_t layer) {
+size_t Pass::attention_tiles(const LayerShape& layer, size_t branch) const {
+    const size_t nodes = batch_[branch].nodes, queries = nodes * (layer.heads / layer.kv_heads);
+    const size_t tile = attention_tile(layer, nodes);
+    return (queries + tile - 1) / tile;
+}
+
+// Chunks are numbered by branch, kv head and tile of queries.
+void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const LayerShape& shape = shape_.layers[layer];
-    size_t turn = 0;
-    for (size_t b = 0; b < batch_.size(); ++b) {
-        const Branch& branch = batch_[b];
-        const Cache& cache = *branch.cache;
-        const size_t group = shape.heads / shape.kv_heads, queries = branch.nodes * group;
-        const size_t tile = attention_tile(shape, branch.nodes);
-        for (size_t kv = 0; kv < shape.kv_heads; ++kv) {
-            const Attention job{.keys = cache.keys(layer, kv),
-                                .values = cache.values(layer, kv),
-                                .head_dim = shape.head_dim,
-                                .capacity = cache.capacity(),
-                                .length = cache.length(),
-                                .parents = branch.parents,
-                                .depths = depths_.data() + first_[b],
-                                .chain = chain_[b],
-                                .window = shape.window,
-                                .softcap = shape_.attention_softcap,
-                                .queries = work_.qkv.floats() + first_[b] * qkv_,
-                                .query_stride = qkv_,
-                                .out = work_.attended.floats() + first_[b] * attended_,
-                                .out_stride = attended_,
-                                .first_head = kv * group,
-                                .group = group};
-            for (size_t query = 0; query < queries; query += tile, ++turn)
-                if (turn % threads_ == thread)
-                    kernels_.attend(job, query, std::min(query + tile, queries),
-                                    work_.scratch[thread].bytes());
-        }
-    }
+    size_t b = 0;
+    for (size_t tiles; chunk >= (tiles = shape.kv_heads * attention_tiles(shape, b)); ++b)
+        chunk -= tiles;
+    const Branch& branch = batch_[b];
+    const Cache& cache = *branch.cache;
+    const size_t kv = chunk / attention_tiles(shape, b), group = shape.heads / shape.kv_heads;
+    const Attention job{.keys = cache.keys(layer, kv),
+                        .values = cache.values(layer, kv),
+                        .head_dim = shape.head_dim,
+                        .capacity = cache.capacity(),
+                        .length = cache.length(),
+                        .parents = branch.parents,
+                        .depths = depths_.data() + first_[b],
+                        .chain = chain_[b],
+                        .window = shape.window,
+                        .softcap = shape_.attention_softcap,
+                        .queries = row(work_.qkv, first_[b], qkv_),
+                        .query_stride = qkv_,
+                        .out = row(work_.attended, first_[b], attended_),
+                        .out_stride = attended_,
+                        .first_head = kv * group,
+                        .group = group};
+    const size_t tile = attention_tile(shape, branch.nodes);
+    const size_t query = chunk % attention_tiles(shape, b) * tile;
+    kernels_.attend(job, query, std::min(query + tile, branch.nodes * group), scratch.bytes());
 }

@@ -1,48 +1,70 @@
-// One forward pass: what each thread does, and where the threads meet.
+// One forward pass as a task: phases of chunks, in the order in which they depend on each other.
 #pragma once
 
 #include <vector>
 
 #include "model.hpp"
 
-class Pass {
+class Pass : public Task {
 public:
-    // Checks the batch, makes room in the caches and in the workspace.
+    // Checks the batch, makes room in the caches and in the workspace, plans the phases.
+    // Throws std::invalid_argument or std::bad_alloc; then nothing has been done.
     Pass(Model& model, const std::vector<Branch>& batch, float* logits);
-    // The work of one thread.
-    void run(size_t thread);
+
+    // How many threads are worth waking for so much work.
     size_t threads() const { return threads_; }
-    // After all threads are done: the caches remember their trees.
-    void remember();
+
+protected:
+    void work(size_t phase, size_t chunk, size_t thread) override;
 
 private:
+    using Work = void (Pass::*)(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
+    // `index` is a layer, or a product's place in `products_`.
+    struct Phase {
+        Work work;
+        size_t index, chunks;
+    };
+    // A matrix, the rows that it multiplies, and what becomes of the results.
+    struct Linear {
+        const Matrix* matrix;
+        const float* rows;
+        size_t stride;
+        Product job;
+    };
+
     void check(const Branch& branch);
+    size_t worthwhile_threads() const;
     void reserve();
-    // What a phase does; each ends with all threads having met.
-    void embed(size_t thread);
-    void attention_block(size_t thread, size_t layer);
-    void mlp_block(size_t thread, size_t layer);
-    void head(size_t thread);
-    // Parts of phases.
-    void multiply(size_t thread, const Matrix& matrix, const float* rows, size_t stride,
-                  Product job);
-    void norm_rows(size_t thread, const Norm& norm, const float* rows, float* out, size_t size,
-                   size_t stride);
-    void rotate(size_t thread, size_t layer);
-    void attend(size_t thread, size_t layer);
-    void merge(const Norm& post, size_t row);
+    void plan();
+    void plan_layer(size_t layer);
+    void add(Work work, size_t index, size_t things, size_t least);
+    void add_rows(Work work, size_t layer) { add(work, layer, n_, 1); }
+    void multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+                        size_t stride, Product job);
+
+    void embed(size_t, size_t chunk, size_t chunks, Buffer&);
+    void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void attend(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    void attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void enter_head(size_t, size_t chunk, size_t chunks, Buffer&);
+    void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
+    void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
+
+    void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
     void norm_head(const Norm& norm, float* head, size_t dim) const;
-    NormJob norm_job(const Norm& norm, size_t size) const;
+    void merge(const Norm& post, size_t row);
     size_t attention_tile(const LayerShape& layer, size_t nodes) const;
-    void meet() {
-        if (threads_ > 1) model_.pool_->meet();
-    }
+    size_t attention_tiles(const LayerShape& layer, size_t branch) const;
+    float* row(Buffer& rows, size_t index, size_t stride) { return rows.floats() + index * stride; }
 
     Model& model_;
     const Shape& shape_;
     const Kernels& kernels_;
     Workspace& work_;
-    const std::vector<Branch>& batch_;
+    const std::vector<Branch> batch_;
     float* logits_;
     size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
@@ -50,4 +72,6 @@ private:
     std::vector<size_t> branch_of_;                       // of all nodes
     std::vector<size_t> first_;                           // first node of each branch
     std::vector<bool> chain_;                             // of each branch
+    std::vector<Phase> phases_;
+    std::vector<Linear> products_;
 };

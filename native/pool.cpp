@@ -6,7 +6,7 @@
 
 namespace {
 
-constexpr int kSpins = 4000;  // some tens of microseconds
+constexpr int kSpins = 2000;  // some tens of microseconds, then the core is given up
 
 void pause() {
 #if defined(__x86_64__)
@@ -16,63 +16,86 @@ void pause() {
 #endif
 }
 
-// Returns when `value` is no longer `old`.
-void wait_for_change(std::atomic<uint32_t>& value, uint32_t old) {
-    for (int spin = 0; spin < kSpins; ++spin) {
-        if (value.load(std::memory_order_acquire) != old) return;
+// Returns the first value of `counter` for which `enough` holds.
+template <class Enough>
+uint32_t wait_until(const std::atomic<uint32_t>& counter, Enough enough) {
+    uint32_t value = counter.load(std::memory_order_acquire);
+    for (int spin = 0; spin < kSpins && !enough(value); ++spin) {
         pause();
+        value = counter.load(std::memory_order_acquire);
     }
-    while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+    while (!enough(value)) {
+        counter.wait(value, std::memory_order_acquire);
+        value = counter.load(std::memory_order_acquire);
+    }
+    return value;
 }
 
 }  // namespace
 
 Pool::Pool(size_t threads) {
     try {
-        for (size_t index = 1; index < threads; ++index)
-            workers_.emplace_back([this, index] { serve(index); });
-    } catch (...) {  // no more threads: those that were started must end before we leave
-        closing_ = true;
-        rounds_.fetch_add(1);
-        rounds_.notify_all();
-        for (auto& worker : workers_) worker.join();
+        for (size_t thread = 1; thread < threads; ++thread)
+            workers_.emplace_back([this, thread] { serve(thread); });
+    } catch (...) {  // the system gives no more: those that run must end first
+        stop();
         throw;
     }
 }
 
-Pool::~Pool() {
+Pool::~Pool() { stop(); }
+
+void Pool::stop() {
     closing_ = true;
-    rounds_.fetch_add(1, std::memory_order_release);
-    rounds_.notify_all();
+    round_.fetch_add(1, std::memory_order_release);
+    round_.notify_all();
     for (auto& worker : workers_) worker.join();
 }
 
-void Pool::run(const std::function<void(size_t)>& work) {
-    if (workers_.empty()) return work(0);
-    work_ = &work;
-    rounds_.fetch_add(1, std::memory_order_release);
-    rounds_.notify_all();
-    work(0);
-    meet();
-}
-
-void Pool::serve(size_t index) {
-    for (uint32_t round = 0;; ++round) {
-        wait_for_change(rounds_, round);
-        if (closing_) return;
-        (*work_)(index);
-        meet();
+void Pool::run(const std::shared_ptr<Task>& task, size_t threads) {
+    const bool shared = threads > 1 && !workers_.empty();
+    if (shared) {
+        {
+            std::lock_guard lock(guard_);
+            task_ = task;
+        }
+        round_.fetch_add(1, std::memory_order_release);
+        round_.notify_all();
+    }
+    drive(*task, 0);
+    if (shared) {
+        std::lock_guard lock(guard_);
+        task_.reset();
     }
 }
 
-void Pool::meet() {
-    if (workers_.empty()) return;
-    const uint32_t generation = generation_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == workers_.size()) {
-        arrived_.store(0, std::memory_order_relaxed);
-        generation_.store(generation + 1, std::memory_order_release);
-        generation_.notify_all();
-    } else {
-        wait_for_change(generation_, generation);
+void Pool::serve(size_t thread) {
+    for (uint32_t round = 0; !closing_;) {
+        round = wait_until(round_, [&](uint32_t now) { return now != round; });
+        std::shared_ptr<Task> task;
+        {
+            std::lock_guard lock(guard_);
+            task = task_;
+        }
+        if (task) drive(*task, thread);
+    }
+}
+
+void Pool::drive(Task& task, size_t thread) {
+    uint32_t begin = 0;
+    for (size_t phase = 0; phase < task.ends_.size(); ++phase) {
+        const uint32_t end = task.ends_[phase];
+        uint32_t next = task.next_.load(std::memory_order_relaxed);
+        while (next < end) {
+            // Phases before this one are done, so `next` lies in this one or behind it.
+            if (!task.next_.compare_exchange_weak(next, next + 1, std::memory_order_relaxed))
+                continue;
+            task.work(phase, next - begin, thread);
+            if (task.done_.fetch_add(1, std::memory_order_acq_rel) + 1 == end)
+                task.done_.notify_all();
+            next = task.next_.load(std::memory_order_relaxed);
+        }
+        wait_until(task.done_, [&](uint32_t done) { return done >= end; });
+        begin = end;
     }
 }

@@ -1,24 +1,48 @@
-// Threads that run one function together and meet at barriers inside it.
+// Threads that share the work of a task.
+//
+// A task is a row of phases; a phase is some chunks that may run at the same time. Whoever is
+// free takes the next chunk, so a thread that the system keeps from its core delays nobody, and
+// one that wakes late finds nothing to do. Which thread runs a chunk must not matter.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <functional>
+#include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
-// A share of `count` things for thread `index` of `threads`: the same one every time.
-inline std::pair<size_t, size_t> share(size_t count, size_t index, size_t threads,
+// The part of `count` things that chunk `index` of `chunks` covers, in multiples of `grain`.
+inline std::pair<size_t, size_t> share(size_t count, size_t index, size_t chunks,
                                        size_t grain = 1) {
     const size_t grains = (count + grain - 1) / grain;
     const auto edge = [&](size_t i) {
-        const size_t at = grains * i / threads * grain;
+        const size_t at = grains * i / chunks * grain;
         return at < count ? at : count;
     };
     return {edge(index), edge(index + 1)};
 }
+
+class Task {
+public:
+    virtual ~Task() = default;
+
+protected:
+    friend class Pool;
+    // Runs one chunk on thread `thread`. Must not throw.
+    virtual void work(size_t phase, size_t chunk, size_t thread) = 0;
+    void add_phase(size_t chunks) { ends_.push_back(total() + static_cast<uint32_t>(chunks)); }
+    size_t phases() const { return ends_.size(); }
+
+private:
+    uint32_t total() const { return ends_.empty() ? 0 : ends_.back(); }
+
+    std::vector<uint32_t> ends_;  // chunks are numbered through all phases; where each phase ends
+    alignas(64) std::atomic<uint32_t> next_{0};
+    alignas(64) std::atomic<uint32_t> done_{0};
+};
 
 class Pool {
 public:
@@ -29,20 +53,18 @@ public:
 
     size_t size() const { return workers_.size() + 1; }
 
-    // Runs work(index) on every thread, the calling one being index 0. `work` must not throw.
-    void run(const std::function<void(size_t)>& work);
-
-    // Inside `run`: waits for all threads. Spins briefly, then sleeps, so that a thread which was
-    // left without a core is not kept from it.
-    void meet();
+    // Returns when every chunk is done; others are woken if `threads` > 1. The calling thread is number 0. Threads that wake late
+    // may hold the task a little longer, but do not touch what it refers to.
+    void run(const std::shared_ptr<Task>& task, size_t threads);
 
 private:
-    void serve(size_t index);
+    void serve(size_t thread);
+    void stop();
+    static void drive(Task& task, size_t thread);
 
     std::vector<std::thread> workers_;
-    const std::function<void(size_t)>* work_ = nullptr;
-    std::atomic<uint32_t> rounds_{0};
+    std::shared_ptr<Task> task_;  // guarded by `guard_`
+    std::mutex guard_;
+    std::atomic<uint32_t> round_{0};
     std::atomic<bool> closing_{false};
-    alignas(64) std::atomic<uint32_t> arrived_{0};
-    alignas(64) std::atomic<uint32_t> generation_{0};
 };

@@ -6,6 +6,8 @@
 
 #include "kernels.hpp"
 
+constexpr size_t kLargestHead = 1024;
+
 struct LayerShape {
     size_t heads, kv_heads, head_dim, intermediate;
     size_t window;  // 0: all
@@ -18,10 +20,6 @@ struct LayerShape {
     size_t keys_at() const { return padded(query_size()); }
     size_t values_at() const { return keys_at() + padded(kv_size()); }
     size_t qkv_size() const { return values_at() + padded(kv_size()); }
-    // Values of the layer's matrices: multiply-adds for one node.
-    size_t matrix_values(size_t hidden, bool gated) const {
-        return hidden * (2 * query_size() + 2 * kv_size() + (gated ? 3 : 2) * intermediate);
-    }
 };
 
 struct Shape {

@@ -54,12 +54,18 @@ struct F16 {
     for (int i = 0; i < kParts; ++i) out.part[i] = expression; \
     return out
 
-INLINE F16 load(const float* from) {
-    F16 out;
-    std::memcpy(&out, from, sizeof(out));
-    return out;
+// Whole registers, not structures, are what the compiler keeps out of memory.
+using Loose = float __attribute__((vector_size(kBytes), aligned(4), may_alias));
+INLINE Reg load_part(const float* from, int part) {
+    return *(const Loose*)(from + part * kRegLanes);
 }
-INLINE void store(float* to, F16 v) { std::memcpy(to, &v, sizeof(v)); }
+INLINE void store_part(float* to, int part, Reg value) {
+    *(Loose*)(to + part * kRegLanes) = value;
+}
+INLINE F16 load(const float* from) { EACH_PART(load_part(from, i)); }
+INLINE void store(float* to, F16 v) {
+    for (int i = 0; i < kParts; ++i) store_part(to, i, v.part[i]);
+}
 INLINE F16 splat(float value) { EACH_PART(value - Reg{}); }
 INLINE F16 operator+(F16 a, F16 b) { EACH_PART(a.part[i] + b.part[i]); }
 INLINE F16 operator-(F16 a, F16 b) { EACH_PART(a.part[i] - b.part[i]); }

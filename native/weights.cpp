@@ -199,10 +199,22 @@ void Weights::check() const {
     }
 }
 
-size_t Weights::bytes() const {
-    size_t total = head.data.size() + embedding.size() + positions.size();
+template <class Use>
+void Weights::each_matrix(Use use) const {
+    use(head);
     for (const LayerWeights& layer : layers)
-        total += layer.qkv.data.size() + layer.o.data.size() + layer.gate_up.data.size() +
-                 layer.down.data.size();
+        for (const Matrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+            use(*matrix);
+}
+
+size_t Weights::bytes() const {
+    size_t total = 0;
+    each_matrix([&](const Matrix& matrix) { total += matrix.data.size(); });
+    return total;
+}
+
+size_t Weights::parameters() const {
+    size_t total = 0;
+    each_matrix([&](const Matrix& matrix) { total += matrix.panels * kPanel * matrix.inputs; });
     return total;
 }

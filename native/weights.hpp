@@ -52,7 +52,9 @@ public:
     void set(const std::string& name, const Given& weight);
     // Throws std::invalid_argument with the name of a missing weight.
     void check() const;
+    // Of the matrices that every pass multiplies with, padding included.
     size_t bytes() const;
+    size_t parameters() const;
 
     std::vector<LayerWeights> layers;
     Matrix head;
@@ -62,6 +64,8 @@ public:
 private:
     void set_global(const std::string& name, const Given& weight, bool bias);
     void set_layer(size_t index, const std::string& part, const Given& weight, bool bias);
+    template <class Use>
+    void each_matrix(Use use) const;
     size_t position_rows() const { return shape_.context + shape_.position_offset; }
 
     const Shape& shape_;

@@ -15,7 +15,7 @@ constexpr size_t kUnit = 4;     // panels between two epilogues; even, for gate 
 
 struct Fp32Weights {
     static constexpr size_t kStep = kPanel * sizeof(float);  // bytes at each input
-    static inline __attribute__((always_inline)) F16 load_weights(const uint8_t* from) { return load((const float*)from); }
+    static Reg part(const uint8_t* from, int part) { return load_part((const float*)from, part); }
 };
 
 // What to fetch while a tile is multiplied: `step` bytes further at each input.
@@ -28,34 +28,43 @@ struct Ahead {
 template <class W, int P, int T>
 static void multiply_tile(const uint8_t* panels, size_t panel_bytes, const float* x, size_t count,
                           float* sums, size_t sums_stride, bool resume, Ahead ahead) {
-    F16 sum[P][T];
+    Reg sum[P][T][kParts];
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
         for (int t = 0; t < T; ++t)
-            sum[p][t] = resume ? load(sums + p * sums_stride + t * kPanel) : splat(0.0f);
+#pragma GCC unroll 32
+            for (int i = 0; i < kParts; ++i)
+                sum[p][t][i] = resume ? load_part(sums + p * sums_stride + t * kPanel, i) : Reg{};
     const uint8_t* fetch = ahead.from;
     for (size_t k = 0; k < count; ++k) {
-        F16 w[P];
+        Reg w[P][kParts];
 #pragma GCC unroll 32
         for (int p = 0; p < P; ++p) {
-            w[p] = W::load_weights(panels + p * panel_bytes);
+#pragma GCC unroll 32
+            for (int i = 0; i < kParts; ++i) w[p][i] = W::part(panels + p * panel_bytes, i);
             __builtin_prefetch(fetch + p * panel_bytes, 0, 3);
         }
         panels += W::kStep;
         fetch += ahead.step;
 #pragma GCC unroll 32
         for (int t = 0; t < T; ++t) {
-            const F16 value = splat(x[t]);
+            const Reg value = x[t] - Reg{};
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) sum[p][t] = fma(w[p], value, sum[p][t]);
+            for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                for (int i = 0; i < kParts; ++i)
+                    sum[p][t][i] = reg_fma(w[p][i], value, sum[p][t][i]);
         }
         x += T;
     }
 #pragma GCC unroll 32
     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-        for (int t = 0; t < T; ++t) store(sums + p * sums_stride + t * kPanel, sum[p][t]);
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 32
+            for (int i = 0; i < kParts; ++i)
+                store_part(sums + p * sums_stride + t * kPanel, i, sum[p][t][i]);
 }
 
 // `panels` times one tile, P at a time and the rest one by one.

@@ -32,6 +32,13 @@ static void add(float* x, const float* y, size_t size) {
     for (size_t i = 0; i < size; i += kPanel) store(x + i, load(x + i) + load(y + i));
 }
 
+static float read(const float* from, size_t bytes) {
+    F16 total[4] = {splat(0.0f), splat(0.0f), splat(0.0f), splat(0.0f)};
+    for (size_t i = 0; i + 4 * kPanel <= bytes / sizeof(float); i += 4 * kPanel)
+        for (size_t j = 0; j < 4; ++j) total[j] = total[j] + load(from + i + j * kPanel);
+    return sum(total[0] + total[1] + total[2] + total[3]);
+}
+
 // Puts a logit among the k best so far; `filled` of them are set.
 INLINE void insert(float logit, int32_t token, size_t k, size_t& filled, float* best,
                    int32_t* tokens) {

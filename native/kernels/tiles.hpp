@@ -45,7 +45,8 @@ struct Tiling {
 
 INLINE Tiling tiling(size_t n) {
     if (n <= kWidest) return {n, width_for(n), 1};
-    return {n, kBulk, (n + kBulk - 1) / kBulk};
+    const size_t count = (n + kBulk - 1) / kBulk, width = width_for((n + count - 1) / count);
+    return {n, width, (n + width - 1) / width};
 }
 
 // Tokens that the tiles have room for.

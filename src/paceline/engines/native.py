@@ -72,8 +72,13 @@ class NativeEngine(Engine):
 
     @property
     def bytes(self) -> int:
-        """Size of the matrices, which one pass reads."""
+        """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the matrices that one pass multiplies with, padding included."""
+        return self._model.parameters
 
     @property
     def threads(self) -> int:
@@ -86,15 +91,6 @@ class NativeEngine(Engine):
             self._model.threads = count
         except ValueError as error:
             raise MethodError(str(error)) from None
-
-    @property
-    def grain(self) -> int:
-        """Least multiply-adds of a layer in one pass that are worth a second thread."""
-        return self._model.grain
-
-    @grain.setter
-    def grain(self, multiply_adds: int) -> None:
-        self._model.grain = multiply_adds
 
     def open(self) -> Cached:
         """A new, empty sequence."""
