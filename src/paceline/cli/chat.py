@@ -109,11 +109,16 @@ def _listen() -> str | None:
 
 
 def _fit(lm: LM, pattern: str | None, talk: list[tuple[str, str]], said: str, room: int) -> Prompt:
-    """The talk so far and the new line; the oldest turns go when the context is too small."""
+    """The talk so far and the new line; the oldest turns go when the context is too small.
+
+    Of a small context at most half is kept free for the answer.
+    """
+    context = lm.engine.config.context
+    room = min(room, context // 2)
     while True:
         prompt = _prompt(pattern, talk, said)
         size = len(lm.request(prompt).prompt)
-        if not talk or size + room <= lm.engine.config.context:
+        if not talk or size + room <= context:
             return prompt
         talk.pop(0)
         say("the oldest turn was dropped to fit the context")
