@@ -79,7 +79,7 @@ class LM:
             max_new_tokens: upper limit of the output.
             temperature: 0 is greedy; None takes the checkpoint's default.
             seed: the same seed gives the same output, whatever the drafter.
-            controls: None takes the checkpoint's defaults when the draw is not greedy.
+            controls: besides temperature; None takes the checkpoint's defaults.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
         """

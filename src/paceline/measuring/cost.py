@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from statistics import median
 from time import perf_counter
 
@@ -19,8 +20,9 @@ def measure_cost(
     context: int | None = None,
     sizes: tuple[int, ...] = SIZES,
     repeats: int = 9,
+    pick: Callable[[Sequence[float]], float] = median,
 ) -> Cost:
-    """Median time of a pass at each size; the sizes take turns, so that drift meets all alike.
+    """Time of a pass at each size; the sizes take turns, so that drift meets all alike.
 
     The tree is binary. Weights and shapes decide the time, not tokens; they are arbitrary.
 
@@ -29,6 +31,7 @@ def measure_cost(
         context: committed positions before the tree; None takes `context_for`.
         sizes: increasing numbers of nodes, root included.
         repeats: passes at each size that count, after one that does not.
+        pick: which of the times of a size is taken.
     """
     vocabulary = engine.config.vocab_size
     length = context_for(engine) if context is None else context
@@ -44,7 +47,7 @@ def measure_cost(
                     seconds[n].append(perf_counter() - start)
     finally:
         engine.release(sequence)
-    return Cost(tuple(sizes), tuple(median(seconds[n]) for n in sizes))
+    return Cost(tuple(sizes), tuple(pick(seconds[n]) for n in sizes))
 
 
 def context_for(engine: Engine) -> int:

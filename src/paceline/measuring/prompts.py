@@ -41,7 +41,7 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Dialogue]:
         RequestError: no such file, no prompt in it, or bad lines, by number.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
