@@ -17,8 +17,8 @@ class RepetitionPenalty(ControlMethod):
     """Make every token of the prompt and the output less likely, once, however often it occurred.
 
     Attributes:
-        penalty: 0.01 to 100; 1 does nothing, above 1 discourages. Positive logits are divided by it,
-            negative ones multiplied.
+        penalty: 0.01 to 100; 1 does nothing, above 1 discourages. Positive logits are divided by
+            it, negative ones multiplied.
     """
 
     penalty: float = 1.1
