@@ -97,9 +97,15 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
     return shape;
 }
 
+constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4"};
+
 Format format_of(const std::string& name) {
-    if (name == "fp32") return Format::fp32;
-    refuse("format '" + name + "' is unknown; choose fp32");
+    std::string known;
+    for (size_t i = 0; i < std::size(kFormats); ++i) {
+        if (name == kFormats[i]) return static_cast<Format>(i);
+        known += (i ? ", " : "") + std::string(kFormats[i]);
+    }
+    refuse("format '" + name + "' is unknown; choose one of " + known);
 }
 
 size_t threads_of(int64_t threads) {

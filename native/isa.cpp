@@ -5,7 +5,7 @@
 
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512;
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
 #endif
@@ -14,9 +14,11 @@ std::vector<const Kernels*> runnable() {
     std::vector<const Kernels*> found;
 #if defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-        found.push_back(&kernels_avx512);
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
+    if (avx512) found.push_back(&kernels_avx512);
     if (avx2) found.push_back(&kernels_avx2);
 #elif defined(__aarch64__)
     found.push_back(&kernels_neon);

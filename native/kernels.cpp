@@ -5,7 +5,7 @@
 // it might be the copy that the machine cannot run.
 
 #include "kernels/attention.hpp"
-#include "kernels/matmul.hpp"
+#include "kernels/integers.hpp"
 #include "kernels/rows.hpp"
 
 #define JOIN_(a, b) a##b
@@ -16,7 +16,7 @@
 extern const Kernels JOIN(kernels_, PACELINE_ISA);
 const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .isa = TEXT(PACELINE_ISA),
-    .formats = {&fp32_kernels},
+    .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels},
     .norm = norm,
     .add = add,
     .max_queries = kWidest,

@@ -11,7 +11,7 @@ constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
 
 inline size_t padded(size_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
 
-enum class Format { fp32, count };
+enum class Format { fp32, bf16, fp16, int8, int4, count };
 enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
 
 // y = w @ x for a matrix in panels: [rows / 16] panels, each `panel_bytes` long.

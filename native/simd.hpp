@@ -16,6 +16,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#define INLINE_MEMBER static inline __attribute__((always_inline))
+
 namespace {
 
 constexpr int kLanes = 16;

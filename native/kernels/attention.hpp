@@ -6,7 +6,7 @@
 // not see weigh 0, which changes no bit of a sum. So a node gets what plain decoding would get.
 #pragma once
 
-#include "matmul.hpp"
+#include "floats.hpp"
 
 namespace {
 
@@ -113,12 +113,13 @@ static void attend_tile(const Attention& job, size_t first, size_t last, void* s
         for (size_t d = 0; d < dim; ++d) part.queries[d * T + t] = t < tokens ? q[d] : 0.0f;
     }
     const size_t panel_bytes = dim * Fp32Weights::kStep;
+    const Sums sums{part.sums, T * kPanel, false};
     const size_t end = padded(positions) / kPanel;
     for (size_t panel = from / kPanel; panel < end; panel += kUnit) {
         const size_t panels = end - panel < kUnit ? end - panel : kUnit;
         const uint8_t* keys = (const uint8_t*)job.keys + panel * panel_bytes;
-        multiply_panels<Fp32Weights, T>(keys, panel_bytes, panels, part.queries, dim, part.sums,
-                                        T * kPanel, false, {keys, Fp32Weights::kStep});
+        multiply_panels<Fp32Weights, T>(keys, panel_bytes, panels, part.queries, dim, sums,
+                                        {keys + kFetch, Fp32Weights::kStep});
         for (size_t p = 0; p < panels; ++p)
             for (size_t t = 0; t < tokens; ++t)
                 store(part.scores + t * room + (panel + p) * kPanel,
@@ -133,8 +134,8 @@ static void attend_tile(const Attention& job, size_t first, size_t last, void* s
     const uint8_t* values = (const uint8_t*)(job.values + from * kPanel);
     const size_t value_bytes = job.capacity * Fp32Weights::kStep;
     multiply_panels<Fp32Weights, T>(values, value_bytes, padded(dim) / kPanel,
-                                    part.weights + from * T, positions - from, part.sums,
-                                    T * kPanel, false, {values, Fp32Weights::kStep});
+                                    part.weights + from * T, positions - from, sums,
+                                    {values + kFetch, Fp32Weights::kStep});
     for (size_t t = 0; t < tokens; ++t) {
         const size_t query = first + t;
         float* out = job.out + query / job.group * job.out_stride +

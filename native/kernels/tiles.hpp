@@ -20,6 +20,7 @@ constexpr int kWidths[] = {1, 2};
 constexpr int kSums = 2;
 constexpr int kBulk = 2;
 #endif
+constexpr size_t kFetch = 1024;  // bytes between what is read and what is fetched
 constexpr int kWidest = kWidths[sizeof(kWidths) / sizeof(int) - 1];
 
 // Panels that are multiplied together with tiles of T tokens: 4, 2 or 1.
@@ -65,29 +66,6 @@ INLINE void with_width(size_t width, Use&& use) {
         if (width == static_cast<size_t>(kWidths[I])) return use(Width<kWidths[I]>{});
         with_width<I + 1>(width, static_cast<Use&&>(use));
     }
-}
-
-// Rows [n][stride] to tiles; part `part` of `parts` takes its share of the K inputs.
-static void arrange_floats(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                           size_t part, size_t parts) {
-    const Tiling tiles = tiling(n);
-    const size_t share = padded((inputs + parts - 1) / parts);
-    const size_t begin = part * share < inputs ? part * share : inputs;
-    const size_t end = begin + share < inputs ? begin + share : inputs;
-    for (size_t tile = 0; tile < tiles.count; ++tile) {
-        const size_t tokens = tiles.tokens(tile), width = tiles.width_of(tile);
-        float* to = static_cast<float*>(out) + tile * tiles.width * inputs;
-        const float* from = rows + tile * tiles.width * stride;
-        for (size_t k = begin; k < end; ++k) {
-            size_t t = 0;
-            for (; t < tokens; ++t) to[k * width + t] = from[t * stride + k];
-            for (; t < width; ++t) to[k * width + t] = 0.0f;
-        }
-    }
-}
-
-static size_t arranged_float_bytes(size_t n, size_t inputs) {
-    return n == 1 ? 0 : room(tiling(n)) * inputs * sizeof(float);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ import tiny
 from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.native import NativeEngine, default_threads
+from paceline.engines.native import FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
@@ -109,7 +109,7 @@ def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
     """Whatever the tree, the neighbours, the chunks and the threads."""
     model = tiny_model(data.draw(st.sampled_from(VARIED)))
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
-    engine = native(model, isa=isa, threads=threads)
+    engine = native(model, isa=isa, threads=threads, format=data.draw(st.sampled_from(FORMATS)))
     batch, prompts = [], []
     for seed in range(data.draw(st.integers(1, 3))):
         prompt = tiny.tokens(data.draw(st.integers(1, 24)), seed)
@@ -132,24 +132,69 @@ def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
         first += len(tree)
 
 
-def test_many_nodes_and_long_prompts_keep_every_bit() -> None:
+@pytest.mark.parametrize("storage", FORMATS)
+def test_many_nodes_and_long_prompts_keep_every_bit(storage: str) -> None:
     """Enough nodes for several tiles and blocks, on a real checkpoint with wider rows."""
     model = load(shared("models", "bitstories-3M"))
-    ids = np.random.default_rng(1).integers(3, 500, 300).astype(np.int32)
+    ids = np.random.default_rng(1).integers(3, 500, 120).astype(np.int32)
     for isa in ISAS:
-        engine = native(model, isa=isa, threads=1)
-        expected = run(engine, ids, 1)[-40:] if isa != "portable" else run(engine, ids, 5)[-40:]
+        engine = native(model, isa=isa, threads=1, format=storage)
+        expected = run(engine, ids, 1 if isa == ISAS[0] else 5)
         engine.threads = 3
-        np.testing.assert_array_equal(run(engine, ids, 256)[-40:], expected)
+        np.testing.assert_array_equal(run(engine, ids, 120), expected)
         sequence = engine.start(ids[:-1])
         star = tree_of([ids[-1], *range(100)], [-1] + [0] * 100)
         np.testing.assert_array_equal(engine.forward([(sequence, star)])[0], expected[-1])
 
 
-def test_instruction_sets_with_fused_sums_agree_in_every_bit(tiny_model) -> None:
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Rounded to bf16, ties to even."""
+    bits = values.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
+
+
+def in_blocks(values: np.ndarray, most: int) -> np.ndarray:
+    """Integers up to `most` with one bf16 scale for 32 inputs, as floats again."""
+    rows, inputs = values.shape
+    blocks = np.pad(values, ((0, 0), (0, -inputs % 32))).reshape(rows, -1, 32)
+    size = np.abs(blocks).max(-1, keepdims=True) / np.float32(most)
+    scale = bf16(size)
+    up = (scale.view(np.uint32) + 0x10000).view(np.float32)
+    scale = np.where(scale * most < np.abs(blocks).max(-1, keepdims=True), up, scale)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+    return (np.rint(blocks * inverse) * scale).reshape(rows, -1)[:, :inputs]
+
+
+ROUNDED = {
+    "bf16": bf16,
+    "fp16": lambda values: values.astype(np.float16).astype(np.float32),
+    "int8": lambda values: in_blocks(values, 127),
+    "int4": lambda values: in_blocks(values, 7),
+}
+
+
+@pytest.mark.parametrize("storage", ROUNDED)
+@pytest.mark.parametrize("name", ["llama-gqa-tied-bias", "gpt_neox"])
+def test_formats_round_weights_as_they_say(storage: str, name: str, tiny_model) -> None:
+    model = tiny_model(name)
+    rounded = dict(model.weights)
+    kept = ("positions",) if model.config.tied else ("positions", "embed")
+    for weight, values in rounded.items():
+        if values.ndim == 2 and weight not in kept:
+            rounded[weight] = ROUNDED[storage](values)
+    ids = tiny.tokens(40)
+    expected = run(ReferenceEngine(model.config, rounded), ids, 64)
+    for isa in ISAS:
+        logits = run(native(model, format=storage, isa=isa), ids, 64)
+        np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("storage", FORMATS)
+def test_instruction_sets_with_fused_sums_agree_in_every_bit(storage: str, tiny_model) -> None:
     model = tiny_model("gemma2")
     ids = tiny.tokens(40)
-    fused = [run(native(model, isa=isa), ids, 64) for isa in ISAS if isa != "portable"]
+    isas = [isa for isa in ISAS if isa != "portable"]
+    fused = [run(native(model, isa=isa, format=storage), ids, 64) for isa in isas]
     for logits in fused[1:]:
         np.testing.assert_array_equal(logits, fused[0])
 

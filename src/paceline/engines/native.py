@@ -15,7 +15,7 @@ from paceline.engines.base import Cached, Engine, Rows
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
 
-FORMATS = ("fp32",)
+FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
 
 
