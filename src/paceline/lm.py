@@ -37,6 +37,7 @@ class LM:
             themselves by this machine's measured cost, down to plain decoding.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine, e.g. `cuda`.
+        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`; `auto` is the checkpoint's.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
@@ -51,12 +52,15 @@ class LM:
         budget: int | str = 16,
         threads: int | None = None,
         device: str | None = None,
+        format: str = "auto",  # noqa: A002 (its name everywhere)
     ) -> None:
         start = perf_counter()
         self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
         self.model = load(model)
         self.tokenizer = self.model.tokenizer
-        self.engine = open_engine(self.model, engine, threads=threads, device=device)
+        self.engine = open_engine(
+            self.model, engine, threads=threads, device=device, weight_format=format
+        )
         self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.engine.config.vocab_size)
         self.load_seconds = perf_counter() - start

@@ -35,6 +35,7 @@ def bench(
         State, typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not.")
     ] = State.carried,
     engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -49,7 +50,8 @@ def bench(
     prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
     """
     nodes = options.budgets(budget)
-    work = prepare(model, prompts, drafters, limit, engine, device, threads, out)
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    work = prepare(model, prompts, drafters, limit, choice, out)
     from paceline.measuring import bench as measure
     from paceline.measuring import report
     from paceline.measuring.turns import Asking

@@ -30,6 +30,7 @@ def chat(
     drafter: options.Drafter = "recycle",
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -45,9 +46,9 @@ def chat(
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
-    from paceline.lm import LM
 
-    lm = LM(model, engine=engine, drafter=drafter, budget=nodes, threads=threads, device=device)
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    lm = choice.open(model, drafter, nodes)
     if pattern is None:
         _try_template(lm)
     talk: list[tuple[str, str]] = []

@@ -27,6 +27,7 @@ def generate(
     drafter: options.Drafter = "recycle",
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -46,9 +47,9 @@ def generate(
     heat = options.one_temperature(temperature, heat)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
-    from paceline.lm import LM
 
-    lm = LM(model, engine=engine, drafter=drafter, budget=nodes, threads=threads, device=device)
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    lm = choice.open(model, drafter, nodes)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
         max_new_tokens=max_new_tokens,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from paceline.errors import MethodError, RequestError
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
     from paceline.drafters.base import DraftMethod
+    from paceline.lm import LM
 
 _DRAFTERS_HELP = (
     "Drafters, separated by ';' or ','; repeatable. A ',' before KEY=VALUE continues the settings "
@@ -34,6 +36,10 @@ Budget = Annotated[
 ]
 Engine = Annotated[str, typer.Option(help="auto, native or reference.")]
 Device = Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="Of the weights: fp32, bf16, fp16, int8, int4; auto: as stored."),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
 ]
@@ -59,6 +65,30 @@ Limit = Annotated[
 Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat template.")]
 Out = Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The options that choose an engine."""
+
+    engine: str
+    device: str | None
+    threads: int | None
+    weight_format: str
+
+    def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
+        """A model in that engine."""
+        from paceline.lm import LM
+
+        return LM(
+            model,
+            engine=self.engine,
+            drafter=drafter,
+            budget=budget,
+            threads=self.threads,
+            device=self.device,
+            format=self.weight_format,
+        )
 
 
 def split_drafters(texts: Sequence[str]) -> list[str]:

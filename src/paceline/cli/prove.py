@@ -23,6 +23,7 @@ def prove(
     max_new_tokens: options.NewTokens = 64,
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -38,7 +39,8 @@ def prove(
     """
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
-    work = prepare(model, prompts, drafters, limit, engine, device, threads, out)
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    work = prepare(model, prompts, drafters, limit, choice, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report
     from paceline.measuring.costfile import known_cost

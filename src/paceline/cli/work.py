@@ -46,19 +46,16 @@ def prepare(
     prompts: Path,
     drafters: list[str],
     limit: int | None,
-    engine: str,
-    device: str | None,
-    threads: int | None,
+    engine: options.EngineChoice,
     out: Path | None,
 ) -> Work:
     """Read everything that is needed; what cannot work is refused here, before the long part."""
     check_target(out)
-    from paceline.lm import LM
     from paceline.measuring.prompts import read_prompts
 
     dialogues = read_prompts(prompts, limit)
     methods, left_out = options.find_drafters(drafters)
-    lm = LM(model, engine=engine, drafter="plain", threads=threads, device=device)
+    lm = engine.open(model)
     turns = sum(len(dialogue.turns) for dialogue in dialogues)
     return Work(lm, dialogues, turns, methods, left_out)
 

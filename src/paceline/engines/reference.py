@@ -16,6 +16,7 @@ from paceline.engines.base import Cached, Engine, Rows
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -68,7 +69,7 @@ class ReferenceEngine(Engine):
         self.config = config
         self.device = _device(device)
         self.dtype = dtype
-        self.format = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
+        self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self._outer: _Layer = {}
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
