@@ -54,7 +54,7 @@ def table(model: Path, documents: slice, options: argparse.Namespace) -> str:
     count = 0
     for name in options.drafters:
         for budget in options.budgets:
-            lm = LM(model, drafter=name, budget=budget)
+            lm = LM(model, drafter=name, budget=budget, threads=1)
             chosen = prompts(lm, documents)
             count = len(chosen)
             carried, fresh = (tokens_per_pass(lm, chosen, c, options.stop) for c in (True, False))

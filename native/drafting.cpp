@@ -91,6 +91,7 @@ void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, s
         else
             merged_.push_back({top[i], p[i] * fresh});
     }
+    std::erase_if(merged_, [](const Candidate& one) { return !(one.chance > 0.0f); });
     const size_t kept = std::min(k, merged_.size());
     std::partial_sort(merged_.begin(), merged_.begin() + static_cast<ptrdiff_t>(kept),
                       merged_.end(), [](const Candidate& a, const Candidate& b) {
@@ -100,6 +101,8 @@ void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, s
         token[i] = merged_[i].token;
         prob[i] = merged_[i].chance;
     }
+    std::fill(token + kept, token + k, -1);
+    std::fill(prob + kept, prob + k, 0.0f);
     tick();
     written[row] = clock;
     if (counts[row] < std::numeric_limits<uint32_t>::max()) ++counts[row];
@@ -122,11 +125,15 @@ nb::ndarray<nb::numpy, T> copied(const std::vector<T>& values) {
     return nb::ndarray<nb::numpy, T>(data, {values.size()}, owner);
 }
 
-// A writable view of what `owner` holds.
+// Writable views of what `owner` holds.
 template <class T>
-nb::object view(nb::handle owner, std::vector<T>& values, size_t columns = 1) {
+nb::object view(nb::handle owner, std::vector<T>& values) {
+    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {values.size()}, owner));
+}
+
+template <class T>
+nb::object view(nb::handle owner, std::vector<T>& values, size_t columns) {
     const size_t rows = values.size() / columns;
-    if (columns == 1) return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows}, owner));
     return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows, columns}, owner));
 }
 

@@ -70,12 +70,13 @@ size_t Mixer::candidate(int32_t token) {
 void Mixer::mix(const int32_t* last) {
     slots_.fill(0);
     terms_.clear();
-    count_ = set_ = 0;
+    count_ = set_ = known_ = 0;
     float other = 0.0f;
     for (size_t context = contexts_; context-- > 0;) {
         const uint64_t hash = key(last, context);
         const auto row = hash ? table.find(hash) : SuccessorTable::Row{};
         if (!row.count) continue;
+        ++known_;
         if (!set_) set_ = context + 1;
         const size_t weight = ((set_ * contexts_ + context) * kBuckets + bucket(row.count)) * 2;
         const float w = weights[weight], v = weights[weight + 1];
@@ -112,16 +113,18 @@ void Mixer::learn(const int32_t* last, int32_t drawn) {
     size_t target = kMost;
     for (size_t i = 0; i < count_; ++i)
         if (tokens_[i] == drawn) target = i;
+    // Many contexts that agree move the chance together: each takes its part of the step.
+    const float rate = rate_ / static_cast<float>(std::max<size_t>(known_, 1));
     for (const Term& term : terms_) {
         const float hit = term.candidate == target ? 1.0f : 0.0f;
-        const float step = rate_ * (hit - chances_[term.candidate]);
+        const float step = rate * (hit - chances_[term.candidate]);
         float& w = weights[term.weight];
         float& v = weights[term.weight + 1];
         w = std::clamp(w + step * term.likelihood, -kLargest, kLargest);
         v = std::clamp(v + step * term.first, -kLargest, kLargest);
     }
     const float surprise = (target == kMost ? 1.0f : 0.0f) - chances_[kMost];
-    biases[set_] = std::clamp(biases[set_] + rate_ * surprise, -kLargest, kLargest);
+    biases[set_] = std::clamp(biases[set_] + rate * surprise, -kLargest, kLargest);
 }
 
 void Mixer::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {

@@ -19,7 +19,7 @@ namespace paceline {
 // over all tokens that some p_c names and "another one", which has what the p_c leave over and a
 // bias. So a row that does not know t adds nothing. The weights are looked up by the most exact
 // context that is known, by c, and by how often c was observed; each drawn token moves them along
-// the gradient of its log chance. Trained on greedy output they sharpen, on sampled they do not.
+// the gradient of its log chance. So greedy output sharpens the chances, and sampled does not.
 class Mixer {
 public:
     Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate);
@@ -63,7 +63,7 @@ private:
     float keep_, rate_;
 
     // The position mixed last.
-    size_t set_ = 0, count_ = 0;
+    size_t set_ = 0, known_ = 0, count_ = 0;  // weights, contexts, candidates
     std::array<int32_t, kMost> tokens_{};
     std::array<float, kMost + 1> chances_{};
     std::vector<Term> terms_;

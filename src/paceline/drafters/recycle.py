@@ -35,20 +35,22 @@ class Recycle(DraftMethod):
     `tree=static` has the same rows under the static tree of `budget` nodes that maximises the sum
     of the path chances. Both ignore the other settings.
 
-    State: `best` `capacity` rows of 12 + 8k bytes and a few thousand weights, `paper` and `static`
+    State: `best` `capacity` rows of 16 + 8k bytes and a thousand weights, `paper` and `static`
     32 bytes for each token of the vocabulary; carried across requests. Cost of a proposal: `best`
     some 3 microseconds a node, `paper` and `static` 30 in all.
     Good for: everything; best where the model's text has habits, and the longer it runs.
 
     Attributes:
         tree: best, static or paper.
-        orders: tokens of the longest context. Default 6: longer ones are rarely met again.
+        orders: tokens of the longest context. Default 8: longer ones are rarely met again.
         skips: contexts of one token further back, which speak where a new word stands in
             between. Default 2.
-        k: successors kept for each context. Default 12.
+        k: successors kept for each context. Default 16: wide trees want more than the
+            paper's 8.
         keep: share of the old when a context is observed again; the first few are averaged.
             Default 0.6: recent distributions know the topic.
-        rate: learning rate of the weights. Default 0.02: larger ones forget, smaller ones lag.
+        rate: learning rate of the weights, shared by the contexts that are known. Default 0.1:
+            larger ones forget, smaller ones lag.
         capacity: contexts kept, rounded up to a power of two; those unseen for longest give way.
             Default 131072.
     """
@@ -57,11 +59,11 @@ class Recycle(DraftMethod):
     catalogue: ClassVar[tuple[int, ...]] = (40,)
 
     tree: str = "best"
-    orders: int = 6
+    orders: int = 8
     skips: int = 2
-    k: int = 12
+    k: int = 16
     keep: float = 0.6
-    rate: float = 0.02
+    rate: float = 0.1
     capacity: int = 1 << 17
 
     def __post_init__(self) -> None:
