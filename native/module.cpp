@@ -5,12 +5,14 @@
 namespace nb = nanobind;
 
 void bind_bandwidth(nb::module_& m);
+void bind_drafting(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_rank(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Paceline's native kernels.";
     bind_bandwidth(m);
+    bind_drafting(m);
     bind_engine(m);
     bind_rank(m);
 }

@@ -21,12 +21,17 @@ def settings(method: type[Any]) -> str:
 
 def section(method: type[Any]) -> str:
     """One method: its docstring, settings and source."""
-    lines = [f"### `{method.name}`", "", f"Output: {method.exactness.value}."]
+    source = ""
     if method.paper:
         numbers = ", ".join(map(str, getattr(method, "catalogue", ())))
-        lines[-1] += f" From: {method.paper}" + (f" (catalogue {numbers})." if numbers else ".")
-    lines += [f"Settings: `{settings(method)}`.", "", "```text", inspect.getdoc(method) or "", "```"]
-    return "\n".join(lines)
+        source = f" From: {method.paper}" + (f" (catalogue {numbers})." if numbers else ".")
+    return "\n".join(
+        [
+            f"### `{method.name}`\n",
+            f"Output: {method.exactness.value}.{source} Settings: `{settings(method)}`.\n",
+            f"```text\n{inspect.getdoc(method)}\n```",
+        ]
+    )
 
 
 def family(title: str, registry: Registry) -> str:

@@ -50,10 +50,15 @@ def _build(family: str, **settings: Any) -> Callable[[], PreTrainedModel]:
     return build
 
 
-def randomised(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+def randomised(
+    config: PreTrainedConfig,
+    create: Callable[[PreTrainedConfig], PreTrainedModel] = (
+        transformers.AutoModelForCausalLM.from_config
+    ),
+) -> PreTrainedModel:
     """A model with every parameter drawn, norms and biases too, so that no mistake hides."""
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config)
+    torch.manual_seed(0)
+    model = create(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
@@ -81,8 +86,7 @@ def _gemma3_with_vision() -> PreTrainedModel:
         image_token_index=VOCAB - 1,
         attn_implementation="eager",
     )
-    torch.manual_seed(0)
-    return transformers.Gemma3ForConditionalGeneration(config).eval()
+    return randomised(config, transformers.Gemma3ForConditionalGeneration)
 
 
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 16}

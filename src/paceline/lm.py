@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
+from paceline import registry
 from paceline.control.base import ControlMethod, chain
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
-from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod
@@ -17,7 +18,6 @@ from paceline.engines import open_engine
 from paceline.errors import RequestError
 from paceline.models import load
 from paceline.models.detokenize import Detokenizer
-from paceline.registry import drafters
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
@@ -33,9 +33,11 @@ class LM:
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`. What it learns is kept from request to
             request until `reset()`.
-        budget: most nodes of a draft tree beyond its root.
+        budget: most nodes of a draft tree beyond its root, or `auto`: as many as pay for
+            themselves by this machine's measured cost, down to plain decoding.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine, e.g. `cuda`.
+        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`; `auto` is the checkpoint's.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
@@ -47,16 +49,19 @@ class LM:
         *,
         engine: str = "auto",
         drafter: str | DraftMethod = "recycle",
-        budget: int = 16,
+        budget: int | str = 16,
         threads: int | None = None,
         device: str | None = None,
+        format: str = "auto",  # noqa: A002 (its name everywhere)
     ) -> None:
         start = perf_counter()
-        self.method = drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.budget: Budget = Fixed(budget)
+        self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
         self.model = load(model)
         self.tokenizer = self.model.tokenizer
-        self.engine = open_engine(self.model, engine, threads=threads, device=device)
+        self.engine = open_engine(
+            self.model, engine, threads=threads, device=device, weight_format=format
+        )
+        self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.engine.config.vocab_size)
         self.load_seconds = perf_counter() - start
 
@@ -78,7 +83,7 @@ class LM:
             max_new_tokens: upper limit of the output.
             temperature: 0 is greedy; None takes the checkpoint's default.
             seed: the same seed gives the same output, whatever the drafter.
-            controls: None takes the checkpoint's defaults when the draw is not greedy.
+            controls: besides temperature; None takes the checkpoint's defaults.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
         """
@@ -86,7 +91,9 @@ class LM:
         heat = defaults.temperature if temperature is None else temperature
         if not 0 <= heat < float("inf"):
             raise RequestError(f"temperature is {heat}, expected 0 or more")
-        methods = list(defaults.controls() if controls is None else controls)
+        methods = list(controls or ())
+        if controls is None:
+            methods = [registry.controls.single(*item) for item in defaults.samplers().items()]
         if heat > 0:
             methods.append(Temperature(heat))
         return Request(
@@ -111,8 +118,19 @@ class LM:
         return self.stream(self.request(prompt, **options)).run()  # type: ignore[arg-type]
 
     def reset(self) -> None:
-        """Forget what the drafter learnt."""
+        """Forget what the drafter and the governor learnt."""
         self.drafter.reset()
+        if isinstance(self.budget, Governor):
+            self.budget = Governor(self.budget.cost)
+
+    def _open_budget(self, budget: int | str) -> Budget:
+        if isinstance(budget, int):
+            return Fixed(budget)
+        if budget != "auto":
+            raise RequestError(f"the budget is {budget!r}, expected a number of nodes or auto")
+        from paceline.measuring.costfile import known_cost
+
+        return Governor(known_cost(self.engine))
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -78,6 +78,17 @@ class Registry:
             values[key] = _convert(f"{name}:{key}", value, hints[key])
         return method(**values)
 
+    def single(self, name: str, value: object) -> Any:
+        """The method `name` with its first setting: `single("top_k", 40)`.
+
+        Raises:
+            MethodError: as `parse`.
+        """
+        method = self.methods().get(name)
+        if method is None:
+            raise MethodError(unknown(self.family, name, self.methods()))
+        return self.parse(f"{name}:{dataclasses.fields(method)[0].name}={value}")
+
 
 def _convert(where: str, text: str, kind: Any) -> Any:
     if kind is bool:

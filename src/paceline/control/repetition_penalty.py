@@ -17,8 +17,8 @@ class RepetitionPenalty(ControlMethod):
     """Make every token of the prompt and the output less likely, once, however often it occurred.
 
     Attributes:
-        penalty: above 0; 1 does nothing, above 1 discourages. Positive logits are divided by it,
-            negative ones multiplied.
+        penalty: 0.01 to 100; 1 does nothing, above 1 discourages. Positive logits are divided by
+            it, negative ones multiplied.
     """
 
     penalty: float = 1.1
@@ -27,7 +27,7 @@ class RepetitionPenalty(ControlMethod):
     paper = "Keskar et al., CTRL, arXiv 1909.05858, section 4.1"
 
     def __post_init__(self) -> None:
-        require(self.penalty > 0, "repetition_penalty", self.penalty, "above 0")
+        require(1e-2 <= self.penalty <= 1e2, "repetition_penalty", self.penalty, "0.01 to 100")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Penalise the tokens of `history`."""

@@ -15,7 +15,7 @@ class Temperature(ControlMethod):
     """Flatten or sharpen the distribution: softmax(logits / temperature).
 
     Attributes:
-        value: above 0; 1 leaves the distribution as it is. Greedy decoding uses no control.
+        value: 0.001 to 1000; 1 leaves the distribution as it is. Greedy decoding uses no control.
     """
 
     value: float = 1.0
@@ -23,7 +23,7 @@ class Temperature(ControlMethod):
     order = 40
 
     def __post_init__(self) -> None:
-        require(self.value > 0, "temperature", self.value, "above 0")
+        require(1e-3 <= self.value <= 1e3, "temperature", self.value, "0 or 0.001 to 1000")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Divide every logit."""

@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from paceline.core import State, Step, Tokens, TokenTree
+import numpy as np
+
+from paceline.core import Floats, State, Step, Tokens, TokenTree
+from paceline.errors import MethodError
 
 
 class Drafter(ABC):
@@ -65,3 +68,21 @@ class DraftMethod(ABC):
     @abstractmethod
     def build(self, vocab_size: int) -> Drafter:
         """A drafter that has learnt nothing yet, for tokens below `vocab_size`."""
+
+
+def grown(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:
+    """The tree of a drafter with one origin."""
+    origin = np.zeros(len(tokens), np.int16)
+    origin[0] = -1
+    return TokenTree(tokens, parents, scores, origin)
+
+
+def within(low: float, high: float, method: str, **settings: float) -> None:
+    """Refuse settings outside `low..high`, and those that are no numbers.
+
+    Raises:
+        MethodError: names the setting, its value and the limits.
+    """
+    for name, value in settings.items():
+        if not low <= value <= high:
+            raise MethodError(f"{method}:{name} is {value}, expected {low} to {high}")

@@ -10,13 +10,27 @@ from paceline.errors import MethodError, unknown
 if TYPE_CHECKING:
     from paceline.models import Model
 
+STORED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}  # in files -> in engines
 NAMES = ("auto", "native", "reference")
 
 
 def open_engine(
-    model: Model, name: str = "auto", *, threads: int | None = None, device: str | None = None
+    model: Model,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    weight_format: str = "auto",
 ) -> Engine:
     """An engine with the model's weights in it; `auto` is native unless a device is named.
+
+    Args:
+        model: a checkpoint.
+        name: one of `NAMES`.
+        threads: of the native engine; None takes the cores this process may use.
+        device: of the reference engine; None is the CPU.
+        weight_format: how the weights are stored; `auto` as in the checkpoint, in the reference
+            engine fp32.
 
     Raises:
         MethodError: unknown name, settings that the engine has no use for, or torch is missing.
@@ -27,14 +41,24 @@ def open_engine(
         if threads is not None:
             raise MethodError("threads belong to the native engine; leave them out")
         try:
+            from paceline.engines.reference import DTYPES as REFERENCE_DTYPES
             from paceline.engines.reference import ReferenceEngine
         except ModuleNotFoundError as error:
             raise MethodError(
                 "the reference engine needs torch; install paceline[torch]"
             ) from error
-        return ReferenceEngine(model.config, model.weights, device=device or "cpu")
+        dtype = REFERENCE_DTYPES.get("fp32" if weight_format == "auto" else weight_format)
+        if dtype is None:
+            raise MethodError(
+                f"the reference engine has no format {weight_format!r}; "
+                f"expected auto, {', '.join(REFERENCE_DTYPES)}"
+            )
+        return ReferenceEngine(model.config, model.weights, device=device or "cpu", dtype=dtype)
     if device:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
     from paceline.engines.native import NativeEngine
 
-    return NativeEngine(model.config, model.weights, threads=threads)
+    if weight_format == "auto":
+        stored = set(model.weights.formats())
+        weight_format = STORED[stored.pop()] if len(stored) == 1 else "fp32"
+    return NativeEngine(model.config, model.weights, threads=threads, format=weight_format)

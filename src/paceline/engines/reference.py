@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from paceline.core import Floats, TokenTree
 from paceline.engines.base import Cached, Engine, Rows
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -48,6 +49,10 @@ class ReferenceEngine(Engine):
         weights: canonical name -> float32 array; read layer by layer.
         device: any torch device.
         dtype: of weights and activations; norms and softmax are computed in float32.
+
+    Raises:
+        MethodError: torch has no such device here.
+        ModelError: a tensor holds NaN or infinite values.
     """
 
     name = "reference"
@@ -62,9 +67,9 @@ class ReferenceEngine(Engine):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        self.device = torch.device(device)
+        self.device = _device(device)
         self.dtype = dtype
-        self.format = {torch.float32: "fp32", torch.bfloat16: "bf16"}.get(dtype, str(dtype))
+        self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self._outer: _Layer = {}
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
@@ -212,6 +217,16 @@ class ReferenceEngine(Engine):
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MethodError(f"torch cannot use the device {name!r} here: {reason}") from None
+    return device
 
 
 def _own(sequence: Cached) -> _Sequence:

@@ -18,6 +18,8 @@ from paceline.models.families import Family
 from paceline.models.layout import Place, Shape, places
 from paceline.models.safetensors import Stored, open_tensors
 
+_READABLE = ("F32", "F16", "BF16")
+
 
 class Weights(Mapping[str, Floats]):
     """Canonical name -> float32 array, C-contiguous, matrices [out, in]; see `layout`.
@@ -63,7 +65,10 @@ class Weights(Mapping[str, Floats]):
         return name in self._places
 
     def stored(self, name: str) -> tuple[str, NDArray[Any]]:
-        """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view."""
+        """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view.
+
+        For engines that compute in these formats. Values are not checked.
+        """
         place = self._places[name]
         tensor = self._tensors[place.tensor]
         values = tensor.values.T if place.turned else tensor.values
@@ -149,6 +154,11 @@ def _check(folder: Path, tensors: Mapping[str, Stored], wanted: Mapping[str, Pla
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelError(f"{folder} lacks tensor {name}, which its config.json asks for")
+        if tensors[name].dtype not in _READABLE:
+            raise ModelError(
+                f"tensor {name} of {folder} is stored as {tensors[name].dtype}, expected "
+                f"{', '.join(_READABLE)}; quantised and packed weights are not supported"
+            )
         found = tensors[name].values.shape
         if found != shape:
             raise ModelError(

@@ -12,6 +12,7 @@ _LONGEST_RUN = 16  # tokens
 class Decoder(Protocol):
     """What is needed of a tokenizer."""
 
+    silent: frozenset[int]
     byte_tokens: frozenset[int]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -39,6 +40,8 @@ class Detokenizer:
 
     def push(self, token: int) -> str:
         """Text that `token` completes; may be empty."""
+        if token in self._tokenizer.silent:
+            return ""
         self._window.append(token)
         held = len(self._window) - self._read
         if token in self._tokenizer.byte_tokens and held < _LONGEST_RUN:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,16 +81,21 @@ class Fields:
             raise self.fail(name, f"a whole number from {low} to {high}")
         return value
 
-    def number(self, name: str, default: float | None = None, positive: bool = True) -> float:
-        """A finite number, above zero unless told otherwise."""
+    def number(
+        self, name: str, default: float | None = None, low: float = 0.0, high: float = 1e12
+    ) -> float:
+        """A number above `low`, up to `high`."""
         value = self.get(name, default)
-        if isinstance(value, int) and abs(value) > LARGEST:
-            raise self.fail(name, "a smaller number")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.fail(name, "a number")
-        if not math.isfinite(value) or (positive and value <= 0):
-            raise self.fail(name, "a number above zero" if positive else "a finite number")
+        if not low < value <= high:  # a NaN is neither
+            raise self.fail(name, f"a number above {low:g}, at most {high:g}")
         return float(value)
+
+    def share(self, name: str, default: float) -> float:
+        """A number from 0 to 1."""
+        value = self.get(name, default)
+        return 0.0 if value == 0 and value is not False else self.number(name, default, high=1)
 
     def boolean(self, name: str, default: bool = False) -> bool:
         """True or false."""

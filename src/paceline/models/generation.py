@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paceline.models.config import ModelConfig
 from paceline.models.fields import Fields, read_json
-from paceline.registry import controls
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +26,15 @@ class Defaults:
     min_p: float | None = None
     repetition_penalty: float | None = None
 
-    def controls(self) -> list[Any]:
-        """The controls these settings ask for, besides the temperature."""
+    def samplers(self) -> dict[str, float]:
+        """Name of a control -> its setting, for those that are asked for besides temperature."""
         wanted = {
-            "top_k:k": self.top_k,
-            "top_p:p": self.top_p,
-            "min_p:p": self.min_p,
-            "repetition_penalty:penalty": self.repetition_penalty,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
         }
-        return [
-            controls.parse(f"{name}={value}") for name, value in wanted.items() if value is not None
-        ]
+        return {name: value for name, value in wanted.items() if value is not None}
 
 
 def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
@@ -54,11 +50,11 @@ def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
     if not values.boolean("do_sample"):
         return Defaults(stops, repetition_penalty=penalty if penalty != 1 else None)
     top_k = values.integer("top_k", 0, low=0)
-    top_p = values.number("top_p", 1.0)
-    min_p = values.number("min_p", 0.0, positive=False)
+    top_p = values.share("top_p", 1.0)
+    min_p = values.share("min_p", 0.0)
     return Defaults(
         stop_tokens=stops,
-        temperature=values.number("temperature", 1.0, positive=False),
+        temperature=values.number("temperature", 1.0, low=-1e-9),
         top_k=top_k or None,
         top_p=top_p if top_p < 1 else None,
         min_p=min_p if min_p > 0 else None,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from importlib import resources
 from pathlib import Path
 
 from paceline.errors import ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _FILES = ["*.json", "*.jinja", "model*.safetensors"]
+
+EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 def locate(source: str | Path | None) -> Path:
@@ -36,10 +37,9 @@ def locate(source: str | Path | None) -> Path:
 
 
 def _embedded() -> Path:
-    folder = Path(str(resources.files("paceline"))) / "embedded"
-    if not (folder / "config.json").is_file():
+    if not (EMBEDDED / "config.json").is_file():
         raise ModelError("this installation has no embedded model; name one with --model")
-    return folder
+    return EMBEDDED
 
 
 def _fetch(source: str) -> Path:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from paceline.errors import ModelError, unknown
-from paceline.models.fields import Fields
+from paceline.models.fields import LARGEST, Fields
 from paceline.models.rope import SCALINGS, Rope
 
 Windows = Callable[[Fields, int], list[int | None]]  # (settings, layers)
 Ropes = Callable[[Fields, int, int], list[Rope | None]]  # (settings, layers, head_dim)
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
+
+_SANE = (1e-3, 1e4)  # what a rope setting may be; beyond it float32 angles overflow
 
 # Settings a scaling cannot do without, and those it may have.
 _NEEDED = {
@@ -167,21 +169,21 @@ def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:
             f"rope of base {theta} over {dim} of {head_dim} values of a head is not possible, "
             "expected a base above 1 and an even number of values"
         )
-    settings = {key: own.number(key) for key in _NEEDED.get(kind, ())}
-    settings |= {key: own.number(key) for key in _OPTIONAL.get(kind, ()) if key in own}
+    keys = (*_NEEDED.get(kind, ()), *(key for key in _OPTIONAL.get(kind, ()) if key in own))
+    settings = {key: own.number(key, None, *_SANE) for key in keys}
     divisors: tuple[float, ...] = ()
     if kind in ("dynamic", "llama3", "yarn", "longrope"):
         settings["original_max_position_embeddings"] = _original(fields, own, kind)
     if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
         raise own.fail("low_freq_factor", "less than high_freq_factor")
     if kind == "yarn":
-        settings["beta_fast"] = own.number("beta_fast", 32)
-        settings["beta_slow"] = own.number("beta_slow", 1)
+        settings["beta_fast"] = own.number("beta_fast", 32, *_SANE)
+        settings["beta_slow"] = own.number("beta_slow", 1, *_SANE)
         settings["truncate"] = float(own.boolean("truncate", True))
     if kind == "longrope":
         context = fields.integer("max_position_embeddings")
         stretch = context / settings["original_max_position_embeddings"]
-        settings["factor"] = own.number("factor", stretch)
+        settings["factor"] = own.number("factor", stretch, *_SANE)
         divisors = _divisors(own, dim // 2)
     return Rope(theta, dim, kind, tuple(sorted(settings.items())), divisors)
 
@@ -204,7 +206,7 @@ def context(fields: Fields, ropes: list[Rope | None]) -> int:
             if fields.get("model_type") in ("gemma3", "gemma3_text"):
                 continue
             extended = max(extended, int(original * settings["factor"]))
-    return extended
+    return min(extended, LARGEST)
 
 
 def _scaling(fields: Fields) -> dict[str, Any]:
@@ -226,7 +228,7 @@ def _divisors(own: Fields, count: int) -> tuple[float, ...]:
     if not isinstance(values, list) or len(values) != count:
         raise own.fail("short_factor", f"a list of {count} numbers")
     items = Fields({str(i): value for i, value in enumerate(values)}, "short_factor")
-    return tuple(items.number(str(i)) for i in range(count))
+    return tuple(items.number(str(i), None, *_SANE) for i in range(count))
 
 
 def _rotates(fields: Fields, layer: int) -> bool:

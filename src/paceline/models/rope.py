@@ -58,12 +58,11 @@ class Rope:
             length = np.maximum(positions.astype(np.float64) + 1, original)
             growth = factor * length / original - (factor - 1)
             base = self.theta * growth ** (self.dim / (self.dim - 2))
-            growing: Floats = base.astype(np.float32) ** steps
-            return np.reciprocal(growing)
-        powers: Floats = np.power(np.float32(self.theta), steps)
+            return _inverse(base.astype(np.float32) ** steps)
+        powers = np.power(np.float32(self.theta), steps)
         if self.scaling == "longrope":
-            return np.reciprocal(np.array(self.divisors, np.float32) * powers)[None]
-        plain = np.reciprocal(powers)
+            return _inverse(np.array(self.divisors, np.float32) * powers)[None]
+        plain = _inverse(powers)
         if self.scaling == "linear":
             plain = plain / np.float32(settings["factor"])
         elif self.scaling == "llama3":
@@ -107,6 +106,10 @@ class Rope:
         if settings.get("mscale") and settings.get("mscale_all_dim"):
             return entropy(settings["mscale"]) / entropy(settings["mscale_all_dim"])
         return entropy(1)
+
+
+def _inverse(values: Floats) -> Floats:
+    return np.float32(1) / values
 
 
 def _llama3(plain: Floats, settings: dict[str, float]) -> Floats:

@@ -20,7 +20,11 @@ from paceline.errors import ModelError
 from paceline.models.fields import read_json
 
 _LARGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors package
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"},
+    **{"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1"},
+    **{"U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1", "BOOL": "u1"},
+}
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -29,8 +33,8 @@ class Stored:
     """A tensor as it lies in a file.
 
     Attributes:
-        dtype: `F32`, `F16` or `BF16`.
-        values: a read-only view; bfloat16 as uint16 bits.
+        dtype: as the format names it, e.g. `BF16`.
+        values: a read-only view; bits where numpy lacks the type, e.g. uint16 for bfloat16.
     """
 
     dtype: str
@@ -48,7 +52,10 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
         return read_file(single)
     if index.exists():
         return _read_shards(folder, index)
-    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    try:
+        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLED)
+    except OSError as error:
+        raise ModelError(f"cannot read {folder}: {error.strerror or error}") from None
     if pickled:
         raise ModelError(
             f"{folder} holds only pickled weights ({pickled[0]}), which can run code when they are "
@@ -109,16 +116,15 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def _span(path: Path, name: str, entry: Any) -> _Span:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+        whole = isinstance(dtype, str) and all(
+            type(number) is int and number >= 0 for number in (*shape, begin, end)
+        )
     except (TypeError, KeyError, ValueError):
         whole = False
     if not whole:
         raise ModelError(f"the header of {path} is inconsistent at tensor {name!r:.80}")
     if dtype not in _DTYPES:
-        raise ModelError(
-            f"tensor {name!r:.80} of {path} has dtype {dtype!r:.20}, expected F32, F16 or BF16; "
-            "quantised and packed weights are not supported"
-        )
+        raise ModelError(f"tensor {name!r:.80} of {path} has the unknown dtype {dtype!r:.20}")
     if end - begin != math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize:
         raise ModelError(
             f"tensor {name!r:.80} of {path} has {end - begin} bytes, which is not its shape "

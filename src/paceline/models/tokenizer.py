@@ -20,6 +20,7 @@ class Tokenizer:
 
     Attributes:
         special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
+        silent: ids of special tokens, which decoding leaves out.
         byte_tokens: ids that stand for one byte each, where the tokenizer falls back to bytes.
     """
 
@@ -40,7 +41,7 @@ class Tokenizer:
         self.byte_tokens = _byte_tokens(backend)
         # By id: the decoder's own way, by text, misses special tokens that were normalised.
         added = backend.get_added_tokens_decoder()
-        self._skipped = frozenset(index for index, token in added.items() if token.special)
+        self.silent = frozenset(index for index, token in added.items() if token.special)
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
@@ -80,7 +81,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""
-        return self._backend.decode([index for index in ids if index not in self._skipped])
+        return self._backend.decode([index for index in ids if index not in self.silent])
 
     def token(self, index: int) -> str:
         """One token as the vocabulary writes it; empty where it has none."""

@@ -1,0 +1,98 @@
+"""Tokens per pass of each drafter at each budget, as Markdown tables.
+
+    python benchmarks/drafters.py ../shared/models/bitstories-3M
+
+Greedy decoding on the documents of stories-val: a prompt is the first 64 tokens of a document that
+has as many, without its end marks; the output is always 100 new tokens, past the model's own end if
+need be (`--stop` ends there). Cells: the drafter's state carried from prompt to prompt / reset at
+every prompt. Speed is not measured: tokens per pass are the same on any machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from pathlib import Path
+
+from paceline import LM
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+STORIES = SHARED / "data" / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
+DRAFTERS = ("lookup", "recycle:tree=paper", "recycle:tree=static", "recycle")
+BASE = "recycle:tree=static"
+BUDGETS = (4, 8, 16, 32, 80)
+PROMPT, NEW = 64, 100
+
+Prompts = list[list[int]]
+
+
+def prompts(lm: LM, documents: slice) -> Prompts:
+    """The first tokens of some of the documents that are long enough."""
+    text = gzip.decompress(STORIES.read_bytes()).decode()
+    stories = [story.replace("<|endoftext|>", "").strip() for story in text.split("\n\n")]
+    tokens = (list(lm.tokenizer.encode(story)) for story in stories if story)
+    return [ids[:PROMPT] for ids in tokens if len(ids) >= PROMPT][documents]
+
+
+def tokens_per_pass(lm: LM, chosen: Prompts, carried: bool, stop: bool) -> float:
+    """Over all prompts: new tokens divided by passes."""
+    lm.reset()
+    tokens = passes = 0
+    for prompt in chosen:
+        if not carried:
+            lm.reset()
+        request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=not stop)
+        output = lm.stream(request).run()
+        tokens += len(output.tokens)
+        passes += output.passes
+    return tokens / passes
+
+
+def table(model: Path, documents: slice, options: argparse.Namespace) -> str:
+    """One model on some documents."""
+    rows: dict[str, list[tuple[float, float]]] = {name: [] for name in options.drafters}
+    count = 0
+    for name in options.drafters:
+        for budget in options.budgets:
+            lm = LM(model, drafter=name, budget=budget, threads=1)
+            chosen = prompts(lm, documents)
+            count = len(chosen)
+            carried, fresh = (tokens_per_pass(lm, chosen, c, options.stop) for c in (True, False))
+            rows[name].append((carried, fresh))
+    head = ["drafter", *(f"{budget} nodes" for budget in options.budgets)]
+    where = f"prompts {documents.start}..{documents.start + count - 1}"
+    lines = [f"**{model.name}, {where}** (state carried / reset)", ""]
+    lines += [_row(head), _row(["---"] * len(head))]
+    lines += [_row([f"`{name}`", *(f"{a:.2f} / {b:.2f}" for a, b in rows[name])]) for name in rows]
+    if BASE in rows and "recycle" in rows:
+        pairs = zip(rows["recycle"], rows[BASE], strict=True)
+        ratios = [f"{a / c:.2f}x / {b / d:.2f}x" for (a, b), (c, d) in pairs]
+        lines.append(_row(["`recycle` over static", *ratios]))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _documents(text: str) -> slice:
+    start, _, stop = text.partition(":")
+    return slice(int(start), int(stop))
+
+
+def main() -> None:
+    """Parse the command line, print one table for each model and set of documents."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("models", nargs="+", type=Path)
+    parser.add_argument("--documents", nargs="+", type=_documents, default=[slice(0, 40)])
+    parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
+    parser.add_argument("--stop", action="store_true", help="honour the model's stop tokens")
+    options = parser.parse_args()
+    for model in options.models:
+        for documents in options.documents:
+            print(table(model, documents, options), end="\n\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+#include "drafting.hpp"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+#include "lookup.hpp"
+#include "mixer.hpp"
+
+namespace nb = nanobind;
+
+namespace paceline {
+
+namespace {
+
+constexpr size_t kWays = 8;
+
+}  // namespace
+
+SuccessorTable::SuccessorTable(size_t capacity, size_t k_) : k(k_) {
+    size_t rows = kWays;
+    while (rows < capacity) rows *= 2;
+    keys.resize(rows);
+    counts.resize(rows);
+    written.resize(rows);
+    tokens.resize(rows * k);
+    probs.resize(rows * k);
+    clear();
+}
+
+void SuccessorTable::clear() {
+    clock = 0;
+    std::fill(keys.begin(), keys.end(), 0);
+    std::fill(counts.begin(), counts.end(), 0);
+    std::fill(written.begin(), written.end(), 0);
+    std::fill(tokens.begin(), tokens.end(), -1);
+    std::fill(probs.begin(), probs.end(), 0.0f);
+}
+
+size_t SuccessorTable::first_way(uint64_t key) const {
+    return (key >> 8 & (rows() / kWays - 1)) * kWays;
+}
+
+SuccessorTable::Row SuccessorTable::find(uint64_t key) const {
+    const size_t first = first_way(key);
+    for (size_t row = first; row < first + kWays; ++row)
+        if (keys[row] == key) return {counts[row], &tokens[row * k], &probs[row * k]};
+    return {};
+}
+
+size_t SuccessorTable::claim(uint64_t key) {
+    const size_t first = first_way(key);
+    size_t oldest = first;
+    for (size_t row = first; row < first + kWays; ++row) {
+        if (keys[row] == key) return row;
+        if (written[row] < written[oldest]) oldest = row;
+    }
+    keys[oldest] = key;
+    counts[oldest] = 0;
+    std::fill_n(&tokens[oldest * k], k, -1);
+    std::fill_n(&probs[oldest * k], k, 0.0f);
+    return oldest;
+}
+
+void SuccessorTable::tick() {
+    if (clock == std::numeric_limits<uint32_t>::max()) {  // weeks of work: ages start anew
+        std::fill(written.begin(), written.end(), 0);
+        clock = 0;
+    }
+    ++clock;
+}
+
+void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, size_t n,
+                             float keep) {
+    const size_t row = claim(key);
+    int32_t* token = &tokens[row * k];
+    float* prob = &probs[row * k];
+    const auto seen = static_cast<float>(counts[row]);
+    const float old = std::min(keep, seen / (seen + 1.0f)), fresh = 1.0f - old;
+    merged_.clear();
+    for (size_t i = 0; i < k && token[i] >= 0; ++i) merged_.push_back({token[i], prob[i] * old});
+    const size_t known = merged_.size();
+    for (size_t i = 0; i < n; ++i) {
+        size_t at = 0;
+        while (at < known && merged_[at].token != top[i]) ++at;
+        if (at < known)
+            merged_[at].chance += p[i] * fresh;
+        else
+            merged_.push_back({top[i], p[i] * fresh});
+    }
+    std::erase_if(merged_, [](const Candidate& one) { return !(one.chance > 0.0f); });
+    const size_t kept = std::min(k, merged_.size());
+    std::partial_sort(merged_.begin(), merged_.begin() + static_cast<ptrdiff_t>(kept),
+                      merged_.end(), [](const Candidate& a, const Candidate& b) {
+                          return a.chance != b.chance ? a.chance > b.chance : a.token < b.token;
+                      });
+    for (size_t i = 0; i < kept; ++i) {
+        token[i] = merged_[i].token;
+        prob[i] = merged_[i].chance;
+    }
+    std::fill(token + kept, token + k, -1);
+    std::fill(prob + kept, prob + k, 0.0f);
+    tick();
+    written[row] = clock;
+    if (counts[row] < std::numeric_limits<uint32_t>::max()) ++counts[row];
+}
+
+}  // namespace paceline
+
+using namespace paceline;
+
+namespace {
+
+template <class T, size_t Dims>
+using Input = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
+
+template <class T>
+nb::ndarray<nb::numpy, T> copied(const std::vector<T>& values) {
+    auto* data = new T[values.size()];
+    std::copy(values.begin(), values.end(), data);
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return nb::ndarray<nb::numpy, T>(data, {values.size()}, owner);
+}
+
+// Writable views of what `owner` holds.
+template <class T>
+nb::object view(nb::handle owner, std::vector<T>& values) {
+    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {values.size()}, owner));
+}
+
+template <class T>
+nb::object view(nb::handle owner, std::vector<T>& values, size_t columns) {
+    const size_t rows = values.size() / columns;
+    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows, columns}, owner));
+}
+
+void check_context(Input<int32_t, 1> context) {
+    if (!context.shape(0)) throw std::invalid_argument("the context needs a token");
+}
+
+// tokens, parents and scores of the tree a source grows from a context.
+template <class Source>
+nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget) {
+    check_context(context);
+    Growth tree(context.data(), context.shape(0), source.width());
+    grow(tree, budget, [&source](const int32_t* last, std::vector<Candidate>& out) {
+        source.successors(last, out);
+    });
+    return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores));
+}
+
+void observe(Mixer& mixer, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
+             Input<int32_t, 1> parents, Input<int32_t, 2> top, Input<float, 2> probs,
+             Input<int32_t, 1> path, Input<int32_t, 1> drawn, bool learn) {
+    check_context(context);
+    const size_t nodes = tokens.shape(0), k = top.shape(1);
+    if (parents.shape(0) != nodes || top.shape(0) != nodes || probs.shape(0) != nodes ||
+        probs.shape(1) != k || path.shape(0) != drawn.shape(0))
+        throw std::invalid_argument("a step's arrays disagree about their sizes");
+    Growth tree(context.data(), context.shape(0), mixer.width());
+    for (size_t node = 1; node < nodes; ++node) {
+        const int32_t parent = parents(node);
+        if (parent < 0 || static_cast<size_t>(parent) >= node)
+            throw std::invalid_argument("a parent comes before its children");
+        tree.add(parent, {tokens(node), 0.0f});
+    }
+    for (size_t node = 0, at = 0; node < nodes; ++node) {
+        if (at < path.shape(0) && path(at) == static_cast<int32_t>(node)) {
+            if (learn) mixer.learn(tree.last(node), drawn(at));
+            ++at;
+        }
+        const float* p = probs.data() + node * k;
+        if (std::all_of(p, p + k, [](float x) { return std::isfinite(x); }))
+            mixer.observe(tree.last(node), top.data() + node * k, p, k);
+    }
+}
+
+// What a mixer has learnt, as writable views by name.
+nb::dict arrays(nb::handle self) {
+    auto& mixer = nb::cast<Mixer&>(self);
+    SuccessorTable& table = mixer.table;
+    nb::dict views;
+    views["keys"] = view(self, table.keys);
+    views["counts"] = view(self, table.counts);
+    views["written"] = view(self, table.written);
+    views["tokens"] = view(self, table.tokens, table.k);
+    views["probs"] = view(self, table.probs, table.k);
+    views["weights"] = view(self, mixer.weights);
+    views["biases"] = view(self, mixer.biases);
+    return views;
+}
+
+}  // namespace
+
+void bind_drafting(nb::module_& m) {
+    nb::class_<Mixer>(m, "Mixer", "The model's distributions by context, mixed; native/mixer.hpp.")
+        .def(nb::init<size_t, size_t, size_t, size_t, float, float>(), nb::arg("orders"),
+             nb::arg("skips"), nb::arg("k"), nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))
+        .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"))
+        .def("observe", &observe, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
+             nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
+             nb::arg("learn"))
+        .def("arrays", &arrays)
+        .def("reset", &Mixer::reset)
+        .def_prop_rw(
+            "clock", [](const Mixer& mixer) { return mixer.table.clock; },
+            [](Mixer& mixer, uint32_t clock) { mixer.table.clock = clock; });
+    nb::class_<Lookup>(m, "Lookup", "An index of one text's n-grams; native/lookup.hpp.")
+        .def(nb::init<size_t, size_t, size_t, float, float>(), nb::arg("longest"), nb::arg("k"),
+             nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))
+        .def("begin", &Lookup::begin)
+        .def(
+            "extend",
+            [](Lookup& lookup, Input<int32_t, 1> text, size_t learn_from) {
+                lookup.extend(text.data(), text.shape(0), learn_from);
+            },
+            nb::arg("text"), nb::arg("learn_from"))
+        .def("propose", &propose<Lookup>, nb::arg("context"), nb::arg("budget"))
+        .def("reset", &Lookup::reset)
+        .def("reliability", [](nb::handle self) {
+            return view(self, nb::cast<Lookup&>(self).reliability);
+        });
+}

@@ -1,0 +1,96 @@
+"""The program: its verbs, and the one place where errors become sentences and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+import paceline
+from paceline.cli.bench import bench
+from paceline.cli.chat import chat
+from paceline.cli.doctor import doctor
+from paceline.cli.generate import generate
+from paceline.cli.inflate import inflate
+from paceline.cli.methods import methods
+from paceline.cli.output import document, drop_output, say
+from paceline.cli.prove import prove
+from paceline.errors import PacelineError
+
+# The base of typer's errors about options; which module defines it depends on typer's version.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+class Verbs(TyperGroup):
+    """Runs a verb. A user's error exits with 2, an interrupt with 130; others are our bugs."""
+
+    def main(self, args: Sequence[str] | None = None, *extra: Any, **more: Any) -> NoReturn:
+        """Run and exit."""
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
+        more["standalone_mode"] = False
+        try:
+            code = super().main(words, *extra, **more)
+        except _StoppedError:
+            code = _stop("interrupted", 130, words)
+        except PacelineError as error:
+            code = _stop(str(error), 2, words)
+        except _UsageError as error:
+            code = _stop(getattr(error, "format_message")(), 2, words)  # noqa: B009
+        except MemoryError:
+            code = _stop("out of memory; ask for less, or take a smaller model", 2, words)
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else ""
+            code = _stop(f"the system refused{where}: {error.strerror}", 2, words)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; typer's own way with an interrupt changes from version to version."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _StoppedError from None
+
+
+class _StoppedError(Exception):
+    """Ctrl-C."""
+
+
+def _stop(message: str, code: int, words: Sequence[str]) -> int:
+    say(f"paceline: {message}")
+    if "--json" in words:
+        try:
+            document({"error": message})
+        except PacelineError:
+            drop_output()
+    return code
+
+
+app = typer.Typer(
+    cls=Verbs,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"paceline {paceline.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Faster generation from open-weight language models, with proof that nothing changed."""
+
+
+for verb in (generate, chat, prove, bench, inflate, methods, doctor):
+    app.command()(verb)

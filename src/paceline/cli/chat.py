@@ -1,0 +1,136 @@
+"""`paceline chat`: talk with a model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.generate import describe, stream, summary
+from paceline.cli.output import document, say
+from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.lm import LM, Prompt
+
+USER = "{user}"
+
+
+def chat(
+    model: options.ModelOption = None,
+    template: Annotated[
+        str | None,
+        typer.Option(
+            help="For a checkpoint without a chat template: a turn with {user} in it, e.g. "
+            "'User: {user}\\nBot:'; \\n is a new line."
+        ),
+    ] = None,
+    drafter: options.Drafter = "recycle",
+    budget: options.Budget = "16",
+    engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    max_new_tokens: options.NewTokens = 256,
+    temperature: options.Temperature = None,
+    seed: options.Seed = 0,
+    sampler: options.Sampler = None,
+    stop: options.Stop = None,
+    json: options.Json = False,
+) -> None:
+    """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
+    controls, heat = options.parse_sampler(sampler)
+    heat = options.one_temperature(temperature, heat)
+    pattern = _pattern(template)
+    ends = [*options.stops(stop), *_ends(pattern)]
+    nodes = options.one_budget(budget)
+
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    lm = choice.open(model, drafter, nodes)
+    if pattern is None:
+        _try_template(lm)
+    talk: list[tuple[str, str]] = []
+    answers: list[dict[str, Any]] = []
+    while (said := _listen()) is not None:
+        request = lm.request(
+            _fit(lm, pattern, talk, said, max_new_tokens),
+            max_new_tokens=max_new_tokens,
+            temperature=heat,
+            seed=seed + len(answers),
+            controls=controls,
+            stop=ends,
+        )
+        output = stream(lm, request, quiet=json)
+        say(summary(output))
+        talk.append((said, output.text.strip()))
+        answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
+    if json:
+        document({"turns": answers})
+
+
+def _try_template(lm: LM) -> None:
+    try:
+        lm.tokenizer.render_chat([{"role": "user", "content": "Hello"}])
+    except RequestError as error:
+        hint = "or say how a turn is written, e.g. --template 'User: {user}\\nBot:'"
+        raise RequestError(f"{error}; {hint}") from None
+
+
+def _pattern(template: str | None) -> str | None:
+    if template is None:
+        return None
+    pattern = template.replace("\\n", "\n")
+    if USER not in pattern:
+        raise RequestError(f"--template is {template!r}, expected {USER} in it")
+    return pattern
+
+
+def _ends(pattern: str | None) -> list[str]:
+    """A model that writes the user's next line itself has ended its turn."""
+    start = pattern.partition(USER)[0].strip() if pattern else ""
+    return [f"\n{start}"] if start else []
+
+
+def _listen() -> str | None:
+    """The next line that says something, or None at the end."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        try:
+            line = sys.stdin.readline()
+        except UnicodeDecodeError:
+            raise RequestError("what was typed is not UTF-8 text") from None
+        if not line or line.strip() == "/exit":
+            return None
+        if line.strip():
+            return line.strip()
+
+
+def _fit(lm: LM, pattern: str | None, talk: list[tuple[str, str]], said: str, room: int) -> Prompt:
+    """The talk so far and the new line; the oldest turns go when the context is too small.
+
+    Of a small context at most half is kept free for the answer.
+    """
+    context = lm.engine.config.context
+    room = min(room, context // 2)
+    while True:
+        prompt = _prompt(pattern, talk, said)
+        size = len(lm.request(prompt).prompt)
+        if not talk or size + room <= context:
+            return prompt
+        talk.pop(0)
+        say("the oldest turn was dropped to fit the context")
+
+
+def _prompt(pattern: str | None, talk: list[tuple[str, str]], said: str) -> Prompt:
+    if pattern:
+        past = "".join(f"{pattern.replace(USER, user)} {answer}\n" for user, answer in talk)
+        return past + pattern.replace(USER, said)
+    messages = []
+    for user, answer in talk:
+        messages.append({"role": "user", "content": user})
+        messages.append({"role": "assistant", "content": answer})
+    return [*messages, {"role": "user", "content": said}]

@@ -1,0 +1,169 @@
+"""`paceline generate`: one prompt, its continuation as it comes, and what it cost."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import document, say, write
+from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.core import Output, Request
+    from paceline.lm import LM
+
+OPENING = "Once upon a time there was"
+_STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - reads it from stdin.")
+    ] = None,
+    model: options.ModelOption = None,
+    drafter: options.Drafter = "recycle",
+    budget: options.Budget = "16",
+    engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    max_new_tokens: options.NewTokens = 256,
+    temperature: options.Temperature = None,
+    seed: options.Seed = 0,
+    sampler: options.Sampler = None,
+    stop: options.Stop = None,
+    chat: options.Chat = False,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Decode plainly, too, and compare; exit 1 if different.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Continue a text."""
+    controls, heat = options.parse_sampler(sampler)
+    heat = options.one_temperature(temperature, heat)
+    text, ends = read_prompt(prompt), options.stops(stop)
+    nodes = options.one_budget(budget)
+
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    lm = choice.open(model, drafter, nodes)
+    request = lm.request(
+        [{"role": "user", "content": text}] if chat else text,
+        max_new_tokens=max_new_tokens,
+        temperature=heat,
+        seed=seed,
+        controls=controls,
+        stop=ends,
+        ignore_eos=ignore_eos,
+    )
+    if not json and sys.stderr.isatty():
+        sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
+        sys.stderr.flush()
+    output = stream(lm, request, quiet=json)
+    found = describe(lm, request, output, drafter, nodes)
+    say(summary(output))
+    if check and output.finish != "interrupted":
+        found["check"] = checked(lm, request, output)
+    if json:
+        document(found)
+    if output.finish == "interrupted":
+        raise typer.Exit(130)
+    if not found.get("check", {"identical": True})["identical"]:
+        raise typer.Exit(1)
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt, from stdin where it is `-`.
+
+    Raises:
+        RequestError: it is empty, or stdin is not text.
+    """
+    text = OPENING if prompt is None else prompt
+    if prompt == "-":
+        try:
+            text = sys.stdin.buffer.read(_STDIN_LIMIT).decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
+    if not text:
+        raise RequestError("the prompt is empty; give some text, or leave it out for a story")
+    return text
+
+
+def stream(lm: LM, request: Request, quiet: bool) -> Output:
+    """Decode, with the text on stdout as it comes unless `quiet`; Ctrl-C keeps what there is."""
+    generation = lm.stream(request)
+    try:
+        for piece in generation:
+            if not quiet:
+                write(piece)
+    except KeyboardInterrupt:  # while the text was being written
+        generation.output.finish = "interrupted"
+    if not quiet:
+        write("\n")
+    return generation.output
+
+
+def summary(output: Output) -> str:
+    """One line: how much, how fast, in how few passes, and what drafting cost."""
+    seconds = output.seconds
+    drafting = seconds.draft / seconds.decode if seconds.decode else 0.0
+    ends = {
+        "context": "; the model's context is full",
+        "interrupted": "; interrupted",
+    }
+    return (
+        f"{len(output.tokens)} tokens, {output.tokens_per_second:.1f} tokens/s, "
+        f"{output.tokens_per_pass:.2f} tokens per pass, {drafting:.0%} of the time drafting"
+        f"{ends.get(output.finish, '')}"
+    )
+
+
+def describe(
+    lm: LM, request: Request, output: Output, drafter: str, budget: int | str
+) -> dict[str, Any]:
+    """The JSON of one output."""
+    from paceline.decoding.governor import Governor
+
+    seconds = output.seconds
+    return {
+        "text": output.text,
+        "tokens": output.tokens,
+        "prompt_tokens": len(request.prompt),
+        "new_tokens": len(output.tokens),
+        "passes": output.passes,
+        "tokens_per_pass": output.tokens_per_pass,
+        "seconds": {
+            "load": seconds.load,
+            "prefill": seconds.prefill,
+            "decode": seconds.decode,
+            "draft": seconds.draft,
+        },
+        "tokens_per_second": output.tokens_per_second,
+        "finish": output.finish,
+        "engine": lm.engine.name,
+        "format": lm.engine.format,
+        "drafter": drafter,
+        "budget": budget,
+        "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
+        "temperature": request.temperature,
+        "seed": request.seed,
+    }
+
+
+def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
+    """Decode plainly and say whether the output is the same."""
+    from paceline.decoding.governor import Fixed
+    from paceline.measuring.proof import compare
+    from paceline.measuring.report import difference_document
+    from paceline.measuring.turns import decode, plain_drafter
+
+    plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
+    difference = compare(plain, output, lm.engine, request.temperature)
+    if difference is None:
+        say("identical to plain decoding")
+        return {"identical": True, "plain_tokens_per_second": plain.tokens_per_second}
+    say(f"differs from plain decoding at {difference}")
+    return {"identical": False, "first": difference_document(difference)}

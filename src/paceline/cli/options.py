@@ -1,0 +1,225 @@
+"""Options that several verbs share, and the small languages in them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.errors import MethodError, RequestError
+
+if TYPE_CHECKING:
+    from paceline.control.base import ControlMethod
+    from paceline.drafters.base import DraftMethod
+    from paceline.lm import LM
+
+_DRAFTERS_HELP = (
+    "Drafters, separated by ';' or ','; repeatable. A ',' before KEY=VALUE continues the settings "
+    "of the drafter before it: 'recycle:tree=paper,k=8,lookup' names two. "
+    "'all' names every exact one that needs nothing else."
+)
+
+Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one if left out.")
+]
+Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
+Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="Most nodes of a tree beyond its root; 0 is plain, auto sizes by measured cost."
+    ),
+]
+Engine = Annotated[str, typer.Option(help="auto, native or reference.")]
+Device = Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")]
+Format = Annotated[
+    str,
+    typer.Option("--format", help="Of the weights: fp32, bf16, fp16, int8, int4; auto: as stored."),
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
+]
+NewTokens = Annotated[int, typer.Option(min=1, help="Upper limit of an answer, in tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="0 is greedy; the checkpoint's default if left out.")
+]
+Seed = Annotated[int, typer.Option(help="The same seed gives the same text, whatever the drafter.")]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8'; see `paceline methods`."),
+]
+Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
+Prompts = Annotated[
+    Path,
+    typer.Option(
+        help="A .jsonl file with `prompt` or `turns` (and `category`), or a prompt a line."
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="Only the first N lines; all turns of a line count.")
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat template.")]
+Out = Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The options that choose an engine."""
+
+    engine: str
+    device: str | None
+    threads: int | None
+    weight_format: str
+
+    def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
+        """A model in that engine."""
+        from paceline.lm import LM
+
+        return LM(
+            model,
+            engine=self.engine,
+            drafter=drafter,
+            budget=budget,
+            threads=self.threads,
+            device=self.device,
+            format=self.weight_format,
+        )
+
+
+def split_drafters(texts: Sequence[str]) -> list[str]:
+    """The drafters that `--drafters` names, each once; see its help for the syntax."""
+    found: list[str] = []
+    for text in texts:
+        for group in text.split(";"):
+            names: list[str] = []
+            for item in filter(None, map(str.strip, group.split(","))):
+                if names and "=" in item.partition(":")[0]:
+                    names[-1] += f",{item}"
+                else:
+                    names.append(item)
+            found += names
+    return list(dict.fromkeys(found))
+
+
+def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[str]]:
+    """The drafters by name, and those of `all` that were left out because they need something.
+
+    Raises:
+        MethodError: unknown name or setting, or none named.
+    """
+    from paceline.core import Exactness
+    from paceline.registry import drafters
+
+    names: list[str] = []
+    left_out: list[str] = []
+    for name in split_drafters(texts):
+        if name != "all":
+            names.append(name)
+            continue
+        for known, method in drafters.methods().items():
+            if method.exactness is Exactness.EXACT and not method.hidden:
+                (left_out if method.needs else names).append(known)
+    found: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
+    if not found:
+        raise MethodError("no drafter is named; see `paceline methods`")
+    return found, left_out
+
+
+def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:
+    """Controls of `--sampler`, temperature apart; None where it was not given.
+
+    Raises:
+        MethodError: unknown control or setting.
+        RequestError: a value out of range, or not a number.
+    """
+    from paceline.registry import controls
+
+    if text is None:
+        return None, None
+    found: list[ControlMethod] = []
+    heat: float | None = None
+    for item in filter(None, map(str.strip, text.split(","))):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise MethodError(f"{item!r} in --sampler has no value; write {item}=VALUE")
+        if name == "temperature":
+            heat = _number(name, value)
+            continue
+        found.append(controls.single(name, value))
+    return found, heat
+
+
+def one_temperature(option: float | None, sampler: float | None) -> float | None:
+    """The temperature that `--temperature` and `--sampler` agree on.
+
+    Raises:
+        RequestError: they do not.
+    """
+    if option is not None and sampler is not None and option != sampler:
+        raise RequestError(
+            f"--temperature is {option:g} and --sampler says {sampler:g}; give one of them"
+        )
+    return sampler if option is None else option
+
+
+def stops(texts: Sequence[str] | None) -> list[str]:
+    """What `--stop` names.
+
+    Raises:
+        RequestError: one is empty.
+    """
+    if "" in (texts or ()):
+        raise RequestError("--stop is empty, expected the text that ends the output")
+    return list(texts or ())
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """The numbers of a comma-separated list, each once.
+
+    Raises:
+        RequestError: one of them is none, is negative, or there is none.
+    """
+    found = [_number(name, item) for item in text.split(",") if item.strip()]
+    if not found or min(found) < 0:
+        raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
+    return list(dict.fromkeys(found))
+
+
+def one_budget(text: str) -> int | str:
+    """A number of nodes, or `auto`.
+
+    Raises:
+        RequestError: neither.
+    """
+    found = text.strip()
+    if found == "auto":
+        return found
+    if not (found.isascii() and found.isdecimal() and len(found) < 5 and int(found) <= 4096):
+        raise RequestError(f"--budget is {found!r}, expected 0 to 4096 nodes, or auto")
+    return int(found)
+
+
+def budgets(text: str) -> list[int | str]:
+    """The budgets of a comma-separated list, each once.
+
+    Raises:
+        RequestError: one is neither 0 to 4096 nor `auto`, or there is none.
+    """
+    return list(dict.fromkeys(one_budget(item) for item in text.split(",")))
+
+
+def _number(name: str, text: str) -> float:
+    from math import isfinite
+
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not isfinite(value):
+        raise RequestError(f"{name} is {text.strip()!r}, expected a number")
+    return value

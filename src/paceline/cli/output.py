@@ -1,0 +1,103 @@
+"""Writing: text and one JSON document to stdout, everything else to stderr, files as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.errors import PacelineError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_WIDTH = 120  # of tables that go to a file or a pipe
+
+
+def write(text: str) -> None:
+    """Text to stdout, at once.
+
+    Raises:
+        PacelineError: the disk is full or the reader is gone.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except UnicodeEncodeError:
+        encoding = sys.stdout.encoding or "ascii"
+        write(text.encode(encoding, "replace").decode(encoding))
+    except OSError as error:
+        drop_output()
+        raise PacelineError(f"cannot write to standard output: {error.strerror}") from None
+
+
+def drop_output() -> None:
+    """Give up on stdout: Python would try once more to write what is left when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def document(content: dict[str, Any]) -> None:
+    """The JSON document of a verb."""
+    write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def say(line: str) -> None:
+    """A line to stderr."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
+def show(content: RenderableType, stdout: bool = True) -> None:
+    """A table, to stdout or stderr."""
+    from rich.console import Console
+
+    console = Console(stderr=not stdout)
+    if not console.is_terminal:
+        console.width = _WIDTH
+    with console.capture() as drawn:
+        console.print(content)
+    if stdout:
+        write(drawn.get())
+    else:
+        say(drawn.get().rstrip("\n"))
+
+
+def check_target(path: Path | None) -> None:
+    """Refuse a place where no file can be written, before the work is done.
+
+    Raises:
+        PacelineError: its folder is missing, or it is something other than a file.
+    """
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise PacelineError(f"cannot write {path}: there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise PacelineError(f"cannot write {path}: it is not a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PacelineError(f"cannot write {path}: the folder may not be written to")
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a document as a whole: under another name first, so that no half file is left.
+
+    Raises:
+        PacelineError: the system refused.
+    """
+    check_target(path)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("x", encoding="utf-8") as file:
+            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise PacelineError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            draft.unlink()

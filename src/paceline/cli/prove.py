@@ -1,0 +1,82 @@
+"""`paceline prove`: every output against plain decoding, token by token."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import say, show
+from paceline.cli.progress import counting
+from paceline.cli.work import deliver, prepare
+
+_SHOWN = 10  # differences on the screen; the document holds all
+
+
+def prove(
+    model: options.Model,
+    prompts: options.Prompts,
+    drafters: options.Drafters = ["all"],  # noqa: B006
+    temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0",
+    limit: options.Limit = None,
+    max_new_tokens: options.NewTokens = 64,
+    budget: options.Budget = "16",
+    engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    seed: options.Seed = 0,
+    chat: options.Chat = False,
+    out: options.Out = None,
+    json: options.Json = False,
+) -> None:
+    """Prove that no drafter changes a token; exit 1 if one does.
+
+    Each turn of a line is a prompt whose context is the earlier turns and plain decoding's answers.
+    Prompts that do not fit the context keep their last tokens and are counted as clipped.
+    Drafters keep what they learnt from prompt to prompt.
+    """
+    heats = options.numbers("--temperatures", temperatures)
+    nodes = options.one_budget(budget)
+    choice = options.EngineChoice(engine, device, threads, weight_format)
+    work = prepare(model, prompts, drafters, limit, choice, out)
+    from paceline.decoding.governor import Budget, Fixed, Governor
+    from paceline.measuring import proof, report
+    from paceline.measuring.costfile import known_cost
+    from paceline.measuring.turns import Asking
+
+    asking = Asking(max_new_tokens, seed=seed, chat=chat)
+
+    def sizes() -> Budget:
+        return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
+
+    with counting(work.turns * len(heats)) as tick:
+        result = proof.prove(work.lm, work.methods, work.dialogues, heats, asking, sizes, tick)
+    found = {
+        **report.proof_document(result),
+        "state": "carried",
+        "left_out": work.left_out,
+        "settings": {
+            "file": str(prompts),
+            "lines": len(work.dialogues),
+            "turns": work.turns,
+            "temperatures": heats,
+            "max_new_tokens": max_new_tokens,
+            "budget": nodes,
+            "seed": seed,
+            "chat": chat,
+        },
+        **report.conditions(work.lm, model),
+    }
+    show(report.proof_table(result), stdout=not json)
+    for finding in result.findings[:_SHOWN]:
+        say(str(finding))
+    work.tell(result.clipped, result.prompts)
+    say(
+        f"{found['pairs']} pairs: {found['identical']} identical, {found['ties']} ties, "
+        f"{found['bugs']} bugs; drafters carried over what they learnt"
+    )
+    deliver(found, out, json)
+    if found["bugs"]:
+        raise typer.Exit(1)

@@ -1,0 +1,70 @@
+"""Random trees, for tests: a drafter may cost time, never correctness."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from paceline.core import Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod
+from paceline.errors import MethodError
+from paceline.registry import drafters
+
+
+@drafters.register("hostile", hidden=True)
+@dataclass(frozen=True)
+class Hostile(DraftMethod):
+    """Valid trees of any shape and size up to the budget, with random tokens and random scores.
+
+    State: none. Cost of a proposal: linear in the budget.
+    Good for: tests only.
+
+    Attributes:
+        seed: of the trees. Default 0: a failure repeats.
+    """
+
+    paper: ClassVar[str] = ""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise MethodError(f"hostile:seed is {self.seed}, expected 0 or more")
+
+    def build(self, vocab_size: int) -> Drafter:
+        """A drafter of random trees over tokens below `vocab_size`."""
+        return _Hostile(self.seed, vocab_size)
+
+
+class _Hostile(Drafter):
+    origins = ("hostile",)
+
+    def __init__(self, seed: int, vocab_size: int) -> None:
+        self._seed = seed
+        self._vocab_size = vocab_size
+        self.reset()
+
+    def reset(self) -> None:
+        self._random = np.random.default_rng(self._seed)
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        random = self._random
+        tokens, parents, edges = [int(context[-1])], [-1], set()
+        # 0 gives chains, 1 gives bushes.
+        bushy = random.random()
+        for _ in range(random.integers(0, budget, endpoint=True)):
+            last = len(tokens) - 1
+            parent = (
+                int(random.integers(0, last, endpoint=True)) if random.random() < bushy else last
+            )
+            token = int(random.integers(0, self._vocab_size))
+            if (parent, token) not in edges:
+                edges.add((parent, token))
+                tokens.append(token)
+                parents.append(parent)
+        scores = random.random(len(tokens), np.float32)
+        origin = np.zeros(len(tokens), np.int16)
+        origin[0] = -1
+        return TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32), scores, origin)

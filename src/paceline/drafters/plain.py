@@ -1,0 +1,36 @@
+"""Plain decoding: no guess at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.core import Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod
+from paceline.registry import drafters
+
+
+@drafters.register("plain")
+@dataclass(frozen=True)
+class Plain(DraftMethod):
+    """One token a pass; what everything else is measured against.
+
+    The tree is its root, whatever the budget: the pass, the walk and the commit are those of plain
+    decoding, and nothing is kept or learnt.
+
+    State: none. Cost of a proposal: the making of one node.
+    Good for: the baseline, and machines on which a second row costs as much as a second pass.
+    """
+
+    paper: ClassVar[str] = ""
+
+    def build(self, vocab_size: int) -> Drafter:
+        """A drafter that never guesses."""
+        return _Plain()
+
+
+class _Plain(Drafter):
+    origins = ("plain",)
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        return TokenTree.root(int(context[-1]))

@@ -1,0 +1,191 @@
+"""Speed against plain decoding, measured so that the comparison is fair.
+
+Arms take turns on every prompt, and the order rotates. All arms decode the same prompts to the
+same number of tokens. Every arm's time is compared with plain decoding's on the same prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from paceline.core import Cost, Seconds
+from paceline.decoding.governor import Budget, Fixed, Governor
+from paceline.drafters.base import Drafter, DraftMethod
+from paceline.lm import LM
+from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
+from paceline.measuring.cost import context_for, measure_cost
+from paceline.measuring.prompts import Dialogue
+from paceline.measuring.statistics import Interval, median_interval
+from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One answer by one arm."""
+
+    seconds: Seconds
+    tokens: int
+    passes: int
+    nodes: int
+    identical: bool
+
+    def decoding(self) -> float:
+        """Seconds of decoding; prefill apart."""
+        return self.seconds.decode
+
+    def whole(self) -> float:
+        """Seconds from the prompt to the last token."""
+        return self.seconds.prefill + self.seconds.decode
+
+
+@dataclass(slots=True)
+class Arm:
+    """A drafter with a budget, and its runs: for each turn by name, one run for each round.
+
+    Attributes:
+        name: of the arm, e.g. `recycle@16`.
+        spec: the text that named the drafter.
+        budget: most nodes of a tree beyond its root, or `auto`.
+        drafter: with what it has learnt.
+        sizes: the budget at work.
+    """
+
+    name: str
+    spec: str
+    budget: int | str
+    drafter: Drafter
+    sizes: Budget
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+
+    def reset(self, cost: Cost) -> None:
+        """Forget what drafter and governor learnt."""
+        self.drafter.reset()
+        self.sizes = sizing(self.budget, cost)
+
+    def seconds(self, turn: Turn, what: Callable[[Run], float] = Run.decoding) -> float:
+        """Median time for a turn."""
+        return median(map(what, self.runs[turn.name]))
+
+    def tokens_per_second(self, turns: Sequence[Turn]) -> float:
+        """Of decoding; median over `turns`."""
+        return median(self.runs[turn.name][0].tokens / self.seconds(turn) for turn in turns)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """Everything that was measured.
+
+    Attributes:
+        turns: the prompts with their plain answers.
+        arms: plain first.
+        cost: T(n).
+        cost_context: committed positions it was measured at.
+        bandwidth: of memory, with as many threads as the engine has.
+        bytes_per_token: that plain decoding reads; None where the engine does not tell.
+    """
+
+    turns: list[Turn]
+    arms: list[Arm]
+    cost: Cost
+    cost_context: int
+    bandwidth: Bandwidth
+    bytes_per_token: int | None
+
+    @property
+    def share(self) -> float | None:
+        """Share of the memory bandwidth that plain decoding reaches."""
+        if self.bytes_per_token is None:
+            return None
+        rate = self.arms[0].tokens_per_second(self.turns)
+        return self.bytes_per_token * rate / self.bandwidth.bytes_per_second
+
+    def ratio(self, arm: Arm, turns: Sequence[Turn], what: Callable[[Run], float]) -> Interval:
+        """How many times faster than plain an arm is: median over `turns`, paired by turn.
+
+        Args:
+            arm: which.
+            turns: some of those measured.
+            what: the seconds of a run that count, `Run.decoding` or `Run.whole`.
+        """
+        plain = self.arms[0]
+        return median_interval([plain.seconds(t, what) / arm.seconds(t, what) for t in turns])
+
+
+def bench(
+    lm: LM,
+    methods: Mapping[str, DraftMethod],
+    dialogues: Sequence[Dialogue],
+    asking: Asking,
+    budgets: Sequence[int | str],
+    repeat: int = 3,
+    carried: bool = True,
+    progress: Callable[[], None] = lambda: None,
+) -> Bench:
+    """Measure every drafter at every budget, plain decoding, T(n) and the memory bandwidth.
+
+    Each round goes over all prompts once and starts from drafters that have learnt nothing, so
+    none profits from having seen a prompt's answer in an earlier round.
+
+    Args:
+        lm: gives engine and tokenizer.
+        methods: drafters by name; plain decoding is always added.
+        dialogues: the prompts.
+        asking: how the turns are asked; `ignore_eos` makes the counts of all arms equal.
+        budgets: most nodes beyond the root, or `auto`; one arm for each with each drafter.
+        repeat: rounds.
+        carried: drafters keep what they learnt from prompt to prompt; otherwise they are reset.
+        progress: called after each turn of the preparation and of each round.
+    """
+    turns = []
+    for turn in plain_turns(lm, dialogues, asking):
+        turns.append(turn)
+        progress()
+    cost = measure_cost(lm.engine)
+    arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))]
+    for name, method in methods.items():
+        if name != PLAIN:
+            for budget in budgets:
+                drafter = method.build(lm.engine.config.vocab_size)
+                sizes = sizing(budget, cost)
+                arms.append(Arm(f"{name}@{budget}", name, budget, drafter, sizes))
+    for arm in arms:
+        arm.runs = {turn.name: [] for turn in turns}
+        decode(lm, arm.drafter, turns[0].request, arm.sizes)  # warms caches up; not counted
+    for round_ in range(repeat):
+        for arm in arms:
+            arm.reset(cost)
+        for number, turn in enumerate(turns):
+            first = (number + round_) % len(arms)
+            for arm in arms[first:] + arms[:first]:
+                if not carried:
+                    arm.reset(cost)
+                arm.runs[turn.name].append(_run(lm, arm, turn))
+            progress()
+    return _with_machine(lm, turns, arms, cost)
+
+
+def sizing(budget: int | str, cost: Cost) -> Budget:
+    """What sizes the trees: a number of nodes, or `auto` for a governor."""
+    return Fixed(budget) if isinstance(budget, int) else Governor(cost)
+
+
+def _run(lm: LM, arm: Arm, turn: Turn) -> Run:
+    output = decode(lm, arm.drafter, turn.request, arm.sizes)
+    same = output.tokens == turn.plain.tokens
+    return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
+
+
+def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm], cost: Cost) -> Bench:
+    seen = [len(turn.request.prompt) + len(turn.plain.tokens) / 2 for turn in turns]
+    return Bench(
+        turns,
+        arms,
+        cost,
+        context_for(lm.engine),
+        measure_bandwidth(getattr(lm.engine, "threads", None)),
+        bytes_per_token(lm.engine, sum(seen) / len(seen)),
+    )

@@ -1,0 +1,49 @@
+"""T(n) kept between runs, by machine, model, format, threads and version."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from paceline import __version__
+from paceline.core import Cost
+from paceline.engines.base import Engine
+from paceline.errors import ModelError
+from paceline.measuring.cost import measure_cost
+from paceline.measuring.machine import machine
+from paceline.models.save import write_json
+
+
+def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
+    """T(n) of an engine: read back where it was measured before, else measured and kept.
+
+    Args:
+        engine: shape, format and threads decide the time; the values of its weights do not.
+        folder: where curves are kept; None takes `paceline` in the user's cache folder. A folder
+            that cannot be written is no error: the curve is measured again next time.
+    """
+    path = (folder or cache_folder()) / f"cost-{_key(engine)}.json"
+    try:
+        found = json.loads(path.read_text())
+        return Cost(tuple(map(int, found["nodes"])), tuple(map(float, found["seconds"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    # The least time: what is kept must not depend on what else ran just then.
+    cost = measure_cost(engine, pick=min)
+    with contextlib.suppress(ModelError):
+        write_json(path, {"nodes": cost.nodes, "seconds": cost.seconds})
+    return cost
+
+
+def cache_folder() -> Path:
+    """`paceline` in `XDG_CACHE_HOME`, which is `~/.cache` unless set."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
+
+
+def _key(engine: Engine) -> str:
+    threads = getattr(engine, "threads", None)
+    parts = (__version__, machine(), engine.name, engine.format, threads, engine.config)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

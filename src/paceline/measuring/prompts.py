@@ -1,0 +1,92 @@
+"""Prompt files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import RequestError
+
+_SHOWN = 5  # bad lines named in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One line of a prompt file: what a user says, turn after turn.
+
+    Attributes:
+        turns: at least one; most files have exactly one.
+        category: for tables; `text` where the file names none.
+        line: its number in the file, from 1.
+    """
+
+    turns: tuple[str, ...]
+    category: str
+    line: int
+
+    def name(self, turn: int) -> str:
+        """How reports call a turn."""
+        return f"line {self.line}" + (f" turn {turn + 1}" if len(self.turns) > 1 else "")
+
+
+def read_prompts(path: Path, limit: int | None = None) -> list[Dialogue]:
+    """The first `limit` prompts of a file.
+
+    A `.jsonl` file has an object a line with `prompt` (a string) or `turns` (strings), and
+    perhaps `category`; any other file is text with one prompt a line. Empty lines are skipped.
+
+    Raises:
+        RequestError: no such file, no prompt in it, or bad lines, by number.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # a string may hold other line ends
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read the prompts in {path}: {error.strerror}") from None
+    parse = _from_json if path.suffix == ".jsonl" else _from_text
+    found: list[Dialogue] = []
+    bad: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if limit is not None and len(found) == limit:
+            break
+        if line.strip():
+            try:
+                found.append(parse(line, number))
+            except ValueError as error:
+                bad.append(f"line {number} {error}")
+    if bad:
+        more = f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        raise RequestError(f"{path}: {', '.join(bad[:_SHOWN])}{more}")
+    if not found:
+        raise RequestError(f"{path} holds no prompt")
+    return found
+
+
+def _from_text(line: str, number: int) -> Dialogue:
+    return Dialogue((line,), "text", number)
+
+
+def _from_json(line: str, number: int) -> Dialogue:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not isinstance(row, dict) or not ("prompt" in row or "turns" in row):
+        raise ValueError("has neither 'prompt' nor 'turns'")
+    turns = row["turns"] if "turns" in row else [row["prompt"]]
+    if not isinstance(turns, list) or not turns or not all(map(_is_text, turns)):
+        raise ValueError("has a prompt that is not text or is empty")
+    category = row.get("category", "text")
+    if not isinstance(category, str):
+        raise ValueError("has a category that is not text")
+    return Dialogue(tuple(turns), category, number)
+
+
+def _is_text(value: object) -> bool:
+    """Whether a tokenizer can read it: a lone surrogate has no UTF-8 form."""
+    if not isinstance(value, str) or not value.strip():
+        return False
+    return not any("\ud800" <= char <= "\udfff" for char in value)

@@ -1,0 +1,154 @@
+import pytest
+
+from paceline.cli.generate import OPENING
+from tests.conftest import shared
+from tests.measuring.toy_lm import Broken, Letters
+from tests.toy import Oracle
+
+KEYS = {
+    "text",
+    "tokens",
+    "prompt_tokens",
+    "new_tokens",
+    "passes",
+    "tokens_per_pass",
+    "seconds",
+    "tokens_per_second",
+    "finish",
+    "engine",
+    "format",
+    "drafter",
+    "budget",
+    "governor",
+    "temperature",
+    "seed",
+}
+
+
+def test_text_goes_to_stdout_and_one_line_to_stderr(paceline, toy):
+    done = paceline("generate", "Once", "--max-new-tokens", 20)
+    assert done.code == 0
+    text, end = done.out[:-1], done.out[-1]
+    assert end == "\n"
+    assert len(text) == 20
+    assert done.err.count("\n") == 1
+    assert done.err.startswith("20 tokens, ")
+    assert "tokens/s, 5.00 tokens per pass, " in done.err
+    assert done.err.endswith("% of the time drafting\n")
+
+
+def test_json_is_one_document_with_the_same_text(paceline, toy):
+    words = ("generate", "Once", "--max-new-tokens", 20, "--seed", 3, "--temperature", 0.9)
+    done, shown = paceline(*words, "--json"), paceline(*words)
+    found = done.json
+    assert set(found) == KEYS
+    assert set(found["seconds"]) == {"load", "prefill", "decode", "draft"}
+    assert found["text"] + "\n" == shown.out
+    assert found["text"] == Letters().decode(found["tokens"])
+    assert (found["prompt_tokens"], found["new_tokens"]) == (4, 20)
+    assert (found["engine"], found["drafter"], found["budget"]) == ("toy", "recycle", 16)
+    assert (found["temperature"], found["seed"], found["finish"]) == (0.9, 3, "length")
+
+
+def test_prompt_from_stdin_or_the_default_opening(paceline, toy):
+    words = ("generate", "--json", "--max-new-tokens", 5)
+    assert paceline(*words, "-", stdin="Once").json["text"] == paceline(*words, "Once").json["text"]
+    assert paceline(*words).json["prompt_tokens"] == len(OPENING)
+
+
+def test_check_compares_with_plain_decoding(paceline, toy):
+    done = paceline("generate", "Once", "--check", "--max-new-tokens", 20)
+    assert (done.code, done.err.splitlines()[-1]) == (0, "identical to plain decoding")
+    found = paceline("generate", "Once", "--check", "--max-new-tokens", 20, "--json").json
+    assert found["check"]["identical"] is True
+
+
+def test_check_tells_the_first_difference(paceline, toy):
+    toy.engine = Broken(length=10, nudge=9.0)
+    done = paceline("generate", "Once", "--check", "--max-new-tokens", 20, "--json")
+    assert done.code == 1
+    first = done.json["check"]["first"]
+    assert (first["position"], first["verdict"]) == (6, "bug")
+    assert "differs from plain decoding at new token 6" in done.err
+
+
+def test_an_interrupt_keeps_the_text_and_exits_with_130(paceline, toy):
+    class Impatient(Oracle):
+        def propose(self, context, budget):
+            if len(context) > 10:
+                raise KeyboardInterrupt
+            return super().propose(context, budget)
+
+    toy.drafter = Impatient(toy.engine)
+    done = paceline("generate", "Once", "--max-new-tokens", 20, "--check")
+    assert done.code == 130
+    assert len(done.out) > 4
+    assert "; interrupted\n" in done.err
+    found = paceline("generate", "Once", "--max-new-tokens", 20, "--json")
+    assert (found.code, found.json["finish"]) == (130, "interrupted")
+
+
+def test_the_sampler_sets_controls_and_temperature(paceline, toy):
+    done = paceline("generate", "Once", "--sampler", "top_k=1,temperature=2", "--json")
+    greedy = paceline("generate", "Once", "--json").json
+    assert done.json["temperature"] == 2
+    assert done.json["text"] == greedy["text"]
+
+
+def test_a_stop_string_and_the_end_of_the_context(paceline, toy):
+    text = paceline("generate", "Once", "--json", "--max-new-tokens", 20).json["text"]
+    stopped = paceline("generate", "Once", "--json", "--stop", text[5:8]).json
+    assert (stopped["text"], stopped["finish"]) == (text[: text.find(text[5:8])], "stop")
+    full = paceline("generate", "Once", "--max-new-tokens", 10**15)
+    assert (full.code, len(full.out)) == (0, 61)
+    assert full.err.endswith("; the model's context is full\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("",), "the prompt is empty"),
+        (("x" * 64,), "the prompt has 64 tokens, but the model sees 64"),
+        (("Once", "--max-new-tokens", "0"), "--max-new-tokens"),
+        (("Once", "--max-new-tokens", "many"), "--max-new-tokens"),
+        (("Once", "--temperature", "-1"), "temperature is -1"),
+        (("Once", "--temperature", "nan"), "temperature is nan"),
+        (("Once", "--temperature", "inf"), "temperature is inf"),
+        (("Once", "--budget", "5000"), "--budget"),
+        (("Once", "--threads", "0"), "--threads"),
+        (("Once", "--sampler", "mirostat=1"), "unknown control 'mirostat'"),
+        (("Once", "--temperature", "1", "--sampler", "temperature=2"), "give one of them"),
+        (("Once", "--stop", ""), "--stop is empty"),
+        (("Once", "--chat"), "no chat template"),
+        (("Once", "--sead", "1"), "--sead"),
+        (("Once", "upon"), "upon"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(paceline, toy, words, said):
+    done = paceline("generate", *words)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("paceline: ")
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    found = paceline("generate", *words, "--json")
+    assert (found.code, list(found.json)) == (2, ["error"])
+    assert said in found.json["error"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "no/such/folder"), "no/such/folder"),
+        (("--engine", "magic"), "unknown engine 'magic'"),
+        (("--device", "cuda", "--engine", "native"), "not on 'cuda'"),
+        (("--threads", "2", "--engine", "reference"), "threads belong to the native engine"),
+        (("--drafter", "playn"), "did you mean plain"),
+    ],
+)
+def test_models_engines_and_drafters_that_do_not_exist(paceline, words, said):
+    model = shared("models", "stories260K")
+    done = paceline("generate", "--model", model, "--drafter", "plain", *words)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1

@@ -1,0 +1,152 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import paceline as package
+from tests.conftest import shared
+
+VERBS = ("generate", "chat", "prove", "bench", "methods", "doctor")
+FULL = Path("/dev/full")
+PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()"]
+
+
+def start(*words, **options):
+    return subprocess.Popen(
+        [*PROGRAM, *map(str, words)],
+        stdout=options.pop("stdout", subprocess.PIPE),
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    assert "Traceback" not in err
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def story():
+    """Words of a run on a real model that takes a while."""
+    model = shared("models", "stories260K")
+    return ("generate", "Once", "--model", model, "--drafter", "plain", "--ignore-eos")
+
+
+def test_help_names_every_verb_and_imports_little():
+    code = "import sys; from paceline.cli import app; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "paceline.cli.app" in loaded
+    assert not {"torch", "numpy", "transformers", "tokenizers", "rich.table"} & loaded
+    code, out, _ = finish(start("--help"))
+    assert code == 0
+    assert all(verb in out for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_json(paceline, verb):
+    done = paceline(verb, "--help")
+    assert done.code == 0
+    assert "--json" in done.out
+
+
+def test_no_verb_shows_the_help(paceline):
+    assert paceline().out == paceline("--help").out
+
+
+def test_version(paceline):
+    assert paceline("--version").out == f"paceline {package.__version__}\n"
+
+
+def test_methods_lists_what_is_registered(paceline):
+    done = paceline("methods", "--json")
+    rows = {(row["family"], row["name"]): row for row in done.json["methods"]}
+    assert rows["control", "min_p"]["settings"] == {"p": 0.05}
+    assert rows["drafter", "plain"]["exactness"] == "exact"
+    assert all(
+        {"needs", "paper", "catalogue", "summary", "hidden"} <= set(r) for r in rows.values()
+    )
+    assert "min_p" in paceline("methods").out
+
+
+def test_doctor_says_what_the_machine_offers(paceline, monkeypatch):
+    from paceline.measuring import bandwidth
+
+    monkeypatch.setattr(
+        bandwidth, "measure_bandwidth", lambda threads: bandwidth.Bandwidth(2e9, 1 << 28, 2)
+    )
+    found = paceline("doctor", "--json").json
+    assert found["machine"]["usable_cores"] == bandwidth.usable_cores()
+    assert found["versions"]["python"] == sys.version.split()[0]
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|None", str(found["versions"]["commit"]))
+    assert found["bandwidth"]["bytes_per_second"] == 2e9
+    assert "2.0 GB/s" in paceline("doctor").out
+
+
+def test_an_unknown_verb_or_option_is_one_sentence(paceline):
+    for words in (("generat",), ("--nope",), ("doctor", "extra")):
+        done = paceline(*words)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+
+
+def test_ctrl_c_keeps_the_text_and_exits_with_130(story):
+    process = start(*story, "--engine", "reference", "--max-new-tokens", 500)
+    first = process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    code, rest, err = finish(process)
+    assert code == 130
+    assert first.strip()
+    assert rest.endswith("\n")
+    assert "; interrupted" in err
+
+
+def test_ctrl_c_while_loading_exits_with_130(paceline, monkeypatch):
+    def load(*words, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("paceline.lm.LM", load)
+    done = paceline("generate")
+    assert (done.code, done.out, done.err) == (130, "", "paceline: interrupted\n")
+    assert paceline("generate", "--json").json == {"error": "interrupted"}
+
+
+def test_json_of_a_real_run_is_one_document(story):
+    words = ("--engine", "reference", "--max-new-tokens", 12, "--json", "--check")
+    code, out, err = finish(start(*story, *words))
+    assert code == 0
+    found = json.loads(out)
+    assert found["new_tokens"] == found["passes"] == 12
+    assert found["check"]["identical"]
+    assert found["engine"] == "reference"
+    assert "identical to plain decoding" in err
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_sentence():
+    with FULL.open("w") as full:
+        code, _, err = finish(start("methods", "--json", stdout=full))
+    assert (code, err) == (
+        2,
+        "paceline: cannot write to standard output: No space left on device\n",
+    )
+
+
+def test_a_reader_that_went_away_is_one_sentence():
+    read, write = os.pipe()
+    os.close(read)
+    code, _, err = finish(start("methods", stdout=write))
+    os.close(write)
+    assert (code, err) == (2, "paceline: cannot write to standard output: Broken pipe\n")
+
+
+def test_a_terminal_without_unicode_still_gets_text():
+    code, out, _ = finish(start("methods", env={**os.environ, "PYTHONIOENCODING": "ascii"}))
+    assert code == 0
+    assert "min_p" in out

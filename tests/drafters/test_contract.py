@@ -1,0 +1,161 @@
+"""What holds for every drafter, whatever it guesses."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.core import Request
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.errors import MethodError
+from paceline.registry import drafters
+from tests.drafters.steps import check_tree, random_step
+from tests.toy import ToyEngine
+
+SPECS = (
+    "plain",
+    "hostile",
+    "lookup",
+    "lookup:longest=1,k=1,capacity=8",
+    "recycle",
+    "recycle:orders=1,skips=0,k=1,capacity=8",
+    "recycle:orders=3,skips=4,k=5,capacity=64,keep=0.0,rate=1.0",
+    "recycle:tree=static",
+    "recycle:tree=paper",
+)
+LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup"))]
+
+
+def live(drafter, random, vocab, passes):
+    """Some requests' worth of passes; yields every tree."""
+    for _ in range(2):
+        context = random.integers(0, vocab, 5).tolist()
+        drafter.begin(np.array(context, np.int32))
+        for _ in range(passes):
+            budget = int(random.integers(0, 24))
+            tree = drafter.propose(np.array(context, np.int32), budget)
+            check_tree(tree, context[-1], budget, vocab)
+            yield tree
+            step = random_step(random, tree, context, vocab, max(drafter.top_k, 1))
+            if drafter.top_k:
+                drafter.observe(step)
+            context += step.drawn.tolist()
+
+
+def same(a, b):
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name))
+        for name in ("tokens", "parents", "scores", "origin")
+    )
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40))
+def test_trees_are_valid_and_within_the_budget(spec, seed, vocab):
+    drafter = drafters.parse(spec).build(vocab)
+    for _ in live(drafter, np.random.default_rng(seed), vocab, 8):
+        pass
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_output_is_that_of_plain_decoding(spec):
+    for temperature in (0.0, 1.0):
+        request = Request(prompt=(1, 2, 3), max_new_tokens=40, temperature=temperature, seed=7)
+
+        def run(name, request=request):
+            drafter = drafters.parse(name).build(11)
+            return Generation(ToyEngine(), drafter, request, Fixed(12)).run()
+
+        assert run(spec).tokens == run("plain").tokens
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_state_goes_round(spec, seed):
+    random, vocab = np.random.default_rng(seed), 30
+    drafter = drafters.parse(spec).build(vocab)
+    list(live(drafter, random, vocab, 10))
+    twin = drafters.parse(spec).build(vocab)
+    twin.load({name: array.copy() for name, array in drafter.state().items()})
+    for name, array in drafter.state().items():
+        assert np.array_equal(array, twin.state()[name]), name
+    if spec != "hostile":
+        trees = [list(live(d, np.random.default_rng(1), vocab, 10)) for d in (drafter, twin)]
+        assert all(same(a, b) for a, b in zip(*trees, strict=True))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_reset_forgets_everything(spec):
+    drafter = drafters.parse(spec).build(30)
+    before = list(live(drafter, np.random.default_rng(3), 30, 10))
+    drafter.reset()
+    after = list(live(drafter, np.random.default_rng(3), 30, 10))
+    assert all(same(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("spec", LEARNING)
+def test_foreign_states_are_refused(spec):
+    drafter = drafters.parse(spec).build(30)
+    list(live(drafter, np.random.default_rng(5), 30, 5))
+    with pytest.raises(MethodError):
+        drafter.load({})
+    for name, array in drafter.state().items():
+        state = drafter.state()
+        state[name] = array.astype(np.float64)
+        with pytest.raises(MethodError):
+            drafter.load(state)
+        state[name] = array[..., :0]
+        with pytest.raises(MethodError):
+            drafter.load(state)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith("recycle")])
+def test_states_with_impossible_tokens_are_refused(spec):
+    drafter = drafters.parse(spec).build(30)
+    list(live(drafter, np.random.default_rng(5), 30, 5))
+    name = "matrix" if "tree" in spec else "tokens"
+    for wrong in (30, -2):
+        state = drafter.state()
+        state[name][0, 0] = wrong
+        with pytest.raises(MethodError, match="impossible"):
+            drafter.load(state)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "lookup:longest=0",
+        "lookup:k=65",
+        "lookup:keep=1.5",
+        "lookup:rate=nan",
+        "lookup:capacity=0",
+        "recycle:tree=oak",
+        "recycle:orders=0",
+        "recycle:skips=-1",
+        "recycle:k=0",
+        "recycle:keep=-0.1",
+        "recycle:rate=inf",
+        "recycle:capacity=1000000000000",
+        "hostile:seed=-1",
+    ],
+)
+def test_wrong_settings_are_refused_by_name(spec):
+    name = spec.split("=")[0]
+    with pytest.raises(MethodError, match=name):
+        drafters.parse(spec)
+
+
+def test_only_hostile_is_hidden():
+    assert [name for name, m in drafters.methods().items() if m.hidden] == ["hostile"]
+
+
+def test_hostile_repeats_itself_and_branches():
+    context = np.array([3], np.int32)
+    one, two = (drafters.parse("hostile:seed=5").build(9) for _ in range(2))
+    trees = [one.propose(context, 12) for _ in range(50)]
+    assert all(same(tree, two.propose(context, 12)) for tree in trees)
+    assert any((np.bincount(tree.parents[1:]) > 1).any() for tree in trees if len(tree) > 1)
+    assert max(len(tree) for tree in trees) > 8

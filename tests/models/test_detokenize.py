@@ -1,0 +1,88 @@
+"""Streamed text: whole characters only, and all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from byte_tokenizer import byte_level
+from conftest import REAL_MODELS, shared
+from paceline.models.detokenize import Detokenizer
+from paceline.models.tokenizer import Tokenizer, open_tokenizer
+
+TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("a é 你好 🦊👩‍👩‍👧 \n")))
+
+
+@cache
+def real(name: str) -> Tokenizer:
+    return open_tokenizer(shared("models", name))
+
+
+def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer)
+    return [*map(detokenizer.push, ids), detokenizer.flush()]
+
+
+def longest_run(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    runs = [0]
+    for index in ids:
+        if index not in tokenizer.silent:
+            runs.append(runs[-1] + 1 if index in tokenizer.byte_tokens else 0)
+    return max(runs)
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+@settings(max_examples=100, deadline=None)
+@given(text=TEXT)
+def test_text_comes_out_whole(name: str, text: str) -> None:
+    tokenizer = real(name)
+    ids = tokenizer.encode(text)
+    pieces = stream(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_tokens_equal_their_decoding(name: str, data: st.DataObject) -> None:
+    tokenizer = real(name)
+    index = st.integers(0, len(tokenizer) - 1)
+    ids = data.draw(st.lists(index, max_size=40).filter(lambda x: longest_run(tokenizer, x) < 16))
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_characters_wait_for_their_bytes(tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(byte_level(tmp_path))
+    assert stream(tokenizer, tokenizer.encode("a🦊b")) == ["a", "", "", "", "🦊", "b", ""]
+
+
+def test_unfinished_character_is_shown_at_the_end(tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(byte_level(tmp_path))
+    ids = tokenizer.encode("é")[:1]
+    assert stream(tokenizer, ids) == ["", "\ufffd"]
+
+
+def test_garbage_does_not_pile_up(tmp_path: Path) -> None:
+    """A model that emits nothing but broken bytes is shown as such, in constant time a token."""
+    tokenizer = open_tokenizer(byte_level(tmp_path))
+    ids = tokenizer.encode("é")[1:] * 300
+    detokenizer = Detokenizer(tokenizer)
+    text = ""
+    for index in ids:
+        text += detokenizer.push(index)
+        assert len(detokenizer._window) < 64
+    assert text + detokenizer.flush() == tokenizer.decode(ids)
+
+
+def test_long_byte_runs_are_not_held_back_for_ever() -> None:
+    tokenizer = real("stories260K")
+    pieces = stream(tokenizer, tokenizer.encode("你好" * 20))
+    assert "".join(pieces) == "你好" * 20
+    assert sum(map(bool, pieces)) > 5
