@@ -97,6 +97,24 @@ INLINE float largest(F16 v) {
     return lane[0];
 }
 
+// Half a register's bytes to shorts, or shorts to ints. Compilers make several instructions of a
+// plain conversion.
+using Shorts = int16_t __attribute__((vector_size(kBytes), may_alias));
+using SignedBytes = int8_t __attribute__((vector_size(kBytes / 2), aligned(1), may_alias));
+using PlainBytes = uint8_t __attribute__((vector_size(kBytes / 2), aligned(1), may_alias));
+using PlainShorts = uint16_t __attribute__((vector_size(kBytes / 2), aligned(1), may_alias));
+#if defined(__AVX512F__)
+#define WIDEN(name, type, half) (type) _mm512_maskz_##name(-1, (__m256i)half)
+#elif defined(__AVX2__)
+#define WIDEN(name, type, half) (type) _mm256_##name((__m128i)half)
+#else
+#define WIDEN(name, type, half) __builtin_convertvector(half, type)
+#endif
+INLINE Shorts widen(SignedBytes half) { return WIDEN(cvtepi8_epi16, Shorts, half); }
+INLINE Shorts widen(PlainBytes half) { return WIDEN(cvtepu8_epi16, Shorts, half); }
+INLINE Int widen(PlainShorts half) { return WIDEN(cvtepu16_epi32, Int, half); }
+#undef WIDEN
+
 // 0, 1, ... 15: to mask the end of a row.
 INLINE F16 lane_index() {
     static const float index[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

@@ -8,13 +8,11 @@
 
 namespace {
 
-using Word16 = uint16_t __attribute__((vector_size(kBytes / 2), aligned(2), may_alias));
-
 struct Fp32 {
     using Stored = float;
     static constexpr size_t kTogether = 1;
-    static void read(const uint8_t* from, int part, Reg* weights) {
-        weights[0] = load_part((const float*)from, part);
+    static Reg read(const uint8_t* from, int part, size_t) {
+        return load_part((const float*)from, part);
     }
     static float to(float value) { return value; }
     static float from(float value) { return value; }
@@ -23,15 +21,13 @@ struct Fp32 {
 struct Bf16 {
     using Stored = uint16_t;
     static constexpr size_t kTogether = 2;
-    static void read(const uint8_t* from, int part, Reg* weights) {
+    static Reg read(const uint8_t* from, int part, size_t k) {
         const Int both = (Int)load_part((const float*)from, part);
-        weights[0] = (Reg)(both << 16);
-        weights[1] = (Reg)(both & static_cast<int32_t>(0xffff0000));
+        return (Reg)(k == 0 ? both << 16 : both & static_cast<int32_t>(0xffff0000));
     }
     // Numbers that lie alone: the scales of blocks.
     static Reg part(const uint8_t* from, int part) {
-        const Word16 bits = ((const Word16*)from)[part];
-        return (Reg)(__builtin_convertvector(bits, Int) << 16);
+        return (Reg)(widen(((const PlainShorts*)from)[part]) << 16);
     }
     // To the nearest, ties to even.
     static uint16_t to(float value) {
@@ -50,11 +46,8 @@ struct Bf16 {
 struct Fp16 {
     using Stored = uint16_t;
     static constexpr size_t kTogether = 1;
-    static void read(const uint8_t* from, int part, Reg* weights) {
-        weights[0] = widen(from, part);
-    }
-    static Reg widen(const uint8_t* from, int part) {
-        const Word16 bits = ((const Word16*)from)[part];
+    static Reg read(const uint8_t* from, int part, size_t) {
+        const PlainShorts bits = ((const PlainShorts*)from)[part];
 #if defined(__AVX512F__)
         return (Reg)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
 #elif defined(__AVX2__)
@@ -63,7 +56,7 @@ struct Fp16 {
         return (Reg)vcvt_f32_f16((float16x4_t)bits);
 #else
         // Exponent and fraction in their places, then the exponent's bias by a product.
-        const Int wide = __builtin_convertvector(bits, Int);
+        const Int wide = widen(bits);
         const Reg size = (Reg)((wide & 0x7fff) << 13) * 0x1p112f;
         return (Reg)((Int)size | (wide & 0x8000) << 16);
 #endif
@@ -110,17 +103,17 @@ struct FloatWeights {
                     sum[p][t][i] =
                         sums.resume ? load_part(sums.at + p * sums.stride + t * kPanel, i) : Reg{};
         for (size_t step = 0; step < steps; ++step) {
-            Reg w[P][kParts][kInputs];
 #pragma GCC unroll 32
-            for (int p = 0; p < P; ++p) {
+            for (int p = 0; p < P; ++p)
+                __builtin_prefetch(ahead.from + p * panel_bytes, 0, fetches_near<T> ? 3 : 2);
 #pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i) Number::read(panels + p * panel_bytes, i, w[p][i]);
-                __builtin_prefetch(ahead.from + p * panel_bytes, 0, T > 4 ? 3 : 2);
-            }
-            panels += kStep;
-            ahead.from += ahead.step;
+            for (size_t k = 0; k < kInputs; ++k) {
+                Reg w[P][kParts];
 #pragma GCC unroll 32
-            for (size_t k = 0; k < kInputs; ++k)
+                for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                    for (int i = 0; i < kParts; ++i)
+                        w[p][i] = Number::read(panels + p * panel_bytes, i, k);
 #pragma GCC unroll 32
                 for (int t = 0; t < T; ++t) {
                     const Reg value = x[k * T + t] - Reg{};
@@ -128,8 +121,11 @@ struct FloatWeights {
                     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
                         for (int i = 0; i < kParts; ++i)
-                            sum[p][t][i] = reg_fma(w[p][i][k], value, sum[p][t][i]);
+                            sum[p][t][i] = reg_fma(w[p][i], value, sum[p][t][i]);
                 }
+            }
+            panels += kStep;
+            ahead.from += ahead.step;
             x += kInputs * T;
         }
 #pragma GCC unroll 32

@@ -14,10 +14,6 @@ constexpr size_t kPairs = kBlockInputs / 2;
 constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
 constexpr float kActivationMost = 32767.0f;
 
-using Shorts = int16_t __attribute__((vector_size(kBytes), may_alias));
-using Bytes = int8_t __attribute__((vector_size(kBytes / 2), aligned(1), may_alias));
-using UBytes = uint8_t __attribute__((vector_size(kBytes / 2), aligned(1), may_alias));
-
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
 INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
 #if defined(__AVX512VNNI__)
@@ -46,8 +42,7 @@ struct Int8 {
     static constexpr size_t kBlockBytes = 512, kAtOnce = 1;
     static constexpr int kMost = 127, kOffset = 0;
     static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
-        const Bytes bytes = *(const Bytes*)(from + step * 2 * kPanel + part * kBytes / 2);
-        pairs[0] = __builtin_convertvector(bytes, Shorts);
+        pairs[0] = widen(*(const SignedBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
     }
     static void put(uint8_t* block, size_t pair, size_t row, size_t half, int value) {
         block[pair * 2 * kPanel + row * 2 + half] = static_cast<uint8_t>(value);
@@ -62,8 +57,8 @@ struct Int4 {
     static constexpr size_t kBlockBytes = 256, kAtOnce = 2;
     static constexpr int kMost = 7, kOffset = 8;
     static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
-        const UBytes bytes = *(const UBytes*)(from + step * 2 * kPanel + part * kBytes / 2);
-        const Shorts wide = __builtin_convertvector(bytes, Shorts);
+        const Shorts wide =
+            widen(*(const PlainBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
         pairs[0] = wide & 15;
         pairs[1] = wide >> 4;
     }
@@ -117,6 +112,7 @@ struct IntWeights {
     template <int P, int T>
     INLINE_MEMBER void add_block(Int (&sum)[P][T][kParts], const uint8_t* panels,
                                  size_t panel_bytes, const int32_t* x, Ahead ahead) {
+#pragma GCC unroll 2
         for (size_t pair = 0; pair < kPairs; pair += Stored::kAtOnce) {
             Shorts w[P][kParts][Stored::kAtOnce];
 #pragma GCC unroll 32
@@ -129,7 +125,7 @@ struct IntWeights {
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
                     __builtin_prefetch(
-                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0, T > 4 ? 3 : 2);
+                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0, fetches_near<T> ? 3 : 2);
 #pragma GCC unroll 32
             for (size_t q = 0; q < Stored::kAtOnce; ++q)
 #pragma GCC unroll 32

@@ -21,14 +21,19 @@ namespace {
 constexpr size_t kBlock = 256;  // inputs that several tiles use before the next ones are read
 constexpr size_t kUnit = 4;     // panels between two epilogues; even, for gate and up
 
+// Tiles that compute enough for what is fetched to be wanted soon.
+template <int T>
+constexpr bool fetches_near = T > (kParts == 1 ? 4 : 1);
+
 // How far ahead of a tile of T tokens memory is fetched, in bytes; found by measuring. Long panels
 // are fetched a little ahead, or left to the machine, which foresees a plain stream by itself;
 // short panels end before it does, so the next ones are fetched.
 template <class W, int T>
 INLINE size_t fetch_distance(size_t panel_bytes) {
     constexpr size_t kLong = T == 1 || T > 4 ? size_t{1} << 15 : size_t{1} << 18;
-    if (W::kCompact && panel_bytes < kLong) return panels_for(T) * panel_bytes;
-    return T > 4 ? 4096 : 0;
+    constexpr bool kNextPanels = W::kCompact && (kParts == 1 || T == 1);
+    if (kNextPanels && panel_bytes < kLong) return panels_for(T) * panel_bytes;
+    return fetches_near<T> ? 4096 : 0;
 }
 
 // What to fetch while a tile is multiplied: `step` bytes further at each step.
