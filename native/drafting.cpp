@@ -18,6 +18,21 @@ namespace {
 
 constexpr size_t kWays = 8;
 
+// By insertion: what is merged was nearly in order.
+void sort_best_first(std::vector<Candidate>& all) {
+    for (size_t i = 1; i < all.size(); ++i) {
+        const Candidate one = all[i];
+        size_t place = i;
+        for (; place > 0; --place) {
+            const Candidate& above = all[place - 1];
+            if (above.chance > one.chance) break;
+            if (above.chance == one.chance && above.token < one.token) break;
+            all[place] = above;
+        }
+        all[place] = one;
+    }
+}
+
 }  // namespace
 
 SuccessorTable::SuccessorTable(size_t capacity, size_t k_) : k(k_) {
@@ -84,19 +99,15 @@ void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, s
     for (size_t i = 0; i < k && token[i] >= 0; ++i) merged_.push_back({token[i], prob[i] * old});
     const size_t known = merged_.size();
     for (size_t i = 0; i < n; ++i) {
-        size_t at = 0;
-        while (at < known && merged_[at].token != top[i]) ++at;
-        if (at < known)
-            merged_[at].chance += p[i] * fresh;
-        else
+        const auto at = static_cast<size_t>(std::find(token, token + known, top[i]) - token);
+        if (at == known)
             merged_.push_back({top[i], p[i] * fresh});
+        else
+            merged_[at].chance += p[i] * fresh;
     }
-    std::erase_if(merged_, [](const Candidate& one) { return !(one.chance > 0.0f); });
+    sort_best_first(merged_);
+    while (!merged_.empty() && !(merged_.back().chance > 0.0f)) merged_.pop_back();
     const size_t kept = std::min(k, merged_.size());
-    std::partial_sort(merged_.begin(), merged_.begin() + static_cast<ptrdiff_t>(kept),
-                      merged_.end(), [](const Candidate& a, const Candidate& b) {
-                          return a.chance != b.chance ? a.chance > b.chance : a.token < b.token;
-                      });
     for (size_t i = 0; i < kept; ++i) {
         token[i] = merged_[i].token;
         prob[i] = merged_[i].chance;

@@ -94,3 +94,28 @@ def test_the_report_says_what_was_done():
 def test_absurd_budgets_are_refused(nodes):
     with pytest.raises(RequestError, match="budget"):
         Fixed(nodes)
+
+
+def test_the_curve_follows_the_machine():
+    """Passes turn out three times slower than measured: choices must not change, times must."""
+    governor = Governor(FLAT)
+    slow = Cost(FLAT.nodes, tuple(3 * s for s in FLAT.seconds))
+    simulate(governor, slow, truth=0.7, claimed=0.7, tokens=3000)
+    assert governor.report()["pass_seconds"]["1"] == pytest.approx(3.0, rel=0.3)
+
+
+def test_hiccups_do_not_end_speculation():
+    governor = Governor(FLAT)
+    generator = np.random.default_rng(0)
+    drafted = 0
+    for _ in range(2000):
+        asked = governor.ask()
+        tree = TokenTree.chain(range(asked + 1), score=0.8)
+        tree = governor.choose(tree, 0.02) if asked else tree
+        path = [0]
+        while path[-1] + 1 < len(tree) and generator.random() < 0.8:
+            path.append(path[-1] + 1)
+        drafted += bool(asked)
+        hiccup = 100.0 if generator.random() < 0.02 else 0.0
+        governor.record(tree, path, 0.02 if asked else 0.0, FLAT.at(len(tree)) + hiccup)
+    assert drafted > 1900

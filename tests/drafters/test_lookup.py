@@ -57,6 +57,11 @@ def test_recent_and_frequent_continuations_are_branches():
     assert {70, 80} <= set(first)
 
 
+def test_the_most_recent_is_first_even_at_its_first_return():
+    for old, new in ((70, 80), (80, 70)):
+        assert tree_after([1, old, 1, new, 1], 1).tokens[1] == new
+
+
 def test_nothing_to_copy_is_plain_decoding():
     assert len(tree_after([1, 2, 3], 16)) == 1
 

@@ -133,7 +133,7 @@ class Governor:
     def __post_init__(self) -> None:
         if self.most is None:
             self.most = _largest_useful(self.cost)
-        self._scale = 1.0  # how much slower passes are now than when they were measured
+        self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
         self._drafting = 0.0  # seconds, running mean
         self._balance = 10.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
@@ -153,7 +153,7 @@ class Governor:
         order = np.argsort(-chances, kind="stable")  # parents come before their children
         tokens = np.cumsum(chances[order])
         sizes = np.arange(1, len(tree) + 1)
-        passes = self._scale * np.interp(sizes, self.cost.nodes, self.cost.seconds)
+        passes = np.interp(sizes, self.cost.nodes, self._seconds)
         drafting = np.full(len(tree), max(seconds, self._drafting))
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
         best = int(np.argmax(tokens / (passes + drafting)))
@@ -170,22 +170,35 @@ class Governor:
 
     def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
         """See `Budget`."""
-        nodes, plain = len(tree), self._scale * self.cost.at(1)
+        nodes = len(tree)
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
-        # A pass that was interrupted by the machine says nothing about the next one.
-        ratio = min(max(forward / self.cost.at(nodes), 0.5 * self._scale), 2.0 * self._scale)
-        self._scale += 0.05 * (ratio - self._scale)
+        forward = self._refine(nodes, forward)
+        plain = float(self._seconds[0])
         if self._resting > 0:
             self._resting -= 1
         if nodes == 1 and draft == 0.0:
             self.plain_passes += 1
             self._balance += self.risk * plain
         else:
+            draft = min(draft, 4.0 * self._drafting or draft)
             self._drafting += 0.1 * (draft - self._drafting)
             self.calibration.learn(tree, path)
             self._balance += (len(path) + self.risk) * plain - draft - forward
         self._balance = min(self._balance, 10.0 * plain)
+
+    def _refine(self, nodes: int, forward: float) -> float:
+        """Correct T(n) by a pass, most where it was run; return its time without hiccups.
+
+        Other work on the machine slows every size: all of the curve follows a little. A pass that
+        was interrupted says nothing about speculation: it counts at most twice what was expected.
+        """
+        expected = float(np.interp(nodes, self.cost.nodes, self._seconds))
+        forward = min(forward, 2.0 * expected)
+        near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / nodes)))
+        change = max(forward / expected, 0.5) - 1.0
+        self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
+        return forward
 
     def report(self) -> dict[str, object]:
         """What it did and why, for bench and JSON."""
@@ -194,7 +207,9 @@ class Governor:
             "plain_passes": self.plain_passes,
             "sizes": {str(n): self.sizes[n] for n in sorted(self.sizes)},
             "draft_seconds": self._drafting,
-            "pass_seconds": {str(n): self._scale * self.cost.at(n) for n in self.cost.nodes},
+            "pass_seconds": dict(
+                zip(map(str, self.cost.nodes), self._seconds.tolist(), strict=True)
+            ),
             "balance_seconds": self._balance,
         }
 

@@ -30,7 +30,7 @@ class Lookup(DraftMethod):
     Attributes:
         longest: tokens of the longest match. Default 4: longer ones are rarely righter.
         k: continuations kept for each match. Default 4.
-        keep: share of the old when a continuation is seen again. Default 0.5: the most recent is
+        keep: share of the old when a continuation is seen again. Default 0.45: the most recent is
             always first, the others follow by frequency with the old ones fading.
         rate: speed at which the chance of each length is learnt. Default 0.02: about 50 tokens.
         capacity: matches kept, rounded up to a power of two; those unseen for longest give way.
@@ -41,7 +41,7 @@ class Lookup(DraftMethod):
 
     longest: int = 4
     k: int = 4
-    keep: float = 0.5
+    keep: float = 0.45
     rate: float = 0.02
     capacity: int = 1 << 15
 
