@@ -133,6 +133,7 @@ def test_states_with_impossible_tokens_are_refused(spec):
         "lookup:rate=nan",
         "lookup:capacity=0",
         "recycle:tree=oak",
+        "recycle:tree=paper,k=8",
         "recycle:orders=0",
         "recycle:skips=-1",
         "recycle:k=0",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 import numpy as np
@@ -33,7 +33,7 @@ class Recycle(DraftMethod):
     `tree=paper` is Token Recycling: one row of 8 successors for each token, overwritten at every
     node, under a fixed tree of 80 nodes (a smaller budget takes its likeliest nodes).
     `tree=static` has the same rows under the static tree of `budget` nodes that maximises the sum
-    of the path chances. Both ignore the other settings.
+    of the path chances. Both have no other settings.
 
     State: `best` `capacity` rows of 16 + 8k bytes and a thousand weights, `paper` and `static`
     32 bytes for each token of the vocabulary; carried across requests. Cost of a proposal: `best`
@@ -69,11 +69,20 @@ class Recycle(DraftMethod):
     def __post_init__(self) -> None:
         if self.tree not in _TREES:
             raise MethodError(f"recycle:tree is {self.tree!r}, expected {', '.join(_TREES)}")
+        if self.tree != "best":
+            self._refuse_settings_of_best()
         within(1, 32, "recycle", orders=self.orders)
         within(0, 32, "recycle", skips=self.skips)
         within(1, 32, "recycle", k=self.k)
         within(0.0, 1.0, "recycle", keep=self.keep, rate=self.rate)
         within(8, 1 << 26, "recycle", capacity=self.capacity)
+
+    def _refuse_settings_of_best(self) -> None:
+        for setting in fields(self):
+            if setting.name != "tree" and getattr(self, setting.name) != setting.default:
+                raise MethodError(
+                    f"recycle:tree={self.tree} has no use for {setting.name}; leave it out"
+                )
 
     def build(self, vocab_size: int) -> Drafter:
         """A drafter that has observed nothing yet."""
