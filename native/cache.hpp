@@ -24,7 +24,9 @@ public:
     // Room for `nodes` behind the committed positions. Forgets earlier nodes.
     void prepare(size_t nodes);
     // Remembers the tree that the nodes belong to, for `commit`.
-    void remember(const int32_t* parents, size_t nodes) { parents_.assign(parents, parents + nodes); }
+    void remember(const int32_t* parents, size_t nodes) {
+        parents_.assign(parents, parents + nodes);
+    }
     // Keeps the nodes of `path`, root first. Throws std::invalid_argument if it is not a path.
     void commit(const int32_t* path, size_t count);
     // Throws std::invalid_argument if `length` is more than there is.

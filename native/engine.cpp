@@ -183,7 +183,8 @@ void extend_rope(Engine& engine, size_t index, Angles cosines, Angles sines) {
 
 Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocabulary) {
     auto* held = new std::shared_ptr<Buffer>(buffer);
-    nb::capsule owner(held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
+    nb::capsule owner(
+        held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
     return Logits(buffer->floats(), {rows, vocabulary}, owner);
 }
 

@@ -53,8 +53,9 @@ public:
 
     size_t size() const { return workers_.size() + 1; }
 
-    // Returns when every chunk is done; others are woken if `threads` > 1. The calling thread is number 0. Threads that wake late
-    // may hold the task a little longer, but do not touch what it refers to.
+    // Returns when every chunk is done; others are woken if `threads` > 1. The calling thread is
+    // number 0. Threads that wake late may hold the task a little longer, but do not touch what it
+    // refers to.
     void run(const std::shared_ptr<Task>& task, size_t threads);
 
 private:

@@ -93,7 +93,8 @@ INLINE float largest(F16 v) {
     float lane[kLanes];
     store(lane, v);
     for (int half = kLanes / 2; half; half /= 2)
-        for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+        for (int i = 0; i < half; ++i)
+            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
     return lane[0];
 }
 

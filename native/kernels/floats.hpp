@@ -174,7 +174,7 @@ struct FloatWeights {
             const float* from = rows + tile * tiles.width * stride;
             for (size_t k = begin; k < end; ++k) {
                 size_t t = 0;
-                for (; t < tokens; ++t) to[k * width + t] = k < inputs ? from[t * stride + k] : 0.0f;
+                for (; t < tokens && k < inputs; ++t) to[k * width + t] = from[t * stride + k];
                 for (; t < width; ++t) to[k * width + t] = 0.0f;
             }
         }

@@ -37,10 +37,11 @@ INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
 #endif
 }
 
-// How a format keeps the 512 weights of a block: `kBytes` of them, read `kAtOnce` pairs at a time.
+// How a format keeps the 512 weights of a block, read `kAtOnce` pairs at a time.
 struct Int8 {
     static constexpr size_t kBlockBytes = 512, kAtOnce = 1;
-    static constexpr int kMost = 127, kOffset = 0;
+    static constexpr int kLow = -128, kOffset = 0;
+    static constexpr float kFactors[] = {1.0f, 1.008f};  // of the scale that fits the largest weight
     static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
         pairs[0] = widen(*(const SignedBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
     }
@@ -55,7 +56,8 @@ struct Int8 {
 // Two neighbouring pairs share bytes: the even one in the low half. Stored with 8 added.
 struct Int4 {
     static constexpr size_t kBlockBytes = 256, kAtOnce = 2;
-    static constexpr int kMost = 7, kOffset = 8;
+    static constexpr int kLow = -8, kOffset = 8;
+    static constexpr float kFactors[] = {1.07f, 1.0f, 0.93f, 0.86f};
     static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
         const Shorts wide =
             widen(*(const PlainBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
@@ -91,7 +93,8 @@ struct IntWeights {
                      Sums sums, Ahead ahead) {
         if (!sums.resume)
             for (int p = 0; p < P; ++p)
-                for (int t = 0; t < T; ++t) store(sums.at + p * sums.stride + t * kPanel, splat(0));
+                for (int t = 0; t < T; ++t)
+                    store(sums.at + p * sums.stride + t * kPanel, splat(0.0f));
         for (size_t step = 0; step < steps; ++step) {
             Int sum[P][T][kParts];
 #pragma GCC unroll 32
@@ -125,7 +128,8 @@ struct IntWeights {
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
                     __builtin_prefetch(
-                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0, fetches_near<T> ? 3 : 2);
+                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0,
+                        fetches_near<T> ? 3 : 2);
 #pragma GCC unroll 32
             for (size_t q = 0; q < Stored::kAtOnce; ++q)
 #pragma GCC unroll 32
@@ -171,21 +175,34 @@ struct IntWeights {
             }
     }
 
-    // The scale is rounded up, so that the largest weight still fits.
+    static int nearest(float value, float scale) {
+        const float number = scale != 0.0f ? __builtin_rintf(value / scale) : 0.0f;
+        const float low = Stored::kLow, high = -1 - Stored::kLow;
+        return static_cast<int>(number < low ? low : number > high ? high : number);
+    }
+
+    // The largest weight gets the number of largest size, or is cut where that serves the others.
     static void pack_block(const float* values, uint8_t* block, size_t row) {
-        float most = 0.0f;
-        for (size_t k = 0; k < kBlockInputs; ++k) {
-            const float size = __builtin_fabsf(values[k]);
-            most = size > most ? size : most;
+        float edge = 0.0f;
+        for (size_t k = 0; k < kBlockInputs; ++k)
+            if (__builtin_fabsf(values[k]) > __builtin_fabsf(edge)) edge = values[k];
+        uint16_t best = 0;
+        double least = __builtin_inf();
+        for (const float factor : Stored::kFactors) {
+            const uint16_t stored = Bf16::to(edge / Stored::kLow * factor);
+            const float scale = Bf16::from(stored);
+            double error = 0.0;
+            for (size_t k = 0; k < kBlockInputs; ++k) {
+                const double missed = double{values[k]} - double{scale} * nearest(values[k], scale);
+                error += missed * missed;
+            }
+            if (error < least) best = stored;
+            least = error < least ? error : least;
         }
-        uint16_t stored = Bf16::to(most / Stored::kMost);
-        if (Bf16::from(stored) * Stored::kMost < most) ++stored;
-        const float scale = Bf16::from(stored), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-        ((uint16_t*)block)[row] = stored;
-        for (size_t k = 0; k < kBlockInputs; ++k) {
-            const float value = __builtin_rintf(values[k] * inverse);
-            Stored::put(block + kScaleBytes, k / 2, row, k % 2, static_cast<int>(value));
-        }
+        ((uint16_t*)block)[row] = best;
+        for (size_t k = 0; k < kBlockInputs; ++k)
+            Stored::put(block + kScaleBytes, k / 2, row, k % 2,
+                        nearest(values[k], Bf16::from(best)));
     }
 
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
@@ -205,7 +222,8 @@ struct IntWeights {
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
                         size_t part, size_t parts) {
         const Tiling tiles = tiling(n);
-        const size_t all = blocks(inputs), begin = all * part / parts, end = all * (part + 1) / parts;
+        const size_t all = blocks(inputs);
+        const size_t begin = all * part / parts, end = all * (part + 1) / parts;
         float* scales = static_cast<float*>(out);
         for (size_t tile = 0; tile < tiles.count; ++tile) {
             const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
@@ -213,8 +231,7 @@ struct IntWeights {
             int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;
             for (size_t t = 0; t < width; ++t) {
                 if (t >= tokens) {
-                    for (size_t block = begin; block < end; ++block)
-                        for (size_t i = 0; i < kSpan; ++i) words[(block * kSpan + i) * width + t] = 0;
+                    for (size_t i = begin * kSpan; i < end * kSpan; ++i) words[i * width + t] = 0;
                     continue;
                 }
                 const float* row = rows + (first + t) * stride;
@@ -240,14 +257,15 @@ struct IntWeights {
         for (size_t k = 0; k < kBlockInputs; k += kPanel) {
             const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
             for (int i = 0; i < kParts; ++i)
-                *(Int*)(numbers + k + i * kRegLanes) = __builtin_convertvector(rounded.part[i], Int);
+                *(Int*)(numbers + k + i * kRegLanes) =
+                    __builtin_convertvector(rounded.part[i], Int);
         }
         int32_t sum = 0;
         for (size_t pair = 0; pair < kPairs; ++pair) {
             const int32_t a = numbers[2 * pair], b = numbers[2 * pair + 1];
             sum += a + b;
-            to[(1 + pair) * width] =
-                static_cast<int32_t>((static_cast<uint32_t>(a) & 0xffff) | static_cast<uint32_t>(b) << 16);
+            const uint32_t low = static_cast<uint32_t>(a) & 0xffff;
+            to[(1 + pair) * width] = static_cast<int32_t>(low | static_cast<uint32_t>(b) << 16);
         }
         to[0] = -Stored::kOffset * sum;
     }

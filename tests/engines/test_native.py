@@ -153,23 +153,27 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
-def in_blocks(values: np.ndarray, most: int) -> np.ndarray:
-    """Integers up to `most` with one bf16 scale for 32 inputs, as floats again."""
+def in_blocks(values: np.ndarray, low: int, factors: tuple[float, ...] = (1.0,)) -> np.ndarray:
+    """Integers from `low` to `-1 - low` with one bf16 scale for 32 inputs, as floats again."""
     rows, inputs = values.shape
     blocks = np.pad(values, ((0, 0), (0, -inputs % 32))).reshape(rows, -1, 32)
-    size = np.abs(blocks).max(-1, keepdims=True) / np.float32(most)
-    scale = bf16(size)
-    up = (scale.view(np.uint32) + 0x10000).view(np.float32)
-    scale = np.where(scale * most < np.abs(blocks).max(-1, keepdims=True), up, scale)
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
-    return (np.rint(blocks * inverse) * scale).reshape(rows, -1)[:, :inputs]
+    edge = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
+    found = []
+    for factor in factors:
+        scale = bf16(edge / np.float32(low) * np.float32(factor))
+        numbers = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)
+        found.append(np.clip(np.rint(numbers), low, -1 - low) * scale)
+    errors = [np.square(blocks.astype(np.float64) - f).sum(-1, keepdims=True) for f in found]
+    best = np.argmin(errors, 0)
+    chosen = np.take_along_axis(np.stack(found), best[None], 0)[0]
+    return chosen.reshape(rows, -1)[:, :inputs]
 
 
 ROUNDED = {
     "bf16": bf16,
     "fp16": lambda values: values.astype(np.float16).astype(np.float32),
-    "int8": lambda values: in_blocks(values, 127),
-    "int4": lambda values: in_blocks(values, 7),
+    "int8": lambda values: in_blocks(values, -128, (1.0, 1.008)),
+    "int4": lambda values: in_blocks(values, -8, (1.07, 1.0, 0.93, 0.86)),
 }
 
 
