@@ -13,6 +13,9 @@ Measured in every round, one engine after the other, each after a pass that does
 
 Cells are medians over the rounds, ratios medians of the rounds' own ratios. Once, not timed: 200
 tokens in one batch against one at a time, and both against our fp32.
+
+Other work on the machine ruins such a comparison (threads that wait for each other at every matrix
+lose a time slice each time), so the report says how busy others kept the cores in the meantime.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -174,11 +178,14 @@ def compare(
             | agreement(runner, against)
             for (name, isa), runner in runners.items()
         ]
+        start = _ticks()
         for _ in range(options.repeats):
             for row, runner in zip(rows, runners.values(), strict=True):
                 row["rounds"].append(time_round(runner, config, prompt))
+        others = _busy_others(start, _ticks())
         llama.close()
     for row in rows:
+        row["others"] = others
         row |= summary(row, rows[0], prompt)
     return rows
 
@@ -252,12 +259,14 @@ def markdown(report: dict[str, Any]) -> str:
             f"{row['logit_error']:.4f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
+    others = max(row["others"] for row in report["rows"])
     reads = report["read_gigabytes_per_second"]
     lines += [
         "",
         f"{report['model']}, {report['weights']} weights, {report['threads']} threads, medians of "
         f"{report['repeats']} rounds; {report['machine']['processor']}, which reads memory at "
-        f"{min(reads):.1f} to {max(reads):.1f} GB/s; Paceline {report['versions']['commit']}, "
+        f"{min(reads):.1f} to {max(reads):.1f} GB/s; others took up to "
+        f"{others:.0%} of the cores; Paceline {report['versions']['commit']}, "
         f"llama.cpp of {report['peer']}, {report['date']}.",
     ]
     return "\n".join(lines)
@@ -267,6 +276,24 @@ def _isas(library: Library) -> list[str]:
     """Our fastest kernels, and those of the peer's instruction set."""
     ours = _native.isas()
     return list(dict.fromkeys([ours[0], library.isa if library.isa in ours else ours[0]]))
+
+
+def _ticks() -> tuple[float, float, float]:
+    """Seconds so far: of all cores, of all cores but idle, of this process; zeros off Linux."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return 0.0, 0.0, 0.0
+    seconds = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
+    idle = seconds[3] + seconds[4]
+    own = os.times()
+    return sum(seconds), sum(seconds) - idle, own.user + own.system
+
+
+def _busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
+    """Share of the cores' time that went to other processes; 0 where the system does not tell."""
+    total, busy, own = (after - before for before, after in zip(start, end, strict=True))
+    return max(busy - own, 0.0) / total if total else 0.0
 
 
 def _rows(runner: Runner, tokens: Tokens) -> Floats:
