@@ -265,9 +265,8 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"{report['model']}, {report['weights']} weights, {report['threads']} threads, medians of "
         f"{report['repeats']} rounds; {report['machine']['processor']}, which reads memory at "
-        f"{min(reads):.1f} to {max(reads):.1f} GB/s; others took up to "
-        f"{others:.0%} of the cores; Paceline {report['versions']['commit']}, "
-        f"llama.cpp of {report['peer']}, {report['date']}.",
+        f"{median(reads):.1f} GB/s; others took up to {others:.0%} of the cores; "
+        f"Paceline {report['versions']['commit']}, llama.cpp of {report['peer']}, {report['date']}.",
     ]
     return "\n".join(lines)
 
