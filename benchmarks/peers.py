@@ -266,7 +266,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"{report['model']}, {report['weights']} weights, {report['threads']} threads, medians of "
         f"{report['repeats']} rounds; {report['machine']['processor']}, which reads memory at "
         f"{median(reads):.1f} GB/s; others took up to {others:.0%} of the cores; "
-        f"Paceline {report['versions']['commit']}, llama.cpp of {report['peer']}, {report['date']}.",
+        f"Paceline {report['versions']['commit']}, llama.cpp of {report['peer']}, "
+        f"{report['date']}.",
     ]
     return "\n".join(lines)
 
