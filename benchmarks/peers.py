@@ -1,0 +1,343 @@
+"""Paceline's native engine beside llama.cpp: the same weights, threads and process, taking turns.
+
+    python benchmarks/peers.py --shape 135m|1.1b [--threads 2] [--repeats 5] [--json FILE]
+    python benchmarks/peers.py --model ../shared/models/stories260K
+
+A shape has random weights: its numbers say something about time and rounding, nothing about
+quality. The weights are written to a GGUF file in the width that is compared, embedding included.
+Measured in every round, one engine after the other, each after a pass that does not count:
+
+- passes of 1, 2, 4 and 8 tokens over 64 cached ones, logits for all: plain decoding is the first,
+  verification of a draft the others;
+- a prompt of 512 tokens. llama.cpp computes the logits of the last one, we of none.
+
+Cells are medians over the rounds, ratios medians of the rounds' own ratios. Once, not timed: 200
+tokens in one batch against one at a time, and both against our fp32.
+
+Other work on the machine ruins such a comparison (threads that wait for each other at every matrix
+lose a time slice each time), so the report says how busy others kept the cores in the meantime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from gguf_file import write
+from llama_cpp import Library, LlamaCpp
+from step import SHAPES, RandomWeights
+
+from paceline import _native
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.native import NativeEngine
+from paceline.measuring.machine import machine, versions
+from paceline.models import load
+from paceline.models.config import ModelConfig
+
+SIZES = (1, 2, 4, 8)
+CACHED = 64  # positions before a pass
+PASSES = 3  # of each size in a round
+WIDTHS = {"F16": ("bf16", "fp16"), "Q8_0": ("int8",), "Q4_0": ("int4",)}
+AGREEMENT = 200  # tokens
+
+
+class Runner(Protocol):
+    """What the benchmark asks of an engine: one sequence that grows and shrinks."""
+
+    bytes: int
+
+    def extend(self, tokens: Tokens, logits: bool) -> Floats | None: ...
+    def truncate(self, length: int) -> None: ...
+
+
+class Paceline:
+    """The native engine as a `Runner`."""
+
+    def __init__(self, engine: NativeEngine) -> None:
+        self._engine = engine
+        self._sequence = engine.open()
+        self.bytes = engine.bytes
+
+    def extend(self, tokens: Tokens, logits: bool) -> Floats | None:
+        if not logits:
+            self._engine.extend(self._sequence, tokens)
+            return None
+        rows = self._engine.forward([(self._sequence, TokenTree.chain(tokens))])
+        self._engine.commit(self._sequence, np.arange(len(tokens), dtype=np.int32))
+        return rows
+
+    def truncate(self, length: int) -> None:
+        self._engine.truncate(self._sequence, length)
+
+
+class Source(NamedTuple):
+    """A model to compare on.
+
+    Attributes:
+        name: its shape or folder.
+        kind: `random` or `real` weights.
+        config: its shape.
+        path: its folder, None for random weights.
+    """
+
+    name: str
+    kind: str
+    config: ModelConfig
+    path: Path | None
+
+    def weights(self) -> Mapping[str, Floats]:
+        """The same values at each call, when read in the mapping's order."""
+        return load(self.path).weights if self.path else RandomWeights(self.config)
+
+
+class Reference(NamedTuple):
+    """Tokens [n] and our fp32 logits [n, V] after each."""
+
+    tokens: Tokens
+    logits: Floats
+
+
+def source(options: argparse.Namespace) -> Source:
+    if options.model:
+        model = load(options.model)
+        return Source(options.model.name, "real", model.config, model.path)
+    return Source(options.shape, "random", SHAPES[options.shape], None)
+
+
+def reference(of: Source, threads: int) -> Reference:
+    """Random tokens; for a real model those that it writes greedily."""
+    runner = Paceline(NativeEngine(of.config, of.weights(), threads, "fp32"))
+    tokens = _draw(of.config, AGREEMENT)
+    if of.path:
+        tokens[0] = of.config.bos or 0
+        for i in range(1, AGREEMENT):
+            tokens[i] = _rows(runner, tokens[i - 1 : i])[0].argmax()
+        runner.truncate(0)
+    return Reference(tokens, _rows(runner, tokens).copy())
+
+
+def agreement(runner: Runner, against: Reference) -> dict[str, float]:
+    """How far the logits lie from fp32, and whether a batch chooses what single tokens do."""
+    runner.truncate(0)
+    batch = _rows(runner, against.tokens).copy()
+    runner.truncate(0)
+    single = [_rows(runner, against.tokens[i : i + 1])[0].argmax() for i in range(AGREEMENT)]
+    choices = batch.argmax(1)
+    error = np.linalg.norm(batch - against.logits) / np.linalg.norm(against.logits)
+    return {
+        "batch_as_single": float(np.mean(choices == single)),
+        "choice_as_fp32": float(np.mean(choices == against.logits.argmax(1))),
+        "logit_error": float(error),
+    }
+
+
+def time_round(runner: Runner, config: ModelConfig, prompt: int) -> dict[str, float]:
+    """Seconds of a pass of each size, and of the prompt: one engine's turn."""
+    runner.truncate(0)
+    runner.extend(_draw(config, CACHED), False)
+    runner.extend(_draw(config, 1), True)
+    seconds = {}
+    for n in SIZES:
+        times = []
+        for _ in range(PASSES):
+            runner.truncate(CACHED)
+            times.append(_time(runner, _draw(config, n), True))
+        seconds[str(n)] = median(times)
+    runner.truncate(0)
+    seconds["prompt"] = _time(runner, _draw(config, prompt), False)
+    return seconds
+
+
+def compare(
+    of: Source, peer: str, library: Library, options: argparse.Namespace, against: Reference
+) -> list[dict[str, Any]]:
+    """llama.cpp in one width, then ours: a row for each."""
+    config, threads = of.config, options.threads
+    prompt = min(options.prompt, config.context)
+    with tempfile.TemporaryDirectory(prefix="paceline-peers-") as folder:
+        path = Path(folder) / f"{peer}.gguf"
+        write(path, config, of.weights(), peer)
+        llama = LlamaCpp(library, path, min(config.context, 1024), threads)
+        runners: dict[tuple[str, str], Runner] = {(f"llama.cpp {peer}", library.isa): llama}
+        for storage in WIDTHS[peer]:
+            for isa in options.isa or _isas(library):
+                engine = NativeEngine(config, of.weights(), threads, storage, isa)
+                runners[f"Paceline {storage}", engine.isa] = Paceline(engine)
+        rows: list[dict[str, Any]] = [
+            {"engine": name, "isa": isa, "bytes": runner.bytes, "rounds": []}
+            | agreement(runner, against)
+            for (name, isa), runner in runners.items()
+        ]
+        start = _ticks()
+        for _ in range(options.repeats):
+            for row, runner in zip(rows, runners.values(), strict=True):
+                row["rounds"].append(time_round(runner, config, prompt))
+        others = _busy_others(start, _ticks())
+        llama.close()
+    for row in rows:
+        row["others"] = others
+        row |= summary(row, rows[0], prompt)
+    return rows
+
+
+def summary(row: dict[str, Any], peer: dict[str, Any], prompt: int) -> dict[str, Any]:
+    """Medians, and how many times as fast as the peer."""
+    rounds = row["rounds"]
+    pairs = list(zip(rounds, peer["rounds"], strict=True))
+    decode = median(r["1"] for r in rounds)
+    return {
+        "tokens_per_second": 1 / decode,
+        "gigabytes_per_second": row["bytes"] / decode / 1e9,
+        "cost": {n: median(r[str(n)] / r["1"] for r in rounds) for n in SIZES[1:]},
+        "prompt_tokens_per_second": prompt / median(r["prompt"] for r in rounds),
+        "speedup": {
+            key: median(theirs[key] / ours[key] for ours, theirs in pairs) for key in rounds[0]
+        },
+    }
+
+
+def conditions(of: Source, library: Library, options: argparse.Namespace) -> dict[str, Any]:
+    """Under which the numbers hold; the report, as yet without rows."""
+    return {
+        "model": of.name,
+        "weights": of.kind,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "cached": CACHED,
+        "prompt": min(options.prompt, of.config.context),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+        "peer": f"xllamacpp {library.version}",
+        "read_gigabytes_per_second": [_native.read_bandwidth(options.threads) / 1e9],
+        "rows": [],
+    }
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as a table and the conditions it was measured under."""
+    head = (
+        "engine",
+        "kernels",
+        "tok/s",
+        "GB/s",
+        "tok/s x peer",
+        *(f"T({n})/T(1)" for n in SIZES[1:]),
+        "pass of 8 x peer",
+        f"prompt of {report['prompt']}, tok/s",
+        "prompt x peer",
+        "batch as single",
+        "choice as fp32",
+        "logit error",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
+    for row in report["rows"]:
+        speedup, own = row["speedup"], row["engine"].startswith("Paceline")
+        ratio = {key: f"{value:.2f}" if own else "" for key, value in speedup.items()}
+        cells = (
+            row["engine"],
+            row["isa"],
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['gigabytes_per_second']:.1f}",
+            ratio["1"],
+            *(f"{row['cost'][n]:.2f}" for n in SIZES[1:]),
+            ratio["8"],
+            f"{row['prompt_tokens_per_second']:.0f}",
+            ratio["prompt"],
+            f"{row['batch_as_single']:.1%}",
+            f"{row['choice_as_fp32']:.1%}",
+            f"{row['logit_error']:.4f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    others = max(row["others"] for row in report["rows"])
+    reads = report["read_gigabytes_per_second"]
+    lines += [
+        "",
+        f"{report['model']}, {report['weights']} weights, {report['threads']} threads, medians of "
+        f"{report['repeats']} rounds; {report['machine']['processor']}, which reads memory at "
+        f"{median(reads):.1f} GB/s; others took up to {others:.0%} of the cores; "
+        f"Paceline {report['versions']['commit']}, llama.cpp of {report['peer']}, "
+        f"{report['date']}.",
+    ]
+    return "\n".join(lines)
+
+
+def _isas(library: Library) -> list[str]:
+    """Our fastest kernels, and those of the peer's instruction set."""
+    ours = _native.isas()
+    return list(dict.fromkeys([ours[0], library.isa if library.isa in ours else ours[0]]))
+
+
+def _ticks() -> tuple[float, float, float]:
+    """Seconds so far: of all cores, of all cores but idle, of this process; zeros off Linux."""
+    try:
+        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return 0.0, 0.0, 0.0
+    seconds = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
+    idle = seconds[3] + seconds[4]
+    own = os.times()
+    return sum(seconds), sum(seconds) - idle, own.user + own.system
+
+
+def _busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
+    """Share of the cores' time that went to other processes; 0 where the system does not tell."""
+    total, busy, own = (after - before for before, after in zip(start, end, strict=True))
+    return max(busy - own, 0.0) / total if total else 0.0
+
+
+def _rows(runner: Runner, tokens: Tokens) -> Floats:
+    rows = runner.extend(tokens, True)
+    if rows is None:
+        raise RuntimeError("no logits")
+    return rows
+
+
+def _time(runner: Runner, tokens: Tokens, logits: bool) -> float:
+    start = perf_counter()
+    runner.extend(tokens, logits)
+    return perf_counter() - start
+
+
+def _draw(config: ModelConfig, count: int) -> Tokens:
+    return np.random.default_rng(count).integers(0, config.vocab_size, count).astype(np.int32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--shape", choices=SHAPES)
+    which.add_argument("--model", type=Path, help="a checkpoint of the Llama family")
+    parser.add_argument("--width", choices=WIDTHS, action="append", help="default: all")
+    parser.add_argument("--isa", choices=_native.isas(), action="append")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--prompt", type=int, default=512, help="tokens")
+    parser.add_argument("--json", type=Path, help="write the report here instead of printing it")
+    options = parser.parse_args()
+    library, of = Library(), source(options)
+    report = conditions(of, library, options)
+    against = reference(of, options.threads)
+    for width in options.width or WIDTHS:
+        gc.collect()
+        report["rows"] += compare(of, width, library, options, against)
+        report["read_gigabytes_per_second"].append(_native.read_bandwidth(options.threads) / 1e9)
+        if options.json:  # what is known so far: a large shape takes a quarter of an hour
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(markdown(report))
+    if not options.json:
+        print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()
