@@ -2,7 +2,7 @@
 
     python benchmarks/formats.py ../shared/models/bitstories-3M [MODEL ...] [--documents 200]
 
-Texts: the stories of stories-val and of WikiText-2's validation part. The models at hand are trained
+Texts: the stories of stories-val, and WikiText-2's validation part. The models at hand are trained
 on stories; their WikiText numbers are high and only their ratios mean something.
 """
 

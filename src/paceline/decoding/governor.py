@@ -135,7 +135,7 @@ class Governor:
             self.most = _largest_useful(self.cost)
         self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
         self._drafting = 0.0  # seconds, running mean
-        self._balance = 10.0 * self.cost.at(1)  # seconds that may still be lost
+        self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
@@ -185,7 +185,7 @@ class Governor:
             self._drafting += 0.1 * (draft - self._drafting)
             self.calibration.learn(tree, path)
             self._balance += (len(path) + self.risk) * plain - draft - forward
-        self._balance = min(self._balance, 10.0 * plain)
+        self._balance = min(self._balance, 3.0 * plain)
 
     def _refine(self, nodes: int, forward: float) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
