@@ -141,8 +141,13 @@ def agreement(runner: Runner, against: Reference) -> dict[str, float]:
     }
 
 
-def time_round(runner: Runner, config: ModelConfig, prompt: int) -> dict[str, float]:
-    """Seconds of a pass of each size, and of the prompt: one engine's turn."""
+def time_round(runner: Runner, config: ModelConfig, prompt: int, threads: int) -> dict[str, float]:
+    """One engine's turn: seconds of a pass of each size and of the prompt.
+
+    `read_share` is what a single token reached of the memory's speed in this turn; on a shared host
+    that speed changes from minute to minute.
+    """
+    read = _native.read_bandwidth(threads)
     runner.truncate(0)
     runner.extend(_draw(config, CACHED), False)
     runner.extend(_draw(config, 1), True)
@@ -155,7 +160,7 @@ def time_round(runner: Runner, config: ModelConfig, prompt: int) -> dict[str, fl
         seconds[str(n)] = median(times)
     runner.truncate(0)
     seconds["prompt"] = _time(runner, _draw(config, prompt), False)
-    return seconds
+    return seconds | {"read_share": runner.bytes / seconds["1"] / read}
 
 
 def compare(
@@ -181,7 +186,7 @@ def compare(
         start = _ticks()
         for _ in range(options.repeats):
             for row, runner in zip(rows, runners.values(), strict=True):
-                row["rounds"].append(time_round(runner, config, prompt))
+                row["rounds"].append(time_round(runner, config, prompt, threads))
         others = _busy_others(start, _ticks())
         llama.close()
     for row in rows:
@@ -198,10 +203,12 @@ def summary(row: dict[str, Any], peer: dict[str, Any], prompt: int) -> dict[str,
     return {
         "tokens_per_second": 1 / decode,
         "gigabytes_per_second": row["bytes"] / decode / 1e9,
+        "read_share": median(r["read_share"] for r in rounds),
         "cost": {n: median(r[str(n)] / r["1"] for r in rounds) for n in SIZES[1:]},
         "prompt_tokens_per_second": prompt / median(r["prompt"] for r in rounds),
         "speedup": {
-            key: median(theirs[key] / ours[key] for ours, theirs in pairs) for key in rounds[0]
+            key: median(theirs[key] / ours[key] for ours, theirs in pairs)
+            for key in (*map(str, SIZES), "prompt")
         },
     }
 
@@ -231,6 +238,7 @@ def markdown(report: dict[str, Any]) -> str:
         "kernels",
         "tok/s",
         "GB/s",
+        "of memory's",
         "tok/s x peer",
         *(f"T({n})/T(1)" for n in SIZES[1:]),
         "pass of 8 x peer",
@@ -249,6 +257,7 @@ def markdown(report: dict[str, Any]) -> str:
             row["isa"],
             f"{row['tokens_per_second']:.1f}",
             f"{row['gigabytes_per_second']:.1f}",
+            f"{row['read_share']:.0%}",
             ratio["1"],
             *(f"{row['cost'][n]:.2f}" for n in SIZES[1:]),
             ratio["8"],
