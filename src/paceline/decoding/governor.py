@@ -134,12 +134,12 @@ class Governor:
         if self.most is None:
             self.most = _largest_useful(self.cost)
         self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
+        self._plain = self.cost.at(1)
         self._drafting = 0.0  # seconds, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
-        self._pending = 0.0
 
     def ask(self) -> int:
         """See `Budget`."""
@@ -154,10 +154,10 @@ class Governor:
         tokens = np.cumsum(chances[order])
         sizes = np.arange(1, len(tree) + 1)
         passes = np.interp(sizes, self.cost.nodes, self._seconds)
-        drafting = np.full(len(tree), max(seconds, self._drafting))
+        drafting = max(seconds, self._drafting)
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
         best = int(np.argmax(tokens / (passes + drafting)))
-        worth = tokens[best] / (passes[best] + drafting[best]) > 1.0 / passes[0]
+        worth = tokens[best] / (passes[best] + drafting) > 1.0 / passes[0]
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
             self._idle, self._resting = 0, self._next_rest
@@ -173,19 +173,20 @@ class Governor:
         nodes = len(tree)
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
-        forward = self._refine(nodes, forward)
-        plain = float(self._seconds[0])
-        if self._resting > 0:
-            self._resting -= 1
-        if nodes == 1 and draft == 0.0:
+        self._resting -= self._resting > 0
+        plain = self._plain
+        if nodes == 1 and draft == 0.0:  # the plain path: leave next to nothing of us in it
             self.plain_passes += 1
-            self._balance += self.risk * plain
-        else:
-            draft = min(draft, 4.0 * self._drafting or draft)
-            self._drafting += 0.1 * (draft - self._drafting)
-            self.calibration.learn(tree, path)
-            self._balance += (len(path) + self.risk) * plain - draft - forward
-        self._balance = min(self._balance, 3.0 * plain)
+            self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
+            if self.plain_passes % 16 == 0:
+                self._refine(nodes, forward)
+            return
+        forward = self._refine(nodes, forward)
+        draft = min(draft, 4.0 * self._drafting or draft)
+        self._drafting += 0.1 * (draft - self._drafting)
+        self.calibration.learn(tree, path)
+        won = (len(path) + self.risk) * plain - draft - forward
+        self._balance = min(self._balance + won, 3.0 * plain)
 
     def _refine(self, nodes: int, forward: float) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
@@ -198,6 +199,7 @@ class Governor:
         near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / nodes)))
         change = max(forward / expected, 0.5) - 1.0
         self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
+        self._plain = float(self._seconds[0])
         return forward
 
     def report(self) -> dict[str, object]:
