@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
+from typing import TypedDict, Unpack
 
 from paceline import registry
 from paceline.control.base import ControlMethod, chain
@@ -20,6 +21,17 @@ from paceline.models import load
 from paceline.models.detokenize import Detokenizer
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+
+
+class Options(TypedDict, total=False):
+    """Options of a request, as `LM.request` explains them."""
+
+    max_new_tokens: int
+    temperature: float | None
+    seed: int
+    controls: Sequence[ControlMethod] | None
+    stop: Sequence[str]
+    ignore_eos: bool
 
 
 class LM:
@@ -113,9 +125,9 @@ class LM:
         generation.output.seconds.load = self.load_seconds
         return generation
 
-    def generate(self, prompt: Prompt, **options: object) -> Output:
+    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
         """The whole answer to `prompt`; the options are those of `request`."""
-        return self.stream(self.request(prompt, **options)).run()  # type: ignore[arg-type]
+        return self.stream(self.request(prompt, **options)).run()
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
