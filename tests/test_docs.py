@@ -36,7 +36,9 @@ def test_the_worked_example_of_a_drafter_runs():
     scope = {"__name__": "tests.echo_example"}
     sys.modules["tests.echo_example"] = sys.modules[__name__]
     exec(compile(source, "CONTRIBUTING.md", "exec", dont_inherit=True), scope)
-    drafter = scope["Echo"](most=2).build(10)
     import numpy as np
 
+    from paceline.drafters.base import Target
+
+    drafter = scope["Echo"](most=2).build(Target(10))
     assert drafter.propose(np.array([3, 7], np.int32), 8).tokens.tolist() == [7, 7, 7]

@@ -8,6 +8,7 @@ from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
+from paceline.drafters.base import Target
 from paceline.engines import open_engine
 from paceline.models import load
 from paceline.registry import controls, drafters
@@ -49,11 +50,11 @@ def run(engine, drafter, prompt, sampler, seed, budget):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_output_is_that_of_plain_decoding(setting, name, sampler):
     engine, prompts, plain = setting
-    drafter = drafters.parse(name).build(engine.config.vocab_size)
+    drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
     for seed, prompt in enumerate(prompts):
         key = (prompt, sampler)
         if key not in plain:
-            nothing = drafters.parse("plain").build(engine.config.vocab_size)
+            nothing = drafters.parse("plain").build(Target(engine.config.vocab_size, engine))
             plain[key] = run(engine, nothing, prompt, sampler, seed, 0)
             assert plain[key].passes == 40
         output = run(engine, drafter, prompt, sampler, seed, budget=12)
@@ -67,9 +68,9 @@ def test_the_output_is_that_of_plain_decoding(setting, name, sampler):
 def test_state_that_is_carried_changes_no_token(setting):
     engine, prompts, _ = setting
     for name in VARIANTS:
-        drafter = drafters.parse(name).build(engine.config.vocab_size)
+        drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
         first = run(engine, drafter, prompts[0], "hot", 3, 12)
-        other = drafters.parse(name).build(engine.config.vocab_size)
+        other = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
         other.load(drafter.state())
         again = run(engine, other, prompts[0], "hot", 3, 12)
         if engine.invariant:

@@ -14,7 +14,7 @@ from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
-from paceline.drafters.base import DraftMethod
+from paceline.drafters.base import DraftMethod, Target
 from paceline.engines import open_engine
 from paceline.errors import RequestError
 from paceline.models import load
@@ -73,8 +73,9 @@ class LM:
         self.engine = open_engine(
             self.model, engine, threads=threads, device=device, weight_format=format
         )
+        self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer)
         self.budget = self._open_budget(budget)
-        self.drafter = self.method.build(self.engine.config.vocab_size)
+        self.drafter = self.method.build(self.target)
         self.load_seconds = perf_counter() - start
 
     def request(

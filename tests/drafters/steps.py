@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
-from paceline.core import Step, TokenTree
+from paceline.core import Request, Step, TokenTree
+
+
+def asked(prompt: Iterable[int], **options: object) -> Request:
+    """A request for 32 tokens after `prompt`."""
+    return Request(prompt=tuple(prompt), max_new_tokens=32, **options)
 
 
 def random_step(
@@ -38,7 +45,7 @@ def _some_child(tree: TokenTree, node: int) -> int:
     return int(tree.tokens[children[0]]) if len(children) else 0
 
 
-def check_tree(tree: TokenTree, root: int, budget: int, vocab: int) -> None:
+def check_tree(tree: TokenTree, root: int, budget: int, vocab: int, origins: int = 1) -> None:
     """What the contract asks beyond what `TokenTree` checks itself."""
     assert 1 <= len(tree) <= budget + 1
     assert tree.tokens[0] == root
@@ -46,6 +53,6 @@ def check_tree(tree: TokenTree, root: int, budget: int, vocab: int) -> None:
     assert tree.tokens.max() < vocab
     assert ((tree.scores >= 0) & (tree.scores <= 1)).all()
     assert tree.origin[0] == -1
-    assert (tree.origin[1:] == 0).all()
+    assert ((tree.origin[1:] >= 0) & (tree.origin[1:] < origins)).all()
     assert tree.tokens.dtype == tree.parents.dtype == np.int32
     assert tree.scores.dtype == np.float32

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
+from paceline.drafters.base import Target
 from paceline.errors import MethodError
 from paceline.registry import drafters
-from tests.drafters.steps import check_tree, random_step
+from tests.drafters.steps import asked, check_tree, random_step
 from tests.toy import ToyEngine
 
 SPECS = (
@@ -31,11 +32,11 @@ def live(drafter, random, vocab, passes):
     """Some requests' worth of passes; yields every tree."""
     for _ in range(2):
         context = random.integers(0, vocab, 5).tolist()
-        drafter.begin(np.array(context, np.int32))
+        drafter.begin(asked(context))
         for _ in range(passes):
             budget = int(random.integers(0, 24))
             tree = drafter.propose(np.array(context, np.int32), budget)
-            check_tree(tree, context[-1], budget, vocab)
+            check_tree(tree, context[-1], budget, vocab, len(drafter.origins))
             yield tree
             step = random_step(random, tree, context, vocab, max(drafter.top_k, 1))
             if drafter.top_k:
@@ -54,7 +55,7 @@ def same(a, b):
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40))
 def test_trees_are_valid_and_within_the_budget(spec, seed, vocab):
-    drafter = drafters.parse(spec).build(vocab)
+    drafter = drafters.parse(spec).build(Target(vocab))
     for _ in live(drafter, np.random.default_rng(seed), vocab, 8):
         pass
 
@@ -65,7 +66,7 @@ def test_output_is_that_of_plain_decoding(spec):
         request = Request(prompt=(1, 2, 3), max_new_tokens=40, temperature=temperature, seed=7)
 
         def run(name, request=request):
-            drafter = drafters.parse(name).build(11)
+            drafter = drafters.parse(name).build(Target(11))
             return Generation(ToyEngine(), drafter, request, Fixed(12)).run()
 
         assert run(spec).tokens == run("plain").tokens
@@ -76,9 +77,9 @@ def test_output_is_that_of_plain_decoding(spec):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_state_goes_round(spec, seed):
     random, vocab = np.random.default_rng(seed), 30
-    drafter = drafters.parse(spec).build(vocab)
+    drafter = drafters.parse(spec).build(Target(vocab))
     list(live(drafter, random, vocab, 10))
-    twin = drafters.parse(spec).build(vocab)
+    twin = drafters.parse(spec).build(Target(vocab))
     twin.load({name: array.copy() for name, array in drafter.state().items()})
     for name, array in drafter.state().items():
         assert np.array_equal(array, twin.state()[name]), name
@@ -89,7 +90,7 @@ def test_state_goes_round(spec, seed):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_reset_forgets_everything(spec):
-    drafter = drafters.parse(spec).build(30)
+    drafter = drafters.parse(spec).build(Target(30))
     before = list(live(drafter, np.random.default_rng(3), 30, 10))
     drafter.reset()
     after = list(live(drafter, np.random.default_rng(3), 30, 10))
@@ -98,7 +99,7 @@ def test_reset_forgets_everything(spec):
 
 @pytest.mark.parametrize("spec", LEARNING)
 def test_foreign_states_are_refused(spec):
-    drafter = drafters.parse(spec).build(30)
+    drafter = drafters.parse(spec).build(Target(30))
     list(live(drafter, np.random.default_rng(5), 30, 5))
     with pytest.raises(MethodError):
         drafter.load({})
@@ -114,7 +115,7 @@ def test_foreign_states_are_refused(spec):
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith("recycle")])
 def test_states_with_impossible_tokens_are_refused(spec):
-    drafter = drafters.parse(spec).build(30)
+    drafter = drafters.parse(spec).build(Target(30))
     list(live(drafter, np.random.default_rng(5), 30, 5))
     name = "matrix" if "tree" in spec else "tokens"
     for wrong in (30, -2):
@@ -155,7 +156,7 @@ def test_only_hostile_is_hidden():
 
 def test_hostile_repeats_itself_and_branches():
     context = np.array([3], np.int32)
-    one, two = (drafters.parse("hostile:seed=5").build(9) for _ in range(2))
+    one, two = (drafters.parse("hostile:seed=5").build(Target(9)) for _ in range(2))
     trees = [one.propose(context, 12) for _ in range(50)]
     assert all(same(tree, two.propose(context, 12)) for tree in trees)
     assert any((np.bincount(tree.parents[1:]) > 1).any() for tree in trees if len(tree) > 1)

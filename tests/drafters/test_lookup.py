@@ -5,14 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.drafters.base import Target
 from paceline.registry import drafters
 from tests.drafters import reference
+from tests.drafters.steps import asked
 from tests.drafters.test_recycle import assert_same
 
 
 def tree_after(text, budget, spec="lookup"):
-    drafter = drafters.parse(spec).build(1000)
-    drafter.begin(np.array(text, np.int32))
+    drafter = drafters.parse(spec).build(Target(1000))
+    drafter.begin(asked(text))
     return drafter.propose(np.array(text, np.int32), budget)
 
 
@@ -26,8 +28,10 @@ def tree_after(text, budget, spec="lookup"):
 )
 def test_agrees_with_the_reference(text, prompt, longest, k, keep):
     prompt = min(prompt, len(text))
-    drafter = drafters.parse(f"lookup:longest={longest},k={k},keep={keep},rate=0.1").build(5)
-    drafter.begin(np.array(text[:prompt], np.int32))
+    drafter = drafters.parse(f"lookup:longest={longest},k={k},keep={keep},rate=0.1").build(
+        Target(5)
+    )
+    drafter.begin(asked(text[:prompt]))
     for length in range(prompt, len(text) + 1, 3):  # the index grows as the text does
         tree = drafter.propose(np.array(text[:length], np.int32), 8)
         slow = reference.Lookup(longest, k, keep, 0.1)
@@ -67,9 +71,9 @@ def test_nothing_to_copy_is_plain_decoding():
 
 
 def test_a_new_request_does_not_see_the_old_text():
-    drafter = drafters.parse("lookup").build(1000)
+    drafter = drafters.parse("lookup").build(Target(1000))
     for text, nodes in (([1, 2, 3, 1], 3), ([1], 1), ([2, 3, 4, 2], 3)):
-        drafter.begin(np.array(text, np.int32))
+        drafter.begin(asked(text))
         tree = drafter.propose(np.array(text, np.int32), 2)
         assert len(tree) == nodes
         assert not set(tree.tokens.tolist()) - set(text)

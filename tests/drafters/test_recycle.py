@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core import Step, TokenTree
+from paceline.drafters.base import Target
 from paceline.registry import drafters
 from tests.drafters import reference
-from tests.drafters.steps import random_step
+from tests.drafters.steps import asked, random_step
 
 
 def build(vocab, **changes):
     spec = ",".join(f"{name}={value}" for name, value in changes.items())
-    return drafters.parse(f"recycle:{spec}").build(vocab)
+    return drafters.parse(f"recycle:{spec}").build(Target(vocab))
 
 
 @settings(deadline=None, max_examples=40)
@@ -33,7 +34,7 @@ def test_agrees_with_the_reference(seed, vocab, orders, skips, k, keep, rate):
     drafter = build(vocab, orders=orders, skips=skips, k=k, keep=keep, rate=rate, capacity=1 << 14)
     slow = reference.Mixer(orders, skips, k, keep, rate)
     context = random.integers(0, vocab, 4).tolist()
-    drafter.begin(np.array(context, np.int32))
+    drafter.begin(asked(context))
     # Not at any point of the prompt are the weights taught.
     chain = TokenTree.chain(context[:-1])
     for tree in [chain, *[None] * 6]:
@@ -107,7 +108,7 @@ def test_scores_become_chances_of_what_is_drawn():
 
 def test_prompts_do_not_teach_the_weights():
     drafter = build(50)
-    drafter.begin(np.arange(10, dtype=np.int32))
+    drafter.begin(asked(range(10)))
     before = drafter.state()
     teach(drafter, [0, 1, 2], [(3, 0.9)], 3)
     after = drafter.state()

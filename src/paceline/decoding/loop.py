@@ -78,7 +78,7 @@ class Generation:
     def _prefill(self) -> Cached:
         prompt = self._tokens[: len(self._request.prompt)]
         start = perf_counter()
-        self._drafter.begin(prompt)
+        self._drafter.begin(self._request)
 
         def observe(offset: int, tree: TokenTree, logits: Floats) -> None:
             drawn = prompt[offset + 1 : offset + 1 + len(tree)]
@@ -89,6 +89,7 @@ class Generation:
         learns = self._drafter.learns_from_prompt
         # The last token is the first root: its row is made by the first pass.
         sequence = self._engine.start(prompt[:-1], observe if learns else None, chunk)
+        self._drafter.attach(sequence)
         self.output.seconds.prefill = perf_counter() - start
         return sequence
 

@@ -8,8 +8,25 @@ from typing import ClassVar
 
 import numpy as np
 
-from paceline.core import Floats, State, Step, Tokens, TokenTree
+from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
+from paceline.models.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The model that a drafter guesses for.
+
+    Attributes:
+        vocab_size: tokens are below it.
+        engine: runs the model; for drafters that draft with the model itself.
+        tokenizer: for drafters that speak text.
+    """
+
+    vocab_size: int
+    engine: Engine | None = None
+    tokenizer: Tokenizer | None = None
 
 
 class Drafter(ABC):
@@ -26,8 +43,15 @@ class Drafter(ABC):
     top_k: int = 0
     learns_from_prompt: bool = False
 
-    def begin(self, prompt: Tokens) -> None:
-        """A new request starts with `prompt` int32 [S]. What was learnt before stays."""
+    def begin(self, request: Request) -> None:
+        """A new request starts, its prompt not yet run. What was learnt before stays."""
+
+    def attach(self, sequence: Cached) -> None:
+        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
+
+        For drafters that draft with the target's engine. It must not be changed, and not be used
+        after the next `begin`.
+        """
 
     @abstractmethod
     def propose(self, context: Tokens, budget: int) -> TokenTree:
@@ -66,8 +90,12 @@ class DraftMethod(ABC):
     needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def build(self, vocab_size: int) -> Drafter:
-        """A drafter that has learnt nothing yet, for tokens below `vocab_size`."""
+    def build(self, target: Target) -> Drafter:
+        """A drafter for `target` that has learnt nothing yet.
+
+        Raises:
+            MethodError: the target lacks something that the method needs.
+        """
 
 
 def grown(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:

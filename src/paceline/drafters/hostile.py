@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from paceline.core import Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod
+from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.errors import MethodError
 from paceline.registry import drafters
 
@@ -33,9 +33,9 @@ class Hostile(DraftMethod):
         if self.seed < 0:
             raise MethodError(f"hostile:seed is {self.seed}, expected 0 or more")
 
-    def build(self, vocab_size: int) -> Drafter:
-        """A drafter of random trees over tokens below `vocab_size`."""
-        return _Hostile(self.seed, vocab_size)
+    def build(self, target: Target) -> Drafter:
+        """A drafter of random trees over the vocabulary."""
+        return _Hostile(self.seed, target.vocab_size)
 
 
 class _Hostile(Drafter):

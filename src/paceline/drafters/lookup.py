@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline import _native
-from paceline.core import State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, grown, within
+from paceline.core import Request, State, Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError
 from paceline.registry import drafters
 
@@ -50,7 +50,7 @@ class Lookup(DraftMethod):
         within(0.0, 1.0, "lookup", keep=self.keep, rate=self.rate)
         within(8, 1 << 28, "lookup", capacity=self.capacity)
 
-    def build(self, vocab_size: int) -> Drafter:
+    def build(self, target: Target) -> Drafter:
         """A drafter with an empty index."""
         return _Lookup(self)
 
@@ -64,9 +64,9 @@ class _Lookup(Drafter):
         )
         self._prompt = 0
 
-    def begin(self, prompt: Tokens) -> None:
+    def begin(self, request: Request) -> None:
         self._index.begin()
-        self._prompt = len(prompt)
+        self._prompt = len(request.prompt)
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         self._index.extend(context, self._prompt)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from paceline.core import Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod
+from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.registry import drafters
 
 
@@ -24,7 +24,7 @@ class Plain(DraftMethod):
 
     paper: ClassVar[str] = ""
 
-    def build(self, vocab_size: int) -> Drafter:
+    def build(self, target: Target) -> Drafter:
         """A drafter that never guesses."""
         return _Plain()
 

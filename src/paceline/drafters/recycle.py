@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from paceline import _native
-from paceline.core import State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, grown, within
+from paceline.core import Request, State, Step, Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.drafters.matrix import matrix
 from paceline.errors import MethodError
 from paceline.registry import drafters
@@ -84,11 +84,11 @@ class Recycle(DraftMethod):
                     f"recycle:tree={self.tree} has no use for {setting.name}; leave it out"
                 )
 
-    def build(self, vocab_size: int) -> Drafter:
+    def build(self, target: Target) -> Drafter:
         """A drafter that has observed nothing yet."""
         if self.tree == "best":
-            return _Recycle(self, vocab_size)
-        return matrix(vocab_size, self.tree == "paper")
+            return _Recycle(self, target.vocab_size)
+        return matrix(target.vocab_size, self.tree == "paper")
 
 
 class _Recycle(Drafter):
@@ -104,8 +104,8 @@ class _Recycle(Drafter):
         )
         self._prompt = 0
 
-    def begin(self, prompt: Tokens) -> None:
-        self._prompt = len(prompt)
+    def begin(self, request: Request) -> None:
+        self._prompt = len(request.prompt)
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         return grown(*self._mixer.propose(context, budget))

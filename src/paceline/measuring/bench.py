@@ -149,7 +149,7 @@ def bench(
     for name, method in methods.items():
         if name != PLAIN:
             for budget in budgets:
-                drafter = method.build(lm.engine.config.vocab_size)
+                drafter = method.build(lm.target)
                 sizes = sizing(budget, cost)
                 arms.append(Arm(f"{name}@{budget}", name, budget, drafter, sizes))
     for arm in arms:

@@ -141,8 +141,7 @@ def prove(
         budget: makes what sizes the trees, once for each drafter.
         progress: called after each turn.
     """
-    vocabulary = lm.engine.config.vocab_size
-    built = {name: (method.build(vocabulary), budget()) for name, method in methods.items()}
+    built = {name: (method.build(lm.target), budget()) for name, method in methods.items()}
     proof = Proof({name: Tally() for name in methods})
     for temperature in temperatures:
         for turn in plain_turns(lm, dialogues, replace(asking, temperature=temperature)):

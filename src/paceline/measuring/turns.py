@@ -57,7 +57,7 @@ class Turn:
 
 def plain_drafter(lm: LM) -> Drafter:
     """The drafter that guesses nothing."""
-    drafter: Drafter = drafters.parse("plain").build(lm.engine.config.vocab_size)
+    drafter: Drafter = drafters.parse("plain").build(lm.target)
     return drafter
 
 
