@@ -9,6 +9,7 @@
 
 #include "lookup.hpp"
 #include "mixer.hpp"
+#include "suffix.hpp"
 
 namespace nb = nanobind;
 
@@ -157,8 +158,9 @@ template <class Source>
 nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget) {
     check_context(context);
     Growth tree(context.data(), context.shape(0), source.width());
-    grow(tree, budget, [&source](const int32_t* last, std::vector<Candidate>& out) {
-        source.successors(last, out);
+    source.start();
+    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+        source.successors(tree, node, out);
     });
     return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores));
 }
@@ -233,5 +235,28 @@ void bind_drafting(nb::module_& m) {
         .def("reset", &Lookup::reset)
         .def("reliability", [](nb::handle self) {
             return view(self, nb::cast<Lookup&>(self).reliability);
+        });
+    nb::class_<Suffix>(m, "Suffix", "Suffix automata of the texts so far; native/suffix.hpp.")
+        .def(nb::init<size_t, size_t, float>(), nb::arg("capacity"), nb::arg("k"), nb::arg("rate"))
+        .def("begin", &Suffix::begin)
+        .def(
+            "extend",
+            [](Suffix& suffix, Input<int32_t, 1> text, size_t learn_from) {
+                suffix.extend(text.data(), text.shape(0), learn_from);
+            },
+            nb::arg("text"), nb::arg("learn_from"))
+        .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"))
+        .def("reset", &Suffix::reset)
+        .def_prop_ro("bytes", &Suffix::bytes)
+        .def_ro("aged", &Suffix::aged)
+        .def("read", [](const Suffix& suffix) { return copied(suffix.read); })
+        .def(
+            "replay",
+            [](Suffix& suffix, Input<int32_t, 1> read, size_t aged) {
+                suffix.replay(read.data(), read.shape(0), aged);
+            },
+            nb::arg("read"), nb::arg("aged"))
+        .def("reliability", [](nb::handle self) {
+            return view(self, nb::cast<Suffix&>(self).reliability);
         });
 }

@@ -15,6 +15,12 @@ struct Candidate {
     float chance;
 };
 
+// What one source says of the next token. How far such a kind of source is trusted is learnt.
+struct Voice {
+    size_t kind;
+    std::vector<Candidate> shares;
+};
+
 // One more token of a context hashed into `hash`.
 inline uint64_t hashed(uint64_t hash, int32_t token) {
     hash = (hash ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + 1)) * 0xff51afd7ed558ccdULL;
@@ -91,8 +97,9 @@ private:
     std::vector<int32_t> last_;
 };
 
-// Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(last, out)`
-// appends to `out` the distinct successors of a context with their chances.
+// Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(node, out)`
+// appends to `out` the distinct successors of a node with their chances; it is asked once for each
+// node but the last, in order.
 template <class Successors>
 void grow(Growth& tree, size_t budget, Successors&& successors) {
     struct Open {
@@ -110,7 +117,7 @@ void grow(Growth& tree, size_t budget, Successors&& successors) {
     std::vector<float> path{1.0f};
     for (size_t node = 0; node < budget; ++node) {
         found.clear();
-        successors(tree.last(node), found);
+        successors(node, found);
         for (const Candidate& child : found) {
             open.push_back({path[node] * child.chance, static_cast<int32_t>(node), child});
             std::push_heap(open.begin(), open.end());

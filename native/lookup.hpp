@@ -26,6 +26,12 @@ public:
 
     size_t width() const { return longest_; }
 
+    // As `grow` asks.
+    void start() {}
+    void successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
+        successors(tree.last(node), out);
+    }
+
     std::vector<float> reliability;  // [longest], chance that an n-gram of n+1 tokens names the next
 
 private:

@@ -37,6 +37,12 @@ public:
 
     size_t width() const { return std::max(orders_, skips_ + 1); }
 
+    // As `grow` asks.
+    void start() {}
+    void successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
+        successors(tree.last(node), out);
+    }
+
     SuccessorTable table;
     std::vector<float> weights;  // [contexts + 1, contexts, kBuckets, 2]
     std::vector<float> biases;   // [contexts + 1]

@@ -193,3 +193,77 @@ class Lookup:
     def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
         rows = self.index(text)
         return grow(text, budget, lambda context: self.chances(rows, context))
+
+
+class Suffix:
+    """`native/suffix.hpp` while nothing has aged: every string is searched in all texts."""
+
+    LEVELS = 4
+
+    def __init__(self, k: int, rate: float) -> None:
+        self.k, self.rate = k, rate
+        self.texts: list[Context] = []
+        self.reliability = [1 - 0.7 / 2 ** (kind // 3) for kind in range(21)]
+
+    def occurrences(self, string: Context) -> list[tuple[int, int]]:
+        """Where `string` stands: the text, and the place behind it, in the order of reading."""
+        n = len(string)
+        return [
+            (at, end)
+            for at, text in enumerate(self.texts)
+            for end in range(n, len(text) + 1)
+            if text[end - n : end] == string
+        ]
+
+    def voices(self, context: Context) -> list[tuple[int, Chances]]:
+        """The matches of falling length, as kind and shares."""
+        named: set[int] = set()
+        found: list[tuple[int, Chances]] = []
+        before: list[tuple[int, int]] = []
+        for n in range(len(context), 0, -1):
+            places = self.occurrences(context[-n:])
+            if places == before or len(found) == self.LEVELS:
+                continue
+            before = places
+            followed: dict[int, int] = {}
+            for at, end in places:
+                if end < len(self.texts[at]):
+                    token = self.texts[at][end]
+                    followed[token] = followed.pop(token, 0) + 1  # the latest comes last
+            latest = dict(list(reversed(followed.items()))[: self.k])
+            new = {token: count for token, count in latest.items() if token not in named}
+            if new:
+                named |= new.keys()
+                total = sum(new.values())
+                shares = {token: count / total for token, count in new.items()}
+                found.append((self.kind(n, sum(latest.values())), shares))
+        return found
+
+    @staticmethod
+    def kind(length: int, count: int) -> int:
+        by_length = next(i for i, most in enumerate((1, 2, 3, 5, 9, 19, 10**9)) if length <= most)
+        return 3 * by_length + (count >= 2) + (count >= 4)
+
+    def chances(self, context: Context) -> Chances:
+        chances: Chances = {}
+        left = 1.0
+        for kind, shares in self.voices(context):
+            reliable = self.reliability[kind]
+            chances |= {token: share * left * reliable for token, share in shares.items()}
+            left *= 1 - reliable
+        return chances
+
+    def read(self, text: Context, prompt: int) -> None:
+        """A new text, token by token; those behind the prompt teach."""
+        self.texts.append(())
+        for at, token in enumerate(text):
+            if at >= prompt:
+                for kind, shares in self.voices(text[:at]):
+                    hit = token in shares
+                    self.reliability[kind] += self.rate * (hit - self.reliability[kind])
+                    if hit:
+                        break
+            self.texts[-1] = text[: at + 1]
+
+    def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
+        return grow(text, budget, self.chances)

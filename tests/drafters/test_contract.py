@@ -24,8 +24,10 @@ SPECS = (
     "recycle:orders=3,skips=4,k=5,capacity=64,keep=0.0,rate=1.0",
     "recycle:tree=static",
     "recycle:tree=paper",
+    "suffix",
+    "suffix:capacity=8,k=1",
 )
-LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup"))]
+LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup", "suffix"))]
 
 
 def live(drafter, random, vocab, passes):
