@@ -110,6 +110,8 @@ def test_foreign_states_are_refused(spec):
         state[name] = array.astype(np.float64)
         with pytest.raises(MethodError):
             drafter.load(state)
+        if name == "read":  # nothing read is a state, too
+            continue
         state[name] = array[..., :0]
         with pytest.raises(MethodError):
             drafter.load(state)

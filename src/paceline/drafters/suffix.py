@@ -76,23 +76,22 @@ class _Suffix(Drafter):
     def state(self) -> State:
         return {
             "read": self._automata.read(),
-            "aged": np.array(self._automata.aged, np.int64),
+            "aged": np.array([self._automata.aged], np.int64),
             "reliability": self._automata.reliability().copy(),
         }
 
     def load(self, state: State) -> None:
-        read, aged, chances = (state.get(name) for name in ("read", "aged", "reliability"))
-        mine = self._automata.reliability()
-        if (
-            read is None
-            or aged is None
-            or chances is None
-            or (read.ndim, read.dtype) != (1, np.int32)
-            or (aged.ndim, aged.dtype) != (0, np.int64)
-            or (chances.shape, chances.dtype) != (mine.shape, mine.dtype)
-        ):
-            raise MethodError("this state is not of suffix; reset it")
-        half, split = max(self._capacity // 2, 1), int(aged)
+        mine = self.state()
+        for name, array in mine.items():
+            found = state.get(name)
+            if (
+                found is None
+                or (found.dtype, found.ndim) != (array.dtype, 1)
+                or (name != "read" and found.shape != array.shape)
+            ):
+                raise MethodError(f"this state is not of suffix: {name} is missing or has changed")
+        read, chances = state["read"], state["reliability"]
+        half, split = max(self._capacity // 2, 1), int(state["aged"][0])
         sizes = (int((part >= 0).sum()) for part in (read[:split], read[split:]))
         if not 0 <= split <= len(read) or max(sizes) > half:
             raise MethodError("this state of suffix was kept with a larger capacity; reset it")
