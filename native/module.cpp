@@ -7,6 +7,7 @@ namespace nb = nanobind;
 void bind_bandwidth(nb::module_& m);
 void bind_drafting(nb::module_& m);
 void bind_engine(nb::module_& m);
+void bind_guesses(nb::module_& m);
 void bind_rank(nb::module_& m);
 
 NB_MODULE(_native, m) {
@@ -14,5 +15,6 @@ NB_MODULE(_native, m) {
     bind_bandwidth(m);
     bind_drafting(m);
     bind_engine(m);
+    bind_guesses(m);
     bind_rank(m);
 }

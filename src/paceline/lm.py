@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     controls: Sequence[ControlMethod] | None
     stop: Sequence[str]
     ignore_eos: bool
+    prediction: str | Sequence[int] | None
 
 
 class LM:
@@ -88,6 +89,7 @@ class LM:
         controls: Sequence[ControlMethod] | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        prediction: str | Sequence[int] | None = None,
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -99,6 +101,11 @@ class LM:
             controls: besides temperature; None takes the checkpoint's defaults.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
+            prediction: what the output is expected to be, as text or token ids: a draft, a
+                template, the document to edit. It makes the output no different, only faster.
+
+        Raises:
+            RequestError: a number out of range, or a prediction that the drafter cannot use.
         """
         defaults = self.model.defaults
         heat = defaults.temperature if temperature is None else temperature
@@ -117,6 +124,7 @@ class LM:
             controls=chain(methods),
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
+            prediction=self._predicted(prediction),
         )
 
     def stream(self, request: Request) -> Generation:
@@ -144,6 +152,18 @@ class LM:
         from paceline.measuring.costfile import known_cost
 
         return Governor(known_cost(self.engine))
+
+    def _predicted(self, prediction: str | Sequence[int] | None) -> tuple[int, ...]:
+        if prediction is None:
+            return ()
+        if not self.drafter.uses_prediction:
+            raise RequestError(
+                f"the drafter {' and '.join(self.drafter.origins)} has no use for a prediction; "
+                "take one that follows it, e.g. phrases"
+            )
+        if isinstance(prediction, str):
+            return tuple(self.tokenizer.encode(prediction, special=False))
+        return tuple(int(token) for token in prediction)
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):

@@ -14,6 +14,7 @@ from paceline.cli.bench import bench
 from paceline.cli.chat import chat
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
+from paceline.cli.index import index
 from paceline.cli.inflate import inflate
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
@@ -92,5 +93,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, prove, bench, inflate, methods, doctor):
+for verb in (generate, chat, prove, bench, index, inflate, methods, doctor):
     app.command()(verb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,10 @@ def generate(
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
     stop: options.Stop = None,
+    prediction: Annotated[
+        Path | None,
+        typer.Option(help="A file with what the output may mostly be; for --drafter phrases."),
+    ] = None,
     chat: options.Chat = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
     check: Annotated[
@@ -47,6 +52,7 @@ def generate(
     heat = options.one_temperature(temperature, heat)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
+    expected = None if prediction is None else read_prediction(prediction)
 
     choice = options.EngineChoice(engine, device, threads, weight_format)
     lm = choice.open(model, drafter, nodes)
@@ -58,6 +64,7 @@ def generate(
         controls=controls,
         stop=ends,
         ignore_eos=ignore_eos,
+        prediction=expected,
     )
     if not json and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
@@ -89,6 +96,23 @@ def read_prompt(prompt: str | None) -> str:
             raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
     if not text:
         raise RequestError("the prompt is empty; give some text, or leave it out for a story")
+    return text
+
+
+def read_prediction(path: Path) -> str:
+    """The text that the output is expected to be.
+
+    Raises:
+        RequestError: it cannot be read, is not text, or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read the prediction in {path}: {error.strerror}") from None
+    if not text:
+        raise RequestError(f"the prediction in {path} is empty; give some text, or leave it out")
     return text
 
 

@@ -113,7 +113,7 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
         MethodError: unknown name or setting, or none named.
     """
     from paceline.core import Exactness
-    from paceline.registry import drafters
+    from paceline.registry import drafters, required
 
     names: list[str] = []
     left_out: list[str] = []
@@ -123,7 +123,7 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
             continue
         for known, method in drafters.methods().items():
             if method.exactness is Exactness.EXACT and not method.hidden:
-                (left_out if method.needs else names).append(known)
+                (left_out if method.needs or required(method) else names).append(known)
     found: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
     if not found:
         raise MethodError("no drafter is named; see `paceline methods`")

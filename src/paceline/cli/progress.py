@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def counting(total: int) -> Iterator[Callable[[], None]]:
-    """A bar over `total` steps; the function it gives counts one."""
+def counting(total: int, what: str = "prompts") -> Iterator[Callable[..., None]]:
+    """A bar over `total` steps; the function it gives counts one, or as many as it is told."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("prompts"), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(what), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+        yield lambda steps=1: bar.advance(task, steps)

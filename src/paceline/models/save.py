@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from paceline.core import Floats
 from paceline.errors import ModelError
 
 
@@ -22,15 +22,24 @@ class Pending:
 
     Attributes:
         shape: of the tensor.
-        make: returns it, float32.
+        make: returns it, in the type that `dtype` names.
+        dtype: as the format names it: F32, I32 or U8.
     """
 
     shape: tuple[int, ...]
-    make: Callable[[], Floats]
+    make: Callable[[], NDArray[Any]]
+    dtype: str = "F32"
+
+
+_NUMPY: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
-    """Write float32 tensors in order. The file appears under its name when it is complete.
+    """Write tensors in order. The file appears under its name when it is complete.
 
     Raises:
         ModelError: it cannot be written, e.g. the disk is full.
@@ -38,15 +47,16 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors.items():
-        begin, end = end, end + 4 * math.prod(tensor.shape)
-        header[name] = {"dtype": "F32", "shape": tensor.shape, "data_offsets": [begin, end]}
+        width = _NUMPY[tensor.dtype].itemsize
+        begin, end = end, end + width * math.prod(tensor.shape)
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
     def write(file: BinaryIO) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(np.ascontiguousarray(tensor.make(), "<f4").data)
+            file.write(np.ascontiguousarray(tensor.make(), _NUMPY[tensor.dtype]).data)
 
     _replace(path, write)
 

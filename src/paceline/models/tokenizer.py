@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,12 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""
         return self._backend.decode([index for index in ids if index not in self.silent])
+
+    def fingerprint(self) -> bytes:
+        """32 bytes that tell this vocabulary from another."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        listed = sorted((index, token) for token, index in vocabulary.items())
+        return sha256(repr(listed).encode()).digest()
 
     def token(self, index: int) -> str:
         """One token as the vocabulary writes it; empty where it has none."""

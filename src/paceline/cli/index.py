@@ -1,0 +1,65 @@
+"""`paceline index`: a corpus for `--drafter datastore:path=FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import check_target, document, say
+from paceline.cli.progress import counting
+from paceline.errors import RequestError
+
+
+def index(
+    model: options.Model,
+    corpus: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Texts: .jsonl with `text` a line, or plain; perhaps compressed (.gz, .xz)."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Stop reading there; 8 bytes a token are written.")
+    ] = 10_000_000,
+    json: options.Json = False,
+) -> None:
+    """Tokenise a corpus and sort its suffixes, so that `datastore` can draft from it."""
+    check_target(out)
+    for path in corpus:
+        if not path.is_file():
+            raise RequestError(f"cannot read {path}: it is not a file")
+        if out.exists() and path.samefile(out):
+            raise RequestError(f"{out} is a text to read; name another file to write")
+    from paceline.drafters.corpus import tokenise, write_corpus
+    from paceline.models import load
+
+    tokenizer = load(model).tokenizer
+    start = perf_counter()
+    with counting(sum(path.stat().st_size for path in corpus), "bytes") as tick:
+        read = tokenise(corpus, tokenizer, max_tokens, tick)
+    tokenised = perf_counter()
+    write_corpus(out, read.tokens, tokenizer)
+    sorted_ = perf_counter()
+    size = out.stat().st_size
+    if not read.complete:
+        say(f"stopped at {max_tokens} tokens, before the end of the texts; see --max-tokens")
+    say(
+        f"wrote {out}, {size / 1e6:.1f} MB: {len(read.tokens)} tokens, {read.documents} documents "
+        f"({tokenised - start:.1f} s to tokenise, {sorted_ - tokenised:.1f} s to sort and write)"
+    )
+    if json:
+        document(
+            {
+                "path": str(out),
+                "bytes": size,
+                "tokens": len(read.tokens),
+                "documents": read.documents,
+                "complete": read.complete,
+                "seconds": {"tokenise": tokenised - start, "sort": sorted_ - tokenised},
+            }
+        )
