@@ -22,8 +22,8 @@ namespace {
 nb::tuple propose_trie(Trie& trie, Input<int32_t, 1> context, size_t budget) {
     check_context(context);
     Growth grown(context.data(), context.shape(0), trie.width());
-    grow(grown, budget, [&trie](const int32_t* last, std::vector<Candidate>& out) {
-        trie.successors(last, out);
+    grow(grown, budget, [&](size_t node, std::vector<Candidate>& out) {
+        trie.successors(grown.last(node), out);
     });
     return tree(grown);
 }

@@ -230,10 +230,9 @@ void Suffixes::extend(const int32_t* text, size_t length, size_t learn_from) {
 
 void Suffixes::propose(Growth& tree, size_t budget) const {
     std::vector<std::vector<Match>> known;  // of each node, which `grow` asks in order
-    grow(tree, budget, [&](const int32_t* last, std::vector<Candidate>& out) {
-        const size_t node = known.size();
+    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
         std::vector<Match> here;
-        if (!node) here = matches(last);
+        if (!node) here = matches(tree.last(0));
         for (size_t i = 0; node && i < known[tree.parents[node]].size(); ++i) {
             const Match match = narrow(known[tree.parents[node]][i], tree.tokens[node]);
             if (match.first < match.last) here.push_back(match);
