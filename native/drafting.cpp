@@ -1,12 +1,14 @@
 #include "drafting.hpp"
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <limits>
 #include <stdexcept>
 
+#include "arrays.hpp"
+#include "blend.hpp"
 #include "lookup.hpp"
 #include "mixer.hpp"
 #include "suffix.hpp"
@@ -123,34 +125,15 @@ void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, s
 }  // namespace paceline
 
 using namespace paceline;
+using namespace paceline::arrays;
 
 namespace {
 
-template <class T, size_t Dims>
-using Input = nb::ndarray<const T, nb::ndim<Dims>, nb::c_contig, nb::device::cpu>;
-
+// A writable view of what `owner` holds, in rows of `columns`.
 template <class T>
-nb::ndarray<nb::numpy, T> copied(const std::vector<T>& values) {
-    auto* data = new T[values.size()];
-    std::copy(values.begin(), values.end(), data);
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-    return nb::ndarray<nb::numpy, T>(data, {values.size()}, owner);
-}
-
-// Writable views of what `owner` holds.
-template <class T>
-nb::object view(nb::handle owner, std::vector<T>& values) {
-    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {values.size()}, owner));
-}
-
-template <class T>
-nb::object view(nb::handle owner, std::vector<T>& values, size_t columns) {
+nb::object rows_of(nb::handle owner, std::vector<T>& values, size_t columns) {
     const size_t rows = values.size() / columns;
     return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows, columns}, owner));
-}
-
-void check_context(Input<int32_t, 1> context) {
-    if (!context.shape(0)) throw std::invalid_argument("the context needs a token");
 }
 
 // tokens, parents and scores of the tree a source grows from a context.
@@ -162,12 +145,15 @@ nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget) {
     grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
         source.successors(tree, node, out);
     });
-    return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores));
+    return arrays::tree(tree);
 }
 
+// Every node's distribution goes into the mixer; before that, `learn(tree, node, drawn)` hears of
+// each draw.
+template <class Learn>
 void observe(Mixer& mixer, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
              Input<int32_t, 1> parents, Input<int32_t, 2> top, Input<float, 2> probs,
-             Input<int32_t, 1> path, Input<int32_t, 1> drawn, bool learn) {
+             Input<int32_t, 1> path, Input<int32_t, 1> drawn, Learn&& learn) {
     check_context(context);
     const size_t nodes = tokens.shape(0), k = top.shape(1);
     if (parents.shape(0) != nodes || top.shape(0) != nodes || probs.shape(0) != nodes ||
@@ -182,7 +168,7 @@ void observe(Mixer& mixer, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
     }
     for (size_t node = 0, at = 0; node < nodes; ++node) {
         if (at < path.shape(0) && path(at) == static_cast<int32_t>(node)) {
-            if (learn) mixer.learn(tree.last(node), drawn(at));
+            learn(tree, node, drawn(at));
             ++at;
         }
         const float* p = probs.data() + node * k;
@@ -191,16 +177,63 @@ void observe(Mixer& mixer, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
     }
 }
 
+void observe_mixer(Mixer& mixer, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
+                   Input<int32_t, 1> parents, Input<int32_t, 2> top, Input<float, 2> probs,
+                   Input<int32_t, 1> path, Input<int32_t, 1> drawn, bool learn) {
+    observe(mixer, context, tokens, parents, top, probs, path, drawn,
+            [&](const Growth& tree, size_t node, int32_t token) {
+                if (learn) mixer.learn(tree.last(node), {}, token);
+            });
+}
+
+void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> tokens,
+                   Input<int32_t, 1> parents, Input<int32_t, 2> top, Input<float, 2> probs,
+                   Input<int32_t, 1> path, Input<int32_t, 1> drawn, bool learn) {
+    check_context(context);
+    // The same text as at the proposal, and the same members: their voices are heard once more.
+    if (learn) blend.start(context.data(), context.shape(0), std::move(blend.proposals));
+    observe(blend.mixer, context, tokens, parents, top, probs, path, drawn,
+            [&](const Growth& tree, size_t node, int32_t token) {
+                if (learn) blend.learn(tree, node, token);
+            });
+    blend.proposals.clear();
+}
+
+using Guess = std::tuple<size_t, Input<int32_t, 1>, Input<int32_t, 1>, Input<float, 1>>;
+
+// tokens, parents, scores, origins, and who named each node.
+nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
+                        const std::vector<Guess>& guesses) {
+    check_context(context);
+    std::vector<Blend::Proposal> proposals;
+    for (const auto& [member, tokens, parents, scores] : guesses) {
+        const size_t n = tokens.shape(0);
+        if (!n || parents.shape(0) != n || scores.shape(0) != n)
+            throw std::invalid_argument("a member's tree needs a root and arrays of one size");
+        proposals.push_back({member,
+                             {tokens.data(), tokens.data() + n},
+                             {parents.data(), parents.data() + n},
+                             {scores.data(), scores.data() + n}});
+    }
+    blend.start(context.data(), context.shape(0), std::move(proposals));
+    Growth tree(context.data(), context.shape(0), blend.width());
+    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+        blend.successors(tree, node, out);
+    });
+    return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores),
+                          copied(tree.origins), copied(tree.named));
+}
+
 // What a mixer has learnt, as writable views by name.
-nb::dict arrays(nb::handle self) {
+nb::dict learnt(nb::handle self) {
     auto& mixer = nb::cast<Mixer&>(self);
     SuccessorTable& table = mixer.table;
     nb::dict views;
     views["keys"] = view(self, table.keys);
     views["counts"] = view(self, table.counts);
     views["written"] = view(self, table.written);
-    views["tokens"] = view(self, table.tokens, table.k);
-    views["probs"] = view(self, table.probs, table.k);
+    views["tokens"] = rows_of(self, table.tokens, table.k);
+    views["probs"] = rows_of(self, table.probs, table.k);
     views["weights"] = view(self, mixer.weights);
     views["biases"] = view(self, mixer.biases);
     return views;
@@ -213,14 +246,26 @@ void bind_drafting(nb::module_& m) {
         .def(nb::init<size_t, size_t, size_t, size_t, float, float>(), nb::arg("orders"),
              nb::arg("skips"), nb::arg("k"), nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))
         .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"))
-        .def("observe", &observe, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
+        .def("observe", &observe_mixer, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
-        .def("arrays", &arrays)
+        .def("arrays", &learnt)
         .def("reset", &Mixer::reset)
         .def_prop_rw(
             "clock", [](const Mixer& mixer) { return mixer.table.clock; },
             [](Mixer& mixer, uint32_t clock) { mixer.table.clock = clock; });
+    nb::class_<Blend>(m, "Blend", "Several sources under one mixture; native/blend.hpp.")
+        .def(nb::init<size_t, size_t, size_t, size_t, float, float, size_t, size_t, size_t>(),
+             nb::arg("orders"), nb::arg("skips"), nb::arg("k"), nb::arg("capacity"),
+             nb::arg("keep"), nb::arg("rate"), nb::arg("reach"), nb::arg("follow"),
+             nb::arg("members"))
+        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("guesses"))
+        .def("observe", &observe_blend, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
+             nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
+             nb::arg("learn"))
+        .def("reset", &Blend::reset)
+        .def_ro("mixer", &Blend::mixer, nb::rv_policy::reference_internal)
+        .def_ro("suffix", &Blend::suffix, nb::rv_policy::reference_internal);
     nb::class_<Lookup>(m, "Lookup", "An index of one text's n-grams; native/lookup.hpp.")
         .def(nb::init<size_t, size_t, size_t, float, float>(), nb::arg("longest"), nb::arg("k"),
              nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))

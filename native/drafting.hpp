@@ -9,17 +9,22 @@
 
 namespace paceline {
 
-// A successor and the chance that it comes next.
+// A successor and the chance that it comes next; where sources are mixed, who named it (one bit
+// each) and who spoke for it most.
 struct Candidate {
     int32_t token;
     float chance;
+    uint32_t named = 1;
+    int16_t origin = 0;
 };
 
 // What one source says of the next token. How far such a kind of source is trusted is learnt.
 struct Voice {
     size_t kind;
     std::vector<Candidate> shares;
+    int16_t origin = 0;
 };
+using Voices = std::vector<Voice>;
 
 // One more token of a context hashed into `hash`.
 inline uint64_t hashed(uint64_t hash, int32_t token) {
@@ -73,6 +78,8 @@ public:
         tokens.push_back(context[length - 1]);
         parents.push_back(-1);
         scores.push_back(1.0f);
+        named.push_back(0);
+        origins.push_back(-1);
         last_.assign(width, -1);
         for (size_t i = 0; i < std::min(width, length); ++i) last_[i] = context[length - 1 - i];
     }
@@ -81,6 +88,8 @@ public:
         tokens.push_back(child.token);
         parents.push_back(parent);
         scores.push_back(child.chance);
+        named.push_back(child.named);
+        origins.push_back(child.origin);
         const size_t start = last_.size(), above = static_cast<size_t>(parent) * width_;
         last_.resize(start + width_);
         last_[start] = child.token;
@@ -91,6 +100,8 @@ public:
 
     std::vector<int32_t> tokens, parents;
     std::vector<float> scores;  // chance of each node, given its parent
+    std::vector<uint32_t> named;
+    std::vector<int16_t> origins;
 
 private:
     size_t width_;

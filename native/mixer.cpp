@@ -10,16 +10,18 @@ size_t bucket(uint32_t count) { return count <= 1 ? 0 : count <= 3 ? 1 : count <
 
 // The weights before anything is learnt: the most exact context leads, each vaguer one has half
 // the say. The learning needs only a fair start.
-constexpr float kLead = 0.7f, kFall = 0.5f, kVague = 0.1f, kFirst = 0.1f;
+constexpr float kLead = 0.7f, kFall = 0.5f, kVague = 0.1f, kFirst = 0.1f, kHeard = 0.2f;
 constexpr float kLargest = 8.0f;
 
 }  // namespace
 
-Mixer::Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate)
+Mixer::Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
+             size_t kinds)
     : table(capacity, k),
       orders_(orders),
       skips_(skips),
       contexts_(1 + skips + orders),
+      kinds_(kinds),
       keep_(keep),
       rate_(rate) {
     reset();
@@ -39,6 +41,10 @@ void Mixer::reset() {
                 weights.push_back(kFirst);
             }
         }
+    for (size_t i = 0; i < (contexts_ + 1) * kinds_; ++i) {
+        weights.push_back(kHeard);
+        weights.push_back(0.0f);
+    }
 }
 
 uint64_t Mixer::key(const int32_t* last, size_t context) const {
@@ -63,15 +69,46 @@ size_t Mixer::candidate(int32_t token) {
     if (count_ == kMost) return kMost + 1;
     tokens_[count_] = token;
     chances_[count_] = 0.0f;
+    named_[count_] = 0;
+    said_[count_].fill(0.0f);
     slots_[slot] = static_cast<uint8_t>(++count_);
     return count_ - 1;
 }
 
-void Mixer::mix(const int32_t* last) {
+void Mixer::add(int32_t token, float chance, bool first, size_t weight, int16_t origin) {
+    const size_t at = candidate(token);
+    if (at > kMost) return;
+    const float likelihood = std::log1p(chance / kFloor);
+    const float one = first ? 1.0f : 0.0f;
+    const float said = weights[weight] * likelihood + weights[weight + 1] * one;
+    chances_[at] += said;
+    named_[at] |= 1u << origin;
+    said_[at][static_cast<size_t>(origin)] += said;
+    terms_.push_back({weight, at, likelihood, one});
+}
+
+void Mixer::add_rest(float rest, size_t weight) {
+    const float likelihood = std::log1p(std::max(rest, 0.0f) / kFloor);
+    chances_[kMost] += weights[weight] * likelihood;
+    terms_.push_back({weight, kMost, likelihood, 0.0f});
+}
+
+void Mixer::hear(const Voice& voice) {
+    const size_t ours = (contexts_ + 1) * contexts_ * kBuckets;
+    const size_t weight = (ours + set_ * kinds_ + voice.kind) * 2;
+    float rest = 1.0f;
+    for (const Candidate& c : voice.shares) {
+        rest -= c.chance;
+        add(c.token, c.chance, &c == voice.shares.data(), weight, voice.origin);
+    }
+    add_rest(rest, weight);
+}
+
+void Mixer::mix(const int32_t* last, const Voices& voices) {
     slots_.fill(0);
     terms_.clear();
     count_ = set_ = known_ = 0;
-    float other = 0.0f;
+    chances_[kMost] = 0.0f;
     for (size_t context = contexts_; context-- > 0;) {
         const uint64_t hash = key(last, context);
         const auto row = hash ? table.find(hash) : SuccessorTable::Row{};
@@ -79,22 +116,20 @@ void Mixer::mix(const int32_t* last) {
         ++known_;
         if (!set_) set_ = context + 1;
         const size_t weight = ((set_ * contexts_ + context) * kBuckets + bucket(row.count)) * 2;
-        const float w = weights[weight], v = weights[weight + 1];
         float rest = 1.0f;
         for (size_t i = 0; i < table.k && row.tokens[i] >= 0; ++i) {
             rest -= row.probs[i];
-            const size_t at = candidate(row.tokens[i]);
-            if (at > kMost) continue;
-            const float likelihood = std::log1p(row.probs[i] / kFloor);
-            const float first = i ? 0.0f : 1.0f;
-            chances_[at] += w * likelihood + v * first;
-            terms_.push_back({weight, at, likelihood, first});
+            add(row.tokens[i], row.probs[i], i == 0, weight, 0);
         }
-        const float likelihood = std::log1p(std::max(rest, 0.0f) / kFloor);
-        other += w * likelihood;
-        terms_.push_back({weight, kMost, likelihood, 0.0f});
+        add_rest(rest, weight);
     }
-    chances_[kMost] = other + biases[set_];
+    for (const Voice& voice : voices) hear(voice);
+    normalise();
+}
+
+// Scores become chances that sum to one with that of another token.
+void Mixer::normalise() {
+    chances_[kMost] += biases[set_];
     float largest = chances_[kMost], sum = 0.0f;
     for (size_t i = 0; i < count_; ++i) largest = std::max(largest, chances_[i]);
     for (size_t i = 0; i < count_; ++i) sum += chances_[i] = std::exp(chances_[i] - largest);
@@ -103,13 +138,17 @@ void Mixer::mix(const int32_t* last) {
     chances_[kMost] /= sum;
 }
 
-void Mixer::successors(const int32_t* last, std::vector<Candidate>& out) {
-    mix(last);
-    for (size_t i = 0; i < count_; ++i) out.push_back({tokens_[i], chances_[i]});
+void Mixer::successors(const int32_t* last, const Voices& voices, std::vector<Candidate>& out) {
+    mix(last, voices);
+    for (size_t i = 0; i < count_; ++i) {
+        const auto loudest = std::max_element(said_[i].begin(), said_[i].end());
+        out.push_back({tokens_[i], chances_[i], named_[i],
+                       static_cast<int16_t>(loudest - said_[i].begin())});
+    }
 }
 
-void Mixer::learn(const int32_t* last, int32_t drawn) {
-    mix(last);
+void Mixer::learn(const int32_t* last, const Voices& voices, int32_t drawn) {
+    mix(last, voices);
     size_t target = kMost;
     for (size_t i = 0; i < count_; ++i)
         if (tokens_[i] == drawn) target = i;

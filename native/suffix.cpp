@@ -260,7 +260,7 @@ void Suffix::gather(const Place& place) {
     }
 }
 
-const std::vector<Voice>& Suffix::voices(const Growth& tree, size_t node) {
+const Voices& Suffix::voices(const Growth& tree, size_t node) {
     while (places_.size() <= node) {
         const size_t next = places_.size();
         places_.push_back(

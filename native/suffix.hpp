@@ -105,7 +105,7 @@ public:
     static constexpr size_t kLevels = 4;  // matches of falling length that speak
 
     // The matches at a node, the longest first: the tokens that followed, with their shares.
-    const std::vector<Voice>& voices(const Growth& tree, size_t node);
+    const Voices& voices(const Growth& tree, size_t node);
 
     std::vector<float> reliability;  // [kKinds], chance that such a match names the next token
     std::vector<int32_t> read;       // what both automata have read, -1 before each text
@@ -126,7 +126,7 @@ private:
     size_t length_ = 0;        // of the text that was read last
     Automaton::Match in_old_;  // the end of the text in the old automaton
     std::vector<Place> places_;
-    std::vector<Voice> found_;
+    Voices found_;
     std::vector<int32_t> named_;
 };
 

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence as Items
 
+import numpy as np
+from numpy.typing import NDArray
+
 from paceline.core import Floats, State, Tokens
 from paceline.models.config import ModelConfig
 from paceline.models.rope import Rope
@@ -36,6 +39,37 @@ class Lookup:
     def extend(self, text: Tokens, learn_from: int) -> None: ...
     def propose(self, context: Tokens, budget: int) -> tuple[Tokens, Tokens, Floats]: ...
     def reliability(self) -> Floats: ...
+    def reset(self) -> None: ...
+
+class Blend:
+    mixer: Mixer
+    suffix: Suffix
+    def __init__(
+        self,
+        orders: int,
+        skips: int,
+        k: int,
+        capacity: int,
+        keep: float,
+        rate: float,
+        reach: int,
+        follow: int,
+        members: int,
+    ) -> None: ...
+    def propose(
+        self, context: Tokens, budget: int, guesses: Items[tuple[int, Tokens, Tokens, Floats]]
+    ) -> tuple[Tokens, Tokens, Floats, NDArray[np.int16], NDArray[np.uint32]]: ...
+    def observe(
+        self,
+        context: Tokens,
+        tokens: Tokens,
+        parents: Tokens,
+        top_tokens: Tokens,
+        top_probs: Floats,
+        path: Tokens,
+        drawn: Tokens,
+        learn: bool,
+    ) -> None: ...
     def reset(self) -> None: ...
 
 class Suffix:

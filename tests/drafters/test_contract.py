@@ -26,8 +26,10 @@ SPECS = (
     "recycle:tree=paper",
     "suffix",
     "suffix:capacity=8,k=1",
+    "blend",
+    "blend:members=,capacity=8,reach=8",
 )
-LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup", "suffix"))]
+LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup", "suffix", "blend"))]
 
 
 def live(drafter, random, vocab, passes):
@@ -117,7 +119,7 @@ def test_foreign_states_are_refused(spec):
             drafter.load(state)
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith("recycle")])
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith(("recycle", "blend"))])
 def test_states_with_impossible_tokens_are_refused(spec):
     drafter = drafters.parse(spec).build(Target(30))
     list(live(drafter, np.random.default_rng(5), 30, 5))

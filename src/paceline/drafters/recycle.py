@@ -125,21 +125,10 @@ class _Recycle(Drafter):
         )
 
     def state(self) -> State:
-        arrays = self._mixer.arrays()
-        used = np.flatnonzero(arrays["keys"])
-        state = {name: arrays[name][used] for name in _ROWS}
-        state |= {name: arrays[name].copy() for name in _WEIGHTS}
-        return state | {"rows": used, "clock": np.array([self._mixer.clock], np.uint32)}
+        return mixer_state(self._mixer)
 
     def load(self, state: State) -> None:
-        arrays = self._mixer.arrays()
-        _check(state, arrays, self._vocab_size)
-        self.reset()
-        for name in _ROWS:
-            arrays[name][state["rows"]] = state[name]
-        for name in _WEIGHTS:
-            arrays[name][:] = state[name]
-        self._mixer.clock = int(state["clock"][0])
+        load_mixer(self._mixer, state, self._vocab_size)
 
     def reset(self) -> None:
         self._mixer.reset()
@@ -147,6 +136,31 @@ class _Recycle(Drafter):
 
 _ROWS = ("keys", "counts", "written", "tokens", "probs")
 _WEIGHTS = ("weights", "biases")
+
+
+def mixer_state(mixer: _native.Mixer) -> State:
+    """What a mixer has learnt; rows that are in use only."""
+    arrays = mixer.arrays()
+    used = np.flatnonzero(arrays["keys"])
+    state = {name: arrays[name][used] for name in _ROWS}
+    state |= {name: arrays[name].copy() for name in _WEIGHTS}
+    return state | {"rows": used, "clock": np.array([mixer.clock], np.uint32)}
+
+
+def load_mixer(mixer: _native.Mixer, state: State, vocab_size: int) -> None:
+    """Take over what `mixer_state` gave.
+
+    Raises:
+        MethodError: the state belongs to other settings or another vocabulary.
+    """
+    arrays = mixer.arrays()
+    _check(state, arrays, vocab_size)
+    mixer.reset()
+    for name in _ROWS:
+        arrays[name][state["rows"]] = state[name]
+    for name in _WEIGHTS:
+        arrays[name][:] = state[name]
+    mixer.clock = int(state["clock"][0])
 
 
 def _check(state: State, arrays: State, vocab_size: int) -> None:

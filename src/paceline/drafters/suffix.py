@@ -74,33 +74,46 @@ class _Suffix(Drafter):
         return grown(*self._automata.propose(context, budget))
 
     def state(self) -> State:
-        return {
-            "read": self._automata.read(),
-            "aged": np.array([self._automata.aged], np.int64),
-            "reliability": self._automata.reliability().copy(),
-        }
+        return automata_state(self._automata)
 
     def load(self, state: State) -> None:
-        mine = self.state()
-        for name, array in mine.items():
-            found = state.get(name)
-            if (
-                found is None
-                or (found.dtype, found.ndim) != (array.dtype, 1)
-                or (name != "read" and found.shape != array.shape)
-            ):
-                raise MethodError(f"this state is not of suffix: {name} is missing or has changed")
-        read, chances = state["read"], state["reliability"]
-        half, split = max(self._capacity // 2, 1), int(state["aged"][0])
-        sizes = (int((part >= 0).sum()) for part in (read[:split], read[split:]))
-        if not 0 <= split <= len(read) or max(sizes) > half:
-            raise MethodError("this state of suffix was kept with a larger capacity; reset it")
-        if len(read) and (read.min() < -1 or read.max() >= self._vocab_size):
-            raise MethodError("this state of suffix holds impossible tokens; reset it")
-        if not ((chances >= 0) & (chances <= 1)).all():
-            raise MethodError("this state of suffix holds impossible chances; reset it")
-        self._automata.replay(read, split)
-        self._automata.reliability()[:] = chances
+        load_automata(self._automata, state, self._capacity, self._vocab_size)
 
     def reset(self) -> None:
         self._automata.reset()
+
+
+def automata_state(automata: _native.Suffix) -> State:
+    """What the automata have read, where the young one begins, and the chances of matches."""
+    return {
+        "read": automata.read(),
+        "aged": np.array([automata.aged], np.int64),
+        "reliability": automata.reliability().copy(),
+    }
+
+
+def load_automata(automata: _native.Suffix, state: State, capacity: int, vocab_size: int) -> None:
+    """Read again what `automata_state` gave.
+
+    Raises:
+        MethodError: the state is of something else, of another vocabulary or a larger capacity.
+    """
+    for name, array in automata_state(automata).items():
+        found = state.get(name)
+        if (
+            found is None
+            or (found.dtype, found.ndim) != (array.dtype, 1)
+            or (name != "read" and found.shape != array.shape)
+        ):
+            raise MethodError(f"this state is not of suffix: {name} is missing or has changed")
+    read, chances = state["read"], state["reliability"]
+    half, split = max(capacity // 2, 1), int(state["aged"][0])
+    sizes = (int((part >= 0).sum()) for part in (read[:split], read[split:]))
+    if not 0 <= split <= len(read) or max(sizes) > half:
+        raise MethodError("this state of suffix was kept with a larger capacity; reset it")
+    if len(read) and (read.min() < -1 or read.max() >= vocab_size):
+        raise MethodError("this state of suffix holds impossible tokens; reset it")
+    if not ((chances >= 0) & (chances <= 1)).all():
+        raise MethodError("this state of suffix holds impossible chances; reset it")
+    automata.replay(read, split)
+    automata.reliability()[:] = chances

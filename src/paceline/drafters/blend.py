@@ -1,0 +1,245 @@
+"""Blend: every source of guesses at once, in one tree, each as far as it is worth its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import ClassVar
+
+from paceline import _native
+from paceline.core import Request, State, Step, Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod, Target, within
+from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
+from paceline.drafters.suffix import Suffix, automata_state, load_automata
+from paceline.engines.base import Cached
+from paceline.errors import MethodError
+from paceline.registry import drafters
+
+_MOST_MEMBERS = 14  # origins are numbered in four bits
+_OWN = ("recycle", "suffix")
+
+
+@drafters.register("blend")
+@dataclass(frozen=True)
+class Blend(DraftMethod):
+    """One mixture of all that can be known about the next token; ours, the default.
+
+    `recycle` keeps the model's distributions by context, `suffix` the continuations of the longest
+    matches; `members` are further drafters, whose trees are asked for. At every node of the tree
+    all of them speak: the chance of a token is the softmax of their weighted log chances (see
+    `recycle`), so the same guess from several sources is one node with one chance, and each
+    source also continues what another guessed. How far a kind of source is trusted (a context by
+    its length and how often it was seen, a match by its length and count, a member by its depth)
+    is learnt from every drawn token. The tree grows best-first by the chance of whole paths.
+
+    A member is asked while its guesses pay: an accepted token is credited in equal parts to
+    those that named it, at the time that a token takes now. One that costs more than it brings
+    rests, ever longer, and is tried again.
+
+    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 5
+    microseconds a node, and the members' own.
+    Good for: everything.
+
+    Attributes:
+        members: further drafters, `+` between them and `;` between the settings of one, as in
+            `phrases+model:path=FOLDER;format=int8`. Default `phrases`, which costs nothing
+            unless the request has a prediction.
+        capacity: contexts kept, as of `recycle`. Default 262144.
+        reach: tokens in reach, as of `suffix`. Default 262144.
+        rate: learning rate of the weights. Default 0.1, as of `recycle`.
+    """
+
+    paper: ClassVar[str] = "ours; mixing in the logistic domain after Mahoney, PAQ, 2005"
+    catalogue: ClassVar[tuple[int, ...]] = (40,)
+
+    members: str = "phrases"
+    capacity: int = 1 << 18
+    reach: int = 1 << 18
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        within(8, 1 << 26, "blend", capacity=self.capacity)
+        within(2, 1 << 26, "blend", reach=self.reach)
+        within(0.0, 1.0, "blend", rate=self.rate)
+        methods = self.methods()
+        if len(methods) > _MOST_MEMBERS:
+            raise MethodError(f"blend has {len(methods)} members, expected {_MOST_MEMBERS} at most")
+        for method in methods:
+            if isinstance(method, (Blend, Recycle, Suffix)):
+                raise MethodError(
+                    f"blend:members names {type(method).__name__.lower()}, which it has in itself"
+                )
+
+    def methods(self) -> list[DraftMethod]:
+        """The members' settings."""
+        named = filter(None, self.members.split("+"))
+        return [drafters.parse(text.replace(";", ",")) for text in named]
+
+    def build(self, target: Target) -> Drafter:
+        """A drafter that has learnt nothing yet, and its members."""
+        return _Blend(self, target)
+
+
+@dataclass
+class _Worth:
+    """Whether a member's guesses are worth its time. Means over about 20 passes."""
+
+    seconds: float = 0.0  # of a proposal
+    gained: float = 0.0  # accepted tokens credited for a proposal
+    asked: int = 0
+    resting: int = 0
+    rest: int = 16
+
+    PATIENCE: ClassVar[int] = 16
+    LONGEST: ClassVar[int] = 1024
+
+    def record(self, seconds: float, gained: float, token: float) -> None:
+        """One proposal and what came of it; `token` is the seconds that a token takes."""
+        self.asked += 1
+        self.seconds += 0.05 * (seconds - self.seconds) if self.asked > 1 else seconds
+        self.gained += 0.05 * (gained - self.gained) if self.asked > 1 else gained
+        if self.asked % self.PATIENCE:
+            return
+        if self.gained * token >= self.seconds:
+            self.rest = 16
+        else:
+            self.resting, self.rest = self.rest, min(2 * self.rest, self.LONGEST)
+
+
+@dataclass
+class _Asked:
+    """One pass: who was asked, what it cost, and who named which node."""
+
+    seconds: dict[int, float] = field(default_factory=dict)
+    named: dict[tuple[int, ...], int] = field(default_factory=dict)
+    at: float = 0.0
+
+
+class _Blend(Drafter):
+    learns_from_prompt = True
+
+    def __init__(self, method: Blend, target: Target) -> None:
+        self._method = method
+        self._vocab_size = target.vocab_size
+        self._members = [member.build(target) for member in method.methods()]
+        recycle, suffix = Recycle(), Suffix()
+        self._blend = _native.Blend(
+            recycle.orders,
+            recycle.skips,
+            recycle.k,
+            method.capacity,
+            recycle.keep,
+            method.rate,
+            method.reach,
+            suffix.k,
+            len(self._members),
+        )
+        names = (part.partition(":")[0] for part in filter(None, method.members.split("+")))
+        self.origins = (*_OWN, *names)
+        self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
+        self.uses_prediction = any(member.uses_prediction for member in self._members)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._worth = [_Worth() for _ in self._members]
+        self._asked = _Asked()
+        self._token = 0.0  # seconds, running mean
+        self._prompt = 0
+
+    def begin(self, request: Request) -> None:
+        self._prompt = len(request.prompt)
+        self._blend.suffix.begin()
+        for member in self._members:
+            member.begin(request)
+
+    def attach(self, sequence: Cached) -> None:
+        for member in self._members:
+            member.attach(sequence)
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        asked = _Asked()
+        guesses = []
+        for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
+            if worth.resting:
+                worth.resting -= 1
+                continue
+            start = perf_counter()
+            guess = member.propose(context, budget)
+            asked.seconds[i] = perf_counter() - start
+            guesses.append((i, guess.tokens, guess.parents, guess.scores))
+        tokens, parents, scores, origin, named = self._blend.propose(context, budget, guesses)
+        tree = TokenTree(tokens, parents, scores, origin)
+        if asked.seconds:
+            asked.named = dict(zip(_paths(tree), named.tolist(), strict=True))
+        asked.at = perf_counter()
+        self._asked = asked
+        return tree
+
+    def observe(self, step: Step) -> None:
+        drawn = len(step.context) >= self._prompt
+        if drawn:
+            self._settle(step)
+        for member in self._members:
+            if member.top_k and (drawn or member.learns_from_prompt):
+                member.observe(step)
+        self._blend.observe(
+            step.context,
+            step.tree.tokens,
+            step.tree.parents,
+            step.top_tokens,
+            step.top_probs,
+            step.path,
+            step.drawn,
+            drawn,
+        )
+
+    def _settle(self, step: Step) -> None:
+        """Credit the accepted nodes to the members that named them."""
+        asked, accepted = self._asked, len(step.path)
+        if asked.at:
+            token = (perf_counter() - asked.at) / accepted
+            self._token += 0.05 * (token - self._token) if self._token else token
+        paths = _paths(step.tree)
+        credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
+        for i, seconds in asked.seconds.items():
+            bit = 1 << i + len(_OWN)
+            gained = sum(1 / named.bit_count() for named in credit if named & bit)
+            self._worth[i].record(seconds, gained, self._token)
+        self._asked = _Asked()
+
+    def state(self) -> State:
+        state = mixer_state(self._blend.mixer) | automata_state(self._blend.suffix)
+        for i, member in enumerate(self._members):
+            state |= {f"{i}.{name}": array for name, array in member.state().items()}
+        return state
+
+    def load(self, state: State) -> None:
+        parts: list[State] = [{} for _ in self._members]
+        own: State = {}
+        for name, array in state.items():
+            head, dot, tail = name.partition(".")
+            if dot and head.isdecimal() and int(head) < len(parts):
+                parts[int(head)][tail] = array
+            else:
+                own[name] = array
+        mine = {name: own.pop(name) for name in automata_state(self._blend.suffix) if name in own}
+        load_mixer(self._blend.mixer, own, self._vocab_size)
+        load_automata(self._blend.suffix, mine, self._method.reach, self._vocab_size)
+        for member, part in zip(self._members, parts, strict=True):
+            if part or member.state():
+                member.load(part)
+
+    def reset(self) -> None:
+        self._blend.reset()
+        for member in self._members:
+            member.reset()
+        self._forget()
+
+
+def _paths(tree: TokenTree) -> list[tuple[int, ...]]:
+    """The tokens from below the root to each node: a name that outlives a cut of the tree."""
+    tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
+    paths: list[tuple[int, ...]] = [()]
+    for node in range(1, len(tree)):
+        paths.append((*paths[parents[node]], tokens[node]))
+    return paths
