@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -65,6 +66,8 @@ def generate(
     output = stream(lm, request, quiet=json)
     found = describe(lm, request, output, drafter, nodes)
     say(summary(output))
+    if found["governor"]:
+        say(sizing(found["governor"]))
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
     if json:
@@ -121,6 +124,16 @@ def summary(output: Output) -> str:
     )
 
 
+def sizing(report: dict[str, Any]) -> str:
+    """One line: what a governor did, and why."""
+    drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]
+    trees = f", trees of {min(drafted)} to {max(drafted)} nodes" if drafted else ""
+    return (
+        f"budget auto: {report['plain_passes']} of {report['passes']} passes plain{trees}, "
+        f"{report['probes']} probes; {report['reason']}"
+    )
+
+
 def describe(
     lm: LM, request: Request, output: Output, drafter: str, budget: int | str
 ) -> dict[str, Any]:
@@ -135,12 +148,7 @@ def describe(
         "new_tokens": len(output.tokens),
         "passes": output.passes,
         "tokens_per_pass": output.tokens_per_pass,
-        "seconds": {
-            "load": seconds.load,
-            "prefill": seconds.prefill,
-            "decode": seconds.decode,
-            "draft": seconds.draft,
-        },
+        "seconds": asdict(seconds),
         "tokens_per_second": output.tokens_per_second,
         "finish": output.finish,
         "engine": lm.engine.name,
