@@ -8,7 +8,8 @@ from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
 from paceline.measuring.bench import bench
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.report import bench_document, bench_tables
+from paceline.measuring.report import bench_document
+from paceline.measuring.tables import bench_tables
 from paceline.measuring.turns import Asking
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import Oracle
@@ -71,7 +72,7 @@ def test_arms_take_turns_and_the_order_rotates(monkeypatch):
     order = []
     true_run = module._run
     monkeypatch.setattr(
-        module, "_run", lambda lm, arm, turn: order.append(arm.name) or true_run(lm, arm, turn)
+        module, "_run", lambda lm, arm, *rest: order.append(arm.name) or true_run(lm, arm, *rest)
     )
     run(ToyLM(), repeat=2)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
@@ -79,11 +80,11 @@ def test_arms_take_turns_and_the_order_rotates(monkeypatch):
     assert {names[0] for names in rounds} == {"plain", "oracle@2", "oracle@8"}
 
 
-@pytest.mark.parametrize(("carried", "resets"), [(True, 2), (False, 2 + 2 * 3)])
-def test_drafters_are_reset_each_round_or_each_prompt(monkeypatch, carried, resets):
+@pytest.mark.parametrize(("state", "resets"), [("carried", 2), ("reset", 2 + 2 * 3)])
+def test_drafters_are_reset_each_round_or_each_prompt(monkeypatch, state, resets):
     count = []
     monkeypatch.setattr(Oracle, "reset", lambda self: count.append(self))
-    run(ToyLM(), repeat=2, carried=carried)
+    run(ToyLM(), repeat=2, states=[state])
     assert len(count) == 2 * resets  # two arms have an oracle
 
 

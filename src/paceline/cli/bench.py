@@ -18,6 +18,7 @@ class State(StrEnum):
 
     carried = "carried"
     reset = "reset"
+    both = "both"
 
 
 def bench(
@@ -28,7 +29,16 @@ def bench(
         str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
     ] = "16",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
-    limit: options.Limit = None,
+    suite: Annotated[
+        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these categories, or tasks of the suite; with commas.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first N lines; of each task with --suite or --tasks."),
+    ] = None,
     max_new_tokens: options.NewTokens = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     state: Annotated[
@@ -51,22 +61,25 @@ def bench(
     """
     nodes = options.budgets(budget)
     choice = options.EngineChoice(engine, device, threads, weight_format)
-    work = prepare(model, prompts, drafters, limit, choice, out)
+    wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
+    work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
     from paceline.measuring import bench as measure
-    from paceline.measuring import report
+    from paceline.measuring import report, tables
     from paceline.measuring.turns import Asking
 
     asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
-    carried = state is State.carried
+    states = [name for name in measure.STATES if state in (name, "both")]
     with counting(work.turns * (repeat + 1)) as tick:
         result = measure.bench(
-            work.lm, work.methods, work.dialogues, asking, nodes, repeat, carried, tick
+            work.lm, work.methods, work.dialogues, asking, nodes, repeat, states, tick
         )
     found = {
         "schema": "paceline-bench/1",
         **report.conditions(work.lm, model),
         "settings": {
             "file": str(prompts),
+            "suite": suite,
+            "tasks": list(dict.fromkeys(dialogue.category for dialogue in work.dialogues)),
             "lines": len(work.dialogues),
             "turns": work.turns,
             "repeat": repeat,
@@ -81,7 +94,7 @@ def bench(
         "left_out": work.left_out,
         **report.bench_document(result),
     }
-    show(report.bench_tables(found), stdout=not json)
+    show(tables.bench_tables(found), stdout=not json)
     work.tell(found["clipped"], work.turns)
     different = sum(arm["different"] for arm in found["arms"])
     if different:
