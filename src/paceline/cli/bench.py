@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import say, show
+from paceline.cli.output import check_target, save_text, say, show
 from paceline.cli.progress import counting
 from paceline.cli.work import deliver, prepare
+from paceline.errors import RequestError
 
 
 class State(StrEnum):
@@ -42,7 +44,10 @@ def bench(
     max_new_tokens: options.NewTokens = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     state: Annotated[
-        State, typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not.")
+        State,
+        typer.Option(
+            help="Drafters keep what they learnt from prompt to prompt, or not, or one each."
+        ),
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
@@ -51,6 +56,9 @@ def bench(
     seed: options.Seed = 0,
     chat: options.Chat = False,
     out: options.Out = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots to this file; nothing is fetched.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measure drafters against plain decoding.
@@ -59,12 +67,16 @@ def bench(
     decode the same number of tokens, past the end of the text if need be. Turns and clipped
     prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
     """
+    check_target(html)
+    if html is not None and out is not None and html.resolve() == out.resolve():
+        raise RequestError(f"--out and --html both name {out}; give two names")
     nodes = options.budgets(budget)
     choice = options.EngineChoice(engine, device, threads, weight_format)
     wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
     work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
     from paceline.measuring import bench as measure
     from paceline.measuring import report, tables
+    from paceline.measuring.html import page
     from paceline.measuring.turns import Asking
 
     asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
@@ -99,6 +111,8 @@ def bench(
     different = sum(arm["different"] for arm in found["arms"])
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
+    if html:
+        save_text(html, page(found))
     deliver(found, out, json)
     if different and work.lm.engine.invariant:
         raise typer.Exit(1)

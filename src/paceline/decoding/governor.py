@@ -240,8 +240,7 @@ class Governor:
             two = self.cost.at(2) / self.cost.at(1)
             return f"plain: no tree can pay, 2 nodes cost {two:.2f} plain passes"
         if self._balance < 0:
-            lost = -self._balance / self._plain
-            return f"plain: guesses lost more than they may, {lost:.1f} plain passes too many"
+            return "plain: guesses lost all the time that they may for now"
         if self._last is None:
             return "plain: no tree was asked for yet"
         tokens, costs = self._last
