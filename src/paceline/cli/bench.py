@@ -45,9 +45,7 @@ def bench(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     state: Annotated[
         State,
-        typer.Option(
-            help="Drafters keep what they learnt from prompt to prompt, or not, or one each."
-        ),
+        typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",

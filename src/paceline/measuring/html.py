@@ -149,7 +149,8 @@ def _reliability(arm: Document, colours: Colours) -> str:
         for depth in row["depths"]
     ]
     more = _rows(("origin", "depth", "nodes", "predicted", "observed"), depths)
-    return f"{_rows(heads, rows)}<details><summary>by depth</summary>{more}</details>"
+    depth = f"<details><summary>by depth</summary>{more}</details>"
+    return f'<div class="scroll">{_rows(heads, rows)}{depth}</div>'
 
 
 def _traces(found: Document, colours: Colours) -> Iterator[str]:
@@ -180,9 +181,10 @@ def _token(token: Document, passes: int, colours: Colours) -> str:
     if token["origin"] is not None:
         css = colours[token["origin"]]
         tip = f"{token['origin']} · score {token['score']:.2f} · depth {token['depth']} · {where}"
-        strength = f' style="--sure:{25 + 55 * token["score"]:.0f}%"'
+        strength = f' style="--sure:{14 + 46 * token["score"]:.0f}%"'
     text = clean(token["text"]).replace("\n", "↵\n") or "·"
-    return f'<span class="token {css}"{strength} data-tip="{clean(tip)}">{text}</span>'
+    names = f'class="token {css}"{strength} tabindex="-1" data-tip="{clean(tip)}"'
+    return f"<span {names}>{text}</span>"
 
 
 def _table(found: Document) -> str:

@@ -62,7 +62,7 @@ def speed(found: Document, arms: Sequence[Document], colours: Colours) -> str:
     ends = [ratio[end] for ratio in ratios for end in ("low", "high")]
     x = even("times plain decoding's speed", [*ends, 1.0], 8)
     band = max(24, 13 * len(arms) + 11)
-    left = min(150, 20 + max(round(7.2 * len(name)) for name, _ in rows))
+    left = _room(name for name, _ in rows)
     plot = Plot(x, None, band * len(rows) + 46, left)
     plot.line([(1.0, 0.0), (1.0, 1.0)], "even")
     for place, (name, group) in enumerate(rows):
@@ -80,6 +80,11 @@ def speed(found: Document, arms: Sequence[Document], colours: Colours) -> str:
             plot.line([(ratio["low"], y), (ratio["high"], y)], css)
             plot.dot(ratio["value"], y, css, tip)
     return plot.svg("Speed against plain decoding by task, with 95 % intervals")
+
+
+def _room(names: Iterable[str]) -> int:
+    """Units that names left of the axes take."""
+    return min(180, 20 + round(8.2 * max(map(len, names))))
 
 
 def budgets(found: Document, colours: Colours) -> str:
@@ -127,7 +132,7 @@ def operating(found: Document, arms: Sequence[Document], colours: Colours) -> st
             share = count / arm["governor"]["passes"]
             height = _interpolated(curve, int(size))
             tip = f"{arm['name']}: {share:.0%} of passes had {size} nodes"
-            plot.dot(int(size), height, f"{css} size", tip, 1.5 + 9 * math.sqrt(share))
+            plot.dot(int(size), height, f"{css} size", tip, 1.5 + 6 * math.sqrt(share))
         plot.line([(nodes, price), (nodes, gain)], css if gain > price else f"{css} loss")
         tip = f"{arm['name']}: a pass of {nodes:.1f} nodes "
         plot.dot(
@@ -154,7 +159,7 @@ def passes(found: Document, arms: Sequence[Document]) -> str:
     most = max(arm["pass_seconds"]["decode"] for arm in rows)
     unit, name = (1e3, "milliseconds") if most > 2e-3 else (1e6, "microseconds")
     x = even(f"{name} a pass", [0.0, 1.12 * unit * most])
-    left = min(170, 20 + max(round(7.2 * len(arm["name"])) for arm in rows))
+    left = _room(arm["name"] for arm in rows)
     plot = Plot(x, None, 26 * len(rows) + 46, left)
     for place, arm in enumerate(rows):
         y, start = 1 - (place + 0.5) / len(rows), 0.0
