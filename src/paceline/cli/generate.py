@@ -127,11 +127,10 @@ def summary(output: Output) -> str:
 def sizing(report: dict[str, Any]) -> str:
     """One line: what a governor did, and why."""
     drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]
-    trees = f", trees of {min(drafted)} to {max(drafted)} nodes" if drafted else ""
-    return (
-        f"budget auto: {report['plain_passes']} of {report['passes']} passes plain{trees}, "
-        f"{report['probes']} probes; {report['reason']}"
-    )
+    trees = f", trees of up to {max(drafted)} nodes" if drafted else ""
+    probes = f", {report['probes']} to probe" if report["probes"] else ""
+    plain = f"{report['plain_passes']} of {report['passes']} passes plain"
+    return f"budget auto: {plain}{trees}{probes}; {report['reason']}"
 
 
 def describe(
