@@ -68,6 +68,49 @@ def test_the_ratio_pairs_the_medians_of_each_prompt():
     assert few["tokens_per_second"] == 12.0
 
 
+def test_totals_weigh_prompts_by_their_time():
+    result = run(ToyLM(), repeat=1)
+    times = {"plain": (6.0, 1.0, 1.0), "oracle@2": (2.0, 1.0, 1.0), "oracle@8": (8.0, 8.0, 8.0)}
+    for arm in result.arms:
+        for runs, seconds in zip(arm.runs.values(), times[arm.name], strict=True):
+            runs[0].seconds.decode = seconds
+    plain, few, many = bench_document(result)["arms"]
+    assert plain["total"]["ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert (few["ratio"]["median"], few["total"]["ratio"]["value"]) == (1.0, 2.0)
+    assert few["total"]["tokens_per_second"] == 36 / 4
+    assert many["total"]["ratio"]["value"] == pytest.approx(1 / 3)
+
+
+def test_a_pass_costs_its_parts_and_plain_decoding_drafts_nothing():
+    for arm in bench_document(run(ToyLM(), repeat=1))["arms"]:
+        cost = arm["pass_seconds"]
+        assert 0 < cost["forward"] + cost["walk"] + cost["draft"] < cost["decode"]
+        assert (cost["draft"] > 0) == (arm["name"] != "plain")
+        for part, seconds in cost.items():
+            assert seconds * arm["passes"] == pytest.approx(arm["seconds"][part])
+
+
+def test_scores_are_compared_with_what_came_true():
+    found = bench_document(run(ToyLM(), repeat=2))
+    plain, few, _ = found["arms"]
+    assert plain["reliability"] == []
+    (row,) = few["reliability"]
+    # Of each pair of siblings one is right; the last token wanted is drawn without a guess.
+    assert (row["origin"], row["predicted"]) == ("oracle", 0.5)
+    assert row["guessed"] == row["tested"] == few["nodes_per_pass"] * few["passes"] - few["passes"]
+    assert row["observed"] * row["tested"] == few["tokens"] - few["passes"]
+    assert [bucket["low"] for bucket in row["buckets"]] == [0.5]
+
+
+def test_the_middle_prompt_is_traced_in_every_arm():
+    found = bench_document(run(ToyLM(), repeat=1))
+    assert found["trace"]["prompt"] == found["prompts"][1]["name"] == "line 3 turn 1"
+    for arm in found["arms"]:
+        tokens = found["trace"]["arms"][arm["name"]]
+        answer = arm["answers"][1]
+        assert (len(tokens), tokens[-1]["number"]) == (answer["tokens"], answer["passes"])
+
+
 def test_arms_take_turns_and_the_order_rotates(monkeypatch):
     order = []
     true_run = module._run
@@ -103,7 +146,7 @@ def test_the_document_follows_the_documented_schema():
     found = bench_document(run(lm, repeat=1))
     schema = bench_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    for part in ("arms", "cost", "bandwidth", "clipped"):
+    for part in ("prompts", "arms", "cost", "bandwidth", "memory", "trace", "clipped"):
         rules = {**schema["properties"][part], "$defs": schema["$defs"]}
         jsonschema.validate(found[part], rules)
     for part, value in conditions(lm, "toy").items():
