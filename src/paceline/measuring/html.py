@@ -12,7 +12,7 @@ from paceline.measuring.report import Document
 from paceline.measuring.svg import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_FEW = 13  # arms in one plot, plain included; more are told apart no longer
+_MARKS, _BARS = 24, 12  # arms that one plot can show; of more, only the chosen ones
 
 
 def page(found: Document) -> str:
@@ -99,11 +99,13 @@ def _cards(found: Document, arms: list[Document], colours: Colours) -> Iterator[
         "passes cost, drafting included (small), to the tokens they gained (large): the longer "
         "upwards, the faster. Rings on the curve: sizes that budget auto chose."
     )
-    shown = found["arms"][1:] if len(found["arms"]) <= _FEW else arms
+    every = found["arms"][1:]
+    shown = every if len(every) <= _MARKS else arms
     yield _card("T(n) and where arms run", told, plots.operating(found, shown, colours), drafters)
     keys = [*((part, said) for part, said in plots.PARTS), ("rest", "the loop")]
     legend = "".join(f'<span class="key {css}">{said}</span>' for css, said in keys)
     told = "After ÷ the tokens that a pass yields: a pass may cost more if it yields more."
+    shown = every if len(every) <= _BARS else arms
     yield _card("Where a pass's time goes", told, plots.passes(found, shown), legend)
     for arm in plots.eager(found):
         if any(row["tested"] for row in arm["reliability"]):
