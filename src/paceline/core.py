@@ -174,12 +174,14 @@ class Request:
 
 @dataclass(slots=True)
 class Seconds:
-    """Where the wall time of one request went, in seconds. `draft` is a part of `decode`."""
+    """Where the wall time of one request went, in seconds; from `draft` on, parts of `decode`."""
 
     load: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
-    draft: float = 0.0
+    draft: float = 0.0  # proposing, and learning from passes
+    forward: float = 0.0
+    walk: float = 0.0  # draws, and keeping the rows of the accepted nodes
 
 
 @dataclass(slots=True)

@@ -1,6 +1,8 @@
 import pytest
 
 from paceline.cli.generate import OPENING
+from paceline.core import Cost
+from paceline.decoding.governor import Governor
 from tests.conftest import shared
 from tests.measuring.toy_lm import Broken, Letters
 from tests.toy import Oracle
@@ -42,7 +44,9 @@ def test_json_is_one_document_with_the_same_text(paceline, toy):
     done, shown = paceline(*words, "--json"), paceline(*words)
     found = done.json
     assert set(found) == KEYS
-    assert set(found["seconds"]) == {"load", "prefill", "decode", "draft"}
+    seconds = found["seconds"]
+    assert set(seconds) == {"load", "prefill", "decode", "draft", "forward", "walk"}
+    assert 0 < seconds["draft"] + seconds["forward"] + seconds["walk"] < seconds["decode"]
     assert found["text"] + "\n" == shown.out
     assert found["text"] == Letters().decode(found["tokens"])
     assert (found["prompt_tokens"], found["new_tokens"]) == (4, 20)
@@ -152,3 +156,15 @@ def test_models_engines_and_drafters_that_do_not_exist(paceline, words, said):
     assert done.code == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_governor_says_what_it_did_and_why(paceline, toy):
+    toy.budget = Governor(Cost((1, 8), (1e-6, 1.0)))
+    done = paceline("generate", "Once", "--budget", "auto", "--max-new-tokens", 20)
+    said = "budget auto: 20 of 20 passes plain; plain: no tree can pay, 2 nodes cost "
+    assert done.err.splitlines()[-1].startswith(said)
+    toy.budget = Governor(Cost((1, 8, 64), (1.0, 1.0, 1.0)))
+    done = paceline("generate", "Once", "--budget", "auto", "--max-new-tokens", 20, "--json")
+    drafted = [int(size) for size in done.json["governor"]["sizes"] if size != "1"]
+    assert f"passes plain, trees of up to {max(drafted)} nodes; drafting: " in done.err
+    assert done.json["governor"]["reason"].startswith("drafting: best expected ")

@@ -1,5 +1,8 @@
 """The governor in simulated time: what it decides must be right whatever this machine's clock."""
 
+import re
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -88,6 +91,48 @@ def test_the_report_says_what_was_done():
     report = governor.report()
     assert report["passes"] == sum(report["sizes"].values())
     assert report["plain_passes"] > 80
+    assert report["probes"] > 0
+    assert report["regret_seconds"] >= -report["saved_seconds"] > 0
+    assert re.match(
+        r"plain: (no tree pays, best expected 1\.\d\d tokens|guesses lost)", why(governor)
+    )
+
+
+def why(governor):
+    return governor.report()["reason"]
+
+
+def test_the_reason_follows_from_the_last_tree():
+    governor = Governor(FLAT)
+    assert why(governor) == "plain: no tree was asked for yet"
+    governor.choose(TokenTree.root(0), 0.0)
+    assert why(governor) == "drafting: the drafter had no guess"
+    governor.choose(TokenTree.chain([0, 1], score=0.5), 0.25)
+    assert why(governor) == "drafting: best expected 1.50 tokens for 1.25 of the cost"
+    governor.choose(TokenTree.chain([0, 1], score=0.25), 0.5)
+    assert why(governor) == "plain: no tree pays, best expected 1.25 tokens for 1.50 of the cost"
+    for _ in range(2):
+        governor.record(TokenTree.chain([0, 1]), [0], 2.0, 2.0)
+    assert governor.ask() == 0
+    assert why(governor) == "plain: guesses lost all the time that they may for now"
+
+
+def test_where_no_tree_can_pay_none_is_asked_for():
+    governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
+    assert governor.ask() == 0
+    assert why(governor) == "plain: no tree can pay, 2 nodes cost 2.50 plain passes"
+
+
+def test_probes_are_counted_after_every_rest():
+    governor = Governor(FLAT, rest=2, patience=1)
+    probes = []
+    for _ in range(12):
+        asked = governor.ask()
+        tree = governor.choose(TokenTree.root(0), 0.0) if asked else TokenTree.root(0)
+        governor.record(tree, [0], 0.0, 1.0)
+        probes.append(governor.probes)
+    assert (probes[0], probes[-1]) == (0, sum(b > a for a, b in pairwise(probes)))
+    assert probes[-1] == 2
 
 
 @pytest.mark.parametrize("nodes", [-1, 5000])

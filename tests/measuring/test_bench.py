@@ -8,7 +8,8 @@ from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
 from paceline.measuring.bench import bench
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.report import bench_document, bench_tables
+from paceline.measuring.report import bench_document
+from paceline.measuring.tables import bench_tables
 from paceline.measuring.turns import Asking
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import Oracle
@@ -67,11 +68,54 @@ def test_the_ratio_pairs_the_medians_of_each_prompt():
     assert few["tokens_per_second"] == 12.0
 
 
+def test_totals_weigh_prompts_by_their_time():
+    result = run(ToyLM(), repeat=1)
+    times = {"plain": (6.0, 1.0, 1.0), "oracle@2": (2.0, 1.0, 1.0), "oracle@8": (8.0, 8.0, 8.0)}
+    for arm in result.arms:
+        for runs, seconds in zip(arm.runs.values(), times[arm.name], strict=True):
+            runs[0].seconds.decode = seconds
+    plain, few, many = bench_document(result)["arms"]
+    assert plain["total"]["ratio"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert (few["ratio"]["median"], few["total"]["ratio"]["value"]) == (1.0, 2.0)
+    assert few["total"]["tokens_per_second"] == 36 / 4
+    assert many["total"]["ratio"]["value"] == pytest.approx(1 / 3)
+
+
+def test_a_pass_costs_its_parts_and_plain_decoding_drafts_nothing():
+    for arm in bench_document(run(ToyLM(), repeat=1))["arms"]:
+        cost = arm["pass_seconds"]
+        assert 0 < cost["forward"] + cost["walk"] + cost["draft"] < cost["decode"]
+        assert (cost["draft"] > 0) == (arm["name"] != "plain")
+        for part, seconds in cost.items():
+            assert seconds * arm["passes"] == pytest.approx(arm["seconds"][part])
+
+
+def test_scores_are_compared_with_what_came_true():
+    found = bench_document(run(ToyLM(), repeat=2))
+    plain, few, _ = found["arms"]
+    assert plain["reliability"] == []
+    (row,) = few["reliability"]
+    # Of each pair of siblings one is right; the last token wanted is drawn without a guess.
+    assert (row["origin"], row["predicted"]) == ("oracle", 0.5)
+    assert row["guessed"] == row["tested"] == few["nodes_per_pass"] * few["passes"] - few["passes"]
+    assert row["observed"] * row["tested"] == few["tokens"] - few["passes"]
+    assert [bucket["low"] for bucket in row["buckets"]] == [0.5]
+
+
+def test_the_middle_prompt_is_traced_in_every_arm():
+    found = bench_document(run(ToyLM(), repeat=1))
+    assert found["trace"]["prompt"] == found["prompts"][1]["name"] == "line 3 turn 1"
+    for arm in found["arms"]:
+        tokens = found["trace"]["arms"][arm["name"]]
+        answer = arm["answers"][1]
+        assert (len(tokens), tokens[-1]["number"]) == (answer["tokens"], answer["passes"])
+
+
 def test_arms_take_turns_and_the_order_rotates(monkeypatch):
     order = []
     true_run = module._run
     monkeypatch.setattr(
-        module, "_run", lambda lm, arm, turn: order.append(arm.name) or true_run(lm, arm, turn)
+        module, "_run", lambda lm, arm, *rest: order.append(arm.name) or true_run(lm, arm, *rest)
     )
     run(ToyLM(), repeat=2)
     rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
@@ -79,11 +123,11 @@ def test_arms_take_turns_and_the_order_rotates(monkeypatch):
     assert {names[0] for names in rounds} == {"plain", "oracle@2", "oracle@8"}
 
 
-@pytest.mark.parametrize(("carried", "resets"), [(True, 2), (False, 2 + 2 * 3)])
-def test_drafters_are_reset_each_round_or_each_prompt(monkeypatch, carried, resets):
+@pytest.mark.parametrize(("state", "resets"), [("carried", 2), ("reset", 2 + 2 * 3)])
+def test_drafters_are_reset_each_round_or_each_prompt(monkeypatch, state, resets):
     count = []
     monkeypatch.setattr(Oracle, "reset", lambda self: count.append(self))
-    run(ToyLM(), repeat=2, carried=carried)
+    run(ToyLM(), repeat=2, states=[state])
     assert len(count) == 2 * resets  # two arms have an oracle
 
 
@@ -102,7 +146,7 @@ def test_the_document_follows_the_documented_schema():
     found = bench_document(run(lm, repeat=1))
     schema = bench_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
-    for part in ("arms", "cost", "bandwidth", "clipped"):
+    for part in ("prompts", "arms", "cost", "bandwidth", "memory", "trace", "clipped"):
         rules = {**schema["properties"][part], "$defs": schema["$defs"]}
         jsonschema.validate(found[part], rules)
     for part, value in conditions(lm, "toy").items():

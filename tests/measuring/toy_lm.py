@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline.core import Exactness
 from paceline.decoding.governor import Fixed
-from paceline.drafters.base import DraftMethod
+from paceline.drafters.base import DraftMethod, Target
 from paceline.errors import RequestError
 from paceline.lm import LM
 from tests.toy import Oracle, ToyEngine
@@ -34,6 +34,7 @@ class ToyLM(LM):
     def __init__(self, engine=None, stop_tokens=()):
         self.engine = engine or ToyEngine()
         self.tokenizer = Letters()
+        self.target = Target(self.engine.config.vocab_size, self.engine)
         defaults = SimpleNamespace(temperature=0.0, stop_tokens=stop_tokens, samplers=dict)
         self.model = SimpleNamespace(defaults=defaults)
         self.budget, self.load_seconds = Fixed(8), 0.0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import say, show
+from paceline.cli.output import check_target, save_text, say, show
 from paceline.cli.progress import counting
 from paceline.cli.work import deliver, prepare
+from paceline.errors import RequestError
 
 
 class State(StrEnum):
@@ -18,6 +20,7 @@ class State(StrEnum):
 
     carried = "carried"
     reset = "reset"
+    both = "both"
 
 
 def bench(
@@ -28,11 +31,21 @@ def bench(
         str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
     ] = "16",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
-    limit: options.Limit = None,
+    suite: Annotated[
+        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these categories, or tasks of the suite; with commas.")
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first N lines; of each task with --suite or --tasks."),
+    ] = None,
     max_new_tokens: options.NewTokens = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
     state: Annotated[
-        State, typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not.")
+        State,
+        typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
@@ -41,6 +54,9 @@ def bench(
     seed: options.Seed = 0,
     chat: options.Chat = False,
     out: options.Out = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with plots to this file; nothing is fetched.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Measure drafters against plain decoding.
@@ -49,24 +65,31 @@ def bench(
     decode the same number of tokens, past the end of the text if need be. Turns and clipped
     prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
     """
+    check_target(html)
+    if html is not None and out is not None and html.resolve() == out.resolve():
+        raise RequestError(f"--out and --html both name {out}; give two names")
     nodes = options.budgets(budget)
     choice = options.EngineChoice(engine, device, threads, weight_format)
-    work = prepare(model, prompts, drafters, limit, choice, out)
+    wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
+    work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
     from paceline.measuring import bench as measure
-    from paceline.measuring import report
+    from paceline.measuring import report, tables
+    from paceline.measuring.html import page
     from paceline.measuring.turns import Asking
 
     asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
-    carried = state is State.carried
+    states = [name for name in measure.STATES if state in (name, "both")]
     with counting(work.turns * (repeat + 1)) as tick:
         result = measure.bench(
-            work.lm, work.methods, work.dialogues, asking, nodes, repeat, carried, tick
+            work.lm, work.methods, work.dialogues, asking, nodes, repeat, states, tick
         )
     found = {
         "schema": "paceline-bench/1",
         **report.conditions(work.lm, model),
         "settings": {
             "file": str(prompts),
+            "suite": suite,
+            "tasks": list(dict.fromkeys(dialogue.category for dialogue in work.dialogues)),
             "lines": len(work.dialogues),
             "turns": work.turns,
             "repeat": repeat,
@@ -81,11 +104,13 @@ def bench(
         "left_out": work.left_out,
         **report.bench_document(result),
     }
-    show(report.bench_tables(found), stdout=not json)
+    show(tables.bench_tables(found), stdout=not json)
     work.tell(found["clipped"], work.turns)
     different = sum(arm["different"] for arm in found["arms"])
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
+    if html:
+        save_text(html, page(found))
     deliver(found, out, json)
     if different and work.lm.engine.invariant:
         raise typer.Exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -72,6 +73,8 @@ def generate(
     output = stream(lm, request, quiet=json)
     found = describe(lm, request, output, drafter, nodes)
     say(summary(output))
+    if found["governor"]:
+        say(sizing(found["governor"]))
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
     if json:
@@ -145,6 +148,15 @@ def summary(output: Output) -> str:
     )
 
 
+def sizing(report: dict[str, Any]) -> str:
+    """One line: what a governor did, and why."""
+    drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]
+    trees = f", trees of up to {max(drafted)} nodes" if drafted else ""
+    probes = f", {report['probes']} to probe" if report["probes"] else ""
+    plain = f"{report['plain_passes']} of {report['passes']} passes plain"
+    return f"budget auto: {plain}{trees}{probes}; {report['reason']}"
+
+
 def describe(
     lm: LM, request: Request, output: Output, drafter: str, budget: int | str
 ) -> dict[str, Any]:
@@ -159,12 +171,7 @@ def describe(
         "new_tokens": len(output.tokens),
         "passes": output.passes,
         "tokens_per_pass": output.tokens_per_pass,
-        "seconds": {
-            "load": seconds.load,
-            "prefill": seconds.prefill,
-            "decode": seconds.decode,
-            "draft": seconds.draft,
-        },
+        "seconds": asdict(seconds),
         "tokens_per_second": output.tokens_per_second,
         "finish": output.finish,
         "engine": lm.engine.name,

@@ -83,7 +83,12 @@ def check_target(path: Path | None) -> None:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a document as a whole: under another name first, so that no half file is left.
+    """Write a document; see `save_text`."""
+    save_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a file as a whole: under another name first, so that no half file is left.
 
     Raises:
         PacelineError: the system refused.
@@ -92,7 +97,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("x", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

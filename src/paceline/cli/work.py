@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,12 +49,14 @@ def prepare(
     limit: int | None,
     engine: options.EngineChoice,
     out: Path | None,
+    suite: str | None = None,
+    tasks: Sequence[str] = (),
 ) -> Work:
     """Read everything that is needed; what cannot work is refused here, before the long part."""
     check_target(out)
-    from paceline.measuring.prompts import read_prompts
+    from paceline.measuring.suites import read_tasks
 
-    dialogues = read_prompts(prompts, limit)
+    dialogues = read_tasks(prompts, limit, suite, tasks)
     methods, left_out = options.find_drafters(drafters)
     lm = engine.open(model)
     turns = sum(len(dialogue.turns) for dialogue in dialogues)

@@ -88,9 +88,7 @@ class Calibration:
     def learn(self, tree: TokenTree, path: list[int]) -> None:
         """Every child of an accepted node was put to the test."""
         origin, depth = self._kind(tree)
-        on_path = np.zeros(len(tree), bool)
-        on_path[path] = True
-        tested = on_path[tree.parents] & (tree.parents >= 0)
+        tested, on_path = judged(tree, path)
         self.predicted *= self.decay
         self.accepted *= self.decay
         kinds = (origin[tested], depth[tested])
@@ -104,6 +102,13 @@ class Calibration:
             self.predicted = np.concatenate([self.predicted, empty])
             self.accepted = np.concatenate([self.accepted, empty])
         return np.maximum(tree.origin, 0), np.minimum(tree.depths(), self.DEPTHS - 1)
+
+
+def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The nodes that were put to the test, and the accepted ones with the root; bool [N] each."""
+    accepted = np.zeros(len(tree), bool)
+    accepted[path] = True
+    return accepted[tree.parents] & (tree.parents >= 0), accepted
 
 
 @dataclass
@@ -128,6 +133,7 @@ class Governor:
     calibration: Calibration = field(default_factory=Calibration)
     passes: int = 0
     plain_passes: int = 0
+    probes: int = 0
     sizes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,10 +146,14 @@ class Governor:
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
+        self._off = False
+        self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
+        self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def ask(self) -> int:
         """See `Budget`."""
         if self._resting > 0 or self._balance < 0:
+            self._off = True
             return 0
         return self.most or 0
 
@@ -155,6 +165,9 @@ class Governor:
         sizes = np.arange(1, len(tree) + 1)
         passes = np.interp(sizes, self.cost.nodes, self._seconds)
         drafting = max(seconds, self._drafting)
+        self._last = tokens, (passes + drafting) / passes[0]
+        self.probes += self._off
+        self._off = False
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
         best = int(np.argmax(tokens / (passes + drafting)))
         worth = tokens[best] / (passes[best] + drafting) > 1.0 / passes[0]
@@ -185,8 +198,10 @@ class Governor:
         draft = min(draft, 4.0 * self._drafting or draft)
         self._drafting += 0.1 * (draft - self._drafting)
         self.calibration.learn(tree, path)
-        won = (len(path) + self.risk) * plain - draft - forward
-        self._balance = min(self._balance + won, 3.0 * plain)
+        won = len(path) * plain - draft - forward
+        self._saved += won
+        self._worst = min(self._worst, self._saved)
+        self._balance = min(self._balance + won + self.risk * plain, 3.0 * plain)
 
     def _refine(self, nodes: int, forward: float) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
@@ -203,17 +218,39 @@ class Governor:
         return forward
 
     def report(self) -> dict[str, object]:
-        """What it did and why, for bench and JSON."""
+        """What it did and why, for bench and JSON; `docs/bench-json.md` says what is what."""
         return {
+            "reason": self._reason(),
             "passes": self.passes,
             "plain_passes": self.plain_passes,
+            "probes": self.probes,
             "sizes": {str(n): self.sizes[n] for n in sorted(self.sizes)},
             "draft_seconds": self._drafting,
             "pass_seconds": dict(
                 zip(map(str, self.cost.nodes), self._seconds.tolist(), strict=True)
             ),
             "balance_seconds": self._balance,
+            "saved_seconds": self._saved,
+            "regret_seconds": -self._worst,
         }
+
+    def _reason(self) -> str:
+        """Why the next pass would be plain, or else what the last tree promised."""
+        if not self.most:
+            two = self.cost.at(2) / self.cost.at(1)
+            return f"plain: no tree can pay, 2 nodes cost {two:.2f} plain passes"
+        if self._balance < 0:
+            return "plain: guesses lost all the time that they may for now"
+        if self._last is None:
+            return "plain: no tree was asked for yet"
+        tokens, costs = self._last
+        if len(tokens) == 1:
+            return ("plain" if self._resting else "drafting") + ": the drafter had no guess"
+        best = 1 + int(np.argmax(tokens[1:] / costs[1:]))
+        promise = f"best expected {tokens[best]:.2f} tokens for {costs[best]:.2f} of the cost"
+        if tokens[best] > costs[best]:
+            return f"drafting: {promise}"
+        return f"plain: no tree pays, {promise}"
 
 
 def _largest_useful(cost: Cost) -> int:

@@ -137,6 +137,8 @@ class Generation:
         self.output.passes += 1
         self.output.nodes += len(tree)
         self.output.seconds.draft += draft
+        self.output.seconds.forward += passed - drafted
+        self.output.seconds.walk += learning - passed
         return tree, walked
 
     def _learn(

@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from paceline.core import Cost, Seconds
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
+from paceline.measuring.calibration import Reliability
 from paceline.measuring.cost import context_for, measure_cost
+from paceline.measuring.memory import Memory, measure_memory, state_bytes
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.statistics import Interval, median_interval
+from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
 from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
+from paceline.measuring.watch import Traced, Watched, trace
+from paceline.models.detokenize import Detokenizer
 
 PLAIN = "plain"
+State = Literal["carried", "reset"]
+STATES: tuple[State, ...] = ("carried", "reset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,10 @@ class Arm:
         budget: most nodes of a tree beyond its root, or `auto`.
         drafter: with what it has learnt.
         sizes: the budget at work.
+        state: `reset` before every prompt, or `carried` from prompt to prompt.
+        reliability: of the drafter's scores, in all runs.
+        traced: tokens of the last answer to the traced prompt.
+        bytes: of what the drafter had learnt at the end of a round, the most.
     """
 
     name: str
@@ -59,7 +70,11 @@ class Arm:
     budget: int | str
     drafter: Drafter
     sizes: Budget
+    state: State = "carried"
     runs: dict[str, list[Run]] = field(default_factory=dict)
+    reliability: Reliability = field(default_factory=Reliability)
+    traced: list[Traced] = field(default_factory=list)
+    bytes: int = 0
 
     def reset(self, cost: Cost) -> None:
         """Forget what drafter and governor learnt."""
@@ -74,6 +89,11 @@ class Arm:
         """Of decoding; median over `turns`."""
         return median(self.runs[turn.name][0].tokens / self.seconds(turn) for turn in turns)
 
+    def total_tokens_per_second(self, turns: Sequence[Turn]) -> float:
+        """Of decoding: all tokens over all seconds."""
+        tokens = sum(self.runs[turn.name][0].tokens for turn in turns)
+        return tokens / sum(map(self.seconds, turns))
+
 
 @dataclass(frozen=True, slots=True)
 class Bench:
@@ -86,6 +106,7 @@ class Bench:
         cost_context: committed positions it was measured at.
         bandwidth: of memory, with as many threads as the engine has.
         bytes_per_token: that plain decoding reads; None where the engine does not tell.
+        memory: held by the process, the weights and the longest cache.
     """
 
     turns: list[Turn]
@@ -94,6 +115,12 @@ class Bench:
     cost_context: int
     bandwidth: Bandwidth
     bytes_per_token: int | None
+    memory: Memory
+
+    @property
+    def traced(self) -> Turn:
+        """The prompt whose tokens are traced: the middle one, so that nobody picks it."""
+        return middle(self.turns)
 
     @property
     def share(self) -> float | None:
@@ -114,6 +141,16 @@ class Bench:
         plain = self.arms[0]
         return median_interval([plain.seconds(t, what) / arm.seconds(t, what) for t in turns])
 
+    def total_ratio(self, arm: Arm, turns: Sequence[Turn]) -> Ratio:
+        """The same for all of `turns` together: total tokens over total seconds of decoding."""
+        plain = self.arms[0]
+        return total_ratio([plain.seconds(t) for t in turns], [arm.seconds(t) for t in turns])
+
+
+def middle(turns: Sequence[Turn]) -> Turn:
+    """The turn in the middle."""
+    return turns[len(turns) // 2]
+
 
 def bench(
     lm: LM,
@@ -122,7 +159,7 @@ def bench(
     asking: Asking,
     budgets: Sequence[int | str],
     repeat: int = 3,
-    carried: bool = True,
+    states: Sequence[State] = ("carried",),
     progress: Callable[[], None] = lambda: None,
 ) -> Bench:
     """Measure every drafter at every budget, plain decoding, T(n) and the memory bandwidth.
@@ -137,7 +174,8 @@ def bench(
         asking: how the turns are asked; `ignore_eos` makes the counts of all arms equal.
         budgets: most nodes beyond the root, or `auto`; one arm for each with each drafter.
         repeat: rounds.
-        carried: drafters keep what they learnt from prompt to prompt; otherwise they are reset.
+        states: drafters keep what they learnt from prompt to prompt, or are reset before each; an
+            arm for each.
         progress: called after each turn of the preparation and of each round.
     """
     turns = []
@@ -146,12 +184,13 @@ def bench(
         progress()
     cost = measure_cost(lm.engine)
     arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))]
-    for name, method in methods.items():
+    for name, method, state in [(*item, state) for item in methods.items() for state in states]:
         if name != PLAIN:
             for budget in budgets:
                 drafter = method.build(lm.target)
                 sizes = sizing(budget, cost)
-                arms.append(Arm(f"{name}@{budget}", name, budget, drafter, sizes))
+                title = f"{name}@{budget}" + (f" {state}" if len(states) > 1 else "")
+                arms.append(Arm(title, name, budget, drafter, sizes, state))
     for arm in arms:
         arm.runs = {turn.name: [] for turn in turns}
         decode(lm, arm.drafter, turns[0].request, arm.sizes)  # warms caches up; not counted
@@ -161,10 +200,12 @@ def bench(
         for number, turn in enumerate(turns):
             first = (number + round_) % len(arms)
             for arm in arms[first:] + arms[:first]:
-                if not carried:
+                if arm.state == "reset":
                     arm.reset(cost)
-                arm.runs[turn.name].append(_run(lm, arm, turn))
+                arm.runs[turn.name].append(_run(lm, arm, turn, turn is middle(turns)))
             progress()
+        for arm in arms:
+            arm.bytes = max(arm.bytes, state_bytes(arm.drafter))
     return _with_machine(lm, turns, arms, cost)
 
 
@@ -173,14 +214,20 @@ def sizing(budget: int | str, cost: Cost) -> Budget:
     return Fixed(budget) if isinstance(budget, int) else Governor(cost)
 
 
-def _run(lm: LM, arm: Arm, turn: Turn) -> Run:
-    output = decode(lm, arm.drafter, turn.request, arm.sizes)
+def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
+    watched = Watched(arm.sizes)
+    output = decode(lm, arm.drafter, turn.request, watched)
+    arm.reliability.learn(watched.passes)
+    if traced:
+        pieces = Detokenizer(lm.tokenizer)
+        arm.traced = trace(watched.passes, output.tokens, arm.drafter.origins, pieces)
     same = output.tokens == turn.plain.tokens
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
 
 
 def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm], cost: Cost) -> Bench:
     seen = [len(turn.request.prompt) + len(turn.plain.tokens) / 2 for turn in turns]
+    longest = max(((*turn.request.prompt, *turn.plain.tokens) for turn in turns), key=len)
     return Bench(
         turns,
         arms,
@@ -188,4 +235,5 @@ def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm], cost: Cost) -> Ben
         context_for(lm.engine),
         measure_bandwidth(getattr(lm.engine, "threads", None)),
         bytes_per_token(lm.engine, sum(seen) / len(seen)),
+        measure_memory(lm.engine, longest),
     )

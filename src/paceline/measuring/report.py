@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from paceline.decoding.governor import Governor
@@ -19,6 +19,7 @@ from paceline.measuring.proof import Difference, Finding, Proof
 from paceline.measuring.turns import Turn
 
 Document = dict[str, Any]
+_PARTS = ("draft", "forward", "walk")  # of decoding
 
 
 def conditions(lm: LM, model: str) -> Document:
@@ -83,7 +84,7 @@ def proof_table(proof: Proof) -> RenderableType:
         rate = f"{tally.tokens / tally.passes:.2f}" if tally.passes else "-"
         counts = (tally.pairs, tally.identical, tally.ties, tally.bugs)
         table.add_row(name, *map(str, counts), rate)
-    _to_the_right(table)
+    to_the_right(table)
     return table
 
 
@@ -91,6 +92,15 @@ def bench_document(bench: Bench) -> Document:
     """Every measured number."""
     return {
         "clipped": sum(turn.clipped for turn in bench.turns),
+        "prompts": [
+            {
+                "name": turn.name,
+                "category": turn.category,
+                "tokens": len(turn.request.prompt),
+                "clipped": turn.clipped,
+            }
+            for turn in bench.turns
+        ],
         "arms": [_arm(bench, arm) for arm in bench.arms],
         "cost": {
             "context": bench.cost_context,
@@ -103,6 +113,11 @@ def bench_document(bench: Bench) -> Document:
             "bytes_per_token": bench.bytes_per_token,
             "share": bench.share,
         },
+        "memory": bench.memory._asdict(),
+        "trace": {
+            "prompt": bench.traced.name,
+            "arms": {arm.name: list(map(asdict, arm.traced)) for arm in bench.arms},
+        },
     }
 
 
@@ -111,12 +126,29 @@ def _arm(bench: Bench, arm: Arm) -> Document:
         "name": arm.name,
         "drafter": arm.spec,
         "budget": arm.budget,
+        "state": arm.state,
+        "state_bytes": arm.bytes,
         "governor": arm.sizes.report() if isinstance(arm.sizes, Governor) else None,
         **_speed(bench, arm, bench.turns),
         "categories": {
             name: _speed(bench, arm, [turn for turn in bench.turns if turn.category == name])
             for name in dict.fromkeys(turn.category for turn in bench.turns)
         },
+        "reliability": arm.reliability.rows(arm.drafter.origins),
+        "answers": [_answer(arm, turn) for turn in bench.turns],
+    }
+
+
+def _answer(arm: Arm, turn: Turn) -> Document:
+    """One prompt by one arm; the counts are those of the last round."""
+    runs = arm.runs[turn.name]
+    return {
+        "identical": all(run.identical for run in runs),
+        "tokens": runs[-1].tokens,
+        "passes": runs[-1].passes,
+        "nodes": runs[-1].nodes,
+        "prefill": arm.seconds(turn, lambda run: run.seconds.prefill),
+        "decode": arm.seconds(turn),
     }
 
 
@@ -135,78 +167,24 @@ def _speed(bench: Bench, arm: Arm, turns: list[Turn]) -> Document:
         "tokens_per_pass": tokens / passes,
         "nodes_per_pass": sum(run.nodes for run in runs) / passes,
         "tokens_per_second": arm.tokens_per_second(turns),
-        "seconds": {
-            "prefill": sum(run.seconds.prefill for run in runs),
-            "decode": sum(run.seconds.decode for run in runs),
-            "draft": sum(run.seconds.draft for run in runs),
-        },
+        "seconds": {part: _total(runs, part) for part in ("prefill", "decode", *_PARTS)},
+        "pass_seconds": {part: _total(runs, part) / passes for part in ("decode", *_PARTS)},
         "ratio": bench.ratio(arm, turns, Run.decoding)._asdict(),
         "ratio_with_prefill": bench.ratio(arm, turns, Run.whole)._asdict(),
+        "total": {
+            "tokens_per_second": arm.total_tokens_per_second(turns),
+            "ratio": bench.total_ratio(arm, turns)._asdict(),
+        },
     }
 
 
-def bench_tables(found: Document) -> RenderableType:
-    """What `bench_document` holds: arms, categories, T(n) and bandwidth."""
-    tables = (_arms_table, _category_table, _cost_table, _memory)
-    return Group(*(table(found) for table in tables))
+def _total(runs: list[Run], part: str) -> float:
+    total: float = sum(getattr(run.seconds, part) for run in runs)
+    return total
 
 
-def _arms_table(found: Document) -> Table:
-    heads = ("arm", "× plain", "95 %", "+ prefill", "tok/s", "tok/pass", "nodes", "draft", "differ")
-    table = Table(*heads, title="Speed against plain decoding", box=SIMPLE)
-    for arm in found["arms"]:
-        table.add_row(
-            arm["name"],
-            f"{arm['ratio']['median']:.2f}",
-            _bounds(arm["ratio"]),
-            f"{arm['ratio_with_prefill']['median']:.2f}",
-            f"{arm['tokens_per_second']:.1f}",
-            f"{arm['tokens_per_pass']:.2f}",
-            f"{arm['nodes_per_pass']:.1f}",
-            f"{arm['seconds']['draft'] / arm['seconds']['decode']:.0%}",
-            str(arm["different"]),
-        )
-    return _to_the_right(table)
-
-
-def _category_table(found: Document) -> Table:
-    plain, *arms = found["arms"]
-    table = Table("category", "prompts", title="× plain, by category", box=SIMPLE)
-    for arm in arms:
-        table.add_column(arm["name"])
-    for name, row in plain["categories"].items():
-        ratios = [arm["categories"][name]["ratio"] for arm in arms]
-        cells = [f"{ratio['median']:.2f} ({_bounds(ratio)})" for ratio in ratios]
-        table.add_row(name, str(row["prompts"]), *cells)
-    return _to_the_right(table)
-
-
-def _cost_table(found: Document) -> Table:
-    cost = found["cost"]
-    title = f"T(n): one pass over n nodes after {cost['context']} tokens"
-    table = Table("n", title=title, box=SIMPLE)
-    for n in cost["nodes"]:
-        table.add_column(str(n))
-    table.add_row("ms", *(f"{1000 * seconds:.3g}" for seconds in cost["seconds"]))
-    table.add_row("T(n)/T(1)", *(f"{ratio:.2f}" for ratio in cost["relative"]))
-    return _to_the_right(table)
-
-
-def _memory(found: Document) -> str:
-    memory = found["bandwidth"]
-    speed = memory["bytes_per_second"] / 1e9
-    said = f"Memory: {speed:.1f} GB/s with {memory['threads']} threads"
-    if memory["share"] is None:
-        return said
-    size = memory["bytes_per_token"] / 1e6
-    return f"{said}; plain reads {size:.1f} MB a token and reaches {memory['share']:.0%} of it"
-
-
-def _bounds(ratio: Document) -> str:
-    return f"{ratio['low']:.2f} to {ratio['high']:.2f}"
-
-
-def _to_the_right(table: Table) -> Table:
+def to_the_right(table: Table) -> Table:
+    """Every column but the first."""
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -6,12 +6,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Interval(NamedTuple):
     """A median and the bounds of its confidence interval."""
 
     median: float
+    low: float
+    high: float
+
+
+class Ratio(NamedTuple):
+    """A ratio of totals and the bounds of its confidence interval."""
+
+    value: float
     low: float
     high: float
 
@@ -28,8 +37,37 @@ def median_interval(
         level: share of them that the interval holds.
     """
     sample = np.asarray(values, np.float64)
-    picks = np.random.default_rng(seed).integers(len(sample), size=(resamples, len(sample)))
-    medians = np.median(sample[picks], axis=1)
+    medians = np.median(sample[_picks(len(sample), seed, resamples)], axis=1)
+    return Interval(float(np.median(sample)), *_bounds(medians, level))
+
+
+def total_ratio(
+    upper: Sequence[float],
+    lower: Sequence[float],
+    seed: int = 0,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Ratio:
+    """Sum of `upper` over sum of `lower`, with a bootstrap interval over pairs.
+
+    Args:
+        upper: one number for each unit, e.g. plain decoding's seconds for a prompt.
+        lower: the other of each pair, above 0.
+        seed: see `median_interval`, as the rest.
+        resamples: see there.
+        level: see there.
+    """
+    pairs = np.array([upper, lower], np.float64)
+    sums = pairs[:, _picks(pairs.shape[1], seed, resamples)].sum(2)
+    above, below = pairs.sum(1).tolist()
+    return Ratio(above / below, *_bounds(sums[0] / sums[1], level))
+
+
+def _picks(size: int, seed: int, resamples: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(size, size=(resamples, size))
+
+
+def _bounds(values: NDArray[np.float64], level: float) -> tuple[float, float]:
     tail = (1 - level) / 2
-    low, high = np.quantile(medians, [tail, 1 - tail])
-    return Interval(float(np.median(sample)), float(low), float(high))
+    low, high = np.quantile(values, [tail, 1 - tail]).tolist()
+    return low, high

@@ -1,0 +1,70 @@
+"""Known benchmarks: which categories of a prompt file make one task."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from paceline.errors import RequestError
+from paceline.measuring.prompts import Dialogue, read_prompts
+
+# Spec-Bench (Xia et al. 2024, section 4.1): MT-Bench's eight kinds are its first task.
+_SPEC_BENCH = {
+    "mt_bench": (
+        *("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem"),
+        "humanities",
+    ),
+    "translation": ("translation",),
+    "summarization": ("summarization",),
+    "qa": ("qa",),
+    "math_reasoning": ("math_reasoning",),
+    "rag": ("rag",),
+}
+SUITES = {"spec-bench": _SPEC_BENCH}
+
+
+def read_tasks(
+    path: Path, limit: int | None = None, suite: str | None = None, tasks: Sequence[str] = ()
+) -> list[Dialogue]:
+    """Prompts of a file, as `read_prompts` reads them, with tasks for categories.
+
+    Args:
+        path: of the prompts.
+        limit: lines at most; of each task where a suite or tasks are named.
+        suite: one of `SUITES`: its tasks replace the file's categories.
+        tasks: only these; none named takes all.
+
+    Raises:
+        RequestError: unknown suite or task, or the file is not the suite's.
+    """
+    if suite is None and not tasks:
+        return read_prompts(path, limit)
+    if suite is not None and suite not in SUITES:
+        raise RequestError(f"there is no suite {suite!r}; known: {', '.join(SUITES)}")
+    found = read_prompts(path)
+    if suite is not None:
+        found = [_grouped(path, dialogue, suite) for dialogue in found]
+    known = dict.fromkeys(dialogue.category for dialogue in found)
+    for task in tasks:
+        if task not in known:
+            raise RequestError(f"{path} has no task {task!r}; it has {', '.join(known)}")
+    seen: Counter[str] = Counter()
+    kept = []
+    for dialogue in found:
+        seen[dialogue.category] += 1
+        wanted = not tasks or dialogue.category in tasks
+        if wanted and (limit is None or seen[dialogue.category] <= limit):
+            kept.append(dialogue)
+    return kept
+
+
+def _grouped(path: Path, dialogue: Dialogue, suite: str) -> Dialogue:
+    for task, categories in SUITES[suite].items():
+        if dialogue.category in categories:
+            return replace(dialogue, category=task)
+    raise RequestError(
+        f"{path} is not of the suite {suite}: line {dialogue.line} has the category "
+        f"{dialogue.category!r}"
+    )

@@ -1,0 +1,72 @@
+"""What happened in the passes of an answer, kept for reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from paceline.core import TokenTree
+from paceline.decoding.governor import Budget
+from paceline.measuring.calibration import Pass
+from paceline.models.detokenize import Detokenizer
+
+
+@dataclass
+class Watched:
+    """A budget that keeps the passes it is told of; deciding is left to `budget`."""
+
+    budget: Budget
+    passes: list[Pass] = field(default_factory=list)
+
+    def ask(self) -> int:
+        """See `Budget`."""
+        return self.budget.ask()
+
+    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
+        """See `Budget`."""
+        return self.budget.choose(tree, seconds)
+
+    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+        """See `Budget`."""
+        self.passes.append((tree, path))
+        self.budget.record(tree, path, draft, forward)
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """A token of an answer and who guessed it.
+
+    Attributes:
+        text: that the token completed; empty where later tokens complete a character.
+        origin: who guessed it; None where nobody did: the model's own token that ends a pass.
+        score: the chance that the guess claimed, None without one.
+        depth: in the tree; 0 for the model's own.
+        number: of the pass, from 1.
+        nodes: of the pass, root included.
+    """
+
+    text: str
+    origin: str | None
+    score: float | None
+    depth: int
+    number: int
+    nodes: int
+
+
+def trace(
+    passes: Sequence[Pass], tokens: Sequence[int], origins: Sequence[str], pieces: Detokenizer
+) -> list[Traced]:
+    """One entry for each of an answer's `tokens`."""
+    texts = [pieces.push(token) for token in tokens]
+    if texts:
+        texts[-1] += pieces.flush()
+    return [Traced(text, *who) for text, who in zip(texts, _who(passes, origins), strict=False)]
+
+
+def _who(
+    passes: Sequence[Pass], origins: Sequence[str]
+) -> Iterator[tuple[str | None, float | None, int, int, int]]:
+    for number, (tree, path) in enumerate(passes, 1):
+        for depth, node in enumerate(path[1:], 1):
+            yield origins[tree.origin[node]], float(tree.scores[node]), depth, number, len(tree)
+        yield None, None, 0, number, len(tree)
