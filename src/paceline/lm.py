@@ -15,6 +15,7 @@ from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
+from paceline.drafters.trace import known_trace
 from paceline.engines import open_engine
 from paceline.errors import RequestError
 from paceline.models import load
@@ -74,7 +75,9 @@ class LM:
         self.engine = open_engine(
             self.model, engine, threads=threads, device=device, weight_format=format
         )
-        self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer)
+        vocabulary = self.engine.config.vocab_size
+        trace = known_trace(self.model, vocabulary)
+        self.target = Target(vocabulary, self.engine, self.tokenizer, trace)
         self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.target)
         self.load_seconds = perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from paceline.drafters.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,13 @@ class Target:
         vocab_size: tokens are below it.
         engine: runs the model; for drafters that draft with the model itself.
         tokenizer: for drafters that speak text.
+        trace: what the model wrote and thought before, for a warm start; `paceline warm` makes it.
     """
 
     vocab_size: int
     engine: Engine | None = None
     tokenizer: Tokenizer | None = None
+    trace: Trace | None = None
 
 
 class Drafter(ABC):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from paceline.engines.base import Engine
 from paceline.errors import ModelError
 from paceline.measuring.cost import measure_cost
 from paceline.measuring.machine import machine
+from paceline.models.cache import cache_folder
 from paceline.models.save import write_json
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
@@ -56,11 +56,6 @@ def _measure(engine: Engine) -> Cost:
     repeats = int(min(max(_SECONDS / sum(times), 2), 9))
     # The least time: what is kept must not depend on what else ran just then.
     return measure_cost(engine, _CONTEXT, _SIZES[: len(times)], repeats, pick=min)
-
-
-def cache_folder() -> Path:
-    """`paceline` in `XDG_CACHE_HOME`, which is `~/.cache` unless set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
 def _key(engine: Engine) -> str:
