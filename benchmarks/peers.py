@@ -200,18 +200,22 @@ def markdown(report: dict[str, Any]) -> str:
     others = max(row["others"] for row in report["rows"])
     lines = [
         *_table(
-            ("engine", "kernels", "tok/s", "GB/s", "of memory's")
-            + tuple(f"T({n})/T(1)" for n in SIZES[1:])
-            + (f"prompt of {report['prompt']}, tok/s",)
-            + ("batch as single", "choice as fp32", "logit error"),
+            (
+                *("engine", "kernels", "tok/s", "GB/s", "of memory's"),
+                *(f"T({n})/T(1)" for n in SIZES[1:]),
+                f"prompt of {report['prompt']}, tok/s",
+                *("batch as single", "choice as fp32", "logit error"),
+            ),
             [_cells(row) for row in report["rows"]],
             2,
         ),
         "",
         *_table(
-            ("times as fast", "kernels", "as", "one token")
-            + tuple(f"pass of {n}" for n in SIZES[1:])
-            + ("prompt",),
+            (
+                *("times as fast", "kernels", "as", "one token"),
+                *(f"pass of {n}" for n in SIZES[1:]),
+                "prompt",
+            ),
             [
                 (row["engine"], row["kernels"], peer, *(f"{times[key]:.2f}" for key in TIMED))
                 for row in report["rows"]

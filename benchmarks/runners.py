@@ -129,7 +129,12 @@ def llama_cpp(of: Source, kind: str, context: int, threads: int) -> Iterator[Ope
 
 @contextmanager
 def opened(
-    of: Source, bits: int, peers: Mapping[str, str], isas: list[str] | None, threads: int
+    of: Source,
+    bits: int,
+    peers: Mapping[str, str],
+    isas: list[str] | None,
+    threads: int,
+    ours: bool = True,
 ) -> Iterator[list[Opened]]:
     """The engines of one width: the peers, then ours."""
     width, config = WIDTHS[bits], of.config
@@ -145,7 +150,7 @@ def opened(
             torch = transformers_llama.Transformers(config, of.weights(), threads, kind)
             found.append(Opened(f"transformers {kind}", "its own choice", torch, False))
         theirs = [each.kernels for each in found]
-        for kind in width.ours:
+        for kind in width.ours if ours else ():
             for isa in isas or _isas(theirs):
                 engine = NativeEngine(config, of.weights(), threads, kind, isa)
                 found.append(Opened(f"Paceline {kind}", engine.isa, Paceline(engine), True))
