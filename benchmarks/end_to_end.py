@@ -142,8 +142,6 @@ def peer_arms(runner: Runner, name: str) -> Iterator[Arm]:
 def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[list[Answer]]:
     """Each arm's answers; who begins changes from prompt to prompt."""
     answers: list[list[Answer]] = [[] for _ in arms]
-    for arm in arms:  # what is done once only: threads, buffers, first looks at the weights
-        arm.answer(asked[0][:8]) if not arm.ours else None
     for turn, prompt in enumerate(asked):
         for step in range(len(arms)):
             place = (turn + step) % len(arms)
@@ -271,6 +269,8 @@ def main() -> None:
             of, bits = Checkpoint(lm.model), BITS[lm.engine.format]
             for each in stack.enter_context(opened(of, bits, peers, None, options.threads, False)):
                 arms += peer_arms(each.runner, each.name)
+                _prefill(each.runner, asked[0])  # what is done only once: threads, buffers
+                _choices(each.runner, asked[0][-1:])
         answers = measure(arms, asked, options.json)
     print(table(arms, answers), end="\n\n")
     if tasks:
