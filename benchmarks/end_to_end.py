@@ -10,8 +10,8 @@ learns from prompt to prompt. Give it an inflated model (`paceline inflate`) to 
 at a real size.
 
 Peers run the same weights in the width next to ours, a Llama only. Each decodes plainly, and with
-prompt lookup where its users have that: transformers by its own `generate`, llama.cpp by the loop
-of its Python binding (the first earlier place of the last 2 tokens, else of the last, gives 10).
+its prompt lookup: transformers by its own `generate`, OpenVINO by GenAI, llama.cpp by the rule of
+its Python binding (the first earlier place of the last 2 tokens, else of the last, gives 10).
 Ours must equal our plain output; a peer rounds differently, so the table says after how many tokens
 it says something else.
 """
@@ -28,6 +28,8 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+from openvino_llama import OpenVino
+from openvino_lookup import OpenVinoLookup, missing
 from runners import PEERS, WIDTHS, Runner, chosen, opened
 from transformers_llama import Transformers
 
@@ -124,19 +126,25 @@ def looked_up(runner: Runner, prompt: list[int]) -> Answer:
     return Answer(text[len(prompt) :], perf_counter() - start, passes)
 
 
-def generated(runner: Transformers, prompt: list[int]) -> Answer:
-    """The loop of transformers, with its prompt lookup."""
-    tokens, seconds = runner.generate(prompt, NEW, LOOKED_UP)
-    return Answer(tokens, seconds, 0)
+def generated(tokens: list[int], seconds: float) -> Answer:
+    """What a peer's own loop gave; it knows the time after the first token only."""
+    return Answer(tokens, seconds * NEW / (NEW - 1), 0)
 
 
-def peer_arms(runner: Runner, name: str) -> Iterator[Arm]:
+def peer_arms(runner: Runner, name: str, model: Model, threads: int) -> Iterator[Arm]:
     """Plain, and with prompt lookup where there is one."""
     yield Arm(f"{name}, plain", False, lambda prompt: plain(runner, prompt))
     if isinstance(runner, Transformers):
-        yield Arm(f"{name}, lookup", False, lambda prompt: generated(runner, prompt))
-    elif name.startswith("llama.cpp"):
-        yield Arm(f"{name}, lookup", False, lambda prompt: looked_up(runner, prompt))
+        lookup = lambda prompt: generated(*runner.generate(prompt, NEW, LOOKED_UP))  # noqa: E731
+    elif isinstance(runner, OpenVino):
+        if lacking := missing():
+            print(f"no prompt lookup of OpenVINO: {', '.join(lacking)} not installed")
+            return
+        genai = OpenVinoLookup(model, threads, name.split()[-1])
+        lookup = lambda prompt: generated(*genai.generate(prompt, NEW))  # noqa: E731
+    else:
+        lookup = lambda prompt: looked_up(runner, prompt)  # noqa: E731
+    yield Arm(f"{name}, lookup", False, lookup)
 
 
 def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[list[Answer]]:
@@ -268,7 +276,7 @@ def main() -> None:
         if peers:
             of, bits = Checkpoint(lm.model), BITS[lm.engine.format]
             for each in stack.enter_context(opened(of, bits, peers, None, options.threads, False)):
-                arms += peer_arms(each.runner, each.name)
+                arms += peer_arms(each.runner, each.name, lm.model, options.threads)
                 _prefill(each.runner, asked[0])  # what is done only once: threads, buffers
                 _choices(each.runner, asked[0][-1:])
         answers = measure(arms, asked, options.json)

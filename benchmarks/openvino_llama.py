@@ -285,7 +285,8 @@ def _rotate(x: Node, turn: tuple[Node, Node], dim: int) -> Node:
 
 
 def _input(name: str, shape: list[int], kind: type) -> Node:
-    node = op.parameter(shape, kind, name)
+    node = op.parameter(shape, kind)
+    node.set_friendly_name(name)
     node.output(0).set_names({name})
     return node
 
