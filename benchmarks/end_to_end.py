@@ -262,8 +262,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every answer here")
     options = parser.parse_args()
     options.drafter = options.drafter or ["recycle"]
-    peers = chosen(options.peer) if options.peer else {}
     arms, lm, governors = our_arms(options)
+    bits = BITS[lm.engine.format]
+    peers = chosen(options.peer, [bits]) if options.peer else {}
     tasks: list[str] = []
     if options.tasks:
         tasks, asked = questions(lm, options.tasks)
@@ -274,7 +275,7 @@ def main() -> None:
         asked = prompts(lm, slice(0, options.count))
     with ExitStack() as stack:
         if peers:
-            of, bits = Checkpoint(lm.model), BITS[lm.engine.format]
+            of = Checkpoint(lm.model)
             for each in stack.enter_context(opened(of, bits, peers, None, options.threads, False)):
                 arms += peer_arms(each.runner, each.name, lm.model, options.threads)
                 _prefill(each.runner, asked[0])  # what is done only once: threads, buffers

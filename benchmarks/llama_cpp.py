@@ -189,9 +189,9 @@ class LlamaCpp:
         self._c.llama_model_free(self._model)
 
 
-def installed() -> str | None:
-    """The package that would be used and its version; None where there is none."""
-    found = _find(list(BUILDS))
+def installed(build: str | None = None) -> str | None:
+    """The package that `Library(build)` would use and its version; None where there is none."""
+    found = _find([build] if build else list(BUILDS))
     return found[1] if found else None
 
 

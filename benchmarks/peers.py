@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--json", type=Path, help="write the report here as well")
     options = parser.parse_args()
-    options.peers, of = chosen(options.peer), source(options)
+    options.peers, of = chosen(options.peer, options.bits), source(options)
     report = conditions(of, options)
     against = reference(of, options.threads)
     for bits in options.bits or WIDTHS:

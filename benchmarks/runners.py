@@ -22,8 +22,10 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.native import NativeEngine
 from paceline.models.config import ModelConfig
 
+WHEEL = "xllamacpp"  # llama.cpp again, as the ready wheel of that name
 PEERS = {
     "llama.cpp": installed,
+    WHEEL: lambda: installed(WHEEL),
     "openvino": openvino_llama.build,
     "transformers": transformers_llama.build,
 }  # name -> the package and its version, None where it is missing
@@ -105,24 +107,40 @@ class Opened(NamedTuple):
     ours: bool
 
 
-def chosen(names: list[str] | None) -> dict[str, str]:
-    """Peers that take part -> package and version."""
-    found = {name: PEERS[name]() for name in names or PEERS}
+def chosen(names: list[str] | None, widths: list[int] | None) -> dict[str, str]:
+    """Peers that take part -> package and version; by default all but the wheel.
+
+    Raises:
+        SystemExit: one that is named is missing, or has no such width.
+    """
+    for name in names or ():
+        for bits in widths or ():
+            if storage(name, bits) is None:
+                raise SystemExit(f"{name} is not compared in {bits} bits; see WIDTHS in runners.py")
+    found = {name: PEERS[name]() for name in names or PEERS if names or name != WHEEL}
     if names and (missing := [name for name, build in found.items() if build is None]):
         raise SystemExit(f"not installed: {', '.join(missing)}; see benchmarks/README.md")
     return {name: build for name, build in found.items() if build}
 
 
+def storage(peer: str, bits: int) -> str | None:
+    """How a peer stores the weights in a width; None where it is not compared in it."""
+    width = WIDTHS[bits]
+    llama = dict.fromkeys(("llama.cpp", WHEEL), width.llama_cpp)
+    return (llama | {"openvino": width.openvino, "transformers": width.transformers})[peer]
+
+
 @contextmanager
-def llama_cpp(of: Source, kind: str, context: int, threads: int) -> Iterator[Opened]:
+def llama_cpp(of: Source, name: str, kind: str, threads: int) -> Iterator[Opened]:
     """llama.cpp on a GGUF file of the weights, which lives as long as it does."""
-    library = Library()
+    library = Library(WHEEL if name == WHEEL else None)
+    context = min(of.config.context, 1024)
     with TemporaryDirectory(prefix="paceline-") as folder:
         path = Path(folder) / f"{kind}.gguf"
         gguf_file.write(path, of.config, of.weights(), kind)
         engine = LlamaCpp(library, path, context, threads)
         try:
-            yield Opened(f"llama.cpp {kind}", library.isa, engine, False)
+            yield Opened(f"{name} {kind}", library.isa, engine, False)
         finally:
             engine.close()
 
@@ -137,20 +155,24 @@ def opened(
     ours: bool = True,
 ) -> Iterator[list[Opened]]:
     """The engines of one width: the peers, then ours."""
-    width, config = WIDTHS[bits], of.config
+    config = of.config
     with ExitStack() as stack:
         found: list[Opened] = []
-        if width.llama_cpp and "llama.cpp" in peers:
-            context = min(config.context, 1024)
-            found.append(stack.enter_context(llama_cpp(of, width.llama_cpp, context, threads)))
-        if (kind := width.openvino) and "openvino" in peers:
-            vino = openvino_llama.OpenVino(config, of.weights(), threads, kind)
-            found.append(Opened(f"OpenVINO {kind}", "its own choice", vino, False))
-        if (kind := width.transformers) and "transformers" in peers:
-            torch = transformers_llama.Transformers(config, of.weights(), threads, kind)
-            found.append(Opened(f"transformers {kind}", "its own choice", torch, False))
+        for peer in peers:
+            kind = storage(peer, bits)
+            if kind is None:
+                continue
+            if peer in ("llama.cpp", WHEEL):
+                found.append(stack.enter_context(llama_cpp(of, peer, kind, threads)))
+                continue
+            name, engine = {
+                "openvino": ("OpenVINO", openvino_llama.OpenVino),
+                "transformers": ("transformers", transformers_llama.Transformers),
+            }[peer]
+            runner = engine(config, of.weights(), threads, kind)
+            found.append(Opened(f"{name} {kind}", "its own choice", runner, False))
         theirs = [each.kernels for each in found]
-        for kind in width.ours if ours else ():
+        for kind in WIDTHS[bits].ours if ours else ():
             for isa in isas or _isas(theirs):
                 engine = NativeEngine(config, of.weights(), threads, kind, isa)
                 found.append(Opened(f"Paceline {kind}", engine.isa, Paceline(engine), True))
