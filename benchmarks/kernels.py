@@ -2,17 +2,17 @@
 
     python benchmarks/kernels.py [--shape 135m|1.1b] [--format int8] [--threads 2] [--isa NAME]
 
-A matrix has the inputs of one of the model's matrices and as many rows as fill several times the
-largest cache, so every pass reads it from memory: what a row costs depends on its inputs alone. It
-runs as the head of a model without layers, the only product that the engine offers by itself; a
-norm and the lookup of n embeddings, both tiny beside it, are timed with it. What short matrices and
-everything between them add shows in `step.py`.
+A matrix has the inputs of one of the model's matrices: what a row costs depends on its inputs
+alone. For up to 16 tokens it has as many rows as fill three times the largest cache, so every pass
+reads it from memory; for more, where arithmetic decides, it has 4,096. It runs as the head of a
+model without layers, the only product that the engine offers by itself; a norm and the lookup of n
+embeddings, both tiny beside it, are timed with it. What short matrices and everything between them
+add shows in `step.py`.
 
-Ceilings, measured in the same rounds: reading memory by all threads, and multiply-adds by torch's
-own matrix products (MKL, oneDNN) of 1024 x 1024 x 1024, which come near the processor's best: in
-fp32, which all our float formats multiply in, and of int8 by int8. Ours multiplies int8 weights by
-int16 activations, half as many in an instruction. `in cache` is our own kernel with a matrix that
-fits the second-level cache, 512 tokens.
+Ceilings: reading memory by all threads, measured before and after each row of the table, and
+multiply-adds by torch's own matrix products (MKL, oneDNN) of 1024 x 1024 x 1024, measured once,
+which come near the processor's best: in fp32, which all our float formats multiply in, and of int8
+by int8. Ours multiplies int8 weights by int16 activations, half as many in an instruction.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from paceline.models.config import ModelConfig
 
 SIZES = (1, 2, 4, 8, 16, 32, 128, 512)
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
-SMALL = 1 << 19  # bytes of a matrix that stays in cache
+FEW = 16  # tokens up to which reading the matrix may decide
+ROWS = 4096  # of the matrix for more: its outputs stay in cache, as in a model
 EDGE = 1024  # of torch's matrices
 
 
-def matrix(shape: ModelConfig, inputs: int, size: int, bits: int) -> ModelConfig:
-    """A model without layers whose head has `inputs` and fills about `size` bytes."""
-    rows = max(size * 8 // (bits * inputs) // 64 * 64, 64)
+def matrix(shape: ModelConfig, inputs: int, rows: int) -> ModelConfig:
+    """A model without layers, whose head is [rows, inputs]."""
     return replace(shape, hidden_size=inputs, vocab_size=rows, layers=())
 
 
@@ -81,25 +81,28 @@ def ceilings(threads: int, count: int) -> dict[str, float]:
 
 def report(shape: ModelConfig, inputs: int, storage: str, options: argparse.Namespace) -> list[str]:
     """Two rows of the table, GB/s and GMAC/s."""
-    threads, bits = options.threads, BITS[storage]
-    large = max(128 << 20, 4 * largest_cache())
-    engines = [
-        NativeEngine(config, RandomWeights(config), threads, storage, options.isa)
-        for config in (matrix(shape, inputs, size, bits) for size in (large, SMALL))
-    ]
-    jobs: dict[object, Callable[[], object]] = dict(passes(engines[0], SIZES))
-    jobs["in cache"] = passes(engines[1], (max(SIZES),))[max(SIZES)]
+    threads = options.threads
+    tall = max(96 << 20, 3 * largest_cache()) * 8 // (BITS[storage] * inputs)
+    few = tuple(n for n in SIZES if n <= FEW)
+    many = tuple(n for n in SIZES if n > FEW)
+    engines: dict[int, NativeEngine] = {}
+    jobs: dict[object, Callable[[], object]] = {}
+    for rows, sizes in ((tall, few), (ROWS, many)):
+        config = matrix(shape, inputs, rows)
+        engine = NativeEngine(config, RandomWeights(config), threads, storage, options.isa)
+        engines |= dict.fromkeys(sizes, engine)
+        jobs |= passes(engine, sizes)
     reads = [_native.read_bandwidth(threads)]
     times = rounds(jobs, options.rounds)
     reads.append(_native.read_bandwidth(threads))
     read = median(reads)
-    gigabytes = [engines[0].bytes / times[n] for n in SIZES]
-    products = [n * engines[0].parameters / times[n] / 1e9 for n in SIZES]
-    cached = max(SIZES) * engines[1].parameters / times["in cache"] / 1e9
-    name = f"{storage} {engines[0].isa}, {inputs} inputs"
+    gigabytes = [engines[n].bytes / times[n] for n in few]
+    products = [n * engines[n].parameters / times[n] / 1e9 for n in SIZES]
+    name = f"{storage} {engines[1].isa}, {inputs} inputs"
+    shares = [f"{g / 1e9:.1f} ({g / read:.0%})" for g in gigabytes]
     return [
-        _row([name, "GB/s", *(f"{g / 1e9:.1f} ({g / read:.0%})" for g in gigabytes), ""]),
-        _row([name, "GMAC/s", *(f"{p:.1f}" for p in products), f"{cached:.1f}"]),
+        _row([name, "GB/s", *shares, *[""] * len(many)]),
+        _row([name, "GMAC/s", *(f"{p:.1f}" for p in products)]),
     ]
 
 
@@ -125,8 +128,8 @@ def main() -> None:
     for name in options.shape or SHAPES:
         shape = SHAPES[name]
         print(f"\n**{name}**\n")
-        print(_row(["matrix", "", *(f"n = {n}" for n in SIZES), "in cache"]))
-        print(_row(["---", "---", *["---:"] * (len(SIZES) + 1)]))
+        print(_row(["matrix", "", *(f"n = {n}" for n in SIZES)]))
+        print(_row(["---", "---", *["---:"] * len(SIZES)]))
         for storage in options.format or FORMATS:
             for inputs in (shape.hidden_size, shape.layers[0].intermediate):
                 print(*report(shape, inputs, storage, options), sep="\n", flush=True)
