@@ -12,8 +12,9 @@ at a real size.
 Peers run the same weights in the width next to ours, a Llama only. Each decodes plainly, and with
 its prompt lookup: transformers by its own `generate`, OpenVINO by GenAI, llama.cpp by the rule of
 its Python binding (the first earlier place of the last 2 tokens, else of the last, gives 10).
-Ours must equal our plain output; a peer rounds differently, so the table says after how many tokens
-it says something else.
+Ours must equal our plain output. A peer rounds differently and leaves it at the first near tie: the
+table says after how many tokens, and below it how many of the tokens of our first outputs the peer
+chooses too when it reads them.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 from openvino_llama import OpenVino
 from openvino_lookup import OpenVinoLookup, missing
+from peers import busy_others, ticks
 from runners import PEERS, WIDTHS, Runner, chosen, opened
 from transformers_llama import Transformers
 
@@ -45,6 +47,7 @@ from paceline.models.config import ModelConfig
 
 QUESTIONS = SHARED / "data" / "spec-bench" / "question.jsonl"
 LONGEST, LOOKED_UP = 2, 10  # of llama-cpp-python's prompt lookup: tokens matched, tokens drafted
+CHECKED = 5  # outputs that peers read
 BITS = {storage: bits for bits, width in WIDTHS.items() for storage in width.ours}
 
 
@@ -57,11 +60,12 @@ class Answer(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """A way to answer."""
+    """A way to answer; `runner` is what a peer's plain passes run on."""
 
     name: str
-    ours: bool
     answer: Callable[[list[int]], Answer]
+    ours: bool = False
+    runner: Runner | None = None
 
 
 class Checkpoint(NamedTuple):
@@ -93,7 +97,7 @@ def our_arms(options: argparse.Namespace) -> tuple[list[Arm], LM, list[Governor]
             output = lm.stream(request).run()
             return Answer(output.tokens, output.seconds.decode, output.passes)
 
-        return Arm(f"Paceline {lm.engine.format}, {name}", True, answer)
+        return Arm(f"Paceline {lm.engine.format}, {name}", answer, ours=True)
 
     drafted = [arm(name, lm, lm.budget) for name, lm in zip(options.drafter, lms, strict=True)]
     return [arm("plain", lms[0], Fixed(0)), *drafted], lms[0], governors
@@ -133,7 +137,7 @@ def generated(tokens: list[int], seconds: float) -> Answer:
 
 def peer_arms(runner: Runner, name: str, model: Model, threads: int) -> Iterator[Arm]:
     """Plain, and with prompt lookup where there is one."""
-    yield Arm(f"{name}, plain", False, lambda prompt: plain(runner, prompt))
+    yield Arm(f"{name}, plain", lambda prompt: plain(runner, prompt), runner=runner)
     if isinstance(runner, Transformers):
         lookup = lambda prompt: generated(*runner.generate(prompt, NEW, LOOKED_UP))  # noqa: E731
     elif isinstance(runner, OpenVino):
@@ -144,7 +148,7 @@ def peer_arms(runner: Runner, name: str, model: Model, threads: int) -> Iterator
         lookup = lambda prompt: generated(*genai.generate(prompt, NEW))  # noqa: E731
     else:
         lookup = lambda prompt: looked_up(runner, prompt)  # noqa: E731
-    yield Arm(f"{name}, lookup", False, lookup)
+    yield Arm(f"{name}, lookup", lookup)
 
 
 def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[list[Answer]]:
@@ -165,7 +169,7 @@ def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[
 
 def table(arms: list[Arm], answers: list[list[Answer]]) -> str:
     """One row for each arm; ratios are medians over prompts, with their 95 % intervals."""
-    bases = [0, *(i for i, arm in enumerate(arms) if not arm.ours and "plain" in arm.name)]
+    bases = [0, *(i for i, arm in enumerate(arms) if arm.runner)]
     head = ["", "tok/s", "tokens per pass", *(f"x {arms[i].name}" for i in bases)]
     head += ["slowest / fastest prompt", "all prompts", "tokens as our plain"]
     lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
@@ -183,6 +187,16 @@ def table(arms: list[Arm], answers: list[list[Answer]]) -> str:
         cells.append(f"median {median(alike):.0f} of {NEW}")
         lines.append(_row(cells))
     return "\n".join(lines)
+
+
+def agreement(runner: Runner, asked: list[list[int]], said: list[Answer]) -> float:
+    """Share of the tokens of our plain outputs that are the peer's own choice at their place."""
+    alike = 0
+    for prompt, answer in zip(asked, said, strict=True):
+        runner.truncate(0)
+        choices = _choices(runner, prompt + answer.tokens[:-1])[len(prompt) - 1 :]
+        alike += sum(a == b for a, b in zip(choices, answer.tokens, strict=True))
+    return alike / (NEW * len(said))
 
 
 def task_table(arms: list[Arm], answers: list[list[Answer]], tasks: list[str]) -> str:
@@ -280,13 +294,23 @@ def main() -> None:
                 arms += peer_arms(each.runner, each.name, lm.model, options.threads)
                 _prefill(each.runner, asked[0])  # what is done only once: threads, buffers
                 _choices(each.runner, asked[0][-1:])
+        start = ticks()
         answers = measure(arms, asked, options.json)
+        others = busy_others(start, ticks())
+        chosen_too = {
+            arm.name: agreement(arm.runner, asked[:CHECKED], answers[0][:CHECKED])
+            for arm in arms
+            if arm.runner
+        }
     print(table(arms, answers), end="\n\n")
+    for name, share in chosen_too.items():
+        print(f"{name}: chooses {share:.1%} of the tokens of our first outputs.", end="\n\n")
     if tasks:
         print(task_table(arms, answers, tasks), end="\n\n")
     commit, builds = versions()["commit"], "".join(f", {build}" for build in peers.values())
     print(f"{options.model.name}, {len(asked)} prompts, {options.threads} threads;", end=" ")
-    print(f"{machine()['processor']}; Paceline {commit}{builds}")
+    print(f"{machine()['processor']}; others took {others:.0%} of the cores;", end=" ")
+    print(f"Paceline {commit}{builds}")
     for name, budget in zip(options.drafter, governors, strict=True):
         print(f"{name}: {budget.report()}")
 

@@ -145,11 +145,11 @@ def compare(
             | agreement(each.runner, against)
             for each in engines
         ]
-        start = _ticks()
+        start = ticks()
         for _ in range(options.rounds):
             for row, each in zip(rows, engines, strict=True):
                 row["rounds"].append(time_round(each.runner, config, prompt, threads))
-        others = _busy_others(start, _ticks())
+        others = busy_others(start, ticks())
     for row in rows:
         row["others"] = others
         row |= summary(row, [other for other in rows if not other["ours"]], prompt)
@@ -254,7 +254,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], words: int) -> li
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
 
 
-def _ticks() -> tuple[float, float, float]:
+def ticks() -> tuple[float, float, float]:
     """Seconds so far: of all cores, of all cores but idle, of this process; zeros off Linux."""
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
@@ -266,7 +266,7 @@ def _ticks() -> tuple[float, float, float]:
     return sum(seconds), sum(seconds) - idle, own.user + own.system
 
 
-def _busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
+def busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
     """Share of the cores' time that went to other processes; 0 where the system does not tell."""
     total, busy, own = (after - before for before, after in zip(start, end, strict=True))
     return max(busy - own, 0.0) / total if total else 0.0
