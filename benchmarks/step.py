@@ -50,13 +50,13 @@ class RandomWeights(Mapping[str, Floats]):
     """Weights of any shape, drawn when asked for."""
 
     def __init__(self, config: ModelConfig) -> None:
-        layer, hidden = config.layers[0], config.hidden_size
-        queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+        hidden = config.hidden_size
         self._shapes: dict[str, tuple[int, ...]] = {
             "embed": (config.vocab_size, hidden),
             "final_norm": (hidden,),
         }
-        for i in range(len(config.layers)):
+        for i, layer in enumerate(config.layers):
+            queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
             self._shapes |= {
                 f"layers.{i}.{name}": shape
                 for name, shape in {

@@ -1,4 +1,4 @@
-"""Warm starts: traces are kept, read back with suspicion, and give what living through them gives."""
+"""Warm starts: traces go round, are read with suspicion, and save passes."""
 
 import dataclasses
 
@@ -92,7 +92,7 @@ def test_impossible_traces_are_refused(trace):
             dataclasses.replace(trace, **{field: value})
 
 
-@pytest.mark.parametrize("tokens, heat", [(0, 0.7), (10, 0.0), (10, float("nan"))])
+@pytest.mark.parametrize(("tokens", "heat"), [(0, 0.7), (10, 0.0), (10, float("nan"))])
 def test_bad_numbers_are_refused(tokens, heat):
     with pytest.raises(RequestError):
         selftext(ToyEngine(), tokens, [1], frozenset(), heat)
