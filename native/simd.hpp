@@ -111,6 +111,7 @@ using PlainShorts = uint16_t __attribute__((vector_size(kBytes / 2), aligned(1),
 #else
 #define WIDEN(name, type, half) __builtin_convertvector(half, type)
 #endif
+using LooseShorts = int16_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
 INLINE Shorts widen(SignedBytes half) { return WIDEN(cvtepi8_epi16, Shorts, half); }
 INLINE Shorts widen(PlainBytes half) { return WIDEN(cvtepu8_epi16, Shorts, half); }
 INLINE Int widen(PlainShorts half) { return WIDEN(cvtepu16_epi32, Int, half); }

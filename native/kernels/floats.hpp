@@ -35,6 +35,13 @@ struct Bf16 {
         std::memcpy(&bits, &value, sizeof(bits));
         return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
+    static F16 rounded(F16 value) {
+        for (int i = 0; i < kParts; ++i) {
+            const Int bits = (Int)value.part[i];
+            value.part[i] = (Reg)((bits + 0x7fff + (bits >> 16 & 1)) & ~0xffff);
+        }
+        return value;
+    }
     static float from(uint16_t stored) {
         const uint32_t bits = uint32_t{stored} << 16;
         float value;
@@ -89,6 +96,7 @@ struct FloatWeights {
 
     static const float* words(const void* x, size_t) { return static_cast<const float*>(x); }
     static const float* scales(const void*) { return nullptr; }
+    static F16 total(const float* sums, const uint8_t*) { return load(sums); }
 
     template <int P, int T>
     static void tile(const uint8_t* panels, size_t panel_bytes, const float* x, size_t steps,
@@ -143,13 +151,14 @@ struct FloatWeights {
         return (k / kInputs * kPanel + row) * kInputs + k % kInputs;
     }
 
-    static void pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
+    static bool pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
         auto* to = (Stored*)panel;
         for (size_t k = 0; k < steps(inputs) * kInputs; ++k)
             for (size_t row = 0; row < kPanel; ++row) {
                 const bool inside = row < rows && k < inputs;
                 to[place(k, row)] = Number::to(inside ? weights[row * inputs + k] : 0.0f);
             }
+        return true;
     }
 
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {

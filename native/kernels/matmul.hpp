@@ -11,6 +11,7 @@
 //   kSpan        words that a token has for a step, after `arrange`
 //   tile<P, T>() P panels times T tokens
 //   words(x, n), scales(x) the tiles and the tokens' scales (or null) in what `arrange` made
+//   total(sums, panel)     sixteen sums as floats
 #pragma once
 
 #include "math.hpp"
@@ -76,15 +77,17 @@ INLINE void finish_lane(const Product& job, float* to, size_t row, F16 value) {
 }
 
 // Scale, bias, activation and gate; sums of `panels` panels from `panel` on go to `out`.
-static void finish(const Product& job, size_t panel, size_t panels, Sums sums,
-                   const float* scales) {
+template <class W>
+static void finish(const Product& job, size_t panel, size_t panels, Sums sums) {
+    const float* scales = W::scales(job.x);
     const size_t every = job.gated ? 2 : 1;
     for (size_t p = 0; p < panels; p += every) {
         const size_t row = (panel + p) / every * kPanel;
         const float* bias = job.bias ? job.bias + (panel + p) * kPanel : nullptr;
         for (size_t t = 0; t < job.n; ++t) {
             const auto total = [&](size_t other) {
-                F16 value = load(sums.at + (p + other) * sums.stride + t * kPanel);
+                F16 value = W::total(sums.at + (p + other) * sums.stride + t * kPanel,
+                                     job.panels + (panel + p + other) * job.panel_bytes);
                 if (scales) value = value * splat(scales[t]);
                 if (bias) value = value + load(bias + other * kPanel);
                 return value;
@@ -114,7 +117,7 @@ static void multiply_one_tile(const Product& job, size_t first, size_t last, flo
             multiply_panels<W, T>(from, job.panel_bytes, panels, x, steps, sums,
                                   {from + fetch_distance<W, T>(job.panel_bytes), W::kStep});
         });
-        finish(job, panel, panels, sums, W::scales(job.x));
+        finish<W>(job, panel, panels, sums);
     }
 }
 
@@ -148,7 +151,7 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
                 }
             }
         }
-        finish(job, panel, panels, {scratch, stride, false}, W::scales(job.x));
+        finish<W>(job, panel, panels, {scratch, stride, false});
     }
 }
 
