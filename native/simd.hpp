@@ -30,6 +30,11 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kParts = 64 / kBytes;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 using Reg = float __attribute__((vector_size(kBytes)));
 using Int = int32_t __attribute__((vector_size(kBytes)));

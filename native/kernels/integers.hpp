@@ -13,7 +13,7 @@ constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
 // How the 512 weights of a block are kept; see PairProducts.
 struct Int8 {
     static constexpr size_t kBlockBytes = 512, kAtOnce = 1;
-    static constexpr int kLow = -128, kOffset = 0;
+    static constexpr int kLow = -128, kOffset = 0, kEach = 2;
     // Tried: parts of the scale that gives the largest weight the number of largest size.
     static constexpr float kFactors[] = {1.0f, 1.008f};
     static constexpr int kRounds = 1;
@@ -32,7 +32,7 @@ struct Int8 {
 // Two neighbouring pairs share bytes: the even one in the low half. Stored with 8 added.
 struct Int4 {
     static constexpr size_t kBlockBytes = 256, kAtOnce = 2;
-    static constexpr int kLow = -8, kOffset = 8;
+    static constexpr int kLow = -8, kOffset = 8, kEach = 2;
     static constexpr float kFactors[] = {1.12f, 1.03f, 0.94f, 0.85f, 0.76f};
     static constexpr int kRounds = 2;
     static Shorts load(const uint8_t* from, int part) {
@@ -53,7 +53,7 @@ struct Int4 {
 template <class Stored>
 struct IntWeights : PairProducts<Stored> {
     using Products = PairProducts<Stored>;
-    using Products::blocks, Products::kLead, Products::kSpan;
+    using Products::blocks, Products::kHeld, Products::kLead, Products::kSpan;
     static constexpr size_t kStep = kScaleBytes + Stored::kBlockBytes;
 
     static F16 total(const float* sums, const uint8_t*) { return load(sums); }
@@ -61,43 +61,37 @@ struct IntWeights : PairProducts<Stored> {
     template <int P, int T>
     static void tile(const uint8_t* panels, size_t panel_bytes, const int32_t* x, size_t steps,
                      Sums sums, Ahead ahead) {
-        if (!sums.resume)
-            for (int p = 0; p < P; ++p)
-                for (int t = 0; t < T; ++t)
-                    store(sums.at + p * sums.stride + t * kPanel, splat(0.0f));
+        Reg total[P][T][kParts];
+        each<P, T>([&](int p, int t, int i) {
+            total[p][t][i] = sums.resume ? load_part(place(sums, p, t), i) : Reg{};
+            if (!kHeld) store_part(place(sums, p, t), i, total[p][t][i]);
+        });
         for (size_t step = 0; step < steps; ++step) {
             Int sum[P][T][kParts];
-#pragma GCC unroll 32
-            for (int t = 0; t < T; ++t)
-#pragma GCC unroll 32
-                for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-                    for (int i = 0; i < kParts; ++i)
-                        sum[p][t][i] = kLead ? x[t] - Int{} : Int{};
+            each<P, T>([&](int p, int t, int i) { sum[p][t][i] = kLead ? x[t] - Int{} : Int{}; });
             Products::template add_block<P, T>(sum, panels + kScaleBytes, panel_bytes,
-                                               x + kLead * T, ahead);
-            add_scaled<P, T>(sum, panels, panel_bytes, sums);
+                                               x + kLead * T, 0, ahead);
+            each<P, 1>([&](int p, int, int i) {
+                const Reg scale = Bf16::part(panels + p * panel_bytes, i);
+#pragma GCC unroll 32
+                for (int t = 0; t < T; ++t) {
+                    float* at = place(sums, p, t);
+                    const Reg exact = __builtin_convertvector(sum[p][t][i], Reg);
+                    if (kHeld) {
+                        total[p][t][i] = reg_fma(exact, scale, total[p][t][i]);
+                    } else {
+                        store_part(at, i, reg_fma(exact, scale, load_part(at, i)));
+                    }
+                }
+            });
             x += kSpan * T;
             panels += kStep;
             ahead.from += ahead.step;
         }
-    }
-
-    template <int P, int T>
-    INLINE_MEMBER void add_scaled(const Int (&sum)[P][T][kParts], const uint8_t* panels,
-                                  size_t panel_bytes, Sums sums) {
-#pragma GCC unroll 32
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-            for (int i = 0; i < kParts; ++i) {
-                const Reg scale = Bf16::part(panels + p * panel_bytes, i);
-#pragma GCC unroll 32
-                for (int t = 0; t < T; ++t) {
-                    float* at = sums.at + p * sums.stride + t * kPanel;
-                    const Reg exact = __builtin_convertvector(sum[p][t][i], Reg);
-                    store_part(at, i, reg_fma(exact, scale, load_part(at, i)));
-                }
-            }
+        if (kHeld)
+            each<P, T>([&](int p, int t, int i) {
+                store_part(place(sums, p, t), i, total[p][t][i]);
+            });
     }
 
     static size_t panel_bytes(size_t inputs) { return blocks(inputs) * kStep; }

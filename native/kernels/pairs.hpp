@@ -38,6 +38,7 @@ INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
 // What formats share that keep weights as integers. `Stored` says how:
 //   kAtOnce         pairs of sixteen rows that come with one read
 //   kOffset         what was added to each number
+//   kEach           registers for each sum: 2 if blocks are scaled and added up, else 1
 //   load(from, i)   one read, part i of a register
 //   pair(read, q)   pair q of it
 template <class Stored>
@@ -50,27 +51,55 @@ struct PairProducts {
     static constexpr size_t kRead = Stored::kBlockBytes * Stored::kAtOnce / kPairs;
     static constexpr bool kCompact = true;
 
+    // Sums of all blocks wait in registers where there are enough, else in memory.
+    static constexpr bool kHeld = kParts == 1;
+
+    // Whether P panels times T tokens fit the registers, `parts` parts of each at a time.
+    static constexpr bool fits(int panels, int width, int parts) {
+        if (Stored::kEach == 2 && !kHeld) return panels * width <= kSums;
+        return (Stored::kEach * width + 2) * panels * parts + 1 <= kRegisters;
+    }
+    static constexpr int widest() {
+        int most = 1;
+        for (const int width : kWidths)
+            if (fits(1, width, 1)) most = width;
+        return most;
+    }
+    static constexpr int kMost = widest();
+    static constexpr int panels(int width) {
+        int panels = 4;
+        while (panels > 1 && !fits(panels, width, kParts)) panels /= 2;
+        return panels;
+    }
+    template <int P, int T>
+    static constexpr int together() {
+        int parts = kParts;
+        while (parts > 1 && !fits(P, T, parts)) parts /= 2;
+        return parts;
+    }
+
     static const float* scales(const void* x) { return static_cast<const float*>(x); }
     static const int32_t* words(const void* x, size_t n) {
         return static_cast<const int32_t*>(x) + padded(n);
     }
     static size_t blocks(size_t inputs) { return (inputs + kBlockInputs - 1) / kBlockInputs; }
 
-    // Adds the products of one block, whose weights begin at `from`, to the sums.
-    template <int P, int T>
-    INLINE_MEMBER void add_block(Int (&sum)[P][T][kParts], const uint8_t* from, size_t panel_bytes,
-                                 const int32_t* x, Ahead ahead) {
+    // Adds the products of one block, whose weights begin at `from`, to the sums: N parts of each
+    // from `part` on.
+    template <int P, int T, int N>
+    INLINE_MEMBER void add_block(Int (&sum)[P][T][N], const uint8_t* from, size_t panel_bytes,
+                                 const int32_t* x, int part, Ahead ahead) {
         constexpr size_t kFetch = Stored::kAtOnce > 2 ? Stored::kAtOnce : 2;
 #pragma GCC unroll 2
         for (size_t pair = 0; pair < kPairs; pair += Stored::kAtOnce) {
-            Shorts read[P][kParts];
+            Shorts read[P][N];
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i)
+                for (int i = 0; i < N; ++i)
                     read[p][i] = Stored::load(
-                        from + p * panel_bytes + pair / Stored::kAtOnce * kRead, i);
-            if (pair % kFetch == 0)
+                        from + p * panel_bytes + pair / Stored::kAtOnce * kRead, part + i);
+            if (part == 0 && pair % kFetch == 0)
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
                     __builtin_prefetch(
@@ -78,18 +107,18 @@ struct PairProducts {
                         fetches_near<T> ? 3 : 2);
 #pragma GCC unroll 32
             for (size_t q = 0; q < Stored::kAtOnce; ++q) {
-                Shorts w[P][kParts];
+                Shorts w[P][N];
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-                    for (int i = 0; i < kParts; ++i) w[p][i] = Stored::pair(read[p][i], q);
+                    for (int i = 0; i < N; ++i) w[p][i] = Stored::pair(read[p][i], q);
 #pragma GCC unroll 32
                 for (int t = 0; t < T; ++t) {
                     const Shorts value = (Shorts)(x[(pair + q) * T + t] - Int{});
 #pragma GCC unroll 32
                     for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-                        for (int i = 0; i < kParts; ++i)
+                        for (int i = 0; i < N; ++i)
                             sum[p][t][i] = add_pairs(sum[p][t][i], w[p][i], value);
                 }
             }
@@ -97,13 +126,13 @@ struct PairProducts {
     }
 
     static size_t arranged_bytes(size_t n, size_t inputs) {
-        return (padded(n) + room(tiling(n)) * blocks(inputs) * kSpan) * sizeof(int32_t);
+        return (padded(n) + room(tiling(n, kMost)) * blocks(inputs) * kSpan) * sizeof(int32_t);
     }
 
     // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
                         size_t part, size_t parts) {
-        const Tiling tiles = tiling(n);
+        const Tiling tiles = tiling(n, kMost);
         const size_t all = blocks(inputs);
         const size_t begin = all * part / parts, end = all * (part + 1) / parts;
         float* scales = static_cast<float*>(out);

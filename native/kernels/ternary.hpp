@@ -11,7 +11,7 @@ namespace {
 
 struct Ternary {
     static constexpr size_t kBlockBytes = 128, kAtOnce = 8;
-    static constexpr int kOffset = 0;
+    static constexpr int kOffset = 0, kEach = 1;
     static Shorts load(const uint8_t* from, int part) { return ((const LooseShorts*)from)[part]; }
     static Shorts pair(Shorts read, size_t q) { return (read << (14 - 2 * q)) >> 14; }
 };
@@ -23,29 +23,28 @@ struct TernaryWeights : PairProducts<Ternary> {
     template <int P, int T>
     static void tile(const uint8_t* panels, size_t panel_bytes, const int32_t* x, size_t steps,
                      Sums sums, Ahead ahead) {
-        Int sum[P][T][kParts];
+        constexpr int kTogether = together<P, T>();
 #pragma GCC unroll 32
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-            for (int t = 0; t < T; ++t)
-#pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i)
-                    sum[p][t][i] =
-                        sums.resume ? (Int)load_part(sums.at + p * sums.stride + t * kPanel, i)
-                                    : Int{};
+        for (int part = 0; part < kParts; part += kTogether)
+            parts<P, T, kTogether>(panels, panel_bytes, x, steps, sums, part, ahead);
+    }
+
+    template <int P, int T, int N>
+    INLINE_MEMBER void parts(const uint8_t* panels, size_t panel_bytes, const int32_t* x,
+                             size_t steps, Sums sums, int part, Ahead ahead) {
+        Int sum[P][T][N];
+        each<P, T, N>([&](int p, int t, int i) {
+            sum[p][t][i] = sums.resume ? (Int)load_part(place(sums, p, t), part + i) : Int{};
+        });
         for (size_t step = 0; step < steps; ++step) {
-            add_block<P, T>(sum, panels + kHeader, panel_bytes, x, ahead);
+            add_block<P, T, N>(sum, panels + kHeader, panel_bytes, x, part, ahead);
             x += kSpan * T;
             panels += kStep;
             ahead.from += ahead.step;
         }
-#pragma GCC unroll 32
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-            for (int t = 0; t < T; ++t)
-#pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i)
-                    store_part(sums.at + p * sums.stride + t * kPanel, i, (Reg)sum[p][t][i]);
+        each<P, T, N>([&](int p, int t, int i) {
+            store_part(place(sums, p, t), part + i, (Reg)sum[p][t][i]);
+        });
     }
 
     static F16 total(const float* sums, const uint8_t* panel) {
