@@ -55,6 +55,7 @@ struct TernaryWeights : PairProducts<Ternary> {
     }
 
     static size_t panel_bytes(size_t inputs) { return kHeader + blocks(inputs) * kStep; }
+    // More could exceed 32 bits in a sum.
     static size_t most_inputs() { return INT32_MAX / static_cast<size_t>(kActivationMost); }
 
     // The 16 bits that hold input k of a row.

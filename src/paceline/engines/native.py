@@ -68,8 +68,7 @@ class NativeEngine(Engine):
         self._rope_end = 0
         try:
             for name in weights:
-                values = _values(weights, name)
-                self._model.set(name, values, is_mapped(values))
+                self._model.set(name, *_values(weights, name))
             self._model.finish()
         except _native.NotTernaryError as error:
             raise NotTernaryError(str(error)) from None
@@ -164,11 +163,12 @@ class NativeEngine(Engine):
         return RequestError(f"this pass cannot be run: {error}")
 
 
-def _values(weights: Mapping[str, Floats], name: str) -> NDArray[Any]:
-    """A weight as float32, float16, or the bits of bfloat16 as uint16."""
-    if isinstance(weights, Weights):
-        return np.require(weights.stored(name)[1], requirements="A")
-    return np.asarray(weights[name], np.float32)
+def _values(weights: Mapping[str, Floats], name: str) -> tuple[NDArray[Any], bool]:
+    """A weight as float32, float16 or the bits of bfloat16 in uint16; whether it shows a file."""
+    if not isinstance(weights, Weights):
+        return np.asarray(weights[name], np.float32), False
+    values = np.require(weights.stored(name)[1], requirements="A")
+    return values, is_mapped(values)
 
 
 def _own(sequence: Cached) -> _native.Sequence:
