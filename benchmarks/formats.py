@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from paceline.engines.formats import NotTernaryError
 from paceline.engines.native import FORMATS, NativeEngine
 from paceline.measuring.perplexity import predict
 from paceline.models import Model, load
 
+HEADS = ("int4,head=int4", "int4,head=fp16", "ternary,head=fp32")  # besides each format's own
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 STORIES = DATA / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 WIKITEXT = DATA / "wikitext-2" / "valid.tokens.txt.gz"
@@ -62,8 +64,11 @@ def table(path: Path, count: int) -> str:
     lines.append("|---" * (len(sources) + 3) + "|")
     exact = NativeEngine(model.config, model.weights, format="fp32")
     base: dict[str, float] = {}
-    for name in FORMATS:
-        engine = NativeEngine(model.config, model.weights, format=name)
+    for name in (*FORMATS, *HEADS):
+        try:
+            engine = NativeEngine(model.config, model.weights, format=name)
+        except NotTernaryError:
+            continue
         cells = []
         for source, texts in sources.items():
             ids = [(model.tokenizer.encode(t, special=False), len(t.encode())) for t in texts]
@@ -72,7 +77,7 @@ def table(path: Path, count: int) -> str:
             cells.append(f"{bits:.4f} ({bits / base[source] - 1:+.2%})")
         share = agreement(model, engine, exact, sources["stories-val"])
         size = f"{engine.bytes / 1e6:.1f} MB"
-        lines.append(f"| {name} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
+        lines.append(f"| {engine.format} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
     return "\n".join(lines)
 
 

@@ -47,9 +47,10 @@ SHAPES = {"135m": llama(576, 30, 9, 3, 1536), "1.1b": llama(2048, 22, 32, 4, 563
 
 
 class RandomWeights(Mapping[str, Floats]):
-    """Weights of any shape, drawn when asked for."""
+    """Weights of any shape, drawn when asked for; those of layers ternary if wished."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, ternary: bool = False) -> None:
+        self._ternary = ternary
         hidden = config.hidden_size
         self._shapes: dict[str, tuple[int, ...]] = {
             "embed": (config.vocab_size, hidden),
@@ -79,6 +80,9 @@ class RandomWeights(Mapping[str, Floats]):
             return np.ones(shape, np.float32)
         values = self._rng.random(shape, np.float32)
         values -= 0.5
+        if self._ternary and "." in name:
+            np.rint(values * 2.9, out=values)
+            values *= np.float32(0.3)
         values *= np.float32(3.5 * shape[-1] ** -0.5)
         return values
 
@@ -126,7 +130,7 @@ def report(engine: NativeEngine, shape: str, sizes: tuple[int, ...], repeat: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--format", action="append", help="one of FORMATS, or with ,head=FORMAT")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--repeat", type=int, default=9)
@@ -135,7 +139,7 @@ def main() -> None:
     for shape in options.shape or SHAPES:
         for storage in options.format or FORMATS:
             config = SHAPES[shape]
-            weights = RandomWeights(config)
+            weights = RandomWeights(config, storage.startswith("ternary"))
             engine = NativeEngine(config, weights, options.threads, storage, options.isa)
             report(engine, shape, tuple(options.sizes), options.repeat)
             del engine

@@ -18,7 +18,7 @@
 namespace nb = nanobind;
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Weight = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
 using Angles = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
@@ -97,7 +97,7 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
     return shape;
 }
 
-constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4"};
+constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4", "ternary"};
 
 Format format_of(const std::string& name) {
     std::string known;
@@ -117,9 +117,9 @@ size_t threads_of(int64_t threads) {
 
 // A model and what its sequences share. One call at a time; others wait.
 struct Engine {
-    Engine(Shape shape, const Kernels& kernels, Format format, size_t threads,
+    Engine(Shape shape, const Kernels& kernels, Format format, Format head, size_t threads,
            std::vector<nb::object> ropes)
-        : model(std::move(shape), kernels, format, threads), ropes(std::move(ropes)) {}
+        : model(std::move(shape), kernels, format, head, threads), ropes(std::move(ropes)) {}
 
     Model model;
     std::vector<nb::object> ropes;
@@ -143,24 +143,42 @@ struct Sequence {
 };
 
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& format,
-                                    const std::string& isa, int64_t threads) {
+                                    const std::string& head, const std::string& isa,
+                                    int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
     return std::make_shared<Engine>(std::move(shape), choose(isa), format_of(format),
-                                    threads_of(threads), std::move(ropes));
+                                    format_of(head), threads_of(threads), std::move(ropes));
 }
 
-void set_weight(Engine& engine, const std::string& name, Weight weight) {
+// Bits of bf16 come as uint16.
+Given::Type type_of(const std::string& name, const Weight& weight) {
+    if (weight.dtype() == nb::dtype<float>()) return Given::Type::fp32;
+    if (weight.dtype() == nb::dtype<uint16_t>()) return Given::Type::bf16;
+    if (weight.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
+        weight.dtype().bits == 16)
+        return Given::Type::fp16;
+    refuse("weight '" + name + "' has an unknown type, expected float32, float16 or uint16");
+}
+
+void set_weight(Engine& engine, const std::string& name, Weight weight, bool mapped) {
     if (weight.ndim() != 1 && weight.ndim() != 2)
         refuse("weight '" + name + "' has " + std::to_string(weight.ndim()) +
                " axes, expected 1 or 2");
     const bool matrix = weight.ndim() == 2;
-    const Given given{weight.data(), matrix ? weight.shape(0) : 1,
-                      matrix ? weight.shape(1) : weight.shape(0), matrix};
+    const ptrdiff_t size = weight.itemsize();
+    const Given given{.data = static_cast<const uint8_t*>(weight.data()),
+                      .type = type_of(name, weight),
+                      .rows = matrix ? weight.shape(0) : 1,
+                      .columns = weight.shape(matrix),
+                      .row_step = matrix ? weight.stride(0) * size : 0,
+                      .column_step = weight.stride(matrix) * size,
+                      .matrix = matrix,
+                      .mapped = mapped};
     nb::gil_scoped_release unlocked;
     std::lock_guard lock(engine.busy);
     if (engine.ready) refuse("the model is already loaded");
-    engine.model.weights.set(name, given);
+    engine.model.set(name, given);
 }
 
 void finish_loading(Engine& engine) {
@@ -239,6 +257,7 @@ auto locked(Sequence& sequence, Use use) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+    nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
     m.def("isas", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : runnable()) names.emplace_back(kernels->isa);
@@ -263,9 +282,12 @@ void bind_engine(nb::module_& m) {
         }, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<Engine>(m, "Model")
-        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("isa"),
-             nb::arg("threads"))
-        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
+             nb::arg("isa"), nb::arg("threads"))
+        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
+             nb::arg("mapped") = false)
+        .def("get", [](Engine& e, const std::string& name) { return e.model.weights.get(name); },
+             nb::arg("name"))
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
         .def("forward", &forward)

@@ -11,7 +11,7 @@ constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
 
 inline size_t padded(size_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
 
-enum class Format { fp32, bf16, fp16, int8, int4, count };
+enum class Format { fp32, bf16, fp16, int8, int4, ternary, count };
 enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
 
 // y = w @ x for a matrix in panels: [rows / 16] panels, each `panel_bytes` long.
@@ -61,8 +61,9 @@ struct Attention {
 // How one weight format is stored and multiplied.
 struct FormatKernels {
     size_t (*panel_bytes)(size_t inputs);
-    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero.
-    void (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
+    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero. False: the format
+    // cannot hold these weights.
+    bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
     // Row `lane` of a panel times `scale`.
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
     // Bytes that n rows take after `arrange`; 0 when the row itself is read.

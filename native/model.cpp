@@ -15,10 +15,10 @@ const FormatKernels& kernels_for(const Kernels& kernels, Format format) {
 
 }  // namespace
 
-Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
+Model::Model(Shape given, const Kernels& kernels, Format format, Format head, size_t threads)
     : shape(std::move(given)),
       kernels(kernels),
-      weights(shape, kernels_for(kernels, format), kernels_for(kernels, format)),
+      weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 

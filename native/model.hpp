@@ -37,7 +37,11 @@ struct Workspace {
 
 class Model {
 public:
-    Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
+    // `head` is the format of the embedding and of the head.
+    Model(Shape shape, const Kernels& kernels, Format format, Format head, size_t threads);
+
+    // See Weights::set.
+    void set(const std::string& name, const Given& weight) { weights.set(name, weight, *pool_); }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();

@@ -51,7 +51,8 @@ class LM:
             themselves by this machine's measured cost, down to plain decoding.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine, e.g. `cuda`.
-        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`; `auto` is the checkpoint's.
+        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`, `ternary`; `auto` is the
+            checkpoint's. `,head=FORMAT` after it is that of embedding and head.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.

@@ -38,7 +38,11 @@ Engine = Annotated[str, typer.Option(help="auto, native or reference.")]
 Device = Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")]
 Format = Annotated[
     str,
-    typer.Option("--format", help="Of the weights: fp32, bf16, fp16, int8, int4; auto: as stored."),
+    typer.Option(
+        "--format",
+        help="Of the weights: fp32, bf16, fp16, int8, int4, ternary; auto: as stored. "
+        "',head=FORMAT' after it is that of embedding and head.",
+    ),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from paceline.engines.base import Engine
@@ -29,8 +30,8 @@ def open_engine(
         name: one of `NAMES`.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine; None is the CPU.
-        weight_format: how the weights are stored; `auto` as in the checkpoint, in the reference
-            engine fp32.
+        weight_format: how the weights are stored, see `formats`; `auto` as in the checkpoint, in
+            the reference engine fp32.
 
     Raises:
         MethodError: unknown name, settings that the engine has no use for, or torch is missing.
@@ -56,9 +57,17 @@ def open_engine(
         return ReferenceEngine(model.config, model.weights, device=device or "cpu", dtype=dtype)
     if device:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
+    from paceline.engines.formats import NotTernaryError
     from paceline.engines.native import NativeEngine
 
-    if weight_format == "auto":
-        stored = set(model.weights.formats())
-        weight_format = STORED[stored.pop()] if len(stored) == 1 else "fp32"
-    return NativeEngine(model.config, model.weights, threads=threads, format=weight_format)
+    def load(name: str) -> Engine:
+        return NativeEngine(model.config, model.weights, threads=threads, format=name)
+
+    if weight_format != "auto":
+        return load(weight_format)
+    stored = set(model.weights.formats())
+    kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
+    if model.config.family == "bitnet":
+        with suppress(NotTernaryError):
+            return load(f"ternary,head={kept}")
+    return load(kept)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.core import Floats, TokenTree
 from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
 from paceline.errors import MethodError, ModelError, RequestError
+from paceline.models.checkpoint import Weights
 from paceline.models.config import ModelConfig
+from paceline.models.safetensors import is_mapped
 
-FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
+__all__ = ["FORMATS", "NativeEngine", "default_threads"]
+
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
 
 
@@ -24,16 +29,18 @@ class NativeEngine(Engine):
 
     Args:
         config: the model's shape.
-        weights: canonical name -> float32 array; read one after the other, so that memory peaks at
-            the final size and one matrix.
+        weights: canonical name -> float32 array. Those of a checkpoint are read in the type it
+            holds, a few rows at a time, so that memory peaks little above the final size.
         threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
             physical core. The logits do not depend on it.
-        format: how matrices are stored, one of `FORMATS`.
+        format: how matrices are stored, one of `FORMATS`, with `,head=` and another where
+            embedding and head have their own; see `formats`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
     Raises:
-        ModelError: a weight is missing, unknown or of the wrong shape.
+        ModelError: a weight is missing, unknown, of the wrong shape or not finite;
+            `NotTernaryError` where it is not ternary and shall be stored so.
         MethodError: unknown format, instruction set or number of threads.
     """
 
@@ -50,18 +57,21 @@ class NativeEngine(Engine):
         isa: str = "",
     ) -> None:
         self.config = config
-        self.format = format
+        parsed = parse_format(format)
+        self.format = str(parsed)
         count = default_threads() if threads is None else threads
         try:
-            self._model = _native.Model(config, format, isa, count)
+            self._model = _native.Model(config, parsed.layers, parsed.head, isa, count)
         except ValueError as error:
             raise MethodError(str(error)) from None
         self._ropes = self._model.ropes
         self._rope_end = 0
         try:
             for name in weights:
-                self._model.set(name, np.ascontiguousarray(weights[name], np.float32))
+                self._model.set(name, *_values(weights, name))
             self._model.finish()
+        except _native.NotTernaryError as error:
+            raise NotTernaryError(str(error)) from None
         except ValueError as error:
             raise ModelError(str(error)) from None
 
@@ -151,6 +161,14 @@ class NativeEngine(Engine):
         for sequence, tree in batch:
             self.check(_own(sequence), tree)
         return RequestError(f"this pass cannot be run: {error}")
+
+
+def _values(weights: Mapping[str, Floats], name: str) -> tuple[NDArray[Any], bool]:
+    """A weight as float32, float16 or the bits of bfloat16 in uint16; whether it shows a file."""
+    if not isinstance(weights, Weights):
+        return np.asarray(weights[name], np.float32), False
+    values = np.require(weights.stored(name)[1], requirements="A")
+    return values, is_mapped(values)
 
 
 def _own(sequence: Cached) -> _native.Sequence:
