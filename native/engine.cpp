@@ -98,14 +98,16 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
 }
 
 constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4"};
+constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8"};
 
-Format format_of(const std::string& name) {
+template <class Kind, size_t N>
+Kind kind_of(const char* what, const std::string& name, const char* const (&names)[N]) {
     std::string known;
-    for (size_t i = 0; i < std::size(kFormats); ++i) {
-        if (name == kFormats[i]) return static_cast<Format>(i);
-        known += (i ? ", " : "") + std::string(kFormats[i]);
+    for (size_t i = 0; i < N; ++i) {
+        if (name == names[i]) return static_cast<Kind>(i);
+        known += (i ? ", " : "") + std::string(names[i]);
     }
-    refuse("format '" + name + "' is unknown; choose one of " + known);
+    refuse(std::string(what) + " '" + name + "' is unknown; choose one of " + known);
 }
 
 size_t threads_of(int64_t threads) {
@@ -117,9 +119,10 @@ size_t threads_of(int64_t threads) {
 
 // A model and what its sequences share. One call at a time; others wait.
 struct Engine {
-    Engine(Shape shape, const Kernels& kernels, Format format, size_t threads,
-           std::vector<nb::object> ropes)
-        : model(std::move(shape), kernels, format, threads), ropes(std::move(ropes)) {}
+    Engine(Shape shape, const Kernels& kernels, Format format, CacheFormat cache_format,
+           size_t threads, std::vector<nb::object> ropes)
+        : model(std::move(shape), kernels, format, cache_format, threads),
+          ropes(std::move(ropes)) {}
 
     Model model;
     std::vector<nb::object> ropes;
@@ -143,11 +146,14 @@ struct Sequence {
 };
 
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& format,
-                                    const std::string& isa, int64_t threads) {
+                                    const std::string& kv_format, const std::string& isa,
+                                    int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
-    return std::make_shared<Engine>(std::move(shape), choose(isa), format_of(format),
-                                    threads_of(threads), std::move(ropes));
+    return std::make_shared<Engine>(
+        std::move(shape), choose(isa), kind_of<Format>("format", format, kFormats),
+        kind_of<CacheFormat>("kv format", kv_format, kCacheFormats), threads_of(threads),
+        std::move(ropes));
 }
 
 void set_weight(Engine& engine, const std::string& name, Weight weight) {
@@ -271,20 +277,21 @@ void bind_engine(nb::module_& m) {
         }, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<Engine>(m, "Model")
-        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("isa"),
-             nb::arg("threads"))
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("kv_format"),
+             nb::arg("isa"), nb::arg("threads"))
         .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
              nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
         .def("open", [](std::shared_ptr<Engine> engine) {
-            return Sequence{engine, Cache(engine->model.shape)};
+            return Sequence{engine, engine->model.open()};
         })
         .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
         .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; })
+        .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); })
         .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
                      [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; })
         .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; })

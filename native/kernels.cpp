@@ -19,9 +19,10 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels},
     .norm = norm,
     .add = add,
-    .max_queries = kWidest,
+    .caches = {&fp32_cache, &fp16_cache, &int8_cache},
     .attention_bytes = attention_bytes,
-    .attend = attend,
+    .state_floats = state_floats,
+    .combine = combine,
     .read = read,
     .top = top,
 };

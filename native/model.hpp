@@ -43,13 +43,20 @@ struct Workspace {
     Buffer attended;  // [n][heads * D]
     Buffer wide;      // [n][intermediate]
     Buffer arranged;  // the input of a product, as its kernel wants it
-    Buffer keys, values;  // the positions of a view, laid out as in a cache
+    Buffer seen;      // the rows that a view sees, in blocks as in a cache
+    Buffer states;    // of the spans of attention
     std::vector<Buffer> scratch;  // one for each thread
 };
 
 class Model {
 public:
-    Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
+    Model(Shape shape, const Kernels& kernels, Format format, CacheFormat cache_format,
+          size_t threads);
+
+    // Bytes that one position takes in the cache.
+    double position_bytes() const;
+    // A new, empty sequence.
+    Cache open() const { return Cache(shape, cache_kernels); }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
@@ -66,6 +73,7 @@ public:
 
     const Shape shape;
     const Kernels& kernels;
+    const CacheKernels& cache_kernels;
     Weights weights;
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.

@@ -66,6 +66,7 @@ void Pass::check(const Branch& branch) {
                    " is beyond the context of " + std::to_string(limit));
     }
     chain_.push_back(chain);
+    deepest_.push_back(*std::max_element(depths_.begin() + first, depths_.end()));
 }
 
 void Pass::choose_layers() {
@@ -115,22 +116,20 @@ void Pass::reserve() {
         arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
     };
     product(model_.weights.head);
-    size_t keys = 0, values = 0;
+    size_t seen = 0, states = 0;
     for (const size_t i : layers_) {
         const LayerShape& layer = shape_.layers[i];
-        keys = std::max(keys, layer.kv_heads * layer.head_dim);
-        values = std::max(values, layer.kv_heads * padded(layer.head_dim));
         wide_ = std::max(wide_, padded(layer.intermediate));
         qkv_ = std::max(qkv_, layer.qkv_size());
         attended_ = std::max(attended_, padded(layer.query_size()));
         const LayerWeights& weights = model_.weights.layers[i];
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
-        for (const Branch& branch : batch_)
-            scratch = std::max(scratch, kernels_.attention_bytes(
-                                            attention_tile(layer, branch.nodes),
-                                            seen(branch) + branch.nodes,
-                                            layer.head_dim));
+        seen = std::max(seen, bytes_of_view(i));
+        states = std::max(states, floats_of_states(i));
+        for (size_t branch = 0; branch < batch_.size(); ++branch)
+            scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
+                                                                 sharing(layer, branch).tile));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -145,10 +144,8 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
-    if (view_.positions) {
-        work_.keys.reserve(batch_.size() * keys * room_of_view() * sizeof(float));
-        work_.values.reserve(batch_.size() * values * room_of_view() * sizeof(float));
-    }
+    work_.seen.reserve(seen);
+    work_.states.reserve(states * sizeof(float));
     work_.scratch.resize(model_.threads());
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
@@ -199,11 +196,12 @@ void Pass::plan_layer(size_t layer) {
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions) add(&Pass::select, layer, batch_.size() * shape.kv_heads, 1);
-    size_t tiles = 0;
+    size_t calls = 0;
     for (size_t branch = 0; branch < batch_.size(); ++branch)
-        tiles += shape.kv_heads * attention_tiles(shape, branch);
-    phases_.push_back({&Pass::attend, layer, tiles});
-    add_phase(tiles);
+        calls += shape.kv_heads * sharing(shape, branch).calls();
+    phases_.push_back({&Pass::attend, layer, calls});
+    add_phase(calls);
+    if (floats_of_states(layer)) add(&Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
     multiply_later(weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
@@ -354,84 +352,4 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
                               qkv + shape.values_at() + kv * dim);
         }
     }
-}
-
-size_t Pass::room_of_view() const {
-    size_t most = 0;
-    for (const Branch& branch : batch_) most = std::max(most, branch.nodes);
-    return padded(view_.positions->size() + most);
-}
-
-float* Pass::keys_of_view(size_t branch, size_t layer, size_t head) const {
-    const LayerShape& shape = shape_.layers[layer];
-    return work_.keys.floats() +
-           (branch * shape.kv_heads + head) * shape.head_dim * room_of_view();
-}
-
-float* Pass::values_of_view(size_t branch, size_t layer, size_t head) const {
-    const LayerShape& shape = shape_.layers[layer];
-    return work_.values.floats() +
-           (branch * shape.kv_heads + head) * padded(shape.head_dim) * room_of_view();
-}
-
-// Puts what a view sees, and the nodes behind it, side by side.
-void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
-    const size_t heads = shape_.layers[layer].kv_heads, count = view_.positions->size();
-    const auto [begin, end] = share(batch_.size() * heads, chunk, chunks);
-    for (size_t item = begin; item < end; ++item) {
-        const Branch& branch = batch_[item / heads];
-        const size_t head = item % heads, length = branch.cache->length();
-        float* keys = keys_of_view(item / heads, layer, head);
-        float* values = values_of_view(item / heads, layer, head);
-        for (size_t to = 0; to < count + branch.nodes; ++to)
-            branch.cache->copy(layer, head,
-                               to < count ? (*view_.positions)[to] : length + to - count, keys,
-                               values, to, room_of_view());
-    }
-}
-
-// Queries that one call handles: few enough that every thread gets its part.
-size_t Pass::attention_tile(const LayerShape& layer, size_t nodes) const {
-    const size_t queries = nodes * (layer.heads / layer.kv_heads);
-    const size_t fair = queries * layer.kv_heads / (2 * threads_);
-    return std::clamp<size_t>(fair, 1, std::min(queries, kernels_.max_queries));
-}
-
-size_t Pass::attention_tiles(const LayerShape& layer, size_t branch) const {
-    const size_t nodes = batch_[branch].nodes, queries = nodes * (layer.heads / layer.kv_heads);
-    const size_t tile = attention_tile(layer, nodes);
-    return (queries + tile - 1) / tile;
-}
-
-// Chunks are numbered by branch, kv head and tile of queries.
-void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
-    const LayerShape& shape = shape_.layers[layer];
-    size_t b = 0;
-    for (size_t tiles; chunk >= (tiles = shape.kv_heads * attention_tiles(shape, b)); ++b)
-        chunk -= tiles;
-    const Branch& branch = batch_[b];
-    const Cache& cache = *branch.cache;
-    const size_t kv = chunk / attention_tiles(shape, b), group = shape.heads / shape.kv_heads;
-    const bool part = view_.positions.has_value();
-    const Attention job{.keys = part ? keys_of_view(b, layer, kv) : cache.keys(layer, kv),
-                        .values = part ? values_of_view(b, layer, kv) : cache.values(layer, kv),
-                        .head_dim = shape.head_dim,
-                        .capacity = part ? room_of_view() : cache.capacity(),
-                        .length = seen(branch),
-                        .seen = part ? view_.positions->data() : nullptr,
-                        .root = cache.length(),
-                        .parents = branch.parents,
-                        .depths = depths_.data() + first_[b],
-                        .chain = chain_[b],
-                        .window = shape.window,
-                        .softcap = shape_.attention_softcap,
-                        .queries = row(work_.qkv, first_[b], qkv_),
-                        .query_stride = qkv_,
-                        .out = row(work_.attended, first_[b], attended_),
-                        .out_stride = attended_,
-                        .first_head = kv * group,
-                        .group = group};
-    const size_t tile = attention_tile(shape, branch.nodes);
-    const size_t query = chunk % attention_tiles(shape, b) * tile;
-    kernels_.attend(job, query, std::min(query + tile, branch.nodes * group), scratch.bytes());
 }

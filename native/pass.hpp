@@ -24,6 +24,12 @@ private:
         Work work;
         size_t index, chunks;
     };
+    // How the queries of one kv head are cut into calls.
+    struct Sharing {
+        size_t tile, tiles, spans;
+        bool apart;  // one call for each span
+        size_t calls() const { return apart ? tiles * spans : tiles; }
+    };
     // A matrix, the rows that it multiplies, and what becomes of the results.
     struct Linear {
         const Matrix* matrix;
@@ -49,6 +55,7 @@ private:
     void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void select(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void attend(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    void combine(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
@@ -61,12 +68,15 @@ private:
     const Norm* norm_before(size_t layer) const;
     void merge(const Norm& post, size_t row);
     size_t seen(const Branch& branch) const;
-    size_t room_of_view() const;
-    float* keys_of_view(size_t branch, size_t layer, size_t head) const;
-    float* values_of_view(size_t branch, size_t layer, size_t head) const;
-    size_t attention_tile(const LayerShape& layer, size_t nodes) const;
-    size_t attention_tiles(const LayerShape& layer, size_t branch) const;
-    float* row(Buffer& rows, size_t index, size_t stride) { return rows.floats() + index * stride; }
+    size_t blocks_of_view() const;
+    size_t bytes_of_view(size_t layer) const;
+    uint8_t* block_of_view(size_t layer, size_t branch, size_t head, size_t place) const;
+    Sharing sharing(const LayerShape& layer, size_t branch) const;
+    size_t floats_of_states(size_t layer) const;
+    Attention attention(size_t layer, size_t branch, size_t head) const;
+    float* row(const Buffer& rows, size_t index, size_t stride) const {
+        return rows.floats() + index * stride;
+    }
 
     Model& model_;
     const Shape& shape_;
@@ -82,6 +92,7 @@ private:
     std::vector<size_t> branch_of_;                       // of all nodes
     std::vector<size_t> first_;                           // first node of each branch
     std::vector<bool> chain_;                             // of each branch
+    std::vector<int32_t> deepest_;                        // of each branch
     std::vector<Phase> phases_;
     std::vector<Linear> products_;
 };

@@ -14,7 +14,7 @@ import tiny
 from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.native import FORMATS, NativeEngine, default_threads
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
@@ -109,7 +109,8 @@ def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
     """Whatever the tree, the neighbours, the chunks and the threads."""
     model = tiny_model(data.draw(st.sampled_from(VARIED)))
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
-    engine = native(model, isa=isa, threads=threads, format=data.draw(st.sampled_from(FORMATS)))
+    storage, cached = data.draw(st.sampled_from(FORMATS)), data.draw(st.sampled_from(KV_FORMATS))
+    engine = native(model, isa=isa, threads=threads, format=storage, kv_format=cached)
     batch, prompts = [], []
     for seed in range(data.draw(st.integers(1, 3))):
         prompt = tiny.tokens(data.draw(st.integers(1, 24)), seed)
@@ -325,6 +326,8 @@ def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -
     model = tiny_model("llama")
     with pytest.raises(MethodError, match="'float7' is unknown"):
         native(model, format="float7")
+    with pytest.raises(MethodError, match="kv format 'bf16' is unknown"):
+        native(model, kv_format="bf16")
     with pytest.raises(MethodError, match="'sse9' does not run here"):
         native(model, isa="sse9")
     for threads in (0, -3, 10**9):

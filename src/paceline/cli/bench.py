@@ -36,6 +36,7 @@ def bench(
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -50,7 +51,7 @@ def bench(
     prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
     """
     nodes = options.budgets(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     work = prepare(model, prompts, drafters, limit, choice, out)
     from paceline.measuring import bench as measure
     from paceline.measuring import report

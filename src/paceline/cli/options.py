@@ -40,6 +40,9 @@ Format = Annotated[
     str,
     typer.Option("--format", help="Of the weights: fp32, bf16, fp16, int8, int4; auto: as stored."),
 ]
+KvFormat = Annotated[
+    str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
 ]
@@ -75,6 +78,7 @@ class EngineChoice:
     device: str | None
     threads: int | None
     weight_format: str
+    kv_format: str
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
         """A model in that engine."""
@@ -88,6 +92,7 @@ class EngineChoice:
             threads=self.threads,
             device=self.device,
             format=self.weight_format,
+            kv_format=self.kv_format,
         )
 
 

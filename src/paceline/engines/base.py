@@ -69,6 +69,7 @@ class Engine(ABC):
         name: `native` or `reference`.
         config: the model's shape.
         format: how the weights are stored, e.g. `fp32`.
+        kv_format: how keys and values are cached.
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
@@ -78,6 +79,7 @@ class Engine(ABC):
     name: str
     config: ModelConfig
     format: str
+    kv_format: str
     invariant: bool
     tolerance: float
     abilities: frozenset[str] = frozenset()

@@ -16,6 +16,7 @@ from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
 
 FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
+KV_FORMATS = ("fp32", "fp16", "int8")
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
 
 
@@ -29,12 +30,13 @@ class NativeEngine(Engine):
         threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
             physical core. The logits do not depend on it.
         format: how matrices are stored, one of `FORMATS`.
+        kv_format: how keys and values are cached, one of `KV_FORMATS`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
     Raises:
         ModelError: a weight is missing, unknown or of the wrong shape.
-        MethodError: unknown format, instruction set or number of threads.
+        MethodError: unknown formats, instruction set or number of threads.
     """
 
     name = "native"
@@ -49,12 +51,14 @@ class NativeEngine(Engine):
         threads: int | None = None,
         format: str = "fp32",  # noqa: A002 (its name everywhere)
         isa: str = "",
+        kv_format: str = "fp32",
     ) -> None:
         self.config = config
         self.format = format
+        self.kv_format = kv_format
         count = default_threads() if threads is None else threads
         try:
-            self._model = _native.Model(config, format, isa, count)
+            self._model = _native.Model(config, format, kv_format, isa, count)
         except ValueError as error:
             raise MethodError(str(error)) from None
         self._ropes = self._model.ropes
@@ -75,6 +79,11 @@ class NativeEngine(Engine):
     def bytes(self) -> int:
         """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def position_bytes(self) -> float:
+        """Bytes that keys and values of one position take."""
+        return self._model.position_bytes
 
     @property
     def parameters(self) -> int:

@@ -73,6 +73,7 @@ class ReferenceEngine(Engine):
         self.device = _device(device)
         self.dtype = dtype
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
+        self.kv_format = self.format
         self._outer: _Layer = {}
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
