@@ -243,6 +243,22 @@ Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
     return as_array(logits, rows ? nodes : 0, vocabulary);
 }
 
+// Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
+nb::dict profile_of(Engine& engine) {
+    nb::dict parts;
+    for (size_t i = 0; i < kPartCount; ++i) {
+        const Spent& spent = engine.model.profile[i];
+        parts[kPartNames[i]] = nb::make_tuple(spent.seconds, spent.busy, spent.bytes, spent.macs);
+    }
+    return parts;
+}
+
+void set_profiling(Engine& engine, bool on) {
+    std::lock_guard lock(engine.busy);
+    engine.model.profiling = on;
+    if (on) engine.model.profile = {};
+}
+
 template <class Use>
 auto locked(Sequence& sequence, Use use) {
     nb::gil_scoped_release unlocked;
@@ -287,6 +303,9 @@ void bind_engine(nb::module_& m) {
         .def("open", [](std::shared_ptr<Engine> engine) {
             return Sequence{engine, engine->model.open()};
         })
+        .def("profile", &profile_of)
+        .def_prop_rw("profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
+                     nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })

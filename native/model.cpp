@@ -34,6 +34,7 @@ void Model::forward(const std::vector<Branch>& batch, float* logits, const View&
     if (batch.empty()) return;
     const auto pass = std::make_shared<Pass>(*this, batch, logits, view);
     pool_->run(pass, pass->threads());
+    if (profiling) pass->account(profile);
     for (const Branch& branch : batch)
         branch.cache->remember(branch.parents, branch.nodes, bool(view));
 }

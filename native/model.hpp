@@ -9,6 +9,7 @@
 
 #include "cache.hpp"
 #include "pool.hpp"
+#include "profile.hpp"
 #include "shape.hpp"
 #include "weights.hpp"
 
@@ -79,6 +80,8 @@ public:
     // would cost more than it gives.
     double worth_waking = 60.0;
     size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
+    bool profiling = false;
+    Profile profile{};  // of the passes that were run while `profiling`
 
 private:
     friend class Pass;

@@ -43,6 +43,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
     plan();
+    if (model.profiling) start_clock();
 }
 
 void Pass::check(const Branch& branch) {
@@ -150,14 +151,17 @@ void Pass::reserve() {
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
 
-void Pass::add(Work work, size_t index, size_t things, size_t least) {
-    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
-    const size_t chunks = std::clamp<size_t>(things / least, 1, most);
-    phases_.push_back({work, index, chunks});
+void Pass::add_chunks(Part part, Work work, size_t index, size_t chunks) {
+    phases_.push_back({part, work, index, chunks});
     add_phase(chunks);
 }
 
-void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+void Pass::add(Part part, Work work, size_t index, size_t things, size_t least) {
+    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
+    add_chunks(part, work, index, std::clamp<size_t>(things / least, 1, most));
+}
+
+void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
                           size_t stride, Product job) {
     const FormatKernels& format = *matrix.format;
     job.panels = matrix.data.bytes();
@@ -169,17 +173,17 @@ void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer
     const bool arranged = format.arranged_bytes(n_, matrix.inputs) > 0;
     if (arranged) job.x = work_.arranged.bytes();
     products_.push_back({&matrix, rows.floats(), stride, job});
-    if (arranged) add(&Pass::arrange, products_.size() - 1, matrix.inputs, 256);
-    add(&Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
+    if (arranged) add(Part::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
+    add(part, &Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
 }
 
 void Pass::plan() {
-    add_rows(&Pass::embed, 0);
+    add_rows(&Pass::embed, 0, Part::embed);
     for (const size_t layer : layers_) plan_layer(layer);
     if (!logits_) return;
     add_rows(&Pass::enter_head, 0);
     const Weights& weights = model_.weights;
-    multiply_later(weights.head, weights.head_bias, work_.normed, hidden_,
+    multiply_later(Part::head, weights.head, weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_,
                     .stride = shape_.vocabulary,
@@ -190,36 +194,35 @@ void Pass::plan_layer(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
-    multiply_later(weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+    multiply_later(Part::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
-    add(&Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    add(Part::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
-    if (view_.positions) add(&Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
     size_t calls = 0;
     for (size_t branch = 0; branch < batch_.size(); ++branch)
         calls += shape.kv_heads * sharing(shape, branch).calls();
-    phases_.push_back({&Pass::attend, layer, calls});
-    add_phase(calls);
-    if (floats_of_states(layer)) add(&Pass::combine, layer, n_ * shape.heads, 8);
+    add_chunks(Part::attention, &Pass::attend, layer, calls);
+    if (floats_of_states(layer)) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
-    multiply_later(weights.o, weights.o_bias, work_.attended, attended_,
+    multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
     add_rows(&Pass::enter_mlp, layer);
-    multiply_later(weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+    multiply_later(Part::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
                    {.activation = shape_.activation,
                     .gated = shape_.gated,
                     .out = work_.wide.floats(),
                     .stride = wide_,
                     .rows = padded(shape.intermediate)});
     if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
-    multiply_later(weights.down, weights.down_bias, work_.wide, wide_,
+    multiply_later(Part::down, weights.down, weights.down_bias, work_.wide, wide_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 
 void Pass::work(size_t phase, size_t chunk, size_t thread) {
-    const Phase& what = phases_[phase];
-    (this->*what.work)(what.index, chunk, what.chunks, work_.scratch[thread]);
+    if (!clock_.starts.empty()) return work_timed(phase, chunk, thread);
+    run(phases_[phase], chunk, thread);
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {

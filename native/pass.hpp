@@ -14,6 +14,9 @@ public:
     // How many threads are worth waking for so much work.
     size_t threads() const { return threads_; }
 
+    // After the pass, if the model is profiling: adds where its time went.
+    void account(Profile& profile) const;
+
 protected:
     void work(size_t phase, size_t chunk, size_t thread) override;
 
@@ -21,8 +24,14 @@ private:
     using Work = void (Pass::*)(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
     // `index` is a layer, or a product's place in `products_`.
     struct Phase {
+        Part part;
         Work work;
         size_t index, chunks;
+    };
+    // Kept only while the model is profiling.
+    struct Clock {
+        std::vector<double> starts;           // of each phase
+        std::vector<std::vector<double>> busy;  // [thread][phase]
     };
     // How the queries of one kv head are cut into calls.
     struct Sharing {
@@ -45,10 +54,19 @@ private:
     void reserve();
     void plan();
     void plan_layer(size_t layer);
-    void add(Work work, size_t index, size_t things, size_t least);
-    void add_rows(Work work, size_t layer) { add(work, layer, n_, 1); }
-    void multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+    void add_chunks(Part part, Work work, size_t index, size_t chunks);
+    void add(Part part, Work work, size_t index, size_t things, size_t least);
+    void add_rows(Work work, size_t layer, Part part = Part::norm) {
+        add(part, work, layer, n_, 1);
+    }
+    void multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
                         size_t stride, Product job);
+    void run(const Phase& phase, size_t chunk, size_t thread) {
+        (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
+    }
+    void start_clock();
+    void work_timed(size_t phase, size_t chunk, size_t thread);
+    Spent moved(const Phase& phase) const;
 
     void embed(size_t, size_t chunk, size_t chunks, Buffer&);
     void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
@@ -95,4 +113,5 @@ private:
     std::vector<int32_t> deepest_;                        // of each branch
     std::vector<Phase> phases_;
     std::vector<Linear> products_;
+    Clock clock_;
 };

@@ -17,6 +17,7 @@ KEYS = {
     "finish",
     "engine",
     "format",
+    "kv_format",
     "drafter",
     "budget",
     "governor",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +19,22 @@ from paceline.models.config import ModelConfig
 FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
 KV_FORMATS = ("fp32", "fp16", "int8")
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
+
+
+class Spent(NamedTuple):
+    """What a part of the passes took.
+
+    Attributes:
+        seconds: from the beginning of its phases to that of the next ones.
+        busy: seconds that all threads together worked in them.
+        bytes: of weights, or of cached keys and values, that were read.
+        macs: multiply-adds.
+    """
+
+    seconds: float
+    busy: float
+    bytes: float
+    macs: float
 
 
 class NativeEngine(Engine):
@@ -101,6 +118,19 @@ class NativeEngine(Engine):
             self._model.threads = count
         except ValueError as error:
             raise MethodError(str(error)) from None
+
+    @property
+    def profiling(self) -> bool:
+        """Whether passes are timed part by part; to switch it on forgets what was timed before."""
+        return self._model.profiling
+
+    @profiling.setter
+    def profiling(self, on: bool) -> None:
+        self._model.profiling = on
+
+    def profile(self) -> dict[str, Spent]:
+        """Kind of work -> what it took in all passes that were timed."""
+        return {name: Spent(*spent) for name, spent in self._model.profile().items()}
 
     def open(self) -> Cached:
         """A new, empty sequence."""
