@@ -37,11 +37,16 @@ void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     for (size_t item = begin; item < end; ++item) {
         const size_t b = item / heads, head = item % heads;
         const Branch& branch = batch_[b];
-        for (size_t to = 0; to < count + branch.nodes; ++to) {
-            const size_t from = to < count ? static_cast<size_t>((*view_.positions)[to])
-                                           : branch.cache->length() + to - count;
+        const auto row = [&](size_t place) {
+            return place < count ? static_cast<size_t>((*view_.positions)[place])
+                                 : branch.cache->length() + place - count;
+        };
+        for (size_t to = 0, run; to < count + branch.nodes; to += run) {
+            const size_t from = row(to), most = kPanel - std::max(to % kPanel, from % kPanel);
+            for (run = 1; run < most && to + run < count + branch.nodes; ++run)
+                if (row(to + run) != from + run) break;
             branch.cache->copy(layer, head, from, block_of_view(layer, b, head, to),
-                               to % kCacheBlock);
+                               to % kCacheBlock, run);
         }
     }
 }

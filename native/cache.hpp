@@ -43,9 +43,10 @@ public:
         kernels_->put(block(layer, head, position), position % kCacheBlock,
                       shape_->layers[layer].head_dim, key, value);
     }
-    // Copies a position's key and value to place `to` of another block.
-    void copy(size_t layer, size_t head, size_t position, uint8_t* block, size_t to) const {
-        kernels_->copy(this->block(layer, head, position), position % kCacheBlock, block, to,
+    // Copies `count` positions of one panel to places of one panel, from `to` on, of another block.
+    void copy(size_t layer, size_t head, size_t position, uint8_t* block, size_t to,
+              size_t count = 1) const {
+        kernels_->copy(this->block(layer, head, position), position % kCacheBlock, block, to, count,
                        shape_->layers[layer].head_dim);
     }
 

@@ -74,8 +74,9 @@ struct CacheKernels {
     // One position's key and value.
     void (*put)(uint8_t* block, size_t place, size_t head_dim, const float* key,
                 const float* value);
+    // `count` positions; they lie in one panel, before and after.
     void (*copy)(const uint8_t* from, size_t from_place, uint8_t* to, size_t to_place,
-                 size_t head_dim);
+                 size_t count, size_t head_dim);
     // Spans first .. last - 1; without `states` all of them.
     void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
 };

@@ -86,20 +86,28 @@ struct Block {
                 d < dim ? Number::to(value_row[d] * by_value) : Stored{};
     }
 
+    // `count` places that follow each other in one panel, in both blocks.
     static void copy(const uint8_t* from, size_t from_place, uint8_t* to, size_t to_place,
-                     size_t dim) {
+                     size_t count, size_t dim) {
         const Stored* key_from = key(from, from_place, dim);
         Stored* key_to = key(to, to_place, dim);
-        for (size_t d = 0; d < dim; ++d) key_to[d * kPanel] = key_from[d * kPanel];
+        if (count == kPanel)
+            std::memcpy(key_to, key_from, dim * kStep);
+        else
+            for (size_t d = 0; d < dim; ++d)
+                for (size_t i = 0; i < count; ++i)
+                    key_to[d * kPanel + i] = key_from[d * kPanel + i];
         const Stored* value_from = value(from, from_place, dim);
         Stored* value_to = value(to, to_place, dim);
         for (size_t d = 0; d < padded(dim); d += kPanel)
-            std::memcpy(value_to + d * kCacheBlock, value_from + d * kCacheBlock, kStep);
+            std::memcpy(value_to + d * kCacheBlock, value_from + d * kCacheBlock, count * kStep);
         if constexpr (kScaled) {
             const float* scale_from = key_scales(from, dim) + from_place;
             float* scale_to = (float*)(to + scales_at(dim)) + to_place;
-            scale_to[0] = scale_from[0];
-            scale_to[kCacheBlock] = scale_from[kCacheBlock];
+            for (size_t i = 0; i < count; ++i) {
+                scale_to[i] = scale_from[i];
+                scale_to[kCacheBlock + i] = scale_from[kCacheBlock + i];
+            }
         }
     }
 };

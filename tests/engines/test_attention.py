@@ -14,9 +14,12 @@ from test_native import path_to, trees
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
+from paceline.engines import open_engine
 from paceline.engines.base import View
 from paceline.engines.native import KV_FORMATS, NativeEngine
 from paceline.engines.reference import ReferenceEngine
+from paceline.errors import MethodError
+from paceline.models import load
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rope import Rope
 
@@ -100,7 +103,8 @@ def test_logits_are_those_of_the_reference(kv_format: str, data) -> None:
     isa, threads = data.draw(st.sampled_from(_native.isas())), data.draw(st.integers(1, 3))
     engine = native(kv_format, isa=isa, threads=threads)
     prompt, tree = tiny.tokens(data.draw(LENGTHS)), data.draw(trees(40))
-    positions = np.flatnonzero(np.random.default_rng(len(prompt)).random(len(prompt)) < 0.6)
+    share = data.draw(st.sampled_from((0.3, 0.95, 1.0)))  # runs of any length
+    positions = np.flatnonzero(np.random.default_rng(len(prompt)).random(len(prompt)) < share)
     view = View(positions=positions.astype(np.int32)) if data.draw(st.booleans()) else None
     found = engine.forward([(engine.start(prompt), tree)], view=view)
     expected = reference.forward([(reference.start(prompt), tree)], view=view)
@@ -145,6 +149,14 @@ def test_instruction_sets_with_fused_sums_agree_in_every_bit(kv_format: str) -> 
             rows.append(engine.forward([(engine.start(tiny.tokens(300)), tree)]).copy())
     for logits in rows[1:]:
         np.testing.assert_array_equal(logits, rows[0])
+
+
+def test_the_reference_engine_refuses_a_cache_format() -> None:
+    model = load()
+    with pytest.raises(MethodError, match=r"the reference engine caches .* leave kv_format out"):
+        open_engine(model, "reference", kv_format="int8")
+    assert open_engine(model, kv_format="int8").kv_format == "int8"
+    assert open_engine(model).kv_format == "fp32"
 
 
 def test_smaller_formats_take_less() -> None:

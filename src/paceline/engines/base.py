@@ -29,7 +29,8 @@ class View:
             get. None runs all.
         positions: int32, increasing committed positions that the nodes see besides their own
             ancestors; every position stays where it is. A window hides those outside it as ever.
-            None shows all. Runs of sixteen aligned positions are read fastest.
+            None shows all. They are gathered in every pass: runs of sixteen aligned ones are
+            cheap, scattered ones can cost as much as to see everything.
     """
 
     layers: Tokens | None = None
