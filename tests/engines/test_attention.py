@@ -108,9 +108,10 @@ def test_logits_are_those_of_the_reference(kv_format: str, data) -> None:
     view = View(positions=positions.astype(np.int32)) if data.draw(st.booleans()) else None
     found = engine.forward([(engine.start(prompt), tree)], view=view)
     expected = reference.forward([(reference.start(prompt), tree)], view=view)
-    # Where a number lies between two steps of int8, rounding noise decides.
-    close = {"fp32": 1e-4, "fp16": 2e-3, "int8": 0.06}[kv_format]
+    # Where a number lies between two steps, noise decides; and some nodes magnify it tenfold.
+    close, near = {"fp32": (5e-4, 1e-4), "fp16": (2e-2, 1e-3), "int8": (0.3, 0.03)}[kv_format]
     np.testing.assert_allclose(found, expected, atol=close, rtol=0)
+    assert np.median(np.abs(found - expected)) < near
 
 
 @settings(max_examples=60, deadline=None)
