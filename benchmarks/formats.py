@@ -1,6 +1,8 @@
 """What each format of the weights costs in quality: bits per byte and first choices, as Markdown.
 
-    python benchmarks/formats.py ../shared/models/bitstories-3M [MODEL ...] [--documents 200]
+    python benchmarks/formats.py ../shared/models/bitstories-3M [MODEL ...] [--documents 200] [--kv]
+
+With `--kv` the formats are those of cached keys and values; the weights stay in fp32.
 
 Texts: the stories of stories-val, and WikiText-2's validation part. The models at hand are trained
 on stories; their WikiText numbers are high and only their ratios mean something.
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from paceline.engines.formats import NotTernaryError
-from paceline.engines.native import FORMATS, NativeEngine
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine
 from paceline.measuring.perplexity import predict
 from paceline.models import Model, load
 
@@ -51,7 +53,7 @@ def agreement(model: Model, engine: NativeEngine, exact: NativeEngine, texts: li
     return same / total
 
 
-def table(path: Path, count: int) -> str:
+def table(path: Path, count: int, cached: bool) -> str:
     """One model."""
     model = load(path)
     start = model.config.bos if model.config.bos is not None else model.config.eos[0]
@@ -64,9 +66,10 @@ def table(path: Path, count: int) -> str:
     lines.append("|---" * (len(sources) + 3) + "|")
     exact = NativeEngine(model.config, model.weights, format="fp32")
     base: dict[str, float] = {}
-    for name in (*FORMATS, *HEADS):
+    for name in KV_FORMATS if cached else (*FORMATS, *HEADS):
+        option = {"kv_format" if cached else "format": name}
         try:
-            engine = NativeEngine(model.config, model.weights, format=name)
+            engine = NativeEngine(model.config, model.weights, **option)
         except NotTernaryError:
             continue
         cells = []
@@ -77,7 +80,10 @@ def table(path: Path, count: int) -> str:
             cells.append(f"{bits:.4f} ({bits / base[source] - 1:+.2%})")
         share = agreement(model, engine, exact, sources["stories-val"])
         size = f"{engine.bytes / 1e6:.1f} MB"
-        lines.append(f"| {engine.format} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
+        if cached:
+            size = f"{engine.position_bytes:.0f} B a position"
+        label = name if cached else engine.format
+        lines.append(f"| {label} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
     return "\n".join(lines)
 
 
@@ -86,9 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--kv", action="store_true", help="formats of the cache")
     options = parser.parse_args()
     for path in options.models:
-        print(table(path, options.documents), end="\n\n", flush=True)
+        print(table(path, options.documents, options.kv), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,10 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
                 &ternary_kernels},
     .norm = norm,
     .add = add,
-    .max_queries = kWidest,
+    .caches = {&fp32_cache, &fp16_cache, &int8_cache},
     .attention_bytes = attention_bytes,
-    .attend = attend,
+    .state_floats = state_floats,
+    .combine = combine,
     .read = read,
     .top = top,
 };

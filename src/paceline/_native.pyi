@@ -3,8 +3,6 @@
 from collections.abc import Sequence as Items
 from typing import Any
 
-from numpy.typing import NDArray
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -148,12 +146,20 @@ class Model:
     threads: int
     worth_waking: float  # a pass of fewer estimated microseconds stays on the calling thread
     def __init__(
-        self, config: ModelConfig, storage: str, head: str, isa: str, threads: int
+        self,
+        config: ModelConfig,
+        storage: str,
+        head: str,
+        kv_format: str,
+        isa: str,
+        threads: int,
     ) -> None: ...
     @property
     def isa(self) -> str: ...
     @property
     def bytes(self) -> int: ...
+    @property
+    def position_bytes(self) -> float: ...
     @property
     def parameters(self) -> int: ...
     @property
@@ -164,5 +170,13 @@ class Model:
     def get(self, name: str) -> list[list[float]]: ...  # a matrix, as it is stored
     def finish(self) -> None: ...
     def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None: ...
+    profiling: bool  # to switch it on forgets the profile so far
+    def profile(self) -> dict[str, tuple[float, float, float, float]]: ...
     def open(self) -> Sequence: ...
-    def forward(self, batch: Items[tuple[object, Tokens, Tokens]], rows: bool) -> Floats: ...
+    def forward(
+        self,
+        batch: Items[tuple[object, Tokens, Tokens]],
+        rows: bool,
+        layers: Tokens | None = None,
+        positions: Tokens | None = None,
+    ) -> Floats: ...

@@ -53,6 +53,8 @@ class LM:
         device: of the reference engine, e.g. `cuda`.
         format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`, `ternary`; `auto` is the
             checkpoint's. `,head=FORMAT` after it is that of embedding and head.
+        kv_format: of the native engine's cached keys and values: `fp32`, `fp16`, `int8`; `auto` is
+            `fp32`.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
@@ -68,13 +70,19 @@ class LM:
         threads: int | None = None,
         device: str | None = None,
         format: str = "auto",  # noqa: A002 (its name everywhere)
+        kv_format: str = "auto",
     ) -> None:
         start = perf_counter()
         self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
         self.model = load(model)
         self.tokenizer = self.model.tokenizer
         self.engine = open_engine(
-            self.model, engine, threads=threads, device=device, weight_format=format
+            self.model,
+            engine,
+            threads=threads,
+            device=device,
+            weight_format=format,
+            kv_format=kv_format,
         )
         vocabulary = self.engine.config.vocab_size
         trace = known_trace(self.model, vocabulary)

@@ -19,6 +19,7 @@ KEYS = {
     "finish",
     "engine",
     "format",
+    "kv_format",
     "drafter",
     "budget",
     "governor",

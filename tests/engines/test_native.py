@@ -14,7 +14,7 @@ import tiny
 from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.native import FORMATS, NativeEngine, default_threads
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
@@ -123,7 +123,8 @@ def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
     """Whatever the tree, the neighbours, the chunks and the threads."""
     model = tiny_model(data.draw(st.sampled_from(VARIED)))
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
-    engine = native(model, isa=isa, threads=threads, format=data.draw(st.sampled_from(SPECS)))
+    storage, cached = data.draw(st.sampled_from(SPECS)), data.draw(st.sampled_from(KV_FORMATS))
+    engine = native(model, isa=isa, threads=threads, format=storage, kv_format=cached)
     batch, prompts = [], []
     for seed in range(data.draw(st.integers(1, 3))):
         prompt = tiny.tokens(data.draw(st.integers(1, 24)), seed)
@@ -298,7 +299,7 @@ def test_embedding_and_head_have_their_own_format(tiny_model) -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.uint16])
 def test_weights_must_be_finite(value: float, kind: type, tiny_model) -> None:
     engine = native(tiny_model("llama"))
-    model = _native.Model(engine.config, "int8", "int8", "", 2)
+    model = _native.Model(engine.config, "int8", "int8", "fp32", "", 2)
     for name, shape in (("layers.0.q", (40, 40)), ("final_norm", (40,))):
         values = np.ones(shape, np.float32)
         values[(-1,) * len(shape)] = value
@@ -438,6 +439,8 @@ def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -
     ):
         with pytest.raises(MethodError, match=said):
             native(model, format=text)
+    with pytest.raises(MethodError, match="kv format 'bf16' is unknown"):
+        native(model, kv_format="bf16")
     with pytest.raises(MethodError, match="'sse9' does not run here"):
         native(model, isa="sse9")
     for threads in (0, -3, 10**9):

@@ -49,6 +49,7 @@ def bench(
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -69,7 +70,7 @@ def bench(
     if html is not None and out is not None and html.resolve() == out.resolve():
         raise RequestError(f"--out and --html both name {out}; give two names")
     nodes = options.budgets(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
     work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
     from paceline.measuring import bench as measure

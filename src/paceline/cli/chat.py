@@ -31,6 +31,7 @@ def chat(
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -47,7 +48,7 @@ def chat(
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
 
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = choice.open(model, drafter, nodes)
     if pattern is None:
         _try_template(lm)

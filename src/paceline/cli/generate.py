@@ -30,6 +30,7 @@ def generate(
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -55,7 +56,7 @@ def generate(
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
 
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = choice.open(model, drafter, nodes)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
@@ -176,6 +177,7 @@ def describe(
         "finish": output.finish,
         "engine": lm.engine.name,
         "format": lm.engine.format,
+        "kv_format": lm.engine.kv_format,
         "drafter": drafter,
         "budget": budget,
         "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,

@@ -44,6 +44,9 @@ Format = Annotated[
         "',head=FORMAT' after it is that of embedding and head.",
     ),
 ]
+KvFormat = Annotated[
+    str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
 ]
@@ -79,6 +82,7 @@ class EngineChoice:
     device: str | None
     threads: int | None
     weight_format: str
+    kv_format: str
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
         """A model in that engine."""
@@ -92,6 +96,7 @@ class EngineChoice:
             threads=self.threads,
             device=self.device,
             format=self.weight_format,
+            kv_format=self.kv_format,
         )
 
 

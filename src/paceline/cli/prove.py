@@ -24,6 +24,7 @@ def prove(
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -39,7 +40,7 @@ def prove(
     """
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     work = prepare(model, prompts, drafters, limit, choice, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report

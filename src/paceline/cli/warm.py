@@ -31,7 +31,9 @@ def warm(
     from paceline.decoding.selftext import selftext
     from paceline.drafters.trace import trace_path, write_trace
 
-    lm = options.EngineChoice(engine, device, threads, weight_format).open(model, "plain", 0)
+    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
+        model, "plain", 0
+    )
     start = perf_counter()
     with counting(tokens, "tokens") as tick:
         trace = selftext(

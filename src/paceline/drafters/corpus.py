@@ -13,7 +13,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, TextIO, cast
 
 import numpy as np
 
@@ -156,7 +156,7 @@ def _text(path: Path, raw: IO[bytes]) -> TextIO:
     if path.suffix == ".gz":
         return gzip.open(raw, "rt", encoding="utf-8", newline="")
     if path.suffix == ".xz":
-        return lzma.open(raw, "rt", encoding="utf-8", newline="")
+        return cast(TextIO, lzma.open(raw, "rt", encoding="utf-8", newline=""))
     return io.TextIOWrapper(raw, encoding="utf-8", newline="")
 
 

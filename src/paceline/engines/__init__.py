@@ -22,6 +22,7 @@ def open_engine(
     threads: int | None = None,
     device: str | None = None,
     weight_format: str = "auto",
+    kv_format: str = "auto",
 ) -> Engine:
     """An engine with the model's weights in it; `auto` is native unless a device is named.
 
@@ -32,6 +33,8 @@ def open_engine(
         device: of the reference engine; None is the CPU.
         weight_format: how the weights are stored, see `formats`; `auto` as in the checkpoint, in
             the reference engine fp32.
+        kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
+            nothing.
 
     Raises:
         MethodError: unknown name, settings that the engine has no use for, or torch is missing.
@@ -41,6 +44,11 @@ def open_engine(
     if name == "reference" or (name == "auto" and device):
         if threads is not None:
             raise MethodError("threads belong to the native engine; leave them out")
+        if kv_format != "auto":
+            raise MethodError(
+                f"the reference engine caches keys and values in the format of its weights, not in "
+                f"{kv_format!r}; leave kv_format out"
+            )
         try:
             from paceline.engines.reference import DTYPES as REFERENCE_DTYPES
             from paceline.engines.reference import ReferenceEngine
@@ -61,7 +69,10 @@ def open_engine(
     from paceline.engines.native import NativeEngine
 
     def load(name: str) -> Engine:
-        return NativeEngine(model.config, model.weights, threads=threads, format=name)
+        kept = "fp32" if kv_format == "auto" else kv_format
+        return NativeEngine(
+            model.config, model.weights, threads=threads, format=name, kv_format=kept
+        )
 
     if weight_format != "auto":
         return load(weight_format)

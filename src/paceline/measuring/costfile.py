@@ -1,4 +1,4 @@
-"""T(n) kept between runs, by machine, model, format, threads and version."""
+"""T(n) kept between runs, by machine, model, formats, threads and version."""
 
 from __future__ import annotations
 
@@ -60,5 +60,6 @@ def _measure(engine: Engine) -> Cost:
 
 def _key(engine: Engine) -> str:
     threads = getattr(engine, "threads", None)
-    parts = (__version__, machine(), engine.name, engine.format, threads, engine.config)
+    formats = (engine.format, engine.kv_format)
+    parts = (__version__, machine(), engine.name, formats, threads, engine.config)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
