@@ -152,3 +152,27 @@ def test_models_engines_and_drafters_that_do_not_exist(paceline, words, said):
     assert done.code == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
+    words = (
+        "generate", "Once upon a time", "--model", shared("models", "stories260K"),
+        "--max-new-tokens", 40, "--temperature", 0, "--json",
+    )  # fmt: skip
+    expected = paceline(*words, "--drafter", "plain").json
+    path = tmp_path / "expected.txt"
+    path.write_text(expected["text"].replace("time", "tune"))
+    done = paceline(*words, "--drafter", "phrases", "--prediction", path).json
+    assert done["tokens"] == expected["tokens"]
+    assert done["passes"] <= 10
+
+
+def test_predictions_that_cannot_be_used_are_refused(paceline, tmp_path, toy):
+    path = tmp_path / "expected.txt"
+    for content, message in ((b"\xff", "not UTF-8"), (b"", "empty"), (b"abc", "no use")):
+        path.write_bytes(content)
+        done = paceline("generate", "Once", "--prediction", path)
+        assert done.code == 2
+        assert message in done.err
+    path.unlink()
+    assert "cannot read" in paceline("generate", "Once", "--prediction", path).err

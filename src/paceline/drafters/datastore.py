@@ -32,7 +32,7 @@ class Datastore(DraftMethod):
 
     Attributes:
         path: a file that `paceline index` wrote with the same tokenizer.
-        longest: tokens of the longest match. Default 16, the paper's.
+        longest: tokens of the longest match. Default 8: longer ones are rarely righter.
         k: continuations of each match. Default 8.
         samples: occurrences of a match that are looked at, evenly spread. Default 32.
         rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
@@ -41,7 +41,7 @@ class Datastore(DraftMethod):
     paper: ClassVar[str] = "He et al., REST, arXiv 2311.08252"
 
     path: str
-    longest: int = 16
+    longest: int = 8
     k: int = 8
     samples: int = 32
     rate: float = 0.02

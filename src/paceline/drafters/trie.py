@@ -29,7 +29,7 @@ class Trie(DraftMethod):
     alone.
 
     State: 12 bytes for each node in use and 4 floats for each length; carried across requests.
-    Memory: `capacity` nodes of 36 bytes. Cost of a proposal: 2 to 3 microseconds a node.
+    Memory: `capacity` nodes of about 40 bytes. Cost of a proposal: 2 to 3 microseconds a node.
     Good for: services whose requests resemble each other (templates, retrieved passages, forms).
 
     Attributes:
