@@ -372,7 +372,7 @@ class Suffixes:
         self.samples, self.rate = samples, rate
         self.order = sorted(range(len(corpus)), key=lambda at: corpus[at:])
         self.reliability = {
-            (n, b): 1 - 0.8 / 2 ** (n - 1) for n in range(1, longest + 1) for b in range(4)
+            (n, b): 1 - 0.85 * 0.75 ** (n - 1) for n in range(1, longest + 1) for b in range(4)
         }
 
     def places(self, pattern: Context) -> list[int]:
