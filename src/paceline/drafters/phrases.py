@@ -127,10 +127,10 @@ class _Phrases(Drafter):
             lengths += np.where(self._found[before] == found - 1, self._lengths[before], 0)
         self._found, self._lengths = found, lengths
         onward = self._aligned + 1
-        if not self._parted and onward < len(self._prediction):
-            if self._prediction[onward] == token:
-                self._aligned = onward
-                return
+        inside = not self._parted and onward < len(self._prediction)
+        if inside and self._prediction[onward] == token:
+            self._aligned = onward
+            return
         best = self._nearest(1)
         if best and best[0][1] >= _ANCHOR:
             self._aligned, self._parted = best[0][0], 0
