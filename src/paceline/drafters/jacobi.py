@@ -33,7 +33,7 @@ class Jacobi(DraftMethod):
     context, where the paper takes random ones.
 
     State: the pool, 4n bytes an n-gram, and 64 floats; carried across requests. Memory: the pool
-    as Python tuples, some 500 bytes an n-gram. Cost of a proposal: 2 to 3 microseconds a node,
+    as Python tuples, some 500 bytes an n-gram. Cost of a proposal: 5 microseconds a node,
     and as much to learn from it.
     Good for: the comparison with the other drafters; text that nothing resembles, on machines
     where nodes cost nothing. A governor that sizes the tree cuts the chain, which is seldom right.

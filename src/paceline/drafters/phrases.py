@@ -28,7 +28,7 @@ class Phrases(DraftMethod):
     prediction it is plain decoding.
 
     State: 20 floats; the prediction lives with its request. Memory: 16 bytes for each token of the
-    prediction. Cost of a proposal: some 5 microseconds a node and 30 for each new token, more
+    prediction. Cost of a proposal: 5 to 10 microseconds a node and 30 for each new token, more
     where that token is frequent in a long prediction.
     Good for: editing, correcting, translating templates and code, extraction from a document.
 
