@@ -131,6 +131,8 @@ def test_reading_stops_at_the_limit(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("a" * 50)
     read = corpus.tokenise([tmp_path / "a.txt"], tokenizer, 20)
     assert (len(read.tokens), read.complete) == (20, False)
+    read = corpus.tokenise([tmp_path / "a.txt"], tokenizer, 51)
+    assert (len(read.tokens), read.complete) == (51, True)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def tokenise(
             found += [ids, end] if ends else [ids]
             size += len(ids) + ends
             documents += ends
-            if size >= limit:
+            if size > limit:
                 return Read(np.concatenate(found)[:limit], documents, False)
     tokens = np.concatenate(found) if found else end
     if tokens.max() < 0:
