@@ -169,3 +169,27 @@ def test_a_governor_says_what_it_did_and_why(paceline, toy):
     drafted = [int(size) for size in done.json["governor"]["sizes"] if size != "1"]
     assert f"passes plain, trees of up to {max(drafted)} nodes; drafting: " in done.err
     assert done.json["governor"]["reason"].startswith("drafting: best expected ")
+
+
+def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
+    words = (
+        "generate", "Once upon a time", "--model", shared("models", "stories260K"),
+        "--max-new-tokens", 40, "--temperature", 0, "--json",
+    )  # fmt: skip
+    expected = paceline(*words, "--drafter", "plain").json
+    path = tmp_path / "expected.txt"
+    path.write_text(expected["text"].replace("time", "tune"))
+    done = paceline(*words, "--drafter", "phrases", "--prediction", path).json
+    assert done["tokens"] == expected["tokens"]
+    assert done["passes"] <= 10
+
+
+def test_predictions_that_cannot_be_used_are_refused(paceline, tmp_path, toy):
+    path = tmp_path / "expected.txt"
+    for content, message in ((b"\xff", "not UTF-8"), (b"", "empty"), (b"abc", "no use")):
+        path.write_bytes(content)
+        done = paceline("generate", "Once", "--prediction", path)
+        assert done.code == 2
+        assert message in done.err
+    path.unlink()
+    assert "cannot read" in paceline("generate", "Once", "--prediction", path).err
