@@ -45,7 +45,7 @@ class LM:
     Args:
         model: a folder, a hub id, or None for the small embedded model.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
-        drafter: `NAME[:key=value,...]` or a `DraftMethod`. What it learns is kept from request to
+        drafter: `NAME[:key=value,...]` or a `DraftMethod`. Default `blend`. What it learns is kept from request to
             request until `reset()`.
         budget: most nodes of a draft tree beyond its root, or `auto`: as many as pay for
             themselves by this machine's measured cost, down to plain decoding.
@@ -65,8 +65,8 @@ class LM:
         model: str | Path | None = None,
         *,
         engine: str = "auto",
-        drafter: str | DraftMethod = "recycle",
-        budget: int | str = 16,
+        drafter: str | DraftMethod = "blend",
+        budget: int | str = "auto",
         threads: int | None = None,
         device: str | None = None,
         format: str = "auto",  # noqa: A002 (its name everywhere)

@@ -51,7 +51,7 @@ def test_json_is_one_document_with_the_same_text(paceline, toy):
     assert found["text"] + "\n" == shown.out
     assert found["text"] == Letters().decode(found["tokens"])
     assert (found["prompt_tokens"], found["new_tokens"]) == (4, 20)
-    assert (found["engine"], found["drafter"], found["budget"]) == ("toy", "recycle", 16)
+    assert (found["engine"], found["drafter"], found["budget"]) == ("toy", "blend", "auto")
     assert (found["temperature"], found["seed"], found["finish"]) == (0.9, 3, "length")
 
 
@@ -174,7 +174,7 @@ def test_a_governor_says_what_it_did_and_why(paceline, toy):
 def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
     words = (
         "generate", "Once upon a time", "--model", shared("models", "stories260K"),
-        "--max-new-tokens", 40, "--temperature", 0, "--json",
+        "--max-new-tokens", 40, "--temperature", 0, "--budget", 16, "--json",
     )  # fmt: skip
     expected = paceline(*words, "--drafter", "plain").json
     path = tmp_path / "expected.txt"

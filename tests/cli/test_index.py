@@ -31,6 +31,7 @@ def test_what_it_wrote_can_be_drafted_from(paceline, model, texts, tmp_path):
     assert found["bytes"] == out.stat().st_size > 8 * found["tokens"]
     assert done.err.startswith(f"wrote {out}, ")
     words = ("generate", "Once upon a time", "--model", model, "--max-new-tokens", 20, "--check")
+    words += ("--budget", 16)
     drafted = paceline(*words, "--drafter", f"datastore:path={out}", "--json").json
     assert drafted["check"]["identical"] is True
     assert drafted["passes"] < 20

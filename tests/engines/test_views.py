@@ -70,13 +70,13 @@ def test_a_view_of_everything_is_no_view(storage: str, tiny_model) -> None:
 def test_skipped_layers_are_not_read(tiny_model) -> None:
     model = tiny_model("llama")
     spoiled = {
-        name: np.full_like(values, np.nan) if name.startswith("layers.1.") else values
+        name: np.full_like(values, 3e38) if name.startswith("layers.1.") else values
         for name, values in model.weights.items()
     }
     model = type(model)(model.path, model.config, spoiled, model.defaults)
     engine = native(model)
     sequence, tree = engine.open(), TokenTree.chain([3, 4])
-    assert np.isnan(engine.forward([(sequence, tree)])).all()
+    assert not np.isfinite(engine.forward([(sequence, tree)])).any()
     assert np.isfinite(engine.forward([(sequence, tree)], view=View(layers=ints([0, 2])))).all()
 
 

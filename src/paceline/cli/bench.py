@@ -29,7 +29,7 @@ def bench(
     drafters: options.Drafters = ["all"],  # noqa: B006
     budget: Annotated[
         str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
-    ] = "16",
+    ] = "16,auto",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
     suite: Annotated[
         str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")

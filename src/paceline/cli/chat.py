@@ -27,8 +27,8 @@ def chat(
             "'User: {user}\\nBot:'; \\n is a new line."
         ),
     ] = None,
-    drafter: options.Drafter = "recycle",
-    budget: options.Budget = "16",
+    drafter: options.Drafter = "blend",
+    budget: options.Budget = "auto",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
     kv_format: options.KvFormat = "auto",

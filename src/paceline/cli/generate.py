@@ -26,8 +26,8 @@ def generate(
         str | None, typer.Argument(help="The text to continue; - reads it from stdin.")
     ] = None,
     model: options.ModelOption = None,
-    drafter: options.Drafter = "recycle",
-    budget: options.Budget = "16",
+    drafter: options.Drafter = "blend",
+    budget: options.Budget = "auto",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
     kv_format: options.KvFormat = "auto",
