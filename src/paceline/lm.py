@@ -45,8 +45,8 @@ class LM:
     Args:
         model: a folder, a hub id, or None for the small embedded model.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
-        drafter: `NAME[:key=value,...]` or a `DraftMethod`. Default `blend`. What it learns is kept from request to
-            request until `reset()`.
+        drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
+            is kept from request to request until `reset()`.
         budget: most nodes of a draft tree beyond its root, or `auto`: as many as pay for
             themselves by this machine's measured cost, down to plain decoding.
         threads: of the native engine; None takes the cores this process may use.
