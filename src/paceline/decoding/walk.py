@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Request, TokenTree
-from paceline.decoding.noise import REACH, gumbel
+from paceline.noise import REACH, gumbel
 from paceline.errors import ModelError, RequestError
 
 
