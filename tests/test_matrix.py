@@ -11,10 +11,14 @@ from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
 from paceline.engines import open_engine
 from paceline.models import load
-from paceline.registry import controls, drafters
+from paceline.registry import controls, drafters, required
 from tests.conftest import shared
 
-VARIANTS = [*sorted(drafters.methods()), "recycle:tree=paper", "recycle:tree=static"]
+VARIANTS = [
+    *sorted(name for name, method in drafters.methods().items() if not required(method)),
+    "recycle:tree=paper",
+    "recycle:tree=static",
+]
 SAMPLERS = {
     "greedy": (0.0, ""),
     "warm": (0.7, "top_p:p=0.9"),

@@ -52,6 +52,6 @@ def test_a_name_belongs_to_one_method(registry):
 @pytest.mark.parametrize("family", [drafters, controls], ids=lambda r: r.family)
 def test_every_registered_method_describes_itself(family):
     for name, method in family.methods().items():
-        assert method().__class__.__doc__, name
+        assert method.__doc__, name
         assert method.__dataclass_params__.frozen, name
         assert method.name == name

@@ -159,6 +159,7 @@ class Request:
         controls: applied in order to the logits of each visited node.
         stop_tokens: end the output and are part of `Output.tokens`, not of `Output.text`.
         stop_strings: end the output; neither they nor what follows is part of the text.
+        walk: `gumbel`, or `rejection`: the same law, other tokens; see `decoding/rejection.py`.
     """
 
     prompt: tuple[int, ...]
@@ -168,6 +169,7 @@ class Request:
     controls: tuple[Control, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
+    walk: str = "gumbel"
 
 
 @dataclass(slots=True)

@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
     controls: Sequence[ControlMethod] | None
     stop: Sequence[str]
     ignore_eos: bool
+    walk: str
 
 
 class LM:
@@ -88,6 +89,7 @@ class LM:
         controls: Sequence[ControlMethod] | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
+        walk: str = "gumbel",
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -99,6 +101,8 @@ class LM:
             controls: besides temperature; None takes the checkpoint's defaults.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
+            walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
+                same law but other tokens.
         """
         defaults = self.model.defaults
         heat = defaults.temperature if temperature is None else temperature
@@ -117,6 +121,7 @@ class LM:
             controls=chain(methods),
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
+            walk=walk,
         )
 
     def stream(self, request: Request) -> Generation:

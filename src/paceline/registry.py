@@ -76,6 +76,9 @@ class Registry:
             if not equals:
                 raise MethodError(f"{name}:{item} has no value; write {key}=VALUE")
             values[key] = _convert(f"{name}:{key}", value, hints[key])
+        missing = [key for key in required(method) if key not in values]
+        if missing:
+            raise MethodError(f"{name} needs {missing[0]}; write {name}:{missing[0]}=VALUE")
         return method(**values)
 
     def single(self, name: str, value: object) -> Any:
@@ -88,6 +91,15 @@ class Registry:
         if method is None:
             raise MethodError(unknown(self.family, name, self.methods()))
         return self.parse(f"{name}:{dataclasses.fields(method)[0].name}={value}")
+
+
+def required(method: type[Any]) -> list[str]:
+    """The settings of a method that have no default."""
+    return [
+        f.name
+        for f in dataclasses.fields(method)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
 
 
 def _convert(where: str, text: str, kind: Any) -> Any:

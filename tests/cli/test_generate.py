@@ -22,6 +22,7 @@ KEYS = {
     "governor",
     "temperature",
     "seed",
+    "walk",
 }
 
 
@@ -152,3 +153,14 @@ def test_models_engines_and_drafters_that_do_not_exist(paceline, words, said):
     assert done.code == 2
     assert said in done.err
     assert done.err.count("\n") == 1
+
+
+def test_the_rejection_walk_needs_a_draft_model_and_cannot_be_checked(paceline, toy):
+    words = ("generate", "Once", "--walk", "rejection", "--temperature", "1")
+    done = paceline(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "oracle does not" in done.err
+    done = paceline(*words, "--check")
+    assert done.code == 2
+    assert "no output can be compared" in done.err
+    assert paceline("generate", "Once", "--walk", "moon").code == 2

@@ -93,3 +93,9 @@ def test_the_prompts_must_be_named(paceline, toy):
     done = paceline("prove", "toy")
     assert done.code == 2
     assert "--prompts" in done.err
+
+
+def test_the_rejection_walk_has_no_tokens_to_compare(paceline, toy, prompts):
+    done = paceline("prove", "toy", "--prompts", prompts, *SMALL, "--walk", "rejection")
+    assert (done.code, done.out) == (2, "")
+    assert "the rejection walk keeps their law only" in done.err

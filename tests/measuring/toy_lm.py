@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline.core import Exactness
 from paceline.decoding.governor import Fixed
-from paceline.drafters.base import DraftMethod
+from paceline.drafters.base import DraftMethod, Target
 from paceline.errors import RequestError
 from paceline.lm import LM
 from tests.toy import Oracle, ToyEngine
@@ -38,6 +38,7 @@ class ToyLM(LM):
         self.model = SimpleNamespace(defaults=defaults)
         self.budget, self.load_seconds = Fixed(8), 0.0
         self.drafter = Oracle(self.engine)
+        self.target = Target(self.engine.config.vocab_size, self.engine)
 
 
 @dataclass(frozen=True)

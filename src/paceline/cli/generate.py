@@ -9,12 +9,16 @@ import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say, write
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.core import Output, Request
     from paceline.lm import LM
 
+OTHER_TOKENS = (
+    "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
+    "plain decoding's; leave --check out, or use --walk gumbel"
+)
 OPENING = "Once upon a time there was"
 _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
 
@@ -34,6 +38,7 @@ def generate(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     chat: options.Chat = False,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")] = False,
@@ -58,7 +63,10 @@ def generate(
         controls=controls,
         stop=ends,
         ignore_eos=ignore_eos,
+        walk=walk,
     )
+    if check and walk != "gumbel" and request.temperature > 0:
+        raise MethodError(OTHER_TOKENS)
     if not json and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
         sys.stderr.flush()
@@ -150,6 +158,7 @@ def describe(
         "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
         "temperature": request.temperature,
         "seed": request.seed,
+        "walk": request.walk,
     }
 
 

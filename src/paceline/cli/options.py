@@ -52,6 +52,12 @@ Sampler = Annotated[
     str | None,
     typer.Option(help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8'; see `paceline methods`."),
 ]
+Walk = Annotated[
+    str,
+    typer.Option(
+        help="gumbel: the tokens of plain decoding; rejection: its law only, for draft models."
+    ),
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
 Prompts = Annotated[
     Path,
@@ -113,7 +119,7 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
         MethodError: unknown name or setting, or none named.
     """
     from paceline.core import Exactness
-    from paceline.registry import drafters
+    from paceline.registry import drafters, required
 
     names: list[str] = []
     left_out: list[str] = []
@@ -123,7 +129,7 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
             continue
         for known, method in drafters.methods().items():
             if method.exactness is Exactness.EXACT and not method.hidden:
-                (left_out if method.needs else names).append(known)
+                (left_out if method.needs or required(method) else names).append(known)
     found: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
     if not found:
         raise MethodError("no drafter is named; see `paceline methods`")

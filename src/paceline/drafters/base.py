@@ -37,11 +37,14 @@ class Drafter(ABC):
         top_k: how many successors of each node `observe` wants; 0 when it does not look at them.
         learns_from_prompt: `observe` is also called for every chunk of the prompt, as a chain
             whose nodes are all accepted. Costs the head's rows in the prefill.
+        knows_chances: for requests with the rejection walk, siblings are draws without
+            replacement, in their order, from what `distributions` gives.
     """
 
     origins: tuple[str, ...]
     top_k: int = 0
     learns_from_prompt: bool = False
+    knows_chances: bool = False
 
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""
@@ -59,6 +62,14 @@ class Drafter(ABC):
 
         `context` int32 [S] holds every committed token; it is a view that the next step changes.
         """
+
+    def distributions(self) -> Floats | None:
+        """What the children of each node of the last proposal were drawn from, [N, V].
+
+        Rows of nodes without children say nothing. None where `knows_chances` is false, and for
+        requests with another walk.
+        """
+        return None
 
     def observe(self, step: Step) -> None:
         """Learn from a pass. Called once after each, in order."""
