@@ -78,25 +78,29 @@ Cache Cache::fork() const {
     return copy;
 }
 
+void Cache::copy(size_t layer, size_t head, size_t position, float* keys, float* values, size_t to,
+                 size_t room) const {
+    const size_t dim = shape_->layers[layer].head_dim;
+    const auto at = [&](size_t place) { return place / kPanel * dim * kPanel + place % kPanel; };
+    const float* key = this->keys(layer, head) + at(position);
+    keys += at(to);
+    for (size_t d = 0; d < dim; ++d) keys[d * kPanel] = key[d * kPanel];
+    const float* value = this->values(layer, head) + position * kPanel;
+    for (size_t d = 0; d < padded(dim); d += kPanel)
+        std::memcpy(values + d * room + to * kPanel, value + d * capacity_,
+                    kPanel * sizeof(float));
+}
+
 void Cache::move(size_t from, size_t to) {
-    for (size_t layer = 0; layer < layers_.size(); ++layer) {
-        const LayerShape& shape = shape_->layers[layer];
-        for (size_t head = 0; head < shape.kv_heads; ++head) {
-            float* k = const_cast<float*>(keys(layer, head));
-            const auto at = [&](size_t position) {
-                return position / kPanel * shape.head_dim * kPanel + position % kPanel;
-            };
-            for (size_t d = 0; d < shape.head_dim; ++d)
-                k[at(to) + d * kPanel] = k[at(from) + d * kPanel];
-            float* v = const_cast<float*>(values(layer, head));
-            for (size_t d = 0; d < padded(shape.head_dim); d += kPanel, v += capacity_ * kPanel)
-                std::memcpy(v + to * kPanel, v + from * kPanel, kPanel * sizeof(float));
-        }
-    }
+    for (size_t layer = 0; layer < layers_.size(); ++layer)
+        for (size_t head = 0; head < shape_->layers[layer].kv_heads; ++head)
+            copy(layer, head, from, const_cast<float*>(keys(layer, head)),
+                 const_cast<float*>(values(layer, head)), to, capacity_);
 }
 
 void Cache::commit(const int32_t* path, size_t count) {
     if (parents_.empty()) throw std::invalid_argument("there is no forward pass to commit");
+    if (viewed_) throw std::invalid_argument("the last forward pass was a view, to draft only");
     for (size_t i = 0; i < count; ++i) {
         const bool inside = path[i] >= 0 && static_cast<size_t>(path[i]) < parents_.size();
         if (!inside || parents_[path[i]] != (i ? path[i - 1] : -1))

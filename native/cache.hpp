@@ -23,9 +23,10 @@ public:
 
     // Room for `nodes` behind the committed positions. Forgets earlier nodes.
     void prepare(size_t nodes);
-    // Remembers the tree that the nodes belong to, for `commit`.
-    void remember(const int32_t* parents, size_t nodes) {
+    // Remembers the tree that the nodes belong to, for `commit`; that of a view is refused there.
+    void remember(const int32_t* parents, size_t nodes, bool viewed) {
         parents_.assign(parents, parents + nodes);
+        viewed_ = viewed;
     }
     // Keeps the nodes of `path`, root first. Throws std::invalid_argument if it is not a path.
     void commit(const int32_t* path, size_t count);
@@ -36,6 +37,9 @@ public:
     const float* keys(size_t layer, size_t head) const;    // [capacity / 16][D][16]
     const float* values(size_t layer, size_t head) const;  // [D / 16][capacity][16]
     void put(size_t layer, size_t head, size_t position, const float* key, const float* value);
+    // Copies a position's key and value to place `to` of buffers with room for `room` positions.
+    void copy(size_t layer, size_t head, size_t position, float* keys, float* values, size_t to,
+              size_t room) const;
 
 private:
     struct Layer {
@@ -48,5 +52,6 @@ private:
     const Shape* shape_;
     std::vector<Layer> layers_;
     std::vector<int32_t> parents_;  // of the last tree; empty when there is nothing to commit
+    bool viewed_ = false;           // that tree saw a part of the model only
     size_t length_ = 0, capacity_ = 0;
 };

@@ -191,14 +191,16 @@ Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocab
 // An array as it is: a copy in another type would hide a mistake, and cost time.
 Ints ints_of(nb::handle object) {
     Ints array;
-    if (!nb::try_cast(object, array, false)) refuse("tokens and parents must be int32 arrays");
+    if (!nb::try_cast(object, array, false))
+        refuse("tokens, parents and what a view has must be int32 arrays");
     return array;
 }
 
-Logits forward(Engine& engine, nb::list batch, bool rows) {
+Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
+               nb::object positions) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size());
+    arrays.reserve(2 * batch.size() + 2);
     size_t nodes = 0;
     if (!engine.ready) refuse("the model is not loaded");
     for (nb::handle item : batch) {
@@ -216,6 +218,12 @@ Logits forward(Engine& engine, nb::list batch, bool rows) {
         branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});
         nodes += tokens.size();
     }
+    const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
+        if (object.is_none()) return std::nullopt;
+        const Ints& array = arrays.emplace_back(ints_of(object));
+        return std::span(array.data(), array.size());
+    };
+    const View view{part(layers), part(positions)};
     const size_t vocabulary = engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     {
@@ -224,7 +232,7 @@ Logits forward(Engine& engine, nb::list batch, bool rows) {
         if (rows && engine.logits->size() < nodes * vocabulary * sizeof(float))
             engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
         logits = engine.logits;
-        engine.model.forward(branches, rows ? logits->floats() : nullptr);
+        engine.model.forward(branches, rows ? logits->floats() : nullptr, view);
     }
     return as_array(logits, rows ? nodes : 0, vocabulary);
 }
@@ -268,7 +276,8 @@ void bind_engine(nb::module_& m) {
         .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
-        .def("forward", &forward)
+        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
+             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
         .def("open", [](std::shared_ptr<Engine> engine) {
             return Sequence{engine, Cache(engine->model.shape)};
         })

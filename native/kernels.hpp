@@ -45,6 +45,8 @@ struct Attention {
     size_t head_dim;       // D
     size_t capacity;       // positions the two have room for
     size_t length;         // committed positions; node i of the tree lies at length + i
+    const int32_t* seen;   // which they are, if not 0 .. length - 1; or null
+    size_t root;           // position of node 0
     const int32_t* parents;
     const int32_t* depths;
     bool chain;            // every node is the parent of the next

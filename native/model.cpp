@@ -28,11 +28,12 @@ void Model::finish() {
     parameters = weights.parameters();
 }
 
-void Model::forward(const std::vector<Branch>& batch, float* logits) {
+void Model::forward(const std::vector<Branch>& batch, float* logits, const View& view) {
     if (batch.empty()) return;
-    const auto pass = std::make_shared<Pass>(*this, batch, logits);
+    const auto pass = std::make_shared<Pass>(*this, batch, logits, view);
     pool_->run(pass, pass->threads());
-    for (const Branch& branch : batch) branch.cache->remember(branch.parents, branch.nodes);
+    for (const Branch& branch : batch)
+        branch.cache->remember(branch.parents, branch.nodes, bool(view));
 }
 
 void Model::set_threads(size_t threads) {

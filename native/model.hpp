@@ -2,6 +2,8 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +25,15 @@ struct Branch {
     size_t nodes;
 };
 
+// The part of a model that a pass for drafting uses; what is absent is whole. A view's pass leaves
+// nothing that could be committed.
+struct View {
+    std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
+    std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
+
+    explicit operator bool() const { return layers || positions; }
+};
+
 // Working memory, rows of n tokens each; kept between passes.
 struct Workspace {
     Buffer x;         // the residual stream, [n][hidden]
@@ -32,6 +43,7 @@ struct Workspace {
     Buffer attended;  // [n][heads * D]
     Buffer wide;      // [n][intermediate]
     Buffer arranged;  // the input of a product, as its kernel wants it
+    Buffer keys, values;  // the positions of a view, laid out as in a cache
     std::vector<Buffer> scratch;  // one for each thread
 };
 
@@ -43,8 +55,8 @@ public:
     void finish();
 
     // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
-    // Throws std::invalid_argument for bad tokens, parents or positions, before any work.
-    void forward(const std::vector<Branch>& batch, float* logits);
+    // Throws std::invalid_argument for bad tokens, parents, positions or views, before any work.
+    void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
 
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }

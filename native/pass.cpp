@@ -10,6 +10,8 @@ constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
 constexpr size_t kChunks = 8;  // pieces of a phase for each thread
 constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
 
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
 // The first `dim` values of a head, rotated in halves.
 void rotate_head(float* head, const float* cosines, const float* sines, size_t dim) {
     const size_t half = dim / 2;
@@ -22,14 +24,16 @@ void rotate_head(float* head, const float* cosines, const float* sines, size_t d
 
 }  // namespace
 
-Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
+Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view)
     : model_(model),
       shape_(model.shape),
       kernels_(model.kernels),
       work_(model.work_),
       batch_(batch),
+      view_(view),
       logits_(logits),
       hidden_(padded(model.shape.hidden)) {
+    choose_layers();
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
@@ -42,10 +46,10 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
 }
 
 void Pass::check(const Branch& branch) {
-    const auto refuse = [](const std::string& message) { throw std::invalid_argument(message); };
     const size_t first = depths_.size(), length = branch.cache->length();
     const size_t limit = std::min(shape_.context, model_.rope_positions());
     bool chain = true;
+    check_positions(length);
     if (!branch.nodes) refuse("a tree needs a root");
     for (size_t i = 0; i < branch.nodes; ++i) {
         const int32_t token = branch.tokens[i], parent = branch.parents[i];
@@ -64,9 +68,41 @@ void Pass::check(const Branch& branch) {
     chain_.push_back(chain);
 }
 
+void Pass::choose_layers() {
+    const size_t count = shape_.layers.size();
+    if (!view_.layers) {
+        for (size_t layer = 0; layer < count; ++layer) layers_.push_back(layer);
+        return;
+    }
+    int32_t last = -1;
+    for (const int32_t layer : *view_.layers) {
+        if (layer <= last || static_cast<size_t>(layer) >= count)
+            refuse("the layers of a view must increase and lie below " + std::to_string(count));
+        layers_.push_back(static_cast<size_t>(last = layer));
+    }
+}
+
+void Pass::check_positions(size_t length) const {
+    int32_t last = -1;
+    if (!view_.positions) return;
+    for (const int32_t position : *view_.positions) {
+        if (position <= last || static_cast<size_t>(position) >= length)
+            refuse("the positions of a view must increase and lie below the " +
+                   std::to_string(length) + " committed ones");
+        last = position;
+    }
+}
+
+// Committed positions that the nodes of a branch see.
+size_t Pass::seen(const Branch& branch) const {
+    return view_.positions ? view_.positions->size() : branch.cache->length();
+}
+
 size_t Pass::worthwhile_threads() const {
-    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters);
-    const double bytes = static_cast<double>(model_.bytes);
+    const double part =
+        static_cast<double>(layers_.size()) / static_cast<double>(shape_.layers.size());
+    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters) * part;
+    const double bytes = static_cast<double>(model_.bytes) * part;
     const double time = std::max(macs / kMacsPerMicrosecond, bytes / kBytesPerMicrosecond);
     return time < model_.worth_waking ? 1 : model_.threads();
 }
@@ -79,8 +115,11 @@ void Pass::reserve() {
         arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
     };
     product(model_.weights.head);
-    for (size_t i = 0; i < shape_.layers.size(); ++i) {
+    size_t keys = 0, values = 0;
+    for (const size_t i : layers_) {
         const LayerShape& layer = shape_.layers[i];
+        keys = std::max(keys, layer.kv_heads * layer.head_dim);
+        values = std::max(values, layer.kv_heads * padded(layer.head_dim));
         wide_ = std::max(wide_, padded(layer.intermediate));
         qkv_ = std::max(qkv_, layer.qkv_size());
         attended_ = std::max(attended_, padded(layer.query_size()));
@@ -90,7 +129,7 @@ void Pass::reserve() {
         for (const Branch& branch : batch_)
             scratch = std::max(scratch, kernels_.attention_bytes(
                                             attention_tile(layer, branch.nodes),
-                                            branch.cache->length() + branch.nodes,
+                                            seen(branch) + branch.nodes,
                                             layer.head_dim));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
@@ -106,6 +145,10 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
+    if (view_.positions) {
+        work_.keys.reserve(batch_.size() * keys * room_of_view() * sizeof(float));
+        work_.values.reserve(batch_.size() * values * room_of_view() * sizeof(float));
+    }
     work_.scratch.resize(model_.threads());
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
@@ -135,7 +178,7 @@ void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer
 
 void Pass::plan() {
     add_rows(&Pass::embed, 0);
-    for (size_t layer = 0; layer < shape_.layers.size(); ++layer) plan_layer(layer);
+    for (const size_t layer : layers_) plan_layer(layer);
     if (!logits_) return;
     add_rows(&Pass::enter_head, 0);
     const Weights& weights = model_.weights;
@@ -154,7 +197,8 @@ void Pass::plan_layer(size_t layer) {
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
     add(&Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
-    if (!logits_ && layer + 1 == shape_.layers.size()) return;
+    if (!logits_ && layer == layers_.back()) return;
+    if (view_.positions) add(&Pass::select, layer, batch_.size() * shape.kv_heads, 1);
     size_t tiles = 0;
     for (size_t branch = 0; branch < batch_.size(); ++branch)
         tiles += shape.kv_heads * attention_tiles(shape, branch);
@@ -214,6 +258,12 @@ void Pass::norm_row(const Norm& norm, const float* row, float* out, size_t size)
                   row, out);
 }
 
+// The norm behind the layer that ran before `layer`; null if it is the first.
+const Norm* Pass::norm_before(size_t layer) const {
+    const auto at = std::lower_bound(layers_.begin(), layers_.end(), layer);
+    return at == layers_.begin() ? nullptr : &model_.weights.layers[at[-1]].mlp_post_norm;
+}
+
 // Adds row `index` of y, normed if the layer says so, to the residual stream.
 void Pass::merge(const Norm& post, size_t index) {
     float* y = row(work_.y, index, hidden_);
@@ -222,9 +272,10 @@ void Pass::merge(const Norm& post, size_t index) {
 }
 
 void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const Norm* before = norm_before(layer);
     const auto [begin, end] = share(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
-        if (layer) merge(model_.weights.layers[layer - 1].mlp_post_norm, i);
+        if (before) merge(*before, i);
         norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
                  row(work_.normed, i, hidden_), shape_.hidden);
     }
@@ -257,11 +308,11 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 }
 
 void Pass::enter_head(size_t, size_t chunk, size_t chunks, Buffer&) {
-    const Weights& weights = model_.weights;
+    const Norm* before = norm_before(shape_.layers.size());
     const auto [begin, end] = share(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
-        if (!weights.layers.empty()) merge(weights.layers.back().mlp_post_norm, i);
-        norm_row(weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
+        if (before) merge(*before, i);
+        norm_row(model_.weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
                  shape_.hidden);
     }
 }
@@ -305,6 +356,40 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     }
 }
 
+size_t Pass::room_of_view() const {
+    size_t most = 0;
+    for (const Branch& branch : batch_) most = std::max(most, branch.nodes);
+    return padded(view_.positions->size() + most);
+}
+
+float* Pass::keys_of_view(size_t branch, size_t layer, size_t head) const {
+    const LayerShape& shape = shape_.layers[layer];
+    return work_.keys.floats() +
+           (branch * shape.kv_heads + head) * shape.head_dim * room_of_view();
+}
+
+float* Pass::values_of_view(size_t branch, size_t layer, size_t head) const {
+    const LayerShape& shape = shape_.layers[layer];
+    return work_.values.floats() +
+           (branch * shape.kv_heads + head) * padded(shape.head_dim) * room_of_view();
+}
+
+// Puts what a view sees, and the nodes behind it, side by side.
+void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const size_t heads = shape_.layers[layer].kv_heads, count = view_.positions->size();
+    const auto [begin, end] = share(batch_.size() * heads, chunk, chunks);
+    for (size_t item = begin; item < end; ++item) {
+        const Branch& branch = batch_[item / heads];
+        const size_t head = item % heads, length = branch.cache->length();
+        float* keys = keys_of_view(item / heads, layer, head);
+        float* values = values_of_view(item / heads, layer, head);
+        for (size_t to = 0; to < count + branch.nodes; ++to)
+            branch.cache->copy(layer, head,
+                               to < count ? (*view_.positions)[to] : length + to - count, keys,
+                               values, to, room_of_view());
+    }
+}
+
 // Queries that one call handles: few enough that every thread gets its part.
 size_t Pass::attention_tile(const LayerShape& layer, size_t nodes) const {
     const size_t queries = nodes * (layer.heads / layer.kv_heads);
@@ -327,11 +412,14 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const Branch& branch = batch_[b];
     const Cache& cache = *branch.cache;
     const size_t kv = chunk / attention_tiles(shape, b), group = shape.heads / shape.kv_heads;
-    const Attention job{.keys = cache.keys(layer, kv),
-                        .values = cache.values(layer, kv),
+    const bool part = view_.positions.has_value();
+    const Attention job{.keys = part ? keys_of_view(b, layer, kv) : cache.keys(layer, kv),
+                        .values = part ? values_of_view(b, layer, kv) : cache.values(layer, kv),
                         .head_dim = shape.head_dim,
-                        .capacity = cache.capacity(),
-                        .length = cache.length(),
+                        .capacity = part ? room_of_view() : cache.capacity(),
+                        .length = seen(branch),
+                        .seen = part ? view_.positions->data() : nullptr,
+                        .root = cache.length(),
                         .parents = branch.parents,
                         .depths = depths_.data() + first_[b],
                         .chain = chain_[b],

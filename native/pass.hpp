@@ -9,7 +9,7 @@ class Pass : public Task {
 public:
     // Checks the batch, makes room in the caches and in the workspace, plans the phases.
     // Throws std::invalid_argument or std::bad_alloc; then nothing has been done.
-    Pass(Model& model, const std::vector<Branch>& batch, float* logits);
+    Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
 
     // How many threads are worth waking for so much work.
     size_t threads() const { return threads_; }
@@ -33,6 +33,8 @@ private:
     };
 
     void check(const Branch& branch);
+    void choose_layers();
+    void check_positions(size_t length) const;
     size_t worthwhile_threads() const;
     void reserve();
     void plan();
@@ -45,6 +47,7 @@ private:
     void embed(size_t, size_t chunk, size_t chunks, Buffer&);
     void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void select(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void attend(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
     void attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
@@ -55,7 +58,12 @@ private:
 
     void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
     void norm_head(const Norm& norm, float* head, size_t dim) const;
+    const Norm* norm_before(size_t layer) const;
     void merge(const Norm& post, size_t row);
+    size_t seen(const Branch& branch) const;
+    size_t room_of_view() const;
+    float* keys_of_view(size_t branch, size_t layer, size_t head) const;
+    float* values_of_view(size_t branch, size_t layer, size_t head) const;
     size_t attention_tile(const LayerShape& layer, size_t nodes) const;
     size_t attention_tiles(const LayerShape& layer, size_t branch) const;
     float* row(Buffer& rows, size_t index, size_t stride) { return rows.floats() + index * stride; }
@@ -65,6 +73,8 @@ private:
     const Kernels& kernels_;
     Workspace& work_;
     const std::vector<Branch> batch_;
+    const View view_;
+    std::vector<size_t> layers_;  // those that are run
     float* logits_;
     size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows

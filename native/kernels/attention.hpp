@@ -36,9 +36,16 @@ INLINE AttentionScratch divide(void* scratch, size_t width, size_t positions, si
     return part;
 }
 
-// First position that a node at `position` sees.
-INLINE size_t window_start(const Attention& job, size_t position) {
-    return job.window && position + 1 > job.window ? position + 1 - job.window : 0;
+// Where the positions begin that a node of depth `depth` sees.
+INLINE size_t window_start(const Attention& job, size_t depth) {
+    const size_t position = job.root + depth;
+    if (!job.window || position + 1 <= job.window) return 0;
+    const size_t first = position + 1 - job.window;
+    if (!job.seen) return first;
+    if (first >= job.root) return job.length + first - job.root;
+    size_t start = 0;
+    while (start < job.length && static_cast<size_t>(job.seen[start]) < first) ++start;
+    return start;
 }
 
 // Softmax over positions start .. position, in place and padded; `from` is a multiple of 16.
@@ -71,7 +78,7 @@ static void softmax(float* scores, size_t from, size_t start, size_t position, f
 static void weigh(const Attention& job, size_t node, const float* scores, float* by_position,
                   float* weights, size_t width, size_t from, size_t positions) {
     const size_t length = job.length, position = length + static_cast<size_t>(job.depths[node]);
-    const size_t start = window_start(job, position);
+    const size_t start = window_start(job, job.depths[node]);
     const size_t committed = length < position ? length : position;
     if (committed > from)
         std::memcpy(by_position + from, scores + from, (committed - from) * sizeof(float));
@@ -101,7 +108,7 @@ static void attend_tile(const Attention& job, size_t first, size_t last, void* s
 
     size_t from = positions;  // first position that any of the queries sees
     for (size_t node = first / job.group; node <= last_node; ++node) {
-        const size_t start = window_start(job, job.length + job.depths[node]);
+        const size_t start = window_start(job, job.depths[node]);
         from = start < from ? start : from;
     }
     from = from / kPanel * kPanel;

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from paceline import _native
 from paceline.core import Floats, TokenTree
-from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.base import Cached, Engine, Rows, View
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
 
@@ -40,6 +40,7 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
+    abilities = frozenset({"layers", "positions"})
 
     def __init__(
         self,
@@ -96,16 +97,22 @@ class NativeEngine(Engine):
         """A new, empty sequence."""
         return self._model.open()
 
-    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+    def forward(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows = "all",
+        view: View | None = None,
+    ) -> Floats:
         """Run every tree in one native call; see `Engine.forward`."""
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
+        parts = (view.layers, view.positions) if view else ()
         try:
-            return self._model.forward(entries, rows == "all")
+            return self._model.forward(entries, rows == "all", *parts)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise self._refusal(batch, error) from None
+            raise self._refusal(batch, view, error) from None
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""
@@ -146,10 +153,12 @@ class NativeEngine(Engine):
             )
         self._rope_end = stop
 
-    def _refusal(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> Exception:
+    def _refusal(
+        self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception
+    ) -> Exception:
         """What to raise for a pass that the native code refused."""
         for sequence, tree in batch:
-            self.check(_own(sequence), tree)
+            self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")
 
 
