@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -31,3 +32,9 @@ def shared(*parts: str) -> Path:
 def real_model(request: pytest.FixtureRequest) -> Path:
     """The folder of each real checkpoint in turn."""
     return shared("models", request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between runs stays out of the user's folder."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))

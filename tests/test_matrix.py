@@ -18,6 +18,8 @@ VARIANTS = [
     *sorted(name for name, method in drafters.methods().items() if not required(method)),
     "recycle:tree=paper",
     "recycle:tree=static",
+    "layers:skip=1+2,stop=bandit",
+    "partial:sinks=2,recent=4,retrieved=16,least=1.0",
 ]
 SAMPLERS = {
     "greedy": (0.0, ""),

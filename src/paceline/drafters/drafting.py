@@ -43,7 +43,7 @@ class Drafting(DraftMethod):
         within(0.0, 1.0, name, threshold=self.threshold, rate=self.rate)
         if self.stop not in stops.NAMES:
             raise MethodError(f"{name}:stop is {self.stop!r}, expected {', '.join(stops.NAMES)}")
-        if self.stop != "confidence" and self.threshold != Drafting.threshold:
+        if self.stop != "confidence" and self.threshold != type(self).threshold:
             raise MethodError(f"{name}:stop={self.stop} has no use for threshold; leave it out")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from paceline import __version__
 from paceline.core import Cost
 from paceline.engines.base import Engine
 from paceline.errors import ModelError
+from paceline.folders import cache_folder
 from paceline.measuring.cost import measure_cost
 from paceline.measuring.machine import machine
 from paceline.models.save import write_json
@@ -56,11 +56,6 @@ def _measure(engine: Engine) -> Cost:
     repeats = int(min(max(_SECONDS / sum(times), 2), 9))
     # The least time: what is kept must not depend on what else ran just then.
     return measure_cost(engine, _CONTEXT, _SIZES[: len(times)], repeats, pick=min)
-
-
-def cache_folder() -> Path:
-    """`paceline` in `XDG_CACHE_HOME`, which is `~/.cache` unless set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
 
 
 def _key(engine: Engine) -> str:
