@@ -16,9 +16,12 @@ from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.engines import open_engine
-from paceline.errors import RequestError
-from paceline.models import load
+from paceline.engines.base import Engine
+from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.errors import ModelError, RequestError
+from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
+from paceline.models.tokenizer import same_tokens
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
@@ -42,7 +45,8 @@ class LM:
         print(lm.generate("Once upon a time").text)
 
     Args:
-        model: a folder, a hub id, or None for the small embedded model.
+        model: a folder, a hub id, or None for the small embedded model; `A|B` or `A@0.7|B@0.3`
+            are several with the same tokens, whose weighted mean is decoded.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`. What it learns is kept from request to
             request until `reset()`.
@@ -69,11 +73,18 @@ class LM:
     ) -> None:
         start = perf_counter()
         self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.model = load(model)
+        parts = parse_ensemble(model) if isinstance(model, str) else [(model, 1.0)]
+        models = [load(source) for source, _ in parts]
+        self.model = models[0]
         self.tokenizer = self.model.tokenizer
-        self.engine = open_engine(
-            self.model, engine, threads=threads, device=device, weight_format=format
-        )
+        engines = [
+            open_engine(each, engine, threads=threads, device=device, weight_format=format)
+            for each in models
+        ]
+        self.engine: Engine = engines[0]
+        if len(models) > 1:
+            _check_tokens(models)
+            self.engine = EnsembleEngine(engines, [weight for _, weight in parts])
         self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer)
         self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.target)
@@ -157,3 +168,13 @@ class LM:
         if messages:
             return self.tokenizer.encode_chat(messages)
         return [int(token) for token in prompt if not isinstance(token, dict)]
+
+
+def _check_tokens(models: list[Model]) -> None:
+    first, *others = models
+    for other in others:
+        if not same_tokens(first.tokenizer, other.tokenizer):
+            raise ModelError(
+                f"{first.path.name} and {other.path.name} have other tokens; an ensemble needs "
+                "models with the same tokenizer"
+            )

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core import TokenTree
-from paceline.drafters.translation import Translation, same_tokens
-from paceline.models.tokenizer import open_tokenizer
+from paceline.drafters.translation import Translation
+from paceline.models.tokenizer import open_tokenizer, same_tokens
 from tests.conftest import shared
 from tests.drafters.steps import check_tree
 

@@ -22,7 +22,9 @@ _DRAFTERS_HELP = (
     "'all' names every exact one that needs nothing else."
 )
 
-Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Model = Annotated[
+    str, typer.Argument(help="Folder or hub id of a checkpoint; 'A@0.7|B@0.3' is an ensemble.")
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one if left out.")
 ]

@@ -12,11 +12,12 @@ from paceline.core import Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target, within
 from paceline.drafters.drafting import Drafting, ModelDrafter
 from paceline.drafters.follower import Follower
-from paceline.drafters.translation import Translation, same_tokens
+from paceline.drafters.translation import Translation
 from paceline.engines import NAMES, open_engine
 from paceline.engines.base import Engine
 from paceline.errors import MethodError
 from paceline.models import Model, load
+from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
 
 

@@ -13,11 +13,6 @@ _BROKEN = "\ufffd"  # what decoding makes of half a character
 _APART = "\n"  # hardly any token begins before and ends after it
 
 
-def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-    """Whether every token that both have is the same; one may be padded."""
-    return all(a.token(i) == b.token(i) for i in range(min(len(a), len(b))))
-
-
 class Translation:
     """Turns the target's text into the draft's tokens, and the draft's guesses into the target's.
 

@@ -60,5 +60,6 @@ def _measure(engine: Engine) -> Cost:
 
 def _key(engine: Engine) -> str:
     threads = getattr(engine, "threads", None)
-    parts = (__version__, machine(), engine.name, engine.format, threads, engine.config)
+    members = [member.config for member in getattr(engine, "members", ())]
+    parts = (__version__, machine(), engine.name, engine.format, threads, engine.config, members)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
