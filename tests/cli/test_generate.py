@@ -23,6 +23,7 @@ KEYS = {
     "temperature",
     "seed",
     "walk",
+    "lossy",
 }
 
 

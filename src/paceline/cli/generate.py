@@ -73,6 +73,8 @@ def generate(
     output = stream(lm, request, quiet=json)
     found = describe(lm, request, output, drafter, nodes)
     say(summary(output))
+    if found["lossy"]:
+        say(f"{drafter} is lossy: this is not what plain decoding writes")
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
     if json:
@@ -159,6 +161,7 @@ def describe(
         "temperature": request.temperature,
         "seed": request.seed,
         "walk": request.walk,
+        "lossy": lm.drafter.rollback is not None,
     }
 
 

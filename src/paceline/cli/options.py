@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -136,6 +136,13 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
     if not found:
         raise MethodError("no drafter is named; see `paceline methods`")
     return found, left_out
+
+
+def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
+    """The names of those that may change the output."""
+    from paceline.core import Exactness
+
+    return [name for name, method in methods.items() if method.exactness is Exactness.LOSSY]
 
 
 def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:

@@ -44,6 +44,8 @@ def prove(
             f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
             "law only, which its statistical test checks; use --walk gumbel"
         )
+    for name in options.lossy(options.find_drafters(drafters)[0]):
+        raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
     choice = options.EngineChoice(engine, device, threads, weight_format)

@@ -10,6 +10,7 @@ import numpy as np
 from paceline import _native
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
@@ -134,6 +135,9 @@ class Generation:
             rows = self._drafter.distributions() if nodes else None
             q = np.zeros_like(logits) if rows is None else rows[proposed.depths() <= room]
             walked = rejection_walk(tree, logits, q, self._history, self._request)
+        elif self._drafter.rollback is not None:
+            leniency = self._drafter.rollback
+            walked = lenient_walk(tree, logits, self._history, self._request, leniency)
         else:
             walked = walk(tree, logits, self._history, self._request, self._margins)
         self._engine.commit(sequence, walked.path)
@@ -204,7 +208,7 @@ def _rejects(request: Request, drafter: Drafter, budget: Budget) -> bool:
         return False  # greedy decoding has one walk
     if request.walk != "rejection":
         raise MethodError(f"the walk is {request.walk!r}, expected gumbel or rejection")
-    if not drafter.knows_chances:
+    if drafter.rollback is not None or not drafter.knows_chances:
         names = ", ".join(drafter.origins)
         raise MethodError(
             f"the rejection walk needs a drafter that knows what its guesses were drawn from, and "

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
+from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.models.tokenizer import Tokenizer
@@ -39,12 +39,15 @@ class Drafter(ABC):
             whose nodes are all accepted. Costs the head's rows in the prefill.
         knows_chances: for requests with the rejection walk, siblings are draws without
             replacement, in their order, from what `distributions` gives.
+        rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
+            many nats. None: the model decides alone.
     """
 
     origins: tuple[str, ...]
     top_k: int = 0
     learns_from_prompt: bool = False
     knows_chances: bool = False
+    rollback: float | None = None
 
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""
@@ -96,6 +99,7 @@ class DraftMethod(ABC):
     Class attributes describe the method for the CLI, the docs and the compatibility table.
     """
 
+    exactness: ClassVar[Exactness]  # set by the registry
     paper: ClassVar[str]
     catalogue: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
