@@ -11,6 +11,7 @@ from paceline.errors import MethodError
 from paceline.noise import gumbel
 
 _LIMIT = 8.0  # of the sharpness, both ways
+_START = (2.0, 1.4)  # sharpness greedy and sampled, where small pairs of models end up
 _RANKS = 8  # siblings told apart
 
 
@@ -30,7 +31,7 @@ class Chances:
 
     def __init__(self, rate: float, vocab_size: int, shared: bool = True) -> None:
         self._rate, self._vocab_size, self._shared = rate, vocab_size, shared
-        self._sharpness: NDArray[np.float64] = np.ones(2)
+        self._sharpness: NDArray[np.float64] = np.array(_START)
         self._tested: NDArray[np.float64] = np.empty(_RANKS)
         self._accepted: NDArray[np.float64] = np.empty(_RANKS)
         self._noise: dict[int, Floats] = {}
@@ -122,7 +123,7 @@ class Chances:
 
     def reset(self) -> None:
         """Forget what was learnt."""
-        self._sharpness = np.ones(2)
+        self._sharpness = np.array(_START)
         self._tested = np.full(_RANKS, 4.0)
         self._accepted = self._tested * 0.7 * 0.5 ** np.arange(_RANKS, dtype=np.float64)
         self._noise.clear()
