@@ -74,6 +74,19 @@ def test_any_history_gives_valid_trees_and_state_goes_round(chosen, seed):
     assert all(same(a, b) for a, b in zip(*trees, strict=True))
 
 
+def test_forty_requests_with_state_saved_and_loaded_change_no_token():
+    plain = drafters.parse("plain").build(Target(11))
+    drafter = drafting(stop="bandit")
+    for number in range(40):
+        prompt = tuple(int(t) for t in np.random.default_rng(number).integers(0, 11, 5))
+        request = heated((0.0, 0.7, 1.0)[number % 3], number, 12, prompt[: 1 + number % 5])
+        assert run(drafter, request).tokens == run(plain, request).tokens
+        if number % 8 == 7:
+            state = drafter.state()
+            drafter = drafting(stop="bandit")
+            drafter.load(state)
+
+
 def test_reset_forgets_and_gives_the_memory_back():
     engine = Near()
     drafter = drafting(engine)
