@@ -33,8 +33,8 @@ class DraftModel(Drafting):
 
     Its keys and values follow the committed text, from request to request. `path=A|B` names
     drafts from the smallest on: where the first is less sure than `trust`, the next is asked (S2D).
-    A draft with other tokens reads the text so far and its guesses are tokenised anew; it cannot
-    share the noise, and special tokens are lost on it. Beyond the draft's own context nothing is
+    A draft with other tokens reads the text up to the last word, must first guess that word, and
+    its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it. Beyond the draft's own context nothing is
     guessed.
 
     State: one sharpness each for greedy and sampled requests, counts of `stop=bandit` and of the
@@ -107,11 +107,12 @@ class Drafts(ModelDrafter):
         own = vocab_size if translation is None else followers[0].engine.config.vocab_size
         super().__init__(method, own, shared=translation is None)
         self._trust, self._followers, self._translation = method.trust, followers, translation
+        self._rest = ""  # end of the text that guesses in other tokens must begin with
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
         super().begin(request)
-        context = self._own(np.array(request.prompt, np.int32))
+        context, _ = self._own(np.array(request.prompt, np.int32))
         for follower in self._followers:
             if len(context) and follower.room(context) >= 0:
                 follower.follow(context)
@@ -120,10 +121,11 @@ class Drafts(ModelDrafter):
         """See `Drafter`."""
         if self._translation is None:
             return self.grow(context, budget)
-        own = self._own(context)
+        own, self._rest = self._own(context)
         if not len(own):
             return TokenTree.root(int(context[-1]))
-        return self._translation.back(context, own, self.grow(own, budget), budget)
+        tree = self.grow(own, budget)
+        return self._translation.back(context, own, self._rest, tree, budget)
 
     def room(self, context: Tokens) -> int:
         """See `ModelDrafter`."""
@@ -133,6 +135,8 @@ class Drafts(ModelDrafter):
         """See `ModelDrafter`."""
         smallest, *larger = self._followers
         logits = smallest.run(context, tree)[-fresh:]
+        if self._rest and self._translation:
+            logits = self._translation.begun(logits, tree, self._rest)
         for follower in larger:
             unsure = _native.top(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
             if not unsure.any() or follower.room(context) < int(tree.depths().max()):
@@ -148,9 +152,9 @@ class Drafts(ModelDrafter):
         for follower in self._followers:
             follower.reset()
 
-    def _own(self, context: Tokens) -> Tokens:
-        """The text so far in the draft's tokens."""
-        return context if self._translation is None else self._translation.into(context)
+    def _own(self, context: Tokens) -> tuple[Tokens, str]:
+        """The text so far in the draft's tokens, and the end of it that they do not say."""
+        return (context, "") if self._translation is None else self._translation.into(context)
 
 
 def _open(model: Model, target: Target, weight_format: str) -> Engine:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+from string import ascii_letters
+
 import numpy as np
 
-from paceline.core import Tokens, TokenTree
+from paceline.core import Floats, Tokens, TokenTree
 from paceline.drafters.base import grown
 from paceline.models.tokenizer import Tokenizer
 
 _TAIL = 8  # tokens before a guess that are tokenised with it
 _BROKEN = "\ufffd"  # what decoding makes of half a character
+_HEALED = 4  # last tokens of a text that may be tokenised anew
+_NONE = np.empty(0, np.int32)
 _APART = "\n"  # hardly any token begins before and ends after it
 
 
@@ -24,33 +29,67 @@ class Translation:
     def __init__(self, draft: Tokenizer, target: Tokenizer, vocab_size: int) -> None:
         self._draft, self._target, self._vocab_size = draft, target, vocab_size
 
-    def into(self, context: Tokens) -> Tokens:
-        """The text of the target's tokens in those of the draft; empty where it has none.
+    def into(self, context: Tokens) -> tuple[Tokens, str]:
+        """The text of `context` in the draft's tokens, and the end of it that they do not say.
 
-        Tokenises all of the text: linear in its length, some microseconds for a hundred tokens.
+        A text that stops inside or right before a word is cut before it, as its tokens might
+        become others; guesses must begin with the rest ("token healing"). No tokens where the draft
+        cannot read the text. Tokenises all of it: linear in its length.
         """
         text = self._target.decode(context.tolist())
-        broken = not text or text.endswith(_BROKEN)
-        return np.array([] if broken else self._draft.encode(text), np.int32)
+        if not text or text.endswith(_BROKEN):
+            return _NONE, ""
+        ids = self._draft.encode(text)
+        whole = len(ids) - (text[-1].isalnum() or text[-1] == " ")
+        found = _NONE, ""
+        for count in range(whole, max(whole - _HEALED, 0), -1):
+            said = self._said(ids[:count])
+            if not text.startswith(said):
+                continue
+            rest = text[len(said) :]
+            if not rest[:1].strip() or not said[-1:].strip():  # a word begins here
+                return np.array(ids[:count], np.int32), rest
+            if not len(found[0]):
+                found = np.array(ids[:count], np.int32), rest
+        return found
 
-    def back(self, context: Tokens, own: Tokens, tree: TokenTree, budget: int) -> TokenTree:
+    def begun(self, logits: Floats, tree: TokenTree, rest: str) -> Floats:
+        """`logits` [n, V] of the last nodes of `tree`, without tokens that `rest` rules out."""
+        logits = logits.copy()
+        for row, node in zip(logits, range(len(tree) - len(logits), len(tree)), strict=True):
+            path = _path(tree, node)
+            left = rest[len("".join(self._pieces[t] for t in tree.tokens[path].tolist())) :]
+            fits = [
+                token
+                for token in self._by_letter.get(left[:1], ())
+                if self._pieces[token].startswith(left) or left.startswith(self._pieces[token])
+            ]
+            if left and fits:
+                kept = row[fits]
+                row[:] = -np.inf
+                row[fits] = kept
+        return logits
+
+    def back(
+        self, context: Tokens, own: Tokens, rest: str, tree: TokenTree, budget: int
+    ) -> TokenTree:
         """A tree of the target's tokens after `context`.
 
         Args:
             context: in the target's tokens.
-            own: the same text in the draft's.
+            own: the same text in the draft's, as far as `into` keeps it.
+            rest: the end of the text that `own` does not say.
             tree: guesses after `own`.
             budget: most nodes of the result beyond its root.
         """
-        depths = tree.depths()
         chances = _path_chances(tree)
         inner = set(tree.parents.tolist())
         reached: dict[tuple[int, ...], float] = {(): 1.0}
         for leaf in range(1, len(tree)):
             if leaf in inner:
                 continue
-            path = _path(tree, leaf, int(depths[leaf]))
-            ends, text = self._text(own, tree.tokens[path])
+            path = _path(tree, leaf)
+            ends, text = self._text(own, rest, tree.tokens[path])
             before, chance = tuple[int, ...](), 1.0
             for token, end in self._retokenised(context, text):
                 if token >= self._vocab_size:
@@ -61,15 +100,43 @@ class Translation:
                 reached[before] = max(reached.get(before, 0.0), chance)
         return _tree(int(context[-1]), reached, budget)
 
-    def _text(self, own: Tokens, path: Tokens) -> tuple[list[int], str]:
-        """The text of a guessed path, and where each of its tokens ends in it."""
+    def _text(self, own: Tokens, rest: str, path: Tokens) -> tuple[list[int], str]:
+        """The text of a guessed path after `rest`, and where each of its tokens ends in it."""
         tail = own[-_TAIL:].tolist()
-        base = self._draft.decode(tail)
+        start = len(self._said(tail))
         ids, ends, text = path.tolist(), list[int](), ""
         for count in range(1, len(ids) + 1):
-            text = self._draft.decode(tail + ids[:count])[len(base) :]
-            ends.append(len(text))
-        return ends, text.rstrip(_BROKEN)
+            text = self._said(tail + ids[:count])[start:]
+            ends.append(len(text) - len(rest))
+        # A space at the end belongs to what comes next.
+        fits = text.startswith(rest)
+        return ends, text[len(rest) :].rstrip(_BROKEN).rstrip(" ") if fits else ""
+
+    def _said(self, ids: list[int]) -> str:
+        """The text of some of the draft's tokens, spaces at its end included."""
+        if self._letter is None:
+            return self._draft.decode(ids)
+        return self._draft.decode([*ids, self._letter])[:-1]
+
+    @cached_property
+    def _letter(self) -> int | None:
+        """A token that is one letter, wherever it stands."""
+        letters = (i for i in range(len(self._draft)) if self._draft.token(i) in ascii_letters)
+        return next((i for i in letters if len(self._draft.decode([i, i])) == 2), None)
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        """The text of each token of the draft inside a text."""
+        before = [] if self._letter is None else [self._letter]
+        return [self._said([*before, i])[len(before) :] for i in range(len(self._draft))]
+
+    @cached_property
+    def _by_letter(self) -> dict[str, list[int]]:
+        """The draft's tokens by the first letter of their text."""
+        found: dict[str, list[int]] = {}
+        for token, piece in enumerate(self._pieces):
+            found.setdefault(piece[:1], []).append(token)
+        return found
 
     def _retokenised(self, context: Tokens, text: str) -> list[tuple[int, int]]:
         """The target's tokens of `text` after `context`, and where each ends in it.
@@ -94,11 +161,12 @@ def _path_chances(tree: TokenTree) -> list[float]:
     return chances
 
 
-def _path(tree: TokenTree, leaf: int, depth: int) -> list[int]:
-    """The nodes from below the root to `leaf`."""
-    path = [leaf]
-    for _ in range(depth - 1):
-        path.append(int(tree.parents[path[-1]]))
+def _path(tree: TokenTree, node: int) -> list[int]:
+    """The nodes from below the root to `node`."""
+    path = []
+    while node > 0:
+        path.append(node)
+        node = int(tree.parents[node])
     return path[::-1]
 
 
