@@ -34,8 +34,8 @@ class DraftModel(Drafting):
     Its keys and values follow the committed text, from request to request. `path=A|B` names
     drafts from the smallest on: where the first is less sure than `trust`, the next is asked (S2D).
     A draft with other tokens reads the text up to the last word, must first guess that word, and
-    its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it. Beyond the draft's own context nothing is
-    guessed.
+    its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it.
+    Beyond the draft's own context nothing is guessed.
 
     State: one sharpness each for greedy and sampled requests, counts of `stop=bandit` and of the
     rejection walk; the draft's weights and cache. Cost of a proposal: up to `depth` passes of the
