@@ -21,7 +21,7 @@ class State(StrEnum):
 
 
 def bench(
-    model: options.Model,
+    model: options.Models,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
     budget: Annotated[

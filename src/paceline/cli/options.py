@@ -22,11 +22,12 @@ _DRAFTERS_HELP = (
     "'all' names every exact one that needs nothing else."
 )
 
-Model = Annotated[
+Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Models = Annotated[
     str, typer.Argument(help="Folder or hub id of a checkpoint; 'A@0.7|B@0.3' is an ensemble.")
 ]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one if left out.")
+    str | None, typer.Option(help="As in `paceline bench`; the embedded checkpoint if left out.")
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]

@@ -16,7 +16,7 @@ _SHOWN = 10  # differences on the screen; the document holds all
 
 
 def prove(
-    model: options.Model,
+    model: options.Models,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
     temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0",
