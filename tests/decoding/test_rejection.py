@@ -181,3 +181,11 @@ def test_a_tree_that_is_cut_keeps_its_rows():
 def test_without_guesses_p_decides():
     p, q = np.array([0.0, 1.0, 0.0]), np.zeros(3, np.float32)
     assert settle(p, q, [], np.random.default_rng(0)) == (1, None)
+
+
+def test_a_draft_that_is_no_number_is_refused_and_leaves_p_as_it_is():
+    q, p = np.full(3, np.nan, np.float32), np.array([0.2, 0.5, 0.3])
+    found = [settle(p, q, [0, 1], np.random.default_rng(seed)) for seed in range(3000)]
+    assert {place for _, place in found} == {None}
+    shares = np.bincount([token for token, _ in found], minlength=3) / len(found)
+    assert shares == pytest.approx(p, abs=0.04)
