@@ -61,6 +61,6 @@ def test_settings_without_a_default_are_asked_for():
     method = drafters.methods()["datastore"]
     assert required(method) == ["path"]
     assert required(drafters.methods()["trie"]) == []
-    with pytest.raises(MethodError, match="datastore needs a path; write datastore:path=VALUE"):
+    with pytest.raises(MethodError, match="datastore needs path; write datastore:path=VALUE"):
         drafters.parse("datastore:k=3")
     assert drafters.parse("datastore:path=corpus").path == "corpus"

@@ -17,9 +17,12 @@ from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.trace import known_trace
 from paceline.engines import open_engine
-from paceline.errors import RequestError
-from paceline.models import load
+from paceline.engines.base import Engine
+from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.errors import ModelError, RequestError
+from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
+from paceline.models.tokenizer import same_tokens
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 
@@ -34,6 +37,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
+    walk: str
 
 
 class LM:
@@ -43,7 +47,8 @@ class LM:
         print(lm.generate("Once upon a time").text)
 
     Args:
-        model: a folder, a hub id, or None for the small embedded model.
+        model: a folder, a hub id, or None for the small embedded model; `A|B` or `A@0.7|B@0.3`
+            are several with the same tokens, whose weighted mean is decoded.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.
@@ -74,19 +79,29 @@ class LM:
     ) -> None:
         start = perf_counter()
         self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.model = load(model)
+        parts = parse_ensemble(model) if isinstance(model, str) else [(model, 1.0)]
+        models = [load(source) for source, _ in parts]
+        self.model = models[0]
         self.tokenizer = self.model.tokenizer
-        self.engine = open_engine(
-            self.model,
-            engine,
-            threads=threads,
-            device=device,
-            weight_format=format,
-            kv_format=kv_format,
-        )
-        vocabulary = self.engine.config.vocab_size
-        trace = known_trace(self.model, vocabulary)
-        self.target = Target(vocabulary, self.engine, self.tokenizer, trace)
+        engines = [
+            open_engine(
+                each,
+                engine,
+                threads=threads,
+                device=device,
+                weight_format=format,
+                kv_format=kv_format,
+            )
+            for each in models
+        ]
+        self.engine: Engine = engines[0]
+        trace = None
+        if len(models) > 1:
+            _check_tokens(models)
+            self.engine = EnsembleEngine(engines, [weight for _, weight in parts])
+        else:
+            trace = known_trace(self.model, self.engine.config.vocab_size)
+        self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer, trace)
         self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.target)
         self.load_seconds = perf_counter() - start
@@ -102,6 +117,7 @@ class LM:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
+        walk: str = "gumbel",
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -115,6 +131,8 @@ class LM:
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
                 template, the document to edit. It makes the output no different, only faster.
+            walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
+                same law but other tokens.
 
         Raises:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
@@ -137,6 +155,7 @@ class LM:
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
+            walk=walk,
         )
 
     def stream(self, request: Request) -> Generation:
@@ -184,3 +203,13 @@ class LM:
         if messages:
             return self.tokenizer.encode_chat(messages)
         return [int(token) for token in prompt if not isinstance(token, dict)]
+
+
+def _check_tokens(models: list[Model]) -> None:
+    first, *others = models
+    for other in others:
+        if not same_tokens(first.tokenizer, other.tokenizer):
+            raise ModelError(
+                f"{first.path.name} and {other.path.name} have other tokens; an ensemble needs "
+                "models with the same tokenizer"
+            )

@@ -25,6 +25,8 @@ KEYS = {
     "governor",
     "temperature",
     "seed",
+    "walk",
+    "lossy",
 }
 
 
@@ -193,3 +195,14 @@ def test_predictions_that_cannot_be_used_are_refused(paceline, tmp_path, toy):
         assert message in done.err
     path.unlink()
     assert "cannot read" in paceline("generate", "Once", "--prediction", path).err
+
+
+def test_the_rejection_walk_needs_a_draft_model_and_cannot_be_checked(paceline, toy):
+    words = ("generate", "Once", "--walk", "rejection", "--temperature", "1")
+    done = paceline(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "oracle does not" in done.err
+    done = paceline(*words, "--check")
+    assert done.code == 2
+    assert "no output can be compared" in done.err
+    assert paceline("generate", "Once", "--walk", "moon").code == 2

@@ -24,7 +24,7 @@ class State(StrEnum):
 
 
 def bench(
-    model: options.Model,
+    model: options.Models,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
     budget: Annotated[
@@ -107,7 +107,11 @@ def bench(
     }
     show(tables.bench_tables(found), stdout=not json)
     work.tell(found["clipped"], work.turns)
-    different = sum(arm["different"] for arm in found["arms"])
+    lossy = options.lossy(work.methods)
+    for name in lossy:
+        say(f"{name} is lossy: its outputs may differ from plain decoding's")
+    arms = zip(result.arms, found["arms"], strict=True)
+    different = sum(counts["different"] for arm, counts in arms if arm.spec not in lossy)
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
     if html:

@@ -11,12 +11,16 @@ import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say, write
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.core import Output, Request
     from paceline.lm import LM
 
+OTHER_TOKENS = (
+    "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
+    "plain decoding's; leave --check out, or use --walk gumbel"
+)
 OPENING = "Once upon a time there was"
 _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
 
@@ -37,6 +41,7 @@ def generate(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     prediction: Annotated[
         Path | None,
@@ -67,7 +72,10 @@ def generate(
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,
+        walk=walk,
     )
+    if check and walk != "gumbel" and request.temperature > 0:
+        raise MethodError(OTHER_TOKENS)
     if not json and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
         sys.stderr.flush()
@@ -76,6 +84,8 @@ def generate(
     say(summary(output))
     if found["governor"]:
         say(sizing(found["governor"]))
+    if found["lossy"]:
+        say(f"{drafter} is lossy: this is not what plain decoding writes")
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
     if json:
@@ -183,6 +193,8 @@ def describe(
         "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
         "temperature": request.temperature,
         "seed": request.seed,
+        "walk": request.walk,
+        "lossy": lm.drafter.rollback is not None,
     }
 
 

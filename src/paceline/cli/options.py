@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,8 +23,11 @@ _DRAFTERS_HELP = (
 )
 
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Models = Annotated[
+    str, typer.Argument(help="Folder or hub id of a checkpoint; 'A@0.7|B@0.3' is an ensemble.")
+]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one if left out.")
+    str | None, typer.Option(help="As in `paceline bench`; the embedded checkpoint if left out.")
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
@@ -58,6 +61,12 @@ Seed = Annotated[int, typer.Option(help="The same seed gives the same text, what
 Sampler = Annotated[
     str | None,
     typer.Option(help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8'; see `paceline methods`."),
+]
+Walk = Annotated[
+    str,
+    typer.Option(
+        help="gumbel: the tokens of plain decoding; rejection: its law only, for draft models."
+    ),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
 Prompts = Annotated[
@@ -137,6 +146,13 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
     if not found:
         raise MethodError("no drafter is named; see `paceline methods`")
     return found, left_out
+
+
+def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
+    """The names of those that may change the output."""
+    from paceline.core import Exactness
+
+    return [name for name, method in methods.items() if method.exactness is Exactness.LOSSY]
 
 
 def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.errors import MethodError, ModelError
-from paceline.models.cache import cache_folder
+from paceline.folders import cache_folder
 from paceline.models.model import Model
 from paceline.models.safetensors import read_file
 from paceline.models.save import Pending, write_safetensors

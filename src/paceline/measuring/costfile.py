@@ -13,9 +13,9 @@ from paceline import __version__
 from paceline.core import Cost
 from paceline.engines.base import Engine
 from paceline.errors import ModelError
+from paceline.folders import cache_folder
 from paceline.measuring.cost import measure_cost
 from paceline.measuring.machine import machine
-from paceline.models.cache import cache_folder
 from paceline.models.save import write_json
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
@@ -61,5 +61,6 @@ def _measure(engine: Engine) -> Cost:
 def _key(engine: Engine) -> str:
     threads = getattr(engine, "threads", None)
     formats = (engine.format, engine.kv_format)
-    parts = (__version__, machine(), engine.name, formats, threads, engine.config)
+    members = [member.config for member in getattr(engine, "members", ())]
+    parts = (__version__, machine(), engine.name, formats, threads, engine.config, members)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again."""
+"""Where things are kept between runs."""
 
 from __future__ import annotations
 
