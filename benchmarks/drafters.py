@@ -5,25 +5,40 @@
 Greedy decoding on the documents of stories-val: a prompt is the first 64 tokens of a document that
 has as many, without its end marks; the output is always 100 new tokens, past the model's own end if
 need be (`--stop` ends there). Cells: the drafter's state carried from prompt to prompt / reset at
-every prompt. Speed is not measured: tokens per pass are the same on any machine.
+every prompt. `recycle` and `blend` start from what `paceline warm` kept of the model, unless
+`warm=false`; without it, those rows are alike. Speed is not measured: tokens per pass are the same
+on any machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+from collections.abc import Sequence
 from pathlib import Path
 
 from paceline import LM
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 STORIES = SHARED / "data" / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
-DRAFTERS = ("lookup", "recycle:tree=paper", "recycle:tree=static", "recycle")
-BASE = "recycle:tree=static"
+DRAFTERS = (
+    "lookup",
+    "suffix",
+    "trie",
+    "trigram",
+    "jacobi",
+    "recycle:tree=paper",
+    "recycle:warm=false",
+    "recycle",
+    "blend:warm=false",
+    "blend",
+)
+BASE = "recycle:tree=paper"
 BUDGETS = (4, 8, 16, 32, 80)
 PROMPT, NEW = 64, 100
 
 Prompts = list[list[int]]
+Cell = tuple[float, ...]
 
 
 def prompts(lm: LM, documents: slice) -> Prompts:
@@ -64,11 +79,18 @@ def table(model: Path, documents: slice, options: argparse.Namespace) -> str:
     lines = [f"**{model.name}, {where}** (state carried / reset)", ""]
     lines += [_row(head), _row(["---"] * len(head))]
     lines += [_row([f"`{name}`", *(f"{a:.2f} / {b:.2f}" for a, b in rows[name])]) for name in rows]
-    if BASE in rows and "recycle" in rows:
-        pairs = zip(rows["recycle"], rows[BASE], strict=True)
-        ratios = [f"{a / c:.2f}x / {b / d:.2f}x" for (a, b), (c, d) in pairs]
-        lines.append(_row(["`recycle` over static", *ratios]))
+    single = [cells for name, cells in rows.items() if not name.startswith("blend")]
+    for name in (name for name in rows if name.startswith("blend")):
+        best = [tuple(map(max, zip(*cells, strict=True))) for cells in zip(*single, strict=True)]
+        lines.append(_ratios(f"`{name}` over the best of the others", rows[name], best))
+        if BASE in rows:
+            lines.append(_ratios(f"`{name}` over `{BASE}`", rows[name], rows[BASE]))
     return "\n".join(lines)
+
+
+def _ratios(title: str, cells: Sequence[Cell], base: Sequence[Cell]) -> str:
+    pairs = zip(cells, base, strict=True)
+    return _row([title, *(f"{a / c:.2f}x / {b / d:.2f}x" for (a, b), (c, d) in pairs)])
 
 
 def _row(cells: list[str]) -> str:

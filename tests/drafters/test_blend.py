@@ -116,6 +116,9 @@ def test_a_member_that_brings_nothing_rests(monkeypatch):
     monkeypatch.setattr(module, "perf_counter", lambda: float(next(seconds)))
     run(drafter, 400, lambda t: (t + 1) % 7)
     assert 16 <= liar.asked < 120
+    drafter._method = drafters.parse("blend:ask=always")
+    run(drafter, 50, lambda t: (t + 1) % 7)
+    assert liar.asked > 50
 
 
 def test_a_member_that_pays_is_always_asked(monkeypatch):
@@ -165,6 +168,7 @@ def test_members_are_checked():
         ("blend:members=nobody", "nobody"),
         ("blend:members=" + "+".join(["trie"] * 15), "14"),
         ("blend:members=trie:capacity=x", "capacity"),
+        ("blend:ask=nobody", "worth or always"),
     ):
         with pytest.raises(MethodError, match=text):
             drafters.parse(wrong)

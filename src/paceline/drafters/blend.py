@@ -18,6 +18,7 @@ from paceline.registry import drafters
 
 _MOST_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
+_ASK = ("worth", "always")
 
 
 @drafters.register("blend")
@@ -47,7 +48,10 @@ class Blend(DraftMethod):
             unless the request has a prediction.
         capacity: contexts kept, as of `recycle`. Default 262144.
         reach: tokens in reach, as of `suffix`. Default 262144.
-        rate: learning rate of the weights. Default 0.1, as of `recycle`.
+        rate: learning rate of the weights. Default 0.05: half that of `recycle`, since a warm start
+            has taught them.
+        ask: `worth` lets members rest as said; `always` does not, so that trees depend on nothing
+            but the text. Default worth.
         warm: start from what `paceline warm` kept of this model, where it did. Default true.
     """
 
@@ -57,13 +61,16 @@ class Blend(DraftMethod):
     members: str = "phrases"
     capacity: int = 1 << 18
     reach: int = 1 << 18
-    rate: float = 0.1
+    rate: float = 0.05
+    ask: str = "worth"
     warm: bool = True
 
     def __post_init__(self) -> None:
         within(8, 1 << 26, "blend", capacity=self.capacity)
         within(2, 1 << 26, "blend", reach=self.reach)
         within(0.0, 1.0, "blend", rate=self.rate)
+        if self.ask not in _ASK:
+            raise MethodError(f"blend:ask is {self.ask!r}, expected {' or '.join(_ASK)}")
         methods = self.methods()
         if len(methods) > _MOST_MEMBERS:
             raise MethodError(f"blend has {len(methods)} members, expected {_MOST_MEMBERS} at most")
@@ -164,7 +171,7 @@ class _Blend(Drafter):
         asked = _Asked()
         guesses = []
         for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
-            if worth.resting:
+            if worth.resting and self._method.ask == "worth":
                 worth.resting -= 1
                 continue
             start = perf_counter()
