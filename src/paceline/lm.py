@@ -15,11 +15,12 @@ from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
+from paceline.drafters.learnt import read_learnt, write_learnt
 from paceline.drafters.trace import known_trace
 from paceline.engines import open_engine
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
-from paceline.errors import ModelError, RequestError
+from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
@@ -174,6 +175,26 @@ class LM:
         self.drafter.reset()
         if isinstance(self.budget, Governor):
             self.budget = Governor(self.budget.cost)
+
+    def save_learnt(self, path: str | Path) -> None:
+        """Keep what the drafter learnt in a safetensors file.
+
+        Raises:
+            ModelError: the file cannot be written.
+        """
+        write_learnt(Path(path), self.drafter.state())
+
+    def load_learnt(self, path: str | Path) -> None:
+        """Let the drafter go on from what `save_learnt` kept.
+
+        Raises:
+            ModelError: the file cannot be read.
+            MethodError: it is of another drafter, other settings or another vocabulary.
+        """
+        try:
+            self.drafter.load(read_learnt(Path(path)))
+        except MethodError as error:
+            raise MethodError(f"{path}: {error}") from None
 
     def _open_budget(self, budget: int | str) -> Budget:
         if isinstance(budget, int):

@@ -206,3 +206,25 @@ def test_the_rejection_walk_needs_a_draft_model_and_cannot_be_checked(paceline, 
     assert done.code == 2
     assert "no output can be compared" in done.err
     assert paceline("generate", "Once", "--walk", "moon").code == 2
+
+
+def test_what_was_learnt_is_kept_and_read_again(paceline, tmp_path):
+    path = tmp_path / "learnt"
+    words = (
+        "generate", "Once upon a time", "--model", shared("models", "stories260K"),
+        "--max-new-tokens", 60, "--temperature", 0, "--budget", 8, "--json", "--learnt", path,
+    )  # fmt: skip
+    first, second = paceline(*words).json, paceline(*words).json
+    assert first["tokens"] == second["tokens"]
+    assert second["passes"] < first["passes"]
+    assert list(tmp_path.iterdir()) == [path]
+    wrong = paceline(*words, "--drafter", "lookup")
+    assert wrong.code == 2
+    assert str(path) in wrong.err
+    path.write_bytes(b"no tensors")
+    assert paceline(*words).code == 2
+    assert path.read_bytes() == b"no tensors"
+    plain = paceline(*words, "--drafter", "plain")
+    assert plain.code == 2
+    assert "learns nothing" in plain.err
+    assert paceline(*words[:-1], tmp_path / "no" / "folder").code == 2

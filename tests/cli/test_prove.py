@@ -4,6 +4,7 @@ import pytest
 
 from paceline.cli import options
 from paceline.core import Exactness
+from tests.conftest import shared
 from tests.measuring.toy_lm import Broken, Knowing
 
 SMALL = ("--max-new-tokens", "12", "--drafters", "oracle")
@@ -43,6 +44,15 @@ def test_json_has_counts_conditions_and_settings(paceline, toy, prompts, tmp_pat
     assert found["engine"]["invariant"] is True
     assert found["drafters"]["oracle"]["pairs"] == 9
     assert found["versions"]["paceline"]
+
+
+def test_what_drafters_learnt_goes_through_a_file(paceline, prompts):
+    words = ("prove", shared("models", "stories260K"), "--prompts", prompts, "--limit", 2)
+    more = ("--drafters", "recycle,trie,blend", "--max-new-tokens", 12, "--reload", "--json")
+    done = paceline(*words, *more)
+    assert done.code == 0
+    assert done.json["state"] == "reloaded"
+    assert all(d["identical"] == d["pairs"] for d in done.json["drafters"].values())
 
 
 def test_a_bug_exits_with_1_and_is_shown(paceline, toy, prompts):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options
-from paceline.cli.generate import describe, stream, summary
+from paceline.cli.generate import describe, keep, recall, stream, summary
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
@@ -39,6 +39,7 @@ def chat(
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
     stop: options.Stop = None,
+    learnt: options.Learnt = None,
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
@@ -52,6 +53,7 @@ def chat(
     lm = choice.open(model, drafter, nodes)
     if pattern is None:
         _try_template(lm)
+    recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     while (said := _listen()) is not None:
@@ -67,6 +69,7 @@ def chat(
         say(summary(output))
         talk.append((said, output.text.strip()))
         answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
+    keep(lm, learnt)
     if json:
         document({"turns": answers})
 

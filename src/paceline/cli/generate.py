@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import document, say, write
+from paceline.cli.output import check_target, document, say, write
 from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def generate(
     sampler: options.Sampler = None,
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
+    learnt: options.Learnt = None,
     prediction: Annotated[
         Path | None,
         typer.Option(help="A file with what the output may mostly be; for --drafter phrases."),
@@ -63,6 +64,7 @@ def generate(
 
     choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = choice.open(model, drafter, nodes)
+    recall(lm, learnt)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
         max_new_tokens=max_new_tokens,
@@ -80,6 +82,7 @@ def generate(
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
         sys.stderr.flush()
     output = stream(lm, request, quiet=json)
+    keep(lm, learnt)
     found = describe(lm, request, output, drafter, nodes)
     say(summary(output))
     if found["governor"]:
@@ -128,6 +131,21 @@ def read_prediction(path: Path) -> str:
     if not text:
         raise RequestError(f"the prediction in {path} is empty; give some text, or leave it out")
     return text
+
+
+def recall(lm: LM, learnt: Path | None) -> None:
+    """Let the drafter go on from the file that `--learnt` names, if it is there."""
+    check_target(learnt)
+    if learnt is not None and not lm.drafter.state():
+        raise MethodError("this drafter learns nothing that could be kept; leave --learnt out")
+    if learnt is not None and learnt.exists():
+        lm.load_learnt(learnt)
+
+
+def keep(lm: LM, learnt: Path | None) -> None:
+    """Keep what the drafter learnt in the file that `--learnt` names."""
+    if learnt is not None:
+        lm.save_learnt(learnt)
 
 
 def stream(lm: LM, request: Request, quiet: bool) -> Output:

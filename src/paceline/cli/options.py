@@ -47,6 +47,12 @@ Format = Annotated[
         "',head=FORMAT' after it is that of embedding and head.",
     ),
 ]
+Learnt = Annotated[
+    Path | None,
+    typer.Option(
+        help="What the drafter learnt: read from this file if it exists, kept there at the end."
+    ),
+]
 KvFormat = Annotated[
     str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
 ]

@@ -31,6 +31,10 @@ def prove(
     seed: options.Seed = 0,
     walk: options.Walk = "gumbel",
     chat: options.Chat = False,
+    reload: Annotated[
+        bool,
+        typer.Option("--reload", help="Save and load what drafters learnt between prompts."),
+    ] = False,
     out: options.Out = None,
     json: options.Json = False,
 ) -> None:
@@ -62,10 +66,12 @@ def prove(
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
 
     with counting(work.turns * len(heats)) as tick:
-        result = proof.prove(work.lm, work.methods, work.dialogues, heats, asking, sizes, tick)
+        result = proof.prove(
+            work.lm, work.methods, work.dialogues, heats, asking, sizes, tick, reload
+        )
     found = {
         **report.proof_document(result),
-        "state": "carried",
+        "state": "reloaded" if reload else "carried",
         "left_out": work.left_out,
         "settings": {
             "file": str(prompts),

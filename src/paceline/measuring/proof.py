@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from paceline.core import Output
 from paceline.decoding.governor import Budget
-from paceline.drafters.base import DraftMethod
+from paceline.drafters.base import Drafter, DraftMethod
+from paceline.drafters.learnt import read_learnt, write_learnt
 from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
@@ -126,6 +129,7 @@ def prove(
     asking: Asking,
     budget: Callable[[], Budget],
     progress: Callable[[], None] = lambda: None,
+    reload: bool = False,
 ) -> Proof:
     """Decode every turn at every temperature plainly and with every drafter.
 
@@ -140,6 +144,7 @@ def prove(
         asking: how the turns are asked.
         budget: makes what sizes the trees, once for each drafter.
         progress: called after each turn.
+        reload: what each drafter learnt goes through a file between prompts, into a new drafter.
     """
     built = {name: (method.build(lm.target), budget()) for name, method in methods.items()}
     proof = Proof({name: Tally() for name in methods})
@@ -150,8 +155,22 @@ def prove(
             for name, (drafter, sizes) in built.items():
                 output = decode(lm, drafter, turn.request, sizes)
                 _count(proof, lm.engine, name, turn, output)
+                if reload:
+                    built[name] = (_reloaded(methods[name], lm, drafter), sizes)
             progress()
     return proof
+
+
+def _reloaded(method: DraftMethod, lm: LM, drafter: Drafter) -> Drafter:
+    state = drafter.state()
+    if not state:
+        return drafter
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "learnt.safetensors"
+        write_learnt(path, state)
+        fresh = method.build(lm.target)
+        fresh.load(read_learnt(path))
+    return fresh
 
 
 def _count(proof: Proof, engine: Engine, name: str, turn: Turn, output: Output) -> None:

@@ -23,7 +23,7 @@ class Pending:
     Attributes:
         shape: of the tensor.
         make: returns it, in the type that `dtype` names.
-        dtype: as the format names it: F32, I32 or U8.
+        dtype: as the format names it, e.g. F32; see `type_name`.
     """
 
     shape: tuple[int, ...]
@@ -32,10 +32,23 @@ class Pending:
 
 
 _NUMPY: dict[str, np.dtype[Any]] = {
-    "F32": np.dtype("<f4"),
-    "I32": np.dtype("<i4"),
-    "U8": np.dtype("u1"),
+    f"{letter}{8 * size}": np.dtype(f"<{kind}{size}")
+    for letter, kind in (("F", "f"), ("I", "i"), ("U", "u"))
+    for size in (1, 2, 4, 8)
+    if letter != "F" or size > 1
 }
+
+
+def type_name(dtype: np.dtype[Any]) -> str:
+    """How the format calls a type of numpy's.
+
+    Raises:
+        ModelError: it has no such type.
+    """
+    for name, known in _NUMPY.items():
+        if known == dtype:
+            return name
+    raise ModelError(f"safetensors has no type for {dtype}")
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
