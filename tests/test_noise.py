@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.noise import REACH, gumbel
+from paceline import _native
+from paceline.noise import REACH, gumbel, stream
 
 MASK = (1 << 64) - 1
 
@@ -46,3 +47,25 @@ def test_moments_and_independence():
     assert abs(noise.var() - np.pi**2 / 6) < 0.03
     correlation = np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]
     assert abs(correlation) < 0.02
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    position=st.integers(0, 10**6),
+    size=st.integers(1, 300),
+    spread=st.sampled_from([0.0, 0.5, 3.0, 30.0]),
+    banned=st.booleans(),
+)
+def test_the_winner_is_among_the_contenders(seed, position, size, spread, banned):
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, spread, size).astype(np.float32)
+    if banned and size > 1:
+        logits[random.permutation(size)[: size // 2]] = -np.inf
+    ids = np.arange(size)
+    scores = logits.astype(np.float64) + gumbel(seed, position, ids)
+    kept = _native.contenders(logits, stream(seed, position))
+    assert (np.diff(kept) > 0).all()
+    assert int(scores.argmax()) in kept.tolist()
+    if spread:
+        assert len(kept) < 30

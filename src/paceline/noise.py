@@ -30,6 +30,11 @@ def _mix_all(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def stream(seed: int, position: int) -> int:
+    """Where the noise of `position` starts, a hash of it and the seed; see `gumbel`."""
+    return _mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK)
+
+
 def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
     """Standard Gumbel noise for `tokens` [n] at `position`, float64 [n].
 
@@ -41,9 +46,8 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
         position: index, in the whole sequence, of the token that is drawn.
         tokens: token ids.
     """
-    start = _mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK)
     steps = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    bits = _mix_all(np.uint64(start) + steps)
+    bits = _mix_all(np.uint64(stream(seed, position)) + steps)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     noise: NDArray[np.float64] = -np.log(-np.log(uniform))
     return noise

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paceline import _native
 from paceline.core import Floats, Request, TokenTree
 from paceline.errors import ModelError, RequestError
-from paceline.noise import REACH, gumbel
+from paceline.noise import REACH, gumbel, stream
 
 
 class Walked(NamedTuple):
@@ -46,8 +47,12 @@ def draw(
         return best, np.inf
     scores = logits.astype(np.float64)
     if request.temperature > 0:
-        tokens = np.flatnonzero(logits >= top - REACH)
-        scores = scores[tokens] + gumbel(request.seed, len(history), tokens)
+        position = len(history)
+        if want_margin:  # the second best counts, too
+            tokens = np.flatnonzero(logits >= top - REACH)
+        else:
+            tokens = _native.contenders(logits, stream(request.seed, position))
+        scores = scores[tokens] + gumbel(request.seed, position, tokens)
         best = int(tokens[scores.argmax()])
     if not want_margin or len(scores) == 1:
         return best, np.inf
