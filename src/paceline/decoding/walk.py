@@ -48,10 +48,11 @@ def draw(
     scores = logits.astype(np.float64)
     if request.temperature > 0:
         position = len(history)
-        if want_margin:  # the second best counts, too
-            tokens = np.flatnonzero(logits >= top - REACH)
-        else:
-            tokens = _native.contenders(logits, stream(request.seed, position))
+        tokens = (
+            np.flatnonzero(logits >= top - REACH).astype(np.int32)
+            if want_margin  # the second best counts, too
+            else _native.contenders(logits, stream(request.seed, position))
+        )
         scores = scores[tokens] + gumbel(request.seed, position, tokens)
         best = int(tokens[scores.argmax()])
     if not want_margin or len(scores) == 1:
