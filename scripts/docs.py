@@ -36,16 +36,34 @@ def section(method: type[Any]) -> str:
     )
 
 
-def family(title: str, registry: Registry) -> str:
-    """All visible methods of a registry."""
+def family(title: str, registry: Registry, lead: str = "") -> str:
+    """All visible methods of a registry, behind a `lead`."""
     shown = [m for _, m in sorted(registry.methods().items()) if not m.hidden]
-    return "\n\n".join([f"## {title}", *map(section, shown)])
+    return "\n\n".join([f"## {title}", *filter(None, [lead]), *map(section, shown)])
+
+
+def order() -> str:
+    """The controls as they are applied, and how they are named."""
+    shown = sorted((m for m in controls.methods().values() if not m.hidden), key=lambda m: m.order)
+    names = ", ".join(f"`{m.name}`" for m in shown)
+    return (
+        "A control edits the logits of one visited node: the model's own, in float32. The token "
+        "with the best edited logit plus noise is drawn; of equal ones the lowest id. Controls "
+        "are applied in this order, whatever the order in which they are named:\n\n"
+        f"{names}.\n\n"
+        "`--sampler NAME=VALUE,NAME.SETTING=VALUE` and `controls=` in Python take the first "
+        "setting of a control, and its others by name."
+    )
 
 
 def pages() -> dict[Path, str]:
     """Every generated page with its content."""
     methods = "\n\n".join(
-        [HEAD + "# Methods", family("Drafters", drafters), family("Controls", controls)]
+        [
+            HEAD + "# Methods",
+            family("Drafters", drafters),
+            family("Controls", controls, order()),
+        ]
     )
     return {ROOT / "docs" / "methods.md": methods + "\n"}
 

@@ -50,7 +50,10 @@ Temperature = Annotated[
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text, whatever the drafter.")]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8'; see `paceline methods`."),
+    typer.Option(
+        help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8,dry=0.8,dry.allowed=3'; "
+        "see `paceline methods`."
+    ),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
 Prompts = Annotated[
@@ -137,21 +140,12 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
         MethodError: unknown control or setting.
         RequestError: a value out of range, or not a number.
     """
-    from paceline.registry import controls
+    from paceline.control.sampling import Sampling
 
     if text is None:
         return None, None
-    found: list[ControlMethod] = []
-    heat: float | None = None
-    for item in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise MethodError(f"{item!r} in --sampler has no value; write {item}=VALUE")
-        if name == "temperature":
-            heat = _number(name, value)
-            continue
-        found.append(controls.single(name, value))
-    return found, heat
+    found = Sampling.parse(text)
+    return list(found.methods), found.temperature
 
 
 def one_temperature(option: float | None, sampler: float | None) -> float | None:
@@ -184,7 +178,9 @@ def numbers(name: str, text: str) -> list[float]:
     Raises:
         RequestError: one of them is none, is negative, or there is none.
     """
-    found = [_number(name, item) for item in text.split(",") if item.strip()]
+    from paceline.control.sampling import number
+
+    found = [number(name, item) for item in text.split(",") if item.strip()]
     if not found or min(found) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
     return list(dict.fromkeys(found))
@@ -211,15 +207,3 @@ def budgets(text: str) -> list[int | str]:
         RequestError: one is neither 0 to 4096 nor `auto`, or there is none.
     """
     return list(dict.fromkeys(one_budget(item) for item in text.split(",")))
-
-
-def _number(name: str, text: str) -> float:
-    from math import isfinite
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not isfinite(value):
-        raise RequestError(f"{name} is {text.strip()!r}, expected a number")
-    return value
