@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack
 
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
+from paceline.control.grammar import Grammar
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
@@ -34,6 +35,8 @@ class Options(TypedDict, total=False):
     temperature: float | None
     seed: int
     controls: Controls | None
+    schema: object
+    grammar: Grammar | str | None
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
@@ -91,6 +94,8 @@ class LM:
         temperature: float | None = None,
         seed: int = 0,
         controls: Controls | None = None,
+        schema: object = None,
+        grammar: Grammar | str | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
@@ -104,6 +109,8 @@ class LM:
             seed: the same seed gives the same output, whatever the drafter.
             controls: besides temperature; as `Sampling.parse` or `Sampling.of` read them, or
                 methods. None takes the checkpoint's defaults.
+            schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
+            grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
@@ -125,7 +132,10 @@ class LM:
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
         )
-        return bind((*sampling.methods, *heated), request, self.vocabulary)
+        grammars = [Grammar.schema(schema)] if schema is not None else []
+        if grammar is not None:
+            grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
+        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""

@@ -13,6 +13,7 @@ from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
+    from paceline.control.grammar import Grammar
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
 
@@ -55,6 +56,14 @@ Sampler = Annotated[
         "see `paceline methods`."
     ),
 ]
+JsonSchema = Annotated[
+    Path | None, typer.Option(help="A file with a JSON schema that the output follows.")
+]
+Regex = Annotated[str | None, typer.Option(help="A regular expression that the output matches.")]
+GrammarFile = Annotated[
+    Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
+]
+Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
 Prompts = Annotated[
     Path,
@@ -146,6 +155,38 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
         return None, None
     found = Sampling.parse(text)
     return list(found.methods), found.temperature
+
+
+def one_grammar(
+    schema: Path | None, regex: str | None, grammar: Path | None, choice: str | None
+) -> Grammar | None:
+    """The grammar that one of the four options gives.
+
+    Raises:
+        PacelineError: there are several, or it cannot be read.
+    """
+    from paceline.control.grammar import Grammar
+
+    if sum(option is not None for option in (schema, regex, grammar, choice)) > 1:
+        raise RequestError(
+            "give one of --json-schema, --regex, --grammar and --choice; an output follows one"
+        )
+    if schema is not None:
+        return Grammar(_read("the JSON schema", schema), "json")
+    if regex is not None:
+        return Grammar(regex)
+    if grammar is not None:
+        return Grammar(_read("the grammar", grammar), "lark")
+    return None if choice is None else Grammar.choice(choice.split("|"))
+
+
+def _read(what: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {what} in {path}: {error.strerror}") from None
 
 
 def one_temperature(option: float | None, sampler: float | None) -> float | None:

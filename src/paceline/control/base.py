@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.core import Control, Floats, Request
+from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 
@@ -50,6 +50,27 @@ class Stateless(ControlMethod):
     @abstractmethod
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Return edited logits [V]; see `core.Control`."""
+
+
+@runtime_checkable
+class Forcing(Protocol):
+    """A control that may leave no choice; the drafter `forced` asks it."""
+
+    def forced(self, history: list[int]) -> list[int]:
+        """The tokens that must come next after `history`; empty where there is a choice."""
+        ...
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A control that knows which guesses are in vain; they are dropped before a pass."""
+
+    def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
+        """Which nodes of `tree` can be drawn, bool [N]; with a node its parent. Always the root.
+
+        `history` ends with the root. Of a node that cannot be drawn nothing is said.
+        """
+        ...
 
 
 M = TypeVar("M", bound=ControlMethod)

@@ -23,3 +23,7 @@ class Force:
         edited = np.full_like(logits, -np.inf)
         edited[self.token] = 0.0
         return edited
+
+    def forced(self, history: list[int]) -> list[int]:
+        """See `Forcing`."""
+        return [self.token] if len(history) == self.position else []

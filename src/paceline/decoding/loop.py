@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from paceline import _native
+from paceline.control.base import Filtering
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.governor import Budget
 from paceline.decoding.text import TextStream
@@ -53,6 +54,7 @@ class Generation:
         self._budget, self._stream, self._margins = budget, stream, margins
         room = engine.config.context - len(request.prompt)
         self._limit = min(request.max_new_tokens, room)
+        self._filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._history = list(request.prompt)
         self._tokens = np.zeros(len(request.prompt) + self._limit, np.int32)
         self._tokens[: len(request.prompt)] = request.prompt
@@ -122,6 +124,8 @@ class Generation:
         tree = TokenTree.root(int(context[-1]))
         if nodes:
             tree = self._drafter.propose(context, nodes).cut(room)
+            for control in self._filters:
+                tree = tree.keep(control.allows(self._history, tree))
             tree = self._budget.choose(tree, perf_counter() - start)
         drafted = perf_counter()
         logits = self._engine.forward([(sequence, tree)])

@@ -38,12 +38,14 @@ class Drafter(ABC):
         learns_from_prompt: `observe` is also called for every chunk of the prompt, as a chain
             whose nodes are all accepted. Costs the head's rows in the prefill.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
+        certain: guesses only what the request's controls force.
     """
 
     origins: tuple[str, ...]
     top_k: int = 0
     learns_from_prompt: bool = False
     uses_prediction: bool = False
+    certain: bool = False
 
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""

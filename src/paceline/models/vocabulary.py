@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +75,37 @@ class Vocabulary:
     def beginning(self, text: bytes) -> NDArray[np.int64]:
         """Ids of the tokens whose bytes begin with `text`."""
         return np.array([t for t in self.containing(text) if self.pieces[t].startswith(text)], int)
+
+    def inside(self, text: bytes) -> list[int]:
+        """Token ids of `text` as it stands inside another, such that their pieces are `text`.
+
+        As the tokenizer divides it behind a line break, or else the longest tokens first. Ends
+        before the first byte that is in no token.
+        """
+        with suppress(UnicodeDecodeError):
+            ids = self.tokenizer.encode("\n" + text.decode(), special=False)
+            for cut in range(1, min(len(ids), 4) + 1):
+                if b"".join(self.pieces[t] for t in ids[:cut]).endswith(b"\n"):
+                    if b"".join(self.pieces[t] for t in ids[cut:]) == text:
+                        return ids[cut:]
+                    break
+        found: list[int] = []
+        while text:
+            sizes = range(min(len(text), self._longest), 0, -1)
+            size = next((n for n in sizes if text[:n] in self._by_piece), 0)
+            if not size:
+                break
+            found.append(self._by_piece[text[:size]])
+            text = text[size:]
+        return found
+
+    @cached_property
+    def _by_piece(self) -> dict[bytes, int]:
+        return {piece: token for token, piece in reversed(list(enumerate(self.pieces))) if piece}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._by_piece))
 
     def known(self, name: str, tokens: Iterable[int]) -> NDArray[np.int64]:
         """`tokens` as an array, if the model has them all; `name` is the setting they are from.
