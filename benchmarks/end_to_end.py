@@ -1,34 +1,264 @@
-"""Plain decoding against `--budget auto`, whole outputs, on one model; the arms take turns.
+"""Whole outputs on one model: plain decoding, `--budget auto`, and peers; all take turns.
 
-    python benchmarks/end_to_end.py MODEL [--format int8] [--threads 2] [--count 40] [--random]
+    python benchmarks/end_to_end.py MODEL [--format int8] [--drafter recycle] [--peer llama.cpp]
+    python benchmarks/end_to_end.py MODEL --tasks 4
 
 Prompts are the first 64 tokens of documents of stories-val, as in `drafters.py`; `--random` takes
-random tokens instead. 100 new tokens, greedy, past the model's own end. The drafter keeps what it
+random tokens instead, `--tasks N` the first N questions of each task of Spec-Bench. 100 new tokens,
+greedy, past the model's own end; times are of decoding, without the prompt. A drafter keeps what it
 learns from prompt to prompt. Give it an inflated model (`paceline inflate`) to see real acceptance
 at a real size.
+
+Peers run the same weights in the width next to ours, a Llama only. Each decodes plainly, and with
+its prompt lookup: transformers by its own `generate`, OpenVINO by GenAI, llama.cpp by the rule of
+its Python binding (the first earlier place of the last 2 tokens, else of the last, gives 10).
+Ours must equal our plain output. A peer rounds differently and leaves it at the first near tie: the
+table says after how many tokens, and below it how many of the tokens of our first outputs the peer
+chooses too when it reads them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
+from openvino_llama import OpenVino
+from openvino_lookup import OpenVinoLookup, missing
+from peers import busy_others, ticks
+from runners import PEERS, WIDTHS, Runner, chosen, opened
+from transformers_llama import Transformers
 
-from drafters import NEW, PROMPT, prompts
+from drafters import NEW, PROMPT, SHARED, prompts
 from paceline import LM
-from paceline.core import Output
+from paceline.core import Floats
 from paceline.decoding.governor import Budget, Fixed, Governor
-from paceline.measuring.costfile import known_cost
+from paceline.measuring.machine import machine, versions
+from paceline.measuring.prompts import read_prompts
 from paceline.measuring.statistics import median_interval
+from paceline.models import Model
+from paceline.models.config import ModelConfig
+
+QUESTIONS = SHARED / "data" / "spec-bench" / "question.jsonl"
+LONGEST, LOOKED_UP = 2, 10  # of llama-cpp-python's prompt lookup: tokens matched, tokens drafted
+CHECKED = 5  # outputs that peers read
+BITS = {storage: bits for bits, width in WIDTHS.items() for storage in width.ours}
 
 
-def answer(lm: LM, prompt: list[int], budget: Budget) -> Output:
-    """One output."""
-    lm.budget = budget
-    request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-    return lm.stream(request).run()
+class Answer(NamedTuple):
+    """New tokens, seconds of decoding, passes of the model; 0 passes: not known."""
+
+    tokens: list[int]
+    seconds: float
+    passes: int
+
+
+class Arm(NamedTuple):
+    """A way to answer; `runner` is what a peer's plain passes run on."""
+
+    name: str
+    answer: Callable[[list[int]], Answer]
+    ours: bool = False
+    runner: Runner | None = None
+
+
+class Checkpoint(NamedTuple):
+    """A `runners.Source`."""
+
+    model: Model
+
+    @property
+    def config(self) -> ModelConfig:
+        """Its shape."""
+        return self.model.config
+
+    def weights(self) -> Mapping[str, Floats]:
+        """Read from the checkpoint at each call."""
+        return self.model.weights
+
+
+def our_arms(options: argparse.Namespace) -> tuple[list[Arm], LM, list[Governor]]:
+    """Plain decoding, then one arm for each drafter, with its governor."""
+    settings = {"format": options.format, "threads": options.threads, "budget": "auto"}
+    lms = [LM(options.model, drafter=name, **settings) for name in options.drafter]
+
+    governors = [lm.budget for lm in lms if isinstance(lm.budget, Governor)]
+
+    def arm(name: str, lm: LM, budget: Budget) -> Arm:
+        def answer(prompt: list[int]) -> Answer:
+            lm.budget = budget
+            request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
+            output = lm.stream(request).run()
+            return Answer(output.tokens, output.seconds.decode, output.passes)
+
+        return Arm(f"Paceline {lm.engine.format}, {name}", answer, ours=True)
+
+    drafted = [arm(name, lm, lm.budget) for name, lm in zip(options.drafter, lms, strict=True)]
+    return [arm("plain", lms[0], Fixed(0)), *drafted], lms[0], governors
+
+
+def plain(runner: Runner, prompt: list[int]) -> Answer:
+    """Greedy decoding, one token in a pass."""
+    _prefill(runner, prompt)
+    start = perf_counter()
+    tokens = [prompt[-1]]
+    while len(tokens) <= NEW:
+        tokens += _choices(runner, tokens[-1:])
+    return Answer(tokens[1:], perf_counter() - start, NEW)
+
+
+def looked_up(runner: Runner, prompt: list[int]) -> Answer:
+    """Greedy decoding that drafts from what was said before."""
+    _prefill(runner, prompt)
+    start = perf_counter()
+    text, passes = list(prompt), 0
+    end = len(prompt) + NEW
+    while len(text) < end:
+        draft = _lookup(text)[: end - len(text) - 1]
+        choices = _choices(runner, text[-1:] + draft)
+        passes += 1
+        right = next((i for i, token in enumerate(draft) if token != choices[i]), len(draft))
+        text += choices[: right + 1]
+        if right < len(draft):
+            runner.truncate(len(text) - 1)
+    return Answer(text[len(prompt) :], perf_counter() - start, passes)
+
+
+def generated(tokens: list[int], seconds: float) -> Answer:
+    """What a peer's own loop gave; it knows the time after the first token only."""
+    return Answer(tokens, seconds * NEW / (NEW - 1), 0)
+
+
+def peer_arms(runner: Runner, name: str, model: Model, threads: int) -> Iterator[Arm]:
+    """Plain, and with prompt lookup where there is one."""
+    yield Arm(f"{name}, plain", lambda prompt: plain(runner, prompt), runner=runner)
+    if isinstance(runner, Transformers):
+        lookup = lambda prompt: generated(*runner.generate(prompt, NEW, LOOKED_UP))  # noqa: E731
+    elif isinstance(runner, OpenVino):
+        if lacking := missing():
+            print(f"no prompt lookup of OpenVINO: {', '.join(lacking)} not installed")
+            return
+        genai = OpenVinoLookup(model, threads, name.split()[-1])
+        lookup = lambda prompt: generated(*genai.generate(prompt, NEW))  # noqa: E731
+    else:
+        lookup = lambda prompt: looked_up(runner, prompt)  # noqa: E731
+    yield Arm(f"{name}, lookup", lookup)
+
+
+def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[list[Answer]]:
+    """Each arm's answers; who begins changes from prompt to prompt."""
+    answers: list[list[Answer]] = [[] for _ in arms]
+    for turn, prompt in enumerate(asked):
+        for step in range(len(arms)):
+            place = (turn + step) % len(arms)
+            answers[place].append(arms[place].answer(prompt))
+        for arm, found in zip(arms, answers, strict=True):
+            if arm.ours and found[-1].tokens != answers[0][-1].tokens:
+                raise SystemExit(f"prompt {turn}, {arm.name}: the outputs differ; this is a bug")
+        if file:  # what is known so far
+            rows = {arm.name: list(map(list, a)) for arm, a in zip(arms, answers, strict=True)}
+            file.write_text(json.dumps(rows) + "\n")
+    return answers
+
+
+def table(arms: list[Arm], answers: list[list[Answer]]) -> str:
+    """One row for each arm; ratios are medians over prompts, with their 95 % intervals."""
+    bases = [0, *(i for i, arm in enumerate(arms) if arm.runner)]
+    head = ["", "tok/s", "tokens per pass", *(f"x {arms[i].name}" for i in bases)]
+    head += ["slowest / fastest prompt", "all prompts", "tokens as our plain"]
+    lines = [_row(head), _row(["---", *["---:"] * (len(head) - 1)])]
+    for arm, found in zip(arms, answers, strict=True):
+        passes = sum(answer.passes for answer in found)
+        own = ratios(answers[0], found)
+        cells = [arm.name, f"{median(NEW / answer.seconds for answer in found):.1f}"]
+        cells.append(f"{NEW * len(found) / passes:.2f}" if passes else "")
+        for base in bases:
+            middle, low, high = median_interval(ratios(answers[base], found))
+            cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
+        total = sum(a.seconds for a in answers[0]) / sum(a.seconds for a in found)
+        cells += [f"{min(own):.2f} / {max(own):.2f}", f"{total:.2f}"]
+        alike = [same(a, b) for a, b in zip(answers[0], found, strict=True)]
+        cells.append(f"median {median(alike):.0f} of {NEW}")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def agreement(runner: Runner, asked: list[list[int]], said: list[Answer]) -> float:
+    """Share of the tokens of our plain outputs that are the peer's own choice at their place."""
+    alike = 0
+    for prompt, answer in zip(asked, said, strict=True):
+        runner.truncate(0)
+        choices = _choices(runner, prompt + answer.tokens[:-1])[len(prompt) - 1 :]
+        alike += sum(a == b for a, b in zip(choices, answer.tokens, strict=True))
+    return alike / (NEW * len(said))
+
+
+def task_table(arms: list[Arm], answers: list[list[Answer]], tasks: list[str]) -> str:
+    """How many times as fast as our plain decoding, all of a task's time together."""
+    names = list(dict.fromkeys(tasks))
+    lines = [_row(["x our plain", *names]), _row(["---", *["---:"] * len(names)])]
+    for arm, found in zip(arms[1:], answers[1:], strict=True):
+        cells = [arm.name]
+        for name in names:
+            mine = [i for i, task in enumerate(tasks) if task == name]
+            spent = [sum(each[i].seconds for i in mine) for each in (answers[0], found)]
+            cells.append(f"{spent[0] / spent[1]:.2f}")
+        lines.append(_row(cells))
+    return "\n".join(lines)
+
+
+def ratios(base: list[Answer], found: list[Answer]) -> list[float]:
+    """How many times as fast, prompt by prompt."""
+    return [b.seconds / f.seconds for b, f in zip(base, found, strict=True)]
+
+
+def same(left: Answer, right: Answer) -> int:
+    """Tokens before the first that differs."""
+    pairs = zip(left.tokens, right.tokens, strict=True)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), NEW)
+
+
+def questions(lm: LM, each: int) -> tuple[list[str], list[list[int]]]:
+    """Tasks and prompts: the first turns of some questions, clipped to what leaves room."""
+    room = min(lm.engine.config.context - NEW, 256)
+    tasks: list[str] = []
+    asked: list[list[int]] = []
+    for dialogue in read_prompts(QUESTIONS):
+        if tasks.count(dialogue.category) < each:
+            tasks.append(dialogue.category)
+            asked.append(list(lm.tokenizer.encode(dialogue.turns[0]))[-room:])
+    return tasks, asked
+
+
+def _prefill(runner: Runner, prompt: list[int]) -> None:
+    runner.truncate(0)
+    runner.extend(np.array(prompt[:-1], np.int32), False)
+
+
+def _choices(runner: Runner, tokens: list[int]) -> list[int]:
+    rows = runner.extend(np.array(tokens, np.int32), True)
+    if rows is None:
+        raise RuntimeError("no logits")
+    return [int(choice) for choice in rows.argmax(1)]
+
+
+def _lookup(text: list[int]) -> list[int]:
+    """What followed the earliest place where the last tokens stood before."""
+    for size in range(min(LONGEST, len(text) - 1), 0, -1):
+        for at in range(len(text) - size):
+            if text[at : at + size] == text[-size:]:
+                return text[at + size : at + size + LOOKED_UP]
+    return []
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
@@ -36,34 +266,53 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
     parser.add_argument("--format", default="auto")
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--count", type=int, default=40)
-    parser.add_argument("--random", action="store_true")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--drafter", action="append", help="default: recycle")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="default: none")
+    parser.add_argument("--count", type=int, default=40, help="prompts")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--random", action="store_true")
+    which.add_argument("--tasks", type=int, metavar="N", help="questions of each Spec-Bench task")
+    parser.add_argument("--json", type=Path, help="write every answer here")
     options = parser.parse_args()
-    lm = LM(options.model, format=options.format, threads=options.threads)
-    governor = Governor(known_cost(lm.engine))
-    chosen = prompts(lm, slice(0, options.count))
-    if options.random:
+    options.drafter = options.drafter or ["recycle"]
+    arms, lm, governors = our_arms(options)
+    bits = BITS[lm.engine.format]
+    peers = chosen(options.peer, [bits]) if options.peer else {}
+    tasks: list[str] = []
+    if options.tasks:
+        tasks, asked = questions(lm, options.tasks)
+    elif options.random:
         draws = np.random.default_rng(0).integers(3, len(lm.tokenizer), (options.count, PROMPT))
-        chosen = draws.tolist()
-    plain: list[Output] = []
-    drafted: list[Output] = []
-    for turn, prompt in enumerate(chosen):
-        arms: list[tuple[Budget, list[Output]]] = [(Fixed(0), plain), (governor, drafted)]
-        for budget, outputs in arms if turn % 2 else arms[::-1]:
-            outputs.append(answer(lm, prompt, budget))
-        if plain[-1].tokens != drafted[-1].tokens:
-            raise SystemExit(f"prompt {turn}: the outputs differ; this is a bug")
-    times = [(p.seconds.decode, d.seconds.decode) for p, d in zip(plain, drafted, strict=True)]
-    ratio = median_interval([p / d for p, d in times])
-    slowest, fastest = min(p / d for p, d in times), max(p / d for p, d in times)
-    passes = sum(output.passes for output in drafted)
-    print(f"{options.model.name}, {lm.engine.format}, {len(chosen)} prompts, outputs identical")
-    print(f"plain: median {median(NEW / p for p, _ in times):.1f} tokens/s")
-    print(f"auto: {NEW * len(chosen) / passes:.2f} tokens per pass")
-    print(f"ratio: {ratio}; slowest prompt {slowest:.2f}, fastest {fastest:.2f}")
-    print(f"total time: {sum(p for p, _ in times) / sum(d for _, d in times):.2f}x faster")
-    print(governor.report())
+        asked = draws.tolist()
+    else:
+        asked = prompts(lm, slice(0, options.count))
+    with ExitStack() as stack:
+        if peers:
+            of = Checkpoint(lm.model)
+            for each in stack.enter_context(opened(of, bits, peers, None, options.threads, False)):
+                arms += peer_arms(each.runner, each.name, lm.model, options.threads)
+                _prefill(each.runner, asked[0])  # what is done only once: threads, buffers
+                _choices(each.runner, asked[0][-1:])
+        start = ticks()
+        answers = measure(arms, asked, options.json)
+        others = busy_others(start, ticks())
+        chosen_too = {
+            arm.name: agreement(arm.runner, asked[:CHECKED], answers[0][:CHECKED])
+            for arm in arms
+            if arm.runner
+        }
+    print(table(arms, answers), end="\n\n")
+    for name, share in chosen_too.items():
+        print(f"{name}: chooses {share:.1%} of the tokens of our first outputs.", end="\n\n")
+    if tasks:
+        print(task_table(arms, answers, tasks), end="\n\n")
+    commit, builds = versions()["commit"], "".join(f", {build}" for build in peers.values())
+    print(f"{options.model.name}, {len(asked)} prompts, {options.threads} threads;", end=" ")
+    print(f"{machine()['processor']}; others took {others:.0%} of the cores;", end=" ")
+    print(f"Paceline {commit}{builds}")
+    for name, budget in zip(options.drafter, governors, strict=True):
+        print(f"{name}: {budget.report()}")
 
 
 if __name__ == "__main__":

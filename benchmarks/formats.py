@@ -1,6 +1,8 @@
 """What each format of the weights costs in quality: bits per byte and first choices, as Markdown.
 
-    python benchmarks/formats.py ../shared/models/bitstories-3M [MODEL ...] [--documents 200]
+    python benchmarks/formats.py ../shared/models/bitstories-3M [MODEL ...] [--documents 200] [--kv]
+
+With `--kv` the formats are those of cached keys and values; the weights stay in fp32.
 
 Texts: the stories of stories-val, and WikiText-2's validation part. The models at hand are trained
 on stories; their WikiText numbers are high and only their ratios mean something.
@@ -14,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from paceline.engines.native import FORMATS, NativeEngine
+from paceline.engines.formats import NotTernaryError
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine
 from paceline.measuring.perplexity import predict
 from paceline.models import Model, load
 
+HEADS = ("int4,head=int4", "int4,head=fp16", "ternary,head=fp32")  # besides each format's own
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 STORIES = DATA / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 WIKITEXT = DATA / "wikitext-2" / "valid.tokens.txt.gz"
@@ -49,7 +53,7 @@ def agreement(model: Model, engine: NativeEngine, exact: NativeEngine, texts: li
     return same / total
 
 
-def table(path: Path, count: int) -> str:
+def table(path: Path, count: int, cached: bool) -> str:
     """One model."""
     model = load(path)
     start = model.config.bos if model.config.bos is not None else model.config.eos[0]
@@ -62,8 +66,12 @@ def table(path: Path, count: int) -> str:
     lines.append("|---" * (len(sources) + 3) + "|")
     exact = NativeEngine(model.config, model.weights, format="fp32")
     base: dict[str, float] = {}
-    for name in FORMATS:
-        engine = NativeEngine(model.config, model.weights, format=name)
+    for name in KV_FORMATS if cached else (*FORMATS, *HEADS):
+        option = {"kv_format" if cached else "format": name}
+        try:
+            engine = NativeEngine(model.config, model.weights, **option)
+        except NotTernaryError:
+            continue
         cells = []
         for source, texts in sources.items():
             ids = [(model.tokenizer.encode(t, special=False), len(t.encode())) for t in texts]
@@ -72,7 +80,10 @@ def table(path: Path, count: int) -> str:
             cells.append(f"{bits:.4f} ({bits / base[source] - 1:+.2%})")
         share = agreement(model, engine, exact, sources["stories-val"])
         size = f"{engine.bytes / 1e6:.1f} MB"
-        lines.append(f"| {name} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
+        if cached:
+            size = f"{engine.position_bytes:.0f} B a position"
+        label = name if cached else engine.format
+        lines.append(f"| {label} | {size} | " + " | ".join(cells) + f" | {share:.1%} |")
     return "\n".join(lines)
 
 
@@ -81,9 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--documents", type=int, default=200)
+    parser.add_argument("--kv", action="store_true", help="formats of the cache")
     options = parser.parse_args()
     for path in options.models:
-        print(table(path, options.documents), end="\n\n", flush=True)
+        print(table(path, options.documents, options.kv), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,26 @@
-"""llama.cpp through its C interface, taken from the library inside the `xllamacpp` wheel.
+"""llama.cpp through its C interface, taken from the library inside a Python package.
 
-Only what the benchmark needs: load a file, run tokens given by number, forget the last positions.
+Only what the benchmarks need: load a file, run tokens given by number, forget the last positions.
+Two packages hold it. `llama-cpp-python` is built where it is installed, for this processor
+(`CMAKE_ARGS=-DGGML_NATIVE=ON pip install llama-cpp-python`, some 6 minutes on 2 cores), which is
+llama.cpp at its best; `xllamacpp` is a ready wheel whose kernels stop at AVX2.
 """
 
 from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
-from importlib.metadata import version
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import numpy as np
 
 from paceline.core import Floats, Tokens
 
-PACKAGE = "xllamacpp"
+BUILDS = {  # package -> its library, best first
+    "llama-cpp-python": "llama_cpp/lib/libllama.*",
+    "xllamacpp": "xllamacpp/xllamacpp*.so",
+}
 _LogCallback = ctypes.CFUNCTYPE(None, c_int32, c_char_p, c_void_p)
 _silent = _LogCallback(lambda level, text, data: None)
 
@@ -78,23 +83,29 @@ _SIGNATURES = {
 class Library:
     """The C interface, with its types.
 
+    Args:
+        build: one of `BUILDS`; None takes the first that is installed.
+
+    Attributes:
+        build: the package and its version.
+
     Raises:
-        SystemExit: the wheel is missing, or its interface is not the one known here.
+        SystemExit: no such package, or its interface is not the one known here.
     """
 
-    def __init__(self) -> None:
-        spec = find_spec(PACKAGE)
-        if spec is None or spec.origin is None:
-            raise SystemExit(f"llama.cpp is missing: install it with `pip install {PACKAGE}`")
-        self.version = version(PACKAGE)
+    def __init__(self, build: str | None = None) -> None:
+        builds = [build] if build else list(BUILDS)
+        found = _find(builds)
+        if found is None:
+            raise SystemExit(f"llama.cpp is missing: `pip install {' or '.join(builds)}`")
+        file, self.build = found
         try:
-            (file,) = Path(spec.origin).parent.glob("xllamacpp*.so")
             self.c = ctypes.CDLL(str(file))
             for name, (result, arguments) in _SIGNATURES.items():
                 function = getattr(self.c, name)
                 function.restype, function.argtypes = result, arguments
-        except (ValueError, OSError, AttributeError) as error:
-            raise SystemExit(f"{PACKAGE} {self.version} has another interface: {error}") from None
+        except (OSError, AttributeError) as error:
+            raise SystemExit(f"{self.build} has another interface: {error}") from None
         self.c.llama_log_set(_silent, None)
         self.c.llama_backend_init()
 
@@ -111,7 +122,7 @@ class Library:
         found = (params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max)
         if found != (512, 2048, 512, 1):
             raise SystemExit(
-                f"{PACKAGE} {self.version} has other context settings than known here: its first "
+                f"{self.build} has other context settings than known here: its first "
                 f"four are {found}, expected (512, 2048, 512, 1)"
             )
         return params
@@ -176,3 +187,23 @@ class LlamaCpp:
         """Give the memory back."""
         self._c.llama_free(self._context)
         self._c.llama_model_free(self._model)
+
+
+def installed(build: str | None = None) -> str | None:
+    """The package that `Library(build)` would use and its version; None where there is none."""
+    found = _find([build] if build else list(BUILDS))
+    return found[1] if found else None
+
+
+def _find(builds: list[str]) -> tuple[Path, str] | None:
+    """The library of the first package that is installed, and the package's name and version."""
+    for name in builds:
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            continue
+        folder, pattern = BUILDS[name].rsplit("/", 1)
+        for suffix in (pattern.replace(".*", end) for end in (".so", ".dylib", ".dll")):
+            for file in sorted(Path(str(package.locate_file(folder))).glob(suffix)):
+                return file, f"{name} {package.version}"
+    return None

@@ -1,15 +1,15 @@
-"""Paceline's native engine beside llama.cpp: the same weights, threads and process, taking turns.
+"""Paceline's native engine beside its peers: the same weights, threads and process, taking turns.
 
-    python benchmarks/peers.py --shape 135m|1.1b [--threads 2] [--repeats 5] [--json FILE]
+    python benchmarks/peers.py --shape 135m|1.1b [--bits 8] [--threads 2] [--rounds 5] [--json FILE]
     python benchmarks/peers.py --model ../shared/models/stories260K
 
+Peers: llama.cpp, OpenVINO and transformers, those that are installed or the ones named by `--peer`.
 A shape has random weights: its numbers say something about time and rounding, nothing about
-quality. The weights are written to a GGUF file in the width that is compared, embedding included.
-Measured in every round, one engine after the other, each after a pass that does not count:
+quality. Measured in every round, one engine after the other, each after a pass that does not count:
 
 - passes of 1, 2, 4 and 8 tokens over 64 cached ones, logits for all: plain decoding is the first,
   verification of a draft the others;
-- a prompt of 512 tokens. llama.cpp computes the logits of the last one, we of none.
+- a prompt of 512 tokens. The peers compute the logits of the last one, we of none.
 
 Cells are medians over the rounds, ratios medians of the rounds' own ratios. Once, not timed: 200
 tokens in one batch against one at a time, and both against our fp32.
@@ -24,60 +24,29 @@ import argparse
 import gc
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
-from gguf_file import write
-from llama_cpp import Library, LlamaCpp
+from runners import PEERS, WIDTHS, Paceline, Runner, chosen, opened
 from step import SHAPES, RandomWeights
 
 from paceline import _native
-from paceline.core import Floats, Tokens, TokenTree
+from paceline.core import Floats, Tokens
 from paceline.engines.native import NativeEngine
 from paceline.measuring.machine import machine, versions
 from paceline.models import load
 from paceline.models.config import ModelConfig
 
 SIZES = (1, 2, 4, 8)
+TIMED = (*map(str, SIZES), "prompt")
 CACHED = 64  # positions before a pass
 PASSES = 3  # of each size in a round
-WIDTHS = {"F16": ("bf16", "fp16"), "Q8_0": ("int8",), "Q4_0": ("int4",)}
 AGREEMENT = 200  # tokens
-
-
-class Runner(Protocol):
-    """What the benchmark asks of an engine: one sequence that grows and shrinks."""
-
-    bytes: int
-
-    def extend(self, tokens: Tokens, logits: bool) -> Floats | None: ...
-    def truncate(self, length: int) -> None: ...
-
-
-class Paceline:
-    """The native engine as a `Runner`."""
-
-    def __init__(self, engine: NativeEngine) -> None:
-        self._engine = engine
-        self._sequence = engine.open()
-        self.bytes = engine.bytes
-
-    def extend(self, tokens: Tokens, logits: bool) -> Floats | None:
-        if not logits:
-            self._engine.extend(self._sequence, tokens)
-            return None
-        rows = self._engine.forward([(self._sequence, TokenTree.chain(tokens))])
-        self._engine.commit(self._sequence, np.arange(len(tokens), dtype=np.int32))
-        return rows
-
-    def truncate(self, length: int) -> None:
-        self._engine.truncate(self._sequence, length)
 
 
 class Source(NamedTuple):
@@ -164,41 +133,32 @@ def time_round(runner: Runner, config: ModelConfig, prompt: int, threads: int) -
 
 
 def compare(
-    of: Source, peer: str, library: Library, options: argparse.Namespace, against: Reference
+    of: Source, bits: int, options: argparse.Namespace, against: Reference
 ) -> list[dict[str, Any]]:
-    """llama.cpp in one width, then ours: a row for each."""
+    """The engines of one width: a row for each, peers first."""
     config, threads = of.config, options.threads
     prompt = min(options.prompt, config.context)
-    with tempfile.TemporaryDirectory(prefix="paceline-peers-") as folder:
-        path = Path(folder) / f"{peer}.gguf"
-        write(path, config, of.weights(), peer)
-        llama = LlamaCpp(library, path, min(config.context, 1024), threads)
-        runners: dict[tuple[str, str], Runner] = {(f"llama.cpp {peer}", library.isa): llama}
-        for storage in WIDTHS[peer]:
-            for isa in options.isa or _isas(library):
-                engine = NativeEngine(config, of.weights(), threads, storage, isa)
-                runners[f"Paceline {storage}", engine.isa] = Paceline(engine)
+    with opened(of, bits, options.peers, options.isa, threads) as engines:
         rows: list[dict[str, Any]] = [
-            {"engine": name, "isa": isa, "bytes": runner.bytes, "rounds": []}
-            | agreement(runner, against)
-            for (name, isa), runner in runners.items()
+            {"engine": each.name, "kernels": each.kernels, "ours": each.ours, "bits": bits}
+            | {"bytes": each.runner.bytes, "rounds": []}
+            | agreement(each.runner, against)
+            for each in engines
         ]
-        start = _ticks()
-        for _ in range(options.repeats):
-            for row, runner in zip(rows, runners.values(), strict=True):
-                row["rounds"].append(time_round(runner, config, prompt, threads))
-        others = _busy_others(start, _ticks())
-        llama.close()
+        start = ticks()
+        for _ in range(options.rounds):
+            for row, each in zip(rows, engines, strict=True):
+                row["rounds"].append(time_round(each.runner, config, prompt, threads))
+        others = busy_others(start, ticks())
     for row in rows:
         row["others"] = others
-        row |= summary(row, rows[0], prompt)
+        row |= summary(row, [other for other in rows if not other["ours"]], prompt)
     return rows
 
 
-def summary(row: dict[str, Any], peer: dict[str, Any], prompt: int) -> dict[str, Any]:
-    """Medians, and how many times as fast as the peer."""
+def summary(row: dict[str, Any], peers: list[dict[str, Any]], prompt: int) -> dict[str, Any]:
+    """Medians, and for one of ours how many times as fast as each peer."""
     rounds = row["rounds"]
-    pairs = list(zip(rounds, peer["rounds"], strict=True))
     decode = median(r["1"] for r in rounds)
     return {
         "tokens_per_second": 1 / decode,
@@ -207,87 +167,94 @@ def summary(row: dict[str, Any], peer: dict[str, Any], prompt: int) -> dict[str,
         "cost": {n: median(r[str(n)] / r["1"] for r in rounds) for n in SIZES[1:]},
         "prompt_tokens_per_second": prompt / median(r["prompt"] for r in rounds),
         "speedup": {
-            key: median(theirs[key] / ours[key] for ours, theirs in pairs)
-            for key in (*map(str, SIZES), "prompt")
+            peer["engine"]: {
+                key: median(t[key] / o[key] for o, t in zip(rounds, peer["rounds"], strict=True))
+                for key in TIMED
+            }
+            for peer in peers
+            if row["ours"]
         },
     }
 
 
-def conditions(of: Source, library: Library, options: argparse.Namespace) -> dict[str, Any]:
+def conditions(of: Source, options: argparse.Namespace) -> dict[str, Any]:
     """Under which the numbers hold; the report, as yet without rows."""
     return {
         "model": of.name,
         "weights": of.kind,
         "threads": options.threads,
-        "repeats": options.repeats,
+        "rounds": options.rounds,
         "cached": CACHED,
         "prompt": min(options.prompt, of.config.context),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
-        "peer": f"xllamacpp {library.version}",
+        "peers": options.peers,
         "read_gigabytes_per_second": [_native.read_bandwidth(options.threads) / 1e9],
         "rows": [],
     }
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as a table and the conditions it was measured under."""
-    head = (
-        "engine",
-        "kernels",
-        "tok/s",
-        "GB/s",
-        "of memory's",
-        "tok/s x peer",
-        *(f"T({n})/T(1)" for n in SIZES[1:]),
-        "pass of 8 x peer",
-        f"prompt of {report['prompt']}, tok/s",
-        "prompt x peer",
-        "batch as single",
-        "choice as fp32",
-        "logit error",
-    )
-    lines = ["| " + " | ".join(head) + " |", "|---|---" + "|---:" * (len(head) - 2) + "|"]
-    for row in report["rows"]:
-        speedup, own = row["speedup"], row["engine"].startswith("Paceline")
-        ratio = {key: f"{value:.2f}" if own else "" for key, value in speedup.items()}
-        cells = (
-            row["engine"],
-            row["isa"],
-            f"{row['tokens_per_second']:.1f}",
-            f"{row['gigabytes_per_second']:.1f}",
-            f"{row['read_share']:.0%}",
-            ratio["1"],
-            *(f"{row['cost'][n]:.2f}" for n in SIZES[1:]),
-            ratio["8"],
-            f"{row['prompt_tokens_per_second']:.0f}",
-            ratio["prompt"],
-            f"{row['batch_as_single']:.1%}",
-            f"{row['choice_as_fp32']:.1%}",
-            f"{row['logit_error']:.4f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+    """Two tables, each engine and ours against each peer, and the conditions."""
     others = max(row["others"] for row in report["rows"])
-    reads = report["read_gigabytes_per_second"]
-    lines += [
+    lines = [
+        *_table(
+            (
+                *("engine", "kernels", "tok/s", "GB/s", "of memory's"),
+                *(f"T({n})/T(1)" for n in SIZES[1:]),
+                f"prompt of {report['prompt']}, tok/s",
+                *("batch as single", "choice as fp32", "logit error"),
+            ),
+            [_cells(row) for row in report["rows"]],
+            2,
+        ),
+        "",
+        *_table(
+            (
+                *("times as fast", "kernels", "as", "one token"),
+                *(f"pass of {n}" for n in SIZES[1:]),
+                "prompt",
+            ),
+            [
+                (row["engine"], row["kernels"], peer, *(f"{times[key]:.2f}" for key in TIMED))
+                for row in report["rows"]
+                for peer, times in row["speedup"].items()
+            ],
+            3,
+        ),
         "",
         f"{report['model']}, {report['weights']} weights, {report['threads']} threads, medians of "
-        f"{report['repeats']} rounds; {report['machine']['processor']}, which reads memory at "
-        f"{median(reads):.1f} GB/s; others took up to {others:.0%} of the cores; "
-        f"Paceline {report['versions']['commit']}, llama.cpp of {report['peer']}, "
-        f"{report['date']}.",
+        f"{report['rounds']} rounds; {report['machine']['processor']}, which reads memory at "
+        f"{median(report['read_gigabytes_per_second']):.1f} GB/s; others took up to {others:.0%} "
+        f"of the cores; Paceline {report['versions']['commit']}, "
+        f"{', '.join(report['peers'].values())}, {report['date']}.",
     ]
     return "\n".join(lines)
 
 
-def _isas(library: Library) -> list[str]:
-    """Our fastest kernels, and those of the peer's instruction set."""
-    ours = _native.isas()
-    return list(dict.fromkeys([ours[0], library.isa if library.isa in ours else ours[0]]))
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["engine"],
+        row["kernels"],
+        f"{row['tokens_per_second']:.1f}",
+        f"{row['gigabytes_per_second']:.1f}",
+        f"{row['read_share']:.0%}",
+        *(f"{row['cost'][n]:.2f}" for n in SIZES[1:]),
+        f"{row['prompt_tokens_per_second']:.0f}",
+        f"{row['batch_as_single']:.1%}",
+        f"{row['choice_as_fp32']:.1%}",
+        f"{row['logit_error']:.4f}",
+    )
 
 
-def _ticks() -> tuple[float, float, float]:
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], words: int) -> list[str]:
+    """Markdown; the first `words` columns are text, the others numbers."""
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+
+
+def ticks() -> tuple[float, float, float]:
     """Seconds so far: of all cores, of all cores but idle, of this process; zeros off Linux."""
     try:
         words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
@@ -299,7 +266,7 @@ def _ticks() -> tuple[float, float, float]:
     return sum(seconds), sum(seconds) - idle, own.user + own.system
 
 
-def _busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
+def busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
     """Share of the cores' time that went to other processes; 0 where the system does not tell."""
     total, busy, own = (after - before for before, after in zip(start, end, strict=True))
     return max(busy - own, 0.0) / total if total else 0.0
@@ -323,29 +290,29 @@ def _draw(config: ModelConfig, count: int) -> Tokens:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Parse the command line, measure one width after the other, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--shape", choices=SHAPES)
     which.add_argument("--model", type=Path, help="a checkpoint of the Llama family")
-    parser.add_argument("--width", choices=WIDTHS, action="append", help="default: all")
+    parser.add_argument("--bits", type=int, choices=WIDTHS, action="append", help="default: all")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="default: the installed")
     parser.add_argument("--isa", choices=_native.isas(), action="append")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
-    parser.add_argument("--json", type=Path, help="write the report here instead of printing it")
+    parser.add_argument("--json", type=Path, help="write the report here as well")
     options = parser.parse_args()
-    library, of = Library(), source(options)
-    report = conditions(of, library, options)
+    options.peers, of = chosen(options.peer, options.bits), source(options)
+    report = conditions(of, options)
     against = reference(of, options.threads)
-    for width in options.width or WIDTHS:
+    for bits in options.bits or WIDTHS:
         gc.collect()
-        report["rows"] += compare(of, width, library, options, against)
+        report["rows"] += compare(of, bits, options, against)
         report["read_gigabytes_per_second"].append(_native.read_bandwidth(options.threads) / 1e9)
         if options.json:  # what is known so far: a large shape takes a quarter of an hour
             options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(markdown(report))
-    if not options.json:
-        print(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,12 @@
 """T(n): how long one pass over n nodes takes, at real shapes with random weights.
 
     python benchmarks/step.py [--shape 135m|1.1b] [--format fp32] [--threads N] [--isa NAME]
+        [--context 64] [--kv-format fp32] [--profile]
+
+`--profile` shows where the time of a pass goes, by kind of work, beside the machine's ceilings: the
+memory's speed as measured by plain reading, and the multiply-adds that the same work reaches in a
+pass over 256 nodes. Work is timed from the beginning of a phase to that of the next one; `waiting`
+is the share of it in which threads had nothing to do.
 
 Random weights say nothing about quality or acceptance; the time of a pass does not depend on them.
 """
@@ -15,13 +21,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from paceline import _native
-from paceline.core import Floats, TokenTree
-from paceline.engines.native import FORMATS, NativeEngine, default_threads
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, Spent, default_threads
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rope import Rope
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
-CACHED = 64  # positions before the pass
+MANY = 256  # nodes whose pass is limited by arithmetic alone
 
 
 def llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> ModelConfig:
@@ -47,16 +54,17 @@ SHAPES = {"135m": llama(576, 30, 9, 3, 1536), "1.1b": llama(2048, 22, 32, 4, 563
 
 
 class RandomWeights(Mapping[str, Floats]):
-    """Weights of any shape, drawn when asked for."""
+    """Weights of any shape, drawn when asked for; those of layers ternary if wished."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        layer, hidden = config.layers[0], config.hidden_size
-        queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    def __init__(self, config: ModelConfig, ternary: bool = False) -> None:
+        self._ternary = ternary
+        hidden = config.hidden_size
         self._shapes: dict[str, tuple[int, ...]] = {
             "embed": (config.vocab_size, hidden),
             "final_norm": (hidden,),
         }
-        for i in range(len(config.layers)):
+        for i, layer in enumerate(config.layers):
+            queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
             self._shapes |= {
                 f"layers.{i}.{name}": shape
                 for name, shape in {
@@ -79,6 +87,9 @@ class RandomWeights(Mapping[str, Floats]):
             return np.ones(shape, np.float32)
         values = self._rng.random(shape, np.float32)
         values -= 0.5
+        if self._ternary and "." in name:
+            np.rint(values * 2.9, out=values)
+            values *= np.float32(0.3)
         values *= np.float32(3.5 * shape[-1] ** -0.5)
         return values
 
@@ -89,15 +100,20 @@ class RandomWeights(Mapping[str, Floats]):
         return len(self._shapes)
 
 
-def step_times(engine: NativeEngine, sizes: tuple[int, ...], repeat: int) -> dict[int, float]:
+def draw(engine: NativeEngine, n: int) -> Tokens:
+    """Any `n` tokens."""
+    return np.random.default_rng(n).integers(0, engine.config.vocab_size, n).astype(np.int32)
+
+
+def step_times(
+    engine: NativeEngine, sizes: tuple[int, ...], repeat: int, context: int
+) -> dict[int, float]:
     """Median seconds of a pass over n nodes; sizes are interleaved."""
-    rng = np.random.default_rng(0)
-    draw = lambda n: rng.integers(0, engine.config.vocab_size, n).astype(np.int32)  # noqa: E731
-    sequence = engine.start(draw(CACHED))
+    sequence = engine.start(draw(engine, context))
     times: dict[int, list[float]] = {n: [] for n in sizes}
     for _ in range(repeat + 1):
         for n in sizes:
-            tree = TokenTree.chain(draw(n))
+            tree = TokenTree.chain(draw(engine, n))
             start = time.perf_counter()
             engine.forward([(sequence, tree)])
             times[n].append(time.perf_counter() - start)
@@ -105,14 +121,56 @@ def step_times(engine: NativeEngine, sizes: tuple[int, ...], repeat: int) -> dic
     return {n: statistics.median(values[1:]) for n, values in times.items()}
 
 
-def report(engine: NativeEngine, shape: str, sizes: tuple[int, ...], repeat: int) -> None:
+def profiled(engine: NativeEngine, sequence: Cached, n: int, repeat: int) -> dict[str, Spent]:
+    """Part of a pass over n nodes -> what it took, on average."""
+    tree = TokenTree.chain(draw(engine, n))
+    engine.forward([(sequence, tree)])
+    engine.profiling = True
+    for _ in range(repeat):
+        engine.forward([(sequence, tree)])
+    engine.profiling = False
+    return {
+        name: Spent(*(value / repeat for value in spent))
+        for name, spent in engine.profile().items()
+    }
+
+
+def profile(engine: NativeEngine, sizes: tuple[int, ...], repeat: int, context: int) -> None:
+    """Measure and print where the time of passes goes."""
+    sequence = engine.start(draw(engine, context))
+    most = {
+        name: spent.macs / spent.seconds / 1e9
+        for name, spent in profiled(engine, sequence, MANY, 2).items()
+        if spent.macs
+    }
+    bandwidth = _native.read_bandwidth(engine.threads) / 1e9
+    for n in sizes:
+        parts = profiled(engine, sequence, n, repeat)
+        whole = sum(spent.seconds for spent in parts.values())
+        print(f"\nn = {n}, {context} positions before: {whole * 1e6:.0f} us a pass")
+        print(f"part            us  share  waiting  GB/s of {bandwidth:4.1f}  GMAC/s of")
+        for name, spent in parts.items():
+            seconds = spent.seconds or 1e-9
+            waiting = max(0.0, 1 - spent.busy / seconds / engine.threads)
+            line = f"{name:10} {seconds * 1e6:7.0f} {seconds / whole:6.1%} {waiting:8.0%}"
+            if spent.macs:
+                line += f" {spent.bytes / seconds / 1e9:13.1f}"
+                line += f" {spent.macs / seconds / 1e9:8.1f} {most[name]:5.1f}"
+            print(line)
+    engine.release(sequence)
+
+
+def report(
+    engine: NativeEngine, shape: str, sizes: tuple[int, ...], repeat: int, context: int
+) -> None:
     """Measure and print one table."""
     before = _native.read_bandwidth(engine.threads)
-    times = step_times(engine, sizes, repeat)
+    times = step_times(engine, sizes, repeat, context)
     bandwidth = max(before, _native.read_bandwidth(engine.threads)) / 1e9
     rate = engine.bytes / times[sizes[0]] / 1e9
     print(
-        f"{shape} {engine.format} {engine.isa}, {engine.threads} threads: "
+        f"{shape} {engine.format} {engine.isa}, {engine.threads} threads, "
+        f"{context} positions in {engine.kv_format}: "
         f"{1 / times[sizes[0]]:.1f} tok/s plain, {rate:.1f} GB/s, "
         f"{rate / bandwidth:.0%} of the {bandwidth:.1f} GB/s measured"
     )
@@ -126,18 +184,26 @@ def report(engine: NativeEngine, shape: str, sizes: tuple[int, ...], repeat: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--format", action="append", help="one of FORMATS, or with ,head=FORMAT")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--repeat", type=int, default=9)
+    parser.add_argument("--context", type=int, default=64, help="positions before the pass")
+    parser.add_argument("--kv-format", choices=KV_FORMATS, default="fp32")
+    parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     options = parser.parse_args()
     for shape in options.shape or SHAPES:
         for storage in options.format or FORMATS:
             config = SHAPES[shape]
-            weights = RandomWeights(config)
-            engine = NativeEngine(config, weights, options.threads, storage, options.isa)
-            report(engine, shape, tuple(options.sizes), options.repeat)
+            weights = RandomWeights(config, storage.startswith("ternary"))
+            engine = NativeEngine(
+                config, weights, options.threads, storage, options.isa, options.kv_format
+            )
+            sizes = tuple(options.sizes)
+            report(engine, shape, sizes, options.repeat, options.context)
+            if options.profile:
+                profile(engine, sizes, options.repeat, options.context)
             del engine
 
 

@@ -6,97 +6,63 @@
 
 namespace {
 
-size_t key_floats(const LayerShape& layer, size_t capacity) { return layer.head_dim * capacity; }
-size_t value_floats(const LayerShape& layer, size_t capacity) {
-    return padded(layer.head_dim) * capacity;
-}
+size_t blocks_for(size_t positions) { return (positions + kCacheBlock - 1) / kCacheBlock; }
 
 }  // namespace
 
+Cache::Cache(const Shape& shape, const CacheKernels& kernels)
+    : shape_(&shape), kernels_(&kernels), layers_(shape.layers.size()) {
+    for (const LayerShape& layer : shape.layers)
+        block_bytes_.push_back(kernels.block_bytes(layer.head_dim));
+}
+
 size_t Cache::bytes() const {
     size_t total = 0;
-    for (const Layer& layer : layers_) total += layer.keys.size() + layer.values.size();
+    for (const Buffer& layer : layers_) total += layer.size();
     return total;
-}
-
-const float* Cache::keys(size_t layer, size_t head) const {
-    return layers_[layer].keys.floats() + head * key_floats(shape_->layers[layer], capacity_);
-}
-
-const float* Cache::values(size_t layer, size_t head) const {
-    return layers_[layer].values.floats() + head * value_floats(shape_->layers[layer], capacity_);
-}
-
-void Cache::put(size_t layer, size_t head, size_t position, const float* key, const float* value) {
-    const size_t dim = shape_->layers[layer].head_dim;
-    float* keys = const_cast<float*>(this->keys(layer, head)) +
-                  position / kPanel * dim * kPanel + position % kPanel;
-    for (size_t d = 0; d < dim; ++d) keys[d * kPanel] = key[d];
-    float* values = const_cast<float*>(this->values(layer, head)) + position * kPanel;
-    for (size_t d = 0; d < dim; d += kPanel, values += capacity_ * kPanel)
-        std::memcpy(values, value + d, std::min(kPanel, dim - d) * sizeof(float));
 }
 
 void Cache::prepare(size_t nodes) {
     parents_.clear();
-    const size_t needed = length_ + nodes;
-    if (needed > capacity_) grow(padded(std::max(needed, capacity_ + capacity_ / 2)));
+    const size_t needed = blocks_for(length_ + nodes);
+    if (needed > blocks_) resize(std::max(needed, blocks_ + blocks_ / 2));
 }
 
-// The layer's committed positions in buffers of another capacity.
-Cache::Layer Cache::resized(size_t layer, size_t capacity) const {
-    const LayerShape& shape = shape_->layers[layer];
-    Layer to{Buffer(shape.kv_heads * key_floats(shape, capacity) * sizeof(float)),
-             Buffer(shape.kv_heads * value_floats(shape, capacity) * sizeof(float))};
-    if (!length_) return to;
-    const size_t value_bytes = length_ * kPanel * sizeof(float);
-    for (size_t head = 0; head < shape.kv_heads; ++head) {
-        std::memcpy(to.keys.floats() + head * key_floats(shape, capacity), keys(layer, head),
-                    key_floats(shape, padded(length_)) * sizeof(float));
-        for (size_t d = 0; d < padded(shape.head_dim); d += kPanel)
-            std::memcpy(to.values.floats() + head * value_floats(shape, capacity) + d * capacity,
-                        values(layer, head) + d * capacity_, value_bytes);
+// Room for `blocks` blocks of each layer, no fewer than the committed positions take.
+void Cache::resize(size_t blocks) {
+    std::vector<Buffer> layers;
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+        const Buffer& grown = layers.emplace_back(blocks * stride(layer));
+        if (length_)
+            std::memcpy(grown.bytes(), layers_[layer].bytes(),
+                        blocks_for(length_) * stride(layer));
     }
-    return to;
-}
-
-void Cache::grow(size_t capacity) {
-    std::vector<Layer> layers;
-    layers.reserve(layers_.size());
-    for (size_t i = 0; i < layers_.size(); ++i) layers.push_back(resized(i, capacity));
     layers_ = std::move(layers);
-    capacity_ = capacity;
+    blocks_ = blocks;
 }
 
 Cache Cache::fork() const {
-    Cache copy(*shape_);
-    const size_t capacity = padded(length_);
-    if (capacity)
-        for (size_t i = 0; i < layers_.size(); ++i) copy.layers_[i] = resized(i, capacity);
+    Cache copy(*shape_, *kernels_);
+    copy.blocks_ = blocks_for(length_);
     copy.length_ = length_;
-    copy.capacity_ = capacity;
+    for (size_t layer = 0; layer < layers_.size(); ++layer) {
+        copy.layers_[layer] = Buffer(copy.blocks_ * stride(layer));
+        if (length_)
+            std::memcpy(copy.layers_[layer].bytes(), layers_[layer].bytes(),
+                        copy.layers_[layer].size());
+    }
     return copy;
 }
 
 void Cache::move(size_t from, size_t to) {
-    for (size_t layer = 0; layer < layers_.size(); ++layer) {
-        const LayerShape& shape = shape_->layers[layer];
-        for (size_t head = 0; head < shape.kv_heads; ++head) {
-            float* k = const_cast<float*>(keys(layer, head));
-            const auto at = [&](size_t position) {
-                return position / kPanel * shape.head_dim * kPanel + position % kPanel;
-            };
-            for (size_t d = 0; d < shape.head_dim; ++d)
-                k[at(to) + d * kPanel] = k[at(from) + d * kPanel];
-            float* v = const_cast<float*>(values(layer, head));
-            for (size_t d = 0; d < padded(shape.head_dim); d += kPanel, v += capacity_ * kPanel)
-                std::memcpy(v + to * kPanel, v + from * kPanel, kPanel * sizeof(float));
-        }
-    }
+    for (size_t layer = 0; layer < layers_.size(); ++layer)
+        for (size_t head = 0; head < shape_->layers[layer].kv_heads; ++head)
+            copy(layer, head, from, block(layer, head, to), to % kCacheBlock);
 }
 
 void Cache::commit(const int32_t* path, size_t count) {
     if (parents_.empty()) throw std::invalid_argument("there is no forward pass to commit");
+    if (viewed_) throw std::invalid_argument("the last forward pass was a view, to draft only");
     for (size_t i = 0; i < count; ++i) {
         const bool inside = path[i] >= 0 && static_cast<size_t>(path[i]) < parents_.size();
         if (!inside || parents_[path[i]] != (i ? path[i - 1] : -1))

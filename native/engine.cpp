@@ -18,7 +18,7 @@
 namespace nb = nanobind;
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Weight = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
 using Angles = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
@@ -97,15 +97,17 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
     return shape;
 }
 
-constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4"};
+constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4", "ternary"};
+constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8"};
 
-Format format_of(const std::string& name) {
+template <class Kind, size_t N>
+Kind kind_of(const char* what, const std::string& name, const char* const (&names)[N]) {
     std::string known;
-    for (size_t i = 0; i < std::size(kFormats); ++i) {
-        if (name == kFormats[i]) return static_cast<Format>(i);
-        known += (i ? ", " : "") + std::string(kFormats[i]);
+    for (size_t i = 0; i < N; ++i) {
+        if (name == names[i]) return static_cast<Kind>(i);
+        known += (i ? ", " : "") + std::string(names[i]);
     }
-    refuse("format '" + name + "' is unknown; choose one of " + known);
+    refuse(std::string(what) + " '" + name + "' is unknown; choose one of " + known);
 }
 
 size_t threads_of(int64_t threads) {
@@ -117,9 +119,10 @@ size_t threads_of(int64_t threads) {
 
 // A model and what its sequences share. One call at a time; others wait.
 struct Engine {
-    Engine(Shape shape, const Kernels& kernels, Format format, size_t threads,
-           std::vector<nb::object> ropes)
-        : model(std::move(shape), kernels, format, threads), ropes(std::move(ropes)) {}
+    Engine(Shape shape, const Kernels& kernels, Format format, Format head,
+           CacheFormat cache_format, size_t threads, std::vector<nb::object> ropes)
+        : model(std::move(shape), kernels, format, head, cache_format, threads),
+          ropes(std::move(ropes)) {}
 
     Model model;
     std::vector<nb::object> ropes;
@@ -143,24 +146,45 @@ struct Sequence {
 };
 
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& format,
+                                    const std::string& head, const std::string& kv_format,
                                     const std::string& isa, int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
-    return std::make_shared<Engine>(std::move(shape), choose(isa), format_of(format),
-                                    threads_of(threads), std::move(ropes));
+    return std::make_shared<Engine>(
+        std::move(shape), choose(isa), kind_of<Format>("format", format, kFormats),
+        kind_of<Format>("format", head, kFormats),
+        kind_of<CacheFormat>("kv format", kv_format, kCacheFormats), threads_of(threads),
+        std::move(ropes));
 }
 
-void set_weight(Engine& engine, const std::string& name, Weight weight) {
+// Bits of bf16 come as uint16.
+Given::Type type_of(const std::string& name, const Weight& weight) {
+    if (weight.dtype() == nb::dtype<float>()) return Given::Type::fp32;
+    if (weight.dtype() == nb::dtype<uint16_t>()) return Given::Type::bf16;
+    if (weight.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
+        weight.dtype().bits == 16)
+        return Given::Type::fp16;
+    refuse("weight '" + name + "' has an unknown type, expected float32, float16 or uint16");
+}
+
+void set_weight(Engine& engine, const std::string& name, Weight weight, bool mapped) {
     if (weight.ndim() != 1 && weight.ndim() != 2)
         refuse("weight '" + name + "' has " + std::to_string(weight.ndim()) +
                " axes, expected 1 or 2");
     const bool matrix = weight.ndim() == 2;
-    const Given given{weight.data(), matrix ? weight.shape(0) : 1,
-                      matrix ? weight.shape(1) : weight.shape(0), matrix};
+    const ptrdiff_t size = weight.itemsize();
+    const Given given{.data = static_cast<const uint8_t*>(weight.data()),
+                      .type = type_of(name, weight),
+                      .rows = matrix ? weight.shape(0) : 1,
+                      .columns = weight.shape(matrix),
+                      .row_step = matrix ? weight.stride(0) * size : 0,
+                      .column_step = weight.stride(matrix) * size,
+                      .matrix = matrix,
+                      .mapped = mapped};
     nb::gil_scoped_release unlocked;
     std::lock_guard lock(engine.busy);
     if (engine.ready) refuse("the model is already loaded");
-    engine.model.weights.set(name, given);
+    engine.model.set(name, given);
 }
 
 void finish_loading(Engine& engine) {
@@ -191,14 +215,16 @@ Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocab
 // An array as it is: a copy in another type would hide a mistake, and cost time.
 Ints ints_of(nb::handle object) {
     Ints array;
-    if (!nb::try_cast(object, array, false)) refuse("tokens and parents must be int32 arrays");
+    if (!nb::try_cast(object, array, false))
+        refuse("tokens, parents and what a view has must be int32 arrays");
     return array;
 }
 
-Logits forward(Engine& engine, nb::list batch, bool rows) {
+Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
+               nb::object positions) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size());
+    arrays.reserve(2 * batch.size() + 2);
     size_t nodes = 0;
     if (!engine.ready) refuse("the model is not loaded");
     for (nb::handle item : batch) {
@@ -216,6 +242,12 @@ Logits forward(Engine& engine, nb::list batch, bool rows) {
         branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});
         nodes += tokens.size();
     }
+    const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
+        if (object.is_none()) return std::nullopt;
+        const Ints& array = arrays.emplace_back(ints_of(object));
+        return std::span(array.data(), array.size());
+    };
+    const View view{part(layers), part(positions)};
     const size_t vocabulary = engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     {
@@ -224,9 +256,25 @@ Logits forward(Engine& engine, nb::list batch, bool rows) {
         if (rows && engine.logits->size() < nodes * vocabulary * sizeof(float))
             engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
         logits = engine.logits;
-        engine.model.forward(branches, rows ? logits->floats() : nullptr);
+        engine.model.forward(branches, rows ? logits->floats() : nullptr, view);
     }
     return as_array(logits, rows ? nodes : 0, vocabulary);
+}
+
+// Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
+nb::dict profile_of(Engine& engine) {
+    nb::dict parts;
+    for (size_t i = 0; i < kPartCount; ++i) {
+        const Spent& spent = engine.model.profile[i];
+        parts[kPartNames[i]] = nb::make_tuple(spent.seconds, spent.busy, spent.bytes, spent.macs);
+    }
+    return parts;
+}
+
+void set_profiling(Engine& engine, bool on) {
+    std::lock_guard lock(engine.busy);
+    engine.model.profiling = on;
+    if (on) engine.model.profile = {};
 }
 
 template <class Use>
@@ -239,6 +287,7 @@ auto locked(Sequence& sequence, Use use) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+    nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
     m.def("isas", [] {
         std::vector<std::string> names;
         for (const Kernels* kernels : runnable()) names.emplace_back(kernels->isa);
@@ -263,19 +312,27 @@ void bind_engine(nb::module_& m) {
         }, nb::call_guard<nb::gil_scoped_release>());
 
     nb::class_<Engine>(m, "Model")
-        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("isa"),
-             nb::arg("threads"))
-        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert())
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
+             nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"))
+        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
+             nb::arg("mapped") = false)
+        .def("get", [](Engine& e, const std::string& name) { return e.model.weights.get(name); },
+             nb::arg("name"))
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
-        .def("forward", &forward)
+        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
+             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
         .def("open", [](std::shared_ptr<Engine> engine) {
-            return Sequence{engine, Cache(engine->model.shape)};
+            return Sequence{engine, engine->model.open()};
         })
+        .def("profile", &profile_of)
+        .def_prop_rw("profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
+                     nb::call_guard<nb::gil_scoped_release>())
         .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
         .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; })
+        .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); })
         .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
                      [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; })
         .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; })

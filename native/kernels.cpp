@@ -7,6 +7,7 @@
 #include "kernels/attention.hpp"
 #include "kernels/integers.hpp"
 #include "kernels/rows.hpp"
+#include "kernels/ternary.hpp"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -16,12 +17,14 @@
 extern const Kernels JOIN(kernels_, PACELINE_ISA);
 const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .isa = TEXT(PACELINE_ISA),
-    .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels},
+    .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels,
+                &ternary_kernels},
     .norm = norm,
     .add = add,
-    .max_queries = kWidest,
+    .caches = {&fp32_cache, &fp16_cache, &int8_cache},
     .attention_bytes = attention_bytes,
-    .attend = attend,
+    .state_floats = state_floats,
+    .combine = combine,
     .read = read,
     .top = top,
 };

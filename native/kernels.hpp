@@ -8,10 +8,14 @@
 #include <cstdint>
 
 constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
+constexpr size_t kCacheBlock = 64;   // positions of a block of the cache
+constexpr size_t kSpan = 256;        // positions whose softmax is computed apart from the others
+constexpr size_t kLargestHead = 1024;
 
 inline size_t padded(size_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
 
-enum class Format { fp32, bf16, fp16, int8, int4, count };
+enum class Format { fp32, bf16, fp16, int8, int4, ternary, count };
+enum class CacheFormat { fp32, fp16, int8, count };
 enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
 
 // y = w @ x for a matrix in panels: [rows / 16] panels, each `panel_bytes` long.
@@ -38,15 +42,18 @@ struct NormJob {
     bool centred;  // layer norm; otherwise root mean square
 };
 
-// One kv head and a few queries of one sequence.
+// Queries first .. first + count - 1 of one kv head of a sequence: node-major (node, head in group)
+// pairs. Columns are committed rows, then a node's ancestors by depth.
 struct Attention {
-    const float* keys;     // [positions / 16][D][16]
-    const float* values;   // [D / 16][capacity][16]
-    size_t head_dim;       // D
-    size_t capacity;       // positions the two have room for
-    size_t length;         // committed positions; node i of the tree lies at length + i
+    const uint8_t* blocks;  // of this head; the rows of the tree lie behind the committed ones
+    size_t block_stride;    // bytes from one to the next
+    size_t head_dim;        // D
+    size_t length;          // committed rows; node i of the tree is row length + i
+    const int32_t* seen;    // their positions, if not 0 .. length - 1; or null
+    size_t root;            // position of node 0
     const int32_t* parents;
     const int32_t* depths;
+    size_t nodes;
     bool chain;            // every node is the parent of the next
     size_t window;         // positions seen, the own included; 0: all
     float softcap;         // 0: none
@@ -56,13 +63,30 @@ struct Attention {
     size_t out_stride;
     size_t first_head;     // query heads of this kv head: first_head .. first_head + group
     size_t group;
+    size_t first, count;
+    size_t spans;   // that the columns reach into
+    float* states;  // [query][spans][state]: what each span gives, for `combine`; or null
+};
+
+// How keys and values are kept, in blocks of `kCacheBlock` positions of one head.
+struct CacheKernels {
+    size_t (*block_bytes)(size_t head_dim);
+    // One position's key and value.
+    void (*put)(uint8_t* block, size_t place, size_t head_dim, const float* key,
+                const float* value);
+    // `count` positions; they lie in one panel, before and after.
+    void (*copy)(const uint8_t* from, size_t from_place, uint8_t* to, size_t to_place,
+                 size_t count, size_t head_dim);
+    // Spans first .. last - 1; without `states` all of them.
+    void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
 };
 
 // How one weight format is stored and multiplied.
 struct FormatKernels {
     size_t (*panel_bytes)(size_t inputs);
-    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero.
-    void (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
+    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero. False: the format
+    // cannot hold these weights.
+    bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
     // Row `lane` of a panel times `scale`.
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
     // Bytes that n rows take after `arrange`; 0 when the row itself is read.
@@ -80,10 +104,12 @@ struct Kernels {
     const FormatKernels* formats[static_cast<size_t>(Format::count)];
     void (*norm)(const NormJob&, const float* x, float* out);
     void (*add)(float* x, const float* y, size_t size);  // size is padded
-    size_t max_queries;
-    size_t (*attention_bytes)(size_t queries, size_t positions, size_t head_dim);
-    // Queries first .. last - 1 of node-major (node, head in group) pairs.
-    void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
+    const CacheKernels* caches[static_cast<size_t>(CacheFormat::count)];
+    // Scratch that `attend` needs for `queries` queries.
+    size_t (*attention_bytes)(const Attention&, size_t queries);
+    size_t (*state_floats)(size_t head_dim);
+    // The values of one query from its `states`.
+    void (*combine)(const Attention&, size_t query);
     // The sum of `bytes` / 4 floats, read as fast as they come: to measure the memory.
     float (*read)(const float* from, size_t bytes);
     // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.

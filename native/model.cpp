@@ -15,10 +15,12 @@ const FormatKernels& kernels_for(const Kernels& kernels, Format format) {
 
 }  // namespace
 
-Model::Model(Shape given, const Kernels& kernels, Format format, size_t threads)
+Model::Model(Shape given, const Kernels& kernels, Format format, Format head,
+             CacheFormat cache_format, size_t threads)
     : shape(std::move(given)),
       kernels(kernels),
-      weights(shape, kernels_for(kernels, format), kernels_for(kernels, format)),
+      cache_kernels(*kernels.caches[static_cast<size_t>(cache_format)]),
+      weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 
@@ -28,11 +30,20 @@ void Model::finish() {
     parameters = weights.parameters();
 }
 
-void Model::forward(const std::vector<Branch>& batch, float* logits) {
+void Model::forward(const std::vector<Branch>& batch, float* logits, const View& view) {
     if (batch.empty()) return;
-    const auto pass = std::make_shared<Pass>(*this, batch, logits);
+    const auto pass = std::make_shared<Pass>(*this, batch, logits, view);
     pool_->run(pass, pass->threads());
-    for (const Branch& branch : batch) branch.cache->remember(branch.parents, branch.nodes);
+    if (profiling) pass->account(profile);
+    for (const Branch& branch : batch)
+        branch.cache->remember(branch.parents, branch.nodes, bool(view));
+}
+
+double Model::position_bytes() const {
+    size_t total = 0;
+    for (const LayerShape& layer : shape.layers)
+        total += layer.kv_heads * cache_kernels.block_bytes(layer.head_dim);
+    return static_cast<double>(total) / kCacheBlock;
 }
 
 void Model::set_threads(size_t threads) {

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "cache.hpp"
 #include "pool.hpp"
+#include "profile.hpp"
 #include "shape.hpp"
 #include "weights.hpp"
 
@@ -23,6 +26,15 @@ struct Branch {
     size_t nodes;
 };
 
+// The part of a model that a pass for drafting uses; what is absent is whole. A view's pass leaves
+// nothing that could be committed.
+struct View {
+    std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
+    std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
+
+    explicit operator bool() const { return layers || positions; }
+};
+
 // Working memory, rows of n tokens each; kept between passes.
 struct Workspace {
     Buffer x;         // the residual stream, [n][hidden]
@@ -32,19 +44,31 @@ struct Workspace {
     Buffer attended;  // [n][heads * D]
     Buffer wide;      // [n][intermediate]
     Buffer arranged;  // the input of a product, as its kernel wants it
+    Buffer seen;      // the rows that a view sees, in blocks as in a cache
+    Buffer states;    // of the spans of attention
     std::vector<Buffer> scratch;  // one for each thread
 };
 
 class Model {
 public:
-    Model(Shape shape, const Kernels& kernels, Format format, size_t threads);
+    // `head` is the format of the embedding and of the head.
+    Model(Shape shape, const Kernels& kernels, Format format, Format head,
+          CacheFormat cache_format, size_t threads);
+
+    // Bytes that one position takes in the cache.
+    double position_bytes() const;
+    // A new, empty sequence.
+    Cache open() const { return Cache(shape, cache_kernels); }
+
+    // See Weights::set.
+    void set(const std::string& name, const Given& weight) { weights.set(name, weight, *pool_); }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
 
     // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
-    // Throws std::invalid_argument for bad tokens, parents or positions, before any work.
-    void forward(const std::vector<Branch>& batch, float* logits);
+    // Throws std::invalid_argument for bad tokens, parents, positions or views, before any work.
+    void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
 
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }
@@ -54,11 +78,14 @@ public:
 
     const Shape shape;
     const Kernels& kernels;
+    const CacheKernels& cache_kernels;
     Weights weights;
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.
     double worth_waking = 60.0;
     size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
+    bool profiling = false;
+    Profile profile{};  // of the passes that were run while `profiling`
 
 private:
     friend class Pass;

@@ -10,6 +10,8 @@ constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
 constexpr size_t kChunks = 8;  // pieces of a phase for each thread
 constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
 
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
 // The first `dim` values of a head, rotated in halves.
 void rotate_head(float* head, const float* cosines, const float* sines, size_t dim) {
     const size_t half = dim / 2;
@@ -22,14 +24,16 @@ void rotate_head(float* head, const float* cosines, const float* sines, size_t d
 
 }  // namespace
 
-Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
+Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view)
     : model_(model),
       shape_(model.shape),
       kernels_(model.kernels),
       work_(model.work_),
       batch_(batch),
+      view_(view),
       logits_(logits),
       hidden_(padded(model.shape.hidden)) {
+    choose_layers();
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
@@ -39,13 +43,14 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits)
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
     plan();
+    if (model.profiling) start_clock();
 }
 
 void Pass::check(const Branch& branch) {
-    const auto refuse = [](const std::string& message) { throw std::invalid_argument(message); };
     const size_t first = depths_.size(), length = branch.cache->length();
     const size_t limit = std::min(shape_.context, model_.rope_positions());
     bool chain = true;
+    check_positions(length);
     if (!branch.nodes) refuse("a tree needs a root");
     for (size_t i = 0; i < branch.nodes; ++i) {
         const int32_t token = branch.tokens[i], parent = branch.parents[i];
@@ -62,11 +67,44 @@ void Pass::check(const Branch& branch) {
                    " is beyond the context of " + std::to_string(limit));
     }
     chain_.push_back(chain);
+    deepest_.push_back(*std::max_element(depths_.begin() + first, depths_.end()));
+}
+
+void Pass::choose_layers() {
+    const size_t count = shape_.layers.size();
+    if (!view_.layers) {
+        for (size_t layer = 0; layer < count; ++layer) layers_.push_back(layer);
+        return;
+    }
+    int32_t last = -1;
+    for (const int32_t layer : *view_.layers) {
+        if (layer <= last || static_cast<size_t>(layer) >= count)
+            refuse("the layers of a view must increase and lie below " + std::to_string(count));
+        layers_.push_back(static_cast<size_t>(last = layer));
+    }
+}
+
+void Pass::check_positions(size_t length) const {
+    int32_t last = -1;
+    if (!view_.positions) return;
+    for (const int32_t position : *view_.positions) {
+        if (position <= last || static_cast<size_t>(position) >= length)
+            refuse("the positions of a view must increase and lie below the " +
+                   std::to_string(length) + " committed ones");
+        last = position;
+    }
+}
+
+// Committed positions that the nodes of a branch see.
+size_t Pass::seen(const Branch& branch) const {
+    return view_.positions ? view_.positions->size() : branch.cache->length();
 }
 
 size_t Pass::worthwhile_threads() const {
-    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters);
-    const double bytes = static_cast<double>(model_.bytes);
+    const double part =
+        static_cast<double>(layers_.size()) / static_cast<double>(shape_.layers.size());
+    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters) * part;
+    const double bytes = static_cast<double>(model_.bytes) * part;
     const double time = std::max(macs / kMacsPerMicrosecond, bytes / kBytesPerMicrosecond);
     return time < model_.worth_waking ? 1 : model_.threads();
 }
@@ -79,7 +117,8 @@ void Pass::reserve() {
         arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
     };
     product(model_.weights.head);
-    for (size_t i = 0; i < shape_.layers.size(); ++i) {
+    size_t seen = 0, states = 0;
+    for (const size_t i : layers_) {
         const LayerShape& layer = shape_.layers[i];
         wide_ = std::max(wide_, padded(layer.intermediate));
         qkv_ = std::max(qkv_, layer.qkv_size());
@@ -87,11 +126,11 @@ void Pass::reserve() {
         const LayerWeights& weights = model_.weights.layers[i];
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
-        for (const Branch& branch : batch_)
-            scratch = std::max(scratch, kernels_.attention_bytes(
-                                            attention_tile(layer, branch.nodes),
-                                            branch.cache->length() + branch.nodes,
-                                            layer.head_dim));
+        seen = std::max(seen, bytes_of_view(i));
+        states = std::max(states, floats_of_states(i));
+        for (size_t branch = 0; branch < batch_.size(); ++branch)
+            scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
+                                                                 sharing(layer, branch).tile));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -106,18 +145,23 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
+    work_.seen.reserve(seen);
+    work_.states.reserve(states * sizeof(float));
     work_.scratch.resize(model_.threads());
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
 
-void Pass::add(Work work, size_t index, size_t things, size_t least) {
-    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
-    const size_t chunks = std::clamp<size_t>(things / least, 1, most);
-    phases_.push_back({work, index, chunks});
+void Pass::add_chunks(Part part, Work work, size_t index, size_t chunks) {
+    phases_.push_back({part, work, index, chunks});
     add_phase(chunks);
 }
 
-void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+void Pass::add(Part part, Work work, size_t index, size_t things, size_t least) {
+    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
+    add_chunks(part, work, index, std::clamp<size_t>(things / least, 1, most));
+}
+
+void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
                           size_t stride, Product job) {
     const FormatKernels& format = *matrix.format;
     job.panels = matrix.data.bytes();
@@ -129,17 +173,17 @@ void Pass::multiply_later(const Matrix& matrix, const Buffer& bias, const Buffer
     const bool arranged = format.arranged_bytes(n_, matrix.inputs) > 0;
     if (arranged) job.x = work_.arranged.bytes();
     products_.push_back({&matrix, rows.floats(), stride, job});
-    if (arranged) add(&Pass::arrange, products_.size() - 1, matrix.inputs, 256);
-    add(&Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
+    if (arranged) add(Part::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
+    add(part, &Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
 }
 
 void Pass::plan() {
-    add_rows(&Pass::embed, 0);
-    for (size_t layer = 0; layer < shape_.layers.size(); ++layer) plan_layer(layer);
+    add_rows(&Pass::embed, 0, Part::embed);
+    for (const size_t layer : layers_) plan_layer(layer);
     if (!logits_) return;
     add_rows(&Pass::enter_head, 0);
     const Weights& weights = model_.weights;
-    multiply_later(weights.head, weights.head_bias, work_.normed, hidden_,
+    multiply_later(Part::head, weights.head, weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_,
                     .stride = shape_.vocabulary,
@@ -150,34 +194,35 @@ void Pass::plan_layer(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
-    multiply_later(weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+    multiply_later(Part::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
-    add(&Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    add(Part::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
-    if (!logits_ && layer + 1 == shape_.layers.size()) return;
-    size_t tiles = 0;
+    if (!logits_ && layer == layers_.back()) return;
+    if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    size_t calls = 0;
     for (size_t branch = 0; branch < batch_.size(); ++branch)
-        tiles += shape.kv_heads * attention_tiles(shape, branch);
-    phases_.push_back({&Pass::attend, layer, tiles});
-    add_phase(tiles);
+        calls += shape.kv_heads * sharing(shape, branch).calls();
+    add_chunks(Part::attention, &Pass::attend, layer, calls);
+    if (floats_of_states(layer)) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
-    multiply_later(weights.o, weights.o_bias, work_.attended, attended_,
+    multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
     add_rows(&Pass::enter_mlp, layer);
-    multiply_later(weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+    multiply_later(Part::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
                    {.activation = shape_.activation,
                     .gated = shape_.gated,
                     .out = work_.wide.floats(),
                     .stride = wide_,
                     .rows = padded(shape.intermediate)});
     if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
-    multiply_later(weights.down, weights.down_bias, work_.wide, wide_,
+    multiply_later(Part::down, weights.down, weights.down_bias, work_.wide, wide_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 
 void Pass::work(size_t phase, size_t chunk, size_t thread) {
-    const Phase& what = phases_[phase];
-    (this->*what.work)(what.index, chunk, what.chunks, work_.scratch[thread]);
+    if (!clock_.starts.empty()) return work_timed(phase, chunk, thread);
+    run(phases_[phase], chunk, thread);
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
@@ -214,6 +259,12 @@ void Pass::norm_row(const Norm& norm, const float* row, float* out, size_t size)
                   row, out);
 }
 
+// The norm behind the layer that ran before `layer`; null if it is the first.
+const Norm* Pass::norm_before(size_t layer) const {
+    const auto at = std::lower_bound(layers_.begin(), layers_.end(), layer);
+    return at == layers_.begin() ? nullptr : &model_.weights.layers[at[-1]].mlp_post_norm;
+}
+
 // Adds row `index` of y, normed if the layer says so, to the residual stream.
 void Pass::merge(const Norm& post, size_t index) {
     float* y = row(work_.y, index, hidden_);
@@ -222,9 +273,10 @@ void Pass::merge(const Norm& post, size_t index) {
 }
 
 void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const Norm* before = norm_before(layer);
     const auto [begin, end] = share(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
-        if (layer) merge(model_.weights.layers[layer - 1].mlp_post_norm, i);
+        if (before) merge(*before, i);
         norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
                  row(work_.normed, i, hidden_), shape_.hidden);
     }
@@ -257,11 +309,11 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 }
 
 void Pass::enter_head(size_t, size_t chunk, size_t chunks, Buffer&) {
-    const Weights& weights = model_.weights;
+    const Norm* before = norm_before(shape_.layers.size());
     const auto [begin, end] = share(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
-        if (!weights.layers.empty()) merge(weights.layers.back().mlp_post_norm, i);
-        norm_row(weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
+        if (before) merge(*before, i);
+        norm_row(model_.weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
                  shape_.hidden);
     }
 }
@@ -303,47 +355,4 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
                               qkv + shape.values_at() + kv * dim);
         }
     }
-}
-
-// Queries that one call handles: few enough that every thread gets its part.
-size_t Pass::attention_tile(const LayerShape& layer, size_t nodes) const {
-    const size_t queries = nodes * (layer.heads / layer.kv_heads);
-    const size_t fair = queries * layer.kv_heads / (2 * threads_);
-    return std::clamp<size_t>(fair, 1, std::min(queries, kernels_.max_queries));
-}
-
-size_t Pass::attention_tiles(const LayerShape& layer, size_t branch) const {
-    const size_t nodes = batch_[branch].nodes, queries = nodes * (layer.heads / layer.kv_heads);
-    const size_t tile = attention_tile(layer, nodes);
-    return (queries + tile - 1) / tile;
-}
-
-// Chunks are numbered by branch, kv head and tile of queries.
-void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
-    const LayerShape& shape = shape_.layers[layer];
-    size_t b = 0;
-    for (size_t tiles; chunk >= (tiles = shape.kv_heads * attention_tiles(shape, b)); ++b)
-        chunk -= tiles;
-    const Branch& branch = batch_[b];
-    const Cache& cache = *branch.cache;
-    const size_t kv = chunk / attention_tiles(shape, b), group = shape.heads / shape.kv_heads;
-    const Attention job{.keys = cache.keys(layer, kv),
-                        .values = cache.values(layer, kv),
-                        .head_dim = shape.head_dim,
-                        .capacity = cache.capacity(),
-                        .length = cache.length(),
-                        .parents = branch.parents,
-                        .depths = depths_.data() + first_[b],
-                        .chain = chain_[b],
-                        .window = shape.window,
-                        .softcap = shape_.attention_softcap,
-                        .queries = row(work_.qkv, first_[b], qkv_),
-                        .query_stride = qkv_,
-                        .out = row(work_.attended, first_[b], attended_),
-                        .out_stride = attended_,
-                        .first_head = kv * group,
-                        .group = group};
-    const size_t tile = attention_tile(shape, branch.nodes);
-    const size_t query = chunk % attention_tiles(shape, b) * tile;
-    kernels_.attend(job, query, std::min(query + tile, branch.nodes * group), scratch.bytes());
 }

@@ -6,8 +6,6 @@
 
 #include "kernels.hpp"
 
-constexpr size_t kLargestHead = 1024;
-
 struct LayerShape {
     size_t heads, kv_heads, head_dim, intermediate;
     size_t window;  // 0: all

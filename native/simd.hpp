@@ -30,6 +30,11 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kParts = 64 / kBytes;
+#if defined(__AVX512F__) || defined(__ARM_NEON)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
 
 using Reg = float __attribute__((vector_size(kBytes)));
 using Int = int32_t __attribute__((vector_size(kBytes)));
@@ -111,6 +116,7 @@ using PlainShorts = uint16_t __attribute__((vector_size(kBytes / 2), aligned(1),
 #else
 #define WIDEN(name, type, half) __builtin_convertvector(half, type)
 #endif
+using LooseShorts = int16_t __attribute__((vector_size(kBytes), aligned(1), may_alias));
 INLINE Shorts widen(SignedBytes half) { return WIDEN(cvtepi8_epi16, Shorts, half); }
 INLINE Shorts widen(PlainBytes half) { return WIDEN(cvtepu8_epi16, Shorts, half); }
 INLINE Int widen(PlainShorts half) { return WIDEN(cvtepu16_epi32, Int, half); }

@@ -115,9 +115,9 @@ Suffixes::Suffixes(const int32_t* text, const int32_t* suffixes, size_t size, si
 void Suffixes::reset() {
     begin();
     reliability.clear();
-    // Half of the doubt goes with each further token.
-    float doubt = 0.8f;
-    for (size_t n = 0; n < longest_; ++n, doubt /= 2.0f)
+    // A quarter of the doubt goes with each further token: it is not the text that goes on here.
+    float doubt = 0.85f;
+    for (size_t n = 0; n < longest_; ++n, doubt *= 0.75f)
         reliability.insert(reliability.end(), kBuckets, 1.0f - doubt);
 }
 

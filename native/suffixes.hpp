@@ -6,8 +6,8 @@
 
 namespace paceline {
 
-// The starts of the suffixes of `text` in order. Values are 0..alphabet - 1; a suffix that ends lies
-// before the longer ones it begins.
+// The starts of the suffixes of `text` in order. Values are 0..alphabet - 1; a suffix lies before
+// the longer ones that begin with it.
 //
 // By induced sorting (Nong, Zhang and Chan, Two Efficient Algorithms for Linear Time Suffix Array
 // Construction, 2011), in linear time.

@@ -91,16 +91,16 @@ float Trie::weight(int32_t node) const {
 void Trie::insert(int32_t token) {
     if (tokens.size() + depth_ > capacity_) squeeze();
     for (size_t d = depth_; d-- > 0;) {
-        if (cursors_[d] < 0) continue;
-        int32_t node = child(cursors_[d], token);
-        if (node < 0) node = add(cursors_[d], token, 0.0f);
+        int32_t node = cursors_[d] < 0 ? -1 : child(cursors_[d], token);
+        if (node < 0 && cursors_[d] >= 0) node = add(cursors_[d], token, 0.0f);
+        if (d + 1 < depth_) cursors_[d + 1] = node;
+        if (node < 0) continue;
         counts[node] += 1.0f;
         if (seen_in_[node] != text_) {
             seen_in_[node] = text_;
             seen_[node] = 0.0f;
         }
         seen_[node] += 1.0f;
-        if (d + 1 < depth_) cursors_[d + 1] = node;
     }
     std::copy_backward(last_.begin(), last_.end() - 1, last_.end());
     last_[0] = token;

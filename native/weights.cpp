@@ -1,6 +1,9 @@
 #include "weights.hpp"
 
+#include <algorithm>
+#include <atomic>
 #include <charconv>
+#include <memory>
 #include <stdexcept>
 
 namespace {
@@ -30,17 +33,17 @@ Buffer zeros(size_t floats) {
     return buffer;
 }
 
-Buffer copy(const float* from, size_t floats) {
-    Buffer buffer(floats * sizeof(float));
-    std::memcpy(buffer.bytes(), from, buffer.size());
-    return buffer;
+void read(const std::string& name, const Given& weight, size_t row, float* out) {
+    if (!weight.read(row, out)) refuse("weight '" + name + "' holds NaN or infinite values");
 }
 
 // Puts a bias beside the panels that it belongs to; see Matrix::pack.
-void place_bias(Buffer& bias, const Matrix& matrix, const float* from, size_t rows, size_t first,
-                size_t every) {
+void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, const Given& weight,
+                size_t first, size_t every) {
     if (!bias) bias = zeros(matrix.panels * kPanel);
-    for (size_t row = 0; row < rows; ++row)
+    std::vector<float> from(weight.columns);
+    read(name, weight, 0, from.data());
+    for (size_t row = 0; row < from.size(); ++row)
         bias.floats()[(first + row / kPanel * every) * kPanel + row % kPanel] = from[row];
 }
 
@@ -49,8 +52,49 @@ void set_norm(Norm& norm, const std::string& name, const Given& weight, size_t s
     expect(name, weight, 1, size, false);
     Buffer& to = bias ? norm.bias : norm.weight;
     to = zeros(padded(size));
-    for (size_t i = 0; i < size; ++i) to.floats()[i] = weight.data[i] + (bias ? 0.0f : offset);
+    read(name, weight, 0, to.floats());
+    for (size_t i = 0; i < size; ++i) to.floats()[i] += bias ? 0.0f : offset;
 }
+
+// The panels of one weight, each thread with room for sixteen rows as floats.
+class Packing : public Task {
+public:
+    Packing(Matrix& to, const Given& weight, size_t first, size_t every, size_t threads)
+        : to_(to), weight_(weight), first_(first), every_(every) {
+        const size_t floats = padded(weight.rows) * to.inputs;
+        chunks_ = floats / kChunk + 1;
+        add_phase(chunks_);
+        for (size_t i = 0; i < threads; ++i)
+            rows_.emplace_back(kPanel * to.inputs * sizeof(float));
+    }
+
+    std::atomic<bool> finite{true}, fits{true};
+
+private:
+    static constexpr size_t kChunk = size_t{1} << 18;
+
+    void work(size_t, size_t chunk, size_t thread) override {
+        const size_t panels = padded(weight_.rows) / kPanel;
+        const auto [begin, end] = share(panels, chunk, chunks_);
+        const size_t last = std::min(end * kPanel, weight_.rows);
+        for (size_t panel = begin; panel < end; ++panel) pack(panel, rows_[thread].floats());
+        if (begin < end) weight_.forget(begin * kPanel, last);
+    }
+
+    void pack(size_t panel, float* rows) {
+        const size_t row = panel * kPanel, count = std::min(weight_.rows - row, kPanel);
+        for (size_t i = 0; i < count; ++i)
+            if (!weight_.read(row + i, rows + i * to_.inputs)) finite = false;
+        uint8_t* panels = to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes;
+        if (!to_.format->pack(rows, count, to_.inputs, panels)) fits = false;
+    }
+
+    Matrix& to_;
+    const Given& weight_;
+    const size_t first_, every_;
+    size_t chunks_;
+    std::vector<Buffer> rows_;
+};
 
 }  // namespace
 
@@ -60,12 +104,15 @@ Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
     data = Buffer(panels * panel_bytes);
 }
 
-void Matrix::pack(const float* weights, size_t rows, size_t first, size_t every) {
-    for (size_t row = 0; row < rows; row += kPanel) {
-        const size_t panel = first + row / kPanel * every;
-        const size_t count = rows - row < kPanel ? rows - row : kPanel;
-        format->pack(weights + row * inputs, count, inputs, data.bytes() + panel * panel_bytes);
-    }
+void Matrix::pack(const std::string& name, const Given& weight, size_t first, size_t every,
+                  Pool& pool) {
+    const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
+    pool.run(packing, pool.size());
+    weight.forget(0, weight.rows);
+    if (!packing->finite) refuse("weight '" + name + "' holds NaN or infinite values");
+    if (!packing->fits)
+        throw NotTernary("weight '" + name + "' is not ternary: its rows must hold 0 and one "
+                         "number with either sign; choose another format");
 }
 
 void Matrix::unpack(size_t row, float scale, float* out) const {
@@ -78,11 +125,11 @@ Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKe
     if (!shape.tied) untied_embedding = Matrix(head_format, head.panels, head.inputs);
 }
 
-void Weights::set(const std::string& name, const Given& weight) {
+void Weights::set(const std::string& name, const Given& weight, Pool& pool) {
     const std::string suffix = ".bias", prefix = "layers.";
     const bool bias = name.size() > suffix.size() && name.ends_with(suffix);
     const std::string stem = bias ? name.substr(0, name.size() - suffix.size()) : name;
-    if (!stem.starts_with(prefix)) return set_global(stem, weight, bias);
+    if (!stem.starts_with(prefix)) return set_global(stem, weight, bias, pool);
     size_t index = 0;
     const char* begin = stem.data() + prefix.size();
     const auto [end, error] = std::from_chars(begin, stem.data() + stem.size(), index);
@@ -91,35 +138,39 @@ void Weights::set(const std::string& name, const Given& weight) {
     if (index >= layers.size())
         refuse("weight '" + name + "' belongs to none of the " + std::to_string(layers.size()) +
                " layers");
-    set_layer(index, std::string(end + 1), weight, bias);
+    set_layer(index, std::string(end + 1), weight, bias, pool);
 }
 
-void Weights::set_global(const std::string& name, const Given& weight, bool bias) {
+void Weights::set_global(const std::string& name, const Given& weight, bool bias,
+                         Pool& pool) {
     const size_t vocabulary = shape_.vocabulary, hidden = shape_.hidden;
     if (name == "final_norm")
         return set_norm(final_norm, name, weight, hidden, bias, shape_.norm_offset);
     if (name == "head" && bias) {
         expect("head.bias", weight, 1, vocabulary, false);
-        return place_bias(head_bias, head, weight.data, vocabulary, 0, 1);
+        return place_bias(head_bias, head, "head.bias", weight, 0, 1);
     }
     if (bias) refuse("weight '" + name + "' takes no bias");
     if (name == "embed") {
         expect(name, weight, vocabulary, hidden, true);
         embedding_given_ = true;
-        (shape_.tied ? head : untied_embedding).pack(weight.data, vocabulary, 0, 1);
+        pack(name, weight, shape_.tied ? head : untied_embedding, 0, 1, pool);
     } else if (name == "head" && !shape_.tied) {
         expect(name, weight, vocabulary, hidden, true);
-        head.pack(weight.data, vocabulary, 0, 1);
+        pack(name, weight, head, 0, 1, pool);
         head_given_ = true;
     } else if (name == "positions" && shape_.learned_positions) {
         expect(name, weight, position_rows(), hidden, true);
-        positions = copy(weight.data, position_rows() * hidden);
+        positions = Buffer(position_rows() * hidden * sizeof(float));
+        for (size_t row = 0; row < position_rows(); ++row)
+            read(name, weight, row, positions.floats() + row * hidden);
     } else {
         refuse("weight '" + name + "' is not part of this model");
     }
 }
 
-void Weights::set_layer(size_t index, const std::string& part, const Given& weight, bool bias) {
+void Weights::set_layer(size_t index, const std::string& part, const Given& weight, bool bias,
+                        Pool& pool) {
     const LayerShape& shape = shape_.layers[index];
     LayerWeights& layer = layers[index];
     const std::string name =
@@ -131,10 +182,10 @@ void Weights::set_layer(size_t index, const std::string& part, const Given& weig
         if (!matrix.format) matrix = Matrix(format_, panels, inputs);
         if (bias) {
             expect(name, weight, 1, rows, false);
-            return place_bias(biases, matrix, weight.data, rows, first, every);
+            return place_bias(biases, matrix, name, weight, first, every);
         }
         expect(name, weight, rows, inputs, true);
-        matrix.pack(weight.data, rows, first, every);
+        pack(name, weight, matrix, first, every, pool);
         layer.seen |= 1u << which;
     };
     const auto attention = [&](Part which, size_t rows, size_t at) {
@@ -170,6 +221,23 @@ void Weights::set_layer(size_t index, const std::string& part, const Given& weig
     if (part == "attn_norm") return norm(layer.attn_norm, hidden);
     if (part == "mlp_norm") return norm(layer.mlp_norm, hidden);
     refuse("weight '" + name + "' is not part of this model");
+}
+
+void Weights::pack(const std::string& name, const Given& weight, Matrix& matrix, size_t first,
+                   size_t every, Pool& pool) {
+    matrix.pack(name, weight, first, every, pool);
+    places_[name] = {&matrix, weight.rows, first, every};
+}
+
+std::vector<std::vector<float>> Weights::get(const std::string& name) const {
+    const auto found = places_.find(name);
+    if (found == places_.end()) refuse("no matrix '" + name + "' has been set");
+    const auto& [matrix, rows, first, every] = found->second;
+    std::vector<std::vector<float>> out(rows, std::vector<float>(matrix->inputs));
+    for (size_t row = 0; row < rows; ++row)
+        matrix->unpack((first + row / kPanel * every) * kPanel + row % kPanel, 1.0f,
+                       out[row].data());
+    return out;
 }
 
 void Weights::check() const {

@@ -1,11 +1,15 @@
 // A model's weights as the kernels want them.
 #pragma once
 
+#include <map>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "buffer.hpp"
+#include "given.hpp"
 #include "kernels.hpp"
+#include "pool.hpp"
 #include "shape.hpp"
 
 // A matrix in panels of sixteen output rows, in one of the formats.
@@ -13,14 +17,21 @@ struct Matrix {
     Matrix() = default;
     Matrix(const FormatKernels& format, size_t panels, size_t inputs);
 
-    // Packs weights [rows][inputs] into every `every`-th panel from `first` on.
-    void pack(const float* weights, size_t rows, size_t first, size_t every);
+    // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
+    // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
+    void pack(const std::string& name, const Given& weight, size_t first, size_t every,
+              Pool& pool);
     // Row `row` times `scale`, `inputs` floats.
     void unpack(size_t row, float scale, float* out) const;
 
     const FormatKernels* format = nullptr;
     size_t panels = 0, inputs = 0, panel_bytes = 0;
     Buffer data;
+};
+
+// Weights that the ternary format cannot hold.
+struct NotTernary : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
 };
 
 struct Norm {
@@ -36,20 +47,18 @@ struct LayerWeights {
     unsigned seen = 0;  // which of the required parts have been given
 };
 
-// A weight as it is handed in: float32, C-contiguous.
-struct Given {
-    const float* data;
-    size_t rows, columns;  // a vector has one row
-    bool matrix;
-};
-
 class Weights {
 public:
+    // `head_format` is that of the embedding, too.
     Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format);
 
     // Takes one weight under its canonical name, e.g. `layers.3.q` or `layers.3.q.bias`.
-    // Throws std::invalid_argument for a name or shape that does not belong to the model.
-    void set(const std::string& name, const Given& weight);
+    // Throws std::invalid_argument for a name or shape that does not belong to the model, and for
+    // values that cannot be stored.
+    void set(const std::string& name, const Given& weight, Pool& pool);
+    // The matrix `name` as it is stored, in floats, row by row.
+    // Throws std::invalid_argument if no such matrix has been set.
+    std::vector<std::vector<float>> get(const std::string& name) const;
     // Throws std::invalid_argument with the name of a missing weight.
     void check() const;
     // Of the matrices that every pass multiplies with, padding included.
@@ -64,13 +73,23 @@ public:
     Norm final_norm;
 
 private:
-    void set_global(const std::string& name, const Given& weight, bool bias);
-    void set_layer(size_t index, const std::string& part, const Given& weight, bool bias);
+    void set_global(const std::string& name, const Given& weight, bool bias, Pool& pool);
+    void set_layer(size_t index, const std::string& part, const Given& weight, bool bias,
+                   Pool& pool);
     template <class Use>
     void each_matrix(Use use) const;
     size_t position_rows() const { return shape_.context + shape_.position_offset; }
 
+    // Where the rows of a matrix lie among panels.
+    struct Place {
+        const Matrix* matrix;
+        size_t rows, first, every;
+    };
+    void pack(const std::string& name, const Given& weight, Matrix& matrix, size_t first,
+              size_t every, Pool& pool);
+
     const Shape& shape_;
     const FormatKernels& format_;
+    std::map<std::string, Place> places_;
     bool embedding_given_ = false, head_given_ = false;
 };

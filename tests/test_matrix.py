@@ -15,9 +15,15 @@ from paceline.registry import controls, drafters, required
 from tests.conftest import shared
 
 VARIANTS = [
-    *sorted(name for name, method in drafters.methods().items() if not required(method)),
+    *sorted(
+        name
+        for name, method in drafters.methods().items()
+        if not [*required(method), *method.needs]
+    ),
     "recycle:tree=paper",
     "recycle:tree=static",
+    "layers:skip=1+2,stop=bandit",
+    "partial:sinks=2,recent=4,retrieved=16,least=1.0",
 ]
 SAMPLERS = {
     "greedy": (0.0, ""),

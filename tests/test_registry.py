@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import pytest
 
 from paceline.errors import MethodError
-from paceline.registry import Registry, controls, drafters
+from paceline.registry import Registry, controls, drafters, required
 
 
 @pytest.fixture
@@ -52,6 +52,15 @@ def test_a_name_belongs_to_one_method(registry):
 @pytest.mark.parametrize("family", [drafters, controls], ids=lambda r: r.family)
 def test_every_registered_method_describes_itself(family):
     for name, method in family.methods().items():
-        assert method().__class__.__doc__, name
+        assert method.__doc__, name
         assert method.__dataclass_params__.frozen, name
         assert method.name == name
+
+
+def test_settings_without_a_default_are_asked_for():
+    method = drafters.methods()["datastore"]
+    assert required(method) == ["path"]
+    assert required(drafters.methods()["trie"]) == []
+    with pytest.raises(MethodError, match="datastore needs path; write datastore:path=VALUE"):
+        drafters.parse("datastore:k=3")
+    assert drafters.parse("datastore:path=corpus").path == "corpus"

@@ -23,7 +23,7 @@ class ToySequence:
 class ToyEngine(Engine):
     """Sees the last `order` tokens. `noise` adds to the logits of trees, as rounding would."""
 
-    name, format, invariant, tolerance = "toy", "none", True, 0.0
+    name, format, kv_format, invariant, tolerance = "toy", "none", "none", True, 0.0
 
     def __init__(self, vocab_size=11, context=64, order=2, noise=0.0):
         self.order, self.noise, self.opened = order, noise, 0

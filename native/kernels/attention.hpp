@@ -1,154 +1,381 @@
 // Attention of tree nodes over the cache and their own ancestors.
 //
-// Scores are products with panels of sixteen positions, so each is one sum over the head size.
-// A softmax works on a buffer indexed by position: committed ones, then the ancestors by depth,
-// as if they were committed. Values are summed position after position; those that a node does
-// not see weigh 0, which changes no bit of a sum. So a node gets what plain decoding would get.
+// Columns are what a node may see, in order of position: the committed rows, then its ancestors
+// by depth, as if they were committed. They are taken in aligned blocks of 64. A block is read
+// once for all queries of a call; each query has an online softmax (Milakov and Gimelshein 2018,
+// "Online normalizer calculation for softmax"), which starts anew in every aligned span of blocks,
+// so that spans can be shared among threads; spans are merged in order. What a query does not see
+// weighs 0 and changes no bit. So every node gets what plain decoding would get.
 #pragma once
 
-#include "floats.hpp"
+#include "cached.hpp"
 
 namespace {
 
-struct AttentionScratch {
-    float* queries;  // [D][T]
-    float* sums;     // [4][T][16]
-    float* scores;   // [T][positions]
-    float* by_position;  // [positions]
-    float* weights;  // [positions][T]
+constexpr float kNothing = -3e38f;  // the largest score of no scores; finite, so that exp works
+constexpr size_t kPanels = kCacheBlock / kPanel;
+
+// Floats of a query's state: its largest score (one used), the sum of its weights by lane, and
+// its values.
+static size_t state_floats(size_t head_dim) { return 2 * kPanel + padded(head_dim); }
+
+struct Parts {
+    float* queries;  // [tile][D][T]
+    float* sums;     // [tile][D / 16][T][16]
+    float* totals;   // [query][state]: of the spans so far
+    float* high;     // [query]
+    int32_t* start;  // [query], the first column that it sees
+    int32_t* last;   // [query], the last one: itself
+    float* lanes;    // [query][16]
+    float* scores;   // [4][T][16]
+    float* weights;  // [64 or slots][T]
+    float* slots;    // [T][slots]: scores of a tree's rows
 };
 
-static size_t attention_bytes(size_t queries, size_t positions, size_t head_dim) {
-    const size_t width = width_for(queries), room = padded(positions) + kPanel;
-    const size_t panels = padded(head_dim) / kPanel;
-    const size_t sums = (panels > kUnit ? panels : kUnit) * width * kPanel;
-    return (padded(head_dim * width) + sums + 2 * width * room + room + 4 * kPanel) * sizeof(float);
+// Rows of a tree and of the block in which it begins.
+INLINE size_t slots_of(const Attention& job) {
+    return padded(job.length % kCacheBlock + job.nodes) + kCacheBlock;
 }
 
-INLINE AttentionScratch divide(void* scratch, size_t width, size_t positions, size_t head_dim) {
-    const size_t room = padded(positions) + kPanel, panels = padded(head_dim) / kPanel;
-    AttentionScratch part;
-    part.queries = static_cast<float*>(scratch);
-    part.sums = part.queries + padded(head_dim * width);
-    part.scores = part.sums + (panels > kUnit ? panels : kUnit) * width * kPanel;
-    part.by_position = part.scores + width * room;
-    part.weights = part.by_position + room;
-    return part;
+INLINE size_t divide(const Attention& job, size_t queries, float* at, Parts* parts) {
+    const size_t width = width_for(queries), count = room(tiling(queries, kWidest));
+    const size_t slots = slots_of(job), dim = job.head_dim;
+    const auto take = [&](size_t floats) {
+        float* start = at;
+        at += padded(floats);
+        return start;
+    };
+    float* const begin = at;
+    parts->queries = take(dim * count);
+    parts->sums = take(padded(dim) * count);
+    parts->totals = take(state_floats(dim) * count);
+    parts->high = take(count);
+    parts->start = (int32_t*)take(count);
+    parts->last = (int32_t*)take(count);
+    parts->lanes = take(kPanel * count);
+    parts->scores = take(kCacheBlock * width);
+    parts->weights = take(slots * width);
+    parts->slots = take(slots * width);
+    return static_cast<size_t>(at - begin);
 }
 
-// First position that a node at `position` sees.
-INLINE size_t window_start(const Attention& job, size_t position) {
-    return job.window && position + 1 > job.window ? position + 1 - job.window : 0;
+static size_t attention_bytes(const Attention& job, size_t queries) {
+    Parts parts;
+    return divide(job, queries, nullptr, &parts) * sizeof(float);
 }
 
-// Softmax over positions start .. position, in place and padded; `from` is a multiple of 16.
-static void softmax(float* scores, size_t from, size_t start, size_t position, float cap) {
-    const size_t end = padded(position + 1);
-    for (size_t i = from; i < start; ++i) scores[i] = -__builtin_inff();
-    for (size_t i = position + 1; i < end; ++i) scores[i] = -__builtin_inff();
-    F16 high = splat(-__builtin_inff());
-    for (size_t i = from; i < end; i += kPanel) {
-        F16 value = load(scores + i);
-        if (cap != 0.0f) {
-            // The mask must survive the cap.
-            value = where_less(value, splat(-3e38f), value, softcap(value, cap));
-            store(scores + i, value);
-        }
-        high = max(high, value);
-    }
-    high = splat(largest(high));
-    F16 total = splat(0.0f);
-    for (size_t i = from; i < end; i += kPanel) {
-        const F16 weight = exp(load(scores + i) - high);
-        store(scores + i, weight);
-        total = total + weight;
-    }
-    const F16 scale = splat(1.0f / sum(total));
-    for (size_t i = from; i < end; i += kPanel) store(scores + i, load(scores + i) * scale);
+// Where the columns begin that a node of depth `depth` sees.
+INLINE size_t window_start(const Attention& job, size_t depth) {
+    const size_t position = job.root + depth;
+    if (!job.window || position + 1 <= job.window) return 0;
+    const size_t first = position + 1 - job.window;
+    if (!job.seen) return first;
+    if (first >= job.root) return job.length + first - job.root;
+    size_t start = 0;
+    while (start < job.length && static_cast<size_t>(job.seen[start]) < first) ++start;
+    return start;
 }
 
-// One query's scores by node -> its weights by node, in column t of weights [positions][T].
-static void weigh(const Attention& job, size_t node, const float* scores, float* by_position,
-                  float* weights, size_t width, size_t from, size_t positions) {
-    const size_t length = job.length, position = length + static_cast<size_t>(job.depths[node]);
-    const size_t start = window_start(job, position);
-    const size_t committed = length < position ? length : position;
-    if (committed > from)
-        std::memcpy(by_position + from, scores + from, (committed - from) * sizeof(float));
-    if (job.chain) {
-        std::memcpy(by_position + length, scores + length, (node + 1) * sizeof(float));
-    } else {
-        for (int32_t i = static_cast<int32_t>(node); i >= 0; i = job.parents[i])
-            by_position[length + job.depths[i]] = scores[length + i];
+// A few queries that are computed together.
+struct Group {
+    size_t first, count;  // queries of the call
+    size_t from, to;      // columns that any of them sees
+    float* queries;
+    float* sums;
+};
+
+// Takes 64 scores into a query's softmax. They become weights; returns what earlier values are to
+// be multiplied with.
+INLINE float absorb(F16 (&scores)[kPanels], float* high, float* lanes) {
+    const float top = largest(max(max(scores[0], scores[1]), max(scores[2], scores[3])));
+    const float next = top > *high ? top : *high;
+    float scale = 1.0f;
+    if (next > *high) {
+        float first[kPanel];
+        store(first, exp(splat(*high - next)));
+        scale = first[0];
     }
-    softmax(by_position, from, start, position, job.softcap);
-    for (size_t i = from; i < length; ++i) weights[i * width] = by_position[i];
-    for (size_t i = length > from ? length : from; i < positions; ++i) weights[i * width] = 0.0f;
-    for (int32_t i = static_cast<int32_t>(node); i >= 0; i = job.parents[i]) {
-        const size_t at = length + static_cast<size_t>(job.depths[i]);
-        if (at < from) break;
-        weights[(length + i) * width] = by_position[at];
-    }
+    for (F16& score : scores) score = exp(score - splat(next));
+    const F16 total = (scores[0] + scores[1]) + (scores[2] + scores[3]);
+    store(lanes, fma(load(lanes), splat(scale), total));
+    *high = next;
+    return scale;
 }
 
 template <int T>
-static void attend_tile(const Attention& job, size_t first, size_t last, void* scratch) {
-    const size_t dim = job.head_dim, tokens = last - first;
-    const size_t last_node = (last - 1) / job.group;
-    const size_t positions = job.length + last_node + 1;  // nodes after the last are not seen
-    const AttentionScratch part = divide(scratch, T, positions, dim);
-    const size_t room = padded(positions) + kPanel;
-
-    size_t from = positions;  // first position that any of the queries sees
-    for (size_t node = first / job.group; node <= last_node; ++node) {
-        const size_t start = window_start(job, job.length + job.depths[node]);
-        from = start < from ? start : from;
+INLINE void rescale(float* sums, size_t t, size_t head_dim, float scale) {
+    if (scale == 1.0f) return;
+    for (size_t panel = 0; panel < padded(head_dim) / kPanel; ++panel) {
+        float* at = sums + (panel * T + t) * kPanel;
+        store(at, load(at) * splat(scale));
     }
-    from = from / kPanel * kPanel;
+}
 
-    for (size_t t = 0; t < T; ++t) {
-        const size_t query = first + (t < tokens ? t : 0);
-        const float* q = job.queries + query / job.group * job.query_stride +
-                         (job.first_head + query % job.group) * dim;
-        for (size_t d = 0; d < dim; ++d) part.queries[d * T + t] = t < tokens ? q[d] : 0.0f;
-    }
-    const size_t panel_bytes = dim * Fp32Weights::kStep;
-    const Sums sums{part.sums, T * kPanel, false};
-    const size_t end = padded(positions) / kPanel;
-    for (size_t panel = from / kPanel; panel < end; panel += kUnit) {
-        const size_t panels = end - panel < kUnit ? end - panel : kUnit;
-        const uint8_t* keys = (const uint8_t*)job.keys + panel * panel_bytes;
-        multiply_panels<Fp32Weights, T>(keys, panel_bytes, panels, part.queries, dim, sums,
-                                        {keys, Fp32Weights::kStep});
+// Hides the columns outside start .. last; the first lane is column `first`.
+INLINE F16 hide(F16 scores, size_t first, size_t start, size_t last) {
+    const F16 hidden = splat(-__builtin_inff());
+    const F16 column = lane_index() + splat(static_cast<float>(first));
+    scores = where_less(column, splat(static_cast<float>(start)), hidden, scores);
+    return where_less(splat(static_cast<float>(last)), column, hidden, scores);
+}
+
+template <class Number, int T>
+INLINE void multiply_keys(const Attention& job, const uint8_t* block, size_t count,
+                          const float* queries, float* scores) {
+    using W = FloatWeights<Number>;
+    multiply_panels<W, T>(block, job.head_dim * W::kStep, padded(count) / kPanel, queries,
+                          job.head_dim, {scores, T * kPanel, false},
+                          {block + job.block_stride, W::kStep});
+}
+
+template <class Number, int T>
+INLINE void multiply_values(const Attention& job, const uint8_t* block, size_t count,
+                            const float* weights, float* sums) {
+    using W = FloatWeights<Number>;
+    const uint8_t* values = block + Block<Number>::values_at(job.head_dim);
+    multiply_panels<W, T>(values, kCacheBlock * W::kStep, padded(job.head_dim) / kPanel, weights,
+                          count, {sums, T * kPanel, true},
+                          {values + job.block_stride, W::kStep});
+}
+
+// Scores of 16 rows of a block, without what is hidden.
+template <class Number, int T>
+INLINE F16 score(const Attention& job, const uint8_t* block, const float* scores, size_t panel,
+                 size_t t) {
+    F16 found = load(scores + (panel * T + t) * kPanel);
+    if constexpr (Block<Number>::kScaled)
+        found = found * load(Block<Number>::key_scales(block, job.head_dim) + panel * kPanel);
+    return job.softcap == 0.0f ? found : softcap(found, job.softcap);
+}
+
+// Rows are columns: committed ones, and the nodes of a chain.
+template <class Number, int T>
+static void see_block(const Attention& job, const Group& group, const Parts& parts, size_t begin) {
+    const size_t end = begin + kCacheBlock < group.to ? begin + kCacheBlock : group.to;
+    const size_t count = end - begin, panels = padded(count) / kPanel;
+    const uint8_t* block = job.blocks + begin / kCacheBlock * job.block_stride;
+    multiply_keys<Number, T>(job, block, count, group.queries, parts.scores);
+    for (size_t t = 0; t < group.count; ++t) {
+        const size_t query = group.first + t;
+        const auto start = static_cast<size_t>(parts.start[query]);
+        const auto last = static_cast<size_t>(parts.last[query]);
+        F16 scores[kPanels];
+        for (size_t p = 0; p < kPanels; ++p) scores[p] = splat(-__builtin_inff());
         for (size_t p = 0; p < panels; ++p)
-            for (size_t t = 0; t < tokens; ++t)
-                store(part.scores + t * room + (panel + p) * kPanel,
-                      load(part.sums + (p * T + t) * kPanel));
+            scores[p] = score<Number, T>(job, block, parts.scores, p, t);
+        if (start > begin || last < begin + kCacheBlock)
+            for (size_t p = 0; p < panels; ++p)
+                scores[p] = hide(scores[p], begin + p * kPanel, start, last);
+        const float scale = absorb(scores, parts.high + query, parts.lanes + query * kPanel);
+        rescale<T>(group.sums, t, job.head_dim, scale);
+        for (size_t p = 0; p < panels; ++p) {
+            if constexpr (Block<Number>::kScaled)
+                scores[p] = scores[p] * load(Block<Number>::value_scales(block, job.head_dim) +
+                                             p * kPanel);
+            float lane[kPanel];
+            store(lane, scores[p]);
+            for (size_t i = 0; i < kPanel; ++i) parts.weights[(p * kPanel + i) * T + t] = lane[i];
+        }
     }
-    for (size_t t = 0; t < tokens; ++t)
-        weigh(job, (first + t) / job.group, part.scores + t * room, part.by_position,
-              part.weights + t, T, from, positions);
-    for (size_t t = tokens; t < T; ++t)
-        for (size_t i = from; i < positions; ++i) part.weights[i * T + t] = 0.0f;
+    for (size_t t = group.count; t < T; ++t)
+        for (size_t i = 0; i < count; ++i) parts.weights[i * T + t] = 0.0f;
+    multiply_values<Number, T>(job, block, count, parts.weights, group.sums);
+}
 
-    const uint8_t* values = (const uint8_t*)(job.values + from * kPanel);
-    const size_t value_bytes = job.capacity * Fp32Weights::kStep;
-    multiply_panels<Fp32Weights, T>(values, value_bytes, padded(dim) / kPanel,
-                                    part.weights + from * T, positions - from, sums,
-                                    {values, Fp32Weights::kStep});
-    for (size_t t = 0; t < tokens; ++t) {
-        const size_t query = first + t;
-        float* out = job.out + query / job.group * job.out_stride +
-                     (job.first_head + query % job.group) * dim;
-        for (size_t d = 0; d < dim; ++d)
-            out[d] = part.sums[(d / kPanel * T + t) * kPanel + d % kPanel];
+// Scores of the rows of a tree, from the block on in which it begins: [t][slot].
+template <class Number, int T>
+static void score_slots(const Attention& job, const Group& group, const Parts& parts,
+                        size_t first, size_t end) {
+    const size_t room = slots_of(job);
+    for (size_t begin = first; begin < end; begin += kCacheBlock) {
+        const size_t count = end - begin < kCacheBlock ? end - begin : kCacheBlock;
+        const uint8_t* block = job.blocks + begin / kCacheBlock * job.block_stride;
+        multiply_keys<Number, T>(job, block, count, group.queries, parts.scores);
+        for (size_t t = 0; t < group.count; ++t)
+            for (size_t p = 0; p < padded(count) / kPanel; ++p)
+                store(parts.slots + t * room + begin - first + p * kPanel,
+                      score<Number, T>(job, block, parts.scores, p, t));
     }
 }
 
-static void attend(const Attention& job, size_t first, size_t last, void* scratch) {
-    with_width(width_for(last - first), [&](auto t) {
-        attend_tile<decltype(t)::value>(job, first, last, scratch);
-    });
+// Calls use(row, column) for what a node sees of 64 columns of a tree, from `start` on.
+template <class Use>
+INLINE void each_seen(const Attention& job, size_t node, size_t start, size_t begin, Use use) {
+    const size_t end = begin + kCacheBlock;
+    const size_t committed = job.length < end ? job.length : end;
+    for (size_t row = begin > start ? begin : start; row < committed; ++row) use(row, row);
+    for (int32_t i = static_cast<int32_t>(node); i >= 0; i = job.parents[i]) {
+        const size_t column = job.length + static_cast<size_t>(job.depths[i]);
+        if (column < begin || column < start) break;
+        if (column < end) use(job.length + static_cast<size_t>(i), column);
+    }
 }
+
+// Columns of a tree lie where its branches put them, so each query finds its own.
+template <class Number, int T>
+static void see_tree(const Attention& job, const Group& group, const Parts& parts, size_t begin) {
+    const size_t first = job.length / kCacheBlock * kCacheBlock, room = slots_of(job);
+    const size_t last = (job.first + group.first + group.count - 1) / job.group;
+    const size_t end = job.length + last + 1;  // rows after the last are not seen
+    score_slots<Number, T>(job, group, parts, first, end);
+    std::memset(parts.weights, 0, (end - first) * T * sizeof(float));
+    for (size_t t = 0; t < group.count; ++t) {
+        const size_t query = group.first + t, node = (job.first + query) / job.group;
+        const auto start = static_cast<size_t>(parts.start[query]);
+        float columns[kCacheBlock];
+        for (float& column : columns) column = -__builtin_inff();
+        const float* slots = parts.slots + t * room;
+        each_seen(job, node, start, begin, [&](size_t row, size_t column) {
+            columns[column - begin] = slots[row - first];
+        });
+        F16 scores[kPanels];
+        for (size_t p = 0; p < kPanels; ++p) scores[p] = load(columns + p * kPanel);
+        const float scale = absorb(scores, parts.high + query, parts.lanes + query * kPanel);
+        rescale<T>(group.sums, t, job.head_dim, scale);
+        for (size_t p = 0; p < kPanels; ++p) store(columns + p * kPanel, scores[p]);
+        each_seen(job, node, start, begin, [&](size_t row, size_t column) {
+            float weight = columns[column - begin];
+            if constexpr (Block<Number>::kScaled) {
+                const uint8_t* block = job.blocks + row / kCacheBlock * job.block_stride;
+                weight *= Block<Number>::value_scales(block, job.head_dim)[row % kCacheBlock];
+            }
+            parts.weights[(row - first) * T + t] = weight;
+        });
+    }
+    for (size_t row = first; row < end; row += kCacheBlock)
+        multiply_values<Number, T>(job, job.blocks + row / kCacheBlock * job.block_stride,
+                                   end - row < kCacheBlock ? end - row : kCacheBlock,
+                                   parts.weights + (row - first) * T, group.sums);
+}
+
+// Adds what a span gave to what those before it gave.
+static void merge(float* total, float high, const float* lanes, const float* sums, size_t stride,
+                  size_t head_dim) {
+    const float next = high > total[0] ? high : total[0];
+    float scales[kPanel] = {total[0] - next, high - next};
+    store(scales, exp(load(scales)));
+    const F16 old = splat(scales[0]), fresh = splat(scales[1]);
+    total[0] = next;
+    float* at = total + kPanel;
+    store(at, fma(load(at), old, load(lanes) * fresh));
+    for (size_t d = 0; d < padded(head_dim); d += kPanel) {
+        at += kPanel;
+        store(at, fma(load(at), old, load(sums) * fresh));
+        sums += stride;
+    }
+}
+
+static void clear(float* total, size_t head_dim) {
+    std::memset(total, 0, state_floats(head_dim) * sizeof(float));
+    total[0] = kNothing;
+}
+
+// Query `query` of the job gets its values.
+static void finish(const Attention& job, size_t query, const float* total) {
+    const F16 scale = splat(1.0f / sum(load(total + kPanel)));
+    float* out = job.out + query / job.group * job.out_stride +
+                 (job.first_head + query % job.group) * job.head_dim;
+    for (size_t d = 0; d < job.head_dim; d += kPanel) {
+        float lane[kPanel];
+        store(lane, load(total + 2 * kPanel + d) * scale);
+        for (size_t i = 0; i < kPanel && d + i < job.head_dim; ++i) out[d + i] = lane[i];
+    }
+}
+
+INLINE Group group_of(const Attention& job, const Parts& parts, const Tiling& tiles, size_t tile) {
+    Group group{tile * tiles.width, tiles.tokens(tile), SIZE_MAX, 0, nullptr, nullptr};
+    group.queries = parts.queries + tile * tiles.width * job.head_dim;
+    group.sums = parts.sums + tile * tiles.width * padded(job.head_dim);
+    for (size_t t = 0; t < group.count; ++t) {
+        const auto start = static_cast<size_t>(parts.start[group.first + t]);
+        const auto end = static_cast<size_t>(parts.last[group.first + t]) + 1;
+        group.from = start < group.from ? start : group.from;
+        group.to = end > group.to ? end : group.to;
+    }
+    return group;
+}
+
+INLINE void load_queries(const Attention& job, const Group& group, size_t width) {
+    for (size_t t = 0; t < width; ++t) {
+        const size_t query = job.first + group.first + (t < group.count ? t : 0);
+        const float* from = job.queries + query / job.group * job.query_stride +
+                            (job.first_head + query % job.group) * job.head_dim;
+        for (size_t d = 0; d < job.head_dim; ++d)
+            group.queries[d * width + t] = t < group.count ? from[d] : 0.0f;
+    }
+}
+
+// The columns of one span.
+template <class Number>
+static void see_span(const Attention& job, const Tiling& tiles, const Parts& parts, size_t span) {
+    const size_t end = (span + 1) * kSpan;
+    for (size_t begin = span * kSpan; begin < end; begin += kCacheBlock)
+        for (size_t tile = 0; tile < tiles.count; ++tile) {
+            const Group group = group_of(job, parts, tiles, tile);
+            if (begin + kCacheBlock <= group.from || begin >= group.to) continue;
+            const bool plain = job.chain || begin + kCacheBlock <= job.length;
+            with_width(tiles.width_of(tile), [&](auto width) {
+                constexpr int T = decltype(width)::value;
+                plain ? see_block<Number, T>(job, group, parts, begin)
+                      : see_tree<Number, T>(job, group, parts, begin);
+            });
+        }
+}
+
+template <class Number>
+static void attend(const Attention& job, size_t first_span, size_t last_span, void* scratch) {
+    const Tiling tiles = tiling(job.count, kWidest);
+    const size_t dim = job.head_dim, state = state_floats(dim);
+    Parts parts;
+    divide(job, job.count, static_cast<float*>(scratch), &parts);
+    for (size_t tile = 0; tile < tiles.count; ++tile)
+        load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
+    for (size_t query = 0; query < job.count; ++query) {
+        const auto depth = static_cast<size_t>(job.depths[(job.first + query) / job.group]);
+        parts.start[query] = static_cast<int32_t>(window_start(job, depth));
+        parts.last[query] = static_cast<int32_t>(job.length + depth);
+        clear(parts.totals + query * state, dim);
+    }
+    for (size_t span = first_span; span < last_span; ++span) {
+        for (size_t query = 0; query < job.count; ++query) parts.high[query] = kNothing;
+        std::memset(parts.lanes, 0, kPanel * job.count * sizeof(float));
+        std::memset(parts.sums, 0, padded(dim) * room(tiles) * sizeof(float));
+        see_span<Number>(job, tiles, parts, span);
+        for (size_t tile = 0; tile < tiles.count; ++tile) {
+            const size_t width = tiles.width_of(tile), first = tile * tiles.width;
+            for (size_t t = 0; t < tiles.tokens(tile); ++t) {
+                float* total = parts.totals + (first + t) * state;
+                if (job.states) {
+                    total = job.states + ((job.first + first + t) * job.spans + span) * state;
+                    clear(total, dim);
+                }
+                merge(total, parts.high[first + t], parts.lanes + (first + t) * kPanel,
+                      parts.sums + first * padded(dim) + t * kPanel, width * kPanel, dim);
+            }
+        }
+    }
+    if (job.states) return;
+    for (size_t query = 0; query < job.count; ++query)
+        finish(job, job.first + query, parts.totals + query * state);
+}
+
+// Merges the spans of query `query`, which other calls have left in `states`.
+static void combine(const Attention& job, size_t query) {
+    alignas(64) float total[2 * kPanel + kLargestHead];
+    const size_t state = state_floats(job.head_dim);
+    clear(total, job.head_dim);
+    for (size_t span = 0; span < job.spans; ++span) {
+        const float* part = job.states + (query * job.spans + span) * state;
+        merge(total, part[0], part + kPanel, part + 2 * kPanel, kPanel, job.head_dim);
+    }
+    finish(job, query, total);
+}
+
+template <class Number>
+constexpr CacheKernels cache_kernels = {Block<Number>::bytes, Block<Number>::put,
+                                        Block<Number>::copy, attend<Number>};
+static const CacheKernels fp32_cache = cache_kernels<Fp32>;
+static const CacheKernels fp16_cache = cache_kernels<Fp16>;
+static const CacheKernels int8_cache = cache_kernels<Bytes>;
 
 }  // namespace

@@ -35,6 +35,13 @@ struct Bf16 {
         std::memcpy(&bits, &value, sizeof(bits));
         return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
+    static F16 rounded(F16 value) {
+        for (int i = 0; i < kParts; ++i) {
+            const Int bits = (Int)value.part[i];
+            value.part[i] = (Reg)((bits + 0x7fff + (bits >> 16 & 1)) & ~0xffff);
+        }
+        return value;
+    }
     static float from(uint16_t stored) {
         const uint32_t bits = uint32_t{stored} << 16;
         float value;
@@ -86,9 +93,16 @@ struct FloatWeights {
     static constexpr size_t kInputs = Number::kTogether, kSpan = kInputs;
     static constexpr size_t kStep = kInputs * kPanel * sizeof(Stored);
     static constexpr bool kCompact = sizeof(Stored) < 4;
+    static constexpr int kMost = kWidest;
+    static constexpr int panels(int width) {
+        int panels = 4;
+        while (panels > 1 && panels * width > kSums) panels /= 2;
+        return panels;
+    }
 
     static const float* words(const void* x, size_t) { return static_cast<const float*>(x); }
     static const float* scales(const void*) { return nullptr; }
+    static F16 total(const float* sums, const uint8_t*) { return load(sums); }
 
     template <int P, int T>
     static void tile(const uint8_t* panels, size_t panel_bytes, const float* x, size_t steps,
@@ -143,13 +157,14 @@ struct FloatWeights {
         return (k / kInputs * kPanel + row) * kInputs + k % kInputs;
     }
 
-    static void pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
+    static bool pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
         auto* to = (Stored*)panel;
         for (size_t k = 0; k < steps(inputs) * kInputs; ++k)
             for (size_t row = 0; row < kPanel; ++row) {
                 const bool inside = row < rows && k < inputs;
                 to[place(k, row)] = Number::to(inside ? weights[row * inputs + k] : 0.0f);
             }
+        return true;
     }
 
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
@@ -159,13 +174,13 @@ struct FloatWeights {
 
     // A single row is read as it is: its padding is zero.
     static size_t arranged_bytes(size_t n, size_t inputs) {
-        return n == 1 ? 0 : room(tiling(n)) * steps(inputs) * kInputs * sizeof(float);
+        return n == 1 ? 0 : room(tiling(n, kMost)) * steps(inputs) * kInputs * sizeof(float);
     }
 
     // Rows [n][stride] to tiles [K][T]; part `part` of `parts` takes its share of the inputs.
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
                         size_t part, size_t parts) {
-        const Tiling tiles = tiling(n);
+        const Tiling tiles = tiling(n, kMost);
         const size_t whole = steps(inputs) * kInputs;
         const size_t begin = whole * part / parts, end = whole * (part + 1) / parts;
         for (size_t tile = 0; tile < tiles.count; ++tile) {
@@ -184,7 +199,7 @@ struct FloatWeights {
 template <class W>
 constexpr FormatKernels panel_kernels = {
     W::panel_bytes, W::pack,     W::unpack,        W::arranged_bytes,
-    W::arrange,     multiply<W>, multiply_scratch,
+    W::arrange,     multiply<W>, multiply_scratch<W>,
 };
 
 using Fp32Weights = FloatWeights<Fp32>;

@@ -1,50 +1,26 @@
-// Weights as integers, in blocks of 32 inputs with one scale each; activations as int16 with one
-// scale for each token. Sums over a block are exact, in int32; blocks are added in fp32, in order.
+// Weights as integers, in blocks of 32 inputs with one scale each. Sums over a block are exact, in
+// int32; blocks are added in fp32, in order.
 //
-// A panel holds, for each block, sixteen bf16 scales and then the weights of sixteen rows, two
-// neighbouring inputs side by side, as the instructions that multiply pairs want them.
+// A panel holds, for each block, sixteen bf16 scales and then the weights of sixteen rows.
 #pragma once
 
-#include "floats.hpp"
+#include "pairs.hpp"
 
 namespace {
 
-constexpr size_t kBlockInputs = 32;
-constexpr size_t kPairs = kBlockInputs / 2;
 constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
-constexpr float kActivationMost = 32767.0f;
 
-// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
-INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
-#if defined(__AVX512VNNI__)
-    return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#elif defined(__AVX512BW__)
-    return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#elif defined(__AVX2__)
-    return sum + (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__ARM_NEON)
-    const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
-    const int32x4_t high = vmull_high_s16((int16x8_t)a, (int16x8_t)b);
-    return sum + (Int)vpaddq_s32(low, high);
-#elif defined(__SSE2__)
-    return sum + (Int)__builtin_ia32_pmaddwd128(
-                     (short __attribute__((vector_size(16))))a,
-                     (short __attribute__((vector_size(16))))b);
-#else
-    for (int lane = 0; lane < kRegLanes; ++lane)
-        sum[lane] += a[2 * lane] * b[2 * lane] + a[2 * lane + 1] * b[2 * lane + 1];
-    return sum;
-#endif
-}
-
-// How a format keeps the 512 weights of a block, read `kAtOnce` pairs at a time.
+// How the 512 weights of a block are kept; see PairProducts.
 struct Int8 {
     static constexpr size_t kBlockBytes = 512, kAtOnce = 1;
-    static constexpr int kLow = -128, kOffset = 0;
-    static constexpr float kFactors[] = {1.0f, 1.008f};  // of the scale that fits the largest weight
-    static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
-        pairs[0] = widen(*(const SignedBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
+    static constexpr int kLow = -128, kOffset = 0, kEach = 2;
+    // Tried: parts of the scale that gives the largest weight the number of largest size.
+    static constexpr float kFactors[] = {1.0f, 1.008f};
+    static constexpr int kRounds = 1;
+    static Shorts load(const uint8_t* from, int part) {
+        return widen(*(const SignedBytes*)(from + part * kBytes / 2));
     }
+    static Shorts pair(Shorts read, size_t) { return read; }
     static void put(uint8_t* block, size_t pair, size_t row, size_t half, int value) {
         block[pair * 2 * kPanel + row * 2 + half] = static_cast<uint8_t>(value);
     }
@@ -56,14 +32,13 @@ struct Int8 {
 // Two neighbouring pairs share bytes: the even one in the low half. Stored with 8 added.
 struct Int4 {
     static constexpr size_t kBlockBytes = 256, kAtOnce = 2;
-    static constexpr int kLow = -8, kOffset = 8;
-    static constexpr float kFactors[] = {1.07f, 1.0f, 0.93f, 0.86f};
-    static void read(const uint8_t* from, size_t step, int part, Shorts* pairs) {
-        const Shorts wide =
-            widen(*(const PlainBytes*)(from + step * 2 * kPanel + part * kBytes / 2));
-        pairs[0] = wide & 15;
-        pairs[1] = wide >> 4;
+    static constexpr int kLow = -8, kOffset = 8, kEach = 2;
+    static constexpr float kFactors[] = {1.12f, 1.03f, 0.94f, 0.85f, 0.76f};
+    static constexpr int kRounds = 2;
+    static Shorts load(const uint8_t* from, int part) {
+        return widen(*(const PlainBytes*)(from + part * kBytes / 2));
     }
+    static Shorts pair(Shorts read, size_t q) { return q ? read >> 4 : read & 15; }
     static void put(uint8_t* block, size_t pair, size_t row, size_t half, int value) {
         uint8_t& byte = block[pair / 2 * 2 * kPanel + row * 2 + half];
         const int stored = value + kOffset;
@@ -76,133 +51,106 @@ struct Int4 {
 };
 
 template <class Stored>
-struct IntWeights {
-    // For each block a token has the sum of its values times the stored offset, and its pairs.
-    using Word = int32_t;
-    static constexpr size_t kInputs = kBlockInputs, kSpan = 1 + kPairs;
+struct IntWeights : PairProducts<Stored> {
+    using Products = PairProducts<Stored>;
+    using Products::blocks, Products::kHeld, Products::kLead, Products::kSpan;
     static constexpr size_t kStep = kScaleBytes + Stored::kBlockBytes;
-    static constexpr bool kCompact = true;
 
-    static const float* scales(const void* x) { return static_cast<const float*>(x); }
-    static const int32_t* words(const void* x, size_t n) {
-        return static_cast<const int32_t*>(x) + padded(n);
-    }
+    static F16 total(const float* sums, const uint8_t*) { return load(sums); }
 
     template <int P, int T>
     static void tile(const uint8_t* panels, size_t panel_bytes, const int32_t* x, size_t steps,
                      Sums sums, Ahead ahead) {
-        if (!sums.resume)
-            for (int p = 0; p < P; ++p)
-                for (int t = 0; t < T; ++t)
-                    store(sums.at + p * sums.stride + t * kPanel, splat(0.0f));
+        Reg total[P][T][kParts];
+        each<P, T>([&](int p, int t, int i) {
+            total[p][t][i] = sums.resume ? load_part(place(sums, p, t), i) : Reg{};
+            if (!kHeld) store_part(place(sums, p, t), i, total[p][t][i]);
+        });
         for (size_t step = 0; step < steps; ++step) {
             Int sum[P][T][kParts];
+            each<P, T>([&](int p, int t, int i) { sum[p][t][i] = kLead ? x[t] - Int{} : Int{}; });
+            Products::template add_block<P, T>(sum, panels + kScaleBytes, panel_bytes,
+                                               x + kLead * T, 0, ahead);
+            each<P, 1>([&](int p, int, int i) {
+                const Reg scale = Bf16::part(panels + p * panel_bytes, i);
 #pragma GCC unroll 32
-            for (int t = 0; t < T; ++t)
-#pragma GCC unroll 32
-                for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-                    for (int i = 0; i < kParts; ++i)
-                        sum[p][t][i] = Stored::kOffset ? x[t] - Int{} : Int{};
-            add_block<P, T>(sum, panels, panel_bytes, x + T, ahead);
-            add_scaled<P, T>(sum, panels, panel_bytes, sums);
+                for (int t = 0; t < T; ++t) {
+                    float* at = place(sums, p, t);
+                    const Reg exact = __builtin_convertvector(sum[p][t][i], Reg);
+                    if (kHeld) {
+                        total[p][t][i] = reg_fma(exact, scale, total[p][t][i]);
+                    } else {
+                        store_part(at, i, reg_fma(exact, scale, load_part(at, i)));
+                    }
+                }
+            });
             x += kSpan * T;
             panels += kStep;
             ahead.from += ahead.step;
         }
+        if (kHeld)
+            each<P, T>([&](int p, int t, int i) {
+                store_part(place(sums, p, t), i, total[p][t][i]);
+            });
     }
 
-    template <int P, int T>
-    INLINE_MEMBER void add_block(Int (&sum)[P][T][kParts], const uint8_t* panels,
-                                 size_t panel_bytes, const int32_t* x, Ahead ahead) {
-#pragma GCC unroll 2
-        for (size_t pair = 0; pair < kPairs; pair += Stored::kAtOnce) {
-            Shorts w[P][kParts][Stored::kAtOnce];
-#pragma GCC unroll 32
-            for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-                for (int i = 0; i < kParts; ++i)
-                    Stored::read(panels + p * panel_bytes + kScaleBytes, pair / Stored::kAtOnce, i,
-                                 w[p][i]);
-            if (pair % 2 == 0)
-#pragma GCC unroll 32
-                for (int p = 0; p < P; ++p)
-                    __builtin_prefetch(
-                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0,
-                        fetches_near<T> ? 3 : 2);
-#pragma GCC unroll 32
-            for (size_t q = 0; q < Stored::kAtOnce; ++q)
-#pragma GCC unroll 32
-                for (int t = 0; t < T; ++t) {
-                    const Shorts value = (Shorts)(x[(pair + q) * T + t] - Int{});
-#pragma GCC unroll 32
-                    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-                        for (int i = 0; i < kParts; ++i)
-                            sum[p][t][i] = add_pairs(sum[p][t][i], w[p][i][q], value);
-                }
-        }
-    }
-
-    template <int P, int T>
-    INLINE_MEMBER void add_scaled(const Int (&sum)[P][T][kParts], const uint8_t* panels,
-                                  size_t panel_bytes, Sums sums) {
-#pragma GCC unroll 32
-        for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-            for (int i = 0; i < kParts; ++i) {
-                const Reg scale = Bf16::part(panels + p * panel_bytes, i);
-#pragma GCC unroll 32
-                for (int t = 0; t < T; ++t) {
-                    float* at = sums.at + p * sums.stride + t * kPanel;
-                    const Reg exact = __builtin_convertvector(sum[p][t][i], Reg);
-                    store_part(at, i, reg_fma(exact, scale, load_part(at, i)));
-                }
-            }
-    }
-
-    static size_t blocks(size_t inputs) { return (inputs + kBlockInputs - 1) / kBlockInputs; }
     static size_t panel_bytes(size_t inputs) { return blocks(inputs) * kStep; }
 
-    static void pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
-        for (size_t block = 0; block < blocks(inputs); ++block)
-            for (size_t row = 0; row < kPanel; ++row) {
-                float values[kBlockInputs] = {};
-                const size_t first = block * kBlockInputs;
-                for (size_t k = 0; row < rows && k < kBlockInputs && first + k < inputs; ++k)
-                    values[k] = weights[row * inputs + first + k];
-                pack_block(values, panel + block * kStep, row);
-            }
-    }
-
-    static int nearest(float value, float scale) {
-        const float number = scale != 0.0f ? __builtin_rintf(value / scale) : 0.0f;
-        const float low = Stored::kLow, high = -1 - Stored::kLow;
-        return static_cast<int>(number < low ? low : number > high ? high : number);
-    }
-
-    // The largest weight gets the number of largest size, or is cut where that serves the others.
-    static void pack_block(const float* values, uint8_t* block, size_t row) {
-        float edge = 0.0f;
-        for (size_t k = 0; k < kBlockInputs; ++k)
-            if (__builtin_fabsf(values[k]) > __builtin_fabsf(edge)) edge = values[k];
-        uint16_t best = 0;
-        double least = __builtin_inf();
-        for (const float factor : Stored::kFactors) {
-            const uint16_t stored = Bf16::to(edge / Stored::kLow * factor);
-            const float scale = Bf16::from(stored);
-            double error = 0.0;
-            for (size_t k = 0; k < kBlockInputs; ++k) {
-                const double missed = double{values[k]} - double{scale} * nearest(values[k], scale);
-                error += missed * missed;
-            }
-            if (error < least) best = stored;
-            least = error < least ? error : least;
+    static bool pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
+        for (size_t block = 0; block < blocks(inputs); ++block) {
+            float values[kBlockInputs][kPanel] = {};
+            const size_t first = block * kBlockInputs;
+            for (size_t row = 0; row < rows; ++row)
+                for (size_t k = 0; k < kBlockInputs && first + k < inputs; ++k)
+                    values[k][row] = weights[row * inputs + first + k];
+            pack_block(values, panel + block * kStep);
         }
-        ((uint16_t*)block)[row] = best;
-        for (size_t k = 0; k < kBlockInputs; ++k)
-            Stored::put(block + kScaleBytes, k / 2, row, k % 2,
-                        nearest(values[k], Bf16::from(best)));
+        return true;
+    }
+
+    // Sixteen rows at once. Each tries some scales, and after each the one that fits its numbers
+    // best, and keeps that of the least squared error.
+    static void pack_block(const float (&values)[kBlockInputs][kPanel], uint8_t* block) {
+        F16 edge = splat(0.0f), best = edge, least = splat(__builtin_inff());
+        for (const auto& value : values)
+            edge = where_less(size(edge), size(load(value)), load(value), edge);
+        for (const float factor : Stored::kFactors) {
+            F16 scale = Bf16::rounded(edge * splat(1.0f / Stored::kLow) * splat(factor));
+            for (int round = 0; round < Stored::kRounds; ++round) {
+                const F16 inverse = inverse_of(scale);
+                F16 error = splat(0.0f), cross = error, square = error;
+                for (const auto& value : values) {
+                    const F16 number = nearest(load(value), inverse);
+                    const F16 missed = load(value) - number * scale;
+                    error = error + missed * missed;
+                    cross = cross + load(value) * number;
+                    square = square + number * number;
+                }
+                best = where_less(error, least, scale, best);
+                least = min(error, least);
+                scale = Bf16::rounded(cross / max(square, splat(1.0f)));
+            }
+        }
+        float scales[kPanel], numbers[kPanel];
+        store(scales, best);
+        for (size_t row = 0; row < kPanel; ++row)
+            ((uint16_t*)block)[row] = Bf16::to(scales[row]);
+        for (size_t k = 0; k < kBlockInputs; ++k) {
+            store(numbers, nearest(load(values[k]), inverse_of(best)));
+            for (size_t row = 0; row < kPanel; ++row)
+                Stored::put(block + kScaleBytes, k / 2, row, k % 2, static_cast<int>(numbers[row]));
+        }
+    }
+
+    static F16 size(F16 value) { return max(value, splat(0.0f) - value); }
+    // Of a block without weights, zero.
+    static F16 inverse_of(F16 scale) {
+        return where_less(size(scale), splat(1e-30f), splat(0.0f), splat(1.0f) / scale);
+    }
+    static F16 nearest(F16 value, F16 inverse) {
+        const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
+        const F16 number = min(max(value * inverse, splat(Stored::kLow)), splat(-1 - Stored::kLow));
+        return (number + magic) - magic;
     }
 
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
@@ -212,71 +160,6 @@ struct IntWeights {
             const int value = Stored::get(block + kScaleBytes, at / 2, lane, at % 2);
             out[k] = static_cast<float>(value) * Bf16::from(((const uint16_t*)block)[lane]) * scale;
         }
-    }
-
-    static size_t arranged_bytes(size_t n, size_t inputs) {
-        return (padded(n) + room(tiling(n)) * blocks(inputs) * kSpan) * sizeof(int32_t);
-    }
-
-    // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
-    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                        size_t part, size_t parts) {
-        const Tiling tiles = tiling(n);
-        const size_t all = blocks(inputs);
-        const size_t begin = all * part / parts, end = all * (part + 1) / parts;
-        float* scales = static_cast<float*>(out);
-        for (size_t tile = 0; tile < tiles.count; ++tile) {
-            const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
-            const size_t width = tiles.width_of(tile);
-            int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;
-            for (size_t t = 0; t < width; ++t) {
-                if (t >= tokens) {
-                    for (size_t i = begin * kSpan; i < end * kSpan; ++i) words[i * width + t] = 0;
-                    continue;
-                }
-                const float* row = rows + (first + t) * stride;
-                const float most = largest_size(row, inputs);
-                if (begin == 0) scales[first + t] = most / kActivationMost;
-                const float inverse = most > 0.0f ? kActivationMost / most : 0.0f;
-                for (size_t block = begin; block < end; ++block)
-                    arrange_block(row, inputs, block, inverse, words + block * kSpan * width + t,
-                                  width);
-            }
-        }
-    }
-
-    // One block of one token: the offset's sum, then the pairs, `width` words apart.
-    static void arrange_block(const float* row, size_t inputs, size_t block, float inverse,
-                              int32_t* to, size_t width) {
-        alignas(64) float values[kBlockInputs];
-        alignas(64) int32_t numbers[kBlockInputs];
-        const size_t first = block * kBlockInputs;
-        const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
-        for (size_t k = 0; k < kBlockInputs; ++k) values[k] = k < count ? row[first + k] : 0.0f;
-        const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
-        for (size_t k = 0; k < kBlockInputs; k += kPanel) {
-            const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
-            for (int i = 0; i < kParts; ++i)
-                *(Int*)(numbers + k + i * kRegLanes) =
-                    __builtin_convertvector(rounded.part[i], Int);
-        }
-        int32_t sum = 0;
-        for (size_t pair = 0; pair < kPairs; ++pair) {
-            const int32_t a = numbers[2 * pair], b = numbers[2 * pair + 1];
-            sum += a + b;
-            const uint32_t low = static_cast<uint32_t>(a) & 0xffff;
-            to[(1 + pair) * width] = static_cast<int32_t>(low | static_cast<uint32_t>(b) << 16);
-        }
-        to[0] = -Stored::kOffset * sum;
-    }
-
-    static float largest_size(const float* row, size_t inputs) {
-        F16 most = splat(0.0f);
-        for (size_t k = 0; k < inputs; k += kPanel) {  // padding is zero
-            const F16 value = load(row + k);
-            most = max(most, max(value, splat(0.0f) - value));
-        }
-        return largest(most);
     }
 };
 

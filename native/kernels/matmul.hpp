@@ -8,9 +8,12 @@
 //   kInputs      inputs of a step
 //   kStep        bytes that a panel holds for a step
 //   kCompact     weights take less than four bytes
+//   kMost        tokens of the widest tile
+//   panels(T)    panels that are multiplied together with a tile of T tokens: 4, 2 or 1
 //   kSpan        words that a token has for a step, after `arrange`
 //   tile<P, T>() P panels times T tokens
 //   words(x, n), scales(x) the tiles and the tokens' scales (or null) in what `arrange` made
+//   total(sums, panel)     sixteen sums as floats
 #pragma once
 
 #include "math.hpp"
@@ -32,7 +35,7 @@ template <class W, int T>
 INLINE size_t fetch_distance(size_t panel_bytes) {
     constexpr size_t kLong = T == 1 || T > 4 ? size_t{1} << 15 : size_t{1} << 18;
     constexpr bool kNextPanels = W::kCompact && (kParts == 1 || T == 1);
-    if (kNextPanels && panel_bytes < kLong) return panels_for(T) * panel_bytes;
+    if (kNextPanels && panel_bytes < kLong) return W::panels(T) * panel_bytes;
     return fetches_near<T> ? 4096 : 0;
 }
 
@@ -49,11 +52,26 @@ struct Sums {
     bool resume;  // go on with what is there
 };
 
+INLINE float* place(Sums sums, int panel, int token) {
+    return sums.at + panel * sums.stride + token * kPanel;
+}
+
+// use(panel, token, part) for each register of sums, N parts of each; unrolled.
+template <int P, int T, int N = kParts, class Use>
+INLINE void each(Use&& use) {
+#pragma GCC unroll 32
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+        for (int t = 0; t < T; ++t)
+#pragma GCC unroll 32
+            for (int i = 0; i < N; ++i) use(p, t, i);
+}
+
 // `panels` times one tile, P at a time and the rest one by one.
 template <class W, int T>
 INLINE void multiply_panels(const uint8_t* from, size_t panel_bytes, size_t panels,
                             const typename W::Word* x, size_t steps, Sums sums, Ahead ahead) {
-    constexpr int P = panels_for(T);
+    constexpr int P = W::panels(T);
     size_t done = 0;
     for (; done + P <= panels; done += P) {
         W::template tile<P, T>(from + done * panel_bytes, panel_bytes, x, steps, sums, ahead);
@@ -76,15 +94,17 @@ INLINE void finish_lane(const Product& job, float* to, size_t row, F16 value) {
 }
 
 // Scale, bias, activation and gate; sums of `panels` panels from `panel` on go to `out`.
-static void finish(const Product& job, size_t panel, size_t panels, Sums sums,
-                   const float* scales) {
+template <class W>
+static void finish(const Product& job, size_t panel, size_t panels, Sums sums) {
+    const float* scales = W::scales(job.x);
     const size_t every = job.gated ? 2 : 1;
     for (size_t p = 0; p < panels; p += every) {
         const size_t row = (panel + p) / every * kPanel;
         const float* bias = job.bias ? job.bias + (panel + p) * kPanel : nullptr;
         for (size_t t = 0; t < job.n; ++t) {
             const auto total = [&](size_t other) {
-                F16 value = load(sums.at + (p + other) * sums.stride + t * kPanel);
+                F16 value = W::total(sums.at + (p + other) * sums.stride + t * kPanel,
+                                     job.panels + (panel + p + other) * job.panel_bytes);
                 if (scales) value = value * splat(scales[t]);
                 if (bias) value = value + load(bias + other * kPanel);
                 return value;
@@ -96,8 +116,9 @@ static void finish(const Product& job, size_t panel, size_t panels, Sums sums,
     }
 }
 
+template <class W>
 static size_t multiply_scratch(size_t n) {
-    return kUnit * room(tiling(n)) * kPanel * sizeof(float);
+    return kUnit * room(tiling(n, W::kMost)) * kPanel * sizeof(float);
 }
 
 template <class W>
@@ -109,12 +130,12 @@ static void multiply_one_tile(const Product& job, size_t first, size_t last, flo
     for (size_t panel = first; panel < last; panel += kUnit) {
         const size_t panels = last - panel < kUnit ? last - panel : kUnit;
         const uint8_t* from = job.panels + panel * job.panel_bytes;
-        with_width(tiles.width, [&](auto t) {
+        with_width<W::kMost>(tiles.width, [&](auto t) {
             constexpr int T = decltype(t)::value;
             multiply_panels<W, T>(from, job.panel_bytes, panels, x, steps, sums,
                                   {from + fetch_distance<W, T>(job.panel_bytes), W::kStep});
         });
-        finish(job, panel, panels, sums, W::scales(job.x));
+        finish<W>(job, panel, panels, sums);
     }
 }
 
@@ -125,7 +146,7 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
                            const Tiling& tiles) {
     const auto* x = W::words(job.x, job.n);
     const size_t steps = (job.inputs + W::kInputs - 1) / W::kInputs;
-    constexpr size_t P = panels_for(kBulk), kSteps = kBlock / W::kInputs;
+    constexpr size_t P = W::panels(kBulk), kSteps = kBlock / W::kInputs;
     const size_t stride = room(tiles) * kPanel;
     for (size_t panel = first; panel < last; panel += kUnit) {
         const size_t panels = last - panel < kUnit ? last - panel : kUnit;
@@ -140,7 +161,7 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
                     const size_t part = W::kStep / tiles.count;
                     const Ahead ahead{block + count * (W::kStep + tile * part), part};
                     const Sums sums{scratch + group * stride + start * kPanel, stride, step > 0};
-                    with_width(width, [&](auto t) {
+                    with_width<W::kMost>(width, [&](auto t) {
                         multiply_panels<W, decltype(t)::value>(
                             block, job.panel_bytes, grouped,
                             x + W::kSpan * (start * steps + step * width), count, sums, ahead);
@@ -148,13 +169,13 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
                 }
             }
         }
-        finish(job, panel, panels, {scratch, stride, false}, W::scales(job.x));
+        finish<W>(job, panel, panels, {scratch, stride, false});
     }
 }
 
 template <class W>
 static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
-    const Tiling tiles = tiling(job.n);
+    const Tiling tiles = tiling(job.n, W::kMost);
     if (tiles.count == 1)
         multiply_one_tile<W>(job, first, last, static_cast<float*>(scratch), tiles);
     else

@@ -22,13 +22,6 @@ constexpr int kBulk = 2;
 #endif
 constexpr int kWidest = kWidths[sizeof(kWidths) / sizeof(int) - 1];
 
-// Panels that are multiplied together with tiles of T tokens: 4, 2 or 1.
-constexpr int panels_for(int width) {
-    int panels = 4;
-    while (panels > 1 && panels * width > kSums) panels /= 2;
-    return panels;
-}
-
 // The narrowest tile that holds n <= kWidest tokens; what is too much is zero.
 INLINE size_t width_for(size_t n) {
     for (const int width : kWidths)
@@ -43,8 +36,8 @@ struct Tiling {
     size_t width_of(size_t tile) const { return width_for(tokens(tile)); }
 };
 
-INLINE Tiling tiling(size_t n) {
-    if (n <= kWidest) return {n, width_for(n), 1};
+INLINE Tiling tiling(size_t n, size_t widest) {
+    if (n <= widest) return {n, width_for(n), 1};
     const size_t count = (n + kBulk - 1) / kBulk, width = width_for((n + count - 1) / count);
     return {n, width, (n + width - 1) / width};
 }
@@ -59,11 +52,11 @@ template <int T>
 struct Width {
     static constexpr int value = T;
 };
-template <size_t I = 0, class Use>
+template <int kMost = kWidest, size_t I = 0, class Use>
 INLINE void with_width(size_t width, Use&& use) {
-    if constexpr (I < sizeof(kWidths) / sizeof(int)) {
+    if constexpr (I < sizeof(kWidths) / sizeof(int) && kWidths[I] <= kMost) {
         if (width == static_cast<size_t>(kWidths[I])) return use(Width<kWidths[I]>{});
-        with_width<I + 1>(width, static_cast<Use&&>(use));
+        with_width<kMost, I + 1>(width, static_cast<Use&&>(use));
     }
 }
 

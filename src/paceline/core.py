@@ -160,6 +160,7 @@ class Request:
         stop_tokens: end the output and are part of `Output.tokens`, not of `Output.text`.
         stop_strings: end the output; neither they nor what follows is part of the text.
         prediction: what the output is expected to be, for drafters that follow it.
+        walk: `gumbel`, or `rejection`: the same law, other tokens; see `decoding/rejection.py`.
     """
 
     prompt: tuple[int, ...]
@@ -170,6 +171,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
     prediction: tuple[int, ...] = ()
+    walk: str = "gumbel"
 
 
 @dataclass(slots=True)

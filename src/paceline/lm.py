@@ -18,10 +18,14 @@ from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
+from paceline.drafters.trace import known_trace
 from paceline.engines import open_engine
-from paceline.errors import RequestError
-from paceline.models import load
+from paceline.engines.base import Engine
+from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.errors import ModelError, RequestError
+from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
+from paceline.models.tokenizer import same_tokens
 from paceline.models.vocabulary import Vocabulary
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
@@ -40,6 +44,7 @@ class Options(TypedDict, total=False):
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
+    walk: str
 
 
 class LM:
@@ -49,15 +54,19 @@ class LM:
         print(lm.generate("Once upon a time").text)
 
     Args:
-        model: a folder, a hub id, or None for the small embedded model.
+        model: a folder, a hub id, or None for the small embedded model; `A|B` or `A@0.7|B@0.3`
+            are several with the same tokens, whose weighted mean is decoded.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
-        drafter: `NAME[:key=value,...]` or a `DraftMethod`. What it learns is kept from request to
-            request until `reset()`.
+        drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
+            is kept from request to request until `reset()`.
         budget: most nodes of a draft tree beyond its root, or `auto`: as many as pay for
             themselves by this machine's measured cost, down to plain decoding.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine, e.g. `cuda`.
-        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`; `auto` is the checkpoint's.
+        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`, `ternary`; `auto` is the
+            checkpoint's. `,head=FORMAT` after it is that of embedding and head.
+        kv_format: of the native engine's cached keys and values: `fp32`, `fp16`, `int8`; `auto` is
+            `fp32`.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
@@ -68,20 +77,38 @@ class LM:
         model: str | Path | None = None,
         *,
         engine: str = "auto",
-        drafter: str | DraftMethod = "recycle",
-        budget: int | str = 16,
+        drafter: str | DraftMethod = "blend",
+        budget: int | str = "auto",
         threads: int | None = None,
         device: str | None = None,
         format: str = "auto",  # noqa: A002 (its name everywhere)
+        kv_format: str = "auto",
     ) -> None:
         start = perf_counter()
         self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        self.model = load(model)
+        parts = parse_ensemble(model) if isinstance(model, str) else [(model, 1.0)]
+        models = [load(source) for source, _ in parts]
+        self.model = models[0]
         self.tokenizer = self.model.tokenizer
-        self.engine = open_engine(
-            self.model, engine, threads=threads, device=device, weight_format=format
-        )
-        self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer)
+        engines = [
+            open_engine(
+                each,
+                engine,
+                threads=threads,
+                device=device,
+                weight_format=format,
+                kv_format=kv_format,
+            )
+            for each in models
+        ]
+        self.engine: Engine = engines[0]
+        trace = None
+        if len(models) > 1:
+            _check_tokens(models)
+            self.engine = EnsembleEngine(engines, [weight for _, weight in parts])
+        else:
+            trace = known_trace(self.model, self.engine.config.vocab_size)
+        self.target = Target(self.engine.config.vocab_size, self.engine, self.tokenizer, trace)
         self.budget = self._open_budget(budget)
         self.drafter = self.method.build(self.target)
         self.load_seconds = perf_counter() - start
@@ -99,6 +126,7 @@ class LM:
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
+        walk: str = "gumbel",
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -115,6 +143,8 @@ class LM:
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
                 template, the document to edit. It makes the output no different, only faster.
+            walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
+                same law but other tokens.
 
         Raises:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
@@ -131,6 +161,7 @@ class LM:
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
+            walk=walk,
         )
         grammars = [Grammar.schema(schema)] if schema is not None else []
         if grammar is not None:
@@ -201,3 +232,13 @@ def _sampling(controls: Controls, temperature: float | None) -> Sampling:
     if len(set(heats)) > 1:
         raise RequestError(f"temperature is {heats[0]:g} and {heats[1]:g}; give one of them")
     return Sampling(heats[0] if heats else None, found.methods)
+
+
+def _check_tokens(models: list[Model]) -> None:
+    first, *others = models
+    for other in others:
+        if not same_tokens(first.tokenizer, other.tokenizer):
+            raise ModelError(
+                f"{first.path.name} and {other.path.name} have other tokens; an ensemble needs "
+                "models with the same tokenizer"
+            )

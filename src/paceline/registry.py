@@ -79,7 +79,7 @@ class Registry:
             values[key] = _convert(f"{name}:{key}", value, hints[key])
         missing = [key for key in required(method) if key not in values]
         if missing:
-            raise MethodError(f"{name} needs a {missing[0]}; write {name}:{missing[0]}=VALUE")
+            raise MethodError(f"{name} needs {missing[0]}; write {name}:{missing[0]}=VALUE")
         return method(**values)
 
     def single(self, name: str, value: object) -> Any:
@@ -96,7 +96,11 @@ class Registry:
 
 def required(method: type[Any]) -> list[str]:
     """The settings of a method that have no default. Without them it is not part of `all`."""
-    return [f.name for f in dataclasses.fields(method) if f.default is dataclasses.MISSING]
+    return [
+        f.name
+        for f in dataclasses.fields(method)
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
 
 
 def _convert(where: str, text: str, kind: Any) -> Any:

@@ -49,6 +49,7 @@ def test_both_states_a_suite_and_a_page(paceline, toy, tmp_path):
     ]
     path.write_text("\n".join(map(json.dumps, lines)))
     words = ("--suite", "spec-bench", "--tasks", "mt_bench,qa", "--limit", 2, "--state", "both")
+    words += ("--budget", 16)
     done = paceline("bench", "toy", "--prompts", path, *SMALL, *words, "--out", out, "--html", html)
     assert done.code == 0
     found = json.loads(out.read_text())

@@ -19,11 +19,14 @@ KEYS = {
     "finish",
     "engine",
     "format",
+    "kv_format",
     "drafter",
     "budget",
     "governor",
     "temperature",
     "seed",
+    "walk",
+    "lossy",
 }
 
 
@@ -50,7 +53,7 @@ def test_json_is_one_document_with_the_same_text(paceline, toy):
     assert found["text"] + "\n" == shown.out
     assert found["text"] == Letters().decode(found["tokens"])
     assert (found["prompt_tokens"], found["new_tokens"]) == (4, 20)
-    assert (found["engine"], found["drafter"], found["budget"]) == ("toy", "recycle", 16)
+    assert (found["engine"], found["drafter"], found["budget"]) == ("toy", "blend", "auto")
     assert (found["temperature"], found["seed"], found["finish"]) == (0.9, 3, "length")
 
 
@@ -168,3 +171,38 @@ def test_a_governor_says_what_it_did_and_why(paceline, toy):
     drafted = [int(size) for size in done.json["governor"]["sizes"] if size != "1"]
     assert f"passes plain, trees of up to {max(drafted)} nodes; drafting: " in done.err
     assert done.json["governor"]["reason"].startswith("drafting: best expected ")
+
+
+def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
+    words = (
+        "generate", "Once upon a time", "--model", shared("models", "stories260K"),
+        "--max-new-tokens", 40, "--temperature", 0, "--budget", 16, "--json",
+    )  # fmt: skip
+    expected = paceline(*words, "--drafter", "plain").json
+    path = tmp_path / "expected.txt"
+    path.write_text(expected["text"].replace("time", "tune"))
+    done = paceline(*words, "--drafter", "phrases", "--prediction", path).json
+    assert done["tokens"] == expected["tokens"]
+    assert done["passes"] <= 10
+
+
+def test_predictions_that_cannot_be_used_are_refused(paceline, tmp_path, toy):
+    path = tmp_path / "expected.txt"
+    for content, message in ((b"\xff", "not UTF-8"), (b"", "empty"), (b"abc", "no use")):
+        path.write_bytes(content)
+        done = paceline("generate", "Once", "--prediction", path)
+        assert done.code == 2
+        assert message in done.err
+    path.unlink()
+    assert "cannot read" in paceline("generate", "Once", "--prediction", path).err
+
+
+def test_the_rejection_walk_needs_a_draft_model_and_cannot_be_checked(paceline, toy):
+    words = ("generate", "Once", "--walk", "rejection", "--temperature", "1")
+    done = paceline(*words)
+    assert (done.code, done.out) == (2, "")
+    assert "oracle does not" in done.err
+    done = paceline(*words, "--check")
+    assert done.code == 2
+    assert "no output can be compared" in done.err
+    assert paceline("generate", "Once", "--walk", "moon").code == 2

@@ -1,5 +1,5 @@
 from contextlib import suppress
-from types import SimpleNamespace
+from dataclasses import make_dataclass
 
 import pytest
 from hypothesis import given
@@ -95,19 +95,21 @@ def test_lists_of_numbers():
 
 
 def test_all_is_every_exact_visible_drafter_that_needs_nothing(monkeypatch):
-    def method(exactness=Exactness.EXACT, hidden=False, needs=()):
-        return SimpleNamespace(exactness=exactness, hidden=hidden, needs=needs)
+    def method(exactness=Exactness.EXACT, hidden=False, needs=(), fields=()):
+        about = {"exactness": exactness, "hidden": hidden, "needs": needs}
+        return make_dataclass("Method", fields, namespace=about)
 
     known = {
         "good": method(),
         "needy": method(needs=("a draft model",)),
+        "unset": method(fields=["path"]),
         "hidden": method(hidden=True),
         "lossy": method(Exactness.LOSSY),
     }
     monkeypatch.setattr(drafters, "methods", lambda: known)
     monkeypatch.setattr(drafters, "parse", lambda name: known[name])
     found, left_out = find_drafters(["all", "hidden"])
-    assert (list(found), left_out) == (["good", "hidden"], ["needy"])
+    assert (list(found), left_out) == (["good", "hidden"], ["needy", "unset"])
 
 
 def test_an_empty_list_of_drafters_is_refused():

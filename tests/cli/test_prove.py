@@ -3,6 +3,7 @@ import json
 import pytest
 
 from paceline.cli import options
+from paceline.core import Exactness
 from tests.measuring.toy_lm import Broken, Knowing
 
 SMALL = ("--max-new-tokens", "12", "--drafters", "oracle")
@@ -93,3 +94,19 @@ def test_the_prompts_must_be_named(paceline, toy):
     done = paceline("prove", "toy")
     assert done.code == 2
     assert "--prompts" in done.err
+
+
+def test_the_rejection_walk_has_no_tokens_to_compare(paceline, toy, prompts):
+    done = paceline("prove", "toy", "--prompts", prompts, *SMALL, "--walk", "rejection")
+    assert (done.code, done.out) == (2, "")
+    assert "the rejection walk keeps their law only" in done.err
+
+
+def test_lossy_drafters_cannot_be_proven(paceline, toy, prompts, monkeypatch):
+    class Lossy:
+        exactness = Exactness.LOSSY
+
+    monkeypatch.setattr(options, "find_drafters", lambda texts: ({"bild": Lossy()}, []))
+    done = paceline("prove", "toy", "--prompts", prompts, *SMALL)
+    assert (done.code, done.out) == (2, "")
+    assert "bild is lossy" in done.err

@@ -31,13 +31,13 @@ PERSON = {
 
 @pytest.fixture(scope="module")
 def lm():
-    return LM(drafter="blend", engine="native")
+    return LM(drafter="blend", budget=16, engine="native")
 
 
 @pytest.fixture(scope="module")
 def spaced():
     """A tokenizer that drops the first space of a text, and has single bytes as tokens."""
-    return LM(shared("models", "stories260K"), drafter="forced", engine="native")
+    return LM(shared("models", "stories260K"), drafter="forced", budget=16, engine="native")
 
 
 def control(lm, grammar):

@@ -32,7 +32,7 @@ def test_tokens_out_of_reach_change_nothing():
     for position in range(1, 200):
         heated = request(temperature=1.0, seed=3)
         token, margin = draw(logits, [0] * position, heated, want_margin=True)
-        from paceline.decoding.noise import gumbel
+        from paceline.noise import gumbel
 
         scores = logits.astype(np.float64) + gumbel(3, position, np.arange(500))
         assert token == scores.argmax()

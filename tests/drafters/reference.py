@@ -1,4 +1,4 @@
-"""What `recycle` and `lookup` mean, in plain Python: no bounds, no hashing, no speed."""
+"""What the native drafters mean, in plain Python: no hashing, no speed."""
 
 from __future__ import annotations
 
@@ -267,3 +267,229 @@ class Suffix:
 
     def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
         return grow(text, budget, self.chances)
+
+
+def escaped(
+    groups: Iterable[tuple[Any, list[tuple[int, float]]]], reliability: dict[Any, float]
+) -> Chances:
+    """The first group speaks first; what it leaves over goes to the next."""
+    chances: Chances = {}
+    left = 1.0
+    for kind, named in groups:
+        mass = sum(weight for _, weight in named)
+        chances |= {token: left * reliability[kind] * w / mass for token, w in named}
+        left *= 1 - reliability[kind]
+    return chances
+
+
+def escape_learns(
+    groups: Iterable[tuple[Any, list[tuple[int, float]]]],
+    reliability: dict[Any, float],
+    token: int,
+    rate: float,
+) -> None:
+    """Up to the first group that names `token`."""
+    for kind, named in groups:
+        hit = token in dict(named)
+        reliability[kind] += rate * (hit - reliability[kind])
+        if hit:
+            return
+
+
+class Trie:
+    """`native/trie.hpp`: branches as tuples."""
+
+    def __init__(self, depth: int, k: int, capacity: int, here: float, rate: float) -> None:
+        self.depth, self.k, self.here, self.rate = depth, k, here, rate
+        self.capacity = max(capacity, 4 * depth)
+        self.counts: dict[Context, float] = {}
+        self.reliability = {
+            (n, b): 1 - 0.7 / 2 ** (n - 1) for n in range(1, depth) for b in range(4)
+        }
+        self.begin()
+
+    def begin(self) -> None:
+        self.text: Context = ()
+        self.seen: dict[Context, float] = {}
+
+    def weight(self, branch: Context) -> float:
+        return self.counts[branch] + self.here * self.seen.get(branch, 0.0)
+
+    def groups(self, text: Context) -> list[tuple[Any, list[tuple[int, float]]]]:
+        named: set[int] = set()
+        found = []
+        for n in range(min(self.depth - 1, len(text)), 0, -1):
+            context = text[-n:]
+            below = {b[-1]: self.weight(b) for b in self.counts if b[:-1] == context}
+            new = sorted(
+                ((t, w) for t, w in below.items() if t not in named),
+                key=lambda item: (-item[1], item[0]),
+            )[: self.k]
+            if new:
+                sightings = sum(below.values())
+                bucket = sum(sightings >= limit for limit in (1.5, 3.5, 9.5))
+                found.append(((n, bucket), new))
+                named |= {token for token, _ in new}
+        return found
+
+    def read(self, token: int, learn: bool) -> None:
+        if learn:
+            escape_learns(self.groups(self.text), self.reliability, token, self.rate)
+        if len(self.counts) + 1 + self.depth > self.capacity:
+            self.squeeze()
+        contexts = [
+            self.text[len(self.text) - d :] for d in range(min(self.depth, len(self.text) + 1))
+        ]
+        for context in [c for c in contexts if not c or c in self.counts]:
+            branch = (*context, token)
+            self.counts[branch] = self.counts.get(branch, 0.0) + 1
+            self.seen[branch] = self.seen.get(branch, 0.0) + 1
+        self.text = (*self.text, token)
+
+    def squeeze(self) -> None:
+        spare = True
+        while spare or len(self.counts) + 1 > self.capacity - self.capacity // 4:
+            kept: dict[Context, float] = {}
+            for branch in sorted(self.counts, key=len):
+                count = self.counts[branch]
+                above = len(branch) == 1 or branch[:-1] in kept
+                if above and (count > 1 or (spare and branch in self.seen)):
+                    kept[branch] = count / 2 if count > 1 else count
+            self.counts = kept
+            self.seen = {b: n for b, n in self.seen.items() if b in kept}
+            spare = False
+
+    def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
+        return grow(text, budget, lambda t: escaped(self.groups(t), self.reliability))
+
+
+class Unclear(Exception):  # noqa: N818 (no error: the case is left out)
+    """Two choices are so near each other that rounding decides."""
+
+
+class Trigram:
+    """`native/trigram.hpp`."""
+
+    def __init__(self, k: int, explore: float, depth: int, keep: float, rate: float) -> None:
+        self.k, self.explore, self.depth, self.keep, self.rate = k, explore, depth, keep, rate
+        self.rows: dict[Context, Row] = {}
+        self.reliability = {(r, i): (i + 0.5) / 10 for r in range(4) for i in range(10)}
+
+    def cells(self, text: Context) -> list[tuple[int, float, tuple[int, int]]]:
+        row = self.rows.get(text[-2:], Row()) if len(text) > 1 else Row()
+        return [
+            (token, p, (min(rank, 3), min(int(np.float32(p) * np.float32(10)), 9)))
+            for rank, (token, p) in enumerate(row.probs.items())
+        ]
+
+    def observe(self, step: Step, learn: bool) -> None:
+        texts = [tuple(step.context.tolist())]
+        for token, parent in zip(step.tree.tokens[1:], step.tree.parents[1:], strict=True):
+            texts.append((*texts[parent], int(token)))
+        for node, drawn in zip(step.path.tolist(), step.drawn.tolist(), strict=True):
+            for token, _, cell in self.cells(texts[node]) if learn else ():
+                self.reliability[cell] += self.rate * ((token == drawn) - self.reliability[cell])
+        for node, text in enumerate(texts):
+            if len(text) > 1:
+                seen = zip(
+                    step.top_tokens[node].tolist(), step.top_probs[node].tolist(), strict=True
+                )
+                self.rows.setdefault(text[-2:], Row()).observe(seen, self.k, self.keep)
+
+    def propose(self, context: Context, budget: int) -> list[tuple[int, int, float]]:
+        nodes, texts = [(context[-1], -1, 1.0)], [context]
+
+        def children(text: Context) -> list[dict[str, Any]]:
+            return [
+                {"token": t, "p": float(p), "cell": c, "node": None, "visits": 0, "value": 0.0}
+                for t, p, c in self.cells(text)
+            ]
+
+        below = [children(context)]
+        for _ in range(4 * budget):
+            if len(nodes) > budget or not below[0]:
+                break
+            branch: list[dict[str, Any]] = []
+            node: int | None = 0
+            while node is not None and len(branch) < self.depth and below[node]:
+                chosen = self.choose(below[node])
+                branch.append(chosen)
+                parent, node = node, chosen["node"]
+                if node is None:
+                    chosen["node"] = len(nodes)
+                    nodes.append((chosen["token"], parent, self.reliability[chosen["cell"]]))
+                    texts.append((*texts[parent], chosen["token"]))
+                    below.append(children(texts[-1]))
+            value = 0.0
+            for child in reversed(branch):
+                value = child["p"] * (1 + value)
+                child["visits"] += 1
+                child["value"] += (value / 4 - child["value"]) / child["visits"]
+        sums = [sum(s for _, p, s in nodes if p == at) for at in range(len(nodes))]
+        return [nodes[0], *((t, p, s / max(1.0, sums[p])) for t, p, s in nodes[1:])]
+
+    def choose(self, among: list[dict[str, Any]]) -> dict[str, Any]:
+        visits = 1 + sum(child["visits"] for child in among)
+        weight = (self.explore + math.log((visits + 19653) / 19652)) * math.sqrt(visits)
+        worth = [c["value"] + weight * c["p"] / (1 + c["visits"]) for c in among]
+        order = sorted(range(len(among)), key=lambda i: -worth[i])
+        if len(order) > 1 and 0 < worth[order[0]] - worth[order[1]] < 1e-5:
+            raise Unclear
+        return among[order[0]]
+
+
+class Suffixes:
+    """`native/suffixes.hpp`: every occurrence is looked for."""
+
+    def __init__(self, corpus: Context, longest: int, k: int, samples: int, rate: float) -> None:
+        self.corpus, self.longest, self.k = corpus, longest, k
+        self.samples, self.rate = samples, rate
+        self.order = sorted(range(len(corpus)), key=lambda at: corpus[at:])
+        self.reliability = {
+            (n, b): 1 - 0.85 * 0.75 ** (n - 1) for n in range(1, longest + 1) for b in range(4)
+        }
+
+    def places(self, pattern: Context) -> list[int]:
+        n = len(pattern)
+        return [at for at in self.order if self.corpus[at : at + n] == pattern]
+
+    def patterns(self, text: Context) -> list[Context]:
+        """The longest match and up to two shorter ones that occur more often."""
+        found: list[Context] = []
+        for n in range(min(self.longest, len(text)), 0, -1):
+            times = len(self.places(text[-n:]))
+            if times > (len(self.places(found[-1])) if found else 0):
+                found.append(text[-n:])
+        return found[:3]
+
+    def groups(self, patterns: list[Context]) -> list[tuple[Any, list[tuple[int, float]]]]:
+        named: set[int] = set()
+        found = []
+        for pattern in patterns:
+            places = self.places(pattern)
+            looks = min(self.samples, len(places))
+            counts: dict[int, float] = {}
+            for i in range(looks):
+                at = places[(2 * i + 1) * len(places) // (2 * looks)] + len(pattern)
+                if at < len(self.corpus) and self.corpus[at] >= 0 and self.corpus[at] not in named:
+                    counts[self.corpus[at]] = counts.get(self.corpus[at], 0) + 1
+            new = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[: self.k]
+            if new:
+                bucket = sum(len(places) > limit for limit in (1, 3, 15))
+                found.append(((min(len(pattern), self.longest), bucket), new))
+                named |= {token for token, _ in new}
+        return found
+
+    def learn(self, text: Context, prompt: int) -> None:
+        for at in range(prompt, len(text)):
+            groups = self.groups(self.patterns(text[:at]))
+            escape_learns(groups, self.reliability, text[at], self.rate)
+
+    def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
+        first = self.patterns(text)
+
+        def successors(branch: Context) -> Chances:
+            grown = [(*pattern, *branch[len(text) :]) for pattern in first]
+            return escaped(self.groups([g for g in grown if self.places(g)]), self.reliability)
+
+        return grow(text, budget, successors)

@@ -1,5 +1,9 @@
 """What holds for every drafter, whatever it guesses."""
 
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,8 +13,11 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
+from paceline.drafters.corpus import write_corpus
 from paceline.errors import MethodError
+from paceline.models.tokenizer import open_tokenizer
 from paceline.registry import drafters
+from tests.byte_tokenizer import byte_level
 from tests.drafters.steps import asked, check_tree, random_step
 from tests.toy import ToyEngine
 
@@ -28,15 +35,47 @@ SPECS = (
     "suffix:capacity=8,k=1",
     "blend",
     "blend:members=,capacity=8,reach=8",
+    "trie",
+    "trie:branch=2,k=1,here=0,capacity=256",
+    "trigram",
+    "trigram:k=1,explore=0,depth=1,capacity=8",
+    "phrases",
+    "phrases:branches=1",
+    "jacobi",
+    "jacobi:window=1,n=2,verified=1,share=0.9,capacity=4",
+    "datastore",
+    "datastore:longest=2,k=1,samples=1",
 )
-LEARNING = [spec for spec in SPECS if spec.startswith(("recycle", "lookup", "suffix", "blend"))]
+LEARNING = [spec for spec in SPECS if not spec.startswith(("plain", "hostile"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_time_passes():
+    """So that `blend` asks its members always: how long they take differs from run to run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paceline.drafters.blend.perf_counter", lambda: 1.0)
+        yield
+
+
+def built(spec, vocab):
+    """A drafter; `datastore` gets a corpus of its vocabulary."""
+    if not spec.startswith("datastore"):
+        return drafters.parse(spec).build(Target(vocab))
+    with TemporaryDirectory() as folder:
+        tokenizer = open_tokenizer(byte_level(Path(folder)))
+        tokens = np.random.default_rng(vocab).integers(-1, vocab, 500).astype(np.int32)
+        write_corpus(Path(folder) / "corpus", tokens, tokenizer)
+        name, _, rest = spec.partition(":")
+        method = drafters.parse(f"{name}:path={folder}/corpus,{rest}")
+        return method.build(Target(vocab, tokenizer=tokenizer))
 
 
 def live(drafter, random, vocab, passes):
     """Some requests' worth of passes; yields every tree."""
     for _ in range(2):
         context = random.integers(0, vocab, 5).tolist()
-        drafter.begin(asked(context))
+        expected = tuple(random.integers(0, vocab, 20).tolist())
+        drafter.begin(asked(context, prediction=expected))
         for _ in range(passes):
             budget = int(random.integers(0, 24))
             tree = drafter.propose(np.array(context, np.int32), budget)
@@ -59,7 +98,7 @@ def same(a, b):
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40))
 def test_trees_are_valid_and_within_the_budget(spec, seed, vocab):
-    drafter = drafters.parse(spec).build(Target(vocab))
+    drafter = built(spec, vocab)
     for _ in live(drafter, np.random.default_rng(seed), vocab, 8):
         pass
 
@@ -70,7 +109,7 @@ def test_output_is_that_of_plain_decoding(spec):
         request = Request(prompt=(1, 2, 3), max_new_tokens=40, temperature=temperature, seed=7)
 
         def run(name, request=request):
-            drafter = drafters.parse(name).build(Target(11))
+            drafter = built(name, 11)
             return Generation(ToyEngine(), drafter, request, Fixed(12)).run()
 
         assert run(spec).tokens == run("plain").tokens
@@ -81,9 +120,9 @@ def test_output_is_that_of_plain_decoding(spec):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_state_goes_round(spec, seed):
     random, vocab = np.random.default_rng(seed), 30
-    drafter = drafters.parse(spec).build(Target(vocab))
+    drafter = built(spec, vocab)
     list(live(drafter, random, vocab, 10))
-    twin = drafters.parse(spec).build(Target(vocab))
+    twin = built(spec, vocab)
     twin.load({name: array.copy() for name, array in drafter.state().items()})
     for name, array in drafter.state().items():
         assert np.array_equal(array, twin.state()[name]), name
@@ -94,7 +133,7 @@ def test_state_goes_round(spec, seed):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_reset_forgets_everything(spec):
-    drafter = drafters.parse(spec).build(Target(30))
+    drafter = built(spec, 30)
     before = list(live(drafter, np.random.default_rng(3), 30, 10))
     drafter.reset()
     after = list(live(drafter, np.random.default_rng(3), 30, 10))
@@ -103,7 +142,7 @@ def test_reset_forgets_everything(spec):
 
 @pytest.mark.parametrize("spec", LEARNING)
 def test_foreign_states_are_refused(spec):
-    drafter = drafters.parse(spec).build(Target(30))
+    drafter = built(spec, 30)
     list(live(drafter, np.random.default_rng(5), 30, 5))
     with pytest.raises(MethodError):
         drafter.load({})
@@ -121,7 +160,7 @@ def test_foreign_states_are_refused(spec):
 
 @pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith(("recycle", "blend"))])
 def test_states_with_impossible_tokens_are_refused(spec):
-    drafter = drafters.parse(spec).build(Target(30))
+    drafter = built(spec, 30)
     list(live(drafter, np.random.default_rng(5), 30, 5))
     name = "matrix" if "tree" in spec else "tokens"
     for wrong in (30, -2):
@@ -148,10 +187,30 @@ def test_states_with_impossible_tokens_are_refused(spec):
         "recycle:rate=inf",
         "recycle:capacity=1000000000000",
         "hostile:seed=-1",
+        "trie:branch=1",
+        "trie:k=0",
+        "trie:here=-1",
+        "trie:rate=2",
+        "trie:capacity=1",
+        "trigram:k=33",
+        "trigram:explore=nan",
+        "trigram:depth=0",
+        "trigram:keep=2",
+        "trigram:capacity=0",
+        "phrases:branches=0",
+        "phrases:rate=-1",
+        "phrases:capacity=0",
+        "jacobi:window=0",
+        "jacobi:n=1",
+        "jacobi:verified=0",
+        "jacobi:share=1.1",
+        "jacobi:capacity=0",
+        "datastore:path=corpus,longest=0",
+        "datastore:path=corpus,samples=0",
     ],
 )
 def test_wrong_settings_are_refused_by_name(spec):
-    name = spec.split("=")[0]
+    name = spec.replace("path=corpus,", "").split("=")[0]
     with pytest.raises(MethodError, match=name):
         drafters.parse(spec)
 
@@ -167,3 +226,38 @@ def test_hostile_repeats_itself_and_branches():
     assert all(same(tree, two.propose(context, 12)) for tree in trees)
     assert any((np.bincount(tree.parents[1:]) > 1).any() for tree in trees if len(tree) > 1)
     assert max(len(tree) for tree in trees) > 8
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "lookup:capacity=64",
+        "recycle:capacity=64",
+        "trie:capacity=256",
+        "trigram:capacity=64",
+        "phrases",
+        "jacobi:capacity=64",
+        "datastore",
+    ],
+)
+def test_requests_of_random_text_leave_memory_bounded(spec):
+    resource = pytest.importorskip("resource")
+    drafter, vocab = built(spec, 1000), 1000
+    random = np.random.default_rng(0)
+
+    def requests(count):
+        for _ in range(count):
+            context = random.integers(0, vocab, 100).tolist()
+            drafter.begin(asked(context, prediction=tuple(context)))
+            for _ in range(4):
+                tree = drafter.propose(np.array(context, np.int32), 16)
+                step = random_step(random, tree, context, vocab, max(drafter.top_k, 1))
+                if drafter.top_k:
+                    drafter.observe(step)
+                context += step.drawn.tolist()
+        return sum(array.nbytes for array in drafter.state().values())
+
+    first, before = requests(60), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert max(requests(20) for _ in range(6)) <= first * 1.5 + 4096
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown * (1 if sys.platform == "darwin" else 1024) < 4 << 20

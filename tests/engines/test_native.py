@@ -14,13 +14,14 @@ import tiny
 from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.native import FORMATS, NativeEngine, default_threads
+from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
 
 TOLERANCE = 1e-4
 ISAS = _native.isas()
+SPECS = (*FORMATS, "ternary,head=fp32", "int4,head=int4", "bf16,head=int8")
 VARIED = ("llama-gqa-tied-bias", "gemma2", "gpt_neox", "opt", "smollm3-window", "bitnet-silu-tied")
 
 
@@ -31,8 +32,21 @@ def run(engine, ids: np.ndarray, chunk: int) -> np.ndarray:
     return np.concatenate(rows)
 
 
+def as_ternary(values: np.ndarray) -> np.ndarray:
+    """Each weight -s, 0 or s, with one s for a row."""
+    scale = np.abs(values).mean(1, keepdims=True)
+    return np.clip(np.rint(values / (scale + 1e-30)), -1, 1) * scale
+
+
 def native(model: Model, **options) -> NativeEngine:
-    engine = NativeEngine(model.config, model.weights, **options)
+    """The model in the native engine; its layers made ternary where that is the format."""
+    weights = model.weights
+    if options.get("format", "").startswith("ternary"):
+        weights = {
+            name: as_ternary(values) if values.ndim == 2 and "." in name else values
+            for name, values in weights.items()
+        }
+    engine = NativeEngine(model.config, weights, **options)
     engine._model.worth_waking = 0  # share even the smallest pass
     return engine
 
@@ -109,7 +123,8 @@ def test_every_bit_is_that_of_plain_decoding(tiny_model, data) -> None:
     """Whatever the tree, the neighbours, the chunks and the threads."""
     model = tiny_model(data.draw(st.sampled_from(VARIED)))
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
-    engine = native(model, isa=isa, threads=threads, format=data.draw(st.sampled_from(FORMATS)))
+    storage, cached = data.draw(st.sampled_from(SPECS)), data.draw(st.sampled_from(KV_FORMATS))
+    engine = native(model, isa=isa, threads=threads, format=storage, kv_format=cached)
     batch, prompts = [], []
     for seed in range(data.draw(st.integers(1, 3))):
         prompt = tiny.tokens(data.draw(st.integers(1, 24)), seed)
@@ -147,33 +162,50 @@ def test_many_nodes_and_long_prompts_keep_every_bit(storage: str) -> None:
         np.testing.assert_array_equal(engine.forward([(sequence, star)])[0], expected[-1])
 
 
+def stored(engine: NativeEngine, name: str) -> np.ndarray:
+    """A matrix as the engine holds it."""
+    return np.array(engine._model.get(name), np.float32)
+
+
 def bf16(values: np.ndarray) -> np.ndarray:
     """Rounded to bf16, ties to even."""
     bits = values.astype(np.float32).view(np.uint32)
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
-def in_blocks(values: np.ndarray, low: int, factors: tuple[float, ...] = (1.0,)) -> np.ndarray:
+def in_blocks(
+    values: np.ndarray, low: int, factors: tuple[float, ...], rounds: int = 1
+) -> np.ndarray:
     """Integers from `low` to `-1 - low` with one bf16 scale for 32 inputs, as floats again."""
     rows, inputs = values.shape
     blocks = np.pad(values, ((0, 0), (0, -inputs % 32))).reshape(rows, -1, 32)
-    edge = np.take_along_axis(blocks, np.abs(blocks).argmax(-1, keepdims=True), -1)
-    found = []
+    edge = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
+    least = np.full_like(edge, np.inf)
+    best = np.zeros_like(blocks)
     for factor in factors:
         scale = bf16(edge / np.float32(low) * np.float32(factor))
-        numbers = np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale != 0)
-        found.append(np.clip(np.rint(numbers), low, -1 - low) * scale)
-    errors = [np.square(blocks.astype(np.float64) - f).sum(-1, keepdims=True) for f in found]
-    best = np.argmin(errors, 0)
-    chosen = np.take_along_axis(np.stack(found), best[None], 0)[0]
-    return chosen.reshape(rows, -1)[:, :inputs]
+        for _ in range(rounds):
+            inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-30)
+            numbers = np.rint(np.clip(blocks * inverse, low, -1 - low))
+            found = numbers * scale
+            error = in_order(np.square(blocks - found))
+            best = np.where(error < least, found, best)
+            least = np.minimum(error, least)
+            square = in_order(np.square(numbers))
+            scale = bf16(in_order(blocks * numbers) / np.maximum(square, 1))
+    return best.reshape(rows, -1)[:, :inputs]
+
+
+def in_order(values: np.ndarray) -> np.ndarray:
+    """Sums over the last axis, rounded to float32 after each term."""
+    return np.add.accumulate(values, -1, np.float32)[..., -1:]
 
 
 ROUNDED = {
     "bf16": bf16,
     "fp16": lambda values: values.astype(np.float16).astype(np.float32),
     "int8": lambda values: in_blocks(values, -128, (1.0, 1.008)),
-    "int4": lambda values: in_blocks(values, -8, (1.07, 1.0, 0.93, 0.86)),
+    "int4": lambda values: in_blocks(values, -8, (1.12, 1.03, 0.94, 0.85, 0.76), 2),
 }
 
 
@@ -188,7 +220,10 @@ def test_formats_round_weights_as_they_say(storage: str, name: str, tiny_model) 
     ids = tiny.tokens(40)
     expected = run(ReferenceEngine(model.config, rounded), ids, 64)
     for isa in ISAS:
-        logits = run(native(model, format=storage, isa=isa), ids, 64)
+        engine = native(model, format=f"{storage},head={storage}", isa=isa)
+        for weight in ("embed", "layers.0.q", "layers.1.v", "layers.2.up", "layers.2.down"):
+            np.testing.assert_array_equal(stored(engine, weight), rounded[weight])
+        logits = run(engine, ids, 64)
         np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
 
 
@@ -200,6 +235,77 @@ def test_instruction_sets_with_fused_sums_agree_in_every_bit(storage: str, tiny_
     fused = [run(native(model, isa=isa, format=storage), ids, 64) for isa in isas]
     for logits in fused[1:]:
         np.testing.assert_array_equal(logits, fused[0])
+
+
+@pytest.mark.parametrize("name", ["bitstories-1M", "bitstories-3M"])
+def test_ternary_keeps_a_bitnet_checkpoint(name: str) -> None:
+    """Every weight to the bit, and logits up to the int16 rounding of activations."""
+    model = load(shared("models", name))
+    exact = NativeEngine(model.config, model.weights, format="fp32")
+    engine = NativeEngine(model.config, model.weights, format="ternary,head=fp32")
+    assert engine.bytes < 0.13 * exact.bytes
+    for weight, values in model.weights.items():
+        if values.ndim == 2:
+            np.testing.assert_array_equal(stored(engine, weight), values)
+    ids = np.random.default_rng(2).integers(3, 500, 100).astype(np.int32)
+    expected = run(exact, ids, 64)
+    error = np.abs(run(engine, ids, 64) - expected).max() / np.abs(expected).max()
+    assert error < 2e-4
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_ternary_rows_are_kept_to_the_bit(tiny_model, data) -> None:
+    """Any scale for each row, and rows of zeros; one weight that fits not is refused."""
+    model = tiny_model("llama-gqa-tied-bias")
+    weights = {name: model.weights[name] for name in model.weights}
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    for name, values in weights.items():
+        if values.ndim == 2 and name != "embed":
+            signs = rng.integers(-1, 2, values.shape) * rng.integers(0, 2, (len(values), 1))
+            sizes = np.exp(rng.normal(0, 8, (len(values), 1)))
+            weights[name] = (signs * sizes).astype(np.float32)
+    isa = data.draw(st.sampled_from(ISAS))
+    engine = NativeEngine(model.config, weights, format="ternary", isa=isa)
+    matrices = [name for name, values in weights.items() if values.ndim == 2 and name != "embed"]
+    for name in matrices:
+        np.testing.assert_array_equal(stored(engine, name), weights[name])
+    name = data.draw(st.sampled_from(matrices))
+    row = data.draw(st.integers(0, len(weights[name]) - 1))
+    weights[name][row, :2] = [1.0, np.nextafter(np.float32(1), np.float32(2))]
+    with pytest.raises(ModelError, match=f"'{name}' is not ternary"):
+        NativeEngine(model.config, weights, format="ternary", isa=isa)
+
+
+def test_embedding_and_head_have_their_own_format(tiny_model) -> None:
+    for name in ("llama", "llama-gqa-tied-bias"):
+        model = tiny_model(name)
+        ids = tiny.tokens(20)
+        engine = native(model, format="int4,head=fp32")
+        assert engine.format == "int4,head=fp32"
+        np.testing.assert_array_equal(stored(engine, "embed"), model.weights["embed"])
+        assert native(model, format="int4").format == "int4,head=int8"
+        assert native(model, format="int4,head=int4").format == "int4"
+        assert native(model, format="int8,head=int8").format == native(model, format="int8").format
+        expected = run(native(model, format="fp32"), ids, 64)
+        errors = [
+            np.abs(run(native(model, format=text), ids, 64) - expected).max()
+            for text in ("fp32,head=int4", "fp32,head=int8", "fp32,head=fp32")
+        ]
+        assert errors[0] > 4 * errors[1] > errors[2] == 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.uint16])
+def test_weights_must_be_finite(value: float, kind: type, tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    model = _native.Model(engine.config, "int8", "int8", "fp32", "", 2)
+    for name, shape in (("layers.0.q", (40, 40)), ("final_norm", (40,))):
+        values = np.ones(shape, np.float32)
+        values[(-1,) * len(shape)] = value
+        values = (values.view(np.uint32) >> 16) if kind is np.uint16 else values
+        with pytest.raises(ValueError, match=f"'{name}' holds NaN or infinite"):
+            model.set(name, values.astype(kind))
 
 
 def test_truncate_and_fork(tiny_model) -> None:
@@ -323,8 +429,18 @@ def test_bad_weights_are_refused(tiny_model) -> None:
 
 def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
-    with pytest.raises(MethodError, match="'float7' is unknown"):
+    with pytest.raises(MethodError, match="unknown format 'float7'"):
         native(model, format="float7")
+    for text, said in (
+        ("int4,head=int3", "unknown format of the head 'int3'"),
+        ("int8,head=ternary", "unknown format of the head 'ternary'"),
+        ("int8,", "not of the form"),
+        ("int8,tail=fp32", "not of the form"),
+    ):
+        with pytest.raises(MethodError, match=said):
+            native(model, format=text)
+    with pytest.raises(MethodError, match="kv format 'bf16' is unknown"):
+        native(model, kv_format="bf16")
     with pytest.raises(MethodError, match="'sse9' does not run here"):
         native(model, isa="sse9")
     for threads in (0, -3, 10**9):

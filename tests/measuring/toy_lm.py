@@ -39,6 +39,7 @@ class ToyLM(LM):
         self.model = SimpleNamespace(defaults=defaults)
         self.budget, self.load_seconds = Fixed(8), 0.0
         self.drafter = Oracle(self.engine)
+        self.target = Target(self.engine.config.vocab_size, self.engine)
 
 
 @dataclass(frozen=True)

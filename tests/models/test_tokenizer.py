@@ -73,6 +73,15 @@ def test_broken_settings(tmp_path: Path, settings: dict[str, Any]) -> None:
         open_tokenizer(byte_level(tmp_path, **settings))
 
 
+def test_fingerprints_tell_vocabularies_apart(tmp_path: Path) -> None:
+    one = open_tokenizer(byte_level(tmp_path)).fingerprint()
+    assert len(one) == 32
+    assert open_tokenizer(byte_level(tmp_path, add_bos_token=False)).fingerprint() == one
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace("<pad>", "<none>"))
+    assert open_tokenizer(tmp_path).fingerprint() != one
+
+
 def test_half_a_character_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="half a character"):
         open_tokenizer(byte_level(tmp_path)).encode("\ud83d")

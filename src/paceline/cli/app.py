@@ -19,6 +19,7 @@ from paceline.cli.inflate import inflate
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
+from paceline.cli.warm import warm
 from paceline.errors import PacelineError
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
@@ -93,5 +94,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, prove, bench, index, inflate, methods, doctor):
+for verb in (generate, chat, prove, bench, index, inflate, warm, methods, doctor):
     app.command()(verb)

@@ -24,12 +24,12 @@ class State(StrEnum):
 
 
 def bench(
-    model: options.Model,
+    model: options.Models,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
     budget: Annotated[
         str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
-    ] = "16",
+    ] = "16,auto",
     repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
     suite: Annotated[
         str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
@@ -49,6 +49,7 @@ def bench(
     ] = State.carried,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
@@ -69,7 +70,7 @@ def bench(
     if html is not None and out is not None and html.resolve() == out.resolve():
         raise RequestError(f"--out and --html both name {out}; give two names")
     nodes = options.budgets(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
     work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
     from paceline.measuring import bench as measure
@@ -106,7 +107,11 @@ def bench(
     }
     show(tables.bench_tables(found), stdout=not json)
     work.tell(found["clipped"], work.turns)
-    different = sum(arm["different"] for arm in found["arms"])
+    lossy = options.lossy(work.methods)
+    for name in lossy:
+        say(f"{name} is lossy: its outputs may differ from plain decoding's")
+    arms = zip(result.arms, found["arms"], strict=True)
+    different = sum(counts["different"] for arm, counts in arms if arm.spec not in lossy)
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
     if html:

@@ -27,10 +27,11 @@ def chat(
             "'User: {user}\\nBot:'; \\n is a new line."
         ),
     ] = None,
-    drafter: options.Drafter = "recycle",
-    budget: options.Budget = "16",
+    drafter: options.Drafter = "blend",
+    budget: options.Budget = "auto",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -47,7 +48,7 @@ def chat(
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
 
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = choice.open(model, drafter, nodes)
     if pattern is None:
         _try_template(lm)

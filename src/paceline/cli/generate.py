@@ -11,12 +11,16 @@ import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say, write
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.core import Output, Request
     from paceline.lm import LM
 
+OTHER_TOKENS = (
+    "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
+    "plain decoding's; leave --check out, or use --walk gumbel"
+)
 OPENING = "Once upon a time there was"
 _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
 
@@ -26,10 +30,11 @@ def generate(
         str | None, typer.Argument(help="The text to continue; - reads it from stdin.")
     ] = None,
     model: options.ModelOption = None,
-    drafter: options.Drafter = "recycle",
-    budget: options.Budget = "16",
+    drafter: options.Drafter = "blend",
+    budget: options.Budget = "auto",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     max_new_tokens: options.NewTokens = 256,
@@ -40,6 +45,7 @@ def generate(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     prediction: Annotated[
         Path | None,
@@ -60,7 +66,7 @@ def generate(
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
 
-    chosen = options.EngineChoice(engine, device, threads, weight_format)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = chosen.open(model, drafter, nodes)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
@@ -72,7 +78,10 @@ def generate(
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,
+        walk=walk,
     )
+    if check and walk != "gumbel" and request.temperature > 0:
+        raise MethodError(OTHER_TOKENS)
     if not json and sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{text}\x1b[0m")
         sys.stderr.flush()
@@ -81,6 +90,8 @@ def generate(
     say(summary(output))
     if found["governor"]:
         say(sizing(found["governor"]))
+    if found["lossy"]:
+        say(f"{drafter} is lossy: this is not what plain decoding writes")
     if check and output.finish != "interrupted":
         found["check"] = checked(lm, request, output)
     if json:
@@ -182,11 +193,14 @@ def describe(
         "finish": output.finish,
         "engine": lm.engine.name,
         "format": lm.engine.format,
+        "kv_format": lm.engine.kv_format,
         "drafter": drafter,
         "budget": budget,
         "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
         "temperature": request.temperature,
         "seed": request.seed,
+        "walk": request.walk,
+        "lossy": lm.drafter.rollback is not None,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,8 +24,11 @@ _DRAFTERS_HELP = (
 )
 
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+Models = Annotated[
+    str, typer.Argument(help="Folder or hub id of a checkpoint; 'A@0.7|B@0.3' is an ensemble.")
+]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one if left out.")
+    str | None, typer.Option(help="As in `paceline bench`; the embedded checkpoint if left out.")
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
@@ -39,7 +42,14 @@ Engine = Annotated[str, typer.Option(help="auto, native or reference.")]
 Device = Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")]
 Format = Annotated[
     str,
-    typer.Option("--format", help="Of the weights: fp32, bf16, fp16, int8, int4; auto: as stored."),
+    typer.Option(
+        "--format",
+        help="Of the weights: fp32, bf16, fp16, int8, int4, ternary; auto: as stored. "
+        "',head=FORMAT' after it is that of embedding and head.",
+    ),
+]
+KvFormat = Annotated[
+    str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
@@ -64,6 +74,12 @@ GrammarFile = Annotated[
     Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
 ]
 Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
+Walk = Annotated[
+    str,
+    typer.Option(
+        help="gumbel: the tokens of plain decoding; rejection: its law only, for draft models."
+    ),
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
 Prompts = Annotated[
     Path,
@@ -87,6 +103,7 @@ class EngineChoice:
     device: str | None
     threads: int | None
     weight_format: str
+    kv_format: str
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
         """A model in that engine."""
@@ -100,6 +117,7 @@ class EngineChoice:
             threads=self.threads,
             device=self.device,
             format=self.weight_format,
+            kv_format=self.kv_format,
         )
 
 
@@ -140,6 +158,13 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
     if not found:
         raise MethodError("no drafter is named; see `paceline methods`")
     return found, left_out
+
+
+def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
+    """The names of those that may change the output."""
+    from paceline.core import Exactness
+
+    return [name for name, method in methods.items() if method.exactness is Exactness.LOSSY]
 
 
 def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:

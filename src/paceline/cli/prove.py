@@ -10,12 +10,13 @@ from paceline.cli import options
 from paceline.cli.output import say, show
 from paceline.cli.progress import counting
 from paceline.cli.work import deliver, prepare
+from paceline.errors import MethodError
 
 _SHOWN = 10  # differences on the screen; the document holds all
 
 
 def prove(
-    model: options.Model,
+    model: options.Models,
     prompts: options.Prompts,
     drafters: options.Drafters = ["all"],  # noqa: B006
     temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0",
@@ -24,9 +25,11 @@ def prove(
     budget: options.Budget = "16",
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
+    kv_format: options.KvFormat = "auto",
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    walk: options.Walk = "gumbel",
     chat: options.Chat = False,
     out: options.Out = None,
     json: options.Json = False,
@@ -37,9 +40,16 @@ def prove(
     Prompts that do not fit the context keep their last tokens and are counted as clipped.
     Drafters keep what they learnt from prompt to prompt.
     """
+    if walk != "gumbel":
+        raise MethodError(
+            f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
+            "law only, which its statistical test checks; use --walk gumbel"
+        )
+    for name in options.lossy(options.find_drafters(drafters)[0]):
+        raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format)
+    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     work = prepare(model, prompts, drafters, limit, choice, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report

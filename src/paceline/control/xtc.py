@@ -8,8 +8,8 @@ import numpy as np
 
 from paceline.control.base import ControlMethod, keep_only, require, softmax
 from paceline.core import Control, Floats, Request
-from paceline.decoding.noise import gumbel
 from paceline.models.vocabulary import Vocabulary
+from paceline.noise import gumbel
 from paceline.registry import controls
 
 _OTHER = 0x585443  # keeps its noise apart from that of the draws

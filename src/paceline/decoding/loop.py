@@ -10,12 +10,14 @@ import numpy as np
 from paceline import _native
 from paceline.control.base import Filtering
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
-from paceline.decoding.governor import Budget
+from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.lenient import lenient_walk
+from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -37,6 +39,7 @@ class Generation:
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
+        MethodError: the request's walk cannot follow this drafter or this budget.
     """
 
     def __init__(
@@ -49,12 +52,15 @@ class Generation:
         margins: bool = False,
     ) -> None:
         _check(engine, request)
+        self._rejects = _rejects(request, drafter, budget)
+        # The rejection walk needs every guess that was drawn, in vain or not.
+        filters = [c for c in request.controls if isinstance(c, Filtering)]
+        self._filters = [] if self._rejects else filters
         self.output = Output()
         self._engine, self._drafter, self._request = engine, drafter, request
         self._budget, self._stream, self._margins = budget, stream, margins
         room = engine.config.context - len(request.prompt)
         self._limit = min(request.max_new_tokens, room)
-        self._filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._history = list(request.prompt)
         self._tokens = np.zeros(len(request.prompt) + self._limit, np.int32)
         self._tokens[: len(request.prompt)] = request.prompt
@@ -123,14 +129,23 @@ class Generation:
         nodes = self._budget.ask() if room else 0
         tree = TokenTree.root(int(context[-1]))
         if nodes:
-            tree = self._drafter.propose(context, nodes).cut(room)
+            proposed = self._drafter.propose(context, nodes)
+            tree = proposed.cut(room)
             for control in self._filters:
                 tree = tree.keep(control.allows(self._history, tree))
             tree = self._budget.choose(tree, perf_counter() - start)
         drafted = perf_counter()
         logits = self._engine.forward([(sequence, tree)])
         passed = perf_counter()
-        walked = walk(tree, logits, self._history, self._request, self._margins)
+        if self._rejects:
+            rows = self._drafter.distributions() if nodes else None
+            q = np.zeros_like(logits) if rows is None else rows[proposed.depths() <= room]
+            walked = rejection_walk(tree, logits, q, self._history, self._request)
+        elif self._drafter.rollback is not None:
+            leniency = self._drafter.rollback
+            walked = lenient_walk(tree, logits, self._history, self._request, leniency)
+        else:
+            walked = walk(tree, logits, self._history, self._request, self._margins)
         self._engine.commit(sequence, walked.path)
         learning = perf_counter()
         if nodes:
@@ -193,3 +208,23 @@ def _check(engine: Engine, request: Request) -> None:
         raise RequestError(f"max_new_tokens is {request.max_new_tokens}, expected at least 1")
     if not 0 <= request.temperature < np.inf:
         raise RequestError(f"temperature is {request.temperature}, expected 0 or more")
+
+
+def _rejects(request: Request, drafter: Drafter, budget: Budget) -> bool:
+    """Whether the rejection walk is wanted, and can be done."""
+    if request.walk == "gumbel" or (request.walk == "rejection" and request.temperature == 0):
+        return False  # greedy decoding has one walk
+    if request.walk != "rejection":
+        raise MethodError(f"the walk is {request.walk!r}, expected gumbel or rejection")
+    if drafter.rollback is not None or not drafter.knows_chances:
+        names = ", ".join(drafter.origins)
+        raise MethodError(
+            f"the rejection walk needs a drafter that knows what its guesses were drawn from, and "
+            f"{names} does not; use a draft model with the target's tokens, or walk=gumbel"
+        )
+    if not isinstance(budget, Fixed):
+        raise MethodError(
+            "the rejection walk needs a fixed budget: auto leaves out guesses by what was drawn, "
+            "which changes the law; give a number of nodes"
+        )
+    return True

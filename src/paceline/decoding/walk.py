@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Request, TokenTree
-from paceline.decoding.noise import REACH, gumbel
 from paceline.errors import ModelError, RequestError
+from paceline.noise import REACH, gumbel
 
 
 class Walked(NamedTuple):
@@ -39,17 +39,9 @@ def draw(
         RequestError: the controls left no token.
         ModelError: the model gave logits that are not numbers.
     """
-    for control in request.controls:
-        logits = control.apply(logits, history)
+    logits = edited(logits, history, request)
     best = int(logits.argmax())
     top = float(logits[best])
-    if not np.isfinite(top):
-        if top == -np.inf:
-            raise RequestError(f"the controls allow no token at position {len(history)}")
-        raise ModelError(
-            f"the model's logits at position {len(history)} are not finite; "
-            "its weights or its number format cannot represent this text"
-        )
     if request.temperature == 0 and not want_margin:
         return best, np.inf
     scores = logits.astype(np.float64)
@@ -61,6 +53,25 @@ def draw(
         return best, np.inf
     first, second = np.partition(scores, -2)[[-1, -2]]
     return best, float(first - second)
+
+
+def edited(logits: Floats, history: list[int], request: Request) -> Floats:
+    """`logits` [V] as the request's controls leave them.
+
+    Raises:
+        RequestError, ModelError: as `draw`.
+    """
+    for control in request.controls:
+        logits = control.apply(logits, history)
+    top = float(logits.max())
+    if not np.isfinite(top):
+        if top == -np.inf:
+            raise RequestError(f"the controls allow no token at position {len(history)}")
+        raise ModelError(
+            f"the model's logits at position {len(history)} are not finite; "
+            "its weights or its number format cannot represent this text"
+        )
+    return logits
 
 
 def walk(

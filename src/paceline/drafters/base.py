@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
+from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from paceline.drafters.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,13 @@ class Target:
         vocab_size: tokens are below it.
         engine: runs the model; for drafters that draft with the model itself.
         tokenizer: for drafters that speak text.
+        trace: what the model wrote and thought before, for a warm start; `paceline warm` makes it.
     """
 
     vocab_size: int
     engine: Engine | None = None
     tokenizer: Tokenizer | None = None
+    trace: Trace | None = None
 
 
 class Drafter(ABC):
@@ -39,6 +44,10 @@ class Drafter(ABC):
             whose nodes are all accepted. Costs the head's rows in the prefill.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
         certain: guesses only what the request's controls force.
+        knows_chances: for requests with the rejection walk, siblings are draws without
+            replacement, in their order, from what `distributions` gives.
+        rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
+            many nats. None: the model decides alone.
     """
 
     origins: tuple[str, ...]
@@ -46,6 +55,8 @@ class Drafter(ABC):
     learns_from_prompt: bool = False
     uses_prediction: bool = False
     certain: bool = False
+    knows_chances: bool = False
+    rollback: float | None = None
 
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""
@@ -63,6 +74,14 @@ class Drafter(ABC):
 
         `context` int32 [S] holds every committed token; it is a view that the next step changes.
         """
+
+    def distributions(self) -> Floats | None:
+        """What the children of each node of the last proposal were drawn from, [N, V].
+
+        Rows of nodes without children say nothing. None where `knows_chances` is false, and for
+        requests with another walk.
+        """
+        return None
 
     def observe(self, step: Step) -> None:
         """Learn from a pass. Called once after each, in order."""
@@ -89,6 +108,7 @@ class DraftMethod(ABC):
     Class attributes describe the method for the CLI, the docs and the compatibility table.
     """
 
+    exactness: ClassVar[Exactness]  # set by the registry
     paper: ClassVar[str]
     catalogue: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()

@@ -11,6 +11,7 @@ from paceline.core import Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, within
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
+from paceline.drafters.trace import start_of
 from paceline.engines.base import Cached
 from paceline.errors import MethodError
 from paceline.registry import drafters
@@ -47,6 +48,7 @@ class Blend(DraftMethod):
         capacity: contexts kept, as of `recycle`. Default 262144.
         reach: tokens in reach, as of `suffix`. Default 262144.
         rate: learning rate of the weights. Default 0.1, as of `recycle`.
+        warm: start from what `paceline warm` kept of this model, where it did. Default true.
     """
 
     paper: ClassVar[str] = "ours; mixing in the logistic domain after Mahoney, PAQ, 2005"
@@ -56,6 +58,7 @@ class Blend(DraftMethod):
     capacity: int = 1 << 18
     reach: int = 1 << 18
     rate: float = 0.1
+    warm: bool = True
 
     def __post_init__(self) -> None:
         within(8, 1 << 26, "blend", capacity=self.capacity)
@@ -139,6 +142,7 @@ class _Blend(Drafter):
         self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()
+        self._start = start_of(self, target, method.warm)
 
     def _forget(self) -> None:
         self._worth = [_Worth() for _ in self._members]
@@ -238,6 +242,8 @@ class _Blend(Drafter):
         for member in self._members:
             member.reset()
         self._forget()
+        if self._start:
+            self.load(self._start)
 
 
 def _paths(tree: TokenTree) -> list[tuple[int, ...]]:

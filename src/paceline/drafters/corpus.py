@@ -13,7 +13,7 @@ import lzma
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 
@@ -26,6 +26,10 @@ from paceline.models.tokenizer import Tokenizer
 
 _PIECE = 1 << 18  # characters of plain text that are tokenised at once
 _MOST = (1 << 31) - 1
+_UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +84,7 @@ def tokenise(
             found += [ids, end] if ends else [ids]
             size += len(ids) + ends
             documents += ends
-            if size >= limit:
+            if size > limit:
                 return Read(np.concatenate(found)[:limit], documents, False)
     tokens = np.concatenate(found) if found else end
     if tokens.max() < 0:
@@ -153,11 +157,8 @@ def _texts(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[str, b
 
 
 def _text(path: Path, raw: IO[bytes]) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(raw, "rt", encoding="utf-8", newline="")
-    if path.suffix == ".xz":
-        return lzma.open(raw, "rt", encoding="utf-8", newline="")
-    return io.TextIOWrapper(raw, encoding="utf-8", newline="")
+    unpack = _UNPACK.get(path.suffix)
+    return io.TextIOWrapper(unpack(raw) if unpack else raw, encoding="utf-8", newline="")
 
 
 def _pieces(file: TextIO) -> Iterator[tuple[str, bool]]:

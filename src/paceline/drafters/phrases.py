@@ -27,9 +27,9 @@ class Phrases(DraftMethod):
     each kind of place is right is learnt on the way, so that the scores are chances. Without a
     prediction it is plain decoding.
 
-    State: 20 floats; the prediction lives with its request. Memory: 8 bytes for each token of the
-    prediction. Cost of a proposal: some 5 microseconds a node, and one comparison of the whole
-    prediction for each new token (10 microseconds for 10,000 tokens).
+    State: 20 floats; the prediction lives with its request. Memory: 16 bytes for each token of the
+    prediction. Cost of a proposal: 5 to 10 microseconds a node and 30 for each new token, more
+    where that token is frequent in a long prediction.
     Good for: editing, correcting, translating templates and code, extraction from a document.
 
     Attributes:
@@ -100,7 +100,10 @@ class _Phrases(Drafter):
 
     def _start(self, prediction: tuple[int, ...], read: int) -> None:
         self._prediction = np.array(prediction, np.int32)
-        self._matched = np.zeros(len(prediction), np.int32)  # tokens up to each that agree
+        self._by_token = self._prediction.argsort(kind="stable")  # its places
+        self._sorted = self._prediction[self._by_token]
+        self._found = np.zeros(0, np.int64)  # places of the last token
+        self._lengths = np.zeros(0, np.int64)  # tokens up to each that agree
         self._read = read  # tokens of the context
         self._aligned = -1  # the place last believed
         self._parted = 0  # tokens since then
@@ -116,34 +119,41 @@ class _Phrases(Drafter):
 
     def _follow(self, token: int) -> None:
         """Align the next token of the output."""
-        here = self._prediction == token
-        before = np.concatenate(([0], self._matched[:-1]))
-        self._matched = np.where(here, before + 1, 0).astype(np.int32)
+        first, last = self._sorted.searchsorted((token, token + 1))
+        found = self._by_token[first:last]
+        lengths = np.ones(len(found), np.int64)
+        if len(self._found):
+            before = self._found.searchsorted(found - 1).clip(max=len(self._found) - 1)
+            lengths += np.where(self._found[before] == found - 1, self._lengths[before], 0)
+        self._found, self._lengths = found, lengths
         onward = self._aligned + 1
-        if not self._parted and onward < len(here) and here[onward]:
+        inside = not self._parted and onward < len(self._prediction)
+        if inside and self._prediction[onward] == token:
             self._aligned = onward
             return
         best = self._nearest(1)
-        if len(best) and self._matched[best[0]] >= _ANCHOR:
-            self._aligned, self._parted = int(best[0]), 0
+        if best and best[0][1] >= _ANCHOR:
+            self._aligned, self._parted = best[0][0], 0
         else:
             self._parted += 1
 
-    def _nearest(self, count: int) -> list[int]:
-        """Places where the last tokens stand: the longest match first, then the nearest."""
-        found = np.flatnonzero(self._matched)
-        away = np.abs(found - (self._aligned + self._parted))
-        order = np.lexsort((found, away, -self._matched[found]))[:count]
-        return [int(at) for at in found[order]]
+    def _nearest(self, count: int) -> list[tuple[int, int]]:
+        """Places where the last tokens stand, and how many: the most first, then the nearest."""
+        away = self._found - (self._aligned + self._parted)
+        rank = (2 * np.abs(away) + (away > 0)) - (self._lengths << 32)
+        best = np.arange(len(rank))
+        if len(rank) > count:
+            best = rank.argpartition(count)[:count]
+        best = best[rank[best].argsort()]
+        return list(zip(self._found[best].tolist(), self._lengths[best].tolist(), strict=True))
 
     def _places(self) -> list[_Place]:
         """Where the output may stand, the likeliest kind first."""
         parted, found = self._parted, []
         if not parted:
-            length = int(self._matched[self._aligned]) if self._aligned >= 0 else 0
-            found.append(_Place(self._aligned, length, _FOLLOWED))
-        for at in self._nearest(self._method.branches):
-            found.append(_Place(at, int(self._matched[at]), _MATCHED))
+            found.append(_Place(self._aligned, self._agreed(), _FOLLOWED))
+        for at, length in self._nearest(self._method.branches):
+            found.append(_Place(at, length, _MATCHED))
         if parted:
             found.append(_Place(self._aligned + parted, parted, _REPLACED))
             found.append(_Place(self._aligned, parted, _INSERTED))
@@ -151,6 +161,12 @@ class _Phrases(Drafter):
         for place in found:
             kept.setdefault(place.at, place)
         return list(kept.values())[: self._method.branches]
+
+    def _agreed(self) -> int:
+        """Tokens that agree up to the alignment."""
+        if self._aligned < 0:
+            return 0
+        return int(self._lengths[self._found.searchsorted(self._aligned)])
 
     def _named(self, places: list[_Place]) -> Iterator[tuple[int, tuple[int, int]]]:
         """The tokens that places name, each once, with the kind of the first place to do so."""

@@ -11,6 +11,7 @@ from paceline import _native
 from paceline.core import Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.drafters.matrix import matrix
+from paceline.drafters.trace import start_of
 from paceline.errors import MethodError
 from paceline.registry import drafters
 
@@ -53,6 +54,7 @@ class Recycle(DraftMethod):
             larger ones forget, smaller ones lag.
         capacity: contexts kept, rounded up to a power of two; those unseen for longest give way.
             Default 131072.
+        warm: start from what `paceline warm` kept of this model, where it did. Default true.
     """
 
     paper: ClassVar[str] = "Luo et al., Turning Trash into Treasure, arXiv 2408.08696"
@@ -65,6 +67,7 @@ class Recycle(DraftMethod):
     keep: float = 0.6
     rate: float = 0.1
     capacity: int = 1 << 17
+    warm: bool = True
 
     def __post_init__(self) -> None:
         if self.tree not in _TREES:
@@ -87,7 +90,7 @@ class Recycle(DraftMethod):
     def build(self, target: Target) -> Drafter:
         """A drafter that has observed nothing yet."""
         if self.tree == "best":
-            return _Recycle(self, target.vocab_size)
+            return _Recycle(self, target)
         return matrix(target.vocab_size, self.tree == "paper")
 
 
@@ -95,14 +98,14 @@ class _Recycle(Drafter):
     origins = ("recycle",)
     learns_from_prompt = True
 
-    def __init__(self, method: Recycle, vocab_size: int) -> None:
-        self.top_k = min(method.k, vocab_size)
-        self._method = method
-        self._vocab_size = vocab_size
+    def __init__(self, method: Recycle, target: Target) -> None:
+        self.top_k = min(method.k, target.vocab_size)
+        self._vocab_size = target.vocab_size
         self._mixer = _native.Mixer(
             method.orders, method.skips, method.k, method.capacity, method.keep, method.rate
         )
         self._prompt = 0
+        self._start = start_of(self, target, method.warm)
 
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)
@@ -132,6 +135,8 @@ class _Recycle(Drafter):
 
     def reset(self) -> None:
         self._mixer.reset()
+        if self._start:
+            self.load(self._start)
 
 
 _ROWS = ("keys", "counts", "written", "tokens", "probs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from paceline.engines.base import Engine
@@ -21,6 +22,7 @@ def open_engine(
     threads: int | None = None,
     device: str | None = None,
     weight_format: str = "auto",
+    kv_format: str = "auto",
 ) -> Engine:
     """An engine with the model's weights in it; `auto` is native unless a device is named.
 
@@ -29,8 +31,10 @@ def open_engine(
         name: one of `NAMES`.
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine; None is the CPU.
-        weight_format: how the weights are stored; `auto` as in the checkpoint, in the reference
-            engine fp32.
+        weight_format: how the weights are stored, see `formats`; `auto` as in the checkpoint, in
+            the reference engine fp32.
+        kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
+            nothing.
 
     Raises:
         MethodError: unknown name, settings that the engine has no use for, or torch is missing.
@@ -40,6 +44,11 @@ def open_engine(
     if name == "reference" or (name == "auto" and device):
         if threads is not None:
             raise MethodError("threads belong to the native engine; leave them out")
+        if kv_format != "auto":
+            raise MethodError(
+                f"the reference engine caches keys and values in the format of its weights, not in "
+                f"{kv_format!r}; leave kv_format out"
+            )
         try:
             from paceline.engines.reference import DTYPES as REFERENCE_DTYPES
             from paceline.engines.reference import ReferenceEngine
@@ -56,9 +65,20 @@ def open_engine(
         return ReferenceEngine(model.config, model.weights, device=device or "cpu", dtype=dtype)
     if device:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
+    from paceline.engines.formats import NotTernaryError
     from paceline.engines.native import NativeEngine
 
-    if weight_format == "auto":
-        stored = set(model.weights.formats())
-        weight_format = STORED[stored.pop()] if len(stored) == 1 else "fp32"
-    return NativeEngine(model.config, model.weights, threads=threads, format=weight_format)
+    def load(name: str) -> Engine:
+        kept = "fp32" if kv_format == "auto" else kv_format
+        return NativeEngine(
+            model.config, model.weights, threads=threads, format=name, kv_format=kept
+        )
+
+    if weight_format != "auto":
+        return load(weight_format)
+    stored = set(model.weights.formats())
+    kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
+    if model.config.family == "bitnet":
+        with suppress(NotTernaryError):
+            return load(f"ternary,head={kept}")
+    return load(kept)

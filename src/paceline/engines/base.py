@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
@@ -17,6 +18,40 @@ from paceline.errors import RequestError
 from paceline.models.config import ModelConfig
 
 Rows = Literal["all", "none"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """The part of a model that a pass uses which only drafts.
+
+    Attributes:
+        layers: int32, increasing indices of the layers that are run; the others pass on what they
+            get. None runs all.
+        positions: int32, increasing committed positions that the nodes see besides their own
+            ancestors; every position stays where it is. A window hides those outside it as ever.
+            None shows all. They are gathered in every pass: runs of sixteen aligned ones are
+            cheap, scattered ones can cost as much as to see everything.
+    """
+
+    layers: Tokens | None = None
+    positions: Tokens | None = None
+
+    def check(self, layers: int, length: int) -> None:
+        """Refuse what does not fit a model of `layers` layers or `length` committed positions.
+
+        Raises:
+            RequestError: as said.
+        """
+        ends = {"layers": (self.layers, layers), "positions": (self.positions, length)}
+        for name, (part, end) in ends.items():
+            if part is None:
+                continue
+            if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype != np.int32:
+                raise RequestError(f"the {name} of a view are {part!r:.80}, expected an int32 list")
+            if len(part) and (part[0] < 0 or part[-1] >= end or (np.diff(part) <= 0).any()):
+                raise RequestError(
+                    f"the {name} of a view are {part}, expected increasing ones below {end}"
+                )
 
 
 class Cached(Protocol):
@@ -35,42 +70,56 @@ class Engine(ABC):
         name: `native` or `reference`.
         config: the model's shape.
         format: how the weights are stored, e.g. `fp32`.
+        kv_format: how keys and values are cached.
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
+        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`.
     """
 
     name: str
     config: ModelConfig
     format: str
+    kv_format: str
     invariant: bool
     tolerance: float
+    abilities: frozenset[str] = frozenset()
 
     @abstractmethod
     def open(self) -> Cached:
         """A new, empty sequence."""
 
     @abstractmethod
-    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+    def forward(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows = "all",
+        view: View | None = None,
+    ) -> Floats:
         """Run the model once over every node of every tree.
 
         Node i of a tree sits at position `sequence.length + depth(i)` and sees the committed
         positions and its own ancestors. A sequence may appear once in a batch. Nothing is
         committed: a second `forward` on a sequence forgets the first.
 
+        With a `view` the pass uses that part of the model, the same for every tree of the batch.
+        Such a pass is for drafting: it cannot be committed, and leaves no trace in later ones.
+
         Returns:
             logits, float32 [sum of N, V] in the order of the batch; [0, V] when `rows` is `none`.
             Valid until the next `forward`.
 
         Raises:
-            RequestError: a token is outside the vocabulary, or the context is full.
+            RequestError: a token is outside the vocabulary, the context is full, or the view does
+                not fit the model or the sequence.
         """
 
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`, node indices [A] of the last `forward`, root first.
 
-        Each is the parent of the next. The sequence grows by A. Once for each `forward`.
+        Each is the parent of the next. The sequence grows by A. Once for each `forward`, which
+        must have had no view.
         """
 
     @abstractmethod
@@ -118,12 +167,14 @@ class Engine(ABC):
                 observe(offset, tree, logits)
             self.commit(sequence, np.arange(len(tree), dtype=np.int32))
 
-    def check(self, sequence: Cached, tree: TokenTree) -> None:
-        """Refuse tokens outside the vocabulary and trees that do not fit the context.
+    def check(self, sequence: Cached, tree: TokenTree, view: View | None = None) -> None:
+        """Refuse tokens outside the vocabulary, and trees and views that do not fit.
 
         Raises:
             RequestError: as said.
         """
+        if view:
+            view.check(len(self.config.layers), sequence.length)
         low, high = int(tree.tokens.min()), int(tree.tokens.max())
         if low < 0 or high >= self.config.vocab_size:
             found = low if low < 0 else high

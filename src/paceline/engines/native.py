@@ -5,18 +5,40 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.core import Floats, TokenTree
-from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.base import Cached, Engine, Rows, View
+from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
 from paceline.errors import MethodError, ModelError, RequestError
+from paceline.models.checkpoint import Weights
 from paceline.models.config import ModelConfig
+from paceline.models.safetensors import is_mapped
 
-FORMATS = ("fp32", "bf16", "fp16", "int8", "int4")
+__all__ = ["FORMATS", "KV_FORMATS", "NativeEngine", "default_threads"]
+
+KV_FORMATS = ("fp32", "fp16", "int8")
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
+
+
+class Spent(NamedTuple):
+    """What a part of the passes took.
+
+    Attributes:
+        seconds: from the beginning of its phases to that of the next ones.
+        busy: seconds that all threads together worked in them.
+        bytes: of weights, or of cached keys and values, that were read.
+        macs: multiply-adds.
+    """
+
+    seconds: float
+    busy: float
+    bytes: float
+    macs: float
 
 
 class NativeEngine(Engine):
@@ -24,22 +46,26 @@ class NativeEngine(Engine):
 
     Args:
         config: the model's shape.
-        weights: canonical name -> float32 array; read one after the other, so that memory peaks at
-            the final size and one matrix.
+        weights: canonical name -> float32 array. Those of a checkpoint are read in the type it
+            holds, a few rows at a time, so that memory peaks little above the final size.
         threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
             physical core. The logits do not depend on it.
-        format: how matrices are stored, one of `FORMATS`.
+        format: how matrices are stored, one of `FORMATS`, with `,head=` and another where
+            embedding and head have their own; see `formats`.
+        kv_format: how keys and values are cached, one of `KV_FORMATS`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
     Raises:
-        ModelError: a weight is missing, unknown or of the wrong shape.
-        MethodError: unknown format, instruction set or number of threads.
+        ModelError: a weight is missing, unknown, of the wrong shape or not finite;
+            `NotTernaryError` where it is not ternary and shall be stored so.
+        MethodError: unknown formats, instruction set or number of threads.
     """
 
     name = "native"
     invariant = True
     tolerance = 1e-4
+    abilities = frozenset({"layers", "positions"})
 
     def __init__(
         self,
@@ -48,20 +74,25 @@ class NativeEngine(Engine):
         threads: int | None = None,
         format: str = "fp32",  # noqa: A002 (its name everywhere)
         isa: str = "",
+        kv_format: str = "fp32",
     ) -> None:
         self.config = config
-        self.format = format
+        parsed = parse_format(format)
+        self.format = str(parsed)
+        self.kv_format = kv_format
         count = default_threads() if threads is None else threads
         try:
-            self._model = _native.Model(config, format, isa, count)
+            self._model = _native.Model(config, parsed.layers, parsed.head, kv_format, isa, count)
         except ValueError as error:
             raise MethodError(str(error)) from None
         self._ropes = self._model.ropes
         self._rope_end = 0
         try:
             for name in weights:
-                self._model.set(name, np.ascontiguousarray(weights[name], np.float32))
+                self._model.set(name, *_values(weights, name))
             self._model.finish()
+        except _native.NotTernaryError as error:
+            raise NotTernaryError(str(error)) from None
         except ValueError as error:
             raise ModelError(str(error)) from None
 
@@ -74,6 +105,11 @@ class NativeEngine(Engine):
     def bytes(self) -> int:
         """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def position_bytes(self) -> float:
+        """Bytes that keys and values of one position take."""
+        return self._model.position_bytes
 
     @property
     def parameters(self) -> int:
@@ -92,20 +128,39 @@ class NativeEngine(Engine):
         except ValueError as error:
             raise MethodError(str(error)) from None
 
+    @property
+    def profiling(self) -> bool:
+        """Whether passes are timed part by part; to switch it on forgets what was timed before."""
+        return self._model.profiling
+
+    @profiling.setter
+    def profiling(self, on: bool) -> None:
+        self._model.profiling = on
+
+    def profile(self) -> dict[str, Spent]:
+        """Kind of work -> what it took in all passes that were timed."""
+        return {name: Spent(*spent) for name, spent in self._model.profile().items()}
+
     def open(self) -> Cached:
         """A new, empty sequence."""
         return self._model.open()
 
-    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+    def forward(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows = "all",
+        view: View | None = None,
+    ) -> Floats:
         """Run every tree in one native call; see `Engine.forward`."""
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
+        parts = (view.layers, view.positions) if view else ()
         try:
-            return self._model.forward(entries, rows == "all")
+            return self._model.forward(entries, rows == "all", *parts)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise self._refusal(batch, error) from None
+            raise self._refusal(batch, view, error) from None
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""
@@ -146,11 +201,21 @@ class NativeEngine(Engine):
             )
         self._rope_end = stop
 
-    def _refusal(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> Exception:
+    def _refusal(
+        self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception
+    ) -> Exception:
         """What to raise for a pass that the native code refused."""
         for sequence, tree in batch:
-            self.check(_own(sequence), tree)
+            self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")
+
+
+def _values(weights: Mapping[str, Floats], name: str) -> tuple[NDArray[Any], bool]:
+    """A weight as float32, float16 or the bits of bfloat16 in uint16; whether it shows a file."""
+    if not isinstance(weights, Weights):
+        return np.asarray(weights[name], np.float32), False
+    values = np.require(weights.stored(name)[1], requirements="A")
+    return values, is_mapped(values)
 
 
 def _own(sequence: Cached) -> _native.Sequence:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
-from paceline.core import Floats, TokenTree
-from paceline.engines.base import Cached, Engine, Rows
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine, Rows, View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
@@ -32,11 +32,13 @@ _Layer = dict[str, Tensor]
 class _Sequence:
     """Keys and values of one sequence: [2, H_kv, capacity, D] for each layer.
 
-    Rows up to `length` are committed; the `pending` rows after them are those of the last forward.
+    Rows up to `length` are committed; the `pending` rows after them are those of the last forward,
+    which was `viewed` if it used a part of the model only.
     """
 
     length: int = 0
     pending: int = 0
+    viewed: bool = False
     layers: list[Tensor] = field(default_factory=list)
     released: bool = False
 
@@ -58,6 +60,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
+    abilities = frozenset({"layers", "positions"})
 
     def __init__(
         self,
@@ -70,6 +73,7 @@ class ReferenceEngine(Engine):
         self.device = _device(device)
         self.dtype = dtype
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
+        self.kv_format = self.format
         self._outer: _Layer = {}
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
@@ -89,11 +93,16 @@ class ReferenceEngine(Engine):
             ]
         )
 
-    def forward(self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all") -> Floats:
+    def forward(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows = "all",
+        view: View | None = None,
+    ) -> Floats:
         """Run every tree, one after the other; see `Engine.forward`."""
         for cached, tree in batch:
-            self.check(cached, tree)
-        logits = [self._run(_own(cached), tree, rows) for cached, tree in batch]
+            self.check(cached, tree, view)
+        logits = [self._run(_own(cached), tree, rows, view or View()) for cached, tree in batch]
         if rows == "none" or not logits:
             return np.empty((0, self.config.vocab_size), np.float32)
         return np.concatenate(logits)
@@ -103,6 +112,10 @@ class ReferenceEngine(Engine):
         """Move the rows of `path` to the end of the committed ones."""
         own = _own(sequence)
         nodes = np.asarray(path, np.int64)
+        if own.viewed:
+            raise RequestError(
+                f"cannot commit {nodes}: the last forward pass was a view, to draft only"
+            )
         if nodes.ndim != 1 or (nodes < 0).any() or (nodes >= own.pending).any():
             raise RequestError(f"path {nodes} leaves the {own.pending} nodes of the last forward")
         end = own.length + len(nodes)
@@ -116,7 +129,7 @@ class ReferenceEngine(Engine):
         own = _own(sequence)
         if not 0 <= length <= own.length:
             raise RequestError(f"cannot cut {own.length} positions to {length}")
-        own.length, own.pending = length, 0
+        own.length, own.pending, own.viewed = length, 0, False
 
     @torch.inference_mode()
     def fork(self, sequence: Cached) -> Cached:
@@ -131,18 +144,20 @@ class ReferenceEngine(Engine):
             sequence.layers, sequence.released = [], True
 
     @torch.inference_mode()
-    def _run(self, sequence: _Sequence, tree: TokenTree, rows: Rows) -> Floats:
+    def _run(self, sequence: _Sequence, tree: TokenTree, rows: Rows, view: View) -> Floats:
         """Logits [N, V] of one tree; its keys and values are left behind the committed ones."""
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
-        visible = _visible(sequence.length, tree)
+        visible = _visible(sequence.length, tree, view.positions)
         distance = positions[:, None] - np.r_[np.arange(sequence.length), positions]
         x = F.embedding(self._tensor(tree.tokens.astype(np.int64)), outer["embed"])
         x = x * config.embedding_scale
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
-        for index, (layer, weights) in enumerate(zip(config.layers, self._layers, strict=True)):
+        sequence.viewed = view.layers is not None or view.positions is not None
+        for index in range(len(config.layers)) if view.layers is None else view.layers:
+            layer, weights = config.layers[index], self._layers[index]
             seen = visible if layer.window is None else visible & (distance < layer.window)
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
             normed = self._norm(x, weights, "attn_norm")
@@ -235,11 +250,11 @@ def _own(sequence: Cached) -> _Sequence:
     return sequence
 
 
-def _visible(length: int, tree: TokenTree) -> np.ndarray:
-    """Who sees whom, [N, S + N]: all committed positions, the own ancestors, oneself."""
+def _visible(length: int, tree: TokenTree, positions: Tokens | None) -> np.ndarray:
+    """Who sees whom, [N, S + N]: committed positions (None: all), the own ancestors, oneself."""
     n = len(tree)
     visible = np.zeros((n, length + n), bool)
-    visible[:, :length] = True
+    visible[:, slice(length) if positions is None else positions] = True
     for node, parent in enumerate(tree.parents):
         if parent >= 0:
             visible[node] = visible[parent]

@@ -18,6 +18,7 @@ from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
 from paceline.measuring.calibration import Reliability
 from paceline.measuring.cost import context_for, measure_cost
+from paceline.measuring.costfile import known_cost
 from paceline.measuring.memory import Memory, measure_memory, state_bytes
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
@@ -183,12 +184,14 @@ def bench(
         turns.append(turn)
         progress()
     cost = measure_cost(lm.engine)
+    # What a user's governor goes by; the curve above, of a longer context, is for the report.
+    known = known_cost(lm.engine) if "auto" in budgets else cost
     arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))]
     for name, method, state in [(*item, state) for item in methods.items() for state in states]:
         if name != PLAIN:
             for budget in budgets:
                 drafter = method.build(lm.target)
-                sizes = sizing(budget, cost)
+                sizes = sizing(budget, known)
                 title = f"{name}@{budget}" + (f" {state}" if len(states) > 1 else "")
                 arms.append(Arm(title, name, budget, drafter, sizes, state))
     for arm in arms:

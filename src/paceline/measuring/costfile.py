@@ -1,11 +1,10 @@
-"""T(n) kept between runs, by machine, model, format, threads and version."""
+"""T(n) kept between runs, by machine, model, formats, threads and version."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from paceline import __version__
 from paceline.core import Cost
 from paceline.engines.base import Engine
 from paceline.errors import ModelError
+from paceline.folders import cache_folder
 from paceline.measuring.cost import measure_cost
 from paceline.measuring.machine import machine
 from paceline.models.save import write_json
@@ -58,12 +58,9 @@ def _measure(engine: Engine) -> Cost:
     return measure_cost(engine, _CONTEXT, _SIZES[: len(times)], repeats, pick=min)
 
 
-def cache_folder() -> Path:
-    """`paceline` in `XDG_CACHE_HOME`, which is `~/.cache` unless set."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "paceline"
-
-
 def _key(engine: Engine) -> str:
     threads = getattr(engine, "threads", None)
-    parts = (__version__, machine(), engine.name, engine.format, threads, engine.config)
+    formats = (engine.format, engine.kv_format)
+    members = [member.config for member in getattr(engine, "members", ())]
+    parts = (__version__, machine(), engine.name, formats, threads, engine.config, members)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

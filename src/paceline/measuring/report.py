@@ -43,6 +43,7 @@ def engine_facts(engine: Engine) -> Document:
     return {
         "name": engine.name,
         "format": engine.format,
+        "kv_format": engine.kv_format,
         "threads": getattr(engine, "threads", None),
         "invariant": engine.invariant,
         "tolerance": engine.tolerance,

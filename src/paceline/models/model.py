@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from paceline.errors import ModelError
 from paceline.models.checkpoint import Weights, open_weights
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
@@ -13,6 +15,8 @@ from paceline.models.generation import Defaults, read_defaults
 from paceline.models.hub import locate
 from paceline.models.shape import read_config
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
+
+_END = 1 << 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,24 @@ class Model:
             ModelError: it has none, or an invalid one.
         """
         return open_tokenizer(self.path)
+
+    def fingerprint(self) -> str:
+        """Tells one checkpoint from another: names, sizes and the ends of its files, hashed.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        mark = hashlib.sha256()
+        for path in sorted((self.path / "config.json", *self.path.glob("*.safetensors"))):
+            try:
+                size = path.stat().st_size
+                with path.open("rb") as file:
+                    mark.update(f"{path.name} {size} ".encode() + file.read(_END))
+                    file.seek(max(size - _END, 0))
+                    mark.update(file.read(_END))
+            except OSError as error:
+                raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+        return mark.hexdigest()[:24]
 
 
 def load(source: str | Path | None = None) -> Model:

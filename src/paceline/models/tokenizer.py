@@ -128,6 +128,11 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer(backend, settings, find_template(folder, settings))
 
 
+def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
+    """Whether every token that both have is the same; one may be padded."""
+    return all(a.token(i) == b.token(i) for i in range(min(len(a), len(b))))
+
+
 def _text(fields: Fields, role: str) -> str | None:
     """A special token, written as a string or as an object with its `content`."""
     value = fields.get(role)

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.decoding.noise import REACH, gumbel
+from paceline.noise import REACH, gumbel
 
 MASK = (1 << 64) - 1
 

@@ -1,0 +1,24 @@
+// Where the time of passes goes, by kind of work.
+#pragma once
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+
+enum class Part { embed, norm, arrange, qkv, rotate, attention, output, up, down, head, count };
+constexpr size_t kPartCount = static_cast<size_t>(Part::count);
+constexpr const char* kPartNames[kPartCount] = {"embed",  "norm",      "arrange", "qkv", "rotate",
+                                            "attention", "output", "up",      "down", "head"};
+
+struct Spent {
+    double seconds = 0;  // from a phase's beginning to the next one's
+    double busy = 0;     // of all threads together; the rest of `seconds` they waited
+    double bytes = 0;    // of weights, or of cached keys and values
+    double macs = 0;     // multiply-adds
+};
+using Profile = std::array<Spent, kPartCount>;
+
+inline double now() {
+    const auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since).count();
+}

@@ -1,0 +1,65 @@
+"""`paceline warm`: a warm start for drafters, from text that the model writes itself."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import document, say
+from paceline.cli.progress import counting
+
+
+def warm(
+    model: options.ModelOption = None,
+    tokens: Annotated[int, typer.Option(min=1, help="How many the model writes.")] = 50_000,
+    temperature: Annotated[float, typer.Option(help="Of what it writes.")] = 0.7,
+    seed: options.Seed = 0,
+    engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    json: options.Json = False,
+) -> None:
+    """Let a model write to itself, once, so that drafters know its habits from the first request.
+
+    What it wrote and thought is kept in the user's cache folder. `recycle` and `blend` start from
+    it; `warm=false` in their settings leaves it alone. Outputs do not change.
+    """
+    from paceline.decoding.selftext import selftext
+    from paceline.drafters.trace import trace_path, write_trace
+
+    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
+        model, "plain", 0
+    )
+    start = perf_counter()
+    with counting(tokens, "tokens") as tick:
+        trace = selftext(
+            lm.engine,
+            tokens,
+            lm.tokenizer.encode(""),
+            frozenset(lm.model.defaults.stop_tokens),
+            temperature,
+            seed,
+            tick,
+        )
+    path = trace_path(lm.model)
+    write_trace(path, trace)
+    seconds = perf_counter() - start
+    say(
+        f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: {len(trace)} tokens in "
+        f"{len(trace.starts)} texts, {seconds:.1f} s"
+    )
+    if json:
+        document(
+            {
+                "path": str(path),
+                "tokens": len(trace),
+                "texts": len(trace.starts),
+                "temperature": temperature,
+                "seed": seed,
+                "seconds": seconds,
+            }
+        )

@@ -1,0 +1,37 @@
+"""The lenient walk, for lossy drafters: a guess that the model finds likely enough will do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paceline.core import Floats, Request, TokenTree
+from paceline.decoding.walk import Walked, draw, edited
+
+
+def lenient_walk(
+    tree: TokenTree, logits: Floats, history: list[int], request: Request, rollback: float
+) -> Walked:
+    """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
+
+    As the ordinary walk, but where no child holds the drawn token, the likeliest guess stands if
+    the model's own surprise at it, -log p after the controls, is at most `rollback` nats: BiLD's
+    rollback policy (arXiv 2302.07863).
+    """
+    walked = Walked([0], [], [])
+    while True:
+        node = walked.path[-1]
+        token, _ = draw(logits[node], history, request)
+        child = tree.child(node, token)
+        children = np.flatnonzero(tree.parents == node)
+        if child is None and len(children):
+            guess = int(children[tree.scores[children].argmax()])
+            row = edited(logits[node], history, request).astype(np.float64)
+            surprise = np.log(np.exp(row - row.max()).sum()) + row.max() - row[tree.tokens[guess]]
+            if surprise <= rollback:
+                child, token = guess, int(tree.tokens[guess])
+        history.append(token)
+        walked.drawn.append(token)
+        walked.margins.append(np.inf)
+        if child is None:
+            return walked
+        walked.path.append(child)

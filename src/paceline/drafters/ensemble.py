@@ -1,0 +1,93 @@
+"""The members of an ensemble draft for all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from paceline.core import Floats, Request, Tokens, TokenTree
+from paceline.drafters.base import Drafter, Target
+from paceline.drafters.drafting import Drafting, ModelDrafter
+from paceline.engines.base import Cached
+from paceline.engines.ensemble import EnsembleEngine, EnsembleSequence
+from paceline.errors import MethodError
+from paceline.registry import drafters
+
+
+@drafters.register("ensemble")
+@dataclass(frozen=True, kw_only=True)
+class Ensemble(Drafting):
+    """One member of an ensemble guesses, all of them check.
+
+    For models that run as one, `--model 'A@0.7|B@0.3'`. A member drafts on its own part of the
+    sequence, which follows the ensemble: no cache besides. `member=turns` lets them take turns, as
+    the paper does, which favours none; where one is much smaller, name it. The output is that of
+    decoding the ensemble plainly. A pass runs the drafting member's rows again: the paper's reuse
+    of them is missing. The tree grows as that of `model`.
+
+    State: as `model`. Cost of a proposal: up to `depth` passes of a member.
+    Good for: ensembles, of which plain decoding runs every member at every token.
+
+    Attributes:
+        member: number of the member that drafts, counted from 0, or `turns`.
+        width: nodes that each draft pass adds. Default 4.
+        depth: most draft passes for a proposal. Default 4: members are large.
+        stop: `confidence`, `bandit` or `depth`, as of `model`.
+        threshold: of `confidence`. Default 0.5.
+        rate: of learning the sharpness. Default 0.02.
+    """
+
+    paper: ClassVar[str] = "Fu et al., Speculative Ensemble, arXiv 2502.01662"
+    catalogue: ClassVar[tuple[int, ...]] = (229,)
+    needs: ClassVar[tuple[str, ...]] = ("an ensemble",)
+
+    member: str = "turns"
+    depth: int = 4
+    threshold: float = 0.5
+
+    def build(self, target: Target) -> Drafter:
+        """A drafter on the members of the target's engine."""
+        engine = target.engine
+        if not isinstance(engine, EnsembleEngine):
+            raise MethodError("the drafter ensemble needs an ensemble; give the model as 'A|B'")
+        count = len(engine.members)
+        known = self.member.isascii() and self.member.isdecimal() and int(self.member) < count
+        if not known and self.member != "turns":
+            raise MethodError(
+                f"ensemble:member is {self.member!r}, expected 0 to {count - 1}, or turns"
+            )
+        return _Ensemble(self, engine)
+
+
+class _Ensemble(ModelDrafter):
+    origins = ("ensemble",)
+    _method: Ensemble
+
+    def __init__(self, method: Ensemble, engine: EnsembleEngine) -> None:
+        super().__init__(method, engine.config.vocab_size)
+        self._engine = engine
+        self._sequence: EnsembleSequence | None = None
+        self._turn = 0 if method.member == "turns" else int(method.member)
+
+    def begin(self, request: Request) -> None:
+        super().begin(request)
+        self._sequence = None
+
+    def attach(self, sequence: Cached) -> None:
+        if isinstance(sequence, EnsembleSequence):
+            self._sequence = sequence
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        if self._method.member == "turns":
+            self._turn = len(context) % len(self._engine.members)
+        return self.grow(context, budget)
+
+    def room(self, context: Tokens) -> int:
+        if self._sequence is None or self._sequence.length != len(context) - 1:
+            return -1
+        return self._engine.config.context - len(context)
+
+    def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
+        assert self._sequence is not None
+        member, part = self._engine.members[self._turn], self._sequence.parts[self._turn]
+        return member.forward([(part, tree)])[-fresh:]

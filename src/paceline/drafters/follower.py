@@ -1,0 +1,114 @@
+"""A model of one's own whose cache follows the committed text, for drafters that run one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine
+
+_NONE = np.empty(0, np.int32)
+_LATE = 8  # tokens behind the root from which catching up takes its own pass, without a head
+
+
+class Follower:
+    """Runs trees behind a text that grows, and keeps every row that is still right.
+
+    What the last tree shares with the text that came is committed; what the text contradicts is
+    cut off; a new request keeps the prefix it has in common with the one before.
+
+    Args:
+        engine: runs the model; nobody else may use this follower's sequence.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._sequence: Cached | None = None
+        self._held = _NONE  # committed tokens
+        self._pending: TokenTree | None = None  # the last tree that was run, not committed
+
+    def room(self, context: Tokens) -> int:
+        """Levels below the root that can be run; negative where not even the root can."""
+        if len(context) and int(context.max()) >= self.engine.config.vocab_size:
+            return -1
+        return self.engine.config.context - len(context)
+
+    def follow(self, context: Tokens) -> None:
+        """Commit all of `context` [S] but its last token."""
+        late = self._catch_up(context)
+        if len(late):
+            assert self._sequence is not None
+            self.engine.extend(self._sequence, late)
+            self._held = context[:-1].copy()
+
+    def run(self, context: Tokens, tree: TokenTree) -> Floats:
+        """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
+        late = self._catch_up(context)
+        if len(late) > _LATE:
+            self.follow(context)
+            late = _NONE
+        grafted = _graft(late, tree)
+        assert self._sequence is not None
+        logits = self.engine.forward([(self._sequence, grafted)])
+        self._pending = grafted
+        return logits[len(late) :]
+
+    def reset(self) -> None:
+        """Give the cache back."""
+        if self._sequence is not None:
+            self.engine.release(self._sequence)
+        self._sequence, self._held, self._pending = None, _NONE, None
+
+    def _catch_up(self, context: Tokens) -> Tokens:
+        """Make the cache a prefix of `context[:-1]`; return what is still missing of it."""
+        wanted = context[:-1]
+        if self._sequence is None:
+            self._sequence = self.engine.open()
+        held, pending = self._held, self._pending
+        self._pending = None
+        if self._sequence.length > len(held):  # an interrupted pass
+            self.engine.truncate(self._sequence, len(held))
+        common = _common(held, wanted)
+        if common < len(held):
+            self.engine.truncate(self._sequence, common)
+            self._held = wanted[:common].copy()
+        elif pending is not None:
+            path = _path(pending, wanted[common:])
+            if path:
+                self.engine.commit(self._sequence, path)
+                self._held = wanted[: common + len(path)].copy()
+        return wanted[len(self._held) :]
+
+
+def _common(a: Tokens, b: Tokens) -> int:
+    n = min(len(a), len(b))
+    differ = np.flatnonzero(a[:n] != b[:n])
+    return int(differ[0]) if len(differ) else n
+
+
+def _path(tree: TokenTree, tokens: Tokens) -> list[int]:
+    """The nodes from the root on that hold `tokens`, as far as there are any."""
+    if not len(tokens) or tokens[0] != tree.tokens[0]:
+        return []
+    path = [0]
+    for token in tokens[1:].tolist():
+        child = tree.child(path[-1], token)
+        if child is None:
+            break
+        path.append(child)
+    return path
+
+
+def _graft(chain: Tokens, tree: TokenTree) -> TokenTree:
+    """`tree` below a chain of tokens."""
+    n = len(chain)
+    if not n:
+        return tree
+    top = TokenTree.chain(np.append(chain, tree.tokens[0]))
+    origin = np.concatenate([top.origin, tree.origin[1:]])
+    return TokenTree(
+        np.concatenate([top.tokens, tree.tokens[1:]]),
+        np.concatenate([top.parents, tree.parents[1:] + n]).astype(np.int32),
+        np.concatenate([top.scores, tree.scores[1:]]),
+        origin,
+    )

@@ -1,0 +1,185 @@
+"""A second, smaller checkpoint as drafter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+
+from paceline import _native
+from paceline.core import Floats, Request, Tokens, TokenTree
+from paceline.drafters.base import Drafter, Target, within
+from paceline.drafters.drafting import Drafting, ModelDrafter
+from paceline.drafters.follower import Follower
+from paceline.drafters.translation import Translation
+from paceline.engines import NAMES, open_engine
+from paceline.engines.base import Engine
+from paceline.errors import MethodError
+from paceline.models import Model, load
+from paceline.models.tokenizer import same_tokens
+from paceline.registry import drafters
+
+
+@drafters.register("model")
+@dataclass(frozen=True, kw_only=True)
+class DraftModel(Drafting):
+    """A smaller model of the same tokens guesses; of other tokens, by way of the text.
+
+    Each draft pass runs the `width` likeliest nodes that were not run yet, and the tree is the
+    best `budget` nodes by path chance. When sampling, the draft looks at the noise that the walk
+    will draw with: where draft and target think alike, they draw alike. Its chances are
+    sharpened by what came true.
+
+    Its keys and values follow the committed text, from request to request. `path=A|B` names
+    drafts from the smallest on: where the first is less sure than `trust`, the next is asked (S2D).
+    A draft with other tokens reads the text up to the last word, must first guess that word, and
+    its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it.
+    Beyond the draft's own context nothing is guessed.
+
+    State: one sharpness each for greedy and sampled requests, counts of `stop=bandit` and of the
+    rejection walk; the draft's weights and cache. Cost of a proposal: up to `depth` passes of the
+    draft, whose rows so far are run again in each; all of it is charged to drafting.
+    Good for: targets at least ten times larger than a draft of the same family.
+
+    Attributes:
+        path: folder or hub id of the draft; several, from small to large, with |. Required.
+        format: of the draft's weights, e.g. int8. Default auto: as stored.
+        trust: with several drafts, the chance of the best successor below which the next larger
+            draft is asked. Default 0.5.
+        width: nodes that each draft pass adds. Default 4: more passes hide behind one of the
+            target than rows do.
+        depth: most draft passes for a proposal. Default 8.
+        stop: ends drafting before: `confidence` when a further pass is reached with too small a
+            chance (SpecDec++'s rule), `bandit` by Thompson sampling (EESD), `depth` never.
+        threshold: of `confidence`. Default 0.2: a draft pass that costs a tenth of the target's
+            pays from there on.
+        rate: of learning the sharpness. Default 0.02: about 50 tokens.
+    """
+
+    paper: ClassVar[str] = "Leviathan et al., Fast Inference via Speculative Decoding, 2211.17192"
+    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255)
+
+    path: str = field()
+    format: str = "auto"
+    trust: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(0.0, 1.0, "model", trust=self.trust)
+        if "" in self.path.split("|"):
+            raise MethodError(f"model:path is {self.path!r}, expected folders, with | between them")
+
+    def build(self, target: Target) -> Drafter:
+        """A drafter with the drafts in engines like the target's."""
+        models = [load(path) for path in self.path.split("|")]
+        kinds = [_translation(model, target) for model in models]
+        other = next((kind for kind in kinds if kind), None)
+        if other and len(models) > 1:
+            raise MethodError(
+                "model:path names several drafts, and not all have the target's tokens; "
+                "name one of them"
+            )
+        followers = [Follower(_open(model, target, self.format)) for model in models]
+        return Drafts(self, target.vocab_size, followers, other)
+
+
+class Drafts(ModelDrafter):
+    """Drafts from the smallest on, each with a cache of its own.
+
+    Args:
+        method: the settings.
+        vocab_size: of the target.
+        followers: run the drafts.
+        translation: between the target's tokens and those of the only draft; None where they are
+            the same.
+    """
+
+    origins = ("model",)
+
+    def __init__(
+        self,
+        method: DraftModel,
+        vocab_size: int,
+        followers: list[Follower],
+        translation: Translation | None = None,
+    ) -> None:
+        own = vocab_size if translation is None else followers[0].engine.config.vocab_size
+        super().__init__(method, own, shared=translation is None)
+        self._trust, self._followers, self._translation = method.trust, followers, translation
+        self._rest = ""  # end of the text that guesses in other tokens must begin with
+
+    def begin(self, request: Request) -> None:
+        """See `Drafter`."""
+        super().begin(request)
+        context, _ = self._own(np.array(request.prompt, np.int32))
+        for follower in self._followers:
+            if len(context) and follower.room(context) >= 0:
+                follower.follow(context)
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        """See `Drafter`."""
+        if self._translation is None:
+            return self.grow(context, budget)
+        own, self._rest = self._own(context)
+        if not len(own):
+            return TokenTree.root(int(context[-1]))
+        tree = self.grow(own, budget)
+        return self._translation.back(context, own, self._rest, tree, budget)
+
+    def room(self, context: Tokens) -> int:
+        """See `ModelDrafter`."""
+        return self._followers[0].room(context)
+
+    def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
+        """See `ModelDrafter`."""
+        smallest, *larger = self._followers
+        logits = smallest.run(context, tree)[-fresh:]
+        if self._rest and self._translation:
+            logits = self._translation.begun(logits, tree, self._rest)
+        for follower in larger:
+            unsure = _native.top(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
+            if not unsure.any() or follower.room(context) < int(tree.depths().max()):
+                break
+            better = follower.run(context, tree)[-fresh:]
+            width = min(logits.shape[1], better.shape[1])
+            logits = np.where(unsure[:, None], better[:, :width], logits[:, :width])
+        return logits
+
+    def reset(self) -> None:
+        """See `Drafter`."""
+        super().reset()
+        for follower in self._followers:
+            follower.reset()
+
+    def _own(self, context: Tokens) -> tuple[Tokens, str]:
+        """The text so far in the draft's tokens, and the end of it that they do not say."""
+        return (context, "") if self._translation is None else self._translation.into(context)
+
+
+def _open(model: Model, target: Target, weight_format: str) -> Engine:
+    engine = target.engine
+    device = getattr(engine, "device", None)
+    kind = engine.name if engine is not None and engine.name in NAMES else "auto"
+    return open_engine(
+        model,
+        kind,
+        threads=getattr(engine, "threads", None),
+        device=str(device) if device is not None else None,
+        weight_format=weight_format,
+    )
+
+
+def _translation(model: Model, target: Target) -> Translation | None:
+    """None where draft and target have the same tokens."""
+    theirs, size = target.tokenizer, model.config.vocab_size
+    if theirs is None:
+        if size == target.vocab_size:
+            return None
+        raise MethodError(
+            f"the draft {model.path.name} has {size} tokens, the target {target.vocab_size}, and "
+            "the target has no tokenizer to translate between them"
+        )
+    if same_tokens(model.tokenizer, theirs):
+        return None
+    return Translation(model.tokenizer, theirs, target.vocab_size)

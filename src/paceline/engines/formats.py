@@ -1,0 +1,49 @@
+"""How weights are stored: `int4`, or `int4,head=bf16` where embedding and head have their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.errors import MethodError, ModelError, unknown
+
+FORMATS = ("fp32", "bf16", "fp16", "int8", "int4", "ternary")
+HEADS = ("fp32", "bf16", "fp16", "int8", "int4")
+_HEADS = {"int4": "int8", "ternary": "int8"}  # unless said otherwise; the others are their own
+
+
+class NotTernaryError(ModelError):
+    """Weights that `ternary` cannot hold."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """Of the matrices in the layers, and of embedding and head.
+
+    Embedding and head are a small part of a large model and feel coarse rounding most: int8 is
+    their default beside int4 and ternary.
+    """
+
+    layers: str
+    head: str
+
+    def __str__(self) -> str:
+        return self.layers if self.layers == self.head else f"{self.layers},head={self.head}"
+
+
+def parse_format(text: str) -> Format:
+    """`LAYERS` or `LAYERS,head=HEAD`.
+
+    Raises:
+        MethodError: another form, or an unknown name.
+    """
+    layers, comma, rest = text.partition(",")
+    if layers not in FORMATS:
+        raise MethodError(unknown("format", layers, FORMATS))
+    if not comma:
+        return Format(layers, _HEADS.get(layers, layers))
+    key, _, head = rest.partition("=")
+    if key != "head":
+        raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT,head=FORMAT")
+    if head not in HEADS:
+        raise MethodError(unknown("format of the head", head, HEADS))
+    return Format(layers, head)

@@ -1,0 +1,66 @@
+import json
+
+import pytest
+
+from tests.conftest import shared
+
+TEXT = "Once upon a time there was a little girl who liked to play in the park. "
+
+
+@pytest.fixture
+def model():
+    return shared("models", "stories260K")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": TEXT * n}) + "\n" for n in (1, 2)))
+    return path
+
+
+def test_what_it_wrote_can_be_drafted_from(paceline, model, texts, tmp_path):
+    plain = tmp_path / "more.txt"
+    plain.write_text(TEXT)
+    out = tmp_path / "corpus"
+    done = paceline("index", model, texts, plain, out, "--json")
+    assert done.code == 0
+    found = done.json
+    assert set(found) == {"path", "bytes", "tokens", "documents", "complete", "seconds"}
+    assert (found["documents"], found["complete"]) == (3, True)
+    assert found["bytes"] == out.stat().st_size > 8 * found["tokens"]
+    assert done.err.startswith(f"wrote {out}, ")
+    words = ("generate", "Once upon a time", "--model", model, "--max-new-tokens", 20, "--check")
+    words += ("--budget", 16)
+    drafted = paceline(*words, "--drafter", f"datastore:path={out}", "--json").json
+    assert drafted["check"]["identical"] is True
+    assert drafted["passes"] < 20
+
+
+def test_it_says_where_it_stopped(paceline, model, texts, tmp_path):
+    done = paceline("index", model, texts, tmp_path / "corpus", "--max-tokens", 30, "--json")
+    assert (done.json["tokens"], done.json["complete"]) == (30, False)
+    assert "stopped at 30 tokens" in done.err
+
+
+def test_what_cannot_work_is_refused_before_the_work(paceline, model, texts, tmp_path):
+    out = tmp_path / "corpus"
+    for words, message in (
+        ((tmp_path / "none.jsonl", out), "not a file"),
+        ((texts, texts), "name another file"),
+        ((texts, tmp_path / "none" / "corpus"), "no folder"),
+    ):
+        done = paceline("index", model, *words)
+        assert done.code == 2
+        assert message in done.err
+        assert not out.exists()
+    assert texts.read_text().count("\n") == 2
+
+
+def test_another_models_corpus_is_refused(paceline, model, texts, tmp_path):
+    out = tmp_path / "corpus"
+    paceline("index", model, texts, out)
+    other = shared("models", "TinyStories-656K")
+    done = paceline("generate", "--model", other, "--drafter", f"datastore:path={out}")
+    assert done.code == 2
+    assert "another tokenizer" in done.err

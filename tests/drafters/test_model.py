@@ -1,0 +1,234 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import LM
+from paceline.control.temperature import Temperature
+from paceline.core import Request
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.drafters.base import Target
+from paceline.drafters.follower import Follower
+from paceline.drafters.model import DraftModel, Drafts
+from paceline.engines import open_engine
+from paceline.errors import MethodError, ModelError
+from paceline.models import load
+from paceline.registry import drafters
+from tests.conftest import shared
+from tests.drafters.steps import asked, check_tree
+from tests.drafters.test_contract import live, same
+from tests.toy import ToyEngine
+
+SETTINGS = (
+    {},
+    {"width": 1, "stop": "depth"},
+    {"width": 9, "depth": 2, "threshold": 0.0},
+    {"stop": "bandit", "rate": 0.5},
+)
+
+
+class Near(ToyEngine):
+    """Thinks nearly what the toy engine thinks."""
+
+    def logits_after(self, tokens):
+        blur = np.random.default_rng([9, *tokens[-3:]]).normal(0, 0.7, self.config.vocab_size)
+        return super().logits_after(tokens) + blur.astype(np.float32)
+
+
+def drafting(*engines, **settings):
+    engines = engines or (Near(),)
+    method = DraftModel(path="toy", **settings)
+    return Drafts(method, 11, [Follower(engine) for engine in engines])
+
+
+def run(drafter, request, budget=8, engine=None):
+    return Generation(engine or ToyEngine(), drafter, request, Fixed(budget)).run()
+
+
+def heated(heat, seed=0, length=40, prompt=(1, 2, 3)):
+    return Request(prompt, length, heat, seed, (Temperature(heat),) if heat else ())
+
+
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+@pytest.mark.parametrize("heat", [0.0, 0.7, 1.0])
+def test_output_is_that_of_plain_decoding(chosen, heat):
+    drafter = drafting(**chosen)
+    plain = drafters.parse("plain").build(Target(11))
+    for seed in range(3):
+        request = heated(heat, seed, prompt=(1, 2, 3 + seed))
+        output = run(drafter, request)
+        assert output.tokens == run(plain, request).tokens
+        assert output.tokens_per_pass > 1.3
+
+
+@pytest.mark.parametrize("chosen", SETTINGS, ids=str)
+@settings(deadline=None, max_examples=5)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_history_gives_valid_trees_and_state_goes_round(chosen, seed):
+    random = np.random.default_rng(seed)
+    drafter, twin = drafting(**chosen), drafting(**chosen)
+    list(live(drafter, random, 11, 8))
+    twin.load(drafter.state())
+    trees = [list(live(d, np.random.default_rng(1), 11, 8)) for d in (drafter, twin)]
+    assert all(same(a, b) for a, b in zip(*trees, strict=True))
+
+
+def test_forty_requests_with_state_saved_and_loaded_change_no_token():
+    plain = drafters.parse("plain").build(Target(11))
+    drafter = drafting(stop="bandit")
+    for number in range(40):
+        prompt = tuple(int(t) for t in np.random.default_rng(number).integers(0, 11, 5))
+        request = heated((0.0, 0.7, 1.0)[number % 3], number, 12, prompt[: 1 + number % 5])
+        assert run(drafter, request).tokens == run(plain, request).tokens
+        if number % 8 == 7:
+            state = drafter.state()
+            drafter = drafting(stop="bandit")
+            drafter.load(state)
+
+
+def test_reset_forgets_and_gives_the_memory_back():
+    engine = Near()
+    drafter = drafting(engine)
+    before = list(live(drafter, np.random.default_rng(3), 11, 8))
+    drafter.reset()
+    assert engine.opened == 0
+    after = list(live(drafter, np.random.default_rng(3), 11, 8))
+    assert all(same(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_noise_of_the_walk_makes_a_right_draft_certain():
+    """A draft that is the target finds every token, at any temperature."""
+    for heat in (0.0, 1.0):
+        drafter = drafting(ToyEngine(), width=8, depth=4, stop="depth")
+        output = run(drafter, heated(heat, seed=5), budget=24)
+        assert output.passes < 10
+        assert output.accepted["model"] == 40 - output.passes
+
+
+def test_an_unsure_draft_asks_the_next_one():
+    flat = ToyEngine()
+    flat.logits_after = lambda tokens: np.zeros(11, np.float32)
+    alone = run(drafting(flat), heated(0.0))
+    helped = run(drafting(flat, ToyEngine()), heated(0.0))
+    assert helped.passes < alone.passes / 1.5
+    assert helped.tokens == alone.tokens
+    sure = run(drafting(flat, ToyEngine(), trust=0.0), heated(0.0))
+    assert sure.passes == alone.passes
+
+
+def test_a_shorter_context_ends_the_drafting_not_the_text():
+    drafter = drafting(Near(context=12))
+    output = run(drafter, heated(0.0))
+    assert output.tokens == run(drafting(Near()), heated(0.0)).tokens
+    assert drafter.propose(np.ones(13, np.int32), 8).tokens.tolist() == [1]
+    deepest = drafter.propose(np.ones(11, np.int32), 8)
+    assert deepest.depths().max() <= 2
+    drafter.begin(asked([1] * 20))
+
+
+def test_a_padded_or_smaller_vocabulary_is_no_harm():
+    larger = drafting(ToyEngine(vocab_size=16))
+    smaller = drafting(ToyEngine(vocab_size=7))
+    for drafter in (larger, smaller):
+        for heat in (0.0, 1.0):
+            request = heated(heat)
+            plain = drafters.parse("plain").build(Target(11))
+            assert run(drafter, request).tokens == run(plain, request).tokens
+    check_tree(larger.propose(np.array([1, 2], np.int32), 9), 2, 9, 11)
+    assert len(smaller.propose(np.array([9, 2], np.int32), 9)) == 1
+
+
+def test_logits_that_are_no_numbers_are_no_harm():
+    broken = ToyEngine()
+    broken.logits_after = lambda tokens: np.full(11, np.nan, np.float32)
+    for heat in (0.0, 1.0):
+        plain = drafters.parse("plain").build(Target(11))
+        assert run(drafting(broken), heated(heat)).tokens == run(plain, heated(heat)).tokens
+
+
+def test_foreign_states_are_refused():
+    drafter = drafting()
+    for state in (
+        {},
+        drafting(stop="bandit").state(),
+        drafter.state() | {"sharpness": np.array([0.0, 1.0])},
+        drafter.state() | {"sharpness": np.ones(3)},
+        drafter.state() | {"ranks": np.full((2, 8), np.nan)},
+    ):
+        with pytest.raises(MethodError, match="reset it"):
+            drafter.load(state)
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("model", "model needs path"),
+        ("model:path=", "has no value|expected folders"),
+        ("model:path=a|", "expected folders"),
+        ("model:path=a,width=0", "model:width is 0"),
+        ("model:path=a,depth=65", "model:depth is 65"),
+        ("model:path=a,stop=never", "model:stop is 'never'"),
+        ("model:path=a,stop=depth,threshold=0.5", "no use for threshold"),
+        ("model:path=a,trust=nan", "model:trust is nan"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(spec, said):
+    with pytest.raises(MethodError, match=said):
+        drafters.parse(spec)
+
+
+def test_a_missing_draft_is_named(tmp_path):
+    with pytest.raises(ModelError, match="nowhere"):
+        drafters.parse(f"model:path={tmp_path / 'nowhere'}").build(Target(11))
+
+
+def test_a_draft_of_another_size_needs_a_tokenizer():
+    folder = shared("models", "stories260K")
+    with pytest.raises(MethodError, match="stories260K has 512 tokens, the target 11"):
+        drafters.parse(f"model:path={folder}").build(Target(11))
+
+
+PAIRS = [
+    ("bitstories-3M", "stories260K", ""),
+    ("bitstories-3M", "stories260K|bitstories-1M", ",stop=bandit"),
+    ("bitstories-3M", "TinyStories-656K", ""),
+    ("tinystories-instruct-3m-chat", "stories260K", ",stop=depth,depth=3"),
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "drafts", "settings", "engine"),
+    [*((*pair, "native") for pair in PAIRS), (*PAIRS[0], "reference")],
+)
+def test_real_pairs_decode_what_plain_decoding_does(target, drafts, settings, engine):
+    folders = "|".join(str(shared("models", name)) for name in drafts.split("|"))
+    if engine == "reference":
+        pytest.importorskip("torch").set_num_threads(1)
+    lm = LM(shared("models", target), engine=engine, drafter="plain")
+    drafter = drafters.parse(f"model:path={folders}{settings}").build(lm.target)
+    tokens = passes = 0
+    for seed, heat in enumerate((0.0, 0.7, 1.0)):
+        for prompt in ("Once upon a time, there was a little girl", "One day, a dog"):
+            request = lm.request(
+                prompt, max_new_tokens=24, temperature=heat, seed=seed, ignore_eos=True
+            )
+            plain = Generation(lm.engine, lm.drafter, request, Fixed(0), margins=True).run()
+            output = Generation(lm.engine, drafter, request, Fixed(8)).run()
+            differs = np.flatnonzero(np.array(output.tokens) != np.array(plain.tokens))
+            if len(differs):
+                assert not lm.engine.invariant
+                assert plain.margins[differs[0]] <= lm.engine.tolerance / (heat or 1.0)
+            tokens, passes = tokens + len(output.tokens), passes + output.passes
+    assert tokens > 1.1 * passes
+
+
+def test_a_draft_gets_an_engine_like_the_targets():
+    folder = shared("models", "stories260K")
+    engine = open_engine(load(folder), "native", threads=1)
+    drafter = drafters.parse(f"model:path={folder},format=int8").build(
+        Target(512, engine, load(folder).tokenizer)
+    )
+    (follower,) = drafter._followers
+    own = follower.engine
+    assert (own.name, own.threads, own.format) == ("native", 1, "int8")

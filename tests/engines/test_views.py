@@ -1,0 +1,129 @@
+"""Views: a part of the model drafts, on both engines, and leaves no trace."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_native import TOLERANCE, VARIED, native, path_to, tiny_model, trees
+
+import tiny
+from paceline import _native
+from paceline.core import TokenTree
+from paceline.engines.base import View
+from paceline.engines.native import FORMATS
+from paceline.engines.reference import ReferenceEngine
+from paceline.errors import RequestError
+
+__all__ = ["tiny_model"]  # the fixture
+
+
+def ints(values) -> np.ndarray:
+    return np.array(sorted(values), np.int32)
+
+
+@st.composite
+def views(draw, length: int) -> View:
+    some = st.one_of(st.none(), st.sets(st.integers(0, tiny.LAYERS - 1)).map(ints))
+    seen = st.one_of(st.none(), st.sets(st.integers(0, length - 1)).map(ints))
+    return View(draw(some), draw(seen))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_views_agree_and_leave_no_trace(tiny_model, data) -> None:
+    model = tiny_model(data.draw(st.sampled_from(VARIED)))
+    isa, threads = data.draw(st.sampled_from(_native.isas())), data.draw(st.integers(1, 4))
+    engine = native(model, isa=isa, threads=threads)
+    reference = ReferenceEngine(model.config, model.weights)
+    length, tree = data.draw(st.integers(1, 30)), data.draw(trees(12))
+    prompt, view = tiny.tokens(length), data.draw(views(length))
+    sequence, other = engine.start(prompt), engine.start(tiny.tokens(length, 1))
+    plain = engine.forward([(sequence, tree)]).copy()
+    viewed = engine.forward([(other, TokenTree.root(5)), (sequence, tree)], view=view)[1:].copy()
+
+    expected = reference.forward([(reference.start(prompt), tree)], view=view)
+    np.testing.assert_allclose(viewed, expected, atol=TOLERANCE, rtol=0)
+    engine.threads = data.draw(st.integers(1, 4))
+    path = path_to(tree, data.draw(st.integers(0, len(tree) - 1)))
+    alone = engine.forward([(sequence, TokenTree.chain(tree.tokens[path]))], view=view)
+    np.testing.assert_array_equal(viewed[path], alone)
+
+    np.testing.assert_array_equal(engine.forward([(sequence, tree)]), plain)
+    engine.commit(sequence, path)
+    follow = engine.forward([(sequence, TokenTree.root(7))]).copy()
+    whole = engine.start(np.concatenate([prompt, tree.tokens[path]]))
+    np.testing.assert_array_equal(follow, engine.forward([(whole, TokenTree.root(7))]))
+
+
+@pytest.mark.parametrize("storage", FORMATS)
+def test_a_view_of_everything_is_no_view(storage: str, tiny_model) -> None:
+    engine = native(tiny_model("gemma2"), format=storage)
+    sequence = engine.start(tiny.tokens(40))
+    tree = TokenTree.chain([3, 4, 5])
+    plain = engine.forward([(sequence, tree)]).copy()
+    view = View(ints(range(tiny.LAYERS)), ints(range(40)))
+    np.testing.assert_array_equal(engine.forward([(sequence, tree)], view=view), plain)
+
+
+def test_skipped_layers_are_not_read(tiny_model) -> None:
+    model = tiny_model("llama")
+    spoiled = {
+        name: np.full_like(values, 3e38) if name.startswith("layers.1.") else values
+        for name, values in model.weights.items()
+    }
+    model = type(model)(model.path, model.config, spoiled, model.defaults)
+    engine = native(model)
+    sequence, tree = engine.open(), TokenTree.chain([3, 4])
+    assert not np.isfinite(engine.forward([(sequence, tree)])).any()
+    assert np.isfinite(engine.forward([(sequence, tree)], view=View(layers=ints([0, 2])))).all()
+
+
+def test_unseen_positions_do_not_matter(tiny_model) -> None:
+    engine = native(tiny_model("llama"))
+    ids, view = tiny.tokens(30), View(positions=ints(range(20)))
+    changed = np.concatenate([ids[:20], tiny.tokens(10, seed=5)])
+    tree = TokenTree.chain([3, 4])
+    one = engine.forward([(engine.start(ids), tree)], view=view).copy()
+    np.testing.assert_array_equal(one, engine.forward([(engine.start(changed), tree)], view=view))
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+def test_views_are_never_committed(kind: str, tiny_model) -> None:
+    model = tiny_model("llama")
+    engine = native(model) if kind == "native" else ReferenceEngine(model.config, model.weights)
+    assert engine.abilities == {"layers", "positions"}
+    sequence = engine.start(tiny.tokens(4))
+    for view in (View(layers=ints([0])), View(positions=ints([]))):
+        engine.forward([(sequence, TokenTree.root(3))])
+        engine.forward([(sequence, TokenTree.root(3))], view=view)
+        with pytest.raises(RequestError, match="was a view, to draft only"):
+            engine.commit(sequence, [0])
+    engine.forward([(sequence, TokenTree.root(3))])
+    engine.commit(sequence, [0])
+    assert sequence.length == 5
+
+
+@pytest.mark.parametrize("kind", ["native", "reference"])
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [
+        (View(layers=np.array([1, 0], np.int32)), "layers of a view are .* increasing"),
+        (View(layers=np.array([1, 1], np.int32)), "layers of a view are .* increasing"),
+        (View(layers=np.array([tiny.LAYERS], np.int32)), f"layers .* below {tiny.LAYERS}"),
+        (View(layers=np.array([-1], np.int32)), "layers of a view are"),
+        (View(positions=np.array([4], np.int32)), "positions of a view are .* below 4"),
+        (View(positions=np.array([-2, 1], np.int32)), "positions of a view are"),
+        (View(positions=np.array([0, 1])), "expected an int32 list"),
+        (View(positions=np.zeros((1, 1), np.int32)), "expected an int32 list"),
+        (View(layers=[0]), "expected an int32 list"),
+    ],
+)
+def test_bad_views_are_refused(kind: str, view: View, said: str, tiny_model) -> None:
+    model = tiny_model("llama")
+    engine = native(model) if kind == "native" else ReferenceEngine(model.config, model.weights)
+    sequence = engine.start(tiny.tokens(4))
+    with pytest.raises(RequestError, match=said):
+        engine.forward([(sequence, TokenTree.root(3))], view=view)
+    assert engine.forward([(sequence, TokenTree.root(3))]).shape == (1, tiny.VOCAB)
