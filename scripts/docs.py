@@ -56,6 +56,67 @@ def order() -> str:
     )
 
 
+# One small schema for each keyword, after draft 2020-12; `type` is not worth a row.
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "additionalProperties": {"type": "object", "additionalProperties": {"type": "integer"}},
+    "allOf": {"allOf": [{"type": "integer"}, {"minimum": 1}]},
+    "anyOf": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    "const": {"const": 1},
+    "contains": {"contains": {"type": "integer"}},
+    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"dependentSchemas": {"a": {"required": ["b"]}}},
+    "enum": {"enum": [1, "a"]},
+    "exclusiveMaximum": {"type": "number", "exclusiveMaximum": 1},
+    "exclusiveMinimum": {"type": "number", "exclusiveMinimum": 1},
+    "format": {"type": "string", "format": "date-time"},
+    "if": {"if": {"type": "integer"}, "then": {"minimum": 1}},
+    "items": {"type": "array", "items": {"type": "integer"}},
+    "maxContains": {"contains": {"type": "integer"}, "maxContains": 1},
+    "maxItems": {"type": "array", "maxItems": 1},
+    "maxLength": {"type": "string", "maxLength": 1},
+    "maxProperties": {"type": "object", "maxProperties": 1},
+    "maximum": {"type": "number", "maximum": 1},
+    "minContains": {"contains": {"type": "integer"}, "minContains": 1},
+    "minItems": {"type": "array", "minItems": 1},
+    "minLength": {"type": "string", "minLength": 1},
+    "minProperties": {"type": "object", "minProperties": 1},
+    "minimum": {"type": "number", "minimum": 1},
+    "multipleOf": {"type": "integer", "multipleOf": 2},
+    "not": {"not": {"type": "integer"}},
+    "oneOf (of exclusive schemas)": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+    "oneOf (of schemas that overlap)": {"oneOf": [{"type": "integer"}, {"minimum": 1}]},
+    "pattern": {"type": "string", "pattern": "^a+$"},
+    "patternProperties": {"type": "object", "patternProperties": {"^a": {"type": "integer"}}},
+    "prefixItems": {"type": "array", "prefixItems": [{"type": "integer"}]},
+    "properties": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    "propertyNames": {"type": "object", "propertyNames": {"pattern": "^a"}},
+    "required": {"type": "object", "required": ["a"]},
+    "$ref": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}},
+    "$dynamicRef": {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a"}}},
+    "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+}
+
+
+def keywords() -> str:
+    """Which keywords of JSON Schema are enforced and which are refused, by trying them."""
+    from llguidance import LLMatcher
+
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for name, schema in KEYWORDS.items():
+        wrong, _ = LLMatcher.validate_grammar_with_warnings(
+            LLMatcher.grammar_from_json_schema(schema)
+        )
+        names[not wrong].append(f"`{name}`")
+    return (
+        "## Keywords of JSON Schema\n\n"
+        f"Enforced: {', '.join(names[True])}.\n\n"
+        f"Refused by name: {', '.join(names[False])}; remote `$ref`, unknown formats, and what "
+        "llguidance does not know in combination."
+    )
+
+
 def pages() -> dict[Path, str]:
     """Every generated page with its content."""
     methods = "\n\n".join(
@@ -63,6 +124,7 @@ def pages() -> dict[Path, str]:
             HEAD + "# Methods",
             family("Drafters", drafters),
             family("Controls", controls, order()),
+            keywords(),
         ]
     )
     return {ROOT / "docs" / "methods.md": methods + "\n"}

@@ -1,4 +1,5 @@
 import json
+import sys
 from contextlib import suppress
 
 import jsonschema
@@ -250,6 +251,12 @@ def test_a_grammar_needs_an_end(lm):
         lm.request("Once", grammar=Grammar("a"), ignore_eos=True)
     with pytest.raises(MethodError, match="grammar is given twice"):
         lm.request("Once", grammar=Grammar("a"), schema={})
+
+
+def test_without_llguidance_it_says_what_to_install(lm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(MethodError, match=r"pip install 'paceline\[grammar\]'"):
+        lm.request("Once", grammar=Grammar("a"))
 
 
 def test_a_contradiction_is_reported(lm):
