@@ -1,5 +1,7 @@
+import gc
 import json
 import sys
+import weakref
 from contextlib import suppress
 
 import jsonschema
@@ -251,6 +253,15 @@ def test_a_grammar_needs_an_end(lm):
         lm.request("Once", grammar=Grammar("a"), ignore_eos=True)
     with pytest.raises(MethodError, match="grammar is given twice"):
         lm.request("Once", grammar=Grammar("a"), schema={})
+
+
+def test_grammars_do_not_keep_a_model_in_memory():
+    lm = LM(drafter="forced", budget=4, engine="native")
+    lm.generate("Once", grammar=Grammar.choice(["yes", "no"]))
+    vocabulary = weakref.ref(lm.vocabulary)
+    del lm
+    gc.collect()
+    assert vocabulary() is None
 
 
 def test_without_llguidance_it_says_what_to_install(lm, monkeypatch):

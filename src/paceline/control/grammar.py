@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -107,6 +107,7 @@ class _Matcher:
 
     def __init__(self, matcher: Any, request: Request, vocabulary: Vocabulary) -> None:
         self._matcher = matcher
+        self._vocabulary = vocabulary  # the matcher asks it
         self._start = len(request.prompt)
         self._stops = request.stop_tokens
         self._taken: list[int] = []
@@ -189,16 +190,19 @@ _known: WeakKeyDictionary[Vocabulary, _Known] = WeakKeyDictionary()
 
 
 class _Tokens:
-    """A vocabulary as llguidance asks for one."""
+    """A vocabulary as llguidance asks for one; does not keep it, so that a model can go."""
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[int, ...]) -> None:
-        self._vocabulary = vocabulary
+        self._vocabulary = ref(vocabulary)
         self.tokens = vocabulary.pieces
         self.eos_token_id, self.bos_token_id = stops[0], None
         self.special_token_ids = sorted({*vocabulary.tokenizer.silent, *stops})
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._vocabulary.inside(text if isinstance(text, bytes) else text.encode())
+        vocabulary = self._vocabulary()
+        if vocabulary is None:
+            return []
+        return vocabulary.inside(text if isinstance(text, bytes) else text.encode())
 
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) -> Any:
