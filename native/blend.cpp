@@ -67,7 +67,18 @@ const Voices& Blend::voices(const Growth& tree, size_t node) {
 }
 
 void Blend::successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
-    mixer.successors(tree.last(node), voices(tree, node), out);
+    const Voices& said = voices(tree, node);
+    for (const Proposal& heard : proposals) {
+        if (!heard.certain) continue;
+        const int32_t here = places_[node][static_cast<size_t>(&heard - proposals.data())];
+        for (size_t at = 1; here >= 0 && at < heard.tokens.size(); ++at) {
+            if (heard.parents[at] != here) continue;
+            const auto origin = static_cast<int16_t>(2 + heard.member);
+            out.push_back({heard.tokens[at], 1.0f, 1u << origin, origin});
+            return;
+        }
+    }
+    mixer.successors(tree.last(node), said, out);
 }
 
 void Blend::learn(const Growth& tree, size_t node, int32_t drawn) {

@@ -19,9 +19,10 @@ public:
     Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
           size_t reach, size_t follow, size_t members);
 
-    // What a member proposes for the tree that grows next.
+    // What a member proposes for the tree that grows next; `certain`: nothing else can follow.
     struct Proposal {
         size_t member;
+        bool certain;
         std::vector<int32_t> tokens, parents;
         std::vector<float> scores;
     };

@@ -199,18 +199,19 @@ void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> to
     blend.proposals.clear();
 }
 
-using Guess = std::tuple<size_t, Input<int32_t, 1>, Input<int32_t, 1>, Input<float, 1>>;
+using Guess = std::tuple<size_t, bool, Input<int32_t, 1>, Input<int32_t, 1>, Input<float, 1>>;
 
 // tokens, parents, scores, origins, and who named each node.
 nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
                         const std::vector<Guess>& guesses) {
     check_context(context);
     std::vector<Blend::Proposal> proposals;
-    for (const auto& [member, tokens, parents, scores] : guesses) {
+    for (const auto& [member, certain, tokens, parents, scores] : guesses) {
         const size_t n = tokens.shape(0);
         if (!n || parents.shape(0) != n || scores.shape(0) != n)
             throw std::invalid_argument("a member's tree needs a root and arrays of one size");
         proposals.push_back({member,
+                             certain,
                              {tokens.data(), tokens.data() + n},
                              {parents.data(), parents.data() + n},
                              {scores.data(), scores.data() + n}});

@@ -36,16 +36,96 @@ def section(method: type[Any]) -> str:
     )
 
 
-def family(title: str, registry: Registry) -> str:
-    """All visible methods of a registry."""
+def family(title: str, registry: Registry, lead: str = "") -> str:
+    """All visible methods of a registry, behind a `lead`."""
     shown = [m for _, m in sorted(registry.methods().items()) if not m.hidden]
-    return "\n\n".join([f"## {title}", *map(section, shown)])
+    return "\n\n".join([f"## {title}", *filter(None, [lead]), *map(section, shown)])
+
+
+def order() -> str:
+    """The controls as they are applied, and how they are named."""
+    shown = sorted((m for m in controls.methods().values() if not m.hidden), key=lambda m: m.order)
+    names = ", ".join(f"`{m.name}`" for m in shown)
+    return (
+        "A control edits the logits of one visited node: the model's own, in float32. The token "
+        "with the best edited logit plus noise is drawn; of equal ones the lowest id. Controls "
+        "are applied in this order, whatever the order in which they are named:\n\n"
+        f"{names}.\n\n"
+        "`--sampler NAME=VALUE,NAME.SETTING=VALUE` and `controls=` in Python take the first "
+        "setting of a control, and its others by name."
+    )
+
+
+# One small schema for each keyword, after draft 2020-12; `type` is not worth a row.
+KEYWORDS: dict[str, dict[str, Any]] = {
+    "additionalProperties": {"type": "object", "additionalProperties": {"type": "integer"}},
+    "allOf": {"allOf": [{"type": "integer"}, {"minimum": 1}]},
+    "anyOf": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    "const": {"const": 1},
+    "contains": {"contains": {"type": "integer"}},
+    "dependentRequired": {"dependentRequired": {"a": ["b"]}},
+    "dependentSchemas": {"dependentSchemas": {"a": {"required": ["b"]}}},
+    "enum": {"enum": [1, "a"]},
+    "exclusiveMaximum": {"type": "number", "exclusiveMaximum": 1},
+    "exclusiveMinimum": {"type": "number", "exclusiveMinimum": 1},
+    "format": {"type": "string", "format": "date-time"},
+    "if": {"if": {"type": "integer"}, "then": {"minimum": 1}},
+    "items": {"type": "array", "items": {"type": "integer"}},
+    "maxContains": {"contains": {"type": "integer"}, "maxContains": 1},
+    "maxItems": {"type": "array", "maxItems": 1},
+    "maxLength": {"type": "string", "maxLength": 1},
+    "maxProperties": {"type": "object", "maxProperties": 1},
+    "maximum": {"type": "number", "maximum": 1},
+    "minContains": {"contains": {"type": "integer"}, "minContains": 1},
+    "minItems": {"type": "array", "minItems": 1},
+    "minLength": {"type": "string", "minLength": 1},
+    "minProperties": {"type": "object", "minProperties": 1},
+    "minimum": {"type": "number", "minimum": 1},
+    "multipleOf": {"type": "integer", "multipleOf": 2},
+    "not": {"not": {"type": "integer"}},
+    "oneOf (of exclusive schemas)": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
+    "oneOf (of schemas that overlap)": {"oneOf": [{"type": "integer"}, {"minimum": 1}]},
+    "pattern": {"type": "string", "pattern": "^a+$"},
+    "patternProperties": {"type": "object", "patternProperties": {"^a": {"type": "integer"}}},
+    "prefixItems": {"type": "array", "prefixItems": [{"type": "integer"}]},
+    "properties": {"type": "object", "properties": {"a": {"type": "integer"}}},
+    "propertyNames": {"type": "object", "propertyNames": {"pattern": "^a"}},
+    "required": {"type": "object", "required": ["a"]},
+    "$ref": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}},
+    "$dynamicRef": {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a"}}},
+    "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
+    "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
+    "uniqueItems": {"type": "array", "uniqueItems": True},
+}
+
+
+def keywords() -> str:
+    """Which keywords of JSON Schema are enforced and which are refused, by trying them."""
+    from llguidance import LLMatcher
+
+    names: dict[bool, list[str]] = {True: [], False: []}
+    for name, schema in KEYWORDS.items():
+        wrong, _ = LLMatcher.validate_grammar_with_warnings(
+            LLMatcher.grammar_from_json_schema(schema)
+        )
+        names[not wrong].append(f"`{name}`")
+    return (
+        "## Keywords of JSON Schema\n\n"
+        f"Enforced: {', '.join(names[True])}.\n\n"
+        f"Refused by name: {', '.join(names[False])}; remote `$ref`, unknown formats, and what "
+        "llguidance does not know in combination."
+    )
 
 
 def pages() -> dict[Path, str]:
     """Every generated page with its content."""
     methods = "\n\n".join(
-        [HEAD + "# Methods", family("Drafters", drafters), family("Controls", controls)]
+        [
+            HEAD + "# Methods",
+            family("Drafters", drafters),
+            family("Controls", controls, order()),
+            keywords(),
+        ]
     )
     return {ROOT / "docs" / "methods.md": methods + "\n"}
 

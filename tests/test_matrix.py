@@ -1,9 +1,8 @@
 """Every drafter with every engine, temperature and sampler: the output is plain decoding's."""
 
-import numpy as np
 import pytest
 
-from paceline.control.base import chain
+from paceline.control.base import bind
 from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.governor import Fixed
@@ -11,6 +10,7 @@ from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
 from paceline.engines import open_engine
 from paceline.models import load
+from paceline.models.vocabulary import Vocabulary
 from paceline.registry import controls, drafters, required
 from tests.conftest import shared
 
@@ -31,6 +31,20 @@ SAMPLERS = {
     "hot": (1.0, "min_p:p=0.02"),
     "penalised": (1.0, "repetition_penalty:penalty=1.2"),
 }
+NEEDED = {
+    "logit_bias": "logit_bias:biases=410=4;415=-100",
+    "bad_words": 'bad_words:words=" the";"m";410 411',
+    "first_token": "first_token:token=410",
+    "last_token": "last_token:token=2",
+    "min_length": "min_length:tokens=6",
+    "length_decay": "length_decay:start=2,factor=1.3",
+    "dry": "dry:multiplier=2,allowed=1",
+    "mirostat": "mirostat:tau=1.5,eta=0.5",
+    "grammar": "grammar:text=( the end| of a day|a| b[a-z]*)+[.]",
+    "xtc": "xtc:threshold=0.05",
+}
+CONTROLS = sorted(controls.methods())
+CROSSED = ["lookup", "recycle", "hostile", "suffix", "trie", "blend"]
 PROMPTS = [
     "Once upon a time, there was a little girl named Lily.",
     "One day, a dog and a cat went to the park. The dog said",
@@ -42,17 +56,23 @@ def setting(request):
     """An engine, its prompts as tokens, and plain outputs that were already made."""
     model = load(shared("models", "stories260K"))
     if request.param == "reference":
-        pytest.importorskip("torch")
+        pytest.importorskip("torch").set_num_threads(1)  # so small a model only waits for a second
     engine = open_engine(model, request.param)
+    engine.vocabulary = Vocabulary(engine.config.vocab_size, model.tokenizer)
     return engine, [tuple(model.tokenizer.encode(prompt)) for prompt in PROMPTS], {}
 
 
 def run(engine, drafter, prompt, sampler, seed, budget):
     heat, text = SAMPLERS[sampler]
-    methods = [controls.parse(part) for part in filter(None, [text])]
-    if heat:
-        methods.append(Temperature(heat))
-    request = Request(prompt, 40, heat, seed, chain(methods))
+    request = Request(prompt, 40, heat, seed)
+    return controlled(engine, drafter, request, filter(None, [text]), budget)
+
+
+def controlled(engine, drafter, request, texts, budget):
+    methods = [controls.parse(text) for text in texts]
+    if request.temperature:
+        methods.append(Temperature(request.temperature))
+    request = bind(methods, request, engine.vocabulary)
     return Generation(engine, drafter, request, Fixed(budget), margins=True).run()
 
 
@@ -68,11 +88,57 @@ def test_the_output_is_that_of_plain_decoding(setting, name, sampler):
             plain[key] = run(engine, nothing, prompt, sampler, seed, 0)
             assert plain[key].passes == 40
         output = run(engine, drafter, prompt, sampler, seed, budget=12)
-        differs = np.flatnonzero(np.array(output.tokens) != np.array(plain[key].tokens))
-        if len(differs):
-            margin = plain[key].margins[differs[0]]
-            assert not engine.invariant, f"token {differs[0]} differs, margin {margin}"
-            assert margin <= engine.tolerance
+        assert_same(engine, output, plain[key])
+
+
+def assert_same(engine, output, plain):
+    if output.tokens == plain.tokens:
+        return
+    pairs = zip(output.tokens, plain.tokens, strict=False)
+    first = next(i for i, (a, b) in enumerate(pairs) if a != b)
+    margin = plain.margins[first]
+    assert not engine.invariant, f"token {first} differs, margin {margin}"
+    assert margin <= engine.tolerance
+
+
+@pytest.fixture(scope="module")
+def built(setting):
+    """The drafters of `CROSSED`, which go on learning from test to test."""
+    engine, prompts, _ = setting
+    target = Target(engine.config.vocab_size, engine)
+    crossed = {name: drafters.parse(name).build(target) for name in ("plain", *CROSSED)}
+    request = Request(prompts[0], 24)
+    for drafter in crossed.values():
+        controlled(engine, drafter, request, (), 8)
+    return crossed
+
+
+@pytest.mark.parametrize("name", [name for name in CONTROLS if name != "temperature"])
+def test_every_control_gives_plain_decodings_output_with_every_drafter(setting, built, name):
+    engine, prompts, _ = setting
+    text = NEEDED.get(name, name)
+    accepted = 0
+    for heat in (0.0, 1.0):
+        request = Request(prompts[0], 14, heat, 5, stop_tokens=frozenset({2, 13}))
+        plain = controlled(engine, built["plain"], request, [text], 0)
+        for drafter in CROSSED:
+            output = controlled(engine, built[drafter], request, [text], 8)
+            assert_same(engine, output, plain)
+            accepted += sum(output.accepted.values())
+    assert accepted, "no drafter was put to the test"
+
+
+def test_all_controls_at_once(setting, built):
+    engine, prompts, _ = setting
+    request = Request(prompts[0], 20, 1.0, 5, stop_tokens=frozenset({2}))
+    texts = [
+        NEEDED.get(name, name)
+        for name in CONTROLS
+        if name not in ("temperature", "grammar", "first_token")
+    ]
+    plain = controlled(engine, built["plain"], request, texts, 0)
+    for drafter in CROSSED:
+        assert_same(engine, controlled(engine, built[drafter], request, texts, 8), plain)
 
 
 def test_state_that_is_carried_changes_no_token(setting):

@@ -59,7 +59,7 @@ class Blend:
         members: int,
     ) -> None: ...
     def propose(
-        self, context: Tokens, budget: int, guesses: Items[tuple[int, Tokens, Tokens, Floats]]
+        self, context: Tokens, budget: int, guesses: Items[tuple[int, bool, Tokens, Tokens, Floats]]
     ) -> tuple[Tokens, Tokens, Floats, NDArray[np.int16], NDArray[np.uint32]]: ...
     def observe(
         self,

@@ -137,7 +137,7 @@ class Step:
 
 
 class Control(Protocol):
-    """Edits the distribution at one visited node. Pure: the same inputs give the same output."""
+    """Edits the distribution at a visited node; pure. May also be a `control.base.Filtering`."""
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Return the edited logits [V]; `history` is the prompt and all tokens drawn so far.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import TypedDict, Unpack
 
 from paceline import registry
-from paceline.control.base import ControlMethod, chain
+from paceline.control.base import ControlMethod, bind
+from paceline.control.grammar import Grammar
+from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
@@ -24,8 +27,10 @@ from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
+from paceline.models.vocabulary import Vocabulary
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+Controls = str | Mapping[str, object] | Sequence[ControlMethod]
 
 
 class Options(TypedDict, total=False):
@@ -34,7 +39,9 @@ class Options(TypedDict, total=False):
     max_new_tokens: int
     temperature: float | None
     seed: int
-    controls: Sequence[ControlMethod] | None
+    controls: Controls | None
+    schema: object
+    grammar: Grammar | str | None
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
@@ -114,7 +121,9 @@ class LM:
         max_new_tokens: int = 256,
         temperature: float | None = None,
         seed: int = 0,
-        controls: Sequence[ControlMethod] | None = None,
+        controls: Controls | None = None,
+        schema: object = None,
+        grammar: Grammar | str | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
@@ -127,7 +136,10 @@ class LM:
             max_new_tokens: upper limit of the output.
             temperature: 0 is greedy; None takes the checkpoint's default.
             seed: the same seed gives the same output, whatever the drafter.
-            controls: besides temperature; None takes the checkpoint's defaults.
+            controls: besides temperature; as `Sampling.parse` or `Sampling.of` read them, or
+                methods. None takes the checkpoint's defaults.
+            schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
+            grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
@@ -139,25 +151,23 @@ class LM:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
         """
         defaults = self.model.defaults
-        heat = defaults.temperature if temperature is None else temperature
-        if not 0 <= heat < float("inf"):
-            raise RequestError(f"temperature is {heat}, expected 0 or more")
-        methods = list(controls or ())
-        if controls is None:
-            methods = [registry.controls.single(*item) for item in defaults.samplers().items()]
-        if heat > 0:
-            methods.append(Temperature(heat))
-        return Request(
+        sampling = _sampling(defaults.samplers() if controls is None else controls, temperature)
+        heat = defaults.temperature if sampling.temperature is None else sampling.temperature
+        heated = (Temperature(heat),) if heat > 0 else ()
+        request = Request(
             prompt=tuple(self._encode(prompt)),
             max_new_tokens=max_new_tokens,
             temperature=heat,
             seed=seed,
-            controls=chain(methods),
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
             walk=walk,
         )
+        grammars = [Grammar.schema(schema)] if schema is not None else []
+        if grammar is not None:
+            grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
+        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
@@ -169,6 +179,11 @@ class LM:
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
         """The whole answer to `prompt`; the options are those of `request`."""
         return self.stream(self.request(prompt, **options)).run()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens and what they add to a text."""
+        return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
@@ -224,6 +239,20 @@ class LM:
         if messages:
             return self.tokenizer.encode_chat(messages)
         return [int(token) for token in prompt if not isinstance(token, dict)]
+
+
+def _sampling(controls: Controls, temperature: float | None) -> Sampling:
+    """What was asked for; a temperature in both places must be the same."""
+    if isinstance(controls, str):
+        found = Sampling.parse(controls)
+    elif isinstance(controls, Mapping):
+        found = Sampling.of(controls)
+    else:
+        found = Sampling(methods=tuple(controls))
+    heats = [heat for heat in (temperature, found.temperature) if heat is not None]
+    if len(set(heats)) > 1:
+        raise RequestError(f"temperature is {heats[0]:g} and {heats[1]:g}; give one of them")
+    return Sampling(heats[0] if heats else None, found.methods)
 
 
 def _check_tokens(models: list[Model]) -> None:

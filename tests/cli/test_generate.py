@@ -123,7 +123,7 @@ def test_a_stop_string_and_the_end_of_the_context(paceline, toy):
         (("Once", "--temperature", "inf"), "temperature is inf"),
         (("Once", "--budget", "5000"), "--budget"),
         (("Once", "--threads", "0"), "--threads"),
-        (("Once", "--sampler", "mirostat=1"), "unknown control 'mirostat'"),
+        (("Once", "--sampler", "warmth=1"), "unknown control 'warmth'"),
         (("Once", "--temperature", "1", "--sampler", "temperature=2"), "give one of them"),
         (("Once", "--stop", ""), "--stop is empty"),
         (("Once", "--chat"), "no chat template"),

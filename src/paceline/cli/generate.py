@@ -41,6 +41,10 @@ def generate(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -58,12 +62,13 @@ def generate(
     """Continue a text."""
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
 
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    lm = choice.open(model, drafter, nodes)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    lm = chosen.open(model, drafter, nodes)
     recall(lm, learnt)
     request = lm.request(
         [{"role": "user", "content": text}] if chat else text,
@@ -71,6 +76,7 @@ def generate(
         temperature=heat,
         seed=seed,
         controls=controls,
+        grammar=follows,
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,

@@ -13,6 +13,7 @@ from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
+    from paceline.control.grammar import Grammar
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
 
@@ -66,8 +67,19 @@ Temperature = Annotated[
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text, whatever the drafter.")]
 Sampler = Annotated[
     str | None,
-    typer.Option(help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8'; see `paceline methods`."),
+    typer.Option(
+        help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8,dry=0.8,dry.allowed=3'; "
+        "see `paceline methods`."
+    ),
 ]
+JsonSchema = Annotated[
+    Path | None, typer.Option(help="A file with a JSON schema that the output follows.")
+]
+Regex = Annotated[str | None, typer.Option(help="A regular expression that the output matches.")]
+GrammarFile = Annotated[
+    Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
+]
+Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
 Walk = Annotated[
     str,
     typer.Option(
@@ -168,21 +180,44 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
         MethodError: unknown control or setting.
         RequestError: a value out of range, or not a number.
     """
-    from paceline.registry import controls
+    from paceline.control.sampling import Sampling
 
     if text is None:
         return None, None
-    found: list[ControlMethod] = []
-    heat: float | None = None
-    for item in filter(None, map(str.strip, text.split(","))):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise MethodError(f"{item!r} in --sampler has no value; write {item}=VALUE")
-        if name == "temperature":
-            heat = _number(name, value)
-            continue
-        found.append(controls.single(name, value))
-    return found, heat
+    found = Sampling.parse(text)
+    return list(found.methods), found.temperature
+
+
+def one_grammar(
+    schema: Path | None, regex: str | None, grammar: Path | None, choice: str | None
+) -> Grammar | None:
+    """The grammar that one of the four options gives.
+
+    Raises:
+        PacelineError: there are several, or it cannot be read.
+    """
+    from paceline.control.grammar import Grammar
+
+    if sum(option is not None for option in (schema, regex, grammar, choice)) > 1:
+        raise RequestError(
+            "give one of --json-schema, --regex, --grammar and --choice; an output follows one"
+        )
+    if schema is not None:
+        return Grammar(_read("the JSON schema", schema), "json")
+    if regex is not None:
+        return Grammar(regex)
+    if grammar is not None:
+        return Grammar(_read("the grammar", grammar), "lark")
+    return None if choice is None else Grammar.choice(choice.split("|"))
+
+
+def _read(what: str, path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {what} in {path}: {error.strerror}") from None
 
 
 def one_temperature(option: float | None, sampler: float | None) -> float | None:
@@ -215,7 +250,9 @@ def numbers(name: str, text: str) -> list[float]:
     Raises:
         RequestError: one of them is none, is negative, or there is none.
     """
-    found = [_number(name, item) for item in text.split(",") if item.strip()]
+    from paceline.control.sampling import number
+
+    found = [number(name, item) for item in text.split(",") if item.strip()]
     if not found or min(found) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
     return list(dict.fromkeys(found))
@@ -242,15 +279,3 @@ def budgets(text: str) -> list[int | str]:
         RequestError: one is neither 0 to 4096 nor `auto`, or there is none.
     """
     return list(dict.fromkeys(one_budget(item) for item in text.split(",")))
-
-
-def _number(name: str, text: str) -> float:
-    from math import isfinite
-
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not isfinite(value):
-        raise RequestError(f"{name} is {text.strip()!r}, expected a number")
-    return value

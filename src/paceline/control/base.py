@@ -4,36 +4,127 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from paceline.core import Control, Floats
-from paceline.errors import RequestError
+from paceline.core import Control, Floats, Request, TokenTree
+from paceline.errors import MethodError, RequestError
+from paceline.models.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class ControlMethod(ABC):
-    """Edits the logits at a visited node; its fields are its settings.
+    """Settings of a control: its fields. `bind` makes of them what edits logits.
 
     Attributes:
-        order: controls are applied from the lowest up: penalties 20, temperature 40,
-            truncation from 60.
+        order: controls are applied from the lowest up: biases 10, penalties 20, what is forbidden
+            or forced 30, temperature 40, truncation 60.
         paper: where it is from.
+        catalogue: its numbers in the catalogue of methods.
     """
 
     order: ClassVar[int]
     paper: ClassVar[str] = ""
+    catalogue: ClassVar[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """The control for one request.
+
+        Raises:
+            PacelineError: the request or the model lacks something, in one sentence.
+        """
+
+
+@dataclass(frozen=True)
+class Stateless(ControlMethod):
+    """A method that is its own control: it needs to know nothing of the request."""
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """Itself."""
+        return self
 
     @abstractmethod
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Return edited logits [V]; see `core.Control`."""
 
 
-def chain(methods: Iterable[ControlMethod]) -> tuple[Control, ...]:
-    """The methods in the order in which they are applied."""
-    return tuple(sorted(methods, key=lambda method: method.order))
+@runtime_checkable
+class Forcing(Protocol):
+    """A control that may leave no choice; the drafter `forced` asks it."""
+
+    def forced(self, history: list[int]) -> list[int]:
+        """The tokens that must come next after `history`; empty where there is a choice."""
+        ...
+
+
+@runtime_checkable
+class Filtering(Protocol):
+    """A control that knows which guesses are in vain; they are dropped before a pass."""
+
+    def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
+        """Which nodes of `tree` can be drawn, bool [N]; with a node its parent. Always the root.
+
+        `history` ends with the root. Of a node that cannot be drawn nothing is said.
+        """
+        ...
+
+
+M = TypeVar("M", bound=ControlMethod)
+
+
+def chain(methods: Iterable[M]) -> tuple[M, ...]:
+    """The methods in the order in which they are applied.
+
+    Raises:
+        MethodError: one is there twice.
+    """
+    found = tuple(sorted(methods, key=lambda method: method.order))
+    kinds = [type(method) for method in found]
+    for kind in kinds:
+        if kinds.count(kind) > 1:
+            raise MethodError(f"{getattr(kind, 'name', kind.__name__)} is given twice; give one")
+    return found
+
+
+def bind(methods: Iterable[ControlMethod], request: Request, vocabulary: Vocabulary) -> Request:
+    """`request` with the controls of `methods`, in their order.
+
+    Raises:
+        PacelineError: one cannot be had.
+    """
+    controls = tuple(method.bind(request, vocabulary) for method in chain(methods))
+    return replace(request, controls=controls)
+
+
+def softmax(logits: Floats) -> NDArray[np.float64]:
+    """Probabilities of `logits` [V]; a forbidden token has 0."""
+    weights = np.exp(logits.astype(np.float64) - float(logits.max()))
+    found: NDArray[np.float64] = weights / weights.sum()
+    return found
+
+
+def surprise(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """-log of `probabilities` [V], in nats; infinite where they are 0."""
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.float64] = -np.log(probabilities)
+    return found
+
+
+def entropy(probabilities: NDArray[np.float64]) -> float:
+    """Shannon entropy of `probabilities` [V], in nats."""
+    some = probabilities[probabilities > 0]
+    return float(-(some * np.log(some)).sum())
+
+
+def forbid(logits: Floats, tokens: ArrayLike) -> Floats:
+    """`logits` [V] without the tokens of an index array or mask."""
+    edited = logits.copy()
+    edited[np.asarray(tokens)] = -np.inf
+    return edited
 
 
 def keep_only(logits: Floats, kept: np.ndarray) -> Floats:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import ControlMethod, keep_only, require
+from paceline.control.base import Stateless, keep_only, require
 from paceline.core import Floats
 from paceline.registry import controls
 
 
 @controls.register("min_p")
 @dataclass(frozen=True)
-class MinP(ControlMethod):
+class MinP(Stateless):
     """Keep the tokens at least `p` times as likely as the likeliest.
 
     Attributes:

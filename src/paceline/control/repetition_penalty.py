@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import ControlMethod, require
+from paceline.control.base import Stateless, require
 from paceline.core import Floats
 from paceline.registry import controls
 
 
 @controls.register("repetition_penalty")
 @dataclass(frozen=True)
-class RepetitionPenalty(ControlMethod):
+class RepetitionPenalty(Stateless):
     """Make every token of the prompt and the output less likely, once, however often it occurred.
 
     Attributes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import ControlMethod, require
+from paceline.control.base import Stateless, require
 from paceline.core import Floats
 from paceline.registry import controls
 
 
 @controls.register("temperature")
 @dataclass(frozen=True)
-class Temperature(ControlMethod):
+class Temperature(Stateless):
     """Flatten or sharpen the distribution: softmax(logits / temperature).
 
     Attributes:

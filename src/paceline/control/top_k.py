@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import ControlMethod, keep_only, require
+from paceline.control.base import Stateless, keep_only, require
 from paceline.core import Floats
 from paceline.registry import controls
 
 
 @controls.register("top_k")
 @dataclass(frozen=True)
-class TopK(ControlMethod):
+class TopK(Stateless):
     """Keep the k likeliest tokens, and all that equal the last of them.
 
     Attributes:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import ControlMethod, keep_only, require
+from paceline.control.base import Stateless, keep_only, require
 from paceline.core import Floats
 from paceline.registry import controls
 
 
 @controls.register("top_p")
 @dataclass(frozen=True)
-class TopP(ControlMethod):
+class TopP(Stateless):
     """Keep the smallest set of likeliest tokens whose probabilities sum to `p` or more.
 
     Attributes:

@@ -8,6 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from paceline import _native
+from paceline.control.base import Filtering
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.lenient import lenient_walk
@@ -52,6 +53,9 @@ class Generation:
     ) -> None:
         _check(engine, request)
         self._rejects = _rejects(request, drafter, budget)
+        # The rejection walk needs every guess that was drawn, in vain or not.
+        filters = [c for c in request.controls if isinstance(c, Filtering)]
+        self._filters = [] if self._rejects else filters
         self.output = Output()
         self._engine, self._drafter, self._request = engine, drafter, request
         self._budget, self._stream, self._margins = budget, stream, margins
@@ -127,6 +131,8 @@ class Generation:
         if nodes:
             proposed = self._drafter.propose(context, nodes)
             tree = proposed.cut(room)
+            for control in self._filters:
+                tree = tree.keep(control.allows(self._history, tree))
             tree = self._budget.choose(tree, perf_counter() - start)
         drafted = perf_counter()
         logits = self._engine.forward([(sequence, tree)])

@@ -43,6 +43,7 @@ class Drafter(ABC):
         learns_from_prompt: `observe` is also called for every chunk of the prompt, as a chain
             whose nodes are all accepted. Costs the head's rows in the prefill.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
+        certain: guesses only what the request's controls force.
         knows_chances: for requests with the rejection walk, siblings are draws without
             replacement, in their order, from what `distributions` gives.
         rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
@@ -53,6 +54,7 @@ class Drafter(ABC):
     top_k: int = 0
     learns_from_prompt: bool = False
     uses_prediction: bool = False
+    certain: bool = False
     knows_chances: bool = False
     rollback: float | None = None
 

@@ -44,8 +44,8 @@ class Blend(DraftMethod):
 
     Attributes:
         members: further drafters, `+` between them and `;` between the settings of one, as in
-            `phrases+model:path=FOLDER;format=int8`. Default `phrases`, which costs nothing
-            unless the request has a prediction.
+            `phrases+model:path=FOLDER;format=int8`. Default `phrases+forced`, which cost nothing
+            unless the request has a prediction or controls.
         capacity: contexts kept, as of `recycle`. Default 262144.
         reach: tokens in reach, as of `suffix`. Default 262144.
         rate: learning rate of the weights. Default 0.05: half that of `recycle`, since a warm start
@@ -58,7 +58,7 @@ class Blend(DraftMethod):
     paper: ClassVar[str] = "ours; mixing in the logistic domain after Mahoney, PAQ, 2005"
     catalogue: ClassVar[tuple[int, ...]] = (40,)
 
-    members: str = "phrases"
+    members: str = "phrases+forced"
     capacity: int = 1 << 18
     reach: int = 1 << 18
     rate: float = 0.05
@@ -160,8 +160,12 @@ class _Blend(Drafter):
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)
         self._blend.suffix.begin()
-        for member in self._members:
+        for i, member in enumerate(self._members):
             member.begin(request)
+            if member.uses_prediction and request.prediction:
+                self._worth[i] = _Worth()  # it knows something new
+            if member.certain and request.controls:
+                self._worth[i] = _Worth()
 
     def attach(self, sequence: Cached) -> None:
         for member in self._members:
@@ -177,7 +181,7 @@ class _Blend(Drafter):
             start = perf_counter()
             guess = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
-            guesses.append((i, guess.tokens, guess.parents, guess.scores))
+            guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
         tokens, parents, scores, origin, named = self._blend.propose(context, budget, guesses)
         tree = TokenTree(tokens, parents, scores, origin)
         if asked.seconds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -93,6 +94,11 @@ class Tokenizer:
     def token(self, index: int) -> str:
         """One token as the vocabulary writes it; empty where it has none."""
         return self._backend.id_to_token(index) or ""
+
+    def decoder(self) -> dict[str, Any] | None:
+        """How tokens become text, as tokenizer.json describes it."""
+        found: dict[str, Any] | None = json.loads(self._backend.to_str())["decoder"]
+        return found
 
     def _ids(self, role: str) -> list[int]:
         index = self._backend.token_to_id(self.special[role]) if role in self.special else None

@@ -1,0 +1,86 @@
+"""Bad words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import ControlMethod, forbid
+from paceline.core import Control, Floats, Request
+from paceline.models.vocabulary import Vocabulary, words
+from paceline.registry import controls
+
+
+@controls.register("bad_words")
+@dataclass(frozen=True)
+class BadWords(ControlMethod):
+    r"""Words that never occur in the output.
+
+    A text is compared byte by byte: it cannot come about by any division into tokens, nor across
+    the end of the prompt. Ids forbid just this run of tokens.
+
+    Attributes:
+        words: quoted texts, token ids and runs of ids, `;` between them, as in `"damn";13;40 41`;
+            in `--sampler` a comma inside a text is written `\u002c`.
+    """
+
+    words: str
+
+    order = 31
+    paper = "ours for texts; for ids as in Hugging Face transformers, bad_words_ids"
+
+    def __post_init__(self) -> None:
+        words("bad_words", self.words)
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """With the tokens that could complete a word."""
+        items = words("bad_words", self.words)
+        runs = [item for item in items if not isinstance(item, str)]
+        for run in runs:
+            vocabulary.known("bad_words", run)
+        texts = [item.encode() for item in items if isinstance(item, str)]
+        return _BadWords(runs, [_Text(text, vocabulary) for text in texts], vocabulary)
+
+
+class _Text:
+    """A word, and for each part of it that the output may end with, the tokens that complete it."""
+
+    def __init__(self, text: bytes, vocabulary: Vocabulary) -> None:
+        self.text = text
+        self.always = vocabulary.containing(text)
+        self.after = [self.always] + [
+            vocabulary.beginning(text[size:]) for size in range(1, len(text))
+        ]
+
+    def forbidden(self, tail: bytes) -> list[NDArray[np.int64]]:
+        ends = [n for n in range(1, len(self.text)) if tail.endswith(self.text[:n])]
+        return [self.always, *(self.after[n] for n in ends)]
+
+
+class _BadWords:
+    def __init__(
+        self, runs: list[tuple[int, ...]], texts: list[_Text], vocabulary: Vocabulary
+    ) -> None:
+        self._runs, self._texts, self._vocabulary = runs, texts, vocabulary
+        self._need = max((len(text.text) for text in texts), default=1) - 1
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        edited = logits
+        for *before, last in self._runs:
+            if not before or history[-len(before) :] == before:
+                edited = forbid(edited, last)
+        if self._texts:
+            tail = self._tail(history)
+            found = [part for text in self._texts for part in text.forbidden(tail)]
+            edited = forbid(edited, np.concatenate(found))
+        return edited
+
+    def _tail(self, history: list[int]) -> bytes:
+        tail = b""
+        for token in reversed(history):
+            if len(tail) >= self._need:
+                break
+            tail = self._vocabulary.pieces[token] + tail
+        return tail

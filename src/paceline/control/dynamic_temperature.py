@@ -1,0 +1,43 @@
+"""Entropy-based dynamic temperature."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.control.base import Stateless, entropy, require, softmax
+from paceline.core import Floats
+from paceline.registry import controls
+
+_COLDEST = 1e-3
+
+
+@controls.register("dynamic_temperature")
+@dataclass(frozen=True)
+class DynamicTemperature(Stateless):
+    """Cool the distribution where the model is sure: T = T0 * base^(theta / entropy).
+
+    T0 is the request's temperature, so this works with it, not instead of it.
+
+    Attributes:
+        theta: strength, 0 to 10; 0 does nothing. Default 0.1, the paper's range being 0.1 to 1.
+        base: in (0, 1). Default 0.8, the paper's.
+    """
+
+    theta: float = 0.1
+    base: float = 0.8
+
+    order = 39
+    paper = "Zhang et al., EDT, arXiv 2403.14541, section 3.3"
+    catalogue = (280,)
+
+    def __post_init__(self) -> None:
+        require(0 <= self.theta <= 10, "dynamic_temperature", self.theta, "0 to 10")
+        require(0 < self.base < 1, "dynamic_temperature:base", self.base, "between 0 and 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Divide by base^(theta / entropy), at least 0.001."""
+        if self.theta == 0:
+            return logits
+        spread = max(entropy(softmax(logits)), 1e-9)
+        scaled: Floats = logits / max(self.base ** (self.theta / spread), _COLDEST)
+        return scaled

@@ -1,0 +1,34 @@
+"""Epsilon sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.control.base import Stateless, keep_only, require, softmax
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("epsilon")
+@dataclass(frozen=True)
+class Epsilon(Stateless):
+    """Keep the tokens with a probability of at least `cutoff`, and always the likeliest.
+
+    Attributes:
+        cutoff: probability in [0, 1); 0 keeps all. Default 0.0006, within the 0.0003 to 0.0009
+            that the paper's appendix selects for GPT-2 models.
+    """
+
+    cutoff: float = 6e-4
+
+    order = 65
+    paper = "Hewitt et al., Truncation Sampling as LM Desmoothing, arXiv 2210.15191, section 4.1"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.cutoff < 1, "epsilon", self.cutoff, "0 to below 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Compare p with the cutoff."""
+        if self.cutoff == 0:
+            return logits
+        return keep_only(logits, (softmax(logits) >= self.cutoff) | (logits == logits.max()))

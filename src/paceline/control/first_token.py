@@ -1,0 +1,34 @@
+"""Forced first token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.control.base import ControlMethod, require
+from paceline.control.force import Force
+from paceline.core import Control, Request
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+
+@controls.register("first_token")
+@dataclass(frozen=True)
+class FirstToken(ControlMethod):
+    """The output begins with this token.
+
+    Attributes:
+        token: its id.
+    """
+
+    token: int
+
+    order = 11
+    paper = "as in Hugging Face transformers, forced_bos_token_id"
+
+    def __post_init__(self) -> None:
+        require(self.token >= 0, "first_token", self.token, "a token id")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """At the end of the prompt."""
+        vocabulary.known("first_token", [self.token])
+        return Force(self.token, len(request.prompt))

@@ -1,0 +1,271 @@
+"""Grammars: the output is a JSON value, matches a regular expression, or follows Lark rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import takewhile
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import ControlMethod
+from paceline.core import Control, Floats, Request, TokenTree
+from paceline.errors import MethodError, RequestError
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+_LONGEST = 1 << 20  # characters of a grammar
+_COMPILED = 64  # grammars kept for each model
+_KINDS = ("regex", "json", "lark")
+_SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_DEEPEST = 100  # levels of a schema; the compiler's own limit ends in a stack overflow beyond
+
+
+@controls.register("grammar")
+@dataclass(frozen=True)
+class Grammar(ControlMethod):
+    """The output follows a grammar to its end, unless `max_new_tokens` cuts it.
+
+    Only tokens with which the text can still follow it are allowed, and the end only where it is
+    whole. Where it leaves one continuation, that is the tokens that the tokenizer makes of it:
+    the `forced` drafter offers them, and drafts that break the grammar are dropped before a pass.
+    Compiled once for a model, by llguidance (`paceline[grammar]`).
+
+    JSON has its keys in the order of the schema, and spaces after commas and colons only;
+    `x-guidance` in the schema, which is llguidance's, can change the spaces. A keyword that cannot
+    be enforced is refused by name.
+
+    Attributes:
+        text: the grammar, at most a million characters.
+        kind: `regex` (the whole output matches it), `json` (a JSON schema; `{}` is any JSON value)
+            or `lark` (llguidance's dialect of Lark; the rule is `start`). Default `regex`.
+    """
+
+    text: str
+    kind: str = "regex"
+
+    order = 38
+    paper = "llguidance, github.com/guidance-ai/llguidance; forced tokens as drafts are ours"
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise MethodError(f"grammar:kind is {self.kind!r}, expected {', '.join(_KINDS)}")
+        if len(self.text) > _LONGEST:
+            raise RequestError(
+                f"the grammar has {len(self.text)} characters, expected at most {_LONGEST}"
+            )
+        if self.kind == "json":
+            _check_json(self.text)
+
+    @classmethod
+    def schema(cls, schema: object) -> Grammar:
+        """Of a JSON schema: as text, as what JSON has, or a pydantic model."""
+        made = getattr(schema, "model_json_schema", None)
+        found = made() if callable(made) else schema
+        if isinstance(found, str):
+            return cls(found, "json")
+        try:
+            return cls(json.dumps(found), "json")
+        except (TypeError, ValueError, RecursionError):
+            raise RequestError("the schema is nothing that JSON can hold") from None
+
+    @classmethod
+    def choice(cls, texts: Iterable[str]) -> Grammar:
+        """One of `texts`, which may not be empty.
+
+        Raises:
+            RequestError: there is none, or one is empty.
+        """
+        found = list(dict.fromkeys(texts))
+        if not found or "" in found:
+            raise RequestError("a choice needs texts that are not empty, as in yes|no")
+        return cls("start: " + " | ".join(json.dumps(t, ensure_ascii=False) for t in found), "lark")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """A matcher at the end of the prompt.
+
+        Raises:
+            MethodError: llguidance is not installed.
+            RequestError: the grammar is invalid, unsupported, too large, or allows nothing.
+        """
+        if not request.stop_tokens:
+            raise RequestError(
+                "a grammar ends with a stop token, and this request has none; "
+                "leave --ignore-eos away, or take a checkpoint that names one"
+            )
+        stops = tuple(sorted(request.stop_tokens))
+        return _Matcher(_compiled(self, vocabulary, stops), request, vocabulary)
+
+
+class _Matcher:
+    """Follows a history by going back to what they share, so one serves any order of questions."""
+
+    def __init__(self, matcher: Any, request: Request, vocabulary: Vocabulary) -> None:
+        self._matcher = matcher
+        self._vocabulary = vocabulary  # the matcher asks it
+        self._start = len(request.prompt)
+        self._stops = request.stop_tokens
+        self._taken: list[int] = []
+        # The space that decoding drops at the beginning would be lost to the grammar's text.
+        self._lost: NDArray[np.int64] | None = None
+        if vocabulary.strips:
+            self._lost = vocabulary.beginning(b" ")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Forbid what the grammar does."""
+        if not self._follow(history):
+            return logits
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        if self._matcher.is_error():
+            raise RequestError(_refusal(self._matcher))
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
+        if self._lost is not None and len(history) == self._start:
+            allowed = allowed.copy()
+            allowed[self._lost] = False
+        edited: Floats = np.where(allowed, logits, np.float32(-np.inf))
+        return edited
+
+    def forced(self, history: list[int]) -> list[int]:
+        """The tokens that must follow; empty where there is a choice."""
+        found: list[int] = self._matcher.compute_ff_tokens() if self._follow(history) else []
+        return found
+
+    def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
+        """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
+        self._follow(history)
+        kept = np.zeros(len(tree), bool)
+        kept[0] = True
+        children: list[list[int]] = [[] for _ in range(len(tree))]
+        for node in range(1, len(tree)):
+            children[tree.parents[node]].append(node)
+        tokens = tree.tokens.tolist()
+        todo: list[int] = children[0][::-1]  # a node, or -1: one back
+        while todo:
+            node = todo.pop()
+            if node < 0:
+                self._matcher.rollback(1)
+                continue
+            token = tokens[node]
+            if token in self._stops:
+                kept[node] = self._matcher.is_accepting()
+            elif self._matcher.try_consume_tokens([token]):
+                kept[node] = True
+                todo += [-1, *children[node][::-1]]
+        return kept
+
+    def _follow(self, history: list[int]) -> bool:
+        """Go to the end of a history; False if it goes past a stop token, where a walk may look."""
+        taken, wanted = self._taken, history[self._start :]
+        same = len(taken) if wanted[: len(taken)] == taken else _shared(taken, wanted)
+        if same < len(taken):
+            self._matcher.rollback(len(taken) - same)
+            del taken[same:]
+        new = list(takewhile(lambda token: token not in self._stops, wanted[same:]))
+        if new:
+            count = self._matcher.try_consume_tokens(new)
+            taken += new[:count]
+            if count < len(new):
+                raise RequestError(
+                    f"token {new[count]} at position {self._start + len(taken)} is not in the "
+                    "grammar; a control that forces tokens contradicts it"
+                )
+        return len(taken) == len(wanted)
+
+
+def _shared(a: list[int], b: list[int]) -> int:
+    """How many first items are the same."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+# ------------------------------------------------------------------------------------ compiling
+
+_Known = tuple[dict[tuple[int, ...], Any], dict[Any, Any]]
+_known: WeakKeyDictionary[Vocabulary, _Known] = WeakKeyDictionary()
+
+
+class _Tokens:
+    """A vocabulary as llguidance asks for one; does not keep it, so that a model can go."""
+
+    def __init__(self, vocabulary: Vocabulary, stops: tuple[int, ...]) -> None:
+        self._vocabulary = ref(vocabulary)
+        self.tokens = vocabulary.pieces
+        self.eos_token_id, self.bos_token_id = stops[0], None
+        self.special_token_ids = sorted({*vocabulary.tokenizer.silent, *stops})
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        vocabulary = self._vocabulary()
+        if vocabulary is None:
+            return []
+        return vocabulary.inside(text if isinstance(text, bytes) else text.encode())
+
+
+def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) -> Any:
+    """A matcher at the beginning of a grammar."""
+    try:
+        from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+    except ImportError:
+        raise MethodError("grammars need llguidance; pip install 'paceline[grammar]'") from None
+    tokenizers, matchers = _known.setdefault(vocabulary, ({}, {}))
+    if stops not in tokenizers:
+        tokenizers[stops] = LLTokenizer(
+            TokenizerWrapper(_Tokens(vocabulary, stops)), eos_token=list(stops)
+        )
+    key = (grammar, stops)
+    if key not in matchers:
+        make: dict[str, Callable[[str], str]] = {
+            "regex": LLMatcher.grammar_from_regex,
+            "lark": LLMatcher.grammar_from_lark,
+            "json": partial(
+                LLMatcher.grammar_from_json_schema, defaults=_SPACES, overrides={"lenient": False}
+            ),
+        }
+        matcher = LLMatcher(tokenizers[stops], make[grammar.kind](grammar.text), log_level=0)
+        if not matcher.is_error():
+            matcher.compute_bitmask()
+        if matcher.is_error():
+            raise RequestError(_refusal(matcher))
+        while len(matchers) >= _COMPILED:
+            del matchers[next(iter(matchers))]
+        matchers[key] = matcher
+    return matchers[key].deep_copy()
+
+
+def _refusal(matcher: Any) -> str:
+    """One sentence for an error that may run over many lines, with where it is."""
+    message = matcher.get_error().partition("<state>")[0]
+    if message.startswith("NoExtension"):
+        return "the grammar allows no text from here on"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    details = [line for line in lines[1:] if line.startswith("error:")]
+    return f"the grammar cannot be used: {' '.join([*lines[:1], *details[-1:]])[:300]}"
+
+
+def _check_json(text: str) -> None:
+    """Refuse what is no JSON, and what is nested so deep that it can only be hostile."""
+    try:
+        schema = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RequestError(
+            f"the schema is not JSON: {error.msg} (line {error.lineno}, column {error.colno})"
+        ) from None
+    except (RecursionError, ValueError):
+        raise RequestError(f"the schema is nested more than {_DEEPEST} levels deep") from None
+    level = [schema]
+    for _ in range(_DEEPEST):
+        level = [item for value in level for item in _inner(value)]
+    if level:
+        raise RequestError(f"the schema is nested more than {_DEEPEST} levels deep")
+    if not isinstance(schema, dict):
+        raise RequestError("the schema is no object; {} is that of any JSON value")
+
+
+def _inner(value: object) -> Iterable[object]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()

@@ -1,0 +1,59 @@
+"""Exponential length decay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, require
+from paceline.core import Control, Floats, Request
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+_MOST = np.float32(1e30)
+
+
+@controls.register("length_decay")
+@dataclass(frozen=True)
+class LengthDecay(ControlMethod):
+    """From some length on make the end of the output ever more likely.
+
+    Attributes:
+        start: new tokens after which it begins, at least 0.
+        factor: 1 to 10; the logit z of a stop token grows by |z| * (factor^n - 1), n tokens past
+            `start`. Default 1.05, which doubles |z| after 14.
+    """
+
+    start: int
+    factor: float = 1.05
+
+    order = 24
+    paper = "as in Hugging Face transformers, exponential_decay_length_penalty"
+
+    def __post_init__(self) -> None:
+        require(self.start >= 0, "length_decay", self.start, "at least 0")
+        require(1 <= self.factor <= 10, "length_decay:factor", self.factor, "1 to 10")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """With the request's stop tokens."""
+        return _LengthDecay(
+            len(request.prompt) + self.start, self.factor, sorted(request.stop_tokens)
+        )
+
+
+@dataclass(frozen=True)
+class _LengthDecay:
+    start: int
+    factor: float
+    stops: list[int]
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        past = len(history) - self.start
+        if past <= 0 or not self.stops:
+            return logits
+        edited = logits.copy()
+        stops = [stop for stop in self.stops if np.isfinite(logits[stop])]
+        grown = min(past * np.log(self.factor), 60.0)
+        edited[stops] += np.minimum(np.abs(logits[stops]) * np.float32(np.expm1(grown)), _MOST)
+        return edited

@@ -1,0 +1,71 @@
+"""Logit bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import ControlMethod, require
+from paceline.core import Control, Floats, Request
+from paceline.errors import MethodError
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+
+@controls.register("logit_bias")
+@dataclass(frozen=True)
+class LogitBias(ControlMethod):
+    """Add a number to the logits of chosen tokens.
+
+    Attributes:
+        biases: `ID=NUMBER`, `;` between them, each -100 to 100, as in `13=-5;42=2.5`.
+    """
+
+    biases: str
+
+    order = 10
+    paper = "OpenAI API reference, logit_bias"
+
+    def __post_init__(self) -> None:
+        self.pairs()
+
+    def pairs(self) -> dict[int, float]:
+        """Token -> bias.
+
+        Raises:
+            MethodError: the text is no such list.
+            RequestError: a bias is out of range.
+        """
+        found: dict[int, float] = {}
+        for item in filter(None, map(str.strip, self.biases.split(";"))):
+            token, _, bias = map(str.strip, item.partition("="))
+            try:
+                if not (token.isascii() and token.isdecimal() and len(token) < 10):
+                    raise ValueError
+                value = float(bias)
+            except ValueError:
+                raise MethodError(f"logit_bias has {item!r}, expected ID=NUMBER") from None
+            require(-100 <= value <= 100, "logit_bias", value, "-100 to 100")
+            if int(token) in found:
+                raise MethodError(f"logit_bias names token {token} twice; give one bias")
+            found[int(token)] = value
+        return found
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """With the tokens looked up."""
+        pairs = self.pairs()
+        tokens = vocabulary.known("logit_bias", pairs)
+        return _LogitBias(tokens, np.array([pairs[int(t)] for t in tokens], np.float32))
+
+
+@dataclass(frozen=True)
+class _LogitBias:
+    tokens: NDArray[np.int64]
+    biases: Floats
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        edited = logits.copy()
+        edited[self.tokens] += self.biases
+        return edited

@@ -1,0 +1,51 @@
+"""Minimal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.control.base import ControlMethod, forbid, require
+from paceline.core import Control, Floats, Request
+from paceline.errors import RequestError
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+
+@controls.register("min_length")
+@dataclass(frozen=True)
+class MinLength(ControlMethod):
+    """Forbid the tokens that end the output until it has some length.
+
+    Stop strings are text and still end it: with them this control is refused.
+
+    Attributes:
+        tokens: new tokens before the end, at least 0.
+    """
+
+    tokens: int
+
+    order = 32
+    paper = "as in Hugging Face transformers, min_new_tokens"
+
+    def __post_init__(self) -> None:
+        require(self.tokens >= 0, "min_length", self.tokens, "at least 0")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """With the request's stop tokens."""
+        if request.stop_strings:
+            raise RequestError("min_length cannot hold off stop strings; leave one of them out")
+        if self.tokens > request.max_new_tokens:
+            raise RequestError(
+                f"min_length is {self.tokens}, expected at most the {request.max_new_tokens} "
+                "new tokens that may come"
+            )
+        return _MinLength(len(request.prompt) + self.tokens, sorted(request.stop_tokens))
+
+
+@dataclass(frozen=True)
+class _MinLength:
+    end: int
+    stops: list[int]
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        return forbid(logits, self.stops) if len(history) < self.end and self.stops else logits

@@ -1,0 +1,41 @@
+"""No n-gram twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from paceline.control.base import Stateless, forbid, require
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("no_repeat_ngram")
+@dataclass(frozen=True)
+class NoRepeatNgram(Stateless):
+    """Forbid every token that would complete a run of `n` tokens which prompt or output has.
+
+    Attributes:
+        n: at least 1. Default 3, the paper's for summaries.
+    """
+
+    n: int = 3
+
+    order = 30
+    paper = (
+        "Paulus et al., A Deep Reinforced Model for Summarization, arXiv 1705.04304, section 2.5"
+    )
+
+    def __post_init__(self) -> None:
+        require(self.n >= 1, "no_repeat_ngram", self.n, "at least 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Compare the last n - 1 tokens with every run."""
+        if len(history) < self.n:
+            return logits
+        text = np.asarray(history, np.int64)
+        runs = sliding_window_view(text, self.n)
+        same = (runs[:, :-1] == text[len(text) - self.n + 1 :]).all(1)
+        return forbid(logits, runs[same, -1])

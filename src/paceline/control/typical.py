@@ -1,0 +1,42 @@
+"""Locally typical sampling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import Stateless, entropy, keep_only, require, softmax, surprise
+from paceline.core import Floats
+from paceline.registry import controls
+
+
+@controls.register("typical")
+@dataclass(frozen=True)
+class Typical(Stateless):
+    """Keep the tokens whose surprise is nearest to the expected one, up to a mass.
+
+    The likeliest token may be among those that are dropped, also when decoding is greedy.
+
+    Attributes:
+        mass: probability to keep, in (0, 1]; 1 keeps all. Default 0.95, the best on stories in
+            the paper, table 3.
+    """
+
+    mass: float = 0.95
+
+    order = 63
+    paper = "Meister et al., Locally Typical Sampling, arXiv 2202.00666, section 4"
+
+    def __post_init__(self) -> None:
+        require(0 < self.mass <= 1, "typical", self.mass, "above 0 and at most 1")
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Sort by |surprise - entropy|; what is as far as the last kept token is kept, too."""
+        if self.mass == 1:
+            return logits
+        p = softmax(logits)
+        distance = np.abs(surprise(p) - entropy(p))
+        order = np.argsort(distance, kind="stable")
+        kept = min(int((np.cumsum(p[order]) < self.mass).sum()), len(order) - 1)
+        return keep_only(logits, distance <= distance[order[kept]])

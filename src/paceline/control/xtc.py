@@ -1,0 +1,61 @@
+"""XTC: exclude top choices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.control.base import ControlMethod, keep_only, require, softmax
+from paceline.core import Control, Floats, Request
+from paceline.models.vocabulary import Vocabulary
+from paceline.noise import gumbel
+from paceline.registry import controls
+
+_OTHER = 0x585443  # keeps its noise apart from that of the draws
+
+
+@controls.register("xtc")
+@dataclass(frozen=True)
+class Xtc(ControlMethod):
+    """Now and then drop all tokens of some chance but the least likely of them, for variety.
+
+    Whether it acts at a position depends on the request's seed and the position alone.
+
+    Attributes:
+        threshold: tokens at least as likely are top choices, in [0, 1]; above 0.5 there is never
+            more than one, and nothing to drop. Default 0.1, the author's.
+        probability: of acting at a position. Default 0.5, the author's.
+    """
+
+    threshold: float = 0.1
+    probability: float = 0.5
+
+    order = 68
+    paper = "P. E. Weidmann, Exclude Top Choices, text-generation-webui pull request 6335, 2024"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.threshold <= 1, "xtc:threshold", self.threshold, "0 to 1")
+        require(0 <= self.probability <= 1, "xtc:probability", self.probability, "0 to 1")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """With the request's seed."""
+        return _Xtc(self, request.seed)
+
+
+@dataclass(frozen=True)
+class _Xtc:
+    method: Xtc
+    seed: int
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        noise = gumbel(self.seed ^ _OTHER, len(history), np.zeros(1, np.int64))[0]
+        if np.exp(-np.exp(-noise)) >= self.method.probability:  # uniform in (0, 1)
+            return logits
+        p = softmax(logits)
+        top = np.flatnonzero(p >= self.method.threshold)
+        if len(top) < 2:
+            return logits
+        kept = p < self.method.threshold
+        kept[top[p[top].argmin()]] = True
+        return keep_only(logits, kept)

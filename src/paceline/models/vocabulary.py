@@ -1,0 +1,201 @@
+"""What every token adds to the text, as bytes: for whatever reasons about text token by token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import MethodError, RequestError
+from paceline.models.tokenizer import Tokenizer
+
+
+class Vocabulary:
+    """The tokens of a model.
+
+    Args:
+        size: tokens are below it; may be more than the tokenizer knows.
+        tokenizer: gives them text; None where there is none, as in tests.
+    """
+
+    def __init__(self, size: int, tokenizer: Tokenizer | None = None) -> None:
+        self.size = size
+        self._tokenizer = tokenizer
+        self._containing: dict[bytes, NDArray[np.int64]] = {}
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            MethodError: there is none.
+        """
+        if self._tokenizer is None:
+            raise MethodError("this model has no tokenizer; name tokens by their ids")
+        return self._tokenizer
+
+    @cached_property
+    def pieces(self) -> list[bytes]:
+        """What each token adds inside a text, [size]; empty for special and unknown tokens.
+
+        Raises:
+            MethodError: the tokenizer's decoder is of a kind that is not known byte by byte.
+        """
+        decode = _MEANINGS.get(self._decoder())
+        if decode is None:
+            raise MethodError(
+                f"the tokenizer decodes by {self._decoder()}, whose tokens have no text of their "
+                "own; expected byte-level BPE or SentencePiece"
+            )
+        tokenizer = self.tokenizer
+        named = min(self.size, len(tokenizer))
+        found = [
+            b"" if token in tokenizer.silent else decode(tokenizer.token(token))
+            for token in range(named)
+        ]
+        return found + [b""] * (self.size - named)
+
+    @cached_property
+    def strips(self) -> bool:
+        """Whether decoding drops a space from the beginning of a text."""
+        return self._decoder() == "SentencePiece"
+
+    def containing(self, text: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens whose bytes contain `text`."""
+        if text not in self._containing:
+            found = [token for token, own in enumerate(self.pieces) if text in own]
+            self._containing[text] = np.array(found, np.int64)
+        return self._containing[text]
+
+    def beginning(self, text: bytes) -> NDArray[np.int64]:
+        """Ids of the tokens whose bytes begin with `text`."""
+        return np.array([t for t in self.containing(text) if self.pieces[t].startswith(text)], int)
+
+    def inside(self, text: bytes) -> list[int]:
+        """Token ids of `text` as it stands inside another, such that their pieces are `text`.
+
+        As the tokenizer divides it behind a line break, or else the longest tokens first. Ends
+        before the first byte that is in no token.
+        """
+        with suppress(UnicodeDecodeError):
+            ids = self.tokenizer.encode("\n" + text.decode(), special=False)
+            for cut in range(1, min(len(ids), 4) + 1):
+                if b"".join(self.pieces[t] for t in ids[:cut]).endswith(b"\n"):
+                    if b"".join(self.pieces[t] for t in ids[cut:]) == text:
+                        return ids[cut:]
+                    break
+        found: list[int] = []
+        while text:
+            sizes = range(min(len(text), self._longest), 0, -1)
+            size = next((n for n in sizes if text[:n] in self._by_piece), 0)
+            if not size:
+                break
+            found.append(self._by_piece[text[:size]])
+            text = text[size:]
+        return found
+
+    @cached_property
+    def _by_piece(self) -> dict[bytes, int]:
+        return {piece: token for token, piece in reversed(list(enumerate(self.pieces))) if piece}
+
+    @cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._by_piece))
+
+    def known(self, name: str, tokens: Iterable[int]) -> NDArray[np.int64]:
+        """`tokens` as an array, if the model has them all; `name` is the setting they are from.
+
+        Raises:
+            RequestError: it has not.
+        """
+        found = np.fromiter(tokens, np.int64)
+        wrong = found[(found < 0) | (found >= self.size)]
+        if len(wrong):
+            raise RequestError(
+                f"{name} names token {wrong[0]}, which is outside the vocabulary of {self.size}"
+            )
+        return found
+
+    def _decoder(self) -> str:
+        return _kind(self.tokenizer.decoder())
+
+
+def _kind(decoder: Any) -> str:
+    """`ByteLevel`, `SentencePiece`, or the name of what is neither."""
+    parts = decoder.get("decoders", [decoder]) if decoder else [{"type": "nothing"}]
+    names = [part["type"] for part in parts]
+    if names[:3] == ["Replace", "ByteFallback", "Fuse"] or names == ["Metaspace"]:
+        return "SentencePiece"
+    return "ByteLevel" if names == ["ByteLevel"] else "+".join(names)
+
+
+def _characters() -> dict[str, int]:
+    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    pairs = [(byte, byte) for byte in shown] + [(256 + i, byte) for i, byte in enumerate(hidden)]
+    return {chr(code): byte for code, byte in pairs}
+
+
+_BYTES = _characters()
+
+
+def _byte_level(token: str) -> bytes:
+    if all(character in _BYTES for character in token):
+        return bytes(_BYTES[character] for character in token)
+    return token.encode()  # an added token that is written as it is
+
+
+def _sentence_piece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        try:
+            return bytes([int(token[3:5], 16)])
+        except ValueError:
+            pass
+    return token.replace("\u2581", " ").encode()
+
+
+_MEANINGS = {"ByteLevel": _byte_level, "SentencePiece": _sentence_piece}
+
+
+def words(name: str, text: str) -> list[tuple[int, ...] | str]:
+    r"""The items of a list such as `13;"two words";40 41`: ids, JSON strings, runs of ids.
+
+    In `--sampler` a comma ends the setting: write `\u002c` for one inside a string.
+
+    Raises:
+        MethodError: an item is neither.
+    """
+    found: list[tuple[int, ...] | str] = []
+    rest = text.strip()
+    while rest:
+        try:
+            if rest.startswith('"'):
+                item, end = json.JSONDecoder().raw_decode(rest)
+                found.append(item)
+                rest = rest[end:].lstrip()
+                if rest and not rest.startswith(";"):
+                    raise ValueError
+                rest = rest[1:].lstrip()
+            else:
+                ids, _, rest = rest.partition(";")
+                found.append(tuple(_id(part) for part in ids.split()))
+                rest = rest.lstrip()
+        except ValueError:
+            raise MethodError(
+                f'{name} is {text!r}, expected token ids and "quoted text" with ; between them'
+            ) from None
+    if "" in found or () in found:
+        raise MethodError(f"{name} has an empty item in {text!r}")
+    return found
+
+
+def _id(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise ValueError
+    return int(text)
