@@ -16,12 +16,18 @@ FULL = Path("/dev/full")
 PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()"]
 
 
+def heed_ctrl_c():
+    """Jobs in the background of a shell start with SIGINT ignored, and so would their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(*words, **options):
     return subprocess.Popen(
         [*PROGRAM, *map(str, words)],
         stdout=options.pop("stdout", subprocess.PIPE),
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_ctrl_c,
         **options,
     )
 
