@@ -1,6 +1,7 @@
 """Warm starts: traces go round, are read with suspicion, and save passes."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -117,6 +118,14 @@ def test_a_warm_start_saves_passes_and_changes_nothing(trace, name):
     for key, array in again.state().items():
         warm.reset()
         assert np.array_equal(array, warm.state()[key]), key
+
+
+def test_a_warm_start_lets_no_member_rest(trace, monkeypatch):
+    ticks = itertools.count()
+    monkeypatch.setattr("paceline.drafters.blend.perf_counter", lambda: float(next(ticks)))
+    drafter = drafters.parse("blend:members=trie+trigram").build(Target(11, trace=trace))
+    assert len(trace.starts) > 16
+    assert [worth.resting for worth in drafter._worth] == [0, 0]
 
 
 @pytest.mark.parametrize("name", ["recycle", "suffix", "trie", "trigram", "lookup", "plain"])

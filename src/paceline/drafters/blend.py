@@ -150,6 +150,7 @@ class _Blend(Drafter):
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()
         self._start = start_of(self, target, method.warm)
+        self._forget()  # a replay has no passes: what members are worth is not to be had from it
 
     def _forget(self) -> None:
         self._worth = [_Worth() for _ in self._members]
