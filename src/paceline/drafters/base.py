@@ -129,6 +129,13 @@ def grown(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:
     return TokenTree(tokens, parents, scores, origin)
 
 
+def unpacked(step: Step) -> tuple[Tokens, Tokens, Tokens, Tokens, Floats, Tokens, Tokens]:
+    """A step as native code takes it: context, tree, successors, path and draws."""
+    tree = step.tree
+    top = (step.top_tokens, step.top_probs)
+    return (step.context, tree.tokens, tree.parents, *top, step.path, step.drawn)
+
+
 def within(low: float, high: float, method: str, **settings: float) -> None:
     """Refuse settings outside `low..high`, and those that are no numbers.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from paceline import _native
 from paceline.core import Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, within
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
 from paceline.drafters.trace import start_of
@@ -198,16 +198,7 @@ class _Blend(Drafter):
         for member in self._members:
             if member.top_k and (drawn or member.learns_from_prompt):
                 member.observe(step)
-        self._blend.observe(
-            step.context,
-            step.tree.tokens,
-            step.tree.parents,
-            step.top_tokens,
-            step.top_probs,
-            step.path,
-            step.drawn,
-            drawn,
-        )
+        self._blend.observe(*unpacked(step), drawn)
 
     def _settle(self, step: Step) -> None:
         """Credit the accepted nodes to the members that named them."""

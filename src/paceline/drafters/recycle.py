@@ -9,7 +9,7 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
 from paceline.drafters.matrix import matrix
 from paceline.drafters.trace import start_of
 from paceline.errors import MethodError
@@ -116,16 +116,7 @@ class _Recycle(Drafter):
     def observe(self, step: Step) -> None:
         # The prompt's own tokens were not drawn from the model: they teach the weights nothing.
         drawn = len(step.context) >= self._prompt
-        self._mixer.observe(
-            step.context,
-            step.tree.tokens,
-            step.tree.parents,
-            step.top_tokens,
-            step.top_probs,
-            step.path,
-            step.drawn,
-            drawn,
-        )
+        self._mixer.observe(*unpacked(step), drawn)
 
     def state(self) -> State:
         return mixer_state(self._mixer)

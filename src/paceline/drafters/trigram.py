@@ -9,7 +9,7 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
 from paceline.errors import MethodError
 from paceline.registry import drafters
 
@@ -85,16 +85,8 @@ class _Trigram(Drafter):
         return grown(*self._native.propose(context, budget))
 
     def observe(self, step: Step) -> None:
-        self._native.observe(
-            step.context,
-            step.tree.tokens,
-            step.tree.parents,
-            step.top_tokens,
-            step.top_probs,
-            step.path,
-            step.drawn,
-            len(step.context) >= self._prompt,  # the prompt's own tokens were not drawn
-        )
+        drawn = len(step.context) >= self._prompt  # the prompt's own tokens were not
+        self._native.observe(*unpacked(step), drawn)
 
     def state(self) -> State:
         arrays = self._arrays()
