@@ -11,6 +11,7 @@ from typing import TypedDict, Unpack
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.keywords import Keywords
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
@@ -42,6 +43,7 @@ class Options(TypedDict, total=False):
     controls: Controls | None
     schema: object
     grammar: Grammar | str | None
+    keywords: Keywords | str | Sequence[str] | None
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
@@ -124,6 +126,7 @@ class LM:
         controls: Controls | None = None,
         schema: object = None,
         grammar: Grammar | str | None = None,
+        keywords: Keywords | str | Sequence[str] | None = None,
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
@@ -140,6 +143,8 @@ class LM:
                 methods. None takes the checkpoint's defaults.
             schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
+            keywords: words that the output has, in any order, as a list or as `dog;ice cream`;
+                `Keywords` has more settings.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
@@ -167,7 +172,12 @@ class LM:
         grammars = [Grammar.schema(schema)] if schema is not None else []
         if grammar is not None:
             grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
-        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        texts: list[ControlMethod] = [*grammars]
+        if isinstance(keywords, str):
+            texts.append(Keywords(keywords))
+        elif keywords is not None:
+            texts.append(keywords if isinstance(keywords, Keywords) else Keywords.of(keywords))
+        return bind((*sampling.methods, *heated, *texts), request, self.vocabulary)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""

@@ -45,6 +45,8 @@ def generate(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    keywords: options.Words = None,
+    hmm: options.Hmm = None,
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -63,6 +65,7 @@ def generate(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    wanted = options.keywords(keywords, hmm)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -77,6 +80,7 @@ def generate(
         seed=seed,
         controls=controls,
         grammar=follows,
+        keywords=wanted,
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,

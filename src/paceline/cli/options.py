@@ -14,6 +14,7 @@ from paceline.errors import MethodError, RequestError
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
     from paceline.control.grammar import Grammar
+    from paceline.control.keywords import Keywords
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
 
@@ -80,6 +81,13 @@ GrammarFile = Annotated[
     Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
 ]
 Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
+Words = Annotated[
+    str | None,
+    typer.Option("--keywords", help="Words that the output has, in any order: dog,ice cream."),
+]
+Hmm = Annotated[
+    Path | None, typer.Option("--hmm", help="Of `paceline distil-hmm`; leads to the keywords.")
+]
 Walk = Annotated[
     str,
     typer.Option(
@@ -209,6 +217,21 @@ def one_grammar(
     if grammar is not None:
         return Grammar(_read("the grammar", grammar), "lark")
     return None if choice is None else Grammar.choice(choice.split("|"))
+
+
+def keywords(words: str | None, hmm: Path | None) -> Keywords | None:
+    """What `--keywords` and `--hmm` ask for.
+
+    Raises:
+        PacelineError: a word is missing.
+    """
+    from paceline.control.keywords import Keywords
+
+    if words is None:
+        if hmm is not None:
+            raise MethodError("--hmm leads to keywords, and none are given; add --keywords")
+        return None
+    return Keywords.of(words.split(","), hmm="" if hmm is None else str(hmm))
 
 
 def _read(what: str, path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -73,6 +73,30 @@ class Filtering(Protocol):
         ...
 
 
+@runtime_checkable
+class Judging(Protocol):
+    """A control that knows of texts that can never be part of an output."""
+
+    name: str
+
+    def writes(self, text: str) -> bool:
+        """Whether `text` can stand behind a boundary of words in some output."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A control that wants texts in the output: it is told of those that may forbid them."""
+
+    def meet(self, judges: Sequence[Judging]) -> None:
+        """Look whether what is wanted can be had.
+
+        Raises:
+            RequestError: it cannot.
+        """
+        ...
+
+
 M = TypeVar("M", bound=ControlMethod)
 
 
@@ -97,6 +121,10 @@ def bind(methods: Iterable[ControlMethod], request: Request, vocabulary: Vocabul
         PacelineError: one cannot be had.
     """
     controls = tuple(method.bind(request, vocabulary) for method in chain(methods))
+    judges = [control for control in controls if isinstance(control, Judging)]
+    for control in controls:
+        if isinstance(control, Demanding):
+            control.meet(judges)
     return replace(request, controls=controls)
 
 
@@ -132,6 +160,14 @@ def keep_only(logits: Floats, kept: np.ndarray) -> Floats:
     edited = np.full_like(logits, -np.inf)
     edited[kept] = logits[kept]
     return edited
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """How many first items are the same."""
+    if b[: len(a)] == a:
+        return len(a)
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def require(condition: bool, name: str, found: float, expected: str) -> None:
