@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable
+from functools import lru_cache
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -23,9 +24,12 @@ class Automaton(ABC):
 
     Attributes:
         start: the state before the first character.
+        special: characters beyond ASCII that are not treated as others of their kind: letters,
+            numbers, and what is neither.
     """
 
     start: State
+    special: str = ""
 
     @abstractmethod
     def step(self, state: State, character: str) -> State | None:
@@ -50,14 +54,38 @@ class _Bytes:
             try:
                 text = half.decode()
             except UnicodeDecodeError as error:
-                return (own, half) if error.reason == "unexpected end of data" else None
+                hopeful = error.reason == "unexpected end of data" and self._hopeful(own, half)
+                return (own, half) if hopeful else None
         else:
             text = chr(byte)
         after = self._inner.step(own, text)
         return None if after is None else (after, b"")
 
+    def _hopeful(self, own: State, half: bytes) -> bool:
+        """Whether half a character can become one that is allowed."""
+        special = [c for c in self._inner.special if c.encode().startswith(half)]
+        tried = (*special, *_samples(half))
+        return any(self._inner.step(own, character) is not None for character in tried)
+
     def whole(self, state: tuple[State, bytes]) -> bool:
         return not state[1] and self._inner.whole(state[0])
+
+
+@lru_cache(maxsize=1 << 15)
+def _samples(half: bytes) -> tuple[str, ...]:
+    """One character of each kind among those that begin with `half`."""
+    size = 2 + (half[0] >= 0xE0) + (half[0] >= 0xF0)
+    left = size - len(half)
+    first = half[0] & (0x7F >> size)
+    for byte in half[1:]:
+        first = first << 6 | byte & 0x3F
+    kinds: dict[tuple[bool, bool], str] = {}
+    lowest = (0x80, 0x800, 0x10000)[size - 2]
+    for code in range(max(first << 6 * left, lowest), min(first + 1 << 6 * left, 0x110000)):
+        if not 0xD800 <= code < 0xE000:
+            character = chr(code)
+            kinds.setdefault((character.isalpha(), character.isnumeric()), character)
+    return tuple(kinds.values())
 
 
 class TextControl:

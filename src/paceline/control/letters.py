@@ -14,6 +14,7 @@ from paceline.models.vocabulary import Vocabulary
 from paceline.registry import controls
 
 APOSTROPHES = "'\u2019"
+ASCII = set(map(chr, range(128)))
 _LONGEST = 64  # letters of a word, where no limit is given and something must be counted
 
 
@@ -117,6 +118,8 @@ class _Letters(Automaton):
         self._places = {letter: place for place, letter in enumerate(sorted(self._counts))}
         self._every = frozenset(_fold(method.every))
         self._least, self._most = method.least, method.most
+        named = method.ban + method.only + method.anagram + method.every + method.text
+        self.special = "".join({*named.lower(), *named.upper(), *APOSTROPHES} - ASCII)
         self._blank = (0,) * len(self._places)
         missing = frozenset(_fold(method.text))
         self.start = _Word(0, False, self._blank, self._every, missing)

@@ -8,7 +8,7 @@ from typing import NamedTuple, cast
 
 from paceline.control.automaton import Automaton, State, TextControl
 from paceline.control.base import ControlMethod, require
-from paceline.control.letters import APOSTROPHES
+from paceline.control.letters import APOSTROPHES, ASCII
 from paceline.control.pronounced import Dictionary, read_dictionary
 from paceline.core import Control, Request
 from paceline.errors import MethodError, RequestError
@@ -21,7 +21,8 @@ from paceline.registry import controls
 class Sounds(ControlMethod):
     """Rhyme and metre: the syllables of words and of lines, and how lines end.
 
-    Every word of the output is one of a pronouncing dictionary: while a word is written it must be
+    Every word of the output is one of a pronouncing dictionary (one with an apostrophe that it does
+    not have counts as two): while a word is written it must be
     the beginning of one that fits, so that no line comes to where it cannot be ended. Digits have
     no sound of their own and are forbidden. The prompt is not looked at. An output that ended by
     itself follows the rules; one that `max_new_tokens` cut says so (`length`).
@@ -93,6 +94,7 @@ class _Sounds(Automaton):
         if not self._last or (method.line and not self._fills[method.line]):
             raise RequestError("the dictionary has no words for a line as sounds wants it")
         self._fitting = fitting
+        self.special = "".join({*APOSTROPHES, *"".join(fitting)} - ASCII)
         self._sorted: dict[int, list[str]] = {}
         self.start = _Line()
 

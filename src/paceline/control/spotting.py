@@ -13,6 +13,7 @@ from paceline.errors import RequestError
 
 FAR = 1 << 30  # tokens; no text is so long
 _MOST = 1 << 14  # states
+_TOO_MANY = "the keywords are too many to be told apart; give fewer, or their order"
 _State = tuple[bool, int, int]  # behind a boundary; begun keywords, by bits; which were found
 
 Keyword = tuple[bytes, ...]  # the ways to write it
@@ -53,6 +54,8 @@ class Spotter:
         pieces: Sequence[bytes],
         stops: Iterable[int],
     ) -> None:
+        if not ordered and 1 << len(keywords) > _MOST:
+            raise RequestError(_TOO_MANY)
         self._bits = _Bits(keywords, ordered)
         self._number: dict[_State, int] = {(True, 0, self._bits.full): 0}
         table = self._table()
@@ -80,10 +83,7 @@ class Spotter:
                 row.append(self._number[after])
             rows.append(row)
             if len(rows) > _MOST:
-                raise RequestError(
-                    "the keywords are too many to be told apart in any order; "
-                    "give fewer, or their order"
-                )
+                raise RequestError(_TOO_MANY)
         return np.array(rows, np.int32)
 
     def _lift(self, table: Tokens, pieces: Sequence[bytes], stops: frozenset[int]) -> None:
@@ -126,6 +126,7 @@ class _Bits:
     def __init__(self, keywords: Sequence[Keyword], ordered: bool) -> None:
         self._ordered, self._count = ordered, len(keywords)
         self.full = len(keywords) if ordered else (1 << len(keywords)) - 1
+        self._left: dict[int, int] = {}
         self._places = [0] * 256  # bits that a byte fits
         self._first = self._free = self._last = self._waits = 0
         self._own = [0] * len(keywords)  # the bits of each
@@ -179,7 +180,10 @@ class _Bits:
         """The bits of those that may still be begun."""
         if self._ordered:
             return self._own[found] if found < self._count else 0
-        return sum(own for index, own in enumerate(self._own) if not found >> index & 1)
+        if found not in self._left:
+            left = (own for index, own in enumerate(self._own) if not found >> index & 1)
+            self._left[found] = sum(left)
+        return self._left[found]
 
     def _add(self, found: int, whole: int) -> int:
         if not whole:
