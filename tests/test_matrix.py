@@ -45,6 +45,7 @@ NEEDED = {
     "grammar": "grammar:text=( the end| of a day|a| b[a-z]*)+[.]",
     "letters": "letters:ban=q,most=9",
     "sounds": "sounds:most=2,dictionary={folder}/sounds",
+    "monitor": "monitor:before={folder}/code",
     "keywords": "keywords:words=dog;a,hmm={folder}/hmm",
     "xtc": "xtc:threshold=0.05",
 }
@@ -68,6 +69,7 @@ def needed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("needed")
     lines = (f"{word} W ER1 D" for word in SPOKEN.split())
     (folder / "sounds").write_text("\n".join(lines))
+    (folder / "code").write_text("class Lily:\n    played = wanted = 1\n")
     model = load(shared("models", "stories260K"))
     size = model.config.vocab_size
     write_hmm(folder / "hmm", blank(4, np.ones(size), 0), model.tokenizer)
