@@ -16,7 +16,9 @@ from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
 
 State = Hashable
-_ROWS = 2048  # states whose tokens are remembered
+_ROWS = 1 << 25  # bytes of the rows that are remembered of one method
+_METHODS = 4  # whose rows are remembered for each model
+_SAMPLES = 1 << 12  # characters that are looked at among those that half a one may become
 
 
 class Automaton(ABC):
@@ -81,7 +83,8 @@ def _samples(half: bytes) -> tuple[str, ...]:
         first = first << 6 | byte & 0x3F
     kinds: dict[tuple[bool, bool], str] = {}
     lowest = (0x80, 0x800, 0x10000)[size - 2]
-    for code in range(max(first << 6 * left, lowest), min(first + 1 << 6 * left, 0x110000)):
+    begin, end = max(first << 6 * left, lowest), min(first + 1 << 6 * left, 0x110000)
+    for code in range(begin, end, max(1, (end - begin) // _SAMPLES)):
         if not 0xD800 <= code < 0xE000:
             character = chr(code)
             kinds.setdefault((character.isalpha(), character.isnumeric()), character)
@@ -93,10 +96,22 @@ class TextControl:
 
     Special tokens add nothing to the text and change nothing. Pure: a history is followed from
     what it shares with the last one, so that questions may come in any order.
+
+    Args:
+        name: of the method, for messages.
+        method: its settings; requests with the same share what they find out.
+        automaton: over the output.
+        request: where the output begins, and what ends it.
+        vocabulary: the tokens.
     """
 
     def __init__(
-        self, name: str, automaton: Automaton, request: Request, vocabulary: Vocabulary
+        self,
+        name: str,
+        method: Hashable,
+        automaton: Automaton,
+        request: Request,
+        vocabulary: Vocabulary,
     ) -> None:
         self.name, self._inner, self._automaton = name, automaton, _Bytes(automaton)
         self._start, self._size = len(request.prompt), vocabulary.size
@@ -104,7 +119,7 @@ class TextControl:
         self._pieces, self._sorted = vocabulary.pieces, _sorted(vocabulary)
         self._taken: list[int] = []
         self._states = [self._automaton.start]
-        self._rows: dict[State, NDArray[np.bool_]] = {}
+        self._rows = _rows(vocabulary, (method, request.stop_tokens))
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Forbid what the automaton does."""
@@ -164,7 +179,7 @@ class TextControl:
             else:
                 row[tokens] = True
         row[list(self._stops)] = self._automaton.whole(state)
-        if len(self._rows) >= _ROWS:
+        if len(self._rows) * self._size >= _ROWS:
             del self._rows[next(iter(self._rows))]
         self._rows[state] = row
         return row
@@ -186,6 +201,18 @@ class TextControl:
             self._taken.append(token)
             self._states.append(after)
         return self._states[-1]
+
+
+_Rows = dict[State, NDArray[np.bool_]]
+_all_rows: WeakKeyDictionary[Vocabulary, dict[Hashable, _Rows]] = WeakKeyDictionary()
+
+
+def _rows(vocabulary: Vocabulary, key: Hashable) -> _Rows:
+    """What is known of a method from earlier requests."""
+    known = _all_rows.setdefault(vocabulary, {})
+    if key not in known and len(known) >= _METHODS:
+        del known[next(iter(known))]
+    return known.setdefault(key, {})
 
 
 _Sorted = list[tuple[bytes, int, NDArray[np.int64]]]

@@ -97,7 +97,7 @@ class Letters(ControlMethod):
                 "letters cannot hold off stop strings where it sets every, text or least; "
                 "leave one of them out"
             )
-        return TextControl("letters", _Letters(self), request, vocabulary)
+        return TextControl("letters", self, _Letters(self), request, vocabulary)
 
 
 class _Word(NamedTuple):

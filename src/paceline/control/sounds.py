@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple, cast
 
 from paceline.control.automaton import Automaton, State, TextControl
@@ -64,8 +66,12 @@ class Sounds(ControlMethod):
         """
         if request.stop_strings:
             raise RequestError("sounds cannot hold off stop strings; leave one of them out")
-        automaton = _Sounds(self, read_dictionary(self.dictionary))
-        return TextControl("sounds", automaton, request, vocabulary)
+        return TextControl("sounds", self, _automaton(self), request, vocabulary)
+
+
+@lru_cache(maxsize=4)
+def _automaton(method: Sounds) -> _Sounds:
+    return _Sounds(method, read_dictionary(method.dictionary))
 
 
 class _Line(NamedTuple):
@@ -93,7 +99,10 @@ class _Sounds(Automaton):
             self._fills[n] = n in ends or any(s < n and self._fills[n - s] for s in sizes)
         if not self._last or (method.line and not self._fills[method.line]):
             raise RequestError("the dictionary has no words for a line as sounds wants it")
-        self._fitting = fitting
+        self._body, self._ends = (
+            {n: sorted(w for w in words if dictionary.syllables[w] == n) for n in sizes}
+            for words in (fitting, self._last)
+        )
         self.special = "".join({*APOSTROPHES, *"".join(fitting)} - ASCII)
         self._sorted: dict[int, list[str]] = {}
         self.start = _Line()
@@ -102,13 +111,11 @@ class _Sounds(Automaton):
         """What may follow in a line that has so many syllables, in order."""
         if syllables not in self._sorted:
             left = self._line - syllables
-            self._sorted[syllables] = sorted(
-                word
-                for word in self._fitting
-                if not self._line
-                or (self._syllables[word] == left and word in self._last)
-                or (self._syllables[word] < left and self._fills[left - self._syllables[word]])
-            )
+            lists = [self._ends.get(left, [])]
+            for size, words in self._body.items():
+                if not self._line or (size < left and self._fills[left - size]):
+                    lists.append(words)
+            self._sorted[syllables] = sorted(chain(*lists))
         return self._sorted[syllables]
 
     def step(self, state: State, character: str) -> State | None:
