@@ -14,7 +14,6 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Callable
-from itertools import chain
 
 import numpy as np
 from keywords import nats
@@ -38,10 +37,7 @@ def spoken(text: str) -> list[int]:
     """Syllables of the words, by CMU's dictionary."""
     known = read_dictionary("").syllables
     found = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
-    parts = (  # an apostrophe that the dictionary does not have divides a word
-        [word] if word in known else word.split("'") for word in found
-    )
-    return [known.get(part, 99) for part in chain(*parts)]
+    return [known.get(word, 99) for word in found]
 
 
 RULES: list[tuple[str, ControlMethod | None, Callable[[str], bool]]] = [
@@ -81,7 +77,9 @@ def main() -> None:
             )
             output = lm.stream(request).run()
             whole = output.finish == "stop"
-            kept += rule(output.text if whole else re.sub(r"[^\W_]+\Z", "", output.text))
+            kept += rule(
+                output.text if whole else re.sub(r"[^\W_]+(['’][^\W_]*)?\Z", "", output.text)
+            )
             ended += whole
             costs.append(nats(lm, request, output))
             times.append(output.seconds.decode / len(output.tokens) * 1e3)

@@ -45,7 +45,7 @@ def lm():
 def keeps(rule, text):
     """The rule, said another way."""
     for line in re.split("[\n\r]", text):
-        words = re.findall(r"don't|[a-z]+", line.lower())
+        words = re.findall(r"[a-z]+(?:'[a-z]+)*", line.lower())
         if not all(word in SYLLABLES for word in words):
             return False
         counts = [SYLLABLES[word] for word in words]

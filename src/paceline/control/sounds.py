@@ -23,11 +23,10 @@ from paceline.registry import controls
 class Sounds(ControlMethod):
     """Rhyme and metre: the syllables of words and of lines, and how lines end.
 
-    Every word of the output is one of a pronouncing dictionary (one with an apostrophe that it does
-    not have counts as two): while a word is written it must be
-    the beginning of one that fits, so that no line comes to where it cannot be ended. Digits have
-    no sound of their own and are forbidden. The prompt is not looked at. An output that ended by
-    itself follows the rules; one that `max_new_tokens` cut says so (`length`).
+    Every word of the output is one of a pronouncing dictionary, apostrophes included: while a word
+    is written it must be the beginning of one that fits, so that no line comes to where it cannot
+    be ended. Digits have no sound of their own and are forbidden. The prompt is not looked at. An
+    output that ended by itself follows the rules; one that `max_new_tokens` cut says so (`length`).
 
     Attributes:
         rhyme: a word; the last word of every line is another one that rhymes with it.
@@ -80,6 +79,7 @@ class _Line(NamedTuple):
     word: str = ""
     syllables: int = 0
     closed: bool = True  # the line may end: it has no words, or the last one rhymes
+    quoted: bool = False  # an apostrophe ended the last word: no letter may make it part of one
 
 
 class _Sounds(Automaton):
@@ -121,6 +121,8 @@ class _Sounds(Automaton):
     def step(self, state: State, character: str) -> State | None:
         line = cast(_Line, state)
         joins = character in APOSTROPHES and bool(line.word)
+        if character.isalpha() and line.quoted:
+            return None
         if character.isalpha() or joins:
             word = line.word + ("'" if joins else character.lower())
             if self._begins(word, line.syllables):
@@ -131,7 +133,7 @@ class _Sounds(Automaton):
             return None
         ended = self._ended(line)
         if ended is None or character not in "\n\r":
-            return ended
+            return None if ended is None else ended._replace(quoted=joins)
         return _Line() if self._closed(ended) else None
 
     def _begins(self, word: str, syllables: int) -> bool:
@@ -144,11 +146,12 @@ class _Sounds(Automaton):
         if not line.word:
             return line
         words = self._words(line.syllables)
-        place = bisect_left(words, line.word)
-        if place == len(words) or words[place] != line.word:
-            return None
-        total = line.syllables + self._syllables[line.word] if self._line else 0
-        return _Line("", total, line.word in self._last)
+        for word in dict.fromkeys((line.word, line.word.removesuffix("'"))):  # it may close a quote
+            place = bisect_left(words, word)
+            if place < len(words) and words[place] == word:
+                total = line.syllables + self._syllables[word] if self._line else 0
+                return _Line("", total, word in self._last)
+        return None
 
     def _closed(self, line: _Line) -> bool:
         return line.closed and line.syllables in (0, self._line)
