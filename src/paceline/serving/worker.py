@@ -227,9 +227,12 @@ class Worker:
         self.stats.walk += perf_counter() - passed
         return events
 
-    def close(self) -> list[Event]:
+    def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
         """Give everything up."""
-        return [event for each in list(self._places) for event in self.cancel(each)]
+        waiting = [ask.id for asks in self._followers.values() for ask in asks]
+        self._followers.clear()
+        events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        return [*events, *(Event(each, finish=finish, error=error) for each in waiting)]
 
     def _run(self, ask_id: str) -> Run:
         return self._places[ask_id].run
