@@ -15,10 +15,14 @@ from paceline import LM
 from paceline.control.base import Filtering, Forcing
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
+from paceline.decoding.governor import Fixed
 from paceline.errors import MethodError, PacelineError, RequestError
+from paceline.measuring.turns import decode, plain_drafter
+from paceline.registry import drafters
 from tests.conftest import shared
 
 pytest.importorskip("llguidance")
+parse = drafters.parse
 
 PERSON = {
     "type": "object",
@@ -182,6 +186,33 @@ def test_forced_tokens_cost_no_passes(lm):
         lm.generate("Once", max_new_tokens=20)  # nothing is forced
     again = lm.generate("Once", grammar=Grammar.choice(["once upon a time there was"]))
     assert again.passes <= 2, "forced still rests"
+
+
+class Resting(Fixed):
+    """A budget that leaves the drafter alone."""
+
+    def ask(self):
+        return 0
+
+    def spare(self):
+        return self.nodes
+
+
+@pytest.mark.parametrize("drafter", ["forced", "blend", "blend:members=phrases+forced", "recycle"])
+def test_forced_tokens_are_drafted_while_the_drafter_rests(lm, drafter):
+    request = lm.request("Once", grammar=Grammar.choice(["once upon a time there was"]))
+    plain = decode(lm, plain_drafter(lm), request, Fixed(0))
+    assert plain.passes == len(plain.tokens), "budget 0 is plain"
+    output = decode(lm, parse(drafter).build(lm.target), request, Resting(16))
+    assert output.tokens == plain.tokens
+    if drafter == "recycle":
+        assert output.passes == plain.passes
+    else:
+        assert output.accepted == {"forced": len(output.tokens) - output.passes}
+        assert output.passes <= 2
+    free = lm.request("Once", max_new_tokens=8)
+    output = decode(lm, parse(drafter).build(lm.target), free, Resting(16))
+    assert output.passes == output.nodes == 8
 
 
 def test_a_choice_is_one_of_its_texts(lm):

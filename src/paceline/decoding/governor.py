@@ -25,6 +25,10 @@ class Budget(Protocol):
         """Nodes to ask the drafter for now; 0 leaves the drafter alone: the plain path."""
         ...
 
+    def spare(self) -> int:
+        """Nodes for guesses that are certain, where `ask` has just given 0."""
+        ...
+
     def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
         """The part of a proposal worth running; `seconds` is what the proposal cost."""
         ...
@@ -51,6 +55,10 @@ class Fixed:
     def ask(self) -> int:
         """See `Budget`."""
         return self.nodes
+
+    def spare(self) -> int:
+        """See `Budget`: none, since it rests where nothing is to be guessed at all."""
+        return 0
 
     def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
         """See `Budget`."""
@@ -157,6 +165,10 @@ class Governor:
             return 0
         return self.most or 0
 
+    def spare(self) -> int:
+        """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
+        return self.most or 0
+
     def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
         """Keep the likeliest nodes up to the size with the most tokens a second."""
         chances = self.calibration.chances(tree)
@@ -195,6 +207,12 @@ class Governor:
                 self._refine(nodes, forward)
             return
         forward = self._refine(nodes, forward)
+        if self._off:  # certain guesses while the drafter rests: they say nothing about it
+            won = len(path) * plain - draft - forward
+            self._saved += won
+            self._worst = min(self._worst, self._saved)
+            self._balance = min(self._balance + won, 3.0 * plain)
+            return
         draft = min(draft, 4.0 * self._drafting or draft)
         self._drafting += 0.1 * (draft - self._drafting)
         self.calibration.learn(tree, path)

@@ -134,6 +134,8 @@ class Generation:
             for control in self._filters:
                 tree = tree.keep(control.allows(self._history, tree))
             tree = self._budget.choose(tree, perf_counter() - start)
+        elif room and self._budget.spare():
+            tree = self._drafter.certainties(context, min(room, self._budget.spare()))
         drafted = perf_counter()
         logits = self._engine.forward([(sequence, tree)])
         passed = perf_counter()
@@ -151,7 +153,7 @@ class Generation:
         if nodes:
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
             self._learn(context, tree, logits, path, drawn)
-        draft = drafted - start + perf_counter() - learning if nodes else 0.0
+        draft = drafted - start + perf_counter() - learning if nodes or len(tree) > 1 else 0.0
         self._budget.record(tree, walked.path, draft, passed - drafted)
         self.output.passes += 1
         self.output.nodes += len(tree)

@@ -22,6 +22,10 @@ class Watched:
         """See `Budget`."""
         return self.budget.ask()
 
+    def spare(self) -> int:
+        """See `Budget`."""
+        return self.budget.spare()
+
     def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
         """See `Budget`."""
         return self.budget.choose(tree, seconds)
