@@ -3,6 +3,7 @@ import json
 import sys
 import weakref
 from contextlib import suppress
+from typing import Literal
 
 import jsonschema
 import numpy as np
@@ -233,6 +234,31 @@ def test_pydantic_models_are_schemas(lm):
 
     assert lm.generate("Once", schema=Model).text == "42"
     assert lm.generate("Once", schema='{"const": [1, 2]}').text == "[1, 2]"
+
+
+def test_the_value_of_a_schema_is_parsed(lm):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Card(pydantic.BaseModel, extra="forbid"):
+        suit: Literal["hearts", "spades"]
+        rank: Literal[1, 2]
+
+    class Picky(Card):
+        @pydantic.model_validator(mode="after")
+        def none_will_do(self):
+            raise ValueError("no such card")
+
+    output = lm.generate("Once", schema=Card)
+    assert isinstance(output.parsed, Card)
+    assert output.parsed == Card(**json.loads(output.text))
+    same = lm.generate("Once", schema=Card.model_json_schema())
+    assert same.parsed == output.parsed.model_dump()
+    assert lm.generate("Once", grammar=Grammar('{"const": 3}', "json")).parsed == 3
+    assert lm.generate("Once", schema=Card, max_new_tokens=2).parsed is None
+    assert lm.generate("Once", grammar=Grammar.choice(["3"])).parsed is None
+    assert lm.generate("Once", max_new_tokens=2).parsed is None
+    with pytest.raises(RequestError, match="no such card"):
+        _ = lm.generate("Once", schema=Picky).parsed
 
 
 def test_what_is_cut_says_so_and_is_kept(lm):

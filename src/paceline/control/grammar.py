@@ -265,6 +265,18 @@ def _check_json(text: str) -> None:
         raise RequestError("the schema is no object; {} is that of any JSON value")
 
 
+def embedded(schema: Mapping[str, Any]) -> str:
+    """A JSON schema as a part of Lark rules.
+
+    Raises:
+        RequestError: as `Grammar.schema`.
+    """
+    checked = Grammar.schema(dict(schema)).text
+    asked = schema.get("x-guidance")
+    options = {**_SPACES, **(asked if isinstance(asked, Mapping) else {}), "lenient": False}
+    return f"%json {json.dumps({**json.loads(checked), 'x-guidance': options})}"
+
+
 def _inner(value: object) -> Iterable[object]:
     if isinstance(value, Mapping):
         return value.values()

@@ -56,7 +56,7 @@ class Generation:
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._filters = [] if self._rejects else filters
-        self.output = Output()
+        self.output = Output(reading=request.reading)
         self._engine, self._drafter, self._request = engine, drafter, request
         self._budget, self._stream, self._margins = budget, stream, margins
         room = engine.config.context - len(request.prompt)
