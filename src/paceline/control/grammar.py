@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline import _native
 from paceline.control.base import ControlMethod
 from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
@@ -112,23 +113,24 @@ class _Matcher:
         self._stops = request.stop_tokens
         self._taken: list[int] = []
         # The space that decoding drops at the beginning would be lost to the grammar's text.
-        self._lost: NDArray[np.int64] | None = None
+        self._lost: NDArray[np.uint32] | None = None
+        self._bits = np.zeros((vocabulary.size + 31) // 32, np.uint32)
+        self._place = self._bits.ctypes.data
         if vocabulary.strips:
-            self._lost = vocabulary.beginning(b" ")
+            self._lost = np.zeros_like(self._bits)
+            for token in vocabulary.beginning(b" ").tolist():
+                self._lost[token // 32] |= np.uint32(1 << token % 32)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Forbid what the grammar does."""
         if not self._follow(history):
             return logits
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._matcher.unsafe_compute_mask_ptr(self._place, self._bits.nbytes)
         if self._matcher.is_error():
             raise RequestError(_refusal(self._matcher))
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
         if self._lost is not None and len(history) == self._start:
-            allowed = allowed.copy()
-            allowed[self._lost] = False
-        edited: Floats = np.where(allowed, logits, np.float32(-np.inf))
-        return edited
+            self._bits &= ~self._lost
+        return _native.masked(logits, self._bits)
 
     def forced(self, history: list[int]) -> list[int]:
         """The tokens that must follow; empty where there is a choice."""
