@@ -12,6 +12,7 @@ from paceline.control.base import Filtering
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.lenient import lenient_walk
+from paceline.decoding.narrow import narrow
 from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
@@ -131,8 +132,8 @@ class Generation:
         if nodes:
             proposed = self._drafter.propose(context, nodes)
             tree = proposed.cut(room)
-            for control in self._filters:
-                tree = tree.keep(control.allows(self._history, tree))
+            if self._filters:
+                tree = narrow(tree, self._filters, self._history, nodes).cut(room)
             tree = self._budget.choose(tree, perf_counter() - start)
         elif room and self._budget.spare():
             tree = self._drafter.certainties(context, min(room, self._budget.spare()))
