@@ -192,7 +192,7 @@ def test_forced_tokens_cost_no_passes(lm):
 class Resting(Fixed):
     """A budget that leaves the drafter alone."""
 
-    def ask(self):
+    def ask(self, requests=1):
         return 0
 
     def spare(self):
