@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.control.base import Filtering, Forcing
+from paceline.control.base import Continuing, Filtering, Forcing
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
 from paceline.decoding.governor import Fixed
@@ -175,6 +175,39 @@ def test_a_node_is_allowed_if_the_mask_allows_it_after_its_parent(lm, seed):
     kept = found.allows(list(prompt), tree)
     assert kept.tolist() == expected
     assert len(tree.keep(kept)) == kept.sum()
+
+
+def test_what_must_follow_a_guess_is_known(lm):
+    found, prompt = control(lm, Grammar.schema(PERSON))
+    assert isinstance(found, Continuing)
+    start = found.forced(prompt)
+    inside = lm.vocabulary.inside
+    history = [*prompt, *start]
+    some = inside(b"Bo"), inside(b"Ann"), inside(b'"'), inside(b"\n")
+    tokens, parents = [history[-1]], [-1]
+    for text in some:
+        above = 0
+        for token in text:
+            parents.append(above)
+            above = len(tokens)
+            tokens.append(token)
+        parents.append(above)
+        tokens.append(inside(b'"')[0])
+    n = len(tokens)
+    scores, origin = np.ones(n, np.float32), np.zeros(n, np.int16)
+    tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32), scores, origin)
+    kept, chains = found.continued(history, tree)
+    assert kept.tolist() == found.allows(history, tree).tolist()
+    assert len(chains) >= 2
+    for node in np.flatnonzero(kept)[1:]:
+        path, at = [], node
+        while at:
+            path.insert(0, tokens[at])
+            at = parents[at]
+        forced = found.forced([*history, *path])
+        following = [tokens[c] for c in range(1, n) if parents[c] == node and kept[c]]
+        assert chains.get(node, forced) == forced
+        assert not forced or node in chains or following == forced[:1]
 
 
 def test_forced_tokens_cost_no_passes(lm):

@@ -19,7 +19,7 @@ def narrow(
     The chances of siblings share what a dropped one had. Of more than `most` nodes beyond the root
     the likeliest stay.
     """
-    for control in controls:
+    for control in controls if len(tree) > 1 else ():
         if isinstance(control, Continuing):
             kept, chains = control.continued(history, tree)
             tree = _continued(_kept(tree, kept), chains, np.flatnonzero(kept).tolist())
