@@ -17,7 +17,7 @@ import numpy as np
 from paceline.core import Floats, Output, Request, TokenTree
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
-from paceline.errors import MemoryFullError, PacelineError
+from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
 from paceline.measuring.costfile import known_cost
 from paceline.models.detokenize import Detokenizer
@@ -79,6 +79,7 @@ class Event:
         path: the accepted nodes of it.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
+        cached: tokens of the prompt that were known from before, when it is over.
         error: what went wrong, in one sentence.
     """
 
@@ -91,6 +92,7 @@ class Event:
     path: list[int] = field(default_factory=list)
     finish: str | None = None
     output: Output | None = None
+    cached: int = 0
     error: str = ""
 
 
@@ -167,6 +169,8 @@ class Worker:
         stream = TextStream(Detokenizer(self.lm.tokenizer), ask.request.stop_strings)
         drafter = lanes.take()
         try:
+            if ask.request.prediction and not drafter.uses_prediction:
+                raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
             run = Run(self.lm.engine, drafter, ask.request, stream)
             self.scheduler.submit(
                 Job(
