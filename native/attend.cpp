@@ -19,15 +19,14 @@ size_t Pass::blocks_of_view() const {
     return parts(view_.positions->size() + most, kCacheBlock);
 }
 
-size_t Pass::bytes_of_view(size_t layer) const {
-    if (!view_.positions) return 0;
-    return batch_.size() * blocks_of_view() * batch_[0].cache->stride(layer);
-}
-
-uint8_t* Pass::block_of_view(size_t layer, size_t branch, size_t head, size_t place) const {
-    const Cache& cache = *batch_[branch].cache;
-    const size_t block = branch * blocks_of_view() + place / kCacheBlock;
-    return work_.seen.bytes() + block * cache.stride(layer) + head * cache.block_bytes(layer);
+// Pages for what a view sees, of one layer at a time.
+void Pass::reserve_view() {
+    size_t bytes = 0;
+    for (const size_t layer : layers_) bytes = std::max(bytes, batch_[0].cache->stride(layer));
+    const size_t pages = batch_.size() * blocks_of_view();
+    work_.seen.reserve(pages * bytes);
+    for (size_t page = 0; page < pages; ++page)
+        view_pages_.push_back(work_.seen.bytes() + page * bytes);
 }
 
 // Puts what a view sees, and the nodes behind it, side by side.
@@ -45,7 +44,9 @@ void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
             const size_t from = row(to), most = kPanel - std::max(to % kPanel, from % kPanel);
             for (run = 1; run < most && to + run < count + branch.nodes; ++run)
                 if (row(to + run) != from + run) break;
-            branch.cache->copy(layer, head, from, block_of_view(layer, b, head, to),
+            const size_t page = b * blocks_of_view() + to / kCacheBlock;
+            branch.cache->copy(layer, head, from,
+                               view_pages_[page] + head * branch.cache->block_bytes(layer),
                                to % kCacheBlock, run);
         }
     }
@@ -82,8 +83,9 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     const Cache& cache = *branch.cache;
     const size_t group = shape.heads / shape.kv_heads;
     const bool part = view_.positions.has_value();
-    Attention job{.blocks = part ? block_of_view(layer, b, head, 0) : cache.block(layer, head, 0),
-                  .block_stride = cache.stride(layer),
+    Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
+                  .last_page = (seen(branch) + branch.nodes - 1) / kCacheBlock,
+                  .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
                   .head_dim = shape.head_dim,
                   .length = seen(branch),
                   .seen = part ? view_.positions->data() : nullptr,

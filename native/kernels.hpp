@@ -45,8 +45,9 @@ struct NormJob {
 // Queries first .. first + count - 1 of one kv head of a sequence: node-major (node, head in group)
 // pairs. Columns are committed rows, then a node's ancestors by depth.
 struct Attention {
-    const uint8_t* blocks;  // of this head; the rows of the tree lie behind the committed ones
-    size_t block_stride;    // bytes from one to the next
+    const uint8_t* const* pages;  // the rows of the tree lie behind the committed ones
+    size_t last_page;
+    size_t offset;          // of this head's block in a page
     size_t head_dim;        // D
     size_t length;          // committed rows; node i of the tree is row length + i
     const int32_t* seen;    // their positions, if not 0 .. length - 1; or null

@@ -1,6 +1,7 @@
 #include "pass.hpp"
 
 #include <algorithm>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -40,6 +41,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
         n_ += branch.nodes;
     }
     threads_ = worthwhile_threads();
+    model_.memory.check(missing_pages());
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
     plan();
@@ -100,6 +102,19 @@ size_t Pass::seen(const Branch& branch) const {
     return view_.positions ? view_.positions->size() : branch.cache->length();
 }
 
+// Sequences that share a page each write into a copy, but for the last one to hold it.
+size_t Pass::missing_pages() const {
+    size_t pages = 0;
+    std::map<const Page*, size_t> writers;
+    for (const Branch& branch : batch_) {
+        pages += branch.cache->missing(branch.nodes);
+        if (const Page* page = branch.cache->copied_first()) ++writers[page];
+    }
+    for (const auto& [page, count] : writers)
+        pages += std::min<size_t>(count, model_.memory.holders(page) - 1);
+    return pages;
+}
+
 size_t Pass::worthwhile_threads() const {
     const double part =
         static_cast<double>(layers_.size()) / static_cast<double>(shape_.layers.size());
@@ -117,7 +132,8 @@ void Pass::reserve() {
         arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
     };
     product(model_.weights.head);
-    size_t seen = 0, states = 0;
+    size_t states = 0;
+    if (view_.positions) reserve_view();
     for (const size_t i : layers_) {
         const LayerShape& layer = shape_.layers[i];
         wide_ = std::max(wide_, padded(layer.intermediate));
@@ -126,7 +142,6 @@ void Pass::reserve() {
         const LayerWeights& weights = model_.weights.layers[i];
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
-        seen = std::max(seen, bytes_of_view(i));
         states = std::max(states, floats_of_states(i));
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
@@ -145,7 +160,6 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
-    work_.seen.reserve(seen);
     work_.states.reserve(states * sizeof(float));
     work_.scratch.resize(model_.threads());
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);

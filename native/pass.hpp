@@ -8,7 +8,7 @@
 class Pass : public Task {
 public:
     // Checks the batch, makes room in the caches and in the workspace, plans the phases.
-    // Throws std::invalid_argument or std::bad_alloc; then nothing has been done.
+    // Throws std::invalid_argument, MemoryFull or std::bad_alloc; then nothing has been done.
     Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
 
     // How many threads are worth waking for so much work.
@@ -50,6 +50,7 @@ private:
     void check(const Branch& branch);
     void choose_layers();
     void check_positions(size_t length) const;
+    size_t missing_pages() const;
     size_t worthwhile_threads() const;
     void reserve();
     void plan();
@@ -87,8 +88,7 @@ private:
     void merge(const Norm& post, size_t row);
     size_t seen(const Branch& branch) const;
     size_t blocks_of_view() const;
-    size_t bytes_of_view(size_t layer) const;
-    uint8_t* block_of_view(size_t layer, size_t branch, size_t head, size_t place) const;
+    void reserve_view();
     Sharing sharing(const LayerShape& layer, size_t branch) const;
     size_t floats_of_states(size_t layer) const;
     Attention attention(size_t layer, size_t branch, size_t head) const;
@@ -111,6 +111,7 @@ private:
     std::vector<size_t> first_;                           // first node of each branch
     std::vector<bool> chain_;                             // of each branch
     std::vector<int32_t> deepest_;                        // of each branch
+    std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
     std::vector<Phase> phases_;
     std::vector<Linear> products_;
     Clock clock_;
