@@ -43,6 +43,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
         n_ += branch.nodes;
     }
     if (headed_.empty()) logits_ = nullptr;
+    find_joints();
     threads_ = worthwhile_threads();
     model_.memory.check(missing_pages());
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
@@ -137,7 +138,9 @@ void Pass::reserve() {
     product(model_.weights.head);
     size_t states = 0;
     if (view_.positions) reserve_view();
+    before_.resize(shape_.layers.size());
     for (const size_t i : layers_) {
+        count_calls(i);
         const LayerShape& layer = shape_.layers[i];
         wide_ = std::max(wide_, padded(layer.intermediate));
         qkv_ = std::max(qkv_, layer.qkv_size());
@@ -145,7 +148,11 @@ void Pass::reserve() {
         const LayerWeights& weights = model_.weights.layers[i];
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
-        states = std::max(states, floats_of_states(i));
+        states = std::max(states, before_[i].states.back());
+        if (!joints_.empty())
+            scratch = std::max(scratch, bytes_of_guests() +
+                                            kernels_.attention_bytes(join(i, joints_[0], 0, nullptr),
+                                                                     kMostQueries));
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
                                                                  sharing(layer, branch).tile));
@@ -218,11 +225,8 @@ void Pass::plan_layer(size_t layer) {
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
-    size_t calls = 0;
-    for (size_t branch = 0; branch < batch_.size(); ++branch)
-        calls += shape.kv_heads * sharing(shape, branch).calls();
-    add_chunks(Part::attention, &Pass::attend, layer, calls);
-    if (floats_of_states(layer)) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
+    add_chunks(Part::attention, &Pass::attend, layer, before_[layer].calls.back());
+    if (before_[layer].states.back()) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
     multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});

@@ -307,11 +307,21 @@ INLINE Group group_of(const Attention& job, const Parts& parts, const Tiling& ti
 INLINE void load_queries(const Attention& job, const Group& group, size_t width) {
     for (size_t t = 0; t < width; ++t) {
         const size_t query = job.first + group.first + (t < group.count ? t : 0);
-        const float* from = job.queries + query / job.group * job.query_stride +
-                            (job.first_head + query % job.group) * job.head_dim;
+        const size_t node = query / job.group;
+        const float* of_node = job.guests ? job.guests[node].queries
+                                          : job.queries + node * job.query_stride;
+        const float* from = of_node + (job.first_head + query % job.group) * job.head_dim;
         for (size_t d = 0; d < job.head_dim; ++d)
             group.queries[d * width + t] = t < group.count ? from[d] : 0.0f;
     }
+}
+
+// What span `span` gives to a query of the job.
+INLINE float* state_at(const Attention& job, size_t query, size_t span) {
+    const size_t state = state_floats(job.head_dim);
+    if (!job.guests) return job.states + (query * job.spans + span) * state;
+    const Guest& guest = job.guests[query / job.group];
+    return guest.states + (query % job.group * guest.spans + span) * state;
 }
 
 // The columns of one span.
@@ -340,7 +350,9 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
     for (size_t tile = 0; tile < tiles.count; ++tile)
         load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
     for (size_t query = 0; query < job.count; ++query) {
-        const auto depth = static_cast<size_t>(job.depths[(job.first + query) / job.group]);
+        const size_t node = (job.first + query) / job.group;
+        const size_t depth =
+            job.guests ? job.guests[node].column : static_cast<size_t>(job.depths[node]);
         parts.start[query] = static_cast<int32_t>(window_start(job, depth));
         parts.last[query] = static_cast<int32_t>(job.length + depth);
         clear(parts.totals + query * state, dim);
@@ -355,7 +367,7 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
             for (size_t t = 0; t < tiles.tokens(tile); ++t) {
                 float* total = parts.totals + (first + t) * state;
                 if (job.states) {
-                    total = job.states + ((job.first + first + t) * job.spans + span) * state;
+                    total = state_at(job, job.first + first + t, span);
                     clear(total, dim);
                 }
                 merge(total, parts.high[first + t], parts.lanes + (first + t) * kPanel,
@@ -371,10 +383,9 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
 // Merges the spans of query `query`, which other calls have left in `states`.
 static void combine(const Attention& job, size_t query) {
     alignas(64) float total[2 * kPanel + kLargestHead];
-    const size_t state = state_floats(job.head_dim);
     clear(total, job.head_dim);
     for (size_t span = 0; span < job.spans; ++span) {
-        const float* part = job.states + (query * job.spans + span) * state;
+        const float* part = state_at(job, query, span);
         merge(total, part[0], part + kPanel, part + 2 * kPanel, kPanel, job.head_dim);
     }
     finish(job, query, total);

@@ -220,3 +220,46 @@ def test_memory_goes_back_to_the_system() -> None:
     assert engine.memory.reserved <= 100  # one block of pages is kept for the next sequence
     engine.kv_limit = 2 * engine.memory.page_bytes
     assert engine.memory.reserved == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_sequences_that_share_pages_are_read_once_without_a_changed_bit(data) -> None:
+    """Forks of forks at any place, trees of any size, windows, threads, in any order."""
+    isa, threads = data.draw(st.sampled_from(_native.isas())), data.draw(st.integers(1, 3))
+    engine = open_native(data.draw(st.sampled_from(KV_FORMATS)), isa=isa, threads=threads)
+    long = tiny.tokens(640)
+    family = [(engine.start(long[: data.draw(st.integers(200, 600))]), long)]
+    batch = []
+    for seed in range(data.draw(st.integers(2, 6))):
+        parent, text = family[data.draw(st.integers(0, len(family) - 1))]
+        child = engine.fork(parent)
+        engine.truncate(child, data.draw(st.integers(child.length * 2 // 3, child.length)))
+        more = tiny.tokens(data.draw(st.integers(0, 60)), seed)
+        text = np.concatenate([text[: child.length], more])
+        engine.extend(child, more)
+        family.append((child, text))
+        batch.append((child, data.draw(trees(data.draw(st.sampled_from((3, 12, 120)))))))
+    batch = data.draw(st.permutations(batch))
+    view = View(layers=np.array([1, 2], np.int32)) if data.draw(st.booleans()) else None
+    alone = [engine.forward([entry], view=view).copy() for entry in batch]
+    np.testing.assert_array_equal(engine.forward(batch, view=view), np.concatenate(alone))
+    fresh = [engine.start(text) for _, text in family[1:]]
+    apart = {id(child): other for (child, _), other in zip(family[1:], fresh, strict=True)}
+    copies = [(apart[id(child)], tree) for child, tree in batch]
+    np.testing.assert_array_equal(engine.forward(copies, view=view), np.concatenate(alone))
+
+
+def test_a_shared_prefix_is_counted_once_by_the_profile() -> None:
+    engine = native()
+    first = engine.start(tiny.tokens(600))
+    batch = [(sequence, TokenTree.root(5)) for sequence in (first, *map(engine.fork, [first] * 7))]
+    engine.profiling = True
+    engine.forward(batch)
+    together = engine.profile()["attention"].bytes
+    engine.profiling = True
+    for entry in batch:
+        engine.forward([entry])
+    alone = engine.profile()["attention"].bytes
+    row = engine.position_bytes
+    assert alone - together == pytest.approx(7 * 512 * row)
