@@ -8,6 +8,9 @@
 
 namespace {
 
+// Of a branch for a kv head: with more it computes for longer than it reads, and gains nothing by
+// reading with others (benchmarks/shared_prefix.py).
+constexpr size_t kFewQueries = 16;
 constexpr size_t kCallsForEach = 4;  // thread, where the work allows it
 
 size_t parts(size_t things, size_t size) { return (things + size - 1) / size; }
@@ -69,17 +72,18 @@ Pass::Sharing Pass::sharing(const LayerShape& layer, size_t branch) const {
 }
 
 // Branches whose next span ends in the same page share all pages before it, too: a page is only
-// ever shared with those before it. Who has queries enough for calls of its own stays alone.
+// ever shared with those before it. Who has many queries stays alone.
 void Pass::find_joints() {
     joint_spans_.assign(batch_.size(), 0);
-    if (view_.positions) return;
+    if (view_.positions || batch_.size() == 1) return;
+    const size_t group = shape_.layers[0].heads / shape_.layers[0].kv_heads;
     for (size_t span = 0, found = 1; found; ++span) {
         std::map<const uint8_t*, Joint> by_page;
         const size_t end = (span + 1) * kSpan;
         for (size_t b = 0; b < batch_.size(); ++b) {
             const Cache& cache = *batch_[b].cache;
             if (joint_spans_[b] < span || cache.length() < end) continue;
-            if (batch_[b].nodes >= kMostQueries) continue;
+            if (batch_[b].nodes * group > kFewQueries) continue;
             Joint& joint = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
             joint.span = span;
             joint.nodes += batch_[b].nodes;
