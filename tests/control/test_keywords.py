@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
+from paceline.control.base import bind
 from paceline.control.hmm import Hmm, read_hmm, write_hmm
 from paceline.control.keywords import Keywords, _Deadline, _Guided
 from paceline.control.spotting import FAR, Spotter
@@ -154,6 +155,13 @@ def test_every_output_has_its_keywords(lm, hmm_file, words, ordered, length, gui
         assert output.finish in ("stop", "length")
 
 
+def test_the_end_of_the_context_is_a_deadline_too(lm):
+    prompt = lm.tokenizer.encode("a day " * 600)[: lm.engine.config.context - 20]
+    output = lm.generate(prompt, keywords=["umbrella"], max_new_tokens=500, temperature=1.0)
+    assert has(output.text, ["umbrella"], False)
+    assert len(output.tokens) <= 20
+
+
 def test_a_tight_length_is_enough(lm):
     request = lm.request("Once", keywords=["umbrella", "dog"])
     need = int(request.controls[-1].spotter.steps[request.controls[-1]._states[0]])
@@ -220,7 +228,7 @@ def test_what_cannot_be_is_refused(lm, hmm_file, tmp_path):
     lm.request("x", keywords=Keywords.of([f"w{i}" for i in range(30)], ordered=True))
     many = Keywords.of([f"word{i}" for i in range(5)], hmm=hmm_file)
     with pytest.raises(RequestError, match="expected at most 512"):
-        lm.request("x", keywords=many, max_new_tokens=100_000)
+        bind([many], Request((88,), 100_000, stop_tokens=frozenset({0})), lm.vocabulary)
     with pytest.raises(ModelError, match="cannot read the HMM"):
         lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path / "none")))
     (tmp_path / "bad").write_bytes(b"\0" * 20)

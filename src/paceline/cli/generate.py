@@ -47,6 +47,8 @@ def generate(
     choice: options.Choice = None,
     keywords: options.Words = None,
     hmm: options.Hmm = None,
+    tools: options.ToolsFile = None,
+    tool_choice: options.ToolChoice = "auto",
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -66,6 +68,7 @@ def generate(
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
     wanted = options.keywords(keywords, hmm)
+    functions = options.read_tools(tools, tool_choice)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -81,6 +84,8 @@ def generate(
         controls=controls,
         grammar=follows,
         keywords=wanted,
+        tools=functions,
+        tool_choice=tool_choice,
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,
@@ -213,6 +218,7 @@ def describe(
         "seconds": asdict(seconds),
         "tokens_per_second": output.tokens_per_second,
         "finish": output.finish,
+        "tool_calls": [asdict(call) for call in output.tool_calls],
         "engine": lm.engine.name,
         "format": lm.engine.format,
         "kv_format": lm.engine.kv_format,

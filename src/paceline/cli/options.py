@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -87,6 +88,17 @@ Words = Annotated[
 ]
 Hmm = Annotated[
     Path | None, typer.Option("--hmm", help="Of `paceline distil-hmm`; leads to the keywords.")
+]
+ToolsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tools",
+        help="A file with functions that the model may call: a JSON list, as OpenAI's API takes "
+        "it. --chat offers them to the model.",
+    ),
+]
+ToolChoice = Annotated[
+    str, typer.Option(help="auto, none, required, or the name of the tool to call.")
 ]
 Walk = Annotated[
     str,
@@ -232,6 +244,25 @@ def keywords(words: str | None, hmm: Path | None) -> Keywords | None:
             raise MethodError("--hmm leads to keywords, and none are given; add --keywords")
         return None
     return Keywords.of(words.split(","), hmm="" if hmm is None else str(hmm))
+
+
+def read_tools(path: Path | None, choice: str) -> list[Any]:
+    """The tools that `--tools` names.
+
+    Raises:
+        RequestError: it cannot be read, holds no JSON list, or there is a choice without it.
+    """
+    if path is None:
+        if choice not in ("auto", "none"):
+            raise RequestError(f"--tool-choice is {choice}, but there are no --tools; name a file")
+        return []
+    try:
+        found = json.loads(_read("the tools", path))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error!s:.100}") from None
+    if not isinstance(found, list) or not found:
+        raise RequestError(f"{path} holds no JSON list of tools")
+    return found
 
 
 def _read(what: str, path: Path) -> str:

@@ -30,8 +30,8 @@ class Keywords(ControlMethod):
     """Words that the output will have, each as a whole word, in any order or in theirs.
 
     The end is forbidden until all were there, and so is every token behind which the tokens that
-    are left would not be enough for the rest: an output that uses up `max_new_tokens` has them,
-    too. Only the model's own context, where it ends before (`context`), can cut one off.
+    are left would not be enough for the rest: an output that uses up `max_new_tokens`, or what the
+    model's context leaves of them, has them, too.
 
     That alone lets a model go on as if nothing was wanted until it has to. With an HMM of the
     model, which `paceline distil-hmm` makes, each token's chance is multiplied by the HMM's chance
@@ -110,8 +110,8 @@ class Keywords(ControlMethod):
             raise RequestError(f"this model has no tokens for the keywords {self.words}")
         if need > room:
             raise RequestError(
-                f"the keywords {self.words} need {need} tokens, and max_new_tokens is {room}; "
-                "allow more"
+                f"the keywords {self.words} need {need} tokens, and {room} may come; allow more "
+                "new tokens, or shorten the prompt"
             )
         deadline = _Deadline(self.ways(), spotter, start, request)
         if not self.hmm:
