@@ -231,6 +231,8 @@ def test_what_cannot_be_is_refused(lm, hmm_file, tmp_path):
         bind([many], Request((88,), 100_000, stop_tokens=frozenset({0})), lm.vocabulary)
     with pytest.raises(ModelError, match="cannot read the HMM"):
         lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path / "none")))
+    with pytest.raises(ModelError, match="not a file"):
+        lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path)))
     (tmp_path / "bad").write_bytes(b"\0" * 20)
     with pytest.raises(ModelError):
         lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path / "bad")))

@@ -159,6 +159,8 @@ def test_what_cannot_be_is_refused(lm, tmp_path, monkeypatch):
         lm.request("x", controls=f"monitor={tmp_path / 'none'}")
     with pytest.raises(RequestError, match=r"cannot read monitor\.before"):
         lm.request("x", controls=f"monitor.before={tmp_path / 'none'}")
+    with pytest.raises(RequestError, match="expected a file"):
+        lm.request("x", controls=f"monitor.before={tmp_path}")
     (tmp_path / "bad").write_bytes(b"\xff")
     with pytest.raises(RequestError, match="not UTF-8"):
         lm.request("x", controls=f"monitor.before={tmp_path / 'bad'}")

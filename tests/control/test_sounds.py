@@ -132,6 +132,8 @@ def test_what_cannot_be_is_refused(lm, path, tmp_path):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(RequestError, match="bad"):
             lm.request("x", controls=[Sounds(rhyme="day", dictionary=str(tmp_path / "bad"))])
+    with pytest.raises(RequestError, match="not a file"):
+        lm.request("x", controls=[Sounds(rhyme="day", dictionary=str(tmp_path))])
     with pytest.raises(RequestError, match="cannot read"):
         lm.request("x", controls=[Sounds(rhyme="day", dictionary=str(tmp_path / "none"))])
 

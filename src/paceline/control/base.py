@@ -22,11 +22,13 @@ class ControlMethod(ABC):
     Attributes:
         order: controls are applied from the lowest up: biases 10, penalties 20, what is forbidden
             or forced 30, temperature 40, truncation 60.
+        paths: its settings that name places on this machine: a server's clients may not set them.
         paper: where it is from.
         catalogue: its numbers in the catalogue of methods.
     """
 
     order: ClassVar[int]
+    paths: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     catalogue: ClassVar[tuple[int, ...]] = ()
 

@@ -113,6 +113,8 @@ def read_hmm(path: str, tokenizer: Tokenizer, size: int) -> Hmm:
     Raises:
         ModelError: the file is damaged, or of another vocabulary.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ModelError(f"cannot read the HMM in {path}: it is not a file")
     try:
         changed = Path(path).stat().st_mtime_ns
     except OSError as error:

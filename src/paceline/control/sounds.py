@@ -43,6 +43,7 @@ class Sounds(ControlMethod):
     dictionary: str = ""
 
     order = 34
+    paths = ("dictionary",)
     paper = "Roush et al., Most Language Models Can Be Poets Too, arXiv 2306.15926; ours is exact"
     catalogue = (30,)
 

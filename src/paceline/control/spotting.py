@@ -12,7 +12,7 @@ from paceline.core import Tokens
 from paceline.errors import RequestError
 
 FAR = 1 << 30  # tokens; no text is so long
-_MOST = 1 << 14  # states
+_MOST = 1 << 12  # states
 _TOO_MANY = "the keywords are too many to be told apart; give fewer, or their order"
 _State = tuple[bool, int, int]  # behind a boundary; begun keywords, by bits; which were found
 
