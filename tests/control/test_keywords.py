@@ -15,6 +15,9 @@ from paceline.control.keywords import Keywords, _Deadline, _Guided
 from paceline.control.spotting import FAR, Spotter
 from paceline.core import Request, TokenTree
 from paceline.errors import MethodError, ModelError, PacelineError, RequestError
+from paceline.models.tokenizer import open_tokenizer
+from paceline.models.vocabulary import Vocabulary
+from tests.conftest import shared
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +163,22 @@ def test_the_end_of_the_context_is_a_deadline_too(lm):
     output = lm.generate(prompt, keywords=["umbrella"], max_new_tokens=500, temperature=1.0)
     assert has(output.text, ["umbrella"], False)
     assert len(output.tokens) <= 20
+
+
+def test_bytes_that_are_no_character_spoil_no_keyword():
+    tokenizer = open_tokenizer(shared("models", "stories260K"))
+    vocabulary = Vocabulary(len(tokenizer), tokenizer)
+    request = Request((1,), 40, stop_tokens=frozenset({2}))
+    request = bind([Keywords("dog;Nö")], request, vocabulary)
+    likely = sorted(tokenizer.byte_tokens)
+    for seed in range(8):
+        generator, history = np.random.default_rng(seed), list(request.prompt)
+        while len(history) <= 40 and history[-1] != 2:
+            logits = generator.normal(size=vocabulary.size).astype("f4")
+            logits[likely] += 4
+            logits[[likely[0xE3], likely[ord("d")], likely[ord(" ")]]] += 3
+            history.append(int(request.controls[0].apply(logits, history).argmax()))
+        assert has(tokenizer.decode(history[1:]), ["dog", "Nö"], False)
 
 
 def test_a_tight_length_is_enough(lm):

@@ -241,6 +241,19 @@ class _Guided:
         return self._hidden[-1]
 
 
+def _pieces(vocabulary: Vocabulary) -> list[bytes]:
+    """What tokens add to a text for sure.
+
+    Where a tokenizer falls back to bytes, one that is no character spoils all those beside it: an
+    ASCII one is worth nothing there.
+    """
+    found = list(vocabulary.pieces)
+    for token in vocabulary.tokenizer.byte_tokens:
+        if token < len(found) and found[token] < b"\x80":
+            found[token] = b"\xff"
+    return found
+
+
 _Key = tuple[Keywords, tuple[int, ...]]
 _known: WeakKeyDictionary[Vocabulary, dict[_Key, Spotter]] = WeakKeyDictionary()
 
@@ -251,5 +264,5 @@ def _spotter(method: Keywords, vocabulary: Vocabulary, stops: tuple[int, ...]) -
     if key not in known:
         while len(known) >= _COMPILED:
             del known[next(iter(known))]
-        known[key] = Spotter(method.ways(), method.ordered, vocabulary.pieces, stops)
+        known[key] = Spotter(method.ways(), method.ordered, _pieces(vocabulary), stops)
     return known[key]
