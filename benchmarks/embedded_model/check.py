@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from export import load_exported
-from model import Shape
+from benchmarks.embedded_model.export import load_exported
+from benchmarks.embedded_model.model import Shape
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from model import Llama, Shape
+from benchmarks.embedded_model.model import Llama, Shape
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F

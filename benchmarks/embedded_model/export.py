@@ -5,10 +5,10 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from corpus import BOOKS, END_OF_TEXT
-from evaluate import measure
-from model import Llama, Shape
-from plot import plot_loss
+from benchmarks.embedded_model.corpus import BOOKS, END_OF_TEXT
+from benchmarks.embedded_model.evaluate import measure
+from benchmarks.embedded_model.model import Llama, Shape
+from benchmarks.embedded_model.plot import plot_loss
 from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
