@@ -5,11 +5,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
+
 from benchmarks.embedded_model.corpus import BOOKS, END_OF_TEXT
 from benchmarks.embedded_model.evaluate import measure
 from benchmarks.embedded_model.model import Llama, Shape
 from benchmarks.embedded_model.plot import plot_loss
-from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).resolve().parent
 

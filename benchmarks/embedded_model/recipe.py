@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 from benchmarks.embedded_model.model import Llama
 
 MATRIX_RATE = 0.02  # Muon, on the layers' matrices

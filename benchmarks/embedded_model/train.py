@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from benchmarks.embedded_model.corpus import prepare
 from benchmarks.embedded_model.evaluate import load_stream, mean_loss
 from benchmarks.embedded_model.export import export
 from benchmarks.embedded_model.model import Llama, Shape
 from benchmarks.embedded_model.recipe import optimisers, rate_scale
-from torch import Tensor
-from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 8  # windows of 512 tokens: small enough for many steps, large enough to fill two cores

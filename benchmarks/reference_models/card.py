@@ -1,4 +1,4 @@
-"""Write a model's card from the files beside its weights: training.json, log.jsonl, results.json."""
+"""Write a model's card from training.json, log.jsonl and results.json beside its weights."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,6 @@ from textwrap import indent
 from typing import Any
 
 from benchmarks.reference_models.pack import table
-
 from paceline.measuring.svg import Plot, even
 
 STYLE = """\

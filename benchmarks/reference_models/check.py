@@ -7,11 +7,12 @@ import argparse
 from dataclasses import replace
 
 import torch
+from torch import Tensor
+
 from benchmarks.embedded_model.model import Llama
 from benchmarks.reference_models.family import FAMILY
 from benchmarks.reference_models.train import compile_layers, head_loss
 from benchmarks.reference_models.windows import END_OF_TEXT, Blocks, Dense
-from torch import Tensor
 
 TOLERANCE = 0.03  # of the largest gradient: bfloat16 keeps 8 bits
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from benchmarks.reference_models.card import write_card
 from benchmarks.reference_models.sources import SHARED, SOURCES, read
-
 from paceline import LM
 from paceline.measuring.machine import commit, machine
 from paceline.measuring.perplexity import predict

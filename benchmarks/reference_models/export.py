@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from benchmarks.embedded_model.model import Llama, Shape
-from benchmarks.reference_models.sources import TOKENIZER
 from safetensors.torch import save_file
 from torch import Tensor
+
+from benchmarks.embedded_model.model import Llama, Shape
+from benchmarks.reference_models.sources import TOKENIZER
 
 SHARD_BYTES = 15 << 20
 END_OF_TEXT, END = 0, 4  # ids; see SPECIAL in vocabulary.py

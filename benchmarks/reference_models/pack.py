@@ -17,9 +17,10 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from benchmarks.reference_models.sources import CHATS, SHARED, SOURCES, TOKENIZER, read
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+from benchmarks.reference_models.sources import CHATS, SHARED, SOURCES, TOKENIZER, read
 
 Stream = NDArray[np.uint16]
 
@@ -74,14 +75,14 @@ def table(facts: dict[str, dict[str, dict[str, int]]]) -> str:
         "| source | documents | MB | tokens | held out: documents | kB | tokens |",
         "|---" * 7 + "|",
     ]
-    rows = [(name, parts["train"], parts["validation"]) for name, parts in facts.items()]
-    for name, train, held in rows:
+    for name, parts in facts.items():
+        train, held = parts["train"], parts["validation"]
         lines.append(
             f"| {name} | {train['documents']:,} | {train['bytes'] / 1e6:.1f} | {train['tokens']:,} "
             f"| {held['documents']:,} | {held['bytes'] / 1e3:.0f} | {held['tokens']:,} |"
         )
-    both = [sum(part["tokens"] for part in parts) for parts in zip(*(r[1:] for r in rows))]
-    lines.append(f"| all | | | {both[0]:,} | | | {both[1]:,} |")
+    every = [sum(p[part]["tokens"] for p in facts.values()) for part in ("train", "validation")]
+    lines.append(f"| all | | | {every[0]:,} | | | {every[1]:,} |")
     return "\n".join(lines)
 
 

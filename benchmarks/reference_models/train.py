@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo
+from torch import Tensor
+from torch.nn import functional as F
+
 from benchmarks.embedded_model.model import Llama
 from benchmarks.embedded_model.recipe import optimisers, rate_scale
 from benchmarks.reference_models.export import export
 from benchmarks.reference_models.family import MEMBERS, Member, flops, parameters
 from benchmarks.reference_models.windows import Blocks, Dense, Windows, load
-from torch import Tensor
-from torch.nn import functional as F
 
 PROBE_SECONDS = 30.0
 SAVE_SECONDS = 120.0
@@ -122,7 +123,9 @@ class Run:
 
     def nats(self, windows: Tensor) -> Tensor:
         """Return the summed loss of windows [B, T + 1]; B as the masks are made for."""
-        windows = windows.to(self.device)
+        if self.device == "cuda":
+            windows = windows.pin_memory()  # so that the copy waits for nothing
+        windows = windows.to(self.device, non_blocking=True)
         inputs, targets = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
         mask = self.masks(inputs)
         with torch.autocast(self.device, torch.bfloat16):

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
 from benchmarks.reference_models.family import CONTEXT, VOCABULARY
 from benchmarks.reference_models.sources import (
     ASSISTANT,
@@ -22,7 +24,6 @@ from benchmarks.reference_models.sources import (
     USER,
     read,
 )
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 SYSTEM = "<|system|>"
 SPARE = [f"<|spare_{i}|>" for i in range(3)]  # so that tuning can add roles and keep the shape

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmarks.embedded_model.model import Mask
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
+
+from benchmarks.embedded_model.model import Mask
 
 END_OF_TEXT = 0  # id of the token that begins every document
 
