@@ -348,3 +348,13 @@ def test_bits_per_byte_are_the_trained_models_own(tokenizer: Path, tmp_path: Pat
     assert ids.shape[1] == found["tokens"] + 1  # one window
     nats = train.head_loss(model, model.states(ids[:, :-1]), ids[:, 1:]).item()
     assert found["bits_per_byte"] == pytest.approx(nats / np.log(2) / len(said), abs=1e-3)
+
+
+@settings(deadline=None)
+@given(documents=st.lists(st.text(max_size=9)), most=st.integers(0, 40))
+def test_cut_texts_are_the_beginning(documents: list[str], most: int):
+    kept = evaluate.cut(documents, most)
+    size = len("".join(kept).encode())
+    assert "".join(documents).startswith("".join(kept))
+    whole = len("".join(documents).encode())
+    assert min(most, whole) - 3 <= size <= most

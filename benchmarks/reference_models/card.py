@@ -53,7 +53,8 @@ While training, held-out bits per byte are those of at most {shown} windows of e
 
 ## Results
 
-Measured by `{command}` on {processor}, weights in {format}, at commit {commit}.
+Measured by `{command}`
+on {processor}, weights in {format}, at commit {commit}.
 
 {results}
 

@@ -30,9 +30,20 @@ QUESTION = "Tom has 3 apples and buys 5 more. How many apples does Tom have?"
 SAMPLE_TOKENS = 120
 
 
-def held_out(shared: Path) -> dict[str, list[str]]:
-    """Source -> its validation documents."""
-    return {name: read(name, shared)[1] for name in SOURCES}
+def held_out(shared: Path, most: int) -> dict[str, list[str]]:
+    """Source -> its validation documents, up to `most` bytes of them; the last may be cut."""
+    return {name: cut(read(name, shared)[1], most) for name in SOURCES}
+
+
+def cut(documents: list[str], most: int) -> list[str]:
+    """Return the first `most` bytes of documents, less what would be half a character."""
+    kept, left = [], most
+    for document in documents:
+        data = document.encode()[:left]
+        left -= len(data)
+        if data:
+            kept.append(data.decode(errors="ignore"))
+    return kept
 
 
 def bits_per_byte(lm: LM, texts: list[str]) -> dict[str, float]:
@@ -117,11 +128,12 @@ def samples(lm: LM) -> list[dict[str, Any]]:
     return found
 
 
-def measure(lm: LM, shared: Path, pairs: int, passages: int) -> dict[str, Any]:
+def measure(lm: LM, shared: Path, most: int, pairs: int, passages: int) -> dict[str, Any]:
     """Everything but the samples."""
+    texts = held_out(shared, most)
     return {
         "format": lm.engine.format,
-        "held_out": {name: bits_per_byte(lm, texts) for name, texts in held_out(shared).items()},
+        "held_out": {name: bits_per_byte(lm, each) for name, each in texts.items()},
         "blimp": blimp(lm, shared / "data/blimp/blimp.jsonl.gz", pairs),
         "lambada": lambada(lm, shared / "data/lambada/lambada_test.jsonl.gz", passages),
     }
@@ -132,17 +144,19 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--shared", type=Path, default=SHARED)
     parser.add_argument("--format", help="of the weights, as of `paceline generate`")
+    parser.add_argument("--bytes", type=int, default=100_000, help="of each held-out source")
     parser.add_argument("--pairs", type=int, default=50, help="of each of BLiMP's 67 paradigms")
     parser.add_argument("--passages", type=int, default=500, help="of LAMBADA")
     options = parser.parse_args()
     lm = LM(options.model, format=options.format or "auto", drafter="plain", budget=0)
-    found = measure(lm, options.shared, options.pairs, options.passages)
+    found = measure(lm, options.shared, options.bytes, options.pairs, options.passages)
     print(json.dumps(found, indent=2))
     if options.format:
         return
     command = "python -m benchmarks.reference_models.evaluate MODEL"
-    if options.pairs != 50 or options.passages != 500:
-        command += f" --pairs {options.pairs} --passages {options.passages}"
+    for name in ("bytes", "pairs", "passages"):
+        if getattr(options, name) != parser.get_default(name):
+            command += f" --{name} {getattr(options, name)}"
     where = {"command": command, "machine": machine(), "commit": commit()}
     results = {**where, **found, "samples": samples(lm)}
     (options.model / "results.json").write_text(

@@ -33,10 +33,10 @@ give() { # MODEL [FIRST PART]
 }
 
 case ${1:-} in
-  first) prepare; train 5m 2 2.5; train 30m 4 5; give 30m ;;
-  second) train 110m 11 8.8; give 5m ;;
-  third) train 110m 11 8.8; give 110m ;;
+  first) prepare; train 5m 2.5 3; train 30m 4.2 4.6; give 30m ;;
+  second) train 110m 8.6 9.2; give 110m ;;
   give) give "$2" "$3" ;;
+  last) give 110m 12; give 5m ;;
   spare) train 19m 3 4; give 19m ;;
-  *) echo "usage: gpu.sh first | second | third | give MODEL PART | spare" >&2 && exit 2 ;;
+  *) echo "usage: gpu.sh first | second | give MODEL PART | last | spare" >&2; exit 2 ;;
 esac

@@ -30,7 +30,8 @@ from benchmarks.reference_models.windows import Blocks, Dense, Windows, load
 PROBE_SECONDS = 30.0
 SAVE_SECONDS = 120.0
 LOG_STEPS = 20
-VALIDATION_WINDOWS = 8  # of each source, while training
+VALIDATIONS = 8  # in a run
+VALIDATION_WINDOWS = 8  # of each source, a power of two; while training
 
 
 def head_loss(model: Llama, states: Tensor, targets: Tensor) -> Tensor:
@@ -156,11 +157,13 @@ class Run:
             starts = range(0, len(stream) - length, length)[:VALIDATION_WINDOWS]
             if not starts:
                 continue
-            rows = np.stack([stream[s : s + length + 1] for s in starts]).astype(np.int64)
-            shown = np.resize(rows, (-(-len(rows) // self.part) * self.part, length + 1))
-            nats = [self.nats(part).item() for part in torch.from_numpy(shown).split(self.part)]
+            rows = [stream[s : s + length + 1] for s in starts]
+            rows = rows[: 1 << len(rows).bit_length() - 1]  # each is shown equally often
+            times = max(1, self.part // len(rows))
+            shown = torch.from_numpy(np.stack(rows * times).astype(np.int64))
+            nats = [self.nats(part).item() for part in shown.split(self.part)]
             held = self.packed[name]["validation"]
-            per_token = sum(nats) / shown[:, 1:].size / math.log(2)
+            per_token = sum(nats) / shown[:, 1:].numel() / math.log(2)
             found[name] = round(per_token * held["tokens"] / held["bytes"], 4)
         return found
 
@@ -213,6 +216,7 @@ class Run:
         end = self.steps if stop_at is None else min(stop_at, self.steps)
         if self.step >= end:
             return self.step >= self.steps
+        every = max(1, self.steps // VALIDATIONS)
         while self.step < end and time.monotonic() - began < stop_after:
             losses.append(self.take(rate_scale(self.step / self.steps)))
             if self.step % LOG_STEPS == 0 or self.step == end:
@@ -222,17 +226,16 @@ class Run:
                 self.elapsed = earlier + time.monotonic() - began
                 self.log(train=round(mean, 4))
                 losses.clear()
-            spent = time.monotonic() - began
-            if spent - saved > SAVE_SECONDS and self.step < end:
-                self._keep(earlier + spent)
+            if self.step % every == 0 or self.step == self.steps:
+                self.elapsed = earlier + time.monotonic() - began
+                self.log(validation=self.validate())
+            if time.monotonic() - began - saved > SAVE_SECONDS:
                 saved = time.monotonic() - began
-        self._keep(earlier + time.monotonic() - began)
-        return self.step >= self.steps
-
-    def _keep(self, elapsed: float) -> None:
-        self.elapsed = elapsed
-        self.log(validation=self.validate())
+                self.elapsed = earlier + saved
+                self.save()
+        self.elapsed = earlier + time.monotonic() - began
         self.save()
+        return self.step >= self.steps
 
 
 def describe(run: Run, name: str, folder: Path) -> None:
