@@ -265,6 +265,24 @@ def test_a_probe_leaves_no_trace(work: Path, tmp_path: Path):
     assert run.take(1.0) == fresh.take(1.0)
 
 
+def test_a_probe_halves_what_does_not_fit(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = _run(work, tmp_path / "large")
+    take, tried = run.take, []
+
+    def small(scale: float) -> torch.Tensor:
+        tried.append(run.part)
+        if run.part > 1:
+            raise torch.OutOfMemoryError
+        return take(scale)
+
+    monkeypatch.setattr(run, "take", small)
+    run.probe(0.0)
+    assert tried == [2, 1, 1, 1]
+    torch.testing.assert_close(take(1.0), _run(work, tmp_path / "whole").take(1.0))
+
+
 def test_shards_are_small_and_whole():
     weights = {str(i): torch.zeros(3 << 20, dtype=torch.bfloat16) for i in range(6)}
     parts = shards(weights)
