@@ -1,1 +1,1 @@
-"""Many requests at once, each with the text it would get alone."""
+"""Many requests at once on one engine, and an API in front of them."""
