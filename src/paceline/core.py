@@ -9,6 +9,7 @@ it, and the walk draws one token at each node it visits. What happened is a `Ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -72,8 +73,7 @@ class TokenTree:
         """A tree without branches over `tokens` [N]."""
         ids = np.asarray(tokens, np.int32)
         n = len(ids)
-        scores = np.full(n, score, np.float32)
-        origins = np.full(n, origin, np.int16)
+        scores, origins = np.full(n, score, np.float32), np.full(n, origin, np.int16)
         if n:
             scores[0], origins[0] = 1.0, -1
         return cls(ids, np.arange(-1, n - 1, dtype=np.int32), scores, origins)
@@ -129,8 +129,7 @@ class Step:
     drawn: Tokens
 
     def __post_init__(self) -> None:
-        n = len(self.tree)
-        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != n:
+        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != len(self.tree):
             raise ValueError("top_tokens and top_probs need one row for each of the tree's nodes")
         if not len(self.path) or self.path[0] != 0 or len(self.path) != len(self.drawn):
             raise ValueError("a path starts at the root and has one drawn token for each node")
@@ -161,6 +160,7 @@ class Request:
         stop_strings: end the output; neither they nor what follows is part of the text.
         prediction: what the output is expected to be, for drafters that follow it.
         walk: `gumbel`, or `rejection`: the same law, other tokens; see `decoding/rejection.py`.
+        noise: position -> start of its noise, or None for none; of a watermark, else the seed's.
     """
 
     prompt: tuple[int, ...]
@@ -172,6 +172,7 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
+    noise: Callable[[int], int | None] | None = None
 
 
 @dataclass(slots=True)
@@ -243,8 +244,7 @@ class Cost:
 
     def relative(self) -> dict[int, float]:
         """T(n) / T(smallest n)."""
-        pairs = zip(self.nodes, self.seconds, strict=True)
-        return {n: seconds / self.seconds[0] for n, seconds in pairs}
+        return {n: s / self.seconds[0] for n, s in zip(self.nodes, self.seconds, strict=True)}
 
 
 State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it

@@ -38,6 +38,7 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    watermark: options.Watermark = None,
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -45,6 +46,7 @@ def chat(
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
+    mark = options.one_watermark(watermark)
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
@@ -64,11 +66,13 @@ def chat(
             seed=seed + len(answers),
             controls=controls,
             stop=ends,
+            watermark=mark,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))
-        answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
+        told = {"user": said, **describe(lm, request, output, drafter, nodes)}
+        answers.append({**told, "watermark": mark and mark.name})
     keep(lm, learnt)
     if json:
         document({"turns": answers})

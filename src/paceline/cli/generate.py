@@ -45,6 +45,7 @@ def generate(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -63,6 +64,7 @@ def generate(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    mark = options.one_watermark(watermark)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -81,6 +83,7 @@ def generate(
         ignore_eos=ignore_eos,
         prediction=expected,
         walk=walk,
+        watermark=mark,
     )
     if check and walk != "gumbel" and request.temperature > 0:
         raise MethodError(OTHER_TOKENS)
@@ -89,7 +92,7 @@ def generate(
         sys.stderr.flush()
     output = stream(lm, request, quiet=json)
     keep(lm, learnt)
-    found = describe(lm, request, output, drafter, nodes)
+    found = {**describe(lm, request, output, drafter, nodes), "watermark": mark and mark.name}
     say(summary(output))
     if found["governor"]:
         say(sizing(found["governor"]))

@@ -29,6 +29,7 @@ def prove(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     chat: options.Chat = False,
     reload: Annotated[
@@ -52,6 +53,7 @@ def prove(
     for name in options.lossy(options.find_drafters(drafters)[0]):
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
+    mark = options.one_watermark(watermark)
     nodes = options.one_budget(budget)
     choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     work = prepare(model, prompts, drafters, limit, choice, out)
@@ -60,7 +62,7 @@ def prove(
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat)
+    asking = Asking(max_new_tokens, seed=seed, chat=chat, watermark=mark)
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -82,6 +84,7 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "watermark": mark and mark.name,
         },
         **report.conditions(work.lm, model),
     }

@@ -15,6 +15,7 @@ from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
 from paceline.models.detokenize import Detokenizer
 from paceline.registry import drafters
+from paceline.watermarks.base import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Asking:
         seed: of the first turn; each next one has the next seed.
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
+        watermark: of every answer, if any.
     """
 
     max_new_tokens: int
@@ -34,6 +36,7 @@ class Asking:
     seed: int = 0
     chat: bool = False
     ignore_eos: bool = False
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 temperature=asking.temperature,
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
+                watermark=asking.watermark,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
             yield Turn(dialogue.name(turn), dialogue.category, request, output, len(tokens) > room)
