@@ -6,8 +6,7 @@ Texts are sampled at temperature 1 without truncation, from beginnings of childr
 with its own seed and its own key, to `--tokens` tokens. A text is marked where p <= 0.01. Edited:
 20 % of the tokens in number, at random places, each time a substitution, an insertion or a
 deletion, with uniformly random tokens. Through text: decoded, and tokenised again. False positives:
-plain texts, each with a key of its own. Entropy: mean over the marked texts' draws is not known to
-the detector; it is the mean of -log p of the plain texts' tokens under the model.
+plain texts, each with a key of its own. Nats a token: mean of -log p of plain texts under the model.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=200)
     parser.add_argument("--plain", type=int, default=2000, help="texts for false positives")
     parser.add_argument("--tokens", type=int, default=50)
-    parser.add_argument("--resamples", type=int, default=999)
+    parser.add_argument("--resamples", type=int, default=499)
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     words = parser.parse_args()
     for model in words.models:

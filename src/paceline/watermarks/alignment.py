@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 
 Seeds = NDArray[np.uint64]
-_CELLS = 1 << 15  # floats of a row that are worked on at once: half of a small cache
+_CELLS = 1 << 13  # floats of a row that are worked on at once: within a small cache
 _ENOUGH = 10  # keys as good as the true one; more would not make a poor p much clearer
 
 
