@@ -6,7 +6,7 @@ Texts are sampled at temperature 1 without truncation, from beginnings of childr
 with its own seed and its own key, to `--tokens` tokens. A text is marked where p <= 0.01. Edited:
 20 % of the tokens in number, at random places, each time a substitution, an insertion or a
 deletion, with uniformly random tokens. Through text: decoded, and tokenised again. False positives:
-plain texts, each with a key of its own. Nats a token: mean of -log p of plain texts under the model.
+plain texts, each with a key of its own. Nats a token: mean of -log p of plain texts' tokens.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from paceline.core import Request
 from paceline.decoding.walk import draw
 from paceline.watermarks.base import parse_watermark
 
-VOCAB, LENGTH, KEYS = 4, 3, 2500
+VOCAB, LENGTH, KEYS = 4, 3, 1200
 TEXTS = list(itertools.product(range(VOCAB), repeat=LENGTH))
 PROMPT = (1, 2, 0, 3)
 
@@ -79,7 +79,7 @@ def distance(watermark, controls=()):
 )
 def test_the_law_is_that_of_plain_sampling(watermark, controls):
     found, allowed = distance(watermark, controls)
-    assert found < allowed < 0.1
+    assert found < allowed < 0.15
 
 
 def test_the_test_sees_a_watermark_that_does_change_the_law():

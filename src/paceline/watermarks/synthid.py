@@ -17,6 +17,8 @@ from paceline.registry import watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 
+_NEVER = 1e-200  # a chance below the reach of the walk's noise; far smaller numbers are slow
+
 
 @watermarks.register("synthid", Exactness.DISTRIBUTION)
 @dataclass(frozen=True)
@@ -96,8 +98,10 @@ class _Tournament:
         p = p[possible]
         found = bits(context_stream(self.seed, context), possible)
         for layer in range(self.method.layers):
-            g = (found >> np.uint64(layer)) & np.uint64(1)
-            p *= 1.0 + g - min(float(p @ g), 1.0)
+            g = (found & np.uint64(1 << layer)) > 0
+            share = min(float(p[g].sum()), 1.0)  # no BLAS: its threads would sum in any order
+            p *= np.where(g, 2.0 - share, 1.0 - share)
+            p[p < _NEVER] = 0.0
         with np.errstate(divide="ignore"):
             scores = np.log(p)
         edited = np.full(len(logits), -np.inf, np.float32)
