@@ -76,7 +76,10 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
 
 
 def noise_of(request: Request, position: int) -> int | None:
-    """Where the noise of a draw at `position` starts; None where there is none."""
+    """Where the noise of a draw at `position` starts; None: the best edited logit is drawn.
+
+    A watermark's `Request.noise`, of the position, takes the place of the seed's.
+    """
     if request.temperature == 0:
         return None
     if request.noise is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -31,6 +32,10 @@ def prove(
     seed: options.Seed = 0,
     watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     chat: options.Chat = False,
     reload: Annotated[
         bool,
@@ -55,14 +60,15 @@ def prove(
     heats = options.numbers("--temperatures", temperatures)
     mark = options.one_watermark(watermark)
     nodes = options.one_budget(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    work = prepare(model, prompts, drafters, limit, choice, out)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    work = prepare(model, prompts, drafters, limit, chosen, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat, watermark=mark)
+    asking = Asking(max_new_tokens, seed=seed, chat=chat, grammar=follows, watermark=mark)
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -84,6 +90,7 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "grammar": follows and asdict(follows),
             "watermark": mark and mark.name,
         },
         **report.conditions(work.lm, model),

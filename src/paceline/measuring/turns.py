@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from paceline.control.grammar import Grammar
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
@@ -28,6 +29,7 @@ class Asking:
         seed: of the first turn; each next one has the next seed.
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
+        grammar: that answers follow.
         watermark: of every answer, if any.
     """
 
@@ -36,6 +38,7 @@ class Asking:
     seed: int = 0
     chat: bool = False
     ignore_eos: bool = False
+    grammar: Grammar | None = None
     watermark: Watermark | None = None
 
 
@@ -89,6 +92,7 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 temperature=asking.temperature,
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
+                grammar=asking.grammar,
                 watermark=asking.watermark,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
