@@ -1,17 +1,19 @@
 """How often watermarks are found where they are, after edits, and where they are not.
 
-    python benchmarks/watermarks.py ../shared/models/stories260K ... [--texts 200] [--tokens 50]
+    python benchmarks/watermarks.py ../shared/models/stories260K ... [--texts 100] [--tokens 50]
 
 Texts are sampled at temperature 1 without truncation, from beginnings of children's stories, each
 with its own seed and its own key, to `--tokens` tokens. A text is marked where p <= 0.01. Edited:
 20 % of the tokens in number, at random places, each time a substitution, an insertion or a
 deletion, with uniformly random tokens. Through text: decoded, and tokenised again. False positives:
-plain texts, each with a key of its own. Nats a token: mean of -log p of plain texts' tokens.
+runs of as many tokens of stories that people and other models wrote, from evenly spaced places,
+each with a key of its own. Nats a token: mean of -log p of tokens that the model sampled.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 from math import sqrt
 from pathlib import Path
 from time import perf_counter
@@ -23,9 +25,11 @@ from paceline.control.base import softmax
 from paceline.core import TokenTree
 from paceline.watermarks.base import Watermark, parse_watermark
 
-KINDS = ("exponential", "exponential,length=64", "inverse", "green", "synthid")
+KINDS = ("green", "synthid", "exponential", "exponential,length=64", "inverse")
 OPENINGS = ("Once upon a time", "One day, a dog", "The little girl", "Tom and Sam went", "In a big")
 LEVEL = 0.01
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+STORIES = SHARED / "data" / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 
 
 def text(lm: LM, seed: int, tokens: int, mark: Watermark | None = None) -> list[int]:
@@ -40,6 +44,13 @@ def text(lm: LM, seed: int, tokens: int, mark: Watermark | None = None) -> list[
         watermark=mark,
     )
     return output.tokens
+
+
+def windows(lm: LM, count: int, tokens: int) -> list[list[int]]:
+    """Unmarked texts."""
+    ids = lm.tokenizer.encode(gzip.decompress(STORIES.read_bytes()).decode(), special=False)
+    starts = np.linspace(0, len(ids) - tokens, count).astype(int)
+    return [ids[start : start + tokens] for start in starts]
 
 
 def edited(tokens: list[int], share: float, size: int, random: np.random.Generator) -> list[int]:
@@ -65,17 +76,17 @@ def main() -> None:
     """Print a table for each model."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
-    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--plain", type=int, default=2000, help="texts for false positives")
     parser.add_argument("--tokens", type=int, default=50)
-    parser.add_argument("--resamples", type=int, default=499)
+    parser.add_argument("--resamples", type=int, default=199)
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     words = parser.parse_args()
     for model in words.models:
         lm = LM(model, drafter="plain", budget=0, threads=1)
         size, random = lm.engine.config.vocab_size, np.random.default_rng(0)
-        plain = [text(lm, seed, words.tokens) for seed in range(words.plain)]
-        nats = np.mean([surprise(lm, tokens) for tokens in plain[:100]])
+        plain = windows(lm, words.plain, words.tokens)
+        nats = np.mean([surprise(lm, text(lm, seed, words.tokens)) for seed in range(50)])
         print(f"\n{Path(model).name}: {nats:.2f} nats a token; {words.tokens} tokens each\n")
         print(
             "| watermark | found | after 20 % edits | through text | false positives | s a text |"

@@ -98,9 +98,9 @@ class _Tournament:
         p = p[possible]
         found = bits(context_stream(self.seed, context), possible)
         for layer in range(self.method.layers):
-            g = (found & np.uint64(1 << layer)) > 0
-            share = min(float(p[g].sum()), 1.0)  # no BLAS: its threads would sum in any order
-            p *= np.where(g, 2.0 - share, 1.0 - share)
+            g = ((found >> np.uint64(layer)) & np.uint64(1)).astype(np.float64)
+            # Not p @ g: the threads of a BLAS sum in an order of their own.
+            p *= g + (1.0 - min(float(np.einsum("i,i", p, g)), 1.0))
             p[p < _NEVER] = 0.0
         with np.errstate(divide="ignore"):
             scores = np.log(p)
