@@ -30,6 +30,7 @@ from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
 from paceline.models.vocabulary import Vocabulary
+from paceline.watermarks.base import Watermark, parse_watermark
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
@@ -51,6 +52,7 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     prediction: str | Sequence[int] | None
     walk: str
+    watermark: Watermark | str | None
 
 
 class LM:
@@ -135,6 +137,7 @@ class LM:
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
         walk: str = "gumbel",
+        watermark: Watermark | str | None = None,
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -156,6 +159,7 @@ class LM:
                 template, the document to edit. It makes the output no different, only faster.
             walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
                 same law but other tokens.
+            watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`: text that the key recognises.
 
         Raises:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
@@ -178,7 +182,11 @@ class LM:
             walk=walk,
             reading=reading,
         )
-        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        request = bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        if watermark is None:
+            return request
+        mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
+        return mark.mark(request)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
