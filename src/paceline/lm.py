@@ -32,6 +32,7 @@ from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
 from paceline.models.vocabulary import Vocabulary
+from paceline.watermarks.base import Watermark, parse_watermark
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
@@ -54,6 +55,7 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     prediction: str | Sequence[int] | None
     walk: str
+    watermark: Watermark | str | None
 
 
 class LM:
@@ -139,6 +141,7 @@ class LM:
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
         walk: str = "gumbel",
+        watermark: Watermark | str | None = None,
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -162,6 +165,7 @@ class LM:
                 template, the document to edit. It makes the output no different, only faster.
             walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
                 same law but other tokens.
+            watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`: text that the key recognises.
 
         Raises:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
@@ -194,7 +198,11 @@ class LM:
         if 0 < room < max_new_tokens and any(isinstance(each, Keywords) for each in methods):
             # They must come before the end of the context, too.
             request = replace(request, max_new_tokens=room)
-        return bind(methods, request, self.vocabulary)
+        request = bind(methods, request, self.vocabulary)
+        if watermark is None:
+            return request
+        mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
+        return mark.mark(request)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""

@@ -22,6 +22,7 @@ from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
 from paceline.cli.warm import warm
+from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
@@ -110,3 +111,4 @@ for verb in (
     doctor,
 ):
     app.command()(verb)
+app.add_typer(watermark, name="watermark")

@@ -49,6 +49,7 @@ def generate(
     hmm: options.Hmm = None,
     tools: options.ToolsFile = None,
     tool_choice: options.ToolChoice = "auto",
+    watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -69,6 +70,7 @@ def generate(
     follows = options.one_grammar(json_schema, regex, grammar, choice)
     wanted = options.keywords(keywords, hmm)
     functions = options.read_tools(tools, tool_choice)
+    mark = options.one_watermark(watermark)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -90,6 +92,7 @@ def generate(
         ignore_eos=ignore_eos,
         prediction=expected,
         walk=walk,
+        watermark=mark,
     )
     if check and walk != "gumbel" and request.temperature > 0:
         raise MethodError(OTHER_TOKENS)
@@ -98,7 +101,7 @@ def generate(
         sys.stderr.flush()
     output = stream(lm, request, quiet=json)
     keep(lm, learnt)
-    found = describe(lm, request, output, drafter, nodes)
+    found = {**describe(lm, request, output, drafter, nodes), "watermark": mark and mark.name}
     say(summary(output))
     if found["governor"]:
         say(sizing(found["governor"]))
