@@ -15,7 +15,7 @@ from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.control.tools import Choice, Tools
-from paceline.core import Output, Request
+from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
@@ -202,7 +202,7 @@ class LM:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
-        return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
+        return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
@@ -229,6 +229,14 @@ class LM:
             self.drafter.load(read_learnt(Path(path)))
         except MethodError as error:
             raise MethodError(f"{path}: {error}") from None
+
+    def _head(self) -> Floats:
+        if isinstance(self.engine, EnsembleEngine):
+            raise MethodError("an ensemble has no output head of its own; take one model")
+        if self.model.config.logit_softcap:
+            raise MethodError("this model bends its logits (softcap), so its head does not say all")
+        weights = self.model.weights
+        return weights["head" if "head" in weights else "embed"]
 
     def _open_budget(self, budget: int | str) -> Budget:
         if isinstance(budget, int):
