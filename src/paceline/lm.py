@@ -11,6 +11,8 @@ from typing import TypedDict, Unpack
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.guides.base import GuideMethod, guided, parse_guide
+from paceline.control.guides.beside import Beside
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.core import Output, Request
@@ -31,6 +33,7 @@ from paceline.models.vocabulary import Vocabulary
 
 Prompt = str | Sequence[int] | Sequence[dict[str, str]]
 Controls = str | Mapping[str, object] | Sequence[ControlMethod]
+Guides = str | GuideMethod | Sequence[str | GuideMethod]
 
 
 class Options(TypedDict, total=False):
@@ -42,6 +45,7 @@ class Options(TypedDict, total=False):
     controls: Controls | None
     schema: object
     grammar: Grammar | str | None
+    guide: Guides
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
@@ -124,6 +128,7 @@ class LM:
         controls: Controls | None = None,
         schema: object = None,
         grammar: Grammar | str | None = None,
+        guide: Guides = (),
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
@@ -140,6 +145,8 @@ class LM:
                 methods. None takes the checkpoint's defaults.
             schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
+            guide: other models or other texts that steer it: `NAME:key=value,...` or a
+                `GuideMethod`, or several whose order is defined.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
@@ -167,13 +174,16 @@ class LM:
         grammars = [Grammar.schema(schema)] if schema is not None else []
         if grammar is not None:
             grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
-        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        request = bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
+        methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
+        return guided(request, methods, self.beside) if methods else request
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
         text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self.load_seconds
+        generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
@@ -184,6 +194,11 @@ class LM:
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
         return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The models of guides, kept once they are opened."""
+        return Beside(self.engine, self.tokenizer)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""

@@ -53,6 +53,7 @@ def bench(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    guide: options.Guide = None,
     chat: options.Chat = False,
     out: options.Out = None,
     html: Annotated[
@@ -78,7 +79,7 @@ def bench(
     from paceline.measuring.html import page
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
+    asking = Asking(max_new_tokens, temperature, seed, chat, True, tuple(guide or ()))
     states = [name for name in measure.STATES if state in (name, "both")]
     with counting(work.turns * (repeat + 1)) as tick:
         result = measure.bench(
@@ -99,6 +100,7 @@ def bench(
             "temperature": temperature,
             "seed": seed,
             "chat": chat,
+            "guide": guide or [],
             "ignore_eos": True,
             "state": state.value,
         },

@@ -38,6 +38,7 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    guide: options.Guide = None,
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -63,6 +64,7 @@ def chat(
             temperature=heat,
             seed=seed + len(answers),
             controls=controls,
+            guide=guide or (),
             stop=ends,
         )
         output = stream(lm, request, quiet=json)

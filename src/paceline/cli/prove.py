@@ -29,6 +29,7 @@ def prove(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    guide: options.Guide = None,
     walk: options.Walk = "gumbel",
     chat: options.Chat = False,
     reload: Annotated[
@@ -60,7 +61,7 @@ def prove(
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat)
+    asking = Asking(max_new_tokens, seed=seed, chat=chat, guide=tuple(guide or ()))
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -82,6 +83,7 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "guide": guide or [],
         },
         **report.conditions(work.lm, model),
     }

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 
 from paceline import _native
-from paceline.control.base import Filtering
+from paceline.control.base import Filtering, Looking
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.lenient import lenient_walk
@@ -56,6 +56,7 @@ class Generation:
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._filters = [] if self._rejects else filters
+        self._guides = [c for c in request.controls if isinstance(c, Looking)]
         self.output = Output()
         self._engine, self._drafter, self._request = engine, drafter, request
         self._budget, self._stream, self._margins = budget, stream, margins
@@ -70,10 +71,13 @@ class Generation:
         sequence = None
         try:
             sequence = self._prefill()
+            self._begin(sequence)
             yield from self._decode(sequence)
         except KeyboardInterrupt:
             self.output.finish = "interrupted"
         finally:
+            for guide in self._guides:
+                guide.release()
             if sequence is not None:
                 self._engine.release(sequence)
 
@@ -100,6 +104,12 @@ class Generation:
         self._drafter.attach(sequence)
         self.output.seconds.prefill = perf_counter() - start
         return sequence
+
+    def _begin(self, sequence: Cached) -> None:
+        start = perf_counter()
+        for guide in self._guides:
+            guide.begin(sequence)
+        self.output.seconds.prefill += perf_counter() - start
 
     def _decode(self, sequence: Cached) -> Iterator[str]:
         start = perf_counter()
@@ -135,6 +145,10 @@ class Generation:
                 tree = tree.keep(control.allows(self._history, tree))
             tree = self._budget.choose(tree, perf_counter() - start)
         drafted = perf_counter()
+        looked = drafted
+        for guide in self._guides:
+            guide.look(context, tree)
+            looked = perf_counter()
         logits = self._engine.forward([(sequence, tree)])
         passed = perf_counter()
         if self._rejects:
@@ -156,7 +170,8 @@ class Generation:
         self.output.passes += 1
         self.output.nodes += len(tree)
         self.output.seconds.draft += draft
-        self.output.seconds.forward += passed - drafted
+        self.output.seconds.guide += looked - drafted
+        self.output.seconds.forward += passed - looked
         self.output.seconds.walk += learning - passed
         return tree, walked
 

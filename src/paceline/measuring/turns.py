@@ -27,6 +27,7 @@ class Asking:
         seed: of the first turn; each next one has the next seed.
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
+        guide: steers every answer, as `LM.request` reads it.
     """
 
     max_new_tokens: int
@@ -34,6 +35,7 @@ class Asking:
     seed: int = 0
     chat: bool = False
     ignore_eos: bool = False
+    guide: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 temperature=asking.temperature,
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
+                guide=asking.guide,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
             yield Turn(dialogue.name(turn), dialogue.category, request, output, len(tokens) > room)
