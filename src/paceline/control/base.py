@@ -78,7 +78,9 @@ class Filtering(Protocol):
 class Looking(Protocol):
     """A control that runs a model: once over each tree, not once at each node.
 
-    `apply` then finds its row; asked about a text that was not looked at, it runs it by itself.
+    `apply` then finds its row. Asked about a text that was not looked at, it runs it by itself: a
+    caller who needs further rows of the last pass must have copied them, for guides may share the
+    engine.
     """
 
     def begin(self, sequence: Cached) -> None:

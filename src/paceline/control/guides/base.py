@@ -87,6 +87,7 @@ class Guidance:
         """Guide the logits [V] at the end of `history`; what is forbidden stays so."""
         node = self._node(history)
         if node is None:
+            logits = logits.copy()  # they may be the last pass's of an engine that is to run now
             self._run(np.array(history, np.int32), TokenTree.root(history[-1]), None)
             node = 0
         guided = self.guided(logits, [rows[node] for rows in self._rows], history)
