@@ -58,6 +58,13 @@ class Drafter(ABC):
     knows_chances: bool = False
     rollback: float | None = None
 
+    def beside(self) -> Drafter | None:
+        """A drafter for another request at the same time; what either learns both know.
+
+        None where that cannot be: a drafter built anew learns alone.
+        """
+        return None
+
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""
 
