@@ -170,7 +170,7 @@ class Governor:
         if requests == 1:
             return most
         sizes = requests + np.arange(1 + requests * most)
-        useful = np.flatnonzero(sizes * self._pass(requests) > requests * self._pass(sizes))
+        useful = np.flatnonzero(sizes * self.seconds(requests) > requests * self.seconds(sizes))
         # Some guess better than others: twice an equal share leaves a choice.
         return min(most, -(-2 * int(useful.max(initial=0)) // requests))
 
@@ -185,7 +185,9 @@ class Governor:
         first[starts[:-1]] = 2.0  # roots come first
         order = np.argsort(-first, kind="stable")  # parents come before their children
         tokens = np.cumsum(chances[order])[requests - 1 :]
-        passes = self._pass(requests + riding + np.arange(len(tokens))) - self._ride(trees, riding)
+        passes = self.seconds(requests + riding + np.arange(len(tokens))) - self._ride(
+            trees, riding
+        )
         drafting = max(seconds, requests * self._drafting)
         self._last = tokens / requests, (passes + drafting) / passes[0]
         self.probes += self._off
@@ -213,7 +215,7 @@ class Governor:
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
         self._resting -= self._resting > 0
-        plain = float(self._pass(requests))
+        plain = float(self.seconds(requests))
         if nodes == requests and draft == 0.0:  # the plain path: leave next to nothing of us in it
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
@@ -230,7 +232,7 @@ class Governor:
         self._worst = min(self._worst, self._saved)
         self._balance = min(self._balance + won + self.risk * plain, 3.0 * plain)
 
-    def _pass(self, size: ArrayLike) -> NDArray[np.float64]:
+    def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
         """T(n) as passes corrected it; beyond the largest known size it goes on as steeply."""
         sizes, times, nodes = np.array(self.cost.nodes), self._seconds, np.asarray(size)
         found = np.interp(nodes, sizes, times)
@@ -243,7 +245,7 @@ class Governor:
         """What `riding` tokens add to a pass of the roots; they are no cost of the guesses."""
         if not riding:
             return 0.0
-        return float(self._pass(len(trees) + riding) - self._pass(len(trees)))
+        return float(self.seconds(len(trees) + riding) - self.seconds(len(trees)))
 
     def _refine(self, nodes: int, forward: float) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
@@ -251,7 +253,7 @@ class Governor:
         Other work on the machine slows every size: all of the curve follows a little. A pass that
         was interrupted says nothing about speculation: it counts at most twice what was expected.
         """
-        expected = float(self._pass(nodes))
+        expected = float(self.seconds(nodes))
         forward = min(forward, 2.0 * expected)
         near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / nodes)))
         change = max(forward / expected, 0.5) - 1.0
