@@ -161,3 +161,20 @@ def test_logprobs_are_the_models_own(lm):
         assert len(each.top) == 3
     origins = [origin for event in events for origin in event.origins]
     assert len(origins) == len(told)
+
+
+def test_guides_of_concurrent_requests_do_not_meet(lm):
+    guides = ("cfg:negative=A sad dog,scale=2", "dola:layers=1+3", "cfg:scale=3,stop=0.1", ())
+    requests = {
+        f"{prompt} {guide}": lm.request(
+            prompt, max_new_tokens=12, temperature=0.8, seed=seed, guide=guide
+        )
+        for seed, (prompt, guide) in enumerate(zip(PROMPTS, guides, strict=True))
+    }
+    expected = {name: alone(lm, request) for name, request in requests.items()}
+    worker = Worker(lm, places=3)
+    for name, request in requests.items():
+        worker.submit(Ask(name, request, budget=5))
+    events = drive(worker)
+    assert {name: tokens_of(events, name) for name in requests} == expected
+    assert worker.stats.guide > 0

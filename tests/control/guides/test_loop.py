@@ -1,20 +1,25 @@
 """Guides in the loop, over toy engines: one pass for a tree, the same output, nothing left open."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.control.guides.base import guided, parse_guide
 from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.loop import Generation
+from paceline.decoding.text import TextStream
 from paceline.drafters.base import Target
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.registry import drafters
 from tests.control.guides.beside_toy import SPECS, Other, ToyBeside, toy_request
 from tests.decoding.test_loop import Root
+from tests.decoding.test_text import Letters
 from tests.test_core import trees
 from tests.toy import Oracle
 
@@ -134,9 +139,6 @@ def test_an_interrupt_in_a_guides_pass_leaves_nothing_open(spec, after):
 
 
 def test_a_closed_generation_leaves_nothing_open():
-    from paceline.decoding.text import TextStream
-    from tests.decoding.test_text import Letters
-
     beside = ToyBeside()
     request = toy_request(beside, SPECS["proxy"])
     stream = TextStream(Letters())
@@ -144,6 +146,19 @@ def test_a_closed_generation_leaves_nothing_open():
     next(pieces)
     assert beside.opened == 3
     pieces.close()
+    assert beside.opened == 0
+
+
+def test_one_request_cannot_be_under_way_twice():
+    beside = ToyBeside()
+    request = toy_request(beside, SPECS["proxy"])
+    first = iter(Generation(beside.engine, Root(), request, Fixed(0), TextStream(Letters())))
+    text = next(first)
+    with pytest.raises(RequestError, match="follows one text at a time"):
+        run(beside, Root(), request)
+    text += "".join(first)
+    again = Generation(beside.engine, Root(), request, Fixed(0), TextStream(Letters()))
+    assert "".join(again) == text
     assert beside.opened == 0
 
 
@@ -208,8 +223,6 @@ def test_what_depends_on_the_order_says_so():
 def test_guides_with_a_defined_order_compose():
     beside = ToyBeside()
     specs = ["gedi:b,xy,z", "proxy:b,c", "contrastive:c,alpha=0.05"]
-    from paceline.control.guides.base import guided, parse_guide
-
     plain = Request((1, 2, 3), 16, 0.0, 3)
     request = guided(plain, [parse_guide(spec) for spec in specs], beside)
     alone = [toy_request(beside, spec, max_new_tokens=16).controls[0] for spec in specs[::-1]]
@@ -305,8 +318,6 @@ def test_what_cannot_be_is_refused_in_a_sentence(spec, said):
 @given(st.text('abcdefgilnoprxy:=,."0123\\ ', max_size=24) | st.text(max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_any_text_is_a_guide_or_refused(text):
-    from contextlib import suppress
-
     for begin in ("", "cfg:", "gedi:b,", "contrastive:b,"):
         with suppress(PacelineError, KeyError):  # KeyError: a toy model that is not there
             toy_request(ToyBeside(), begin + text)

@@ -16,7 +16,7 @@ from paceline.control.guides.beside import Beside
 from paceline.control.guides.voice import Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
 from paceline.engines.base import Cached
-from paceline.errors import MethodError
+from paceline.errors import MethodError, RequestError
 from paceline.registry import guides
 
 Logs = NDArray[np.float64]
@@ -67,10 +67,22 @@ class Guidance:
         self._rows: list[Floats] = []  # [N, V] of each voice
 
     def begin(self, sequence: Cached) -> None:
-        """See `Looking`."""
+        """See `Looking`.
+
+        Raises:
+            RequestError: the request is under way already.
+        """
+        if self._target is not None:
+            raise RequestError(
+                "a guide follows one text at a time, and this request is under way; make another"
+            )
         self._target = sequence
+        self.read(np.array(self._prompt, np.int32))
+
+    def read(self, prompt: Tokens) -> None:
+        """Let every voice run the prompt."""
         for voice in self._voices:
-            voice.follow(np.array(self._prompt, np.int32))
+            voice.follow(prompt)
 
     def look(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`."""

@@ -49,10 +49,9 @@ class ClassGuidance(Guidance):
         self._weigh, self._score, self._first = weigh, score, first
         self._sums: Sums = (0.0, 0.0)  # over the context of the last tree
 
-    def begin(self, sequence: Cached) -> None:
-        """See `Looking`; scores the prompt."""
-        self._target = sequence
-        self._run(np.array(self._prompt, np.int32), TokenTree.root(self._prompt[-1]), None)
+    def read(self, prompt: Tokens) -> None:
+        """Score the prompt."""
+        self._run(prompt, TokenTree.root(int(prompt[-1])), None)
 
     def guided(self, logits: Floats, rows: list[Floats], history: list[int]) -> Floats:
         """See `Guidance`."""
