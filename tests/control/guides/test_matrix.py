@@ -154,3 +154,44 @@ def test_dola_without_the_targets_sequence_is_the_same(setting):
     output = Generation(engine, nothing, blind, Fixed(0)).run()
     request.controls[0].release()
     assert_same(engine, output, looked)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_both_engines_guide_alike(copies, name):
+    pytest.importorskip("torch").set_num_threads(1)
+    model, found = load(shared("models", "stories260K")), []
+    text = np.array(model.tokenizer.encode(PROMPT), np.int32)
+    for kind in ("native", "reference"):
+        engine = open_engine(model, kind)
+        request = Request(tuple(text[:-2].tolist()), 4)
+        beside = Beside(engine, model.tokenizer)
+        control = guided(request, [parse_guide(SPECS[name].format(*copies))], beside).controls[0]
+        sequence = engine.start(text[:-3])
+        rows = engine.forward([(sequence, TokenTree.chain(text[-3:]))]).copy()
+        history = text.tolist()
+        found.append([control.apply(rows[i], history[: len(history) - 2 + i]) for i in range(3)])
+    np.testing.assert_allclose(*found, rtol=0, atol=2e-3)
+
+
+def test_gedi_scores_the_text_behind_bos_and_code(copies):
+    """Anew from whole texts: BOS, the code, then all of the text but its BOS."""
+    model = load(copies[0])
+    engine = open_engine(model, "native")
+    text = model.tokenizer.encode(PROMPT)
+    sums, last = [], []
+    for code in (" happy day", " sad"):
+        own = [1, *model.tokenizer.encode(code, special=False), *text[1:]]
+        sequence = engine.open()
+        logits = engine.forward([(sequence, TokenTree.chain(own))]).astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        begin = len(own) - len(text)  # the row of the code's last token
+        sums.append(sum(logs[begin + i, token] for i, token in enumerate(text[1:])))
+        last.append(logs[-1])
+    evidence = [np.exp((s + row) / len(text)) for s, row in zip(sums, last, strict=True)]
+    row = engine.forward([(engine.start(np.array(text[:-1], np.int32)), TokenTree.root(text[-1]))])
+    row = row[0].copy()
+    expected = np.exp(row.astype(np.float64)) * (evidence[0] / sum(evidence)) ** 4
+    spec = parse_guide(f"gedi:{copies[0]}, happy day, sad,omega=4,rho=1")
+    request = guided(Request(tuple(text), 4), [spec], Beside(engine, model.tokenizer))
+    found = np.exp(request.controls[0].apply(row, text))
+    assert found / found.sum() == pytest.approx(expected / expected.sum(), rel=1e-3, abs=1e-6)
