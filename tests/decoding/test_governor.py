@@ -167,3 +167,24 @@ def test_hiccups_do_not_end_speculation():
         hiccup = 100.0 if generator.random() < 0.02 else 0.0
         governor.record([tree], [path], 0.02 if asked else 0.0, FLAT.at(len(tree)) + hiccup)
     assert drafted > 1900
+
+
+def test_certain_guesses_pay_a_debt_and_say_nothing_of_others():
+    governor = Governor(FLAT)
+    for _ in range(2):
+        governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
+    assert governor.ask() == 0
+    assert governor.spare() > 0
+    before, trusted = governor.report(), governor.calibration.accepted.copy()
+    governor.record([TokenTree.chain([0, 1, 2, 3])], [[0, 1, 2, 3]], 0.0, 1.05)
+    after = governor.report()
+    assert after["saved_seconds"] > before["saved_seconds"]
+    assert after["balance_seconds"] > before["balance_seconds"]
+    assert after["draft_seconds"] == before["draft_seconds"]
+    assert np.array_equal(governor.calibration.accepted, trusted)
+
+
+def test_where_nothing_pays_nor_does_what_is_certain():
+    governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
+    assert governor.ask() == governor.spare() == 0
+    assert Fixed(0).spare() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -31,6 +32,10 @@ def prove(
     seed: options.Seed = 0,
     guide: options.Guide = None,
     walk: options.Walk = "gumbel",
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     chat: options.Chat = False,
     reload: Annotated[
         bool,
@@ -54,14 +59,16 @@ def prove(
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    work = prepare(model, prompts, drafters, limit, choice, out)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    work = prepare(model, prompts, drafters, limit, chosen, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat, guide=tuple(guide or ()))
+    steered = tuple(guide or ())
+    asking = Asking(max_new_tokens, seed=seed, chat=chat, grammar=follows, guide=steered)
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -84,6 +91,7 @@ def prove(
             "seed": seed,
             "chat": chat,
             "guide": guide or [],
+            "grammar": follows and asdict(follows),
         },
         **report.conditions(work.lm, model),
     }

@@ -33,6 +33,10 @@ class Budget(Protocol):
         """Nodes to ask each request's drafter for; 0 leaves them alone: the plain path."""
         ...
 
+    def spare(self) -> int:
+        """Nodes for guesses that are certain, where `ask` has just given 0."""
+        ...
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """The parts of the proposals worth running; `seconds` is what they cost."""
         ...
@@ -61,6 +65,10 @@ class Fixed:
     def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
         return self.nodes
+
+    def spare(self) -> int:
+        """See `Budget`: none, since it rests where nothing is to be guessed at all."""
+        return 0
 
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """See `Budget`."""
@@ -174,6 +182,10 @@ class Governor:
         # Some guess better than others: twice an equal share leaves a choice.
         return min(most, -(-2 * int(useful.max(initial=0)) // requests))
 
+    def spare(self) -> int:
+        """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
+        return self.most or 0
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
 
@@ -223,6 +235,12 @@ class Governor:
                 self._refine(nodes + riding, forward)
             return
         forward = self._refine(nodes + riding, forward) - self._ride(trees, riding)
+        if self._off:  # certain guesses while the drafter rests: they say nothing about it
+            won = sum(map(len, paths)) * plain / requests - draft - forward
+            self._saved += won
+            self._worst = min(self._worst, self._saved)
+            self._balance = min(self._balance + won, 3.0 * plain)
+            return
         draft = min(draft, 4.0 * requests * self._drafting or draft)
         self._drafting += 0.1 * (draft / requests - self._drafting)
         for tree, path in zip(trees, paths, strict=True):

@@ -84,7 +84,7 @@ class Generation:
         assert run.sequence is not None
         start = perf_counter()
         nodes = budget.ask() if run.room else 0
-        tree = run.propose(nodes)
+        tree = run.propose(nodes, 0 if nodes else budget.spare())
         if nodes:
             [tree] = budget.choose([tree], perf_counter() - start)
         drafted = perf_counter()
@@ -95,7 +95,7 @@ class Generation:
         walked = run.take(tree, logits)
         learning = perf_counter()
         run.learn(tree, logits, walked)
-        draft = drafted - start + perf_counter() - learning if nodes else 0.0
+        draft = drafted - start + perf_counter() - learning if len(tree) > 1 or nodes else 0.0
         budget.record([tree], [walked.path], draft, passed - drafted)
         seconds = self.output.seconds
         seconds.draft += draft

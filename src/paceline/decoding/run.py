@@ -8,6 +8,7 @@ from paceline import _native
 from paceline.control.base import Filtering, Looking
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.lenient import lenient_walk
+from paceline.decoding.narrow import narrow
 from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
@@ -54,7 +55,7 @@ class Run:
         rejects: bool = False,
     ) -> None:
         _check(engine, request)
-        self.request, self.drafter, self.output = request, drafter, Output()
+        self.request, self.drafter, self.output = request, drafter, Output(reading=request.reading)
         self.sequence: Cached | None = None
         self.done = False
         self._engine, self._stream, self._margins = engine, stream, margins
@@ -117,19 +118,24 @@ class Run:
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._engine.commit(self.sequence, nodes)
 
-    def propose(self, nodes: int) -> TokenTree:
-        """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests."""
+    def propose(self, nodes: int, spare: int = 0) -> TokenTree:
+        """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
+
+        Resting, it is still asked for at most `spare` nodes of what is certain.
+        """
         assert self.sequence is not None
         if not self._attached:
             self.drafter.attach(self.sequence)
             self._attached = True
         self._proposed = None
+        if not nodes and spare and self.room:
+            return self.drafter.certainties(self.text, min(spare, self.room))
         if not nodes or not self.room:
             return TokenTree.root(self._history[-1])
         self._proposed = self.drafter.propose(self.text, nodes)
         tree = self._proposed.cut(self.room)
-        for control in self._filters:
-            tree = tree.keep(control.allows(self._history, tree))
+        if self._filters:
+            tree = narrow(tree, self._filters, self._history, nodes).cut(self.room)
         return tree
 
     def begin_guides(self) -> None:

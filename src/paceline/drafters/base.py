@@ -82,6 +82,15 @@ class Drafter(ABC):
         `context` int32 [S] holds every committed token; it is a view that the next step changes.
         """
 
+    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+        """As `propose`, but only what the controls leave no choice about; asked during rests.
+
+        No `observe` follows. The root alone from drafters that know no certainties.
+        """
+        if self.certain:
+            return self.propose(context, budget)
+        return TokenTree.root(int(context[-1]))
+
     def distributions(self) -> Floats | None:
         """What the children of each node of the last proposal were drawn from, [N, V].
 

@@ -200,6 +200,14 @@ class _Blend(Drafter):
         self._asked = asked
         return tree
 
+    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+        for origin, member in enumerate(self._members, len(_OWN)):
+            if member.certain:
+                found = member.propose(context, budget)
+                if len(found) > 1:
+                    return TokenTree.chain(found.tokens, origin=origin)
+        return TokenTree.root(int(context[-1]))
+
     def observe(self, step: Step) -> None:
         drawn = len(step.context) >= self._prompt
         if drawn:

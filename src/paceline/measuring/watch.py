@@ -22,6 +22,10 @@ class Watched:
         """See `Budget`."""
         return self.budget.ask(requests)
 
+    def spare(self) -> int:
+        """See `Budget`."""
+        return self.budget.spare()
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """See `Budget`."""
         return self.budget.choose(trees, seconds, riding)
