@@ -81,8 +81,9 @@ class Lanes:
         start = perf_counter()
         for turn in turns:
             wished = asked if turn.budget is None else turn.budget
+            spare = self.governor.spare() if turn.budget is None and not asked else 0
             try:
-                turn.tree = turn.run.propose(min(wished, most - 1))
+                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1))
             except PacelineError as error:
                 turn.error = error
         self._seconds = perf_counter() - start
