@@ -184,6 +184,7 @@ class Seconds:
     draft: float = 0.0  # proposing, and learning from passes
     forward: float = 0.0
     walk: float = 0.0  # draws, and keeping the rows of the accepted nodes
+    guide: float = 0.0  # passes of guides; those over the prompt are part of `prefill`
 
 
 @dataclass(slots=True)
