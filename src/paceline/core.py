@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
+State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
 Reading = Callable[[str], tuple[Any, list[Any]]]  # a text's `Output.parsed` and `tool_calls`
 
 
@@ -247,6 +248,3 @@ class Cost:
     def at(self, n: int) -> float:
         """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
         return float(np.interp(n, self.nodes, self.seconds))
-
-
-State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
