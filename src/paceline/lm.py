@@ -12,12 +12,14 @@ from typing import Any, TypedDict, Unpack
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.guides.base import GuideMethod, guided, parse_guide
+from paceline.control.guides.beside import Beside
 from paceline.control.keywords import Keywords
 from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
 from paceline.control.tools import Choice, Tools
-from paceline.core import Output, Request
+from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.text import TextStream
@@ -37,6 +39,7 @@ from paceline.watermarks.base import Watermark, parse_watermark
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
 Controls = str | Mapping[str, object] | Sequence[ControlMethod]
+Guides = str | GuideMethod | Sequence[str | GuideMethod]
 
 
 class Options(TypedDict, total=False):
@@ -49,6 +52,7 @@ class Options(TypedDict, total=False):
     schema: object
     grammar: Grammar | str | None
     keywords: Keywords | str | Sequence[str] | None
+    guide: Guides
     tools: Sequence[Mapping[str, Any]]
     tool_choice: Choice
     stop: Sequence[str]
@@ -135,6 +139,7 @@ class LM:
         schema: object = None,
         grammar: Grammar | str | None = None,
         keywords: Keywords | str | Sequence[str] | None = None,
+        guide: Guides = (),
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: Choice = "auto",
         stop: Sequence[str] = (),
@@ -156,6 +161,8 @@ class LM:
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
             keywords: words that the output has, in any order, as a list or as `dog;ice cream`;
                 `Keywords` has more settings.
+            guide: other models or other texts that steer it: `NAME:key=value,...` or a
+                `GuideMethod`, or several whose order is defined.
             tools: functions that the model may call, as OpenAI's API takes them; chat messages
                 offer them to the model, other prompts have to do so themselves.
             tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
@@ -193,12 +200,16 @@ class LM:
             texts.append(Keywords(keywords))
         elif keywords is not None:
             texts.append(keywords if isinstance(keywords, Keywords) else Keywords.of(keywords))
-        methods = (*sampling.methods, *heated, *texts)
+        bound = (*sampling.methods, *heated, *texts)
         room = self.engine.config.context - len(request.prompt)
-        if 0 < room < max_new_tokens and any(isinstance(each, Keywords) for each in methods):
+        if 0 < room < max_new_tokens and any(isinstance(each, Keywords) for each in bound):
             # They must come before the end of the context, too.
             request = replace(request, max_new_tokens=room)
-        request = bind(methods, request, self.vocabulary)
+        request = bind(bound, request, self.vocabulary)
+        chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
+        methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
+        if methods:
+            request = guided(request, methods, self.beside)
         if watermark is None:
             return request
         mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
@@ -208,7 +219,7 @@ class LM:
         """Start a request; iterate over the result for its text."""
         text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self.load_seconds
+        generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
 
     def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
@@ -218,7 +229,12 @@ class LM:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
-        return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
+        return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The models of guides, kept once they are opened."""
+        return Beside(self.engine, self.tokenizer)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
@@ -245,6 +261,14 @@ class LM:
             self.drafter.load(read_learnt(Path(path)))
         except MethodError as error:
             raise MethodError(f"{path}: {error}") from None
+
+    def _head(self) -> Floats:
+        if isinstance(self.engine, EnsembleEngine):
+            raise MethodError("an ensemble has no output head of its own; take one model")
+        if self.model.config.logit_softcap:
+            raise MethodError("this model bends its logits (softcap), so its head does not say all")
+        weights = self.model.weights
+        return weights["head" if "head" in weights else "embed"]
 
     def _open_budget(self, budget: int | str) -> Budget:
         if isinstance(budget, int):
