@@ -51,7 +51,7 @@ class Generation:
         stream: TextStream | None = None,
         margins: bool = False,
     ) -> None:
-        _check(engine, request)
+        check_request(engine, request)
         self._rejects = _rejects(request, drafter, budget)
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, Filtering)]
@@ -192,7 +192,12 @@ class Generation:
         return text, done
 
 
-def _check(engine: Engine, request: Request) -> None:
+def check_request(engine: Engine, request: Request) -> None:
+    """Refuse a request that an engine cannot serve.
+
+    Raises:
+        RequestError: as `Generation`.
+    """
     prompt, context = len(request.prompt), engine.config.context
     vocabulary = engine.config.vocab_size
     if not prompt:

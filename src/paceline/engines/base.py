@@ -74,7 +74,8 @@ class Engine(ABC):
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`.
+        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`; and
+            `hidden`, if `hidden()` can be asked.
     """
 
     name: str
@@ -113,6 +114,16 @@ class Engine(ABC):
             RequestError: a token is outside the vocabulary, the context is full, or the view does
                 not fit the model or the sequence.
         """
+
+    def hidden(self) -> Floats:
+        """What the head was given in the last `forward`: hidden states after the last norm.
+
+        float32 [sum of N, hidden size], one row for each row of logits. As invariant as they are.
+
+        Raises:
+            RequestError: the last forward had no rows, or the engine lacks the ability.
+        """
+        raise RequestError(f"the engine {self.name} gives no hidden states")
 
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:

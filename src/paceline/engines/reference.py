@@ -60,7 +60,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "hidden"})
 
     def __init__(
         self,
@@ -75,6 +75,7 @@ class ReferenceEngine(Engine):
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self.kv_format = self.format
         self._outer: _Layer = {}
+        self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
             tensor = torch.tensor(weights[name]).to(self.device, dtype)
@@ -102,10 +103,17 @@ class ReferenceEngine(Engine):
         """Run every tree, one after the other; see `Engine.forward`."""
         for cached, tree in batch:
             self.check(cached, tree, view)
+        self._hidden = []
         logits = [self._run(_own(cached), tree, rows, view or View()) for cached, tree in batch]
         if rows == "none" or not logits:
             return np.empty((0, self.config.vocab_size), np.float32)
         return np.concatenate(logits)
+
+    def hidden(self) -> Floats:
+        """Hidden states of the last pass; see `Engine.hidden`."""
+        if not self._hidden:
+            raise RequestError("the last pass made no logits, so that it has no hidden states")
+        return np.asarray(torch.cat(self._hidden).float().cpu().numpy(), np.float32)
 
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -168,6 +176,7 @@ class ReferenceEngine(Engine):
         if rows == "none":
             return np.empty((0, config.vocab_size), np.float32)
         x = self._norm(x, outer, "final_norm")
+        self._hidden.append(x)
         logits = F.linear(x, outer["embed" if config.tied else "head"], outer.get("head.bias"))
         logits = _softcap(logits.float(), config.logit_softcap)
         return np.asarray(logits.cpu().numpy(), np.float32)
