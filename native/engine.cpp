@@ -220,13 +220,15 @@ Ints ints_of(nb::handle object) {
     return array;
 }
 
-Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
+// `rows` says of each entry whether its logits are wanted.
+Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
                nb::object positions) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
     arrays.reserve(2 * batch.size() + 2);
     size_t nodes = 0;
     if (!engine.ready) refuse("the model is not loaded");
+    if (rows.size() != batch.size()) refuse("a batch needs to know of each entry if its rows are wanted");
     for (nb::handle item : batch) {
         const auto entry = nb::cast<nb::tuple>(item);
         if (entry.size() != 3) refuse("a batch has (sequence, tokens, parents) entries");
@@ -239,8 +241,9 @@ Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
         arrays.push_back(ints_of(entry[2]));
         const Ints &tokens = arrays[arrays.size() - 2], &parents = arrays.back();
         if (tokens.size() != parents.size()) refuse("tokens and parents differ in size");
-        branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});
-        nodes += tokens.size();
+        const bool wanted = rows[branches.size()];
+        branches.push_back({cache, tokens.data(), parents.data(), tokens.size(), wanted});
+        if (wanted) nodes += tokens.size();
     }
     const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
         if (object.is_none()) return std::nullopt;
@@ -253,12 +256,12 @@ Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
     {
         nb::gil_scoped_release unlocked;
         std::lock_guard lock(engine.busy);
-        if (rows && engine.logits->size() < nodes * vocabulary * sizeof(float))
+        if (engine.logits->size() < nodes * vocabulary * sizeof(float))
             engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
         logits = engine.logits;
-        engine.model.forward(branches, rows ? logits->floats() : nullptr, view);
+        engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
     }
-    return as_array(logits, rows ? nodes : 0, vocabulary);
+    return as_array(logits, nodes, vocabulary);
 }
 
 // What the head was given in the last pass with logits, a copy.

@@ -39,7 +39,7 @@ void Model::forward(const std::vector<Branch>& batch, float* logits, const View&
     for (const Branch& branch : batch)
         branch.cache->remember(branch.parents, branch.nodes, bool(view));
     if (!logits) return;
-    for (const Branch& branch : batch) hidden_rows_ += branch.nodes;
+    for (const Branch& branch : batch) hidden_rows_ += branch.rows ? branch.nodes : 0;
 }
 
 void Model::hidden(float* out) const {

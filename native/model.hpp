@@ -24,6 +24,7 @@ struct Branch {
     const int32_t* tokens;
     const int32_t* parents;
     size_t nodes;
+    bool rows;  // whether logits of its nodes are wanted
 };
 
 // The part of a model that a pass for drafting uses; what is absent is whole. A view's pass leaves

@@ -177,7 +177,7 @@ class Model:
     def forward(
         self,
         batch: Items[tuple[object, Tokens, Tokens]],
-        rows: bool,
+        rows: Items[bool],
         layers: Tokens | None = None,
         positions: Tokens | None = None,
     ) -> Floats: ...

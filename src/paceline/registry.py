@@ -39,7 +39,9 @@ class Registry:
 
         def decorate(method: type[Any]) -> type[Any]:
             if name in self._methods:
-                raise MethodError(f"two methods ({self.family}) are called {name!r}; rename one of them")
+                raise MethodError(
+                    f"two methods ({self.family}) are called {name!r}; rename one of them"
+                )
             method.name, method.exactness, method.hidden = name, exactness, hidden
             self._methods[name] = method
             return method

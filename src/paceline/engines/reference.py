@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View
+from paceline.engines.base import Cached, Engine, Rows, View, wanted
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
@@ -104,10 +104,10 @@ class ReferenceEngine(Engine):
         for cached, tree in batch:
             self.check(cached, tree, view)
         self._hidden = []
-        logits = [self._run(_own(cached), tree, rows, view or View()) for cached, tree in batch]
-        if rows == "none" or not logits:
-            return np.empty((0, self.config.vocab_size), np.float32)
-        return np.concatenate(logits)
+        none = np.empty((0, self.config.vocab_size), np.float32)
+        runs = zip(batch, wanted(rows, batch), strict=True)
+        logits = [self._run(_own(s), tree, rowed, view or View()) for (s, tree), rowed in runs]
+        return np.concatenate([none, *logits])
 
     def hidden(self) -> Floats:
         """Hidden states of the last pass; see `Engine.hidden`."""
@@ -152,7 +152,7 @@ class ReferenceEngine(Engine):
             sequence.layers, sequence.released = [], True
 
     @torch.inference_mode()
-    def _run(self, sequence: _Sequence, tree: TokenTree, rows: Rows, view: View) -> Floats:
+    def _run(self, sequence: _Sequence, tree: TokenTree, rows: bool, view: View) -> Floats:
         """Logits [N, V] of one tree; its keys and values are left behind the committed ones."""
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
@@ -173,7 +173,7 @@ class ReferenceEngine(Engine):
             attended = self._norm(attended, weights, "attn_post_norm")
             mlp_input = x if config.parallel else x + attended
             x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
-        if rows == "none":
+        if not rows:
             return np.empty((0, config.vocab_size), np.float32)
         x = self._norm(x, outer, "final_norm")
         self._hidden.append(x)

@@ -162,9 +162,7 @@ class Search:
         self.interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         return self.interrupted
 
-    def start(
-        self, observe: Callable[[int, TokenTree, Floats], None] | None = None
-    ) -> Hypothesis:
+    def start(self, observe: Callable[[int, TokenTree, Floats], None] | None = None) -> Hypothesis:
         """The prompt, run but for its last token."""
         begun = perf_counter()
         prompt = self.task.request.prompt
