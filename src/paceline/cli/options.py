@@ -32,6 +32,12 @@ ModelOption = Annotated[
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help="Search instead: NAME[:key=value,...], e.g. beam:width=4; see `paceline methods`."
+    ),
+]
 Budget = Annotated[
     str,
     typer.Option(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from types import TracebackType
 from typing import ClassVar, Self
@@ -12,6 +12,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.control.base import Following
 from paceline.core import Exactness, Floats, Output, Request, TokenTree
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import check_request
@@ -40,15 +41,22 @@ class Task:
         engine: runs the model.
         request: what is asked for.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
-        drafter: makes one, for strategies that draft.
-        budget: how many nodes their trees may have.
+        rebind: makes the request again for another seed, with controls of its own; some controls
+            follow one text only.
+        drafter: for strategies that draft; None decodes plainly.
+        budget: how many nodes a draft tree may have.
     """
 
     engine: Engine
     request: Request
     stream: Callable[[], TextStream] | None = None
-    drafter: Callable[[], Drafter] | None = None
-    budget: Callable[[], Budget] = lambda: Fixed(0)
+    rebind: Callable[[int], Request] | None = None
+    drafter: Drafter | None = None
+    budget: Budget = field(default_factory=lambda: Fixed(0))
+
+    def seeded(self, seed: int) -> Request:
+        """The request with another seed."""
+        return self.rebind(seed) if self.rebind else replace(self.request, seed=seed)
 
     @property
     def limit(self) -> int:
@@ -78,7 +86,6 @@ class Strategy(ABC):
 
     Attributes:
         draws: it draws tokens, so that temperature and seed matter; the others are deterministic.
-        drafts: it goes through the walk, so that a drafter makes it faster.
         paper: where it is from.
         catalogue: its numbers in the catalogue of methods.
         needs: what it cannot do without, in words.
@@ -87,10 +94,14 @@ class Strategy(ABC):
     exactness: ClassVar[Exactness]  # set by the registry
     name: ClassVar[str]  # set by the registry
     draws: ClassVar[bool] = False
-    drafts: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     catalogue: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def drafts(self) -> bool:
+        """Whether it goes through the walk, so that a drafter makes it faster."""
+        return False
 
     @abstractmethod
     def run(self, task: Task) -> list[Found]:
@@ -119,6 +130,11 @@ class Strategy(ABC):
             raise MethodError(f"{self.name} knows one walk; leave --walk {request.walk} out")
         if request.prediction and not self.drafts:
             raise RequestError(f"{self.name} drafts nothing; leave the prediction out")
+        if not self.draws and any(isinstance(control, Following) for control in request.controls):
+            raise MethodError(
+                f"{self.name} follows several texts, and one of the controls only one; "
+                "leave mirostat out"
+            )
 
 
 @dataclass(slots=True, eq=False)
@@ -159,8 +175,9 @@ class Search:
         self._live = []
         seconds = self.cost.seconds
         seconds.decode = perf_counter() - self._begun - seconds.prefill
-        self.interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        return self.interrupted
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.interrupted |= stopped
+        return stopped
 
     def start(self, observe: Callable[[int, TokenTree, Floats], None] | None = None) -> Hypothesis:
         """The prompt, run but for its last token."""
