@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from paceline.control.base import Following
 from paceline.core import Exactness, Floats, Output, Request, TokenTree
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.loop import check_request
+from paceline.decoding.loop import Generation, check_request
 from paceline.decoding.text import TextStream
-from paceline.drafters.base import Drafter
+from paceline.drafters.base import Drafter, Target
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, ModelError, RequestError
+from paceline.registry import drafters
 
 
 @dataclass(slots=True)
@@ -208,6 +209,17 @@ class Search:
         self.cost.seconds.forward += perf_counter() - begun
         return logits
 
+    def bring(self, sequence: Cached, held: Sequence[int], wanted: Sequence[int]) -> None:
+        """Let a sequence that holds the tokens `held` hold `wanted`; what they share stays."""
+        pairs = enumerate(zip(held, wanted, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(held), len(wanted)))
+        if same < len(held):
+            self.engine.truncate(sequence, same)
+        if same < len(wanted):
+            self.engine.extend(sequence, np.array(wanted[same:], np.int32))
+            self.cost.passes += 1
+            self.cost.nodes += len(wanted) - same
+
     def look(self, live: Sequence[Hypothesis]) -> Floats:
         """Logits [B, V] of what follows each hypothesis, in one pass."""
         return self.forward([(h.sequence, TokenTree.root(h.history[-1])) for h in live])
@@ -234,6 +246,29 @@ class Search:
                 taken.add(id(parent))
             children.append(Hypothesis([*parent.history, token], score, sequence))
         return children
+
+    def decode(self, request: Request) -> Output:
+        """A text through the loop, drafted by the task's drafter, plainly without one."""
+        task = self.task
+        stream = task.stream() if task.stream else None
+        if task.drafter is None:
+            plain: Drafter = drafters.parse("plain").build(Target(self.engine.config.vocab_size))
+            output = Generation(self.engine, plain, request, Fixed(0), stream).run()
+        else:
+            output = Generation(self.engine, task.drafter, request, task.budget, stream).run()
+        cost, more = self.cost, output.seconds
+        cost.passes += output.passes
+        cost.nodes += output.nodes
+        cost.seconds = replace(
+            cost.seconds,
+            prefill=cost.seconds.prefill + more.prefill,
+            draft=cost.seconds.draft + more.draft,
+            forward=cost.seconds.forward + more.forward,
+            walk=cost.seconds.walk + more.walk,
+        )
+        for name, count in output.accepted.items():
+            cost.accepted[name] = cost.accepted.get(name, 0) + count
+        return output
 
     def found(self, tokens: Sequence[int], score: float, ended: bool) -> Found:
         """An output of this search."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from paceline.core import Exactness, Output, Request, Seconds, TokenTree
-from paceline.decoding.loop import Generation
+from paceline.core import Exactness, Request, TokenTree
 from paceline.decoding.strategies.base import Found, Hypothesis, Search, Strategy, Task
 from paceline.decoding.walk import draw
 from paceline.drafters.base import within
@@ -119,20 +118,13 @@ def _side_by_side(
 
 def _drafted(run: Search, prompt: Hypothesis, request: Request) -> Found:
     """One sample through the loop."""
-    task = run.task
-    assert task.drafter is not None
-    stream = task.stream() if task.stream else None
-    output = Generation(task.engine, task.drafter, request, task.budget, stream).run()
-    score = _mean_chance(run, prompt, output.tokens)
-    run.cost.passes += output.passes
-    run.cost.nodes += output.nodes
-    run.cost.seconds = _sum(run.cost.seconds, output)
+    output = run.decode(request)
     return Found(
         tokens=output.tokens,
         text=output.text,
         finish=output.finish,
         accepted=output.accepted,
-        score=score,
+        score=_mean_chance(run, prompt, output.tokens),
     )
 
 
@@ -155,15 +147,3 @@ def _chance(logits: np.ndarray, token: int) -> float:
     """Log chance of one token, in nats."""
     wide = logits.astype(np.float64) - float(logits.max())
     return float(wide[token] - np.log(np.exp(wide).sum()))
-
-
-def _sum(seconds: Seconds, output: Output) -> Seconds:
-    """Seconds of a search with those of one more generation."""
-    more = output.seconds
-    return replace(
-        seconds,
-        prefill=seconds.prefill + more.prefill,
-        draft=seconds.draft + more.draft,
-        forward=seconds.forward + more.forward,
-        walk=seconds.walk + more.walk,
-    )

@@ -131,7 +131,7 @@ class Lattice:
                 return
             for rider in live:
                 rider.history = [*self._task.request.prompt, *at[id(rider)].tokens]
-                self._bring(run, rider, held[id(rider)])
+                run.bring(rider.sequence, held[id(rider)], rider.history[:-1])
             logits = run.look(live)
             spent += len(live)
             for row, rider in zip(logits, live, strict=True):
@@ -140,18 +140,6 @@ class Lattice:
                 node = self._expand(at.pop(id(rider)), row)
                 if node is not None:
                     at[id(rider)] = node
-
-    def _bring(self, run: Search, rider: Hypothesis, held: list[int]) -> None:
-        """Let a sequence that holds `held` hold the rider's history but its last token."""
-        wanted = rider.history[:-1]
-        pairs = enumerate(zip(held, wanted, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), min(len(held), len(wanted)))
-        if same < len(held):
-            run.engine.truncate(rider.sequence, same)
-        if same < len(wanted):
-            run.engine.extend(rider.sequence, np.array(wanted[same:], np.int32))
-            run.cost.passes += 1
-            run.cost.nodes += len(wanted) - same
 
     def _take(self) -> Node | None:
         """The best open step that leads to a new node."""
