@@ -19,6 +19,7 @@ from paceline.cli.inflate import inflate
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
+from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
 from paceline.errors import PacelineError
 
@@ -94,5 +95,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, prove, bench, index, inflate, warm, methods, doctor):
+for verb in (generate, chat, prove, bench, index, inflate, warm, tune_sampling, methods, doctor):
     app.command()(verb)

@@ -264,6 +264,30 @@ def numbers(name: str, text: str) -> list[float]:
     return list(dict.fromkeys(found))
 
 
+def limits(name: str, text: str) -> tuple[float, float]:
+    """The two numbers of LOW..HIGH; a single one is both.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    from paceline.control.sampling import number
+
+    low, dots, high = text.partition("..")
+    return number(name, low), number(name, high if dots else low)
+
+
+def whole_limits(name: str, text: str) -> tuple[int, int]:
+    """The same in whole numbers.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    low, high = limits(name, text)
+    if low != int(low) or high != int(high):
+        raise RequestError(f"{name} is {text!r}, expected whole numbers, as in 1..16")
+    return int(low), int(high)
+
+
 def one_budget(text: str) -> int | str:
     """A number of nodes, or `auto`.
 
