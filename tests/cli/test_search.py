@@ -66,9 +66,7 @@ def test_what_is_wrong_is_said_in_a_sentence(paceline):
 
 
 def test_grammars_hold_in_a_search(paceline):
-    done = paceline(
-        *words("--strategy", "beam:returned=2", "--choice", "a dog|two cats", "--json")
-    )
+    done = paceline(*words("--strategy", "beam:returned=2", "--choice", "a dog|two cats", "--json"))
     texts = [output["text"] for output in done.json["outputs"]]
     assert sorted(texts) == ["a dog", "two cats"]
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from paceline.control.base import Following
 from paceline.core import Exactness, Floats, Output, Request, TokenTree
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.loop import Generation, check_request
+from paceline.decoding.loop import Generation
+from paceline.decoding.run import check_request
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import Drafter, Target
 from paceline.engines.base import Cached, Engine
@@ -283,6 +284,7 @@ class Search:
             passes=self.cost.passes,
             nodes=self.cost.nodes,
             seconds=replace(self.cost.seconds),
+            reading=task.request.reading,
             score=score,
         )
 

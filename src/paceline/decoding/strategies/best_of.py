@@ -124,6 +124,7 @@ def _drafted(run: Search, prompt: Hypothesis, request: Request) -> Found:
         text=output.text,
         finish=output.finish,
         accepted=output.accepted,
+        reading=request.reading,
         score=_mean_chance(run, prompt, output.tokens),
     )
 
