@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.errors import MethodError, RequestError
@@ -71,6 +72,7 @@ def test_it_finds_settings_that_pay_and_keeps_both_budgets():
         assert trial.verdict != "whole" or (trial.cost <= 100 and trial.examples == 12)
 
 
+@hypothesis(deadline=None, max_examples=20)
 @given(st.integers(0, 50), st.integers(300, 4000))
 def test_the_seed_decides_and_an_interrupted_search_goes_on_as_if_nothing_was(seed, budget):
     whole = economy(budget=budget, seed=seed)
@@ -123,6 +125,7 @@ def test_a_trial_is_given_up_before_all_examples_only_where_bounds_say_so():
     assert wrong <= 0.1 * len(search.trials)
 
 
+@hypothesis(deadline=None, max_examples=20)
 @given(st.integers(1, 300))
 def test_the_bound_shrinks_to_nothing(total):
     slacks = [_slack(seen, total) for seen in range(1, total + 1)]
@@ -130,6 +133,7 @@ def test_the_bound_shrinks_to_nothing(total):
     assert min(slacks) >= 0
 
 
+@hypothesis(deadline=None, max_examples=20)
 @given(st.integers(0, 10**6))
 def test_proposals_stay_within_the_limits(seed):
     rng = np.random.default_rng(seed)

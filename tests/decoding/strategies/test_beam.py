@@ -3,6 +3,7 @@ import heapq
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.control.bad_words import BadWords
@@ -66,6 +67,7 @@ def test_a_beam_of_one_is_greedy(run, prompts, engine):
         tokens.append(token)
 
 
+@hypothesis(deadline=None, max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(2, 4))
 def test_a_wide_enough_beam_finds_the_likeliest_text(seed, first, length):
     """Against all texts of a toy model with 4 tokens."""
@@ -159,6 +161,7 @@ def test_never_more_caches_than_hypotheses():
     assert (engine.most, engine.opened) == (5, 0)
 
 
+@hypothesis(deadline=None, max_examples=30)
 @given(st.integers(1, 12))
 def test_an_interrupted_search_gives_what_there_is_and_releases_all(at):
     engine = Counting(interrupt=at)
@@ -188,6 +191,7 @@ def test_stop_strings_end_hypotheses():
         assert letters.find(stop) in (-1, len(letters) - len(stop))
 
 
+@hypothesis(deadline=None, max_examples=30)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30), st.integers(1, 40))
 def test_best_is_a_stable_sort(values, count):
     scores = np.array(values, np.float64)

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.control.base import bind
@@ -26,6 +27,7 @@ def plain(engine, request, seed):
     return Generation(engine, Root(), replace(request, seed=seed), Fixed(0)).run()
 
 
+@hypothesis(deadline=None, max_examples=30)
 @given(st.integers(0, 99), st.integers(1, 6), st.integers(1, 6))
 def test_each_sample_is_plain_decodings_for_its_seed(seed, n, together):
     engine = ToyEngine()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.core import Request
@@ -20,6 +21,7 @@ def lattice_of(settings, engine, request):
     return lattice, run
 
 
+@hypothesis(deadline=None, max_examples=30)
 @given(st.integers(0, 10), st.integers(1, 5), st.integers(1, 3), st.integers(1, 60))
 def test_every_path_is_made_of_steps_with_the_chances_of_their_place(first, width, suffix, nodes):
     engine = ToyEngine(vocab_size=5)

@@ -164,6 +164,7 @@ class Search:
         self.cost = Output()
         self.interrupted = False
         self._live: list[Cached] = []
+        self._decoded = False
         self._begun = perf_counter()
 
     def __enter__(self) -> Self:
@@ -248,15 +249,23 @@ class Search:
             children.append(Hypothesis([*parent.history, token], score, sequence))
         return children
 
-    def decode(self, request: Request) -> Output:
-        """A text through the loop, drafted by the task's drafter, plainly without one."""
+    def decode(self, request: Request, held: Cached) -> Output:
+        """A text through the loop, drafted by the task's drafter, plainly without one.
+
+        `held` holds the request's prompt but for its last token; a fork of it goes on. The first
+        text is run from its beginning, so that a drafter can learn from the prompt.
+        """
         task = self.task
+        drafter, budget = task.drafter, task.budget
+        if drafter is None:
+            drafter = drafters.parse("plain").build(Target(self.engine.config.vocab_size))
+            budget = Fixed(0)
+        anew = drafter.learns_from_prompt and not self._decoded
+        self._decoded = True
+        sequence = None if anew else self.engine.fork(held)
         stream = task.stream() if task.stream else None
-        if task.drafter is None:
-            plain: Drafter = drafters.parse("plain").build(Target(self.engine.config.vocab_size))
-            output = Generation(self.engine, plain, request, Fixed(0), stream).run()
-        else:
-            output = Generation(self.engine, task.drafter, request, task.budget, stream).run()
+        generation = Generation(self.engine, drafter, request, budget, stream, sequence=sequence)
+        output = generation.run()
         cost, more = self.cost, output.seconds
         cost.passes += output.passes
         cost.nodes += output.nodes

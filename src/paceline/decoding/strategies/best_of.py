@@ -118,7 +118,7 @@ def _side_by_side(
 
 def _drafted(run: Search, prompt: Hypothesis, request: Request) -> Found:
     """One sample through the loop."""
-    output = run.decode(request)
+    output = run.decode(request, prompt.sequence)
     return Found(
         tokens=output.tokens,
         text=output.text,

@@ -16,6 +16,7 @@ from paceline.decoding.sandbox import Limits, check_sandbox, run_program
 from paceline.decoding.strategies.base import Found, Search, Strategy, Task
 from paceline.decoding.walk import edited
 from paceline.drafters.base import within
+from paceline.engines.base import Cached
 from paceline.errors import MethodError, RequestError
 from paceline.registry import strategies
 
@@ -165,7 +166,7 @@ class _Planner:
                 if completions == self._settings.rollouts:
                     return
                 completions += 1
-                self._complete(run, node.tokens)
+                self._complete(run, node.tokens, live.sequence)
                 if run.interrupted:
                     return
             reward = self.known[self._greedy[node.tokens]]
@@ -208,7 +209,7 @@ class _Planner:
             children.append(child)
         return children
 
-    def _complete(self, run: Search, beginning: tuple[int, ...]) -> None:
+    def _complete(self, run: Search, beginning: tuple[int, ...], held: Cached) -> None:
         """Let the model go on from a beginning, and judge what it writes."""
         task = self._task
         request = replace(
@@ -216,7 +217,7 @@ class _Planner:
             prompt=(*task.request.prompt, *beginning),
             max_new_tokens=task.limit - len(beginning),
         )
-        output = run.decode(request)
+        output = run.decode(request, held)
         if output.finish == "interrupted":
             run.interrupted = True
             return
