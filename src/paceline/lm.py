@@ -229,6 +229,7 @@ class LM:
             lambda: TextStream(Detokenizer(self.tokenizer), tuple(options.get("stop", ()))),
             rebind,
             self.drafter,
+            lambda: self.drafter.beside() or self.method.build(self.target),
             self.budget,
         )
         outputs: list[Found] = method.run(task)

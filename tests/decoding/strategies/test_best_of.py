@@ -32,7 +32,13 @@ def plain(engine, request, seed):
 def test_each_sample_is_plain_decodings_for_its_seed(seed, n, together):
     engine = ToyEngine()
     request = Request((1, 2), 12, 1.5, seed, HOT, stop_tokens=frozenset({3}))
-    task = Task(engine, request, drafter=Oracle(engine), budget=Fixed(6))
+    task = Task(
+        engine,
+        request,
+        drafter=Oracle(engine),
+        another=lambda: Oracle(engine),
+        budget=Fixed(6),
+    )
     found = BestOf(n=n, returned=n, together=together).run(task)
     expected = [plain(engine, request, seed + i) for i in range(n)]
     key = lambda output: (output.tokens, output.finish)  # noqa: E731
@@ -47,16 +53,18 @@ def test_each_sample_is_plain_decodings_for_its_seed(seed, n, together):
     assert engine.opened == 0
 
 
-def test_samples_share_passes_or_are_drafted():
+def test_samples_share_passes_and_are_drafted():
     engine = Counting()
     request = Request((1, 2), 20, 1.5, controls=HOT)
-    task = Task(engine, request, drafter=Oracle(engine), budget=Fixed(8))
-    assert BestOf(n=4).run(task)[0].passes == 20
+    assert BestOf(n=4).run(Task(engine, request))[0].passes == 20
     assert engine.most == 5  # and the prompt's own
-    drafted = BestOf(n=4, together=1)
-    assert drafted.drafts
-    assert sum(drafted.run(task)[0].accepted.values()) > 0
-    assert drafted.run(task)[0].passes < 80
+    makers = {"drafter": Oracle(engine), "another": lambda: Oracle(engine)}
+    for together in (1, 3, 4):
+        task = Task(engine, request, budget=Fixed(8), **makers)
+        found = BestOf(n=4, together=together, returned=4).run(task)
+        assert sum(sum(output.accepted.values()) for output in found) > 0
+        assert found[0].passes < 20 * -(-4 // together)
+        assert engine.opened == 0
 
 
 def test_a_scorer_of_ones_own_ranks_by_the_text(run, stories, engine, prompts):

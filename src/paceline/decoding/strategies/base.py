@@ -46,6 +46,7 @@ class Task:
         rebind: makes the request again for another seed, with controls of its own; some controls
             follow one text only.
         drafter: for strategies that draft; None decodes plainly.
+        another: makes one more, for texts side by side.
         budget: how many nodes a draft tree may have.
     """
 
@@ -54,6 +55,7 @@ class Task:
     stream: Callable[[], TextStream] | None = None
     rebind: Callable[[int], Request] | None = None
     drafter: Drafter | None = None
+    another: Callable[[], Drafter] | None = None
     budget: Budget = field(default_factory=lambda: Fixed(0))
 
     def seeded(self, seed: int) -> Request:
