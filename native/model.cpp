@@ -20,6 +20,8 @@ Model::Model(Shape given, const Kernels& kernels, Format format, Format head,
     : shape(std::move(given)),
       kernels(kernels),
       cache_kernels(*kernels.caches[static_cast<size_t>(cache_format)]),
+      layout(shape, cache_kernels),
+      memory(layout.bytes),
       weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
@@ -46,13 +48,6 @@ void Model::hidden(float* out) const {
     const size_t stride = padded(shape.hidden);
     for (size_t row = 0; row < hidden_rows_; ++row)
         std::copy_n(work_.normed.floats() + row * stride, shape.hidden, out + row * shape.hidden);
-}
-
-double Model::position_bytes() const {
-    size_t total = 0;
-    for (const LayerShape& layer : shape.layers)
-        total += layer.kv_heads * cache_kernels.block_bytes(layer.head_dim);
-    return static_cast<double>(total) / kCacheBlock;
 }
 
 void Model::set_threads(size_t threads) {

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Output, Request, TokenTree
+from paceline.decoding.governor import Fixed
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
 from paceline.errors import MemoryFullError, PacelineError, RequestError
@@ -41,7 +42,7 @@ class Ask:
         priority: larger is more urgent.
         deadline: on the clock of `time.monotonic`; None has all the time.
         drafter: its method; None is the model's own.
-        budget: nodes beyond the root; None leaves it to the governor.
+        budget: nodes beyond the root; None takes the model's own, which may be the governor's.
         logprobs: how many of the likeliest tokens to tell at each; None tells nothing.
         after: a request with the same prompt, whose prompt is to be run first.
     """
@@ -125,7 +126,7 @@ class Worker:
     """See the module's text.
 
     Args:
-        lm: the model, and its drafter's method.
+        lm: the model, its drafter's method, and the budget of requests that name none.
         places: most requests that run at once.
         queue: most requests that wait.
         stall: a pass that carries parts of prompts may take so many times as long as without.
@@ -145,6 +146,7 @@ class Worker:
     ) -> None:
         self.lm, self.stall, self.stats = lm, stall, Stats()
         self.scheduler = Scheduler(places, capacity or places * lm.engine.config.context, queue)
+        self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._cost = known_cost(lm.engine)
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
         self._lanes: dict[str, Lanes] = {}
@@ -282,7 +284,8 @@ class Worker:
 
     def _turn(self, ask_id: str) -> Turn:
         place = self._places[ask_id]
-        return Turn(ask_id, place.run, place.ask.budget, said=len(place.run.output.tokens))
+        budget = self._budget if place.ask.budget is None else place.ask.budget
+        return Turn(ask_id, place.run, budget, said=len(place.run.output.tokens))
 
     def _tell(self, ask_id: str) -> None:
         """Let the scheduler know where a request stands."""
