@@ -14,7 +14,7 @@ from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.best_of import BestOf
-from paceline.errors import MethodError
+from paceline.errors import MethodError, RequestError
 from tests.decoding.strategies.conftest import chances
 from tests.decoding.strategies.test_beam import Counting
 from tests.decoding.test_loop import Root
@@ -102,6 +102,8 @@ def test_an_interrupted_search_gives_what_there_is(together):
 
 
 def test_bad_settings_are_refused():
+    with pytest.raises(RequestError, match="give a temperature"):
+        BestOf().run(Task(ToyEngine(), Request((1, 2), 9)))
     for settings in ({"n": 0}, {"n": 2, "returned": 3}, {"together": 0}):
         with pytest.raises(MethodError, match="best_of"):
             BestOf(**settings)

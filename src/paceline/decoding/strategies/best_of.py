@@ -13,6 +13,7 @@ from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.run import Run
 from paceline.decoding.strategies.base import Found, Hypothesis, Search, Strategy, Task
 from paceline.drafters.base import Drafter, Target, within
+from paceline.errors import RequestError
 from paceline.registry import drafters, strategies
 
 _MOST = 1024
@@ -62,6 +63,10 @@ class BestOf(Strategy):
     def run(self, task: Task) -> list[Found]:
         """The best `returned` samples."""
         self.check(task)
+        if task.request.temperature == 0 and self.n > 1:
+            raise RequestError(
+                f"at temperature 0 all {self.n} samples of best_of are the same; give a temperature"
+            )
         seeds = range(task.request.seed, task.request.seed + self.n)
         samples: list[Found] = []
         with Search(task) as run:
