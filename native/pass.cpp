@@ -149,10 +149,11 @@ void Pass::reserve() {
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
         states = std::max(states, before_[i].states.back());
-        if (!joints_.empty())
-            scratch = std::max(scratch, bytes_of_guests() +
-                                            kernels_.attention_bytes(join(i, joints_[0], 0, nullptr),
-                                                                     kMostQueries));
+        if (!joints_.empty()) {
+            const Attention job = join(i, joints_[0], 0, nullptr);
+            const size_t bytes = kernels_.attention_bytes(job, kMostQueries);
+            scratch = std::max(scratch, bytes_of_guests() + bytes);
+        }
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
                                                                  sharing(layer, branch).tile));
@@ -226,7 +227,8 @@ void Pass::plan_layer(size_t layer) {
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
     add_chunks(Part::attention, &Pass::attend, layer, before_[layer].calls.back());
-    if (before_[layer].states.back()) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
+    if (before_[layer].states.back())
+        add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
     multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});

@@ -11,7 +11,8 @@ from paceline.drafters.base import Target
 from paceline.engines import open_engine
 from paceline.models import load
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls, drafters, required
+from paceline.registry import controls, drafters, required, watermarks
+from paceline.watermarks.base import parse_watermark
 from tests.conftest import shared
 
 VARIANTS = [
@@ -58,7 +59,9 @@ def setting(request):
     if request.param == "reference":
         pytest.importorskip("torch").set_num_threads(1)  # so small a model only waits for a second
     engine = open_engine(model, request.param)
-    engine.vocabulary = Vocabulary(engine.config.vocab_size, model.tokenizer)
+    engine.vocabulary = Vocabulary(
+        engine.config.vocab_size, model.tokenizer, lambda: model.weights["embed"]
+    )
     return engine, [tuple(model.tokenizer.encode(prompt)) for prompt in PROMPTS], {}
 
 
@@ -68,11 +71,12 @@ def run(engine, drafter, prompt, sampler, seed, budget):
     return controlled(engine, drafter, request, filter(None, [text]), budget)
 
 
-def controlled(engine, drafter, request, texts, budget):
+def controlled(engine, drafter, request, texts, budget, watermark=None):
     methods = [controls.parse(text) for text in texts]
     if request.temperature:
         methods.append(Temperature(request.temperature))
     request = bind(methods, request, engine.vocabulary)
+    request = parse_watermark(watermark).mark(request) if watermark else request
     return Generation(engine, drafter, request, Fixed(budget), margins=True).run()
 
 
@@ -126,6 +130,28 @@ def test_every_control_gives_plain_decodings_output_with_every_drafter(setting, 
             assert_same(engine, output, plain)
             accepted += sum(output.accepted.values())
     assert accepted, "no drafter was put to the test"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "min_p:p=0.02", NEEDED["grammar"]], ids=["", "min_p", "grammar"]
+)
+@pytest.mark.parametrize("kind", watermarks.methods())
+def test_every_watermark_gives_plain_decodings_output_with_every_drafter(
+    setting, built, kind, text
+):
+    engine, prompts, _ = setting
+    mark, accepted = f"key=secret,kind={kind}", 0
+    for heat in (0.0, 1.0) if kind == "green" else (1.0,):
+        request = Request(prompts[0], 24, heat, 5, stop_tokens=frozenset({2, 13}))
+        texts = list(filter(None, [text]))
+        unmarked = controlled(engine, built["plain"], request, texts, 0)
+        plain = controlled(engine, built["plain"], request, texts, 0, mark)
+        assert plain.tokens != unmarked.tokens or "grammar" in text  # which leaves few choices
+        for drafter in CROSSED:
+            output = controlled(engine, built[drafter], request, texts, 8, mark)
+            assert_same(engine, output, plain)
+            accepted += sum(output.accepted.values())
+    assert accepted or "grammar" in text, "no drafter was put to the test"
 
 
 def test_all_controls_at_once(setting, built):

@@ -4,9 +4,10 @@ import argparse
 from pathlib import Path
 
 import torch
-from export import load_exported
-from model import Shape
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.embedded_model.export import load_exported
+from benchmarks.embedded_model.model import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-4

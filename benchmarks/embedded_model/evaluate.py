@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from model import Llama, Shape
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
+
+from benchmarks.embedded_model.model import Llama, Shape
 
 PROMPTS = ("Once upon a time", "The old king looked at", '"Where are you going?" said')
 SAMPLE_TOKENS = 80

@@ -5,11 +5,12 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from corpus import BOOKS, END_OF_TEXT
-from evaluate import measure
-from model import Llama, Shape
-from plot import plot_loss
 from safetensors.torch import load_file, save_file
+
+from benchmarks.embedded_model.corpus import BOOKS, END_OF_TEXT
+from benchmarks.embedded_model.evaluate import measure
+from benchmarks.embedded_model.model import Llama, Shape
+from benchmarks.embedded_model.plot import plot_loss
 
 HERE = Path(__file__).resolve().parent
 

@@ -8,6 +8,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
+Mask = Tensor | BlockMask | None  # which positions see which; None: all before them
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query causal attention over a full window."""
+    """Grouped-query attention: causal, or as a mask says."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -67,15 +70,18 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(shape.hidden_size, shared, bias=False)
         self.o_proj = nn.Linear(inner, shape.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask = None) -> Tensor:
         heads = (*x.shape[:2], -1, self.shape.head_dim)
         q = self.q_proj(x).view(heads).transpose(1, 2)  # [B, H, T, D]
         k = self.k_proj(x).view(heads).transpose(1, 2)  # [B, G, T, D]
         v = self.v_proj(x).view(heads).transpose(1, 2)  # [B, G, T, D]
-        group = self.shape.num_attention_heads // self.shape.num_key_value_heads
-        k = rotate(k, cos, sin).repeat_interleave(group, dim=1)
-        v = v.repeat_interleave(group, dim=1)
-        mixed = F.scaled_dot_product_attention(rotate(q, cos, sin), k, v, is_causal=True)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        if isinstance(mask, BlockMask):
+            mixed = flex_attention(q, k, v, block_mask=mask, enable_gqa=True)
+        else:
+            group = self.shape.num_attention_heads // self.shape.num_key_value_heads
+            k, v = (each.repeat_interleave(group, dim=1) for each in (k, v))
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
@@ -103,8 +109,8 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, shape.rms_norm_eps)
         self.mlp = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Mask = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -135,12 +141,16 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, T], T at most the context, to logits [B, T, V]."""
+        return F.linear(self.states(tokens), self.model.embed_tokens.weight)
+
+    def states(self, tokens: Tensor, mask: Mask = None) -> Tensor:
+        """Map tokens [B, T] to what the output head reads [B, T, C]."""
         length = tokens.shape[1]
         cos, sin = self.get_buffer("cos")[:length], self.get_buffer("sin")[:length]
         x = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
-            x = layer(x, cos, sin)
-        return F.linear(self.model.norm(x), self.model.embed_tokens.weight)
+            x = layer(x, cos, sin, mask)
+        return self.model.norm(x)  # type: ignore[no-any-return]
 
 
 def initialise(module: nn.Module) -> None:

@@ -6,34 +6,23 @@ ends annealed on a machine of any speed. Interrupted, the same command resumes.
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 
 import torch
-from corpus import prepare
-from evaluate import load_stream, mean_loss
-from export import export
-from model import Llama, Shape
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.embedded_model.corpus import prepare
+from benchmarks.embedded_model.evaluate import load_stream, mean_loss
+from benchmarks.embedded_model.export import export
+from benchmarks.embedded_model.model import Llama, Shape
+from benchmarks.embedded_model.recipe import optimisers, rate_scale
+
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 8  # windows of 512 tokens: small enough for many steps, large enough to fill two cores
-MATRIX_RATE = 0.02  # Muon, on the layers' matrices
-VECTOR_RATE = 0.004  # AdamW, on the embedding and the norms
-WARM_UP = 0.02  # share of the time
-FLOOR = 0.01  # share of the peak rate at the end
 LOG_STEPS = 100
 SAVE_SECONDS = 180
-
-
-def rate_scale(share: float) -> float:
-    """Return the learning rate as a share of its peak: linear warm-up, then a cosine."""
-    if share < WARM_UP:
-        return max(share / WARM_UP, 0.01)
-    progress = min((share - WARM_UP) / (1 - WARM_UP), 1.0)
-    return FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def windows(stream: Tensor, step: int, length: int) -> tuple[Tensor, Tensor]:
@@ -42,21 +31,6 @@ def windows(stream: Tensor, step: int, length: int) -> tuple[Tensor, Tensor]:
     starts = torch.randint(len(stream) - length, (BATCH, 1), generator=draw)
     drawn = stream[starts + torch.arange(length + 1)]
     return drawn[:, :-1], drawn[:, 1:]
-
-
-def optimisers(model: Llama) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices, AdamW for the rest, each remembering its peak rate."""
-    layers = list(model.model.layers.parameters())
-    matrices = [p for p in layers if p.ndim == 2]
-    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    built: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=MATRIX_RATE, weight_decay=0.1),
-        torch.optim.AdamW(rest, lr=VECTOR_RATE, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    for optimiser in built:
-        for group in optimiser.param_groups:
-            group["peak"] = group["lr"]
-    return built
 
 
 class Run:

@@ -129,8 +129,7 @@ class Step:
     drawn: Tokens
 
     def __post_init__(self) -> None:
-        n = len(self.tree)
-        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != n:
+        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != len(self.tree):
             raise ValueError("top_tokens and top_probs need one row for each of the tree's nodes")
         if not len(self.path) or self.path[0] != 0 or len(self.path) != len(self.drawn):
             raise ValueError("a path starts at the root and has one drawn token for each node")
@@ -172,6 +171,7 @@ class Request:
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     reading: Reading | None = None  # of the output, for schemas and tools
+    noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
 
 
 @dataclass(slots=True)

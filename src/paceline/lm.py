@@ -15,7 +15,7 @@ from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.control.tools import Choice, Tools
-from paceline.core import Output, Request
+from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Found, Strategy, Task
@@ -31,6 +31,7 @@ from paceline.models import Model, load
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
 from paceline.models.vocabulary import Vocabulary
+from paceline.watermarks.base import Watermark, parse_watermark
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
@@ -52,6 +53,7 @@ class Options(TypedDict, total=False):
     ignore_eos: bool
     prediction: str | Sequence[int] | None
     walk: str
+    watermark: Watermark | str | None
 
 
 class LM:
@@ -136,6 +138,7 @@ class LM:
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
         walk: str = "gumbel",
+        watermark: Watermark | str | None = None,
     ) -> Request:
         """Turn what a user gives into a `Request`.
 
@@ -157,6 +160,7 @@ class LM:
                 template, the document to edit. It makes the output no different, only faster.
             walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
                 same law but other tokens.
+            watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`: text that the key recognises.
 
         Raises:
             RequestError: a number out of range, or a prediction that the drafter cannot use.
@@ -179,7 +183,11 @@ class LM:
             walk=walk,
             reading=reading,
         )
-        return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        request = bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        if watermark is None:
+            return request
+        mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
+        return mark.mark(request)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
@@ -240,7 +248,7 @@ class LM:
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
-        return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
+        return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
@@ -267,6 +275,14 @@ class LM:
             self.drafter.load(read_learnt(Path(path)))
         except MethodError as error:
             raise MethodError(f"{path}: {error}") from None
+
+    def _head(self) -> Floats:
+        if isinstance(self.engine, EnsembleEngine):
+            raise MethodError("an ensemble has no output head of its own; take one model")
+        if self.model.config.logit_softcap:
+            raise MethodError("this model bends its logits (softcap), so its head does not say all")
+        weights = self.model.weights
+        return weights["head" if "head" in weights else "embed"]
 
     def _open_budget(self, budget: int | str) -> Budget:
         if isinstance(budget, int):

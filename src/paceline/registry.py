@@ -1,8 +1,8 @@
 """Where methods are found by name. A decorator registers them; other packages use entry points.
 
 A method is a frozen dataclass; its fields are its settings. `recycle:tree=paper,k=8` names one
-with settings. The entry-point groups are `paceline.drafters`, `paceline.control` and
-`paceline.decoding.strategies`.
+with settings. The entry-point groups are `paceline.drafters`, `paceline.control`,
+`paceline.decoding.strategies` and `paceline.watermarks`.
 """
 
 from __future__ import annotations
@@ -122,3 +122,4 @@ def _convert(where: str, text: str, kind: Any) -> Any:
 drafters = Registry("drafter", "paceline.drafters")
 controls = Registry("control", "paceline.control")
 strategies = Registry("strategy", "paceline.decoding.strategies")
+watermarks = Registry("watermark", "paceline.watermarks")

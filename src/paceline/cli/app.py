@@ -22,6 +22,7 @@ from paceline.cli.prove import prove
 from paceline.cli.serve import serve
 from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
+from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
@@ -111,3 +112,4 @@ VERBS = (
 )
 for verb in VERBS:
     app.command()(verb)
+app.add_typer(watermark, name="watermark")

@@ -42,6 +42,7 @@ def chat(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    watermark: options.Watermark = None,
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -50,6 +51,7 @@ def chat(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    mark = options.one_watermark(watermark)
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
@@ -72,11 +74,13 @@ def chat(
             controls=controls,
             grammar=follows,
             stop=ends,
+            watermark=mark,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))
-        answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
+        told = {"user": said, **describe(lm, request, output, drafter, nodes)}
+        answers.append({**told, "watermark": mark and mark.name})
     keep(lm, learnt)
     if json:
         document({"turns": answers})

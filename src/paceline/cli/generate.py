@@ -48,6 +48,7 @@ def generate(
     choice: options.Choice = None,
     tools: options.ToolsFile = None,
     tool_choice: options.ToolChoice = "auto",
+    watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     strategy: options.Strategy = None,
     stop: options.Stop = None,
@@ -68,6 +69,7 @@ def generate(
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
     functions = options.read_tools(tools, tool_choice)
+    mark = options.one_watermark(watermark)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -92,6 +94,7 @@ def generate(
         "ignore_eos": ignore_eos,
         "prediction": expected,
         "walk": walk,
+        "watermark": mark,
     }
     if method is not None:
         outputs = lm.search(asked, method, **wishes)
@@ -106,7 +109,7 @@ def generate(
         sys.stderr.flush()
     output = stream(lm, request, quiet=json)
     keep(lm, learnt)
-    found = describe(lm, request, output, drafter, nodes)
+    found = {**describe(lm, request, output, drafter, nodes), "watermark": mark and mark.name}
     say(summary(output))
     if found["governor"]:
         say(sizing(found["governor"]))

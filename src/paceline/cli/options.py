@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
+    from paceline.watermarks.base import Watermark as Mark
 
 _DRAFTERS_HELP = (
     "Drafters, separated by ';' or ','; repeatable. A ',' before KEY=VALUE continues the settings "
@@ -102,6 +103,13 @@ Walk = Annotated[
     str,
     typer.Option(
         help="gumbel: the tokens of plain decoding; rejection: its law only, for draft models."
+    ),
+]
+Watermark = Annotated[
+    str | None,
+    typer.Option(
+        help="key=SECRET[,kind=exponential|inverse|green|synthid][,SETTING=VALUE]; "
+        "see `paceline methods`."
     ),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
@@ -206,6 +214,17 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
     return list(found.methods), found.temperature
 
 
+def one_watermark(text: str | None) -> Mark | None:
+    """The watermark that `--watermark` names.
+
+    Raises:
+        PacelineError: what is missing, unknown or out of range.
+    """
+    from paceline.watermarks.base import parse_watermark
+
+    return None if text is None else parse_watermark(text)
+
+
 def one_grammar(
     schema: Path | None, regex: str | None, grammar: Path | None, choice: str | None
 ) -> Grammar | None:
@@ -221,11 +240,11 @@ def one_grammar(
             "give one of --json-schema, --regex, --grammar and --choice; an output follows one"
         )
     if schema is not None:
-        return Grammar(_read("the JSON schema", schema), "json")
+        return Grammar(read_text("the JSON schema", schema), "json")
     if regex is not None:
         return Grammar(regex)
     if grammar is not None:
-        return Grammar(_read("the grammar", grammar), "lark")
+        return Grammar(read_text("the grammar", grammar), "lark")
     return None if choice is None else Grammar.choice(choice.split("|"))
 
 
@@ -240,7 +259,7 @@ def read_tools(path: Path | None, choice: str) -> list[Any]:
             raise RequestError(f"--tool-choice is {choice}, but there are no --tools; name a file")
         return []
     try:
-        found = json.loads(_read("the tools", path))
+        found = json.loads(read_text("the tools", path))
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON: {error!s:.100}") from None
     if not isinstance(found, list) or not found:
@@ -248,7 +267,12 @@ def read_tools(path: Path | None, choice: str) -> list[Any]:
     return found
 
 
-def _read(what: str, path: Path) -> str:
+def read_text(what: str, path: Path) -> str:
+    """The UTF-8 text of a file; `what` it holds is for the error.
+
+    Raises:
+        RequestError: it cannot be read, or is not text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

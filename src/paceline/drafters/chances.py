@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from paceline import _native
 from paceline.core import Floats, Request, State, Tokens
 from paceline.errors import MethodError
-from paceline.noise import gumbel
+from paceline.noise import noise_of, perturbation
 
 _LIMIT = 8.0  # of the sharpness, both ways
 _START = (2.0, 1.4)  # sharpness greedy and sampled, where small pairs of models end up
@@ -35,12 +35,12 @@ class Chances:
         self._tested: NDArray[np.float64] = np.empty(_RANKS)
         self._accepted: NDArray[np.float64] = np.empty(_RANKS)
         self._noise: dict[int, Floats] = {}
-        self._heat, self._seed = 0.0, 0
+        self._heat, self._request = 0.0, Request((), 0)
         self.reset()
 
     def begin(self, request: Request) -> None:
         """A new request: its temperature and its noise."""
-        self._heat, self._seed = request.temperature, request.seed
+        self._heat, self._request = request.temperature, request
         self._noise.clear()
 
     def judge(self, logits: Floats, positions: Tokens, k: int) -> tuple[Tokens, Floats]:
@@ -140,6 +140,7 @@ class Chances:
         if position not in self._noise:
             for old in [p for p in self._noise if p < position - 64]:
                 del self._noise[old]
-            noise = gumbel(self._seed, position, np.arange(width))
+            start = noise_of(self._request, position)
+            noise = np.zeros(width) if start is None else perturbation(start, np.arange(width))
             self._noise[position] = noise.astype(np.float32)
         return self._noise[position]

@@ -132,6 +132,11 @@ class Strategy(ABC):
             )
         if request.walk != "gumbel":
             raise MethodError(f"{self.name} knows one walk; leave --walk {request.walk} out")
+        if request.noise is not None and not self.draws:
+            raise RequestError(
+                f"{self.name} draws nothing, so that this watermark cannot mark its output; "
+                "leave it out"
+            )
         if request.prediction and not self.drafts:
             raise RequestError(f"{self.name} drafts nothing; leave the prediction out")
         if not self.draws and any(isinstance(control, Following) for control in request.controls):
