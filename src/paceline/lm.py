@@ -11,6 +11,8 @@ from typing import Any, TypedDict, Unpack
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.guides.base import GuideMethod, guided, parse_guide
+from paceline.control.guides.beside import Beside
 from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import TEMPERATURE, Temperature
@@ -36,6 +38,7 @@ from paceline.watermarks.base import Watermark, parse_watermark
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
 Controls = str | Mapping[str, object] | Sequence[ControlMethod]
+Guides = str | GuideMethod | Sequence[str | GuideMethod]
 
 
 class Options(TypedDict, total=False):
@@ -47,6 +50,7 @@ class Options(TypedDict, total=False):
     controls: Controls | None
     schema: object
     grammar: Grammar | str | None
+    guide: Guides
     tools: Sequence[Mapping[str, Any]]
     tool_choice: Choice
     stop: Sequence[str]
@@ -132,6 +136,7 @@ class LM:
         controls: Controls | None = None,
         schema: object = None,
         grammar: Grammar | str | None = None,
+        guide: Guides = (),
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: Choice = "auto",
         stop: Sequence[str] = (),
@@ -151,6 +156,8 @@ class LM:
                 methods. None takes the checkpoint's defaults.
             schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
+            guide: other models or other texts that steer it: `NAME:key=value,...` or a
+                `GuideMethod`, or several whose order is defined.
             tools: functions that the model may call, as OpenAI's API takes them; chat messages
                 offer them to the model, other prompts have to do so themselves.
             tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
@@ -184,6 +191,10 @@ class LM:
             reading=reading,
         )
         request = bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
+        methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
+        if methods:
+            request = guided(request, methods, self.beside)
         if watermark is None:
             return request
         mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
@@ -193,7 +204,7 @@ class LM:
         """Start a request; iterate over the result for its text."""
         text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self.load_seconds
+        generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
 
     def generate(
@@ -249,6 +260,11 @@ class LM:
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
         return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The models of guides, kept once they are opened."""
+        return Beside(self.engine, self.tokenizer)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""

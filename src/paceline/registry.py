@@ -2,7 +2,7 @@
 
 A method is a frozen dataclass; its fields are its settings. `recycle:tree=paper,k=8` names one
 with settings. The entry-point groups are `paceline.drafters`, `paceline.control`,
-`paceline.decoding.strategies` and `paceline.watermarks`.
+`paceline.control.guides`, `paceline.decoding.strategies` and `paceline.watermarks`.
 """
 
 from __future__ import annotations
@@ -122,4 +122,5 @@ def _convert(where: str, text: str, kind: Any) -> Any:
 drafters = Registry("drafter", "paceline.drafters")
 controls = Registry("control", "paceline.control")
 strategies = Registry("strategy", "paceline.decoding.strategies")
+guides = Registry("guide", "paceline.control.guides")
 watermarks = Registry("watermark", "paceline.watermarks")

@@ -9,9 +9,9 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.drafters.follower import Follower
 from paceline.drafters.model import DraftModel, Drafts
 from paceline.engines import open_engine
+from paceline.engines.follower import Follower
 from paceline.errors import MethodError, ModelError
 from paceline.models import load
 from paceline.registry import drafters

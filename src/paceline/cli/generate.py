@@ -42,6 +42,7 @@ def generate(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    guide: options.Guide = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
@@ -88,6 +89,7 @@ def generate(
         "seed": seed,
         "controls": controls,
         "grammar": follows,
+        "guide": guide or (),
         "tools": functions,
         "tool_choice": tool_choice,
         "stop": ends,
@@ -192,6 +194,7 @@ def summary(output: Output) -> str:
     """One line: how much, how fast, in how few passes, and what drafting cost."""
     seconds = output.seconds
     drafting = seconds.draft / seconds.decode if seconds.decode else 0.0
+    guiding = f", {seconds.guide / seconds.decode:.0%} guiding" if seconds.guide else ""
     ends = {
         "context": "; the model's context is full",
         "interrupted": "; interrupted",
@@ -199,7 +202,7 @@ def summary(output: Output) -> str:
     return (
         f"{len(output.tokens)} tokens, {output.tokens_per_second:.1f} tokens/s, "
         f"{output.tokens_per_pass:.2f} tokens per pass, {drafting:.0%} of the time drafting"
-        f"{ends.get(output.finish, '')}"
+        f"{guiding}{ends.get(output.finish, '')}"
     )
 
 

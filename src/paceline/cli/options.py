@@ -80,6 +80,14 @@ Sampler = Annotated[
         "see `paceline methods`."
     ),
 ]
+Guide = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME:key=value,... another model or text that steers the output, e.g. "
+        "'cfg:negative=A sad story,scale=1.5'; repeatable where an order is defined; "
+        "see `paceline methods`."
+    ),
+]
 JsonSchema = Annotated[
     Path | None, typer.Option(help="A file with a JSON schema that the output follows.")
 ]

@@ -10,7 +10,8 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.core import Control, Floats, Request, TokenTree
+from paceline.core import Control, Floats, Request, Tokens, TokenTree
+from paceline.engines.base import Cached
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 
@@ -70,6 +71,31 @@ class Filtering(Protocol):
 
         `history` ends with the root. Of a node that cannot be drawn nothing is said.
         """
+        ...
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A control that runs a model: once over each tree, not once at each node.
+
+    `apply` then finds its row. Asked about a text that was not looked at, it runs it by itself: a
+    caller who needs further rows of the last pass must have copied them, for guides may share the
+    engine.
+    """
+
+    def begin(self, sequence: Cached) -> None:
+        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
+
+        It may be viewed in `look` only.
+        """
+        ...
+
+    def look(self, context: Tokens, tree: TokenTree) -> None:
+        """`tree`, whose root is `context[-1]`, is about to be run; it may not be kept."""
+        ...
+
+    def release(self) -> None:
+        """The request has ended, or was interrupted: give all sequences back."""
         ...
 
 

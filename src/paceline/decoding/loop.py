@@ -77,6 +77,7 @@ class Generation:
             rows: Rows = "all" if run.watches else "none"
             logits = self._engine.forward([(run.sequence, tree)], rows)
             run.ran(tree, logits)
+        run.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
     def _step(self) -> str:
@@ -89,6 +90,8 @@ class Generation:
         if nodes:
             [tree] = budget.choose([tree], perf_counter() - start)
         drafted = perf_counter()
+        run.look(tree)
+        looked = perf_counter() if run.guides else drafted
         logits = self._engine.forward([(run.sequence, tree)])
         passed = perf_counter()
         walked = run.take(tree, logits)
@@ -98,7 +101,8 @@ class Generation:
         budget.record([tree], [walked.path], draft, passed - drafted)
         seconds = self.output.seconds
         seconds.draft += draft
-        seconds.forward += passed - drafted
+        seconds.guide += looked - drafted
+        seconds.forward += passed - looked
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
         return run.accept(tree, walked)

@@ -11,10 +11,9 @@ from paceline import _native
 from paceline.core import Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target, within
 from paceline.drafters.drafting import Drafting, ModelDrafter
-from paceline.drafters.follower import Follower
 from paceline.drafters.translation import Translation
-from paceline.engines import NAMES, open_engine
-from paceline.engines.base import Engine
+from paceline.engines import open_like
+from paceline.engines.follower import Follower
 from paceline.errors import MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
@@ -80,7 +79,7 @@ class DraftModel(Drafting):
                 "model:path names several drafts, and not all have the target's tokens; "
                 "name one of them"
             )
-        followers = [Follower(_open(model, target, self.format)) for model in models]
+        followers = [Follower(open_like(target.engine, model, self.format)) for model in models]
         return Drafts(self, target.vocab_size, followers, other)
 
 
@@ -155,19 +154,6 @@ class Drafts(ModelDrafter):
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
         """The text so far in the draft's tokens, and the end of it that they do not say."""
         return (context, "") if self._translation is None else self._translation.into(context)
-
-
-def _open(model: Model, target: Target, weight_format: str) -> Engine:
-    engine = target.engine
-    device = getattr(engine, "device", None)
-    kind = engine.name if engine is not None and engine.name in NAMES else "auto"
-    return open_engine(
-        model,
-        kind,
-        threads=getattr(engine, "threads", None),
-        device=str(device) if device is not None else None,
-        weight_format=weight_format,
-    )
 
 
 def _translation(model: Model, target: Target) -> Translation | None:

@@ -12,7 +12,7 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import Following
+from paceline.control.base import Following, Looking
 from paceline.core import Exactness, Floats, Output, Request, TokenTree
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
@@ -132,6 +132,8 @@ class Strategy(ABC):
             )
         if request.walk != "gumbel":
             raise MethodError(f"{self.name} knows one walk; leave --walk {request.walk} out")
+        if any(isinstance(control, Looking) for control in request.controls):
+            raise MethodError(f"{self.name} cannot follow guides yet; leave the guide out")
         if request.noise is not None and not self.draws:
             raise RequestError(
                 f"{self.name} draws nothing, so that this watermark cannot mark its output; "
