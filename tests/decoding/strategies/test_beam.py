@@ -7,7 +7,7 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.control.bad_words import BadWords
-from paceline.control.base import bind
+from paceline.control.base import Looking, bind
 from paceline.control.mirostat import Mirostat
 from paceline.control.temperature import Temperature
 from paceline.core import Request
@@ -109,6 +109,13 @@ class Nothing:
         return np.full_like(logits, -np.inf) if len(history) > 4 else logits
 
 
+class Guide(Nothing):
+    def look(self, *words):
+        raise AssertionError("asked after all")
+
+    begin = release = look
+
+
 def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
     engine = ToyEngine()
     with pytest.raises(RequestError, match="allow no token at position 5"):
@@ -119,6 +126,9 @@ def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
         Beam().run(Task(engine, warm))
     with pytest.raises(RequestError, match="beam drafts nothing"):
         Beam().run(Task(engine, Request((1, 2), 9, prediction=(1,))))
+    assert isinstance(Guide(), Looking)
+    with pytest.raises(MethodError, match="cannot follow guides"):
+        Beam().run(Task(engine, Request((1, 2), 9, controls=(Guide(),))))
     with pytest.raises(RequestError, match="cannot mark"):
         Beam().run(Task(engine, Request((1, 2), 9, noise=lambda position: 1)))
     with pytest.raises(MethodError, match="one walk"):
