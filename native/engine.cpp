@@ -265,6 +265,24 @@ Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb
     return as_array(logits, nodes, vocabulary);
 }
 
+// What the head was given in the last pass with logits, a copy.
+Logits hidden(Engine& engine) {
+    const size_t width = engine.model.shape.hidden;
+    std::shared_ptr<Buffer> states;
+    size_t rows = 0;
+    {
+        nb::gil_scoped_release unlocked;
+        std::lock_guard lock(engine.busy);
+        rows = engine.model.hidden_rows();
+        if (rows) {
+            states = std::make_shared<Buffer>(rows * width * sizeof(float));
+            engine.model.hidden(states->floats());
+        }
+    }
+    if (!rows) refuse("the last pass made no logits, so that it has no hidden states");
+    return as_array(states, rows, width);
+}
+
 // Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
 nb::dict profile_of(Engine& engine) {
     nb::dict parts;
@@ -352,6 +370,7 @@ void bind_engine(nb::module_& m) {
         .def("extend_rope", &extend_rope)
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
              nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
+        .def("hidden", &hidden)
         .def("open", [](std::shared_ptr<Engine> engine) {
             return Sequence{engine, engine->model.open()};
         })

@@ -74,6 +74,11 @@ public:
     // before any work.
     void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
 
+    // Rows of the last pass with logits that `hidden` can give; none after another pass.
+    size_t hidden_rows() const { return hidden_rows_; }
+    // Copies what the head was given in that pass, [rows][hidden].
+    void hidden(float* out) const;
+
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }
     // Positions that every rotary table covers.
@@ -97,5 +102,6 @@ private:
     friend class Pass;
     std::vector<RopeTable> ropes_;
     Workspace work_;
+    size_t hidden_rows_ = 0;
     std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };

@@ -17,11 +17,12 @@ from paceline.control.guides.beside import Beside
 from paceline.control.keywords import Keywords
 from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
-from paceline.control.temperature import Temperature
+from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.control.tools import Choice, Tools
 from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
+from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.learnt import read_learnt, write_learnt
@@ -222,9 +223,54 @@ class LM:
         generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
-        """The whole answer to `prompt`; the options are those of `request`."""
+    def generate(
+        self, prompt: Prompt, *, strategy: str | Strategy | None = None, **options: Unpack[Options]
+    ) -> Output:
+        """The whole answer to `prompt`; the options are those of `request` and `search`."""
+        if strategy is not None:
+            return self.search(prompt, strategy, **options)[0]
         return self.stream(self.request(prompt, **options)).run()
+
+    def search(
+        self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[Options]
+    ) -> list[Found]:
+        """The outputs of a search, best first, e.g. `search("Once", "beam:width=8,returned=3")`.
+
+        Args:
+            prompt: as of `request`.
+            strategy: `NAME[:key=value,...]` or a `Strategy`. Those that draw nothing take none of
+                the checkpoint's defaults that sample: temperature, top_k, top_p, min_p.
+            options: those of `request`.
+
+        Raises:
+            RequestError, MethodError: the strategy cannot follow the request.
+        """
+        method = registry.strategies.parse(strategy) if isinstance(strategy, str) else strategy
+        if not method.draws and options.get("temperature") is None:
+            options["temperature"] = 0.0
+        if not method.draws and options.get("controls") is None:
+            samplers = self.model.defaults.samplers()
+            found = Sampling.of(samplers).methods
+            options["controls"] = [control for control in found if control.order < TEMPERATURE]
+
+        def rebind(seed: int) -> Request:
+            again = options.copy()
+            again["seed"] = seed
+            return self.request(prompt, **again)
+
+        task = Task(
+            self.engine,
+            self.request(prompt, **options),
+            lambda: TextStream(Detokenizer(self.tokenizer), tuple(options.get("stop", ()))),
+            rebind,
+            self.drafter,
+            lambda: self.drafter.beside() or self.method.build(self.target),
+            self.budget,
+        )
+        outputs: list[Found] = method.run(task)
+        for output in outputs:
+            output.seconds.load = self.load_seconds
+        return outputs
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

@@ -28,6 +28,7 @@ KEYS = {
     "seed",
     "walk",
     "lossy",
+    "watermark",
 }
 
 

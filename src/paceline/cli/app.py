@@ -21,6 +21,7 @@ from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
+from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
 from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
@@ -97,7 +98,7 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (
+VERBS = (
     generate,
     chat,
     serve,
@@ -107,8 +108,10 @@ for verb in (
     inflate,
     warm,
     distil_hmm,
+    tune_sampling,
     methods,
     doctor,
-):
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(watermark, name="watermark")

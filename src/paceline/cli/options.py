@@ -35,6 +35,12 @@ ModelOption = Annotated[
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help="Search instead: NAME[:key=value,...], e.g. beam:width=4; see `paceline methods`."
+    ),
+]
 Budget = Annotated[
     str,
     typer.Option(
@@ -342,6 +348,30 @@ def numbers(name: str, text: str) -> list[float]:
     if not found or min(found) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
     return list(dict.fromkeys(found))
+
+
+def limits(name: str, text: str) -> tuple[float, float]:
+    """The two numbers of LOW..HIGH; a single one is both.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    from paceline.control.sampling import number
+
+    low, dots, high = text.partition("..")
+    return number(name, low), number(name, high if dots else low)
+
+
+def whole_limits(name: str, text: str) -> tuple[int, int]:
+    """The same in whole numbers.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    low, high = limits(name, text)
+    if low != int(low) or high != int(high):
+        raise RequestError(f"{name} is {text!r}, expected whole numbers, as in 1..16")
+    return int(low), int(high)
 
 
 def one_budget(text: str) -> int | str:

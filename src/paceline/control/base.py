@@ -139,6 +139,13 @@ class Continuing(Filtering, Protocol):
         ...
 
 
+@runtime_checkable
+class Following(Protocol):
+    """A control that follows one growing text: asked about another in between it would err."""
+
+    follows: bool
+
+
 M = TypeVar("M", bound=ControlMethod)
 
 

@@ -54,7 +54,7 @@ class Run:
         margins: bool = False,
         rejects: bool = False,
     ) -> None:
-        _check(engine, request)
+        check_request(engine, request)
         self.request, self.drafter, self.output = request, drafter, Output(reading=request.reading)
         self.sequence: Cached | None = None
         self.done = False
@@ -220,7 +220,12 @@ class Run:
             self.drafter.observe(Step(context, tree, tokens, probs, path, drawn))
 
 
-def _check(engine: Engine, request: Request) -> None:
+def check_request(engine: Engine, request: Request) -> None:
+    """Refuse a request that an engine cannot serve.
+
+    Raises:
+        RequestError: as `Run`.
+    """
     prompt, context = len(request.prompt), engine.config.context
     vocabulary = engine.config.vocab_size
     if not prompt:

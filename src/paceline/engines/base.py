@@ -118,7 +118,8 @@ class Engine(ABC):
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`.
+        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`; and
+            `hidden`, if `hidden()` can be asked.
     """
 
     name: str
@@ -200,6 +201,16 @@ class Engine(ABC):
             MemoryFullError: more pages are needed than `kv_limit` leaves. Nothing was changed:
                 other sequences can be released, and the same pass run again.
         """
+
+    def hidden(self) -> Floats:
+        """What the head was given in the last `forward`: hidden states after the last norm.
+
+        float32 [sum of N, hidden size], one row for each row of logits. As invariant as they are.
+
+        Raises:
+            RequestError: the last forward had no rows, or the engine lacks the ability.
+        """
+        raise RequestError(f"the engine {self.name} gives no hidden states")
 
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:

@@ -66,7 +66,7 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "hidden"})
 
     def __init__(
         self,
@@ -184,6 +184,13 @@ class NativeEngine(Engine):
             ) from None
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
+
+    def hidden(self) -> Floats:
+        """Hidden states of the last pass; see `Engine.hidden`."""
+        try:
+            return self._model.hidden()
+        except ValueError as error:
+            raise RequestError(str(error)) from None
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""

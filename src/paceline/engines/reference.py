@@ -64,7 +64,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "hidden"})
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class ReferenceEngine(Engine):
         self._numbers = count()
         self._limit: int | None = None
         self._outer: _Layer = {}
+        self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
             tensor = torch.tensor(weights[name]).to(self.device, dtype)
@@ -138,10 +139,17 @@ class ReferenceEngine(Engine):
         self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
         for own, end in ends:
             self._resize(own, max(len(own.pages), Memory.pages(end)))
+        self._hidden = []
         none = np.empty((0, self.config.vocab_size), np.float32)
         runs = zip(batch, rowed, strict=True)
         logits = [self._run(_own(s), tree, want, view or View()) for (s, tree), want in runs]
         return np.concatenate([none, *logits])
+
+    def hidden(self) -> Floats:
+        """Hidden states of the last pass; see `Engine.hidden`."""
+        if not self._hidden:
+            raise RequestError("the last pass made no logits, so that it has no hidden states")
+        return np.asarray(torch.cat(self._hidden).float().cpu().numpy(), np.float32)
 
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -232,6 +240,7 @@ class ReferenceEngine(Engine):
         if not rows:
             return np.empty((0, config.vocab_size), np.float32)
         x = self._norm(x, outer, "final_norm")
+        self._hidden.append(x)
         logits = F.linear(x, outer["embed" if config.tied else "head"], outer.get("head.bias"))
         logits = _softcap(logits.float(), config.logit_softcap)
         return np.asarray(logits.cpu().numpy(), np.float32)
