@@ -221,10 +221,10 @@ Ints ints_of(nb::handle object) {
 }
 
 Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
-               nb::object positions) {
+               nb::object positions, nb::object tokens) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size() + 2);
+    arrays.reserve(2 * batch.size() + 3);
     size_t nodes = 0;
     if (!engine.ready) refuse("the model is not loaded");
     for (nb::handle item : batch) {
@@ -237,28 +237,28 @@ Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
             if (other.cache == cache) refuse("a sequence appears twice in the batch");
         arrays.push_back(ints_of(entry[1]));
         arrays.push_back(ints_of(entry[2]));
-        const Ints &tokens = arrays[arrays.size() - 2], &parents = arrays.back();
-        if (tokens.size() != parents.size()) refuse("tokens and parents differ in size");
-        branches.push_back({cache, tokens.data(), parents.data(), tokens.size()});
-        nodes += tokens.size();
+        const Ints &ids = arrays[arrays.size() - 2], &parents = arrays.back();
+        if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
+        branches.push_back({cache, ids.data(), parents.data(), ids.size()});
+        nodes += ids.size();
     }
     const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
         if (object.is_none()) return std::nullopt;
         const Ints& array = arrays.emplace_back(ints_of(object));
         return std::span(array.data(), array.size());
     };
-    const View view{part(layers), part(positions)};
-    const size_t vocabulary = engine.model.shape.vocabulary;
+    const View view{part(layers), part(positions), part(tokens)};
+    const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     {
         nb::gil_scoped_release unlocked;
         std::lock_guard lock(engine.busy);
-        if (rows && engine.logits->size() < nodes * vocabulary * sizeof(float))
-            engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
+        if (rows && engine.logits->size() < nodes * columns * sizeof(float))
+            engine.logits = std::make_shared<Buffer>(nodes * columns * sizeof(float));
         logits = engine.logits;
         engine.model.forward(branches, rows ? logits->floats() : nullptr, view);
     }
-    return as_array(logits, rows ? nodes : 0, vocabulary);
+    return as_array(logits, rows ? nodes : 0, columns);
 }
 
 // Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
@@ -321,7 +321,8 @@ void bind_engine(nb::module_& m) {
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
-             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
+             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
+             nb::arg("tokens") = nb::none())
         .def("open", [](std::shared_ptr<Engine> engine) {
             return Sequence{engine, engine->model.open()};
         })

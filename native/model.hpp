@@ -26,13 +26,14 @@ struct Branch {
     size_t nodes;
 };
 
-// The part of a model that a pass for drafting uses; what is absent is whole. A view's pass leaves
-// nothing that could be committed.
+// The part of a model that a pass for drafting uses; what is absent is whole. What `partial` passes
+// leave behind cannot be committed.
 struct View {
     std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
     std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
+    std::optional<std::span<const int32_t>> tokens;     // increasing: those that get logits
 
-    explicit operator bool() const { return layers || positions; }
+    bool partial() const { return layers || positions; }
 };
 
 // Working memory, rows of n tokens each; kept between passes.
@@ -66,7 +67,8 @@ public:
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
 
-    // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
+    // Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null.
+    // Nothing is committed.
     // Throws std::invalid_argument for bad tokens, parents, positions or views, before any work.
     void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
 

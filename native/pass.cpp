@@ -34,6 +34,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
       logits_(logits),
       hidden_(padded(model.shape.hidden)) {
     choose_layers();
+    choose_tokens();
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
@@ -93,6 +94,19 @@ void Pass::check_positions(size_t length) const {
                    std::to_string(length) + " committed ones");
         last = position;
     }
+}
+
+void Pass::choose_tokens() {
+    int32_t last = -1;
+    if (!view_.tokens) return;
+    if (view_.tokens->empty()) refuse("a view needs a token that gets logits");
+    for (const int32_t token : *view_.tokens) {
+        if (token <= last || static_cast<size_t>(token) >= shape_.vocabulary)
+            refuse("the tokens of a view must increase and lie below " +
+                   std::to_string(shape_.vocabulary));
+        last = token;
+    }
+    model_.weights.choose(*view_.tokens);
 }
 
 // Committed positions that the nodes of a branch see.
@@ -183,11 +197,14 @@ void Pass::plan() {
     if (!logits_) return;
     add_rows(&Pass::enter_head, 0);
     const Weights& weights = model_.weights;
-    multiply_later(Part::head, weights.head, weights.head_bias, work_.normed, hidden_,
+    const auto& tokens = view_.tokens;
+    const size_t size = tokens ? tokens->size() : shape_.vocabulary;
+    multiply_later(Part::head, tokens ? weights.part_of_head : weights.head,
+                   tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_,
-                    .stride = shape_.vocabulary,
-                    .rows = shape_.vocabulary});
+                    .stride = size,
+                    .rows = size});
 }
 
 void Pass::plan_layer(size_t layer) {

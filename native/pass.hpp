@@ -50,6 +50,7 @@ private:
     void check(const Branch& branch);
     void choose_layers();
     void check_positions(size_t length) const;
+    void choose_tokens();
     size_t worthwhile_threads() const;
     void reserve();
     void plan();

@@ -180,4 +180,5 @@ class Model:
         rows: bool,
         layers: Tokens | None = None,
         positions: Tokens | None = None,
+        tokens: Tokens | None = None,
     ) -> Floats: ...

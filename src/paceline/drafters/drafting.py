@@ -66,6 +66,8 @@ class ModelDrafter(Drafter):
         self._length = 0  # of the context of the last proposal
         self.knows_chances = shared
 
+    ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
+
     @abstractmethod
     def room(self, context: Tokens) -> int:
         """Levels below the root that can be run; negative where not even the root can."""
@@ -95,12 +97,12 @@ class ModelDrafter(Drafter):
             return self.run(context, tree, fresh)
 
         def judge(logits: Floats, depths: Tokens) -> tuple[Tokens, Floats]:
-            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN))
+            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN), self.ids)
 
         random = np.random.default_rng((seed % (1 << 64), position, _STREAM))
 
         def draw(logits: Floats, counts: list[int]) -> tuple[Floats, list[Tokens]]:
-            return self._chances.draw(logits, counts, random)
+            return self._chances.draw(logits, counts, random, self.ids)
 
         root = int(context[-1])
         if self._samples:

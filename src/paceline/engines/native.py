@@ -65,7 +65,7 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "tokens"})
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class NativeEngine(Engine):
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
-        parts = (view.layers, view.positions) if view else ()
+        parts = (view.layers, view.positions, view.tokens) if view else ()
         try:
             return self._model.forward(entries, rows == "all", *parts)
         except (ValueError, TypeError, RuntimeError) as error:

@@ -60,7 +60,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "tokens"})
 
     def __init__(
         self,
@@ -104,7 +104,8 @@ class ReferenceEngine(Engine):
             self.check(cached, tree, view)
         logits = [self._run(_own(cached), tree, rows, view or View()) for cached, tree in batch]
         if rows == "none" or not logits:
-            return np.empty((0, self.config.vocab_size), np.float32)
+            columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
+            return np.empty((0, columns), np.float32)
         return np.concatenate(logits)
 
     @torch.inference_mode()
@@ -155,7 +156,7 @@ class ReferenceEngine(Engine):
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
-        sequence.viewed = view.layers is not None or view.positions is not None
+        sequence.viewed = view.partial
         for index in range(len(config.layers)) if view.layers is None else view.layers:
             layer, weights = config.layers[index], self._layers[index]
             seen = visible if layer.window is None else visible & (distance < layer.window)
@@ -168,7 +169,11 @@ class ReferenceEngine(Engine):
         if rows == "none":
             return np.empty((0, config.vocab_size), np.float32)
         x = self._norm(x, outer, "final_norm")
-        logits = F.linear(x, outer["embed" if config.tied else "head"], outer.get("head.bias"))
+        head, bias = outer["embed" if config.tied else "head"], outer.get("head.bias")
+        if view.tokens is not None:
+            wanted = self._tensor(view.tokens.astype(np.int64))
+            head, bias = head[wanted], bias if bias is None else bias[wanted]
+        logits = F.linear(x, head, bias)
         logits = _softcap(logits.float(), config.logit_softcap)
         return np.asarray(logits.cpu().numpy(), np.float32)
 
