@@ -21,9 +21,11 @@ struct RopeTable {
 // One sequence of a batch and the nodes to run for it.
 struct Branch {
     Cache* cache;
-    const int32_t* tokens;
+    const int32_t* tokens;  // [nodes][mixed]
     const int32_t* parents;
     size_t nodes;
+    size_t mixed = 1;                // tokens whose embeddings a node mixes
+    const float* weights = nullptr;  // [nodes][mixed]; null: each is 1
 };
 
 // The part of a model that a pass for drafting uses; what is absent is whole. What `partial` passes

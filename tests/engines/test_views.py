@@ -121,7 +121,7 @@ def test_unseen_positions_do_not_matter(tiny_model) -> None:
 def test_views_are_never_committed(kind: str, tiny_model) -> None:
     model = tiny_model("llama")
     engine = native(model) if kind == "native" else ReferenceEngine(model.config, model.weights)
-    assert engine.abilities == {"layers", "positions", "tokens"}
+    assert engine.abilities == {"layers", "positions", "tokens", "mixtures"}
     sequence = engine.start(tiny.tokens(4))
     for view in (View(layers=ints([0])), View(positions=ints([]))):
         engine.forward([(sequence, TokenTree.root(3))])

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import paceline
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
+from paceline.cli.complete import complete
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.index import index
@@ -94,5 +95,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, prove, bench, index, inflate, warm, methods, doctor):
+for verb in (generate, complete, chat, prove, bench, index, inflate, warm, methods, doctor):
     app.command()(verb)

@@ -94,7 +94,7 @@ class Engine(ABC):
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
         abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`,
-            `tokens`.
+            `tokens`; and `mixtures`, what `forward_mixed` needs.
     """
 
     name: str
@@ -135,6 +135,25 @@ class Engine(ABC):
             RequestError: a token is outside the vocabulary, the context is full, or the view does
                 not fit the model or the sequence.
         """
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of nodes, each the weighted sum of the embeddings of several tokens.
+
+        Otherwise as `forward`: the chain is a tree that can be committed. A node of one token with
+        weight 1, others having weight 0, is to the bit a plain node.
+
+        Args:
+            sequence: holds what comes before.
+            tokens: int32 [N, K].
+            weights: float32 [N, K]; those of a node usually sum to 1.
+
+        Returns:
+            logits, float32 [N, V], valid until the next pass.
+
+        Raises:
+            RequestError: as `forward`, or the engine has not the ability `mixtures`.
+        """
+        raise RequestError(f"the engine {self.name} cannot mix tokens; use native or reference")
 
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -208,3 +227,20 @@ class Engine(ABC):
             raise RequestError(
                 f"position {deepest} is beyond the model's context of {self.config.context} tokens"
             )
+
+    def check_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> None:
+        """Refuse mixtures of the wrong shape, tokens outside the vocabulary, and a full context.
+
+        Raises:
+            RequestError: as said.
+        """
+        right = tokens.dtype == np.int32 and weights.dtype == np.float32
+        if not (right and tokens.ndim == 2 and tokens.shape == weights.shape and tokens.size):
+            raise RequestError(
+                f"mixtures need int32 tokens and float32 weights of one shape [N, K]; found "
+                f"{tokens.dtype} {list(tokens.shape)} and {weights.dtype} {list(weights.shape)}"
+            )
+        if not np.isfinite(weights).all():
+            raise RequestError("a weight of a mixture is not finite")
+        for column in tokens.T:
+            self.check(sequence, TokenTree.chain(column))

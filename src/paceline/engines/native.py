@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
-from paceline.core import Floats, TokenTree
+from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, View
 from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
 from paceline.errors import MethodError, ModelError, RequestError
@@ -65,7 +65,7 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
-    abilities = frozenset({"layers", "positions", "tokens"})
+    abilities = frozenset({"layers", "positions", "tokens", "mixtures"})
 
     def __init__(
         self,
@@ -161,6 +161,15 @@ class NativeEngine(Engine):
             return self._model.forward(entries, rows == "all", *parts)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        own = _own(sequence)
+        self.check_mixed(own, tokens, weights)
+        self._extend_ropes(min(own.length + len(tokens), self.config.context))
+        return self._model.forward_mixed(
+            own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
+        )
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""

@@ -60,7 +60,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions", "tokens"})
+    abilities = frozenset({"layers", "positions", "tokens", "mixtures"})
 
     def __init__(
         self,
@@ -108,6 +108,12 @@ class ReferenceEngine(Engine):
             return np.empty((0, columns), np.float32)
         return np.concatenate(logits)
 
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        own = _own(sequence)
+        self.check_mixed(own, tokens, weights)
+        return self._run(own, TokenTree.chain(tokens[:, 0]), "all", View(), (tokens, weights))
+
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Move the rows of `path` to the end of the committed ones."""
@@ -145,13 +151,25 @@ class ReferenceEngine(Engine):
             sequence.layers, sequence.released = [], True
 
     @torch.inference_mode()
-    def _run(self, sequence: _Sequence, tree: TokenTree, rows: Rows, view: View) -> Floats:
-        """Logits [N, V] of one tree; its keys and values are left behind the committed ones."""
+    def _run(
+        self,
+        sequence: _Sequence,
+        tree: TokenTree,
+        rows: Rows,
+        view: View,
+        mixed: tuple[Tokens, Floats] | None = None,
+    ) -> Floats:
+        """Logits [N, V] of one tree; its keys and values are left behind the committed ones.
+
+        `mixed` are the tokens and weights that its nodes mix instead of holding one token each.
+        """
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
         visible = _visible(sequence.length, tree, view.positions)
         distance = positions[:, None] - np.r_[np.arange(sequence.length), positions]
-        x = F.embedding(self._tensor(tree.tokens.astype(np.int64)), outer["embed"])
+        tokens, shares = mixed or (tree.tokens[:, None], np.ones((len(tree), 1), np.float32))
+        x = F.embedding(self._tensor(tokens.astype(np.int64)), outer["embed"])  # [N, K, hidden]
+        x = (x * self._tensor(shares).to(self.dtype)[..., None]).sum(1)
         x = x * config.embedding_scale
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
