@@ -11,7 +11,7 @@ from paceline.core import Floats, Request, State, Tokens, TokenTree
 from paceline.drafters import stops
 from paceline.drafters.base import Drafter, DraftMethod, within
 from paceline.drafters.chances import Chances
-from paceline.drafters.growth import Growth, Limits, grow, sample
+from paceline.drafters.growth import Growth, Judge, Limits, Run, grow, sample
 from paceline.errors import MethodError
 
 _CHILDREN = 16  # successors of a node that may become nodes
@@ -108,9 +108,13 @@ class ModelDrafter(Drafter):
         if self._samples:
             growth = sample(root, limits, run, draw, self._chances.ranks())
         else:
-            growth = grow(root, limits, run, judge)
+            growth = self.expand(context, limits, run, judge)
         self._last, self._length = growth, position
         return growth.tree
+
+    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+        """The tree below `context[-1]`."""
+        return grow(int(context[-1]), limits, run, judge)
 
     def distributions(self) -> Floats | None:
         """See `Drafter`."""

@@ -13,6 +13,8 @@ from paceline.drafters.base import Drafter, Target, within
 from paceline.drafters.drafting import Drafting, ModelDrafter
 from paceline.drafters.follower import Follower
 from paceline.drafters.frequent import Frequent
+from paceline.drafters.growth import Growth, Judge, Limits, Run
+from paceline.drafters.pearl import Pearl
 from paceline.drafters.trace import known_trace
 from paceline.drafters.translation import Translation
 from paceline.engines import NAMES, open_engine
@@ -21,6 +23,8 @@ from paceline.errors import MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
+
+SCHEDULES = ("serial", "pearl")
 
 
 @drafters.register("model")
@@ -40,6 +44,10 @@ class DraftModel(Drafting):
     Beyond the draft's own context nothing is guessed. `head=N` guesses only the N most frequent
     tokens, and reads only their rows of the draft's head (FR-Spec): those of the trace that
     `paceline warm` made of the target or, failing that, of the draft, and of the requests so far.
+    `schedule=pearl` lets the draft go on, in one thread more, while the target verifies (PEARL): it
+    waits for one draft pass at most. That thread wants a core of its own: give the target one
+    thread fewer than there are cores. It changes which guesses there are in time, so that trees
+    differ from run to run; the output does not.
 
     State: one sharpness each for greedy and sampled requests, counts of `stop=bandit`, of the
     rejection walk and of the tokens for `head`; the draft's weights and cache. Cost of a proposal:
@@ -52,6 +60,7 @@ class DraftModel(Drafting):
         format: of the draft's weights, e.g. int8. Default auto: as stored.
         trust: with several drafts, the chance of the best successor below which the next larger
             draft is asked. Default 0.5.
+        schedule: `serial`: drafts while the target waits; or `pearl`. Default serial.
         head: how many tokens the draft may guess. Default 0: all. Worth setting where the head is
             a good part of the draft: a vocabulary of tens of thousands and few layers.
         width: nodes that each draft pass adds. Default 4: more passes hide behind one of the
@@ -65,17 +74,27 @@ class DraftModel(Drafting):
     """
 
     paper: ClassVar[str] = "Leviathan et al., Fast Inference via Speculative Decoding, 2211.17192"
-    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255, 224)
+    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255, 224, 52)
 
     path: str = field()
     format: str = "auto"
     trust: float = 0.5
     head: int = 0
+    schedule: str = "serial"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(0.0, 1.0, "model", trust=self.trust)
         within(0, 1 << 24, "model", head=self.head)
+        if self.schedule not in SCHEDULES:
+            raise MethodError(
+                f"model:schedule is {self.schedule!r}, expected {', '.join(SCHEDULES)}"
+            )
+        ends = (self.stop, self.threshold) == (type(self).stop, type(self).threshold)
+        if self.schedule == "pearl" and not ends:
+            raise MethodError(
+                "model:schedule=pearl drafts until the target is done; leave stop and threshold out"
+            )
         if "" in self.path.split("|"):
             raise MethodError(f"model:path is {self.path!r}, expected folders, with | between them")
 
@@ -89,7 +108,12 @@ class DraftModel(Drafting):
                 "model:path names several drafts, and not all have the target's tokens; "
                 "name one of them"
             )
-        engines = [_open(model, target, self.format) for model in models]
+        if self.schedule == "pearl" and other:
+            raise MethodError(
+                "model:schedule=pearl needs a draft with the target's tokens: what others guess is "
+                "tokenised anew; leave schedule out"
+            )
+        engines = [_open(model, target, self.format, self.schedule) for model in models]
         return Drafts(
             self,
             target.vocab_size,
@@ -154,11 +178,15 @@ class Drafts(ModelDrafter):
         super().__init__(method, own, shared=translation is None)
         self._trust, self._followers, self._translation = method.trust, followers, translation
         self._frequent = frequent
+        self._pearl = Pearl() if method.schedule == "pearl" else None
+        self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.forget()
         super().begin(request)
         if self._frequent is not None:
             self._frequent.begin(np.array(request.prompt, np.int32))
@@ -169,6 +197,9 @@ class Drafts(ModelDrafter):
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.stop()
+            context = context.copy()  # which the next step changes while the thread reads it
         if self._frequent is not None:
             self.ids = self._frequent.follow(context)
             self._view = View(tokens=self.ids)
@@ -179,6 +210,12 @@ class Drafts(ModelDrafter):
             return TokenTree.root(int(context[-1]))
         tree = self.grow(own, budget)
         return self._translation.back(context, own, self._rest, tree, budget)
+
+    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+        """See `ModelDrafter`."""
+        if self._pearl is None:
+            return super().expand(context, limits, run, judge)
+        return self._pearl.grow(context, limits, run, judge)
 
     def room(self, context: Tokens) -> int:
         """See `ModelDrafter`."""
@@ -211,6 +248,8 @@ class Drafts(ModelDrafter):
 
     def reset(self) -> None:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.forget()
         super().reset()
         if self._frequent is not None:
             self._frequent.reset()
@@ -222,14 +261,15 @@ class Drafts(ModelDrafter):
         return (context, "") if self._translation is None else self._translation.into(context)
 
 
-def _open(model: Model, target: Target, weight_format: str) -> Engine:
+def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:
     engine = target.engine
     device = getattr(engine, "device", None)
+    threads = getattr(engine, "threads", None)
     kind = engine.name if engine is not None and engine.name in NAMES else "auto"
     return open_engine(
         model,
         kind,
-        threads=getattr(engine, "threads", None),
+        threads=1 if threads and schedule == "pearl" else threads,
         device=str(device) if device is not None else None,
         weight_format=weight_format,
     )
