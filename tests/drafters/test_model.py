@@ -240,6 +240,7 @@ PAIRS = [
     ("bitstories-3M", "TinyStories-656K", ""),
     ("tinystories-instruct-3m-chat", "stories260K", ",stop=depth,depth=3"),
     ("bitstories-3M", "stories260K|bitstories-1M", ",head=100"),
+    ("bitstories-3M", "stories260K", ",schedule=pearl,head=200"),
 ]
 
 

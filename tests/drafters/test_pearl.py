@@ -49,11 +49,11 @@ class Counting(ToyEngine):
 
 @pytest.mark.parametrize("heat", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("target", [ToyEngine, Patient])
-@pytest.mark.parametrize("head", [0, 6])
-def test_output_is_that_of_plain_decoding(heat, target, head):
-    drafter = drafting(schedule="pearl", head=head)
+@pytest.mark.parametrize("chosen", [{}, {"head": 6}, {"wait": 3, "stop": "bandit"}], ids=str)
+def test_output_is_that_of_plain_decoding(heat, target, chosen):
+    drafter = drafting(schedule="pearl", **chosen)
     plain = drafters.parse("plain").build(Target(11))
-    for seed in range(4):
+    for seed in range(2):
         request = heated(heat, seed, prompt=(1, 2, 3 + seed))
         assert run(drafter, request, engine=target()).tokens == run(plain, request).tokens
     drafter.reset()
@@ -100,6 +100,19 @@ def test_a_wrong_draft_waits_for_one_pass_at_each_proposal():
     assert "model" not in output.accepted
     assert draft.passes - draft.ahead == 1 + output.passes - 1  # the last needs no guess
     wait()
+
+
+def test_it_waits_for_more_where_it_may():
+    passes = {}
+    for wait_for in (1, 4):
+        draft = Counting()
+        draft.logits_after = Near().logits_after
+        drafter = drafting(draft, schedule="pearl", wait=wait_for)
+        output = run(drafter, heated(0.0), engine=Patient())
+        passes[wait_for] = output.passes
+        wait()
+        assert draft.passes - draft.ahead <= 1 + wait_for * output.passes
+    assert passes[4] <= passes[1]
 
 
 def test_trees_are_valid_and_begin_at_the_context():
@@ -227,8 +240,10 @@ def fixed():
     ("spec", "said"),
     [
         ("schedule=never", "model:schedule is 'never', expected serial, pearl"),
-        ("schedule=pearl,stop=depth", "leave stop and threshold out"),
-        ("schedule=pearl,threshold=0.5", "leave stop and threshold out"),
+        ("schedule=pearl,stop=depth", "stop and threshold are for nothing; leave them out"),
+        ("schedule=pearl,threshold=0.5", "leave them out, or set wait above 1"),
+        ("schedule=pearl,wait=0", "model:wait is 0"),
+        ("wait=2", "leave wait out"),
     ],
 )
 def test_wrong_settings_are_refused(spec, said):

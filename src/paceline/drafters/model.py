@@ -44,10 +44,10 @@ class DraftModel(Drafting):
     Beyond the draft's own context nothing is guessed. `head=N` guesses only the N most frequent
     tokens, and reads only their rows of the draft's head (FR-Spec): those of the trace that
     `paceline warm` made of the target or, failing that, of the draft, and of the requests so far.
-    `schedule=pearl` lets the draft go on, in one thread more, while the target verifies (PEARL): it
-    waits for one draft pass at most. That thread wants a core of its own: give the target one
-    thread fewer than there are cores. It changes which guesses there are in time, so that trees
-    differ from run to run; the output does not.
+    `schedule=pearl` lets the draft go on, in one thread more, while the target verifies (PEARL): a
+    proposal waits for `wait` draft passes at most, for none where all was foreseen. That thread
+    wants a core of its own: give the target one thread fewer than there are cores. It changes which
+    guesses there are in time, so that trees differ from run to run; the output does not.
 
     State: one sharpness each for greedy and sampled requests, counts of `stop=bandit`, of the
     rejection walk and of the tokens for `head`; the draft's weights and cache. Cost of a proposal:
@@ -61,6 +61,8 @@ class DraftModel(Drafting):
         trust: with several drafts, the chance of the best successor below which the next larger
             draft is asked. Default 0.5.
         schedule: `serial`: drafts while the target waits; or `pearl`. Default serial.
+        wait: of `pearl`: draft passes that a proposal waits for, counting one that was made while
+            the target verified; up to there `stop` decides. Default 1, as in the paper.
         head: how many tokens the draft may guess. Default 0: all. Worth setting where the head is
             a good part of the draft: a vocabulary of tens of thousands and few layers.
         width: nodes that each draft pass adds. Default 4: more passes hide behind one of the
@@ -81,6 +83,7 @@ class DraftModel(Drafting):
     trust: float = 0.5
     head: int = 0
     schedule: str = "serial"
+    wait: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,10 +93,14 @@ class DraftModel(Drafting):
             raise MethodError(
                 f"model:schedule is {self.schedule!r}, expected {', '.join(SCHEDULES)}"
             )
+        within(1, 64, "model", wait=self.wait)
+        if self.schedule == "serial" and self.wait != type(self).wait:
+            raise MethodError("model:schedule=serial waits for all passes; leave wait out")
         ends = (self.stop, self.threshold) == (type(self).stop, type(self).threshold)
-        if self.schedule == "pearl" and not ends:
+        if self.schedule == "pearl" and self.wait == 1 and not ends:
             raise MethodError(
-                "model:schedule=pearl drafts until the target is done; leave stop and threshold out"
+                "model:schedule=pearl drafts until the target is done, so that stop and threshold "
+                "are for nothing; leave them out, or set wait above 1"
             )
         if "" in self.path.split("|"):
             raise MethodError(f"model:path is {self.path!r}, expected folders, with | between them")
@@ -178,7 +185,7 @@ class Drafts(ModelDrafter):
         super().__init__(method, own, shared=translation is None)
         self._trust, self._followers, self._translation = method.trust, followers, translation
         self._frequent = frequent
-        self._pearl = Pearl() if method.schedule == "pearl" else None
+        self._pearl = Pearl(method.wait) if method.schedule == "pearl" else None
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with

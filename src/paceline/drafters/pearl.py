@@ -20,9 +20,13 @@ class Pearl:
 
     Only one thread touches the tree and the draft at a time: whoever calls must call `stop` before
     using anything that the passes use. A thread ends by itself after a bounded number of passes.
+
+    Args:
+        wait: passes that a proposal waits for at most, one less where the root was foreseen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wait: int) -> None:
+        self._wait = wait
         self._thread: Thread | None = None
         self._enough = Event()
         self._error: BaseException | None = None
@@ -51,18 +55,23 @@ class Pearl:
         self._growing = None
 
     def grow(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
-        """What is known below `context[-1]`, after one pass if need be; then go on from there.
+        """What is known below `context[-1]`, after as many passes as it waits for; then go on.
 
         `context` [S] must not change afterwards.
         """
-        budget, width, most, levels, _ = limits
+        budget, width, most, levels, more = limits
         growing = self._below(context)
-        if not growing.begun():
-            frontier = growing.frontier(budget, width, levels)
-            if not frontier:
-                return growing.growth(0)
+        passes = int(growing.begun())  # one that need not be waited for
+        frontier = growing.frontier(budget, width, levels)
+        while frontier and passes < self._wait:
+            if passes and not more(passes, growing.reach(frontier)):
+                break
             growing.step(frontier, run, judge)
+            passes += 1
+            frontier = growing.frontier(budget, width, levels)
         growth = growing.growth(budget)
+        if not growing.begun():
+            return growth
         self._growing, self._length = growing, len(context)
 
         def go_on() -> None:
