@@ -8,12 +8,13 @@ namespace paceline {
 
 Blend::Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
              size_t reach, size_t follow, size_t members)
-    : mixer(orders, skips, k, capacity, keep, rate, Suffix::kKinds + members * kDepths),
+    : mixer(std::make_shared<Mixer>(orders, skips, k, capacity, keep, rate,
+                                    Suffix::kKinds + members * kDepths)),
       // Here the mixer learns what a match is worth.
       suffix(reach, follow, 0.0f) {}
 
 void Blend::reset() {
-    mixer.reset();
+    mixer->reset();
     suffix.reset();
     proposals.clear();
 }
@@ -78,11 +79,11 @@ void Blend::successors(const Growth& tree, size_t node, std::vector<Candidate>& 
             return;
         }
     }
-    mixer.successors(tree.last(node), said, out);
+    mixer->successors(tree.last(node), said, out);
 }
 
 void Blend::learn(const Growth& tree, size_t node, int32_t drawn) {
-    mixer.learn(tree.last(node), voices(tree, node), drawn);
+    mixer->learn(tree.last(node), voices(tree, node), drawn);
 }
 
 }  // namespace paceline

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "mixer.hpp"
@@ -13,7 +14,8 @@
 namespace paceline {
 
 // Origin 0 are the contexts of the mixer, 1 the matches, 2 and on the members. At a node that a
-// member's tree holds, too, its children there are one more voice; the kind is the depth.
+// member's tree holds, too, its children there are one more voice; the kind is the depth. A copy is
+// for another text at the same time; both learn from both.
 class Blend {
 public:
     Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
@@ -38,9 +40,9 @@ public:
 
     void reset();
 
-    size_t width() const { return mixer.width(); }
+    size_t width() const { return mixer->width(); }
 
-    Mixer mixer;
+    std::shared_ptr<Mixer> mixer;
     Suffix suffix;
     std::vector<Proposal> proposals;
 

@@ -192,7 +192,7 @@ void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> to
     check_context(context);
     // The same text as at the proposal, and the same members: their voices are heard once more.
     if (learn) blend.start(context.data(), context.shape(0), std::move(blend.proposals));
-    observe(blend.mixer, context, tokens, parents, top, probs, path, drawn,
+    observe(*blend.mixer, context, tokens, parents, top, probs, path, drawn,
             [&](const Growth& tree, size_t node, int32_t token) {
                 if (learn) blend.learn(tree, node, token);
             });
@@ -265,7 +265,10 @@ void bind_drafting(nb::module_& m) {
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
         .def("reset", &Blend::reset)
-        .def_ro("mixer", &Blend::mixer, nb::rv_policy::reference_internal)
+        .def("beside", [](const Blend& blend) { return Blend(blend); })
+        .def_prop_ro(
+            "mixer", [](Blend& blend) -> Mixer& { return *blend.mixer; },
+            nb::rv_policy::reference_internal)
         .def_ro("suffix", &Blend::suffix, nb::rv_policy::reference_internal);
     nb::class_<Lookup>(m, "Lookup", "An index of one text's n-grams; native/lookup.hpp.")
         .def(nb::init<size_t, size_t, size_t, float, float>(), nb::arg("longest"), nb::arg("k"),
@@ -294,8 +297,9 @@ void bind_drafting(nb::module_& m) {
         .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"))
         .def("reset", &Suffix::reset)
         .def_prop_ro("bytes", &Suffix::bytes)
-        .def_ro("aged", &Suffix::aged)
-        .def("read", [](const Suffix& suffix) { return copied(suffix.read); })
+        .def("beside", [](const Suffix& suffix) { return Suffix(suffix); })
+        .def_prop_ro("aged", [](const Suffix& suffix) { return suffix.texts->aged; })
+        .def("read", [](const Suffix& suffix) { return copied(suffix.texts->read); })
         .def(
             "replay",
             [](Suffix& suffix, Input<int32_t, 1> read, size_t aged) {
@@ -303,6 +307,6 @@ void bind_drafting(nb::module_& m) {
             },
             nb::arg("read"), nb::arg("aged"))
         .def("reliability", [](nb::handle self) {
-            return view(self, nb::cast<Suffix&>(self).reliability);
+            return view(self, nb::cast<Suffix&>(self).texts->reliability);
         });
 }

@@ -228,20 +228,20 @@ Cache& cache_of(Engine& engine, Sequence& sequence) {
     return sequence.open();
 }
 
-Logits run(Engine& engine, const std::vector<Branch>& branches, bool rows, const View& view) {
+Logits run(Engine& engine, const std::vector<Branch>& branches, const View& view) {
     size_t nodes = 0;
-    for (const Branch& branch : branches) nodes += branch.nodes;
+    for (const Branch& branch : branches) nodes += branch.rows ? branch.nodes : 0;
     const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     {
         nb::gil_scoped_release unlocked;
         std::lock_guard lock(engine.busy);
-        if (rows && engine.logits->size() < nodes * columns * sizeof(float))
+        if (engine.logits->size() < nodes * columns * sizeof(float))
             engine.logits = std::make_shared<Buffer>(nodes * columns * sizeof(float));
         logits = engine.logits;
-        engine.model.forward(branches, rows ? logits->floats() : nullptr, view);
+        engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
     }
-    return as_array(logits, rows ? nodes : 0, columns);
+    return as_array(logits, nodes, columns);
 }
 
 // A chain of nodes, each a weighted sum of the embeddings of some tokens.
@@ -254,16 +254,19 @@ Logits forward_mixed(Engine& engine, Sequence& sequence, Mixed tokens, Weighting
     std::iota(parents.begin(), parents.end(), -1);
     Cache& cache = cache_of(engine, sequence);
     return run(engine,
-               {{&cache, tokens.data(), parents.data(), nodes, tokens.shape(1), weights.data()}},
-               true, {});
+               {{&cache, tokens.data(), parents.data(), nodes, true, tokens.shape(1),
+                 weights.data()}},
+               {});
 }
 
-Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
+// `rows` says of each entry whether its logits are wanted.
+Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
                nb::object positions, nb::object tokens) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
     arrays.reserve(2 * batch.size() + 3);
     if (!engine.ready) refuse("the model is not loaded");
+    if (rows.size() != batch.size()) refuse("a batch needs to know of each entry if its rows are wanted");
     for (nb::handle item : batch) {
         const auto entry = nb::cast<nb::tuple>(item);
         if (entry.size() != 3) refuse("a batch has (sequence, tokens, parents) entries");
@@ -274,14 +277,14 @@ Logits forward(Engine& engine, nb::list batch, bool rows, nb::object layers,
         arrays.push_back(ints_of(entry[2]));
         const Ints &ids = arrays[arrays.size() - 2], &parents = arrays.back();
         if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
-        branches.push_back({cache, ids.data(), parents.data(), ids.size()});
+        branches.push_back({cache, ids.data(), parents.data(), ids.size(), rows[branches.size()]});
     }
     const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
         if (object.is_none()) return std::nullopt;
         const Ints& array = arrays.emplace_back(ints_of(object));
         return std::span(array.data(), array.size());
     };
-    return run(engine, branches, rows, {part(layers), part(positions), part(tokens)});
+    return run(engine, branches, {part(layers), part(positions), part(tokens)});
 }
 
 // Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.

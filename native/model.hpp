@@ -24,6 +24,7 @@ struct Branch {
     const int32_t* tokens;  // [nodes][mixed]
     const int32_t* parents;
     size_t nodes;
+    bool rows = true;                // whether logits of its nodes are wanted
     size_t mixed = 1;                // tokens whose embeddings a node mixes
     const float* weights = nullptr;  // [nodes][mixed]; null: each is 1
 };

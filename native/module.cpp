@@ -8,6 +8,7 @@ void bind_bandwidth(nb::module_& m);
 void bind_drafting(nb::module_& m);
 void bind_engine(nb::module_& m);
 void bind_guesses(nb::module_& m);
+void bind_mask(nb::module_& m);
 void bind_noise(nb::module_& m);
 void bind_rank(nb::module_& m);
 
@@ -17,6 +18,7 @@ NB_MODULE(_native, m) {
     bind_drafting(m);
     bind_engine(m);
     bind_guesses(m);
+    bind_mask(m);
     bind_noise(m);
     bind_rank(m);
 }

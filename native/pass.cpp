@@ -38,8 +38,11 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
+        for (size_t i = 0; logits && branch.rows && i < branch.nodes; ++i)
+            headed_.push_back(n_ + i);
         n_ += branch.nodes;
     }
+    if (headed_.empty()) logits_ = nullptr;
     threads_ = worthwhile_threads();
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
@@ -177,15 +180,15 @@ void Pass::add(Part part, Work work, size_t index, size_t things, size_t least) 
 }
 
 void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
-                          size_t stride, Product job) {
+                          size_t stride, Product job, std::optional<size_t> count) {
     const FormatKernels& format = *matrix.format;
     job.panels = matrix.data.bytes();
     job.panel_bytes = matrix.panel_bytes;
     job.inputs = matrix.inputs;
-    job.n = n_;
+    const size_t n = job.n = count.value_or(n_);
     job.x = rows.floats();
     job.bias = bias.floats();
-    const bool arranged = format.arranged_bytes(n_, matrix.inputs) > 0;
+    const bool arranged = format.arranged_bytes(n, matrix.inputs) > 0;
     if (arranged) job.x = work_.arranged.bytes();
     products_.push_back({&matrix, rows.floats(), stride, job});
     if (arranged) add(Part::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
@@ -196,7 +199,7 @@ void Pass::plan() {
     add_rows(&Pass::embed, 0, Part::embed);
     for (const size_t layer : layers_) plan_layer(layer);
     if (!logits_) return;
-    add_rows(&Pass::enter_head, 0);
+    add(Part::norm, &Pass::enter_head, 0, headed_.size(), 1);
     const Weights& weights = model_.weights;
     const auto& tokens = view_.tokens;
     const size_t size = tokens ? tokens->size() : shape_.vocabulary;
@@ -205,7 +208,8 @@ void Pass::plan() {
                    {.softcap = shape_.logit_softcap,
                     .out = logits_,
                     .stride = size,
-                    .rows = size});
+                    .rows = size},
+                   headed_.size());
 }
 
 void Pass::plan_layer(size_t layer) {
@@ -245,7 +249,7 @@ void Pass::work(size_t phase, size_t chunk, size_t thread) {
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
     const Linear& linear = products_[product];
-    linear.matrix->format->arrange(linear.rows, linear.stride, n_, linear.matrix->inputs,
+    linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n, linear.matrix->inputs,
                                    work_.arranged.bytes(), chunk, chunks);
 }
 
@@ -341,10 +345,11 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 
 void Pass::enter_head(size_t, size_t chunk, size_t chunks, Buffer&) {
     const Norm* before = norm_before(shape_.layers.size());
-    const auto [begin, end] = share(n_, chunk, chunks);
-    for (size_t i = begin; i < end; ++i) {
+    const auto [begin, end] = share(headed_.size(), chunk, chunks);
+    for (size_t k = begin; k < end; ++k) {
+        const size_t i = headed_[k];
         if (before) merge(*before, i);
-        norm_row(model_.weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, i, hidden_),
+        norm_row(model_.weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, k, hidden_),
                  shape_.hidden);
     }
 }

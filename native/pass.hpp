@@ -1,6 +1,7 @@
 // One forward pass as a task: phases of chunks, in the order in which they depend on each other.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "model.hpp"
@@ -61,7 +62,7 @@ private:
         add(part, work, layer, n_, 1);
     }
     void multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
-                        size_t stride, Product job);
+                        size_t stride, Product job, std::optional<size_t> count = {});
     void run(const Phase& phase, size_t chunk, size_t thread) {
         (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
     }
@@ -111,6 +112,7 @@ private:
     std::vector<int32_t> depths_;                         // of all nodes
     std::vector<size_t> branch_of_;                       // of all nodes
     std::vector<size_t> first_;                           // first node of each branch
+    std::vector<size_t> headed_;                          // nodes whose logits are wanted
     std::vector<bool> chain_;                             // of each branch
     std::vector<int32_t> deepest_;                        // of each branch
     std::vector<Phase> phases_;

@@ -21,7 +21,8 @@ Spent Pass::moved(const Phase& phase) const {
     if (phase.work == &Pass::multiply) {
         const Matrix& matrix = *products_[phase.index].matrix;
         spent.bytes = static_cast<double>(matrix.panels * matrix.panel_bytes);
-        spent.macs = static_cast<double>(n_ * matrix.panels * kPanel * matrix.inputs);
+        spent.macs = static_cast<double>(products_[phase.index].job.n * matrix.panels *
+                                         kPanel * matrix.inputs);
     } else if (phase.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[phase.index];
         for (const Branch& branch : batch_) {

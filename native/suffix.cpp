@@ -9,7 +9,6 @@ void Automaton::clear() {
     edges_.clear();
     from_.clear();
     slots_.assign(64, -1);
-    last_ = 0;
     pushed_ = 0;
 }
 
@@ -81,13 +80,13 @@ int32_t Automaton::clone(int32_t from, int32_t token, int32_t edge) {
     return copy;
 }
 
-void Automaton::push(int32_t token) {
+Automaton::Reader Automaton::push(Reader last, int32_t token) {
     ++pushed_;
-    int32_t state = last_;
+    int32_t state = last;
     const int32_t edge = find(state, token);
     if (edge >= 0) {
         const int32_t to = edges_[edge].to;
-        last_ = states_[to].length == states_[state].length + 1 ? to : clone(state, token, edge);
+        last = states_[to].length == states_[state].length + 1 ? to : clone(state, token, edge);
     } else {
         const int32_t made = add(states_[state].length + 1);
         int32_t known = -1;
@@ -105,18 +104,19 @@ void Automaton::push(int32_t token) {
         // The strings that were last until now have just got their edge: it is their latest.
         for (int deep = 0; state > 0 && deep < kDeep; state = states_[state].link, ++deep)
             to_front(state, find(state, token));
-        last_ = made;
+        last = made;
     }
     if (edge >= 0)
         for (int deep = 0; state > 0 && deep < kDeep; state = states_[state].link, ++deep)
             to_front(state, find(state, token));
-    int32_t seen = last_;
+    int32_t seen = last;
     for (int deep = 0; seen > 0 && deep < kDeep; seen = states_[seen].link, ++deep)
         ++states_[seen].count;
+    return last;
 }
 
-Automaton::Match Automaton::now() const {
-    const int32_t state = states_[last_].first >= 0 || last_ == 0 ? last_ : states_[last_].link;
+Automaton::Match Automaton::now(Reader last) const {
+    const int32_t state = states_[last].first >= 0 || last == 0 ? last : states_[last].link;
     return {state, states_[state].length};
 }
 
@@ -161,11 +161,15 @@ Suffix::Suffix(size_t capacity, size_t k, float rate) : capacity_(capacity), k_(
 }
 
 void Suffix::reset() {
-    young_.clear();
-    old_.clear();
+    texts->young.clear();
+    texts->old.clear();
+    texts->read.clear();
+    texts->aged = length_ = 0;
+    texts->writer = nullptr;
+    generation_ = ++texts->generation;
+    last_ = 0;
     in_old_ = {};
-    read.clear();
-    aged = length_ = 0;
+    std::vector<float>& reliability = texts->reliability;
     reliability.clear();
     for (size_t kind = 0; kind < kKinds; ++kind) {
         // As for prompt lookup: half of the doubt goes with each longer kind.
@@ -176,46 +180,63 @@ void Suffix::reset() {
 
 void Suffix::begin() {
     length_ = 0;
-    young_.begin();
+    generation_ = texts->generation;
+    last_ = 0;
     in_old_ = {};
-    if (!read.empty() && read.back() >= 0) read.push_back(-1);
+    texts->writer = nullptr;
+}
+
+void Suffix::age() {
+    std::swap(texts->old, texts->young);
+    texts->young.clear();
+    std::vector<int32_t>& read = texts->read;
+    read.erase(read.begin(), read.begin() + static_cast<std::ptrdiff_t>(texts->aged));
+    texts->aged = read.size();
+    ++texts->generation;
+}
+
+// Automata that others have aged or emptied are followed.
+void Suffix::keep_up() {
+    if (generation_ == texts->generation) return;
+    const bool aged = texts->generation == generation_ + 1 && texts->old.size();
+    in_old_ = aged ? texts->old.now(last_) : Automaton::Match{};
+    last_ = 0;
+    generation_ = texts->generation;
 }
 
 void Suffix::push(int32_t token) {
-    if (young_.size() >= std::max<size_t>(capacity_ / 2, 1)) {
-        std::swap(old_, young_);
-        young_.clear();
-        read.erase(read.begin(), read.begin() + static_cast<std::ptrdiff_t>(aged));
-        aged = read.size();
-        in_old_ = old_.now();
-    }
-    in_old_ = old_.advance(in_old_, token);
-    young_.push(token);
-    read.push_back(token);
+    if (texts->young.size() >= std::max<size_t>(capacity_ / 2, 1)) age();
+    keep_up();
+    if (texts->writer != this && !texts->read.empty() && texts->read.back() >= 0)
+        texts->read.push_back(-1);
+    texts->writer = this;
+    in_old_ = texts->old.advance(in_old_, token);
+    last_ = texts->young.push(last_, token);
+    texts->read.push_back(token);
 }
 
 void Suffix::replay(const int32_t* tokens, size_t count, size_t boundary) {
     reset();
+    Automaton::Reader at = 0;
     for (size_t i = 0; i < count; ++i) {
-        Automaton& side = i < boundary ? old_ : young_;
-        if (tokens[i] < 0)
-            side.begin();
-        else
-            side.push(tokens[i]);
+        Automaton& side = i < boundary ? texts->old : texts->young;
+        at = tokens[i] < 0 || i == boundary ? 0 : at;
+        if (tokens[i] >= 0) at = side.push(at, tokens[i]);
     }
-    read.assign(tokens, tokens + count);
-    aged = boundary;
+    texts->read.assign(tokens, tokens + count);
+    texts->aged = boundary;
 }
 
 void Suffix::extend(const int32_t* text, size_t length, size_t learn_from) {
+    keep_up();
     for (; length_ < length; ++length_) {
         const int32_t token = text[length_];
         if (length_ >= learn_from) {
-            gather({young_.now(), in_old_});
+            gather({texts->young.now(last_), in_old_});
             for (const Voice& one : found_) {
                 const bool hit = std::any_of(one.shares.begin(), one.shares.end(),
                                              [=](const Candidate& c) { return c.token == token; });
-                float& chance = reliability[one.kind];
+                float& chance = texts->reliability[one.kind];
                 chance += rate_ * ((hit ? 1.0f : 0.0f) - chance);
                 if (hit) break;
             }
@@ -225,10 +246,13 @@ void Suffix::extend(const int32_t* text, size_t length, size_t learn_from) {
 }
 
 Suffix::Place Suffix::advance(const Place& place, int32_t token) const {
-    return {young_.advance(place.young, token), old_.advance(place.old, token)};
+    return {texts->young.advance(place.young, token), texts->old.advance(place.old, token)};
 }
 
-void Suffix::start() { places_.assign(1, {young_.now(), in_old_}); }
+void Suffix::start() {
+    keep_up();
+    places_.assign(1, {texts->young.now(last_), in_old_});
+}
 
 // The longest matches of both automata, each with the tokens that no longer one named.
 void Suffix::gather(const Place& place) {
@@ -237,7 +261,7 @@ void Suffix::gather(const Place& place) {
     Automaton::Match young = place.young, old = place.old;
     while (found_.size() < kLevels && (young.length || old.length)) {
         const bool from_young = young.length >= old.length;
-        const Automaton& side = from_young ? young_ : old_;
+        const Automaton& side = from_young ? texts->young : texts->old;
         Automaton::Match& match = from_young ? young : old;
         Voice one;
         side.successors(match.state, k_, one.shares);
@@ -273,7 +297,7 @@ const Voices& Suffix::voices(const Growth& tree, size_t node) {
 void Suffix::successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
     float left = 1.0f;
     for (const Voice& one : voices(tree, node)) {
-        const float chance = reliability[one.kind];
+        const float chance = texts->reliability[one.kind];
         for (const Candidate& c : one.shares) out.push_back({c.token, c.chance * left * chance});
         left *= 1.0f - chance;
     }

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "drafting.hpp"
@@ -19,21 +20,22 @@ class Automaton {
 public:
     Automaton() { clear(); }
 
+    // Where a text stands that is being read; several may be read in turns. 0: at its beginning.
+    using Reader = int32_t;
+
     // A string that stands somewhere: the `length` last tokens of what was read.
     struct Match {
         int32_t state = 0;
         uint32_t length = 0;
     };
 
-    // The next token belongs to a new text.
-    void begin() { last_ = 0; }
-
-    void push(int32_t token);
+    // The next token of a text; returns where it stands then.
+    Reader push(Reader last, int32_t token);
 
     void clear();
 
     // The longest end of the text that stood before, with something after it.
-    Match now() const;
+    Match now(Reader last) const;
 
     // The longest end of a match and one more token that stands somewhere.
     Match advance(Match match, int32_t token) const;
@@ -70,12 +72,22 @@ private:
     std::vector<Edge> edges_;
     std::vector<int32_t> from_;   // the state of each edge
     std::vector<int32_t> slots_;  // edges by state and token, open addressing; -1 is free
-    int32_t last_ = 0;
     size_t pushed_ = 0;
 };
 
+// The texts that several `Suffix` share.
+struct Texts {
+    Automaton young, old;
+    std::vector<int32_t> read;       // what both have read, -1 between texts
+    size_t aged = 0;                 // where in `read` the young one begins
+    size_t generation = 0;           // how often a young one grew old, or all was forgotten
+    const void* writer = nullptr;    // whose text `read` ends with
+    std::vector<float> reliability;  // [kKinds], chance that such a match names the next token
+};
+
 // Both the latest texts and those before them: when the young automaton has `capacity / 2` tokens
-// it grows old, and what was old is forgotten.
+// it grows old, and what was old is forgotten. A copy is for another text at the same time; both
+// learn from both.
 class Suffix {
 public:
     Suffix(size_t capacity, size_t k, float rate);
@@ -99,7 +111,7 @@ public:
 
     void reset();
 
-    size_t bytes() const { return young_.bytes() + old_.bytes(); }
+    size_t bytes() const { return texts->young.bytes() + texts->old.bytes(); }
 
     static constexpr size_t kKinds = 21;  // lengths times counts
     static constexpr size_t kLevels = 4;  // matches of falling length that speak
@@ -107,9 +119,7 @@ public:
     // The matches at a node, the longest first: the tokens that followed, with their shares.
     const Voices& voices(const Growth& tree, size_t node);
 
-    std::vector<float> reliability;  // [kKinds], chance that such a match names the next token
-    std::vector<int32_t> read;       // what both automata have read, -1 before each text
-    size_t aged = 0;                 // where in `read` the young one begins
+    std::shared_ptr<Texts> texts = std::make_shared<Texts>();
 
 private:
     struct Place {
@@ -119,12 +129,15 @@ private:
     Place advance(const Place& place, int32_t token) const;
     void gather(const Place& place);
     void push(int32_t token);
+    void age();
+    void keep_up();
 
-    Automaton young_, old_;
     size_t capacity_, k_;
     float rate_;
-    size_t length_ = 0;        // of the text that was read last
-    Automaton::Match in_old_;  // the end of the text in the old automaton
+    size_t length_ = 0;  // of the text that was read last
+    size_t generation_ = 0;
+    Automaton::Reader last_ = 0;  // the end of the text in the young automaton
+    Automaton::Match in_old_;     // and in the old one
     std::vector<Place> places_;
     Voices found_;
     std::vector<int32_t> named_;

@@ -7,7 +7,7 @@ import numpy as np
 
 from paceline.core import TokenTree
 from paceline.drafters.base import Drafter
-from paceline.engines.base import Engine
+from paceline.engines.base import Engine, wanted
 from paceline.models.config import ModelConfig
 
 
@@ -52,7 +52,7 @@ class ToyEngine(Engine):
 
     def forward(self, batch, rows="all", view=None):
         out = []
-        for sequence, tree in batch:
+        for (sequence, tree), shown in zip(batch, wanted(rows, batch), strict=True):
             self.check(sequence, tree, view)
             sequence.pending = tree
             texts = []
@@ -62,9 +62,8 @@ class ToyEngine(Engine):
                 logits = self.logits_after(texts[-1])
                 if self.noise and len(tree) > 1:
                     logits = logits + np.float32(self.noise) * np.arange(len(logits), dtype="f4")
-                out.append(logits)
-        size = self.config.vocab_size
-        logits = np.stack(out) if rows == "all" else np.zeros((0, size), np.float32)
+                out += [logits] * shown
+        logits = np.array(out, np.float32).reshape(-1, self.config.vocab_size)
         return logits if view is None or view.tokens is None else logits[:, view.tokens]
 
     def commit(self, sequence, path):

@@ -9,6 +9,7 @@ it, and the walk draws one token at each node it visits. What happened is a `Ste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
+Reading = Callable[[str], tuple[Any, list[Any]]]  # a text's `Output.parsed` and `tool_calls`
 
 
 class Exactness(Enum):
@@ -72,10 +74,8 @@ class TokenTree:
         """A tree without branches over `tokens` [N]."""
         ids = np.asarray(tokens, np.int32)
         n = len(ids)
-        scores = np.full(n, score, np.float32)
-        origins = np.full(n, origin, np.int16)
-        if n:
-            scores[0], origins[0] = 1.0, -1
+        scores, origins = np.full(n, score, np.float32), np.full(n, origin, np.int16)
+        scores[:1], origins[:1] = 1.0, -1
         return cls(ids, np.arange(-1, n - 1, dtype=np.int32), scores, origins)
 
     def __len__(self) -> int:
@@ -144,7 +144,6 @@ class Control(Protocol):
 
         The input must not be written to. `-inf` forbids a token; one must stay allowed.
         """
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +171,7 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
+    reading: Reading | None = None  # of the output, for schemas and tools
 
 
 @dataclass(slots=True)
@@ -208,6 +208,17 @@ class Output:
     accepted: dict[str, int] = field(default_factory=dict)
     margins: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
+    reading: Reading | None = None
+
+    @property
+    def parsed(self) -> Any:
+        """The value or object of the request's schema; None without one, or where it is cut."""
+        return self.reading(self.text)[0] if self.reading else None
+
+    @property
+    def tool_calls(self) -> list[Any]:
+        """Calls of the request's tools, each a `control.tools.ToolCall`; whole ones only."""
+        return self.reading(self.text)[1] if self.reading else []
 
     @property
     def tokens_per_pass(self) -> float:
@@ -222,15 +233,10 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """T(n): measured seconds of one forward pass over n nodes.
+    """T(n): measured seconds of one forward pass over n nodes."""
 
-    Attributes:
-        nodes: increasing sizes that were measured.
-        seconds: median time at each size.
-    """
-
-    nodes: tuple[int, ...]
-    seconds: tuple[float, ...]
+    nodes: tuple[int, ...]  # increasing sizes that were measured
+    seconds: tuple[float, ...]  # median time at each size
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.nodes, self.nodes[1:], strict=False))
@@ -240,11 +246,6 @@ class Cost:
     def at(self, n: int) -> float:
         """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
         return float(np.interp(n, self.nodes, self.seconds))
-
-    def relative(self) -> dict[int, float]:
-        """T(n) / T(smallest n)."""
-        pairs = zip(self.nodes, self.seconds, strict=True)
-        return {n: seconds / self.seconds[0] for n, seconds in pairs}
 
 
 State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it

@@ -18,6 +18,10 @@ class RequestError(PacelineError):
     """A request that cannot be served: empty, too long, out of range."""
 
 
+class MemoryFullError(RequestError):
+    """More pages of keys and values are wanted than the limit leaves. Nothing was changed."""
+
+
 class MethodError(PacelineError):
     """An unknown method or setting, or a combination that is not supported."""
 

@@ -6,15 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
 from paceline.control.temperature import Temperature
+from paceline.control.tools import Choice, Tools
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
@@ -32,7 +34,8 @@ from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import same_tokens
 from paceline.models.vocabulary import Vocabulary
 
-Prompt = str | Sequence[int] | Sequence[dict[str, str]]
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+_NO_TOOLS = ("auto", "none")  # choices that need none
 Controls = str | Mapping[str, object] | Sequence[ControlMethod]
 
 
@@ -45,6 +48,8 @@ class Options(TypedDict, total=False):
     controls: Controls | None
     schema: object
     grammar: Grammar | str | None
+    tools: Sequence[Mapping[str, Any]]
+    tool_choice: Choice
     stop: Sequence[str]
     ignore_eos: bool
     prediction: str | Sequence[int] | None
@@ -141,6 +146,8 @@ class LM:
         controls: Controls | None = None,
         schema: object = None,
         grammar: Grammar | str | None = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: Choice = "auto",
         stop: Sequence[str] = (),
         ignore_eos: bool = False,
         prediction: str | Sequence[int] | None = None,
@@ -157,6 +164,9 @@ class LM:
                 methods. None takes the checkpoint's defaults.
             schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
+            tools: functions that the model may call, as OpenAI's API takes them; chat messages
+                offer them to the model, other prompts have to do so themselves.
+            tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
             stop: strings that end the output.
             ignore_eos: go on past the checkpoint's stop tokens.
             prediction: what the output is expected to be, as text or token ids: a draft, a
@@ -171,8 +181,11 @@ class LM:
         sampling = _sampling(defaults.samplers() if controls is None else controls, temperature)
         heat = defaults.temperature if sampling.temperature is None else sampling.temperature
         heated = (Temperature(heat),) if heat > 0 else ()
+        offered = Tools.of(tools, tool_choice) if tools or tool_choice not in _NO_TOOLS else None
+        template = self.tokenizer.template if offered else None
+        grammars, reading = followed(schema, grammar, offered, template)
         request = Request(
-            prompt=tuple(self._encode(prompt)),
+            prompt=tuple(self._encode(prompt, offered)),
             max_new_tokens=max_new_tokens,
             temperature=heat,
             seed=seed,
@@ -180,10 +193,8 @@ class LM:
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
             walk=walk,
+            reading=reading,
         )
-        grammars = [Grammar.schema(schema)] if schema is not None else []
-        if grammar is not None:
-            grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
         return bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
 
     def stream(self, request: Request) -> Generation:
@@ -214,7 +225,7 @@ class LM:
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
-        ids = self._encode(prompt)
+        ids = self._encode(prompt, None)
         trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
         known = [trace.tokens[text] for text in trace.texts()] if trace else []
         found = superposed(
@@ -284,10 +295,12 @@ class LM:
             return tuple(self.tokenizer.encode(prediction, special=False))
         return tuple(int(token) for token in prediction)
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt, tools: Tools | None) -> list[int]:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         messages = [item for item in prompt if isinstance(item, dict)]
+        if messages and tools:
+            return tools.encode(messages, self.tokenizer)
         if messages:
             return self.tokenizer.encode_chat(messages)
         return [int(token) for token in prompt if not isinstance(token, dict)]

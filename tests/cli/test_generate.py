@@ -17,6 +17,7 @@ KEYS = {
     "seconds",
     "tokens_per_second",
     "finish",
+    "tool_calls",
     "engine",
     "format",
     "kv_format",
@@ -228,3 +229,41 @@ def test_what_was_learnt_is_kept_and_read_again(paceline, tmp_path):
     assert plain.code == 2
     assert "learns nothing" in plain.err
     assert paceline(*words[:-1], tmp_path / "no" / "folder").code == 2
+
+
+def test_tools_are_read_from_a_file(paceline, tmp_path):
+    pytest.importorskip("llguidance")
+    path = tmp_path / "tools.json"
+    path.write_text('[{"name": "clock"}]')
+    words = ("generate", "Once", "--tools", path, "--json")
+    done = paceline(*words, "--tool-choice", "required")
+    assert done.json["tool_calls"] == [{"name": "clock", "arguments": {}}]
+    assert done.json["text"] == '{"name": "clock", "arguments": {}}'
+    assert paceline(*words, "--max-new-tokens", 4).json["tool_calls"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "said"),
+    [
+        ("{}", ["--tool-choice", "auto"], "no JSON list"),
+        ("[", [], "is not JSON"),
+        (None, [], "cannot read the tools"),
+        ('[{"name": "f"}]', ["--tool-choice", "g"], "unknown tool 'g'"),
+        ('[{"name": "f"}]', ["--chat"], "chat template"),
+        ('[{"name": "f"}]', ["--regex", "a"], "follows one of them"),
+    ],
+)
+def test_bad_tools_are_refused(paceline, tmp_path, content, words, said):
+    path = tmp_path / "tools.json"
+    if content is not None:
+        path.write_text(content)
+    done = paceline("generate", "Once", "--tools", path, *words)
+    assert done.code == 2
+    assert said in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_tool_choice_needs_tools(paceline):
+    done = paceline("generate", "Once", "--tool-choice", "required")
+    assert done.code == 2
+    assert "name a file" in done.err

@@ -3,6 +3,7 @@ import json
 import sys
 import weakref
 from contextlib import suppress
+from typing import Literal
 
 import jsonschema
 import numpy as np
@@ -12,13 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.control.base import Filtering, Forcing
+from paceline.control.base import Continuing, Filtering, Forcing
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
+from paceline.decoding.governor import Fixed
 from paceline.errors import MethodError, PacelineError, RequestError
+from paceline.measuring.turns import decode, plain_drafter
+from paceline.registry import drafters
 from tests.conftest import shared
 
 pytest.importorskip("llguidance")
+parse = drafters.parse
 
 PERSON = {
     "type": "object",
@@ -172,6 +177,39 @@ def test_a_node_is_allowed_if_the_mask_allows_it_after_its_parent(lm, seed):
     assert len(tree.keep(kept)) == kept.sum()
 
 
+def test_what_must_follow_a_guess_is_known(lm):
+    found, prompt = control(lm, Grammar.schema(PERSON))
+    assert isinstance(found, Continuing)
+    start = found.forced(prompt)
+    inside = lm.vocabulary.inside
+    history = [*prompt, *start]
+    some = inside(b"Bo"), inside(b"Ann"), inside(b'"'), inside(b"\n")
+    tokens, parents = [history[-1]], [-1]
+    for text in some:
+        above = 0
+        for token in text:
+            parents.append(above)
+            above = len(tokens)
+            tokens.append(token)
+        parents.append(above)
+        tokens.append(inside(b'"')[0])
+    n = len(tokens)
+    scores, origin = np.ones(n, np.float32), np.zeros(n, np.int16)
+    tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32), scores, origin)
+    kept, chains = found.continued(history, tree)
+    assert kept.tolist() == found.allows(history, tree).tolist()
+    assert len(chains) >= 2
+    for node in np.flatnonzero(kept)[1:]:
+        path, at = [], node
+        while at:
+            path.insert(0, tokens[at])
+            at = parents[at]
+        forced = found.forced([*history, *path])
+        following = [tokens[c] for c in range(1, n) if parents[c] == node and kept[c]]
+        assert chains.get(node, forced) == forced
+        assert not forced or node in chains or following == forced[:1]
+
+
 def test_forced_tokens_cost_no_passes(lm):
     lm.reset()
     output = lm.generate("Once", grammar=Grammar.choice(["once upon a time there was"]))
@@ -182,6 +220,33 @@ def test_forced_tokens_cost_no_passes(lm):
         lm.generate("Once", max_new_tokens=20)  # nothing is forced
     again = lm.generate("Once", grammar=Grammar.choice(["once upon a time there was"]))
     assert again.passes <= 2, "forced still rests"
+
+
+class Resting(Fixed):
+    """A budget that leaves the drafter alone."""
+
+    def ask(self, requests=1):
+        return 0
+
+    def spare(self):
+        return self.nodes
+
+
+@pytest.mark.parametrize("drafter", ["forced", "blend", "blend:members=phrases+forced", "recycle"])
+def test_forced_tokens_are_drafted_while_the_drafter_rests(lm, drafter):
+    request = lm.request("Once", grammar=Grammar.choice(["once upon a time there was"]))
+    plain = decode(lm, plain_drafter(lm), request, Fixed(0))
+    assert plain.passes == len(plain.tokens), "budget 0 is plain"
+    output = decode(lm, parse(drafter).build(lm.target), request, Resting(16))
+    assert output.tokens == plain.tokens
+    if drafter == "recycle":
+        assert output.passes == plain.passes
+    else:
+        assert output.accepted == {"forced": len(output.tokens) - output.passes}
+        assert output.passes <= 2
+    free = lm.request("Once", max_new_tokens=8)
+    output = decode(lm, parse(drafter).build(lm.target), free, Resting(16))
+    assert output.passes == output.nodes == 8
 
 
 def test_a_choice_is_one_of_its_texts(lm):
@@ -202,6 +267,31 @@ def test_pydantic_models_are_schemas(lm):
 
     assert lm.generate("Once", schema=Model).text == "42"
     assert lm.generate("Once", schema='{"const": [1, 2]}').text == "[1, 2]"
+
+
+def test_the_value_of_a_schema_is_parsed(lm):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Card(pydantic.BaseModel, extra="forbid"):
+        suit: Literal["hearts", "spades"]
+        rank: Literal[1, 2]
+
+    class Picky(Card):
+        @pydantic.model_validator(mode="after")
+        def none_will_do(self):
+            raise ValueError("no such card")
+
+    output = lm.generate("Once", schema=Card)
+    assert isinstance(output.parsed, Card)
+    assert output.parsed == Card(**json.loads(output.text))
+    same = lm.generate("Once", schema=Card.model_json_schema())
+    assert same.parsed == output.parsed.model_dump()
+    assert lm.generate("Once", grammar=Grammar('{"const": 3}', "json")).parsed == 3
+    assert lm.generate("Once", schema=Card, max_new_tokens=2).parsed is None
+    assert lm.generate("Once", grammar=Grammar.choice(["3"])).parsed is None
+    assert lm.generate("Once", max_new_tokens=2).parsed is None
+    with pytest.raises(RequestError, match="no such card"):
+        _ = lm.generate("Once", schema=Picky).parsed
 
 
 def test_what_is_cut_says_so_and_is_kept(lm):

@@ -26,12 +26,12 @@ def simulate(governor, cost, truth, claimed, tokens=2000, drafting=0.02, seed=0)
         tree = TokenTree.chain(range(asked + 1), score=claimed)
         draft = drafting if asked else 0.0
         if asked:
-            tree = governor.choose(tree, draft)
+            [tree] = governor.choose([tree], draft)
         path = [0]
         while path[-1] + 1 < len(tree) and generator.random() < truth:
             path.append(path[-1] + 1)
         forward = cost.at(len(tree))
-        governor.record(tree, path, draft, forward)
+        governor.record([tree], [path], draft, forward)
         time += draft + forward
         made += len(path)
     return time / made
@@ -69,7 +69,7 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     governor = Governor(FLAT)
     chances = sorted(governor.calibration.chances(guess).tolist(), reverse=True)
     rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
-    chosen = governor.choose(guess, 0.1)
+    [chosen] = governor.choose([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
 
 
@@ -105,14 +105,14 @@ def why(governor):
 def test_the_reason_follows_from_the_last_tree():
     governor = Governor(FLAT)
     assert why(governor) == "plain: no tree was asked for yet"
-    governor.choose(TokenTree.root(0), 0.0)
+    governor.choose([TokenTree.root(0)], 0.0)
     assert why(governor) == "drafting: the drafter had no guess"
-    governor.choose(TokenTree.chain([0, 1], score=0.5), 0.25)
+    governor.choose([TokenTree.chain([0, 1], score=0.5)], 0.25)
     assert why(governor) == "drafting: best expected 1.50 tokens for 1.25 of the cost"
-    governor.choose(TokenTree.chain([0, 1], score=0.25), 0.5)
+    governor.choose([TokenTree.chain([0, 1], score=0.25)], 0.5)
     assert why(governor) == "plain: no tree pays, best expected 1.25 tokens for 1.50 of the cost"
     for _ in range(2):
-        governor.record(TokenTree.chain([0, 1]), [0], 2.0, 2.0)
+        governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
     assert governor.ask() == 0
     assert why(governor) == "plain: guesses lost all the time that they may for now"
 
@@ -128,8 +128,10 @@ def test_probes_are_counted_after_every_rest():
     probes = []
     for _ in range(12):
         asked = governor.ask()
-        tree = governor.choose(TokenTree.root(0), 0.0) if asked else TokenTree.root(0)
-        governor.record(tree, [0], 0.0, 1.0)
+        tree = TokenTree.root(0)
+        if asked:
+            governor.choose([tree], 0.0)
+        governor.record([tree], [[0]], 0.0, 1.0)
         probes.append(governor.probes)
     assert (probes[0], probes[-1]) == (0, sum(b > a for a, b in pairwise(probes)))
     assert probes[-1] == 2
@@ -156,11 +158,33 @@ def test_hiccups_do_not_end_speculation():
     for _ in range(2000):
         asked = governor.ask()
         tree = TokenTree.chain(range(asked + 1), score=0.8)
-        tree = governor.choose(tree, 0.02) if asked else tree
+        if asked:
+            [tree] = governor.choose([tree], 0.02)
         path = [0]
         while path[-1] + 1 < len(tree) and generator.random() < 0.8:
             path.append(path[-1] + 1)
         drafted += bool(asked)
         hiccup = 100.0 if generator.random() < 0.02 else 0.0
-        governor.record(tree, path, 0.02 if asked else 0.0, FLAT.at(len(tree)) + hiccup)
+        governor.record([tree], [path], 0.02 if asked else 0.0, FLAT.at(len(tree)) + hiccup)
     assert drafted > 1900
+
+
+def test_certain_guesses_pay_a_debt_and_say_nothing_of_others():
+    governor = Governor(FLAT)
+    for _ in range(2):
+        governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
+    assert governor.ask() == 0
+    assert governor.spare() > 0
+    before, trusted = governor.report(), governor.calibration.accepted.copy()
+    governor.record([TokenTree.chain([0, 1, 2, 3])], [[0, 1, 2, 3]], 0.0, 1.05)
+    after = governor.report()
+    assert after["saved_seconds"] > before["saved_seconds"]
+    assert after["balance_seconds"] > before["balance_seconds"]
+    assert after["draft_seconds"] == before["draft_seconds"]
+    assert np.array_equal(governor.calibration.accepted, trusted)
+
+
+def test_where_nothing_pays_nor_does_what_is_certain():
+    governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
+    assert governor.ask() == governor.spare() == 0
+    assert Fixed(0).spare() == 0

@@ -104,6 +104,34 @@ def test_trees_are_valid_and_within_the_budget(spec, seed, vocab):
 
 
 @pytest.mark.parametrize("spec", SPECS)
+@settings(deadline=None, max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40), turns=st.data())
+def test_drafters_beside_each_other_guess_validly(spec, seed, vocab, turns):
+    first = built(spec, vocab)
+    drafters_ = [first, *(first.beside() or built(spec, vocab) for _ in range(2))]
+    lives = [live(d, np.random.default_rng(seed + i), vocab, 8) for i, d in enumerate(drafters_)]
+    for _ in range(36):
+        next(lives[turns.draw(st.integers(0, 2))], None)
+
+
+@pytest.mark.parametrize("spec", ["recycle", "suffix", "blend"])
+def test_drafters_beside_each_other_learn_from_each_other(spec):
+    random, text = np.random.default_rng(5), list(range(1, 9))
+    first = built(spec, 40)
+    other = first.beside()
+    for drafter in (first, other):
+        drafter.begin(asked(text[:1]))
+    for end in range(1, len(text)):
+        tree = first.propose(np.array(text[:end], np.int32), 0)
+        if first.top_k:
+            step = random_step(random, tree, text[:end], 40, first.top_k)
+            step.top_tokens[0, 0] = step.drawn[0] = text[end]
+            first.observe(step)
+    guess = other.propose(np.array(text[:4], np.int32), 2)
+    assert text[4] in guess.tokens
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_output_is_that_of_plain_decoding(spec):
     for temperature in (0.0, 1.0):
         request = Request(prompt=(1, 2, 3), max_new_tokens=40, temperature=temperature, seed=7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -349,6 +350,21 @@ def test_nothing_is_asked_for(tiny_model) -> None:
     assert none.shape == (0, tiny.VOCAB)
 
 
+@pytest.mark.parametrize("weights", ["fp32", "bf16", "int8", "int4"])
+def test_logits_of_some_trees_only(weights: str, tiny_model) -> None:
+    engine = native(tiny_model("llama"), format=weights)
+    trees = [TokenTree.chain([3, 4, 5]), TokenTree.root(6), TokenTree.chain([7, 8])]
+    batch = [(engine.open(), tree) for tree in trees]
+    every = np.split(engine.forward(batch).copy(), [3, 4])
+    for wanted in itertools.product([False, True], repeat=3):
+        found = engine.forward(batch, wanted)
+        kept = [rows for rows, want in zip(every, wanted, strict=True) if want]
+        np.testing.assert_array_equal(found, np.concatenate([np.empty((0, tiny.VOCAB)), *kept]))
+    engine.commit(batch[0][0], [0, 1])
+    with pytest.raises(RequestError, match="2 trees, not 3"):
+        engine.forward(batch, [True, False])
+
+
 @pytest.mark.parametrize(
     ("tree", "said"),
     [
@@ -372,13 +388,13 @@ def test_bad_trees_are_refused_by_the_kernels_too(tiny_model) -> None:
     tokens = np.array([3, 4, 5], np.int32)
     for parents in ([-1, 1, 0], [-1, 0, 2], [0, 0, 1], [-1, -1, 0], [-1, 0, -7]):
         with pytest.raises(ValueError, match="parent"):
-            model.forward([(model.open(), tokens, np.array(parents, np.int32))], True)
+            model.forward([(model.open(), tokens, np.array(parents, np.int32))], [True])
     with pytest.raises(ValueError, match="root"):
-        model.forward([(model.open(), tokens[:0], tokens[:0])], True)
+        model.forward([(model.open(), tokens[:0], tokens[:0])], [True])
     with pytest.raises(ValueError, match="differ in size"):
-        model.forward([(model.open(), tokens, tokens[:2])], True)
+        model.forward([(model.open(), tokens, tokens[:2])], [True])
     with pytest.raises(ValueError, match="int32"):
-        model.forward([(model.open(), tokens.astype(np.float64), tokens)], True)
+        model.forward([(model.open(), tokens.astype(np.float64), tokens)], [True])
 
 
 def test_sequences_are_kept_apart(tiny_model) -> None:

@@ -103,8 +103,11 @@ def test_a_batch_is_its_sequences_one_by_one(engine: ReferenceEngine) -> None:
     together = engine.forward(batch)
     assert together.shape == (4, tiny.VOCAB)
     assert np.array_equal(together, np.concatenate(alone))
+    assert np.array_equal(engine.forward(batch, rows=[False, True]), alone[1])
     assert engine.forward(batch, rows="none").shape == (0, tiny.VOCAB)
     assert engine.forward([]).shape == (0, tiny.VOCAB)
+    with pytest.raises(RequestError, match="1 trees, not 2"):
+        engine.forward(batch, rows=[True])
 
 
 def test_forward_commits_nothing(engine: ReferenceEngine) -> None:

@@ -133,7 +133,8 @@ def test_views_are_never_committed(kind: str, tiny_model) -> None:
     assert sequence.length == 5
     after = engine.forward([(sequence, TokenTree.root(4))]).copy()
     whole = engine.start(np.append(tiny.tokens(4), np.int32(3)))
-    np.testing.assert_array_equal(after, engine.forward([(whole, TokenTree.root(4))]))
+    expected = engine.forward([(whole, TokenTree.root(4))])
+    np.testing.assert_allclose(after, expected, atol=0 if engine.invariant else TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])

@@ -20,6 +20,7 @@ from paceline.cli.inflate import inflate
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
+from paceline.cli.serve import serve
 from paceline.cli.warm import warm
 from paceline.errors import PacelineError
 
@@ -95,5 +96,5 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, complete, chat, prove, bench, index, inflate, warm, methods, doctor):
+for verb in (generate, complete, chat, serve, prove, bench, index, inflate, warm, methods, doctor):
     app.command()(verb)

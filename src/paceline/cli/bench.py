@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -53,6 +54,10 @@ def bench(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     chat: options.Chat = False,
     out: options.Out = None,
     html: Annotated[
@@ -63,22 +68,24 @@ def bench(
     """Measure drafters against plain decoding.
 
     Arms take turns on each prompt; each round starts from drafters that know nothing. All arms
-    decode the same number of tokens, past the end of the text if need be. Turns and clipped
-    prompts are as in `paceline prove`. Exit 1 if an output differs that may not.
+    decode the same number of tokens, past the end of the text if need be, but to the end of what
+    follows a grammar. Turns and clipped prompts are as in `paceline prove`. Exit 1 if an output
+    differs that may not.
     """
     check_target(html)
     if html is not None and out is not None and html.resolve() == out.resolve():
         raise RequestError(f"--out and --html both name {out}; give two names")
     nodes = options.budgets(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
-    work = prepare(model, prompts, drafters, limit, choice, out, suite, wanted)
+    work = prepare(model, prompts, drafters, limit, chosen, out, suite, wanted)
     from paceline.measuring import bench as measure
     from paceline.measuring import report, tables
     from paceline.measuring.html import page
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, temperature, seed, chat, ignore_eos=True)
+    asking = Asking(max_new_tokens, temperature, seed, chat, follows is None, follows)
     states = [name for name in measure.STATES if state in (name, "both")]
     with counting(work.turns * (repeat + 1)) as tick:
         result = measure.bench(
@@ -99,7 +106,8 @@ def bench(
             "temperature": temperature,
             "seed": seed,
             "chat": chat,
-            "ignore_eos": True,
+            "ignore_eos": asking.ignore_eos,
+            "grammar": follows and asdict(follows),
             "state": state.value,
         },
         "left_out": work.left_out,

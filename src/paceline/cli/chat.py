@@ -38,6 +38,10 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -45,14 +49,17 @@ def chat(
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
 
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    lm = choice.open(model, drafter, nodes)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    lm = chosen.open(model, drafter, nodes)
     if pattern is None:
         _try_template(lm)
+    if follows is not None:
+        lm.request(USER, grammar=follows)  # is refused before anyone types
     recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -63,6 +70,7 @@ def chat(
             temperature=heat,
             seed=seed + len(answers),
             controls=controls,
+            grammar=follows,
             stop=ends,
         )
         output = stream(lm, request, quiet=json)

@@ -45,6 +45,8 @@ def generate(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    tools: options.ToolsFile = None,
+    tool_choice: options.ToolChoice = "auto",
     walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
@@ -63,6 +65,7 @@ def generate(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    functions = options.read_tools(tools, tool_choice)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
@@ -77,6 +80,8 @@ def generate(
         seed=seed,
         controls=controls,
         grammar=follows,
+        tools=functions,
+        tool_choice=tool_choice,
         stop=ends,
         ignore_eos=ignore_eos,
         prediction=expected,
@@ -209,6 +214,7 @@ def describe(
         "seconds": asdict(seconds),
         "tokens_per_second": output.tokens_per_second,
         "finish": output.finish,
+        "tool_calls": [asdict(call) for call in output.tool_calls],
         "engine": lm.engine.name,
         "format": lm.engine.format,
         "kv_format": lm.engine.kv_format,

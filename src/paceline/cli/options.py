@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -80,6 +81,17 @@ GrammarFile = Annotated[
     Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
 ]
 Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
+ToolsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--tools",
+        help="A file with functions that the model may call: a JSON list, as OpenAI's API takes "
+        "it. --chat offers them to the model.",
+    ),
+]
+ToolChoice = Annotated[
+    str, typer.Option(help="auto, none, required, or the name of the tool to call.")
+]
 Walk = Annotated[
     str,
     typer.Option(
@@ -209,6 +221,25 @@ def one_grammar(
     if grammar is not None:
         return Grammar(_read("the grammar", grammar), "lark")
     return None if choice is None else Grammar.choice(choice.split("|"))
+
+
+def read_tools(path: Path | None, choice: str) -> list[Any]:
+    """The tools that `--tools` names.
+
+    Raises:
+        RequestError: it cannot be read, holds no JSON list, or there is a choice without it.
+    """
+    if path is None:
+        if choice not in ("auto", "none"):
+            raise RequestError(f"--tool-choice is {choice}, but there are no --tools; name a file")
+        return []
+    try:
+        found = json.loads(_read("the tools", path))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error!s:.100}") from None
+    if not isinstance(found, list) or not found:
+        raise RequestError(f"{path} holds no JSON list of tools")
+    return found
 
 
 def _read(what: str, path: Path) -> str:

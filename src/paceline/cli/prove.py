@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -30,6 +31,10 @@ def prove(
     threads: options.Threads = None,
     seed: options.Seed = 0,
     walk: options.Walk = "gumbel",
+    json_schema: options.JsonSchema = None,
+    regex: options.Regex = None,
+    grammar: options.GrammarFile = None,
+    choice: options.Choice = None,
     chat: options.Chat = False,
     reload: Annotated[
         bool,
@@ -53,14 +58,15 @@ def prove(
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
     nodes = options.one_budget(budget)
-    choice = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    work = prepare(model, prompts, drafters, limit, choice, out)
+    follows = options.one_grammar(json_schema, regex, grammar, choice)
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    work = prepare(model, prompts, drafters, limit, chosen, out)
     from paceline.decoding.governor import Budget, Fixed, Governor
     from paceline.measuring import proof, report
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat)
+    asking = Asking(max_new_tokens, seed=seed, chat=chat, grammar=follows)
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -82,6 +88,7 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "grammar": follows and asdict(follows),
         },
         **report.conditions(work.lm, model),
     }

@@ -73,6 +73,20 @@ class Filtering(Protocol):
         ...
 
 
+@runtime_checkable
+class Continuing(Filtering, Protocol):
+    """A control that knows what must follow a guess; it is guessed, too."""
+
+    def continued(
+        self, history: list[int], tree: TokenTree
+    ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
+        """As `allows`; and by node the tokens that must follow it, where `tree` has not the first.
+
+        Never of the root: what must follow that is the drafter's to say.
+        """
+        ...
+
+
 M = TypeVar("M", bound=ControlMethod)
 
 

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline import _native
 from paceline.control.base import ControlMethod
 from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
@@ -21,6 +22,7 @@ from paceline.registry import controls
 
 _LONGEST = 1 << 20  # characters of a grammar
 _COMPILED = 64  # grammars kept for each model
+_DIVIDED = 4096  # texts whose tokens are remembered
 _KINDS = ("regex", "json", "lark")
 _SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _DEEPEST = 100  # levels of a schema; the compiler's own limit ends in a stack overflow beyond
@@ -112,23 +114,24 @@ class _Matcher:
         self._stops = request.stop_tokens
         self._taken: list[int] = []
         # The space that decoding drops at the beginning would be lost to the grammar's text.
-        self._lost: NDArray[np.int64] | None = None
+        self._lost: NDArray[np.uint32] | None = None
+        self._bits = np.zeros((vocabulary.size + 31) // 32, np.uint32)
+        self._place = self._bits.ctypes.data
         if vocabulary.strips:
-            self._lost = vocabulary.beginning(b" ")
+            self._lost = np.zeros_like(self._bits)
+            for token in vocabulary.beginning(b" ").tolist():
+                self._lost[token // 32] |= np.uint32(1 << token % 32)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Forbid what the grammar does."""
         if not self._follow(history):
             return logits
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._matcher.unsafe_compute_mask_ptr(self._place, self._bits.nbytes)
         if self._matcher.is_error():
             raise RequestError(_refusal(self._matcher))
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(np.bool_)
         if self._lost is not None and len(history) == self._start:
-            allowed = allowed.copy()
-            allowed[self._lost] = False
-        edited: Floats = np.where(allowed, logits, np.float32(-np.inf))
-        return edited
+            self._bits &= ~self._lost
+        return _native.masked(logits, self._bits)
 
     def forced(self, history: list[int]) -> list[int]:
         """The tokens that must follow; empty where there is a choice."""
@@ -137,26 +140,43 @@ class _Matcher:
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
         """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
-        self._follow(history)
+        return self.continued(history, tree)[0]
+
+    def continued(
+        self, history: list[int], tree: TokenTree
+    ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
+        """The same, and what the grammar forces after allowed nodes."""
+        if not self._follow(history):
+            return np.ones(len(tree), bool), {}
+        chains: dict[int, list[int]] = {}
         kept = np.zeros(len(tree), bool)
         kept[0] = True
         children: list[list[int]] = [[] for _ in range(len(tree))]
         for node in range(1, len(tree)):
             children[tree.parents[node]].append(node)
         tokens = tree.tokens.tolist()
-        todo: list[int] = children[0][::-1]  # a node, or -1: one back
+        todo = [0]  # a node, or -1: one back
         while todo:
             node = todo.pop()
             if node < 0:
                 self._matcher.rollback(1)
                 continue
-            token = tokens[node]
-            if token in self._stops:
-                kept[node] = self._matcher.is_accepting()
-            elif self._matcher.try_consume_tokens([token]):
+            if node:
+                if tokens[node] in self._stops:
+                    kept[node] = self._matcher.is_accepting()
+                    continue
+                if not self._matcher.try_consume_tokens([tokens[node]]):
+                    continue
                 kept[node] = True
-                todo += [-1, *children[node][::-1]]
-        return kept
+                todo.append(-1)
+            below = children[node]
+            chain = self._matcher.compute_ff_tokens()
+            if chain:  # then the mask allows no other way to write it
+                below = [child for child in below if tokens[child] == chain[0]]
+                if node and not below:
+                    chains[node] = chain
+            todo += below[::-1]
+        return kept, chains
 
     def _follow(self, history: list[int]) -> bool:
         """Go to the end of a history; False if it goes past a stop token, where a walk may look."""
@@ -194,6 +214,7 @@ class _Tokens:
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[int, ...]) -> None:
         self._vocabulary = ref(vocabulary)
+        self._divided: dict[bytes, list[int]] = {}
         self.tokens = vocabulary.pieces
         self.eos_token_id, self.bos_token_id = stops[0], None
         self.special_token_ids = sorted({*vocabulary.tokenizer.silent, *stops})
@@ -202,7 +223,12 @@ class _Tokens:
         vocabulary = self._vocabulary()
         if vocabulary is None:
             return []
-        return vocabulary.inside(text if isinstance(text, bytes) else text.encode())
+        text = text if isinstance(text, bytes) else text.encode()
+        if text not in self._divided:  # the keys of a schema are asked for again and again
+            if len(self._divided) >= _DIVIDED:
+                self._divided.clear()
+            self._divided[text] = vocabulary.inside(text)
+        return self._divided[text]
 
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) -> Any:
@@ -263,6 +289,18 @@ def _check_json(text: str) -> None:
         raise RequestError(f"the schema is nested more than {_DEEPEST} levels deep")
     if not isinstance(schema, dict):
         raise RequestError("the schema is no object; {} is that of any JSON value")
+
+
+def embedded(schema: Mapping[str, Any]) -> str:
+    """A JSON schema as a part of Lark rules.
+
+    Raises:
+        RequestError: as `Grammar.schema`.
+    """
+    checked = Grammar.schema(dict(schema)).text
+    asked = schema.get("x-guidance")
+    options = {**_SPACES, **(asked if isinstance(asked, Mapping) else {}), "lenient": False}
+    return f"%json {json.dumps({**json.loads(checked), 'x-guidance': options})}"
 
 
 def _inner(value: object) -> Iterable[object]:

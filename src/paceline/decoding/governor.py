@@ -8,29 +8,43 @@ more than it may lose: a ledger of time won and lost against plain decoding boun
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Cost, TokenTree
 from paceline.errors import RequestError
 
+Trees = Sequence[TokenTree]
+Paths = Sequence[list[int]]
+
 
 class Budget(Protocol):
-    """Decides how much is drafted; the loop asks it before and tells it after every pass."""
+    """Decides how much is drafted; whoever runs passes asks it before and tells it after each.
 
-    def ask(self) -> int:
-        """Nodes to ask the drafter for now; 0 leaves the drafter alone: the plain path."""
+    A pass has a tree of each of some requests, and may have other tokens, `riding` along: parts of
+    prompts.
+    """
+
+    def ask(self, requests: int = 1) -> int:
+        """Nodes to ask each request's drafter for; 0 leaves them alone: the plain path."""
         ...
 
-    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
-        """The part of a proposal worth running; `seconds` is what the proposal cost."""
+    def spare(self) -> int:
+        """Nodes for guesses that are certain, where `ask` has just given 0."""
         ...
 
-    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
-        """What became of a tree; seconds of drafting, learning included, and of the pass."""
+    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+        """The parts of the proposals worth running; `seconds` is what they cost."""
+        ...
+
+    def record(
+        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+    ) -> None:
+        """What became of the trees; seconds of drafting, learning included, and of the pass."""
         ...
 
 
@@ -48,15 +62,21 @@ class Fixed:
         if not 0 <= self.nodes <= 4096:
             raise RequestError(f"the budget is {self.nodes} nodes, expected 0 to 4096")
 
-    def ask(self) -> int:
+    def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
         return self.nodes
 
-    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
-        """See `Budget`."""
-        return tree
+    def spare(self) -> int:
+        """See `Budget`: none, since it rests where nothing is to be guessed at all."""
+        return 0
 
-    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+        """See `Budget`."""
+        return list(trees)
+
+    def record(
+        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+    ) -> None:
         """See `Budget`."""
 
 
@@ -140,7 +160,6 @@ class Governor:
         if self.most is None:
             self.most = _largest_useful(self.cost)
         self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
-        self._plain = self.cost.at(1)
         self._drafting = 0.0  # seconds, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
@@ -150,58 +169,101 @@ class Governor:
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
-    def ask(self) -> int:
+    def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
         if self._resting > 0 or self._balance < 0:
             self._off = True
             return 0
+        most = self.most or 0
+        if requests == 1:
+            return most
+        sizes = requests + np.arange(1 + requests * most)
+        useful = np.flatnonzero(sizes * self.seconds(requests) > requests * self.seconds(sizes))
+        # Some guess better than others: twice an equal share leaves a choice.
+        return min(most, -(-2 * int(useful.max(initial=0)) // requests))
+
+    def spare(self) -> int:
+        """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
         return self.most or 0
 
-    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
-        """Keep the likeliest nodes up to the size with the most tokens a second."""
-        chances = self.calibration.chances(tree)
-        order = np.argsort(-chances, kind="stable")  # parents come before their children
-        tokens = np.cumsum(chances[order])
-        sizes = np.arange(1, len(tree) + 1)
-        passes = np.interp(sizes, self.cost.nodes, self._seconds)
-        drafting = max(seconds, self._drafting)
-        self._last = tokens, (passes + drafting) / passes[0]
+    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+        """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
+
+        The nodes of all requests compete: each goes where it is most likely to be accepted.
+        """
+        chances = np.concatenate([self.calibration.chances(tree) for tree in trees])
+        requests, starts = len(trees), np.cumsum([0, *map(len, trees)])
+        first = chances.copy()
+        first[starts[:-1]] = 2.0  # roots come first
+        order = np.argsort(-first, kind="stable")  # parents come before their children
+        tokens = np.cumsum(chances[order])[requests - 1 :]
+        passes = self.seconds(requests + riding + np.arange(len(tokens))) - self._ride(
+            trees, riding
+        )
+        drafting = max(seconds, requests * self._drafting)
+        self._last = tokens / requests, (passes + drafting) / passes[0]
         self.probes += self._off
         self._off = False
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
         best = int(np.argmax(tokens / (passes + drafting)))
-        worth = tokens[best] / (passes[best] + drafting) > 1.0 / passes[0]
+        worth = tokens[best] / (passes[best] + drafting) > requests / passes[0]
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
             self._idle, self._resting = 0, self._next_rest
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
         elif worth:
             self._next_rest = self.rest
-        keep = np.zeros(len(tree), bool)
-        keep[order[: best + 1]] = True
-        return tree.keep(keep)
+        keep = np.zeros(len(chances), bool)
+        keep[order[: requests + best]] = True
+        return [
+            tree.keep(kept) for tree, kept in zip(trees, np.split(keep, starts[1:-1]), strict=True)
+        ]
 
-    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+    def record(
+        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+    ) -> None:
         """See `Budget`."""
-        nodes = len(tree)
+        requests, nodes = len(trees), sum(map(len, trees))
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
         self._resting -= self._resting > 0
-        plain = self._plain
-        if nodes == 1 and draft == 0.0:  # the plain path: leave next to nothing of us in it
+        plain = float(self.seconds(requests))
+        if nodes == requests and draft == 0.0:  # the plain path: leave next to nothing of us in it
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             if self.plain_passes % 16 == 0:
-                self._refine(nodes, forward)
+                self._refine(nodes + riding, forward)
             return
-        forward = self._refine(nodes, forward)
-        draft = min(draft, 4.0 * self._drafting or draft)
-        self._drafting += 0.1 * (draft - self._drafting)
-        self.calibration.learn(tree, path)
-        won = len(path) * plain - draft - forward
+        forward = self._refine(nodes + riding, forward) - self._ride(trees, riding)
+        if self._off:  # certain guesses while the drafter rests: they say nothing about it
+            won = sum(map(len, paths)) * plain / requests - draft - forward
+            self._saved += won
+            self._worst = min(self._worst, self._saved)
+            self._balance = min(self._balance + won, 3.0 * plain)
+            return
+        draft = min(draft, 4.0 * requests * self._drafting or draft)
+        self._drafting += 0.1 * (draft / requests - self._drafting)
+        for tree, path in zip(trees, paths, strict=True):
+            self.calibration.learn(tree, path)
+        won = sum(map(len, paths)) * plain / requests - draft - forward
         self._saved += won
         self._worst = min(self._worst, self._saved)
         self._balance = min(self._balance + won + self.risk * plain, 3.0 * plain)
+
+    def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
+        """T(n) as passes corrected it; beyond the largest known size it goes on as steeply."""
+        sizes, times, nodes = np.array(self.cost.nodes), self._seconds, np.asarray(size)
+        found = np.interp(nodes, sizes, times)
+        if len(sizes) > 1:
+            slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
+            found = found + slope * np.maximum(nodes - sizes[-1], 0)
+        return np.asarray(found)
+
+    def _ride(self, trees: Trees, riding: int) -> float:
+        """What `riding` tokens add to a pass of the roots; they are no cost of the guesses."""
+        if not riding:
+            return 0.0
+        return float(self.seconds(len(trees) + riding) - self.seconds(len(trees)))
 
     def _refine(self, nodes: int, forward: float) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
@@ -209,12 +271,11 @@ class Governor:
         Other work on the machine slows every size: all of the curve follows a little. A pass that
         was interrupted says nothing about speculation: it counts at most twice what was expected.
         """
-        expected = float(np.interp(nodes, self.cost.nodes, self._seconds))
+        expected = float(self.seconds(nodes))
         forward = min(forward, 2.0 * expected)
         near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / nodes)))
         change = max(forward / expected, 0.5) - 1.0
         self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
-        self._plain = float(self._seconds[0])
         return forward
 
     def report(self) -> dict[str, object]:

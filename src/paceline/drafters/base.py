@@ -58,6 +58,13 @@ class Drafter(ABC):
     knows_chances: bool = False
     rollback: float | None = None
 
+    def beside(self) -> Drafter | None:
+        """A drafter for another request at the same time; what either learns both know.
+
+        None where that cannot be: a drafter built anew learns alone.
+        """
+        return None
+
     def begin(self, request: Request) -> None:
         """A new request starts, its prompt not yet run. What was learnt before stays."""
 
@@ -74,6 +81,15 @@ class Drafter(ABC):
 
         `context` int32 [S] holds every committed token; it is a view that the next step changes.
         """
+
+    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+        """As `propose`, but only what the controls leave no choice about; asked during rests.
+
+        No `observe` follows. The root alone from drafters that know no certainties.
+        """
+        if self.certain:
+            return self.propose(context, budget)
+        return TokenTree.root(int(context[-1]))
 
     def distributions(self) -> Floats | None:
         """What the children of each node of the last proposal were drawn from, [N, V].

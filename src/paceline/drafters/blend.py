@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
@@ -130,7 +131,7 @@ class _Blend(Drafter):
 
     def __init__(self, method: Blend, target: Target) -> None:
         self._method = method
-        self._vocab_size = target.vocab_size
+        self._target, self._vocab_size = target, target.vocab_size
         self._members = [member.build(target) for member in method.methods()]
         recycle, suffix = Recycle(), Suffix()
         self._blend = _native.Blend(
@@ -151,6 +152,14 @@ class _Blend(Drafter):
         self._forget()
         self._start = start_of(self, target, method.warm)
         self._forget()  # a replay has no passes: what members are worth is not to be had from it
+
+    def beside(self) -> Drafter:
+        other = copy(self)
+        other._blend = self._blend.beside()
+        methods = zip(self._members, self._method.methods(), strict=True)
+        other._members = [m.beside() or method.build(self._target) for m, method in methods]
+        other._forget()
+        return other
 
     def _forget(self) -> None:
         self._worth = [_Worth() for _ in self._members]
@@ -190,6 +199,14 @@ class _Blend(Drafter):
         asked.at = perf_counter()
         self._asked = asked
         return tree
+
+    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+        for origin, member in enumerate(self._members, len(_OWN)):
+            if member.certain:
+                found = member.propose(context, budget)
+                if len(found) > 1:
+                    return TokenTree.chain(found.tokens, origin=origin)
+        return TokenTree.root(int(context[-1]))
 
     def observe(self, step: Step) -> None:
         drawn = len(step.context) >= self._prompt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -106,6 +107,9 @@ class _Recycle(Drafter):
         )
         self._prompt = 0
         self._start = start_of(self, target, method.warm)
+
+    def beside(self) -> Drafter:
+        return copy(self)
 
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)

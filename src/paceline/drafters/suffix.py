@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,6 +65,11 @@ class _Suffix(Drafter):
         self._vocab_size = vocab_size
         self._capacity = method.capacity
         self._prompt = 0
+
+    def beside(self) -> Drafter:
+        other = copy(self)
+        other._automata = self._automata.beside()
+        return other
 
     def begin(self, request: Request) -> None:
         self._automata.begin()

@@ -6,7 +6,7 @@ An engine never sees a drafter, and a drafter never sees an engine; `decoding/lo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,7 +17,8 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.errors import RequestError
 from paceline.models.config import ModelConfig
 
-Rows = Literal["all", "none"]
+# Whose logits a pass gives: of every tree, of none, or of those that a list says.
+Rows = Literal["all", "none"] | Sequence[bool]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +72,19 @@ class View:
     def width(self, vocab_size: int) -> int:
         """Logits of each node, of a model with so many tokens."""
         return vocab_size if self.tokens is None else len(self.tokens)
+
+
+def wanted(rows: Rows, batch: Sized) -> list[bool]:
+    """Of each tree of a batch, whether its logits are wanted.
+
+    Raises:
+        RequestError: `rows` is of another length.
+    """
+    if isinstance(rows, str):
+        return [rows == "all"] * len(batch)
+    if len(rows) != len(batch):
+        raise RequestError(f"rows says what is wanted of {len(rows)} trees, not {len(batch)}")
+    return list(rows)
 
 
 class Cached(Protocol):
@@ -127,7 +141,7 @@ class Engine(ABC):
         tokens alone, cannot be committed.
 
         Returns:
-            logits, float32 [sum of N, V] in the order of the batch; [0, V] when `rows` is `none`.
+            logits, float32 [sum of N, V] of the trees that `rows` wants, in the order of the batch.
             With a view of tokens they are the columns, and V is their number. Valid until the next
             `forward`.
 

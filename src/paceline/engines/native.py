@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View
+from paceline.engines.base import Cached, Engine, Rows, View, wanted
 from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.checkpoint import Weights
@@ -158,7 +158,7 @@ class NativeEngine(Engine):
             self._extend_ropes(min(end, self.config.context))
         parts = (view.layers, view.positions, view.tokens) if view else ()
         try:
-            return self._model.forward(entries, rows == "all", *parts)
+            return self._model.forward(entries, wanted(rows, batch), *parts)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View
+from paceline.engines.base import Cached, Engine, Rows, View, wanted
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
@@ -102,17 +102,17 @@ class ReferenceEngine(Engine):
         """Run every tree, one after the other; see `Engine.forward`."""
         for cached, tree in batch:
             self.check(cached, tree, view)
-        logits = [self._run(_own(cached), tree, rows, view or View()) for cached, tree in batch]
-        if rows == "none" or not logits:
-            columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
-            return np.empty((0, columns), np.float32)
-        return np.concatenate(logits)
+        columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
+        none = np.empty((0, columns), np.float32)
+        runs = zip(batch, wanted(rows, batch), strict=True)
+        logits = [self._run(_own(s), tree, rowed, view or View()) for (s, tree), rowed in runs]
+        return np.concatenate([none, *logits])
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
         own = _own(sequence)
         self.check_mixed(own, tokens, weights)
-        return self._run(own, TokenTree.chain(tokens[:, 0]), "all", View(), (tokens, weights))
+        return self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
 
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -155,7 +155,7 @@ class ReferenceEngine(Engine):
         self,
         sequence: _Sequence,
         tree: TokenTree,
-        rows: Rows,
+        rows: bool,
         view: View,
         mixed: tuple[Tokens, Floats] | None = None,
     ) -> Floats:
@@ -184,13 +184,13 @@ class ReferenceEngine(Engine):
             attended = self._norm(attended, weights, "attn_post_norm")
             mlp_input = x if config.parallel else x + attended
             x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
-        if rows == "none":
-            return np.empty((0, config.vocab_size), np.float32)
+        if not rows:
+            return np.empty((0, view.width(config.vocab_size)), np.float32)
         x = self._norm(x, outer, "final_norm")
         head, bias = outer["embed" if config.tied else "head"], outer.get("head.bias")
         if view.tokens is not None:
-            wanted = self._tensor(view.tokens.astype(np.int64))
-            head, bias = head[wanted], bias if bias is None else bias[wanted]
+            ids = self._tensor(view.tokens.astype(np.int64))
+            head, bias = head[ids], bias if bias is None else bias[ids]
         logits = F.linear(x, head, bias)
         logits = _softcap(logits.float(), config.logit_softcap)
         return np.asarray(logits.cpu().numpy(), np.float32)

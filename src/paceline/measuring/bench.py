@@ -172,7 +172,7 @@ def bench(
         lm: gives engine and tokenizer.
         methods: drafters by name; plain decoding is always added.
         dialogues: the prompts.
-        asking: how the turns are asked; `ignore_eos` makes the counts of all arms equal.
+        asking: how the turns are asked; `ignore_eos` makes all answers equally long.
         budgets: most nodes beyond the root, or `auto`; one arm for each with each drafter.
         repeat: rounds.
         states: drafters keep what they learnt from prompt to prompt, or are reset before each; an

@@ -107,7 +107,7 @@ def bench_document(bench: Bench) -> Document:
             "context": bench.cost_context,
             "nodes": list(bench.cost.nodes),
             "seconds": list(bench.cost.seconds),
-            "relative": list(bench.cost.relative().values()),
+            "relative": [seconds / bench.cost.seconds[0] for seconds in bench.cost.seconds],
         },
         "bandwidth": {
             **bench.bandwidth._asdict(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from paceline.control.grammar import Grammar
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
@@ -27,6 +28,7 @@ class Asking:
         seed: of the first turn; each next one has the next seed.
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
+        grammar: that answers follow.
     """
 
     max_new_tokens: int
@@ -34,6 +36,7 @@ class Asking:
     seed: int = 0
     chat: bool = False
     ignore_eos: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,7 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 temperature=asking.temperature,
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
+                grammar=asking.grammar,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
             yield Turn(dialogue.name(turn), dialogue.category, request, output, len(tokens) > room)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from paceline.core import TokenTree
-from paceline.decoding.governor import Budget
+from paceline.decoding.governor import Budget, Paths, Trees
 from paceline.measuring.calibration import Pass
 from paceline.models.detokenize import Detokenizer
 
@@ -18,18 +18,24 @@ class Watched:
     budget: Budget
     passes: list[Pass] = field(default_factory=list)
 
-    def ask(self) -> int:
+    def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
-        return self.budget.ask()
+        return self.budget.ask(requests)
 
-    def choose(self, tree: TokenTree, seconds: float) -> TokenTree:
+    def spare(self) -> int:
         """See `Budget`."""
-        return self.budget.choose(tree, seconds)
+        return self.budget.spare()
 
-    def record(self, tree: TokenTree, path: list[int], draft: float, forward: float) -> None:
+    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """See `Budget`."""
-        self.passes.append((tree, path))
-        self.budget.record(tree, path, draft, forward)
+        return self.budget.choose(trees, seconds, riding)
+
+    def record(
+        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+    ) -> None:
+        """See `Budget`."""
+        self.passes += zip(trees, paths, strict=True)
+        self.budget.record(trees, paths, draft, forward, riding)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,6 +30,10 @@ class _Generation(Extension):
 class ChatTemplate:
     """A compiled template.
 
+    Attributes:
+        source: the program.
+        takes_tools: whether it looks at tools.
+
     Raises:
         ModelError: it is not valid jinja2.
     """
@@ -43,18 +47,30 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
+            read = meta.find_undeclared_variables(environment.parse(source))
         except (jinja2.TemplateError, RecursionError) as error:
             raise ModelError(f"the chat template is not valid jinja2: {error}") from None
+        self.source = source
+        self.takes_tools = "tools" in read
 
-    def render(self, messages: Sequence[Mapping[str, Any]], special: Mapping[str, str]) -> str:
-        """The text of `messages`, up to where the answer begins.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        special: Mapping[str, str],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
+        """The text of `messages`, up to where the answer begins; `tools` are offered in it.
 
         Raises:
             RequestError: the template refuses them.
         """
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **special
+                messages=messages,
+                tools=list(tools) or None,
+                documents=None,
+                add_generation_prompt=True,
+                **special,
             )
         except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise RequestError(f"the chat template refuses these messages: {error}") from None

@@ -24,6 +24,7 @@ class Tokenizer:
         special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
         silent: ids of special tokens, which decoding leaves out.
         byte_tokens: ids that stand for one byte each, where the tokenizer falls back to bytes.
+        template: the chat template; None without one.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Tokenizer:
         template: ChatTemplate | None = None,
     ) -> None:
         self._backend = backend
-        self._template = template
+        self.template = template
         fields = Fields(settings or {}, "tokenizer_config.json")
         self.special = {role: text for role in _SPECIAL if (text := _text(fields, role))}
         # As in transformers, these settings take the place of the post-processor's special tokens.
@@ -61,25 +62,30 @@ class Tokenizer:
             raise RequestError("the text holds half a character (a lone surrogate)") from None
         return [*self._begin, *ids, *self._end] if special else ids
 
-    def encode_chat(self, messages: Iterable[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(
+        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Token ids of a conversation that the model is to continue.
 
         Args:
             messages: `role` and `content` of each turn.
+            tools: for a template that takes them.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
-        return self.encode(self.render_chat(messages), special=False)
+        return self.encode(self.render_chat(messages, tools), special=False)
 
-    def render_chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
+    def render_chat(
+        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
         """The text of a conversation, up to where the answer begins."""
-        if self._template is None:
+        if self.template is None:
             raise RequestError(
                 "this model has no chat template; give it plain text, or put its template into "
                 "chat_template.jinja beside its config.json"
             )
-        return self._template.render(list(messages), self.special)
+        return self.template.render(list(messages), self.special, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, without special tokens."""

@@ -1,0 +1,201 @@
+"""llguidance, which Paceline uses, beside xgrammar: coverage, soundness, compile and mask times.
+
+    python benchmarks/grammar_libraries.py ../shared/models/tinystories-instruct-3m-chat
+
+Needs xgrammar, which Paceline does not: `pip install --no-deps xgrammar apache-tvm-ffi`. Both get
+the same vocabulary, schemas and spaces. Schemas are taken evenly from the six sets of
+jsonschemabench; the model writes one text for each at temperature 1, which both then follow token
+by token for as long as both accept it. JSON Schema's own tests say what a compiled grammar accepts.
+Times are of the processor, one thread; a mask's time is that of its bits alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+from collections import Counter
+from time import thread_time
+from typing import Any, Protocol
+
+import numpy as np
+import xgrammar
+from grammars import PROMPT, SHARED, schemas
+
+from paceline import LM
+from paceline.control.grammar import Grammar, _compiled
+from paceline.errors import PacelineError
+
+NEW = 100
+
+
+class Matcher(Protocol):
+    """What both are asked for."""
+
+    def mask(self) -> None: ...
+
+    def take(self, token: int) -> bool: ...
+
+    def whole(self) -> bool: ...
+
+
+class LLGuidance:
+    """As `control/grammar.py` uses it, without its cache."""
+
+    def __init__(self, lm: LM) -> None:
+        self.vocabulary = lm.vocabulary
+        self.stops = tuple(sorted(lm.model.defaults.stop_tokens))
+        self.number = 0
+
+    def compile(self, schema: Any) -> Matcher:
+        self.number += 1  # another text, another grammar
+        text = " " * self.number + json.dumps(schema)
+        return _LL(_compiled(Grammar(text, "json"), self.vocabulary, self.stops))
+
+
+class _LL:
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+        self.bits = np.zeros(len(np.frombuffer(matcher.compute_bitmask(), np.uint32)), np.uint32)
+        self.place = self.bits.ctypes.data
+
+    def mask(self) -> None:
+        self.matcher.unsafe_compute_mask_ptr(self.place, self.bits.nbytes)
+
+    def take(self, token: int) -> bool:
+        return self.matcher.try_consume_tokens([token]) == 1
+
+    def whole(self) -> bool:
+        return self.matcher.is_accepting()
+
+
+class XGrammar:
+    """With the same spaces; keywords that it does not know it leaves out."""
+
+    def __init__(self, lm: LM) -> None:
+        words = lm.vocabulary
+        tokenizer = xgrammar.TokenizerInfo(
+            list(words.pieces),
+            xgrammar.VocabType.RAW,
+            vocab_size=words.size,
+            stop_token_ids=sorted(lm.model.defaults.stop_tokens),
+        )
+        self.bits = xgrammar.allocate_token_bitmask(1, words.size)
+        self.compiler = xgrammar.GrammarCompiler(tokenizer, max_threads=1, cache_enabled=False)
+
+    def compile(self, schema: Any) -> Matcher:
+        compiled = self.compiler.compile_json_schema(
+            json.dumps(schema), any_whitespace=False, separators=(", ", ": "), strict_mode=False
+        )
+        return _XG(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=False), self.bits)
+
+
+class _XG:
+    def __init__(self, matcher: Any, bits: Any) -> None:
+        self.matcher, self.bits = matcher, bits
+
+    def mask(self) -> None:
+        self.matcher.fill_next_token_bitmask(self.bits, 0)
+
+    def take(self, token: int) -> bool:
+        return self.matcher.accept_token(token)
+
+    def whole(self) -> bool:
+        return self.matcher.is_completed()
+
+
+def written(lm: LM, found: list[Any]) -> list[list[int]]:
+    """A text for each schema, without its end; nothing where it is refused."""
+    texts = []
+    for seed, schema in enumerate(found):
+        options = {"temperature": 1.0, "seed": seed, "max_new_tokens": NEW, "controls": {}}
+        try:
+            tokens = lm.generate(PROMPT, schema=schema, **options).tokens
+        except PacelineError:
+            tokens = []
+        texts.append([t for t in tokens if t not in lm.model.defaults.stop_tokens])
+    return texts
+
+
+def quantiles(seconds: list[float], unit: float) -> str:
+    """Median, 99th percentile and most."""
+    return " | ".join(f"{q * unit:.1f}" for q in np.quantile(seconds, [0.5, 0.99, 1.0]))
+
+
+def sound(library: Any, lm: LM) -> Counter[str]:
+    """What the tests of JSON Schema say, draft 2020-12, required ones."""
+    counts: Counter[str] = Counter()
+    path = SHARED / "data" / "json-schema-test-suite" / "tests.jsonl.gz"
+    for line in gzip.decompress(path.read_bytes()).splitlines():
+        found = json.loads(line)
+        if "/" in found["file"].removeprefix("tests/draft2020-12/"):
+            continue
+        for group in found["groups"]:
+            counts["groups"] += 1
+            try:
+                library.compile(group["schema"])
+            except (PacelineError, RuntimeError, ValueError):
+                continue
+            counts["compiled"] += 1
+            for test in group["tests"]:
+                matcher = library.compile(group["schema"])
+                text = json.dumps(test["data"], ensure_ascii=False).encode()
+                ok = all(map(matcher.take, lm.vocabulary.inside(text))) and matcher.whole()
+                kind = "valid" if test["valid"] else "invalid"
+                counts[kind] += 1
+                counts[f"{kind} accepted"] += ok
+    return counts
+
+
+def main() -> None:
+    """Measure both and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model")
+    parser.add_argument("--schemas", type=int, default=300)
+    words = parser.parse_args()
+    lm = LM(words.model, drafter="plain", budget=0)
+    found = schemas(words.schemas)
+    libraries = {"llguidance": LLGuidance(lm), "xgrammar": XGrammar(lm)}
+    refused, compiling, masking = ({name: [] for name in libraries} for _ in range(3))
+    lm.request(PROMPT, schema={})  # what is made once for a model
+    for schema, text in zip(found, written(lm, found), strict=True):
+        matchers = {}
+        for name, library in libraries.items():
+            start = thread_time()
+            try:
+                matchers[name] = library.compile(schema)
+            except (PacelineError, RuntimeError, ValueError) as error:
+                refused[name].append(str(error).splitlines()[0][:70])
+                continue
+            compiling[name].append(thread_time() - start)
+        for token in text if len(matchers) == len(libraries) else ():
+            for name, matcher in matchers.items():
+                start = thread_time()
+                matcher.mask()
+                masking[name].append(thread_time() - start)
+            taken = [matcher.take(token) for matcher in matchers.values()]
+            if not all(taken):
+                break
+    print("|  | compiled | compile ms: median | p99 | most | mask us: median | p99 | most |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in libraries:
+        times = f"{quantiles(compiling[name], 1e3)} | {quantiles(masking[name], 1e6)}"
+        print(f"| {name} | {len(compiling[name])} of {len(found)} | {times} |")
+    print(f"\n{len(masking['llguidance'])} masks each, vocabulary of {lm.vocabulary.size}\n")
+    for name, errors in refused.items():
+        for error, count in Counter(errors).most_common(12):
+            print(f"- {name}: {count} {error}")
+    print("\n| JSON Schema tests | groups compiled | valid accepted | invalid accepted |")
+    print("|---|---|---|---|")
+    for name, library in libraries.items():
+        c = sound(library, lm)
+        print(
+            f"| {name} | {c['compiled']} of {c['groups']} | {c['valid accepted']} of {c['valid']} "
+            f"| {c['invalid accepted']} of {c['invalid']} |"
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("XGRAMMAR_LOG_LEVEL", "ERROR")
+    main()

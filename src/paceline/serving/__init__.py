@@ -1,0 +1,1 @@
+"""Many requests at once on one engine, and an API in front of them."""

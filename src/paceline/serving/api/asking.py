@@ -1,0 +1,218 @@
+"""From a body to what the worker is asked for."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from paceline.control.grammar import Grammar
+from paceline.control.sampling import Sampling
+from paceline.core import Request
+from paceline.errors import RequestError
+from paceline.lm import LM
+from paceline.serving.api.schemas import (
+    ChatBody,
+    CompletionBody,
+    Message,
+    Part,
+    Prediction,
+    ResponseFormat,
+    Sampled,
+)
+from paceline.serving.worker import Ask
+
+_SAME = ("top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty")
+_OTHER = {
+    "typical_p": "typical",
+    "repetition_penalty": "repetition_penalty",
+    "no_repeat_ngram_size": "no_repeat_ngram",
+    "logit_bias": "logit_bias",
+    "bad_words": "bad_words",
+    "min_tokens": "min_length",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request may ask for.
+
+    Attributes:
+        new_tokens: most tokens of an answer.
+        default_tokens: where the body names no number; None takes what is left of the context.
+        drafters: what `speculation.drafter` may name.
+        answers: most answers to one request, over all its prompts.
+    """
+
+    new_tokens: int | None = None
+    default_tokens: int | None = None
+    drafters: Sequence[str] = ("plain", "lookup", "recycle", "suffix", "trie", "phrases", "blend")
+    answers: int = 128
+
+
+def completion_asks(
+    lm: LM, body: CompletionBody, ask_id: str, client: str, limits: Limits
+) -> list[list[Ask]]:
+    """The answers wanted to each prompt.
+
+    Raises:
+        PacelineError: something in the body cannot be.
+    """
+    prompts = _prompts(body.prompt)
+    answers = max(body.n or 1, body.best_of or 1)
+    if body.best_of is not None and body.best_of < (body.n or 1):
+        raise RequestError(f"best_of is {body.best_of}, expected n = {body.n or 1} at least")
+    if body.best_of is not None and body.stream and body.best_of > (body.n or 1):
+        raise RequestError("best_of cannot be streamed: all answers are compared first")
+    if answers * len(prompts) > limits.answers:
+        raise RequestError(
+            f"{len(prompts)} prompts with {answers} answers each are more than {limits.answers}"
+        )
+    logprobs = body.logprobs
+    if logprobs is None and answers > (body.n or 1):
+        logprobs = 0  # to compare
+    options = _options(lm, body, _grammar(body, None), body.prediction)
+    asked = []
+    for place, prompt in enumerate(prompts):
+        options["max_new_tokens"] = _most(lm, body.max_tokens, limits)
+        make = partial(lm.request, prompt, **options)
+        asked.append(_answers(f"{ask_id}-{place}", make, answers, body, client, limits, logprobs))
+    return asked
+
+
+def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) -> list[Ask]:
+    """The answers wanted to a conversation.
+
+    Raises:
+        PacelineError: something in the body cannot be.
+    """
+    if body.max_tokens and body.max_completion_tokens:
+        raise RequestError("max_tokens and max_completion_tokens are both given; give one")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true")
+    messages = [message_of(message) for message in body.messages]
+    options = _options(lm, body, _grammar(body, body.response_format), body.prediction)
+    if body.tools:
+        options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    if body.tool_choice is not None:
+        choice = body.tool_choice
+        options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
+    most = _most(lm, body.max_completion_tokens or body.max_tokens, limits)
+    make = partial(lm.request, messages, max_new_tokens=most, **options)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _answers(ask_id, make, body.n or 1, body, client, limits, logprobs)
+
+
+def message_of(message: Message) -> dict[str, Any]:
+    """A message as chat templates take it."""
+    found = message.model_dump(exclude_none=True)
+    if message.content is not None:
+        found["content"] = _joined(message.content)
+    return found
+
+
+def _joined(content: str | list[Part]) -> str:
+    return content if isinstance(content, str) else "".join(part.text for part in content)
+
+
+def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise RequestError("prompt is an empty list; give at least one prompt")
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [each for each in prompt if not isinstance(each, int)]
+
+
+def _most(lm: LM, wished: int | None, limits: Limits) -> int:
+    """Tokens of an answer at most."""
+    if wished is not None and limits.new_tokens is not None and wished > limits.new_tokens:
+        raise RequestError(f"max_tokens is {wished}, this server gives {limits.new_tokens} at most")
+    found = wished or limits.default_tokens or lm.engine.config.context
+    return min(found, limits.new_tokens or found)
+
+
+def _options(
+    lm: LM, body: Sampled, grammar: Grammar | None, prediction: Prediction | None
+) -> dict[str, Any]:
+    """The options of `LM.request` that all prompts of a body share."""
+    return {
+        "temperature": body.temperature,
+        "controls": _controls(body),
+        "grammar": grammar,
+        "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
+        "ignore_eos": body.ignore_eos,
+        "prediction": _joined(prediction.content) if prediction else None,
+    }
+
+
+def _controls(body: Sampled) -> Any:
+    """What the body says of sampling; None leaves it to the checkpoint."""
+    named = {name: getattr(body, name) for name in _SAME}
+    named |= {control: getattr(body, name) for name, control in _OTHER.items()}
+    given = {name: value for name, value in named.items() if value is not None}
+    if body.sampler is None:
+        return given or None
+    both = Sampling.parse(body.sampler)
+    own = Sampling.of(given)
+    return Sampling(both.temperature, (*own.methods, *both.methods)).methods
+
+
+def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
+    found = []
+    if body.guided_json is not None:
+        found.append(Grammar.schema(body.guided_json))
+    if body.guided_regex is not None:
+        found.append(Grammar(body.guided_regex))
+    if body.guided_choice is not None:
+        found.append(Grammar.choice(body.guided_choice))
+    if body.guided_grammar is not None:
+        found.append(Grammar(body.guided_grammar, "lark"))
+    if form and form.type == "json_object":
+        found.append(Grammar.schema({"type": "object"}))
+    if form and form.type == "json_schema":
+        if form.json_schema is None or form.json_schema.schema_ is None:
+            raise RequestError("response_format json_schema needs json_schema with a schema")
+        found.append(Grammar.schema(form.json_schema.schema_))
+    if len(found) > 1:
+        raise RequestError("several grammars are given; give one of response_format and guided_*")
+    return found[0] if found else None
+
+
+def _answers(
+    name: str,
+    make: Callable[..., Request],
+    count: int,
+    body: Sampled,
+    client: str,
+    limits: Limits,
+    logprobs: int | None,
+) -> list[Ask]:
+    """The same request with seeds that follow each other; controls are each answer's own."""
+    wish = body.speculation
+    if wish and wish.drafter is not None and wish.drafter not in limits.drafters:
+        known = ", ".join(limits.drafters)
+        raise RequestError(f"speculation.drafter is {wish.drafter!r}, this server has {known}")
+    budget = None if wish is None or wish.budget in (None, "auto") else int(wish.budget or 0)
+    seed = secrets.randbits(32) if body.seed is None else body.seed
+    deadline = None if body.timeout is None else monotonic() + body.timeout
+
+    def asks() -> Iterator[Ask]:
+        for place in range(count):
+            yield Ask(
+                id=f"{name}-{place}",
+                request=make(seed=seed + place),
+                client=body.user or client,
+                priority=body.priority,
+                deadline=deadline,
+                drafter=wish.drafter if wish else None,
+                budget=budget,
+                logprobs=logprobs,
+                after=f"{name}-0" if place else None,
+            )
+
+    return list(asks())

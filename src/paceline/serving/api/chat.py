@@ -1,0 +1,87 @@
+"""`/v1/chat/completions`: the next turn of a conversation."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from paceline.serving.api import replies
+from paceline.serving.api.asking import chat_asks
+from paceline.serving.api.context import (
+    Context,
+    Here,
+    client_of,
+    finished,
+    named,
+    opened,
+    together,
+    told,
+)
+from paceline.serving.api.replies import Answer
+from paceline.serving.api.schemas import ChatBody
+from paceline.serving.worker import Event
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions", response_model=None)
+async def chat(body: ChatBody, request: Request, here: Here) -> Any:
+    """Answer in a conversation."""
+    here.check_model(body.model)
+    name, client = named("chatcmpl"), client_of(request)
+    asks = await asyncio.to_thread(chat_asks, here.lm, body, name, client, here.limits)
+    streams = await opened(here.service, asks)
+    answers = [Answer(ask, place) for place, ask in enumerate(asks)]
+    if body.stream:
+        heading = replies.head(name, "chat.completion.chunk", here.name)
+        pieces = _pieces(body, here, heading, answers, together(answers, streams))
+        return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
+    passes = await finished(answers, streams, body.trace, here.lm)
+    choices = []
+    for answer in answers:
+        logprobs = replies.chat_logprobs(answer.logprobs, here.lm) if body.logprobs else None
+        shown = {"index": answer.index, "message": replies.message(answer), "logprobs": logprobs}
+        choices.append(shown | {"finish_reason": answer.finish})
+    return replies.head(name, "chat.completion", here.name) | {
+        "choices": choices,
+        "usage": replies.usage(answers),
+        "paceline": replies.speculation(answers) | passes,
+    }
+
+
+async def _pieces(
+    body: ChatBody,
+    here: Context,
+    heading: dict[str, Any],
+    answers: Sequence[Answer],
+    events: AsyncIterator[tuple[Answer, Event]],
+) -> AsyncIterator[dict[str, Any]]:
+    for answer in answers:
+        yield heading | {"choices": [_delta(answer, {"role": "assistant", "content": ""})]}
+    async for answer, event in events:
+        change: dict[str, Any] = {"content": event.text} if event.text else {}
+        if answer.ask.request.reading:  # a call is told whole, or not at all
+            change = _whole(answer) if event.finish else {}
+        if change or event.finish or event.logprobs or body.trace:
+            shown = _delta(answer, change)
+            if event.logprobs:
+                shown["logprobs"] = replies.chat_logprobs(event.logprobs, here.lm)
+            yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
+    if body.stream_options and body.stream_options.include_usage:
+        yield heading | {"choices": [], "usage": replies.usage(answers)}
+
+
+def _delta(answer: Answer, change: dict[str, Any]) -> dict[str, Any]:
+    finish = answer.finish
+    return {"index": answer.index, "delta": change, "logprobs": None, "finish_reason": finish}
+
+
+def _whole(answer: Answer) -> dict[str, Any]:
+    calls = replies.message(answer).get("tool_calls")
+    if not calls:
+        return {"content": answer.text}
+    return {"tool_calls": [{"index": place} | call for place, call in enumerate(calls)]}

@@ -1,0 +1,92 @@
+"""`/v1/completions`: texts continued."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+
+from paceline.serving.api import replies
+from paceline.serving.api.asking import completion_asks
+from paceline.serving.api.context import (
+    Context,
+    Here,
+    client_of,
+    finished,
+    named,
+    opened,
+    together,
+    told,
+)
+from paceline.serving.api.replies import Answer
+from paceline.serving.api.schemas import CompletionBody
+from paceline.serving.worker import Event
+
+router = APIRouter()
+
+
+@router.post("/v1/completions", response_model=None)
+async def completions(body: CompletionBody, request: Request, here: Here) -> Any:
+    """Continue texts."""
+    here.check_model(body.model)
+    name, client = named("cmpl"), client_of(request)
+    asked = await asyncio.to_thread(completion_asks, here.lm, body, name, client, here.limits)
+    asks = [ask for each in asked for ask in each]
+    streams = await opened(here.service, asks)
+    answers = [Answer(ask, place) for place, ask in enumerate(asks)]
+    echoes = [here.lm.tokenizer.decode(a.ask.request.prompt) if body.echo else "" for a in answers]
+    heading = replies.head(name, "text_completion", here.name)
+    if body.stream:
+        pieces = _pieces(body, here, heading, answers, echoes, together(answers, streams))
+        return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
+    passes = await finished(answers, streams, body.trace, here.lm)
+    choices = []
+    for place, answer in enumerate(best(answers, len(asked), body.n or 1)):
+        shown = _choice(answer, echoes[answer.index] + answer.text) | {"index": place}
+        if body.logprobs is not None:
+            shown["logprobs"] = replies.completion_logprobs(answer, here.lm)
+        choices.append(shown)
+    return heading | {
+        "choices": choices,
+        "usage": replies.usage(answers),
+        "paceline": replies.speculation(answers) | passes,
+    }
+
+
+async def _pieces(
+    body: CompletionBody,
+    here: Context,
+    heading: dict[str, Any],
+    answers: Sequence[Answer],
+    echoes: Sequence[str],
+    events: AsyncIterator[tuple[Answer, Event]],
+) -> AsyncIterator[dict[str, Any]]:
+    for answer, echo in zip(answers, echoes, strict=True):
+        if echo:
+            yield heading | {"choices": [_choice(answer, echo)]}
+    async for answer, event in events:
+        if event.text or event.finish or event.logprobs or body.trace:
+            shown = _choice(answer, event.text)
+            if event.logprobs:
+                part = Answer(answer.ask, 0, logprobs=event.logprobs)
+                shown["logprobs"] = replies.completion_logprobs(part, here.lm)
+            yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
+    if body.stream_options and body.stream_options.include_usage:
+        yield heading | {"choices": [], "usage": replies.usage(answers)}
+
+
+def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
+    """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
+    each = len(answers) // prompts
+    if each == n:
+        return list(answers)
+    groups = (answers[place : place + each] for place in range(0, len(answers), each))
+    return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
+
+
+def _choice(answer: Answer, text: str) -> dict[str, Any]:
+    finish = answer.finish
+    return {"index": answer.index, "text": text, "logprobs": None, "finish_reason": finish}

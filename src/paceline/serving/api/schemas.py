@@ -1,0 +1,197 @@
+"""Bodies of requests. A field that is not known is refused: nothing is ever quietly ignored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Texts = str | list[str]
+Count = Annotated[int, Field(ge=1, le=128)]
+
+
+class Strict(BaseModel):
+    """No unknown fields, no silent conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Speculation(Strict):
+    """How this request is to be sped up; its text does not depend on it."""
+
+    drafter: str | None = Field(None, description="One of the server's drafters, or `plain`.")
+    budget: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] | None = None
+
+
+class StreamOptions(Strict):
+    """What a stream tells besides."""
+
+    include_usage: bool = False
+
+
+class Sampled(Strict):
+    """What every way to generate shares; names as OpenAI and other servers have them."""
+
+    model: str | None = None
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    top_a: float | None = None
+    typical_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = None
+    min_tokens: int | None = None
+    sampler: str | None = Field(None, description="Any control, as `--sampler` has it.")
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Texts | None = None
+    ignore_eos: bool = False
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Count | None = None
+    user: str | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    timeout: Annotated[float, Field(gt=0, le=86400)] | None = Field(
+        None, description="Seconds; then what there is comes with the reason `timeout`."
+    )
+    guided_json: dict[str, Any] | str | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    speculation: Speculation | None = None
+    trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class CompletionBody(Sampled):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Count | None = None
+    echo: bool = False
+    prediction: Prediction | None = None
+
+
+class Part(Strict):
+    """A piece of a message's text."""
+
+    type: Literal["text", "input_text", "output_text"]
+    text: str
+
+
+class Prediction(Strict):
+    """What the output is expected to be; it makes it faster, not different."""
+
+    type: Literal["content"] = "content"
+    content: str | list[Part]
+
+
+class Called(Strict):
+    """A function and its arguments, as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCalled(Strict):
+    """A call that an assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: Called
+
+
+class Message(Strict):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCalled] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionBody(Strict):
+    """A function that may be called."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool; functions only."""
+
+    type: Literal["function"]
+    function: FunctionBody
+
+
+class Named(Strict):
+    """A function's name."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """The one tool that is to be called."""
+
+    type: Literal["function"]
+    function: Named
+
+
+class SchemaBody(Strict):
+    """A JSON schema that the answer follows."""
+
+    name: str
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaBody | None = None
+
+
+class ChatBody(Sampled):
+    """`POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    prediction: Prediction | None = None
+
+
+class TokenizeBody(Strict):
+    """`POST /tokenize`."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    add_special_tokens: bool = True
+
+
+class DetokenizeBody(Strict):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+CompletionBody.model_rebuild()

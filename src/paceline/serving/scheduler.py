@@ -1,0 +1,221 @@
+"""Who runs in the next pass. A pure state machine: no engine, no clock, no I/O.
+
+Every pass has the last token of each request that is decoding (with its tree), and as many tokens
+of prompts as the pass may carry besides: continuous batching, Orca, OSDI 2022; chunked prefill
+without stalls, Sarathi-Serve, arXiv 2403.02310. Several prompts share a pass without padding. Who
+comes first is decided by priority, and among equals by the client that was served least (Virtual
+Token Counter, arXiv 2401.00588). When memory runs out the latest of the least important gives its
+place up, and is run anew later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from paceline.errors import RequestError
+
+Stage = Literal["waiting", "prompt", "decoding"]
+
+
+@dataclass(eq=False)
+class Job:
+    """A request as the scheduler sees it.
+
+    Attributes:
+        id: names it; unique.
+        text: tokens known so far, prompt and output.
+        most: tokens that the text may come to.
+        client: whose it is; clients get equal shares.
+        priority: larger is more urgent.
+        deadline: on the caller's clock; past it the request is given up. None has all the time.
+        arrived: on the caller's clock.
+        held: tokens of the text that are in the engine's memory.
+        stage: where it stands.
+        order: counts submissions.
+    """
+
+    id: str
+    text: int
+    most: int
+    client: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    arrived: float = 0.0
+    held: int = 0
+    stage: Stage = "waiting"
+    order: int = 0
+
+    @property
+    def missing(self) -> int:
+        """Tokens to run before it can decode; the last one is the first tree's root."""
+        return self.text - 1 - self.held
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What happens before and in the next pass, in this order.
+
+    Attributes:
+        expired: requests past their deadline; they are gone.
+        preempted: requests that give their memory up, and wait again.
+        admitted: requests that get a place.
+        parts: request and number of its missing tokens to run.
+        decoding: requests that get a tree, of at most `nodes` nodes with its root.
+        nodes: so many.
+    """
+
+    expired: list[str] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)
+    admitted: list[str] = field(default_factory=list)
+    parts: list[tuple[str, int]] = field(default_factory=list)
+    decoding: list[str] = field(default_factory=list)
+    nodes: int = 1
+
+
+class Scheduler:
+    """Decides; the caller runs, and tells what came of it.
+
+    Args:
+        places: most requests that run at once.
+        capacity: positions that the engine's memory holds.
+        queue: most requests that wait.
+        aging: seconds of waiting that weigh as much as one step of priority: nobody starves.
+        tree: most nodes of a tree, for which memory is kept.
+    """
+
+    def __init__(
+        self,
+        places: int = 32,
+        capacity: int = 1 << 20,
+        queue: int = 1024,
+        aging: float = 30.0,
+        tree: int = 64,
+    ) -> None:
+        self.places, self.capacity, self.queue = places, capacity, queue
+        self.aging, self.tree = aging, tree
+        self.jobs: dict[str, Job] = {}
+        self._served: dict[str, float] = {}  # client -> tokens
+        self._orders = 0
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Those without a place, in the order of their arrival."""
+        return [job for job in self.jobs.values() if job.stage == "waiting"]
+
+    @property
+    def running(self) -> list[Job]:
+        """Those with a place, the most important first."""
+        found = [job for job in self.jobs.values() if job.stage != "waiting"]
+        return sorted(found, key=lambda job: (-job.priority, job.order))
+
+    def submit(self, job: Job) -> None:
+        """A new request.
+
+        Raises:
+            RequestError: it can never fit.
+            BusyError: the queue is full; later it may not be.
+        """
+        if job.most > self.capacity:
+            raise RequestError(
+                f"the request needs memory for {job.most} tokens, and there is some for "
+                f"{self.capacity}; ask for fewer"
+            )
+        if len(self.waiting) >= self.queue:
+            raise BusyError(f"{self.queue} requests wait already; try again later")
+        self._orders += 1
+        job.order = self._orders
+        if all(other.client != job.client for other in self.jobs.values()):
+            # Who comes back has no claim on the time that it was away.
+            clients = {other.client for other in self.jobs.values()}
+            least = min((self._served[client] for client in clients), default=0.0)
+            self._served[job.client] = max(self._served.get(job.client, 0.0), least)
+        self.jobs[job.id] = job
+
+    def plan(self, now: float, free: int, tokens: int) -> Plan:
+        """The next pass.
+
+        Args:
+            now: on the caller's clock.
+            free: positions of memory that can be had.
+            tokens: of prompts that the pass may carry.
+        """
+        late = [job for job in self.jobs.values() if job.deadline is not None]
+        expired = [job for job in late if job.deadline is not None and job.deadline <= now]
+        for job in expired:
+            free += job.held
+            self.finished(job.id)
+        running = self.running
+        preempted: list[Job] = []
+        # A root for every request that decodes, or the last gives up.
+        while len(running) > 1 and free < sum(not job.missing for job in running):
+            preempted.append(running.pop())
+            free += self.preempt(preempted[-1].id)
+        decoding = [job for job in running if not job.missing]
+        admitted = [] if preempted else self._admit(now, free, running)
+        begun = sorted(
+            (job for job in [*running, *admitted] if job.missing),
+            key=lambda job: (-self._level(job, now), job.missing, job.order),
+        )
+        parts = []
+        for job in begun:
+            size = min(job.missing, tokens, free - len(decoding))
+            if size > 0:
+                parts.append((job.id, size))
+                tokens, free = tokens - size, free - size
+        if begun and not parts and not decoding:  # prompts hold all memory, and none can go on
+            preempted.append(max(running, key=lambda job: (-job.priority, job.order)))
+            self.preempt(preempted[-1].id)
+        return Plan(
+            expired=[job.id for job in expired],
+            preempted=[job.id for job in preempted],
+            admitted=[job.id for job in admitted],
+            parts=parts,
+            decoding=[job.id for job in decoding],
+            nodes=min(self.tree, free // len(decoding)) if decoding else 1,
+        )
+
+    def ran(self, job_id: str, held: int, text: int) -> None:
+        """Where a request stands after a pass, or when it has got its place."""
+        job = self.jobs[job_id]
+        self._served[job.client] += max(held - job.held, 0)
+        job.held, job.text = held, text
+        job.stage = "decoding" if not job.missing else "prompt"
+
+    def preempt(self, job_id: str) -> int:
+        """Let a request wait again; returns the positions that it held."""
+        job = self.jobs[job_id]
+        held, job.held, job.stage = job.held, 0, "waiting"
+        return held
+
+    def finished(self, job_id: str) -> None:
+        """A request is over, or no longer wanted. One that is not known is over already."""
+        job = self.jobs.pop(job_id, None)
+        if job and len(self._served) > 4 * self.queue:
+            active = {other.client for other in self.jobs.values()}
+            self._served = {c: served for c, served in self._served.items() if c in active}
+
+    def _level(self, job: Job, now: float) -> int:
+        return job.priority + int(max(now - job.arrived, 0.0) / self.aging)
+
+    def _admit(self, now: float, free: int, running: list[Job]) -> list[Job]:
+        """Who gets a place: those whose text fits beside what the running ones will need soon."""
+        free -= sum(job.missing + self.tree for job in running)
+        waiting = sorted(
+            self.waiting,
+            key=lambda job: (-self._level(job, now), self._served[job.client], job.order),
+        )
+        admitted: list[Job] = []
+        for job in waiting:
+            free -= job.text + self.tree
+            alone = not running and not admitted
+            # In order: a large one that must wait is not overtaken for ever by small ones.
+            if len(running) + len(admitted) >= self.places or (free < 0 and not alone):
+                break
+            job.stage = "prompt"
+            admitted.append(job)
+        return admitted
+
+
+class BusyError(RequestError):
+    """Too many requests wait already."""

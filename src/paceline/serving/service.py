@@ -1,0 +1,156 @@
+"""A worker in a thread of its own, for callers that live in an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from queue import Empty, SimpleQueue
+from time import monotonic
+
+from paceline.errors import PacelineError
+from paceline.serving.scheduler import BusyError
+from paceline.serving.worker import Ask, Event, Worker
+
+_log = logging.getLogger(__name__)
+_Sink = Callable[[Event], None]
+
+
+class Service:
+    """Takes requests from any event loop; a thread runs the passes.
+
+    Args:
+        worker: nobody else may use it once the service is started.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._sinks: dict[str, _Sink] = {}
+        self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
+        self._stopped = self._draining = False
+        self.failures = 0
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self._draining
+
+    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+        """Hand a request in, wait until it is taken, and return what comes of it.
+
+        Whoever leaves the iteration before its end cancels the request; no later than after the
+        pass that is under way it is gone.
+
+        Raises:
+            PacelineError: it cannot be run.
+            BusyError: there are too many, or the service is about to stop.
+        """
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        taken: asyncio.Future[None] = loop.create_future()
+
+        def settle(error: Exception | None) -> None:
+            if not taken.done():
+                taken.set_exception(error) if error else taken.set_result(None)
+
+        def submit() -> None:
+            try:
+                if self._draining:
+                    raise BusyError("the server is about to stop; try another")
+                self._sinks[ask.id] = lambda e: _post(loop, events.put_nowait, e)
+                self.worker.submit(ask)
+            except Exception as error:
+                self._sinks.pop(ask.id, None)
+                _post(loop, settle, error)
+                if not isinstance(error, PacelineError):
+                    raise
+            else:
+                _post(loop, settle, None)
+
+        self._inbox.put(submit)
+        if not self._thread.is_alive():
+            self._commands(wait=False)  # nobody else will answer
+        try:
+            await taken
+        except asyncio.CancelledError:
+            self.cancel(ask.id)
+            raise
+        return self._events(ask.id, events)
+
+    async def _events(self, ask_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+        over = False
+        try:
+            while not over:
+                event = await events.get()
+                over = event.finish is not None
+                yield event
+        finally:
+            if not over:
+                self.cancel(ask_id)
+
+    def cancel(self, ask_id: str) -> None:
+        """Give a request up, from any thread."""
+        self._inbox.put(lambda: self._send(self.worker.cancel(ask_id)))
+
+    def stop(self, seconds: float = 0.0) -> None:
+        """Take no more requests, give those under way so many seconds, and end the thread."""
+        self._draining = True
+        end = monotonic() + seconds
+        if not self._thread.is_alive():
+            return
+
+        def leave() -> None:
+            if not self.worker.idle and monotonic() < end:
+                later.put(leave)
+                return
+            self._send(self.worker.close())
+            self._stopped = True
+
+        later = self._inbox
+        later.put(leave)
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._stopped:
+            try:
+                self._commands(wait=self.worker.idle)
+                if not self._stopped and not self.worker.idle:
+                    self._send(self.worker.step())
+            except Exception:
+                # A bug. Those under way are told; those to come may fare better.
+                _log.exception("a pass failed")
+                self.failures += 1
+                self._send(self.worker.close("error", "the server failed; its log says more"))
+        self._commands(wait=False)
+
+    def _commands(self, wait: bool) -> None:
+        """Do what was asked for since the last pass."""
+        for _ in range(self._inbox.qsize() or wait):
+            try:
+                command = self._inbox.get(timeout=None if wait else 0.0)
+            except Empty:
+                return
+            command()
+            wait = False
+
+    def _send(self, events: list[Event]) -> None:
+        for event in events:
+            sink = self._sinks.get(event.id)
+            if event.finish is not None:
+                self._sinks.pop(event.id, None)
+            if sink:
+                sink(event)
+
+
+def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
+    """Call something in a loop, which may be closed by now: then nobody listens."""
+    try:
+        loop.call_soon_threadsafe(call, *args)
+    except RuntimeError:
+        _log.debug("an event found its loop closed")

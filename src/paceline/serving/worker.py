@@ -1,0 +1,391 @@
+"""Runs the passes of many requests on one engine, as the scheduler plans them.
+
+All trees and parts of prompts of a pass are one batch. What a request gets does not depend on the
+others: its tokens are drawn from its own rows by its own noise, and the engine's rows do not depend
+on the batch. One thread drives a worker; `serving/service.py` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from paceline.core import Floats, Output, Request, TokenTree
+from paceline.decoding.governor import Fixed
+from paceline.decoding.run import Run
+from paceline.decoding.text import TextStream
+from paceline.errors import MemoryFullError, PacelineError, RequestError
+from paceline.lm import LM
+from paceline.measuring.costfile import known_cost
+from paceline.models.detokenize import Detokenizer
+from paceline.registry import drafters
+from paceline.serving.lanes import Lanes, Turn
+from paceline.serving.scheduler import Job, Scheduler
+
+_CHUNK = 256  # tokens of prompts in a pass that nobody waits for
+_LEAST = 8  # and in one that somebody waits for
+_LEAST = 8  # and in one that somebody waits for
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request as it is handed in.
+
+    Attributes:
+        id: names it; unique.
+        request: what is asked for.
+        client: whose it is.
+        priority: larger is more urgent.
+        deadline: on the clock of `time.monotonic`; None has all the time.
+        drafter: its method; None is the model's own.
+        budget: nodes beyond the root; None takes the model's own, which may be the governor's.
+        logprobs: how many of the likeliest tokens to tell at each; None tells nothing.
+        after: a request with the same prompt, whose prompt is to be run first.
+    """
+
+    id: str
+    request: Request
+    client: str = ""
+    priority: int = 0
+    deadline: float | None = None
+    drafter: str | None = None
+    budget: int | None = None
+    logprobs: int | None = None
+    after: str | None = None
+
+
+class Logprob(NamedTuple):
+    """A drawn token's log probability at temperature 1 before any control, and the likeliest."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that a request's owner is told.
+
+    Attributes:
+        id: of the request.
+        text: that became certain.
+        tokens: that were drawn; their number is that of `origins`.
+        origins: who guessed each token; None where nobody did.
+        logprobs: of each token, where asked for.
+        tree: of the pass, for those who look closely.
+        path: the accepted nodes of it.
+        finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
+        output: complete when it is over.
+        cached: tokens of the prompt that were known from before, when it is over.
+        error: what went wrong, in one sentence.
+    """
+
+    id: str
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    origins: list[str | None] = field(default_factory=list)
+    logprobs: list[Logprob] = field(default_factory=list)
+    tree: TokenTree | None = None
+    path: list[int] = field(default_factory=list)
+    finish: str | None = None
+    output: Output | None = None
+    cached: int = 0
+    error: str = ""
+
+
+@dataclass
+class Stats:
+    """What was done since the start; seconds are of the worker's thread."""
+
+    passes: int = 0
+    nodes: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    accepted: dict[str, int] = field(default_factory=dict)
+    preempted: int = 0
+    draft: float = 0.0
+    forward: float = 0.0
+    walk: float = 0.0
+
+
+@dataclass(eq=False)
+class _Place:
+    """A request that was handed in; its drafter is its own until it is over."""
+
+    ask: Ask
+    run: Run
+    lanes: Lanes
+
+
+class Worker:
+    """See the module's text.
+
+    Args:
+        lm: the model, its drafter's method, and the budget of requests that name none.
+        places: most requests that run at once.
+        queue: most requests that wait.
+        stall: a pass that carries parts of prompts may take so many times as long as without.
+        capacity: positions of keys and values; None takes a context for each place.
+
+    Raises:
+        PacelineError: as `Lanes` and `known_cost`.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        places: int = 32,
+        queue: int = 1024,
+        stall: float = 2.0,
+        capacity: int | None = None,
+    ) -> None:
+        self.lm, self.stall, self.stats = lm, stall, Stats()
+        self.scheduler = Scheduler(places, capacity or places * lm.engine.config.context, queue)
+        self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
+        self._cost = known_cost(lm.engine)
+        self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
+        self._lanes: dict[str, Lanes] = {}
+        self._places: dict[str, _Place] = {}
+        self._followers: dict[str, list[Ask]] = {}
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.scheduler.jobs
+
+    def submit(self, ask: Ask) -> None:
+        """Hand a request in.
+
+        Raises:
+            PacelineError: it cannot be run, or the queue is full.
+        """
+        if ask.after in self._places:
+            self._followers.setdefault(str(ask.after), []).append(ask)
+            return
+        lanes = self._lanes_of(ask.drafter)
+        stream = TextStream(Detokenizer(self.lm.tokenizer), ask.request.stop_strings)
+        drafter = lanes.take()
+        try:
+            if ask.request.prediction and not drafter.uses_prediction:
+                raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
+            run = Run(self.lm.engine, drafter, ask.request, stream)
+            self.scheduler.submit(
+                Job(
+                    ask.id,
+                    text=len(ask.request.prompt),
+                    most=len(ask.request.prompt) + run.room + 1,
+                    client=ask.client,
+                    priority=ask.priority,
+                    deadline=ask.deadline,
+                    arrived=monotonic(),
+                )
+            )
+        except PacelineError:
+            lanes.give(drafter)
+            raise
+        self._places[ask.id] = _Place(ask, run, lanes)
+
+    def cancel(self, ask_id: str) -> list[Event]:
+        """Give a request up; nothing comes of it where it is over already."""
+        return self._end(ask_id, "cancelled")
+
+    def step(self) -> list[Event]:
+        """One pass; what came of it, and who is over."""
+        roots = sum(not job.missing for job in self.scheduler.running)
+        plan = self.scheduler.plan(monotonic(), self._free(), self._carried(roots))
+        events = [event for each in plan.expired for event in self._end(each, "deadline")]
+        for each in plan.preempted:
+            self._preempt(each)
+        events += [event for each in plan.admitted for event in self._open(each)]
+        parts = [
+            self._part(each, size)
+            for each, size in plan.parts
+            if each in self._places and self._run(each).missing
+        ]
+        turns = [self._turn(each) for each in plan.decoding]
+        start = perf_counter()
+        groups = self._groups(turns)
+        riding = sum(len(part.tree) for part in parts) + len(turns)
+        for lanes, group in groups:
+            lanes.draft(group, plan.nodes, riding - len(group))
+        drafted = perf_counter()
+        logits = self._forward([*parts, *(turn for turn in turns if not turn.error)])
+        passed = perf_counter()
+        nodes = sum(len(turn.tree) for turn in [*parts, *turns] if turn.id in logits)
+        for part in parts:
+            if part.id in logits:
+                self._ran(part, logits[part.id])
+        for lanes, group in groups:
+            done = [turn for turn in group if turn.id in logits]
+            lanes.take_in(done, [logits[turn.id] for turn in done])
+            lanes.settle(done, passed - drafted, nodes)
+        for turn in [*parts, *turns]:
+            events += self._told(turn, logits.get(turn.id))
+        self.stats.passes += bool(nodes)
+        self.stats.nodes += nodes
+        self.stats.draft += drafted - start
+        self.stats.forward += passed - drafted
+        self.stats.walk += perf_counter() - passed
+        return events
+
+    def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
+        """Give everything up."""
+        waiting = [ask.id for asks in self._followers.values() for ask in asks]
+        self._followers.clear()
+        events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        return [*events, *(Event(each, finish=finish, error=error) for each in waiting)]
+
+    def _run(self, ask_id: str) -> Run:
+        return self._places[ask_id].run
+
+    def _lanes_of(self, drafter: str | None) -> Lanes:
+        if drafter is None:
+            return self._own
+        if drafter not in self._lanes:
+            method = drafters.parse(drafter)
+            self._lanes[drafter] = Lanes(method, self.lm.target, self._cost)
+        return self._lanes[drafter]
+
+    def _groups(self, turns: list[Turn]) -> list[tuple[Lanes, list[Turn]]]:
+        """The turns by where their drafters are from."""
+        groups: dict[Lanes, list[Turn]] = {}
+        for turn in turns:
+            groups.setdefault(self._places[turn.id].lanes, []).append(turn)
+        return list(groups.items())
+
+    def _free(self) -> int:
+        """Positions of memory that can be had."""
+        return self.scheduler.capacity - sum(job.held for job in self.scheduler.running)
+
+    def _carried(self, roots: int) -> int:
+        """Tokens of prompts that a pass with so many roots may carry."""
+        if not roots:
+            return _CHUNK
+        governor, sizes = self._own.governor, np.arange(1, _CHUNK + 1)
+        fits = governor.seconds(roots + sizes) <= self.stall * governor.seconds(roots)
+        return max(int(fits.sum()), _LEAST)
+
+    def _open(self, ask_id: str) -> list[Event]:
+        try:
+            self._run(ask_id).open()
+        except PacelineError as error:
+            return self._end(ask_id, "error", str(error))
+        self._tell(ask_id)
+        return []
+
+    def _part(self, ask_id: str, size: int) -> Turn:
+        run = self._run(ask_id)
+        return Turn(ask_id, run, tree=run.part(size))
+
+    def _turn(self, ask_id: str) -> Turn:
+        place = self._places[ask_id]
+        budget = self._budget if place.ask.budget is None else place.ask.budget
+        return Turn(ask_id, place.run, budget, said=len(place.run.output.tokens))
+
+    def _tell(self, ask_id: str) -> None:
+        """Let the scheduler know where a request stands."""
+        run = self._run(ask_id)
+        self.scheduler.ran(ask_id, run.sequence.length if run.sequence else 0, len(run.text))
+
+    def _forward(self, turns: list[Turn]) -> dict[str, Floats]:
+        """The logits of each turn; of those that had to give their memory up, none."""
+        while turns:
+            rows = [turn.run.watches if turn.run.missing else True for turn in turns]
+            batch = [(turn.run.sequence, turn.tree) for turn in turns if turn.run.sequence]
+            try:
+                logits = self.lm.engine.forward(batch, rows)
+            except MemoryFullError as error:
+                if len(turns) > 1:
+                    order = {job.id: at for at, job in enumerate(self.scheduler.running)}
+                    last = max(turns, key=lambda turn: order[turn.id])
+                    self._preempt(last.id)
+                    turns = [turn for turn in turns if turn is not last]
+                    continue
+                turns[0].error = error
+            except PacelineError as error:
+                for turn in turns:
+                    turn.error = error
+            else:
+                sizes = [len(t.tree) * shown for t, shown in zip(turns, rows, strict=True)]
+                split = np.split(logits, np.cumsum(sizes)[:-1])
+                return {turn.id: part for turn, part in zip(turns, split, strict=True)}
+            break
+        return {}
+
+    def _ran(self, part: Turn, logits: Floats) -> None:
+        part.run.ran(part.tree, logits if len(logits) else None)
+        self.stats.prompt_tokens += len(part.tree)
+        self._tell(part.id)
+        if not part.run.missing:
+            self._let_follow(part.id)
+
+    def _told(self, turn: Turn, logits: Floats | None) -> list[Event]:
+        """What a request is told after a pass."""
+        if turn.error:
+            return self._end(turn.id, "error", str(turn.error))
+        if turn.walked is None or logits is None:
+            return []
+        run, path = turn.run, turn.walked.path
+        tokens = run.output.tokens[turn.said :]
+        names = [run.drafter.origins[turn.tree.origin[node]] for node in path[1:]]
+        for name in names[: len(tokens)]:
+            self.stats.accepted[name] = self.stats.accepted.get(name, 0) + 1
+        self.stats.tokens += len(tokens)
+        wanted = self._places[turn.id].ask.logprobs
+        event = Event(
+            turn.id,
+            turn.text,
+            tokens,
+            [*names, None][: len(tokens)],
+            [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
+            turn.tree,
+            path,
+        )
+        if not run.done:
+            self._tell(turn.id)
+            return [event]
+        return [event, *self._end(turn.id, run.output.finish)]
+
+    def _preempt(self, ask_id: str) -> None:
+        self._run(ask_id).close()
+        if self.scheduler.jobs[ask_id].stage != "waiting":
+            self.scheduler.preempt(ask_id)
+        self.stats.preempted += 1
+
+    def _end(self, ask_id: str, finish: str, error: str = "") -> list[Event]:
+        place = self._places.pop(ask_id, None)
+        if place is None:
+            return []
+        place.run.close()
+        place.lanes.give(place.run.drafter)
+        place.run.output.finish = finish
+        self.scheduler.finished(ask_id)
+        over = Event(ask_id, finish=finish, output=place.run.output, error=error)
+        return [over, *self._let_follow(ask_id)]
+
+    def _let_follow(self, ask_id: str) -> list[Event]:
+        """Hand in those that waited for a prompt to be run."""
+        events = []
+        for ask in self._followers.pop(ask_id, []):
+            try:
+                self.submit(replace(ask, after=None))
+            except PacelineError as error:
+                events.append(Event(ask.id, finish="error", error=str(error)))
+        return events
+
+
+def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:
+    """What was thought of the drawn `tokens` [A] and the `count` likeliest, given logits [A, V]."""
+    found = []
+    for row, token in zip(logits.astype(np.float64), tokens, strict=True):
+        logs = row - row.max()
+        logs -= np.log(np.exp(logs).sum())
+        best = np.argsort(-logs, kind="stable")[:count]
+        top = [(int(each), float(logs[each])) for each in best]
+        found.append(Logprob(token, float(logs[token]), top))
+    return found

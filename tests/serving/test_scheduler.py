@@ -1,0 +1,183 @@
+"""The scheduler alone: passes are simulated, memory is counted."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.errors import RequestError
+from paceline.serving.scheduler import BusyError, Job, Scheduler
+
+
+class Machine:
+    """Runs plans; counts what every request holds, and what a pass needs."""
+
+    def __init__(self, scheduler, seed=0, tokens=16):
+        self.scheduler, self.tokens, self.now, self.passes = scheduler, tokens, 0.0, 0
+        self.random = np.random.default_rng(seed)
+        self.held, self.left, self.done, self.plans = {}, {}, [], []
+
+    def submit(self, name, prompt, output, **options):
+        job = Job(name, text=prompt, most=prompt + output, arrived=self.now, **options)
+        self.scheduler.submit(job)
+        self.left[name] = output
+
+    def step(self):
+        capacity = self.scheduler.capacity
+        free = capacity - sum(self.held.values())
+        plan = self.scheduler.plan(self.now, free, self.tokens)
+        self.plans.append(plan)
+        for name in (*plan.expired, *plan.preempted):
+            self.held.pop(name, None)
+        for name in plan.admitted:
+            self.held[name] = 0
+        used = sum(self.held.values())
+        assert sum(size for _, size in plan.parts) <= self.tokens
+        assert len(self.held) <= self.scheduler.places
+        need = sum(size for _, size in plan.parts) + plan.nodes * len(plan.decoding)
+        assert used + need <= capacity
+        for name, size in plan.parts:
+            assert 0 < size <= self.scheduler.jobs[name].missing
+            self.held[name] += size
+            self.scheduler.ran(name, self.held[name], self.scheduler.jobs[name].text)
+        for name in plan.decoding:
+            assert plan.nodes >= 1
+            job = self.scheduler.jobs[name]
+            assert self.held[name] == job.text - 1
+            drawn = min(int(self.random.integers(1, plan.nodes + 1)), self.left[name])
+            self.held[name] += drawn
+            self.left[name] -= drawn
+            if self.left[name]:
+                self.scheduler.ran(name, self.held[name], job.text + drawn)
+            else:
+                self.scheduler.finished(name)
+                self.done.append(name)
+                del self.held[name]
+        self.now += 1.0
+        self.passes += 1
+        return plan
+
+
+jobs = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(-2, 2), st.sampled_from("abc")),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(deadline=None)
+@given(jobs, st.integers(60, 200), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
+def test_everybody_is_served_and_memory_is_never_exceeded(asked, capacity, places, tokens, seed):
+    scheduler = Scheduler(places=places, capacity=capacity, tree=4, aging=20.0)
+    machine = Machine(scheduler, seed, tokens)
+    for number, (prompt, output, priority, client) in enumerate(asked):
+        machine.submit(f"r{number}", prompt, output, priority=priority, client=client)
+        machine.step()
+    work = sum(prompt + output for prompt, output, *_ in asked)
+    for _ in range(60 + 12 * work):
+        if not scheduler.jobs:
+            break
+        machine.step()
+    assert sorted(machine.done) == sorted(f"r{i}" for i in range(len(asked)))
+    assert not machine.held
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_cancelled_and_late_requests_leave_nothing(data):
+    machine = Machine(Scheduler(places=3, capacity=80, tree=4))
+    for number in range(data.draw(st.integers(1, 10))):
+        deadline = data.draw(st.one_of(st.none(), st.integers(0, 20)))
+        machine.submit(f"r{number}", data.draw(st.integers(1, 30)), 9, deadline=deadline)
+        for _ in range(data.draw(st.integers(0, 3))):
+            machine.step()
+        if machine.scheduler.jobs and data.draw(st.booleans()):
+            name = data.draw(st.sampled_from(sorted(machine.scheduler.jobs)))
+            machine.scheduler.finished(name)
+            machine.held.pop(name, None)
+    for _ in range(400):
+        machine.step()
+    assert not machine.scheduler.jobs
+    assert not machine.held
+
+
+def test_those_that_decode_are_in_every_pass_whatever_arrives():
+    machine = Machine(Scheduler(places=8, tree=1), tokens=8)
+    machine.submit("runs", 2, 100)
+    while not machine.step().decoding:
+        pass
+    for number in range(5):
+        machine.submit(f"long{number}", 200, 1)
+        plan = machine.step()
+        assert plan.decoding == ["runs"]
+        assert sum(size for _, size in plan.parts) == 8
+
+
+def test_prompts_share_a_pass_without_padding():
+    machine = Machine(Scheduler(), tokens=32)
+    for number, size in enumerate((5, 9, 7)):
+        machine.submit(f"r{number}", size + 1, 1)
+    plan = machine.step()
+    assert sorted(plan.parts) == [("r0", 5), ("r1", 9), ("r2", 7)]
+
+
+def test_short_prompts_pass_long_ones_for_a_while_only():
+    machine = Machine(Scheduler(aging=10.0), tokens=4)
+    machine.submit("long", 41, 1)
+    machine.step()
+    for number in range(40):
+        machine.submit(f"short{number}", 5, 1)
+        machine.step()
+        if "long" in machine.done:
+            break
+    assert "short0" in machine.done
+    assert "long" in machine.done
+
+
+def test_clients_get_equal_shares():
+    machine = Machine(Scheduler(places=1, tree=1), tokens=64)
+    for number in range(20):
+        machine.submit(f"many{number}", 10, 5, client="greedy")
+    machine.step()
+    for number in range(3):
+        machine.submit(f"few{number}", 10, 5, client="modest")
+    while not all(f"few{number}" in machine.done for number in range(3)):
+        machine.step()
+    assert len([name for name in machine.done if name.startswith("many")]) <= 5
+
+
+def test_the_urgent_come_first_and_the_patient_come_at_last():
+    machine = Machine(Scheduler(places=1, tree=1, aging=20.0), tokens=64)
+    machine.submit("now", 2, 3)
+    machine.submit("later", 2, 3)
+    machine.submit("urgent", 2, 3, priority=2)
+    machine.step()
+    number = 0
+    while "later" not in machine.done:
+        machine.submit(f"urgent{number}", 2, 3, priority=2)
+        number += 1
+        for _ in range(4):
+            machine.step()
+    assert machine.done[0] == "urgent"
+    assert len(machine.done) < 25
+
+
+def test_the_last_gives_up_its_memory_and_comes_back():
+    machine = Machine(Scheduler(places=4, capacity=30, tree=1), tokens=64)
+    machine.submit("first", 10, 15)
+    machine.submit("second", 10, 15)
+    preempted = []
+    while len(machine.done) < 2:
+        preempted += machine.step().preempted
+    assert set(preempted) == {"second"}
+    assert machine.done == ["first", "second"]
+
+
+def test_what_can_never_fit_and_what_is_too_much_is_refused():
+    scheduler = Scheduler(capacity=20, queue=2)
+    with pytest.raises(RequestError, match="memory for 30 tokens, and there is some for 20"):
+        scheduler.submit(Job("a", 10, 30))
+    scheduler.submit(Job("a", 5, 10))
+    scheduler.submit(Job("b", 5, 10))
+    with pytest.raises(BusyError, match="2 requests wait"):
+        scheduler.submit(Job("c", 5, 10))

@@ -1,0 +1,141 @@
+"""The worker's thread: many streams, leavers, failures, and an end."""
+
+import asyncio
+import threading
+from dataclasses import replace
+
+import pytest
+
+from paceline import LM
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.errors import RequestError
+from paceline.serving.scheduler import BusyError
+from paceline.serving.service import Service
+from paceline.serving.worker import Ask, Worker
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM()
+
+
+@pytest.fixture
+def service(lm):
+    found = Service(Worker(lm, queue=40))
+    found.start()
+    yield found
+    found.stop()
+    assert not [t for t in threading.enumerate() if t.name == "paceline-worker"]
+
+
+def alone(lm, request):
+    drafter = lm.method.build(lm.target)
+    return Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
+
+
+async def tokens_of(service, ask):
+    return [token async for event in await service.stream(ask) for token in event.tokens]
+
+
+def test_many_streams_at_once(lm, service):
+    requests = [
+        lm.request("Once upon a time", max_new_tokens=5 + n % 20, temperature=0.9, seed=n)
+        for n in range(24)
+    ]
+
+    async def everybody():
+        asks = [Ask(str(n), request) for n, request in enumerate(requests)]
+        return await asyncio.gather(*(tokens_of(service, ask) for ask in asks))
+
+    found = asyncio.run(everybody())
+    assert found == [alone(lm, request) for request in requests]
+    assert service.worker.idle
+
+
+def test_who_stops_listening_is_gone(lm, service):
+    request = lm.request("Once upon a time", max_new_tokens=1000, ignore_eos=True)
+
+    async def leave():
+        events = await service.stream(Ask("leaves", request))
+        async for _ in events:
+            break
+        await events.aclose()
+        while not service.worker.idle:
+            await asyncio.sleep(0.005)
+
+    asyncio.run(asyncio.wait_for(leave(), 20))
+    assert not service._sinks
+
+
+def test_refusals_reach_the_caller(lm, service):
+    request = lm.request("Once", max_new_tokens=2)
+    with pytest.raises(RequestError, match="prompt is empty"):
+        asyncio.run(tokens_of(service, Ask("bad", replace(request, prompt=()))))
+    long = lm.request("Once", max_new_tokens=1000, ignore_eos=True)
+
+    async def too_many():
+        streams = await asyncio.gather(
+            *(service.stream(Ask(str(n), long)) for n in range(90)), return_exceptions=True
+        )
+        busy = [each for each in streams if isinstance(each, BusyError)]
+        for each in streams:
+            if not isinstance(each, Exception):
+                await each.aclose()
+        return len(busy)
+
+    assert asyncio.run(too_many()) > 0
+
+
+def test_a_bug_in_a_pass_fails_those_under_way_and_no_others(lm, service, monkeypatch):
+    request = lm.request("Once upon a time", max_new_tokens=30)
+    step = service.worker.step
+
+    def broken():
+        monkeypatch.setattr(service.worker, "step", step)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(service.worker, "step", broken)
+
+    async def two():
+        first = [event async for event in await service.stream(Ask("a", request))]
+        return first, await tokens_of(service, Ask("b", request))
+
+    first, second = asyncio.run(two())
+    assert [(event.finish, bool(event.error)) for event in first] == [("error", True)]
+    assert second == alone(lm, request)
+    assert service.failures == 1
+
+
+def test_stopping_lets_those_under_way_finish_and_takes_no_more(lm):
+    service = Service(Worker(lm))
+    service.start()
+    request = lm.request("Once upon a time", max_new_tokens=300, ignore_eos=True)
+
+    async def run():
+        events = await service.stream(Ask("a", request))
+        stopping = asyncio.create_task(asyncio.to_thread(service.stop, 60.0))
+        await asyncio.sleep(0.01)
+        with pytest.raises(BusyError, match="about to stop"):
+            await service.stream(Ask("b", request))
+        tokens = [token async for event in events for token in event.tokens]
+        await stopping
+        return tokens
+
+    assert asyncio.run(run()) == alone(lm, request)
+    assert not service.ready
+    with pytest.raises(BusyError, match="about to stop"):
+        asyncio.run(service.stream(Ask("c", request)))
+
+
+def test_stopping_at_once_tells_those_under_way(lm):
+    service = Service(Worker(lm))
+    service.start()
+    request = lm.request("Once upon a time", max_new_tokens=900, ignore_eos=True)
+
+    async def run():
+        events = await service.stream(Ask("a", request))
+        await asyncio.to_thread(service.stop)
+        return [event.finish async for event in events][-1]
+
+    assert asyncio.run(run()) == "cancelled"

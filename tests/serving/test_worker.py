@@ -1,0 +1,163 @@
+"""Many requests on one engine: each gets what it would have got alone."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import LM
+from paceline.control.grammar import Grammar
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.errors import RequestError
+from paceline.serving.worker import Ask, Worker
+
+PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM(drafter="blend")
+
+
+def alone(lm, request):
+    """What plain decoding gives."""
+    drafter = lm.method.build(lm.target)
+    return Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
+
+
+def drive(worker, events=None, steps=2000):
+    """Everything that comes until nothing is left to do."""
+    events = [] if events is None else events
+    for _ in range(steps):
+        if worker.idle:
+            return events
+        events += worker.step()
+    raise AssertionError("it does not end")
+
+
+def tokens_of(events, name):
+    return [token for event in events if event.id == name for token in event.tokens]
+
+
+def text_of(events, name):
+    return "".join(event.text for event in events if event.id == name)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_everybody_gets_what_they_would_have_got_alone(lm, data):
+    places = data.draw(st.integers(1, 5))
+    capacity = data.draw(st.sampled_from([None, 90]))
+    worker = Worker(lm, places=places, capacity=capacity)
+    expected, events = {}, []
+    for number in range(data.draw(st.integers(1, 6))):
+        request = lm.request(
+            data.draw(st.sampled_from(PROMPTS)),
+            max_new_tokens=data.draw(st.integers(1, 30)),
+            temperature=data.draw(st.sampled_from([0.0, 0.8])),
+            seed=number,
+        )
+        budget = data.draw(st.sampled_from([None, 0, 3]))
+        drafter = data.draw(st.sampled_from([None, "hostile", "lookup"]))
+        expected[f"r{number}"] = alone(lm, request)
+        worker.submit(Ask(f"r{number}", request, budget=budget, drafter=drafter))
+        for _ in range(data.draw(st.integers(0, 3))):
+            events += worker.step()
+    drive(worker, events)
+    for name, tokens in expected.items():
+        assert tokens_of(events, name) == tokens
+    assert not worker.scheduler.jobs
+
+
+def test_preempted_requests_lose_nothing(lm):
+    worker = Worker(lm, places=4, capacity=180)
+    requests = [
+        lm.request(prompt, max_new_tokens=150, temperature=0.9, seed=3, ignore_eos=True)
+        for prompt in PROMPTS
+    ]
+    for number, request in enumerate(requests):
+        worker.submit(Ask(str(number), request))
+    events = drive(worker)
+    assert worker.stats.preempted
+    for number, request in enumerate(requests):
+        assert tokens_of(events, str(number)) == alone(lm, request)
+
+
+def test_who_leaves_disturbs_nobody(lm):
+    worker = Worker(lm)
+    stays = lm.request(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    worker.submit(Ask("stays", stays))
+    worker.submit(Ask("leaves", lm.request(PROMPTS[1], max_new_tokens=40, ignore_eos=True)))
+    worker.submit(Ask("late", lm.request(PROMPTS[2], max_new_tokens=40), deadline=0.0))
+    events = [event for _ in range(4) for event in worker.step()]
+    events += worker.cancel("leaves")
+    assert worker.cancel("leaves") == []
+    drive(worker, events)
+    finish = {event.id: event.finish for event in events if event.finish}
+    assert finish == {"stays": "length", "leaves": "cancelled", "late": "deadline"}
+    assert tokens_of(events, "stays") == alone(lm, stays)
+
+
+def test_an_error_is_its_requests_own(lm):
+    class Forbids:
+        def apply(self, logits, history):
+            return np.full_like(logits, -np.inf)
+
+    good = lm.request(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+    bad = replace(good, controls=(Forbids(),))
+    worker = Worker(lm)
+    worker.submit(Ask("good", good))
+    worker.submit(Ask("bad", bad))
+    events = drive(worker)
+    [failed] = [event for event in events if event.finish == "error"]
+    assert failed.id == "bad"
+    assert "allow no token" in failed.error
+    assert tokens_of(events, "good") == alone(lm, good)
+    with pytest.raises(RequestError, match="prompt is empty"):
+        worker.submit(Ask("empty", replace(good, prompt=())))
+    assert worker.idle
+
+
+def test_grammars_and_stop_strings_hold_in_a_batch(lm):
+    grammar = Grammar.choice(["yes", "no", "perhaps"])
+    worker = Worker(lm)
+    worker.submit(Ask("choice", lm.request(PROMPTS[0], grammar=grammar, max_new_tokens=20)))
+    worker.submit(
+        Ask("stopped", lm.request(PROMPTS[0], stop=["able"], max_new_tokens=60, temperature=0.0))
+    )
+    events = drive(worker)
+    assert text_of(events, "choice") in ("yes", "no", "perhaps")
+    assert "able" not in text_of(events, "stopped")
+    finish = {event.id: event.finish for event in events if event.finish}
+    assert finish == {"choice": "stop", "stopped": "stop"}
+
+
+def test_several_answers_wait_for_one_prompt(lm):
+    worker = Worker(lm)
+    requests = [
+        lm.request(PROMPTS[0] * 8, max_new_tokens=12, temperature=1.0, seed=seed)
+        for seed in range(3)
+    ]
+    for seed, request in enumerate(requests):
+        worker.submit(Ask(str(seed), request, after="0" if seed else None))
+    events = drive(worker)
+    for seed, request in enumerate(requests):
+        assert tokens_of(events, str(seed)) == alone(lm, request)
+
+
+def test_logprobs_are_the_models_own(lm):
+    request = lm.request(PROMPTS[0], max_new_tokens=8, temperature=0.0)
+    worker = Worker(lm)
+    worker.submit(Ask("a", request, logprobs=3))
+    events = drive(worker)
+    told = [each for event in events for each in event.logprobs]
+    assert [each.token for each in told] == tokens_of(events, "a")
+    for each in told:
+        assert each.top[0] == (each.token, each.logprob)
+        assert sum(np.exp(logprob) for _, logprob in each.top) <= 1.0
+        assert len(each.top) == 3
+    origins = [origin for event in events for origin in event.origins]
+    assert len(origins) == len(told)
