@@ -2,7 +2,10 @@
 
     python benchmarks/drafters.py ../shared/models/bitstories-3M
 
-Greedy decoding on the documents of stories-val: a prompt is the first 64 tokens of a document that
+    python benchmarks/drafters.py ../shared/models/bitstories-3M --tasks 3
+
+Greedy decoding on the documents of stories-val, or with `--tasks N` on the first N questions of
+each task of Spec-Bench: a prompt is the first 64 tokens of a document that
 has as many, without its end marks; the output is always 100 new tokens, past the model's own end if
 need be (`--stop` ends there). Cells: the drafter's state carried from prompt to prompt / reset at
 every prompt. `recycle` and `blend` start from what `paceline warm` kept of the model, unless
@@ -18,8 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paceline import LM
+from paceline.measuring.prompts import read_prompts
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+QUESTIONS = SHARED / "data" / "spec-bench" / "question.jsonl"
 STORIES = SHARED / "data" / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 DRAFTERS = (
     "lookup",
@@ -49,6 +54,18 @@ def prompts(lm: LM, documents: slice) -> Prompts:
     return [ids[:PROMPT] for ids in tokens if len(ids) >= PROMPT][documents]
 
 
+def questions(lm: LM, each: int) -> tuple[list[str], list[list[int]]]:
+    """Tasks and prompts: the first turns of some questions, clipped to what leaves room."""
+    room = min(lm.engine.config.context - NEW, 256)
+    tasks: list[str] = []
+    asked: list[list[int]] = []
+    for dialogue in read_prompts(QUESTIONS):
+        if tasks.count(dialogue.category) < each:
+            tasks.append(dialogue.category)
+            asked.append(list(lm.tokenizer.encode(dialogue.turns[0]))[-room:])
+    return tasks, asked
+
+
 def tokens_per_pass(lm: LM, chosen: Prompts, carried: bool, stop: bool) -> float:
     """Over all prompts: new tokens divided by passes."""
     lm.reset()
@@ -64,18 +81,21 @@ def tokens_per_pass(lm: LM, chosen: Prompts, carried: bool, stop: bool) -> float
 
 
 def table(model: Path, documents: slice, options: argparse.Namespace) -> str:
-    """One model on some documents."""
+    """One model on some documents, or on questions."""
     rows: dict[str, list[tuple[float, float]]] = {name: [] for name in options.drafters}
     count = 0
     for name in options.drafters:
         for budget in options.budgets:
             lm = LM(model, drafter=name, budget=budget, threads=1)
-            chosen = prompts(lm, documents)
+            asks = options.tasks
+            chosen = questions(lm, asks)[1] if asks else prompts(lm, documents)
             count = len(chosen)
             carried, fresh = (tokens_per_pass(lm, chosen, c, options.stop) for c in (True, False))
             rows[name].append((carried, fresh))
     head = ["drafter", *(f"{budget} nodes" for budget in options.budgets)]
     where = f"prompts {documents.start}..{documents.start + count - 1}"
+    if options.tasks:
+        where = f"{count} questions of Spec-Bench"
     lines = [f"**{model.name}, {where}** (state carried / reset)", ""]
     lines += [_row(head), _row(["---"] * len(head))]
     lines += [_row([f"`{name}`", *(f"{a:.2f} / {b:.2f}" for a, b in rows[name])]) for name in rows]
@@ -107,6 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--documents", nargs="+", type=_documents, default=[slice(0, 40)])
+    parser.add_argument("--tasks", type=int, metavar="N", help="questions of each Spec-Bench task")
     parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--stop", action="store_true", help="honour the model's stop tokens")

@@ -35,17 +35,15 @@ from peers import busy_others, ticks
 from runners import PEERS, WIDTHS, Runner, chosen, opened
 from transformers_llama import Transformers
 
-from drafters import NEW, PROMPT, SHARED, prompts
+from drafters import NEW, PROMPT, prompts, questions
 from paceline import LM
 from paceline.core import Floats
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.measuring.machine import machine, versions
-from paceline.measuring.prompts import read_prompts
 from paceline.measuring.statistics import median_interval
 from paceline.models import Model
 from paceline.models.config import ModelConfig
 
-QUESTIONS = SHARED / "data" / "spec-bench" / "question.jsonl"
 LONGEST, LOOKED_UP = 2, 10  # of llama-cpp-python's prompt lookup: tokens matched, tokens drafted
 CHECKED = 5  # outputs that peers read
 BITS = {storage: bits for bits, width in WIDTHS.items() for storage in width.ours}
@@ -222,18 +220,6 @@ def same(left: Answer, right: Answer) -> int:
     """Tokens before the first that differs."""
     pairs = zip(left.tokens, right.tokens, strict=True)
     return next((i for i, (a, b) in enumerate(pairs) if a != b), NEW)
-
-
-def questions(lm: LM, each: int) -> tuple[list[str], list[list[int]]]:
-    """Tasks and prompts: the first turns of some questions, clipped to what leaves room."""
-    room = min(lm.engine.config.context - NEW, 256)
-    tasks: list[str] = []
-    asked: list[list[int]] = []
-    for dialogue in read_prompts(QUESTIONS):
-        if tasks.count(dialogue.category) < each:
-            tasks.append(dialogue.category)
-            asked.append(list(lm.tokenizer.encode(dialogue.turns[0]))[-room:])
-    return tasks, asked
 
 
 def _prefill(runner: Runner, prompt: list[int]) -> None:

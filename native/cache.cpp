@@ -1,65 +1,75 @@
 #include "cache.hpp"
 
-#include <algorithm>
 #include <stdexcept>
 #include <string>
 
 namespace {
 
-size_t blocks_for(size_t positions) { return (positions + kCacheBlock - 1) / kCacheBlock; }
+size_t pages_for(size_t positions) { return (positions + kCacheBlock - 1) / kCacheBlock; }
 
 }  // namespace
 
-Cache::Cache(const Shape& shape, const CacheKernels& kernels)
-    : shape_(&shape), kernels_(&kernels), layers_(shape.layers.size()) {
-    for (const LayerShape& layer : shape.layers)
-        block_bytes_.push_back(kernels.block_bytes(layer.head_dim));
+PageLayout::PageLayout(const Shape& shape, const CacheKernels& given) : kernels(&given) {
+    for (const LayerShape& layer : shape.layers) {
+        const size_t block = given.block_bytes(layer.head_dim);
+        layers.push_back({layer.kv_heads, layer.head_dim, block, bytes});
+        bytes += layer.kv_heads * block;
+    }
 }
 
-size_t Cache::bytes() const {
-    size_t total = 0;
-    for (const Buffer& layer : layers_) total += layer.size();
-    return total;
+Page* Cache::copied_first() const {
+    if (length_ % kCacheBlock == 0) return nullptr;
+    Page* last = pages_[length_ / kCacheBlock];
+    return memory_->holders(last) > 1 ? last : nullptr;
+}
+
+size_t Cache::missing(size_t nodes) const {
+    const size_t wanted = pages_for(length_ + nodes);
+    return wanted > pages_.size() ? wanted - pages_.size() : 0;
 }
 
 void Cache::prepare(size_t nodes) {
     parents_.clear();
-    const size_t needed = blocks_for(length_ + nodes);
-    if (needed > blocks_) resize(std::max(needed, blocks_ + blocks_ / 2));
+    if (Page* shared = copied_first()) {
+        Page* own = memory_->take();
+        std::memcpy(own->data, shared->data, layout_->bytes);
+        pages_[length_ / kCacheBlock] = own;
+        data_[length_ / kCacheBlock] = own->data;
+        memory_->drop(shared);
+    }
+    for (size_t more = missing(nodes); more > 0; --more) add(memory_->take());
 }
 
-// Room for `blocks` blocks of each layer, no fewer than the committed positions take.
-void Cache::resize(size_t blocks) {
-    std::vector<Buffer> layers;
-    for (size_t layer = 0; layer < layers_.size(); ++layer) {
-        const Buffer& grown = layers.emplace_back(blocks * stride(layer));
-        if (length_)
-            std::memcpy(grown.bytes(), layers_[layer].bytes(),
-                        blocks_for(length_) * stride(layer));
-    }
-    layers_ = std::move(layers);
-    blocks_ = blocks;
+void Cache::add(Page* page) {
+    pages_.push_back(page);
+    data_.push_back(page->data);
+}
+
+// Gives the pages behind the first `count` back.
+void Cache::keep(size_t count) {
+    for (; pages_.size() > count; pages_.pop_back(), data_.pop_back()) memory_->drop(pages_.back());
 }
 
 Cache Cache::fork() const {
-    Cache copy(*shape_, *kernels_);
-    copy.blocks_ = blocks_for(length_);
-    copy.length_ = length_;
-    for (size_t layer = 0; layer < layers_.size(); ++layer) {
-        copy.layers_[layer] = Buffer(copy.blocks_ * stride(layer));
-        if (length_)
-            std::memcpy(copy.layers_[layer].bytes(), layers_[layer].bytes(),
-                        copy.layers_[layer].size());
+    Cache other(*layout_, *memory_);
+    other.length_ = length_;
+    other.pages_.reserve(pages_for(length_));
+    other.data_.reserve(pages_for(length_));
+    for (size_t i = 0; i < pages_for(length_); ++i) {
+        memory_->hold(pages_[i]);
+        other.add(pages_[i]);
     }
-    return copy;
+    return other;
 }
 
 void Cache::move(size_t from, size_t to) {
-    for (size_t layer = 0; layer < layers_.size(); ++layer)
-        for (size_t head = 0; head < shape_->layers[layer].kv_heads; ++head)
+    for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
             copy(layer, head, from, block(layer, head, to), to % kCacheBlock);
 }
 
+// Writes behind the committed positions only: a fork that was made since the pass, and so shares
+// the page, does not read there and copies it before it writes.
 void Cache::commit(const int32_t* path, size_t count) {
     if (parents_.empty()) throw std::invalid_argument("there is no forward pass to commit");
     if (viewed_) throw std::invalid_argument("the last forward pass was a view, to draft only");
@@ -73,6 +83,7 @@ void Cache::commit(const int32_t* path, size_t count) {
         if (static_cast<size_t>(path[i]) != i) move(length_ + path[i], length_ + i);
     length_ += count;
     parents_.clear();
+    keep(pages_for(length_));
 }
 
 void Cache::truncate(size_t length) {
@@ -81,4 +92,5 @@ void Cache::truncate(size_t length) {
                                     " positions to " + std::to_string(length));
     length_ = length;
     parents_.clear();
+    keep(pages_for(length_));
 }

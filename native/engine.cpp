@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -303,6 +304,30 @@ void set_profiling(Engine& engine, bool on) {
     if (on) engine.model.profile = {};
 }
 
+// Pages that are used, those with several holders, those in memory, and how many there may be.
+nb::tuple count_pages(Engine& engine) {
+    const Pages::Count count = engine.model.memory.count();
+    nb::object limit = count.limit == SIZE_MAX ? nb::none() : nb::object(nb::int_(count.limit));
+    return nb::make_tuple(count.used, count.shared, count.reserved, limit);
+}
+
+void set_page_limit(Engine& engine, std::optional<size_t> pages) {
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(engine.busy);
+    engine.model.memory.set_limit(pages.value_or(SIZE_MAX));
+}
+
+// What tells the pages of a sequence from all others.
+std::vector<uintptr_t> pages_of(Sequence& sequence) {
+    std::vector<uintptr_t> pages;
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(sequence.engine->busy);
+    if (sequence.cache)
+        for (const Page* page : sequence.cache->pages())
+            pages.push_back(reinterpret_cast<uintptr_t>(page));
+    return pages;
+}
+
 template <class Use>
 auto locked(Sequence& sequence, Use use) {
     nb::gil_scoped_release unlocked;
@@ -313,6 +338,7 @@ auto locked(Sequence& sequence, Use use) {
 }  // namespace
 
 void bind_engine(nb::module_& m) {
+    nb::exception<MemoryFull>(m, "MemoryFullError", PyExc_ValueError);
     nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
     m.def("isas", [] {
         std::vector<std::string> names;
@@ -323,6 +349,7 @@ void bind_engine(nb::module_& m) {
     nb::class_<Sequence>(m, "Sequence")
         .def_prop_ro("length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; })
         .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; })
+        .def_prop_ro("pages", &pages_of)
         .def("commit", [](Sequence& s, Ints path) {
             locked(s, [&](Cache& cache) { cache.commit(path.data(), path.size()); });
         })
@@ -361,6 +388,9 @@ void bind_engine(nb::module_& m) {
         .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
         .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
         .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; })
+        .def_prop_ro("page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); })
+        .def_prop_ro("pages", &count_pages)
+        .def("set_page_limit", &set_page_limit, nb::arg("pages").none())
         .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); })
         .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
                      [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; })

@@ -42,11 +42,20 @@ struct NormJob {
     bool centred;  // layer norm; otherwise root mean square
 };
 
+// A node of a call that several sequences share.
+struct Guest {
+    const float* queries;  // head h: queries[h * D]
+    size_t column;         // its own, the last that it sees
+    float* states;         // [query of the kv head][spans][state]
+    size_t spans;
+};
+
 // Queries first .. first + count - 1 of one kv head of a sequence: node-major (node, head in group)
 // pairs. Columns are committed rows, then a node's ancestors by depth.
 struct Attention {
-    const uint8_t* blocks;  // of this head; the rows of the tree lie behind the committed ones
-    size_t block_stride;    // bytes from one to the next
+    const uint8_t* const* pages;  // the rows of the tree lie behind the committed ones
+    size_t last_page;
+    size_t offset;          // of this head's block in a page
     size_t head_dim;        // D
     size_t length;          // committed rows; node i of the tree is row length + i
     const int32_t* seen;    // their positions, if not 0 .. length - 1; or null
@@ -66,6 +75,9 @@ struct Attention {
     size_t first, count;
     size_t spans;   // that the columns reach into
     float* states;  // [query][spans][state]: what each span gives, for `combine`; or null
+    // The nodes, where they belong to several sequences that share the pages of a span; or null.
+    // Then `length` and `root` are 0, and `states` are those of the guests.
+    const Guest* guests;
 };
 
 // How keys and values are kept, in blocks of `kCacheBlock` positions of one head.

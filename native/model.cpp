@@ -20,6 +20,8 @@ Model::Model(Shape given, const Kernels& kernels, Format format, Format head,
     : shape(std::move(given)),
       kernels(kernels),
       cache_kernels(*kernels.caches[static_cast<size_t>(cache_format)]),
+      layout(shape, cache_kernels),
+      memory(layout.bytes),
       weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
       ropes_(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
@@ -37,13 +39,6 @@ void Model::forward(const std::vector<Branch>& batch, float* logits, const View&
     if (profiling) pass->account(profile);
     for (const Branch& branch : batch)
         branch.cache->remember(branch.parents, branch.nodes, view.partial());
-}
-
-double Model::position_bytes() const {
-    size_t total = 0;
-    for (const LayerShape& layer : shape.layers)
-        total += layer.kv_heads * cache_kernels.block_bytes(layer.head_dim);
-    return static_cast<double>(total) / kCacheBlock;
 }
 
 void Model::set_threads(size_t threads) {

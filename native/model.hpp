@@ -60,9 +60,11 @@ public:
           CacheFormat cache_format, size_t threads);
 
     // Bytes that one position takes in the cache.
-    double position_bytes() const;
+    double position_bytes() const {
+        return static_cast<double>(layout.bytes) / kCacheBlock;
+    }
     // A new, empty sequence.
-    Cache open() const { return Cache(shape, cache_kernels); }
+    Cache open() { return Cache(layout, memory); }
 
     // See Weights::set.
     void set(const std::string& name, const Given& weight) { weights.set(name, weight, *pool_); }
@@ -72,7 +74,8 @@ public:
 
     // Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null.
     // Nothing is committed.
-    // Throws std::invalid_argument for bad tokens, parents, positions or views, before any work.
+    // Throws std::invalid_argument for bad tokens, parents, positions or views, and MemoryFull,
+    // before any work.
     void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
 
     void set_threads(size_t threads);
@@ -84,6 +87,8 @@ public:
     const Shape shape;
     const Kernels& kernels;
     const CacheKernels& cache_kernels;
+    const PageLayout layout;
+    Pages memory;  // of all sequences
     Weights weights;
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.

@@ -1,6 +1,7 @@
 #include "pass.hpp"
 
 #include <algorithm>
+#include <map>
 #include <stdexcept>
 #include <string>
 
@@ -43,7 +44,9 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
         n_ += branch.nodes;
     }
     if (headed_.empty()) logits_ = nullptr;
+    find_joints();
     threads_ = worthwhile_threads();
+    model_.memory.check(missing_pages());
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
     reserve();
     plan();
@@ -118,6 +121,19 @@ size_t Pass::seen(const Branch& branch) const {
     return view_.positions ? view_.positions->size() : branch.cache->length();
 }
 
+// Sequences that share a page each write into a copy, but for the last one to hold it.
+size_t Pass::missing_pages() const {
+    size_t pages = 0;
+    std::map<const Page*, size_t> writers;
+    for (const Branch& branch : batch_) {
+        pages += branch.cache->missing(branch.nodes);
+        if (const Page* page = branch.cache->copied_first()) ++writers[page];
+    }
+    for (const auto& [page, count] : writers)
+        pages += std::min<size_t>(count, model_.memory.holders(page) - 1);
+    return pages;
+}
+
 size_t Pass::worthwhile_threads() const {
     const double part =
         static_cast<double>(layers_.size()) / static_cast<double>(shape_.layers.size());
@@ -135,8 +151,11 @@ void Pass::reserve() {
         arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
     };
     product(model_.weights.head);
-    size_t seen = 0, states = 0;
+    size_t states = 0;
+    if (view_.positions) reserve_view();
+    before_.resize(shape_.layers.size());
     for (const size_t i : layers_) {
+        count_calls(i);
         const LayerShape& layer = shape_.layers[i];
         wide_ = std::max(wide_, padded(layer.intermediate));
         qkv_ = std::max(qkv_, layer.qkv_size());
@@ -144,8 +163,11 @@ void Pass::reserve() {
         const LayerWeights& weights = model_.weights.layers[i];
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
-        seen = std::max(seen, bytes_of_view(i));
-        states = std::max(states, floats_of_states(i));
+        states = std::max(states, before_[i].states.back());
+        if (!joints_.empty())
+            scratch = std::max(scratch, bytes_of_guests() +
+                                            kernels_.attention_bytes(join(i, joints_[0], 0, nullptr),
+                                                                     kMostQueries));
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
                                                                  sharing(layer, branch).tile));
@@ -163,7 +185,6 @@ void Pass::reserve() {
     rows(work_.attended, attended_);
     rows(work_.wide, wide_);
     work_.arranged.reserve(arranged);
-    work_.seen.reserve(seen);
     work_.states.reserve(states * sizeof(float));
     work_.scratch.resize(model_.threads());
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
@@ -222,11 +243,8 @@ void Pass::plan_layer(size_t layer) {
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
-    size_t calls = 0;
-    for (size_t branch = 0; branch < batch_.size(); ++branch)
-        calls += shape.kv_heads * sharing(shape, branch).calls();
-    add_chunks(Part::attention, &Pass::attend, layer, calls);
-    if (floats_of_states(layer)) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
+    add_chunks(Part::attention, &Pass::attend, layer, before_[layer].calls.back());
+    if (before_[layer].states.back()) add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
     multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});

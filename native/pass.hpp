@@ -6,10 +6,12 @@
 
 #include "model.hpp"
 
+constexpr size_t kMostQueries = 96;  // of a call: as many as share what it reads of the cache
+
 class Pass : public Task {
 public:
     // Checks the batch, makes room in the caches and in the workspace, plans the phases.
-    // Throws std::invalid_argument or std::bad_alloc; then nothing has been done.
+    // Throws std::invalid_argument, MemoryFull or std::bad_alloc; then nothing has been done.
     Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
 
     // How many threads are worth waking for so much work.
@@ -37,8 +39,18 @@ private:
     // How the queries of one kv head are cut into calls.
     struct Sharing {
         size_t tile, tiles, spans;
-        bool apart;  // one call for each span
-        size_t calls() const { return apart ? tiles * spans : tiles; }
+        size_t joint;  // spans, the first ones, that others compute, too
+        bool apart;    // one call for each span
+        size_t calls() const { return apart ? tiles * (spans - joint) : tiles; }
+    };
+    // Calls and floats of states that the branches before each one have, and all of them.
+    struct Before {
+        std::vector<size_t> calls, states;
+    };
+    // A span that several branches have in the same pages.
+    struct Joint {
+        size_t span, nodes;
+        std::vector<size_t> branches;
     };
     // A matrix, the rows that it multiplies, and what becomes of the results.
     struct Linear {
@@ -52,6 +64,7 @@ private:
     void choose_layers();
     void check_positions(size_t length) const;
     void choose_tokens();
+    size_t missing_pages() const;
     size_t worthwhile_threads() const;
     void reserve();
     void plan();
@@ -90,10 +103,13 @@ private:
     void merge(const Norm& post, size_t row);
     size_t seen(const Branch& branch) const;
     size_t blocks_of_view() const;
-    size_t bytes_of_view(size_t layer) const;
-    uint8_t* block_of_view(size_t layer, size_t branch, size_t head, size_t place) const;
+    void reserve_view();
     Sharing sharing(const LayerShape& layer, size_t branch) const;
-    size_t floats_of_states(size_t layer) const;
+    void find_joints();
+    size_t joint_calls(const LayerShape& layer, const Joint& joint) const;
+    Attention join(size_t layer, const Joint& joint, size_t head, Guest* guests) const;
+    size_t bytes_of_guests() const;
+    void count_calls(size_t layer);
     Attention attention(size_t layer, size_t branch, size_t head) const;
     float* row(const Buffer& rows, size_t index, size_t stride) const {
         return rows.floats() + index * stride;
@@ -115,6 +131,10 @@ private:
     std::vector<size_t> headed_;                          // nodes whose logits are wanted
     std::vector<bool> chain_;                             // of each branch
     std::vector<int32_t> deepest_;                        // of each branch
+    std::vector<Joint> joints_;
+    std::vector<Before> before_;                          // of each layer
+    std::vector<size_t> joint_spans_;                     // of each branch
+    std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
     std::vector<Phase> phases_;
     std::vector<Linear> products_;
     Clock clock_;

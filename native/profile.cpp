@@ -31,6 +31,11 @@ Spent Pass::moved(const Phase& phase) const {
             spent.bytes += static_cast<double>(rows * stride) / kCacheBlock;
             spent.macs += static_cast<double>(2 * branch.nodes * rows * shape.query_size());
         }
+        for (const Joint& joint : joints_) {
+            const size_t stride = batch_[0].cache->stride(phase.index);
+            spent.bytes -= static_cast<double>((joint.branches.size() - 1) * stride) * kSpan /
+                           kCacheBlock;
+        }
     }
     return spent;
 }

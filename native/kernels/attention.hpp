@@ -119,23 +119,33 @@ INLINE F16 hide(F16 scores, size_t first, size_t start, size_t last) {
     return where_less(splat(static_cast<float>(last)), column, hidden, scores);
 }
 
-template <class Number, int T>
-INLINE void multiply_keys(const Attention& job, const uint8_t* block, size_t count,
-                          const float* queries, float* scores) {
-    using W = FloatWeights<Number>;
-    multiply_panels<W, T>(block, job.head_dim * W::kStep, padded(count) / kPanel, queries,
-                          job.head_dim, {scores, T * kPanel, false},
-                          {block + job.block_stride, W::kStep});
+INLINE const uint8_t* block_at(const Attention& job, size_t row) {
+    return job.pages[row / kCacheBlock] + job.offset;
+}
+
+// What to fetch while the block of `row` is used.
+INLINE const uint8_t* block_after(const Attention& job, size_t row) {
+    const size_t next = row / kCacheBlock + 1;
+    return job.pages[next < job.last_page ? next : job.last_page] + job.offset;
 }
 
 template <class Number, int T>
-INLINE void multiply_values(const Attention& job, const uint8_t* block, size_t count,
-                            const float* weights, float* sums) {
+INLINE void multiply_keys(const Attention& job, size_t row, size_t count, const float* queries,
+                          float* scores) {
     using W = FloatWeights<Number>;
-    const uint8_t* values = block + Block<Number>::values_at(job.head_dim);
-    multiply_panels<W, T>(values, kCacheBlock * W::kStep, padded(job.head_dim) / kPanel, weights,
-                          count, {sums, T * kPanel, true},
-                          {values + job.block_stride, W::kStep});
+    multiply_panels<W, T>(block_at(job, row), job.head_dim * W::kStep, padded(count) / kPanel,
+                          queries, job.head_dim, {scores, T * kPanel, false},
+                          {block_after(job, row), W::kStep});
+}
+
+template <class Number, int T>
+INLINE void multiply_values(const Attention& job, size_t row, size_t count, const float* weights,
+                            float* sums) {
+    using W = FloatWeights<Number>;
+    const size_t values = Block<Number>::values_at(job.head_dim);
+    multiply_panels<W, T>(block_at(job, row) + values, kCacheBlock * W::kStep,
+                          padded(job.head_dim) / kPanel, weights, count, {sums, T * kPanel, true},
+                          {block_after(job, row) + values, W::kStep});
 }
 
 // Scores of 16 rows of a block, without what is hidden.
@@ -153,8 +163,8 @@ template <class Number, int T>
 static void see_block(const Attention& job, const Group& group, const Parts& parts, size_t begin) {
     const size_t end = begin + kCacheBlock < group.to ? begin + kCacheBlock : group.to;
     const size_t count = end - begin, panels = padded(count) / kPanel;
-    const uint8_t* block = job.blocks + begin / kCacheBlock * job.block_stride;
-    multiply_keys<Number, T>(job, block, count, group.queries, parts.scores);
+    const uint8_t* block = block_at(job, begin);
+    multiply_keys<Number, T>(job, begin, count, group.queries, parts.scores);
     for (size_t t = 0; t < group.count; ++t) {
         const size_t query = group.first + t;
         const auto start = static_cast<size_t>(parts.start[query]);
@@ -179,7 +189,7 @@ static void see_block(const Attention& job, const Group& group, const Parts& par
     }
     for (size_t t = group.count; t < T; ++t)
         for (size_t i = 0; i < count; ++i) parts.weights[i * T + t] = 0.0f;
-    multiply_values<Number, T>(job, block, count, parts.weights, group.sums);
+    multiply_values<Number, T>(job, begin, count, parts.weights, group.sums);
 }
 
 // Scores of the rows of a tree, from the block on in which it begins: [t][slot].
@@ -189,8 +199,8 @@ static void score_slots(const Attention& job, const Group& group, const Parts& p
     const size_t room = slots_of(job);
     for (size_t begin = first; begin < end; begin += kCacheBlock) {
         const size_t count = end - begin < kCacheBlock ? end - begin : kCacheBlock;
-        const uint8_t* block = job.blocks + begin / kCacheBlock * job.block_stride;
-        multiply_keys<Number, T>(job, block, count, group.queries, parts.scores);
+        const uint8_t* block = block_at(job, begin);
+        multiply_keys<Number, T>(job, begin, count, group.queries, parts.scores);
         for (size_t t = 0; t < group.count; ++t)
             for (size_t p = 0; p < padded(count) / kPanel; ++p)
                 store(parts.slots + t * room + begin - first + p * kPanel,
@@ -236,15 +246,14 @@ static void see_tree(const Attention& job, const Group& group, const Parts& part
         each_seen(job, node, start, begin, [&](size_t row, size_t column) {
             float weight = columns[column - begin];
             if constexpr (Block<Number>::kScaled) {
-                const uint8_t* block = job.blocks + row / kCacheBlock * job.block_stride;
-                weight *= Block<Number>::value_scales(block, job.head_dim)[row % kCacheBlock];
+                const float* scales = Block<Number>::value_scales(block_at(job, row), job.head_dim);
+                weight *= scales[row % kCacheBlock];
             }
             parts.weights[(row - first) * T + t] = weight;
         });
     }
     for (size_t row = first; row < end; row += kCacheBlock)
-        multiply_values<Number, T>(job, job.blocks + row / kCacheBlock * job.block_stride,
-                                   end - row < kCacheBlock ? end - row : kCacheBlock,
+        multiply_values<Number, T>(job, row, end - row < kCacheBlock ? end - row : kCacheBlock,
                                    parts.weights + (row - first) * T, group.sums);
 }
 
@@ -298,11 +307,21 @@ INLINE Group group_of(const Attention& job, const Parts& parts, const Tiling& ti
 INLINE void load_queries(const Attention& job, const Group& group, size_t width) {
     for (size_t t = 0; t < width; ++t) {
         const size_t query = job.first + group.first + (t < group.count ? t : 0);
-        const float* from = job.queries + query / job.group * job.query_stride +
-                            (job.first_head + query % job.group) * job.head_dim;
+        const size_t node = query / job.group;
+        const float* of_node = job.guests ? job.guests[node].queries
+                                          : job.queries + node * job.query_stride;
+        const float* from = of_node + (job.first_head + query % job.group) * job.head_dim;
         for (size_t d = 0; d < job.head_dim; ++d)
             group.queries[d * width + t] = t < group.count ? from[d] : 0.0f;
     }
+}
+
+// What span `span` gives to a query of the job.
+INLINE float* state_at(const Attention& job, size_t query, size_t span) {
+    const size_t state = state_floats(job.head_dim);
+    if (!job.guests) return job.states + (query * job.spans + span) * state;
+    const Guest& guest = job.guests[query / job.group];
+    return guest.states + (query % job.group * guest.spans + span) * state;
 }
 
 // The columns of one span.
@@ -331,7 +350,9 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
     for (size_t tile = 0; tile < tiles.count; ++tile)
         load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
     for (size_t query = 0; query < job.count; ++query) {
-        const auto depth = static_cast<size_t>(job.depths[(job.first + query) / job.group]);
+        const size_t node = (job.first + query) / job.group;
+        const size_t depth =
+            job.guests ? job.guests[node].column : static_cast<size_t>(job.depths[node]);
         parts.start[query] = static_cast<int32_t>(window_start(job, depth));
         parts.last[query] = static_cast<int32_t>(job.length + depth);
         clear(parts.totals + query * state, dim);
@@ -346,7 +367,7 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
             for (size_t t = 0; t < tiles.tokens(tile); ++t) {
                 float* total = parts.totals + (first + t) * state;
                 if (job.states) {
-                    total = job.states + ((job.first + first + t) * job.spans + span) * state;
+                    total = state_at(job, job.first + first + t, span);
                     clear(total, dim);
                 }
                 merge(total, parts.high[first + t], parts.lanes + (first + t) * kPanel,
@@ -362,10 +383,9 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
 // Merges the spans of query `query`, which other calls have left in `states`.
 static void combine(const Attention& job, size_t query) {
     alignas(64) float total[2 * kPanel + kLargestHead];
-    const size_t state = state_floats(job.head_dim);
     clear(total, job.head_dim);
     for (size_t span = 0; span < job.spans; ++span) {
-        const float* part = job.states + (query * job.spans + span) * state;
+        const float* part = state_at(job, query, span);
         merge(total, part[0], part + kPanel, part + 2 * kPanel, kPanel, job.head_dim);
     }
     finish(job, query, total);

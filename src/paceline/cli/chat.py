@@ -42,6 +42,7 @@ def chat(
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -60,6 +61,8 @@ def chat(
         _try_template(lm)
     if follows is not None:
         lm.request(USER, grammar=follows)  # is refused before anyone types
+    if walk != "gumbel":
+        lm.stream(lm.request(USER, temperature=heat, walk=walk))  # so is this
     recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -72,6 +75,7 @@ def chat(
             controls=controls,
             grammar=follows,
             stop=ends,
+            walk=walk,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))

@@ -23,6 +23,7 @@ def open_engine(
     device: str | None = None,
     weight_format: str = "auto",
     kv_format: str = "auto",
+    kv_limit: int | None = None,
 ) -> Engine:
     """An engine with the model's weights in it; `auto` is native unless a device is named.
 
@@ -35,6 +36,7 @@ def open_engine(
             the reference engine fp32.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
             nothing.
+        kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
 
     Raises:
         MethodError: unknown name, settings that the engine has no use for, or torch is missing.
@@ -62,7 +64,9 @@ def open_engine(
                 f"the reference engine has no format {weight_format!r}; "
                 f"expected auto, {', '.join(REFERENCE_DTYPES)}"
             )
-        return ReferenceEngine(model.config, model.weights, device=device or "cpu", dtype=dtype)
+        return ReferenceEngine(
+            model.config, model.weights, device=device or "cpu", dtype=dtype, kv_limit=kv_limit
+        )
     if device:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
     from paceline.engines.formats import NotTernaryError
@@ -71,7 +75,12 @@ def open_engine(
     def load(name: str) -> Engine:
         kept = "fp32" if kv_format == "auto" else kv_format
         return NativeEngine(
-            model.config, model.weights, threads=threads, format=name, kv_format=kept
+            model.config,
+            model.weights,
+            threads=threads,
+            format=name,
+            kv_format=kept,
+            kv_limit=kv_limit,
         )
 
     if weight_format != "auto":

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
+PAGE = 64  # positions of a page of keys and values
 # Whose logits a pass gives: of every tree, of none, or of those that a list says.
 Rows = Literal["all", "none"] | Sequence[bool]
 
@@ -74,6 +75,35 @@ class View:
         return vocab_size if self.tokens is None else len(self.tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Pages that hold keys and values of all sequences of an engine, `PAGE` positions each.
+
+    Attributes:
+        page_bytes: size of a page.
+        used: pages that sequences hold; one that many hold counts once.
+        shared: those that more than one sequence holds.
+        reserved: pages that are in memory, the empty ones too; never above the limit.
+        limit: how many there may be; None: no limit.
+    """
+
+    page_bytes: int
+    used: int
+    shared: int
+    reserved: int
+    limit: int | None
+
+    @property
+    def free(self) -> int | None:
+        """Pages that can still be taken; None: any number."""
+        return None if self.limit is None else self.limit - self.used
+
+    @staticmethod
+    def pages(positions: int) -> int:
+        """Pages that hold so many positions."""
+        return -(-positions // PAGE)
+
+
 def wanted(rows: Rows, batch: Sized) -> list[bool]:
     """Of each tree of a batch, whether its logits are wanted.
 
@@ -119,6 +149,47 @@ class Engine(ABC):
     tolerance: float
     abilities: frozenset[str] = frozenset()
 
+    @property
+    def memory(self) -> Memory:
+        """The pages of keys and values now.
+
+        Raises:
+            MethodError: this engine does not count them.
+        """
+        raise MethodError(f"the {self.name} engine does not count its memory")
+
+    @property
+    def kv_limit(self) -> int | None:
+        """Most bytes that the pages of all sequences may take; None: no limit. Can be set.
+
+        Passes and forks that would need more raise `MemoryFullError`.
+
+        Raises:
+            MethodError: the engine knows no limit, the limit is below a page, or there are more.
+        """
+        memory = self.memory
+        return None if memory.limit is None else memory.limit * memory.page_bytes
+
+    @kv_limit.setter
+    def kv_limit(self, limit: int | None) -> None:
+        size = self.memory.page_bytes
+        if limit is not None and limit < size:
+            raise MethodError(
+                f"a limit of {limit} bytes holds no page of keys and values; expected {size} bytes "
+                f"({PAGE} positions) at least"
+            )
+        self._limit_pages(None if limit is None else limit // size)
+
+    def _limit_pages(self, pages: int | None) -> None:
+        raise MethodError(f"the {self.name} engine has no limit of memory")
+
+    def pages(self, sequence: Cached) -> Sequence[int]:
+        """What tells the pages of a sequence from all others that are held now, in their order.
+
+        Two sequences that share a page name it alike.
+        """
+        raise MethodError(f"the {self.name} engine does not count its memory")
+
     @abstractmethod
     def open(self) -> Cached:
         """A new, empty sequence."""
@@ -148,6 +219,8 @@ class Engine(ABC):
         Raises:
             RequestError: a token is outside the vocabulary, the context is full, or the view does
                 not fit the model or the sequence.
+            MemoryFullError: more pages are needed than `kv_limit` leaves. Nothing was changed:
+                other sequences can be released, and the same pass run again.
         """
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
@@ -183,7 +256,11 @@ class Engine(ABC):
 
     @abstractmethod
     def fork(self, sequence: Cached) -> Cached:
-        """An independent copy of the committed positions."""
+        """Another sequence of the same committed positions; from there on each goes its own way.
+
+        Raises:
+            MemoryFullError: the engine copies pages, and more are needed than `kv_limit` leaves.
+        """
 
     @abstractmethod
     def release(self, sequence: Cached) -> None:

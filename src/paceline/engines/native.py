@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View, wanted
+from paceline.engines.base import Cached, Engine, Memory, Rows, View, wanted
 from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
-from paceline.errors import MethodError, ModelError, RequestError
+from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.checkpoint import Weights
 from paceline.models.config import ModelConfig
 from paceline.models.safetensors import is_mapped
@@ -53,6 +53,7 @@ class NativeEngine(Engine):
         format: how matrices are stored, one of `FORMATS`, with `,head=` and another where
             embedding and head have their own; see `formats`.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
+        kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
@@ -75,6 +76,7 @@ class NativeEngine(Engine):
         format: str = "fp32",  # noqa: A002 (its name everywhere)
         isa: str = "",
         kv_format: str = "fp32",
+        kv_limit: int | None = None,
     ) -> None:
         self.config = config
         parsed = parse_format(format)
@@ -85,6 +87,8 @@ class NativeEngine(Engine):
             self._model = _native.Model(config, parsed.layers, parsed.head, kv_format, isa, count)
         except ValueError as error:
             raise MethodError(str(error)) from None
+        if kv_limit is not None:
+            self.kv_limit = kv_limit
         self._ropes = self._model.ropes
         self._rope_end = 0
         try:
@@ -110,6 +114,21 @@ class NativeEngine(Engine):
     def position_bytes(self) -> float:
         """Bytes that keys and values of one position take."""
         return self._model.position_bytes
+
+    @property
+    def memory(self) -> Memory:
+        """The pages of keys and values now."""
+        return Memory(self._model.page_bytes, *self._model.pages)
+
+    def _limit_pages(self, pages: int | None) -> None:
+        try:
+            self._model.set_page_limit(pages)
+        except ValueError as error:
+            raise MethodError(f"{error}; release sequences first") from None
+
+    def pages(self, sequence: Cached) -> Sequence[int]:
+        """What tells the pages of a sequence from all others that are held now."""
+        return _own(sequence).pages
 
     @property
     def parameters(self) -> int:
@@ -159,6 +178,8 @@ class NativeEngine(Engine):
         parts = (view.layers, view.positions, view.tokens) if view else ()
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
+        except _native.MemoryFullError as error:
+            raise self._full(error) from None
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
 
@@ -167,9 +188,14 @@ class NativeEngine(Engine):
         own = _own(sequence)
         self.check_mixed(own, tokens, weights)
         self._extend_ropes(min(own.length + len(tokens), self.config.context))
-        return self._model.forward_mixed(
-            own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
-        )
+        try:
+            return self._model.forward_mixed(
+                own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
+            )
+        except _native.MemoryFullError as error:
+            raise self._full(error) from None
+        except ValueError as error:
+            raise RequestError(f"this pass cannot be run: {error}") from None
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""
@@ -187,7 +213,7 @@ class NativeEngine(Engine):
             raise RequestError(f"cannot truncate to {length}: {error}") from None
 
     def fork(self, sequence: Cached) -> Cached:
-        """An independent copy of the committed positions."""
+        """Another sequence of the same committed positions; they share pages until they part."""
         try:
             return _own(sequence).fork()
         except ValueError as error:
@@ -209,6 +235,10 @@ class NativeEngine(Engine):
                 index, np.ascontiguousarray(cosines), np.ascontiguousarray(sines)
             )
         self._rope_end = stop
+
+    def _full(self, error: Exception) -> Exception:
+        limit = self.memory.limit
+        return MemoryFullError(f"{error} of {limit}; wait for other requests, or raise the limit")
 
     def _refusal(
         self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View, wanted
-from paceline.errors import MethodError, RequestError
+from paceline.engines.base import PAGE, Cached, Engine, Memory, Rows, View, wanted
+from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +32,7 @@ _Layer = dict[str, Tensor]
 
 @dataclass(eq=False)
 class _Sequence:
-    """Keys and values of one sequence: [2, H_kv, capacity, D] for each layer.
+    """Keys and values of one sequence: [2, H_kv, pages * PAGE, D] for each layer.
 
     Rows up to `length` are committed; the `pending` rows after them are those of the last forward,
     which was `viewed` if it used a part of the model only.
@@ -40,6 +42,7 @@ class _Sequence:
     pending: int = 0
     viewed: bool = False
     layers: list[Tensor] = field(default_factory=list)
+    pages: list[int] = field(default_factory=list)  # a number for each, never given twice
     released: bool = False
 
 
@@ -51,6 +54,7 @@ class ReferenceEngine(Engine):
         weights: canonical name -> float32 array; read layer by layer.
         device: any torch device.
         dtype: of weights and activations; norms and softmax are computed in float32.
+        kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
 
     Raises:
         MethodError: torch has no such device here.
@@ -68,12 +72,16 @@ class ReferenceEngine(Engine):
         weights: Mapping[str, Floats],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
+        kv_limit: int | None = None,
     ) -> None:
         self.config = config
         self.device = _device(device)
         self.dtype = dtype
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self.kv_format = self.format
+        self._live: WeakSet[_Sequence] = WeakSet()
+        self._numbers = count()
+        self._limit: int | None = None
         self._outer: _Layer = {}
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
@@ -83,15 +91,38 @@ class ReferenceEngine(Engine):
                 self._layers[int(index)][rest] = tensor
             else:
                 self._outer[name] = tensor
+        if kv_limit is not None:
+            self.kv_limit = kv_limit
+
+    @property
+    def memory(self) -> Memory:
+        """The pages of keys and values now. No page is shared."""
+        row = sum(2 * layer.kv_heads * layer.head_dim for layer in self.config.layers)
+        used = sum(len(sequence.pages) for sequence in self._live)
+        return Memory(PAGE * row * self.dtype.itemsize, used, 0, used, self._limit)
+
+    def _limit_pages(self, pages: int | None) -> None:
+        used = self.memory.used
+        if pages is not None and used > pages:
+            raise MethodError(
+                f"{used} pages are in memory, more than {pages}; release sequences first"
+            )
+        self._limit = pages
+
+    def pages(self, sequence: Cached) -> Sequence[int]:
+        """What tells the pages of a sequence from all others."""
+        return list(_own(sequence).pages)
 
     def open(self) -> Cached:
         """A new, empty sequence."""
-        return _Sequence(
+        sequence = _Sequence(
             layers=[
                 torch.empty(2, layer.kv_heads, 0, layer.head_dim, device=self.device).to(self.dtype)
                 for layer in self.config.layers
             ]
         )
+        self._live.add(sequence)
+        return sequence
 
     def forward(
         self,
@@ -102,16 +133,19 @@ class ReferenceEngine(Engine):
         """Run every tree, one after the other; see `Engine.forward`."""
         for cached, tree in batch:
             self.check(cached, tree, view)
+        rowed = wanted(rows, batch)
+        self._make_room([(_own(cached), len(tree)) for cached, tree in batch])
         columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
         none = np.empty((0, columns), np.float32)
-        runs = zip(batch, wanted(rows, batch), strict=True)
-        logits = [self._run(_own(s), tree, rowed, view or View()) for (s, tree), rowed in runs]
+        runs = zip(batch, rowed, strict=True)
+        logits = [self._run(_own(s), tree, want, view or View()) for (s, tree), want in runs]
         return np.concatenate([none, *logits])
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
         own = _own(sequence)
         self.check_mixed(own, tokens, weights)
+        self._make_room([(own, len(tokens))])
         return self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
 
     @torch.inference_mode()
@@ -130,6 +164,7 @@ class ReferenceEngine(Engine):
         for layer in own.layers:
             layer[:, :, own.length : end] = layer[:, :, kept]
         own.length, own.pending = end, 0
+        self._resize(own, Memory.pages(end))
 
     def truncate(self, sequence: Cached, length: int) -> None:
         """Forget all positions from `length` on."""
@@ -137,18 +172,52 @@ class ReferenceEngine(Engine):
         if not 0 <= length <= own.length:
             raise RequestError(f"cannot cut {own.length} positions to {length}")
         own.length, own.pending, own.viewed = length, 0, False
+        self._resize(own, Memory.pages(length))
 
     @torch.inference_mode()
     def fork(self, sequence: Cached) -> Cached:
         """An independent copy of the committed positions."""
         own = _own(sequence)
-        copies = [layer[:, :, : own.length].clone() for layer in own.layers]
-        return _Sequence(length=own.length, layers=copies)
+        pages = Memory.pages(own.length)
+        self._afford(pages)
+        other = _Sequence(
+            length=own.length,
+            layers=[layer[:, :, : pages * PAGE].clone() for layer in own.layers],
+            pages=[next(self._numbers) for _ in range(pages)],
+        )
+        self._live.add(other)
+        return other
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""
         if isinstance(sequence, _Sequence):
-            sequence.layers, sequence.released = [], True
+            sequence.layers, sequence.pages, sequence.released = [], [], True
+
+    def _make_room(self, more: Sequence[tuple[_Sequence, int]]) -> None:
+        """Let sequences have pages for so many more positions each."""
+        ends = [(own, own.length + nodes) for own, nodes in more]
+        self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
+        for own, end in ends:
+            self._resize(own, max(len(own.pages), Memory.pages(end)))
+
+    def _afford(self, pages: int) -> None:
+        free = self.memory.free
+        if free is not None and pages > free:
+            raise MemoryFullError(
+                f"{pages} more pages of keys and values are needed, free are {free} of "
+                f"{self._limit}; wait for other requests, or raise the limit"
+            )
+
+    @torch.inference_mode()
+    def _resize(self, sequence: _Sequence, pages: int) -> None:
+        """Let a sequence have so many pages, as many as its committed rows take at least."""
+        if pages == len(sequence.pages):
+            return
+        for index, old in enumerate(sequence.layers):
+            sequence.layers[index] = old.new_empty(2, old.shape[1], pages * PAGE, old.shape[3])
+            sequence.layers[index][:, :, : sequence.length] = old[:, :, : sequence.length]
+        del sequence.pages[pages:]
+        sequence.pages += [next(self._numbers) for _ in range(pages - len(sequence.pages))]
 
     @torch.inference_mode()
     def _run(
@@ -246,10 +315,6 @@ class ReferenceEngine(Engine):
         """Write new keys and values [2, H_kv, N, D] behind the committed ones; return them all."""
         start, end = sequence.length, sequence.length + fresh.shape[2]
         cache = sequence.layers[index]
-        if cache.shape[2] < end:
-            grown = cache.new_empty(2, cache.shape[1], max(end, 2 * start, 64), cache.shape[3])
-            grown[:, :, :start] = cache[:, :, :start]
-            cache = sequence.layers[index] = grown
         cache[:, :, start:end] = fresh
         return cache[0, :, :end], cache[1, :, :end]
 
