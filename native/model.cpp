@@ -39,7 +39,7 @@ void Model::forward(const std::vector<Branch>& batch, float* logits, const View&
     pool_->run(pass, pass->threads());
     if (profiling) pass->account(profile);
     for (const Branch& branch : batch)
-        branch.cache->remember(branch.parents, branch.nodes, bool(view));
+        branch.cache->remember(branch.parents, branch.nodes, view.partial());
     if (!logits) return;
     for (const Branch& branch : batch) hidden_rows_ += branch.rows ? branch.nodes : 0;
 }

@@ -7,7 +7,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
 
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
@@ -23,6 +25,7 @@ from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.superposed import ALPHA, superposed
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.learnt import read_learnt, write_learnt
@@ -61,6 +64,20 @@ class Options(TypedDict, total=False):
     prediction: str | Sequence[int] | None
     walk: str
     watermark: Watermark | str | None
+
+
+class Completion(NamedTuple):
+    """One of several continuations.
+
+    Attributes:
+        text: without a stop token at its end.
+        score: logarithm of the chance that the model gives all its tokens.
+        tokens: token ids.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
 
 
 class LM:
@@ -271,6 +288,41 @@ class LM:
         for output in outputs:
             output.seconds.load = self.load_seconds
         return outputs
+
+    def complete(
+        self, prompt: Prompt, n: int = 3, *, max_new_tokens: int = 10, alpha: float = ALPHA
+    ) -> list[Completion]:
+        """Several continuations of `prompt`, likeliest first, for about the passes of one. Lossy.
+
+        By Superposed Decoding: none need be what `generate` writes, and better ones may be missed;
+        their scores are the model's own. See `decoding/superposed.py`.
+
+        Args:
+            prompt: as for `request`.
+            n: how many.
+            max_new_tokens: upper limit of each; the model's stop tokens end one before.
+            alpha: weight, 0 to 1, of n-grams of the prompt and of what `paceline warm` kept.
+
+        Raises:
+            MethodError, RequestError: what is wrong and what to do.
+        """
+        ids = self._encode(prompt, None)
+        trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
+        known = [trace.tokens[text] for text in trace.texts()] if trace else []
+        found = superposed(
+            self.engine,
+            np.array(ids, np.int32),
+            n,
+            max_new_tokens,
+            alpha=alpha,
+            stop_tokens=stops,
+            known=known,
+        )
+        return [Completion(self._text(one.tokens, stops), one.score, one.tokens) for one in found]
+
+    def _text(self, tokens: Sequence[int], stops: frozenset[int]) -> str:
+        text = Detokenizer(self.tokenizer)
+        return "".join([text.push(t) for t in tokens if t not in stops]) + text.flush()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:

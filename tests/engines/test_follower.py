@@ -39,9 +39,9 @@ def test_rows_that_were_run_are_not_run_again():
     engine, run = ToyEngine(), []
     forward = engine.forward
 
-    def counting(batch, rows="all"):
+    def counting(batch, rows="all", view=None):
         run.append([tree.tokens.tolist() for _, tree in batch])
-        return forward(batch, rows)
+        return forward(batch, rows, view)
 
     engine.forward = counting
     follower = Follower(engine)

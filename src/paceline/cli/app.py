@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import paceline
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
+from paceline.cli.complete import complete
 from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
@@ -100,6 +101,7 @@ def program(
 
 VERBS = (
     generate,
+    complete,
     chat,
     serve,
     prove,

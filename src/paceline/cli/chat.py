@@ -44,6 +44,7 @@ def chat(
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
     watermark: options.Watermark = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -63,6 +64,8 @@ def chat(
         _try_template(lm)
     if follows is not None:
         lm.request(USER, grammar=follows)  # is refused before anyone types
+    if walk != "gumbel":
+        lm.stream(lm.request(USER, temperature=heat, walk=walk))  # so is this
     recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -77,6 +80,7 @@ def chat(
             grammar=follows,
             stop=ends,
             watermark=mark,
+            walk=walk,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))

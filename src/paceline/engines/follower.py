@@ -44,14 +44,15 @@ class Follower:
     def run(self, context: Tokens, tree: TokenTree, view: View | None = None) -> Floats:
         """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
         late = self._catch_up(context)
-        if len(late) > _LATE or view:
+        partial = view is not None and view.partial
+        if len(late) > _LATE or partial:
             self.follow(context)
             late = _NONE
         assert self._sequence is not None
-        if view:
+        if partial:
             return self.engine.forward([(self._sequence, tree)], view=view)
         grafted = _graft(late, tree)
-        logits = self.engine.forward([(self._sequence, grafted)])
+        logits = self.engine.forward([(self._sequence, grafted)], view=view)
         self._pending = grafted
         return logits[len(late) :]
 
