@@ -79,7 +79,8 @@ def watched(beside):
     sizes = []
     for engine in beside.engines.values():
 
-        def forward(batch, rows="all", original=engine.forward):
+        def forward(batch, rows="all", view=None, original=engine.forward):
+            assert view is None
             sizes.extend(len(tree) for _, tree in batch)
             return original(batch, rows)
 
