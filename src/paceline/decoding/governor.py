@@ -165,12 +165,15 @@ class Governor:
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
+        self._tired = 0  # requests of the pass after which it rests
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
+        if self._resting and 2 * requests <= self._tired:  # what did not pay with load now may
+            self._resting, self._next_rest = 0, self.rest
         if self._resting > 0 or self._balance < 0:
             self._off = True
             return 0
@@ -209,7 +212,7 @@ class Governor:
         worth = tokens[best] / (passes[best] + drafting) > requests / passes[0]
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
-            self._idle, self._resting = 0, self._next_rest
+            self._idle, self._resting, self._tired = 0, self._next_rest, requests
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
         elif worth:
             self._next_rest = self.rest
