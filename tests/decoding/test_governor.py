@@ -281,3 +281,13 @@ def test_what_rides_along_is_no_cost_of_the_guesses():
     saved = [governor.report()["saved_seconds"] for governor in (alone, beside)]
     assert saved[0] > 0
     assert saved[1] > 0
+
+
+def test_prompts_that_ride_along_do_not_bend_the_curve():
+    """They need no head, so a pass of mostly prompts is quicker than one of as many nodes."""
+    governor = Governor(LOADED)
+    before = governor.report()["pass_seconds"]
+    for _ in range(100):
+        chains = [TokenTree.chain([0, 1], score=0.5)] * 4
+        governor.record(chains, [[0]] * 4, 0.0, 8.0, 200)
+    assert governor.report()["pass_seconds"] == before
