@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -190,6 +191,16 @@ class Drafts(ModelDrafter):
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
+        if self._pearl is not None:
+            return None
+        other = super().beside()
+        assert isinstance(other, Drafts)
+        other._followers = [Follower(follower.engine) for follower in self._followers]
+        other._frequent = copy(self._frequent)
+        return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
