@@ -11,8 +11,8 @@ from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
 from paceline.serving.scheduler import BusyError
-from paceline.serving.service import Service
-from paceline.serving.worker import Ask, Worker
+from paceline.serving.service import Mailbox, Service
+from paceline.serving.worker import Ask, Event, Worker
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,21 @@ def test_stopping_at_once_tells_those_under_way(lm):
         return [event.finish async for event in events][-1]
 
     assert asyncio.run(run()) == "cancelled"
+
+
+def test_who_reads_slowly_gets_larger_pieces_and_no_less():
+    async def read():
+        box = Mailbox()
+        for n in range(1000):
+            box.put(Event("a", text=f"{n} ", tokens=[n], origins=[None]))
+        box.put(Event("a", finish="stop"))
+        found = [await box.get()]
+        while found[-1].finish is None:
+            found.append(await box.get())
+        return found
+
+    events = asyncio.run(read())
+    assert len(events) < 100
+    assert "".join(event.text for event in events) == "".join(f"{n} " for n in range(1000))
+    assert [token for event in events for token in event.tokens] == list(range(1000))
+    assert events[-1].finish == "stop"

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from paceline import __version__
-from paceline.serving.api import chat, completions, tokens
+from paceline.serving.api import chat, completions, responses, tokens
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.context import Context, Here
 from paceline.serving.api.refusals import install
@@ -37,7 +37,7 @@ def create_app(service: Service, name: str, limits: Limits | None = None) -> Fas
     )
     app.state.context = Context(service, name, limits or Limits())
     install(app)
-    for part in (completions, chat, tokens):
+    for part in (completions, chat, responses, tokens):
         app.include_router(part.router)
 
     @app.get("/health")

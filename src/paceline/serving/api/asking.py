@@ -206,7 +206,7 @@ def _answers(
             yield Ask(
                 id=f"{name}-{place}",
                 request=make(seed=seed + place),
-                client=body.user or client,
+                client=client,
                 priority=body.priority,
                 deadline=deadline,
                 drafter=wish.drafter if wish else None,
