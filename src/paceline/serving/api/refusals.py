@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from math import ceil
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -15,6 +16,34 @@ from paceline.serving.scheduler import BusyError
 from paceline.serving.service import FAILED, StoppingError
 
 _log = logging.getLogger(__name__)
+_ALWAYS = ("/health", "/ready")
+_STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_REFUSALS = {
+    "400": "Something in the request cannot be.",
+    "401": "There is no such API key.",
+    "404": "There is no such model.",
+    "408": "The body did not come in time.",
+    "413": "The body is too large.",
+    "429": "Too much was asked for; Retry-After says when to try again.",
+    "500": "A bug; the log says more.",
+    "503": "The server is about to stop.",
+}
+_SHAPE = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
 
 
 class NotFoundError(PacelineError):
@@ -85,3 +114,28 @@ def install(app: FastAPI) -> None:
     async def bug(_: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", exc_info=error)
         return refusal(500, FAILED, "server_error")
+
+
+def describe(app: FastAPI) -> None:
+    """Let the application's OpenAPI document tell its refusals, and its streams."""
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            found = original()
+            for path, operations in found["paths"].items():
+                for method, operation in operations.items():
+                    _describe(operation["responses"], path, method)
+        return app.openapi_schema or found
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe(answers: dict[str, Any], path: str, method: str) -> None:
+    answers.pop("422", None)  # it is 400 here
+    for status, about in _REFUSALS.items():
+        content = {"application/json": {"schema": _SHAPE}}
+        if path not in _ALWAYS:
+            answers.setdefault(status, {"description": about, "content": content})
+    if method == "post" and path in _STREAMS:
+        answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
