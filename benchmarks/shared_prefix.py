@@ -4,7 +4,9 @@
         [--sequences 8] [--nodes 1 8] [--threads N] [--kv-format fp32]
 
 Forks share pages, and attention reads them once for all; sequences that were run apart do not. The
-floor is what is read of cache and matrices, at the speed of plain reading. Medians, interleaved.
+floor is what is read of cache and matrices, at the speed of plain reading. Medians, interleaved;
+the time on all cores is the processor's, which neighbours disturb less.
+
 Random weights say nothing about quality; the time of a pass does not depend on them.
 """
 
@@ -24,19 +26,19 @@ from paceline.engines.native import KV_FORMATS, NativeEngine, default_threads
 
 def measure(
     engine: NativeEngine, groups: dict[str, list[Cached]], nodes: int, repeat: int
-) -> dict[str, tuple[float, float, float]]:
-    """Name -> median seconds of a pass, of its attention, and bytes that a pass reads."""
+) -> dict[str, tuple[float, ...]]:
+    """Name -> medians: seconds of a pass, on all cores, of attention on all cores; bytes read."""
     tree = TokenTree.chain(draw(engine, nodes))
-    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in groups}
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in groups}
     for _ in range(repeat + 1):
         for name, sequences in groups.items():
             engine.profiling = True
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             engine.forward([(sequence, tree) for sequence in sequences])
-            seconds = time.perf_counter() - start
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             profile = engine.profile()
             read = sum(spent.bytes for spent in profile.values())
-            times[name].append((seconds, profile["attention"].seconds, read))
+            times[name].append((seconds, cpu, profile["attention"].busy, read))
     engine.profiling = False
     return {
         name: tuple(statistics.median(column) for column in zip(*rows[1:], strict=True))
@@ -74,20 +76,17 @@ def main() -> None:
         f"{options.shape} {engine.format}, {options.sequences} sequences of {options.context} "
         f"positions in {engine.kv_format}, {engine.threads} threads, {bandwidth / 1e9:.1f} GB/s"
     )
-    print("nodes  pages   pass ms  attention ms  floor ms")
+    print("nodes  pages   pass ms  on all cores  attention  floor")
     for nodes in options.nodes:
         found = measure(engine, groups, nodes, options.repeat)
-        for name, (seconds, attention, read) in found.items():
+        for name, (seconds, cpu, attention, read) in found.items():
             floor = read / bandwidth
             print(
-                f"{nodes:5d}  {name:6} {seconds * 1e3:8.1f} {attention * 1e3:13.1f} "
-                f"{floor * 1e3:9.1f}"
+                f"{nodes:5d}  {name:6} {seconds * 1e3:8.1f} {cpu * 1e3:13.1f} "
+                f"{attention * 1e3:10.1f} {floor * 1e3:6.1f}"
             )
-        apart, shared = found["apart"], found["shared"]
-        print(
-            f"       shared is {apart[0] / shared[0]:.2f}x as fast, "
-            f"its attention {apart[1] / shared[1]:.2f}x"
-        )
+        ratios = [a / b for a, b in zip(found["apart"], found["shared"], strict=True)]
+        print("ratio         " + "{:8.2f} {:13.2f} {:10.2f} {:6.2f}".format(*ratios))
 
 
 if __name__ == "__main__":

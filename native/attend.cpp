@@ -178,7 +178,8 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     return job;
 }
 
-// Chunks are numbered by joint, kv head and tile of queries, then by branch, kv head, tile and span.
+// Chunks are numbered by joint, kv head and tile of queries; those behind them by branch, kv head,
+// tile and span.
 void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const LayerShape& shape = shape_.layers[layer];
     size_t left = chunk;
@@ -197,7 +198,8 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
                                            scratch.bytes() + bytes_of_guests());
     }
     const auto& calls = before_[layer].calls;
-    const size_t b = static_cast<size_t>(std::ranges::upper_bound(calls, chunk) - calls.begin()) - 1;
+    const auto behind = std::ranges::upper_bound(calls, chunk);
+    const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
     const Sharing shared = sharing(shape, b);
     Attention job = attention(layer, b, chunk / shared.calls());

@@ -10,7 +10,8 @@ constexpr size_t kLargestSlab = size_t{16} << 20;  // bytes, where a page is sma
 }  // namespace
 
 MemoryFull::MemoryFull(size_t needed, size_t free)
-    : std::runtime_error(std::to_string(needed) + " more pages of keys and values are needed, free are " +
+    : std::runtime_error(std::to_string(needed) +
+                         " more pages of keys and values are needed, free are " +
                          std::to_string(free)) {}
 
 Slab::Slab(size_t count, size_t page_bytes) : data(count * page_bytes), pages(count) {

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
+State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
 Reading = Callable[[str], tuple[Any, list[Any]]]  # a text's `Output.parsed` and `tool_calls`
 
 
@@ -129,8 +130,7 @@ class Step:
     drawn: Tokens
 
     def __post_init__(self) -> None:
-        n = len(self.tree)
-        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != n:
+        if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != len(self.tree):
             raise ValueError("top_tokens and top_probs need one row for each of the tree's nodes")
         if not len(self.path) or self.path[0] != 0 or len(self.path) != len(self.drawn):
             raise ValueError("a path starts at the root and has one drawn token for each node")
@@ -172,6 +172,7 @@ class Request:
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     reading: Reading | None = None  # of the output, for schemas and tools
+    noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
 
 
 @dataclass(slots=True)
@@ -184,6 +185,7 @@ class Seconds:
     draft: float = 0.0  # proposing, and learning from passes
     forward: float = 0.0
     walk: float = 0.0  # draws, and keeping the rows of the accepted nodes
+    guide: float = 0.0  # passes of guides; those over the prompt are part of `prefill`
 
 
 @dataclass(slots=True)
@@ -246,6 +248,3 @@ class Cost:
     def at(self, n: int) -> float:
         """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
         return float(np.interp(n, self.nodes, self.seconds))
-
-
-State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.core import Request
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
@@ -35,19 +37,51 @@ def stream(seed: int, position: int) -> int:
     return _mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK)
 
 
-def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Standard Gumbel noise for `tokens` [n] at `position`, float64 [n].
+def streams(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """`stream` for arrays that broadcast."""
+    steps = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _mix_all(_mix_all(seeds + np.uint64(_GOLDEN)) + steps)
+
+
+def bits(start: int | NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """64 random bits for `tokens`, which broadcast with the streams' starts.
 
     Element `t` is entry t + 1 of the SplitMix64 stream (Steele, Lea and Flood 2014, figure 17)
-    that starts at a hash of seed and position.
+    that begins at `start`.
+    """
+    steps = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+    return _mix_all(np.asarray(start, np.uint64) + steps)
+
+
+def uniform(start: int | NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Uniform numbers in (0, 1) for `tokens`, float64; see `bits`."""
+    return ((bits(start, tokens) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def perturbation(start: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard Gumbel noise of the stream at `start` for `tokens` [n], float64 [n]."""
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform(start, tokens)))
+    return noise
+
+
+def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Standard Gumbel noise for `tokens` [n] at `position`, float64 [n]: see `stream`.
 
     Args:
         seed: any integer; taken modulo 2^64.
         position: index, in the whole sequence, of the token that is drawn.
         tokens: token ids.
     """
-    steps = (tokens.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-    bits = _mix_all(np.uint64(stream(seed, position)) + steps)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
-    return noise
+    return perturbation(stream(seed, position), tokens)
+
+
+def noise_of(request: Request, position: int) -> int | None:
+    """Where the noise of a draw at `position` starts; None: the best edited logit is drawn.
+
+    A watermark's `Request.noise`, of the position, takes the place of the seed's.
+    """
+    if request.temperature == 0:
+        return None
+    if request.noise is not None:
+        return request.noise(position)
+    return stream(request.seed, position)

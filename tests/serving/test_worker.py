@@ -1,5 +1,6 @@
 """Many requests on one engine: each gets what it would have got alone."""
 
+import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -22,10 +23,31 @@ def lm():
     return LM(drafter="blend")
 
 
+@pytest.fixture
+def worker(lm):
+    with working(lm) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def working(lm, pages=None, **options):
+    """A worker that leaves nothing behind."""
+    memory = None if pages is None else pages * lm.engine.memory.page_bytes
+    found = Worker(lm, memory=memory, **options)
+    try:
+        yield found
+    finally:
+        found.close()
+        assert lm.engine.memory.used == 0
+
+
 def alone(lm, request):
-    """What plain decoding gives."""
+    """What plain decoding gives, with memory of its own."""
+    limit, lm.engine.kv_limit = lm.engine.kv_limit, None
     drafter = lm.method.build(lm.target)
-    return Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
+    found = Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
+    lm.engine.kv_limit = limit
+    return found
 
 
 def drive(worker, events=None, steps=2000):
@@ -50,8 +72,12 @@ def text_of(events, name):
 @given(st.data())
 def test_everybody_gets_what_they_would_have_got_alone(lm, data):
     places = data.draw(st.integers(1, 5))
-    capacity = data.draw(st.sampled_from([None, 90]))
-    worker = Worker(lm, places=places, capacity=capacity)
+    pages = data.draw(st.sampled_from([None, 4, 7]))
+    with working(lm, pages, places=places) as worker:
+        mixed(lm, data, worker)
+
+
+def mixed(lm, data, worker):
     expected, events = {}, []
     for number in range(data.draw(st.integers(1, 6))):
         request = lm.request(
@@ -73,9 +99,13 @@ def test_everybody_gets_what_they_would_have_got_alone(lm, data):
 
 
 def test_preempted_requests_lose_nothing(lm):
-    worker = Worker(lm, places=4, capacity=180)
+    with working(lm, pages=7, places=4) as worker:
+        preempted(lm, worker)
+
+
+def preempted(lm, worker):
     requests = [
-        lm.request(prompt, max_new_tokens=150, temperature=0.9, seed=3, ignore_eos=True)
+        lm.request(prompt, max_new_tokens=250, temperature=0.9, seed=3, ignore_eos=True)
         for prompt in PROMPTS
     ]
     for number, request in enumerate(requests):
@@ -86,8 +116,7 @@ def test_preempted_requests_lose_nothing(lm):
         assert tokens_of(events, str(number)) == alone(lm, request)
 
 
-def test_who_leaves_disturbs_nobody(lm):
-    worker = Worker(lm)
+def test_who_leaves_disturbs_nobody(lm, worker):
     stays = lm.request(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
     worker.submit(Ask("stays", stays))
     worker.submit(Ask("leaves", lm.request(PROMPTS[1], max_new_tokens=40, ignore_eos=True)))
@@ -101,14 +130,13 @@ def test_who_leaves_disturbs_nobody(lm):
     assert tokens_of(events, "stays") == alone(lm, stays)
 
 
-def test_an_error_is_its_requests_own(lm):
+def test_an_error_is_its_requests_own(lm, worker):
     class Forbids:
         def apply(self, logits, history):
             return np.full_like(logits, -np.inf)
 
     good = lm.request(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     bad = replace(good, controls=(Forbids(),))
-    worker = Worker(lm)
     worker.submit(Ask("good", good))
     worker.submit(Ask("bad", bad))
     events = drive(worker)
@@ -121,9 +149,8 @@ def test_an_error_is_its_requests_own(lm):
     assert worker.idle
 
 
-def test_grammars_and_stop_strings_hold_in_a_batch(lm):
+def test_grammars_and_stop_strings_hold_in_a_batch(lm, worker):
     grammar = Grammar.choice(["yes", "no", "perhaps"])
-    worker = Worker(lm)
     worker.submit(Ask("choice", lm.request(PROMPTS[0], grammar=grammar, max_new_tokens=20)))
     worker.submit(
         Ask("stopped", lm.request(PROMPTS[0], stop=["able"], max_new_tokens=60, temperature=0.0))
@@ -135,8 +162,7 @@ def test_grammars_and_stop_strings_hold_in_a_batch(lm):
     assert finish == {"choice": "stop", "stopped": "stop"}
 
 
-def test_several_answers_wait_for_one_prompt(lm):
-    worker = Worker(lm)
+def test_several_answers_wait_for_one_prompt(lm, worker):
     requests = [
         lm.request(PROMPTS[0] * 8, max_new_tokens=12, temperature=1.0, seed=seed)
         for seed in range(3)
@@ -148,9 +174,8 @@ def test_several_answers_wait_for_one_prompt(lm):
         assert tokens_of(events, str(seed)) == alone(lm, request)
 
 
-def test_logprobs_are_the_models_own(lm):
+def test_logprobs_are_the_models_own(lm, worker):
     request = lm.request(PROMPTS[0], max_new_tokens=8, temperature=0.0)
-    worker = Worker(lm)
     worker.submit(Ask("a", request, logprobs=3))
     events = drive(worker)
     told = [each for event in events for each in event.logprobs]
@@ -161,3 +186,50 @@ def test_logprobs_are_the_models_own(lm):
         assert len(each.top) == 3
     origins = [origin for event in events for origin in event.origins]
     assert len(origins) == len(told)
+
+
+def test_what_was_run_before_is_not_run_again(lm, worker):
+    prompt = lm.tokenizer.encode(" ".join(PROMPTS) * 6)
+    request = lm.request(prompt, max_new_tokens=20, ignore_eos=True)
+    worker.submit(Ask("first", request))
+    first = tokens_of(drive(worker), "first")
+    assert worker.stats.prompt_tokens == len(prompt) - 1
+    again = lm.request([*prompt, *first, 5, 6], max_new_tokens=20, ignore_eos=True)
+    worker.submit(Ask("second", again))
+    events = drive(worker)
+    assert events[-1].cached >= len(prompt) + 18
+    assert worker.stats.prompt_tokens <= len(prompt) + 3
+    assert tokens_of(events, "second") == alone(lm, again)
+
+
+def test_texts_of_the_past_make_room(lm):
+    with working(lm, pages=6, places=2) as worker:
+        for number in range(8):
+            prompt = [number + 3] * 150
+            request = lm.request(prompt, max_new_tokens=30, ignore_eos=True)
+            worker.submit(Ask(str(number), request))
+            found = tokens_of(drive(worker), str(number))
+            assert worker.prefixes.pages
+            assert found == alone(lm, request)
+        assert worker.prefixes.statistics.evicted
+
+
+def test_too_little_memory_is_refused(lm):
+    with pytest.raises(RequestError, match="1 pages of keys and values, expected 4"):
+        Worker(lm, memory=lm.engine.memory.page_bytes)
+
+
+def test_guides_of_concurrent_requests_do_not_meet(lm, worker):
+    guides = ("cfg:negative=A sad dog,scale=2", "dola:layers=1+3", "cfg:scale=3,stop=0.1", ())
+    requests = {
+        f"{prompt} {guide}": lm.request(
+            prompt, max_new_tokens=12, temperature=0.8, seed=seed, guide=guide
+        )
+        for seed, (prompt, guide) in enumerate(zip(PROMPTS, guides, strict=True))
+    }
+    expected = {name: alone(lm, request) for name, request in requests.items()}
+    for name, request in requests.items():
+        worker.submit(Ask(name, request, budget=5))
+    events = drive(worker)
+    assert {name: tokens_of(events, name) for name in requests} == expected
+    assert worker.stats.guide > 0

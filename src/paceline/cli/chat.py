@@ -38,10 +38,13 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    guide: options.Guide = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    watermark: options.Watermark = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -50,6 +53,7 @@ def chat(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    mark = options.one_watermark(watermark)
     pattern = _pattern(template)
     ends = [*options.stops(stop), *_ends(pattern)]
     nodes = options.one_budget(budget)
@@ -60,6 +64,8 @@ def chat(
         _try_template(lm)
     if follows is not None:
         lm.request(USER, grammar=follows)  # is refused before anyone types
+    if walk != "gumbel":
+        lm.stream(lm.request(USER, temperature=heat, walk=walk))  # so is this
     recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -70,13 +76,17 @@ def chat(
             temperature=heat,
             seed=seed + len(answers),
             controls=controls,
+            guide=guide or (),
             grammar=follows,
             stop=ends,
+            watermark=mark,
+            walk=walk,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))
-        answers.append({"user": said, **describe(lm, request, output, drafter, nodes)})
+        told = {"user": said, **describe(lm, request, output, drafter, nodes)}
+        answers.append({**told, "watermark": mark and mark.name})
     keep(lm, learnt)
     if json:
         document({"turns": answers})

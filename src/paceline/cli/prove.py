@@ -30,6 +30,8 @@ def prove(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    guide: options.Guide = None,
+    watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
@@ -57,6 +59,7 @@ def prove(
     for name in options.lossy(options.find_drafters(drafters)[0]):
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
     heats = options.numbers("--temperatures", temperatures)
+    mark = options.one_watermark(watermark)
     nodes = options.one_budget(budget)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
     chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
@@ -66,7 +69,14 @@ def prove(
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat, grammar=follows)
+    asking = Asking(
+        max_new_tokens,
+        seed=seed,
+        chat=chat,
+        grammar=follows,
+        watermark=mark,
+        guide=tuple(guide or ()),
+    )
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -88,7 +98,9 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "guide": guide or [],
             "grammar": follows and asdict(follows),
+            "watermark": mark and mark.name,
         },
         **report.conditions(work.lm, model),
     }

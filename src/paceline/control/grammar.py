@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from threading import Lock, Thread, stack_size
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -22,6 +23,7 @@ from paceline.registry import controls
 
 _LONGEST = 1 << 20  # characters of a grammar
 _COMPILED = 64  # grammars kept for each model
+_STACK = 1 << 29  # bytes of address space, of which only what is used takes memory
 _DIVIDED = 4096  # texts whose tokens are remembered
 _KINDS = ("regex", "json", "lark")
 _SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -189,6 +191,8 @@ class _Matcher:
         if new:
             count = self._matcher.try_consume_tokens(new)
             taken += new[:count]
+            if self._matcher.is_error():
+                raise RequestError(_refusal(self._matcher))
             if count < len(new):
                 raise RequestError(
                     f"token {new[count]} at position {self._start + len(taken)} is not in the "
@@ -251,15 +255,54 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
                 LLMatcher.grammar_from_json_schema, defaults=_SPACES, overrides={"lenient": False}
             ),
         }
-        matcher = LLMatcher(tokenizers[stops], make[grammar.kind](grammar.text), log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
+
+        def compiled() -> Any:
+            matcher = LLMatcher(tokenizers[stops], make[grammar.kind](grammar.text), log_level=0)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            return matcher
+
+        matcher = _deep(compiled)
         if matcher.is_error():
             raise RequestError(_refusal(matcher))
         while len(matchers) >= _COMPILED:
             del matchers[next(iter(matchers))]
         matchers[key] = matcher
     return matchers[key].deep_copy()
+
+
+_one_at_a_time = Lock()
+
+
+def _deep(call: Callable[[], Any]) -> Any:
+    """What `call` gives on a stack of its own: the compiler recurses along references and rules.
+
+    Raises:
+        RequestError: there is no memory for the stack, or the compiler gave up.
+    """
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:  # a panic of the compiler is no Exception
+            failed.append(error)
+
+    with _one_at_a_time:
+        before = stack_size(_STACK)
+        try:
+            thread = Thread(target=run, daemon=True)
+            thread.start()
+        except (RuntimeError, MemoryError):
+            raise RequestError("there is no memory to compile a grammar") from None
+        finally:
+            stack_size(before)
+    thread.join()
+    if failed:
+        message = " ".join(str(failed[0]).split())
+        raise RequestError(f"the grammar cannot be used: {message:.200}")
+    return found[0]
 
 
 def _refusal(matcher: Any) -> str:

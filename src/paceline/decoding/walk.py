@@ -14,7 +14,7 @@ import numpy as np
 from paceline import _native
 from paceline.core import Floats, Request, TokenTree
 from paceline.errors import ModelError, RequestError
-from paceline.noise import REACH, gumbel, stream
+from paceline.noise import REACH, noise_of, perturbation
 
 
 class Walked(NamedTuple):
@@ -31,7 +31,8 @@ def draw(
     """Draw the token that follows `history` from `logits` [V], float32.
 
     The token maximises logit + noise; of equal ones the lowest id wins. At temperature 0 there is
-    no noise. A `Temperature` control has divided the logits before.
+    no noise. A `Temperature` control has divided the logits before. A watermark may have brought
+    other noise than the seed's: `Request.noise`.
 
     Returns:
         the token, and how far it was ahead of the second (infinite when not asked for).
@@ -43,17 +44,17 @@ def draw(
     logits = edited(logits, history, request)
     best = int(logits.argmax())
     top = float(logits[best])
-    if request.temperature == 0 and not want_margin:
+    start = noise_of(request, len(history))
+    if start is None and not want_margin:
         return best, np.inf
     scores = logits.astype(np.float64)
-    if request.temperature > 0:
-        position = len(history)
+    if start is not None:
         tokens = (
             np.flatnonzero(logits >= top - REACH).astype(np.int32)
             if want_margin  # the second best counts, too
-            else _native.contenders(logits, stream(request.seed, position))
+            else _native.contenders(logits, start)
         )
-        scores = scores[tokens] + gumbel(request.seed, position, tokens)
+        scores = scores[tokens] + perturbation(start, tokens)
         best = int(tokens[scores.argmax()])
     if not want_margin or len(scores) == 1:
         return best, np.inf

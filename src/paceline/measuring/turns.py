@@ -16,6 +16,7 @@ from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
 from paceline.models.detokenize import Detokenizer
 from paceline.registry import drafters
+from paceline.watermarks.base import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Asking:
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
         grammar: that answers follow.
+        guide: steers every answer, as `LM.request` reads it.
+        watermark: of every answer, if any.
     """
 
     max_new_tokens: int
@@ -37,6 +40,8 @@ class Asking:
     chat: bool = False
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    guide: tuple[str, ...] = ()
+    watermark: Watermark | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
                 grammar=asking.grammar,
+                guide=asking.guide,
+                watermark=asking.watermark,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
             yield Turn(dialogue.name(turn), dialogue.category, request, output, len(tokens) > room)

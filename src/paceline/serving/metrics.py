@@ -113,9 +113,7 @@ class _Work(Collector):
         }
         for name, (value, about) in counts.items():
             yield CounterMetricFamily(f"paceline_{name}", about, value=value)
-        yield _by_drafter(
-            "guessed_tokens", "Nodes that a drafter put into trees.", stats.guessed
-        )
+        yield _by_drafter("guessed_tokens", "Nodes that a drafter put into trees.", stats.guessed)
         yield _by_drafter("accepted_tokens", "Its guesses that became tokens.", stats.accepted)
         yield from self._governor()
 

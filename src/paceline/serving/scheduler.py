@@ -172,7 +172,7 @@ class Scheduler:
             admitted=[job.id for job in admitted],
             parts=parts,
             decoding=[job.id for job in decoding],
-            nodes=min(self.tree, free // len(decoding)) if decoding else 1,
+            nodes=max(min(self.tree, free // len(decoding)), 1) if decoding else 1,
         )
 
     def ran(self, job_id: str, held: int, text: int) -> None:

@@ -18,17 +18,19 @@ from paceline.core import Floats, Output, Request, TokenTree
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
+from paceline.engines.base import PAGE, Memory
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
 from paceline.measuring.costfile import known_cost
 from paceline.models.detokenize import Detokenizer
 from paceline.registry import drafters
 from paceline.serving.lanes import Lanes, Turn
+from paceline.serving.prefix import PrefixCache
 from paceline.serving.scheduler import Job, Scheduler
 
 _CHUNK = 256  # tokens of prompts in a pass that nobody waits for
 _LEAST = 8  # and in one that somebody waits for
-_LEAST = 8  # and in one that somebody waits for
+_FEWEST = 4  # pages of keys and values
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class Stats:
     draft: float = 0.0
     forward: float = 0.0
     walk: float = 0.0
+    guide: float = 0.0
 
 
 @dataclass(eq=False)
@@ -121,6 +124,7 @@ class _Place:
     ask: Ask
     run: Run
     lanes: Lanes
+    cached: int = 0  # tokens known from before when it got its place
 
 
 class Worker:
@@ -131,10 +135,12 @@ class Worker:
         places: most requests that run at once.
         queue: most requests that wait.
         stall: a pass that carries parts of prompts may take so many times as long as without.
-        capacity: positions of keys and values; None takes a context for each place.
+        memory: most bytes of keys and values; None takes a context for each place.
+        prefixes: share of the memory that texts of the past may fill, for requests that begin
+            alike; running requests can have it back.
 
     Raises:
-        PacelineError: as `Lanes` and `known_cost`.
+        PacelineError: as `Lanes` and `known_cost`; or the memory cannot hold one request.
     """
 
     def __init__(
@@ -143,10 +149,21 @@ class Worker:
         places: int = 32,
         queue: int = 1024,
         stall: float = 2.0,
-        capacity: int | None = None,
+        memory: int | None = None,
+        prefixes: float = 0.5,
     ) -> None:
         self.lm, self.stall, self.stats = lm, stall, Stats()
-        self.scheduler = Scheduler(places, capacity or places * lm.engine.config.context, queue)
+        page, context = lm.engine.memory.page_bytes, lm.engine.config.context
+        pages = places * Memory.pages(context) + 2 if memory is None else memory // page
+        if pages < _FEWEST:
+            raise RequestError(
+                f"{memory} bytes of memory hold {pages} pages of keys and values, expected "
+                f"{_FEWEST} at least: {_FEWEST * page} bytes"
+            )
+        lm.engine.kv_limit = pages * page
+        self.prefixes = PrefixCache(lm.engine, int(prefixes * pages))
+        # Besides, each has a page that is not full, shared until it is written to.
+        self.scheduler = Scheduler(places, max(pages - 2, 1) * PAGE, queue)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._cost = known_cost(lm.engine)
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
@@ -225,6 +242,8 @@ class Worker:
         for lanes, group in groups:
             lanes.draft(group, plan.nodes, riding - len(group))
         drafted = perf_counter()
+        _look(turns)
+        looked = perf_counter()
         logits = self._forward([*parts, *(turn for turn in turns if not turn.error)])
         passed = perf_counter()
         nodes = sum(len(turn.tree) for turn in [*parts, *turns] if turn.id in logits)
@@ -240,15 +259,17 @@ class Worker:
         self.stats.passes += bool(nodes)
         self.stats.nodes += nodes
         self.stats.draft += drafted - start
-        self.stats.forward += passed - drafted
+        self.stats.guide += looked - drafted
+        self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
-        """Give everything up."""
+        """Give everything up, texts of the past too."""
         waiting = [ask.id for asks in self._followers.values() for ask in asks]
         self._followers.clear()
         events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        self.prefixes.clear()
         return [*events, *(Event(each, finish=finish, error=error) for each in waiting)]
 
     def _run(self, ask_id: str) -> Run:
@@ -270,8 +291,11 @@ class Worker:
         return list(groups.items())
 
     def _free(self) -> int:
-        """Positions of memory that can be had."""
-        return self.scheduler.capacity - sum(job.held for job in self.scheduler.running)
+        """Positions of memory that can be had, texts of the past given up if need be."""
+        memory = self.lm.engine.memory
+        running = len(self.scheduler.running)
+        free = ((memory.free or 0) + self.prefixes.pages - 2 * running) * PAGE
+        return max(free, PAGE) if running == 1 else free  # one alone always fits
 
     def _carried(self, roots: int) -> int:
         """Tokens of prompts that a pass with so many roots may carry."""
@@ -282,10 +306,13 @@ class Worker:
         return max(int(fits.sum()), _LEAST)
 
     def _open(self, ask_id: str) -> list[Event]:
+        place = self._places[ask_id]
         try:
-            self._run(ask_id).open()
+            sequence, place.cached = self.prefixes.match(place.run.text[:-1])
+            place.run.open(sequence)
         except PacelineError as error:
             return self._end(ask_id, "error", str(error))
+        self.stats.cached_tokens += place.cached
         self._tell(ask_id)
         return []
 
@@ -311,6 +338,8 @@ class Worker:
             try:
                 logits = self.lm.engine.forward(batch, rows)
             except MemoryFullError as error:
+                if self.prefixes.shrink(len(turns)):
+                    continue
                 if len(turns) > 1:
                     order = {job.id: at for at, job in enumerate(self.scheduler.running)}
                     last = max(turns, key=lambda turn: order[turn.id])
@@ -333,7 +362,13 @@ class Worker:
         self.stats.prompt_tokens += len(part.tree)
         self._tell(part.id)
         if not part.run.missing:
+            self._keep(part.run)
             self._let_follow(part.id)
+
+    def _keep(self, run: Run) -> None:
+        """Let later requests begin with what this one has run."""
+        if run.sequence:
+            self.prefixes.insert(run.text[: run.sequence.length], run.sequence)
 
     def _told(self, turn: Turn, logits: Floats | None) -> list[Event]:
         """What a request is told after a pass."""
@@ -375,11 +410,13 @@ class Worker:
         place = self._places.pop(ask_id, None)
         if place is None:
             return []
+        self._keep(place.run)
         place.run.close()
         place.lanes.give(place.run.drafter)
         place.run.output.finish = finish
         self.scheduler.finished(ask_id)
-        over = Event(ask_id, finish=finish, output=place.run.output, error=error)
+        output, cached = place.run.output, place.cached
+        over = Event(ask_id, finish=finish, output=output, cached=cached, error=error)
         return [over, *self._let_follow(ask_id)]
 
     def _let_follow(self, ask_id: str) -> list[Event]:
@@ -403,3 +440,13 @@ def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]
         top = [(int(each), float(logs[each])) for each in best]
         found.append(Logprob(token, float(logs[token]), top))
     return found
+
+
+def _look(turns: list[Turn]) -> None:
+    """Let the guides of each request run its tree."""
+    for turn in turns:
+        try:
+            if not turn.error:
+                turn.run.look(turn.tree)
+        except PacelineError as error:
+            turn.error = error

@@ -1,0 +1,57 @@
+"""`paceline watermark`: was this text made with that key?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.generate import read_prompt
+from paceline.cli.output import document, write
+
+watermark = typer.Typer(help="Find the watermark that `--watermark` puts into a text.")
+
+
+@watermark.callback(invoke_without_command=False)
+def verbs() -> None:
+    """Find the watermark that `--watermark` puts into a text."""
+
+
+@watermark.command()
+def detect(
+    text: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="Holds the text; - reads it from stdin."),
+    ],
+    watermark: Annotated[
+        str, typer.Option(help="As it was given to the verb that wrote the text.")
+    ],
+    model: options.ModelOption = None,
+    resamples: Annotated[
+        int, typer.Option(min=1, max=10**6, help="Random keys: p is at least 1 / (resamples + 1).")
+    ] = 999,
+    json: options.Json = False,
+) -> None:
+    """Say how likely it is that a text without the watermark looks as much like it.
+
+    `--model` is the checkpoint that is said to have written the text; only its tokenizer is used.
+    """
+    mark = options.one_watermark(watermark)
+    assert mark is not None  # the option is required
+    said = read_prompt("-") if str(text) == "-" else options.read_text("the text", text)
+    from paceline.models import load
+
+    tokens = load(model).tokenizer.encode(said, special=False)
+    found = mark.detect(tokens, resamples)
+    if json:
+        document({"kind": mark.name, "tokens": len(tokens), **asdict(found)})
+        return
+    least = "" if found.p > 1 / (resamples + 1) or found.measure != "alignment" else "at most "
+    verdict = "marked" if found.p <= 0.01 else "not shown to be marked"
+    write(
+        f"{verdict} (p <= 0.01): p is {least}{found.p:.2g}, {found.measure} {found.score:.2f} over "
+        f"{found.scored} of {len(tokens)} tokens\n"
+    )

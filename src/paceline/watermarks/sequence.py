@@ -1,0 +1,86 @@
+"""Watermarks by a sequence of random numbers that the key gives, one for each position."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Floats, Request
+from paceline.errors import MethodError, RequestError
+from paceline.noise import stream
+from paceline.watermarks.alignment import Seeds, best_alignment, resampled
+from paceline.watermarks.base import Detection, Watermark, enough
+
+_OFFSET = 0x6F6666736574  # keeps offsets apart from the noise of the same seed
+
+
+@dataclass(frozen=True)
+class KeySequence(Watermark):
+    """The draw at a position is a function of the logits and one element of the sequence.
+
+    The sequence is circular; a request starts where its seed says, so that seeds still give
+    different texts: as many as the sequence has elements. Averaged over keys, a text has the law
+    of plain sampling, as no element is used twice in it.
+    """
+
+    least: ClassVar[int] = 2
+    gap: ClassVar[float] = 2.0  # of a token or an element that stands alone, as what tokens earn
+
+    length: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 2 <= self.length <= 1 << 16:
+            raise RequestError(f"the watermark's length is {self.length}, expected 2 to 65536")
+
+    def check(self, request: Request) -> None:
+        """Refuse what has no noise to replace.
+
+        Raises:
+            PacelineError: greedy decoding, another walk, or more tokens than elements.
+        """
+        if request.temperature == 0:
+            raise RequestError(
+                f"the watermark {self.name} replaces the noise of sampling, and temperature 0 "
+                "has none; take a temperature above 0, or kind=green"
+            )
+        if request.walk != "gumbel":
+            raise MethodError(
+                f"the watermark {self.name} replaces the noise of the walk, which --walk "
+                f"{request.walk} does not use; take --walk gumbel"
+            )
+        if request.max_new_tokens > self.length:
+            raise RequestError(
+                f"the output may have {request.max_new_tokens} tokens and the watermark's "
+                f"sequence has {self.length}; ask for fewer, or make and detect it with a "
+                "larger length=..."
+            )
+
+    def element(self, request: Request, position: int) -> int:
+        """Which element of the sequence the draw at `position` uses."""
+        return (stream(request.seed, _OFFSET) + position) % self.length
+
+    def detect(self, tokens: Sequence[int], resamples: int = 999) -> Detection:
+        """See `Watermark`; edits of the text cost score, not the alignment."""
+        enough(len(tokens), self.least)
+        if resamples < 1:
+            raise RequestError(f"resamples is {resamples}, expected at least 1")
+        known, order = np.unique(np.asarray(tokens, np.int64), return_inverse=True)
+
+        def score(seeds: Seeds) -> Floats:
+            return best_alignment(self.rows(seeds, known), order, self.gap)
+
+        found, p = resampled(score, self.seed, self.length, resamples)
+        return Detection(p, found, "alignment", len(tokens))
+
+    @abstractmethod
+    def rows(self, seeds: Seeds, tokens: NDArray[np.int64]) -> Floats:
+        """What `tokens` [D] earn beside each element of the keys `seeds` [B], float32 [D, B, L].
+
+        Negative on average where text and key have nothing to do with each other.
+        """

@@ -1,0 +1,117 @@
+"""Tournament sampling, as in SynthID-Text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import erfc, sqrt
+from typing import ClassVar
+
+import numpy as np
+
+from paceline.control.base import require, softmax
+from paceline.core import Exactness, Floats, Request
+from paceline.errors import RequestError
+from paceline.noise import bits
+from paceline.registry import watermarks
+from paceline.watermarks.base import Detection, Watermark, enough
+from paceline.watermarks.contexts import context_stream, context_streams, windows
+
+_NEVER = 1e-200  # a chance below the reach of the walk's noise; far smaller numbers are slow
+
+
+@watermarks.register("synthid", Exactness.DISTRIBUTION)
+@dataclass(frozen=True)
+class Synthid(Watermark):
+    """Let candidates play a knock-out tournament of several layers, each won by a secret bit.
+
+    The bits of a token are a keyed hash of it and the tokens before. In a layer two candidates
+    meet and the one with bit 1 goes on; over whole distributions that is
+    p(x) <- p(x) (1 + g(x) - sum of p g), after all controls. The walk's noise draws from what is
+    left. Averaged over keys the law of a text is that of plain sampling: where a context was seen
+    before in the output, nothing is done.
+
+    Detection is the mean bit over the tokens, early layers weighing more; p is the normal tail.
+    An edit spoils the `context` tokens after it, too.
+
+    Attributes:
+        key: secret; see `Watermark`.
+        layers: 1 to 64 bits a token. Default 30, the paper's.
+        context: tokens before that the hash sees, 1 to 16. Default 4, the paper's.
+    """
+
+    paper: ClassVar[str] = (
+        "Dathathri et al., Scalable watermarking for identifying large language model outputs, "
+        "Nature 634, 2024, non-distortionary form"
+    )
+
+    layers: int = 30
+    context: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(1 <= self.layers <= 64, "the watermark's layers", self.layers, "1 to 64")
+        require(1 <= self.context <= 16, "the watermark's context", self.context, "1 to 16")
+
+    def mark(self, request: Request) -> Request:
+        """See `Watermark`."""
+        if request.temperature == 0:
+            raise RequestError(
+                "the watermark synthid chooses among what sampling might draw, and temperature 0 "
+                "leaves no choice; take a temperature above 0, or kind=green"
+            )
+        control = _Tournament(self, self.seed, len(request.prompt))
+        return replace(request, controls=(*request.controls, control))
+
+    def detect(self, tokens: Sequence[int], resamples: int = 999) -> Detection:
+        """See `Watermark`."""
+        runs = windows(tokens, self.context + 1)
+        _, first = np.unique(runs[:, :-1], axis=0, return_index=True)
+        runs = runs[np.sort(first)]
+        enough(len(runs), 1)
+        found = bits(context_streams(self.seed, runs[:, :-1]), runs[:, -1])
+        layers = np.arange(self.layers, dtype=np.uint64)
+        shares = ((found[:, None] >> layers) & np.uint64(1)).mean(0)
+        weights = np.linspace(10.0, 1.0, self.layers)
+        weights /= weights.sum()
+        mean = float(weights @ shares)
+        spread = sqrt(float(weights @ weights) / 4 / len(runs))
+        p = 0.5 * erfc((mean - 0.5) / spread / sqrt(2))
+        return Detection(p, mean, "weighted mean", len(runs))
+
+
+@dataclass(frozen=True)
+class _Tournament:
+    """Edits the distribution by one tournament; `start` is where the output begins."""
+
+    method: Synthid
+    seed: int
+    start: int
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """See `core.Control`."""
+        context = history[-self.method.context :]
+        if len(context) < self.method.context or self._seen(history, context):
+            return logits
+        p = softmax(logits)
+        possible = np.flatnonzero(p)
+        p = p[possible]
+        found = bits(context_stream(self.seed, context), possible)
+        for layer in range(self.method.layers):
+            g = ((found >> np.uint64(layer)) & np.uint64(1)).astype(np.float64)
+            # Not p @ g: the threads of a BLAS sum in an order of their own.
+            p *= g + (1.0 - min(float(np.einsum("i,i", p, g)), 1.0))
+            p[p < _NEVER] = 0.0
+        with np.errstate(divide="ignore"):
+            scores = np.log(p)
+        edited = np.full(len(logits), -np.inf, np.float32)
+        edited[possible] = scores
+        return edited
+
+    def _seen(self, history: list[int], context: list[int]) -> bool:
+        """Whether a token of the output was drawn after the same context."""
+        size = len(context)
+        for end in range(max(self.start, size), len(history)):
+            if history[end - 1] == context[-1] and history[end - size : end] == context:
+                return True
+        return False

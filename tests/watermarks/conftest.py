@@ -1,0 +1,3 @@
+from tests.cli.conftest import paceline, prompts
+
+__all__ = ["paceline", "prompts"]
