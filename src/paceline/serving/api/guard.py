@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import re
 import secrets
@@ -23,6 +24,7 @@ from paceline.serving.service import FAILED
 
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _OPEN = ("/", "/health", "/ready")  # without a key
 
 
@@ -121,6 +123,8 @@ class Guard:
         if body is None:
             said = f"the body has more than {self._rules.max_body} bytes; send less"
             return _closing(refusal(413, said))
+        if _SURROGATE.search(body) and not _is_unicode(body):
+            return refusal(400, "the body has half of a character, a lone surrogate; send UTF-8")
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
@@ -207,6 +211,17 @@ class _Visit:
                 transport.abort()
                 await asyncio.sleep(0)  # until the server knows
             raise
+
+
+def _is_unicode(body: bytes) -> bool:
+    """Whether all texts of a JSON document can be written as UTF-8."""
+    try:
+        json.dumps(json.loads(body), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    except (ValueError, RecursionError):
+        pass  # it is no JSON; who reads it will say so
+    return True
 
 
 def _bearer(scope: Scope) -> bytes:
