@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 
+from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import chat_asks
@@ -25,21 +26,31 @@ async def chat(body: ChatBody, request: Request, here: Here) -> Any:
     name, client = named("chatcmpl"), client_of(request, body.user)
     asks = await asyncio.to_thread(chat_asks, here.lm, body, name, client, here.limits)
     answering = await opened(here, request, asks)
-    answers = answering.answers
     if body.stream:
         heading = replies.head(name, "chat.completion.chunk", here.name)
         pieces = _pieces(body, here, heading, answering)
         return answering.streamed(replies.sse(pieces))
     passes = await answering.finish(request, here.lm, body.trace)
+    found = reply(
+        body, replies.head(name, "chat.completion", here.name), answering.answers, here.lm
+    )
+    found["paceline"] |= passes
+    return found
+
+
+def reply(
+    body: ChatBody, heading: dict[str, Any], answers: Sequence[Answer], lm: LM
+) -> dict[str, Any]:
+    """The whole answer, of answers that are over."""
     choices = []
     for answer in answers:
-        logprobs = replies.chat_logprobs(answer.logprobs, here.lm) if body.logprobs else None
+        logprobs = replies.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
         shown = {"index": answer.index, "message": replies.message(answer), "logprobs": logprobs}
         choices.append(shown | {"finish_reason": answer.finish})
-    return replies.head(name, "chat.completion", here.name) | {
+    return heading | {
         "choices": choices,
         "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers) | passes,
+        "paceline": replies.speculation(answers),
     }
 
 

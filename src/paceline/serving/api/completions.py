@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import completion_asks
@@ -26,23 +27,31 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
     asked = await asyncio.to_thread(completion_asks, here.lm, body, name, client, here.limits)
     asks = [ask for each in asked for ask in each]
     answering = await opened(here, request, asks)
-    answers = answering.answers
-    echoes = [here.lm.tokenizer.decode(a.ask.request.prompt) if body.echo else "" for a in answers]
     heading = replies.head(name, "text_completion", here.name)
     if body.stream:
+        echoes = [_echo(body, answer, here.lm) for answer in answering.answers]
         pieces = _pieces(body, here, heading, answering, echoes)
         return answering.streamed(replies.sse(pieces))
     passes = await answering.finish(request, here.lm, body.trace)
+    found = reply(body, heading, answering.answers, len(asked), here.lm)
+    found["paceline"] |= passes
+    return found
+
+
+def reply(
+    body: CompletionBody, heading: dict[str, Any], answers: Sequence[Answer], prompts: int, lm: LM
+) -> dict[str, Any]:
+    """The whole answer, of answers that are over."""
     choices = []
-    for place, answer in enumerate(best(answers, len(asked), body.n or 1)):
-        shown = _choice(answer, echoes[answer.index] + answer.text) | {"index": place}
+    for place, answer in enumerate(best(answers, prompts, body.n or 1)):
+        shown = _choice(answer, _echo(body, answer, lm) + answer.text) | {"index": place}
         if body.logprobs is not None:
-            shown["logprobs"] = replies.completion_logprobs(answer, here.lm)
+            shown["logprobs"] = replies.completion_logprobs(answer, lm)
         choices.append(shown)
     return heading | {
         "choices": choices,
         "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers) | passes,
+        "paceline": replies.speculation(answers),
     }
 
 
@@ -65,6 +74,10 @@ async def _pieces(
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
         yield heading | {"choices": [], "usage": replies.usage(answering.answers)}
+
+
+def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:
+    return lm.tokenizer.decode(answer.ask.request.prompt) if body.echo else ""
 
 
 def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:

@@ -25,7 +25,7 @@ from paceline.serving.service import FAILED
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_OPEN = ("/", "/health", "/ready")  # without a key
+_OPEN = re.compile("/|/health|/ready|/playground/.*")  # without a key; pages ask with one
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Guard:
 
     def _refused(self, scope: Scope, visit: _Visit) -> Response | None:
         """Refuse who has no key, or asks too often."""
-        if self._rules.keys and scope["path"] not in _OPEN:
+        if self._rules.keys and not _OPEN.fullmatch(scope["path"]):
             visit.client = self._rules.keys.name_of(_bearer(scope))
             if visit.client is None:
                 said = "there is no such API key here; send one as 'Authorization: Bearer KEY'"
