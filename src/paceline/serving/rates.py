@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from threading import Lock
-
-from paceline.serving.worker import Ask, Event
 
 _MOST = 10_000  # clients that are remembered
 
@@ -52,26 +49,23 @@ class Rates:
     requests: float | None = None
     tokens: float | None = None
     _buckets: dict[tuple[str, str], Bucket] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
 
     def admit(self, client: str, now: float) -> float:
         """Take a request; returns 0, or the seconds to wait where there is none to take."""
-        with self._lock:
-            waits = [0.0]
-            if self.tokens is not None:  # a debt must be paid
-                bucket = self._bucket("tokens", client, self.tokens, now)
-                waits.append(bucket.wait(1.0) if bucket.level <= 0 else 0.0)
-            if self.requests is not None:
-                bucket = self._bucket("requests", client, self.requests, now)
-                waits.append(bucket.wait(1.0))
-                bucket.level -= not any(waits)
-            return max(waits)
+        waits = [0.0]
+        if self.tokens is not None:  # a debt must be paid
+            bucket = self._bucket("tokens", client, self.tokens, now)
+            waits.append(bucket.wait(1.0) if bucket.level <= 0 else 0.0)
+        if self.requests is not None:
+            bucket = self._bucket("requests", client, self.requests, now)
+            waits.append(bucket.wait(1.0))
+            bucket.level -= not any(waits)
+        return max(waits)
 
     def charge(self, client: str, tokens: int, now: float) -> None:
         """So many tokens were read or written."""
         if self.tokens is not None:
-            with self._lock:
-                self._bucket("tokens", client, self.tokens, now).level -= tokens
+            self._bucket("tokens", client, self.tokens, now).level -= tokens
 
     def _bucket(self, kind: str, client: str, rate: float, now: float) -> Bucket:
         if len(self._buckets) > _MOST:
@@ -82,22 +76,3 @@ class Rates:
         found = self._buckets.setdefault((kind, client), Bucket.full(rate / 60, now))
         found.fill(now)
         return found
-
-
-@dataclass
-class Charging:
-    """A service's observer that charges tokens to clients."""
-
-    rates: Rates
-
-    def took(self, ask: Ask) -> None:
-        """Nothing yet."""
-
-    def saw(self, ask: Ask, event: Event) -> None:
-        """Charge what is over."""
-        from time import monotonic
-
-        if event.finish is not None:
-            written = len(event.output.tokens) if event.output else 0
-            read = len(ask.request.prompt) - event.cached
-            self.rates.charge(ask.client, read + written, monotonic())

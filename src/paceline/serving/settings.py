@@ -118,9 +118,12 @@ class Settings:
         tuple[str, ...], About("API keys, NAME:KEY with commas between. In the environment only.")
     ] = ()
     keys_file: Annotated[Path | None, About("API keys, NAME:KEY in each line.")] = None
-    request_rate: Annotated[float | None, About("Requests a minute of each key.", 0.001)] = None
+    request_rate: Annotated[
+        float | None,
+        About("Requests a minute of each key, or address where there are no keys.", 0.001),
+    ] = None
     token_rate: Annotated[
-        float | None, About("Tokens a minute of each key, read or written.", 0.001)
+        float | None, About("Tokens a minute likewise, read or written.", 0.001)
     ] = None
     cors: Annotated[tuple[str, ...], About("Origins whose pages may use the API; * is any.")] = ()
     log_prompts: Annotated[bool, About("Write prompts and answers to the log.")] = False

@@ -18,7 +18,6 @@ from paceline.serving.api.context import Context, Here
 from paceline.serving.api.guard import Guard, Rules
 from paceline.serving.api.refusals import describe, install
 from paceline.serving.metrics import Metrics
-from paceline.serving.rates import Charging
 from paceline.serving.service import Service
 
 
@@ -39,7 +38,7 @@ def create_app(
         cors: origins whose pages may ask; `*` is any.
     """
     rules, metrics = rules or Rules(), Metrics(service)
-    service.observers += [metrics, Charging(rules.rates)]
+    service.observers.append(metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.lm import LM
 from paceline.serving.api.refusals import LeftError, refusal
+from paceline.serving.api.replies import Answer
 from paceline.serving.keys import Keys
 from paceline.serving.metrics import Metrics
 from paceline.serving.rates import Rates
@@ -106,8 +107,7 @@ class Guard:
             scope["state"]["key"] = visit.client
         if scope["method"] != "POST":
             return None
-        client = visit.client or (scope["client"] or ("",))[0]
-        wait = self._rules.rates.admit(client, monotonic())
+        wait = self._rules.rates.admit(visit.payer, monotonic())
         if not wait:
             return None
         said = f"too much was asked for in a minute; try again in {wait:.0f} s"
@@ -156,7 +156,7 @@ class Guard:
         told: dict[str, Any] = {
             "request": visit.id,
             "client": visit.client,
-            "address": (scope["client"] or ("",))[0],
+            "address": visit.address,
             "method": scope["method"],
             "path": scope["path"],
             "status": status,
@@ -165,11 +165,13 @@ class Guard:
         if visit.cut:
             told["cut"] = f"nothing was read for {self._rules.write_seconds:g} s"
         answers = scope["state"].get("answers", ())
+        tokens = sum(_tokens(answer) for answer in answers)
+        self._rules.rates.charge(visit.payer, tokens, monotonic())
         if answers:
             told["answers"] = [dict(self._told(answer)) for answer in answers]
         _log.info("request", extra={"told": told})
 
-    def _told(self, answer: Any) -> Iterator[tuple[str, Any]]:
+    def _told(self, answer: Answer) -> Iterator[tuple[str, Any]]:
         yield "id", answer.ask.id
         yield "prompt_tokens", len(answer.ask.request.prompt)
         yield "tokens", len(answer.tokens)
@@ -192,8 +194,14 @@ class _Visit:
         self.start, self.status = monotonic(), 0
         self.failed = self.cut = False  # by a bug; because it did not read
         self.client: str | None = None
+        self.address: str = (scope["client"] or ("",))[0]
         self._send, self._seconds, self._draining = send, seconds, draining
         self._state = scope.setdefault("state", {})
+
+    @property
+    def payer(self) -> str:
+        """Whose rates count: the key's, or else the address's."""
+        return self.client or self.address
 
     async def send(self, message: Message) -> None:
         """Send with the request's id, and not for ever: who does not read is cut off."""
@@ -222,6 +230,12 @@ def _is_unicode(body: bytes) -> bool:
     except (ValueError, RecursionError):
         pass  # it is no JSON; who reads it will say so
     return True
+
+
+def _tokens(answer: Answer) -> int:
+    """What was read and written for an answer; what was known from before is free."""
+    cached = answer.last.cached if answer.last else 0
+    return len(answer.ask.request.prompt) - cached + len(answer.tokens)
 
 
 def _bearer(scope: Scope) -> bytes:
