@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Output, Request, TokenTree
-from paceline.decoding.governor import Fixed
+from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
@@ -114,6 +114,7 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
     draft: float = 0.0
@@ -177,6 +178,11 @@ class Worker:
         self._places: dict[str, _Place] = {}
 
     @property
+    def governor(self) -> Governor:
+        """Sizes the trees of requests that name no drafter."""
+        return self._own.governor
+
+    @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.scheduler.jobs
@@ -212,6 +218,11 @@ class Worker:
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give a request up; nothing comes of it where it is over already."""
+        for asks in self._followers.values():
+            for ask in asks:
+                if ask.id == ask_id:
+                    asks.remove(ask)
+                    return [Event(ask_id, finish="cancelled")]
         return self._end(ask_id, "cancelled")
 
     def step(self) -> list[Event]:
@@ -422,6 +433,9 @@ class Worker:
         run, path = turn.run, turn.walked.path
         tokens = run.output.tokens[turn.said :]
         names = [run.drafter.origins[turn.tree.origin[node]] for node in path[1:]]
+        for origin in turn.tree.origin[1:]:
+            name = run.drafter.origins[origin]
+            self.stats.guessed[name] = self.stats.guessed.get(name, 0) + 1
         for name in names[: len(tokens)]:
             self.stats.accepted[name] = self.stats.accepted.get(name, 0) + 1
         self.stats.tokens += len(tokens)
