@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -190,6 +191,17 @@ class Drafts(ModelDrafter):
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`: the drafts' weights are shared; what is learnt of them is little."""
+        if self._pearl is not None:
+            return None  # its thread needs engines of its own
+        other = copy(self)
+        other._chances, other._stop = deepcopy(self._chances), deepcopy(self._stop)
+        other._frequent = deepcopy(self._frequent)
+        other._followers = [Follower(follower.engine) for follower in self._followers]
+        other._last = None
+        return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
