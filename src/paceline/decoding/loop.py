@@ -99,7 +99,7 @@ class Generation:
         seconds.forward += passed - drafted
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
-        return run.accept(tree, walked)
+        return "".join(run.accept(tree, walked))
 
 
 def _rejects(request: Request, drafter: Drafter, budget: Budget) -> bool:

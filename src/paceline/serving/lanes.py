@@ -24,7 +24,7 @@ class Turn:
         budget: most nodes beyond the root; None leaves it to the governor.
         tree: what is run for it.
         walked: what was drawn.
-        text: that became certain.
+        texts: that each token made certain.
         said: tokens of the output before.
         error: what went wrong with this request alone.
     """
@@ -34,7 +34,7 @@ class Turn:
     budget: int | None = None
     tree: TokenTree = field(default_factory=lambda: TokenTree.root(0))
     walked: Walked | None = None
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     said: int = 0
     error: PacelineError | None = None
 
@@ -105,7 +105,7 @@ class Lanes:
                 start = perf_counter()
                 turn.run.learn(turn.tree, rows, turn.walked)
                 self._seconds += (perf_counter() - start) * (self._seconds > 0)
-                turn.text = turn.run.accept(turn.tree, turn.walked)
+                turn.texts = turn.run.accept(turn.tree, turn.walked)
             except PacelineError as error:
                 turn.error = error
 

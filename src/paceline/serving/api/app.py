@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
 from paceline import __version__
+from paceline.serving import playground
 from paceline.serving.api import chat, completions, tokens
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.context import Context, Here
@@ -39,6 +40,7 @@ def create_app(service: Service, name: str, limits: Limits | None = None) -> Fas
     install(app)
     for part in (completions, chat, tokens):
         app.include_router(part.router)
+    app.include_router(playground.router)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
