@@ -25,7 +25,8 @@ export function chart(svg, runs) {
   }
   for (const tick of ticks(seconds, Math.min(6, across / 90)).slice(1)) {
     const said = seconds < 1 ? `${+(tick * 1000).toFixed(3)} ms` : `${+tick.toFixed(3)} s`;
-    svg.append(mark("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": "middle" }, said));
+    const anchor = tick > 0.93 * seconds ? "end" : "middle";
+    svg.append(mark("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": anchor }, said));
   }
   shown.forEach(([, css], index) => {
     const points = curves[index].map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`);

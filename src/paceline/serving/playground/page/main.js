@@ -7,6 +7,7 @@ import { Refused, facts, pieces } from "./server.js";
 import { Side, count } from "./side.js";
 import * as views from "./views.js";
 
+const CALM = 100; // milliseconds between drawings: they take time from a server on the same machine
 const field = (id) => document.getElementById(id);
 const form = field("form");
 const paced = new Side(field("paced"), (number) => choose(number));
@@ -32,7 +33,7 @@ async function meet() {
   }
   field("problem").hidden = true;
   field("facts").textContent = `${known.model} · ${count(known.context, "token")} of context`;
-  const own = new Option(`the server's: ${known.drafter}`, "");
+  const own = new Option(`default: ${known.drafter}`, "");
   field("drafter").replaceChildren(own, ...known.drafters.map((name) => new Option(name, name)));
   known.drafters.forEach(colour);
   const [, chat] = form.elements.mode;
@@ -74,8 +75,10 @@ async function run() {
     await one(paced, asked);
     if (field("compare").checked && !halted) await replay();
   });
+  const came = paced.record.tokens > 0;
+  field("answer").hidden = field("views").hidden = !came;
   if (!chatting()) return;
-  if (paced.record.tokens) {
+  if (came) {
     talk = [...talk, { role: "assistant", content: paced.record.text }];
   } else {
     talk = before;
@@ -85,8 +88,8 @@ async function run() {
 }
 
 async function replay() {
-  await one(bare, plain(asked));
-  judge();
+  await one(bare, plain(asked)).finally(() => bare.record.tokens || bare.hide());
+  if (bare.record) judge();
 }
 
 /** Something that can be stopped. */
@@ -115,9 +118,9 @@ async function one(side, [path, body]) {
   const record = side.begin();
   const start = performance.now();
   let first = null;
-  let frame = 0;
+  let timer = 0;
   const draw = () => {
-    frame = 0;
+    timer = 0;
     side.draw();
     views.pace(paced.record, bare.record);
   };
@@ -128,13 +131,13 @@ async function one(side, [path, body]) {
       if (!piece.paceline) continue;
       first ??= performance.now() - start;
       record.add(piece.paceline);
-      frame ||= requestAnimationFrame(draw);
+      timer ||= setTimeout(draw, CALM);
     }
   } catch (error) {
     if (error.name !== "AbortError") throw error;
     halted = true;
   } finally {
-    cancelAnimationFrame(frame);
+    clearTimeout(timer);
     side.end();
     if (record.passes.length) finish(side, body);
   }
