@@ -12,6 +12,8 @@ from typer.core import TyperGroup
 import paceline
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
+from paceline.cli.complete import complete
+from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.index import index
@@ -20,6 +22,7 @@ from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
+from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
 from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
@@ -96,6 +99,21 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, serve, prove, bench, index, inflate, warm, methods, doctor):
+VERBS = (
+    generate,
+    complete,
+    chat,
+    serve,
+    prove,
+    bench,
+    index,
+    inflate,
+    warm,
+    distil_hmm,
+    tune_sampling,
+    methods,
+    doctor,
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(watermark, name="watermark")

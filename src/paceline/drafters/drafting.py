@@ -11,7 +11,7 @@ from paceline.core import Floats, Request, State, Tokens, TokenTree
 from paceline.drafters import stops
 from paceline.drafters.base import Drafter, DraftMethod, within
 from paceline.drafters.chances import Chances
-from paceline.drafters.growth import Growth, Limits, grow, sample
+from paceline.drafters.growth import Growth, Judge, Limits, Run, grow, sample
 from paceline.errors import MethodError
 
 _CHILDREN = 16  # successors of a node that may become nodes
@@ -66,6 +66,8 @@ class ModelDrafter(Drafter):
         self._length = 0  # of the context of the last proposal
         self.knows_chances = shared
 
+    ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
+
     @abstractmethod
     def room(self, context: Tokens) -> int:
         """Levels below the root that can be run; negative where not even the root can."""
@@ -95,20 +97,24 @@ class ModelDrafter(Drafter):
             return self.run(context, tree, fresh)
 
         def judge(logits: Floats, depths: Tokens) -> tuple[Tokens, Floats]:
-            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN))
+            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN), self.ids)
 
         random = np.random.default_rng((seed % (1 << 64), position, _STREAM))
 
         def draw(logits: Floats, counts: list[int]) -> tuple[Floats, list[Tokens]]:
-            return self._chances.draw(logits, counts, random)
+            return self._chances.draw(logits, counts, random, self.ids)
 
         root = int(context[-1])
         if self._samples:
             growth = sample(root, limits, run, draw, self._chances.ranks())
         else:
-            growth = grow(root, limits, run, judge)
+            growth = self.expand(context, limits, run, judge)
         self._last, self._length = growth, position
         return growth.tree
+
+    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+        """The tree below `context[-1]`."""
+        return grow(int(context[-1]), limits, run, judge)
 
     def distributions(self) -> Floats | None:
         """See `Drafter`."""

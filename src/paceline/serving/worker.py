@@ -119,6 +119,7 @@ class Stats:
     draft: float = 0.0
     forward: float = 0.0
     walk: float = 0.0
+    guide: float = 0.0
 
 
 @dataclass(eq=False)
@@ -236,6 +237,8 @@ class Worker:
         for lanes, group in groups:
             lanes.draft(group, plan.nodes, riding - len(group))
         drafted = perf_counter()
+        _look(turns)
+        looked = perf_counter()
         logits = self._forward([*parts, *(turn for turn in turns if not turn.error)])
         passed = perf_counter()
         nodes = sum(len(turn.tree) for turn in [*parts, *turns] if turn.id in logits)
@@ -251,7 +254,8 @@ class Worker:
         self.stats.passes += bool(nodes)
         self.stats.nodes += nodes
         self.stats.draft += drafted - start
-        self.stats.forward += passed - drafted
+        self.stats.guide += looked - drafted
+        self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
         return events
 
@@ -431,3 +435,13 @@ def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]
         top = [(int(each), float(logs[each])) for each in best]
         found.append(Logprob(token, float(logs[token]), top))
     return found
+
+
+def _look(turns: list[Turn]) -> None:
+    """Let the guides of each request run its tree."""
+    for turn in turns:
+        try:
+            if not turn.error:
+                turn.run.look(turn.tree)
+        except PacelineError as error:
+            turn.error = error

@@ -158,6 +158,13 @@ def _controls(body: Sampled) -> Any:
     if body.sampler is None:
         return given or None
     both = Sampling.parse(body.sampler)
+    for method in both.methods:
+        named_paths = [name for name in method.paths if getattr(method, name)]
+        if named_paths:
+            control = getattr(method, "name", type(method).__name__)
+            raise RequestError(
+                f"{control}.{named_paths[0]} names a place on the server, which requests may not"
+            )
     own = Sampling.of(given)
     return Sampling(both.temperature, (*own.methods, *both.methods)).methods
 
