@@ -17,9 +17,10 @@ export function chart(svg, runs) {
   const tokens = Math.max(...curves.map((curve) => curve.at(-1)[1]), 1);
   const x = (value) => EDGE.left + (value / seconds) * (across - EDGE.left - EDGE.right);
   const y = (value) => HEIGHT - EDGE.bottom - (value / tokens) * (HEIGHT - EDGE.top - EDGE.bottom);
+  const [x1, x2] = [EDGE.left, across - EDGE.right];
   for (const tick of ticks(tokens, 4)) {
     svg.append(
-      mark("line", { class: "grid", x1: EDGE.left, x2: across - EDGE.right, y1: y(tick), y2: y(tick) }),
+      mark("line", { class: "grid", x1, x2, y1: y(tick), y2: y(tick) }),
       mark("text", { x: EDGE.left - 7, y: y(tick) + 4, "text-anchor": "end" }, String(tick)),
     );
   }
@@ -36,8 +37,8 @@ export function chart(svg, runs) {
       mark("circle", { class: `end ${css}`, cx: x(a), cy: y(b), r: 3.5 }),
     );
   });
-  const said = shown.map(([name, , record]) => `${name}: ${Math.round(record.speed)} tokens a second`);
-  svg.setAttribute("aria-label", said.join("; "));
+  const speeds = shown.map(([name, , { speed }]) => `${name}: ${Math.round(speed)}`);
+  svg.setAttribute("aria-label", `Tokens a second. ${speeds.join("; ")}`);
 }
 
 /** Round numbers from 0 to `end`, about `count` of them. */

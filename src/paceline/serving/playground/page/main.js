@@ -45,7 +45,8 @@ function complain(error) {
   if (error.name === "AbortError") return;
   if (!(error instanceof Refused)) console.error(error);
   const problem = field("problem");
-  problem.textContent = error instanceof Refused ? error.message : `The page failed: ${error.message}`;
+  problem.textContent =
+    error instanceof Refused ? error.message : `The page failed: ${error.message}`;
   problem.hidden = false;
   field("status").textContent = "";
   if (error.status === 401) {
@@ -143,7 +144,8 @@ async function one(side, [path, body]) {
   }
   const end = halted ? "stopped" : `ended by ${record.finish}`;
   const wait = first === null ? "" : `, the first after ${Math.round(first)} ms`;
-  field("status").textContent = `${count(record.tokens, "token")}, ${end}${wait}. Seed ${body.seed}.`;
+  const came = count(record.tokens, "token");
+  field("status").textContent = `${came}, ${end}${wait}. Seed ${body.seed}.`;
 }
 
 /** What there is to say and see of a run that is over. */
@@ -155,7 +157,10 @@ function finish(side, body) {
   choose = views.passes(record, words);
   if (body.guided_json && !halted) told.append(whole(record.text));
   if (!record.guesses.size && body.speculation?.budget === undefined) {
-    told.append(" Nothing was guessed: here a guess costs more than it saves. A number as budget guesses anyway.");
+    told.append(
+      " Nothing was guessed: here a guess costs more than it saves. ",
+      "A number as budget guesses anyway.",
+    );
   }
 }
 
@@ -172,14 +177,15 @@ function whole(text) {
 function judge() {
   const [one, other] = [paced.record, bare.record];
   let place = difference(one, other);
-  if (place < 0 && !halted && one.tokens !== other.tokens) place = Math.min(one.tokens, other.tokens);
+  const both = Math.min(one.tokens, other.tokens);
+  if (place < 0 && !halted && one.tokens !== other.tokens) place = both;
   const verdict = field("verdict");
   verdict.hidden = false;
   verdict.className = `verdict ${place < 0 ? "good" : "bad"}`;
   if (place < 0) {
-    const same = `The same text, ${count(Math.min(one.tokens, other.tokens), "token")}`;
-    const ratio = one.speed && other.speed && `, at ${(one.speed / other.speed).toFixed(2)} times the speed`;
-    verdict.textContent = `${same}${ratio || ""}.`;
+    const ratio = one.speed && other.speed && (one.speed / other.speed).toFixed(2);
+    const fast = ratio ? `, at ${ratio} times the speed` : "";
+    verdict.textContent = `The same text, ${count(both, "token")}${fast}.`;
     return;
   }
   const lossy = !known.exact && !field("drafter").value;
@@ -228,7 +234,7 @@ function checkSchema() {
   const hint = field("schema-hint");
   field("schema").setCustomValidity(wrong ?? "");
   field("schema").setAttribute("aria-invalid", String(Boolean(wrong)));
-  hint.textContent = wrong ?? (value ? "A JSON object. The answer will follow it." : "The answer will follow it.");
+  hint.textContent = wrong ?? `${value ? "A JSON object. " : ""}The answer will follow it.`;
   hint.classList.toggle("bad", Boolean(wrong));
 }
 
@@ -243,7 +249,8 @@ field("key").addEventListener("change", meet);
 field("clear").addEventListener("click", clear);
 field("stop").addEventListener("click", () => control?.abort());
 field("compare").addEventListener("change", () => {
-  if (field("compare").checked && asked && !control && paced.record?.tokens && !bare.record) busy(replay);
+  const open = asked && !control && paced.record?.tokens && !bare.record;
+  if (field("compare").checked && open) busy(replay);
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") control?.abort();
@@ -255,7 +262,8 @@ new ResizeObserver(() => {
   if (paced.record) views.pace(paced.record, bare.record);
 }).observe(field("chart"));
 
-if (/Mac|iPhone|iPad/.test(navigator.platform)) field("run").querySelector("kbd").textContent = "⌘ ⏎";
+const apple = /Mac|iPhone|iPad/.test(navigator.platform);
+if (apple) field("run").querySelector("kbd").textContent = "⌘ ⏎";
 field("settings").open = matchMedia("(min-width: 900px)").matches;
 changeMode(); // a reload may have kept the form
 checkSchema();

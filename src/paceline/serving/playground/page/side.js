@@ -27,7 +27,7 @@ export class Side {
   /** Show what came since the last time. */
   draw() {
     const { passes, speed } = this.record;
-    for (; this.shown < passes.length; this.shown += 1) this.words.add(passes[this.shown], this.shown);
+    while (this.shown < passes.length) this.words.add(passes[this.shown], this.shown++);
     const big = document.createElement("span");
     big.className = "big";
     big.textContent = speed === null ? "–" : round(speed);
@@ -40,7 +40,8 @@ export class Side {
     const { passes, tokens } = this.record;
     if (!passes.length) return;
     const rate = (tokens / passes.length).toFixed(2);
-    this.told.textContent = `${count(tokens, "token")} in ${count(passes.length, "pass", "passes")}, ${rate} a pass.`;
+    const ran = count(passes.length, "pass", "passes");
+    this.told.textContent = `${count(tokens, "token")} in ${ran}, ${rate} a pass.`;
   }
 
   hide() {

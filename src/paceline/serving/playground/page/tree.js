@@ -17,12 +17,16 @@ export function draw(svg, pass) {
   for (const node of nodes) wide[node.depth] = Math.max(wide[node.depth] ?? 0, node.width);
   const left = [1];
   wide.forEach((each, depth) => left.push(left[depth] + each + GAP));
-  for (const node of nodes) Object.assign(node, { x: left[node.depth], y: node.row * ROW + BOX / 2 + 2 });
+  for (const node of nodes) {
+    node.x = left[node.depth];
+    node.y = node.row * ROW + BOX / 2 + 2;
+  }
   const [across, down] = [left.at(-1) - GAP + 2, rows * ROW - (ROW - BOX) + 4];
   svg.setAttribute("viewBox", `0 0 ${across} ${down}`);
   svg.setAttribute("width", across);
   svg.setAttribute("height", down);
-  svg.setAttribute("aria-label", `Accepted: ${nodes.filter((n) => n.taken).map((n) => n.label).join(" ")}`);
+  const accepted = nodes.filter((node) => node.taken).map((node) => node.label);
+  svg.setAttribute("aria-label", `Accepted: ${accepted.join(" ")}`);
   const below = nodes.slice(1).sort((a, b) => a.taken - b.taken); // the path over the rest
   svg.replaceChildren(...below.map((node) => edge(nodes[node.parent], node)), ...nodes.map(box));
 }
@@ -43,7 +47,8 @@ function grown({ tree, texts, tokens, origins }) {
   }
   nodes.forEach((node, index) => {
     node.said = index && !node.drawn ? `${Math.round(100 * node.chance)}` : "";
-    node.width = Math.ceil(width(node.label, FONT) + (node.said && width(node.said, FONT) * 0.85 + 7)) + 18;
+    const beside = node.said && width(node.said, FONT) * 0.85 + 7;
+    node.width = Math.ceil(width(node.label, FONT) + Number(beside)) + 18;
     if (index) nodes[node.parent].children.push(index);
   });
   for (const { children } of nodes) {
@@ -64,14 +69,17 @@ function place(nodes, index, row) {
 
 function box(node, index) {
   const kind = node.drawn ? "own drawn" : index ? colour(node.origin) : "own";
-  const group = mark("g", { class: `node ${kind}${node.taken ? " taken" : ""}` }, mark("title", {}, tip(node, index)));
   const { x, y, width: wide } = node;
-  group.append(mark("rect", { x, y: y - BOX / 2, width: wide, height: BOX, rx: 6 }));
-  group.append(mark("text", { x: x + 9, y: y + 4.5 }, node.label));
+  const inside = [
+    mark("title", {}, tip(node, index)),
+    mark("rect", { x, y: y - BOX / 2, width: wide, height: BOX, rx: 6 }),
+    mark("text", { x: x + 9, y: y + 4.5 }, node.label),
+  ];
   if (node.said) {
-    group.append(mark("text", { class: "chance", x: x + wide - 8, y: y + 4.5, "text-anchor": "end" }, node.said));
+    const end = { class: "chance", x: x + wide - 8, y: y + 4.5, "text-anchor": "end" };
+    inside.push(mark("text", end, node.said));
   }
-  return group;
+  return mark("g", { class: `node ${kind}${node.taken ? " taken" : ""}` }, ...inside);
 }
 
 function edge(above, node) {
@@ -85,11 +93,13 @@ function edge(above, node) {
 function tip(node, index) {
   if (!index) return "the last token before this pass";
   if (node.drawn) return "the model's own";
-  return `${node.origin}: chance ${Math.round(100 * node.chance)} %, ${node.taken ? "accepted" : "in vain"}`;
+  const end = node.taken ? "accepted" : "in vain";
+  return `${node.origin}: chance ${Math.round(100 * node.chance)} %, ${end}`;
 }
 
 function label(text) {
-  const shown = text.replaceAll("\n", "↵").replaceAll("\t", "⇥").trim() || (text ? "␣" : "·");
+  const drawn = text.replaceAll("\n", "↵").replaceAll("\t", "⇥").trim();
+  const shown = drawn || (text ? "␣" : "·");
   const letters = [...shown];
   return letters.length > LONGEST ? `${letters.slice(0, LONGEST - 1).join("")}…` : shown;
 }
