@@ -24,7 +24,7 @@ class Turn:
         budget: most nodes beyond the root; None leaves it to the governor.
         tree: what is run for it.
         walked: what was drawn.
-        text: that became certain.
+        texts: that each token made certain.
         said: tokens of the output before.
         seconds: that its guesses cost.
         error: what went wrong with this request alone.
@@ -35,7 +35,7 @@ class Turn:
     budget: int | None = None
     tree: TokenTree = field(default_factory=lambda: TokenTree.root(0))
     walked: Walked | None = None
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     said: int = 0
     seconds: float = 0.0
     error: Exception | None = None
@@ -107,7 +107,7 @@ class Lanes:
                 start = perf_counter()
                 turn.run.learn(turn.tree, rows, turn.walked)
                 turn.seconds += perf_counter() - start
-                turn.text = turn.run.accept(turn.tree, turn.walked)
+                turn.texts = turn.run.accept(turn.tree, turn.walked)
             except Exception as error:
                 turn.error = error
 

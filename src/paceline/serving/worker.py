@@ -86,6 +86,9 @@ class Event:
         logprobs: of each token, where asked for.
         tree: of the pass, for those who look closely.
         path: the accepted nodes of it.
+        texts: that each token made certain; joined, `text`.
+        sources: names that the origins of the tree index.
+        at: when the pass was over, in seconds of `time.monotonic`.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
@@ -99,6 +102,9 @@ class Event:
     logprobs: list[Logprob] = field(default_factory=list)
     tree: TokenTree | None = None
     path: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    sources: Sequence[str] = ()
+    at: float = 0.0
     finish: str | None = None
     output: Output | None = None
     cached: int = 0
@@ -442,12 +448,15 @@ class Worker:
         wanted = self._places[turn.id].ask.logprobs
         event = Event(
             turn.id,
-            turn.text,
+            "".join(turn.texts),
             tokens,
             [*names, None][: len(tokens)],
             [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
             turn.tree,
             path,
+            turn.texts,
+            run.drafter.origins,
+            monotonic(),
         )
         if not run.done:
             self._tell(turn.id)
