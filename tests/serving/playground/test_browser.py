@@ -8,7 +8,8 @@ import httpx2 as httpx
 import pytest
 
 from paceline.serving.api import create_app
-from paceline.serving.api.refusals import refusal
+from paceline.serving.api.guard import Rules
+from paceline.serving.keys import Keys
 from tests.serving.playground.conftest import Watched, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -232,26 +233,23 @@ def test_the_page_is_used_by_keyboard(page):
 
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, service):
-    app = create_app(service, "tiny")
-
-    @app.middleware("http")
-    async def guard(request, go_on):
-        given = request.headers.get("authorization")
-        if request.url.path.startswith("/v1/") and given != "Bearer secret":
-            return refusal(401, "a key is needed", "authentication_error")
-        return await go_on(request)
-
+    secret = "a-key-that-nobody-guesses"
+    app = create_app(service, "tiny", rules=Rules(keys=Keys([f"me:{secret}"])))
     with served(app) as address:
         found = Watched(browser, address)
         key = found.page.get_by_label("API key")
         expect(key).to_be_focused()
-        expect(found.page.get_by_role("alert")).to_have_text("a key is needed")
-        key.fill("secret")
+        expect(found.page.get_by_role("alert")).to_contain_text("no such API key here")
+        key.fill("not this")
+        key.press("Tab")
+        expect(key).to_be_focused()
+        key.fill(secret)
         key.press("Tab")
         expect(found.page.locator("#facts")).to_contain_text("tiny")
         run(found.page, max_tokens=4)
         assert text_of(found.page)
-        assert "secret" not in found.page.evaluate("JSON.stringify({...localStorage})")
+        kept = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        assert secret not in found.page.evaluate(kept)
         found.close(REFUSED)
 
 
