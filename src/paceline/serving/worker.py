@@ -89,6 +89,7 @@ class Event:
         texts: that each token made certain; joined, `text`.
         sources: names that the origins of the tree index.
         at: when the pass was over, in seconds of `time.monotonic`.
+        passes: how many it tells of.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
@@ -105,6 +106,7 @@ class Event:
     texts: list[str] = field(default_factory=list)
     sources: Sequence[str] = ()
     at: float = 0.0
+    passes: int = 0
     finish: str | None = None
     output: Output | None = None
     cached: int = 0
@@ -224,11 +226,6 @@ class Worker:
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give a request up; nothing comes of it where it is over already."""
-        for asks in self._followers.values():
-            for ask in asks:
-                if ask.id == ask_id:
-                    asks.remove(ask)
-                    return [Event(ask_id, finish="cancelled")]
         return self._end(ask_id, "cancelled")
 
     def step(self) -> list[Event]:
@@ -457,6 +454,7 @@ class Worker:
             turn.texts,
             run.drafter.origins,
             monotonic(),
+            passes=1,
         )
         if not run.done:
             self._tell(turn.id)

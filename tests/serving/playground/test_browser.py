@@ -103,6 +103,30 @@ def test_a_difference_is_marked_where_it_begins(page):
     assert wrong.first.text_content() == "<b>no</b>"
 
 
+def test_passes_that_came_as_one_are_shown_as_such(page, address):
+    def forge(route):
+        answer = route.fetch()
+        lines = answer.text().split("\n\n")
+        pieces = [json.loads(line.removeprefix("data: ")) for line in lines[2:6]]
+        last = pieces[-1]["paceline"]
+        for each in [piece["paceline"] for piece in pieces[-2::-1]]:
+            for name in ("tokens", "texts", "origins"):
+                last[name] = each[name] + last[name]
+            last["passes"] += each["passes"]
+        lines[2:6] = [f"data: {json.dumps(pieces[-1])}"]
+        route.fulfill(response=answer, body="\n\n".join(lines))
+
+    page.route("**/v1/completions", forge)
+    run(page, max_tokens=40, seed=3, temperature=0.8, budget=8)
+    assert text_of(page) == answered(address)["choices"][0]["text"]
+    told = page.locator("#paced .told")
+    expect(told).to_contain_text("Too fast for this page: 4 without their trees.")
+    page.locator("#paced .token[data-pass='2']").first.click()
+    expect(page.locator("#pass-told")).to_contain_text("4 passes that came as one")
+    tips = page.locator("#paced .token[data-pass='2']:not(.own)").all()
+    assert all("chance" in tip.get_attribute("data-tip") for tip in tips[-1:])
+
+
 def test_the_tree_of_a_chosen_pass(page):
     run(page, max_tokens=60, temperature=0, budget=8)
     slider = page.locator("#pass")
