@@ -224,11 +224,6 @@ class Worker:
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give a request up; nothing comes of it where it is over already."""
-        for asks in self._followers.values():
-            for ask in asks:
-                if ask.id == ask_id:
-                    asks.remove(ask)
-                    return [Event(ask_id, finish="cancelled")]
         return self._end(ask_id, "cancelled")
 
     def step(self) -> list[Event]:
