@@ -83,7 +83,6 @@ def merged(first: Event, then: Event) -> Event:
         logprobs=first.logprobs + then.logprobs,
         tree=then.tree or first.tree,
         path=then.path or first.path,
-        texts=first.texts + then.texts,
         sources=then.sources or first.sources,
         at=then.at or first.at,
         passes=first.passes + then.passes,

@@ -231,6 +231,7 @@ def test_a_run_can_be_stopped(page, service, slow, way):
     while not service.worker.idle and time.monotonic() < end:
         time.sleep(0.01)
     assert service.worker.idle
+    assert not service.failures
     expect(page.locator("#run")).to_be_enabled()
 
 
