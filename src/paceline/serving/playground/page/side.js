@@ -43,7 +43,7 @@ export class Side {
     const passes = count(ran, "pass", "passes");
     this.told.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
     const lost = ran - seen.length;
-    if (lost) this.told.append(` Too fast for this page: ${lost} without their trees.`);
+    if (lost && this.record.guesses.size) this.told.append(` Too fast for this page: ${lost} without their trees.`);
   }
 
   hide() {
