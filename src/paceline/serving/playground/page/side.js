@@ -37,13 +37,15 @@ export class Side {
   end() {
     this.draw();
     this.card.removeAttribute("aria-busy");
-    const { ran, seen, tokens } = this.record;
+    const { ran, seen, tokens, guesses } = this.record;
     if (!ran) return;
     const rate = (tokens / ran).toFixed(2);
     const passes = count(ran, "pass", "passes");
     this.told.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
     const lost = ran - seen.length;
-    if (lost && this.record.guesses.size) this.told.append(` Too fast for this page: ${lost} without their trees.`);
+    if (lost && guesses.size) {
+      this.told.append(` Too fast for this page: ${lost} without their trees.`);
+    }
   }
 
   hide() {
