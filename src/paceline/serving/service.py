@@ -15,6 +15,43 @@ from paceline.serving.worker import Ask, Event, Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[Event], None]
+_FAILED = "the server failed; its log says more"
+
+
+class Stream(AsyncIterator[Event]):
+    """What comes of a request. To close it before its end, or to let it go, cancels the request.
+
+    Args:
+        events: as they come.
+        leave: cancels.
+    """
+
+    def __init__(self, events: asyncio.Queue[Event], leave: Callable[[], None]) -> None:
+        self._events, self._leave = events, leave
+        self._over = False
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except BaseException:
+            self._close()
+            raise
+        self._over = event.finish is not None
+        return event
+
+    async def aclose(self) -> None:
+        """Leave."""
+        self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._leave()
 
 
 class Service:
@@ -29,7 +66,7 @@ class Service:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._sinks: dict[str, _Sink] = {}
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
-        self._stopped = self._draining = False
+        self._stopped = self._draining = self._ended = False
         self.failures = 0
 
     def start(self) -> None:
@@ -41,11 +78,11 @@ class Service:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._draining
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    async def stream(self, ask: Ask) -> Stream:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
-        Whoever leaves the iteration before its end cancels the request; no later than after the
-        pass that is under way it is gone.
+        Whoever leaves the iteration before its end, or never begins it, cancels the request; no
+        later than after the pass that is under way it is gone.
 
         Raises:
             PacelineError: it cannot be run.
@@ -63,36 +100,24 @@ class Service:
             try:
                 if self._draining:
                     raise BusyError("the server is about to stop; try another")
-                self._sinks[ask.id] = lambda e: _post(loop, events.put_nowait, e)
                 self.worker.submit(ask)
             except Exception as error:
-                self._sinks.pop(ask.id, None)
+                if not isinstance(error, PacelineError):  # a bug, but nobody else's
+                    _log.exception("request %s was not taken", ask.id)
                 _post(loop, settle, error)
-                if not isinstance(error, PacelineError):
-                    raise
             else:
+                self._sinks[ask.id] = lambda e: _post(loop, events.put_nowait, e)
                 _post(loop, settle, None)
 
         self._inbox.put(submit)
-        if not self._thread.is_alive():
+        if self._ended:
             self._commands(wait=False)  # nobody else will answer
         try:
             await taken
         except asyncio.CancelledError:
             self.cancel(ask.id)
             raise
-        return self._events(ask.id, events)
-
-    async def _events(self, ask_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-        over = False
-        try:
-            while not over:
-                event = await events.get()
-                over = event.finish is not None
-                yield event
-        finally:
-            if not over:
-                self.cancel(ask_id)
+        return Stream(events, lambda: self.cancel(ask.id))
 
     def cancel(self, ask_id: str) -> None:
         """Give a request up, from any thread."""
@@ -103,6 +128,7 @@ class Service:
         self._draining = True
         end = monotonic() + seconds
         if not self._thread.is_alive():
+            self._end()
             return
 
         def leave() -> None:
@@ -117,17 +143,25 @@ class Service:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stopped:
-            try:
-                self._commands(wait=self.worker.idle)
-                if not self._stopped and not self.worker.idle:
-                    self._send(self.worker.step())
-            except Exception:
-                # A bug. Those under way are told; those to come may fare better.
-                _log.exception("a pass failed")
-                self.failures += 1
-                self._send(self.worker.close("error", "the server failed; its log says more"))
+        try:
+            while not self._stopped:
+                try:
+                    self._commands(wait=self.worker.idle)
+                    if not self._stopped and not self.worker.idle:
+                        self._send(self.worker.step())
+                except Exception:
+                    # A bug. Those under way are told; those to come may fare better.
+                    _log.exception("a pass failed")
+                    self.failures += 1
+                    self._send(self.worker.close("error", _FAILED))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody works any more: refuse those that come, and tell those that are left."""
+        self._draining = self._ended = True  # first, so that no command falls between
         self._commands(wait=False)
+        self._send([Event(each, finish="error", error=_FAILED) for each in list(self._sinks)])
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""
