@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
 from paceline.core import Cost, Floats, TokenTree
@@ -12,6 +12,9 @@ from paceline.decoding.run import Run
 from paceline.decoding.walk import Walked
 from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.errors import MemoryFullError
+
+
+_NONE = TokenTree.root(0)
 
 
 @dataclass(eq=False)
@@ -33,7 +36,7 @@ class Turn:
     id: str
     run: Run
     budget: int | None = None
-    tree: TokenTree = field(default_factory=lambda: TokenTree.root(0))
+    tree: TokenTree = _NONE
     walked: Walked | None = None
     text: str = ""
     said: int = 0
