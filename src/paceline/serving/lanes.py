@@ -13,7 +13,6 @@ from paceline.decoding.walk import Walked
 from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.errors import MemoryFullError
 
-
 _NONE = TokenTree.root(0)
 
 
