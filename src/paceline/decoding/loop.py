@@ -105,7 +105,7 @@ class Generation:
         seconds.forward += passed - looked
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
-        return run.accept(tree, walked)
+        return "".join(run.accept(tree, walked))
 
 
 def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:

@@ -188,9 +188,13 @@ class Run:
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
             self._observe(context, tree, logits, path, drawn)
 
-    def accept(self, tree: TokenTree, walked: Walked) -> str:
-        """Append the drawn tokens up to the first that ends the output; return their text."""
-        output, text = self.output, ""
+    def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
+        """Append the drawn tokens up to the first that ends the output.
+
+        Returns:
+            the text that each of them made certain; the last one's, all the rest when `done`.
+        """
+        output, texts = self.output, list[str]()
         for place, token in enumerate(walked.drawn):
             output.tokens.append(token)
             if self._margins:
@@ -198,19 +202,20 @@ class Run:
             if place:
                 name = self.drafter.origins[tree.origin[walked.path[place]]]
                 output.accepted[name] = output.accepted.get(name, 0) + 1
+            texts.append("")
             if token in self.request.stop_tokens:
                 self.done, output.finish = True, "stop"
                 break
-            text += self._stream.push(token) if self._stream else ""
+            texts[-1] = self._stream.push(token) if self._stream else ""
             if self._stream and self._stream.stopped:
                 break
         self.done = self.done or len(output.tokens) >= self._limit
         if self._stream:
-            text += self._stream.flush() if self.done else ""
+            texts[-1] += self._stream.flush() if self.done else ""
             if self._stream.stopped:
                 self.done, output.finish = True, "stop"
-        output.text += text
-        return text
+        output.text += "".join(texts)
+        return texts
 
     def close(self) -> None:
         """Give the sequence back, and those of guides."""

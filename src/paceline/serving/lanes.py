@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 
 from paceline.core import Cost, Floats, TokenTree
@@ -26,7 +26,7 @@ class Turn:
         budget: most nodes beyond the root; None leaves it to the governor.
         tree: what is run for it.
         walked: what was drawn.
-        text: that became certain.
+        texts: that each token made certain.
         said: tokens of the output before.
         seconds: that its guesses cost.
         error: what went wrong with this request alone.
@@ -37,7 +37,7 @@ class Turn:
     budget: int | None = None
     tree: TokenTree = _NONE
     walked: Walked | None = None
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     said: int = 0
     seconds: float = 0.0
     error: Exception | None = None
@@ -109,7 +109,7 @@ class Lanes:
                 start = perf_counter()
                 turn.run.learn(turn.tree, rows, turn.walked)
                 turn.seconds += perf_counter() - start
-                turn.text = turn.run.accept(turn.tree, turn.walked)
+                turn.texts = turn.run.accept(turn.tree, turn.walked)
             except Exception as error:
                 turn.error = error
 

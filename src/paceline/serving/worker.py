@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Output, Request, TokenTree
-from paceline.decoding.governor import Fixed
+from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
@@ -86,6 +86,9 @@ class Event:
         logprobs: of each token, where asked for.
         tree: of the pass, for those who look closely.
         path: the accepted nodes of it.
+        texts: that each token made certain; joined, `text`.
+        sources: names that the origins of the tree index.
+        at: when the pass was over, in seconds of `time.monotonic`.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
@@ -99,6 +102,9 @@ class Event:
     logprobs: list[Logprob] = field(default_factory=list)
     tree: TokenTree | None = None
     path: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    sources: Sequence[str] = ()
+    at: float = 0.0
     finish: str | None = None
     output: Output | None = None
     cached: int = 0
@@ -114,6 +120,7 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
     draft: float = 0.0
@@ -175,6 +182,11 @@ class Worker:
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
         self._lanes: dict[DraftMethod, Lanes] = {}
         self._places: dict[str, _Place] = {}
+
+    @property
+    def governor(self) -> Governor:
+        """Sizes the trees of requests that name no drafter."""
+        return self._own.governor
 
     @property
     def idle(self) -> bool:
@@ -422,18 +434,24 @@ class Worker:
         run, path = turn.run, turn.walked.path
         tokens = run.output.tokens[turn.said :]
         names = [run.drafter.origins[turn.tree.origin[node]] for node in path[1:]]
+        for origin in turn.tree.origin[1:]:
+            name = run.drafter.origins[origin]
+            self.stats.guessed[name] = self.stats.guessed.get(name, 0) + 1
         for name in names[: len(tokens)]:
             self.stats.accepted[name] = self.stats.accepted.get(name, 0) + 1
         self.stats.tokens += len(tokens)
         wanted = self._places[turn.id].ask.logprobs
         event = Event(
             turn.id,
-            turn.text,
+            "".join(turn.texts),
             tokens,
             [*names, None][: len(tokens)],
             [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
             turn.tree,
             path,
+            turn.texts,
+            run.drafter.origins,
+            monotonic(),
         )
         if not run.done:
             self._tell(turn.id)

@@ -79,7 +79,8 @@ def watched(beside):
     sizes = []
     for engine in beside.engines.values():
 
-        def forward(batch, rows="all", original=engine.forward):
+        def forward(batch, rows="all", view=None, original=engine.forward):
+            assert view is None
             sizes.extend(len(tree) for _, tree in batch)
             return original(batch, rows)
 
@@ -120,13 +121,13 @@ def test_an_interrupt_in_a_guides_pass_leaves_nothing_open(spec, after):
     voice = control._voices[-1]
     original = voice.engine.forward
 
-    def impatient(batch, rows="all"):
+    def impatient(batch, rows="all", view=None):
         nonlocal count
         if any(sequence is voice.follower._sequence for sequence, _ in batch):
             count += 1
             if count > after:
                 raise KeyboardInterrupt
-        return original(batch, rows)
+        return original(batch, rows, view)
 
     voice.engine.forward = impatient
     output = run(beside, Oracle(beside.engine), request, budget=2)
