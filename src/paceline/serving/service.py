@@ -77,8 +77,8 @@ def merged(first: Event, then: Event) -> Event:
     return replace(
         then,
         text=first.text + then.text,
-        tokens=first.tokens + then.tokens,
         texts=first.texts + then.texts,
+        tokens=first.tokens + then.tokens,
         origins=first.origins + then.origins,
         logprobs=first.logprobs + then.logprobs,
         tree=then.tree or first.tree,
