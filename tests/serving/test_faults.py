@@ -37,6 +37,7 @@ class _Faulty(Drafter):
 
     def __init__(self, where, vocab_size):
         self.where, self.outside = where, vocab_size + 7
+        self.learns_from_prompt = where == "prompt"
 
     def begin(self, request):
         self.fail("begin")
@@ -52,7 +53,7 @@ class _Faulty(Drafter):
         return TokenTree.chain([root, 5, 6])
 
     def observe(self, step):
-        self.fail("observe")
+        self.fail("prompt" if self.learns_from_prompt else "observe")
 
     def fail(self, where):
         if where == self.where:
@@ -112,7 +113,7 @@ def both(lm, bad, caplog, **options):
     return last
 
 
-@pytest.mark.parametrize("where", ["begin", "propose", "observe", "tree", "kind"])
+@pytest.mark.parametrize("where", ["begin", "prompt", "propose", "observe", "tree", "kind"])
 def test_a_faulty_drafter_fails_its_own_request(lm, faulty, caplog, where):
     request = lm.request(PROMPTS[3], max_new_tokens=20)
     last = both(lm, request, caplog, drafter=f"faulty:{where}", budget=3)

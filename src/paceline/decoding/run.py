@@ -96,10 +96,10 @@ class Run:
 
     def open(self, sequence: Cached | None = None) -> None:
         """Begin, in `sequence`, which may hold a beginning of the text; else in a new one."""
+        self.sequence = self._engine.open() if sequence is None else sequence
         if not self._begun:
             self.drafter.begin(self.request)
             self._begun = True
-        self.sequence = self._engine.open() if sequence is None else sequence
 
     def part(self, most: int = 256) -> TokenTree:
         """The next missing tokens, at most `most`, as a chain."""

@@ -13,6 +13,8 @@ from paceline.decoding.walk import Walked
 from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.errors import MemoryFullError
 
+_NONE = TokenTree.root(0)
+
 
 @dataclass(eq=False)
 class Turn:
@@ -33,7 +35,7 @@ class Turn:
     id: str
     run: Run
     budget: int | None = None
-    tree: TokenTree = field(default_factory=lambda: TokenTree.root(0))
+    tree: TokenTree = _NONE
     walked: Walked | None = None
     texts: list[str] = field(default_factory=list)
     said: int = 0

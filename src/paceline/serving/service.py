@@ -89,6 +89,42 @@ def merged(first: Event, then: Event) -> Event:
     )
 
 
+class Stream(AsyncIterator[Event]):
+    """What comes of a request. To close it before its end, or to let it go, cancels the request.
+
+    Args:
+        events: as they come.
+        leave: cancels.
+    """
+
+    def __init__(self, events: Mailbox, leave: Callable[[], None]) -> None:
+        self._events, self._leave = events, leave
+        self._over = False
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except BaseException:
+            self._close()
+            raise
+        self._over = event.finish is not None
+        return event
+
+    async def aclose(self) -> None:
+        """Leave."""
+        self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._leave()
+
+
 class Service:
     """Takes requests from any event loop; a thread runs the passes.
 
@@ -101,7 +137,7 @@ class Service:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._sinks: dict[str, tuple[Ask, _Sink]] = {}
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
-        self._stopped = self._draining = False
+        self._stopped = self._draining = self._ended = False
         self.failures = 0
         self.load = Load()
         self.observers: list[Observer] = []
@@ -129,11 +165,11 @@ class Service:
         """Take no more requests; those under way go on."""
         self._draining = True
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    async def stream(self, ask: Ask) -> Stream:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
-        Whoever leaves the iteration before its end cancels the request; no later than after the
-        pass that is under way it is gone.
+        Whoever leaves the iteration before its end, or never begins it, cancels the request; no
+        later than after the pass that is under way it is gone.
 
         Raises:
             PacelineError: it cannot be run.
@@ -152,38 +188,26 @@ class Service:
             try:
                 if self._draining:
                     raise StoppingError("the server is about to stop; try another")
-                self._sinks[ask.id] = ask, lambda e: _post(loop, events.put, e)
                 self.worker.submit(ask)
-                for observer in self.observers:
-                    observer.took(ask)
             except Exception as error:
-                self._sinks.pop(ask.id, None)
+                if not isinstance(error, PacelineError):  # a bug, but nobody else's
+                    _log.exception("request %s was not taken", ask.id)
                 _post(loop, settle, error)
-                if not isinstance(error, PacelineError):
-                    raise
-            else:
-                _post(loop, settle, None)
+                return
+            self._sinks[ask.id] = ask, lambda e: _post(loop, events.put, e)
+            _post(loop, settle, None)
+            for observer in self.observers:
+                observer.took(ask)
 
         self._inbox.put(submit)
-        if not self._thread.is_alive():
+        if self._ended:
             self._commands(wait=False)  # nobody else will answer
         try:
             await taken
         except asyncio.CancelledError:
             self.cancel(ask.id)
             raise
-        return self._events(ask.id, events)
-
-    async def _events(self, ask_id: str, events: Mailbox) -> AsyncIterator[Event]:
-        over = False
-        try:
-            while not over:
-                event = await events.get()
-                over = event.finish is not None
-                yield event
-        finally:
-            if not over:
-                self.cancel(ask_id)
+        return Stream(events, lambda: self.cancel(ask.id))
 
     def cancel(self, ask_id: str) -> None:
         """Give a request up, from any thread."""
@@ -194,6 +218,7 @@ class Service:
         self._draining = True
         end = monotonic() + seconds
         if not self._thread.is_alive():
+            self._end()
             return
 
         def leave() -> None:
@@ -208,23 +233,31 @@ class Service:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stopped:
-            try:
-                self._weigh()
-                self._commands(wait=self.worker.idle)
-                if not self._stopped and not self.worker.idle:
-                    self._send(self.worker.step())
-            except Exception:
-                # A bug. Those under way are told; those to come may fare better.
-                _log.exception("a pass failed")
-                self.failures += 1
-                self._send(self.worker.close("error", FAILED))
+        try:
+            while not self._stopped:
+                try:
+                    self._weigh()
+                    self._commands(wait=self.worker.idle)
+                    if not self._stopped and not self.worker.idle:
+                        self._send(self.worker.step())
+                except Exception:
+                    # A bug. Those under way are told; those to come may fare better.
+                    _log.exception("a pass failed")
+                    self.failures += 1
+                    self._send(self.worker.close("error", FAILED))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody works any more: refuse those that come, and tell those that are left."""
+        self._draining = self._ended = True  # first, so that no command falls between
         self._commands(wait=False)
+        self._send([Event(each, finish="error", error=FAILED) for each in list(self._sinks)])
 
     def _weigh(self) -> None:
         """Look at the load here, where nobody changes it meanwhile."""
-        waiting = len(self.worker.scheduler.waiting)
-        running = len(self.worker.scheduler.jobs) - waiting
+        running = len(self.worker.scheduler.running)
+        waiting = len(self.worker.scheduler.jobs) - running
         self.load = Load(waiting, running, self.worker.lm.engine.memory)
 
     def _commands(self, wait: bool) -> None:

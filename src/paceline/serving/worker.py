@@ -416,7 +416,11 @@ class Worker:
                 turn.error = error
 
     def _ran(self, part: Turn, logits: Floats) -> None:
-        part.run.ran(part.tree, logits if len(logits) else None)
+        try:
+            part.run.ran(part.tree, logits if len(logits) else None)
+        except Exception as error:  # of a drafter that learns from prompts
+            part.error = error
+            return
         self.stats.prompt_tokens += len(part.tree)
         self._tell(part.id)
         if not part.run.missing:
