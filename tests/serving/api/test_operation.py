@@ -187,6 +187,20 @@ def test_a_full_queue_sends_away(service, monkeypatch):
         assert (found.status_code, found.headers["Retry-After"]) == (429, "1")
 
 
+def test_too_many_connections_are_sent_away(service):
+    with running(service, max_connections=2) as (port, server):
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        until(lambda: len(server.server_state.connections) == 2)
+        answer = spoken(port, b"")
+        assert b" 503 " in answer.splitlines()[0]
+        assert b"Retry-After: 1" in answer
+        assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["type"] == "server_error"
+        for each in idle:
+            each.close()
+        until(lambda: not server.server_state.connections)
+        assert post(port).status_code == 200
+
+
 def test_a_bug_is_told_with_its_id_and_is_no_end(service, monkeypatch, caplog):
     with running(service) as (port, _):
         with monkeypatch.context() as patch:
