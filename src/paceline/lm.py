@@ -22,10 +22,10 @@ from paceline.control.sampling import Sampling
 from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.control.tools import Choice, Tools
 from paceline.core import Floats, Output, Request
+from paceline.decoding.completions import completions
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Found, Strategy, Task
-from paceline.decoding.superposed import ALPHA, superposed
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.learnt import read_learnt, write_learnt
@@ -290,33 +290,39 @@ class LM:
         return outputs
 
     def complete(
-        self, prompt: Prompt, n: int = 3, *, max_new_tokens: int = 10, alpha: float = ALPHA
+        self,
+        prompt: Prompt,
+        n: int = 3,
+        *,
+        max_new_tokens: int = 10,
+        method: str = "beam",
+        alpha: float | None = None,
     ) -> list[Completion]:
-        """Several continuations of `prompt`, likeliest first, for about the passes of one. Lossy.
-
-        By Superposed Decoding: none need be what `generate` writes, and better ones may be missed;
-        their scores are the model's own. See `decoding/superposed.py`.
+        """Several continuations of `prompt`, likeliest first. Lossy: there may be likelier ones.
 
         Args:
             prompt: as for `request`.
             n: how many.
             max_new_tokens: upper limit of each; the model's stop tokens end one before.
-            alpha: weight, 0 to 1, of n-grams of the prompt and of what `paceline warm` kept.
+            method: `beam`, n nodes a pass; or `superposed`, one node a pass and, with small models,
+                far less likely continuations; see `decoding/superposed.py`.
+            alpha: of `superposed`: weight, 0 to 1, of n-grams of the prompt and of what
+                `paceline warm` kept. None is 0.
 
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
-        ids = self._encode(prompt, None)
+        ids = np.array(self._encode(prompt, None), np.int32)
         trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
-        known = [trace.tokens[text] for text in trace.texts()] if trace else []
-        found = superposed(
+        found = completions(
             self.engine,
-            np.array(ids, np.int32),
+            ids,
             n,
             max_new_tokens,
+            method=method,
             alpha=alpha,
             stop_tokens=stops,
-            known=known,
+            known=[trace.tokens[text] for text in trace.texts()] if trace else [],
         )
         return [Completion(self._text(one.tokens, stops), one.score, one.tokens) for one in found]
 

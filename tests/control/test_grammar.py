@@ -12,7 +12,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline import LM
+from paceline import LM, _native
 from paceline.control.base import Continuing, Filtering, Forcing
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
@@ -123,6 +123,15 @@ def test_the_mask_is_what_can_still_match(lm, pattern):
                 break
             history.append(token)
             text += pieces[token]
+
+
+@given(st.integers(1, 200), st.integers(0, 2**32), st.sampled_from([0.02, 0.5, 0.98]))
+def test_masks_leave_what_their_bits_say(size, seed, share):
+    random = np.random.default_rng(seed)
+    allowed = random.random(size) < share
+    bits = np.packbits(np.pad(allowed, (0, -size % 32)), bitorder="little").view(np.uint32)
+    logits = random.normal(size=size).astype(np.float32)
+    assert np.array_equal(_native.masked(logits, bits), np.where(allowed, logits, -np.inf))
 
 
 @given(st.data())

@@ -19,14 +19,18 @@ def complete(
     model: options.ModelOption = None,
     n: Annotated[int, typer.Option("-n", min=1, max=64, help="How many continuations.")] = 3,
     max_new_tokens: options.NewTokens = 10,
+    method: Annotated[
+        str, typer.Option(help="beam: -n nodes a pass; superposed: one, and less likely texts.")
+    ] = "beam",
     alpha: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Weight of n-grams of the prompt and of what `paceline warm` kept; 0: none.",
+            help="Of superposed: weight of n-grams of the prompt and of what `paceline warm` "
+            "kept. Default 0: none.",
         ),
-    ] = 0.25,
+    ] = None,
     engine: options.Engine = "auto",
     weight_format: options.Format = "auto",
     kv_format: options.KvFormat = "auto",
@@ -35,10 +39,10 @@ def complete(
     chat: options.Chat = False,
     json: options.Json = False,
 ) -> None:
-    """Suggest several continuations, likeliest first, for about the passes of one.
+    """Suggest several continuations, likeliest first.
 
-    Superposed Decoding is lossy: likelier continuations may be missed. The scores are the
-    logarithms of the chances that the model gives to what was found.
+    Both methods take about the passes of one, and are lossy: likelier continuations may be
+    missed. The scores are the logarithms of the chances that the model gives to what was found.
     """
     text = read_prompt(prompt)
     lm = options.EngineChoice(engine, device, threads, weight_format, kv_format).open(model)
@@ -47,6 +51,7 @@ def complete(
         [{"role": "user", "content": text}] if chat else text,
         n,
         max_new_tokens=max_new_tokens,
+        method=method,
         alpha=alpha,
     )
     seconds = perf_counter() - start
@@ -55,6 +60,7 @@ def complete(
             {
                 "prompt": text,
                 "completions": [one._asdict() for one in found],
+                "method": method,
                 "alpha": alpha,
                 "seconds": seconds,
                 "lossy": True,

@@ -146,6 +146,13 @@ class Following(Protocol):
     follows: bool
 
 
+@runtime_checkable
+class Settling(Protocol):
+    """A control that leaves the seed little to say: samples of one prompt are hardly different."""
+
+    settles: bool
+
+
 M = TypeVar("M", bound=ControlMethod)
 
 

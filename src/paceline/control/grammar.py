@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import _native
-from paceline.control.base import ControlMethod
+from paceline.control.base import ControlMethod, shared
 from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
@@ -118,7 +118,7 @@ class _Matcher:
         # The space that decoding drops at the beginning would be lost to the grammar's text.
         self._lost: NDArray[np.uint32] | None = None
         self._bits = np.zeros((vocabulary.size + 31) // 32, np.uint32)
-        self._place = self._bits.ctypes.data
+        self._place = self._bits.ctypes.data, self._bits.nbytes
         if vocabulary.strips:
             self._lost = np.zeros_like(self._bits)
             for token in vocabulary.beginning(b" ").tolist():
@@ -128,7 +128,7 @@ class _Matcher:
         """Forbid what the grammar does."""
         if not self._follow(history):
             return logits
-        self._matcher.unsafe_compute_mask_ptr(self._place, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(*self._place)
         if self._matcher.is_error():
             raise RequestError(_refusal(self._matcher))
         if self._lost is not None and len(history) == self._start:
@@ -182,29 +182,27 @@ class _Matcher:
 
     def _follow(self, history: list[int]) -> bool:
         """Go to the end of a history; False if it goes past a stop token, where a walk may look."""
-        taken, wanted = self._taken, history[self._start :]
-        same = len(taken) if wanted[: len(taken)] == taken else _shared(taken, wanted)
-        if same < len(taken):
+        taken, start = self._taken, self._start
+        if history[start : start + len(taken)] != taken:
+            same = shared(taken, history[start:])
             self._matcher.rollback(len(taken) - same)
             del taken[same:]
-        new = list(takewhile(lambda token: token not in self._stops, wanted[same:]))
-        if new:
-            count = self._matcher.try_consume_tokens(new)
-            taken += new[:count]
+        new = history[start + len(taken) :]
+        if not new:
+            return True
+        ended = not self._stops.isdisjoint(new)
+        if ended:
+            new = list(takewhile(lambda token: token not in self._stops, new))
+        count = self._matcher.try_consume_tokens(new)
+        taken += new[:count]
+        if count < len(new):
             if self._matcher.is_error():
                 raise RequestError(_refusal(self._matcher))
-            if count < len(new):
-                raise RequestError(
-                    f"token {new[count]} at position {self._start + len(taken)} is not in the "
-                    "grammar; a control that forces tokens contradicts it"
-                )
-        return len(taken) == len(wanted)
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """How many first items are the same."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+            raise RequestError(
+                f"token {new[count]} at position {start + len(taken)} is not in the "
+                "grammar; a control that forces tokens contradicts it"
+            )
+        return not ended
 
 
 # ------------------------------------------------------------------------------------ compiling

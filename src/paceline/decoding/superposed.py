@@ -29,7 +29,7 @@ from paceline.errors import MethodError, RequestError
 
 LONGEST = 5  # tokens that an n-gram looks back, at most
 MOST = 64  # continuations
-ALPHA = 0.25  # the paper's n-grams come from far larger texts, and count for more
+ALPHA = 0.0  # n-grams of little text make it worse; the paper's are of a corpus
 
 
 class Continuation(NamedTuple):
@@ -107,7 +107,14 @@ def superposed(
         MethodError: the engine cannot mix.
         RequestError: a number out of range, or the context is too short.
     """
-    _check(engine, prompt, k, length, alpha)
+    if "mixtures" not in engine.abilities:
+        raise MethodError(
+            f"superposed decoding needs an engine that can mix tokens, and {engine.name} cannot; "
+            "use native or reference"
+        )
+    check(engine, prompt, k, length)
+    if not 0 <= alpha <= 1:
+        raise RequestError(f"alpha is {alpha}, expected 0 to 1")
     ngrams = Ngrams([*known, prompt])
     sequence = engine.start(prompt[:-1])
     try:
@@ -188,18 +195,16 @@ def _ranked(
     return sorted(found, key=lambda one: -one.score)
 
 
-def _check(engine: Engine, prompt: Tokens, k: int, length: int, alpha: float) -> None:
-    if "mixtures" not in engine.abilities:
-        raise MethodError(
-            f"superposed decoding needs an engine that can mix tokens, and {engine.name} cannot; "
-            "use native or reference"
-        )
+def check(engine: Engine, prompt: Tokens, k: int, length: int) -> None:
+    """Refuse numbers out of range.
+
+    Raises:
+        RequestError: the empty prompt, too many continuations, or too long ones.
+    """
     if not len(prompt):
         raise RequestError("the prompt is empty; give at least one token")
     if not 1 <= k <= MOST:
         raise RequestError(f"{k} continuations are asked for, expected 1 to {MOST}")
-    if not 0 <= alpha <= 1:
-        raise RequestError(f"alpha is {alpha}, expected 0 to 1")
     room = engine.config.context - len(prompt)
     if not 1 <= length <= room:
         raise RequestError(

@@ -77,6 +77,7 @@ def merged(first: Event, then: Event) -> Event:
     return replace(
         then,
         text=first.text + then.text,
+        texts=first.texts + then.texts,
         tokens=first.tokens + then.tokens,
         origins=first.origins + then.origins,
         logprobs=first.logprobs + then.logprobs,

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
+from paceline import LM
 from paceline.control.base import bind
 from paceline.control.mirostat import Mirostat
 from paceline.control.temperature import Temperature
@@ -15,6 +16,7 @@ from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.best_of import BestOf
 from paceline.errors import MethodError, RequestError
+from tests.conftest import shared
 from tests.decoding.strategies.conftest import chances
 from tests.decoding.strategies.test_beam import Counting
 from tests.decoding.test_loop import Root
@@ -107,3 +109,36 @@ def test_bad_settings_are_refused():
     for settings in ({"n": 0}, {"n": 2, "returned": 3}, {"together": 0}):
         with pytest.raises(MethodError, match="best_of"):
             BestOf(**settings)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM(shared("models", "stories260K"), drafter="recycle", budget=6)
+
+
+@pytest.mark.parametrize("guide", ["cfg:negative=A dog,scale=3", "dola:layers=1+3,alpha=0.01"])
+def test_each_sample_is_guided_as_if_it_were_alone(lm, guide):
+    ask = {"temperature": 1.0, "max_new_tokens": 12, "guide": guide}
+    found = lm.search("Once upon a time", "best_of:n=3,returned=3,together=2", **ask)
+    alone = [lm.generate("Once upon a time", **ask, seed=seed).tokens for seed in range(3)]
+    assert sorted(output.tokens for output in found) == sorted(alone)
+    free = lm.generate("Once upon a time", **{**ask, "guide": ()}).tokens
+    assert free not in alone
+    assert found[0].seconds.guide > 0
+
+
+def test_marked_samples_differ_or_are_refused(lm):
+    ask = {"temperature": 1.0, "max_new_tokens": 12}
+    for kind in ("exponential", "inverse", "green"):
+        mark = f"key=a,kind={kind}"
+        found = lm.search("Once upon a time", "best_of:n=3,returned=3", **ask, watermark=mark)
+        assert len({tuple(output.tokens) for output in found}) == 3
+    with pytest.raises(MethodError, match="hardly differ"):
+        lm.search("Once", "best_of", **ask, watermark="key=a,kind=synthid")
+    assert lm.search("Once", "best_of:n=1", **ask, watermark="key=a,kind=synthid")
+
+
+def test_noise_that_is_bound_to_one_seed_is_not_used_for_others():
+    task = Task(ToyEngine(), Request((1, 2), 9, 1.0, noise=lambda position: 1))
+    with pytest.raises(MethodError, match="bound to one seed"):
+        BestOf(n=2).run(task)

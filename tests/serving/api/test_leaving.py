@@ -31,7 +31,7 @@ def test_a_client_that_leaves_takes_its_work_along(address, service, stream):
         assert not stream or client.recv(1)
     until(lambda: service.worker.idle and service.idle)
     assert service.worker.stats.tokens - made < 3 * 400
-    assert not service.worker._followers
+    assert not service.worker.scheduler.jobs
 
 
 def test_those_that_wait_for_a_prompt_are_given_up_too(service, lm):

@@ -59,8 +59,16 @@ class Task:
     budget: Budget = field(default_factory=lambda: Fixed(0))
 
     def seeded(self, seed: int) -> Request:
-        """The request with another seed."""
-        return self.rebind(seed) if self.rebind else replace(self.request, seed=seed)
+        """The request with another seed.
+
+        Raises:
+            MethodError: its noise is bound to its seed, and nothing makes it again.
+        """
+        if self.rebind:
+            return self.rebind(seed)
+        if self.request.noise is not None and seed != self.request.seed:
+            raise MethodError("a watermark's noise is bound to one seed; give the task a rebind")
+        return replace(self.request, seed=seed)
 
     @property
     def limit(self) -> int:
@@ -90,6 +98,7 @@ class Strategy(ABC):
 
     Attributes:
         draws: it draws tokens, so that temperature and seed matter; the others are deterministic.
+        guided: it lets guides look at the trees before each pass.
         paper: where it is from.
         catalogue: its numbers in the catalogue of methods.
         needs: what it cannot do without, in words.
@@ -98,6 +107,7 @@ class Strategy(ABC):
     exactness: ClassVar[Exactness]  # set by the registry
     name: ClassVar[str]  # set by the registry
     draws: ClassVar[bool] = False
+    guided: ClassVar[bool] = False
     paper: ClassVar[str] = ""
     catalogue: ClassVar[tuple[int, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
@@ -132,8 +142,10 @@ class Strategy(ABC):
             )
         if request.walk != "gumbel":
             raise MethodError(f"{self.name} knows one walk; leave --walk {request.walk} out")
-        if any(isinstance(control, Looking) for control in request.controls):
-            raise MethodError(f"{self.name} cannot follow guides yet; leave the guide out")
+        if not self.guided and any(isinstance(c, Looking) for c in request.controls):
+            raise MethodError(
+                f"{self.name} cannot follow guides yet; leave the guide out, or take best_of"
+            )
         if request.noise is not None and not self.draws:
             raise RequestError(
                 f"{self.name} draws nothing, so that this watermark cannot mark its output; "

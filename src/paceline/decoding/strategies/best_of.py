@@ -8,12 +8,13 @@ from time import perf_counter
 
 import numpy as np
 
+from paceline.control.base import Settling
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.run import Run
 from paceline.decoding.strategies.base import Found, Hypothesis, Search, Strategy, Task
 from paceline.drafters.base import Drafter, Target, within
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters, strategies
 
 _MOST = 1024
@@ -27,7 +28,7 @@ class BestOf(Strategy):
     Sample i is, token for token, what plain decoding gives with seed + i; only the choice is
     new. `together` samples share each pass, and each is drafted, by a drafter of its own that
     learns with the others where the method can. A fixed budget holds for each tree; auto is
-    shared by all of a pass.
+    shared by all of a pass. Guides are run for each sample apart.
 
     The score of a sample is the mean log chance that the model itself, without controls, gives
     its tokens; from Python, `scorer` may rank by the text instead.
@@ -48,7 +49,7 @@ class BestOf(Strategy):
     together: int = 8
     scorer: Callable[[str], float] | None = field(default=None, repr=False)
 
-    draws = True
+    draws = guided = True
     paper = "Stiennon et al., Learning to summarize from human feedback, arXiv 2009.01325"
 
     def __post_init__(self) -> None:
@@ -66,6 +67,11 @@ class BestOf(Strategy):
         if task.request.temperature == 0 and self.n > 1:
             raise RequestError(
                 f"at temperature 0 all {self.n} samples of best_of are the same; give a temperature"
+            )
+        if self.n > 1 and any(isinstance(c, Settling) for c in task.request.controls):
+            raise MethodError(
+                "the watermark all but settles what follows a prompt, so that the samples of "
+                "best_of would hardly differ; take kind=exponential or kind=green"
             )
         seeds = range(task.request.seed, task.request.seed + self.n)
         samples: list[Found] = []
@@ -118,6 +124,7 @@ def _side_by_side(
                 assert each.sequence is not None
                 part = each.part()
                 each.ran(part, engine.forward([(each.sequence, part)]))
+            each.begin_guides()
         while live := [each for each in runs if not each.done]:
             for each, score in zip(live, _pass(run, live, budget), strict=True):
                 scores[id(each)] += score
@@ -148,6 +155,9 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     if nodes:
         trees = budget.choose(trees, perf_counter() - begun)
     drafted = perf_counter()
+    for each, tree in zip(live, trees, strict=True):
+        each.look(tree)
+    looked = perf_counter()
     pairs = zip(live, trees, strict=True)
     logits = run.forward([(e.sequence, tree) for e, tree in pairs if e.sequence is not None])
     passed = perf_counter()
@@ -160,6 +170,7 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     draft = drafted - begun + perf_counter() - learning if nodes else 0.0
     budget.record(trees, [w.path for w in walked], draft, passed - drafted)
     run.cost.seconds.draft += draft
+    run.cost.seconds.guide += looked - drafted
     run.cost.seconds.walk += learning - passed
     found = []
     for each, tree, w, chances in zip(live, trees, walked, scored, strict=True):

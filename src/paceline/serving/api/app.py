@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from paceline import __version__
+from paceline.serving import playground
 from paceline.serving.api import chat, completions, responses, tokens
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.context import Context, Here
@@ -53,6 +54,7 @@ def create_app(
     install(app)
     for part in (completions, chat, responses, tokens):
         app.include_router(part.router)
+    app.include_router(playground.router)
     inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
     app.add_middleware(Guard, **inside, draining=lambda: service.draining)
     if cors:
