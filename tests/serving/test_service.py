@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,8 +11,8 @@ from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
 from paceline.serving.scheduler import BusyError
-from paceline.serving.service import Service
-from paceline.serving.worker import Ask, Worker
+from paceline.serving.service import Mailbox, Service
+from paceline.serving.worker import Ask, Event, Worker
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,131 @@ def test_stopping_at_once_tells_those_under_way(lm):
         return [event.finish async for event in events][-1]
 
     assert asyncio.run(run()) == "cancelled"
+
+
+def test_a_stream_that_nobody_begins_is_cancelled(lm, service):
+    request = lm.request("Once upon a time", max_new_tokens=1000, ignore_eos=True)
+
+    async def leave():
+        closed = await service.stream(Ask("closed", request))
+        await closed.aclose()
+        let_go = await service.stream(Ask("let go", request))
+        del let_go
+        while service._sinks or not service.worker.idle:
+            await asyncio.sleep(0.005)
+        return service.worker.stats.tokens
+
+    before = service.worker.stats.tokens
+    assert asyncio.run(asyncio.wait_for(leave(), 20)) - before < 1000
+
+
+def test_a_name_that_is_taken_harms_nobody(lm, service):
+    request = lm.request("Once upon a time", max_new_tokens=60, ignore_eos=True)
+
+    async def twice():
+        first = await service.stream(Ask("a", request))
+        with pytest.raises(RequestError, match="'a' is under way"):
+            await service.stream(Ask("a", request))
+        return [token async for event in first for token in event.tokens]
+
+    assert asyncio.run(asyncio.wait_for(twice(), 20)) == alone(lm, request)
+
+
+def test_a_bug_in_taking_a_request_is_told_to_its_owner_alone(lm, service, monkeypatch, caplog):
+    request = lm.request("Once upon a time", max_new_tokens=200, ignore_eos=True)
+    submit = service.worker.submit
+
+    def broken(ask):
+        if ask.id == "bad":
+            raise ZeroDivisionError
+        submit(ask)
+
+    monkeypatch.setattr(service.worker, "submit", broken)
+
+    async def both():
+        good = await service.stream(Ask("good", request))
+        with pytest.raises(ZeroDivisionError):
+            await service.stream(Ask("bad", request))
+        return [token async for event in good for token in event.tokens]
+
+    assert asyncio.run(asyncio.wait_for(both(), 20)) == alone(lm, request)
+    assert service.failures == 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_dies_leaves_nobody_waiting(lm, monkeypatch, caplog):
+    service = Service(Worker(lm))
+    request = lm.request("Once upon a time", max_new_tokens=200, ignore_eos=True)
+
+    def broken(*anything):
+        raise ZeroDivisionError
+
+    close = service.worker.close
+    monkeypatch.setattr(service.worker, "step", broken)
+    monkeypatch.setattr(service.worker, "close", broken)
+    service.start()
+
+    async def one():
+        first = [event.finish async for event in await service.stream(Ask("a", request))]
+        with pytest.raises(BusyError, match="about to stop"):
+            await service.stream(Ask("b", request))
+        return first
+
+    assert asyncio.run(asyncio.wait_for(one(), 20)) == ["error"]
+    assert not service.ready
+    service.stop()
+    close()
+
+
+def test_what_was_never_started_can_be_stopped(lm):
+    service = Service(Worker(lm))
+    service.stop()
+    with pytest.raises(BusyError, match="about to stop"):
+        asyncio.run(service.stream(Ask("a", lm.request("Once", max_new_tokens=2))))
+
+
+def test_streams_that_come_while_the_service_stops_are_all_answered(lm):
+    request = lm.request("Once", max_new_tokens=3)
+
+    async def storm(service):
+        async def one(number):
+            try:
+                stream = await service.stream(Ask(str(number), request))
+            except BusyError:
+                return "busy"
+            return [event.finish async for event in stream][-1]
+
+        stopping = asyncio.to_thread(service.stop)
+        found = await asyncio.gather(*map(one, range(40)), stopping, *map(one, range(40, 80)))
+        return found[:40] + found[41:]
+
+    for _ in range(5):
+        service = Service(Worker(lm))
+        service.start()
+        ends = asyncio.run(asyncio.wait_for(storm(service), 20))
+        assert len(ends) == 80
+        assert set(ends) <= {"busy", "length", "stop", "cancelled"}
+
+
+def test_who_reads_slowly_gets_larger_pieces_and_no_less():
+    of_passes = {"path", "sources"}
+    lists = {field.name for field in fields(Event) if str(field.type).startswith("list")}
+    of_tokens = lists - of_passes
+
+    async def read():
+        box = Mailbox()
+        for n in range(1000):
+            box.put(Event("a", text=f"{n} ", **{name: [n] for name in of_tokens}))
+        box.put(Event("a", finish="stop"))
+        found = [await box.get()]
+        while found[-1].finish is None:
+            found.append(await box.get())
+        return found
+
+    events = asyncio.run(read())
+    assert len(events) < 100
+    assert "".join(event.text for event in events) == "".join(f"{n} " for n in range(1000))
+    assert of_tokens >= {"tokens", "origins", "logprobs"}
+    for name in of_tokens:
+        assert [each for event in events for each in getattr(event, name)] == list(range(1000))
+    assert events[-1].finish == "stop"

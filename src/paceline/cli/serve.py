@@ -2,63 +2,152 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import socket
-from typing import Annotated
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import say
+from paceline.cli.output import document, say
 from paceline.errors import MethodError, RequestError
+from paceline.serving import settings as known
+from paceline.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
+    from paceline.serving.api.server import Server
+    from paceline.serving.keys import Keys
+    from paceline.serving.worker import Worker
 
 
-def serve(
-    model: options.ModelOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None,
-    drafter: options.Drafter = "blend",
-    budget: options.Budget = "auto",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32,
-    queue: Annotated[int, typer.Option(min=0, help="Most requests that wait.")] = 256,
-    stall: Annotated[
-        float,
-        typer.Option(
-            min=1.0,
-            help="A pass with parts of prompts may take so many times as long as without.",
-        ),
-    ] = 2.0,
-    drain: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for those under way when the server stops.")
-    ] = 30.0,
-) -> None:
+def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -> None:
     """Serve a model to many users at once."""
+    settings = Settings.read(flags, os.environ, config)
+    if show_config:
+        document(settings.shown())
+        return
     try:
-        import uvicorn
+        import uvicorn  # noqa: F401
 
         from paceline.serving.api import create_app
     except ImportError as error:
         raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
-    from paceline.serving.service import Service
+    from paceline.serving.keys import Keys
+    from paceline.serving.logs import log_to_stderr
+
+    keys = Keys.read(settings.keys, settings.keys_file)
+    lm = _open(settings)
+    server = _server(create_app, lm, _worker(lm, settings), settings, keys)
+    with _listening(settings.host, settings.port) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = listener.getsockname()[1]
+        say(f"serving {settings.name or lm.model.path.name} on http://{host}:{port}")
+        if not keys and not _loopback(settings.host):
+            say(f"whoever reaches {settings.host} may use it: there are no API keys")
+        log_to_stderr()
+        server.run([listener])
+    if server.force_exit:
+        raise typer.Exit(1)
+
+
+def _open(settings: Settings) -> LM:
+    chosen = options.EngineChoice(
+        settings.engine,
+        settings.device,
+        settings.threads,
+        settings.format,
+        settings.kv_format,
+    )
+    return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+
+
+def _worker(lm: LM, settings: Settings) -> Worker:
+    from paceline.serving.memory import room
     from paceline.serving.worker import Worker
 
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    lm = chosen.open(model, drafter, options.one_budget(budget))
-    worker = Worker(lm, places, queue, stall)
-    app = create_app(Service(worker), name or lm.model.path.name)
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise RequestError(f"cannot listen on {host}:{port}: {error}") from None
-        say(f"serving {name or lm.model.path.name} on http://{host}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=int(drain), lifespan="on"
-        )
-        uvicorn.Server(config).run([listener])
+    memory = None if settings.memory is None else room(settings.memory, lm.engine)
+    return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
+
+
+def _server(create_app: Any, lm: LM, worker: Worker, settings: Settings, keys: Keys) -> Server:
+    from paceline.serving.api.asking import Limits
+    from paceline.serving.api.guard import Rules
+    from paceline.serving.api.server import Server
+    from paceline.serving.rates import Rates
+    from paceline.serving.service import Service
+
+    service = Service(worker)
+    limits = Limits(
+        new_tokens=settings.max_tokens,
+        prompt_tokens=settings.max_prompt,
+        default_tokens=settings.default_tokens,
+        answers=settings.max_answers,
+    )
+    rules = Rules(
+        keys=keys,
+        rates=Rates(settings.request_rate, settings.token_rate),
+        max_body=settings.max_body,
+        body_seconds=settings.body_seconds,
+        write_seconds=settings.write_seconds,
+        log_prompts=settings.log_prompts,
+    )
+    name = settings.name or lm.model.path.name
+    app = create_app(service, name, limits, rules, settings.cors)
+    return Server(app, service, settings)
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds dead peers
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise RequestError(f"cannot listen on {host}:{port}: {error}") from None
+    return listener
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _signature() -> inspect.Signature:
+    """A flag for each setting; what it may be is checked where all sources meet."""
+
+    def parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+        annotation = Annotated[kind, option]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, keyword, default=default, annotation=annotation)
+
+    found = []
+    for name, default, about in known.rows():
+        if name not in known.names():
+            continue
+        flag, kind = known.flag(name), known.kind_of(name)
+        if kind is bool:
+            option = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=default)
+            found.append(parameter(name, bool | None, option))
+        else:
+            kinds = {int: "INTEGER", float: "NUMBER", known.Size: "SIZE", Path: "PATH"}
+            metavar = kinds.get(kind, "TEXT")
+            option = typer.Option(flag, help=about, metavar=metavar, show_default=default or False)
+            found.append(parameter(name, str | None, option))
+    file = typer.Option("--config", help="A .toml or .json file with settings.")
+    shown = typer.Option("--show-config", help="Print what would be used, as JSON, and stop.")
+    found.append(parameter("config", Path | None, file))
+    found.append(parameter("show_config", bool, shown, False))
+    return inspect.Signature(found)
+
+
+setattr(serve, "__signature__", _signature())  # noqa: B010
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
+}

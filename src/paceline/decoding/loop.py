@@ -44,7 +44,7 @@ class Generation:
         margins: bool = False,
         sequence: Cached | None = None,
     ) -> None:
-        rejects = _rejects(request, drafter, budget)
+        rejects = follows_rejection(request, drafter, budget)
         self._run = Run(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
         self.output = self._run.output
@@ -105,11 +105,15 @@ class Generation:
         seconds.forward += passed - looked
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
-        return run.accept(tree, walked)
+        return "".join(run.accept(tree, walked))
 
 
-def _rejects(request: Request, drafter: Drafter, budget: Budget) -> bool:
-    """Whether the rejection walk is wanted, and can be done."""
+def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:
+    """Whether the rejection walk is wanted, and can be done.
+
+    Raises:
+        MethodError: it is wanted, and cannot.
+    """
     if request.walk == "gumbel" or (request.walk == "rejection" and request.temperature == 0):
         return False  # greedy decoding has one walk
     if request.walk != "rejection":

@@ -14,7 +14,7 @@ from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
-from paceline.errors import RequestError
+from paceline.errors import MemoryFullError, RequestError
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -96,10 +96,10 @@ class Run:
 
     def open(self, sequence: Cached | None = None) -> None:
         """Begin, in `sequence`, which may hold a beginning of the text; else in a new one."""
+        self.sequence = self._engine.open() if sequence is None else sequence
         if not self._begun:
             self.drafter.begin(self.request)
             self._begun = True
-        self.sequence = self._engine.open() if sequence is None else sequence
 
     def part(self, most: int = 256) -> TokenTree:
         """The next missing tokens, at most `most`, as a chain."""
@@ -146,10 +146,19 @@ class Run:
                 guide.begin(self.sequence)
 
     def look(self, tree: TokenTree) -> None:
-        """Let guides run the tree, before the model does."""
-        self.begin_guides()
-        for guide in self.guides:
-            guide.look(self.text, tree)
+        """Let guides run the tree, before the model does.
+
+        Raises:
+            MemoryFullError: there is no room for their texts. They hold none now, and can `look`
+                again.
+        """
+        try:
+            self.begin_guides()
+            for guide in self.guides:
+                guide.look(self.text, tree)
+        except MemoryFullError:
+            self._release_guides()
+            raise
 
     def take(self, tree: TokenTree, logits: Floats) -> Walked:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
@@ -165,6 +174,8 @@ class Run:
             walked = lenient_walk(tree, logits, self._history, self.request, leniency)
         else:
             walked = walk(tree, logits, self._history, self.request, self._margins)
+        # All of them, also those behind a stop: the sequence holds their keys and values.
+        self._tokens[len(self._history) - len(walked.drawn) : len(self._history)] = walked.drawn
         self._engine.commit(self.sequence, walked.path)
         self.output.passes += 1
         self.output.nodes += len(tree)
@@ -177,39 +188,46 @@ class Run:
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
             self._observe(context, tree, logits, path, drawn)
 
-    def accept(self, tree: TokenTree, walked: Walked) -> str:
-        """Append the drawn tokens up to the first that ends the output; return their text."""
-        output, text = self.output, ""
+    def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
+        """Append the drawn tokens up to the first that ends the output.
+
+        Returns:
+            the text that each of them made certain; the last one's, all the rest when `done`.
+        """
+        output, texts = self.output, list[str]()
         for place, token in enumerate(walked.drawn):
             output.tokens.append(token)
-            self._tokens[len(self.request.prompt) + len(output.tokens) - 1] = token
             if self._margins:
                 output.margins.append(walked.margins[place])
             if place:
                 name = self.drafter.origins[tree.origin[walked.path[place]]]
                 output.accepted[name] = output.accepted.get(name, 0) + 1
+            texts.append("")
             if token in self.request.stop_tokens:
                 self.done, output.finish = True, "stop"
                 break
-            text += self._stream.push(token) if self._stream else ""
+            texts[-1] = self._stream.push(token) if self._stream else ""
             if self._stream and self._stream.stopped:
                 break
         self.done = self.done or len(output.tokens) >= self._limit
         if self._stream:
-            text += self._stream.flush() if self.done else ""
+            texts[-1] += self._stream.flush() if self.done else ""
             if self._stream.stopped:
                 self.done, output.finish = True, "stop"
-        output.text += text
-        return text
+        output.text += "".join(texts)
+        return texts
 
     def close(self) -> None:
         """Give the sequence back, and those of guides."""
+        sequence, self.sequence, self._attached = self.sequence, None, False
+        if sequence is not None:
+            self._engine.release(sequence)
+        self._release_guides()
+
+    def _release_guides(self) -> None:
+        self._guided = False
         for guide in self.guides:
             guide.release()
-        if self.sequence is not None:
-            self._engine.release(self.sequence)
-        self.sequence = None
-        self._attached = self._guided = False
 
     def _observe(
         self, context: Tokens, tree: TokenTree, logits: Floats, path: Tokens, drawn: Tokens

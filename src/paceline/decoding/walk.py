@@ -96,7 +96,7 @@ def walk(
         history.append(token)
         walked.drawn.append(token)
         walked.margins.append(margin)
-        child = tree.child(node, token)
+        child = tree.child(node, token) if len(tree) > 1 else None
         if child is None:
             return walked
         walked.path.append(child)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,12 @@ class Chances:
         self._ids = np.empty(0, np.int32)  # tokens that it is for
         self._heat, self._request = 0.0, Request((), 0)
         self.reset()
+
+    def beside(self) -> Chances:
+        """Those of another request at the same time; what either learns both know."""
+        other = copy(self)
+        other._noise = {}
+        return other
 
     def begin(self, request: Request) -> None:
         """A new request: its temperature and its noise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,12 @@ class ModelDrafter(Drafter):
     @abstractmethod
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         """One pass: logits [fresh, V] of the last nodes of a tree with the root `context[-1]`."""
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`: it runs the same model, on a text of its own."""
+        other = copy(self)
+        other._chances, other._stop = self._chances.beside(), copy(self._stop)
+        return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from copy import copy, deepcopy
+from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -193,14 +193,13 @@ class Drafts(ModelDrafter):
         self._rest = ""  # end of the text that guesses in other tokens must begin with
 
     def beside(self) -> Drafter | None:
-        """See `Drafter`: the drafts' weights are shared; what is learnt of them is little."""
+        """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
         if self._pearl is not None:
-            return None  # its thread needs engines of its own
-        other = copy(self)
-        other._chances, other._stop = deepcopy(self._chances), deepcopy(self._stop)
-        other._frequent = deepcopy(self._frequent)
+            return None
+        other = super().beside()
+        assert isinstance(other, Drafts)
         other._followers = [Follower(follower.engine) for follower in self._followers]
-        other._last = None
+        other._frequent = copy(self._frequent)
         return other
 
     def begin(self, request: Request) -> None:

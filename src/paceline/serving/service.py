@@ -5,16 +5,124 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import Protocol
 
+from paceline.engines.base import Memory
 from paceline.errors import PacelineError
 from paceline.serving.scheduler import BusyError
 from paceline.serving.worker import Ask, Event, Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[Event], None]
+FAILED = "the server failed; its log says more"
+_WAITING = 64  # events that a reader may be behind before they are merged
+
+
+class StoppingError(BusyError):
+    """The service is about to stop."""
+
+
+class Observer(Protocol):
+    """Sees every request; called in the worker's thread, so it must be quick."""
+
+    def took(self, ask: Ask) -> None:
+        """A request was handed in."""
+
+    def saw(self, ask: Ask, event: Event) -> None:
+        """Something came of it; with a `finish`, for the last time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much there is to do: requests without and with a place, and pages."""
+
+    waiting: int = 0
+    running: int = 0
+    memory: Memory | None = None
+
+
+class Mailbox:
+    """Events on their way to one reader, in its loop.
+
+    A reader that is slow gets fewer, larger events: their text, tokens and log probabilities are
+    joined, and of their trees the last is left. So what waits for it is bounded by its answer.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._some = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Deliver."""
+        if len(self._events) >= _WAITING:
+            event = merged(self._events.pop(), event)
+        self._events.append(event)
+        self._some.set()
+
+    async def get(self) -> Event:
+        """The next; waits for it."""
+        while not self._events:
+            self._some.clear()
+            await self._some.wait()
+        return self._events.popleft()
+
+
+def merged(first: Event, then: Event) -> Event:
+    """Two events of a request as one."""
+    return replace(
+        then,
+        text=first.text + then.text,
+        texts=first.texts + then.texts,
+        tokens=first.tokens + then.tokens,
+        origins=first.origins + then.origins,
+        logprobs=first.logprobs + then.logprobs,
+        tree=then.tree or first.tree,
+        path=then.path or first.path,
+        sources=then.sources or first.sources,
+        at=then.at or first.at,
+        passes=first.passes + then.passes,
+    )
+
+
+class Stream(AsyncIterator[Event]):
+    """What comes of a request. To close it before its end, or to let it go, cancels the request.
+
+    Args:
+        events: as they come.
+        leave: cancels.
+    """
+
+    def __init__(self, events: Mailbox, leave: Callable[[], None]) -> None:
+        self._events, self._leave = events, leave
+        self._over = False
+
+    async def __anext__(self) -> Event:
+        if self._over:
+            raise StopAsyncIteration
+        try:
+            event = await self._events.get()
+        except BaseException:
+            self._close()
+            raise
+        self._over = event.finish is not None
+        return event
+
+    async def aclose(self) -> None:
+        """Leave."""
+        self._close()
+
+    def __del__(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if not self._over:
+            self._over = True
+            self._leave()
 
 
 class Service:
@@ -27,10 +135,12 @@ class Service:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._sinks: dict[str, _Sink] = {}
+        self._sinks: dict[str, tuple[Ask, _Sink]] = {}
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
-        self._stopped = self._draining = False
+        self._stopped = self._draining = self._ended = False
         self.failures = 0
+        self.load = Load()
+        self.observers: list[Observer] = []
 
     def start(self) -> None:
         """Begin to work."""
@@ -41,18 +151,33 @@ class Service:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._draining
 
-    async def stream(self, ask: Ask) -> AsyncIterator[Event]:
+    @property
+    def draining(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._draining
+
+    @property
+    def idle(self) -> bool:
+        """Whether everybody was told the end."""
+        return not self._sinks
+
+    def drain(self) -> None:
+        """Take no more requests; those under way go on."""
+        self._draining = True
+
+    async def stream(self, ask: Ask) -> Stream:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
-        Whoever leaves the iteration before its end cancels the request; no later than after the
-        pass that is under way it is gone.
+        Whoever leaves the iteration before its end, or never begins it, cancels the request; no
+        later than after the pass that is under way it is gone.
 
         Raises:
             PacelineError: it cannot be run.
-            BusyError: there are too many, or the service is about to stop.
+            BusyError: there are too many.
+            StoppingError: the service is about to stop.
         """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events = Mailbox()
         taken: asyncio.Future[None] = loop.create_future()
 
         def settle(error: Exception | None) -> None:
@@ -62,37 +187,27 @@ class Service:
         def submit() -> None:
             try:
                 if self._draining:
-                    raise BusyError("the server is about to stop; try another")
-                self._sinks[ask.id] = lambda e: _post(loop, events.put_nowait, e)
+                    raise StoppingError("the server is about to stop; try another")
                 self.worker.submit(ask)
             except Exception as error:
-                self._sinks.pop(ask.id, None)
+                if not isinstance(error, PacelineError):  # a bug, but nobody else's
+                    _log.exception("request %s was not taken", ask.id)
                 _post(loop, settle, error)
-                if not isinstance(error, PacelineError):
-                    raise
-            else:
-                _post(loop, settle, None)
+                return
+            self._sinks[ask.id] = ask, lambda e: _post(loop, events.put, e)
+            _post(loop, settle, None)
+            for observer in self.observers:
+                observer.took(ask)
 
         self._inbox.put(submit)
-        if not self._thread.is_alive():
+        if self._ended:
             self._commands(wait=False)  # nobody else will answer
         try:
             await taken
         except asyncio.CancelledError:
             self.cancel(ask.id)
             raise
-        return self._events(ask.id, events)
-
-    async def _events(self, ask_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-        over = False
-        try:
-            while not over:
-                event = await events.get()
-                over = event.finish is not None
-                yield event
-        finally:
-            if not over:
-                self.cancel(ask_id)
+        return Stream(events, lambda: self.cancel(ask.id))
 
     def cancel(self, ask_id: str) -> None:
         """Give a request up, from any thread."""
@@ -103,6 +218,7 @@ class Service:
         self._draining = True
         end = monotonic() + seconds
         if not self._thread.is_alive():
+            self._end()
             return
 
         def leave() -> None:
@@ -117,17 +233,32 @@ class Service:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._stopped:
-            try:
-                self._commands(wait=self.worker.idle)
-                if not self._stopped and not self.worker.idle:
-                    self._send(self.worker.step())
-            except Exception:
-                # A bug. Those under way are told; those to come may fare better.
-                _log.exception("a pass failed")
-                self.failures += 1
-                self._send(self.worker.close("error", "the server failed; its log says more"))
+        try:
+            while not self._stopped:
+                try:
+                    self._weigh()
+                    self._commands(wait=self.worker.idle)
+                    if not self._stopped and not self.worker.idle:
+                        self._send(self.worker.step())
+                except Exception:
+                    # A bug. Those under way are told; those to come may fare better.
+                    _log.exception("a pass failed")
+                    self.failures += 1
+                    self._send(self.worker.close("error", FAILED))
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Nobody works any more: refuse those that come, and tell those that are left."""
+        self._draining = self._ended = True  # first, so that no command falls between
         self._commands(wait=False)
+        self._send([Event(each, finish="error", error=FAILED) for each in list(self._sinks)])
+
+    def _weigh(self) -> None:
+        """Look at the load here, where nobody changes it meanwhile."""
+        running = len(self.worker.scheduler.running)
+        waiting = len(self.worker.scheduler.jobs) - running
+        self.load = Load(waiting, running, self.worker.lm.engine.memory)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""
@@ -141,11 +272,14 @@ class Service:
 
     def _send(self, events: list[Event]) -> None:
         for event in events:
-            sink = self._sinks.get(event.id)
+            if event.id not in self._sinks:
+                continue
+            ask, sink = self._sinks[event.id]
             if event.finish is not None:
-                self._sinks.pop(event.id, None)
-            if sink:
-                sink(event)
+                del self._sinks[event.id]
+            for observer in self.observers:
+                observer.saw(ask, event)
+            sink(event)
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
