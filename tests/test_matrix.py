@@ -110,7 +110,7 @@ def controlled(engine, drafter, request, texts, budget, watermark=None):
 def test_the_output_is_that_of_plain_decoding(setting, name, sampler):
     engine, prompts, plain = setting
     drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
-    for seed, prompt in enumerate(prompts):
+    for seed, prompt in enumerate(prompts if engine.invariant else prompts[:1]):
         key = (prompt, sampler)
         if key not in plain:
             nothing = drafters.parse("plain").build(Target(engine.config.vocab_size, engine))
@@ -197,11 +197,9 @@ def test_all_controls_at_once(setting, built, needed, apart):
 
 def test_state_that_is_carried_changes_no_token(setting):
     engine, prompts, _ = setting
-    for name in VARIANTS:
+    for name in VARIANTS if engine.invariant else VARIANTS[::3]:
         drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
         first = run(engine, drafter, prompts[0], "hot", 3, 12)
         other = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
         other.load(drafter.state())
-        again = run(engine, other, prompts[0], "hot", 3, 12)
-        if engine.invariant:
-            assert again.tokens == first.tokens
+        assert_same(engine, run(engine, other, prompts[0], "hot", 3, 12), first)
