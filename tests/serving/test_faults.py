@@ -275,10 +275,10 @@ def test_shared_pages_are_not_counted_as_free(lm):
 
 
 def test_those_that_fit_together_are_not_preempted(lm):
-    with working(lm, pages=7, places=4) as worker:
-        for number, prompt in enumerate(PROMPTS):
-            request = lm.request(prompt, max_new_tokens=50, ignore_eos=True)
+    """Two texts of two pages each, and a page for each to come."""
+    with working(lm, pages=7, places=2, prefixes=0.0) as worker:
+        for number, prompt in enumerate(PROMPTS[:2]):
+            request = lm.request(prompt, max_new_tokens=110, ignore_eos=True)
             worker.submit(Ask(str(number), request, budget=0))
-            worker.step()
         drive(worker)
         assert not worker.stats.preempted
