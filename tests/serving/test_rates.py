@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.serving import rates as module
@@ -8,6 +8,7 @@ from paceline.serving.rates import Rates
 steps = st.lists(st.tuples(st.floats(0, 30), st.sampled_from("ab")), max_size=60)
 
 
+@settings(deadline=None)
 @given(st.floats(0.5, 100), steps)
 def test_no_client_gets_more_requests_than_its_rate(rate, steps):
     rates, now, given = Rates(requests=rate), 0.0, {"a": 0, "b": 0}

@@ -1,6 +1,7 @@
 """Many requests on one engine: each gets what it would have got alone."""
 
 import contextlib
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -233,3 +234,16 @@ def test_guides_of_concurrent_requests_do_not_meet(lm, worker):
     events = drive(worker)
     assert {name: tokens_of(events, name) for name in requests} == expected
     assert worker.stats.guide > 0
+
+
+def test_auto_is_the_governors_whatever_the_server_does(lm):
+    lm = copy(lm)
+    lm.budget = Fixed(0)
+    with working(lm) as worker:
+        request = lm.request(PROMPTS[0], max_new_tokens=30, temperature=0.0)
+        for budget in (None, "auto", 4):
+            worker.submit(Ask(str(budget), request, budget=budget))
+        events = drive(worker)
+        nodes = {event.id: event.output.nodes for event in events if event.output}
+        assert nodes["None"] == 30 < nodes["4"]
+        assert worker.governor.passes > 0

@@ -83,6 +83,9 @@ def merged(first: Event, then: Event) -> Event:
         logprobs=first.logprobs + then.logprobs,
         tree=then.tree or first.tree,
         path=then.path or first.path,
+        sources=then.sources or first.sources,
+        at=then.at or first.at,
+        passes=first.passes + then.passes,
     )
 
 

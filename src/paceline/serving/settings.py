@@ -7,7 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -116,7 +116,7 @@ class Settings:
     )
     keys: Annotated[
         tuple[str, ...], About("API keys, NAME:KEY with commas between. In the environment only.")
-    ] = ()
+    ] = field(default=(), repr=False)
     keys_file: Annotated[Path | None, About("API keys, NAME:KEY in each line.")] = None
     request_rate: Annotated[
         float | None,

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -50,7 +50,7 @@ class Ask:
         priority: larger is more urgent.
         deadline: on the clock of `time.monotonic`; None has all the time.
         drafter: its method; None is the model's own.
-        budget: nodes beyond the root; None takes the model's own, which may be the governor's.
+        budget: nodes beyond the root; `auto` is the governor's; None takes the model's own.
         logprobs: how many of the likeliest tokens to tell at each; None tells nothing.
         after: a request with the same prompt, whose prompt is to be run first.
     """
@@ -61,7 +61,7 @@ class Ask:
     priority: int = 0
     deadline: float | None = None
     drafter: str | None = None
-    budget: int | None = None
+    budget: int | Literal["auto"] | None = None
     logprobs: int | None = None
     after: str | None = None
 
@@ -89,6 +89,7 @@ class Event:
         texts: that each token made certain; joined, `text`.
         sources: names that the origins of the tree index.
         at: when the pass was over, in seconds of `time.monotonic`.
+        passes: how many it tells of.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
@@ -105,6 +106,7 @@ class Event:
     texts: list[str] = field(default_factory=list)
     sources: Sequence[str] = ()
     at: float = 0.0
+    passes: int = 0
     finish: str | None = None
     output: Output | None = None
     cached: int = 0
@@ -292,7 +294,8 @@ class Worker:
         return self._lanes[method]
 
     def _budget_of(self, ask: Ask) -> int | None:
-        return self._budget if ask.budget is None else ask.budget
+        wished = self._budget if ask.budget is None else ask.budget
+        return wished if isinstance(wished, int) else None
 
     def _groups(self, turns: list[Turn]) -> list[tuple[Lanes, list[Turn]]]:
         """The turns by where their drafters are from."""
@@ -461,6 +464,7 @@ class Worker:
             turn.texts,
             run.drafter.origins,
             monotonic(),
+            passes=1,
         )
         if not run.done:
             self._tell(turn.id)

@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from paceline.serving.api import create_app
+from paceline.serving.api.asking import Limits
 from paceline.serving.api.guard import Rules
 from paceline.serving.api.server import Server
 from paceline.serving.keys import Keys
@@ -29,10 +30,11 @@ BODY = {"prompt": OPENING, "max_tokens": 4, "temperature": 0.0}
 
 
 @contextlib.contextmanager
-def running(service, rules=None, cors=(), **settings):
+def running(service, rules=None, cors=(), limits=None, **settings):
     """Our server in a thread; yields its address and itself."""
     before = list(service.observers)
-    server = Server(create_app(service, "tiny", None, rules, cors), service, Settings(**settings))
+    app = create_app(service, "tiny", limits, rules, cors)
+    server = Server(app, service, Settings(**settings))
     server.config.lifespan = "off"
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is not read shows
@@ -107,6 +109,29 @@ def test_rates_are_limited_for_each_key(service):
         until(lambda: service.idle)
         assert post(port, headers=ann).status_code == 429
         assert post(port, headers=bob).status_code == 200
+
+
+def test_who_is_sent_away_pays_nothing(service, monkeypatch):
+    with running(service, Rules(rates=Rates(tokens=3))) as (port, _):
+        with monkeypatch.context() as patch:
+            patch.setattr(service.worker.scheduler, "queue", 0)
+            assert [post(port).status_code for _ in range(3)] == [429] * 3
+        assert post(port).status_code == 200
+
+
+def test_tokens_are_limited(service):
+    limits = Limits(new_tokens=6, prompt_tokens=8, default_tokens=3, answers=2)
+    with running(service, limits=limits) as (port, _):
+        unnamed = {"prompt": OPENING, "temperature": 0.0}
+        assert post(port, unnamed).json()["usage"]["completion_tokens"] == 3
+        for change, said in (
+            ({"max_tokens": 7}, "max_tokens is 7, this server gives 6 at most"),
+            ({"prompt": OPENING * 5}, "this server takes 8 at most"),
+            ({"n": 3}, "more than 2"),
+        ):
+            found = post(port, BODY | change)
+            assert found.status_code == 400
+            assert said in found.json()["error"]["message"]
 
 
 def test_large_and_slow_bodies_are_refused(service):
@@ -185,6 +210,20 @@ def test_a_full_queue_sends_away(service, monkeypatch):
     with running(service) as (port, _):
         found = post(port)
         assert (found.status_code, found.headers["Retry-After"]) == (429, "1")
+
+
+def test_too_many_connections_are_sent_away(service):
+    with running(service, max_connections=2) as (port, server):
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
+        until(lambda: len(server.server_state.connections) == 2)
+        answer = spoken(port, b"")
+        assert b" 503 " in answer.splitlines()[0]
+        assert b"Retry-After: 1" in answer
+        assert json.loads(answer.split(b"\r\n\r\n")[1])["error"]["type"] == "server_error"
+        for each in idle:
+            each.close()
+        until(lambda: not server.server_state.connections)
+        assert post(port).status_code == 200
 
 
 def test_a_bug_is_told_with_its_id_and_is_no_end(service, monkeypatch, caplog):

@@ -8,7 +8,8 @@ import httpx2 as httpx
 import pytest
 
 from paceline.serving.api import create_app
-from paceline.serving.api.refusals import refusal
+from paceline.serving.api.guard import Rules
+from paceline.serving.keys import Keys
 from tests.serving.playground.conftest import Watched, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -100,6 +101,30 @@ def test_a_difference_is_marked_where_it_begins(page):
     wrong = page.locator("#plain .wrong")
     expect(wrong).to_have_count(8)
     assert wrong.first.text_content() == "<b>no</b>"
+
+
+def test_passes_that_came_as_one_are_shown_as_such(page, address):
+    def forge(route):
+        answer = route.fetch()
+        lines = answer.text().split("\n\n")
+        pieces = [json.loads(line.removeprefix("data: ")) for line in lines[2:6]]
+        last = pieces[-1]["paceline"]
+        for each in [piece["paceline"] for piece in pieces[-2::-1]]:
+            for name in ("tokens", "texts", "origins"):
+                last[name] = each[name] + last[name]
+            last["passes"] += each["passes"]
+        lines[2:6] = [f"data: {json.dumps(pieces[-1])}"]
+        route.fulfill(response=answer, body="\n\n".join(lines))
+
+    page.route("**/v1/completions", forge)
+    run(page, max_tokens=40, seed=3, temperature=0.8, budget=8)
+    assert text_of(page) == answered(address)["choices"][0]["text"]
+    told = page.locator("#paced .told")
+    expect(told).to_contain_text("Too fast for this page: 4 without their trees.")
+    page.locator("#paced .token[data-pass='2']").first.click()
+    expect(page.locator("#pass-told")).to_contain_text("4 passes that came as one")
+    tips = page.locator("#paced .token[data-pass='2']:not(.own)").all()
+    assert all("chance" in tip.get_attribute("data-tip") for tip in tips[-1:])
 
 
 def test_the_tree_of_a_chosen_pass(page):
@@ -206,6 +231,7 @@ def test_a_run_can_be_stopped(page, service, slow, way):
     while not service.worker.idle and time.monotonic() < end:
         time.sleep(0.01)
     assert service.worker.idle
+    assert not service.failures
     expect(page.locator("#run")).to_be_enabled()
 
 
@@ -232,26 +258,23 @@ def test_the_page_is_used_by_keyboard(page):
 
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, service):
-    app = create_app(service, "tiny")
-
-    @app.middleware("http")
-    async def guard(request, go_on):
-        given = request.headers.get("authorization")
-        if request.url.path.startswith("/v1/") and given != "Bearer secret":
-            return refusal(401, "a key is needed", "authentication_error")
-        return await go_on(request)
-
+    secret = "a-key-that-nobody-guesses"
+    app = create_app(service, "tiny", rules=Rules(keys=Keys([f"me:{secret}"])))
     with served(app) as address:
         found = Watched(browser, address)
         key = found.page.get_by_label("API key")
         expect(key).to_be_focused()
-        expect(found.page.get_by_role("alert")).to_have_text("a key is needed")
-        key.fill("secret")
+        expect(found.page.get_by_role("alert")).to_contain_text("no such API key here")
+        key.fill("not this")
+        key.press("Tab")
+        expect(key).to_be_focused()
+        key.fill(secret)
         key.press("Tab")
         expect(found.page.locator("#facts")).to_contain_text("tiny")
         run(found.page, max_tokens=4)
         assert text_of(found.page)
-        assert "secret" not in found.page.evaluate("JSON.stringify({...localStorage})")
+        kept = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        assert secret not in found.page.evaluate(kept)
         found.close(REFUSED)
 
 

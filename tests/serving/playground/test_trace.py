@@ -1,10 +1,16 @@
 """What a trace tells of a pass lines up with the text that is shown."""
 
 import json
+from dataclasses import replace
 
 import httpx2 as httpx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from paceline.core import TokenTree
+from paceline.serving.api.replies import traced as told
+from paceline.serving.service import merged
+from paceline.serving.worker import Event
 
 
 def traced(address, **body):
@@ -45,3 +51,18 @@ def test_characters_of_several_tokens_belong_to_the_last(address):
     assert json.loads(text) == said
     check(text, passes)
     assert any(piece == "" for each in passes for piece in each["texts"])
+
+
+def test_passes_that_a_slow_reader_gets_as_one_lose_no_text(lm):
+    trees = [TokenTree.chain([5, 6]), TokenTree.root(7)]
+    one = Event("a", "xy", [6, 7], ["b", None], tree=trees[0], path=[0, 1], texts=["x", "y"])
+    one = replace(one, sources=("b",), at=1.0, passes=1)
+    two = replace(one, text="z", tokens=[8], origins=[None], tree=trees[1], path=[0], texts=["z"])
+    over = Event("a", finish="stop")
+    found = told(merged(merged(one, replace(two, at=2.0)), over), lm)
+    assert found["texts"] == ["x", "y", "z"]
+    assert found["tokens"] == [6, 7, 8]
+    assert found["origins"] == ["b", None, None]
+    assert (found["at"], found["passes"]) == (2.0, 2)
+    assert found["tree"]["path"] == [0]
+    assert told(merged(one, over), lm)["tree"]["origins"] == [None, "b"]

@@ -206,7 +206,6 @@ def _answers(
     if wish and wish.drafter is not None and wish.drafter not in limits.drafters:
         known = ", ".join(limits.drafters)
         raise RequestError(f"speculation.drafter is {wish.drafter!r}, this server has {known}")
-    budget = None if wish is None or wish.budget in (None, "auto") else int(wish.budget or 0)
     seed = secrets.randbits(32) if body.seed is None else body.seed
     deadline = None if body.timeout is None else monotonic() + body.timeout
 
@@ -225,7 +224,7 @@ def _answers(
                 priority=body.priority,
                 deadline=deadline,
                 drafter=wish.drafter if wish else None,
-                budget=budget,
+                budget=wish.budget if wish else None,
                 logprobs=logprobs,
                 after=f"{name}-0" if place else None,
             )

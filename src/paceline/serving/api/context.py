@@ -62,8 +62,8 @@ async def opened(here: Context, request: Request, asks: Sequence[Ask]) -> Answer
         PacelineError: as `Service.stream`.
     """
     answering = Answering(here.service, asks)
-    request.state.answers = answering.answers
     await answering.open()
+    request.state.answers = answering.answers
     return answering
 
 

@@ -113,13 +113,15 @@ def traced(event: Event, lm: LM) -> dict[str, Any]:
     """A pass, looked at closely: its tokens with who guessed each, and its tree.
 
     `texts` are what each token made certain: joined, they are the answer. `at` is when the pass was
-    over, in seconds of this server's clock.
+    over, in seconds of this server's clock. For a slow reader several `passes` come as one: then
+    the tree is the last one's.
     """
     found: dict[str, Any] = {
         "tokens": event.tokens,
         "texts": event.texts,
         "origins": event.origins,
         "at": round(event.at, 6),
+        "passes": event.passes,
     }
     if event.tree is not None:
         names = [*event.sources, None]  # the root's origin is -1

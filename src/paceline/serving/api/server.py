@@ -12,27 +12,39 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from paceline.serving.api.refusals import refusal
 from paceline.serving.service import Service
 from paceline.serving.settings import Settings
 
 _log = logging.getLogger(__name__)
 _FLUSH = 5  # seconds to send what is ready when the server stops
+_FULL = bytes(refusal(503, "too many connections; try again later", "server_error").body)
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+)
 
 
 class Impatient(H11Protocol):
-    """Closes a connection on which the head of a request takes too long, and tells its transport.
+    """Closes a connection on which the head of a request takes too long, or that is one too many.
 
-    uvicorn itself has a limit between requests only.
+    uvicorn itself has a time limit between requests only. The application gets the transport, to
+    cut off who does not read.
     """
 
     head_seconds = 10.0
+    most = 1024
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
         self._patience: asyncio.TimerHandle | None = None
         self.app_state = self.app_state | {"transport": transport}
         super().connection_made(transport)
-        self._wait_for_head()
+        if len(self.connections) > self.most:
+            transport.write(_FULL)
+            transport.close()
+        else:
+            self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -63,7 +75,8 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, service: Service, settings: Settings) -> None:
-        protocol = type("Protocol", (Impatient,), {"head_seconds": settings.head_seconds})
+        limits = {"head_seconds": settings.head_seconds, "most": settings.max_connections}
+        protocol = type("Protocol", (Impatient,), limits)
         config = uvicorn.Config(
             app,
             http=protocol,
@@ -72,7 +85,6 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=settings.max_connections,
             timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=_FLUSH,
         )

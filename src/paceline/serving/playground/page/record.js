@@ -5,7 +5,10 @@ export class Record {
   tokens = 0;
   finish = null;
 
-  /** A pass: `tokens`, `texts`, `origins` of each, `at` in seconds, `tree`. */
+  /**
+   * A pass: `tokens`, `texts`, `origins` of each, `at` in seconds, `tree`. Of several `passes` that
+   * came as one, because the page was slow, the tree is the last one's.
+   */
   add(pass) {
     this.passes.push(pass);
     this.tokens += pass.tokens.length;
@@ -31,20 +34,30 @@ export class Record {
     return this.passes.map((pass) => [pass.at - this.passes[0].at, (tokens += pass.tokens.length)]);
   }
 
-  /** Who guessed how much, and how much of it was right: name -> [guessed, right]. */
+  /** How many passes there were. */
+  get ran() {
+    return this.passes.reduce((sum, pass) => sum + pass.passes, 0);
+  }
+
+  /** Those that came with their trees. */
+  get seen() {
+    return this.passes.filter((pass) => pass.passes === 1);
+  }
+
+  /** Who guessed how much, and how much was right, as far as seen: name -> [guessed, right]. */
   get guesses() {
     const found = new Map();
     const row = (name) => found.get(name) ?? found.set(name, [0, 0]).get(name);
-    for (const { tree, origins } of this.passes) {
+    for (const { tree, origins } of this.seen) {
       for (const name of tree.origins) if (name !== null) row(name)[0] += 1;
       for (const name of origins) if (name !== null) row(name)[1] += 1;
     }
     return found;
   }
 
-  /** Tokens that nobody guessed. */
+  /** Tokens that nobody guessed, as far as seen. */
   get own() {
-    return this.passes.flatMap((pass) => pass.origins).filter((name) => name === null).length;
+    return this.seen.flatMap((pass) => pass.origins).filter((name) => name === null).length;
   }
 }
 

@@ -37,11 +37,15 @@ export class Side {
   end() {
     this.draw();
     this.card.removeAttribute("aria-busy");
-    const { passes, tokens } = this.record;
-    if (!passes.length) return;
-    const rate = (tokens / passes.length).toFixed(2);
-    const ran = count(passes.length, "pass", "passes");
-    this.told.textContent = `${count(tokens, "token")} in ${ran}, ${rate} a pass.`;
+    const { ran, seen, tokens, guesses } = this.record;
+    if (!ran) return;
+    const rate = (tokens / ran).toFixed(2);
+    const passes = count(ran, "pass", "passes");
+    this.told.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
+    const lost = ran - seen.length;
+    if (lost && guesses.size) {
+      this.told.append(` Too fast for this page: ${lost} without their trees.`);
+    }
   }
 
   hide() {

@@ -32,7 +32,7 @@ export function draw(svg, pass) {
 }
 
 /** What is drawn: the tree's nodes, and the token that the model drew at the path's end. */
-function grown({ tree, texts, tokens, origins }) {
+function grown({ tree, texts, origins }) {
   const nodes = tree.tokens.map((text, index) => ({
     label: label(text),
     parent: tree.parents[index],
@@ -41,7 +41,7 @@ function grown({ tree, texts, tokens, origins }) {
     taken: tree.path.includes(index),
     children: [],
   }));
-  if (tokens.length === tree.path.length && origins.at(-1) === null) {
+  if (origins.at(-1) === null) {
     const parent = tree.path.at(-1);
     nodes.push({ label: label(texts.at(-1)), parent, drawn: true, taken: true, children: [] });
   }

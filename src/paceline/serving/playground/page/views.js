@@ -50,12 +50,7 @@ export function passes(record, words) {
     const said = `${number + 1} of ${record.passes.length}`;
     field("pass-number").value = said;
     slider.setAttribute("aria-valuetext", said);
-    const right = pass.origins.filter((name) => name !== null).length;
-    field("pass-told").textContent =
-      pass.tree.tokens.length > 1
-        ? `${count(pass.tree.tokens.length - 1, "guess", "guesses")}, ${right} right: ` +
-          `${count(pass.tokens.length, "token")} for one pass of the model.`
-        : "Nothing was guessed: one token for one pass of the model.";
+    field("pass-told").textContent = told(pass);
     draw(field("tree"), pass);
     words.choose(number);
   };
@@ -63,4 +58,13 @@ export function passes(record, words) {
   const far = Math.max(...record.passes.map((pass) => pass.tokens.length));
   show(record.passes.findIndex((pass) => pass.tokens.length === far));
   return show;
+}
+
+function told({ passes, tree, tokens, origins }) {
+  if (passes > 1) return `${passes} passes that came as one; the tree is the last one's.`;
+  const guesses = tree.tokens.length - 1;
+  if (!guesses) return "Nothing was guessed: one token for one pass of the model.";
+  const right = origins.filter((name) => name !== null).length;
+  const gain = `${count(tokens.length, "token")} for one pass of the model`;
+  return `${count(guesses, "guess", "guesses")}, ${right} right: ${gain}.`;
 }

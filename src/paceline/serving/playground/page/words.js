@@ -24,25 +24,29 @@ export class Words {
 
   /** Show the tokens of pass `number`. */
   add(pass, number) {
-    const guessed = pass.tree.path.slice(1);
+    const alone = pass.passes === 1;
+    const first = alone ? 0 : pass.tokens.length - pass.tree.path.length; // that the tree is of
+    const whole = alone || pass.origins.at(-1) === null;
     pass.texts.forEach((text, index) => {
-      this.spans.push(text === "" ? null : this.span(text, pass, number, guessed[index]));
+      const node = whole && index >= first ? pass.tree.path[index - first + 1] : undefined;
+      this.spans.push(text === "" ? null : this.span(text, pass, number, index, node));
     });
   }
 
-  span(text, pass, number, node) {
+  span(text, pass, number, index, node) {
     const span = document.createElement("span");
     span.textContent = text;
     span.dataset.pass = number;
-    if (node === undefined) {
+    const name = pass.origins[index];
+    const chance = node === undefined ? null : pass.tree.scores[node];
+    if (name === null) {
       span.className = "token own";
       span.dataset.tip = `the model's own · pass ${number + 1}`;
     } else {
-      const name = pass.tree.origins[node];
-      const chance = pass.tree.scores[node];
+      const said = chance === null ? "" : ` · chance ${Math.round(100 * chance)} %`;
       span.className = `token ${colour(name)}`;
       span.style.setProperty("--sure", `${14 + Math.round(46 * chance)}%`);
-      span.dataset.tip = `${name} · chance ${Math.round(100 * chance)} % · pass ${number + 1}`;
+      span.dataset.tip = `${name}${said} · pass ${number + 1}`;
     }
     this.place.append(span);
     return span;
