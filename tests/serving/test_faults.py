@@ -267,8 +267,18 @@ def test_shared_pages_are_not_counted_as_free(lm):
         worker.submit(Ask("a", lm.request(prompt, max_new_tokens=90, ignore_eos=True), budget=0))
         while not worker.prefixes.pages:
             worker.step()
-        assert worker._free() == PAGE * (12 - 2 - lm.engine.memory.used)
+        assert worker._free() == PAGE * (12 - 1 - lm.engine.memory.used)  # its last page is shared
         other = [6] * (5 * PAGE)
         worker.submit(Ask("b", lm.request(other, max_new_tokens=9, ignore_eos=True), budget=0))
+        drive(worker)
+        assert not worker.stats.preempted
+
+
+def test_those_that_fit_together_are_not_preempted(lm):
+    """Two texts of two pages each, and a page for each to come."""
+    with working(lm, pages=7, places=2, prefixes=0.0) as worker:
+        for number, prompt in enumerate(PROMPTS[:2]):
+            request = lm.request(prompt, max_new_tokens=110, ignore_eos=True)
+            worker.submit(Ask(str(number), request, budget=0))
         drive(worker)
         assert not worker.stats.preempted

@@ -78,6 +78,10 @@ class PrefixCache:
         """Pages that are held, each counted once."""
         return len(self._held)
 
+    def holds(self, page: int) -> bool:
+        """Whether a page is among those of the cache."""
+        return page in self._held
+
     def idle(self, held: set[int]) -> int:
         """Pages that only the cache holds; `held` are those of other sequences."""
         return len(self._held.keys() - held)

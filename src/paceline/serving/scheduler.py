@@ -89,6 +89,7 @@ class Scheduler:
             client's requests with one priority only the first gets older, so that many of them do
             not outweigh another client's few.
         tree: most nodes of a tree, for which memory is kept.
+        loss: positions that a request may waste besides those it holds: memory comes in pages.
     """
 
     def __init__(
@@ -98,9 +99,10 @@ class Scheduler:
         queue: int = 1024,
         aging: float = 30.0,
         tree: int = 64,
+        loss: int = 0,
     ) -> None:
         self.places, self.capacity, self.queue = places, capacity, queue
-        self.aging, self.tree = aging, tree
+        self.aging, self.tree, self.loss = aging, tree, loss
         self.jobs: dict[str, Job] = {}
         self._placed: dict[str, Job] = {}
         self._clients: Counter[str] = Counter()  # of `jobs`
@@ -163,17 +165,19 @@ class Scheduler:
             free += job.held
             self.finished(job.id)
         running = self.running
+        free -= self.loss * len(running)
         preempted: list[Job] = []
         # A root for every request that decodes, or the last gives up.
         while len(running) > 1 and free < sum(not job.missing for job in running):
             preempted.append(running.pop())
-            free += self.preempt(preempted[-1].id)
+            free += self.preempt(preempted[-1].id) + self.loss
         decoding = [job for job in running if not job.missing]
         admitted = [] if preempted else self._admit(now, free, running)
         begun = sorted(
             (job for job in [*running, *admitted] if job.missing),
             key=lambda job: (-self._level(job, now - job.arrived), job.missing, job.order),
         )
+        free -= self.loss * len(admitted)
         parts = []
         for job in begun:
             size = min(job.missing, tokens, free - len(decoding))
@@ -248,7 +252,7 @@ class Scheduler:
         )
         admitted: list[Job] = []
         for job in waiting:
-            free -= job.text + self.tree
+            free -= job.text + self.tree + self.loss
             alone = not running and not admitted
             # In order: a large one that must wait is not overtaken for ever by small ones.
             if len(running) + len(admitted) >= self.places or (free < 0 and not alone):

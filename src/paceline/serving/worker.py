@@ -178,7 +178,7 @@ class Worker:
         lm.engine.kv_limit = pages * page
         self.prefixes = PrefixCache(lm.engine, int(prefixes * pages))
         # Besides, each has a page that is not full, shared until it is written to.
-        self.scheduler = Scheduler(places, max(pages - 2, 1) * PAGE, queue)
+        self.scheduler = Scheduler(places, max(pages - 2, 1) * PAGE, queue, loss=PAGE)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._cost = known_cost(lm.engine)
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
@@ -309,9 +309,14 @@ class Worker:
         engine, running = self.lm.engine, self.scheduler.running
         runs = (self._run(job.id) for job in running)
         sequences = (run.sequence for run in runs if run.sequence is not None)
-        held = {page for sequence in sequences for page in engine.pages(sequence)}
-        pages = (engine.memory.free or 0) + self.prefixes.idle(held) - 2 * len(running)
-        return max(pages, 1) * PAGE if len(running) == 1 else pages * PAGE  # one always fits
+        held, copied = set[int](), 0
+        for sequence in sequences:
+            own = engine.pages(sequence)
+            held.update(own)
+            # A page that is not full and shared is copied before it is written to.
+            copied += sequence.length % PAGE > 0 and self.prefixes.holds(own[-1])
+        pages = (engine.memory.free or 0) + self.prefixes.idle(held) - copied
+        return (max(pages, 2) if len(running) < 2 else pages) * PAGE  # one alone always fits
 
     def _make_room(self, parts: list[Turn], turns: list[Turn], nodes: int) -> None:
         """Give up texts of the past, so that drafters and guides find room, too."""
