@@ -16,6 +16,7 @@ from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.index import index
 from paceline.cli.inflate import inflate
+from paceline.cli.load import load
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
@@ -96,6 +97,6 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, serve, prove, bench, index, inflate, warm, methods, doctor):
+for verb in (generate, chat, serve, load, prove, bench, index, inflate, warm, methods, doctor):
     app.command()(verb)
 app.add_typer(watermark, name="watermark")
