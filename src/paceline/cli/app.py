@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import paceline
+from paceline.cli.batch import batch
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
 from paceline.cli.doctor import doctor
@@ -97,6 +98,19 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (generate, chat, serve, load, prove, bench, index, inflate, warm, methods, doctor):
+for verb in (
+    generate,
+    chat,
+    serve,
+    batch,
+    load,
+    prove,
+    bench,
+    index,
+    inflate,
+    warm,
+    methods,
+    doctor,
+):
     app.command()(verb)
 app.add_typer(watermark, name="watermark")

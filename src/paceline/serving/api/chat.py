@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.asking import chat_asks
 from paceline.serving.api.context import (
@@ -41,15 +42,25 @@ async def chat(body: ChatBody, request: Request, here: Here) -> Any:
         pieces = _pieces(body, here, heading, answers, together(answers, streams))
         return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
     passes = await finished(answers, streams, body.trace, here.lm)
+    heading = replies.head(name, "chat.completion", here.name)
+    found = reply(body, heading, answers, here.lm)
+    found["paceline"] |= passes
+    return found
+
+
+def reply(
+    body: ChatBody, heading: dict[str, Any], answers: Sequence[Answer], lm: LM
+) -> dict[str, Any]:
+    """The whole answer, of answers that are over."""
     choices = []
     for answer in answers:
-        logprobs = replies.chat_logprobs(answer.logprobs, here.lm) if body.logprobs else None
+        logprobs = replies.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
         shown = {"index": answer.index, "message": replies.message(answer), "logprobs": logprobs}
         choices.append(shown | {"finish_reason": answer.finish})
-    return replies.head(name, "chat.completion", here.name) | {
+    return heading | {
         "choices": choices,
         "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers) | passes,
+        "paceline": replies.speculation(answers),
     }
 
 

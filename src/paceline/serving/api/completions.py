@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
+from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.asking import completion_asks
 from paceline.serving.api.context import (
@@ -37,22 +38,31 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
     asks = [ask for each in asked for ask in each]
     streams = await opened(here.service, asks)
     answers = [Answer(ask, place) for place, ask in enumerate(asks)]
-    echoes = [here.lm.tokenizer.decode(a.ask.request.prompt) if body.echo else "" for a in answers]
     heading = replies.head(name, "text_completion", here.name)
     if body.stream:
+        echoes = [_echo(body, answer, here.lm) for answer in answers]
         pieces = _pieces(body, here, heading, answers, echoes, together(answers, streams))
         return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
     passes = await finished(answers, streams, body.trace, here.lm)
+    found = reply(body, heading, answers, len(asked), here.lm)
+    found["paceline"] |= passes
+    return found
+
+
+def reply(
+    body: CompletionBody, heading: dict[str, Any], answers: Sequence[Answer], prompts: int, lm: LM
+) -> dict[str, Any]:
+    """The whole answer, of answers that are over."""
     choices = []
-    for place, answer in enumerate(best(answers, len(asked), body.n or 1)):
-        shown = _choice(answer, echoes[answer.index] + answer.text) | {"index": place}
+    for place, answer in enumerate(best(answers, prompts, body.n or 1)):
+        shown = _choice(answer, _echo(body, answer, lm) + answer.text) | {"index": place}
         if body.logprobs is not None:
-            shown["logprobs"] = replies.completion_logprobs(answer, here.lm)
+            shown["logprobs"] = replies.completion_logprobs(answer, lm)
         choices.append(shown)
     return heading | {
         "choices": choices,
         "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers) | passes,
+        "paceline": replies.speculation(answers),
     }
 
 
@@ -76,6 +86,10 @@ async def _pieces(
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
         yield heading | {"choices": [], "usage": replies.usage(answers)}
+
+
+def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:
+    return lm.tokenizer.decode(answer.ask.request.prompt) if body.echo else ""
 
 
 def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
