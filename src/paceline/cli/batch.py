@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
@@ -13,6 +15,7 @@ import typer
 from paceline.cli import options
 from paceline.cli.output import check_target, document, say
 from paceline.cli.progress import counting
+from paceline.cli.replicas import cluster_parts, model_paths
 from paceline.errors import MethodError, RequestError
 
 
@@ -39,13 +42,21 @@ def batch(
     device: options.Device = None,
     threads: options.Threads = None,
     places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster that does the work; 'local' starts one here."),
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="Engines on the cluster; one for each node.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Answer a file of requests, many of them in each pass.
 
     Output lines are in the order of the input's. A line that cannot be run gets an `error` and
     does not stop the others. The output has its name when it is whole; until then it is
-    OUTPUT.part, and the same command goes on where it stopped. Exit 1 if a line failed.
+    OUTPUT.part, and the same command goes on where it stopped. On a Ray cluster every node needs
+    the model where --model says. Exit 1 if a line failed.
     """
     check_target(output)
     if not source.is_file():
@@ -54,41 +65,62 @@ def batch(
         from paceline.serving.batch import Settings, answered, read_lines, survey
     except ImportError as error:
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
-    from paceline.core import Exactness
+    from paceline.registry import drafters
     from paceline.serving.journal import Journal
     from paceline.serving.worker import Worker
 
+    if replicas is not None and ray is None:
+        raise RequestError("--replicas are engines on a Ray cluster; name it with --ray")
     found = survey(source)
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    lm = chosen.open(model, drafter, options.one_budget(budget))
-    settings = Settings(name or lm.model.path.name, max_new_tokens, seed)
+    paths = model_paths(model)
+    settings = Settings(name or paths[0].name, max_new_tokens, seed)
     job: dict[str, Any] = {
         "schema": "paceline-batch/1",
         "input": found.digest,
-        "model": str(lm.model.path.resolve()),
+        "model": [str(path.resolve()) for path in paths],
+        "weights": model if len(paths) > 1 else None,
         "name": settings.name,
         "formats": [weight_format, kv_format],
         "max_new_tokens": max_new_tokens,
         "seed": seed,
-        "drafter": drafter if lm.method.exactness is Exactness.LOSSY else None,
+        "drafter": drafter if options.lossy({drafter: drafters.parse(drafter)}) else None,
     }
-    start = perf_counter()
-    with closing(Journal(output, job)) as journal, counting(found.lines, "lines") as tick:
-        before = journal.lines
+    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
+    nodes = options.one_budget(budget)
+    where = str(paths[0].resolve()) if len(paths) == 1 else model
+
+    def build(threads: int | None) -> Worker:
+        lm = replace(chosen, threads=threads).open(where, drafter, nodes)
+        return Worker(lm, places, queue=sys.maxsize)
+
+    start, tokens = perf_counter(), 0
+    with (
+        closing(Journal(output, job)) as journal,
+        counting(found.lines, "lines") as tick,
+        ExitStack() as stack,
+    ):
+        before, after = journal.lines, journal.done
         tick(before)
         if before:
             say(f"goes on after {before} lines")
-        worker = Worker(lm, places, queue=sys.maxsize)
-        after = journal.done
-        lines = (line for line in read_lines(source) if line.number > after)
-        for number, line in answered(worker, lines, settings):
+        if ray is None:
+            rest = (line for line in read_lines(source) if line.number > after)
+            results = answered(build(threads), rest, settings)
+        else:
+            join, data, _ = cluster_parts()
+            stack.enter_context(join.cluster(ray))
+            count = replicas or join.nodes()
+            each = partial(build, threads or join.processors(count))
+            results = data.answered_by(each, count, source, after, settings, found.lines)
+        for number, line in results:
             journal.add(number, line)
+            tokens += _written(line)
             tick()
         journal.finish()
     seconds = perf_counter() - start
     say(
         f"wrote {output}: {journal.lines} lines, {journal.failed} with an error; "
-        f"{worker.stats.tokens} tokens in {seconds:.1f} s"
+        f"{tokens} tokens in {seconds:.1f} s"
     )
     if json:
         document(
@@ -97,9 +129,15 @@ def batch(
                 "lines": journal.lines,
                 "failed": journal.failed,
                 "before": before,
-                "tokens": worker.stats.tokens,
+                "tokens": tokens,
                 "seconds": seconds,
             }
         )
     if journal.failed:
         raise typer.Exit(1)
+
+
+def _written(line: dict[str, Any]) -> int:
+    """Tokens of a line's answers."""
+    response = line["response"]
+    return int(response["body"]["usage"]["completion_tokens"]) if response else 0

@@ -103,7 +103,10 @@ class Journal:
         self._file.close()
 
     def close(self) -> None:
-        """Leave what is there for another time."""
+        """Leave what is there for another time; nothing where there is nothing."""
+        if not self._file.closed and not self.lines:
+            self._part.unlink()
+            self._job.unlink(missing_ok=True)
         self._file.close()
 
 
