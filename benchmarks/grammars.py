@@ -1,9 +1,9 @@
 """JSON schemas of jsonschemabench on one model: coverage, validity, mask times, tokens per pass.
 
-    python benchmarks/grammars.py ../shared/models/stories260K [--schemas 300]
+    python benchmarks/grammars.py ../shared/models/stories260K [--schemas 300] [--drafter NAME ...]
 
 Schemas are taken evenly from its six sets. Each gives one output at temperature 1, of at most 200
-tokens, with every drafter at a budget of 16 nodes; a drafter keeps what it learns. Finished outputs
+tokens, with each drafter at a budget of 16 nodes; a drafter keeps what it learns. Finished outputs
 are checked with jsonschema. `blind`: drafts are not filtered by the grammar. Time of a mask:
 matcher, mask and its use on the logits, for each visited node, with `blend`. Tokens per pass are
 the same on any machine; times are not.
@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--schemas", type=int, default=300)
+    parser.add_argument("--drafter", action="append", help="one of the table; more than once")
     words = parser.parse_args()
 
     lm = LM(words.model, drafter="plain", budget=0)
@@ -88,7 +89,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     reference: list[list[int] | None] = []
     filtered = grammar._Matcher.continued
-    for name in DRAFTERS:
+    for name in words.drafter or DRAFTERS:
         name, _, blind = name.partition(", ")
         lm = LM(words.model, drafter=name, budget=16)
         grammar._Matcher.continued = everything if blind else filtered

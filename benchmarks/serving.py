@@ -222,23 +222,18 @@ def stall_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
 def prefix_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
     """Time to first token over one long beginning: new, and known."""
     draw, rounds = random.Random(0), []
+
+    async def ask(prompt: str) -> float:
+        send = sender(client.server, lambda n: client.body(prompt, 4), 600.0)
+        reply = await send(0, asyncio.get_running_loop().time())
+        check([reply])
+        return reply.first
+
     for _ in range(options.rounds):
-        shared = " ".join(draw.sample(WORDS.split() * 10, 170))[: options.shared_characters]
-        times = []
-        for question in ("The dog", "The cat"):
-            send = sender(
-                client.server, lambda n, q=question: client.body(f"{shared} {q}", 4), 600.0
-            )
-
-            async def ask(send: Any = send) -> Reply:
-                reply: Reply = await send(0, asyncio.get_running_loop().time())
-                return reply
-
-            reply = asyncio.run(ask())
-            check([reply])
-            times.append(reply.first)
-        rounds.append(times)
+        shared = " ".join(draw.sample(WORDS.split() * 20, 380))[: options.shared_characters]
+        rounds.append([asyncio.run(ask(f"{shared} {end}")) for end in ("The dog", "The cat")])
     return {
+        "characters": len(shared),
         "first": median(first for first, _ in rounds),
         "second": median(second for _, second in rounds),
         "share": median(second / first for first, second in rounds),
@@ -289,8 +284,8 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"Between tokens: one pass {part['one_pass'] * 1e3:.1f} ms; 99th percentile "
-            f"{part['alone_p99'] * 1e3:.1f} ms alone, {part['during_p99'] * 1e3:.1f} ms while a long "
-            f"prompt arrives: {part['p99_by_pass']:.2f} of one pass ({part['gaps_during']} gaps).",
+            f"{part['alone_p99'] * 1e3:.1f} ms alone, {part['during_p99'] * 1e3:.1f} ms while a "
+            f"long prompt comes: {part['p99_by_pass']:.2f} of a pass, {part['gaps_during']} gaps.",
         ]
     if part := report.get("prefix"):
         lines += [

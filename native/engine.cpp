@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 
@@ -20,6 +21,8 @@ namespace nb = nanobind;
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
+using Mixed = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Weighting = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Angles = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
@@ -221,48 +224,86 @@ Ints ints_of(nb::handle object) {
     return array;
 }
 
+Cache& cache_of(Engine& engine, Sequence& sequence) {
+    if (sequence.engine.get() != &engine) refuse("a sequence belongs to another engine");
+    return sequence.open();
+}
+
+Logits run(Engine& engine, const std::vector<Branch>& branches, const View& view) {
+    size_t nodes = 0;
+    for (const Branch& branch : branches) nodes += branch.rows ? branch.nodes : 0;
+    const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
+    std::shared_ptr<Buffer> logits;
+    {
+        nb::gil_scoped_release unlocked;
+        std::lock_guard lock(engine.busy);
+        if (engine.logits->size() < nodes * columns * sizeof(float))
+            engine.logits = std::make_shared<Buffer>(nodes * columns * sizeof(float));
+        logits = engine.logits;
+        engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
+    }
+    return as_array(logits, nodes, columns);
+}
+
+// A chain of nodes, each a weighted sum of the embeddings of some tokens.
+Logits forward_mixed(Engine& engine, Sequence& sequence, Mixed tokens, Weighting weights) {
+    const size_t nodes = tokens.shape(0);
+    if (!engine.ready) refuse("the model is not loaded");
+    if (weights.shape(0) != nodes || weights.shape(1) != tokens.shape(1))
+        refuse("tokens and weights differ in size");
+    std::vector<int32_t> parents(nodes);
+    std::iota(parents.begin(), parents.end(), -1);
+    Cache& cache = cache_of(engine, sequence);
+    return run(engine,
+               {{&cache, tokens.data(), parents.data(), nodes, true, tokens.shape(1),
+                 weights.data()}},
+               {});
+}
+
 // `rows` says of each entry whether its logits are wanted.
 Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
-               nb::object positions) {
+               nb::object positions, nb::object tokens) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size() + 2);
-    size_t nodes = 0;
+    arrays.reserve(2 * batch.size() + 3);
     if (!engine.ready) refuse("the model is not loaded");
     if (rows.size() != batch.size()) refuse("a batch needs to know of each entry if its rows are wanted");
     for (nb::handle item : batch) {
         const auto entry = nb::cast<nb::tuple>(item);
         if (entry.size() != 3) refuse("a batch has (sequence, tokens, parents) entries");
-        auto& sequence = nb::cast<Sequence&>(entry[0]);
-        if (sequence.engine.get() != &engine) refuse("a sequence belongs to another engine");
-        Cache* cache = &sequence.open();
+        Cache* cache = &cache_of(engine, nb::cast<Sequence&>(entry[0]));
         for (const Branch& other : branches)
             if (other.cache == cache) refuse("a sequence appears twice in the batch");
         arrays.push_back(ints_of(entry[1]));
         arrays.push_back(ints_of(entry[2]));
-        const Ints &tokens = arrays[arrays.size() - 2], &parents = arrays.back();
-        if (tokens.size() != parents.size()) refuse("tokens and parents differ in size");
-        const bool wanted = rows[branches.size()];
-        branches.push_back({cache, tokens.data(), parents.data(), tokens.size(), wanted});
-        if (wanted) nodes += tokens.size();
+        const Ints &ids = arrays[arrays.size() - 2], &parents = arrays.back();
+        if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
+        branches.push_back({cache, ids.data(), parents.data(), ids.size(), rows[branches.size()]});
     }
     const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
         if (object.is_none()) return std::nullopt;
         const Ints& array = arrays.emplace_back(ints_of(object));
         return std::span(array.data(), array.size());
     };
-    const View view{part(layers), part(positions)};
-    const size_t vocabulary = engine.model.shape.vocabulary;
-    std::shared_ptr<Buffer> logits;
+    return run(engine, branches, {part(layers), part(positions), part(tokens)});
+}
+
+// What the head was given in the last pass with logits, a copy.
+Logits hidden(Engine& engine) {
+    const size_t width = engine.model.shape.hidden;
+    std::shared_ptr<Buffer> states;
+    size_t rows = 0;
     {
         nb::gil_scoped_release unlocked;
         std::lock_guard lock(engine.busy);
-        if (engine.logits->size() < nodes * vocabulary * sizeof(float))
-            engine.logits = std::make_shared<Buffer>(nodes * vocabulary * sizeof(float));
-        logits = engine.logits;
-        engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
+        rows = engine.model.hidden_rows();
+        if (rows) {
+            states = std::make_shared<Buffer>(rows * width * sizeof(float));
+            engine.model.hidden(states->floats());
+        }
     }
-    return as_array(logits, nodes, vocabulary);
+    if (!rows) refuse("the last pass made no logits, so that it has no hidden states");
+    return as_array(states, rows, width);
 }
 
 // Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
@@ -351,7 +392,11 @@ void bind_engine(nb::module_& m) {
         .def("finish", &finish_loading)
         .def("extend_rope", &extend_rope)
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
-             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none())
+             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
+             nb::arg("tokens") = nb::none())
+        .def("forward_mixed", &forward_mixed, nb::arg("sequence"),
+             nb::arg("tokens").noconvert(), nb::arg("weights").noconvert())
+        .def("hidden", &hidden)
         .def("open", [](std::shared_ptr<Engine> engine) {
             return Sequence{engine, engine->model.open()};
         })

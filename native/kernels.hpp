@@ -101,6 +101,8 @@ struct FormatKernels {
     bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
     // Row `lane` of a panel times `scale`.
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
+    // Row `lane` of a panel, bit for bit, to row `to_lane` of another.
+    void (*copy)(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to, size_t to_lane);
     // Bytes that n rows take after `arrange`; 0 when the row itself is read.
     size_t (*arranged_bytes)(size_t n, size_t inputs);
     // Lays n rows out for the product; part `part` of `parts` of the work.

@@ -3,7 +3,8 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
-#include <bit>
+#include <algorithm>
+#include <array>
 #include <limits>
 #include <memory>
 #include <stdexcept>
@@ -16,25 +17,40 @@ using paceline::arrays::Input;
 
 namespace {
 
+constexpr float kForbidden = -std::numeric_limits<float>::infinity();
+
+constexpr auto kBits = [] {
+    std::array<uint32_t, 32> found{};
+    for (size_t i = 0; i < 32; ++i) found[i] = 1u << i;
+    return found;
+}();
+
+// By one constant for each place, which vectors can do without shifts.
+void chosen(const float* in, uint32_t left, float* out) {
+    for (size_t i = 0; i < 32; ++i) {
+        const float value = in[i];
+        out[i] = left & kBits[i] ? value : kForbidden;
+    }
+}
+
 nb::ndarray<nb::numpy, float> masked(Input<float, 1> logits, Input<uint32_t, 1> bits) {
     const size_t size = logits.shape(0);
     if (bits.shape(0) < (size + 31) / 32) throw std::invalid_argument("a mask needs V bits");
     auto edited = std::make_unique_for_overwrite<float[]>(size);
     const float* in = logits.data();
     float* out = edited.get();
-    std::fill_n(out, size, -std::numeric_limits<float>::infinity());
     for (size_t start = 0; start < size; start += 32) {
-        uint32_t left = bits.data()[start / 32];
+        const uint32_t left = bits.data()[start / 32];
         const size_t count = std::min<size_t>(32, size - start);
-        if (count == 32 && !~left) {
-            std::copy_n(in + start, 32, out + start);
-            continue;
-        }
-        if (count < 32) left &= (1u << count) - 1;
-        for (; left; left &= left - 1) {
-            const size_t token = start + std::countr_zero(left);
-            out[token] = in[token];
-        }
+        if (!left)
+            std::fill_n(out + start, count, kForbidden);
+        else if (!~left)
+            std::copy_n(in + start, count, out + start);
+        else if (count == 32)
+            chosen(in + start, left, out + start);
+        else
+            for (size_t i = 0; i < count; ++i)
+                out[start + i] = left >> i & 1 ? in[start + i] : kForbidden;
     }
     nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
     edited.release();

@@ -33,12 +33,21 @@ void Model::finish() {
 }
 
 void Model::forward(const std::vector<Branch>& batch, float* logits, const View& view) {
+    hidden_rows_ = 0;
     if (batch.empty()) return;
     const auto pass = std::make_shared<Pass>(*this, batch, logits, view);
     pool_->run(pass, pass->threads());
     if (profiling) pass->account(profile);
     for (const Branch& branch : batch)
-        branch.cache->remember(branch.parents, branch.nodes, bool(view));
+        branch.cache->remember(branch.parents, branch.nodes, view.partial());
+    if (!logits) return;
+    for (const Branch& branch : batch) hidden_rows_ += branch.rows ? branch.nodes : 0;
+}
+
+void Model::hidden(float* out) const {
+    const size_t stride = padded(shape.hidden);
+    for (size_t row = 0; row < hidden_rows_; ++row)
+        std::copy_n(work_.normed.floats() + row * stride, shape.hidden, out + row * shape.hidden);
 }
 
 void Model::set_threads(size_t threads) {

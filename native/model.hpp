@@ -21,19 +21,22 @@ struct RopeTable {
 // One sequence of a batch and the nodes to run for it.
 struct Branch {
     Cache* cache;
-    const int32_t* tokens;
+    const int32_t* tokens;  // [nodes][mixed]
     const int32_t* parents;
     size_t nodes;
-    bool rows;  // whether logits of its nodes are wanted
+    bool rows = true;                // whether logits of its nodes are wanted
+    size_t mixed = 1;                // tokens whose embeddings a node mixes
+    const float* weights = nullptr;  // [nodes][mixed]; null: each is 1
 };
 
-// The part of a model that a pass for drafting uses; what is absent is whole. A view's pass leaves
-// nothing that could be committed.
+// The part of a model that a pass for drafting uses; what is absent is whole. What `partial` passes
+// leave behind cannot be committed.
 struct View {
     std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
     std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
+    std::optional<std::span<const int32_t>> tokens;     // increasing: those that get logits
 
-    explicit operator bool() const { return layers || positions; }
+    bool partial() const { return layers || positions; }
 };
 
 // Working memory, rows of n tokens each; kept between passes.
@@ -69,10 +72,16 @@ public:
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
 
-    // Runs every node of every branch; `logits` is [nodes][V] or null. Nothing is committed.
+    // Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null.
+    // Nothing is committed.
     // Throws std::invalid_argument for bad tokens, parents, positions or views, and MemoryFull,
     // before any work.
     void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
+
+    // Rows of the last pass with logits that `hidden` can give; none after another pass.
+    size_t hidden_rows() const { return hidden_rows_; }
+    // Copies what the head was given in that pass, [rows][hidden].
+    void hidden(float* out) const;
 
     void set_threads(size_t threads);
     size_t threads() const { return pool_->size(); }
@@ -97,5 +106,6 @@ private:
     friend class Pass;
     std::vector<RopeTable> ropes_;
     Workspace work_;
+    size_t hidden_rows_ = 0;
     std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };

@@ -11,6 +11,7 @@ void bind_guesses(nb::module_& m);
 void bind_mask(nb::module_& m);
 void bind_noise(nb::module_& m);
 void bind_rank(nb::module_& m);
+void bind_tournament(nb::module_& m);
 
 NB_MODULE(_native, m) {
     m.doc() = "Paceline's native kernels.";
@@ -21,4 +22,5 @@ NB_MODULE(_native, m) {
     bind_mask(m);
     bind_noise(m);
     bind_rank(m);
+    bind_tournament(m);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "arrays.hpp"
+#include "noise.hpp"
 
 namespace nb = nanobind;
 
@@ -16,14 +17,7 @@ using paceline::arrays::Input;
 
 namespace {
 
-constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ULL;
 constexpr double kLog2 = 0.6931471805599453, kRounding = 1e-4;
-
-uint64_t mixed(uint64_t x) {
-    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
-    x = (x ^ x >> 27) * 0x94d049bb133111ebULL;
-    return x ^ x >> 31;
-}
 
 // The noise is -log(-log(u)) with u = (m + 0.5) / 2^53. As -log(u) >= 1 - u, it is at most
 // -log(1 - u) <= (54 - log2(2^53 - m)) * log(2), of which the whole part is a count of zero bits.
@@ -46,7 +40,7 @@ nb::object contenders(Input<float, 1> logits, uint64_t start) {
     const size_t size = logits.shape(0);
     const float* values = logits.data();
     for (size_t i = 0; i < size; ++i) {
-        const uint64_t m = mixed(start + (i + 1) * kGolden) >> 11;
+        const uint64_t m = paceline::random_bits(start, i) >> 11;
         const double bound = static_cast<double>(values[i]) + most(m);
         if (!(bound >= best)) continue;
         best = std::max(best, static_cast<double>(values[i]) + exact(m) - kRounding);

@@ -35,6 +35,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
       logits_(logits),
       hidden_(padded(model.shape.hidden)) {
     choose_layers();
+    choose_tokens();
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
@@ -59,10 +60,11 @@ void Pass::check(const Branch& branch) {
     check_positions(length);
     if (!branch.nodes) refuse("a tree needs a root");
     for (size_t i = 0; i < branch.nodes; ++i) {
-        const int32_t token = branch.tokens[i], parent = branch.parents[i];
-        if (token < 0 || static_cast<size_t>(token) >= shape_.vocabulary)
-            refuse("token " + std::to_string(token) + " is outside the vocabulary of " +
-                   std::to_string(shape_.vocabulary));
+        const int32_t parent = branch.parents[i];
+        for (const int32_t token : std::span(branch.tokens + i * branch.mixed, branch.mixed))
+            if (token < 0 || static_cast<size_t>(token) >= shape_.vocabulary)
+                refuse("token " + std::to_string(token) + " is outside the vocabulary of " +
+                       std::to_string(shape_.vocabulary));
         if (i ? parent < 0 || static_cast<size_t>(parent) >= i : parent != -1)
             refuse("node " + std::to_string(i) + " has parent " + std::to_string(parent));
         depths_.push_back(i ? depths_[first + parent] + 1 : 0);
@@ -101,6 +103,19 @@ void Pass::check_positions(size_t length) const {
     }
 }
 
+void Pass::choose_tokens() {
+    int32_t last = -1;
+    if (!view_.tokens) return;
+    if (view_.tokens->empty()) refuse("a view needs a token that gets logits");
+    for (const int32_t token : *view_.tokens) {
+        if (token <= last || static_cast<size_t>(token) >= shape_.vocabulary)
+            refuse("the tokens of a view must increase and lie below " +
+                   std::to_string(shape_.vocabulary));
+        last = token;
+    }
+    model_.weights.choose(*view_.tokens);
+}
+
 // Committed positions that the nodes of a branch see.
 size_t Pass::seen(const Branch& branch) const {
     return view_.positions ? view_.positions->size() : branch.cache->length();
@@ -129,7 +144,7 @@ size_t Pass::worthwhile_threads() const {
 }
 
 void Pass::reserve() {
-    size_t scratch = 0, arranged = 0;
+    size_t scratch = hidden_ * sizeof(float), arranged = 0;
     const auto product = [&](const Matrix& matrix) {
         if (!matrix.format) return;
         scratch = std::max(scratch, matrix.format->scratch_bytes(n_));
@@ -208,11 +223,14 @@ void Pass::plan() {
     if (!logits_) return;
     add(Part::norm, &Pass::enter_head, 0, headed_.size(), 1);
     const Weights& weights = model_.weights;
-    multiply_later(Part::head, weights.head, weights.head_bias, work_.normed, hidden_,
+    const auto& tokens = view_.tokens;
+    const size_t size = tokens ? tokens->size() : shape_.vocabulary;
+    multiply_later(Part::head, tokens ? weights.part_of_head : weights.head,
+                   tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_,
-                    .stride = shape_.vocabulary,
-                    .rows = shape_.vocabulary},
+                    .stride = size,
+                    .rows = size},
                    headed_.size());
 }
 
@@ -261,15 +279,28 @@ void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch
     linear.matrix->format->multiply(linear.job, begin, end, scratch.bytes());
 }
 
-void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer&) {
+// A weight of 0 adds nothing, and a single weight of 1 changes no bit.
+void Pass::mix(const Branch& branch, size_t node, float* x, float* other) const {
+    bool first = true;
+    for (size_t i = node * branch.mixed; i < (node + 1) * branch.mixed; ++i) {
+        const float weight = branch.weights ? branch.weights[i] : 1.0f;
+        if (weight == 0.0f) continue;
+        float* to = first ? x : other;
+        model_.weights.embedding().unpack(branch.tokens[i], shape_.embedding_scale * weight, to);
+        if (!first)
+            for (size_t k = 0; k < shape_.hidden; ++k) x[k] += other[k];
+        first = false;
+    }
+    if (first) std::fill_n(x, shape_.hidden, 0.0f);
+}
+
+void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer& scratch) {
     const Weights& weights = model_.weights;
-    const float scale = shape_.embedding_scale;
     const auto [begin, end] = share(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
         const Branch& branch = batch_[branch_of_[i]];
-        const size_t token = branch.tokens[i - first_[branch_of_[i]]];
         float* x = row(work_.x, i, hidden_);
-        weights.embedding().unpack(token, scale, x);
+        mix(branch, i - first_[branch_of_[i]], x, scratch.floats());
         if (!shape_.learned_positions) continue;
         const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
         const float* from = weights.positions.floats() + position * shape_.hidden;

@@ -63,6 +63,7 @@ private:
     void check(const Branch& branch);
     void choose_layers();
     void check_positions(size_t length) const;
+    void choose_tokens();
     size_t missing_pages() const;
     size_t worthwhile_threads() const;
     void reserve();
@@ -82,7 +83,7 @@ private:
     void work_timed(size_t phase, size_t chunk, size_t thread);
     Spent moved(const Phase& phase) const;
 
-    void embed(size_t, size_t chunk, size_t chunks, Buffer&);
+    void embed(size_t, size_t chunk, size_t chunks, Buffer& scratch);
     void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void select(size_t layer, size_t chunk, size_t chunks, Buffer&);
@@ -95,6 +96,7 @@ private:
     void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
     void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
 
+    void mix(const Branch& branch, size_t node, float* x, float* other) const;
     void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
     void norm_head(const Norm& norm, float* head, size_t dim) const;
     const Norm* norm_before(size_t layer) const;

@@ -115,6 +115,17 @@ void Matrix::pack(const std::string& name, const Given& weight, size_t first, si
                          "number with either sign; choose another format");
 }
 
+Matrix Matrix::gather(std::span<const int32_t> rows) const {
+    Matrix part(*format, padded(rows.size()) / kPanel, inputs);
+    part.data.zero();
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const size_t row = static_cast<size_t>(rows[i]);
+        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,
+                     part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
+    }
+    return part;
+}
+
 void Matrix::unpack(size_t row, float scale, float* out) const {
     format->unpack(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, scale, out);
 }
@@ -227,6 +238,18 @@ void Weights::pack(const std::string& name, const Given& weight, Matrix& matrix,
                    size_t every, Pool& pool) {
     matrix.pack(name, weight, first, every, pool);
     places_[name] = {&matrix, weight.rows, first, every};
+}
+
+void Weights::choose(std::span<const int32_t> tokens) {
+    if (std::ranges::equal(tokens, chosen_)) return;
+    chosen_.clear();
+    part_of_head = head.gather(tokens);
+    if (head_bias) {
+        part_of_head_bias = zeros(part_of_head.panels * kPanel);
+        for (size_t i = 0; i < tokens.size(); ++i)
+            part_of_head_bias.floats()[i] = head_bias.floats()[tokens[i]];
+    }
+    chosen_.assign(tokens.begin(), tokens.end());
 }
 
 std::vector<std::vector<float>> Weights::get(const std::string& name) const {

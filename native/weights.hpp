@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,6 +22,8 @@ struct Matrix {
     // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
     void pack(const std::string& name, const Given& weight, size_t first, size_t every,
               Pool& pool);
+    // Some rows of it, bit for bit, in panels of their own.
+    Matrix gather(std::span<const int32_t> rows) const;
     // Row `row` times `scale`, `inputs` floats.
     void unpack(size_t row, float scale, float* out) const;
 
@@ -65,11 +68,17 @@ public:
     size_t bytes() const;
     size_t parameters() const;
 
+    // Lets `part_of_head` and its bias hold the head's rows of `tokens`, each in the vocabulary; at
+    // once if they do already.
+    void choose(std::span<const int32_t> tokens);
+
     const Matrix& embedding() const { return shape_.tied ? head : untied_embedding; }
 
     std::vector<LayerWeights> layers;
     Matrix head, untied_embedding;
     Buffer head_bias, positions;
+    Matrix part_of_head;
+    Buffer part_of_head_bias;
     Norm final_norm;
 
 private:
@@ -91,5 +100,6 @@ private:
     const Shape& shape_;
     const FormatKernels& format_;
     std::map<std::string, Place> places_;
+    std::vector<int32_t> chosen_;  // rows of `part_of_head`
     bool embedding_given_ = false, head_given_ = false;
 };

@@ -1,8 +1,10 @@
 """Every drafter with every engine, temperature and sampler: the output is plain decoding's."""
 
+import numpy as np
 import pytest
 
 from paceline.control.base import bind
+from paceline.control.hmm import blank, write_hmm
 from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.governor import Fixed
@@ -42,6 +44,10 @@ NEEDED = {
     "dry": "dry:multiplier=2,allowed=1",
     "mirostat": "mirostat:tau=1.5,eta=0.5",
     "grammar": "grammar:text=( the end| of a day|a| b[a-z]*)+[.]",
+    "letters": "letters:ban=q,most=9",
+    "sounds": "sounds:most=2,dictionary={folder}/sounds",
+    "monitor": "monitor:before={folder}/code",
+    "keywords": "keywords:words=dog;a,hmm={folder}/hmm",
     "xtc": "xtc:threshold=0.05",
 }
 CONTROLS = sorted(controls.methods())
@@ -52,6 +58,25 @@ PROMPTS = [
 ]
 
 
+SPOKEN = (
+    "once upon a time there was little girl boy dog named lily tim she he they it loved to play "
+    "with her his and the in park one day saw big very happy said mom wanted go on outside sun"
+)
+
+
+@pytest.fixture(scope="module")
+def needed(tmp_path_factory):
+    """The settings of `NEEDED`, with the files that they name."""
+    folder = tmp_path_factory.mktemp("needed")
+    lines = (f"{word} W ER1 D" for word in SPOKEN.split())
+    (folder / "sounds").write_text("\n".join(lines))
+    (folder / "code").write_text("class Lily:\n    played = wanted = 1\n")
+    model = load(shared("models", "stories260K"))
+    size = model.config.vocab_size
+    write_hmm(folder / "hmm", blank(4, np.ones(size), 0), model.tokenizer)
+    return {name: text.replace("{folder}", str(folder)) for name, text in NEEDED.items()}
+
+
 @pytest.fixture(scope="module", params=["native", "reference"])
 def setting(request):
     """An engine, its prompts as tokens, and plain outputs that were already made."""
@@ -59,7 +84,9 @@ def setting(request):
     if request.param == "reference":
         pytest.importorskip("torch").set_num_threads(1)  # so small a model only waits for a second
     engine = open_engine(model, request.param)
-    engine.vocabulary = Vocabulary(engine.config.vocab_size, model.tokenizer)
+    engine.vocabulary = Vocabulary(
+        engine.config.vocab_size, model.tokenizer, lambda: model.weights["embed"]
+    )
     return engine, [tuple(model.tokenizer.encode(prompt)) for prompt in PROMPTS], {}
 
 
@@ -116,9 +143,11 @@ def built(setting):
 
 
 @pytest.mark.parametrize("name", [name for name in CONTROLS if name != "temperature"])
-def test_every_control_gives_plain_decodings_output_with_every_drafter(setting, built, name):
+def test_every_control_gives_plain_decodings_output_with_every_drafter(
+    setting, built, needed, name
+):
     engine, prompts, _ = setting
-    text = NEEDED.get(name, name)
+    text = needed.get(name, name)
     accepted = 0
     for heat in (0.0, 1.0):
         request = Request(prompts[0], 14, heat, 5, stop_tokens=frozenset({2, 13}))
@@ -152,13 +181,14 @@ def test_every_watermark_gives_plain_decodings_output_with_every_drafter(
     assert accepted or "grammar" in text, "no drafter was put to the test"
 
 
-def test_all_controls_at_once(setting, built):
+@pytest.mark.parametrize("apart", [("last_token",), ("keywords", "sounds")])
+def test_all_controls_at_once(setting, built, needed, apart):
     engine, prompts, _ = setting
     request = Request(prompts[0], 20, 1.0, 5, stop_tokens=frozenset({2}))
     texts = [
-        NEEDED.get(name, name)
+        needed.get(name, name)
         for name in CONTROLS
-        if name not in ("temperature", "grammar", "first_token")
+        if name not in ("temperature", "grammar", "first_token", *apart)
     ]
     plain = controlled(engine, built["plain"], request, texts, 0)
     for drafter in CROSSED:

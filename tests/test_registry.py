@@ -45,7 +45,7 @@ def test_mistakes_are_named(registry, text, said):
 
 
 def test_a_name_belongs_to_one_method(registry):
-    with pytest.raises(MethodError, match="two things"):
+    with pytest.raises(MethodError, match="two methods"):
         registry.register("one")(int)
 
 

@@ -24,6 +24,7 @@ class ToyEngine(Engine):
     """Sees the last `order` tokens. `noise` adds to the logits of trees, as rounding would."""
 
     name, format, kv_format, invariant, tolerance = "toy", "none", "none", True, 0.0
+    abilities = frozenset({"tokens"})
 
     def __init__(self, vocab_size=11, context=64, order=2, noise=0.0):
         self.order, self.noise, self.opened = order, noise, 0
@@ -49,10 +50,10 @@ class ToyEngine(Engine):
         self.opened += 1
         return ToySequence()
 
-    def forward(self, batch, rows="all"):
+    def forward(self, batch, rows="all", view=None):
         out = []
         for (sequence, tree), shown in zip(batch, wanted(rows, batch), strict=True):
-            self.check(sequence, tree)
+            self.check(sequence, tree, view)
             sequence.pending = tree
             texts = []
             for node, token in enumerate(tree.tokens):
@@ -62,7 +63,8 @@ class ToyEngine(Engine):
                 if self.noise and len(tree) > 1:
                     logits = logits + np.float32(self.noise) * np.arange(len(logits), dtype="f4")
                 out += [logits] * shown
-        return np.array(out, np.float32).reshape(-1, self.config.vocab_size)
+        logits = np.array(out, np.float32).reshape(-1, self.config.vocab_size)
+        return logits if view is None or view.tokens is None else logits[:, view.tokens]
 
     def commit(self, sequence, path):
         path = [int(node) for node in path]

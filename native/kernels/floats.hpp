@@ -172,6 +172,12 @@ struct FloatWeights {
         for (size_t k = 0; k < inputs; ++k) out[k] = Number::from(from[place(k, lane)]) * scale;
     }
 
+    static void copy(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to,
+                     size_t to_lane) {
+        for (size_t k = 0; k < steps(inputs) * kInputs; ++k)
+            ((Stored*)to)[place(k, to_lane)] = ((const Stored*)panel)[place(k, lane)];
+    }
+
     // A single row is read as it is: its padding is zero.
     static size_t arranged_bytes(size_t n, size_t inputs) {
         return n == 1 ? 0 : room(tiling(n, kMost)) * steps(inputs) * kInputs * sizeof(float);
@@ -198,8 +204,8 @@ struct FloatWeights {
 
 template <class W>
 constexpr FormatKernels panel_kernels = {
-    W::panel_bytes, W::pack,     W::unpack,        W::arranged_bytes,
-    W::arrange,     multiply<W>, multiply_scratch<W>,
+    W::panel_bytes,    W::pack,    W::unpack,   W::copy,
+    W::arranged_bytes, W::arrange, multiply<W>, multiply_scratch<W>,
 };
 
 using Fp32Weights = FloatWeights<Fp32>;

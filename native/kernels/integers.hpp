@@ -153,6 +153,18 @@ struct IntWeights : PairProducts<Stored> {
         return (number + magic) - magic;
     }
 
+    static void copy(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to,
+                     size_t to_lane) {
+        for (size_t block = 0; block < blocks(inputs); ++block) {
+            const uint8_t* from = panel + block * kStep;
+            uint8_t* out = to + block * kStep;
+            ((uint16_t*)out)[to_lane] = ((const uint16_t*)from)[lane];
+            for (size_t k = 0; k < kBlockInputs; ++k)
+                Stored::put(out + kScaleBytes, k / 2, to_lane, k % 2,
+                            Stored::get(from + kScaleBytes, k / 2, lane, k % 2));
+        }
+    }
+
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
         for (size_t k = 0; k < inputs; ++k) {
             const uint8_t* block = panel + k / kBlockInputs * kStep;

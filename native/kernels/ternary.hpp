@@ -81,6 +81,15 @@ struct TernaryWeights : PairProducts<Ternary> {
         return inputs <= most_inputs();
     }
 
+    // A row's words lie beside those of the others.
+    static void copy(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to,
+                     size_t to_lane) {
+        ((float*)to)[to_lane] = ((const float*)panel)[lane];
+        for (size_t k = 0; k < inputs; k += 2 * Ternary::kAtOnce)
+            for (size_t half = 0; half < 2; ++half)
+                *word(to, k + half, to_lane) = *word(const_cast<uint8_t*>(panel), k + half, lane);
+    }
+
     static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
         const float size = ((const float*)panel)[lane];
         for (size_t k = 0; k < inputs; ++k) {

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
+State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
 Reading = Callable[[str], tuple[Any, list[Any]]]  # a text's `Output.parsed` and `tool_calls`
 
 
@@ -184,6 +185,7 @@ class Seconds:
     draft: float = 0.0  # proposing, and learning from passes
     forward: float = 0.0
     walk: float = 0.0  # draws, and keeping the rows of the accepted nodes
+    guide: float = 0.0  # passes of guides; those over the prompt are part of `prefill`
 
 
 @dataclass(slots=True)
@@ -246,6 +248,3 @@ class Cost:
     def at(self, n: int) -> float:
         """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
         return float(np.interp(n, self.nodes, self.seconds))
-
-
-State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import numpy as np
 
 from paceline import registry
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
+from paceline.control.guides.base import GuideMethod, guided, parse_guide
+from paceline.control.guides.beside import Beside
+from paceline.control.keywords import Keywords
 from paceline.control.reading import followed
 from paceline.control.sampling import Sampling
-from paceline.control.temperature import Temperature
+from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.control.tools import Choice, Tools
-from paceline.core import Output, Request
+from paceline.core import Floats, Output, Request
+from paceline.decoding.completions import completions
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
+from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.learnt import read_learnt, write_learnt
@@ -35,6 +43,7 @@ from paceline.watermarks.base import Watermark, parse_watermark
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
 Controls = str | Mapping[str, object] | Sequence[ControlMethod]
+Guides = str | GuideMethod | Sequence[str | GuideMethod]
 
 
 class Options(TypedDict, total=False):
@@ -46,6 +55,8 @@ class Options(TypedDict, total=False):
     controls: Controls | None
     schema: object
     grammar: Grammar | str | None
+    keywords: Keywords | str | Sequence[str] | None
+    guide: Guides
     tools: Sequence[Mapping[str, Any]]
     tool_choice: Choice
     stop: Sequence[str]
@@ -53,6 +64,20 @@ class Options(TypedDict, total=False):
     prediction: str | Sequence[int] | None
     walk: str
     watermark: Watermark | str | None
+
+
+class Completion(NamedTuple):
+    """One of several continuations.
+
+    Attributes:
+        text: without a stop token at its end.
+        score: logarithm of the chance that the model gives all its tokens.
+        tokens: token ids.
+    """
+
+    text: str
+    score: float
+    tokens: tuple[int, ...]
 
 
 class LM:
@@ -131,6 +156,8 @@ class LM:
         controls: Controls | None = None,
         schema: object = None,
         grammar: Grammar | str | None = None,
+        keywords: Keywords | str | Sequence[str] | None = None,
+        guide: Guides = (),
         tools: Sequence[Mapping[str, Any]] = (),
         tool_choice: Choice = "auto",
         stop: Sequence[str] = (),
@@ -150,6 +177,10 @@ class LM:
                 methods. None takes the checkpoint's defaults.
             schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
             grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
+            keywords: words that the output has, in any order, as a list or as `dog;ice cream`;
+                `Keywords` has more settings.
+            guide: other models or other texts that steer it: `NAME:key=value,...` or a
+                `GuideMethod`, or several whose order is defined.
             tools: functions that the model may call, as OpenAI's API takes them; chat messages
                 offer them to the model, other prompts have to do so themselves.
             tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
@@ -182,7 +213,21 @@ class LM:
             walk=walk,
             reading=reading,
         )
-        request = bind((*sampling.methods, *heated, *grammars), request, self.vocabulary)
+        texts: list[ControlMethod] = [*grammars]
+        if isinstance(keywords, str):
+            texts.append(Keywords(keywords))
+        elif keywords is not None:
+            texts.append(keywords if isinstance(keywords, Keywords) else Keywords.of(keywords))
+        bound = (*sampling.methods, *heated, *texts)
+        room = self.engine.config.context - len(request.prompt)
+        if 0 < room < max_new_tokens and any(isinstance(each, Keywords) for each in bound):
+            # They must come before the end of the context, too.
+            request = replace(request, max_new_tokens=room)
+        request = bind(bound, request, self.vocabulary)
+        chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
+        methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
+        if methods:
+            request = guided(request, methods, self.beside)
         if watermark is None:
             return request
         mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
@@ -192,17 +237,108 @@ class LM:
         """Start a request; iterate over the result for its text."""
         text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self.load_seconds
+        generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
 
-    def generate(self, prompt: Prompt, **options: Unpack[Options]) -> Output:
-        """The whole answer to `prompt`; the options are those of `request`."""
+    def generate(
+        self, prompt: Prompt, *, strategy: str | Strategy | None = None, **options: Unpack[Options]
+    ) -> Output:
+        """The whole answer to `prompt`; the options are those of `request` and `search`."""
+        if strategy is not None:
+            return self.search(prompt, strategy, **options)[0]
         return self.stream(self.request(prompt, **options)).run()
+
+    def search(
+        self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[Options]
+    ) -> list[Found]:
+        """The outputs of a search, best first, e.g. `search("Once", "beam:width=8,returned=3")`.
+
+        Args:
+            prompt: as of `request`.
+            strategy: `NAME[:key=value,...]` or a `Strategy`. Those that draw nothing take none of
+                the checkpoint's defaults that sample: temperature, top_k, top_p, min_p.
+            options: those of `request`.
+
+        Raises:
+            RequestError, MethodError: the strategy cannot follow the request.
+        """
+        method = registry.strategies.parse(strategy) if isinstance(strategy, str) else strategy
+        if not method.draws and options.get("temperature") is None:
+            options["temperature"] = 0.0
+        if not method.draws and options.get("controls") is None:
+            samplers = self.model.defaults.samplers()
+            found = Sampling.of(samplers).methods
+            options["controls"] = [control for control in found if control.order < TEMPERATURE]
+
+        def rebind(seed: int) -> Request:
+            again = options.copy()
+            again["seed"] = seed
+            return self.request(prompt, **again)
+
+        task = Task(
+            self.engine,
+            self.request(prompt, **options),
+            lambda: TextStream(Detokenizer(self.tokenizer), tuple(options.get("stop", ()))),
+            rebind,
+            self.drafter,
+            lambda: self.drafter.beside() or self.method.build(self.target),
+            self.budget,
+        )
+        outputs: list[Found] = method.run(task)
+        for output in outputs:
+            output.seconds.load = self.load_seconds
+        return outputs
+
+    def complete(
+        self,
+        prompt: Prompt,
+        n: int = 3,
+        *,
+        max_new_tokens: int = 10,
+        method: str = "beam",
+        alpha: float | None = None,
+    ) -> list[Completion]:
+        """Several continuations of `prompt`, likeliest first. Lossy: there may be likelier ones.
+
+        Args:
+            prompt: as for `request`.
+            n: how many.
+            max_new_tokens: upper limit of each; the model's stop tokens end one before.
+            method: `beam`, n nodes a pass; or `superposed`, one node a pass and, with small models,
+                far less likely continuations; see `decoding/superposed.py`.
+            alpha: of `superposed`: weight, 0 to 1, of n-grams of the prompt and of what
+                `paceline warm` kept. None is 0.
+
+        Raises:
+            MethodError, RequestError: what is wrong and what to do.
+        """
+        ids = np.array(self._encode(prompt, None), np.int32)
+        trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
+        found = completions(
+            self.engine,
+            ids,
+            n,
+            max_new_tokens,
+            method=method,
+            alpha=alpha,
+            stop_tokens=stops,
+            known=[trace.tokens[text] for text in trace.texts()] if trace else [],
+        )
+        return [Completion(self._text(one.tokens, stops), one.score, one.tokens) for one in found]
+
+    def _text(self, tokens: Sequence[int], stops: frozenset[int]) -> str:
+        text = Detokenizer(self.tokenizer)
+        return "".join([text.push(t) for t in tokens if t not in stops]) + text.flush()
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The tokens and what they add to a text."""
-        return Vocabulary(self.engine.config.vocab_size, self.tokenizer)
+        return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
+
+    @cached_property
+    def beside(self) -> Beside:
+        """The models of guides, kept once they are opened."""
+        return Beside(self.engine, self.tokenizer)
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""
@@ -229,6 +365,14 @@ class LM:
             self.drafter.load(read_learnt(Path(path)))
         except MethodError as error:
             raise MethodError(f"{path}: {error}") from None
+
+    def _head(self) -> Floats:
+        if isinstance(self.engine, EnsembleEngine):
+            raise MethodError("an ensemble has no output head of its own; take one model")
+        if self.model.config.logit_softcap:
+            raise MethodError("this model bends its logits (softcap), so its head does not say all")
+        weights = self.model.weights
+        return weights["head" if "head" in weights else "embed"]
 
     def _open_budget(self, budget: int | str) -> Budget:
         if isinstance(budget, int):

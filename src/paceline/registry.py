@@ -1,8 +1,8 @@
 """Where methods are found by name. A decorator registers them; other packages use entry points.
 
 A method is a frozen dataclass; its fields are its settings. `recycle:tree=paper,k=8` names one
-with settings. The entry-point groups are `paceline.drafters`, `paceline.control` and
-`paceline.watermarks`.
+with settings. The entry-point groups are `paceline.drafters`, `paceline.control`,
+`paceline.control.guides`, `paceline.decoding.strategies` and `paceline.watermarks`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Registry:
 
         def decorate(method: type[Any]) -> type[Any]:
             if name in self._methods:
-                raise MethodError(f"two {self.family}s are called {name!r}; rename one of them")
+                raise MethodError(
+                    f"two methods ({self.family}) are called {name!r}; rename one of them"
+                )
             method.name, method.exactness, method.hidden = name, exactness, hidden
             self._methods[name] = method
             return method
@@ -119,4 +121,6 @@ def _convert(where: str, text: str, kind: Any) -> Any:
 
 drafters = Registry("drafter", "paceline.drafters")
 controls = Registry("control", "paceline.control")
+strategies = Registry("strategy", "paceline.decoding.strategies")
+guides = Registry("guide", "paceline.control.guides")
 watermarks = Registry("watermark", "paceline.watermarks")

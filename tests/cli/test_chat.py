@@ -1,5 +1,6 @@
 import pytest
 
+from tests.conftest import shared
 from tests.toy import Oracle, ToyEngine
 
 TALK = ("chat", "--template", r"U: {user}\nB:", "--max-new-tokens", "5")
@@ -73,3 +74,23 @@ def test_without_a_template_the_refusal_says_what_to_do(paceline, toy):
     done = paceline("chat", "--template", "User:", stdin="hello\n")
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "expected {user} in it" in done.err
+
+
+@pytest.mark.parametrize(
+    ("walk", "said"), [("rejection", "the rejection walk needs a drafter"), ("moon", "'moon'")]
+)
+def test_a_walk_that_cannot_be_is_refused_before_anyone_types(paceline, toy, walk, said):
+    done = paceline(*TALK, "--temperature", 1, "--walk", walk, stdin="hello\n")
+    assert done.code == 2
+    assert said in done.err
+    assert not done.out
+
+
+def test_a_talk_may_take_the_rejection_walk(paceline):
+    model = shared("models", "stories260K")
+    words = ("--model", model, "--drafter", f"model:path={model}", "--budget", 4)
+    done = paceline(
+        *TALK, *words, "--temperature", 1, "--walk", "rejection", "--json", stdin="hello\nbye\n"
+    )
+    assert done.code == 0
+    assert [turn["walk"] for turn in done.json["turns"]] == ["rejection"] * 2

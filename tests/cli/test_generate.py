@@ -28,6 +28,7 @@ KEYS = {
     "seed",
     "walk",
     "lossy",
+    "watermark",
 }
 
 
@@ -49,7 +50,7 @@ def test_json_is_one_document_with_the_same_text(paceline, toy):
     found = done.json
     assert set(found) == KEYS
     seconds = found["seconds"]
-    assert set(seconds) == {"load", "prefill", "decode", "draft", "forward", "walk"}
+    assert set(seconds) == {"load", "prefill", "decode", "draft", "guide", "forward", "walk"}
     assert 0 < seconds["draft"] + seconds["forward"] + seconds["walk"] < seconds["decode"]
     assert found["text"] + "\n" == shown.out
     assert found["text"] == Letters().decode(found["tokens"])

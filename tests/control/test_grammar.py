@@ -12,7 +12,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline import LM
+from paceline import LM, _native
 from paceline.control.base import Continuing, Filtering, Forcing
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
@@ -123,6 +123,15 @@ def test_the_mask_is_what_can_still_match(lm, pattern):
                 break
             history.append(token)
             text += pieces[token]
+
+
+@given(st.integers(1, 200), st.integers(0, 2**32), st.sampled_from([0.02, 0.5, 0.98]))
+def test_masks_leave_what_their_bits_say(size, seed, share):
+    random = np.random.default_rng(seed)
+    allowed = random.random(size) < share
+    bits = np.packbits(np.pad(allowed, (0, -size % 32)), bitorder="little").view(np.uint32)
+    logits = random.normal(size=size).astype(np.float32)
+    assert np.array_equal(_native.masked(logits, bits), np.where(allowed, logits, -np.inf))
 
 
 @given(st.data())
@@ -375,7 +384,38 @@ HOSTILE = [
     ('{"allOf": [{"$ref": "#"}, {"$ref": "#"}]}', "json"),
     (json.dumps({"enum": [f"{i:x}" * 9 for i in range(3000)]}), "json"),
     (json.dumps({"type": "string", "minLength": 10**9}), "json"),
+    (json.dumps({"enum": [float("nan"), 1e999]}), "json"),
+    ('{"const": "\\ud800"}', "json"),
+    (json.dumps({"properties": {f"k{i}": {"type": "string"} for i in range(800)}}), "json"),
+    ("start: " + " | ".join(f'"a{i}"' for i in range(4000)), "lark"),
 ]
+
+
+def chained(kind, length):
+    """References that lead on and on: the compiler follows them in depth."""
+    links = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(length)}
+    if kind == "properties":
+        links = {name: {"properties": {"a": link}} for name, link in links.items()}
+    links[f"d{length}"] = {"type": "integer"}
+    if kind == "rules":
+        rules = [f'r{i}: "a" r{i + 1}' for i in range(length)]
+        return Grammar("\n".join(["start: r0", *rules, f'r{length}: "b"']), "lark")
+    return Grammar(json.dumps({"$defs": links, "$ref": "#/$defs/d0"}), "json")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"), [("references", 10_000), ("properties", 1500), ("rules", 4000)]
+)
+def test_long_chains_of_references_do_not_overflow_the_stack(lm, kind, length):
+    with suppress(PacelineError):
+        lm.generate("Once", grammar=chained(kind, length), max_new_tokens=4)
+
+
+def test_a_limit_that_is_met_on_the_way_is_named(lm):
+    grammar = Grammar("start: " + " | ".join(f'"a{i}"' for i in range(6000)), "lark")
+    with pytest.raises(RequestError, match="max is") as caught:
+        lm.generate("Once", grammar=grammar, max_new_tokens=8, temperature=1.0)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("grammar", HOSTILE, ids=lambda g: g[0][:20])

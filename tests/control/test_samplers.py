@@ -75,7 +75,8 @@ OURS = {
 
 
 def bound(method, request=REQUEST, size=SIZE):
-    return bind([method], request, Vocabulary(size)).controls[0]
+    head = np.random.default_rng(0).normal(size=(size, 6)).astype(np.float32)
+    return bind([method], request, Vocabulary(size, head=lambda: head)).controls[0]
 
 
 def row(seed, size=SIZE):
@@ -126,7 +127,10 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in controls.methods() if n != "grammar"])
+SPEAK_TEXT = ("grammar", "letters", "sounds", "keywords", "monitor")  # have tests of their own
+
+
+@pytest.mark.parametrize("name", [n for n in controls.methods() if n not in SPEAK_TEXT])
 @given(seed=seeds, forbidden=st.integers(0, SIZE - 1), length=st.integers(PROMPT, PROMPT + 3))
 @settings(max_examples=25)
 def test_every_control_is_pure_and_leaves_what_is_forbidden(name, seed, forbidden, length):

@@ -1,7 +1,7 @@
 """The governor in simulated time: what it decides must be right whatever this machine's clock."""
 
 import re
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -188,3 +188,106 @@ def test_where_nothing_pays_nor_does_what_is_certain():
     governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
     assert governor.ask() == governor.spare() == 0
     assert Fixed(0).spare() == 0
+
+
+def guessed(tree, seed):
+    scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
+    return TokenTree(tree.tokens, tree.parents, scores, tree.origin)
+
+
+@given(st.lists(trees(most=5), min_size=1, max_size=3), st.integers(0, 20), st.integers(0, 99))
+def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
+    """Against every set of nodes that has all roots, and with a node its parent."""
+    found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
+    governor, drafting = Governor(FLAT), 0.1
+    chances = [governor.calibration.chances(tree) for tree in found]
+    alone = FLAT.at(len(found))
+    ride = float(governor.seconds(len(found) + riding)) - alone
+
+    def rate(masks):
+        tokens = sum(float(c[m].sum()) for c, m in zip(chances, masks, strict=True))
+        nodes = sum(int(m.sum()) for m in masks)
+        return tokens / (float(governor.seconds(nodes + riding)) - ride + drafting)
+
+    kept = governor.choose(found, drafting, riding)
+    sizes = sum(map(len, kept))
+    best = max(rate(masks) for masks in product(*map(closed, found)))
+    tokens = sum(float(governor.calibration.chances(tree).sum()) for tree in kept)
+    got = tokens / (float(governor.seconds(sizes + riding)) - ride + drafting)
+    assert got == pytest.approx(best)
+
+
+def closed(tree):
+    """Every part of a tree that has its root, as masks."""
+    for bits in range(1 << (len(tree) - 1)):
+        mask = np.array([True, *(bool(bits >> n & 1) for n in range(len(tree) - 1))])
+        if mask[tree.parents[mask][1:]].all():
+            yield mask
+
+
+LOADED = Cost((1, 2, 4, 8, 16, 32, 64), (1.0, 1.02, 1.05, 1.1, 2.1, 4.2, 8.4))
+
+
+def together(governor, requests, passes, truth=0.8, riding=0, seed=0):
+    """Seconds for a token of `requests` chains that share passes, and those of plain decoding."""
+    generator, truly = np.random.default_rng(seed), Governor(LOADED).seconds
+    seconds, made, nodes = 0.0, 0, 0
+    for _ in range(passes):
+        asked = governor.ask(requests)
+        proposed = [TokenTree.chain(range(asked + 1), score=0.8) for _ in range(requests)]
+        draft = 0.005 * requests if asked else 0.0
+        if asked:
+            proposed = governor.choose(proposed, draft, riding)
+        paths = []
+        for tree in proposed:
+            path = [0]
+            while path[-1] + 1 < len(tree) and generator.random() < truth:
+                path.append(path[-1] + 1)
+            paths.append(path)
+        size = sum(map(len, proposed))
+        forward = float(truly(size + riding))
+        governor.record(proposed, paths, draft, forward, riding)
+        seconds += draft + forward
+        made += sum(map(len, paths))
+        nodes += size - requests
+    plain = float(truly(requests + riding)) / requests
+    return seconds / made, plain, nodes / passes
+
+
+def test_with_load_the_trees_shrink_to_plain_and_come_back():
+    governor = Governor(LOADED)
+    found, plain, before = together(governor, 1, 300)
+    assert found < 0.4 * plain
+    found, plain, between = together(governor, 16, 300)
+    assert found < 1.01 * plain
+    assert between < 0.2
+    found, plain, after = together(governor, 1, 300)
+    assert found < 0.4 * plain
+    assert after > 0.8 * before
+
+
+@pytest.mark.parametrize("requests", [2, 5, 12])
+@pytest.mark.parametrize("truth", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize("riding", [0, 40])
+def test_several_requests_never_lose(requests, truth, riding):
+    found, plain, _ = together(Governor(LOADED), requests, 200, truth, riding)
+    assert found < 1.03 * plain
+
+
+def test_what_rides_along_is_no_cost_of_the_guesses():
+    alone, beside = Governor(LOADED), Governor(LOADED)
+    for governor, riding in ((alone, 0), (beside, 100)):
+        together(governor, 4, 200, 0.8, riding)
+    saved = [governor.report()["saved_seconds"] for governor in (alone, beside)]
+    assert saved[0] > 0
+    assert saved[1] > 0
+
+
+def test_prompts_that_ride_along_do_not_bend_the_curve():
+    """They need no head, so a pass of mostly prompts is quicker than one of as many nodes."""
+    governor = Governor(LOADED)
+    before = governor.report()["pass_seconds"]
+    for _ in range(100):
+        chains = [TokenTree.chain([0, 1], score=0.5)] * 4
+        governor.record(chains, [[0]] * 4, 0.0, 8.0, 200)
+    assert governor.report()["pass_seconds"] == before

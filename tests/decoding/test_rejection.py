@@ -14,8 +14,8 @@ from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.rejection import settle
 from paceline.drafters.base import Target
-from paceline.drafters.follower import Follower
 from paceline.drafters.model import DraftModel, Drafts
+from paceline.engines.follower import Follower
 from paceline.errors import MethodError
 from paceline.registry import drafters
 from tests.toy import ToyEngine

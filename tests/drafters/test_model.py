@@ -9,9 +9,11 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.drafters.follower import Follower
+from paceline.drafters.chances import Chances
+from paceline.drafters.frequent import Frequent
 from paceline.drafters.model import DraftModel, Drafts
 from paceline.engines import open_engine
+from paceline.engines.follower import Follower
 from paceline.errors import MethodError, ModelError
 from paceline.models import load
 from paceline.registry import drafters
@@ -25,6 +27,7 @@ SETTINGS = (
     {"width": 1, "stop": "depth"},
     {"width": 9, "depth": 2, "threshold": 0.0},
     {"stop": "bandit", "rate": 0.5},
+    {"head": 5},
 )
 
 
@@ -39,7 +42,8 @@ class Near(ToyEngine):
 def drafting(*engines, **settings):
     engines = engines or (Near(),)
     method = DraftModel(path="toy", **settings)
-    return Drafts(method, 11, [Follower(engine) for engine in engines])
+    frequent = Frequent(method.head, 11) if method.head else None
+    return Drafts(method, 11, [Follower(engine) for engine in engines], frequent=frequent)
 
 
 def run(drafter, request, budget=8, engine=None):
@@ -171,11 +175,52 @@ def test_foreign_states_are_refused():
         ("model:path=a,stop=never", "model:stop is 'never'"),
         ("model:path=a,stop=depth,threshold=0.5", "no use for threshold"),
         ("model:path=a,trust=nan", "model:trust is nan"),
+        ("model:path=a,head=-1", "model:head is -1"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(spec, said):
     with pytest.raises(MethodError, match=said):
         drafters.parse(spec)
+
+
+def test_only_frequent_tokens_are_guessed():
+    for heat in (0.0, 1.0):
+        drafter = drafting(head=4)
+        drafter.begin(heated(heat, prompt=(9, 10, 9)))
+        context = np.array([9, 10, 9], np.int32)
+        guessed = set(drafter.propose(context, 9).tokens[1:].tolist())
+        assert guessed
+        assert guessed <= {0, 1, 9, 10}
+
+
+@settings(deadline=None)
+@given(
+    st.sets(st.integers(0, 10), min_size=3), st.sampled_from([0.0, 0.7]), st.integers(0, 2**32 - 1)
+)
+def test_tokens_without_logits_are_impossible_ones(some, heat, seed):
+    ids = np.array(sorted(some), np.int32)
+    logits = np.random.default_rng(seed).normal(0, 3, (4, 11)).astype(np.float32)
+    masked = np.full_like(logits, -np.inf)
+    masked[:, ids] = logits[:, ids]
+    positions = np.array([3, 4, 4, 9], np.int32)
+    chances = Chances(0.02, 11)
+    chances.begin(heated(heat, seed))
+    tokens, likely = chances.judge(masked, positions, 3)
+    fewer, as_likely = chances.judge(logits[:, ids], positions, 3, ids)
+    assert fewer.tolist() == tokens.tolist()
+    np.testing.assert_allclose(as_likely, likely, atol=1e-6)
+    if heat:
+        rows, _ = chances.draw(masked, [1] * 4, np.random.default_rng(0))
+        same_rows, drawn = chances.draw(logits[:, ids], [3] * 4, np.random.default_rng(0), ids)
+        np.testing.assert_allclose(same_rows, rows, atol=1e-6)
+        assert set(np.concatenate(drawn).tolist()) <= some
+
+
+def test_a_reduced_head_is_refused_where_it_cannot_be():
+    chat, story = shared("models", "tinystories-instruct-3m-chat"), shared("models", "stories260K")
+    tokenizer = load(chat).tokenizer
+    with pytest.raises(MethodError, match="head needs a draft with the target's tokens"):
+        drafters.parse(f"model:path={story},head=100").build(Target(14019, None, tokenizer))
 
 
 def test_a_missing_draft_is_named(tmp_path):
@@ -194,6 +239,8 @@ PAIRS = [
     ("bitstories-3M", "stories260K|bitstories-1M", ",stop=bandit"),
     ("bitstories-3M", "TinyStories-656K", ""),
     ("tinystories-instruct-3m-chat", "stories260K", ",stop=depth,depth=3"),
+    ("bitstories-3M", "stories260K|bitstories-1M", ",head=100"),
+    ("bitstories-3M", "stories260K", ",schedule=pearl,head=200"),
 ]
 
 

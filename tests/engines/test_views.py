@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import TOLERANCE, VARIED, native, path_to, tiny_model, trees
+from test_native import TOLERANCE, VARIED, as_ternary, native, path_to, tiny_model, trees
 
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
+from paceline.engines import formats
 from paceline.engines.base import View
 from paceline.engines.native import FORMATS
 from paceline.engines.reference import ReferenceEngine
@@ -27,7 +30,8 @@ def ints(values) -> np.ndarray:
 def views(draw, length: int) -> View:
     some = st.one_of(st.none(), st.sets(st.integers(0, tiny.LAYERS - 1)).map(ints))
     seen = st.one_of(st.none(), st.sets(st.integers(0, length - 1)).map(ints))
-    return View(draw(some), draw(seen))
+    wanted = st.one_of(st.none(), st.sets(st.integers(0, tiny.VOCAB - 1), min_size=1).map(ints))
+    return View(draw(some), draw(seen), draw(wanted))
 
 
 @settings(max_examples=60, deadline=None)
@@ -63,8 +67,32 @@ def test_a_view_of_everything_is_no_view(storage: str, tiny_model) -> None:
     sequence = engine.start(tiny.tokens(40))
     tree = TokenTree.chain([3, 4, 5])
     plain = engine.forward([(sequence, tree)]).copy()
-    view = View(ints(range(tiny.LAYERS)), ints(range(40)))
+    view = View(ints(range(tiny.LAYERS)), ints(range(40)), ints(range(tiny.VOCAB)))
     np.testing.assert_array_equal(engine.forward([(sequence, tree)], view=view), plain)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_logits_of_some_tokens_are_those_of_all(tiny_model, data) -> None:
+    name = data.draw(st.sampled_from(("gemma2", "opt", "gpt_neox", "phi3")))
+    head, isa = data.draw(st.sampled_from(FORMATS)), data.draw(st.sampled_from(_native.isas()))
+    model = tiny_model(name)
+    if head == "ternary":  # no checkpoint has such a head yet
+        weights = {n: as_ternary(w) if w.ndim == 2 else w for n, w in model.weights.items()}
+        model = type(model)(model.path, model.config, weights, model.defaults)
+    with mock.patch.object(formats, "HEADS", FORMATS):
+        engine = native(model, format=f"fp32,head={head}", isa=isa)
+    sequence, tree = engine.start(tiny.tokens(9)), data.draw(trees(30))
+    plain = engine.forward([(sequence, tree)]).copy()
+    for _ in range(2):
+        wanted = ints(data.draw(st.sets(st.integers(0, tiny.VOCAB - 1), min_size=1)))
+        for _ in range(2):  # gathered, and found again
+            some = engine.forward([(sequence, tree)], view=View(tokens=wanted))
+            np.testing.assert_array_equal(some, plain[:, wanted])
+    assert engine.forward([(sequence, tree)], "none", View(tokens=wanted)).shape == (
+        0,
+        len(wanted),
+    )
 
 
 def test_skipped_layers_are_not_read(tiny_model) -> None:
@@ -93,16 +121,20 @@ def test_unseen_positions_do_not_matter(tiny_model) -> None:
 def test_views_are_never_committed(kind: str, tiny_model) -> None:
     model = tiny_model("llama")
     engine = native(model) if kind == "native" else ReferenceEngine(model.config, model.weights)
-    assert engine.abilities == {"layers", "positions"}
+    assert engine.abilities >= {"layers", "positions", "tokens", "mixtures"}
     sequence = engine.start(tiny.tokens(4))
     for view in (View(layers=ints([0])), View(positions=ints([]))):
         engine.forward([(sequence, TokenTree.root(3))])
         engine.forward([(sequence, TokenTree.root(3))], view=view)
         with pytest.raises(RequestError, match="was a view, to draft only"):
             engine.commit(sequence, [0])
-    engine.forward([(sequence, TokenTree.root(3))])
+    engine.forward([(sequence, TokenTree.root(3))], view=View(tokens=ints([3])))
     engine.commit(sequence, [0])
     assert sequence.length == 5
+    after = engine.forward([(sequence, TokenTree.root(4))]).copy()
+    whole = engine.start(np.append(tiny.tokens(4), np.int32(3)))
+    expected = engine.forward([(whole, TokenTree.root(4))])
+    np.testing.assert_allclose(after, expected, atol=0 if engine.invariant else TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["native", "reference"])
@@ -115,6 +147,10 @@ def test_views_are_never_committed(kind: str, tiny_model) -> None:
         (View(layers=np.array([-1], np.int32)), "layers of a view are"),
         (View(positions=np.array([4], np.int32)), "positions of a view are .* below 4"),
         (View(positions=np.array([-2, 1], np.int32)), "positions of a view are"),
+        (View(tokens=np.array([tiny.VOCAB], np.int32)), f"tokens of a view .* below {tiny.VOCAB}"),
+        (View(tokens=np.array([5, 5], np.int32)), "tokens of a view are .* increasing"),
+        (View(tokens=np.array([-1], np.int32)), "tokens of a view are"),
+        (View(tokens=ints([])), "tokens of a view are .*, expected one at least"),
         (View(positions=np.array([0, 1])), "expected an int32 list"),
         (View(positions=np.zeros((1, 1), np.int32)), "expected an int32 list"),
         (View(layers=[0]), "expected an int32 list"),

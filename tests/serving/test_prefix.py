@@ -179,6 +179,28 @@ def test_a_text_that_begins_like_another_is_pinned_alone() -> None:
     assert cache.match(text_of(3, pages=3))[1] == PAGE
 
 
+@ENGINES
+@pytest.mark.parametrize("pin", [False, True])
+def test_a_beginning_of_a_pinned_text_never_breaks_the_limit(create, pin) -> None:
+    """The reference engine copies what it forks: the beginning would cost a page of its own."""
+    cache = PrefixCache(create(CONFIG, WEIGHTS), 1)
+    assert serve(cache, np.array([3, 3], np.int32), pin=True) == (0, True)
+    shares = create is NativeEngine
+    assert serve(cache, np.array([3], np.int32), pin) == (1, True if not pin else shares)
+    assert serve(cache, np.array([3, 4], np.int32)) == (1, False)
+    assert cache.engine.memory.used == cache.pages == 1
+
+
+def test_a_text_that_grows_is_one_node_and_what_is_too_large_costs_nobody() -> None:
+    cache = PrefixCache(NativeEngine(CONFIG, WEIGHTS), 4)
+    serve(cache, text_of(5))
+    for length in range(1, 2 * PAGE, 7):
+        assert serve(cache, text_of(3, pages=2)[:length])[1]
+    assert (len(cache), cache.pages) == (2, 3)
+    assert serve(cache, text_of(4, pages=5)) == (0, False)
+    assert (len(cache), cache.statistics.evicted) == (2, 0)
+
+
 def test_an_engine_without_room_keeps_what_it_had() -> None:
     engine = ReferenceEngine(CONFIG, WEIGHTS, kv_limit=2 * PAGE * 2 * 8 * 4)
     cache = PrefixCache(engine, 2)

@@ -173,6 +173,92 @@ def test_the_last_gives_up_its_memory_and_comes_back():
     assert machine.done == ["first", "second"]
 
 
+def test_a_flood_that_waits_long_does_not_outweigh_other_clients():
+    machine = Machine(Scheduler(places=1, tree=1, aging=5.0), tokens=64)
+    for number in range(60):
+        machine.submit(f"many{number}", 10, 5, client="greedy")
+    for _ in range(100):  # every one of them is many steps of priority old by now
+        machine.step()
+    for number in range(3):
+        machine.submit(f"few{number}", 10, 5, client="modest")
+    before = len(machine.done)
+    while not all(f"few{number}" in machine.done for number in range(3)):
+        machine.step()
+    assert len(machine.done) - before <= 3 + 5
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(20, 60), st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
+def test_an_endless_stream_of_the_urgent_starves_nobody(capacity, places, tokens, seed):
+    """Little memory, so that those that came through are preempted: they must come to an end."""
+    machine = Machine(Scheduler(places, capacity, tree=4, aging=20.0), seed, tokens)
+    machine.submit("patient", capacity // 2, capacity - capacity // 2)
+    for number in range(1500):
+        if number % 3 == 0 and len(machine.scheduler.waiting) < 20:
+            machine.submit(f"urgent{number}", capacity // 3, capacity // 3, priority=2)
+        machine.step()
+        if "patient" in machine.done:
+            return
+    raise AssertionError("it starves")
+
+
+def test_what_is_run_anew_is_not_its_clients_debt():
+    machine = Machine(Scheduler(places=4, capacity=30, tree=1), tokens=64)
+    machine.submit("first", 10, 15, client="a")
+    machine.submit("second", 10, 15, client="b")
+    while len(machine.done) < 2:
+        machine.step()
+    served = machine.scheduler._served
+    assert abs(served["a"] - served["b"]) <= 1
+    assert max(served.values()) <= 25
+
+
+def test_who_begins_alike_waits_until_that_is_run():
+    machine = Machine(Scheduler(tree=1), tokens=4)
+    machine.submit("first", 13, 9)
+    machine.submit("second", 13, 9, after="first")
+    machine.submit("third", 13, 9, after="nobody")
+    assert machine.step().admitted == ["first", "third"]
+    while machine.scheduler.jobs["first"].stage != "decoding":
+        assert "second" not in machine.plans[-1].admitted
+        machine.step()
+    assert machine.step().admitted == ["second"]
+    machine.submit("fourth", 13, 9, after="third")
+    machine.scheduler.finished("third")
+    machine.held.pop("third", None)
+    assert machine.step().admitted == ["fourth"]
+
+
+def test_nothing_is_left_of_many_clients():
+    scheduler = Scheduler(places=2, capacity=100, queue=5, tree=1)
+    machine = Machine(scheduler)
+    for number in range(300):
+        machine.submit(f"r{number}", 3, 2, client=f"c{number}", priority=number % 7)
+        machine.step()
+        machine.step()
+        machine.step()
+    while scheduler.jobs:
+        machine.step()
+    assert len(machine.done) == 300
+    assert not scheduler.running
+    assert len(scheduler._served) + len(scheduler._turns) <= 4 * scheduler.queue
+    assert not scheduler._clients
+
+
+def test_no_memory_at_all_is_no_crash():
+    scheduler = Scheduler(tree=1)
+    scheduler.submit(Job("a", 5, 10))
+    plan = scheduler.plan(0.0, 0, 16)
+    assert (plan.admitted, plan.parts) == (["a"], [])
+
+
+def test_a_name_is_given_once():
+    scheduler = Scheduler()
+    scheduler.submit(Job("a", 5, 10))
+    with pytest.raises(RequestError, match="'a' is under way"):
+        scheduler.submit(Job("a", 5, 10))
+
+
 def test_what_can_never_fit_and_what_is_too_much_is_refused():
     scheduler = Scheduler(capacity=20, queue=2)
     with pytest.raises(RequestError, match="memory for 30 tokens, and there is some for 20"):

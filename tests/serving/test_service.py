@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,8 +11,8 @@ from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
 from paceline.serving.scheduler import BusyError
-from paceline.serving.service import Service
-from paceline.serving.worker import Ask, Worker
+from paceline.serving.service import Mailbox, Service
+from paceline.serving.worker import Ask, Event, Worker
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +139,27 @@ def test_stopping_at_once_tells_those_under_way(lm):
         return [event.finish async for event in events][-1]
 
     assert asyncio.run(run()) == "cancelled"
+
+
+def test_who_reads_slowly_gets_larger_pieces_and_no_less():
+    of_passes = {"path", "sources"}
+    lists = {field.name for field in fields(Event) if str(field.type).startswith("list")}
+    of_tokens = lists - of_passes
+
+    async def read():
+        box = Mailbox()
+        for n in range(1000):
+            box.put(Event("a", text=f"{n} ", **{name: [n] for name in of_tokens}))
+        box.put(Event("a", finish="stop"))
+        found = [await box.get()]
+        while found[-1].finish is None:
+            found.append(await box.get())
+        return found
+
+    events = asyncio.run(read())
+    assert len(events) < 100
+    assert "".join(event.text for event in events) == "".join(f"{n} " for n in range(1000))
+    assert of_tokens >= {"tokens", "origins", "logprobs"}
+    for name in of_tokens:
+        assert [each for event in events for each in getattr(event, name)] == list(range(1000))
+    assert events[-1].finish == "stop"

@@ -217,3 +217,19 @@ def test_texts_of_the_past_make_room(lm):
 def test_too_little_memory_is_refused(lm):
     with pytest.raises(RequestError, match="1 pages of keys and values, expected 4"):
         Worker(lm, memory=lm.engine.memory.page_bytes)
+
+
+def test_guides_of_concurrent_requests_do_not_meet(lm, worker):
+    guides = ("cfg:negative=A sad dog,scale=2", "dola:layers=1+3", "cfg:scale=3,stop=0.1", ())
+    requests = {
+        f"{prompt} {guide}": lm.request(
+            prompt, max_new_tokens=12, temperature=0.8, seed=seed, guide=guide
+        )
+        for seed, (prompt, guide) in enumerate(zip(PROMPTS, guides, strict=True))
+    }
+    expected = {name: alone(lm, request) for name, request in requests.items()}
+    for name, request in requests.items():
+        worker.submit(Ask(name, request, budget=5))
+    events = drive(worker)
+    assert {name: tokens_of(events, name) for name in requests} == expected
+    assert worker.stats.guide > 0

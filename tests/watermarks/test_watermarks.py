@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline import _native
 from paceline.core import Request
 from paceline.decoding.walk import draw
 from paceline.errors import MethodError, PacelineError, RequestError
@@ -16,6 +17,7 @@ from paceline.watermarks.alignment import best_alignment, resampled
 from paceline.watermarks.base import parse_watermark
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 from paceline.watermarks.green import tail
+from paceline.watermarks.synthid import tournament
 
 SIZE = 50
 KINDS = list(watermarks.methods())
@@ -205,6 +207,24 @@ def test_synthid_is_a_tournament():
                     expected[z] += p[a] * p[b] * p[c] * p[d] * cx * cy * cz
     scores = asked.controls[0].apply(logits, [1, 2])
     assert np.exp(scores) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.integers(0, 2**32), st.integers(1, 100), st.integers(1, 64), st.floats(0.1, 60))
+def test_the_native_tournament_is_the_reference(seed, size, layers, spread):
+    logits = row(seed, size, spread)
+    logits[1::3] = -np.inf
+    p = np.exp(logits - logits.max())
+    p /= p.sum()
+    found = _native.tournament(p, seed, layers)
+    assert found.tobytes() == tournament(p, seed, layers).tobytes()
+    assert found.sum() == pytest.approx(1, abs=1e-5)
+    assert not found[1::3].any()
+
+
+def test_synthid_lets_the_walk_say_that_nothing_is_allowed():
+    asked = mark_of("synthid").mark(Request((1, 2, 3, 4), 5, 1.0))
+    with pytest.raises(RequestError, match="no token"):
+        draw(np.full(SIZE, -np.inf, np.float32), [1, 2, 3, 4], asked)
 
 
 def test_synthid_leaves_repeated_contexts_alone():

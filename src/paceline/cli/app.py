@@ -13,6 +13,8 @@ import paceline
 from paceline.cli.batch import batch
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
+from paceline.cli.complete import complete
+from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.index import index
@@ -22,6 +24,7 @@ from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
+from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
 from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
@@ -98,8 +101,9 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-for verb in (
+VERBS = (
     generate,
+    complete,
     chat,
     serve,
     batch,
@@ -109,8 +113,11 @@ for verb in (
     index,
     inflate,
     warm,
+    distil_hmm,
+    tune_sampling,
     methods,
     doctor,
-):
+)
+for verb in VERBS:
     app.command()(verb)
 app.add_typer(watermark, name="watermark")

@@ -54,6 +54,7 @@ def bench(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    guide: options.Guide = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
@@ -85,7 +86,8 @@ def bench(
     from paceline.measuring.html import page
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, temperature, seed, chat, follows is None, follows)
+    steered = tuple(guide or ())
+    asking = Asking(max_new_tokens, temperature, seed, chat, follows is None, follows, steered)
     states = [name for name in measure.STATES if state in (name, "both")]
     with counting(work.turns * (repeat + 1)) as tick:
         result = measure.bench(
@@ -106,6 +108,7 @@ def bench(
             "temperature": temperature,
             "seed": seed,
             "chat": chat,
+            "guide": guide or [],
             "ignore_eos": asking.ignore_eos,
             "grammar": follows and asdict(follows),
             "state": state.value,

@@ -38,11 +38,13 @@ def chat(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    guide: options.Guide = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
     watermark: options.Watermark = None,
+    walk: options.Walk = "gumbel",
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     json: options.Json = False,
@@ -62,6 +64,8 @@ def chat(
         _try_template(lm)
     if follows is not None:
         lm.request(USER, grammar=follows)  # is refused before anyone types
+    if walk != "gumbel":
+        lm.stream(lm.request(USER, temperature=heat, walk=walk))  # so is this
     recall(lm, learnt)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
@@ -72,9 +76,11 @@ def chat(
             temperature=heat,
             seed=seed + len(answers),
             controls=controls,
+            guide=guide or (),
             grammar=follows,
             stop=ends,
             watermark=mark,
+            walk=walk,
         )
         output = stream(lm, request, quiet=json)
         say(summary(output))

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import options, search
 from paceline.cli.output import check_target, document, say, write
 from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.core import Output, Request
-    from paceline.lm import LM
+    from paceline.lm import LM, Options, Prompt
 
 OTHER_TOKENS = (
     "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
@@ -26,6 +26,7 @@ _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="The text to continue; - reads it from stdin.")
     ] = None,
@@ -41,14 +42,18 @@ def generate(
     temperature: options.Temperature = None,
     seed: options.Seed = 0,
     sampler: options.Sampler = None,
+    guide: options.Guide = None,
     json_schema: options.JsonSchema = None,
     regex: options.Regex = None,
     grammar: options.GrammarFile = None,
     choice: options.Choice = None,
+    keywords: options.Words = None,
+    hmm: options.Hmm = None,
     tools: options.ToolsFile = None,
     tool_choice: options.ToolChoice = "auto",
     watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
+    strategy: options.Strategy = None,
     stop: options.Stop = None,
     learnt: options.Learnt = None,
     prediction: Annotated[
@@ -66,30 +71,43 @@ def generate(
     controls, heat = options.parse_sampler(sampler)
     heat = options.one_temperature(temperature, heat)
     follows = options.one_grammar(json_schema, regex, grammar, choice)
+    wanted = options.keywords(keywords, hmm)
     functions = options.read_tools(tools, tool_choice)
     mark = options.one_watermark(watermark)
     text, ends = read_prompt(prompt), options.stops(stop)
     nodes = options.one_budget(budget)
     expected = None if prediction is None else read_prediction(prediction)
 
+    method = None if strategy is None else search.chosen(context, strategy)
+    if method is not None and not method.drafts:
+        drafter, nodes = "plain", 0
+
     chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
     lm = chosen.open(model, drafter, nodes)
     recall(lm, learnt)
-    request = lm.request(
-        [{"role": "user", "content": text}] if chat else text,
-        max_new_tokens=max_new_tokens,
-        temperature=heat,
-        seed=seed,
-        controls=controls,
-        grammar=follows,
-        tools=functions,
-        tool_choice=tool_choice,
-        stop=ends,
-        ignore_eos=ignore_eos,
-        prediction=expected,
-        walk=walk,
-        watermark=mark,
-    )
+    asked: Prompt = [{"role": "user", "content": text}] if chat else text
+    wishes: Options = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": heat,
+        "seed": seed,
+        "controls": controls,
+        "grammar": follows,
+        "keywords": wanted,
+        "guide": guide or (),
+        "tools": functions,
+        "tool_choice": tool_choice,
+        "stop": ends,
+        "ignore_eos": ignore_eos,
+        "prediction": expected,
+        "walk": walk,
+        "watermark": mark,
+    }
+    if method is not None:
+        outputs = lm.search(asked, method, **wishes)
+        keep(lm, learnt)
+        search.deliver(lm, method.name, outputs, json)
+        return
+    request = lm.request(asked, **wishes)
     if check and walk != "gumbel" and request.temperature > 0:
         raise MethodError(OTHER_TOKENS)
     if not json and sys.stderr.isatty():
@@ -180,6 +198,7 @@ def summary(output: Output) -> str:
     """One line: how much, how fast, in how few passes, and what drafting cost."""
     seconds = output.seconds
     drafting = seconds.draft / seconds.decode if seconds.decode else 0.0
+    guiding = f", {seconds.guide / seconds.decode:.0%} guiding" if seconds.guide else ""
     ends = {
         "context": "; the model's context is full",
         "interrupted": "; interrupted",
@@ -187,7 +206,7 @@ def summary(output: Output) -> str:
     return (
         f"{len(output.tokens)} tokens, {output.tokens_per_second:.1f} tokens/s, "
         f"{output.tokens_per_pass:.2f} tokens per pass, {drafting:.0%} of the time drafting"
-        f"{ends.get(output.finish, '')}"
+        f"{guiding}{ends.get(output.finish, '')}"
     )
 
 

@@ -31,7 +31,7 @@ def registered() -> list[dict[str, Any]]:
     """One row for each method of each family."""
     from dataclasses import MISSING, fields
 
-    from paceline.registry import controls, drafters, watermarks
+    from paceline.registry import controls, drafters, guides, strategies, watermarks
 
     return [
         {
@@ -47,6 +47,6 @@ def registered() -> list[dict[str, Any]]:
             "summary": (method.__doc__ or "").partition("\n")[0],
             "hidden": method.hidden,
         }
-        for registry in (drafters, controls, watermarks)
+        for registry in (drafters, controls, guides, strategies, watermarks)
         for name, method in registry.methods().items()
     ]

@@ -15,6 +15,7 @@ from paceline.errors import MethodError, RequestError
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
     from paceline.control.grammar import Grammar
+    from paceline.control.keywords import Keywords
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
     from paceline.watermarks.base import Watermark as Mark
@@ -34,6 +35,12 @@ ModelOption = Annotated[
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
+Strategy = Annotated[
+    str | None,
+    typer.Option(
+        help="Search instead: NAME[:key=value,...], e.g. beam:width=4; see `paceline methods`."
+    ),
+]
 Budget = Annotated[
     str,
     typer.Option(
@@ -74,6 +81,14 @@ Sampler = Annotated[
         "see `paceline methods`."
     ),
 ]
+Guide = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME:key=value,... another model or text that steers the output, e.g. "
+        "'cfg:negative=A sad story,scale=1.5'; repeatable where an order is defined; "
+        "see `paceline methods`."
+    ),
+]
 JsonSchema = Annotated[
     Path | None, typer.Option(help="A file with a JSON schema that the output follows.")
 ]
@@ -82,6 +97,13 @@ GrammarFile = Annotated[
     Path | None, typer.Option("--grammar", help="A file with Lark rules that the output follows.")
 ]
 Choice = Annotated[str | None, typer.Option(help="The output is one of these: yes|no|maybe.")]
+Words = Annotated[
+    str | None,
+    typer.Option("--keywords", help="Words that the output has, in any order: dog,ice cream."),
+]
+Hmm = Annotated[
+    Path | None, typer.Option("--hmm", help="Of `paceline distil-hmm`; leads to the keywords.")
+]
 ToolsFile = Annotated[
     Path | None,
     typer.Option(
@@ -242,6 +264,21 @@ def one_grammar(
     return None if choice is None else Grammar.choice(choice.split("|"))
 
 
+def keywords(words: str | None, hmm: Path | None) -> Keywords | None:
+    """What `--keywords` and `--hmm` ask for.
+
+    Raises:
+        PacelineError: a word is missing.
+    """
+    from paceline.control.keywords import Keywords
+
+    if words is None:
+        if hmm is not None:
+            raise MethodError("--hmm leads to keywords, and none are given; add --keywords")
+        return None
+    return Keywords.of(words.split(","), hmm="" if hmm is None else str(hmm))
+
+
 def read_tools(path: Path | None, choice: str) -> list[Any]:
     """The tools that `--tools` names.
 
@@ -311,6 +348,30 @@ def numbers(name: str, text: str) -> list[float]:
     if not found or min(found) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
     return list(dict.fromkeys(found))
+
+
+def limits(name: str, text: str) -> tuple[float, float]:
+    """The two numbers of LOW..HIGH; a single one is both.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    from paceline.control.sampling import number
+
+    low, dots, high = text.partition("..")
+    return number(name, low), number(name, high if dots else low)
+
+
+def whole_limits(name: str, text: str) -> tuple[int, int]:
+    """The same in whole numbers.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    low, high = limits(name, text)
+    if low != int(low) or high != int(high):
+        raise RequestError(f"{name} is {text!r}, expected whole numbers, as in 1..16")
+    return int(low), int(high)
 
 
 def one_budget(text: str) -> int | str:

@@ -30,6 +30,7 @@ def prove(
     device: options.Device = None,
     threads: options.Threads = None,
     seed: options.Seed = 0,
+    guide: options.Guide = None,
     watermark: options.Watermark = None,
     walk: options.Walk = "gumbel",
     json_schema: options.JsonSchema = None,
@@ -68,7 +69,14 @@ def prove(
     from paceline.measuring.costfile import known_cost
     from paceline.measuring.turns import Asking
 
-    asking = Asking(max_new_tokens, seed=seed, chat=chat, grammar=follows, watermark=mark)
+    asking = Asking(
+        max_new_tokens,
+        seed=seed,
+        chat=chat,
+        grammar=follows,
+        watermark=mark,
+        guide=tuple(guide or ()),
+    )
 
     def sizes() -> Budget:
         return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
@@ -90,6 +98,7 @@ def prove(
             "budget": nodes,
             "seed": seed,
             "chat": chat,
+            "guide": guide or [],
             "grammar": follows and asdict(follows),
             "watermark": mark and mark.name,
         },

@@ -14,6 +14,8 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from paceline.serving.settings import Settings
+
 
 def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
     """What a cluster takes: joining it, batches on it, servers on it.
@@ -42,37 +44,40 @@ def model_paths(model: str | None) -> list[Path]:
 
 
 def serve_replicas(
-    build: Callable[[int], FastAPI],
-    listener: socket.socket,
-    address: str | None,
-    replicas: int,
-    threads: int | None,
-    ongoing: int,
-    drain: float,
+    build: Callable[[int], FastAPI], listener: socket.socket, settings: Settings
 ) -> None:
     """Serve from a cluster until a signal comes.
 
     Args:
         build: makes a replica's application, where it is, with so many threads.
         listener: where requests come in.
-        address: of the cluster; None starts one here.
-        replicas: engines.
-        threads: of each; None shares the cluster's processors out.
-        ongoing: most requests under way at each engine; more wait.
-        drain: seconds for those under way at the end.
+        settings: of the server, with `replicas`.
 
     Raises:
         PacelineError: there is no such cluster.
     """
     import uvicorn
 
+    from paceline.serving.logs import log_to_stderr
+
     join, _, servers = cluster_parts()
-    with join.cluster(address):
-        each = threads or join.processors(replicas)
-        with servers.replicated(build, replicas, each, ongoing, drain) as front:
+    count = settings.replicas or 1
+    with join.cluster(settings.ray):
+        threads = settings.threads or join.processors(count)
+        ongoing = settings.places + settings.queue
+        with servers.replicated(build, count, threads, ongoing, settings) as front:
             host, port = listener.getsockname()[:2]
-            say(f"{replicas} replicas on http://{host}:{port}, {each} threads each")
+            host = f"[{host}]" if ":" in host else host
+            say(f"serving {settings.name} on http://{host}:{port}, {count} times {threads} threads")
+            log_to_stderr()
             config = uvicorn.Config(
-                front, log_level="warning", timeout_graceful_shutdown=int(drain), lifespan="on"
+                front,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=settings.max_connections,
+                timeout_graceful_shutdown=int(settings.drain),
             )
             uvicorn.Server(config).run([listener])

@@ -2,87 +2,181 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import socket
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import say
+from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
+from paceline.serving import settings as known
+from paceline.serving.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-
-def serve(
-    model: options.ModelOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None,
-    drafter: options.Drafter = "blend",
-    budget: options.Budget = "auto",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32,
-    queue: Annotated[int, typer.Option(min=0, help="Most requests that wait.")] = 256,
-    stall: Annotated[
-        float,
-        typer.Option(
-            min=1.0,
-            help="A pass with parts of prompts may take so many times as long as without.",
-        ),
-    ] = 2.0,
-    drain: Annotated[
-        float, typer.Option(min=0.0, help="Seconds for those under way when the server stops.")
-    ] = 30.0,
-    replicas: Annotated[
-        int | None, typer.Option(min=1, help="Engines on a Ray cluster, behind this address.")
-    ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Address of the Ray cluster; one is started here if left out."),
-    ] = None,
-) -> None:
-    """Serve a model to many users at once."""
-    try:
-        import uvicorn
-
-        from paceline.serving.api import create_app
-    except ImportError as error:
-        raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
+    from paceline.lm import LM
+    from paceline.serving.keys import Keys
     from paceline.serving.service import Service
     from paceline.serving.worker import Worker
 
-    if ray is not None and replicas is None:
+
+def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -> None:
+    """Serve a model to many users at once."""
+    settings = Settings.read(flags, os.environ, config)
+    if show_config:
+        document(settings.shown())
+        return
+    try:
+        import uvicorn  # noqa: F401
+
+        from paceline.serving.api.server import Server
+    except ImportError as error:
+        raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
+    from paceline.serving.keys import Keys
+    from paceline.serving.logs import log_to_stderr
+
+    keys = Keys.read(settings.keys, settings.keys_file)
+    if settings.replicas is not None:
+        _replicated(settings, keys)
+        return
+    if settings.ray is not None:
         raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    nodes = options.one_budget(budget)
-    paths = model_paths(model)
-    called = name or paths[0].name
-    where = str(paths[0].resolve()) if len(paths) == 1 else model
+    lm = _open(settings)
+    app, service = _app(lm, settings, keys)
+    server = Server(app, service, settings)
+    with _listening(settings.host, settings.port) as listener:
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = listener.getsockname()[1]
+        say(f"serving {settings.name or lm.model.path.name} on http://{host}:{port}")
+        _warn(settings, keys)
+        log_to_stderr()
+        server.run([listener])
+    if server.force_exit:
+        raise typer.Exit(1)
 
-    def build(threads: int | None) -> FastAPI:
-        lm = replace(chosen, threads=threads).open(where, drafter, nodes)
-        return create_app(Service(Worker(lm, places, queue, stall)), called)
 
-    app = build(threads) if replicas is None else None
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise RequestError(f"cannot listen on {host}:{port}: {error}") from None
-        if app is None:
-            serve_replicas(build, listener, ray, replicas or 1, threads, places + queue, drain)
-            return
-        say(f"serving {called} on http://{host}:{listener.getsockname()[1]}")
-        config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=int(drain), lifespan="on"
-        )
-        uvicorn.Server(config).run([listener])
+def _open(settings: Settings) -> LM:
+    chosen = options.EngineChoice(
+        settings.engine,
+        settings.device,
+        settings.threads,
+        settings.format,
+        settings.kv_format,
+    )
+    return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+
+
+def _worker(lm: LM, settings: Settings) -> Worker:
+    from paceline.serving.memory import room
+    from paceline.serving.worker import Worker
+
+    memory = None if settings.memory is None else room(settings.memory, lm.engine)
+    return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
+
+
+def _warn(settings: Settings, keys: Keys) -> None:
+    if not keys and not _loopback(settings.host):
+        say(f"whoever reaches {settings.host} may use it: there are no API keys")
+
+
+def _replicated(settings: Settings, keys: Keys) -> None:
+    """Serve from a Ray cluster, each replica with these settings."""
+    paths = model_paths(settings.model)
+    here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
+    settings = replace(settings, model=here, name=settings.name or paths[0].name)
+
+    def build(threads: int) -> FastAPI:
+        own = replace(settings, threads=threads)
+        return _app(_open(own), own, keys)[0]
+
+    with _listening(settings.host, settings.port) as listener:
+        _warn(settings, keys)
+        serve_replicas(build, listener, settings)
+
+
+def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
+    from paceline.serving.api import create_app
+    from paceline.serving.api.asking import Limits
+    from paceline.serving.api.guard import Rules
+    from paceline.serving.rates import Rates
+    from paceline.serving.service import Service
+
+    service = Service(_worker(lm, settings))
+    limits = Limits(
+        new_tokens=settings.max_tokens,
+        prompt_tokens=settings.max_prompt,
+        default_tokens=settings.default_tokens,
+        answers=settings.max_answers,
+    )
+    rules = Rules(
+        keys=keys,
+        rates=Rates(settings.request_rate, settings.token_rate),
+        max_body=settings.max_body,
+        body_seconds=settings.body_seconds,
+        write_seconds=settings.write_seconds,
+        log_prompts=settings.log_prompts,
+    )
+    name = settings.name or lm.model.path.name
+    app = create_app(service, name, limits, rules, settings.cors)
+    return app, service
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds dead peers
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise RequestError(f"cannot listen on {host}:{port}: {error}") from None
+    return listener
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _signature() -> inspect.Signature:
+    """A flag for each setting; what it may be is checked where all sources meet."""
+
+    def parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
+        annotation = Annotated[kind, option]
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, keyword, default=default, annotation=annotation)
+
+    found = []
+    for name, default, about in known.rows():
+        if name not in known.names():
+            continue
+        flag, kind = known.flag(name), known.kind_of(name)
+        if kind is bool:
+            option = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=default)
+            found.append(parameter(name, bool | None, option))
+        else:
+            kinds = {int: "INTEGER", float: "NUMBER", known.Size: "SIZE", Path: "PATH"}
+            metavar = kinds.get(kind, "TEXT")
+            option = typer.Option(flag, help=about, metavar=metavar, show_default=default or False)
+            found.append(parameter(name, str | None, option))
+    file = typer.Option("--config", help="A .toml or .json file with settings.")
+    shown = typer.Option("--show-config", help="Print what would be used, as JSON, and stop.")
+    found.append(parameter("config", Path | None, file))
+    found.append(parameter("show_config", bool, shown, False))
+    return inspect.Signature(found)
+
+
+setattr(serve, "__signature__", _signature())  # noqa: B010
+serve.__annotations__ = {
+    name: parameter.annotation for name, parameter in inspect.signature(serve).parameters.items()
+}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from paceline.core import Control, Floats, Request, TokenTree
+from paceline.core import Control, Floats, Request, Tokens, TokenTree
+from paceline.engines.base import Cached
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 
@@ -22,11 +23,13 @@ class ControlMethod(ABC):
     Attributes:
         order: controls are applied from the lowest up: biases 10, penalties 20, what is forbidden
             or forced 30, temperature 40, truncation 60.
+        paths: its settings that name places on this machine: a server's clients may not set them.
         paper: where it is from.
         catalogue: its numbers in the catalogue of methods.
     """
 
     order: ClassVar[int]
+    paths: ClassVar[tuple[str, ...]] = ()
     paper: ClassVar[str] = ""
     catalogue: ClassVar[tuple[int, ...]] = ()
 
@@ -74,6 +77,55 @@ class Filtering(Protocol):
 
 
 @runtime_checkable
+class Judging(Protocol):
+    """A control that knows of texts that can never be part of an output."""
+
+    name: str
+
+    def writes(self, text: str) -> bool:
+        """Whether `text` can stand behind a boundary of words in some output."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A control that wants texts in the output: it is told of those that may forbid them."""
+
+    def meet(self, judges: Sequence[Judging]) -> None:
+        """Look whether what is wanted can be had.
+
+        Raises:
+            RequestError: it cannot.
+        """
+        ...
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A control that runs a model: once over each tree, not once at each node.
+
+    `apply` then finds its row. Asked about a text that was not looked at, it runs it by itself: a
+    caller who needs further rows of the last pass must have copied them, for guides may share the
+    engine.
+    """
+
+    def begin(self, sequence: Cached) -> None:
+        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
+
+        It may be viewed in `look` only.
+        """
+        ...
+
+    def look(self, context: Tokens, tree: TokenTree) -> None:
+        """`tree`, whose root is `context[-1]`, is about to be run; it may not be kept."""
+        ...
+
+    def release(self) -> None:
+        """The request has ended, or was interrupted: give all sequences back."""
+        ...
+
+
+@runtime_checkable
 class Continuing(Filtering, Protocol):
     """A control that knows what must follow a guess; it is guessed, too."""
 
@@ -85,6 +137,20 @@ class Continuing(Filtering, Protocol):
         Never of the root: what must follow that is the drafter's to say.
         """
         ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A control that follows one growing text: asked about another in between it would err."""
+
+    follows: bool
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A control that leaves the seed little to say: samples of one prompt are hardly different."""
+
+    settles: bool
 
 
 M = TypeVar("M", bound=ControlMethod)
@@ -111,6 +177,10 @@ def bind(methods: Iterable[ControlMethod], request: Request, vocabulary: Vocabul
         PacelineError: one cannot be had.
     """
     controls = tuple(method.bind(request, vocabulary) for method in chain(methods))
+    judges = [control for control in controls if isinstance(control, Judging)]
+    for control in controls:
+        if isinstance(control, Demanding):
+            control.meet(judges)
     return replace(request, controls=controls)
 
 
@@ -146,6 +216,14 @@ def keep_only(logits: Floats, kept: np.ndarray) -> Floats:
     edited = np.full_like(logits, -np.inf)
     edited[kept] = logits[kept]
     return edited
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """How many first items are the same."""
+    if b[: len(a)] == a:
+        return len(a)
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def require(condition: bool, name: str, found: float, expected: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
+from threading import Lock, Thread, stack_size
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import _native
-from paceline.control.base import ControlMethod
+from paceline.control.base import ControlMethod, shared
 from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
@@ -22,6 +23,7 @@ from paceline.registry import controls
 
 _LONGEST = 1 << 20  # characters of a grammar
 _COMPILED = 64  # grammars kept for each model
+_STACK = 1 << 29  # bytes of address space, of which only what is used takes memory
 _DIVIDED = 4096  # texts whose tokens are remembered
 _KINDS = ("regex", "json", "lark")
 _SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -116,7 +118,7 @@ class _Matcher:
         # The space that decoding drops at the beginning would be lost to the grammar's text.
         self._lost: NDArray[np.uint32] | None = None
         self._bits = np.zeros((vocabulary.size + 31) // 32, np.uint32)
-        self._place = self._bits.ctypes.data
+        self._place = self._bits.ctypes.data, self._bits.nbytes
         if vocabulary.strips:
             self._lost = np.zeros_like(self._bits)
             for token in vocabulary.beginning(b" ").tolist():
@@ -126,7 +128,7 @@ class _Matcher:
         """Forbid what the grammar does."""
         if not self._follow(history):
             return logits
-        self._matcher.unsafe_compute_mask_ptr(self._place, self._bits.nbytes)
+        self._matcher.unsafe_compute_mask_ptr(*self._place)
         if self._matcher.is_error():
             raise RequestError(_refusal(self._matcher))
         if self._lost is not None and len(history) == self._start:
@@ -180,27 +182,27 @@ class _Matcher:
 
     def _follow(self, history: list[int]) -> bool:
         """Go to the end of a history; False if it goes past a stop token, where a walk may look."""
-        taken, wanted = self._taken, history[self._start :]
-        same = len(taken) if wanted[: len(taken)] == taken else _shared(taken, wanted)
-        if same < len(taken):
+        taken, start = self._taken, self._start
+        if history[start : start + len(taken)] != taken:
+            same = shared(taken, history[start:])
             self._matcher.rollback(len(taken) - same)
             del taken[same:]
-        new = list(takewhile(lambda token: token not in self._stops, wanted[same:]))
-        if new:
-            count = self._matcher.try_consume_tokens(new)
-            taken += new[:count]
-            if count < len(new):
-                raise RequestError(
-                    f"token {new[count]} at position {self._start + len(taken)} is not in the "
-                    "grammar; a control that forces tokens contradicts it"
-                )
-        return len(taken) == len(wanted)
-
-
-def _shared(a: list[int], b: list[int]) -> int:
-    """How many first items are the same."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+        new = history[start + len(taken) :]
+        if not new:
+            return True
+        ended = not self._stops.isdisjoint(new)
+        if ended:
+            new = list(takewhile(lambda token: token not in self._stops, new))
+        count = self._matcher.try_consume_tokens(new)
+        taken += new[:count]
+        if count < len(new):
+            if self._matcher.is_error():
+                raise RequestError(_refusal(self._matcher))
+            raise RequestError(
+                f"token {new[count]} at position {start + len(taken)} is not in the "
+                "grammar; a control that forces tokens contradicts it"
+            )
+        return not ended
 
 
 # ------------------------------------------------------------------------------------ compiling
@@ -251,15 +253,54 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
                 LLMatcher.grammar_from_json_schema, defaults=_SPACES, overrides={"lenient": False}
             ),
         }
-        matcher = LLMatcher(tokenizers[stops], make[grammar.kind](grammar.text), log_level=0)
-        if not matcher.is_error():
-            matcher.compute_bitmask()
+
+        def compiled() -> Any:
+            matcher = LLMatcher(tokenizers[stops], make[grammar.kind](grammar.text), log_level=0)
+            if not matcher.is_error():
+                matcher.compute_bitmask()
+            return matcher
+
+        matcher = _deep(compiled)
         if matcher.is_error():
             raise RequestError(_refusal(matcher))
         while len(matchers) >= _COMPILED:
             del matchers[next(iter(matchers))]
         matchers[key] = matcher
     return matchers[key].deep_copy()
+
+
+_one_at_a_time = Lock()
+
+
+def _deep(call: Callable[[], Any]) -> Any:
+    """What `call` gives on a stack of its own: the compiler recurses along references and rules.
+
+    Raises:
+        RequestError: there is no memory for the stack, or the compiler gave up.
+    """
+    found: list[Any] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(call())
+        except BaseException as error:  # a panic of the compiler is no Exception
+            failed.append(error)
+
+    with _one_at_a_time:
+        before = stack_size(_STACK)
+        try:
+            thread = Thread(target=run, daemon=True)
+            thread.start()
+        except (RuntimeError, MemoryError):
+            raise RequestError("there is no memory to compile a grammar") from None
+        finally:
+            stack_size(before)
+    thread.join()
+    if failed:
+        message = " ".join(str(failed[0]).split())
+        raise RequestError(f"the grammar cannot be used: {message:.200}")
+    return found[0]
 
 
 def _refusal(matcher: Any) -> str:

@@ -50,6 +50,8 @@ class _Mirostat:
     a position, it answers from the same mu.
     """
 
+    follows = True
+
     def __init__(self, method: Mirostat, start: int) -> None:
         self._method, self._start = method, start
         self._mu: list[float] = []  # before each new token

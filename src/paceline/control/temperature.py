@@ -8,6 +8,8 @@ from paceline.control.base import Stateless, require
 from paceline.core import Floats
 from paceline.registry import controls
 
+TEMPERATURE = 40  # controls before it edit what the model says, those after it only sample
+
 
 @controls.register("temperature")
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Temperature(Stateless):
 
     value: float = 1.0
 
-    order = 40
+    order = TEMPERATURE
 
     def __post_init__(self) -> None:
         require(1e-3 <= self.value <= 1e3, "temperature", self.value, "0 or 0.001 to 1000")

@@ -165,12 +165,15 @@ class Governor:
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
+        self._tired = 0  # requests of the pass after which it rests
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
+        if self._resting and 2 * requests <= self._tired:  # what did not pay with load now may
+            self._resting, self._next_rest = 0, self.rest
         if self._resting > 0 or self._balance < 0:
             self._off = True
             return 0
@@ -209,7 +212,7 @@ class Governor:
         worth = tokens[best] / (passes[best] + drafting) > requests / passes[0]
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
-            self._idle, self._resting = 0, self._next_rest
+            self._idle, self._resting, self._tired = 0, self._next_rest, requests
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
         elif worth:
             self._next_rest = self.rest
@@ -232,9 +235,9 @@ class Governor:
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             if self.plain_passes % 16 == 0:
-                self._refine(nodes + riding, forward)
+                self._refine(nodes, forward, riding)
             return
-        forward = self._refine(nodes + riding, forward) - self._ride(trees, riding)
+        forward = self._refine(nodes, forward, riding) - self._ride(trees, riding)
         if self._off:  # certain guesses while the drafter rests: they say nothing about it
             won = sum(map(len, paths)) * plain / requests - draft - forward
             self._saved += won
@@ -265,15 +268,18 @@ class Governor:
             return 0.0
         return float(self.seconds(len(trees) + riding) - self.seconds(len(trees)))
 
-    def _refine(self, nodes: int, forward: float) -> float:
+    def _refine(self, nodes: int, forward: float, riding: int) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
 
         Other work on the machine slows every size: all of the curve follows a little. A pass that
         was interrupted says nothing about speculation: it counts at most twice what was expected.
+        One that is mostly prompts, which need no head, says nothing about trees.
         """
-        expected = float(self.seconds(nodes))
+        expected = float(self.seconds(nodes + riding))
         forward = min(forward, 2.0 * expected)
-        near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / nodes)))
+        if riding > nodes:
+            return forward
+        near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / (nodes + riding))))
         change = max(forward / expected, 0.5) - 1.0
         self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
         return forward

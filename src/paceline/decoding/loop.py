@@ -10,7 +10,7 @@ from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import Drafter
-from paceline.engines.base import Engine, Rows
+from paceline.engines.base import Cached, Engine, Rows
 from paceline.errors import MethodError
 
 
@@ -27,6 +27,7 @@ class Generation:
         budget: how many nodes beyond the root each tree may have.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
         margins: record how near each draw was, for `measuring.proof`.
+        sequence: holds a beginning of the prompt, and is released at the end; None starts anew.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -41,10 +42,11 @@ class Generation:
         budget: Budget,
         stream: TextStream | None = None,
         margins: bool = False,
+        sequence: Cached | None = None,
     ) -> None:
-        rejects = _rejects(request, drafter, budget)
+        rejects = follows_rejection(request, drafter, budget)
         self._run = Run(engine, drafter, request, stream, margins, rejects)
-        self._engine, self._budget = engine, budget
+        self._engine, self._budget, self._sequence = engine, budget, sequence
         self.output = self._run.output
 
     def __iter__(self) -> Iterator[str]:
@@ -68,13 +70,14 @@ class Generation:
 
     def _prefill(self) -> None:
         run, start = self._run, perf_counter()
-        run.open()
+        run.open(self._sequence)
         while run.missing:
             assert run.sequence is not None
             tree = run.part()
             rows: Rows = "all" if run.watches else "none"
             logits = self._engine.forward([(run.sequence, tree)], rows)
             run.ran(tree, logits)
+        run.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
     def _step(self) -> str:
@@ -87,6 +90,8 @@ class Generation:
         if nodes:
             [tree] = budget.choose([tree], perf_counter() - start)
         drafted = perf_counter()
+        run.look(tree)
+        looked = perf_counter() if run.guides else drafted
         logits = self._engine.forward([(run.sequence, tree)])
         passed = perf_counter()
         walked = run.take(tree, logits)
@@ -96,14 +101,19 @@ class Generation:
         budget.record([tree], [walked.path], draft, passed - drafted)
         seconds = self.output.seconds
         seconds.draft += draft
-        seconds.forward += passed - drafted
+        seconds.guide += looked - drafted
+        seconds.forward += passed - looked
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
-        return run.accept(tree, walked)
+        return "".join(run.accept(tree, walked))
 
 
-def _rejects(request: Request, drafter: Drafter, budget: Budget) -> bool:
-    """Whether the rejection walk is wanted, and can be done."""
+def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:
+    """Whether the rejection walk is wanted, and can be done.
+
+    Raises:
+        MethodError: it is wanted, and cannot.
+    """
     if request.walk == "gumbel" or (request.walk == "rejection" and request.temperature == 0):
         return False  # greedy decoding has one walk
     if request.walk != "rejection":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from paceline import _native
-from paceline.control.base import Filtering
+from paceline.control.base import Filtering, Looking
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.narrow import narrow
@@ -14,7 +14,7 @@ from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
-from paceline.errors import RequestError
+from paceline.errors import MemoryFullError, RequestError
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -24,7 +24,8 @@ class Run:
     """A request, its text so far, and its sequence; whoever drives it decides on the passes.
 
     `open`; while tokens are `missing`, run a `part` of the text and say `ran`; then `propose` a
-    tree, run it, `take` what was drawn, `learn` from the logits, `accept` the text; until `done`.
+    tree, let guides `look`, run it, `take` what was drawn, `learn` from the logits, `accept` the
+    text; until `done`.
     `close` gives the sequence back, and can be followed by another `open`: the text is run anew.
 
     Args:
@@ -38,6 +39,7 @@ class Run:
     Attributes:
         output: complete when `done`; but for its seconds.
         sequence: None while closed.
+        guides: controls that run models of their own.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -52,7 +54,7 @@ class Run:
         margins: bool = False,
         rejects: bool = False,
     ) -> None:
-        _check(engine, request)
+        check_request(engine, request)
         self.request, self.drafter, self.output = request, drafter, Output(reading=request.reading)
         self.sequence: Cached | None = None
         self.done = False
@@ -61,13 +63,14 @@ class Run:
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._filters = [] if rejects else filters
+        self.guides = [c for c in request.controls if isinstance(c, Looking)]
         room = engine.config.context - len(request.prompt)
         self._limit = min(request.max_new_tokens, room)
         self._history = list(request.prompt)
         self._tokens = np.zeros(len(request.prompt) + self._limit, np.int32)
         self._tokens[: len(request.prompt)] = request.prompt
         self._proposed: TokenTree | None = None
-        self._begun = self._attached = False
+        self._begun = self._attached = self._guided = False
         self.output.finish = "length" if self._limit == request.max_new_tokens else "context"
 
     @property
@@ -135,6 +138,28 @@ class Run:
             tree = narrow(tree, self._filters, self._history, nodes).cut(self.room)
         return tree
 
+    def begin_guides(self) -> None:
+        """Let guides run the text that the sequence holds, once; else the first `look` does."""
+        if not self._guided and self.sequence is not None:
+            self._guided = True
+            for guide in self.guides:
+                guide.begin(self.sequence)
+
+    def look(self, tree: TokenTree) -> None:
+        """Let guides run the tree, before the model does.
+
+        Raises:
+            MemoryFullError: there is no room for their texts. They hold none now, and can `look`
+                again.
+        """
+        try:
+            self.begin_guides()
+            for guide in self.guides:
+                guide.look(self.text, tree)
+        except MemoryFullError:
+            self._release_guides()
+            raise
+
     def take(self, tree: TokenTree, logits: Floats) -> Walked:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
         assert self.sequence is not None
@@ -149,6 +174,8 @@ class Run:
             walked = lenient_walk(tree, logits, self._history, self.request, leniency)
         else:
             walked = walk(tree, logits, self._history, self.request, self._margins)
+        # All of them, also those behind a stop: the sequence holds their keys and values.
+        self._tokens[len(self._history) - len(walked.drawn) : len(self._history)] = walked.drawn
         self._engine.commit(self.sequence, walked.path)
         self.output.passes += 1
         self.output.nodes += len(tree)
@@ -161,37 +188,46 @@ class Run:
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
             self._observe(context, tree, logits, path, drawn)
 
-    def accept(self, tree: TokenTree, walked: Walked) -> str:
-        """Append the drawn tokens up to the first that ends the output; return their text."""
-        output, text = self.output, ""
+    def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
+        """Append the drawn tokens up to the first that ends the output.
+
+        Returns:
+            the text that each of them made certain; the last one's, all the rest when `done`.
+        """
+        output, texts = self.output, list[str]()
         for place, token in enumerate(walked.drawn):
             output.tokens.append(token)
-            self._tokens[len(self.request.prompt) + len(output.tokens) - 1] = token
             if self._margins:
                 output.margins.append(walked.margins[place])
             if place:
                 name = self.drafter.origins[tree.origin[walked.path[place]]]
                 output.accepted[name] = output.accepted.get(name, 0) + 1
+            texts.append("")
             if token in self.request.stop_tokens:
                 self.done, output.finish = True, "stop"
                 break
-            text += self._stream.push(token) if self._stream else ""
+            texts[-1] = self._stream.push(token) if self._stream else ""
             if self._stream and self._stream.stopped:
                 break
         self.done = self.done or len(output.tokens) >= self._limit
         if self._stream:
-            text += self._stream.flush() if self.done else ""
+            texts[-1] += self._stream.flush() if self.done else ""
             if self._stream.stopped:
                 self.done, output.finish = True, "stop"
-        output.text += text
-        return text
+        output.text += "".join(texts)
+        return texts
 
     def close(self) -> None:
-        """Give the sequence back."""
-        if self.sequence is not None:
-            self._engine.release(self.sequence)
-        self.sequence = None
-        self._attached = False
+        """Give the sequence back, and those of guides."""
+        sequence, self.sequence, self._attached = self.sequence, None, False
+        if sequence is not None:
+            self._engine.release(sequence)
+        self._release_guides()
+
+    def _release_guides(self) -> None:
+        self._guided = False
+        for guide in self.guides:
+            guide.release()
 
     def _observe(
         self, context: Tokens, tree: TokenTree, logits: Floats, path: Tokens, drawn: Tokens
@@ -202,7 +238,12 @@ class Run:
             self.drafter.observe(Step(context, tree, tokens, probs, path, drawn))
 
 
-def _check(engine: Engine, request: Request) -> None:
+def check_request(engine: Engine, request: Request) -> None:
+    """Refuse a request that an engine cannot serve.
+
+    Raises:
+        RequestError: as `Run`.
+    """
     prompt, context = len(request.prompt), engine.config.context
     vocabulary = engine.config.vocab_size
     if not prompt:

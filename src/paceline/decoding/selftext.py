@@ -15,7 +15,7 @@ from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
 
 _TOP = 16  # successors kept; no drafter looks at more by default
-_LENGTH = 400  # tokens of one text at most
+_LENGTH = 400  # tokens of one text at most, if nothing else is said
 _STREAMS = 16  # texts written at once: a pass over many sequences costs little more than one
 
 
@@ -36,6 +36,7 @@ def selftext(
     temperature: float = 0.7,
     seed: int = 0,
     progress: Callable[[int], None] = lambda count: None,
+    longest: int = _LENGTH,
 ) -> Trace:
     """Let a model write `tokens` tokens or a few more, several texts side by side.
 
@@ -50,6 +51,7 @@ def selftext(
         temperature: of the draws; lower ones are nearer to what greedy users will ask for.
         seed: keys the draws.
         progress: called with the number of new tokens after each pass.
+        longest: tokens of one text at most.
 
     Raises:
         RequestError: a number is out of range.
@@ -59,7 +61,7 @@ def selftext(
     if not 0 < temperature < np.inf:
         raise RequestError(f"the temperature is {temperature}, expected more than 0")
     first = np.random.default_rng(seed).permutation(engine.config.vocab_size)
-    length = min(_LENGTH, engine.config.context - 1)
+    length = min(longest, engine.config.context - 1)
     done: list[_Text] = []
     running: list[_Text] = []
     opened = written = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,30 +37,42 @@ class Chances:
         self._tested: NDArray[np.float64] = np.empty(_RANKS)
         self._accepted: NDArray[np.float64] = np.empty(_RANKS)
         self._noise: dict[int, Floats] = {}
+        self._ids = np.empty(0, np.int32)  # tokens that it is for
         self._heat, self._request = 0.0, Request((), 0)
         self.reset()
+
+    def beside(self) -> Chances:
+        """Those of another request at the same time; what either learns both know."""
+        other = copy(self)
+        other._noise = {}
+        return other
 
     def begin(self, request: Request) -> None:
         """A new request: its temperature and its noise."""
         self._heat, self._request = request.temperature, request
         self._noise.clear()
 
-    def judge(self, logits: Floats, positions: Tokens, k: int) -> tuple[Tokens, Floats]:
+    def judge(
+        self, logits: Floats, positions: Tokens, k: int, ids: Tokens | None = None
+    ) -> tuple[Tokens, Floats]:
         """The `k` likeliest draws [n, k], best first, at `positions` [n], and their chances.
 
         Args:
             logits: [n, V] of the draft.
             positions: index in the whole sequence of the token that each row foretells.
             k: how many; at most the smaller vocabulary.
+            ids: increasing, the tokens that the logits belong to if they are not the first V;
+                others have no chance.
         """
-        scores = self._cut(logits)
+        scores = self._cut(logits, ids)
         if self._heat > 0:
             scores = scores / np.float32(self._heat)
             if self._shared:
-                width = scores.shape[1]
-                scores += np.stack([self._at(p, width) for p in positions.tolist()])
+                known = np.arange(scores.shape[1], dtype=np.int32) if ids is None else ids
+                scores += np.stack([self._at(p, known) for p in positions.tolist()])
         sharper = scores * np.float32(self._sharpness[self._kind])
-        return _native.top(sharper, min(k, scores.shape[1]))
+        tokens, chances = _native.top(sharper, min(k, scores.shape[1]))
+        return tokens if ids is None else ids[tokens], chances
 
     def learn(self, token: int, tokens: Tokens, chances: Floats) -> None:
         """`token` came where `judge` had given these successors [k] these chances."""
@@ -71,13 +85,22 @@ class Chances:
         self._sharpness[self._kind] = np.clip(sharper, 1.0 / _LIMIT, _LIMIT)
 
     def draw(
-        self, logits: Floats, counts: list[int], random: np.random.Generator
+        self,
+        logits: Floats,
+        counts: list[int],
+        random: np.random.Generator,
+        ids: Tokens | None = None,
     ) -> tuple[Floats, list[Tokens]]:
-        """The draft's distributions [n, V of the target], and draws without replacement."""
-        scores = self._cut(logits).astype(np.float64) / self._heat
+        """The draft's distributions [n, V of the target], and draws without replacement.
+
+        `ids` as for `judge`.
+        """
+        scores = self._cut(logits, ids).astype(np.float64) / self._heat
         powers = np.exp(scores - scores.max(1, keepdims=True))
         rows = np.zeros((len(scores), self._vocab_size), np.float32)
-        rows[:, : scores.shape[1]] = powers / powers.sum(1, keepdims=True)
+        rows[:, slice(scores.shape[1]) if ids is None else ids] = powers / powers.sum(
+            1, keepdims=True
+        )
         drawn = []
         for row, count in zip(rows, counts, strict=True):
             possible = np.flatnonzero(row)
@@ -132,15 +155,18 @@ class Chances:
     def _kind(self) -> int:
         return int(self._heat > 0)
 
-    def _cut(self, logits: Floats) -> Floats:
-        return logits[:, : self._vocab_size]
+    def _cut(self, logits: Floats, ids: Tokens | None) -> Floats:
+        return logits[:, : self._vocab_size] if ids is None else logits
 
-    def _at(self, position: int, width: int) -> Floats:
+    def _at(self, position: int, ids: Tokens) -> Floats:
         """The noise of a position [V]; kept, since every proposal looks some positions ahead."""
+        if not np.array_equal(ids, self._ids):
+            self._ids = ids
+            self._noise.clear()
         if position not in self._noise:
             for old in [p for p in self._noise if p < position - 64]:
                 del self._noise[old]
             start = noise_of(self._request, position)
-            noise = np.zeros(width) if start is None else perturbation(start, np.arange(width))
+            noise = np.zeros(len(ids)) if start is None else perturbation(start, ids)
             self._noise[position] = noise.astype(np.float32)
         return self._noise[position]

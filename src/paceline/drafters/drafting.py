@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from paceline.core import Floats, Request, State, Tokens, TokenTree
 from paceline.drafters import stops
 from paceline.drafters.base import Drafter, DraftMethod, within
 from paceline.drafters.chances import Chances
-from paceline.drafters.growth import Growth, Limits, grow, sample
+from paceline.drafters.growth import Growth, Judge, Limits, Run, grow, sample
 from paceline.errors import MethodError
 
 _CHILDREN = 16  # successors of a node that may become nodes
@@ -66,6 +67,8 @@ class ModelDrafter(Drafter):
         self._length = 0  # of the context of the last proposal
         self.knows_chances = shared
 
+    ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
+
     @abstractmethod
     def room(self, context: Tokens) -> int:
         """Levels below the root that can be run; negative where not even the root can."""
@@ -73,6 +76,12 @@ class ModelDrafter(Drafter):
     @abstractmethod
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         """One pass: logits [fresh, V] of the last nodes of a tree with the root `context[-1]`."""
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`: it runs the same model, on a text of its own."""
+        other = copy(self)
+        other._chances, other._stop = self._chances.beside(), copy(self._stop)
+        return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
@@ -95,20 +104,24 @@ class ModelDrafter(Drafter):
             return self.run(context, tree, fresh)
 
         def judge(logits: Floats, depths: Tokens) -> tuple[Tokens, Floats]:
-            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN))
+            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN), self.ids)
 
         random = np.random.default_rng((seed % (1 << 64), position, _STREAM))
 
         def draw(logits: Floats, counts: list[int]) -> tuple[Floats, list[Tokens]]:
-            return self._chances.draw(logits, counts, random)
+            return self._chances.draw(logits, counts, random, self.ids)
 
         root = int(context[-1])
         if self._samples:
             growth = sample(root, limits, run, draw, self._chances.ranks())
         else:
-            growth = grow(root, limits, run, judge)
+            growth = self.expand(context, limits, run, judge)
         self._last, self._length = growth, position
         return growth.tree
+
+    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+        """The tree below `context[-1]`."""
+        return grow(int(context[-1]), limits, run, judge)
 
     def distributions(self) -> Floats | None:
         """See `Drafter`."""

@@ -105,6 +105,66 @@ class _Nodes:
         )
 
 
+class Growing:
+    """A tree that grows pass by pass, and can be carried on below one of its nodes."""
+
+    def __init__(self, root: int) -> None:
+        self._nodes = _Nodes(root)
+        self._rows: dict[int, tuple[Tokens, Floats]] = {}
+
+    def begun(self) -> bool:
+        """Whether the root was run."""
+        return bool(self._rows)
+
+    def frontier(self, budget: int, width: int, levels: int) -> list[int]:
+        """The nodes to run next: the likeliest among the best `budget`; first of all the root."""
+        if not self._rows:
+            return [0] if budget > 0 and levels >= 0 else []
+        return self._nodes.fresh(self._nodes.best(budget), width, levels)
+
+    def reach(self, frontier: list[int]) -> float:
+        """The chance that one of some nodes is reached."""
+        return sum(self._nodes.chances[node] for node in frontier)
+
+    def step(self, frontier: list[int], run: Run, judge: Judge) -> None:
+        """One pass over all that was run and a frontier."""
+        nodes = self._nodes
+        logits = nodes.expand(frontier, run)
+        tokens, scores = judge(logits, np.array([nodes.depths[n] for n in frontier], np.int32))
+        for place, node in enumerate(frontier):
+            self._rows[node] = tokens[place], scores[place]
+            nodes.add(node, tokens[place].tolist(), scores[place].tolist())
+
+    def growth(self, budget: int) -> Growth:
+        """The root and the best `budget` nodes."""
+        kept = [0, *self._nodes.best(budget)]
+        index = {node: place for place, node in enumerate(kept)}
+        rows = {index[node]: row for node, row in self._rows.items() if node in index}
+        return Growth(self._nodes.tree(kept), rows)
+
+    def below(self, tokens: Sequence[int]) -> Growing | None:
+        """The part below the path from the root that holds `tokens`; None where there is none."""
+        nodes, root = self._nodes, 0
+        for token in tokens:
+            children = (n for n, parent in enumerate(nodes.parents) if parent == root)
+            found = next((n for n in children if nodes.tokens[n] == token), None)
+            if found is None:
+                return None
+            root = found
+        part, place = Growing(nodes.tokens[root]), {root: 0}
+        for node in range(root + 1, len(nodes.tokens)):
+            parent = place.get(nodes.parents[node])
+            if parent is not None:
+                place[node] = len(part._nodes.tokens)
+                part._nodes.add(parent, [nodes.tokens[node]], [nodes.scores[node]])
+        for node in nodes.run:
+            if node in place:
+                part._nodes.place[place[node]] = len(part._nodes.run)
+                part._nodes.run.append(place[node])
+                part._rows[place[node]] = self._rows[node]
+        return part
+
+
 def grow(root: int, limits: Limits, run: Run, judge: Judge) -> Growth:
     """The likeliest nodes that a few passes find below the token `root`.
 
@@ -113,23 +173,15 @@ def grow(root: int, limits: Limits, run: Run, judge: Judge) -> Growth:
     as candidates.
     """
     budget, width, most, levels, more = limits
-    nodes, passes = _Nodes(root), 0
-    rows: dict[int, tuple[Tokens, Floats]] = {}
-    frontier, best = [0], list[int]()
-    while frontier and budget > 0 and levels >= 0 and passes < most:
-        logits = nodes.expand(frontier, run)
+    growing, passes = Growing(root), 0
+    frontier = growing.frontier(budget, width, levels)
+    while frontier and passes < most:
+        growing.step(frontier, run, judge)
         passes += 1
-        tokens, scores = judge(logits, np.array([nodes.depths[n] for n in frontier], np.int32))
-        for place, node in enumerate(frontier):
-            rows[node] = tokens[place], scores[place]
-            nodes.add(node, tokens[place].tolist(), scores[place].tolist())
-        best = nodes.best(budget)
-        frontier = nodes.fresh(best, width, levels)
-        if not more(passes, sum(nodes.chances[node] for node in frontier)):
+        frontier = growing.frontier(budget, width, levels)
+        if not more(passes, growing.reach(frontier)):
             break
-    kept = [0, *best]
-    index = {node: place for place, node in enumerate(kept)}
-    return Growth(nodes.tree(kept), {index[n]: row for n, row in rows.items() if n in index})
+    return growing.growth(budget)
 
 
 def sample(root: int, limits: Limits, run: Run, draw: Draw, ranks: Sequence[float]) -> Growth:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from paceline import _native
-from paceline.core import Floats, Request, Tokens, TokenTree
+from paceline.core import Floats, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target, within
 from paceline.drafters.drafting import Drafting, ModelDrafter
-from paceline.drafters.follower import Follower
+from paceline.drafters.frequent import Frequent
+from paceline.drafters.growth import Growth, Judge, Limits, Run
+from paceline.drafters.pearl import Pearl
+from paceline.drafters.trace import known_trace
 from paceline.drafters.translation import Translation
-from paceline.engines import NAMES, open_engine
-from paceline.engines.base import Engine
+from paceline.engines import open_like
+from paceline.engines.base import Engine, View
+from paceline.engines.follower import Follower
+from paceline.engines.native import NativeEngine
 from paceline.errors import MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
+
+SCHEDULES = ("serial", "pearl")
 
 
 @drafters.register("model")
@@ -35,11 +43,18 @@ class DraftModel(Drafting):
     drafts from the smallest on: where the first is less sure than `trust`, the next is asked (S2D).
     A draft with other tokens reads the text up to the last word, must first guess that word, and
     its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it.
-    Beyond the draft's own context nothing is guessed.
+    Beyond the draft's own context nothing is guessed. `head=N` guesses only the N most frequent
+    tokens, and reads only their rows of the draft's head (FR-Spec): those of the trace that
+    `paceline warm` made of the target or, failing that, of the draft, and of the requests so far.
+    `schedule=pearl` lets the draft go on, in one thread more, while the target verifies (PEARL): a
+    proposal waits for `wait` draft passes at most, for none where all was foreseen. That thread
+    wants a core of its own: give the target one thread fewer than there are cores. It changes which
+    guesses there are in time, so that trees differ from run to run; the output does not.
 
-    State: one sharpness each for greedy and sampled requests, counts of `stop=bandit` and of the
-    rejection walk; the draft's weights and cache. Cost of a proposal: up to `depth` passes of the
-    draft, whose rows so far are run again in each; all of it is charged to drafting.
+    State: one sharpness each for greedy and sampled requests, counts of `stop=bandit`, of the
+    rejection walk and of the tokens for `head`; the draft's weights and cache. Cost of a proposal:
+    up to `depth` passes of the draft, whose rows so far are run again in each; all of it is charged
+    to drafting.
     Good for: targets at least ten times larger than a draft of the same family.
 
     Attributes:
@@ -47,6 +62,11 @@ class DraftModel(Drafting):
         format: of the draft's weights, e.g. int8. Default auto: as stored.
         trust: with several drafts, the chance of the best successor below which the next larger
             draft is asked. Default 0.5.
+        schedule: `serial`: drafts while the target waits; or `pearl`. Default serial.
+        wait: of `pearl`: draft passes that a proposal waits for, counting one that was made while
+            the target verified; up to there `stop` decides. Default 1, as in the paper.
+        head: how many tokens the draft may guess. Default 0: all. Worth setting where the head is
+            a good part of the draft: a vocabulary of tens of thousands and few layers.
         width: nodes that each draft pass adds. Default 4: more passes hide behind one of the
             target than rows do.
         depth: most draft passes for a proposal. Default 8.
@@ -58,15 +78,32 @@ class DraftModel(Drafting):
     """
 
     paper: ClassVar[str] = "Leviathan et al., Fast Inference via Speculative Decoding, 2211.17192"
-    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255)
+    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255, 224, 52)
 
     path: str = field()
     format: str = "auto"
     trust: float = 0.5
+    head: int = 0
+    schedule: str = "serial"
+    wait: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         within(0.0, 1.0, "model", trust=self.trust)
+        within(0, 1 << 24, "model", head=self.head)
+        if self.schedule not in SCHEDULES:
+            raise MethodError(
+                f"model:schedule is {self.schedule!r}, expected {', '.join(SCHEDULES)}"
+            )
+        within(1, 64, "model", wait=self.wait)
+        if self.schedule == "serial" and self.wait != type(self).wait:
+            raise MethodError("model:schedule=serial waits for all passes; leave wait out")
+        ends = (self.stop, self.threshold) == (type(self).stop, type(self).threshold)
+        if self.schedule == "pearl" and self.wait == 1 and not ends:
+            raise MethodError(
+                "model:schedule=pearl drafts until the target is done, so that stop and threshold "
+                "are for nothing; leave them out, or set wait above 1"
+            )
         if "" in self.path.split("|"):
             raise MethodError(f"model:path is {self.path!r}, expected folders, with | between them")
 
@@ -80,8 +117,48 @@ class DraftModel(Drafting):
                 "model:path names several drafts, and not all have the target's tokens; "
                 "name one of them"
             )
-        followers = [Follower(_open(model, target, self.format)) for model in models]
-        return Drafts(self, target.vocab_size, followers, other)
+        if self.schedule == "pearl" and other:
+            raise MethodError(
+                "model:schedule=pearl needs a draft with the target's tokens: what others guess is "
+                "tokenised anew; leave schedule out"
+            )
+        engines = [_open(model, target, self.format, self.schedule) for model in models]
+        return Drafts(
+            self,
+            target.vocab_size,
+            [Follower(engine) for engine in engines],
+            other,
+            self._frequent(engines, models, target, other),
+        )
+
+    def _frequent(
+        self,
+        engines: list[Engine],
+        models: list[Model],
+        target: Target,
+        translation: Translation | None,
+    ) -> Frequent | None:
+        """The tokens that may be guessed; None where these are all."""
+        size = min(target.vocab_size, *(engine.config.vocab_size for engine in engines))
+        if not 0 < self.head < size:
+            return None
+        if translation is not None:
+            raise MethodError(
+                "model:head needs a draft with the target's tokens: others must first guess the "
+                "rest of a word, whatever it is; leave head out"
+            )
+        unable = next((e.name for e in engines if "tokens" not in e.abilities), None)
+        if unable:
+            raise MethodError(
+                f"model:head needs an engine that can leave out tokens, and {unable} cannot; "
+                "leave head out"
+            )
+        traces = (
+            known_trace(model, engine.config.vocab_size)
+            for model, engine in zip(models, engines, strict=True)
+        )
+        trace = target.trace or next(filter(None, traces), None)
+        return Frequent(self.head, size, trace)
 
 
 class Drafts(ModelDrafter):
@@ -93,6 +170,7 @@ class Drafts(ModelDrafter):
         followers: run the drafts.
         translation: between the target's tokens and those of the only draft; None where they are
             the same.
+        frequent: the tokens that may be guessed; None for all.
     """
 
     origins = ("model",)
@@ -103,15 +181,34 @@ class Drafts(ModelDrafter):
         vocab_size: int,
         followers: list[Follower],
         translation: Translation | None = None,
+        frequent: Frequent | None = None,
     ) -> None:
         own = vocab_size if translation is None else followers[0].engine.config.vocab_size
         super().__init__(method, own, shared=translation is None)
         self._trust, self._followers, self._translation = method.trust, followers, translation
+        self._frequent = frequent
+        self._pearl = Pearl(method.wait) if method.schedule == "pearl" else None
+        self.knows_chances = self.knows_chances and self._pearl is None
+        self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
+        if self._pearl is not None:
+            return None
+        other = super().beside()
+        assert isinstance(other, Drafts)
+        other._followers = [Follower(follower.engine) for follower in self._followers]
+        other._frequent = copy(self._frequent)
+        return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.forget()
         super().begin(request)
+        if self._frequent is not None:
+            self._frequent.begin(np.array(request.prompt, np.int32))
         context, _ = self._own(np.array(request.prompt, np.int32))
         for follower in self._followers:
             if len(context) and follower.room(context) >= 0:
@@ -119,6 +216,12 @@ class Drafts(ModelDrafter):
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.stop()
+            context = context.copy()  # which the next step changes while the thread reads it
+        if self._frequent is not None:
+            self.ids = self._frequent.follow(context)
+            self._view = View(tokens=self.ids)
         if self._translation is None:
             return self.grow(context, budget)
         own, self._rest = self._own(context)
@@ -127,6 +230,12 @@ class Drafts(ModelDrafter):
         tree = self.grow(own, budget)
         return self._translation.back(context, own, self._rest, tree, budget)
 
+    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+        """See `ModelDrafter`."""
+        if self._pearl is None:
+            return super().expand(context, limits, run, judge)
+        return self._pearl.grow(context, limits, run, judge)
+
     def room(self, context: Tokens) -> int:
         """See `ModelDrafter`."""
         return self._followers[0].room(context)
@@ -134,21 +243,35 @@ class Drafts(ModelDrafter):
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         """See `ModelDrafter`."""
         smallest, *larger = self._followers
-        logits = smallest.run(context, tree)[-fresh:]
+        logits = smallest.run(context, tree, self._view)[-fresh:]
         if self._rest and self._translation:
             logits = self._translation.begun(logits, tree, self._rest)
         for follower in larger:
             unsure = _native.top(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
             if not unsure.any() or follower.room(context) < int(tree.depths().max()):
                 break
-            better = follower.run(context, tree)[-fresh:]
+            better = follower.run(context, tree, self._view)[-fresh:]
             width = min(logits.shape[1], better.shape[1])
             logits = np.where(unsure[:, None], better[:, :width], logits[:, :width])
         return logits
 
+    def state(self) -> State:
+        """See `Drafter`."""
+        return super().state() | (self._frequent.state() if self._frequent else {})
+
+    def load(self, state: State) -> None:
+        """See `Drafter`."""
+        super().load(state)
+        if self._frequent is not None:
+            self._frequent.load(state)
+
     def reset(self) -> None:
         """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.forget()
         super().reset()
+        if self._frequent is not None:
+            self._frequent.reset()
         for follower in self._followers:
             follower.reset()
 
@@ -157,17 +280,11 @@ class Drafts(ModelDrafter):
         return (context, "") if self._translation is None else self._translation.into(context)
 
 
-def _open(model: Model, target: Target, weight_format: str) -> Engine:
-    engine = target.engine
-    device = getattr(engine, "device", None)
-    kind = engine.name if engine is not None and engine.name in NAMES else "auto"
-    return open_engine(
-        model,
-        kind,
-        threads=getattr(engine, "threads", None),
-        device=str(device) if device is not None else None,
-        weight_format=weight_format,
-    )
+def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:
+    engine = open_like(target.engine, model, weight_format)
+    if schedule == "pearl" and isinstance(engine, NativeEngine):
+        engine.threads = 1  # the others run the target meanwhile
+    return engine
 
 
 def _translation(model: Model, target: Target) -> Translation | None:

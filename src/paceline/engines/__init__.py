@@ -15,6 +15,19 @@ STORED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}  # in files -> in engine
 NAMES = ("auto", "native", "reference")
 
 
+def open_like(engine: Engine | None, model: Model, weight_format: str = "auto") -> Engine:
+    """A second model in an engine of the kind, threads and device of `engine`."""
+    device = getattr(engine, "device", None)
+    kind = engine.name if engine is not None and engine.name in NAMES else "auto"
+    return open_engine(
+        model,
+        kind,
+        threads=getattr(engine, "threads", None),
+        device=str(device) if device is not None else None,
+        weight_format=weight_format,
+    )
+
+
 def open_engine(
     model: Model,
     name: str = "auto",

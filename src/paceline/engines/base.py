@@ -33,18 +33,26 @@ class View:
             ancestors; every position stays where it is. A window hides those outside it as ever.
             None shows all. They are gathered in every pass: runs of sixteen aligned ones are
             cheap, scattered ones can cost as much as to see everything.
+        tokens: int32, increasing ids, at least one: those that get logits, a column each in this
+            order. None gives all. The native engine gathers their rows of the head, and keeps them
+            until other ones are asked for: ask for the same again and again.
     """
 
     layers: Tokens | None = None
     positions: Tokens | None = None
+    tokens: Tokens | None = None
 
-    def check(self, layers: int, length: int) -> None:
+    def check(self, layers: int, length: int, vocab_size: int) -> None:
         """Refuse what does not fit a model of `layers` layers or `length` committed positions.
 
         Raises:
             RequestError: as said.
         """
-        ends = {"layers": (self.layers, layers), "positions": (self.positions, length)}
+        ends = {
+            "layers": (self.layers, layers),
+            "positions": (self.positions, length),
+            "tokens": (self.tokens, vocab_size),
+        }
         for name, (part, end) in ends.items():
             if part is None:
                 continue
@@ -54,6 +62,17 @@ class View:
                 raise RequestError(
                     f"the {name} of a view are {part}, expected increasing ones below {end}"
                 )
+        if self.tokens is not None and not len(self.tokens):
+            raise RequestError("the tokens of a view are [], expected one at least")
+
+    @property
+    def partial(self) -> bool:
+        """Keys and values are not those of the whole model, and cannot be committed."""
+        return self.layers is not None or self.positions is not None
+
+    def width(self, vocab_size: int) -> int:
+        """Logits of each node, of a model with so many tokens."""
+        return vocab_size if self.tokens is None else len(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +137,9 @@ class Engine(ABC):
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`.
+        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`,
+            `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`, if `hidden()` can be
+            asked.
     """
 
     name: str
@@ -188,11 +209,13 @@ class Engine(ABC):
         committed: a second `forward` on a sequence forgets the first.
 
         With a `view` the pass uses that part of the model, the same for every tree of the batch.
-        Such a pass is for drafting: it cannot be committed, and leaves no trace in later ones.
+        Such a pass is for drafting: it leaves no trace in later ones and, unless the view is of
+        tokens alone, cannot be committed.
 
         Returns:
             logits, float32 [sum of N, V] of the trees that `rows` wants, in the order of the batch.
-            Valid until the next `forward`.
+            With a view of tokens they are the columns, and V is their number. Valid until the next
+            `forward`.
 
         Raises:
             RequestError: a token is outside the vocabulary, the context is full, or the view does
@@ -201,12 +224,41 @@ class Engine(ABC):
                 other sequences can be released, and the same pass run again.
         """
 
+    def hidden(self) -> Floats:
+        """What the head was given in the last `forward`: hidden states after the last norm.
+
+        float32 [sum of N, hidden size], one row for each row of logits. As invariant as they are.
+
+        Raises:
+            RequestError: the last forward had no rows, or the engine lacks the ability.
+        """
+        raise RequestError(f"the engine {self.name} gives no hidden states")
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of nodes, each the weighted sum of the embeddings of several tokens.
+
+        Otherwise as `forward`: the chain is a tree that can be committed. A node of one token with
+        weight 1, others having weight 0, is to the bit a plain node.
+
+        Args:
+            sequence: holds what comes before.
+            tokens: int32 [N, K].
+            weights: float32 [N, K]; those of a node usually sum to 1.
+
+        Returns:
+            logits, float32 [N, V], valid until the next pass.
+
+        Raises:
+            RequestError: as `forward`, or the engine has not the ability `mixtures`.
+        """
+        raise RequestError(f"the engine {self.name} cannot mix tokens; use native or reference")
+
     @abstractmethod
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`, node indices [A] of the last `forward`, root first.
 
         Each is the parent of the next. The sequence grows by A. Once for each `forward`, which
-        must have had no view.
+        must have had no view, or one of tokens alone.
         """
 
     @abstractmethod
@@ -265,7 +317,7 @@ class Engine(ABC):
             RequestError: as said.
         """
         if view:
-            view.check(len(self.config.layers), sequence.length)
+            view.check(len(self.config.layers), sequence.length, self.config.vocab_size)
         low, high = int(tree.tokens.min()), int(tree.tokens.max())
         if low < 0 or high >= self.config.vocab_size:
             found = low if low < 0 else high
@@ -277,3 +329,20 @@ class Engine(ABC):
             raise RequestError(
                 f"position {deepest} is beyond the model's context of {self.config.context} tokens"
             )
+
+    def check_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> None:
+        """Refuse mixtures of the wrong shape, tokens outside the vocabulary, and a full context.
+
+        Raises:
+            RequestError: as said.
+        """
+        right = tokens.dtype == np.int32 and weights.dtype == np.float32
+        if not (right and tokens.ndim == 2 and tokens.shape == weights.shape and tokens.size):
+            raise RequestError(
+                f"mixtures need int32 tokens and float32 weights of one shape [N, K]; found "
+                f"{tokens.dtype} {list(tokens.shape)} and {weights.dtype} {list(weights.shape)}"
+            )
+        if not np.isfinite(weights).all():
+            raise RequestError("a weight of a mixture is not finite")
+        for column in tokens.T:
+            self.check(sequence, TokenTree.chain(column))

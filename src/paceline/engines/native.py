@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
-from paceline.core import Floats, TokenTree
+from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Memory, Rows, View, wanted
 from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
@@ -66,7 +66,7 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "tokens", "mixtures", "hidden"})
 
     def __init__(
         self,
@@ -175,15 +175,34 @@ class NativeEngine(Engine):
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
-        parts = (view.layers, view.positions) if view else ()
+        parts = (view.layers, view.positions, view.tokens) if view else ()
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:
-            raise MemoryFullError(
-                f"{error} of {self.memory.limit}; wait for other requests, or raise the limit"
-            ) from None
+            raise self._full(error) from None
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
+
+    def hidden(self) -> Floats:
+        """Hidden states of the last pass; see `Engine.hidden`."""
+        try:
+            return self._model.hidden()
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        own = _own(sequence)
+        self.check_mixed(own, tokens, weights)
+        self._extend_ropes(min(own.length + len(tokens), self.config.context))
+        try:
+            return self._model.forward_mixed(
+                own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
+            )
+        except _native.MemoryFullError as error:
+            raise self._full(error) from None
+        except ValueError as error:
+            raise RequestError(f"this pass cannot be run: {error}") from None
 
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
         """Keep the rows of `path`; see `Engine.commit`."""
@@ -223,6 +242,10 @@ class NativeEngine(Engine):
                 index, np.ascontiguousarray(cosines), np.ascontiguousarray(sines)
             )
         self._rope_end = stop
+
+    def _full(self, error: Exception) -> Exception:
+        limit = self.memory.limit
+        return MemoryFullError(f"{error} of {limit}; wait for other requests, or raise the limit")
 
     def _refusal(
         self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception

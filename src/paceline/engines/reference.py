@@ -64,7 +64,7 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions"})
+    abilities = frozenset({"layers", "positions", "tokens", "mixtures", "hidden"})
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class ReferenceEngine(Engine):
         self._numbers = count()
         self._limit: int | None = None
         self._outer: _Layer = {}
+        self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
             tensor = torch.tensor(weights[name]).to(self.device, dtype)
@@ -134,14 +135,27 @@ class ReferenceEngine(Engine):
         for cached, tree in batch:
             self.check(cached, tree, view)
         rowed = wanted(rows, batch)
-        ends = [(_own(cached), cached.length + len(tree)) for cached, tree in batch]
-        self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
-        for own, end in ends:
-            self._resize(own, max(len(own.pages), Memory.pages(end)))
-        none = np.empty((0, self.config.vocab_size), np.float32)
+        self._make_room([(_own(cached), len(tree)) for cached, tree in batch])
+        self._hidden = []
+        columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
+        none = np.empty((0, columns), np.float32)
         runs = zip(batch, rowed, strict=True)
         logits = [self._run(_own(s), tree, want, view or View()) for (s, tree), want in runs]
         return np.concatenate([none, *logits])
+
+    def hidden(self) -> Floats:
+        """Hidden states of the last pass; see `Engine.hidden`."""
+        if not self._hidden:
+            raise RequestError("the last pass made no logits, so that it has no hidden states")
+        return np.asarray(torch.cat(self._hidden).float().cpu().numpy(), np.float32)
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        own = _own(sequence)
+        self.check_mixed(own, tokens, weights)
+        self._make_room([(own, len(tokens))])
+        self._hidden = []
+        return self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
 
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -188,6 +202,13 @@ class ReferenceEngine(Engine):
         if isinstance(sequence, _Sequence):
             sequence.layers, sequence.pages, sequence.released = [], [], True
 
+    def _make_room(self, more: Sequence[tuple[_Sequence, int]]) -> None:
+        """Let sequences have pages for so many more positions each."""
+        ends = [(own, own.length + nodes) for own, nodes in more]
+        self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
+        for own, end in ends:
+            self._resize(own, max(len(own.pages), Memory.pages(end)))
+
     def _afford(self, pages: int) -> None:
         free = self.memory.free
         if free is not None and pages > free:
@@ -208,18 +229,30 @@ class ReferenceEngine(Engine):
         sequence.pages += [next(self._numbers) for _ in range(pages - len(sequence.pages))]
 
     @torch.inference_mode()
-    def _run(self, sequence: _Sequence, tree: TokenTree, rows: bool, view: View) -> Floats:
-        """Logits [N, V] of one tree; its keys and values are left behind the committed ones."""
+    def _run(
+        self,
+        sequence: _Sequence,
+        tree: TokenTree,
+        rows: bool,
+        view: View,
+        mixed: tuple[Tokens, Floats] | None = None,
+    ) -> Floats:
+        """Logits [N, V] of one tree; its keys and values are left behind the committed ones.
+
+        `mixed` are the tokens and weights that its nodes mix instead of holding one token each.
+        """
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
         visible = _visible(sequence.length, tree, view.positions)
         distance = positions[:, None] - np.r_[np.arange(sequence.length), positions]
-        x = F.embedding(self._tensor(tree.tokens.astype(np.int64)), outer["embed"])
+        tokens, shares = mixed or (tree.tokens[:, None], np.ones((len(tree), 1), np.float32))
+        x = F.embedding(self._tensor(tokens.astype(np.int64)), outer["embed"])  # [N, K, hidden]
+        x = (x * self._tensor(shares).to(self.dtype)[..., None]).sum(1)
         x = x * config.embedding_scale
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
-        sequence.viewed = view.layers is not None or view.positions is not None
+        sequence.viewed = view.partial
         for index in range(len(config.layers)) if view.layers is None else view.layers:
             layer, weights = config.layers[index], self._layers[index]
             seen = visible if layer.window is None else visible & (distance < layer.window)
@@ -230,9 +263,14 @@ class ReferenceEngine(Engine):
             mlp_input = x if config.parallel else x + attended
             x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
         if not rows:
-            return np.empty((0, config.vocab_size), np.float32)
+            return np.empty((0, view.width(config.vocab_size)), np.float32)
         x = self._norm(x, outer, "final_norm")
-        logits = F.linear(x, outer["embed" if config.tied else "head"], outer.get("head.bias"))
+        self._hidden.append(x)
+        head, bias = outer["embed" if config.tied else "head"], outer.get("head.bias")
+        if view.tokens is not None:
+            ids = self._tensor(view.tokens.astype(np.int64))
+            head, bias = head[ids], bias if bias is None else bias[ids]
+        logits = F.linear(x, head, bias)
         logits = _softcap(logits.float(), config.logit_softcap)
         return np.asarray(logits.cpu().numpy(), np.float32)
 

@@ -12,6 +12,7 @@ from paceline.measuring.report import Document
 from paceline.measuring.svg import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+_PARTS = ("draft", "guide", "forward", "walk")
 _MARKS, _BARS = 24, 12  # arms that one plot can show; of more, only the chosen ones
 
 
@@ -191,7 +192,7 @@ def _token(token: Document, passes: int, colours: Colours) -> str:
 
 def _table(found: Document) -> str:
     heads = ("arm", "× plain", "95 %", "+ prefill", "tokens/s", "tokens/pass", "nodes/pass")
-    more = ("draft µs", "pass µs", "walk µs", "all µs", "learnt KB", "different")
+    more = ("draft µs", "guides µs", "pass µs", "walk µs", "all µs", "learnt KB", "different")
     rows = []
     for arm in found["arms"]:
         ratio, seconds = arm["total"]["ratio"], arm["pass_seconds"]
@@ -204,7 +205,7 @@ def _table(found: Document) -> str:
                 number(arm["total"]["tokens_per_second"], ",.1f"),
                 number(arm["tokens_per_pass"], ".3f"),
                 number(arm["nodes_per_pass"], ".2f"),
-                *(_scaled(seconds[part], 1e6) for part in ("draft", "forward", "walk", "decode")),
+                *(_scaled(seconds[part], 1e6) for part in (*_PARTS, "decode")),
                 _scaled(arm["state_bytes"], 1e-3),
                 number(arm["different"], ""),
             ]

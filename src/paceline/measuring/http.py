@@ -151,7 +151,7 @@ async def _answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 async def _chunks(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
     """The body as it comes, by any of the three ways to tell its end."""
     if headers.get("transfer-encoding") == "chunked":
-        while size := int((await reader.readline()).partition(b";")[0], 16):
+        while size := int((await _line(reader)).partition(b";")[0], 16):
             yield await reader.readexactly(size)
             await reader.readexactly(2)
     elif "content-length" in headers:
@@ -165,6 +165,13 @@ async def _chunks(reader: asyncio.StreamReader, headers: dict[str, str]) -> Asyn
     else:
         while part := await reader.read(_LINE):
             yield part
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    line = await reader.readline()
+    if not line:
+        raise BrokenError("the body ends too early")
+    return line
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

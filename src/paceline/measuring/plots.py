@@ -9,7 +9,7 @@ from itertools import pairwise
 from paceline.measuring.report import Document
 from paceline.measuring.svg import Axis, Plot, doubling, even
 
-PARTS = (("draft", "drafting"), ("forward", "pass"), ("walk", "walk"))
+PARTS = (("draft", "drafting"), ("guide", "guides"), ("forward", "pass"), ("walk", "walk"))
 
 
 class Colours:
@@ -172,7 +172,7 @@ def passes(found: Document, arms: Sequence[Document]) -> str:
             plot.bar(start, start + unit * time, y, 14, part, tip)
             start += unit * time
         plot.text(start, y, f"÷ {arm['tokens_per_pass']:.2f}", (5, 4))
-    return plot.svg("Time of a pass: drafting, pass, walk")
+    return plot.svg("Time of a pass: drafting, guides, pass, walk")
 
 
 def reliability(arm: Document, colours: Colours) -> str:

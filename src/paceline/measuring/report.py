@@ -19,7 +19,7 @@ from paceline.measuring.proof import Difference, Finding, Proof
 from paceline.measuring.turns import Turn
 
 Document = dict[str, Any]
-_PARTS = ("draft", "forward", "walk")  # of decoding
+_PARTS = ("draft", "guide", "forward", "walk")  # of decoding
 
 
 def conditions(lm: LM, model: str) -> Document:

@@ -49,10 +49,11 @@ def _reasons(found: Document) -> list[str]:
 
 def _passes(found: Document) -> Table:
     table = Table("arm", title="Microseconds of a pass, and what drafters keep", box=SIMPLE)
-    for head in ("draft", "pass", "walk", "all", "learnt KB"):
+    for head in ("draft", "guides", "pass", "walk", "all", "learnt KB"):
         table.add_column(head)
     for arm in found["arms"]:
-        spent = [arm["pass_seconds"][part] for part in ("draft", "forward", "walk", "decode")]
+        parts = ("draft", "guide", "forward", "walk", "decode")
+        spent = [arm["pass_seconds"][part] for part in parts]
         cells = [f"{1e6 * seconds:.0f}" for seconds in spent]
         table.add_row(arm["name"], *cells, f"{arm['state_bytes'] / 1e3:.0f}")
     return to_the_right(table)

@@ -30,6 +30,7 @@ class Asking:
         chat: with the model's chat template; otherwise turns and answers are lines of one text.
         ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
         grammar: that answers follow.
+        guide: steers every answer, as `LM.request` reads it.
         watermark: of every answer, if any.
     """
 
@@ -39,6 +40,7 @@ class Asking:
     chat: bool = False
     ignore_eos: bool = False
     grammar: Grammar | None = None
+    guide: tuple[str, ...] = ()
     watermark: Watermark | None = None
 
 
@@ -93,6 +95,7 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
                 seed=seed,
                 ignore_eos=asking.ignore_eos,
                 grammar=asking.grammar,
+                guide=asking.guide,
                 watermark=asking.watermark,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)

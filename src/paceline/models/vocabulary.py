@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.core import Floats
 from paceline.errors import MethodError, RequestError
 from paceline.models.tokenizer import Tokenizer
 
@@ -21,10 +22,17 @@ class Vocabulary:
     Args:
         size: tokens are below it; may be more than the tokenizer knows.
         tokenizer: gives them text; None where there is none, as in tests.
+        head: gives the weights that make logits of a hidden state [V, D], or refuses.
     """
 
-    def __init__(self, size: int, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        tokenizer: Tokenizer | None = None,
+        head: Callable[[], Floats] | None = None,
+    ) -> None:
         self.size = size
+        self._head = head
         self._tokenizer = tokenizer
         self._containing: dict[bytes, NDArray[np.int64]] = {}
 
@@ -38,6 +46,17 @@ class Vocabulary:
         if self._tokenizer is None:
             raise MethodError("this model has no tokenizer; name tokens by their ids")
         return self._tokenizer
+
+    @property
+    def head(self) -> Floats:
+        """The output head [V, D].
+
+        Raises:
+            MethodError: there is none, or logits are more than its products.
+        """
+        if self._head is None:
+            raise MethodError("this model shows no output head; leave out what needs one")
+        return self._head()
 
     @cached_property
     def pieces(self) -> list[bytes]:

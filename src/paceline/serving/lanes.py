@@ -11,7 +11,7 @@ from paceline.decoding.governor import Governor
 from paceline.decoding.run import Run
 from paceline.decoding.walk import Walked
 from paceline.drafters.base import Drafter, DraftMethod, Target
-from paceline.errors import PacelineError
+from paceline.errors import MemoryFullError
 
 
 @dataclass(eq=False)
@@ -24,8 +24,9 @@ class Turn:
         budget: most nodes beyond the root; None leaves it to the governor.
         tree: what is run for it.
         walked: what was drawn.
-        text: that became certain.
+        texts: that each token made certain.
         said: tokens of the output before.
+        seconds: that its guesses cost.
         error: what went wrong with this request alone.
     """
 
@@ -34,9 +35,10 @@ class Turn:
     budget: int | None = None
     tree: TokenTree = field(default_factory=lambda: TokenTree.root(0))
     walked: Walked | None = None
-    text: str = ""
+    texts: list[str] = field(default_factory=list)
     said: int = 0
-    error: PacelineError | None = None
+    seconds: float = 0.0
+    error: Exception | None = None
 
 
 class Lanes:
@@ -54,15 +56,15 @@ class Lanes:
     ) -> None:
         self.governor = Governor(cost)
         self._method, self._target = method, target
-        self._first = first or method.build(target)
-        self._free = [self._first]
-        self._seconds = 0.0  # of drafting in the pass under way
+        self.first = first or method.build(target)
+        self._free = [self.first]
+        self._asked = 0  # nodes, in the pass under way
 
     def take(self) -> Drafter:
         """A drafter that no other request uses; the one that was used last comes first."""
         if self._free:
             return self._free.pop()
-        return self._first.beside() or self._method.build(self._target)
+        return self.first.beside() or self._method.build(self._target)
 
     def give(self, drafter: Drafter) -> None:
         """A request is done with its drafter; what it learnt stays."""
@@ -77,25 +79,25 @@ class Lanes:
             riding: nodes of others in the same pass.
         """
         governed = [turn for turn in turns if turn.budget is None]
-        asked = self.governor.ask(len(governed)) if governed else 0
-        start = perf_counter()
+        self._asked = asked = self.governor.ask(len(governed)) if governed else 0
         for turn in turns:
+            start = perf_counter()
             wished = asked if turn.budget is None else turn.budget
             spare = self.governor.spare() if turn.budget is None and not asked else 0
             try:
                 turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1))
-            except PacelineError as error:
+            except MemoryFullError:  # drafting needs room, too; the pass can do without
+                turn.tree = TokenTree.root(int(turn.run.text[-1]))
+            except Exception as error:
                 turn.error = error
-        self._seconds = perf_counter() - start
+            turn.seconds = perf_counter() - start
         governed = [turn for turn in governed if not turn.error]
         if asked and governed:
             riding += sum(len(turn.tree) for turn in turns if turn.budget is not None)
             trees = [turn.tree for turn in governed]
-            kept = self.governor.choose(trees, self._seconds, riding)
+            kept = self.governor.choose(trees, sum(turn.seconds for turn in governed), riding)
             for turn, tree in zip(governed, kept, strict=True):
                 turn.tree = tree
-        elif not asked:
-            self._seconds = 0.0
 
     def take_in(self, turns: Sequence[Turn], logits: Sequence[Floats]) -> None:
         """Walk each tree over its logits, and let the drafters learn."""
@@ -104,22 +106,20 @@ class Lanes:
                 turn.walked = turn.run.take(turn.tree, rows)
                 start = perf_counter()
                 turn.run.learn(turn.tree, rows, turn.walked)
-                self._seconds += (perf_counter() - start) * (self._seconds > 0)
-                turn.text = turn.run.accept(turn.tree, turn.walked)
-            except PacelineError as error:
+                turn.seconds += perf_counter() - start
+                turn.texts = turn.run.accept(turn.tree, turn.walked)
+            except Exception as error:
                 turn.error = error
 
-    def settle(self, turns: Sequence[Turn], seconds: float, nodes: int) -> float:
-        """Tell the governor of a pass of so many nodes; returns the seconds of drafting."""
+    def settle(self, turns: Sequence[Turn], seconds: float, nodes: int) -> None:
+        """Tell the governor of a pass of so many nodes."""
         governed = [
-            (turn.tree, turn.walked.path) for turn in turns if _governed(turn) and turn.walked
+            (turn.tree, turn.walked.path, turn.seconds)
+            for turn in turns
+            if turn.budget is None and turn.walked and not turn.error
         ]
         if governed:
-            trees, paths = zip(*governed, strict=True)
+            trees, paths, drafting = zip(*governed, strict=True)
             riding = nodes - sum(map(len, trees))
-            self.governor.record(trees, paths, self._seconds, seconds, riding)
-        return self._seconds
-
-
-def _governed(turn: Turn) -> bool:
-    return turn.budget is None and not turn.error
+            draft = sum(drafting) if self._asked else 0.0
+            self.governor.record(trees, paths, draft, seconds, riding)

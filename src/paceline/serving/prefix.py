@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.core import Tokens
-from paceline.engines.base import Cached, Engine
+from paceline.engines.base import Cached, Engine, Memory
 from paceline.errors import MemoryFullError, RequestError
 
 
@@ -27,7 +27,7 @@ class PrefixStatistics:
         hits: those that found a token or more.
         asked: tokens that were looked up.
         saved: those that were found, and need not be computed.
-        evicted: nodes that were given up.
+        evicted: ends of texts that were given up.
     """
 
     lookups: int = 0
@@ -78,6 +78,10 @@ class PrefixCache:
         """Pages that are held, each counted once."""
         return len(self._held)
 
+    def idle(self, held: set[int]) -> int:
+        """Pages that only the cache holds; `held` are those of other sequences."""
+        return len(self._held.keys() - held)
+
     def __len__(self) -> int:
         """Nodes of the tree."""
         return sum(1 for _ in self._nodes())
@@ -110,8 +114,8 @@ class PrefixCache:
 
         Returns:
             whether the text is known now. It is not where it takes more pages than the limit
-            leaves beside pinned texts, or the engine has no room for a copy; other texts may have
-            been given up in vain.
+            leaves beside pinned texts, or the engine has no room for a copy; where pins are the
+            reason, other texts may have been given up in vain.
 
         Raises:
             RequestError: the sequence is shorter than the text.
@@ -120,12 +124,16 @@ class PrefixCache:
             raise RequestError(
                 f"a sequence of {sequence.length} positions cannot hold {len(tokens)} tokens"
             )
+        if Memory.pages(len(tokens)) > self.limit:
+            return False
         node, inside, length = self._walk(tokens)
         try:
             if inside < len(node.tokens) and (pin or length < len(tokens)):
                 node = self._split(node, inside, length)
             if length < len(tokens):
-                node = self._attach(node, tokens[length:], sequence, len(tokens))
+                parent, node = node, self._attach(node, tokens[length:], sequence, len(tokens))
+                if _spare(parent):  # the longer text says it all
+                    self._give_up(parent)
         except MemoryFullError:
             return False
         self._touch(node)
@@ -212,24 +220,33 @@ class PrefixCache:
             way.used, way = self._clock, way.parent
 
     def _shrink_to(self, pages: int) -> None:
-        """Give up leaves until no more than `pages` are held, or only pinned texts are left."""
+        """Give up nodes until no more than `pages` are held, or only pinned texts are left."""
         while self.pages > max(pages, 0):
-            leaves = (n for n in self._nodes() if not n.children and not n.pinned)
-            oldest = min(leaves, key=lambda node: node.used, default=None)
+            oldest = min(filter(_spare, self._nodes()), key=lambda node: node.used, default=None)
             if oldest is None:
                 return
             self._give_up(oldest)
+            self.statistics.evicted += not oldest.children
 
     def _give_up(self, node: _Node) -> None:
-        assert node.parent is not None
-        del node.parent.children[int(node.tokens[0])]
+        """Let a leaf go, or join a node with its only child, which knows its text, too."""
+        parent, first = node.parent, int(node.tokens[0])
+        assert parent is not None
+        del parent.children[first]
+        for child in node.children.values():
+            child.tokens = np.concatenate([node.tokens, child.tokens])
+            child.parent, parent.children[first] = parent, child
         node.parent = None
         for page in self.engine.pages(node.sequence):
             self._held[page] -= 1
             if not self._held[page]:
                 del self._held[page]
         self.engine.release(node.sequence)
-        self.statistics.evicted += 1
+
+
+def _spare(node: _Node) -> bool:
+    """Whether a node can be given up without others."""
+    return len(node.children) < 2 and not node.pinned and node.parent is not None
 
 
 def _common(a: Tokens, b: Tokens) -> int:

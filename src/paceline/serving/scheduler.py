@@ -10,6 +10,7 @@ place up, and is run anew later.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -30,9 +31,11 @@ class Job:
         priority: larger is more urgent.
         deadline: on the caller's clock; past it the request is given up. None has all the time.
         arrived: on the caller's clock.
+        after: another request, which begins alike: until that decodes this one waits.
         held: tokens of the text that are in the engine's memory.
         stage: where it stands.
         order: counts submissions.
+        reached: most tokens that it ever held; what is run anew is not its client's debt.
     """
 
     id: str
@@ -42,9 +45,11 @@ class Job:
     priority: int = 0
     deadline: float | None = None
     arrived: float = 0.0
+    after: str | None = None
     held: int = 0
     stage: Stage = "waiting"
     order: int = 0
+    reached: int = 0
 
     @property
     def missing(self) -> int:
@@ -80,7 +85,9 @@ class Scheduler:
         places: most requests that run at once.
         capacity: positions that the engine's memory holds.
         queue: most requests that wait.
-        aging: seconds of waiting that weigh as much as one step of priority: nobody starves.
+        aging: seconds of waiting that weigh as much as one step of priority: nobody starves. Of a
+            client's requests with one priority only the first gets older, so that many of them do
+            not outweigh another client's few.
         tree: most nodes of a tree, for which memory is kept.
     """
 
@@ -95,7 +102,10 @@ class Scheduler:
         self.places, self.capacity, self.queue = places, capacity, queue
         self.aging, self.tree = aging, tree
         self.jobs: dict[str, Job] = {}
+        self._placed: dict[str, Job] = {}
+        self._clients: Counter[str] = Counter()  # of `jobs`
         self._served: dict[str, float] = {}  # client -> tokens
+        self._turns: dict[tuple[str, int], float] = {}  # client, priority -> last admission
         self._orders = 0
 
     @property
@@ -106,14 +116,17 @@ class Scheduler:
     @property
     def running(self) -> list[Job]:
         """Those with a place, the most important first."""
-        found = [job for job in self.jobs.values() if job.stage != "waiting"]
-        return sorted(found, key=lambda job: (-job.priority, job.order))
+        # All get older alike, so this order is for ever: the first is never preempted, and ends.
+        return sorted(
+            self._placed.values(),
+            key=lambda job: (job.arrived / self.aging - job.priority, job.order),
+        )
 
     def submit(self, job: Job) -> None:
         """A new request.
 
         Raises:
-            RequestError: it can never fit.
+            RequestError: it can never fit, or its name is taken.
             BusyError: the queue is full; later it may not be.
         """
         if job.most > self.capacity:
@@ -121,15 +134,19 @@ class Scheduler:
                 f"the request needs memory for {job.most} tokens, and there is some for "
                 f"{self.capacity}; ask for fewer"
             )
-        if len(self.waiting) >= self.queue:
+        if job.id in self.jobs:
+            raise RequestError(f"a request {job.id!r} is under way; give this one another name")
+        if len(self.jobs) - len(self._placed) >= self.queue:
             raise BusyError(f"{self.queue} requests wait already; try again later")
         self._orders += 1
         job.order = self._orders
-        if all(other.client != job.client for other in self.jobs.values()):
+        if job.after not in self.jobs:  # never itself, so that nobody waits in a circle
+            job.after = None
+        if job.client not in self._clients:
             # Who comes back has no claim on the time that it was away.
-            clients = {other.client for other in self.jobs.values()}
-            least = min((self._served[client] for client in clients), default=0.0)
+            least = min((self._served[client] for client in self._clients), default=0.0)
             self._served[job.client] = max(self._served.get(job.client, 0.0), least)
+        self._clients[job.client] += 1
         self.jobs[job.id] = job
 
     def plan(self, now: float, free: int, tokens: int) -> Plan:
@@ -155,7 +172,7 @@ class Scheduler:
         admitted = [] if preempted else self._admit(now, free, running)
         begun = sorted(
             (job for job in [*running, *admitted] if job.missing),
-            key=lambda job: (-self._level(job, now), job.missing, job.order),
+            key=lambda job: (-self._level(job, now - job.arrived), job.missing, job.order),
         )
         parts = []
         for job in begun:
@@ -163,8 +180,8 @@ class Scheduler:
             if size > 0:
                 parts.append((job.id, size))
                 tokens, free = tokens - size, free - size
-        if begun and not parts and not decoding:  # prompts hold all memory, and none can go on
-            preempted.append(max(running, key=lambda job: (-job.priority, job.order)))
+        if running and begun and not parts and not decoding:  # prompts hold all memory
+            preempted.append(running[-1])
             self.preempt(preempted[-1].id)
         return Plan(
             expired=[job.id for job in expired],
@@ -178,32 +195,56 @@ class Scheduler:
     def ran(self, job_id: str, held: int, text: int) -> None:
         """Where a request stands after a pass, or when it has got its place."""
         job = self.jobs[job_id]
-        self._served[job.client] += max(held - job.held, 0)
+        self._served[job.client] += max(held - job.reached, 0)
+        job.reached = max(held, job.reached)
         job.held, job.text = held, text
         job.stage = "decoding" if not job.missing else "prompt"
 
     def preempt(self, job_id: str) -> int:
         """Let a request wait again; returns the positions that it held."""
-        job = self.jobs[job_id]
+        job = self._placed.pop(job_id)
         held, job.held, job.stage = job.held, 0, "waiting"
         return held
 
     def finished(self, job_id: str) -> None:
         """A request is over, or no longer wanted. One that is not known is over already."""
         job = self.jobs.pop(job_id, None)
-        if job and len(self._served) > 4 * self.queue:
-            active = {other.client for other in self.jobs.values()}
-            self._served = {c: served for c, served in self._served.items() if c in active}
+        self._placed.pop(job_id, None)
+        if not job:
+            return
+        self._clients[job.client] -= 1
+        if not self._clients[job.client]:
+            del self._clients[job.client]
+        if len(self._served) + len(self._turns) > 4 * self.queue + 2 * len(self._clients):
+            self._served = {c: self._served[c] for c in self._clients}
+            self._turns = {key: at for key, at in self._turns.items() if key[0] in self._clients}
 
-    def _level(self, job: Job, now: float) -> int:
-        return job.priority + int(max(now - job.arrived, 0.0) / self.aging)
+    def _level(self, job: Job, seconds: float) -> int:
+        """Its priority after so many seconds of waiting."""
+        return job.priority + int(max(seconds, 0.0) / self.aging)
+
+    def _waited(self, job: Job, now: float) -> float:
+        """Seconds since it, or one of its client's with its priority, had a chance."""
+        return now - max(job.arrived, self._turns.get((job.client, job.priority), job.arrived))
+
+    def _follows(self, job: Job) -> bool:
+        """Whether another request is to run what they have in common first."""
+        other = self.jobs.get(job.after) if job.after else None
+        return other is not None and other.stage != "decoding"
 
     def _admit(self, now: float, free: int, running: list[Job]) -> list[Job]:
         """Who gets a place: those whose text fits beside what the running ones will need soon."""
         free -= sum(job.missing + self.tree for job in running)
+        full = len(running) >= self.places or (running and free <= self.tree)
+        if full or len(self._placed) == len(self.jobs):
+            return []
         waiting = sorted(
-            self.waiting,
-            key=lambda job: (-self._level(job, now), self._served[job.client], job.order),
+            (job for job in self.waiting if not self._follows(job)),
+            key=lambda job: (
+                -self._level(job, self._waited(job, now)),
+                self._served[job.client],
+                job.order,
+            ),
         )
         admitted: list[Job] = []
         for job in waiting:
@@ -213,6 +254,8 @@ class Scheduler:
             if len(running) + len(admitted) >= self.places or (free < 0 and not alone):
                 break
             job.stage = "prompt"
+            self._placed[job.id] = job
+            self._turns[job.client, job.priority] = now
             admitted.append(job)
         return admitted
 

@@ -5,16 +5,85 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from time import monotonic
+from typing import Protocol
 
+from paceline.engines.base import Memory
 from paceline.errors import PacelineError
 from paceline.serving.scheduler import BusyError
 from paceline.serving.worker import Ask, Event, Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[Event], None]
+FAILED = "the server failed; its log says more"
+_WAITING = 64  # events that a reader may be behind before they are merged
+
+
+class StoppingError(BusyError):
+    """The service is about to stop."""
+
+
+class Observer(Protocol):
+    """Sees every request; called in the worker's thread, so it must be quick."""
+
+    def took(self, ask: Ask) -> None:
+        """A request was handed in."""
+
+    def saw(self, ask: Ask, event: Event) -> None:
+        """Something came of it; with a `finish`, for the last time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much there is to do: requests without and with a place, and pages."""
+
+    waiting: int = 0
+    running: int = 0
+    memory: Memory | None = None
+
+
+class Mailbox:
+    """Events on their way to one reader, in its loop.
+
+    A reader that is slow gets fewer, larger events: their text, tokens and log probabilities are
+    joined, and of their trees the last is left. So what waits for it is bounded by its answer.
+    """
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._some = asyncio.Event()
+
+    def put(self, event: Event) -> None:
+        """Deliver."""
+        if len(self._events) >= _WAITING:
+            event = merged(self._events.pop(), event)
+        self._events.append(event)
+        self._some.set()
+
+    async def get(self) -> Event:
+        """The next; waits for it."""
+        while not self._events:
+            self._some.clear()
+            await self._some.wait()
+        return self._events.popleft()
+
+
+def merged(first: Event, then: Event) -> Event:
+    """Two events of a request as one."""
+    return replace(
+        then,
+        text=first.text + then.text,
+        texts=first.texts + then.texts,
+        tokens=first.tokens + then.tokens,
+        origins=first.origins + then.origins,
+        logprobs=first.logprobs + then.logprobs,
+        tree=then.tree or first.tree,
+        path=then.path or first.path,
+    )
 
 
 class Service:
@@ -27,10 +96,12 @@ class Service:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._sinks: dict[str, _Sink] = {}
+        self._sinks: dict[str, tuple[Ask, _Sink]] = {}
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
         self._stopped = self._draining = False
         self.failures = 0
+        self.load = Load()
+        self.observers: list[Observer] = []
 
     def start(self) -> None:
         """Begin to work."""
@@ -41,6 +112,20 @@ class Service:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._draining
 
+    @property
+    def draining(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._draining
+
+    @property
+    def idle(self) -> bool:
+        """Whether everybody was told the end."""
+        return not self._sinks
+
+    def drain(self) -> None:
+        """Take no more requests; those under way go on."""
+        self._draining = True
+
     async def stream(self, ask: Ask) -> AsyncIterator[Event]:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
@@ -49,10 +134,11 @@ class Service:
 
         Raises:
             PacelineError: it cannot be run.
-            BusyError: there are too many, or the service is about to stop.
+            BusyError: there are too many.
+            StoppingError: the service is about to stop.
         """
         loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+        events = Mailbox()
         taken: asyncio.Future[None] = loop.create_future()
 
         def settle(error: Exception | None) -> None:
@@ -62,9 +148,11 @@ class Service:
         def submit() -> None:
             try:
                 if self._draining:
-                    raise BusyError("the server is about to stop; try another")
-                self._sinks[ask.id] = lambda e: _post(loop, events.put_nowait, e)
+                    raise StoppingError("the server is about to stop; try another")
+                self._sinks[ask.id] = ask, lambda e: _post(loop, events.put, e)
                 self.worker.submit(ask)
+                for observer in self.observers:
+                    observer.took(ask)
             except Exception as error:
                 self._sinks.pop(ask.id, None)
                 _post(loop, settle, error)
@@ -83,7 +171,7 @@ class Service:
             raise
         return self._events(ask.id, events)
 
-    async def _events(self, ask_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    async def _events(self, ask_id: str, events: Mailbox) -> AsyncIterator[Event]:
         over = False
         try:
             while not over:
@@ -119,6 +207,7 @@ class Service:
     def _work(self) -> None:
         while not self._stopped:
             try:
+                self._weigh()
                 self._commands(wait=self.worker.idle)
                 if not self._stopped and not self.worker.idle:
                     self._send(self.worker.step())
@@ -126,8 +215,14 @@ class Service:
                 # A bug. Those under way are told; those to come may fare better.
                 _log.exception("a pass failed")
                 self.failures += 1
-                self._send(self.worker.close("error", "the server failed; its log says more"))
+                self._send(self.worker.close("error", FAILED))
         self._commands(wait=False)
+
+    def _weigh(self) -> None:
+        """Look at the load here, where nobody changes it meanwhile."""
+        waiting = len(self.worker.scheduler.waiting)
+        running = len(self.worker.scheduler.jobs) - waiting
+        self.load = Load(waiting, running, self.worker.lm.engine.memory)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""
@@ -141,11 +236,14 @@ class Service:
 
     def _send(self, events: list[Event]) -> None:
         for event in events:
-            sink = self._sinks.get(event.id)
+            if event.id not in self._sinks:
+                continue
+            ask, sink = self._sinks[event.id]
             if event.finish is not None:
-                self._sinks.pop(event.id, None)
-            if sink:
-                sink(event)
+                del self._sinks[event.id]
+            for observer in self.observers:
+                observer.saw(ask, event)
+            sink(event)
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:

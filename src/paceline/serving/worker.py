@@ -7,17 +7,20 @@ on the batch. One thread drives a worker; `serving/service.py` has it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import monotonic, perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from paceline.core import Floats, Output, Request, TokenTree
-from paceline.decoding.governor import Fixed
+from paceline.decoding.governor import Fixed, Governor
+from paceline.decoding.loop import follows_rejection
 from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
+from paceline.drafters.base import Drafter, DraftMethod
 from paceline.engines.base import PAGE, Memory
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
@@ -31,6 +34,9 @@ from paceline.serving.scheduler import Job, Scheduler
 _CHUNK = 256  # tokens of prompts in a pass that nobody waits for
 _LEAST = 8  # and in one that somebody waits for
 _FEWEST = 4  # pages of keys and values
+_METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,9 @@ class Event:
         logprobs: of each token, where asked for.
         tree: of the pass, for those who look closely.
         path: the accepted nodes of it.
+        texts: that each token made certain; joined, `text`.
+        sources: names that the origins of the tree index.
+        at: when the pass was over, in seconds of `time.monotonic`.
         finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
@@ -93,6 +102,9 @@ class Event:
     logprobs: list[Logprob] = field(default_factory=list)
     tree: TokenTree | None = None
     path: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    sources: Sequence[str] = ()
+    at: float = 0.0
     finish: str | None = None
     output: Output | None = None
     cached: int = 0
@@ -108,20 +120,23 @@ class Stats:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
+    guessed: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
     draft: float = 0.0
     forward: float = 0.0
     walk: float = 0.0
+    guide: float = 0.0
 
 
 @dataclass(eq=False)
 class _Place:
-    """A request that was handed in; its drafter is its own until it is over."""
+    """A request that was handed in; from its first pass to its end it has a drafter of its own."""
 
     ask: Ask
     run: Run
     lanes: Lanes
+    drafter: Drafter | None = None
     cached: int = 0  # tokens known from before when it got its place
 
 
@@ -165,9 +180,13 @@ class Worker:
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._cost = known_cost(lm.engine)
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
-        self._lanes: dict[str, Lanes] = {}
+        self._lanes: dict[DraftMethod, Lanes] = {}
         self._places: dict[str, _Place] = {}
-        self._followers: dict[str, list[Ask]] = {}
+
+    @property
+    def governor(self) -> Governor:
+        """Sizes the trees of requests that name no drafter."""
+        return self._own.governor
 
     @property
     def idle(self) -> bool:
@@ -180,30 +199,27 @@ class Worker:
         Raises:
             PacelineError: it cannot be run, or the queue is full.
         """
-        if ask.after in self._places:
-            self._followers.setdefault(str(ask.after), []).append(ask)
-            return
         lanes = self._lanes_of(ask.drafter)
+        first = lanes.first
+        if ask.request.prediction and not first.uses_prediction:
+            raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
         stream = TextStream(Detokenizer(self.lm.tokenizer), ask.request.stop_strings)
-        drafter = lanes.take()
-        try:
-            if ask.request.prediction and not drafter.uses_prediction:
-                raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
-            run = Run(self.lm.engine, drafter, ask.request, stream)
-            self.scheduler.submit(
-                Job(
-                    ask.id,
-                    text=len(ask.request.prompt),
-                    most=len(ask.request.prompt) + run.room + 1,
-                    client=ask.client,
-                    priority=ask.priority,
-                    deadline=ask.deadline,
-                    arrived=monotonic(),
-                )
+        budget = self._budget_of(ask)
+        sized = lanes.governor if budget is None else Fixed(budget)
+        rejects = follows_rejection(ask.request, first, sized)
+        run = Run(self.lm.engine, first, ask.request, stream, rejects=rejects)
+        self.scheduler.submit(
+            Job(
+                ask.id,
+                text=len(ask.request.prompt),
+                most=len(ask.request.prompt) + run.room + 1,
+                client=ask.client,
+                priority=ask.priority,
+                deadline=ask.deadline,
+                arrived=monotonic(),
+                after=ask.after,
             )
-        except PacelineError:
-            lanes.give(drafter)
-            raise
+        )
         self._places[ask.id] = _Place(ask, run, lanes)
 
     def cancel(self, ask_id: str) -> list[Event]:
@@ -224,13 +240,16 @@ class Worker:
             if each in self._places and self._run(each).missing
         ]
         turns = [self._turn(each) for each in plan.decoding]
+        self._make_room(parts, turns, plan.nodes)
         start = perf_counter()
         groups = self._groups(turns)
         riding = sum(len(part.tree) for part in parts) + len(turns)
         for lanes, group in groups:
             lanes.draft(group, plan.nodes, riding - len(group))
         drafted = perf_counter()
-        logits = self._forward([*parts, *(turn for turn in turns if not turn.error)])
+        self._look(turns)
+        looked = perf_counter()
+        logits = self._forward([*parts, *turns])
         passed = perf_counter()
         nodes = sum(len(turn.tree) for turn in [*parts, *turns] if turn.id in logits)
         for part in parts:
@@ -245,28 +264,35 @@ class Worker:
         self.stats.passes += bool(nodes)
         self.stats.nodes += nodes
         self.stats.draft += drafted - start
-        self.stats.forward += passed - drafted
+        self.stats.guide += looked - drafted
+        self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
         """Give everything up, texts of the past too."""
-        waiting = [ask.id for asks in self._followers.values() for ask in asks]
-        self._followers.clear()
         events = [event for each in list(self._places) for event in self._end(each, finish, error)]
         self.prefixes.clear()
-        return [*events, *(Event(each, finish=finish, error=error) for each in waiting)]
+        return events
 
     def _run(self, ask_id: str) -> Run:
         return self._places[ask_id].run
 
     def _lanes_of(self, drafter: str | None) -> Lanes:
-        if drafter is None:
+        method = self.lm.method if drafter is None else drafters.parse(drafter)
+        if method == self.lm.method:
             return self._own
-        if drafter not in self._lanes:
-            method = drafters.parse(drafter)
-            self._lanes[drafter] = Lanes(method, self.lm.target, self._cost)
-        return self._lanes[drafter]
+        if method not in self._lanes:
+            lanes = Lanes(method, self.lm.target, self._cost)
+            used = [place.lanes for place in self._places.values()]
+            unused = [known for known, each in self._lanes.items() if each not in used]
+            for known in unused[: max(len(self._lanes) + 1 - _METHODS, 0)]:
+                del self._lanes[known]
+            self._lanes[method] = lanes
+        return self._lanes[method]
+
+    def _budget_of(self, ask: Ask) -> int | None:
+        return self._budget if ask.budget is None else ask.budget
 
     def _groups(self, turns: list[Turn]) -> list[tuple[Lanes, list[Turn]]]:
         """The turns by where their drafters are from."""
@@ -277,26 +303,46 @@ class Worker:
 
     def _free(self) -> int:
         """Positions of memory that can be had, texts of the past given up if need be."""
-        memory = self.lm.engine.memory
-        running = len(self.scheduler.running)
-        free = ((memory.free or 0) + self.prefixes.pages - 2 * running) * PAGE
-        return max(free, PAGE) if running == 1 else free  # one alone always fits
+        engine, running = self.lm.engine, self.scheduler.running
+        runs = (self._run(job.id) for job in running)
+        sequences = (run.sequence for run in runs if run.sequence is not None)
+        held = {page for sequence in sequences for page in engine.pages(sequence)}
+        pages = (engine.memory.free or 0) + self.prefixes.idle(held) - 2 * len(running)
+        return max(pages, 1) * PAGE if len(running) == 1 else pages * PAGE  # one always fits
+
+    def _make_room(self, parts: list[Turn], turns: list[Turn], nodes: int) -> None:
+        """Give up texts of the past, so that drafters and guides find room, too."""
+        lengths = [(part.run, len(part.tree)) for part in parts] + [(t.run, nodes) for t in turns]
+        needed = 0
+        for run, more in lengths:
+            length = run.sequence.length if run.sequence else 0
+            copied = length % PAGE > 0  # the last page may be shared
+            needed += Memory.pages(length + more) - Memory.pages(length) + copied
+        while True:
+            lack = needed - (self.lm.engine.memory.free or 0)
+            if lack <= 0 or not self.prefixes.shrink(lack):
+                return
 
     def _carried(self, roots: int) -> int:
         """Tokens of prompts that a pass with so many roots may carry."""
         if not roots:
             return _CHUNK
         governor, sizes = self._own.governor, np.arange(1, _CHUNK + 1)
-        fits = governor.seconds(roots + sizes) <= self.stall * governor.seconds(roots)
-        return max(int(fits.sum()), _LEAST)
+        slow = governor.seconds(roots + sizes) > self.stall * governor.seconds(roots)
+        return max(int(slow.argmax()), _LEAST) if slow.any() else _CHUNK
 
     def _open(self, ask_id: str) -> list[Event]:
         place = self._places[ask_id]
         try:
-            sequence, place.cached = self.prefixes.match(place.run.text[:-1])
+            if place.drafter is None:
+                place.drafter = place.run.drafter = place.lanes.take()
+            try:
+                sequence, place.cached = self.prefixes.match(place.run.text[:-1])
+            except MemoryFullError:  # an engine that copies what it forks
+                sequence, place.cached = None, 0
             place.run.open(sequence)
-        except PacelineError as error:
-            return self._end(ask_id, "error", str(error))
+        except Exception as error:
+            return self._fail(ask_id, error)
         self.stats.cached_tokens += place.cached
         self._tell(ask_id)
         return []
@@ -307,7 +353,7 @@ class Worker:
 
     def _turn(self, ask_id: str) -> Turn:
         place = self._places[ask_id]
-        budget = self._budget if place.ask.budget is None else place.ask.budget
+        budget = self._budget_of(place.ask)
         return Turn(ask_id, place.run, budget, said=len(place.run.output.tokens))
 
     def _tell(self, ask_id: str) -> None:
@@ -315,32 +361,57 @@ class Worker:
         run = self._run(ask_id)
         self.scheduler.ran(ask_id, run.sequence.length if run.sequence else 0, len(run.text))
 
+    def _look(self, turns: list[Turn]) -> None:
+        """Let the guides of each request run its tree."""
+        for turn in turns:
+            looked = False
+            while turn.run.sequence and not turn.error and not looked:
+                try:
+                    turn.run.look(turn.tree)
+                    looked = True
+                except MemoryFullError as error:
+                    self._relieve(turn, error)
+                except Exception as error:
+                    turn.error = error
+
     def _forward(self, turns: list[Turn]) -> dict[str, Floats]:
         """The logits of each turn; of those that had to give their memory up, none."""
-        while turns:
+        while turns := [turn for turn in turns if turn.run.sequence and not turn.error]:
             rows = [turn.run.watches if turn.run.missing else True for turn in turns]
             batch = [(turn.run.sequence, turn.tree) for turn in turns if turn.run.sequence]
             try:
                 logits = self.lm.engine.forward(batch, rows)
             except MemoryFullError as error:
-                if self.prefixes.shrink(len(turns)):
-                    continue
-                if len(turns) > 1:
-                    order = {job.id: at for at, job in enumerate(self.scheduler.running)}
-                    last = max(turns, key=lambda turn: order[turn.id])
-                    self._preempt(last.id)
-                    turns = [turn for turn in turns if turn is not last]
-                    continue
-                turns[0].error = error
+                self._relieve(turns[0], error)
             except PacelineError as error:
-                for turn in turns:
-                    turn.error = error
+                self._blame(turns, error)
             else:
                 sizes = [len(t.tree) * shown for t, shown in zip(turns, rows, strict=True)]
                 split = np.split(logits, np.cumsum(sizes)[:-1])
                 return {turn.id: part for turn, part in zip(turns, split, strict=True)}
-            break
         return {}
+
+    def _relieve(self, turn: Turn, error: MemoryFullError) -> None:
+        """Let a turn have more memory: of texts of the past, or of the least important request."""
+        running = self.scheduler.running
+        if self.prefixes.shrink(len(running)):
+            return
+        if len(running) > 1:
+            self._preempt(running[-1].id)
+        else:
+            turn.error = error
+
+    def _blame(self, turns: list[Turn], error: PacelineError) -> None:
+        """Find out whose tree a pass was refused for: the others are run without it."""
+        for turn in turns:
+            assert turn.run.sequence is not None
+            try:
+                self.lm.engine.forward([(turn.run.sequence, turn.tree)], "none")
+            except Exception as own:
+                turn.error = own
+        if not any(turn.error for turn in turns):
+            for turn in turns:
+                turn.error = error
 
     def _ran(self, part: Turn, logits: Floats) -> None:
         part.run.ran(part.tree, logits if len(logits) else None)
@@ -348,7 +419,6 @@ class Worker:
         self._tell(part.id)
         if not part.run.missing:
             self._keep(part.run)
-            self._let_follow(part.id)
 
     def _keep(self, run: Run) -> None:
         """Let later requests begin with what this one has run."""
@@ -358,24 +428,30 @@ class Worker:
     def _told(self, turn: Turn, logits: Floats | None) -> list[Event]:
         """What a request is told after a pass."""
         if turn.error:
-            return self._end(turn.id, "error", str(turn.error))
+            return self._fail(turn.id, turn.error)
         if turn.walked is None or logits is None:
             return []
         run, path = turn.run, turn.walked.path
         tokens = run.output.tokens[turn.said :]
         names = [run.drafter.origins[turn.tree.origin[node]] for node in path[1:]]
+        for origin in turn.tree.origin[1:]:
+            name = run.drafter.origins[origin]
+            self.stats.guessed[name] = self.stats.guessed.get(name, 0) + 1
         for name in names[: len(tokens)]:
             self.stats.accepted[name] = self.stats.accepted.get(name, 0) + 1
         self.stats.tokens += len(tokens)
         wanted = self._places[turn.id].ask.logprobs
         event = Event(
             turn.id,
-            turn.text,
+            "".join(turn.texts),
             tokens,
             [*names, None][: len(tokens)],
             [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
             turn.tree,
             path,
+            turn.texts,
+            run.drafter.origins,
+            monotonic(),
         )
         if not run.done:
             self._tell(turn.id)
@@ -388,28 +464,30 @@ class Worker:
             self.scheduler.preempt(ask_id)
         self.stats.preempted += 1
 
+    def _fail(self, ask_id: str, error: Exception) -> list[Event]:
+        """End a request alone: by its own fault, or by a bug in what works for it."""
+        if isinstance(error, PacelineError):
+            return self._end(ask_id, "error", str(error))
+        _log.error("request %s failed", ask_id, exc_info=error)
+        self._places[ask_id].drafter = None  # it may be the one that is broken
+        return self._end(ask_id, "error", "the server failed at this request; its log says more")
+
     def _end(self, ask_id: str, finish: str, error: str = "") -> list[Event]:
         place = self._places.pop(ask_id, None)
         if place is None:
             return []
-        self._keep(place.run)
-        place.run.close()
-        place.lanes.give(place.run.drafter)
-        place.run.output.finish = finish
         self.scheduler.finished(ask_id)
-        output, cached = place.run.output, place.cached
-        over = Event(ask_id, finish=finish, output=output, cached=cached, error=error)
-        return [over, *self._let_follow(ask_id)]
-
-    def _let_follow(self, ask_id: str) -> list[Event]:
-        """Hand in those that waited for a prompt to be run."""
-        events = []
-        for ask in self._followers.pop(ask_id, []):
-            try:
-                self.submit(replace(ask, after=None))
-            except PacelineError as error:
-                events.append(Event(ask.id, finish="error", error=str(error)))
-        return events
+        if finish != "error":
+            self._keep(place.run)
+        try:
+            place.run.close()
+        except Exception:
+            _log.exception("request %s did not end well", ask_id)
+        if place.drafter is not None:
+            place.lanes.give(place.drafter)
+        output = place.run.output
+        output.finish = finish
+        return [Event(ask_id, finish=finish, output=output, cached=place.cached, error=error)]
 
 
 def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:

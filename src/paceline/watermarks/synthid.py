@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from paceline.control.base import require, softmax
+from paceline import _native
+from paceline.control.base import require
 from paceline.core import Exactness, Floats, Request
 from paceline.errors import RequestError
 from paceline.noise import bits
@@ -17,7 +18,8 @@ from paceline.registry import watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 
-_NEVER = 1e-200  # a chance below the reach of the walk's noise; far smaller numbers are slow
+_LANES = 32  # sums side by side
+_NEVER = np.float32(1e-30)  # a chance that no draw meets; far smaller numbers are slow
 
 
 @watermarks.register("synthid", Exactness.DISTRIBUTION)
@@ -84,6 +86,8 @@ class Synthid(Watermark):
 class _Tournament:
     """Edits the distribution by one tournament; `start` is where the output begins."""
 
+    settles: ClassVar[bool] = True  # see `control.base.Settling`
+
     method: Synthid
     seed: int
     start: int
@@ -93,20 +97,15 @@ class _Tournament:
         context = history[-self.method.context :]
         if len(context) < self.method.context or self._seen(history, context):
             return logits
-        p = softmax(logits)
-        possible = np.flatnonzero(p)
-        p = p[possible]
-        found = bits(context_stream(self.seed, context), possible)
-        for layer in range(self.method.layers):
-            g = ((found >> np.uint64(layer)) & np.uint64(1)).astype(np.float64)
-            # Not p @ g: the threads of a BLAS sum in an order of their own.
-            p *= g + (1.0 - min(float(np.einsum("i,i", p, g)), 1.0))
-            p[p < _NEVER] = 0.0
+        top = logits.max()
+        if not np.isfinite(top):
+            return logits  # the walk says what is wrong
+        p = np.exp(logits - top)
+        p /= np.float32(p.sum(dtype=np.float64))
+        p = _native.tournament(p, context_stream(self.seed, context), self.method.layers)
         with np.errstate(divide="ignore"):
-            scores = np.log(p)
-        edited = np.full(len(logits), -np.inf, np.float32)
-        edited[possible] = scores
-        return edited
+            found: Floats = np.log(p)
+        return found
 
     def _seen(self, history: list[int], context: list[int]) -> bool:
         """Whether a token of the output was drawn after the same context."""
@@ -115,3 +114,22 @@ class _Tournament:
             if history[end - 1] == context[-1] and history[end - size : end] == context:
                 return True
         return False
+
+
+def tournament(chances: Floats, start: int, layers: int) -> Floats:
+    """What `_native.tournament` gives, to the last bit: `chances` [V] after all layers.
+
+    The chance of bit 1 is summed in lanes, so that its order is the same on every machine.
+    """
+    tokens = np.flatnonzero(chances)
+    p = np.pad(chances[tokens], (0, -len(tokens) % _LANES))
+    random = np.pad(bits(start, tokens), (0, -len(tokens) % _LANES))
+    for layer in range(layers):
+        g = (random >> np.uint64(layer) & np.uint64(1)).astype(bool)
+        sums = np.where(g, p, np.float32(0)).reshape(-1, _LANES).sum(0)
+        rest = 1.0 - min(sum(sums.tolist()), 1.0)
+        p = p * np.where(g, np.float32(1.0 + rest), np.float32(rest))
+        p[p < _NEVER] = 0.0
+    found = np.zeros_like(chances)
+    found[tokens] = p[: len(tokens)]
+    return found

@@ -227,6 +227,9 @@ def test_models_tokens_and_health(client, address, lm):
         ({"speculation": {"drafter": "model:path=/etc"}}, "this server has plain"),
         ({"speculation": {"drafter": "recycle"}, "prediction": {"content": "a"}}, "prediction"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"sampler": "monitor=."}, "monitor.project names a place on the server"),
+        ({"sampler": "keywords=dog,keywords.hmm=x"}, "keywords.hmm names a place"),
+        ({"sampler": "keywords=umbrella", "max_tokens": 1}, "allow more"),
     ],
 )
 def test_bad_requests_are_told_in_a_sentence(client, change, said):

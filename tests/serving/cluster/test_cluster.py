@@ -95,7 +95,7 @@ def test_a_server_outlives_a_node(nodes, lm):
     def read():
         for line in process.stderr:
             told.append(line)
-            if "2 replicas on http" in line:
+            if "2 times 1 threads" in line:
                 listens.set()
         listens.set()
 
@@ -103,7 +103,8 @@ def test_a_server_outlives_a_node(nodes, lm):
     reader.start()
     try:
         assert listens.wait(120)
-        server = Server.parse(next(line for line in told if "2 replicas" in line).split()[3][:-1])
+        assert process.poll() is None, told
+        server = Server.parse(next(line for line in told if "2 times" in line).split()[3][:-1])
         asyncio.run(asked_while_a_node_dies(server, lm, lambda: kill(nodes, other)))
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) in (0, -signal.SIGTERM)

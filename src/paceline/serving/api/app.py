@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 
 from paceline import __version__
-from paceline.serving.api import chat, completions, tokens
+from paceline.serving import playground
+from paceline.serving.api import chat, completions, responses, tokens
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.context import Context, Here
-from paceline.serving.api.refusals import install
+from paceline.serving.api.guard import Guard, Rules
+from paceline.serving.api.refusals import describe, install
+from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
 
-def create_app(service: Service, name: str, limits: Limits | None = None) -> FastAPI:
+def create_app(
+    service: Service,
+    name: str,
+    limits: Limits | None = None,
+    rules: Rules | None = None,
+    cors: Sequence[str] = (),
+) -> FastAPI:
     """The API of a service, which starts and stops with it if it is not started.
 
     Args:
         service: runs requests.
         name: what the model is called.
         limits: what may be asked for.
+        rules: who may ask, how much and how long.
+        cors: origins whose pages may ask; `*` is any.
     """
+    rules, metrics = rules or Rules(), Metrics(service)
+    service.observers.append(metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -37,18 +52,35 @@ def create_app(service: Service, name: str, limits: Limits | None = None) -> Fas
     )
     app.state.context = Context(service, name, limits or Limits())
     install(app)
-    for part in (completions, chat, tokens):
+    for part in (completions, chat, responses, tokens):
         app.include_router(part.router)
+    app.include_router(playground.router)
+    inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
+    app.add_middleware(Guard, **inside, draining=lambda: service.draining)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
 
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Whether the process lives."""
         return {"status": "ok"}
 
-    @app.get("/ready")
+    @app.get("/ready", responses={503: {"description": "Not now."}})
     async def ready(here: Here) -> JSONResponse:
         """Whether requests are taken."""
         taken = here.service.ready
         return JSONResponse({"ready": taken}, 200 if taken else 503)
 
+    @app.get("/metrics", response_class=Response)
+    async def told() -> Response:
+        """What Prometheus reads."""
+        return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+
+    describe(app)
     return app

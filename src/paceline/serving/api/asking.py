@@ -42,12 +42,14 @@ class Limits:
 
     Attributes:
         new_tokens: most tokens of an answer.
+        prompt_tokens: most tokens of a prompt.
         default_tokens: where the body names no number; None takes what is left of the context.
         drafters: what `speculation.drafter` may name.
         answers: most answers to one request, over all its prompts.
     """
 
     new_tokens: int | None = None
+    prompt_tokens: int | None = None
     default_tokens: int | None = None
     drafters: Sequence[str] = ("plain", "lookup", "recycle", "suffix", "trie", "phrases", "blend")
     answers: int = 128
@@ -158,6 +160,13 @@ def _controls(body: Sampled) -> Any:
     if body.sampler is None:
         return given or None
     both = Sampling.parse(body.sampler)
+    for method in both.methods:
+        named_paths = [name for name in method.paths if getattr(method, name)]
+        if named_paths:
+            control = getattr(method, "name", type(method).__name__)
+            raise RequestError(
+                f"{control}.{named_paths[0]} names a place on the server, which requests may not"
+            )
     own = Sampling.of(given)
     return Sampling(both.temperature, (*own.methods, *both.methods)).methods
 
@@ -203,10 +212,16 @@ def _answers(
 
     def asks() -> Iterator[Ask]:
         for place in range(count):
+            request = make(seed=seed + place)
+            if limits.prompt_tokens is not None and len(request.prompt) > limits.prompt_tokens:
+                raise RequestError(
+                    f"the prompt has {len(request.prompt)} tokens, and this server takes "
+                    f"{limits.prompt_tokens} at most"
+                )
             yield Ask(
                 id=f"{name}-{place}",
-                request=make(seed=seed + place),
-                client=body.user or client,
+                request=request,
+                client=client,
                 priority=body.priority,
                 deadline=deadline,
                 drafter=wish.drafter if wish else None,

@@ -7,24 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 
 from paceline.lm import LM
 from paceline.serving.api import replies
+from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import chat_asks
-from paceline.serving.api.context import (
-    Context,
-    Here,
-    client_of,
-    finished,
-    named,
-    opened,
-    together,
-    told,
-)
+from paceline.serving.api.context import Context, Here, client_of, named, opened, told
 from paceline.serving.api.replies import Answer
 from paceline.serving.api.schemas import ChatBody
-from paceline.serving.worker import Event
 
 router = APIRouter()
 
@@ -33,17 +23,17 @@ router = APIRouter()
 async def chat(body: ChatBody, request: Request, here: Here) -> Any:
     """Answer in a conversation."""
     here.check_model(body.model)
-    name, client = named("chatcmpl"), client_of(request)
+    name, client = named("chatcmpl"), client_of(request, body.user)
     asks = await asyncio.to_thread(chat_asks, here.lm, body, name, client, here.limits)
-    streams = await opened(here.service, asks)
-    answers = [Answer(ask, place) for place, ask in enumerate(asks)]
+    answering = await opened(here, request, asks)
     if body.stream:
         heading = replies.head(name, "chat.completion.chunk", here.name)
-        pieces = _pieces(body, here, heading, answers, together(answers, streams))
-        return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
-    passes = await finished(answers, streams, body.trace, here.lm)
-    heading = replies.head(name, "chat.completion", here.name)
-    found = reply(body, heading, answers, here.lm)
+        pieces = _pieces(body, here, heading, answering)
+        return answering.streamed(replies.sse(pieces))
+    passes = await answering.finish(request, here.lm, body.trace)
+    found = reply(
+        body, replies.head(name, "chat.completion", here.name), answering.answers, here.lm
+    )
     found["paceline"] |= passes
     return found
 
@@ -68,12 +58,11 @@ async def _pieces(
     body: ChatBody,
     here: Context,
     heading: dict[str, Any],
-    answers: Sequence[Answer],
-    events: AsyncIterator[tuple[Answer, Event]],
+    answering: Answering,
 ) -> AsyncIterator[dict[str, Any]]:
-    for answer in answers:
+    for answer in answering.answers:
         yield heading | {"choices": [_delta(answer, {"role": "assistant", "content": ""})]}
-    async for answer, event in events:
+    async for answer, event in answering.events():
         change: dict[str, Any] = {"content": event.text} if event.text else {}
         if answer.ask.request.reading:  # a call is told whole, or not at all
             change = _whole(answer) if event.finish else {}
@@ -83,7 +72,7 @@ async def _pieces(
                 shown["logprobs"] = replies.chat_logprobs(event.logprobs, here.lm)
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": replies.usage(answers)}
+        yield heading | {"choices": [], "usage": replies.usage(answering.answers)}
 
 
 def _delta(answer: Answer, change: dict[str, Any]) -> dict[str, Any]:

@@ -7,24 +7,14 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import StreamingResponse
 
 from paceline.lm import LM
 from paceline.serving.api import replies
+from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import completion_asks
-from paceline.serving.api.context import (
-    Context,
-    Here,
-    client_of,
-    finished,
-    named,
-    opened,
-    together,
-    told,
-)
+from paceline.serving.api.context import Context, Here, client_of, named, opened, told
 from paceline.serving.api.replies import Answer
 from paceline.serving.api.schemas import CompletionBody
-from paceline.serving.worker import Event
 
 router = APIRouter()
 
@@ -33,18 +23,17 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request, here: Here) -> Any:
     """Continue texts."""
     here.check_model(body.model)
-    name, client = named("cmpl"), client_of(request)
+    name, client = named("cmpl"), client_of(request, body.user)
     asked = await asyncio.to_thread(completion_asks, here.lm, body, name, client, here.limits)
     asks = [ask for each in asked for ask in each]
-    streams = await opened(here.service, asks)
-    answers = [Answer(ask, place) for place, ask in enumerate(asks)]
+    answering = await opened(here, request, asks)
     heading = replies.head(name, "text_completion", here.name)
     if body.stream:
-        echoes = [_echo(body, answer, here.lm) for answer in answers]
-        pieces = _pieces(body, here, heading, answers, echoes, together(answers, streams))
-        return StreamingResponse(replies.sse(pieces), media_type="text/event-stream")
-    passes = await finished(answers, streams, body.trace, here.lm)
-    found = reply(body, heading, answers, len(asked), here.lm)
+        echoes = [_echo(body, answer, here.lm) for answer in answering.answers]
+        pieces = _pieces(body, here, heading, answering, echoes)
+        return answering.streamed(replies.sse(pieces))
+    passes = await answering.finish(request, here.lm, body.trace)
+    found = reply(body, heading, answering.answers, len(asked), here.lm)
     found["paceline"] |= passes
     return found
 
@@ -70,14 +59,13 @@ async def _pieces(
     body: CompletionBody,
     here: Context,
     heading: dict[str, Any],
-    answers: Sequence[Answer],
+    answering: Answering,
     echoes: Sequence[str],
-    events: AsyncIterator[tuple[Answer, Event]],
 ) -> AsyncIterator[dict[str, Any]]:
-    for answer, echo in zip(answers, echoes, strict=True):
+    for answer, echo in zip(answering.answers, echoes, strict=True):
         if echo:
             yield heading | {"choices": [_choice(answer, echo)]}
-    async for answer, event in events:
+    async for answer, event in answering.events():
         if event.text or event.finish or event.logprobs or body.trace:
             shown = _choice(answer, event.text)
             if event.logprobs:
@@ -85,7 +73,7 @@ async def _pieces(
                 shown["logprobs"] = replies.completion_logprobs(part, here.lm)
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": replies.usage(answers)}
+        yield heading | {"choices": [], "usage": replies.usage(answering.answers)}
 
 
 def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:

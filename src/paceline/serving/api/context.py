@@ -1,25 +1,21 @@
-"""What routes share: the service, and the streams of a request's answers."""
+"""What routes share: the service, its limits, and who asks."""
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
-from paceline.errors import RequestError
 from paceline.lm import LM
 from paceline.serving.api import replies
+from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.refusals import NotFoundError
-from paceline.serving.api.replies import Answer
 from paceline.serving.service import Service
 from paceline.serving.worker import Ask, Event
-
-_Stream = AsyncIterator[Event]
 
 
 @dataclass
@@ -59,66 +55,16 @@ def _context(request: Request) -> Context:
 Here = Annotated[Context, Depends(_context)]
 
 
-async def opened(service: Service, asks: Sequence[Ask]) -> list[_Stream]:
-    """A stream for each; none where one is refused.
+async def opened(here: Context, request: Request, asks: Sequence[Ask]) -> Answering:
+    """The answers to a request, handed in.
 
     Raises:
         PacelineError: as `Service.stream`.
     """
-    streams: list[_Stream] = []
-    try:
-        for ask in asks:
-            streams.append(await service.stream(ask))
-    except BaseException:
-        for ask in asks[: len(streams)]:
-            service.cancel(ask.id)
-        raise
-    return streams
-
-
-async def together(
-    answers: Sequence[Answer], streams: Sequence[_Stream]
-) -> AsyncIterator[tuple[Answer, Event]]:
-    """The events of all streams as they come; each is added to its answer.
-
-    Whoever leaves early cancels them.
-    """
-    ready: asyncio.Queue[tuple[Answer, Event]] = asyncio.Queue()
-
-    async def follow(answer: Answer, stream: _Stream) -> None:
-        async for event in stream:
-            await ready.put((answer, event))
-
-    pairs = zip(answers, streams, strict=True)
-    tasks = [asyncio.create_task(follow(*pair)) for pair in pairs]
-    left = len(tasks)
-    try:
-        while left:
-            answer, event = await ready.get()
-            answer.add(event)
-            left -= event.finish is not None
-            yield answer, event
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def finished(
-    answers: Sequence[Answer], streams: Sequence[_Stream], trace: bool, lm: LM
-) -> dict[str, Any]:
-    """Wait for all answers; the passes of the first, where they are wanted.
-
-    Raises:
-        RequestError: one failed.
-    """
-    passes = []
-    async for answer, event in together(answers, streams):
-        if trace and answer.index == 0 and event.tokens:
-            passes.append(replies.traced(event, lm))
-        if event.finish == "error":
-            raise RequestError(event.error)
-    return {"trace": passes} if trace else {}
+    answering = Answering(here.service, asks)
+    request.state.answers = answering.answers
+    await answering.open()
+    return answering
 
 
 def told(piece: dict[str, Any], trace: bool, event: Event, lm: LM) -> dict[str, Any]:
@@ -130,10 +76,10 @@ def told(piece: dict[str, Any], trace: bool, event: Event, lm: LM) -> dict[str, 
     return piece
 
 
-def client_of(request: Request) -> str:
-    """Whose request it is: that of a key, else of an address."""
-    known: str | None = getattr(request.state, "client", None)
-    return known or (request.client.host if request.client else "")
+def client_of(request: Request, user: str | None = None) -> str:
+    """Whose request it is: that of a key, else of the user it names, else of an address."""
+    key: str | None = getattr(request.state, "key", None)
+    return key or user or (request.client.host if request.client else "")
 
 
 def named(kind: str) -> str:

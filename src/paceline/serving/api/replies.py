@@ -110,13 +110,24 @@ def speculation(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def traced(event: Event, lm: LM) -> dict[str, Any]:
-    """A pass, looked at closely: its tokens with who guessed each, and its tree."""
-    found: dict[str, Any] = {"tokens": event.tokens, "origins": event.origins}
+    """A pass, looked at closely: its tokens with who guessed each, and its tree.
+
+    `texts` are what each token made certain: joined, they are the answer. `at` is when the pass was
+    over, in seconds of this server's clock.
+    """
+    found: dict[str, Any] = {
+        "tokens": event.tokens,
+        "texts": event.texts,
+        "origins": event.origins,
+        "at": round(event.at, 6),
+    }
     if event.tree is not None:
+        names = [*event.sources, None]  # the root's origin is -1
         found["tree"] = {
             "tokens": [lm.tokenizer.decode([int(token)]) for token in event.tree.tokens],
             "parents": event.tree.parents.tolist(),
             "scores": [round(float(score), 4) for score in event.tree.scores],
+            "origins": [names[origin] for origin in event.tree.origin],
             "path": event.path,
         }
     return found

@@ -11,9 +11,9 @@ Count = Annotated[int, Field(ge=1, le=128)]
 
 
 class Strict(BaseModel):
-    """No unknown fields, no silent conversions."""
+    """No unknown fields, no silent conversions, no numbers beyond numbers."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Speculation(Strict):
@@ -51,8 +51,6 @@ class Sampled(Strict):
     stop: Texts | None = None
     ignore_eos: bool = False
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Count | None = None
     user: str | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = Field(
@@ -63,12 +61,19 @@ class Sampled(Strict):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     speculation: Speculation | None = None
-    trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
-    store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
 
 
-class CompletionBody(Sampled):
+class Several(Sampled):
+    """What ways to generate share that give several answers."""
+
+    n: Count | None = None
+    store: Literal[False] | None = None
+    stream_options: StreamOptions | None = None
+    trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
+
+
+class CompletionBody(Several):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -163,7 +168,7 @@ class ResponseFormat(Strict):
     json_schema: SchemaBody | None = None
 
 
-class ChatBody(Sampled):
+class ChatBody(Several):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]

@@ -15,6 +15,7 @@ from ray.serve.config import RequestRouterConfig
 from paceline.serving.cluster.front import Front
 from paceline.serving.cluster.replica import Part, Replica
 from paceline.serving.cluster.router import Router
+from paceline.serving.settings import Settings
 
 _LOST = (RayActorError, ObjectLostError, WorkerCrashedError)
 _APP = "paceline"
@@ -22,7 +23,7 @@ _APP = "paceline"
 
 @contextmanager
 def replicated(
-    build: Callable[[int], FastAPI], replicas: int, threads: int, ongoing: int, drain: float
+    build: Callable[[int], FastAPI], replicas: int, threads: int, ongoing: int, settings: Settings
 ) -> Iterator[Front]:
     """So many servers on the cluster that is joined, and what is in front of them.
 
@@ -31,7 +32,7 @@ def replicated(
         replicas: their number.
         threads: processors that each takes.
         ongoing: most requests under way at each; more wait in front.
-        drain: seconds for those under way when the servers stop.
+        settings: of the server: `drain` and `max_body`.
     """
     logs = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="Disabled", logging_config=logs)
@@ -40,7 +41,7 @@ def replicated(
         logging_config=logs,
         max_ongoing_requests=ongoing,
         ray_actor_options={"num_cpus": threads},
-        graceful_shutdown_timeout_s=drain,
+        graceful_shutdown_timeout_s=settings.drain,
         request_router_config=RequestRouterConfig(request_router_class=Router),
     )
     handle = serve.run(deployment.bind(partial(build, threads)), name=_APP, route_prefix=None)
@@ -55,6 +56,6 @@ def replicated(
             parts.cancel()
 
     try:
-        yield Front(ask, _LOST)
+        yield Front(ask, _LOST, settings.max_body)
     finally:
         serve.delete(_APP)

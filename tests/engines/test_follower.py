@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from paceline.core import TokenTree
-from paceline.drafters.follower import Follower
 from tests.test_core import trees
 from tests.toy import ToyEngine
+
+from paceline.core import TokenTree
+from paceline.engines.follower import Follower
 
 TEXT = st.lists(st.integers(0, 10), min_size=1, max_size=24)
 
@@ -39,9 +39,9 @@ def test_rows_that_were_run_are_not_run_again():
     engine, run = ToyEngine(), []
     forward = engine.forward
 
-    def counting(batch, rows="all"):
+    def counting(batch, rows="all", view=None):
         run.append([tree.tokens.tolist() for _, tree in batch])
-        return forward(batch, rows)
+        return forward(batch, rows, view)
 
     engine.forward = counting
     follower = Follower(engine)

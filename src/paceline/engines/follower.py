@@ -1,11 +1,11 @@
-"""A model of one's own whose cache follows the committed text, for drafters that run one."""
+"""A cache of one's own that follows a text, for drafters and guides that run a model."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine
+from paceline.engines.base import Cached, Engine, View
 
 _NONE = np.empty(0, np.int32)
 _LATE = 8  # tokens behind the root from which catching up takes its own pass, without a head
@@ -41,15 +41,18 @@ class Follower:
             self.engine.extend(self._sequence, late)
             self._held = context[:-1].copy()
 
-    def run(self, context: Tokens, tree: TokenTree) -> Floats:
+    def run(self, context: Tokens, tree: TokenTree, view: View | None = None) -> Floats:
         """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
         late = self._catch_up(context)
-        if len(late) > _LATE:
+        partial = view is not None and view.partial
+        if len(late) > _LATE or partial:
             self.follow(context)
             late = _NONE
-        grafted = _graft(late, tree)
         assert self._sequence is not None
-        logits = self.engine.forward([(self._sequence, grafted)])
+        if partial:
+            return self.engine.forward([(self._sequence, tree)], view=view)
+        grafted = _graft(late, tree)
+        logits = self.engine.forward([(self._sequence, grafted)], view=view)
         self._pending = grafted
         return logits[len(late) :]
 

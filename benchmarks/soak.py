@@ -1,0 +1,363 @@
+"""A server under well- and ill-behaved clients for minutes, and SIGTERM at the end.
+
+    python benchmarks/soak.py --minutes 1 [--model FOLDER] [--users 8]
+
+It starts `paceline serve` on a free port of this machine. Polite users ask for greedy and sampled
+texts, streamed or whole, alone or several; each finished answer must be the text that plain
+decoding writes alone with the same seed. Hostile users leave early, send half or broken JSON,
+wrong types, large bodies, half heads, and read slowly or not at all. At the end the server gets
+SIGTERM while requests are under way. Prints a JSON document and exits with 1 where something is
+wrong: a crash, an unexplained answer, another text, pages or threads that stay, memory that grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+
+from paceline import LM
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.decoding.text import TextStream
+from paceline.models.detokenize import Detokenizer
+
+PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
+TIGHT = ["--head-seconds", "2", "--body-seconds", "2", "--write-seconds", "3", "--queue", "16"]
+OPENINGS = ("Once upon a time", "The sea", "A little dog", "One day, a girl named Lily", "He said:")
+EXPLAINED = {200, 400, 401, 404, 408, 413, 429, 503}
+GROWTH = 5e6  # bytes in the second half that are no growth: the allocator's habit
+
+
+class Server:
+    """The server's process and what is known of it."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.process = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True)
+        assert self.process.stderr
+        first = self.process.stderr.readline()
+        found = re.search(r"http://127.0.0.1:(\d+)", first)
+        if not found:
+            sys.exit(f"the server did not start: {first}")
+        self.port, self.log = int(found[1]), Counter[str]()
+        self.errors: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def _read(self) -> None:
+        assert self.process.stderr
+        for line in self.process.stderr:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                self.errors.append(line)
+                continue
+            self.log[str(told.get("status", told["event"]))] += 1
+            if told["level"] == "error":
+                self.errors.append(line)
+
+    def figures(self) -> dict[str, float]:
+        """Threads, memory and pages now."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        found = {
+            name: float(re.search(rf"{key}:\s+(\d+)", status)[1])  # type: ignore[index]
+            for name, key in (("threads", "Threads"), ("rss", "VmRSS"))
+        }
+        found["rss"] *= 1024
+        text = httpx.get(f"{self.url}/metrics", timeout=30).text
+        for name in ("kv_pages_used", "kv_pages_limit", "running", "queue_length"):
+            found[name] = float(re.search(rf"^paceline_{name} (\S+)", text, re.M)[1])  # type: ignore[index]
+        return found
+
+    def end(self) -> int:
+        """Its exit code; it has got its signal."""
+        try:
+            code = self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return -9
+        self._reader.join(5)
+        return code
+
+
+class Soak:
+    """Users of a server, and what they were told."""
+
+    def __init__(self, server: Server, minutes: float, seed: int) -> None:
+        self.server, self.chance = server, random.Random(seed)
+        self.stop = time.monotonic() + 60 * minutes
+        self.ending = False
+        self.told: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.finished: list[tuple[dict[str, Any], list[str]]] = []
+
+    def polite(self, user: int, stop: float) -> None:
+        """Ask, read to the end, keep the answer; until `stop` or the server's end."""
+        chance = random.Random(user)
+        with httpx.Client(base_url=self.server.url, timeout=120) as client:
+            while not self.ending and time.monotonic() < stop:
+                body = {
+                    "prompt": chance.choice(OPENINGS),
+                    "max_tokens": chance.choice((1, 7, 30, 119)),
+                    "temperature": chance.choice((0.0, 0.7, 1.0)),
+                    "seed": chance.randrange(20),
+                    "n": chance.choice((1, 1, 1, 3)),
+                    "stream": chance.random() < 0.5,
+                }
+                try:
+                    self._ask(client, body)
+                except httpx.ConnectError:
+                    if not self.ending:
+                        self.wrong.append("no connection")
+                except httpx.HTTPError as error:
+                    # A kept connection that the server closes when it stops is no promise broken.
+                    if not self.ending:
+                        self.wrong.append(f"{type(error).__name__}: {error}")
+
+    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> None:
+        texts, finishes = [""] * body["n"], [""] * body["n"]
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            self.told[f"polite {answer.status_code}"] += 1
+            if answer.status_code != 200:
+                said = json.loads(answer.read())["error"]["message"]
+                if answer.status_code not in (429, 503) or "Retry-After" not in answer.headers:
+                    self.wrong.append(f"{answer.status_code}: {said}")
+                time.sleep(0.05)
+                return
+            if body["stream"]:
+                lines = [line[6:] for line in answer.iter_lines() if line.startswith("data: ")]
+                if lines[-1:] != ["[DONE]"]:
+                    self.wrong.append("a stream without its end")
+                documents = [json.loads(line) for line in lines if line != "[DONE]"]
+            else:
+                documents = [json.loads(answer.read())]
+        for choice in (choice for document in documents for choice in document["choices"]):
+            texts[choice["index"]] += choice["text"]
+            finishes[choice["index"]] = choice["finish_reason"] or finishes[choice["index"]]
+        for finish in finishes:
+            self.told[f"finish {finish}"] += 1
+        if "" in finishes or not set(finishes) <= {"stop", "length", "cancelled"}:
+            self.wrong.append(f"finished with {finishes}")
+        elif "cancelled" not in finishes:
+            self.finished.append((body, texts))
+        elif not self.ending:
+            self.wrong.append("cancelled, and nobody wanted that")
+
+    def hostile(self, user: int) -> None:
+        """Something else each time."""
+        chance = random.Random(1000 + user)
+        ways = (self._leave, self._nonsense, self._large, self._half, self._slow)
+        while time.monotonic() < self.stop:
+            way = chance.choice(ways)
+            with contextlib.suppress(OSError):
+                way(chance)
+            self.told[f"hostile {way.__name__[1:]}"] += 1
+            time.sleep(chance.random() * 0.05)
+
+    def _connect(self) -> socket.socket:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", self.server.port))
+        return client
+
+    def _leave(self, chance: random.Random) -> None:
+        body = {"prompt": chance.choice(OPENINGS), "max_tokens": 400, "ignore_eos": True}
+        body |= {"n": chance.randrange(1, 5), "stream": chance.random() < 0.5}
+        with self._connect() as client:
+            client.sendall(raw(json.dumps(body).encode()))
+            time.sleep(chance.random() * 0.2)
+
+    def _nonsense(self, chance: random.Random) -> None:
+        values = (None, -1, 1e999, "x", [], {}, True, "\ud800", [[]], 10**30)
+        names = ("prompt", "max_tokens", "temperature", "n", "stop", "seed", "logit_bias", "x")
+        body: Any = {"prompt": "a", "max_tokens": 2} | {
+            chance.choice(names): chance.choice(values) for _ in range(chance.randrange(1, 4))
+        }
+        content = json.dumps(body).encode()
+        if chance.random() < 0.5:
+            content = content[: chance.randrange(len(content))] + chance.randbytes(3)
+        self._expect_explained(raw(content))
+
+    def _large(self, chance: random.Random) -> None:
+        head = raw(b"", length=10**9) if chance.random() < 0.5 else raw(b"", length=None)
+        chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
+        with self._connect() as client:
+            client.sendall(head)
+            with contextlib.suppress(OSError):
+                for _ in range(chance.randrange(40)):
+                    client.sendall(chunk)
+            client.recv(100)
+
+    def _half(self, chance: random.Random) -> None:
+        content = raw(b'{"prompt": "a", "max_tokens": 2}')
+        with self._connect() as client:
+            client.sendall(content[: chance.randrange(len(content))])
+            if chance.random() < 0.3:  # stay: the server must leave first
+                while client.recv(4096):
+                    pass
+
+    def _slow(self, chance: random.Random) -> None:
+        body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "n": 4, "stream": True}
+        with self._connect() as client:
+            client.sendall(raw(json.dumps(body | {"trace": True}).encode()))
+            for _ in range(chance.randrange(20)):
+                if not client.recv(512):
+                    return
+                time.sleep(0.05)
+            if chance.random() < 0.3:
+                time.sleep(chance.random() * 5)
+
+    def _expect_explained(self, content: bytes) -> None:
+        with self._connect() as client:
+            client.sendall(content)
+            line = client.recv(4096).split(b"\r\n")[0]
+        status = int(line.split()[1]) if line else 0
+        if line and status not in EXPLAINED:
+            self.wrong.append(f"{status} for {content!r:.200}")
+
+
+def raw(content: bytes, length: int | None = -1) -> bytes:
+    """A request; `length` None is chunked."""
+    size = len(content) if length == -1 else length
+    told = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{told}"
+    return head.encode() + b"\r\n\r\n" + content
+
+
+def alone(lm: LM, body: dict[str, Any], place: int) -> str:
+    """What plain decoding writes for an answer."""
+    request = lm.request(
+        body["prompt"],
+        max_new_tokens=body["max_tokens"],
+        temperature=body["temperature"],
+        seed=body["seed"] + place,
+    )
+    text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
+    return Generation(lm.engine, lm.method.build(lm.target), request, Fixed(0), text).run().text
+
+
+def start(call: Any, *words: Any) -> threading.Thread:
+    """A user in a thread."""
+    found = threading.Thread(target=call, args=words)
+    found.start()
+    return found
+
+
+def watch(server: Server, soak: Soak, users: int) -> list[dict[str, float]]:
+    """The server's figures while everybody is at it."""
+    threads = [start(soak.polite, user, soak.stop) for user in range(users)]
+    threads += [start(soak.hostile, user) for user in range(users // 2)]
+    points, begun = [], time.monotonic()
+    while time.monotonic() < soak.stop and server.process.poll() is None:
+        points.append(server.figures() | {"at": time.monotonic() - begun})
+        time.sleep((soak.stop - begun) / 500)
+    for thread in threads:
+        thread.join()
+    return points
+
+
+def compare(lm: LM, soak: Soak) -> None:
+    """Each finished answer with what the same request gets alone."""
+    known: dict[str, str] = {}
+    for body, texts in soak.finished:
+        for place, text in enumerate(texts):
+            seed = body["seed"] + place if body["temperature"] else 0
+            asked = {**body, "seed": seed, "n": 1, "stream": False}
+            key = json.dumps(asked, sort_keys=True)
+            if key not in known:
+                known[key] = alone(lm, body, place)
+            if text != known[key]:
+                soak.wrong.append(f"{body}, answer {place}: {text!r:.80}, not {known[key]!r:.80}")
+
+
+def slope(points: list[dict[str, float]]) -> float:
+    """Least squares, of the second half: bytes a minute."""
+    half = [(p["at"], p["rss"]) for p in points[len(points) // 2 :]]
+    middle = sum(at for at, _ in half) / len(half)
+    spread = sum((at - middle) ** 2 for at, _ in half)
+    return 60 * sum((at - middle) * value for at, value in half) / spread if spread else 0.0
+
+
+def quiet(server: Server) -> dict[str, float]:
+    """The figures when nothing is under way any more."""
+    for _ in range(600):
+        found = server.figures()
+        if not found["running"] and not found["queue_length"]:
+            return found
+        time.sleep(0.1)
+    return found
+
+
+def main() -> int:
+    """Run; 1 where something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("--model")
+    parser.add_argument("--users", type=int, default=8, help="polite ones; half as many hostile")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    model = ["--model", options.model] if options.model else []
+    server = Server([*TIGHT, *model, "--drain", "30"])
+    soak = Soak(server, options.minutes, options.seed)
+    before = quiet(server)
+    points = watch(server, soak, options.users)
+    after = quiet(server)
+    last = [start(soak.polite, 100 + user, math.inf) for user in range(options.users)]
+    while not server.figures()["running"]:
+        time.sleep(0.01)
+    soak.ending = True
+    server.process.send_signal(signal.SIGTERM)
+    code = server.end()
+    for user in last:
+        user.join()
+    compare(LM(options.model), soak)
+    half = points[len(points) // 2 :]
+    faults = {
+        "exit code": code != 0,
+        "wrong answers": bool(soak.wrong),
+        "log": bool(server.errors) or bool(server.log["500"]),
+        "threads": after["threads"] > max(p["threads"] for p in points[: len(half)]),
+        "pages": after["kv_pages_used"] > after["kv_pages_limit"] / 2,  # texts of the past
+        "memory": half[-1]["rss"] - half[0]["rss"] > GROWTH,
+    }
+    report = {
+        "minutes": options.minutes,
+        "exit_code": code,
+        "answers_compared": sum(len(texts) for _, texts in soak.finished),
+        "told": dict(sorted(soak.told.items())),
+        "log": dict(sorted(server.log.items())),
+        "before": before,
+        "after": after,
+        "most": {name: max(p[name] for p in points) for name in ("threads", "kv_pages_used")},
+        "rss_mb": [round(p["rss"] / 1e6, 1) for p in points[:: max(len(points) // 10, 1)]],
+        "rss_slope_mb_a_minute": round(slope(points) / 1e6, 3),
+        "errors": server.errors[:5],
+        "wrong": soak.wrong[:20],
+        "faults": [name for name, found in faults.items() if found],
+    }
+    print(json.dumps(report, indent=2))
+    return bool(report["faults"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""`paceline tune-sampling`: sampling settings that pay, within a budget of tokens."""
+
+from __future__ import annotations
+
+import json as jsons
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import check_target, document, save, say
+from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.measuring.economy import Trial
+
+_LIMITS = "LOW..HIGH of what is tried."
+
+
+def tune_sampling(
+    examples: Annotated[
+        Path, typer.Argument(help="A .jsonl file with `prompt` and `answer` on each line.")
+    ],
+    model: options.ModelOption = None,
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="exact: the text is the answer; regex: the answer is found in it; command: "
+            "--command judges."
+        ),
+    ] = "exact",
+    command: Annotated[
+        str,
+        typer.Option(
+            help="Your own judge: reads the text, gets the answer as its last argument, prints "
+            "0 to 1 or exits with 0."
+        ),
+    ] = "",
+    per_question: Annotated[
+        float, typer.Option(help="Most new tokens of all answers to a question, on average.")
+    ] = 512.0,
+    budget: Annotated[
+        int, typer.Option(min=1, help="New tokens that the tuning may take.")
+    ] = 100_000,
+    temperature: Annotated[str, typer.Option(help=_LIMITS)] = "0..1.5",
+    top_p: Annotated[str, typer.Option(help=_LIMITS)] = "0.1..1",
+    n: Annotated[str, typer.Option(help=f"{_LIMITS} Answers, of which the best counts.")] = "1..16",
+    tokens: Annotated[str, typer.Option(help=f"{_LIMITS} Length of an answer.")] = "16..256",
+    seed: options.Seed = 0,
+    stop: options.Stop = None,
+    chat: options.Chat = False,
+    drafter: options.Drafter = "blend",
+    engine: options.Engine = "auto",
+    weight_format: options.Format = "auto",
+    device: options.Device = None,
+    threads: options.Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Keep the trials here after each; goes on from there if it exists."),
+    ] = None,
+    json: options.Json = False,
+) -> None:
+    """Find temperature, top_p, number and length of answers that score best for their tokens.
+
+    The score of a question is that of the best of its answers. From Python, see
+    `paceline.measuring.economy`; there the scorer is any function.
+    """
+    from paceline.measuring.economy import Economy, Space, read_examples, reader, writer
+    from paceline.measuring.scorers import scorer as find_scorer
+
+    check_target(out)
+    judge = find_scorer(scorer, command)
+    space = Space(
+        options.limits("--temperature", temperature),
+        options.limits("--top-p", top_p),
+        options.whole_limits("--n", n),
+        options.whole_limits("--tokens", tokens),
+    )
+    found, ends = read_examples(examples), options.stops(stop)
+    task: dict[str, Any] = {
+        "model": model,
+        "format": weight_format,
+        "examples": sha256(examples.read_bytes()).hexdigest(),
+        "scorer": scorer,
+        "command": command,
+        "per_question": per_question,
+        "space": jsons.loads(jsons.dumps(asdict(space))),
+        "seed": seed,
+        "stop": ends,
+        "chat": chat,
+    }
+    trials = recall(out, task)
+    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
+        model, drafter, "auto"
+    )
+    economy = Economy(
+        found,
+        writer(lm, chat, ends),
+        reader(lm, ends),
+        judge,
+        per_question,
+        budget,
+        space,
+        seed,
+        trials,
+    )
+    for trial in economy.run():
+        say(told(len(economy.trials), trial))
+        if out:
+            save(out, {"task": task, **economy.document()})
+    best = economy.best
+    say(
+        "no settings could be tried on all examples; give a larger budget"
+        if best is None
+        else f"best: {told(economy.trials.index(best) + 1, best)}"
+    )
+    if json:
+        document({"task": task, **economy.document()})
+
+
+def told(number: int, trial: Trial) -> str:
+    """A trial in one line."""
+    settings = trial.settings
+    nucleus = f", top_p {settings.top_p:g}" if settings.top_p < 1 else ""
+    return (
+        f"{number}: temperature {settings.temperature:g}{nucleus}, n {settings.n}, "
+        f"{settings.max_new_tokens} tokens: {trial.verdict}, score {trial.score:.3f}, "
+        f"{trial.cost:.1f} tokens a question"
+    )
+
+
+def recall(path: Path | None, task: dict[str, Any]) -> list[Trial]:
+    """The trials that a file keeps; one that a budget cut short is made again.
+
+    Raises:
+        RequestError: it is no such file, or of another task.
+    """
+    from paceline.measuring.economy import Trial
+
+    if path is None or not path.exists():
+        return []
+    try:
+        kept = jsons.loads(path.read_text(encoding="utf-8"))
+        before = kept["task"]
+        trials = [Trial.read(values) for values in kept["trials"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise RequestError(f"{path} was not written by tune-sampling; name another file") from None
+    other = [key for key in task if before.get(key) != task[key]]
+    if other:
+        raise RequestError(
+            f"{path} belongs to another task: {other[0]} was {before.get(other[0])!r}, and is "
+            f"{task[other[0]]!r}; name another file"
+        )
+    return [trial for trial in trials if trial.verdict != "unfinished"]

@@ -1,0 +1,1 @@
+"""Guides: controls that run a model of their own, one file each."""

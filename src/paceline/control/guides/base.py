@@ -1,0 +1,191 @@
+"""What guides share: their contract, their place in the order, and how they find their rows."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.guides.beside import Beside
+from paceline.control.guides.voice import Voice
+from paceline.core import Control, Floats, Request, Tokens, TokenTree
+from paceline.engines.base import Cached
+from paceline.errors import MethodError, RequestError
+from paceline.registry import guides
+
+Logs = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuideMethod(ABC):
+    """Settings of a guide: its fields. `bind` makes of them what edits logits.
+
+    Attributes:
+        order: guides come before all other controls; those that set the model's own logits against
+            others 1, those that add to the result 2, those that weigh it 3. One of each.
+        passes: what it costs for each tree, in words.
+        paper: where it is from.
+        catalogue: its numbers in the catalogue of methods.
+    """
+
+    order: ClassVar[int]
+    passes: ClassVar[str]
+    paper: ClassVar[str]
+    catalogue: ClassVar[tuple[int, ...]] = ()
+
+    @abstractmethod
+    def bind(self, request: Request, beside: Beside) -> Control:
+        """The guide for one request.
+
+        Raises:
+            PacelineError: a model is missing or does not fit, in one sentence.
+        """
+
+
+class Guidance:
+    """A guide at work: a `control.base.Looking`.
+
+    Args:
+        edit: makes of the logits [V], and of a row of each voice, the guided logits [V].
+        voices: are run once over each tree.
+        request: whose text they read.
+    """
+
+    def __init__(
+        self, edit: Callable[..., Floats], voices: Sequence[Voice], request: Request
+    ) -> None:
+        self._edit, self._voices, self._prompt = edit, voices, request.prompt
+        self._target: Cached | None = None
+        self._context: list[int] = []
+        self._tree: TokenTree | None = None  # whose rows are there
+        self._rows: list[Floats] = []  # [N, V] of each voice
+
+    def begin(self, sequence: Cached) -> None:
+        """See `Looking`.
+
+        Raises:
+            RequestError: the request is under way already.
+        """
+        if self._target is not None:
+            raise RequestError(
+                "a guide follows one text at a time, and this request is under way; make another"
+            )
+        self._target = sequence
+        self.read(np.array(self._prompt, np.int32))
+
+    def read(self, prompt: Tokens) -> None:
+        """Let every voice run the prompt."""
+        for voice in self._voices:
+            voice.follow(prompt)
+
+    def look(self, context: Tokens, tree: TokenTree) -> None:
+        """See `Looking`."""
+        self._run(context, tree, self._target)
+
+    def release(self) -> None:
+        """See `Looking`."""
+        self._target = self._tree = None
+        self._rows = []
+        for voice in self._voices:
+            voice.release()
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Guide the logits [V] at the end of `history`; what is forbidden stays so."""
+        node = self._node(history)
+        if node is None:
+            logits = logits.copy()  # they may be the last pass's of an engine that is to run now
+            self._run(np.array(history, np.int32), TokenTree.root(history[-1]), None)
+            node = 0
+        guided = self.guided(logits, [rows[node] for rows in self._rows], history)
+        return np.where(np.isneginf(logits), logits, guided).astype(np.float32)
+
+    def guided(self, logits: Floats, rows: list[Floats], history: list[int]) -> Floats:
+        """The guided logits [V], by a row of each voice."""
+        return self._edit(logits, *rows)
+
+    def _run(self, context: Tokens, tree: TokenTree, target: Cached | None) -> None:
+        """Get every voice's rows; `target` holds the context but its last token, if given."""
+        self._tree = None
+        self._rows = [voice.run(context, tree, target) for voice in self._voices]
+        self._context, self._tree = context.tolist(), tree
+
+    def _node(self, history: list[int]) -> int | None:
+        """The node of the last tree at which `history` ends."""
+        size = len(self._context)
+        if self._tree is None or history[:size] != self._context:
+            return None
+        node: int | None = 0
+        for token in history[size:]:
+            node = self._tree.child(node, token) if node is not None else None
+        return node
+
+
+def log_softmax(logits: Floats | Logs) -> Logs:
+    """Log probabilities of `logits` [..., V]."""
+    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
+    found: Logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return found
+
+
+def plausible(logits: Floats, alpha: float) -> NDArray[np.bool_]:
+    """The tokens [V] at least `alpha` times as likely as the best (Li et al., 2210.15097, 3.2)."""
+    with np.errstate(divide="ignore"):
+        found: NDArray[np.bool_] = logits - logits.max() >= np.log(alpha)
+    return found
+
+
+def quoted(name: str, text: str) -> str:
+    r"""A text setting; in `"quotes"` it is read as JSON: `\u002c` is a comma, `\n` a new line.
+
+    Raises:
+        MethodError: the quotes do not hold a JSON string.
+    """
+    if not text.startswith('"'):
+        return text
+    try:
+        found: str = json.loads(text)
+    except json.JSONDecodeError:
+        raise MethodError(
+            f"{name} is {text}, expected text, or a JSON string, where a comma is \\u002c"
+        ) from None
+    return found
+
+
+def parse_guide(text: str) -> GuideMethod:
+    """The guide that `NAME:key=value,...` names; first values may stand without their keys.
+
+    Raises:
+        MethodError: as `Registry.parse`.
+    """
+    name, colon, settings = text.strip().partition(":")
+    kind = guides.methods().get(name)
+    keys = [field.name for field in fields(kind)] if kind else []
+    items = settings.split(",")
+    for place, (key, item) in enumerate(zip(keys, items, strict=False)):
+        if "=" in item or not item:
+            break
+        items[place] = f"{key}={item}"
+    found: GuideMethod = guides.parse(name + colon + ",".join(items))
+    return found
+
+
+def guided(request: Request, methods: Sequence[GuideMethod], beside: Beside) -> Request:
+    """`request` with guides before its other controls, in their order.
+
+    Raises:
+        MethodError: two of them have one place in the order.
+        PacelineError: one cannot be had.
+    """
+    found = sorted(methods, key=lambda method: method.order)
+    for a, b in pairwise(found):
+        if a.order == b.order:
+            names = " and ".join(getattr(m, "name", type(m).__name__) for m in (a, b))
+            raise MethodError(f"no order is defined for the guides {names}; give one of them")
+    bound = tuple(method.bind(request, beside) for method in found)
+    return replace(request, controls=(*bound, *request.controls))

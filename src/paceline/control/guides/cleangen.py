@@ -1,0 +1,66 @@
+"""CleanGen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+
+from paceline.control.base import require
+from paceline.control.guides.base import Guidance, GuideMethod, log_softmax
+from paceline.control.guides.beside import Beside
+from paceline.core import Control, Floats, Request
+from paceline.registry import guides
+
+
+@guides.register("cleangen")
+@dataclass(frozen=True, kw_only=True)
+class CleanGen(GuideMethod):
+    """Replace tokens that the model likes suspiciously more than a reference does.
+
+    A token is suspicious where p(token) >= factor * reference(token): a back door, perhaps. The
+    paper draws, and where the token is suspicious takes the reference's instead. The law of that,
+    in one draw: every token keeps its chance unless suspicious, and the chance of all suspicious
+    ones together is spread by the reference. At temperature 0 its limit: the model's best token,
+    or the reference's best if that is suspicious; so does the paper. Its horizon of k tokens is a
+    way to save passes; a draft tree is another.
+
+    Attributes:
+        reference: folder or hub id of a model that nobody tampered with in the same way. Required.
+        factor: 1 to a million. Default 20, the paper's alpha.
+    """
+
+    reference: str = field()
+    factor: float = 20.0
+
+    order = 1
+    passes = "one of `reference`"
+    paper = "Li et al., CleanGen, arXiv 2406.12257, algorithm 1"
+    catalogue = (226,)
+
+    def __post_init__(self) -> None:
+        require(1 <= self.factor <= 1e6, "cleangen:factor", self.factor, "1 to 1000000")
+
+    def bind(self, request: Request, beside: Beside) -> Control:
+        """With the reference beside the target."""
+        voice = beside.voice(self.reference, request)
+        return Guidance(partial(self.edit, heat=request.temperature), [voice], request)
+
+    def edit(self, logits: Floats, reference: Floats, heat: float) -> Floats:
+        """The logits [V] that, divided by `heat`, are the law above.
+
+        Suspicion is judged at temperature 1; token and replacement are drawn at `heat`.
+        """
+        odds = log_softmax(logits) - log_softmax(reference)
+        suspicious = odds >= np.log(self.factor)
+        if not suspicious.any():
+            return logits
+        if heat == 0:
+            return reference if suspicious[logits.argmax()] else logits
+        own, other = log_softmax(logits / heat), log_softmax(reference / heat)
+        with np.errstate(divide="ignore"):
+            spread = other + np.log(np.exp(own[suspicious]).sum())
+        mixed = np.logaddexp(np.where(suspicious, -np.inf, own), spread)
+        tempered: Floats = (heat * mixed).astype(np.float32)
+        return tempered

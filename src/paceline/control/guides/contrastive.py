@@ -1,0 +1,53 @@
+"""Contrastive decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paceline.control.base import require
+from paceline.control.guides.base import Guidance, GuideMethod, plausible
+from paceline.control.guides.beside import Beside
+from paceline.core import Control, Floats, Request
+from paceline.registry import guides
+
+
+@guides.register("contrastive")
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(GuideMethod):
+    """Prefer what the model knows and a weaker one does not: (1 + beta) * logits - beta * amateur.
+
+    Only tokens at least alpha times as likely as the model's best may be drawn, so that what both
+    hold unlikely is not praised for its distance.
+
+    Attributes:
+        amateur: folder or hub id of the weaker model. Required.
+        alpha: 0 to 1. Default 0.1, that of both papers.
+        beta: strength, 0 to 100. Default 0.5, that of O'Brien and Lewis; the first paper's
+            log p - log p_amateur is its limit.
+    """
+
+    amateur: str = field()
+    alpha: float = 0.1
+    beta: float = 0.5
+
+    order = 1
+    passes = "one of `amateur`"
+    paper = (
+        "Li et al., Contrastive Decoding, arXiv 2210.15097; "
+        "this form: O'Brien and Lewis, arXiv 2309.09117, section 2"
+    )
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, "contrastive:alpha", self.alpha, "0 to 1")
+        require(0 <= self.beta <= 100, "contrastive:beta", self.beta, "0 to 100")
+
+    def bind(self, request: Request, beside: Beside) -> Control:
+        """With the amateur beside the target."""
+        return Guidance(self.edit, [beside.voice(self.amateur, request)], request)
+
+    def edit(self, logits: Floats, amateur: Floats) -> Floats:
+        """The formula above, over [V]."""
+        guided = logits + self.beta * (logits - amateur)
+        return np.where(plausible(logits, self.alpha), guided, -np.inf).astype(np.float32)

@@ -1,0 +1,127 @@
+"""DoLa: decoding by contrasting layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import require
+from paceline.control.guides.base import (
+    Guidance,
+    GuideMethod,
+    Logs,
+    log_softmax,
+    plausible,
+)
+from paceline.control.guides.beside import Beside
+from paceline.control.guides.voice import Voice
+from paceline.core import Control, Floats, Request, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine, View
+from paceline.errors import MethodError
+from paceline.registry import guides
+
+_DEEP, _PART = 40, 20  # of a model deeper than 40 layers, the first or last 20
+
+
+@guides.register("dola")
+@dataclass(frozen=True, kw_only=True)
+class Dola(GuideMethod):
+    """Contrast the model with its own early layers: log p - log p_early.
+
+    `early` is the exit, of some candidates, whose distribution is farthest from the model's by
+    Jensen-Shannon divergence. Only tokens at least alpha times as likely as the best may be drawn.
+    An exit behind the first j layers is a view of the target's own sequence; each candidate takes a
+    pass of its own, over j layers. The authors advise a repetition penalty of 1.2.
+
+    Attributes:
+        layers: candidates: `low` or `high`, every second exit of that half (of 20 layers, in a
+            model deeper than 40), or numbers as in 0+2; 0 is the embedding. Default `low`. Where
+            embedding and head are tied, `low` starts at 2 if it can: exit 0 would repeat the token.
+        alpha: 0 to 1. Default 0.1, the paper's.
+    """
+
+    layers: str = "low"
+    alpha: float = 0.1
+
+    order = 1
+    passes = "one of the model's first j layers for each candidate j"
+    paper = "Chuang et al., DoLa, arXiv 2309.03883, section 2"
+
+    def __post_init__(self) -> None:
+        require(0 <= self.alpha <= 1, "dola:alpha", self.alpha, "0 to 1")
+
+    def bind(self, request: Request, beside: Beside) -> Control:
+        """With views of the target.
+
+        Raises:
+            MethodError: the engine has none, or the model no such layers.
+        """
+        engine = beside.engine
+        if "layers" not in engine.abilities:
+            raise MethodError(
+                f"dola needs an engine that can leave out layers, and {engine.name} cannot; "
+                "use native or reference, and one model"
+            )
+        exits = candidates(self.layers, len(engine.config.layers), engine.config.tied)
+        return Guidance(self.edit, [_Exits(engine, exits)], request)
+
+    def edit(self, logits: Floats, early: Floats) -> Floats:
+        """The formula above; `early` are the candidates' logits [J, V]."""
+        own, others = log_softmax(logits), log_softmax(early)
+        farthest = others[int(divergence(own, others).argmax())]
+        kept = plausible(logits, self.alpha)
+        return np.where(kept, own - farthest, -np.inf).astype(np.float32)
+
+
+class _Exits(Voice):
+    """The logits behind some of the first layers, [N, J, V]."""
+
+    def __init__(self, engine: Engine, exits: list[int]) -> None:
+        super().__init__(engine, engine.config.vocab_size)
+        self._views = [View(layers=np.arange(count, dtype=np.int32)) for count in exits]
+
+    def follow(self, context: Tokens) -> None:
+        """Nothing: the target's own sequence is there."""
+
+    def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
+        """See `Voice`; without the target's sequence, in one that follows the text."""
+        if target is None:
+            rows = [self.follower.run(context, tree, view).copy() for view in self._views]
+        else:
+            batch = [(target, tree)]
+            rows = [self.engine.forward(batch, view=view).copy() for view in self._views]
+        return np.stack(rows, 1)
+
+
+def divergence(own: Logs, others: Logs) -> NDArray[np.float64]:
+    """Jensen-Shannon divergence, in nats, of log probabilities [V] from each of some [J, V]."""
+    middle = np.logaddexp(own, others) - np.log(2)
+    with np.errstate(invalid="ignore"):  # 0 log 0
+        to_own = np.nan_to_num(np.exp(own) * (own - middle)).sum(-1)
+        to_others = np.nan_to_num(np.exp(others) * (others - middle)).sum(-1)
+    found: NDArray[np.float64] = (to_own + to_others) / 2
+    return found
+
+
+def candidates(text: str, count: int, tied: bool) -> list[int]:
+    """The exits that `dola:layers` names, in a model of `count` layers.
+
+    Raises:
+        MethodError: they are none.
+    """
+    if text in ("low", "high"):
+        half = _PART if count > _DEEP else count // 2
+        if text == "high":
+            return list(range(count - _PART if count > _DEEP else half, count, 2))
+        start = 2 if tied else 0
+        return list(range(start, half, 2)) or [min(start, half)]
+    items = text.split("+")
+    right = all(item.isascii() and item.isdecimal() and int(item) < count for item in items)
+    if not right:
+        raise MethodError(
+            f"dola:layers is {text!r}, expected low, high, or exits from 0 to {count - 1} with + "
+            "between them"
+        )
+    return sorted(set(map(int, items)))

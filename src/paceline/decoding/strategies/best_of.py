@@ -1,0 +1,189 @@
+"""The best of several samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+
+import numpy as np
+
+from paceline.control.base import Settling
+from paceline.core import Exactness, Floats, Request
+from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.run import Run
+from paceline.decoding.strategies.base import Found, Hypothesis, Search, Strategy, Task
+from paceline.drafters.base import Drafter, Target, within
+from paceline.errors import MethodError, RequestError
+from paceline.registry import drafters, strategies
+
+_MOST = 1024
+
+
+@strategies.register("best_of", Exactness.LOSSY)
+@dataclass(frozen=True)
+class BestOf(Strategy):
+    """Draw `n` samples and keep the best.
+
+    Sample i is, token for token, what plain decoding gives with seed + i; only the choice is
+    new. `together` samples share each pass, and each is drafted, by a drafter of its own that
+    learns with the others where the method can. A fixed budget holds for each tree; auto is
+    shared by all of a pass. Guides are run for each sample apart.
+
+    The score of a sample is the mean log chance that the model itself, without controls, gives
+    its tokens; from Python, `scorer` may rank by the text instead.
+
+    Cost: `n` samples, `together` of them for little more than one. Memory: `together` + 1 caches,
+    and as many drafters.
+    Good for: answers that can be judged.
+
+    Attributes:
+        n: samples, 1 to 1024. Default 8.
+        returned: outputs given, 1 to `n`. Default 1.
+        together: samples in a pass, 1 to 1024. Default 8.
+        scorer: text -> score, the higher the better. From Python only.
+    """
+
+    n: int = 8
+    returned: int = 1
+    together: int = 8
+    scorer: Callable[[str], float] | None = field(default=None, repr=False)
+
+    draws = guided = True
+    paper = "Stiennon et al., Learning to summarize from human feedback, arXiv 2009.01325"
+
+    def __post_init__(self) -> None:
+        within(1, _MOST, self.name, n=self.n, together=self.together)
+        within(1, self.n, self.name, returned=self.returned)
+
+    @property
+    def drafts(self) -> bool:
+        """Samples go through the walk."""
+        return True
+
+    def run(self, task: Task) -> list[Found]:
+        """The best `returned` samples."""
+        self.check(task)
+        if task.request.temperature == 0 and self.n > 1:
+            raise RequestError(
+                f"at temperature 0 all {self.n} samples of best_of are the same; give a temperature"
+            )
+        if self.n > 1 and any(isinstance(c, Settling) for c in task.request.controls):
+            raise MethodError(
+                "the watermark all but settles what follows a prompt, so that the samples of "
+                "best_of would hardly differ; take kind=exponential or kind=green"
+            )
+        seeds = range(task.request.seed, task.request.seed + self.n)
+        samples: list[Found] = []
+        with Search(task) as run:
+            prompt = run.start()
+            lanes = _lanes(task, min(self.n, self.together))
+            for at in range(0, self.n, self.together):
+                requests = [task.seeded(seed) for seed in seeds[at : at + self.together]]
+                samples += _side_by_side(run, prompt, requests, lanes, first=at == 0)
+                if run.interrupted:
+                    break
+        for sample in samples:
+            sample.passes, sample.nodes = run.cost.passes, run.cost.nodes
+            sample.seconds = replace(run.cost.seconds)
+            if self.scorer is not None:
+                sample.score = self.scorer(sample.text)
+        samples.sort(key=lambda sample: -sample.score)
+        return samples[: self.returned]
+
+
+def _lanes(task: Task, count: int) -> list[Drafter]:
+    """A drafter for each sample of a pass."""
+    plain = drafters.parse("plain")
+    target = Target(task.engine.config.vocab_size)
+    if task.drafter is None:
+        return [plain.build(target) for _ in range(count)]
+    another = task.another or (lambda: plain.build(target))
+    return [task.drafter, *(another() for _ in range(count - 1))]
+
+
+def _side_by_side(
+    run: Search, prompt: Hypothesis, requests: list[Request], lanes: list[Drafter], first: bool
+) -> list[Found]:
+    """One sample for each request, all of them in each pass.
+
+    The `first` time one of them runs the prompt again, so that its drafter can learn from it.
+    """
+    task, engine = run.task, run.engine
+    budget: Budget = task.budget if task.drafter is not None else Fixed(0)
+    runs = [
+        Run(engine, drafter, request, task.stream() if task.stream else None)
+        for drafter, request in zip(lanes, requests, strict=False)
+    ]
+    scores = dict.fromkeys(map(id, runs), 0.0)
+    try:
+        for each in runs:
+            anew = first and each is runs[0] and each.watches
+            each.open(None if anew else engine.fork(prompt.sequence))
+            while each.missing:
+                assert each.sequence is not None
+                part = each.part()
+                each.ran(part, engine.forward([(each.sequence, part)]))
+            each.begin_guides()
+        while live := [each for each in runs if not each.done]:
+            for each, score in zip(live, _pass(run, live, budget), strict=True):
+                scores[id(each)] += score
+                if each.done:
+                    each.close()
+    except KeyboardInterrupt:
+        run.interrupted = True
+    finally:
+        for each in runs:
+            each.close()
+    found = []
+    for each in runs:
+        output = each.output
+        if not output.tokens:
+            continue
+        sample = run.found(output.tokens, scores[id(each)] / len(output.tokens), False)
+        sample.text, sample.accepted = output.text, output.accepted
+        sample.finish = output.finish if each.done else "interrupted"
+        found.append(sample)
+    return found
+
+
+def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
+    """One pass of several samples; the log chances of the tokens that each was given by it."""
+    begun = perf_counter()
+    nodes = budget.ask(len(live))
+    trees = [each.propose(nodes, 0 if nodes else budget.spare()) for each in live]
+    if nodes:
+        trees = budget.choose(trees, perf_counter() - begun)
+    drafted = perf_counter()
+    for each, tree in zip(live, trees, strict=True):
+        each.look(tree)
+    looked = perf_counter()
+    pairs = zip(live, trees, strict=True)
+    logits = run.forward([(e.sequence, tree) for e, tree in pairs if e.sequence is not None])
+    passed = perf_counter()
+    rows = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
+    walked = [each.take(tree, own) for each, tree, own in zip(live, trees, rows, strict=True)]
+    scored = [_chances(own, w.path, w.drawn) for own, w in zip(rows, walked, strict=True)]
+    learning = perf_counter()
+    for each, tree, own, w in zip(live, trees, rows, walked, strict=True):
+        each.learn(tree, own, w)
+    draft = drafted - begun + perf_counter() - learning if nodes else 0.0
+    budget.record(trees, [w.path for w in walked], draft, passed - drafted)
+    run.cost.seconds.draft += draft
+    run.cost.seconds.guide += looked - drafted
+    run.cost.seconds.walk += learning - passed
+    found = []
+    for each, tree, w, chances in zip(live, trees, walked, scored, strict=True):
+        before = len(each.output.tokens)
+        each.accept(tree, w)
+        found.append(sum(chances[: len(each.output.tokens) - before]))
+    return found
+
+
+def _chances(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:
+    """Log chance, in nats, of each token drawn on a path."""
+    found = []
+    for node, token in zip(path, drawn, strict=True):
+        wide = logits[node].astype(np.float64) - float(logits[node].max())
+        found.append(float(wide[token] - np.log(np.exp(wide).sum())))
+    return found

@@ -1,0 +1,124 @@
+"""Contrastive search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import softmax
+from paceline.core import Exactness, Floats, Tokens, TokenTree
+from paceline.decoding.strategies.base import Found, Search, Strategy, Task
+from paceline.decoding.walk import edited
+from paceline.drafters.base import within
+from paceline.errors import MethodError
+from paceline.registry import strategies
+
+
+@strategies.register("contrastive", Exactness.LOSSY)
+@dataclass(frozen=True)
+class Contrastive(Strategy):
+    """Of the `k` likeliest tokens take one that is likely and says something new.
+
+    A token is worth (1 - penalty) * chance - penalty * similarity, where the similarity is the
+    largest cosine between its hidden state and that of any token before it, prompt included.
+    The candidates are the children of one tree, so that one pass gives the states of all of them
+    and what follows each. Chances are those that the controls leave. The score of the output is
+    the mean worth of its tokens.
+
+    Cost: a pass over `k` + 1 nodes for each token, and the prompt's rows in the prefill.
+    Memory: one hidden state for each position.
+    Good for: open-ended text that neither repeats itself nor wanders; of models whose hidden
+    states differ enough from token to token.
+
+    Attributes:
+        k: candidates, 1 to 256. Default 4.
+        penalty: the paper's alpha, 0 to 1; 0 is greedy. Default 0.6.
+    """
+
+    k: int = 4
+    penalty: float = 0.6
+
+    paper = "Su et al., A Contrastive Framework for Neural Text Generation, arXiv 2202.06417"
+    needs = ("hidden states",)
+
+    def __post_init__(self) -> None:
+        within(1, 256, self.name, k=self.k)
+        within(0, 1, self.name, penalty=self.penalty)
+
+    def run(self, task: Task) -> list[Found]:
+        """One text."""
+        self.check(task)
+        engine = task.engine
+        if "hidden" not in engine.abilities:
+            raise MethodError(
+                f"contrastive needs hidden states, and the engine {engine.name} gives none"
+            )
+        tokens: list[int] = []
+        worth, ended = 0.0, False
+        with Search(task) as run:
+            states = _States(engine.config.hidden_size, engine.config.context)
+            live = run.start(lambda _, __, ___: states.add(engine.hidden()))
+            logits: Floats = run.look([live])[0].copy()
+            states.add(engine.hidden())
+            root = live.history[-1]
+            while len(tokens) < task.limit and not ended:
+                chances = softmax(edited(logits, live.history, task.request))
+                candidates = np.argsort(-chances, kind="stable")[: self.k].astype(np.int32)
+                candidates = candidates[chances[candidates] > 0]
+                rows = run.forward([(live.sequence, _fan(root, candidates))])
+                fresh = engine.hidden()[1:]
+                similar = [states.nearest(state) for state in fresh]
+                values = (1 - self.penalty) * chances[candidates] - self.penalty * np.array(similar)
+                pick = int(values.argmax())
+                engine.commit(live.sequence, [0])
+                states.add(fresh[pick : pick + 1])
+                logits = rows[1 + pick].copy()
+                root = int(candidates[pick])
+                worth += float(values[pick])
+                tokens.append(root)
+                live.history.append(root)
+                ended = task.ends(tokens)
+        return [run.found(tokens, worth / max(len(tokens), 1), ended)]
+
+
+class _States:
+    """Unit vectors of every position so far."""
+
+    def __init__(self, width: int, context: int) -> None:
+        self._rows = np.zeros((64, width))
+        self._count, self._most = 0, context
+
+    def add(self, states: Floats) -> None:
+        """Of the next positions, [N, hidden]."""
+        end = self._count + len(states)
+        if end > len(self._rows):
+            grown = np.zeros((max(end, min(2 * len(self._rows), self._most)), states.shape[1]))
+            grown[: self._count] = self._rows[: self._count]
+            self._rows = grown
+        for row in states:  # one by one: the same bits however many come at once
+            self._rows[self._count] = _unit(row)
+            self._count += 1
+
+    def nearest(self, state: Floats) -> float:
+        """The largest cosine to any of them."""
+        products = np.einsum("sh,h->s", self._rows[: self._count], _unit(state))
+        return float(products.max())
+
+
+def _unit(state: Floats) -> NDArray[np.float64]:
+    wide = state.astype(np.float64)
+    found: NDArray[np.float64] = wide / max(float(np.sqrt((wide * wide).sum())), 1e-30)
+    return found
+
+
+def _fan(root: int, children: Tokens) -> TokenTree:
+    """A root and its children."""
+    n = len(children)
+    parents = np.zeros(n + 1, np.int32)
+    parents[0] = -1
+    origin = np.zeros(n + 1, np.int16)
+    origin[0] = -1
+    tokens = np.concatenate([np.array([root], np.int32), children])
+    return TokenTree(tokens, parents, np.ones(n + 1, np.float32), origin)

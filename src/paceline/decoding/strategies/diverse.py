@@ -1,0 +1,54 @@
+"""Diverse beam search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.core import Exactness
+from paceline.decoding.strategies.base import Found, Task
+from paceline.decoding.strategies.beam import Beam, search
+from paceline.drafters.base import within
+from paceline.errors import MethodError
+from paceline.registry import strategies
+
+
+@strategies.register("diverse", Exactness.LOSSY)
+@dataclass(frozen=True)
+class DiverseBeam(Beam):
+    """Beam search in groups, each of which avoids the tokens that those before it took.
+
+    At every step a token costs a later group `penalty` nats for each hypothesis of the earlier
+    groups that went on with it there (the paper's Hamming diversity). The penalty weighs in the
+    choice alone: scores are as of `beam`, so that outputs of all groups can be compared. All
+    groups share a pass.
+
+    Cost and memory: as of `beam` with the same `width`.
+    Good for: several answers that differ in more than their last words.
+
+    Attributes:
+        groups: how many; they divide `width`. Default 2.
+        penalty: diversity strength in nats, 0 to 1000. Default 0.5, within the paper's 0.2 to 0.8.
+        width: hypotheses of all groups together. Default 4.
+        returned: outputs given, the best of any group. Default 2.
+        length_penalty, early_stopping: as of `beam`, for each group by itself.
+    """
+
+    returned: int = 2
+    groups: int = 2
+    penalty: float = 0.5
+
+    paper = "Vijayakumar et al., Diverse Beam Search, arXiv 1610.02424"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within(1, self.width, self.name, groups=self.groups)
+        within(0, 1000, self.name, penalty=self.penalty)
+        if self.width % self.groups:
+            raise MethodError(
+                f"{self.name}:width is {self.width}, expected a multiple of groups={self.groups}"
+            )
+
+    def run(self, task: Task) -> list[Found]:
+        """The best `returned` texts of all groups."""
+        self.check(task)
+        return search(task, self, self.groups, self.penalty)

@@ -1,0 +1,232 @@
+"""Lattice search: best-first, with hypotheses that have come to the same point made one."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from paceline.core import Exactness
+from paceline.decoding.strategies.base import (
+    Found,
+    Hypothesis,
+    Search,
+    Strategy,
+    Task,
+    best,
+    dead_end,
+    log_chances,
+)
+from paceline.drafters.base import within
+from paceline.registry import strategies
+
+
+@strategies.register("lattice", Exactness.LOSSY)
+@dataclass(frozen=True)
+class LatticeSearch(Strategy):
+    """Follow the best open branch to its end, and merge branches that say the same from there on.
+
+    The open branch with the best mean log chance is completed greedily; what else was likely on
+    the way stays open. No branch is pruned while passes are left. A branch whose last `suffix`
+    tokens are those of a node that was run already, no less deep and no more than `stretch`
+    deeper, joins it and costs no pass: the lattice then holds every beginning with every end.
+    Nodes on from there keep the chances of the context that came first, so that the score of a
+    joined path, its mean log chance, is an estimate. The paper merges shorter with longer and
+    zips backwards, too.
+
+    Cost: `nodes` nodes, `width` of them a pass, and the rows of a branch that is taken up again.
+    Memory: `width` caches; a list of tokens for each open branch.
+    Good for: thousands of variants of one answer, to choose from by other means.
+
+    Attributes:
+        nodes: of the model, spent; 1 to 1000000. Default 512.
+        width: branches that are completed side by side, 1 to 256. Default 4.
+        top: successors of a node that stay open, 1 to 256. Default 5.
+        least: least chance of those, 0 to 1. Default 0.05.
+        suffix: tokens that must agree, 1 to 64. Default 4, the paper's.
+        stretch: how much deeper the joined node may be, in tokens. Default 4.
+        returned: outputs given. Default 4.
+    """
+
+    nodes: int = 512
+    width: int = 4
+    top: int = 5
+    least: float = 0.05
+    suffix: int = 4
+    stretch: int = 4
+    returned: int = 4
+
+    paper = "Xu et al., Massive-scale Decoding for Text Generation using Lattices, arXiv 2112.07660"
+    catalogue = (173,)
+
+    def __post_init__(self) -> None:
+        within(1, 1_000_000, self.name, nodes=self.nodes)
+        within(1, 256, self.name, width=self.width, top=self.top)
+        within(0, 1, self.name, least=self.least)
+        within(1, 64, self.name, suffix=self.suffix)
+        within(0, 4096, self.name, stretch=self.stretch)
+        within(1, 4096, self.name, returned=self.returned)
+
+    def run(self, task: Task) -> list[Found]:
+        """The best `returned` paths of the lattice; where none is whole, the longest beginning."""
+        self.check(task)
+        run = Search(task)
+        lattice = Lattice(self, task)
+        with run:
+            lattice.search(run)
+        paths = lattice.best(self.returned)
+        if not paths:  # Ctrl-C, or too few nodes: the longest beginning
+            node = max(lattice.nodes, key=lambda node: len(node.tokens))
+            if not node.tokens and not run.interrupted:
+                raise dead_end(len(task.request.prompt))
+            paths = [(list(node.tokens), node.score / max(len(node.tokens), 1), False)]
+        return [run.found(tokens, score, ended) for tokens, score, ended in paths]
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A point of the lattice, after one token.
+
+    Attributes:
+        tokens: new tokens of the path that came here first.
+        score: sum of its log chances.
+        into: nodes before this one, and the log chance of the step from each.
+        end: whether a text ends here: `stop`, `limit`, or not.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    into: list[tuple[Node, float]] = field(default_factory=list)
+    end: str = ""
+
+
+class Lattice:
+    """Nodes and the steps between them; steps lead from a depth to a greater one only."""
+
+    def __init__(self, settings: LatticeSearch, task: Task) -> None:
+        self._settings, self._task = settings, task
+        self.root = Node((), 0.0)
+        self.nodes = [self.root]
+        self.merged = 0
+        self._known: dict[tuple[int, ...], list[Node]] = {}
+        self._open: list[tuple[float, int, Node, int, float]] = []
+        self._serial = count()
+
+    def search(self, run: Search) -> None:
+        """Spend the passes."""
+        first = run.start()
+        spent, width = 0, self._settings.width
+        riders = [first, *(Hypothesis([], 0.0, run.fork(first.sequence)) for _ in range(width - 1))]
+        held = {id(rider): list(first.history[:-1]) for rider in riders}
+        at: dict[int, Node] = {id(first): self.root}
+        while spent < self._settings.nodes:
+            for rider in riders[: self._settings.nodes - spent]:
+                if id(rider) not in at and (node := self._take()):
+                    at[id(rider)] = node
+            live = [rider for rider in riders if id(rider) in at][: self._settings.nodes - spent]
+            if not live:
+                return
+            for rider in live:
+                rider.history = [*self._task.request.prompt, *at[id(rider)].tokens]
+                run.bring(rider.sequence, held[id(rider)], rider.history[:-1])
+            logits = run.look(live)
+            spent += len(live)
+            for row, rider in zip(logits, live, strict=True):
+                run.engine.commit(rider.sequence, [0])
+                held[id(rider)] = rider.history
+                node = self._expand(at.pop(id(rider)), row)
+                if node is not None:
+                    at[id(rider)] = node
+
+    def _take(self) -> Node | None:
+        """The best open step that leads to a new node."""
+        while self._open:
+            _, _, parent, token, chance = heapq.heappop(self._open)
+            node = self._step(parent, token, chance)
+            if node is not None:
+                return node
+        return None
+
+    def _expand(self, node: Node, logits: np.ndarray) -> Node | None:
+        """Open what may follow `node`; the likeliest is gone to at once, if it is new."""
+        history = [*self._task.request.prompt, *node.tokens]
+        chances = log_chances(logits, history, self._task.request)
+        tokens = best(chances, self._settings.top)
+        floor = np.log(self._settings.least) if self._settings.least else -np.inf
+        for token in tokens[1:]:
+            if chances[token] >= floor:
+                self._wait(node, int(token), float(chances[token]))
+        if not len(tokens):
+            return None
+        return self._step(node, int(tokens[0]), float(chances[tokens[0]]))
+
+    def _wait(self, parent: Node, token: int, chance: float) -> None:
+        mean = (parent.score + chance) / (len(parent.tokens) + 1)
+        heapq.heappush(self._open, (-mean, next(self._serial), parent, token, chance))
+
+    def _step(self, parent: Node, token: int, chance: float) -> Node | None:
+        """The node after a step if it must be run; None where it ends a text or joins another."""
+        tokens = (*parent.tokens, token)
+        twin = self._twin(tokens)
+        if twin is not None:
+            twin.into.append((parent, chance))
+            self.merged += 1
+            return None
+        node = Node(tokens, parent.score + chance, [(parent, chance)])
+        if self._task.ends(tokens):
+            node.end = "stop"
+        elif len(tokens) >= self._task.limit:
+            node.end = "limit"
+        self.nodes.append(node)
+        if len(tokens) >= self._settings.suffix:
+            self._known.setdefault(tokens[-self._settings.suffix :], []).append(node)
+        return None if node.end else node
+
+    def _twin(self, tokens: tuple[int, ...]) -> Node | None:
+        """The node that a path with these new tokens joins."""
+        depth = len(tokens)
+        for node in self._known.get(tokens[-self._settings.suffix :], ()):
+            deeper = len(node.tokens) - depth
+            if 0 <= deeper <= self._settings.stretch and node.end != "limit":
+                return node
+        return None
+
+    def count(self) -> int:
+        """How many whole texts the lattice holds."""
+        ways = {id(self.root): 1}
+        for node in self._in_order():
+            ways[id(node)] = sum(ways[id(parent)] for parent, _ in node.into)
+        return sum(ways[id(node)] for node in self.nodes if node.end)
+
+    def best(self, number: int) -> list[tuple[list[int], float, bool]]:
+        """Tokens, mean log chance and whether they are ended, of the best whole texts found.
+
+        At each node the `number` best ways to it are kept, by their mean.
+        """
+        ways: dict[int, list[tuple[float, tuple[int, ...]]]] = {id(self.root): [(0.0, ())]}
+        whole: list[tuple[list[int], float, bool]] = []
+        for node in self._in_order():
+            reached = {
+                (*tokens, node.tokens[-1]): score + chance
+                for parent, chance in node.into
+                for score, tokens in ways[id(parent)]
+            }
+            ranked = sorted(((s, t) for t, s in reached.items()), key=lambda way: _rank(*way))
+            ways[id(node)] = ranked[:number]
+            if node.end:
+                stopped = node.end == "stop"
+                whole += [(list(t), s / len(t), stopped) for s, t in ranked[:number]]
+        whole.sort(key=lambda text: (-text[1], text[0]))
+        return whole[:number]
+
+    def _in_order(self) -> Iterator[Node]:
+        """Every node but the root, none before those that lead to it."""
+        return iter(sorted(self.nodes[1:], key=lambda node: len(node.tokens)))
+
+
+def _rank(score: float, tokens: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
+    """Sort key: the best mean first."""
+    return -score / len(tokens), tokens

@@ -1,0 +1,275 @@
+"""Planning: program search with tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import log, sqrt
+from pathlib import Path
+
+import numpy as np
+
+from paceline.control.base import softmax
+from paceline.core import Exactness
+from paceline.decoding.sandbox import Limits, check_sandbox, run_program
+from paceline.decoding.strategies.base import Found, Search, Strategy, Task
+from paceline.decoding.walk import edited
+from paceline.drafters.base import within
+from paceline.engines.base import Cached
+from paceline.errors import MethodError, RequestError
+from paceline.registry import strategies
+
+_BASE = 10.0  # the paper's c_base
+_ROUNDS = 50  # a completion; most rounds meet one that is known
+
+
+@strategies.register("planning", Exactness.LOSSY)
+@dataclass(frozen=True)
+class Planning(Strategy):
+    """Search for a program that passes tests: Monte Carlo tree search over tokens.
+
+    A node is a beginning of the output, its children are the `k` likeliest next tokens. Each round
+    goes down by the paper's P-UCB (the best reward below, plus what the model likes and was
+    seldom tried), opens a node, lets the model complete it greedily, and runs the program: its
+    reward is the share of tests passed, which goes up to all nodes above. Completions go through
+    the walk, so that they are drafted as usual, exactly, and ever better: they resemble each
+    other. One that is known already, being that of a node above, costs nothing. Ends with a
+    reward of 1. The score of an output is its reward.
+
+    Candidates are run by the sandbox of `decoding/sandbox.py` (Linux, x86-64), and only with
+    `run_programs=true`. From Python, `reward` may judge the text instead; nothing is run then.
+
+    Cost: `rollouts` completions, and a pass for each node that is opened. Memory: two caches.
+    Good for: small programs of a model that is right now and then.
+
+    Attributes:
+        tests: file with a JSON object {"input": ..., "output": ...} on each line: what a program
+            reads and must print, spaces at the end apart. Default none, for `reward`.
+        head: file with what stands before the output in the program. Default none.
+        run_programs: whether candidate programs may be run. Default false.
+        rollouts: completions, 1 to 100000. Default 32.
+        k: children of a node, 1 to 256. Default 3, the paper's.
+        explore: the paper's c, 0 to 1000. Default 4, the paper's.
+        seconds: processor time of one run, 0.1 to 60. Default 2.
+        megabytes: address space of one run, 32 to 16384. Default 256.
+        returned: outputs given, the best ones. Default 1.
+        reward: text -> reward, 0 to 1. From Python only.
+    """
+
+    tests: str = ""
+    head: str = ""
+    run_programs: bool = False
+    rollouts: int = 32
+    k: int = 3
+    explore: float = 4.0
+    seconds: float = 2.0
+    megabytes: int = 256
+    returned: int = 1
+    reward: Callable[[str], float] | None = field(default=None, repr=False)
+
+    paper = "Zhang et al., Planning with LLMs for Code Generation, arXiv 2303.05510"
+    catalogue = (446,)
+    needs = ("tests", "a sandbox")
+
+    def __post_init__(self) -> None:
+        within(1, 100_000, self.name, rollouts=self.rollouts)
+        within(1, 256, self.name, k=self.k)
+        within(0, 1000, self.name, explore=self.explore)
+        within(0.1, 60, self.name, seconds=self.seconds)
+        within(32, 16384, self.name, megabytes=self.megabytes)
+        within(1, 1024, self.name, returned=self.returned)
+
+    @property
+    def drafts(self) -> bool:
+        """Completions go through the walk."""
+        return True
+
+    def run(self, task: Task) -> list[Found]:
+        """The programs with the best rewards."""
+        self.check(task)
+        planner = _Planner(self, task, self.reward or _Tests(self))
+        with Search(task) as run:
+            planner.plan(run)
+        if not planner.known:
+            return [run.found([], 0.0, False)]
+        ranked = sorted(planner.known.items(), key=lambda item: (-item[1], len(item[0])))
+        return [
+            run.found(tokens, reward, bool(task.ends(tokens)))
+            for tokens, reward in ranked[: self.returned]
+        ]
+
+
+class _Tests:
+    """Judges a text as a program: the share of the tests that it passes."""
+
+    def __init__(self, settings: Planning) -> None:
+        if not settings.run_programs:
+            raise MethodError(
+                "planning runs programs that the model writes; allow it with run_programs=true"
+            )
+        self._tests = _read_tests(settings.tests)
+        self._head = _read(settings.head) if settings.head else ""
+        self._limits = Limits(settings.seconds, settings.megabytes)
+        check_sandbox()
+
+    def __call__(self, text: str) -> float:
+        runs = [(run_program(self._head + text, a, self._limits), b) for a, b in self._tests]
+        passed = sum(ran.ended == "exit" and _same(ran.output, b) for ran, b in runs)
+        return passed / len(runs)
+
+
+@dataclass(slots=True, eq=False)
+class _Node:
+    """A beginning of the output.
+
+    Attributes:
+        chance: of its last token, given those before.
+        value: best reward of a program that begins so.
+        children: None until it is opened.
+        closed: nothing below can be new.
+    """
+
+    tokens: tuple[int, ...]
+    chance: float = 1.0
+    visits: int = 0
+    value: float = 0.0
+    children: list[_Node] | None = None
+    closed: bool = False
+
+
+class _Planner:
+    """The tree, and the programs that are known."""
+
+    def __init__(self, settings: Planning, task: Task, judge: Callable[[str], float]) -> None:
+        self._settings, self._task, self._judge = settings, task, judge
+        self.known: dict[tuple[int, ...], float] = {}  # whole outputs -> reward
+        self._greedy: dict[tuple[int, ...], tuple[int, ...]] = {}  # beginning -> its completion
+
+    def plan(self, run: Search) -> None:
+        """Search until a program is right, or the rollouts are spent."""
+        prompt = list(self._task.request.prompt)
+        live = run.start()
+        held = prompt[:-1]
+        root = _Node(())
+        completions = 0
+        for _ in range(_ROUNDS * self._settings.rollouts):
+            path = self._descend(root)
+            node = path[-1]
+            if node.children is None:
+                wanted = [*prompt, *node.tokens]
+                run.bring(live.sequence, held, wanted[:-1])
+                held = wanted[:-1]
+                live.history = wanted
+                node.children = self._children(node, run.look([live])[0], wanted)
+            if node.tokens not in self._greedy:
+                if completions == self._settings.rollouts:
+                    return
+                completions += 1
+                self._complete(run, node.tokens, live.sequence)
+                if run.interrupted:
+                    return
+            reward = self.known[self._greedy[node.tokens]]
+            for above in reversed(path):
+                above.visits += 1
+                above.value = max(above.value, reward)
+                above.closed = bool(above.children is not None) and all(
+                    child.closed for child in above.children or ()
+                )
+            if root.closed or max(self.known.values()) >= 1:
+                return
+
+    def _descend(self, root: _Node) -> list[_Node]:
+        """From the root to a node that is not opened yet."""
+        path = [root]
+        while children := path[-1].children:
+            node = path[-1]
+            path.append(
+                max((c for c in children if not c.closed), key=lambda c: self._ucb(node, c))
+            )
+        return path
+
+    def _ucb(self, parent: _Node, child: _Node) -> float:
+        """The paper's P-UCB of a child."""
+        beta = log((parent.visits + _BASE + 1) / _BASE) + self._settings.explore
+        tried = sqrt(log(max(parent.visits, 1))) / (1 + child.visits)
+        return child.value + beta * child.chance * tried
+
+    def _children(self, node: _Node, logits: np.ndarray, history: list[int]) -> list[_Node]:
+        """What may follow a node; those that end the output are judged at once, and closed."""
+        chances = softmax(edited(logits, history, self._task.request))
+        order = np.argsort(-chances, kind="stable")[: self._settings.k]
+        children = []
+        for token in order[chances[order] > 0]:
+            child = _Node((*node.tokens, int(token)), float(chances[token]))
+            if self._task.ends(child.tokens) or len(child.tokens) >= self._task.limit:
+                self._greedy[child.tokens] = child.tokens
+                child.value, child.closed = self._rewarded(child.tokens), True
+                node.value = max(node.value, child.value)
+            children.append(child)
+        return children
+
+    def _complete(self, run: Search, beginning: tuple[int, ...], held: Cached) -> None:
+        """Let the model go on from a beginning, and judge what it writes."""
+        task = self._task
+        request = replace(
+            task.seeded(task.request.seed),
+            prompt=(*task.request.prompt, *beginning),
+            max_new_tokens=task.limit - len(beginning),
+        )
+        output = run.decode(request, held)
+        if output.finish == "interrupted":
+            run.interrupted = True
+            return
+        tokens = (*beginning, *output.tokens)
+        self._rewarded(tokens)
+        # Greedy decoding from anywhere on the way comes to the same end.
+        for size in range(len(beginning), len(tokens) + 1):
+            self._greedy.setdefault(tokens[:size], tokens)
+
+    def _rewarded(self, tokens: tuple[int, ...]) -> float:
+        if tokens not in self.known:
+            self.known[tokens] = self._judge(self._task.read(tokens)[0])
+        return self.known[tokens]
+
+
+def _read(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{name} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {name}: {error.strerror}") from None
+
+
+def _read_tests(name: str) -> list[tuple[str, str]]:
+    """Inputs and expected outputs.
+
+    Raises:
+        RequestError: there are none, or a line is none, with its number.
+    """
+    if not name:
+        raise MethodError("planning needs tests; write planning:tests=FILE,run_programs=true")
+    found = []
+    for number, line in enumerate(_read(name).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            test = json.loads(line)
+            pair = test["input"], test["output"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pair = None, None
+        if not all(isinstance(text, str) for text in pair):
+            raise RequestError(
+                f'line {number} of {name} is no test; write {{"input": "...", "output": "..."}}'
+            )
+        found.append(pair)
+    if not found:
+        raise RequestError(f"{name} holds no tests")
+    return found
+
+
+def _same(printed: str, expected: str) -> bool:
+    """Whether two outputs are the same but for spaces at the ends of lines and of the text."""
+    lines = [[line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, expected)]
+    return lines[0] == lines[1]

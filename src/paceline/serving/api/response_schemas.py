@@ -1,0 +1,161 @@
+"""The body of `POST /v1/responses`, and the conversation that it is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from paceline.serving.api.schemas import (
+    Called,
+    ChatBody,
+    FunctionBody,
+    Message,
+    Named,
+    NamedTool,
+    Part,
+    ResponseFormat,
+    Sampled,
+    SchemaBody,
+    Strict,
+    Tool,
+    ToolCalled,
+)
+
+
+class Piece(Part):
+    """A piece of a text, maybe of an earlier answer, where it came with empty lists."""
+
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class Said(Strict):
+    """One turn; `id` and `status` are those of an earlier answer."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Piece]
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionCall(Called):
+    """A call that an earlier answer made."""
+
+    type: Literal["function_call"]
+    call_id: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FunctionOutput(Strict):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: str
+    output: str
+    id: str | None = None
+    status: str | None = None
+
+
+class FlatTool(FunctionBody):
+    """A function that may be called."""
+
+    type: Literal["function"]
+
+
+class FlatChoice(Named):
+    """The one function that is to be called."""
+
+    type: Literal["function"]
+
+
+class FlatFormat(Strict):
+    """The form of the answer."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class TextOptions(Strict):
+    """What is said of the text."""
+
+    format: FlatFormat | None = None
+
+
+class ResponseBody(Sampled):
+    """`POST /v1/responses`; nothing is stored, so each brings its whole conversation."""
+
+    input: str | Annotated[list[Said | FunctionCall | FunctionOutput], Field(min_length=1)]
+    instructions: str | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    text: TextOptions | None = None
+    tools: list[FlatTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    truncation: Literal["disabled"] | None = None
+    store: bool | None = None
+    previous_response_id: str | None = None
+    background: bool | None = None
+
+    @field_validator("store", "previous_response_id", "background")
+    @classmethod
+    def _nothing_is_kept(cls, value: object) -> object:
+        if value:
+            raise ValueError("this server stores no responses; send the whole conversation")
+        return value
+
+    def as_chat(self) -> ChatBody:
+        """The same, asked as a conversation."""
+        messages = [_message(item) for item in self._items()]
+        if self.instructions is not None:
+            messages.insert(0, Message(role="system", content=self.instructions))
+        choice = self.tool_choice
+        form = self.text.format if self.text else None
+        shared = {name: getattr(self, name) for name in Sampled.model_fields}
+        tools = [Tool(type="function", function=_function(tool)) for tool in self.tools or []]
+        return ChatBody(
+            **shared,
+            messages=messages,
+            max_completion_tokens=self.max_output_tokens,
+            response_format=_format(form) if form else None,
+            tools=tools or None,
+            tool_choice=_choice(choice) if isinstance(choice, FlatChoice) else choice,
+        )
+
+    def _items(self) -> list[Said | FunctionCall | FunctionOutput]:
+        if isinstance(self.input, str):
+            return [Said(role="user", content=self.input)]
+        return self.input
+
+
+def _message(item: Said | FunctionCall | FunctionOutput) -> Message:
+    if isinstance(item, FunctionOutput):
+        return Message(role="tool", tool_call_id=item.call_id, content=item.output)
+    if isinstance(item, FunctionCall):
+        function = Called(name=item.name, arguments=item.arguments)
+        return Message(
+            role="assistant", tool_calls=[ToolCalled(id=item.call_id, function=function)]
+        )
+    content = item.content
+    if isinstance(content, list):
+        content = "".join(piece.text for piece in content)
+    return Message(role=item.role, content=content)
+
+
+def _function(tool: FlatTool) -> FunctionBody:
+    return FunctionBody(**tool.model_dump(exclude={"type"}))
+
+
+def _choice(choice: FlatChoice) -> NamedTool:
+    return NamedTool(type="function", function=Named(name=choice.name))
+
+
+def _format(form: FlatFormat) -> ResponseFormat:
+    schema = None
+    if form.schema_ is not None:
+        schema = SchemaBody(name=form.name or "", schema=form.schema_, strict=form.strict)
+    return ResponseFormat(type=form.type, json_schema=schema)

@@ -1,0 +1,96 @@
+"""The HTTP server: one that waits neither for heads that do not come nor for readers for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from paceline.serving.service import Service
+from paceline.serving.settings import Settings
+
+_log = logging.getLogger(__name__)
+_FLUSH = 5  # seconds to send what is ready when the server stops
+
+
+class Impatient(H11Protocol):
+    """Closes a connection on which the head of a request takes too long, and tells its transport.
+
+    uvicorn itself has a limit between requests only.
+    """
+
+    head_seconds = 10.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See `asyncio.Protocol`."""
+        self._patience: asyncio.TimerHandle | None = None
+        self.app_state = self.app_state | {"transport": transport}
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        super().data_received(data)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        super().connection_lost(exc)
+        self._calm()
+
+    def _wait_for_head(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._calm()
+        elif self._patience is None and self.timeout_keep_alive_task is None:
+            self._patience = self.loop.call_later(self.head_seconds, self.transport.abort)
+
+    def _calm(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+        self._patience = None
+
+
+class Server(uvicorn.Server):
+    """Drains at the first signal: takes no more requests, and stops when those under way are over.
+
+    Those that are not when `drain` seconds are over are told so. A second signal stops at once.
+    """
+
+    def __init__(self, app: Any, service: Service, settings: Settings) -> None:
+        protocol = type("Protocol", (Impatient,), {"head_seconds": settings.head_seconds})
+        config = uvicorn.Config(
+            app,
+            http=protocol,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
+            timeout_graceful_shutdown=_FLUSH,
+        )
+        super().__init__(config)
+        self._service, self._seconds = service, settings.drain
+        self._end: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """See the class."""
+        if self._end is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._service.drain()
+        self._end = monotonic() + self._seconds
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether to stop."""
+        over = self._end is not None and (self._service.idle or monotonic() >= self._end)
+        if over:
+            await asyncio.to_thread(self._service.stop)
+        return await super().on_tick(counter) or over

@@ -1,0 +1,149 @@
+"""What Prometheus is told: times of requests as they happen, the rest when it asks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from time import monotonic
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from paceline.serving.service import Service
+from paceline.serving.worker import Ask, Event
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_SHORT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
+_TREES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """A registry of its own, and the observer of a service that fills it."""
+
+    def __init__(self, service: Service) -> None:
+        self.registry = CollectorRegistry()
+        self.registry.register(_Work(service))
+        self.requests = self._counter("requests", "HTTP requests.", "path", "status")
+        self.answers = self._counter("answers", "Answers by why they ended.", "finish")
+        self.prompt = self._counter("prompt_tokens", "Tokens of prompts of answers.")
+        self.first = self._histogram(
+            "time_to_first_token_seconds", "From the request to its first token.", _SECONDS
+        )
+        self.each = self._histogram(
+            "time_per_output_token_seconds", "Mean time between tokens of an answer.", _SHORT
+        )
+        self.whole = self._histogram("answer_seconds", "From request to end of answer.", _SECONDS)
+        self.yields = self._histogram(
+            "tokens_per_pass", "Tokens that an answer got from a pass.", (1, 2, 3, 4, 6, 8, 12, 16)
+        )
+        self._begun: dict[str, tuple[float, float | None]] = {}  # start, first token
+
+    def text(self) -> bytes:
+        """Everything, as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+    def took(self, ask: Ask) -> None:
+        """See `Observer`."""
+        self._begun[ask.id] = monotonic(), None
+
+    def saw(self, ask: Ask, event: Event) -> None:
+        """See `Observer`."""
+        start, first = self._begun.get(ask.id, (monotonic(), None))
+        now = monotonic()
+        if event.tokens:
+            self.yields.observe(len(event.tokens))
+            if first is None:
+                self.first.observe(now - start)
+                self._begun[ask.id] = start, now
+        if event.finish is None:
+            return
+        self._begun.pop(ask.id, None)
+        self.answers.labels(event.finish).inc()
+        self.prompt.inc(len(ask.request.prompt))
+        self.whole.observe(now - start)
+        tokens = len(event.output.tokens) if event.output else 0
+        if first is not None and tokens > 1:
+            self.each.observe((now - first) / (tokens - 1))
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"paceline_{name}", about, labels, registry=self.registry)
+
+    def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"paceline_{name}", about, buckets=buckets, registry=self.registry)
+
+
+class _Work(Collector):
+    """What the worker counts anyway, read when asked for."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing before it is asked."""
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        """See `Collector`."""
+        stats, load = self._service.worker.stats, self._service.load
+        yield _gauge("queue_length", "Requests that wait for a place.", load.waiting)
+        yield _gauge("running", "Requests that have a place.", load.running)
+        if load.memory:
+            yield _gauge("kv_pages_used", "Pages of keys and values in use.", load.memory.used)
+            limit = load.memory.limit
+            about = "Most pages of keys and values."
+            yield _gauge("kv_pages_limit", about, float("inf") if limit is None else limit)
+            yield _gauge("kv_page_bytes", "Size of a page.", load.memory.page_bytes)
+        counts = {
+            "passes": (stats.passes, "Forward passes."),
+            "pass_nodes": (stats.nodes, "Tokens of prompts and nodes of trees in passes."),
+            "computed_prompt_tokens": (stats.prompt_tokens, "Tokens of prompts that were run."),
+            "cached_tokens": (stats.cached_tokens, "Tokens of prompts known from before."),
+            "generated_tokens": (stats.tokens, "Tokens that were drawn."),
+            "preemptions": (stats.preempted, "Requests that had to give their memory up."),
+            "failures": (self._service.failures, "Passes that failed by a bug."),
+            "draft_seconds": (stats.draft, "Time of drafting."),
+            "forward_seconds": (stats.forward, "Time of passes of the model."),
+            "walk_seconds": (stats.walk, "Time of draws, learning and bookkeeping."),
+        }
+        for name, (value, about) in counts.items():
+            yield CounterMetricFamily(f"paceline_{name}", about, value=value)
+        yield _by_drafter("guessed_tokens", "Nodes that a drafter put into trees.", stats.guessed)
+        yield _by_drafter("accepted_tokens", "Its guesses that became tokens.", stats.accepted)
+        yield from self._governor()
+
+    def _governor(self) -> Iterator[Metric]:
+        governor = self._service.worker.governor
+        sizes = dict(governor.sizes)
+        buckets = [(str(t), sum(c for n, c in sizes.items() if n <= t)) for t in _TREES]
+        yield HistogramMetricFamily(
+            "paceline_governor_tree_nodes",
+            "Nodes, roots included, that the governor chose for all requests of a pass.",
+            buckets=[*buckets, ("+Inf", sum(sizes.values()))],
+            sum_value=sum(nodes * count for nodes, count in sizes.items()),
+        )
+        plain = "Passes that the governor left without guesses."
+        yield CounterMetricFamily("paceline_governor_plain_passes", plain, governor.plain_passes)
+        state, _, why = str(governor.report()["reason"]).partition(": ")
+        labels = [state, re.sub(r"\d+(\.\d+)?", "N", why)]
+        reason = GaugeMetricFamily(
+            "paceline_governor_reason", "Why it drafts or does not, now.", labels=["state", "why"]
+        )
+        reason.add_metric(labels, 1)
+        yield reason
+
+
+def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"paceline_{name}", about, value=value)
+
+
+def _by_drafter(name: str, about: str, counts: dict[str, int]) -> CounterMetricFamily:
+    found = CounterMetricFamily(f"paceline_{name}", about, labels=["drafter"])
+    for drafter, count in counts.copy().items():
+        found.add_metric([drafter], count)
+    return found

@@ -1,0 +1,63 @@
+"""The playground at `/`: one page that asks this server, and nobody else."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from paceline.core import Exactness
+from paceline.serving.api.context import Here
+from paceline.serving.api.refusals import NotFoundError
+
+router = APIRouter()
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_KINDS = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
+_PAGE = files("paceline.serving.playground") / "page"
+_FILES = {file.name: file for file in _PAGE.iterdir()}
+_FILES["report.css"] = files("paceline.measuring") / "page.css"  # both look alike
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    """The page."""
+    return _sent("index.html")
+
+
+@router.get("/playground/{name}", include_in_schema=False)
+async def part(name: str) -> Response:
+    """What the page is made of."""
+    if name not in _FILES:
+        raise NotFoundError(f"the playground has no {name!r}")
+    return _sent(name)
+
+
+@router.get("/v1/playground", include_in_schema=False)
+async def facts(here: Here) -> dict[str, Any]:
+    """What the page shows and offers; below `/v1`, where a key may be asked for."""
+    method = here.lm.method
+    return {
+        "model": here.name,
+        "context": here.lm.engine.config.context,
+        "chat": here.lm.tokenizer.template is not None,
+        "drafter": getattr(method, "name", type(method).__name__),
+        "drafters": list(here.limits.drafters),
+        "exact": getattr(method, "exactness", None) is Exactness.EXACT,
+    }
+
+
+def _sent(name: str) -> Response:
+    kind = _KINDS[name.rpartition(".")[2]]
+    text = _FILES[name].read_text(encoding="utf-8")
+    return Response(text, headers=_HEADERS, media_type=kind)

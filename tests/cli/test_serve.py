@@ -1,0 +1,117 @@
+"""`paceline serve` as a process: its start, its promise of memory, and its end."""
+
+import contextlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+OPENING = "Once upon a time"
+PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
+
+
+@contextlib.contextmanager
+def started(*words):
+    """A server process that does not outlive the test."""
+    with subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True) as server:
+        try:
+            yield server
+        finally:
+            server.kill()
+
+
+def resident(pid):
+    """Most memory that a process had, in bytes."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024
+
+
+def least_memory():
+    """MB that the smallest server needs."""
+    done = subprocess.run([*PROGRAM, "--memory", "1MB"], capture_output=True, text=True)
+    assert done.returncode == 2
+    return int(re.search(r"(\d+) MB is the least", done.stderr)[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_a_server_keeps_its_promise_of_memory_and_ends_well():
+    promise = least_memory() + 4  # a few pages: less than eight long answers want
+    words = ["--memory", f"{promise}MB", "--places", "8"]
+    with started(*words) as server:
+        said = next(server.stderr)
+        log = []
+        reader = threading.Thread(target=lambda: log.extend(server.stderr))
+        reader.start()
+        address = re.search(r"http://\S+", said)[0]
+        body = {"prompt": OPENING, "max_tokens": 300, "ignore_eos": True, "temperature": 1.0}
+        for seed in (0, 100):
+            every = body | {"n": 8, "seed": seed}
+            found = httpx.post(f"{address}/v1/completions", json=every, timeout=100)
+            assert found.json()["usage"]["completion_tokens"] == 8 * 300
+        metrics = httpx.get(f"{address}/metrics").text
+        figures = dict(line.rsplit(" ", 1) for line in metrics.splitlines() if line[0] != "#")
+        used, limit = (float(figures[f"paceline_kv_pages_{each}"]) for each in ("used", "limit"))
+        assert 0 < used <= limit
+        assert float(figures["paceline_preemptions_total"]) > 0  # it was tight
+        assert resident(server.pid) < promise * 1e6
+        with httpx.stream(
+            "POST", f"{address}/v1/completions", json=body | {"stream": True}, timeout=100
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            server.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.wait(60) == 0
+        reader.join()
+    assert all(json.loads(line)["event"] == "request" for line in log)
+    assert OPENING not in "".join(log)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "20MB"], r"20 MB of memory cannot hold it: the model takes \d+ MB"),
+        (["--memory", "much"], "memory is 'much': expected a size"),
+        (["--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
+        (["--keys-file", "/nowhere"], "cannot read the API keys in /nowhere"),
+        (["--stall", "0"], "stall is 0.0, expected 1 or more"),
+        (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1:8000"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_sentence(paceline, words, said):
+    done = paceline("serve", *words)
+    assert done.code == 2
+    assert re.search(said, done.err)
+    assert done.err.count("\n") == 1
+
+
+def test_show_config_prints_what_would_be_used(paceline, tmp_path, monkeypatch):
+    file = tmp_path / "serve.toml"
+    file.write_text("port = 1\nqueue = 5\n")
+    monkeypatch.setenv("PACELINE_SERVE_KEYS", "ann:secret-of-ann")
+    monkeypatch.setenv("PACELINE_SERVE_PORT", "2")
+    done = paceline("serve", "--config", file, "--places", "3", "--log-prompts", "--show-config")
+    shown = done.json
+    assert (shown["port"], shown["queue"], shown["places"]) == (2, 5, 3)
+    assert (shown["log_prompts"], shown["keys"], shown["stall"]) == (True, ["ann"], 2.0)
+    assert "secret" not in done.out
+    monkeypatch.setenv("PACELINE_SERVE_POTR", "2")
+    assert "PACELINE_SERVE_PORT" in paceline("serve", "--show-config").err
+
+
+def test_an_open_server_elsewhere_says_so(monkeypatch, paceline):
+    from paceline.serving.api import server
+
+    monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
+    open_ = paceline("serve", "--host", "0.0.0.0", "--port", "0")
+    assert "whoever reaches 0.0.0.0 may use it: there are no API keys" in open_.err
+    monkeypatch.setenv("PACELINE_SERVE_KEYS", "ann:secret-of-ann")
+    assert "whoever" not in paceline("serve", "--host", "0.0.0.0", "--port", "0").err
+    monkeypatch.delenv("PACELINE_SERVE_KEYS")
+    assert "whoever" not in paceline("serve", "--port", "0").err

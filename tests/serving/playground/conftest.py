@@ -1,0 +1,68 @@
+"""A real browser in front of a real server."""
+
+import shutil
+import time
+
+import pytest
+
+from tests.serving.api.conftest import address, lm, served, service  # noqa: F401
+
+
+@pytest.fixture(scope="package")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip(f"no browser is here: none of {', '.join(names)}")
+    with playwright.sync_playwright() as running:
+        found = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+class Watched:
+    """A page, and everything it complained of or asked for."""
+
+    def __init__(self, browser, url, **options):
+        self.context = browser.new_context(**options)
+        self.context.set_default_timeout(20_000)
+        self.page = self.context.new_page()
+        self.said, self.asked = [], []
+        self.page.on("console", lambda message: self.said.append(message.text))
+        self.page.on("pageerror", lambda error: self.said.append(str(error)))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(url)
+        self.url = url
+
+    def close(self, *expected):
+        """Nothing was said but what is expected; nothing was asked of anyone else."""
+        self.context.close()
+        wrong = [said for said in self.said if not any(part in said for part in expected)]
+        assert not wrong
+        assert len(self.asked) > 8
+        assert all(url.startswith(f"{self.url}/") for url in self.asked)
+
+
+@pytest.fixture
+def watched(browser, address):  # noqa: F811
+    found = Watched(browser, address, viewport={"width": 1280, "height": 900})
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def page(watched):
+    return watched.page
+
+
+@pytest.fixture
+def slow(service, monkeypatch):  # noqa: F811
+    """Passes that take their time, as those of a large model do."""
+    step = service.worker.step
+
+    def late():
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(service.worker, "step", late)

@@ -1,0 +1,293 @@
+"""The playground, used in a real browser: chromium from PATH, driven by Playwright."""
+
+import json
+import re
+import time
+
+import httpx2 as httpx
+import pytest
+
+from paceline.serving.api import create_app
+from paceline.serving.api.refusals import refusal
+from tests.serving.playground.conftest import Watched, served
+
+sync_api = pytest.importorskip("playwright.sync_api")
+expect = sync_api.expect
+expect.set_options(timeout=20_000)
+
+SAME = re.compile(r"^The same text, \d+ tokens, at [\d.]+ times the speed\.$")
+REFUSED = "Failed to load resource"  # the browser's own words for a status of 400 and more
+
+
+def fill(page, **settings):
+    for name, value in settings.items():
+        page.locator(f"#{name}").fill(str(value))
+
+
+def run(page, **settings):
+    """Press Run, and wait for the end."""
+    fill(page, **settings)
+    page.get_by_role("button", name="Run").click()
+    done(page)
+
+
+def done(page):
+    expect(page.locator("#status")).to_contain_text("Seed")
+    expect(page.locator("#run")).to_be_enabled()
+
+
+def answered(address, **body):
+    body = {"prompt": "Once upon a time", "max_tokens": 40, "seed": 3, "temperature": 0.8} | body
+    return httpx.post(f"{address}/v1/completions", json=body).json()
+
+
+def text_of(page, run="paced"):
+    return page.locator(f"#{run} .text").text_content()
+
+
+def test_tokens_are_coloured_by_who_guessed_them(page, address):
+    run(page, max_tokens=40, seed=3, temperature=0.8, budget=8)
+    speculation = {"budget": 8}
+    found = answered(address, speculation=speculation)
+    assert text_of(page) == found["choices"][0]["text"]
+    guessed = page.locator("#paced .token:not(.own)")
+    assert guessed.count() > 5
+    colours = {each.evaluate("e => getComputedStyle(e).backgroundColor") for each in guessed.all()}
+    assert "rgba(0, 0, 0, 0)" not in colours
+    rows = [row.inner_text().split("\t") for row in page.locator("#legend tbody tr").all()]
+    right = {row[0]: int(row[2]) for row in rows}
+    assert sum(right.values()) == 40
+    assert right["the model"] == page.locator("#paced .token.own").count()
+    for name, tried, hit, share in rows[:-1]:
+        assert share == f"{100 * int(hit) / int(tried.replace(',', '')):.0f} %", name
+    expect(page.locator("#paced .told")).to_contain_text("40 tokens in")
+    expect(page.locator("#chart polyline")).to_have_count(1)
+
+
+def test_the_replay_without_speculation_is_the_same(page):
+    page.locator("#compare").check()
+    run(page, max_tokens=40, temperature=0.8, budget=8)
+    expect(page.locator("#verdict")).to_have_text(SAME)
+    expect(page.locator("#verdict")).to_have_class(re.compile("good"))
+    assert text_of(page, "plain") == text_of(page)
+    expect(page.locator("#plain .told")).to_have_text("40 tokens in 40 passes, 1.00 a pass.")
+    expect(page.locator("#chart polyline")).to_have_count(2)
+    assert page.locator(".wrong").count() == 0
+
+
+def test_the_last_run_can_be_replayed_later(page):
+    run(page, max_tokens=20, temperature=0.8)
+    expect(page.locator("#plain")).to_be_hidden()
+    page.locator("#compare").check()
+    expect(page.locator("#verdict")).to_have_text(SAME)
+
+
+def test_a_difference_is_marked_where_it_begins(page):
+    def forge(route):
+        answer = route.fetch()
+        lines = answer.text().split("\n\n")
+        if json.loads(route.request.post_data).get("speculation") == {"budget": 0}:
+            piece = json.loads(lines[4].removeprefix("data: "))
+            piece["paceline"] |= {"tokens": [1], "texts": ["<b>no</b>"]}
+            lines[4] = f"data: {json.dumps(piece)}"
+        route.fulfill(response=answer, body="\n\n".join(lines))
+
+    page.route("**/v1/completions", forge)
+    page.locator("#compare").check()
+    run(page, max_tokens=12, temperature=0.8)
+    said = "The texts differ from token 5 on: this is a bug; please report it."
+    expect(page.locator("#verdict")).to_have_text(said)
+    wrong = page.locator("#plain .wrong")
+    expect(wrong).to_have_count(8)
+    assert wrong.first.text_content() == "<b>no</b>"
+
+
+def test_the_tree_of_a_chosen_pass(page):
+    run(page, max_tokens=60, temperature=0, budget=8)
+    slider = page.locator("#pass")
+    passes = int(slider.get_attribute("max"))
+    assert passes == int(
+        re.search(r"in (\d+) passes", page.locator("#paced .told").inner_text())[1]
+    )
+    slider.focus()
+    page.keyboard.press("Home")
+    text = ""
+    for number in range(passes):
+        expect(page.locator("#pass-number")).to_have_text(f"{number + 1} of {passes}")
+        chosen = page.locator("#paced .chosen").all_text_contents()
+        taken = page.locator("#tree .taken:not(.edge) > text:not(.chance)").all_text_contents()
+        assert len(taken) - 1 == len(chosen)  # the root belongs to the pass before
+        text += "".join(chosen)
+        guesses = int(page.locator("#pass-told").inner_text().split()[0].replace("Nothing", "0"))
+        assert page.locator("#tree .node").count() in (guesses + 1, guesses + 2)
+        page.keyboard.press("ArrowRight")
+    assert text == text_of(page)
+    page.locator("#paced .token").first.click()
+    expect(page.locator("#pass-number")).to_have_text(f"1 of {passes}")
+    page.locator("#paced .text").focus()
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#pass-number")).to_have_text(f"2 of {passes}")
+
+
+def test_a_schema_is_followed_and_a_broken_one_is_told(watched):
+    page = watched.page
+    fill(page, schema='{"type": ')
+    expect(page.locator("#schema-hint")).to_contain_text("This is no JSON")
+    page.get_by_role("button", name="Run").click()
+    assert page.evaluate("document.activeElement.id") == "schema"
+    fill(page, schema="[1]")
+    expect(page.locator("#schema-hint")).to_have_text("A schema is a JSON object: {…}")
+    assert not any("completions" in url for url in watched.asked)
+    schema = {"type": "object", "properties": {"age": {"type": "integer", "maximum": 9}}}
+    schema |= {"required": ["age"], "additionalProperties": False}
+    run(page, schema=json.dumps(schema), temperature=0.7, max_tokens=60, seed=4)
+    assert json.loads(text_of(page))["age"] <= 9
+    expect(page.locator("#paced .told")).to_contain_text("The JSON is whole.")
+
+
+def test_what_a_model_says_is_never_markup(page):
+    evil = "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'>"
+    page.locator("#compare").check()
+    run(page, schema=json.dumps({"const": evil}), budget=8, max_tokens=200)
+    assert json.loads(text_of(page)) == evil
+    assert json.loads(text_of(page, "plain")) == evil
+    assert page.locator("main script, main img").count() == 0
+    page.get_by_label("Chat").check()
+    run(page, prompt=evil)
+    run(page, prompt=evil)
+    assert page.locator("#talk p").all_text_contents() == [evil, json.dumps(evil), evil]
+    assert page.locator("main script, main img").count() == 0
+    assert page.evaluate("window.hurt") is None
+
+
+def test_what_the_server_refuses_is_told(browser, address):
+    found = Watched(browser, address)
+    fill(found.page, prompt="word " * 600)
+    found.page.get_by_role("button", name="Run").click()
+    expect(found.page.get_by_role("alert")).to_contain_text("the model sees 512")
+    expect(found.page.locator("#run")).to_be_enabled()
+    run(found.page, prompt="Once", max_tokens=4)
+    expect(found.page.get_by_role("alert")).to_be_hidden()
+    found.close(REFUSED)
+
+
+def test_a_conversation(page):
+    page.get_by_label("Chat").check()
+    expect(page.get_by_role("textbox", name="Message")).to_be_visible()
+    run(page, prompt="Tell me of the sea.", system="Be brief.", max_tokens=12, temperature=0.8)
+    first = text_of(page)
+    assert page.locator("#prompt").input_value() == ""
+    with page.expect_request("**/v1/chat/completions") as caught:
+        fill(page, prompt="And then?")
+        page.locator("#prompt").press("Control+Enter")
+    assert caught.value.post_data_json["messages"] == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Tell me of the sea."},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "And then?"},
+    ]
+    done(page)
+    page.get_by_role("button", name="New conversation").click()
+    expect(page.locator("#talk li")).to_have_count(0)
+
+
+@pytest.mark.parametrize("way", ["Stop", "Escape"])
+def test_a_run_can_be_stopped(page, service, slow, way):
+    fill(page, max_tokens=400, seed=1, temperature=0.8)
+    page.locator("#seed").press("Control+Enter")
+    expect(page.locator("#paced .token").nth(4)).to_be_attached()
+    assert not service.worker.idle
+    if way == "Stop":
+        page.get_by_role("button", name="Stop").click()
+    else:
+        page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_contain_text("stopped")
+    end = time.monotonic() + 20
+    while not service.worker.idle and time.monotonic() < end:
+        time.sleep(0.01)
+    assert service.worker.idle
+    expect(page.locator("#run")).to_be_enabled()
+
+
+def test_the_page_is_used_by_keyboard(page):
+    page.keyboard.press("Tab")
+    seen = []
+    for _ in range(40):
+        active = page.evaluate(
+            "(e => [e.id || e.name || e.tagName, e.labels ? e.labels.length : 1, "
+            "getComputedStyle(e.name === 'mode' ? e.nextElementSibling : e).outlineStyle])"
+            "(document.activeElement)"
+        )
+        if active[0] in seen or active[0] == "BODY":
+            break
+        seen.append(active[0])
+        assert active[2] != "none", active  # focus is visible
+        assert active[1] or active[0] in ("run", "theme", "SUMMARY"), (
+            active
+        )  # and the field has a name
+        page.keyboard.press("Tab")
+    every = ["theme", "mode", "prompt", "run", "compare", "drafter", "budget", "temperature"]
+    every += ["seed", "top_p", "top_k", "min_p", "max_tokens", "stops", "schema"]
+    assert [name for name in seen if name in every] == every
+
+
+def test_a_key_is_asked_for_where_one_is_needed(browser, service):
+    app = create_app(service, "tiny")
+
+    @app.middleware("http")
+    async def guard(request, go_on):
+        given = request.headers.get("authorization")
+        if request.url.path.startswith("/v1/") and given != "Bearer secret":
+            return refusal(401, "a key is needed", "authentication_error")
+        return await go_on(request)
+
+    with served(app) as address:
+        found = Watched(browser, address)
+        key = found.page.get_by_label("API key")
+        expect(key).to_be_focused()
+        expect(found.page.get_by_role("alert")).to_have_text("a key is needed")
+        key.fill("secret")
+        key.press("Tab")
+        expect(found.page.locator("#facts")).to_contain_text("tiny")
+        run(found.page, max_tokens=4)
+        assert text_of(found.page)
+        assert "secret" not in found.page.evaluate("JSON.stringify({...localStorage})")
+        found.close(REFUSED)
+
+
+LOOKS = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_looks(browser, address, tmp_path, look):
+    found = Watched(browser, address, reduced_motion="reduce", **LOOKS[look])
+    page = found.page
+    body = "(e => getComputedStyle(e).backgroundColor)(document.body)"
+    colours = {"light": "rgb(250, 250, 248)", "dark": "rgb(19, 21, 24)"}
+    scheme = LOOKS[look]["color_scheme"]
+    assert page.evaluate(body) == colours[scheme]
+    if look == "phone":
+        expect(page.locator("#temperature")).to_be_hidden()
+        page.locator("#settings summary").click()
+    fill(page, seed=7, max_tokens=80, temperature=0.7, budget=12)
+    page.locator("#compare").check()
+    run(page)
+    expect(page.locator("#verdict")).to_have_text(SAME)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.screenshot(path=tmp_path / f"{look}.png", full_page=True)
+    other = {"light": "dark", "dark": "light"}[scheme]
+    page.locator("#theme").click()
+    assert page.evaluate(body) == colours[other]
+    page.reload()
+    assert page.evaluate(body) == colours[other]
+    page.locator("#theme").click()
+    assert page.evaluate(body) == colours[scheme]
+    moving = "getComputedStyle(document.getElementById('run')).transitionDuration"
+    assert page.evaluate(moving) == "0s"
+    page.emulate_media(reduced_motion="no-preference")
+    assert page.evaluate(moving) != "0s"
+    found.close()

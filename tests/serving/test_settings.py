@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.errors import RequestError
+from paceline.serving.settings import PREFIX, Settings, Size, names
+
+FORMATS = {"toml": 'port = 1\nplaces = 2\nqueue = 3\nmemory = "1GB"\ncors = ["a", "b"]', "json": ""}
+FORMATS["json"] = json.dumps(
+    {"port": 1, "places": 2, "queue": 3, "memory": "1GB", "cors": ["a", "b"]}
+)
+
+
+def read(flags=(), environ=(), file=None):
+    return Settings.read(
+        dict(flags), {PREFIX + k.upper(): v for k, v in dict(environ).items()}, file
+    )
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_flags_come_before_the_environment_before_the_file_before_defaults(tmp_path, kind):
+    file = tmp_path / f"serve.{kind}"
+    file.write_text(FORMATS[kind])
+    found = read({"queue": 33, "port": None}, {"places": "22", "queue": "0"}, file)
+    assert (found.port, found.places, found.queue) == (1, 22, 33)
+    assert found.memory == 10**9
+    assert found.cors == ("a", "b")
+    assert found.drain == Settings().drain
+
+
+def test_the_environment_is_read_in_the_types_of_the_settings():
+    found = read((), {"stall": "3", "cors": "x, y", "log_prompts": "true", "keys_file": "a/b"})
+    assert (found.stall, found.cors, found.log_prompts) == (3.0, ("x", "y"), True)
+    assert found.keys_file == Path("a/b")
+    assert Settings.read({}, {"PATH": "/bin"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"prot": "1"}, "unknown variable 'PACELINE_SERVE_PROT'; .*PACELINE_SERVE_PORT"),
+        ({"port": "x"}, "port is 'x': expected a whole number"),
+        ({"port": "99999"}, "port is 99999, expected 0 to 65535"),
+        ({"stall": "nan"}, "stall is nan"),
+        ({"drain": "inf"}, "drain is inf"),
+        ({"log_prompts": "maybe"}, "log_prompts is 'maybe': expected true or false"),
+        ({"memory": "much"}, "memory is 'much': expected a size"),
+        ({"prefixes": "2"}, "prefixes is 2.0, expected 0 to 1"),
+    ],
+)
+def test_wrong_variables_are_told_in_a_sentence(environ, said):
+    with pytest.raises(RequestError, match=said):
+        read((), environ)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("prot = 1", "unknown setting 'prot'; did you mean port"),
+        ("port = true", "port is True: expected a whole number"),
+        ("port = 1.5", "port is 1.5: expected a whole number"),
+        ("name = 3", "name is 3: expected a text"),
+        ("cors = 3", "cors is 3: expected a list of texts"),
+        ("port = ", "is no toml"),
+        ("keys = ['a:b']", "name a file of their own"),
+        ("memory = -1", "memory is -1"),
+    ],
+)
+def test_wrong_files_are_told_in_a_sentence(tmp_path, content, said):
+    file = tmp_path / "serve.toml"
+    file.write_text(content)
+    with pytest.raises(RequestError, match=said):
+        read(file=file)
+
+
+def test_files_that_are_none(tmp_path):
+    for name, content in (("a.json", "[1]"), ("b.json", "[" * 10**5), ("c.toml", "\x00")):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(RequestError):
+            read(file=tmp_path / name)
+    with pytest.raises(RequestError, match="cannot read the settings"):
+        read(file=tmp_path / "none.toml")
+
+
+def test_keys_are_not_shown():
+    found = read((), {"keys": "ann:secret-of-ann,bob:secret-of-bob"})
+    assert found.shown()["keys"] == ["ann", "bob"]
+    assert "secret" not in json.dumps(found.shown())
+    assert set(found.shown()) == set(names(secret=True))
+
+
+@given(st.text(max_size=20))
+def test_a_size_is_one_or_no_size(text):
+    try:
+        size = Size.parse(text)
+    except ValueError:
+        return
+    assert size >= 0
+
+
+@given(st.integers(0, 10**12))
+def test_a_size_is_written_as_it_is_read(size):
+    assert Size.parse(str(Size(size))) == size
+    assert Size.parse("2GB") == 2 * 10**9
+    assert Size.parse("1.5 MiB") == 3 * 2**19
