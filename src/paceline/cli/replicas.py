@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +68,7 @@ def serve_replicas(
         threads = settings.threads or join.processors(count)
         ongoing = settings.places + settings.queue
         with servers.replicated(build, count, threads, ongoing, settings) as front:
+            listener.listen()  # who reads the next line may come at once
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             say(f"serving {settings.name} on http://{host}:{port}, {count} times {threads} threads")
@@ -80,4 +83,6 @@ def serve_replicas(
                 limit_concurrency=settings.max_connections,
                 timeout_graceful_shutdown=int(settings.drain),
             )
+            # The server raises the signal once more at its end; Ray's own handler exits with 15.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
             uvicorn.Server(config).run([listener])

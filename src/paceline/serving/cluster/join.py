@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ def cluster(address: str | None) -> Iterator[None]:
     Raises:
         RequestError: there is none.
     """
-    own: dict[str, Any] = {"log_to_driver": False}  # it would go to standard output
+    own: dict[str, Any] = {"log_to_driver": False}
     if address in (None, "local"):
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
         own["include_dashboard"] = False
@@ -32,7 +33,8 @@ def cluster(address: str | None) -> Iterator[None]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(f"cannot join the Ray cluster at {address}: {error}") from None
     try:
-        yield
+        with redirect_stdout(sys.stderr):  # Ray tells of dead nodes there
+            yield
     finally:
         ray.shutdown()
 
