@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import paceline
+from paceline.cli.batch import batch
 from paceline.cli.bench import bench
 from paceline.cli.chat import chat
 from paceline.cli.complete import complete
@@ -18,6 +19,7 @@ from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
 from paceline.cli.index import index
 from paceline.cli.inflate import inflate
+from paceline.cli.load import load
 from paceline.cli.methods import methods
 from paceline.cli.output import document, drop_output, say
 from paceline.cli.prove import prove
@@ -104,6 +106,8 @@ VERBS = (
     complete,
     chat,
     serve,
+    batch,
+    load,
     prove,
     bench,
     index,

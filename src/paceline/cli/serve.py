@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import socket
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +14,17 @@ import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say
+from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
 from paceline.serving.settings import Settings
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from paceline.lm import LM
-    from paceline.serving.api.server import Server
     from paceline.serving.keys import Keys
+    from paceline.serving.service import Service
     from paceline.serving.worker import Worker
 
 
@@ -33,21 +37,26 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     try:
         import uvicorn  # noqa: F401
 
-        from paceline.serving.api import create_app
+        from paceline.serving.api.server import Server
     except ImportError as error:
         raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.keys import Keys
     from paceline.serving.logs import log_to_stderr
 
     keys = Keys.read(settings.keys, settings.keys_file)
+    if settings.replicas is not None:
+        _replicated(settings, keys)
+        return
+    if settings.ray is not None:
+        raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
     lm = _open(settings)
-    server = _server(create_app, lm, _worker(lm, settings), settings, keys)
+    app, service = _app(lm, settings, keys)
+    server = Server(app, service, settings)
     with _listening(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
         say(f"serving {settings.name or lm.model.path.name} on http://{host}:{port}")
-        if not keys and not _loopback(settings.host):
-            say(f"whoever reaches {settings.host} may use it: there are no API keys")
+        _warn(settings, keys)
         log_to_stderr()
         server.run([listener])
     if server.force_exit:
@@ -73,14 +82,34 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
 
 
-def _server(create_app: Any, lm: LM, worker: Worker, settings: Settings, keys: Keys) -> Server:
+def _warn(settings: Settings, keys: Keys) -> None:
+    if not keys and not _loopback(settings.host):
+        say(f"whoever reaches {settings.host} may use it: there are no API keys")
+
+
+def _replicated(settings: Settings, keys: Keys) -> None:
+    """Serve from a Ray cluster, each replica with these settings."""
+    paths = model_paths(settings.model)
+    here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
+    settings = replace(settings, model=here, name=settings.name or paths[0].name)
+
+    def build(threads: int) -> FastAPI:
+        own = replace(settings, threads=threads)
+        return _app(_open(own), own, keys)[0]
+
+    with _listening(settings.host, settings.port) as listener:
+        _warn(settings, keys)
+        serve_replicas(build, listener, settings)
+
+
+def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
+    from paceline.serving.api import create_app
     from paceline.serving.api.asking import Limits
     from paceline.serving.api.guard import Rules
-    from paceline.serving.api.server import Server
     from paceline.serving.rates import Rates
     from paceline.serving.service import Service
 
-    service = Service(worker)
+    service = Service(_worker(lm, settings))
     limits = Limits(
         new_tokens=settings.max_tokens,
         prompt_tokens=settings.max_prompt,
@@ -97,7 +126,7 @@ def _server(create_app: Any, lm: LM, worker: Worker, settings: Settings, keys: K
     )
     name = settings.name or lm.model.path.name
     app = create_app(service, name, limits, rules, settings.cors)
-    return Server(app, service, settings)
+    return app, service
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -114,6 +114,12 @@ class Settings:
     drain: Annotated[float, About("Seconds for those under way when the server is to stop.", 0)] = (
         30.0
     )
+    replicas: Annotated[
+        int | None, About("Engines on a Ray cluster, all behind this address.", 1, 4096)
+    ] = None
+    ray: Annotated[str | None, About("Address of the Ray cluster; else one is started here.")] = (
+        None
+    )
     keys: Annotated[
         tuple[str, ...], About("API keys, NAME:KEY with commas between. In the environment only.")
     ] = field(default=(), repr=False)

@@ -1,0 +1,265 @@
+"""A file of requests, many of them in each pass.
+
+A line is as OpenAI's batches have it (`custom_id`, `method`, `url`, `body`), or the body alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from paceline.errors import PacelineError, RequestError
+from paceline.serving.api import chat, completions, replies
+from paceline.serving.api.asking import Limits, chat_asks, completion_asks
+from paceline.serving.api.refusals import NotFoundError
+from paceline.serving.api.replies import Answer
+from paceline.serving.api.schemas import ChatBody, CompletionBody
+from paceline.serving.worker import Event, Worker
+
+LONGEST = 1 << 24  # bytes of a line
+_AHEAD = 8  # lines under way for each place
+_Body = CompletionBody | ChatBody
+_KINDS: dict[object, type[_Body]] = {
+    "/v1/completions": CompletionBody,
+    "/v1/chat/completions": ChatBody,
+}
+
+
+class Line(NamedTuple):
+    """A line of the input: its number, from 1, and its bytes, at most `LONGEST + 1`."""
+
+    number: int
+    text: bytes
+
+
+def read_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[Line]:
+    """The lines of a file that are not blank, one at a time.
+
+    Args:
+        path: of the file.
+        after: number of the line before `offset`.
+        offset: bytes to leave out.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        number = after
+        while text := file.readline(LONGEST + 1):
+            number += 1
+            rest = text
+            while len(rest) > LONGEST and not rest.endswith(b"\n"):
+                rest = file.readline(LONGEST + 1)
+            if text.strip():
+                yield Line(number, text)
+
+
+class Survey(NamedTuple):
+    """What an input is: how many lines that are not blank, and a digest of all."""
+
+    lines: int
+    digest: str
+
+
+def survey(path: Path) -> Survey:
+    """Read a file once.
+
+    Raises:
+        RequestError: it cannot be read, or has no line.
+    """
+    digest, count = blake2b(digest_size=16), 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(1 << 20):
+                digest.update(part)
+        count = sum(1 for _ in read_lines(path))
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    if not count:
+        raise RequestError(f"{path} has no line")
+    return Survey(count, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all lines share.
+
+    Attributes:
+        name: what the model is called; a line that names another is refused.
+        max_new_tokens: of answers that name no number; None takes what is left of the context.
+        seed: of those that name none.
+    """
+
+    name: str
+    max_new_tokens: int | None = None
+    seed: int = 0
+
+
+@dataclass
+class _Entry:
+    """A line under way."""
+
+    number: int
+    custom_id: str
+    body: _Body | None = None
+    prompts: int = 1
+    answers: list[Answer] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+    @property
+    def over(self) -> bool:
+        return all(answer.last for answer in self.answers)
+
+
+def answered(
+    worker: Worker, lines: Iterable[Line], settings: Settings
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each line's number and what came of it, in the order of the lines.
+
+    A line that cannot be run has an `error`; the others do not depend on it, nor on each other.
+    Lines are taken in as places become free.
+    """
+    waiting: deque[_Entry] = deque()
+    open_: dict[str, tuple[_Entry, Answer]] = {}
+    source = iter(lines)
+    more = True
+    while more or waiting:
+        while more and len(waiting) < _AHEAD * worker.scheduler.places:
+            line = next(source, None)
+            more = line is not None
+            if line is not None:
+                waiting.append(entry := _entry(worker, line, settings))
+                open_ |= {answer.ask.id: (entry, answer) for answer in entry.answers}
+        if not worker.idle:
+            for event in worker.step():
+                _note(worker, event, open_)
+        while waiting and waiting[0].over:
+            done = waiting.popleft()
+            yield done.number, _shown(done, worker, settings)
+
+
+def _note(worker: Worker, event: Event, open_: dict[str, tuple[_Entry, Answer]]) -> None:
+    if event.id not in open_:
+        return
+    entry, answer = open_[event.id]
+    answer.add(event)
+    if event.finish is None:
+        return
+    del open_[event.id]
+    if event.finish == "error" and entry.error is None:
+        entry.error = {"code": "failed", "message": event.error}
+        for other in entry.answers:
+            for told in worker.cancel(other.ask.id):
+                _note(worker, told, open_)
+
+
+def _entry(worker: Worker, line: Line, settings: Settings) -> _Entry:
+    """A line, its requests handed in where it can be run."""
+    entry = _Entry(line.number, f"line-{line.number}")
+    try:
+        row = _row(line.text)
+        entry.custom_id = _text(row.pop("custom_id", entry.custom_id), "custom_id")
+        entry.body = _body(row)
+        _hand_in(worker, entry, entry.body, settings)
+    except PacelineError as error:
+        entry.answers.clear()
+        entry.error = {"code": "invalid_request", "message": str(error)}
+    return entry
+
+
+def _hand_in(worker: Worker, entry: _Entry, body: _Body, settings: Settings) -> None:
+    if body.stream or body.trace:
+        raise RequestError("a batch has neither streams nor traces; leave stream and trace out")
+    if body.model not in (None, settings.name):
+        raise NotFoundError(f"there is no model {body.model!r} here, only {settings.name!r}")
+    if body.seed is None:
+        body.seed = settings.seed
+    limits, name = Limits(default_tokens=settings.max_new_tokens), f"line-{entry.number}"
+    if isinstance(body, ChatBody):
+        asked = [chat_asks(worker.lm, body, name, "", limits)]
+    else:
+        asked = completion_asks(worker.lm, body, name, "", limits)
+    entry.prompts = len(asked)
+    asks = [ask for each in asked for ask in each]
+    try:
+        for place, ask in enumerate(asks):
+            worker.submit(ask)
+            entry.answers.append(Answer(ask, place))
+    except PacelineError:
+        for answer in entry.answers:
+            worker.cancel(answer.ask.id)
+        raise
+
+
+def _row(text: bytes) -> dict[str, Any]:
+    if len(text) > LONGEST:
+        raise RequestError(f"the line is longer than {LONGEST} bytes")
+    try:
+        row = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        raise RequestError("the line is not JSON in UTF-8") from None
+    if not isinstance(row, dict):
+        raise RequestError("the line is not a JSON object")
+    return row
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str):
+        raise RequestError(f"{name} is {value!r:.80}, expected a text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise RequestError(f"{name} has half a character") from None
+    return value
+
+
+def _body(row: dict[str, Any]) -> _Body:
+    """What a line asks for.
+
+    Raises:
+        RequestError: there is no such thing.
+    """
+    if "url" in row or "body" in row:
+        url, method = row.pop("url", None), row.pop("method", "POST")
+        body = row.pop("body", None)
+        if url not in _KINDS or method != "POST":
+            known = " or ".join(map(str, _KINDS))
+            raise RequestError(
+                f"the line asks for {method!r:.20} {url!r:.80}, expected POST {known}"
+            )
+        if row:
+            raise RequestError(f"the line has {next(iter(row))!r:.80} beside its body")
+        kind = _KINDS[url]
+    elif "prompt" in row or "messages" in row:
+        body, kind = row, ChatBody if "messages" in row else CompletionBody
+    else:
+        raise RequestError("the line has neither url and body, nor prompt, nor messages")
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "body"
+        unknown = first["type"] == "extra_forbidden"
+        raise RequestError(
+            f"{place}: {'is no parameter of this server' if unknown else first['msg']}"
+        ) from None
+
+
+def _shown(entry: _Entry, worker: Worker, settings: Settings) -> dict[str, Any]:
+    """What is written of a line that is over."""
+    found: dict[str, Any] = {"custom_id": entry.custom_id, "response": None, "error": entry.error}
+    name, lm = f"line-{entry.number}", worker.lm
+    if entry.error is None and entry.body is not None:
+        if isinstance(entry.body, ChatBody):
+            heading = replies.head(name, "chat.completion", settings.name)
+            body = chat.reply(entry.body, heading, entry.answers, lm)
+        else:
+            heading = replies.head(name, "text_completion", settings.name)
+            body = completions.reply(entry.body, heading, entry.answers, entry.prompts, lm)
+        found["response"] = {"status_code": 200, "request_id": name, "body": body}
+    return found

@@ -1,0 +1,78 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+LINE = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "temperature": 0.9}
+
+
+def rows(path):
+    """Output lines without what changes from run to run."""
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in found:
+        if row["response"]:
+            del row["response"]["body"]["created"], row["response"]["body"]["paceline"]
+            del row["response"]["body"]["usage"]["prompt_tokens_details"]
+    return found
+
+
+@pytest.fixture
+def source(tmp_path):
+    path = tmp_path / "in.jsonl"
+    bodies = [LINE | {"seed": seed, "custom_id": f"c{seed}"} for seed in range(40)]
+    bodies[7] = {"oops": 1}
+    path.write_text("\n".join(map(json.dumps, bodies)))
+    return path
+
+
+def test_a_batch_that_is_killed_goes_on_where_it_stopped(paceline, source, tmp_path):
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    done = paceline("batch", source, whole, "--json")
+    assert done.code == 1  # a line failed
+    assert (done.json["lines"], done.json["failed"], done.json["before"]) == (40, 1, 0)
+
+    code = "import sys; from paceline.cli import main; main()"
+    words = [sys.executable, "-c", code, "batch", source, killed, "--places", "1"]
+    part = tmp_path / "killed.jsonl.part"
+    process = subprocess.Popen([*words, "--budget", "0"], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 3):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    lines = part.read_bytes().count(b"\n")
+    assert 3 < lines < 40
+    assert not killed.exists()
+    done = paceline("batch", source, killed, "--json")
+    assert (done.json["lines"], done.json["failed"], done.json["before"]) == (40, 1, lines)
+    assert rows(killed) == rows(whole)
+    assert [row["custom_id"] for row in rows(whole)][:9:2] == ["c0", "c2", "c4", "c6", "c8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "in.jsonl",
+        "killed.jsonl",
+        "whole.jsonl",
+    ]
+
+
+def test_a_batch_without_mistakes_ends_with_0(paceline, tmp_path):
+    (tmp_path / "in").write_text(json.dumps({"prompt": "Once"}))
+    done = paceline("batch", tmp_path / "in", tmp_path / "out", "--max-new-tokens", 4)
+    assert done.code == 0
+    assert "1 lines, 0 with an error; 4 tokens" in done.err
+    assert rows(tmp_path / "out")[0]["response"]["body"]["usage"]["completion_tokens"] == 4
+
+
+def test_what_cannot_be_is_refused(paceline, source, tmp_path):
+    done = paceline("batch", tmp_path / "none", tmp_path / "out")
+    assert (done.code, "it is not a file" in done.err) == (2, True)
+    (tmp_path / "out").write_text("mine")
+    done = paceline("batch", source, tmp_path / "out")
+    assert (done.code, "exists already" in done.err) == (2, True)
+    (tmp_path / "empty").write_text("\n\n")
+    done = paceline("batch", tmp_path / "empty", tmp_path / "new")
+    assert (done.code, "has no line" in done.err) == (2, True)
+    done = paceline("batch", source, tmp_path / "no" / "new")
+    assert (done.code, "there is no folder" in done.err) == (2, True)

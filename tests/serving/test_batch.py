@@ -1,0 +1,164 @@
+"""A file of requests: each answered as it would be alone, in order, whatever the others are."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import LM
+from paceline.serving import batch
+from paceline.serving.batch import Line, Settings, answered, read_lines, survey
+from paceline.serving.worker import Worker
+
+PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
+GOOD = {"prompt": "Once", "max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM(drafter="blend")
+
+
+@pytest.fixture
+def worker(lm):
+    found = Worker(lm, places=4, queue=10**6)
+    yield found
+    found.close()
+    assert lm.engine.memory.used == 0
+
+
+def run(worker, rows, **options):
+    texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    lines = [Line(number, text) for number, text in enumerate(texts, 1)]
+    return [line for _, line in answered(worker, lines, Settings("tiny", **options))]
+
+
+def alone(lm, prompt, **options):
+    """What plain decoding gives."""
+    plain, lm.budget = lm.budget, LM._open_budget(lm, 0)
+    found = lm.generate(prompt, **options).text
+    lm.budget = plain
+    return found
+
+
+def text(line):
+    return line["response"]["body"]["choices"][0]["text"]
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.data())
+def test_each_line_is_answered_as_plain_decoding_does(lm, data):
+    row = st.fixed_dictionaries(
+        {
+            "prompt": st.sampled_from(PROMPTS),
+            "max_tokens": st.integers(1, 25),
+            "temperature": st.sampled_from([0.0, 0.9]),
+            "seed": st.integers(0, 3),
+        }
+    )
+    rows = data.draw(st.lists(row | st.just({}), min_size=1, max_size=12))
+    worker = Worker(lm, places=data.draw(st.integers(1, 4)), queue=10**6)
+    found = run(worker, rows)
+    worker.close()
+    assert [line["custom_id"] for line in found] == [f"line-{n + 1}" for n in range(len(rows))]
+    for asked, line in zip(rows, found, strict=True):
+        if not asked:
+            assert line["error"]["code"] == "invalid_request"
+            continue
+        prompt, options = asked["prompt"], {k: v for k, v in asked.items() if k != "prompt"}
+        expected = alone(lm, prompt, max_new_tokens=options.pop("max_tokens"), **options)
+        assert text(line) == expected
+
+
+def test_openais_lines_and_short_ones_get_the_same(worker):
+    body = GOOD | {"model": "tiny", "n": 2, "temperature": 1.0}
+    long = {"custom_id": "mine", "method": "POST", "url": "/v1/completions", "body": body}
+    first, second = run(worker, [long, body | {"custom_id": "short"}])
+    assert (first["custom_id"], second["custom_id"]) == ("mine", "short")
+    for line in (first, second):
+        assert line["error"] is None
+        assert line["response"]["status_code"] == 200
+        assert line["response"]["body"]["object"] == "text_completion"
+        assert line["response"]["body"]["usage"]["completion_tokens"] == 6
+    choices = [line["response"]["body"]["choices"] for line in (first, second)]
+    assert choices[0] == choices[1]
+    assert [choice["index"] for choice in choices[0]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (b"not json", "not JSON"),
+        (b'{"prompt": "\xff"}', "not JSON in UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "not a JSON object"),
+        ({}, "neither url and body"),
+        ({"prompt": "Once", "colour": 1}, "colour: is no parameter"),
+        ({"prompt": "Once", "max_tokens": "3"}, "max_tokens: "),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": []}, "empty list"),
+        ({"prompt": "\ud800"}, "half a character"),
+        ({"prompt": [10**9]}, "outside"),
+        ({"prompt": "Once", "model": "gpt"}, "no model 'gpt' here, only 'tiny'"),
+        ({"prompt": "Once", "stream": True}, "neither streams"),
+        ({"prompt": "Once", "custom_id": 7}, "custom_id is 7"),
+        ({"prompt": "Once", "custom_id": "\udfff"}, "half a character"),
+        ({"prompt": ["Once", ""], "n": 3}, "prompt is empty"),
+        ({"prompt": "Once", "guided_regex": "("}, "("),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, "template"),
+        ({"url": "/v1/embeddings", "body": {}}, "expected POST /v1/completions or"),
+        ({"url": "/v1/completions", "method": "GET", "body": GOOD}, "expected POST"),
+        ({"url": "/v1/completions", "body": None}, "body: "),
+        ({"url": "/v1/completions", "body": GOOD, "x": 1}, "'x' beside its body"),
+    ],
+)
+def test_a_bad_line_is_its_own_affair(worker, row, message):
+    first, bad, last = run(worker, [GOOD, row, GOOD])
+    assert message in bad["error"]["message"]
+    assert bad["response"] is None
+    assert first["error"] is last["error"] is None
+    assert text(first) == text(last)
+    assert worker.idle
+
+
+def test_what_fails_on_the_way_fails_alone(worker, lm, monkeypatch):
+    real, broken = Worker.step, []
+
+    def step(self):
+        events = real(self)
+        if not broken and "line-2-0-0" in self._places:
+            broken.append(1)
+            events += self._end("line-2-0-0", "error", "it broke")
+        return events
+
+    monkeypatch.setattr(Worker, "step", step)
+    found = run(worker, [GOOD, GOOD | {"prompt": ["Once", "One"], "n": 2}, GOOD])
+    assert [line["error"] and line["error"]["code"] for line in found] == [None, "failed", None]
+    assert found[1]["error"]["message"] == "it broke"
+
+
+def test_input_is_read_as_places_become_free(worker):
+    seen = []
+
+    def lines():
+        for number in range(1, 200):
+            seen.append(number)
+            yield Line(number, json.dumps(GOOD | {"max_tokens": 1}).encode())
+
+    for done, (number, _) in enumerate(answered(worker, lines(), Settings("tiny")), 1):
+        assert number == done
+        assert len(seen) <= done + 8 * 4
+    assert len(seen) == 199
+
+
+def test_lines_are_read_one_at_a_time_whatever_their_length(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "LONGEST", 10)
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"one\n\n  \n" + b"x" * 35 + b"\nten bytes.\r\nlast")
+    found = list(read_lines(path))
+    assert [line.number for line in found] == [1, 4, 5, 6]
+    assert [line.text for line in found] == [b"one\n", b"x" * 11, b"ten bytes.\r", b"last"]
+    assert survey(path).lines == 4
+    assert list(read_lines(path, 4, path.read_bytes().index(b"ten"))) == found[2:]
+    assert survey(path) != survey(__import__("pathlib").Path(__file__))
