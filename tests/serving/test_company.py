@@ -5,7 +5,7 @@ import pytest
 from conftest import shared
 from paceline import LM
 from paceline.control.grammar import Grammar
-from paceline.serving.worker import Ask
+from paceline.serving.asks import Ask
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
 STORY = "Once upon a time there was a little girl named Lily. She liked to play with her dog. "

@@ -12,7 +12,7 @@ from paceline.drafters.base import Drafter, DraftMethod, grown
 from paceline.engines.base import PAGE
 from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters
-from paceline.serving.worker import Ask
+from paceline.serving.asks import Ask
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
 

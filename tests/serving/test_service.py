@@ -10,9 +10,10 @@ from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
+from paceline.serving.asks import Ask, Event
 from paceline.serving.scheduler import BusyError
 from paceline.serving.service import Mailbox, Service
-from paceline.serving.worker import Ask, Event, Worker
+from paceline.serving.worker import Worker
 
 
 @pytest.fixture(scope="module")

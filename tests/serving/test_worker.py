@@ -14,7 +14,8 @@ from paceline.control.grammar import Grammar
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
-from paceline.serving.worker import Ask, Worker
+from paceline.serving.asks import Ask
+from paceline.serving.worker import Worker
 
 PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
 

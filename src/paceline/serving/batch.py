@@ -21,7 +21,8 @@ from paceline.serving.api.asking import Limits, chat_asks, completion_asks
 from paceline.serving.api.refusals import NotFoundError
 from paceline.serving.api.replies import Answer
 from paceline.serving.api.schemas import ChatBody, CompletionBody
-from paceline.serving.worker import Event, Worker
+from paceline.serving.asks import Event
+from paceline.serving.worker import Worker
 
 LONGEST = 1 << 24  # bytes of a line
 _AHEAD = 8  # lines under way for each place

@@ -14,8 +14,9 @@ from typing import Protocol
 
 from paceline.engines.base import Memory
 from paceline.errors import PacelineError
+from paceline.serving.asks import Ask, Event
 from paceline.serving.scheduler import BusyError
-from paceline.serving.worker import Ask, Event, Worker
+from paceline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[Event], None]

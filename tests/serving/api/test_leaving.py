@@ -35,7 +35,8 @@ def test_a_client_that_leaves_takes_its_work_along(address, service, stream):
 
 
 def test_those_that_wait_for_a_prompt_are_given_up_too(service, lm):
-    from paceline.serving.worker import Ask, Worker
+    from paceline.serving.asks import Ask
+    from paceline.serving.worker import Worker
 
     worker = Worker(lm)
     request = lm.request("Once upon a time", max_new_tokens=3)

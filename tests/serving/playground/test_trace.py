@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from paceline.core import TokenTree
 from paceline.serving.api.replies import traced as told
+from paceline.serving.asks import Event
 from paceline.serving.service import merged
-from paceline.serving.worker import Event
 
 
 def traced(address, **body):

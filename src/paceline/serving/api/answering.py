@@ -16,8 +16,8 @@ from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.refusals import FailedError, LeftError
 from paceline.serving.api.replies import Answer
+from paceline.serving.asks import Ask, Event
 from paceline.serving.service import FAILED, Service
-from paceline.serving.worker import Ask, Event
 
 
 class Answering:

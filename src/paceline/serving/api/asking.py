@@ -23,7 +23,7 @@ from paceline.serving.api.schemas import (
     ResponseFormat,
     Sampled,
 )
-from paceline.serving.worker import Ask
+from paceline.serving.asks import Ask
 
 _SAME = ("top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty")
 _OTHER = {

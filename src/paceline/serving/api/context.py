@@ -14,8 +14,8 @@ from paceline.serving.api import replies
 from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.refusals import NotFoundError
+from paceline.serving.asks import Ask, Event
 from paceline.serving.service import Service
-from paceline.serving.worker import Ask, Event
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import Any
 
 from paceline.lm import LM
 from paceline.models.detokenize import Detokenizer
-from paceline.serving.worker import Ask, Event, Logprob
+from paceline.serving.asks import Ask, Event, Logprob
 
 # Why an answer ends -> what OpenAI calls it.
 FINISH = {
