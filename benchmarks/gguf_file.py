@@ -1,12 +1,13 @@
 """Write a Llama as a GGUF file, so that llama.cpp can run the very weights that we run.
 
-The file holds no tokenizer: the benchmark feeds token numbers. Matrices are F16, Q8_0 or Q4_0, the
-embedding included, with the rounding of llama.cpp's reference quantisers; norms stay F32. Tensors
-are written one after the other, so memory peaks at one matrix.
+A tokenizer is in it only where one is given: most benchmarks feed token numbers. Matrices are F16,
+Q8_0 or Q4_0, the embedding included, with the rounding of llama.cpp's reference quantisers; norms
+stay F32. Tensors are written one after the other, so memory peaks at one matrix.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,8 @@ Bytes = NDArray[np.uint8]
 BLOCK = 32  # weights that share a scale
 ALIGNMENT = 32  # of every tensor in the file
 CHUNK = 1 << 22  # weights quantised at once
-TEXT, UINT32, FLOAT32 = 8, 4, 6  # codes of metadata types
+TEXT, UINT32, INT32, FLOAT32, ARRAY = 8, 4, 5, 6, 9  # codes of metadata types
+Value = str | int | float | list[str] | list[int] | list[float]
 
 NAMES = {
     "embed": "token_embd",
@@ -90,7 +92,13 @@ KINDS = {
 }
 
 
-def write(path: Path, config: ModelConfig, weights: Mapping[str, Floats], kind: str) -> None:
+def write(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Floats],
+    kind: str,
+    tokenizer: Path | None = None,
+) -> None:
     """Write a model of the Llama family.
 
     Args:
@@ -99,6 +107,7 @@ def write(path: Path, config: ModelConfig, weights: Mapping[str, Floats], kind: 
         weights: canonical name -> float32 array; each is read once, in the mapping's order.
         kind: one of `KINDS`. A matrix whose rows are no whole number of blocks stays F16, as
             llama.cpp's own conversion does.
+        tokenizer: a `tokenizer.json`, for servers; without one there are token numbers only.
     """
     if config.family != "llama" or not config.gated or config.norm != "rms":
         raise SystemExit(f"{config.family} cannot be written here: only the Llama family can")
@@ -107,6 +116,8 @@ def write(path: Path, config: ModelConfig, weights: Mapping[str, Floats], kind: 
     sizes = {name: _bytes(shapes[name], kinds[name]) for name in weights}
     with path.open("wb") as file:
         metadata = _metadata(config, KINDS[kind].file)
+        if tokenizer:
+            metadata |= _tokenizer(tokenizer)
         file.write(struct.pack("<4sIQQ", b"GGUF", 3, len(shapes), len(metadata)))
         file.writelines(_entry(key, value) for key, value in metadata.items())
         offset = 0
@@ -126,7 +137,7 @@ def write(path: Path, config: ModelConfig, weights: Mapping[str, Floats], kind: 
         file.write(bytes(-file.tell() % ALIGNMENT))
 
 
-def _metadata(config: ModelConfig, file_type: int) -> dict[str, str | int | float]:
+def _metadata(config: ModelConfig, file_type: int) -> dict[str, Value]:
     layer = config.layers[0]
     if layer.rope is None or layer.rope.scaling != "default":
         raise SystemExit("rope scaling cannot be written here")
@@ -147,6 +158,25 @@ def _metadata(config: ModelConfig, file_type: int) -> dict[str, str | int | floa
         "llama.attention.layer_norm_rms_epsilon": config.norm_eps,
         "llama.rope.dimension_count": layer.rope.dim,
         "llama.rope.freq_base": float(layer.rope.theta),
+    }
+
+
+def _tokenizer(path: Path) -> dict[str, Value]:
+    """Llama's kind of vocabulary: pieces, of which those with the smaller numbers merge first."""
+    found = json.loads(path.read_text())["model"]
+    if found["type"] != "BPE" or not found.get("byte_fallback"):
+        raise SystemExit(f"{path} is not of Llama's kind, with bytes for what has no piece")
+    pieces = sorted(found["vocab"], key=found["vocab"].get)
+    special = {"<unk>": 2, "<s>": 3, "</s>": 3}
+    kinds = [special.get(each, 6 if each.startswith("<0x") else 1) for each in pieces]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.scores": [-float(number) for number in range(len(pieces))],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": found["vocab"]["<s>"],
+        "tokenizer.ggml.eos_token_id": found["vocab"]["</s>"],
+        "tokenizer.ggml.unknown_token_id": found["vocab"]["<unk>"],
     }
 
 
@@ -211,11 +241,23 @@ def _interleave(scales: Floats, codes: Bytes) -> Bytes:
 
 
 def _text(text: str) -> bytes:
-    return struct.pack("<Q", len(text)) + text.encode()
+    content = text.encode()
+    return struct.pack("<Q", len(content)) + content
 
 
-def _entry(key: str, value: str | int | float) -> bytes:
+def _entry(key: str, value: Value) -> bytes:
+    if isinstance(value, list):
+        code, _ = _typed(value[0], INT32)
+        content = b"".join(_typed(each, INT32)[1] for each in value)
+        return _text(key) + struct.pack("<IIQ", ARRAY, code, len(value)) + content
+    code, content = _typed(value, UINT32)
+    return _text(key) + struct.pack("<I", code) + content
+
+
+def _typed(value: str | int | float, whole: int) -> tuple[int, bytes]:
+    """A value's type and bytes; `whole` is the type of integers."""
     if isinstance(value, str):
-        return _text(key) + struct.pack("<I", TEXT) + _text(value)
-    code, letter = (UINT32, "I") if isinstance(value, int) else (FLOAT32, "f")
-    return _text(key) + struct.pack(f"<I{letter}", code, value)
+        return TEXT, _text(value)
+    if isinstance(value, int):
+        return whole, struct.pack("<i", value)
+    return FLOAT32, struct.pack("<f", value)

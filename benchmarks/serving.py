@@ -136,7 +136,7 @@ def llama_cpp(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     if kind is None:
         raise SystemExit(f"the peer has no weights in {options.format}; take int8, int4 or fp16")
     path = folder / "model.gguf"
-    gguf_file.write(path, model.config, model.weights, kind)
+    gguf_file.write(path, model.config, model.weights, kind, options.model / "tokenizer.json")
     words = [options.peer_python, "-m", "llama_cpp.server", "--model", str(path)]
     words += ["--host", "127.0.0.1", "--port", str(port), "--n_threads", str(options.threads)]
     words += ["--n_threads_batch", str(options.threads), "--n_ctx", str(model.config.context)]
