@@ -214,7 +214,10 @@ def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
     best = max(rate(masks) for masks in product(*map(closed, found)))
     tokens = sum(float(governor.calibration.chances(tree).sum()) for tree in kept)
     got = tokens / (float(governor.seconds(sizes + riding)) - ride + drafting)
-    assert got == pytest.approx(best)
+    if len(found) > 1 and best <= 1.05 * len(found) / alone:  # beside others a gain must be clear
+        assert sizes == len(found)
+    else:
+        assert got == pytest.approx(best)
 
 
 def closed(tree):

@@ -22,6 +22,9 @@ Trees = Sequence[TokenTree]
 Paths = Sequence[list[int]]
 
 
+_CLEAR = 1.05  # times plain decoding's speed, from where requests that share passes draft
+
+
 class Budget(Protocol):
     """Decides how much is drafted; whoever runs passes asks it before and tells it after each.
 
@@ -161,6 +164,7 @@ class Governor:
             self.most = _largest_useful(self.cost)
         self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
         self._drafting = 0.0  # seconds, running mean
+        self._kept = 4.0  # nodes of a tree beyond its root, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
         self._resting = 0
@@ -182,8 +186,10 @@ class Governor:
             return most
         sizes = requests + np.arange(1 + requests * most)
         useful = np.flatnonzero(sizes * self.seconds(requests) > requests * self.seconds(sizes))
-        # Some guess better than others: twice an equal share leaves a choice.
-        return min(most, -(-2 * int(useful.max(initial=0)) // requests))
+        # Some guess better than others: twice an equal share leaves a choice. But nodes that are
+        # never chosen cost time, too: no more than a few times what was kept of late.
+        share = -(-2 * int(useful.max(initial=0)) // requests)
+        return min(most, share, 4 + int(3 * self._kept))
 
     def spare(self) -> int:
         """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
@@ -209,7 +215,10 @@ class Governor:
         self._off = False
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
         best = int(np.argmax(tokens / (passes + drafting)))
-        worth = tokens[best] / (passes[best] + drafting) > requests / passes[0]
+        # Beside others a gain must be clear: what a choice costs them is not all measured.
+        sure = 1.0 if requests == 1 else _CLEAR
+        worth = tokens[best] / (passes[best] + drafting) > sure * requests / passes[0]
+        best = best if worth or requests == 1 else 0
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
             self._idle, self._resting, self._tired = 0, self._next_rest, requests
@@ -218,6 +227,7 @@ class Governor:
             self._next_rest = self.rest
         keep = np.zeros(len(chances), bool)
         keep[order[: requests + best]] = True
+        self._kept += 0.1 * (best / requests - self._kept)
         return [
             tree.keep(kept) for tree, kept in zip(trees, np.split(keep, starts[1:-1]), strict=True)
         ]
@@ -234,7 +244,7 @@ class Governor:
         if nodes == requests and draft == 0.0:  # the plain path: leave next to nothing of us in it
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
-            if self.plain_passes % 16 == 0:
+            if requests > 1 or self.plain_passes % 16 == 0:
                 self._refine(nodes, forward, riding)
             return
         forward = self._refine(nodes, forward, riding) - self._ride(trees, riding)
@@ -273,11 +283,11 @@ class Governor:
 
         Other work on the machine slows every size: all of the curve follows a little. A pass that
         was interrupted says nothing about speculation: it counts at most twice what was expected.
-        One that is mostly prompts, which need no head, says nothing about trees.
+        One with parts of prompts, which have other rows and sequences, says nothing about trees.
         """
         expected = float(self.seconds(nodes + riding))
         forward = min(forward, 2.0 * expected)
-        if riding > nodes:
+        if riding:
             return forward
         near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / (nodes + riding))))
         change = max(forward / expected, 0.5) - 1.0

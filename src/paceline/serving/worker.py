@@ -108,7 +108,8 @@ class Worker:
         Raises:
             PacelineError: it cannot be run, or the queue is full.
         """
-        lanes = self._lanes_of(ask.drafter)
+        # Without a budget nothing is guessed, and nothing learnt from the prompt.
+        lanes = self._lanes_of("plain" if self._budget_of(ask) == 0 else ask.drafter)
         first = lanes.first
         if ask.request.prediction and not first.uses_prediction:
             raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
