@@ -7,4 +7,4 @@ install "[test]"
 ruff format --check .
 ruff check .
 mypy --strict src
-python -m pytest -q "$@"
+python -m pytest -q --hypothesis-profile repeatable "$@"

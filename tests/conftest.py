@@ -9,8 +9,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# No example is timed: speed is not for tests.
+# No example is timed: speed is not for tests. A change lands or not by the same examples each time
+# (scripts/test.sh); a plain `pytest` looks for new ones.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("untimed")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
