@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from paceline.cli import options
+from paceline.cli import languages
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
 from paceline.measuring.html import page
@@ -16,7 +16,7 @@ SMALL = ("--max-new-tokens", "12", "--repeat", "1")
 @pytest.fixture(autouse=True)
 def _oracle(monkeypatch, toy):
     monkeypatch.setattr(
-        options, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, [])
+        languages, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, [])
     )
     monkeypatch.setattr(module, "measure_bandwidth", lambda threads: Bandwidth(1e9, 1 << 28, 2))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from paceline.cli.generate import OPENING
+from paceline.cli.files import OPENING
 from paceline.core import Cost
 from paceline.decoding.governor import Governor
 from tests.conftest import shared

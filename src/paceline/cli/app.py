@@ -17,6 +17,7 @@ from paceline.cli.complete import complete
 from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
+from paceline.cli.groups import spread
 from paceline.cli.index import index
 from paceline.cli.inflate import inflate
 from paceline.cli.load import load
@@ -119,5 +120,5 @@ VERBS = (
     doctor,
 )
 for verb in VERBS:
-    app.command()(verb)
+    app.command()(spread(verb))
 app.add_typer(watermark, name="watermark")

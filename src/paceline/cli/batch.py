@@ -3,52 +3,75 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import languages, options
 from paceline.cli.output import check_target, document, say
 from paceline.cli.progress import counting
 from paceline.cli.replicas import cluster_parts, model_paths
 from paceline.errors import MethodError, RequestError
 
+if TYPE_CHECKING:
+    from paceline.serving.batch import Settings
+    from paceline.serving.journal import Journal
+    from paceline.serving.worker import Worker
 
-def batch(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="INPUT",
-            help="A .jsonl file: lines as in OpenAI's batches, or with `prompt` or `messages`.",
-        ),
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")],
-    model: options.ModelOption = None,
-    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None,
+Input = Annotated[
+    Path,
+    typer.Argument(
+        metavar="INPUT",
+        help="A .jsonl file: lines as in OpenAI's batches, or with `prompt` or `messages`.",
+    ),
+]
+Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What lines are answered with."""
+
+    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Of lines that name no number; else the context.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of lines that name none.")] = 0,
-    drafter: options.Drafter = "blend",
-    budget: options.Budget = "auto",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32,
+    ] = None
+    seed: Annotated[int, typer.Option(help="Of lines that name none.")] = 0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the work is done."""
+
+    places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32
     ray: Annotated[
         str | None,
         typer.Option(help="Address of a Ray cluster that does the work; 'local' starts one here."),
-    ] = None,
+    ] = None
     replicas: Annotated[
         int | None, typer.Option(min=1, help="Engines on the cluster; one for each node.")
-    ] = None,
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.replicas is not None and self.ray is None:
+            raise RequestError("--replicas are engines on a Ray cluster; name it with --ray")
+
+
+def batch(
+    source: Input,
+    output: Output,
+    model: options.ModelOption = None,
+    *,
+    lines: Lines,
+    engine: options.EngineChoice,
+    drafting: options.Drafting,
+    places: Places,
     json: options.Json = False,
 ) -> None:
     """Answer a file of requests, many of them in each pass.
@@ -62,79 +85,105 @@ def batch(
     if not source.is_file():
         raise RequestError(f"cannot read {source}: it is not a file")
     try:
-        from paceline.serving.batch import Settings, answered, read_lines, survey
+        from paceline.serving.batch import Settings, survey
     except ImportError as error:
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
-    from paceline.registry import drafters
     from paceline.serving.journal import Journal
-    from paceline.serving.worker import Worker
 
-    if replicas is not None and ray is None:
-        raise RequestError("--replicas are engines on a Ray cluster; name it with --ray")
     found = survey(source)
     paths = model_paths(model)
-    settings = Settings(name or paths[0].name, max_new_tokens, seed)
-    job: dict[str, Any] = {
-        "schema": "paceline-batch/1",
-        "input": found.digest,
-        "model": [str(path.resolve()) for path in paths],
-        "weights": model if len(paths) > 1 else None,
-        "name": settings.name,
-        "formats": [weight_format, kv_format],
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-        "drafter": drafter if options.lossy({drafter: drafters.parse(drafter)}) else None,
-    }
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    nodes = options.one_budget(budget)
+    settings = Settings(lines.name or paths[0].name, lines.max_new_tokens, lines.seed)
+    job = _job(found.digest, model, paths, settings, engine, drafting)
     where = str(paths[0].resolve()) if len(paths) == 1 else model
-
-    def build(threads: int | None) -> Worker:
-        lm = replace(chosen, threads=threads).open(where, drafter, nodes)
-        return Worker(lm, places, queue=sys.maxsize)
-
+    build = partial(_worker, engine, where, drafting, places.places)
     start, tokens = perf_counter(), 0
-    with (
-        closing(Journal(output, job)) as journal,
-        counting(found.lines, "lines") as tick,
-        ExitStack() as stack,
-    ):
-        before, after = journal.lines, journal.done
+    with closing(Journal(output, job)) as journal, counting(found.lines, "lines") as tick:
+        before = journal.lines
         tick(before)
         if before:
             say(f"goes on after {before} lines")
-        if ray is None:
-            rest = (line for line in read_lines(source) if line.number > after)
-            results = answered(build(threads), rest, settings)
-        else:
-            join, data, _ = cluster_parts()
-            stack.enter_context(join.cluster(ray))
-            count = replicas or join.nodes()
-            each = partial(build, threads or join.processors(count))
-            results = data.answered_by(each, count, source, after, settings, found.lines)
-        for number, line in results:
+        for number, line in _answers(
+            build, engine.threads, places, source, journal.done, settings, found.lines
+        ):
             journal.add(number, line)
             tokens += _written(line)
             tick()
         journal.finish()
     seconds = perf_counter() - start
-    say(
-        f"wrote {output}: {journal.lines} lines, {journal.failed} with an error; "
-        f"{tokens} tokens in {seconds:.1f} s"
-    )
-    if json:
-        document(
-            {
-                "path": str(output),
-                "lines": journal.lines,
-                "failed": journal.failed,
-                "before": before,
-                "tokens": tokens,
-                "seconds": seconds,
-            }
-        )
+    _tell(output, journal, {"before": before, "tokens": tokens, "seconds": seconds}, json)
     if journal.failed:
         raise typer.Exit(1)
+
+
+def _job(
+    digest: str,
+    model: str | None,
+    paths: list[Path],
+    settings: Settings,
+    engine: options.EngineChoice,
+    drafting: options.Drafting,
+) -> dict[str, Any]:
+    """What the lines depend on; only a job of the same goes on."""
+    from paceline.registry import drafters
+
+    lossy = languages.lossy({drafting.drafter: drafters.parse(drafting.drafter)})
+    return {
+        "schema": "paceline-batch/1",
+        "input": digest,
+        "model": [str(path.resolve()) for path in paths],
+        "weights": model if len(paths) > 1 else None,
+        "name": settings.name,
+        "formats": [engine.weight_format, engine.kv_format],
+        "max_new_tokens": settings.max_new_tokens,
+        "seed": settings.seed,
+        "drafter": drafting.drafter if lossy else None,
+    }
+
+
+def _worker(
+    engine: options.EngineChoice,
+    model: str | None,
+    drafting: options.Drafting,
+    places: int,
+    threads: int | None,
+) -> Worker:
+    from paceline.serving.worker import Worker
+
+    lm = replace(engine, threads=threads).open(model, drafting.drafter, drafting.nodes)
+    return Worker(lm, places, queue=sys.maxsize)
+
+
+def _answers(
+    build: Callable[[int | None], Worker],
+    threads: int | None,
+    places: Places,
+    source: Path,
+    after: int,
+    settings: Settings,
+    lines: int,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What came of each line after a number, by an engine here or by those of a cluster."""
+    if places.ray is None:
+        from paceline.serving.batch import answered, read_lines
+
+        rest = (line for line in read_lines(source) if line.number > after)
+        yield from answered(build(threads), rest, settings)
+        return
+    join, data, _ = cluster_parts()
+    with join.cluster(places.ray):
+        count = places.replicas or join.nodes()
+        each = partial(build, threads or join.processors(count))
+        yield from data.answered_by(each, count, source, after, settings, lines)
+
+
+def _tell(output: Path, journal: Journal, told: dict[str, Any], json: bool) -> None:
+    say(
+        f"wrote {output}: {journal.lines} lines, {journal.failed} with an error; "
+        f"{told['tokens']} tokens in {told['seconds']:.1f} s"
+    )
+    if json:
+        counts = {"path": str(output), "lines": journal.lines, "failed": journal.failed}
+        document(counts | told)
 
 
 def _written(line: dict[str, Any]) -> int:

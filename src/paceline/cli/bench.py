@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import languages, options, work
 from paceline.cli.output import check_target, save_text, say, show
 from paceline.cli.progress import counting
-from paceline.cli.work import deliver, prepare
 from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.control.grammar import Grammar
+    from paceline.measuring.prompts import Dialogue
+    from paceline.measuring.turns import Asking
 
 
 class State(StrEnum):
@@ -24,47 +28,99 @@ class State(StrEnum):
     both = "both"
 
 
-def bench(
-    model: options.Models,
-    prompts: options.Prompts,
-    drafters: options.Drafters = ["all"],  # noqa: B006
-    budget: Annotated[
-        str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
-    ] = "16,auto",
-    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3,
-    suite: Annotated[
-        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
-    ] = None,
-    tasks: Annotated[
-        str | None, typer.Option(help="Only these categories, or tasks of the suite; with commas.")
-    ] = None,
+@dataclass(frozen=True)
+class Questions(work.SuiteQuestions):
+    """What is asked."""
+
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Only the first N lines; of each task with --suite or --tasks."),
-    ] = None,
-    max_new_tokens: options.NewTokens = 100,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    ] = None
+    tasks: Annotated[
+        str | None, typer.Option(help="Only these categories, or tasks of the suite; with commas.")
+    ] = None
+    chat: options.Chat = False
+
+    def read(self) -> list[Dialogue]:
+        """The lines of the file, or those of some tasks.
+
+        Raises:
+            RequestError: as `read_tasks`.
+        """
+        from paceline.measuring.suites import read_tasks
+
+        tasks = [] if self.tasks is None else [task.strip() for task in self.tasks.split(",")]
+        return read_tasks(self.prompts, self.limit, self.suite, tasks)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How it is measured."""
+
+    drafters: options.Drafters = field(default_factory=lambda: ["all"])
+    budget: Annotated[
+        str, typer.Option(help="Nodes beyond the root or auto; one or more, with commas.")
+    ] = "16,auto"
+    repeat: Annotated[int, typer.Option(min=1, max=1000, help="Rounds over all prompts.")] = 3
+    max_new_tokens: options.NewTokens = 100
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0
+    seed: options.Seed = 0
     state: Annotated[
         State,
         typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
-    ] = State.carried,
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    seed: options.Seed = 0,
-    guide: options.Guide = None,
-    json_schema: options.JsonSchema = None,
-    regex: options.Regex = None,
-    grammar: options.GrammarFile = None,
-    choice: options.Choice = None,
-    chat: options.Chat = False,
-    out: options.Out = None,
+    ] = State.carried
+
+    def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> Asking:
+        """How the turns are asked."""
+        from paceline.measuring.turns import Asking
+
+        return Asking(
+            self.max_new_tokens,
+            self.temperature,
+            self.seed,
+            chat,
+            ignore_eos=rules is None,
+            grammar=rules,
+            guide=guides,
+        )
+
+
+@dataclass(frozen=True)
+class Report(work.Report):
+    """Where results go."""
+
     html: Annotated[
         Path | None, typer.Option(help="Write a page with plots to this file; nothing is fetched.")
-    ] = None,
-    json: options.Json = False,
+    ] = None
+
+    def check(self) -> None:
+        """Refuse, before the work is done, places where no file can be written.
+
+        Raises:
+            PacelineError: see `check_target`; or both are one.
+        """
+        super().check()
+        check_target(self.html)
+        if self.html and self.out and self.html.resolve() == self.out.resolve():
+            raise RequestError(f"--out and --html both name {self.out}; give two names")
+
+    def deliver(self, found: dict[str, Any]) -> None:
+        """Write page and document where they are wanted."""
+        from paceline.measuring.html import page
+
+        if self.html:
+            save_text(self.html, page(found))
+        super().deliver(found)
+
+
+def bench(
+    model: options.Models,
+    *,
+    questions: Questions,
+    rounds: Rounds,
+    engine: options.EngineChoice,
+    following: options.Following,
+    report: Report,
 ) -> None:
     """Measure drafters against plain decoding.
 
@@ -73,60 +129,63 @@ def bench(
     follows a grammar. Turns and clipped prompts are as in `paceline prove`. Exit 1 if an output
     differs that may not.
     """
-    check_target(html)
-    if html is not None and out is not None and html.resolve() == out.resolve():
-        raise RequestError(f"--out and --html both name {out}; give two names")
-    nodes = options.budgets(budget)
-    follows = options.one_grammar(json_schema, regex, grammar, choice)
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    wanted = [task.strip() for task in tasks.split(",")] if tasks is not None else []
-    work = prepare(model, prompts, drafters, limit, chosen, out, suite, wanted)
+    report.check()
+    budgets, rules = languages.budgets(rounds.budget), following.rules()
+    job = work.prepare(model, questions, rounds.drafters, engine)
     from paceline.measuring import bench as measure
-    from paceline.measuring import report, tables
-    from paceline.measuring.html import page
-    from paceline.measuring.turns import Asking
+    from paceline.measuring.report import bench_document, conditions
+    from paceline.measuring.tables import bench_tables
 
-    steered = tuple(guide or ())
-    asking = Asking(max_new_tokens, temperature, seed, chat, follows is None, follows, steered)
-    states = [name for name in measure.STATES if state in (name, "both")]
-    with counting(work.turns * (repeat + 1)) as tick:
+    asking = rounds.asking(questions.chat, rules, following.guides)
+    states = [name for name in measure.STATES if rounds.state in (name, "both")]
+    with counting(job.turns * (rounds.repeat + 1)) as tick:
         result = measure.bench(
-            work.lm, work.methods, work.dialogues, asking, nodes, repeat, states, tick
+            job.lm, job.methods, job.dialogues, asking, budgets, rounds.repeat, states, tick
         )
     found = {
         "schema": "paceline-bench/1",
-        **report.conditions(work.lm, model),
-        "settings": {
-            "file": str(prompts),
-            "suite": suite,
-            "tasks": list(dict.fromkeys(dialogue.category for dialogue in work.dialogues)),
-            "lines": len(work.dialogues),
-            "turns": work.turns,
-            "repeat": repeat,
-            "budgets": nodes,
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "seed": seed,
-            "chat": chat,
-            "guide": guide or [],
-            "ignore_eos": asking.ignore_eos,
-            "grammar": follows and asdict(follows),
-            "state": state.value,
-        },
-        "left_out": work.left_out,
-        **report.bench_document(result),
+        **conditions(job.lm, model),
+        "settings": settings(questions, rounds, asking, budgets, job),
+        "left_out": job.left_out,
+        **bench_document(result),
     }
-    show(tables.bench_tables(found), stdout=not json)
-    work.tell(found["clipped"], work.turns)
-    lossy = options.lossy(work.methods)
+    show(bench_tables(found), stdout=not report.json)
+    different = tell(found, job)
+    report.deliver(found)
+    if different and job.lm.engine.invariant:
+        raise typer.Exit(1)
+
+
+def settings(
+    questions: Questions, rounds: Rounds, asking: Asking, budgets: list[int | str], job: work.Work
+) -> dict[str, Any]:
+    """What was asked for, as the document tells it."""
+    return {
+        "file": str(questions.prompts),
+        "suite": questions.suite,
+        "tasks": list(dict.fromkeys(dialogue.category for dialogue in job.dialogues)),
+        "lines": len(job.dialogues),
+        "turns": job.turns,
+        "repeat": rounds.repeat,
+        "budgets": budgets,
+        "max_new_tokens": rounds.max_new_tokens,
+        "temperature": rounds.temperature,
+        "seed": rounds.seed,
+        "chat": questions.chat,
+        "guide": list(asking.guide),
+        "ignore_eos": asking.ignore_eos,
+        "grammar": asking.grammar and asdict(asking.grammar),
+        "state": rounds.state.value,
+    }
+
+
+def tell(found: dict[str, Any], job: work.Work) -> int:
+    """Say what was left out or may differ; returns how many outputs differ that may not."""
+    job.tell(found["clipped"], job.turns)
+    lossy = languages.lossy(job.methods)
     for name in lossy:
         say(f"{name} is lossy: its outputs may differ from plain decoding's")
-    arms = zip(result.arms, found["arms"], strict=True)
-    different = sum(counts["different"] for arm, counts in arms if arm.spec not in lossy)
+    different = sum(arm["different"] for arm in found["arms"] if arm["drafter"] not in lossy)
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")
-    if html:
-        save_text(html, page(found))
-    deliver(found, out, json)
-    if different and work.lm.engine.invariant:
-        raise typer.Exit(1)
+    return int(different)

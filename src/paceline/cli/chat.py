@@ -8,88 +8,62 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options
-from paceline.cli.generate import describe, keep, recall, stream, summary
+from paceline.cli.answers import Drafting, describe, stream, summary
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.lm import LM, Prompt
+    from paceline.lm import LM, Options, Prompt
 
 USER = "{user}"
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="For a checkpoint without a chat template: a turn with {user} in it, e.g. "
+        "'User: {user}\\nBot:'; \\n is a new line."
+    ),
+]
 
 
 def chat(
     model: options.ModelOption = None,
-    template: Annotated[
-        str | None,
-        typer.Option(
-            help="For a checkpoint without a chat template: a turn with {user} in it, e.g. "
-            "'User: {user}\\nBot:'; \\n is a new line."
-        ),
-    ] = None,
-    drafter: options.Drafter = "blend",
-    budget: options.Budget = "auto",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    max_new_tokens: options.NewTokens = 256,
-    temperature: options.Temperature = None,
-    seed: options.Seed = 0,
-    sampler: options.Sampler = None,
-    guide: options.Guide = None,
-    json_schema: options.JsonSchema = None,
-    regex: options.Regex = None,
-    grammar: options.GrammarFile = None,
-    choice: options.Choice = None,
-    watermark: options.Watermark = None,
-    walk: options.Walk = "gumbel",
-    stop: options.Stop = None,
-    learnt: options.Learnt = None,
+    template: Template = None,
+    *,
+    engine: options.EngineChoice,
+    drafting: Drafting,
+    sampling: options.Sampling,
+    following: options.Following,
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
-    controls, heat = options.parse_sampler(sampler)
-    heat = options.one_temperature(temperature, heat)
-    follows = options.one_grammar(json_schema, regex, grammar, choice)
-    mark = options.one_watermark(watermark)
+    wishes: Options = {**sampling.wishes(), **following.wishes()}
     pattern = _pattern(template)
-    ends = [*options.stops(stop), *_ends(pattern)]
-    nodes = options.one_budget(budget)
-
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    lm = chosen.open(model, drafter, nodes)
+    wishes["stop"] = [*wishes["stop"], *_ends(pattern)]
+    lm = drafting.open(engine, model)
     if pattern is None:
         _try_template(lm)
-    if follows is not None:
-        lm.request(USER, grammar=follows)  # is refused before anyone types
-    if walk != "gumbel":
-        lm.stream(lm.request(USER, temperature=heat, walk=walk))  # so is this
-    recall(lm, learnt)
+    _try(lm, wishes)
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     while (said := _listen()) is not None:
-        request = lm.request(
-            _fit(lm, pattern, talk, said, max_new_tokens),
-            max_new_tokens=max_new_tokens,
-            temperature=heat,
-            seed=seed + len(answers),
-            controls=controls,
-            guide=guide or (),
-            grammar=follows,
-            stop=ends,
-            watermark=mark,
-            walk=walk,
-        )
+        wishes["seed"] = sampling.seed + len(answers)
+        prompt = _fit(lm, pattern, talk, said, sampling.max_new_tokens)
+        request = lm.request(prompt, **wishes)
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))
-        told = {"user": said, **describe(lm, request, output, drafter, nodes)}
-        answers.append({**told, "watermark": mark and mark.name})
-    keep(lm, learnt)
+        answers.append({"user": said, **describe(lm, request, output, drafting, sampling)})
+    drafting.keep(lm)
     if json:
         document({"turns": answers})
+
+
+def _try(lm: LM, wishes: Options) -> None:
+    """Refuse what cannot be asked before anyone types."""
+    if wishes["grammar"] is not None:
+        lm.request(USER, grammar=wishes["grammar"])
+    if wishes["walk"] != "gumbel":
+        lm.stream(lm.request(USER, temperature=wishes["temperature"], walk=wishes["walk"]))
 
 
 def _try_template(lm: LM) -> None:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.generate import read_prompt
+from paceline.cli.files import read_prompt
 from paceline.cli.output import document, say, write
 
+if TYPE_CHECKING:
+    from paceline.lm import Prompt
 
-def complete(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The text to continue; - reads it from stdin.")
-    ] = None,
-    model: options.ModelOption = None,
-    n: Annotated[int, typer.Option("-n", min=1, max=64, help="How many continuations.")] = 3,
-    max_new_tokens: options.NewTokens = 10,
+
+@dataclass(frozen=True)
+class Suggesting:
+    """What is suggested."""
+
+    n: Annotated[int, typer.Option("-n", min=1, max=64, help="How many continuations.")] = 3
+    max_new_tokens: options.NewTokens = 10
     method: Annotated[
         str, typer.Option(help="beam: -n nodes a pass; superposed: one, and less likely texts.")
-    ] = "beam",
+    ] = "beam"
     alpha: Annotated[
         float | None,
         typer.Option(
@@ -30,12 +33,15 @@ def complete(
             help="Of superposed: weight of n-grams of the prompt and of what `paceline warm` "
             "kept. Default 0: none.",
         ),
-    ] = None,
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
+    ] = None
+
+
+def complete(
+    prompt: options.Text = None,
+    model: options.ModelOption = None,
+    *,
+    engine: options.EngineChoice,
+    suggesting: Suggesting,
     chat: options.Chat = False,
     json: options.Json = False,
 ) -> None:
@@ -45,23 +51,18 @@ def complete(
     missed. The scores are the logarithms of the chances that the model gives to what was found.
     """
     text = read_prompt(prompt)
-    lm = options.EngineChoice(engine, device, threads, weight_format, kv_format).open(model)
+    lm = engine.open(model)
     start = perf_counter()
-    found = lm.complete(
-        [{"role": "user", "content": text}] if chat else text,
-        n,
-        max_new_tokens=max_new_tokens,
-        method=method,
-        alpha=alpha,
-    )
+    asked: Prompt = [{"role": "user", "content": text}] if chat else text
+    found = lm.complete(asked, **asdict(suggesting))
     seconds = perf_counter() - start
     if json:
         document(
             {
                 "prompt": text,
                 "completions": [one._asdict() for one in found],
-                "method": method,
-                "alpha": alpha,
+                "method": suggesting.method,
+                "alpha": suggesting.alpha,
                 "seconds": seconds,
                 "lossy": True,
             }

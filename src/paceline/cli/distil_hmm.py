@@ -23,10 +23,8 @@ def distil_hmm(
     length: Annotated[int, typer.Option(min=1, help="Tokens of a text at most.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Of learning, each over all texts.")] = 20,
     seed: options.Seed = 0,
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
+    *,
+    engine: options.EngineChoice,
     json: options.Json = False,
 ) -> None:
     """Let a model write, and learn from that how likely words are to come.
@@ -38,9 +36,7 @@ def distil_hmm(
     from paceline.decoding.distil import Distillation, Recipe
 
     recipe = Recipe(states, samples, length, rounds, seed)
-    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
-        model, "plain", 0
-    )
+    lm = engine.open(model, "plain", 0)
     start = perf_counter()
     work = Distillation(lm.engine, lm.model, out, recipe)
     with counting(recipe.tokens, "tokens written") as tick:

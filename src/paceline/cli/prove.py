@@ -2,48 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import languages, options, work
 from paceline.cli.output import say, show
 from paceline.cli.progress import counting
-from paceline.cli.work import deliver, prepare
 from paceline.errors import MethodError
+
+if TYPE_CHECKING:
+    from paceline.decoding.governor import Budget
+    from paceline.lm import LM
+    from paceline.measuring.proof import Proof
+    from paceline.measuring.turns import Asking
 
 _SHOWN = 10  # differences on the screen; the document holds all
 
 
-def prove(
-    model: options.Models,
-    prompts: options.Prompts,
-    drafters: options.Drafters = ["all"],  # noqa: B006
-    temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0",
-    limit: options.Limit = None,
-    max_new_tokens: options.NewTokens = 64,
-    budget: options.Budget = "16",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    kv_format: options.KvFormat = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    seed: options.Seed = 0,
-    guide: options.Guide = None,
-    watermark: options.Watermark = None,
-    walk: options.Walk = "gumbel",
-    json_schema: options.JsonSchema = None,
-    regex: options.Regex = None,
-    grammar: options.GrammarFile = None,
-    choice: options.Choice = None,
-    chat: options.Chat = False,
+@dataclass(frozen=True)
+class Questions(work.Questions):
+    """What is asked."""
+
+    chat: options.Chat = False
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """What is compared."""
+
+    drafters: options.Drafters = field(default_factory=lambda: ["all"])
+    temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0"
+    max_new_tokens: options.NewTokens = 64
+    budget: options.Budget = "16"
+    seed: options.Seed = 0
+    watermark: options.Watermark = None
+    walk: options.Walk = "gumbel"
     reload: Annotated[
         bool,
         typer.Option("--reload", help="Save and load what drafters learnt between prompts."),
-    ] = False,
-    out: options.Out = None,
-    json: options.Json = False,
+    ] = False
+
+    @property
+    def heats(self) -> list[float]:
+        """The temperatures, read.
+
+        Raises:
+            PacelineError: one is no number of 0 or more.
+        """
+        return languages.numbers("--temperatures", self.temperatures)
+
+    def sizes(self, lm: LM) -> Budget:
+        """What sizes the trees of one drafter."""
+        from paceline.decoding.governor import Fixed, Governor
+        from paceline.measuring.costfile import known_cost
+
+        nodes = languages.one_budget(self.budget)
+        return Fixed(nodes) if isinstance(nodes, int) else Governor(known_cost(lm.engine))
+
+
+def prove(
+    model: options.Models,
+    *,
+    questions: Questions,
+    comparing: Comparing,
+    engine: options.EngineChoice,
+    following: options.Following,
+    report: work.Report,
 ) -> None:
     """Prove that no drafter changes a token; exit 1 if one does.
 
@@ -51,67 +78,78 @@ def prove(
     Prompts that do not fit the context keep their last tokens and are counted as clipped.
     Drafters keep what they learnt from prompt to prompt.
     """
+    refuse(comparing.walk, comparing.drafters)
+    heats, nodes = comparing.heats, languages.one_budget(comparing.budget)
+    mark, rules = options.one_watermark(comparing.watermark), following.rules()
+    report.check()
+    job = work.prepare(model, questions, comparing.drafters, engine)
+    from paceline.measuring import proof
+    from paceline.measuring.report import conditions, proof_document, proof_table
+    from paceline.measuring.turns import Asking
+
+    new, seed, chat = comparing.max_new_tokens, comparing.seed, questions.chat
+    asking = Asking(
+        new, seed=seed, chat=chat, grammar=rules, watermark=mark, guide=following.guides
+    )
+    sizes = partial(comparing.sizes, job.lm)
+    with counting(job.turns * len(heats)) as tick:
+        result = proof.prove(
+            job.lm, job.methods, job.dialogues, heats, asking, sizes, tick, comparing.reload
+        )
+    found = {
+        **proof_document(result),
+        "state": "reloaded" if comparing.reload else "carried",
+        "left_out": job.left_out,
+        "settings": settings(questions, asking, heats, nodes, job),
+        **conditions(job.lm, model),
+    }
+    show(proof_table(result), stdout=not report.json)
+    tell(result, found, job)
+    report.deliver(found)
+    if found["bugs"]:
+        raise typer.Exit(1)
+
+
+def refuse(walk: str, drafters: list[str]) -> None:
+    """Refuse what cannot be compared token by token.
+
+    Raises:
+        MethodError: another walk than plain decoding's, or a lossy drafter.
+    """
     if walk != "gumbel":
         raise MethodError(
             f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
             "law only, which its statistical test checks; use --walk gumbel"
         )
-    for name in options.lossy(options.find_drafters(drafters)[0]):
+    for name in languages.lossy(languages.find_drafters(drafters)[0]):
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
-    heats = options.numbers("--temperatures", temperatures)
-    mark = options.one_watermark(watermark)
-    nodes = options.one_budget(budget)
-    follows = options.one_grammar(json_schema, regex, grammar, choice)
-    chosen = options.EngineChoice(engine, device, threads, weight_format, kv_format)
-    work = prepare(model, prompts, drafters, limit, chosen, out)
-    from paceline.decoding.governor import Budget, Fixed, Governor
-    from paceline.measuring import proof, report
-    from paceline.measuring.costfile import known_cost
-    from paceline.measuring.turns import Asking
 
-    asking = Asking(
-        max_new_tokens,
-        seed=seed,
-        chat=chat,
-        grammar=follows,
-        watermark=mark,
-        guide=tuple(guide or ()),
-    )
 
-    def sizes() -> Budget:
-        return Governor(known_cost(work.lm.engine)) if nodes == "auto" else Fixed(int(nodes))
-
-    with counting(work.turns * len(heats)) as tick:
-        result = proof.prove(
-            work.lm, work.methods, work.dialogues, heats, asking, sizes, tick, reload
-        )
-    found = {
-        **report.proof_document(result),
-        "state": "reloaded" if reload else "carried",
-        "left_out": work.left_out,
-        "settings": {
-            "file": str(prompts),
-            "lines": len(work.dialogues),
-            "turns": work.turns,
-            "temperatures": heats,
-            "max_new_tokens": max_new_tokens,
-            "budget": nodes,
-            "seed": seed,
-            "chat": chat,
-            "guide": guide or [],
-            "grammar": follows and asdict(follows),
-            "watermark": mark and mark.name,
-        },
-        **report.conditions(work.lm, model),
+def settings(
+    questions: Questions, asking: Asking, heats: list[float], nodes: int | str, job: work.Work
+) -> dict[str, Any]:
+    """What was asked for, as the document tells it."""
+    return {
+        "file": str(questions.prompts),
+        "lines": len(job.dialogues),
+        "turns": job.turns,
+        "temperatures": heats,
+        "max_new_tokens": asking.max_new_tokens,
+        "budget": nodes,
+        "seed": asking.seed,
+        "chat": asking.chat,
+        "guide": list(asking.guide),
+        "grammar": asking.grammar and asdict(asking.grammar),
+        "watermark": asking.watermark and asking.watermark.name,
     }
-    show(report.proof_table(result), stdout=not json)
+
+
+def tell(result: Proof, found: dict[str, Any], job: work.Work) -> None:
+    """Say what differs, what was left out, and the counts."""
     for finding in result.findings[:_SHOWN]:
         say(str(finding))
-    work.tell(result.clipped, result.prompts)
+    job.tell(result.clipped, result.prompts)
     say(
         f"{found['pairs']} pairs: {found['identical']} identical, {found['ties']} ties, "
         f"{found['bugs']} bugs; drafters carried over what they learnt"
     )
-    deliver(found, out, json)
-    if found["bugs"]:
-        raise typer.Exit(1)

@@ -71,7 +71,8 @@ def _open(settings: Settings) -> LM:
         settings.format,
         settings.kv_format,
     )
-    return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+    drafting = options.Drafting(settings.drafter, settings.budget)
+    return chosen.open(settings.model, drafting.drafter, drafting.nodes)
 
 
 def _worker(lm: LM, settings: Settings) -> Worker:

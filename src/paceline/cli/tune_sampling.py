@@ -3,21 +3,90 @@
 from __future__ import annotations
 
 import json as jsons
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import languages, options
 from paceline.cli.output import check_target, document, save, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.measuring.economy import Trial
+    from paceline.measuring.economy import Economy, Space, Trial
+    from paceline.measuring.scorers import Scorer
 
 _LIMITS = "LOW..HIGH of what is tried."
+
+
+@dataclass(frozen=True)
+class Judging:
+    """How answers are scored."""
+
+    scorer: Annotated[
+        str,
+        typer.Option(
+            help="exact: the text is the answer; regex: the answer is found in it; command: "
+            "--command judges."
+        ),
+    ] = "exact"
+    command: Annotated[
+        str,
+        typer.Option(
+            help="Your own judge: reads the text, gets the answer as its last argument, prints "
+            "0 to 1 or exits with 0."
+        ),
+    ] = ""
+    per_question: Annotated[
+        float, typer.Option(help="Most new tokens of all answers to a question, on average.")
+    ] = 512.0
+
+    def judge(self) -> Scorer:
+        """What gives an answer its score.
+
+        Raises:
+            RequestError: there is no such scorer, or no command.
+        """
+        from paceline.measuring.scorers import scorer
+
+        return scorer(self.scorer, self.command)
+
+
+@dataclass(frozen=True)
+class Trying:
+    """What is tried."""
+
+    temperature: Annotated[str, typer.Option(help=_LIMITS)] = "0..1.5"
+    top_p: Annotated[str, typer.Option(help=_LIMITS)] = "0.1..1"
+    n: Annotated[str, typer.Option(help=f"{_LIMITS} Answers, of which the best counts.")] = "1..16"
+    tokens: Annotated[str, typer.Option(help=f"{_LIMITS} Length of an answer.")] = "16..256"
+    budget: Annotated[int, typer.Option(min=1, help="New tokens that the tuning may take.")] = (
+        100_000
+    )
+    seed: options.Seed = 0
+
+    def space(self) -> Space:
+        """The limits.
+
+        Raises:
+            RequestError: they are none.
+        """
+        from paceline.measuring.economy import Space
+
+        return Space(
+            languages.limits("--temperature", self.temperature),
+            languages.limits("--top-p", self.top_p),
+            languages.whole_limits("--n", self.n),
+            languages.whole_limits("--tokens", self.tokens),
+        )
+
+
+Trials = Annotated[
+    Path | None,
+    typer.Option(help="Keep the trials here after each; goes on from there if it exists."),
+]
 
 
 def tune_sampling(
@@ -25,42 +94,14 @@ def tune_sampling(
         Path, typer.Argument(help="A .jsonl file with `prompt` and `answer` on each line.")
     ],
     model: options.ModelOption = None,
-    scorer: Annotated[
-        str,
-        typer.Option(
-            help="exact: the text is the answer; regex: the answer is found in it; command: "
-            "--command judges."
-        ),
-    ] = "exact",
-    command: Annotated[
-        str,
-        typer.Option(
-            help="Your own judge: reads the text, gets the answer as its last argument, prints "
-            "0 to 1 or exits with 0."
-        ),
-    ] = "",
-    per_question: Annotated[
-        float, typer.Option(help="Most new tokens of all answers to a question, on average.")
-    ] = 512.0,
-    budget: Annotated[
-        int, typer.Option(min=1, help="New tokens that the tuning may take.")
-    ] = 100_000,
-    temperature: Annotated[str, typer.Option(help=_LIMITS)] = "0..1.5",
-    top_p: Annotated[str, typer.Option(help=_LIMITS)] = "0.1..1",
-    n: Annotated[str, typer.Option(help=f"{_LIMITS} Answers, of which the best counts.")] = "1..16",
-    tokens: Annotated[str, typer.Option(help=f"{_LIMITS} Length of an answer.")] = "16..256",
-    seed: options.Seed = 0,
+    *,
+    judging: Judging,
+    trying: Trying,
     stop: options.Stop = None,
     chat: options.Chat = False,
     drafter: options.Drafter = "blend",
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Keep the trials here after each; goes on from there if it exists."),
-    ] = None,
+    engine: options.EngineChoice,
+    out: Trials = None,
     json: options.Json = False,
 ) -> None:
     """Find temperature, top_p, number and length of answers that score best for their tokens.
@@ -68,57 +109,42 @@ def tune_sampling(
     The score of a question is that of the best of its answers. From Python, see
     `paceline.measuring.economy`; there the scorer is any function.
     """
-    from paceline.measuring.economy import Economy, Space, read_examples, reader, writer
-    from paceline.measuring.scorers import scorer as find_scorer
+    from paceline.measuring.economy import Economy, read_examples, reader, writer
 
     check_target(out)
-    judge = find_scorer(scorer, command)
-    space = Space(
-        options.limits("--temperature", temperature),
-        options.limits("--top-p", top_p),
-        options.whole_limits("--n", n),
-        options.whole_limits("--tokens", tokens),
-    )
-    found, ends = read_examples(examples), options.stops(stop)
+    judge, space = judging.judge(), trying.space()
+    found, ends = read_examples(examples), languages.stops(stop)
     task: dict[str, Any] = {
         "model": model,
-        "format": weight_format,
+        "format": engine.weight_format,
+        "kv_format": engine.kv_format,
         "examples": sha256(examples.read_bytes()).hexdigest(),
-        "scorer": scorer,
-        "command": command,
-        "per_question": per_question,
+        **asdict(judging),
         "space": jsons.loads(jsons.dumps(asdict(space))),
-        "seed": seed,
+        "seed": trying.seed,
         "stop": ends,
         "chat": chat,
     }
     trials = recall(out, task)
-    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
-        model, drafter, "auto"
-    )
+    lm = engine.open(model, drafter, "auto")
+    write, read = writer(lm, chat, ends), reader(lm, ends)
     economy = Economy(
-        found,
-        writer(lm, chat, ends),
-        reader(lm, ends),
-        judge,
-        per_question,
-        budget,
-        space,
-        seed,
-        trials,
+        found, write, read, judge, judging.per_question, trying.budget, space, trying.seed, trials
     )
     for trial in economy.run():
         say(told(len(economy.trials), trial))
         if out:
             save(out, {"task": task, **economy.document()})
-    best = economy.best
-    say(
-        "no settings could be tried on all examples; give a larger budget"
-        if best is None
-        else f"best: {told(economy.trials.index(best) + 1, best)}"
-    )
+    say(outcome(economy))
     if json:
         document({"task": task, **economy.document()})
+
+
+def outcome(economy: Economy) -> str:
+    """The best trial, in one line."""
+    if economy.best is None:
+        return "no settings could be tried on all examples; give a larger budget"
+    return f"best: {told(economy.trials.index(economy.best) + 1, economy.best)}"
 
 
 def told(number: int, trial: Trial) -> str:

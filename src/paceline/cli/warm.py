@@ -14,13 +14,11 @@ from paceline.cli.progress import counting
 
 def warm(
     model: options.ModelOption = None,
+    *,
     tokens: Annotated[int, typer.Option(min=1, help="How many the model writes.")] = 50_000,
     temperature: Annotated[float, typer.Option(help="Of what it writes.")] = 0.7,
     seed: options.Seed = 0,
-    engine: options.Engine = "auto",
-    weight_format: options.Format = "auto",
-    device: options.Device = None,
-    threads: options.Threads = None,
+    engine: options.EngineChoice,
     json: options.Json = False,
 ) -> None:
     """Let a model write to itself, once, so that drafters know its habits from the first request.
@@ -31,9 +29,7 @@ def warm(
     from paceline.decoding.selftext import selftext
     from paceline.drafters.trace import trace_path, write_trace
 
-    lm = options.EngineChoice(engine, device, threads, weight_format, "auto").open(
-        model, "plain", 0
-    )
+    lm = engine.open(model, "plain", 0)
     start = perf_counter()
     with counting(tokens, "tokens") as tick:
         trace = selftext(

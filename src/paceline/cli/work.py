@@ -1,19 +1,89 @@
-"""What `prove` and `bench` share: a model, prompts and drafters before; a document after."""
+"""What `prove`, `bench` and `load` share: prompts, models and drafters before; a document after."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from paceline.cli import options
+import typer
+
+from paceline.cli import languages, options
 from paceline.cli.output import check_target, document, save, say
 
 if TYPE_CHECKING:
     from paceline.drafters.base import DraftMethod
     from paceline.lm import LM
     from paceline.measuring.prompts import Dialogue
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked."""
+
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="A .jsonl file with `prompt` or `turns` (and `category`), or a prompt a line."
+        ),
+    ]
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N lines; all turns of a line count.")
+    ] = None
+
+    def read(self) -> list[Dialogue]:
+        """The lines of the file.
+
+        Raises:
+            RequestError: it cannot be read, or holds no prompts.
+        """
+        from paceline.measuring.prompts import read_prompts
+
+        return read_prompts(self.prompts, self.limit)
+
+
+@dataclass(frozen=True)
+class SuiteQuestions(Questions):
+    """What is asked."""
+
+    suite: Annotated[
+        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
+    ] = None
+
+    def read(self) -> list[Dialogue]:
+        """The lines of the file, or those of a suite's tasks.
+
+        Raises:
+            RequestError: as `Questions.read`, or there is no such suite.
+        """
+        from paceline.measuring.suites import read_tasks
+
+        return read_tasks(self.prompts, self.limit, self.suite)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where results go."""
+
+    out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = (
+        None
+    )
+    json: options.Json = False
+
+    def check(self) -> None:
+        """Refuse, before the work is done, a place where no file can be written.
+
+        Raises:
+            PacelineError: see `check_target`.
+        """
+        check_target(self.out)
+
+    def deliver(self, found: dict[str, Any]) -> None:
+        """Write the document where it is wanted."""
+        if self.out:
+            save(self.out, found)
+        if self.json:
+            document(found)
 
 
 @dataclass(frozen=True)
@@ -43,29 +113,11 @@ class Work:
 
 
 def prepare(
-    model: str,
-    prompts: Path,
-    drafters: list[str],
-    limit: int | None,
-    engine: options.EngineChoice,
-    out: Path | None,
-    suite: str | None = None,
-    tasks: Sequence[str] = (),
+    model: str, questions: Questions, drafters: list[str], engine: options.EngineChoice
 ) -> Work:
     """Read everything that is needed; what cannot work is refused here, before the long part."""
-    check_target(out)
-    from paceline.measuring.suites import read_tasks
-
-    dialogues = read_tasks(prompts, limit, suite, tasks)
-    methods, left_out = options.find_drafters(drafters)
+    dialogues = questions.read()
+    methods, left_out = languages.find_drafters(drafters)
     lm = engine.open(model)
     turns = sum(len(dialogue.turns) for dialogue in dialogues)
     return Work(lm, dialogues, turns, methods, left_out)
-
-
-def deliver(found: dict[str, Any], out: Path | None, json: bool) -> None:
-    """Write the document where it is wanted."""
-    if out:
-        save(out, found)
-    if json:
-        document(found)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.cli.options import (
+from paceline.cli.languages import (
     budgets,
     find_drafters,
     numbers,

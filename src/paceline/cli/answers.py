@@ -1,0 +1,119 @@
+"""One answer of `generate` and `chat`: drafted, as it comes, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import check_target, write
+from paceline.errors import MethodError
+
+if TYPE_CHECKING:
+    from paceline.core import Output, Request
+    from paceline.lm import LM
+
+
+@dataclass(frozen=True)
+class Drafting(options.Drafting):
+    """How tokens are guessed."""
+
+    learnt: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the drafter learnt: read from this file if it exists, kept there at the end."
+        ),
+    ] = None
+
+    def open(self, engine: options.EngineChoice, model: str | None) -> LM:
+        """A model whose drafter goes on from the file that `--learnt` names, if it is there.
+
+        Raises:
+            MethodError: the drafter learns nothing.
+        """
+        check_target(self.learnt)
+        lm = engine.open(model, self.drafter, self.nodes)
+        if self.learnt is not None and not lm.drafter.state():
+            raise MethodError("this drafter learns nothing that could be kept; leave --learnt out")
+        if self.learnt is not None and self.learnt.exists():
+            lm.load_learnt(self.learnt)
+        return lm
+
+    def keep(self, lm: LM) -> None:
+        """Keep what the drafter learnt in the file that `--learnt` names."""
+        if self.learnt is not None:
+            lm.save_learnt(self.learnt)
+
+
+def stream(lm: LM, request: Request, quiet: bool) -> Output:
+    """Decode, with the text on stdout as it comes unless `quiet`; Ctrl-C keeps what there is."""
+    generation = lm.stream(request)
+    try:
+        for piece in generation:
+            if not quiet:
+                write(piece)
+    except KeyboardInterrupt:  # while the text was being written
+        generation.output.finish = "interrupted"
+    if not quiet:
+        write("\n")
+    return generation.output
+
+
+def summary(output: Output) -> str:
+    """One line: how much, how fast, in how few passes, and what drafting cost."""
+    seconds = output.seconds
+    drafting = seconds.draft / seconds.decode if seconds.decode else 0.0
+    guiding = f", {seconds.guide / seconds.decode:.0%} guiding" if seconds.guide else ""
+    ends = {
+        "context": "; the model's context is full",
+        "interrupted": "; interrupted",
+    }
+    return (
+        f"{len(output.tokens)} tokens, {output.tokens_per_second:.1f} tokens/s, "
+        f"{output.tokens_per_pass:.2f} tokens per pass, {drafting:.0%} of the time drafting"
+        f"{guiding}{ends.get(output.finish, '')}"
+    )
+
+
+def sizing(report: dict[str, Any]) -> str:
+    """One line: what a governor did, and why."""
+    drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]
+    trees = f", trees of up to {max(drafted)} nodes" if drafted else ""
+    probes = f", {report['probes']} to probe" if report["probes"] else ""
+    plain = f"{report['plain_passes']} of {report['passes']} passes plain"
+    return f"budget auto: {plain}{trees}{probes}; {report['reason']}"
+
+
+def describe(
+    lm: LM, request: Request, output: Output, drafting: options.Drafting, sampling: options.Sampling
+) -> dict[str, Any]:
+    """The JSON of one output."""
+    from paceline.decoding.governor import Governor
+
+    seconds = output.seconds
+    return {
+        "text": output.text,
+        "tokens": output.tokens,
+        "prompt_tokens": len(request.prompt),
+        "new_tokens": len(output.tokens),
+        "passes": output.passes,
+        "tokens_per_pass": output.tokens_per_pass,
+        "seconds": asdict(seconds),
+        "tokens_per_second": output.tokens_per_second,
+        "finish": output.finish,
+        "tool_calls": [asdict(call) for call in output.tool_calls],
+        "engine": lm.engine.name,
+        "format": lm.engine.format,
+        "kv_format": lm.engine.kv_format,
+        "drafter": drafting.drafter,
+        "budget": drafting.nodes,
+        "governor": lm.budget.report() if isinstance(lm.budget, Governor) else None,
+        "temperature": request.temperature,
+        "seed": request.seed,
+        "walk": request.walk,
+        "lossy": lm.drafter.rollback is not None,
+        "watermark": sampling.mark and sampling.mark.name,
+    }

@@ -1,0 +1,75 @@
+"""Files and standard input that options name, read as text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from paceline.errors import RequestError
+
+OPENING = "Once upon a time there was"
+_STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
+
+
+def read_prompt(prompt: str | None) -> str:
+    """The prompt, from stdin where it is `-`.
+
+    Raises:
+        RequestError: it is empty, or stdin is not text.
+    """
+    text = OPENING if prompt is None else prompt
+    if prompt == "-":
+        try:
+            text = sys.stdin.buffer.read(_STDIN_LIMIT).decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
+    if not text:
+        raise RequestError("the prompt is empty; give some text, or leave it out for a story")
+    return text
+
+
+def read_prediction(path: Path) -> str:
+    """The text that the output is expected to be.
+
+    Raises:
+        RequestError: it cannot be read, is not text, or is empty.
+    """
+    text = read_text("the prediction", path)
+    if not text:
+        raise RequestError(f"the prediction in {path} is empty; give some text, or leave it out")
+    return text
+
+
+def read_tools(path: Path | None, choice: str) -> list[Any]:
+    """The tools that `--tools` names.
+
+    Raises:
+        RequestError: it cannot be read, holds no JSON list, or there is a choice without it.
+    """
+    if path is None:
+        if choice not in ("auto", "none"):
+            raise RequestError(f"--tool-choice is {choice}, but there are no --tools; name a file")
+        return []
+    try:
+        found = json.loads(read_text("the tools", path))
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path} is not JSON: {error!s:.100}") from None
+    if not isinstance(found, list) or not found:
+        raise RequestError(f"{path} holds no JSON list of tools")
+    return found
+
+
+def read_text(what: str, path: Path) -> str:
+    """The UTF-8 text of a file; `what` it holds is for the error.
+
+    Raises:
+        RequestError: it cannot be read, or is not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {what} in {path}: {error.strerror}") from None
