@@ -10,6 +10,7 @@ import typer
 
 from paceline.cli import languages
 from paceline.cli.files import read_text
+from paceline.cli.languages import one_budget as one_budget  # `serve` reads its budget with it
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class Drafting:
         Raises:
             RequestError: it is neither a number of nodes nor `auto`.
         """
-        return languages.one_budget(self.budget)
+        return one_budget(self.budget)
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,7 @@ def _open(settings: Settings) -> LM:
         settings.format,
         settings.kv_format,
     )
-    drafting = options.Drafting(settings.drafter, settings.budget)
-    return chosen.open(settings.model, drafting.drafter, drafting.nodes)
+    return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
 
 
 def _worker(lm: LM, settings: Settings) -> Worker:
