@@ -135,21 +135,55 @@ def test_json_of_a_real_run_is_one_document(story):
 
 
 @pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
-def test_a_full_disk_is_one_sentence():
+@pytest.mark.parametrize("words", [("methods", "--json"), ("methods",), ("doctor", "--help")])
+def test_a_full_disk_is_one_sentence(words):
     with FULL.open("w") as full:
-        code, _, err = finish(start("methods", "--json", stdout=full))
-    assert (code, err) == (
-        2,
-        "paceline: cannot write to standard output: No space left on device\n",
-    )
+        code, _, err = finish(start(*words, stdout=full))
+    assert code == 2
+    assert err.endswith(": No space left on device\n")
+    assert err.count("\n") == 1
 
 
-def test_a_reader_that_went_away_is_one_sentence():
+@pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+def test_messages_that_nobody_can_read_change_nothing():
+    with FULL.open("w") as full:
+        process = subprocess.Popen(
+            [*PROGRAM, "generate", "--json", "--max-new-tokens", "3"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+        )
+        out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert json.loads(out)["new_tokens"] == 3
+
+
+@pytest.mark.parametrize("words", [("methods",), ("--version",), ("--help",), ("load", "--help")])
+def test_a_reader_that_went_away_is_one_sentence(words):
     read, write = os.pipe()
     os.close(read)
-    code, _, err = finish(start("methods", stdout=write))
+    code, _, err = finish(start(*words, stdout=write))
     os.close(write)
     assert (code, err) == (2, "paceline: cannot write to standard output: Broken pipe\n")
+
+
+@pytest.mark.parametrize(
+    ("closing", "words", "code", "said"),
+    [
+        (">&-", ("methods",), 2, "cannot write to standard output: Bad file descriptor"),
+        (">&-", ("methods", "--json"), 2, "cannot write to standard output: Bad file descriptor"),
+        (">&-", ("generate", "--help"), 2, "Bad file descriptor"),
+        ("<&-", ("generate", "-"), 2, "the prompt is empty"),
+        ("<&-", ("chat", "--template", "{user}"), 0, ""),
+        ("2>&-", ("--version",), 0, ""),
+        ("<&- >&- 2>&-", ("--version",), 2, ""),
+    ],
+)
+def test_a_stream_that_the_caller_closed_is_no_crash(closing, words, code, said):
+    line = ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *PROGRAM, *words]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
 
 
 def test_a_terminal_without_unicode_still_gets_text():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -22,7 +23,7 @@ from paceline.cli.index import index
 from paceline.cli.inflate import inflate
 from paceline.cli.load import load
 from paceline.cli.methods import methods
-from paceline.cli.output import document, drop_output, say
+from paceline.cli.output import document, drop, say, write, writing
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
 from paceline.cli.tune_sampling import tune_sampling
@@ -54,18 +55,42 @@ class Verbs(TyperGroup):
         except OSError as error:
             where = f" {error.filename}" if error.filename else ""
             code = _stop(f"the system refused{where}: {error.strerror}", 2, words)
+        try:
+            write("")  # what is left
+        except PacelineError as error:
+            code = code or _stop(str(error), 2, words)
         sys.exit(code if isinstance(code, int) else 0)
 
+    def make_context(self, *words: Any, **more: Any) -> Any:
+        """Read the words before the verb; `--help` and `--version` write."""
+        with _ended():
+            return super().make_context(*words, **more)
+
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; typer's own way with an interrupt changes from version to version."""
-        try:
+        """Run the verb."""
+        with _ended():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise _StoppedError from None
 
 
 class _StoppedError(Exception):
     """Ctrl-C."""
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """Ctrl-C, and a reader that went away, before typer has its own way with them."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _StoppedError from None
+    except BrokenPipeError:
+        with writing():
+            raise
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        with writing():  # the help, by rich
+            raise end.__context__ from None
 
 
 def _stop(message: str, code: int, words: Sequence[str]) -> int:
@@ -74,7 +99,7 @@ def _stop(message: str, code: int, words: Sequence[str]) -> int:
         try:
             document({"error": message})
         except PacelineError:
-            drop_output()
+            drop(sys.stdout)
     return code
 
 

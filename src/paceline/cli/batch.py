@@ -44,6 +44,10 @@ class Lines:
     ] = None
     seed: Annotated[int, typer.Option(help="Of lines that name none.")] = 0
 
+    def __post_init__(self) -> None:
+        if self.name == "":
+            raise RequestError("--name is empty, expected what the model is called")
+
 
 @dataclass(frozen=True)
 class Places:

@@ -42,7 +42,7 @@ def chat(
     lm = drafting.open(engine, model)
     if pattern is None:
         _try_template(lm)
-    _try(lm, wishes)
+    lm.stream(lm.request(_prompt(pattern, [], "Hello"), **wishes))  # refused before anyone types
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     while (said := _listen()) is not None:
@@ -56,14 +56,6 @@ def chat(
     drafting.keep(lm)
     if json:
         document({"turns": answers})
-
-
-def _try(lm: LM, wishes: Options) -> None:
-    """Refuse what cannot be asked before anyone types."""
-    if wishes["grammar"] is not None:
-        lm.request(USER, grammar=wishes["grammar"])
-    if wishes["walk"] != "gumbel":
-        lm.stream(lm.request(USER, temperature=wishes["temperature"], walk=wishes["walk"]))
 
 
 def _try_template(lm: LM) -> None:

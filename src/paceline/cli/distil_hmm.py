@@ -22,7 +22,7 @@ def distil_hmm(
     ] = 2000,
     length: Annotated[int, typer.Option(min=1, help="Tokens of a text at most.")] = 128,
     rounds: Annotated[int, typer.Option(min=1, help="Of learning, each over all texts.")] = 20,
-    seed: options.Seed = 0,
+    seed: options.PlainSeed = 0,
     *,
     engine: options.EngineChoice,
     json: options.Json = False,

@@ -50,7 +50,9 @@ def read_tools(path: Path | None, choice: str) -> list[Any]:
     """
     if path is None:
         if choice not in ("auto", "none"):
-            raise RequestError(f"--tool-choice is {choice}, but there are no --tools; name a file")
+            raise RequestError(
+                f"--tool-choice is {choice!r}, but there are no --tools; name a file"
+            )
         return []
     try:
         found = json.loads(read_text("the tools", path))

@@ -90,10 +90,13 @@ def stops(texts: Sequence[str] | None) -> list[str]:
     """What `--stop` names.
 
     Raises:
-        RequestError: one is empty.
+        RequestError: one is empty, or no text.
     """
-    if "" in (texts or ()):
-        raise RequestError("--stop is empty, expected the text that ends the output")
+    for text in texts or ():
+        if not text:
+            raise RequestError("--stop is empty, expected the text that ends the output")
+        if text != text.encode(errors="replace").decode():
+            raise RequestError(f"--stop is {text!r}, which is not UTF-8 text")
     return list(texts or ())
 
 

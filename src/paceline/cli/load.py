@@ -45,7 +45,9 @@ class Arriving:
     seconds: Annotated[
         float | None, typer.Option(help="Send none after them; those under way are waited for.")
     ] = None
-    seed: Annotated[int, typer.Option(help="Of arrivals; request N is asked with SEED + N.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, help="Of arrivals; request N is asked with SEED + N.")
+    ] = 0
 
     def traffic(self, prompts: int) -> Traffic:
         """When they come, where there are so many prompts.
@@ -58,7 +60,9 @@ class Arriving:
         _positive("--rate", self.rate)
         _positive("--seconds", self.seconds)
         end = prompts if self.requests is None and self.seconds is None else self.requests
-        return Traffic(self.rate, self.users, end, self.seconds, self.seed)
+        traffic = Traffic(self.rate, self.users, end, self.seconds, self.seed)
+        traffic.check()
+        return traffic
 
 
 @dataclass(frozen=True)
@@ -149,8 +153,9 @@ def load(
     _positive("--timeout", bodies.timeout)
     bodies.extra()
     texts = [dialogue.turns[0] for dialogue in questions.read()]
+    traffic = arriving.traffic(len(texts))
     server = Server.parse(url, os.environ.get(bodies.key_variable, ""))
-    name, replies = asyncio.run(run(server, bodies, texts, arriving.traffic(len(texts))))
+    name, replies = asyncio.run(run(server, bodies, texts, traffic))
     if not replies:
         raise PacelineError("no request was due before the end; ask for more seconds")
     found = summary(replies, goals.slo_ttft, goals.slo_tpot)

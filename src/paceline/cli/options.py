@@ -45,6 +45,7 @@ Threads = Annotated[
 Text = Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Upper limit of an answer, in tokens.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text, whatever the drafter.")]
+PlainSeed = Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same result.")]
 Walk = Annotated[
     str,
     typer.Option(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from paceline.errors import PacelineError
 
@@ -23,21 +25,33 @@ def write(text: str) -> None:
     Raises:
         PacelineError: the disk is full or the reader is gone.
     """
-    try:
-        sys.stdout.write(text)
+    with writing():
+        try:
+            sys.stdout.write(text)
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding or "ascii"
+            sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
         sys.stdout.flush()
-    except UnicodeEncodeError:
-        encoding = sys.stdout.encoding or "ascii"
-        write(text.encode(encoding, "replace").decode(encoding))
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Stdout that cannot be written to is an error in one sentence.
+
+    Raises:
+        PacelineError: the disk is full or the reader is gone.
+    """
+    try:
+        yield
     except OSError as error:
-        drop_output()
+        drop(sys.stdout)
         raise PacelineError(f"cannot write to standard output: {error.strerror}") from None
 
 
-def drop_output() -> None:
-    """Give up on stdout: Python would try once more to write what is left when it ends."""
+def drop(stream: TextIO) -> None:
+    """Give up on a stream: Python would try once more to write what is left when it ends."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def document(content: dict[str, Any]) -> None:
@@ -46,24 +60,25 @@ def document(content: dict[str, Any]) -> None:
 
 
 def say(line: str) -> None:
-    """A line to stderr."""
-    with suppress(OSError):
+    """A line to stderr, if there is anyone to read it."""
+    try:
         print(line, file=sys.stderr, flush=True)
+    except OSError:
+        drop(sys.stderr)
 
 
 def show(content: RenderableType, stdout: bool = True) -> None:
     """A table, to stdout or stderr."""
     from rich.console import Console
 
-    console = Console(stderr=not stdout)
-    if not console.is_terminal:
-        console.width = _WIDTH
-    with console.capture() as drawn:
-        console.print(content)
+    terminal = Console(stderr=not stdout)
+    drawn = StringIO()  # not the stream itself, where rich would have its own way with errors
+    width = terminal.width if terminal.is_terminal else _WIDTH
+    Console(file=drawn, force_terminal=terminal.is_terminal, width=width).print(content)
     if stdout:
-        write(drawn.get())
+        write(drawn.getvalue())
     else:
-        say(drawn.get().rstrip("\n"))
+        say(drawn.getvalue().rstrip("\n"))
 
 
 def check_target(path: Path | None) -> None:

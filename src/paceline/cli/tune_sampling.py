@@ -65,7 +65,7 @@ class Trying:
     budget: Annotated[int, typer.Option(min=1, help="New tokens that the tuning may take.")] = (
         100_000
     )
-    seed: options.Seed = 0
+    seed: options.PlainSeed = 0
 
     def space(self) -> Space:
         """The limits.

@@ -17,7 +17,7 @@ def warm(
     *,
     tokens: Annotated[int, typer.Option(min=1, help="How many the model writes.")] = 50_000,
     temperature: Annotated[float, typer.Option(help="Of what it writes.")] = 0.7,
-    seed: options.Seed = 0,
+    seed: options.PlainSeed = 0,
     engine: options.EngineChoice,
     json: options.Json = False,
 ) -> None:

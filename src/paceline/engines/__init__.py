@@ -56,7 +56,7 @@ def open_engine(
     """
     if name not in NAMES:
         raise MethodError(unknown("engine", name, NAMES))
-    if name == "reference" or (name == "auto" and device):
+    if name == "reference" or (name == "auto" and device is not None):
         if threads is not None:
             raise MethodError("threads belong to the native engine; leave them out")
         if kv_format != "auto":
@@ -64,8 +64,8 @@ def open_engine(
                 f"the reference engine caches keys and values in the format of its weights, not in "
                 f"{kv_format!r}; leave kv_format out"
             )
-        return _reference(model, device or "cpu", weight_format, kv_limit)
-    if device:
+        return _reference(model, "cpu" if device is None else device, weight_format, kv_limit)
+    if device is not None:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
     kept = "fp32" if kv_format == "auto" else kv_format
     return _native(model, threads, weight_format, kept, kv_limit)

@@ -43,6 +43,17 @@ class Traffic:
     seconds: float | None = None
     seed: int = 0
 
+    def check(self) -> None:
+        """Refuse what is no load.
+
+        Raises:
+            RequestError: neither or both of rate and users, or no end.
+        """
+        if (self.rate is None) == (self.users is None):
+            raise RequestError("give one of a rate (open loop) and a number of users (closed loop)")
+        if self.requests is None and self.seconds is None:
+            raise RequestError("the load has no end; give a number of requests or of seconds")
+
 
 @dataclass
 class Reply:
@@ -91,12 +102,9 @@ async def drive(send: Send, traffic: Traffic) -> list[Reply]:
     """Let the requests be sent; returns when all are over, in the order of their numbers.
 
     Raises:
-        RequestError: neither or both of rate and users, or no end.
+        RequestError: as `Traffic.check`.
     """
-    if (traffic.rate is None) == (traffic.users is None):
-        raise RequestError("give one of a rate (open loop) and a number of users (closed loop)")
-    if traffic.requests is None and traffic.seconds is None:
-        raise RequestError("the load has no end; give a number of requests or of seconds")
+    traffic.check()
     numbers = islice(count(), traffic.requests)
     start = asyncio.get_running_loop().time()
     if traffic.rate is not None:

@@ -49,6 +49,8 @@ def _told(command: str, text: str, answer: str, seconds: float) -> float:
         )
     except subprocess.TimeoutExpired:
         raise RequestError(f"the scorer {command!r} took more than {seconds:g} s") from None
+    if done.returncode in (126, 127):  # as a shell says that there is no such program
+        raise RequestError(f"the scorer {command!r} cannot be run; name a program that can")
     printed = done.stdout.decode("utf-8", "replace").strip()
     if not printed:
         return float(done.returncode == 0)

@@ -26,6 +26,8 @@ def locate(source: str | Path | None) -> Path:
     """
     if source is None:
         return _embedded()
+    if source == "":
+        raise ModelError("the model is '', expected a folder with config.json, or a hub id")
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder

@@ -48,6 +48,8 @@ class Watermark(ABC):
     def __post_init__(self) -> None:
         if not self.key:
             raise RequestError("the watermark's key is empty; give a secret text, key=...")
+        if self.key != self.key.encode(errors="replace").decode():
+            raise RequestError("the watermark's key holds half a character (a lone surrogate)")
 
     @property
     def seed(self) -> int:
