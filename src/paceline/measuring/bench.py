@@ -6,14 +6,16 @@ same number of tokens. Every arm's time is compared with plain decoding's on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
-from paceline.core import Cost, Seconds
+from paceline.core import Cost, Request, Seconds
 from paceline.decoding.governor import Budget, Fixed, Governor
+from paceline.decoding.loop import follows_rejection
 from paceline.drafters.base import Drafter, DraftMethod
+from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
 from paceline.measuring.calibration import Reliability
@@ -23,7 +25,7 @@ from paceline.measuring.memory import Memory, measure_memory, state_bytes
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
 from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
-from paceline.measuring.watch import Traced, Watched, trace
+from paceline.measuring.watch import Traced, trace, watched
 from paceline.models.detokenize import Detokenizer
 
 PLAIN = "plain"
@@ -61,6 +63,8 @@ class Arm:
         drafter: with what it has learnt.
         sizes: the budget at work.
         state: `reset` before every prompt, or `carried` from prompt to prompt.
+        walk: by which it draws. The rejection walk's outputs have plain decoding's law, not its
+            tokens.
         reliability: of the drafter's scores, in all runs.
         traced: tokens of the last answer to the traced prompt.
         bytes: of what the drafter had learnt at the end of a round, the most.
@@ -72,6 +76,7 @@ class Arm:
     drafter: Drafter
     sizes: Budget
     state: State = "carried"
+    walk: str = "gumbel"
     runs: dict[str, list[Run]] = field(default_factory=dict)
     reliability: Reliability = field(default_factory=Reliability)
     traced: list[Traced] = field(default_factory=list)
@@ -81,6 +86,10 @@ class Arm:
         """Forget what drafter and governor learnt."""
         self.drafter.reset()
         self.sizes = sizing(self.budget, cost)
+
+    def request(self, turn: Turn) -> Request:
+        """What is asked, with the arm's walk."""
+        return replace(turn.request, walk=self.walk)
 
     def seconds(self, turn: Turn, what: Callable[[Run], float] = Run.decoding) -> float:
         """Median time for a turn."""
@@ -178,25 +187,21 @@ def bench(
         states: drafters keep what they learnt from prompt to prompt, or are reset before each; an
             arm for each.
         progress: called after each turn of the preparation and of each round.
+
+    Raises:
+        MethodError: the walk that is asked for cannot follow a drafter, a budget or a grammar.
     """
+    # What a user's governor goes by; the curve below, of a longer context, is for the report.
+    known = known_cost(lm.engine) if "auto" in budgets else None
+    arms = list(_arms(lm, methods, asking, budgets, states, known))
     turns = []
     for turn in plain_turns(lm, dialogues, asking):
         turns.append(turn)
         progress()
     cost = measure_cost(lm.engine)
-    # What a user's governor goes by; the curve above, of a longer context, is for the report.
-    known = known_cost(lm.engine) if "auto" in budgets else cost
-    arms = [Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))]
-    for name, method, state in [(*item, state) for item in methods.items() for state in states]:
-        if name != PLAIN:
-            for budget in budgets:
-                drafter = method.build(lm.target)
-                sizes = sizing(budget, known)
-                title = f"{name}@{budget}" + (f" {state}" if len(states) > 1 else "")
-                arms.append(Arm(title, name, budget, drafter, sizes, state))
     for arm in arms:
         arm.runs = {turn.name: [] for turn in turns}
-        decode(lm, arm.drafter, turns[0].request, arm.sizes)  # warms caches up; not counted
+        decode(lm, arm.drafter, arm.request(turns[0]), arm.sizes)  # warms caches up; not counted
     for round_ in range(repeat):
         for arm in arms:
             arm.reset(cost)
@@ -212,18 +217,47 @@ def bench(
     return _with_machine(lm, turns, arms, cost)
 
 
-def sizing(budget: int | str, cost: Cost) -> Budget:
-    """What sizes the trees: a number of nodes, or `auto` for a governor."""
-    return Fixed(budget) if isinstance(budget, int) else Governor(cost)
+def sizing(budget: int | str, cost: Cost | None) -> Budget:
+    """What sizes the trees: a number of nodes, or `auto` for a governor, which needs the cost."""
+    if isinstance(budget, int):
+        return Fixed(budget)
+    assert cost is not None
+    return Governor(cost)
+
+
+def _arms(
+    lm: LM,
+    methods: Mapping[str, DraftMethod],
+    asking: Asking,
+    budgets: Sequence[int | str],
+    states: Sequence[State],
+    cost: Cost | None,
+) -> Iterator[Arm]:
+    plain = Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))
+    asked = Request((), asking.max_new_tokens, asking.temperature, walk=asking.walk)
+    follows_rejection(replace(asked, temperature=0.0), plain.drafter, plain.sizes)  # it is a walk
+    yield plain
+    for name, method, state in [(*item, state) for item in methods.items() for state in states]:
+        for budget in budgets if name != PLAIN else ():
+            drafter, sizes = method.build(lm.target), sizing(budget, cost)
+            walk = "rejection" if follows_rejection(asked, drafter, sizes) else "gumbel"
+            if walk == "rejection" and not asking.ignore_eos:
+                raise MethodError(
+                    "answers of the rejection walk that follow a grammar are not as long as plain "
+                    "decoding's, so their times cannot be compared; leave the grammar out, or use "
+                    "--walk gumbel"
+                )
+            title = f"{name}@{budget}" + (f" {state}" if len(states) > 1 else "")
+            yield Arm(title, name, budget, drafter, sizes, state, walk)
 
 
 def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
-    watched = Watched(arm.sizes)
-    output = decode(lm, arm.drafter, turn.request, watched)
-    arm.reliability.learn(watched.passes)
+    seen = watched(arm.sizes)
+    output = decode(lm, arm.drafter, arm.request(turn), seen)
+    arm.reliability.learn(seen.passes)
     if traced:
         pieces = Detokenizer(lm.tokenizer)
-        arm.traced = trace(watched.passes, output.tokens, arm.drafter.origins, pieces)
+        arm.traced = trace(seen.passes, output.tokens, arm.drafter.origins, pieces)
     same = output.tokens == turn.plain.tokens
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
 

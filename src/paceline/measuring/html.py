@@ -60,11 +60,16 @@ def _head(found: Document, model: str) -> str:
 
 def _summary(found: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
     """Whether outputs are equal, and a tile for each chosen arm."""
-    outputs = sum(arm["runs"] for arm in found["arms"])
-    different = sum(arm["different"] for arm in found["arms"])
+    compared = [arm for arm in found["arms"] if arm["walk"] == "gumbel"]
+    outputs = sum(arm["runs"] for arm in compared)
+    different = sum(arm["different"] for arm in compared)
+    drawn = sum(arm["runs"] for arm in found["arms"]) - outputs
     said = f"{different} of {outputs} outputs differ from plain decoding."
     if not different:
         said = f"All {outputs:,} outputs are identical to plain decoding, token by token."
+    if drawn:
+        law = f"{drawn:,} outputs come from the rejection walk: equal in law, not in text."
+        said = f"{said} {law}" if len(compared) > 1 else law  # plain equals itself
     yield f'<p class="verdict {"bad" if different else "good"}">{said}</p>'
     yield '<div class="tiles">'
     for arm in arms:
@@ -207,7 +212,7 @@ def _table(found: Document) -> str:
                 number(arm["nodes_per_pass"], ".2f"),
                 *(_scaled(seconds[part], 1e6) for part in (*_PARTS, "decode")),
                 _scaled(arm["state_bytes"], 1e-3),
-                number(arm["different"], ""),
+                number(arm["different"], "") if arm["walk"] == "gumbel" else "law",
             ]
         )
     return (

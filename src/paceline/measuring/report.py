@@ -128,6 +128,7 @@ def _arm(bench: Bench, arm: Arm) -> Document:
         "drafter": arm.spec,
         "budget": arm.budget,
         "state": arm.state,
+        "walk": arm.walk,
         "state_bytes": arm.bytes,
         "governor": arm.sizes.report() if isinstance(arm.sizes, Governor) else None,
         **_speed(bench, arm, bench.turns),
@@ -143,8 +144,10 @@ def _arm(bench: Bench, arm: Arm) -> Document:
 def _answer(arm: Arm, turn: Turn) -> Document:
     """One prompt by one arm; the counts are those of the last round."""
     runs = arm.runs[turn.name]
+    same = all(run.identical for run in runs)
     return {
-        "identical": all(run.identical for run in runs),
+        "identical": same,
+        "equal": "text" if same else "law" if arm.walk == "rejection" else "no",
         "tokens": runs[-1].tokens,
         "passes": runs[-1].passes,
         "nodes": runs[-1].nodes,

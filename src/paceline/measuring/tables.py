@@ -32,14 +32,17 @@ def _arms(found: Document) -> Table:
             f"{arm['tokens_per_second']:.1f}",
             f"{arm['tokens_per_pass']:.2f}",
             f"{arm['nodes_per_pass']:.1f}",
-            str(arm["different"]),
+            str(arm["different"]) if arm["walk"] == "gumbel" else "law",
         )
     return to_the_right(table)
 
 
 def _reasons(found: Document) -> list[str]:
-    """What governors did, a line each."""
+    """Which walk ran and what governors did, a line each."""
     lines = []
+    rejecting = [arm["name"] for arm in found["arms"] if arm["walk"] == "rejection"]
+    if rejecting:
+        lines.append(f"{', '.join(rejecting)}: the rejection walk, equal in law, not in text")
     for arm in found["arms"]:
         if governor := arm["governor"]:
             share = governor["plain_passes"] / max(governor["passes"], 1)

@@ -32,6 +32,7 @@ class Asking:
         grammar: that answers follow.
         guide: steers every answer, as `LM.request` reads it.
         watermark: of every answer, if any.
+        walk: of all but plain decoding, as `LM.request` reads it.
     """
 
     max_new_tokens: int
@@ -42,6 +43,7 @@ class Asking:
     grammar: Grammar | None = None
     guide: tuple[str, ...] = ()
     watermark: Watermark | None = None
+    walk: str = "gumbel"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from paceline.core import TokenTree
-from paceline.decoding.governor import Budget, Paths, Trees
+from paceline.decoding.governor import Budget, Fixed, Paths, Trees
 from paceline.measuring.calibration import Pass
 from paceline.models.detokenize import Detokenizer
 
@@ -36,6 +36,24 @@ class Watched:
         """See `Budget`."""
         self.passes += zip(trees, paths, strict=True)
         self.budget.record(trees, paths, draft, forward, riding)
+
+
+@dataclass(frozen=True)
+class WatchedFixed(Fixed):
+    """The same of a fixed budget, which stays one: the rejection walk takes no other."""
+
+    passes: list[Pass] = field(default_factory=list)
+
+    def record(
+        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+    ) -> None:
+        """See `Budget`."""
+        self.passes.extend(zip(trees, paths, strict=True))
+
+
+def watched(budget: Budget) -> Watched | WatchedFixed:
+    """The budget, keeping the passes it is told of."""
+    return WatchedFixed(budget.nodes) if isinstance(budget, Fixed) else Watched(budget)
 
 
 @dataclass(frozen=True, slots=True)
