@@ -4,11 +4,15 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 
 import paceline as package
+from paceline.cli import options
+from paceline.cli.app import app
 from tests.conftest import shared
 
 VERBS = ("generate", "chat", "prove", "bench", "methods", "doctor")
@@ -61,6 +65,31 @@ def test_every_verb_has_help_and_json(paceline, verb):
     done = paceline(verb, "--help")
     assert done.code == 0
     assert "--json" in done.out
+
+
+def test_every_option_is_explained_and_shared_groups_look_alike(paceline):
+    words = {"EngineChoice": "What runs the model", "Following": "What the output follows"}
+    verbs = {
+        "generate": words, "chat": words, "bench": words, "prove": words,
+        "complete": {"EngineChoice": "What runs the model"}, "serve": {},
+    }  # fmt: skip
+    for verb, panels in verbs.items():
+        shown = paceline(verb, "--help").out
+        for group, title in panels.items():
+            assert title in shown
+            for field in fields(getattr(options, group)):
+                flag = "format" if field.name == "weight_format" else field.name
+                assert f"--{flag.replace('_', '-')}" in shown.partition(title)[2]
+    root = typer.main.get_command(app)
+    for name, verb in root.commands.items():
+        for parameter in verb.params:
+            assert getattr(parameter, "help", None), f"{name} {parameter.name}"
+
+
+def test_generate_tells_where_lexical_controls_are(paceline):
+    shown = " ".join(paceline("generate", "--help").out.split())
+    assert "Lexical controls: --keywords" in shown
+    assert "`letters`, `sounds` and `monitor` by --sampler" in shown
 
 
 def test_no_verb_shows_the_help(paceline):

@@ -73,9 +73,9 @@ def batch(
     model: options.ModelOption = None,
     *,
     lines: Lines,
-    engine: options.EngineChoice,
-    drafting: options.Drafting,
     places: Places,
+    drafting: options.Drafting,
+    engine: options.EngineChoice,
     json: options.Json = False,
 ) -> None:
     """Answer a file of requests, many of them in each pass.

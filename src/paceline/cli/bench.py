@@ -120,8 +120,8 @@ def bench(
     *,
     questions: Questions,
     rounds: Rounds,
-    engine: options.EngineChoice,
     following: options.Following,
+    engine: options.EngineChoice,
     report: Report,
 ) -> None:
     """Measure drafters against plain decoding.

@@ -29,10 +29,10 @@ def chat(
     model: options.ModelOption = None,
     template: Template = None,
     *,
-    engine: options.EngineChoice,
-    drafting: Drafting,
     sampling: options.Sampling,
     following: options.Following,
+    drafting: Drafting,
+    engine: options.EngineChoice,
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""

@@ -40,8 +40,8 @@ def complete(
     prompt: options.Text = None,
     model: options.ModelOption = None,
     *,
-    engine: options.EngineChoice,
     suggesting: Suggesting,
+    engine: options.EngineChoice,
     chat: options.Chat = False,
     json: options.Json = False,
 ) -> None:

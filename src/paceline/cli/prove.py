@@ -68,8 +68,8 @@ def prove(
     *,
     questions: Questions,
     comparing: Comparing,
-    engine: options.EngineChoice,
     following: options.Following,
+    engine: options.EngineChoice,
     report: work.Report,
 ) -> None:
     """Prove that no drafter changes a token; exit 1 if one does.
