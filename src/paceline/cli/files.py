@@ -19,15 +19,22 @@ def read_prompt(prompt: str | None) -> str:
     Raises:
         RequestError: it is empty, or stdin is not text.
     """
-    text = OPENING if prompt is None else prompt
-    if prompt == "-":
-        try:
-            text = sys.stdin.buffer.read(_STDIN_LIMIT).decode()
-        except UnicodeDecodeError as error:
-            raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
+    text = OPENING if prompt is None else read_stdin() if prompt == "-" else prompt
     if not text:
         raise RequestError("the prompt is empty; give some text, or leave it out for a story")
     return text
+
+
+def read_stdin() -> str:
+    """All of stdin.
+
+    Raises:
+        RequestError: it is not text.
+    """
+    try:
+        return sys.stdin.buffer.read(_STDIN_LIMIT).decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(f"stdin is not UTF-8 text (byte {error.start})") from None
 
 
 def read_prediction(path: Path) -> str:

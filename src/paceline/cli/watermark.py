@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli import options
-from paceline.cli.files import read_prompt, read_text
+from paceline.cli.files import read_stdin, read_text
 from paceline.cli.output import document, write
 
 watermark = typer.Typer(help="Find the watermark that `--watermark` puts into a text.")
@@ -41,7 +41,7 @@ def detect(
     """
     mark = options.one_watermark(watermark)
     assert mark is not None  # the option is required
-    said = read_prompt("-") if str(text) == "-" else read_text("the text", text)
+    said = read_stdin() if str(text) == "-" else read_text("the text", text)
     from paceline.models import load
 
     tokens = load(model).tokenizer.encode(said, special=False)

@@ -206,6 +206,11 @@ def check(engine: Engine, prompt: Tokens, k: int, length: int) -> None:
     if not 1 <= k <= MOST:
         raise RequestError(f"{k} continuations are asked for, expected 1 to {MOST}")
     room = engine.config.context - len(prompt)
+    if room < 1:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens, but the model sees {engine.config.context}; "
+            "shorten it"
+        )
     if not 1 <= length <= room:
         raise RequestError(
             f"continuations of {length} tokens are asked for, expected 1 to {room}: the model sees "

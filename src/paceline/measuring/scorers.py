@@ -22,11 +22,14 @@ def scorer(name: str, command: str = "", seconds: float = 10.0) -> Scorer:
 
     Raises:
         MethodError: unknown name, or a command too many or too few.
+        RequestError: a shell cannot read the command.
     """
     if name not in SCORERS:
         raise MethodError(f"the scorer is {name!r}, expected {', '.join(SCORERS)}")
     if (name == "command") != bool(command):
         raise MethodError("--scorer command and --command belong together; give both or neither")
+    if command:
+        _read_by_shell(command)
     if name == "exact":
         return lambda text, answer: float(text.strip() == answer.strip())
     if name == "regex":
@@ -39,6 +42,14 @@ def _found(text: str, answer: str) -> float:
         return float(re.search(answer, text) is not None)
     except re.error as error:
         raise RequestError(f"{answer!r} is no regular expression: {error}") from None
+
+
+def _read_by_shell(command: str) -> None:
+    words = ["/bin/sh", "-n", "-c", command]  # which runs nothing
+    done = subprocess.run(words, capture_output=True, check=False)
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        raise RequestError(f"the scorer {command!r} is no command: {said}")
 
 
 def _told(command: str, text: str, answer: str, seconds: float) -> float:
