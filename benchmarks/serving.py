@@ -191,9 +191,14 @@ def alike(own: Client, peers: dict[str, Client], prompts: list[Prompt]) -> dict[
     Raises:
         SystemExit: none does.
     """
-    texts = [own.text(prompt, FIRST) for prompt in prompts]
+
+    def texts(client: Client) -> list[str]:
+        # Whether an answer's first space belongs to it, servers see differently.
+        return [client.text(prompt, FIRST).strip() for prompt in prompts]
+
+    known = texts(own)
     found = {
-        name: sum(client.text(p, FIRST) == t for p, t in zip(prompts, texts, strict=True))
+        name: sum(a == b for a, b in zip(known, texts(client), strict=True))
         for name, client in peers.items()
     }
     if other := [name for name, count in found.items() if not count]:
