@@ -34,6 +34,7 @@ QUESTIONS = SHARED / "spec-bench" / "question.jsonl"
 STORIES = SHARED / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 ARMS = {"auto": None, "plain": 0}
 USERS = (1, 8)
+WAVES = 3  # answers to each user in a round; plain ones end together, others leave a tail
 COUNTS = ("passes", "nodes", "draft", "forward", "walk")  # of a worker's; the last are seconds
 PROMPT, LONGEST = 64, 256  # tokens of a story's beginning; of a question at most, its last
 
@@ -82,7 +83,7 @@ def cold_part(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
         with opened(options, folder) as fresh:
             for suite, prompts in found.items():
                 for users in USERS:
-                    each = options.requests * (1 if users == 1 else 3)
+                    each = max(options.requests, WAVES * users)
                     with fresh(users) as arms:
                         row = compare(arms, _batches(prompts, each, options.rounds + 1))
                     rows.append({"level": level, "prompts": suite, "users": users} | row)

@@ -3,7 +3,8 @@
 llama.cpp's is its own server (continuous batching, a slot for each user), from one of
 
 - `llama.cpp`: a `llama-server` that was built for this processor; `benchmarks/README.md` tells how.
-  `llama.cpp:ngram-simple` is the same with drafts of its own, by the name of `--spec-type`;
+  What follows the name are further flags of it: `llama.cpp --kv-unified`, or, with drafts of its
+  own, `llama.cpp --spec-type ngram-simple`;
 - `xllamacpp`: the ready wheel of that name, whose kernels stop at AVX2.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import shutil
 import socket
 import subprocess
@@ -161,7 +163,7 @@ def llama_cpp(
     options: argparse.Namespace, file: Path, peer: str, users: int, context: int
 ) -> Iterator[Client]:
     """llama.cpp's server on a GGUF file: a slot for each user, with the whole context in each."""
-    name, _, drafts = peer.partition(":")
+    name, *flags = shlex.split(peer)
     program = _program(options, name)
 
     def words(port: int) -> list[str]:
@@ -169,10 +171,10 @@ def llama_cpp(
             *(*program, "--model", str(file), "--host", HOST, "--port", str(port)),
             *("--threads", str(options.threads), "--threads-batch", str(options.threads)),
             *("--parallel", str(users), "--ctx-size", str(users * context)),
-            *(("--spec-type", drafts) if drafts else ()),
+            *flags,
         ]
 
-    with running(words, file.parent / f"{peer}-{users}.log") as url:
+    with running(words, file.parent / f"{peer.replace('/', '_')} {users}.log") as url:
         yield Client(url, options.tokens)
 
 
@@ -182,16 +184,16 @@ def build(options: argparse.Namespace, peer: str) -> str:
     Raises:
         SystemExit: it is not there.
     """
-    name, _, drafts = peer.partition(":")
+    name, *flags = shlex.split(peer)
     if name == "xllamacpp":
-        if drafts:
-            raise SystemExit("drafts are asked of llama.cpp, not of xllamacpp")
+        if flags:
+            raise SystemExit(f"xllamacpp takes no {flags[0]}; flags are for llama.cpp")
         try:
             return f"xllamacpp {version('xllamacpp')}"
         except PackageNotFoundError:
             raise SystemExit("xllamacpp is missing: `pip install xllamacpp`") from None
     if name != "llama.cpp":
-        raise SystemExit(f"no peer {peer!r}; known: llama.cpp, llama.cpp:DRAFTS, xllamacpp")
+        raise SystemExit(f"no peer {peer!r}; known: llama.cpp, xllamacpp")
     program = shutil.which(options.llama_server)
     if program is None:
         raise SystemExit(

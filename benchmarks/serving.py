@@ -321,7 +321,9 @@ def main() -> None:
     parser.add_argument("--settle", type=float, default=0.5, help="Seconds before it arrives.")
     parser.add_argument("--shared-characters", type=int, default=1000)
     parser.add_argument("--serve", nargs="*", default=[], help="Further flags of our server.")
-    parser.add_argument("--peer", nargs="+", default=["llama.cpp"], help="See servers.py.")
+    parser.add_argument(
+        "--peer", nargs="+", default=["llama.cpp"], help="With flags, if any; see servers.py."
+    )
     parser.add_argument("--llama-server", default="llama-server", help="llama.cpp's program.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
