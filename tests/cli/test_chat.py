@@ -34,7 +34,9 @@ def test_each_turn_sees_the_earlier_ones(paceline, asked):
     done = paceline(*TALK, stdin="hello\n\nbye\n/exit\nnever\n")
     assert done.code == 0
     first, second = done.out.splitlines()
-    assert asked == ["U: hello\nB:", f"U: hello\nB: {first}\nU: bye\nB:"]
+    tried, *rest = asked
+    assert tried == "U: Hello\nB:"  # before anyone types
+    assert rest == ["U: hello\nB:", f"U: hello\nB: {first}\nU: bye\nB:"]
     assert len(second) == 5
     assert done.err.count("tokens per pass") == 2
 
