@@ -40,11 +40,12 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much there is to do: requests without and with a place, and pages."""
+    """How much there is to do: requests without and with a place, pages, and bytes of guides."""
 
     waiting: int = 0
     running: int = 0
     memory: Memory | None = None
+    guides: int = 0
 
 
 class Mailbox:
@@ -259,7 +260,8 @@ class Service:
         """Look at the load here, where nobody changes it meanwhile."""
         running = len(self.worker.scheduler.running)
         waiting = len(self.worker.scheduler.jobs) - running
-        self.load = Load(waiting, running, self.worker.lm.engine.memory)
+        lm = self.worker.lm
+        self.load = Load(waiting, running, lm.engine.memory, lm.beside.kv_bytes)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""

@@ -30,6 +30,12 @@ class Beside:
         self.seconds = 0.0
         self._engines: dict[str, Engine] = {}
 
+    @property
+    def kv_bytes(self) -> int:
+        """What keys and values take in the engines of other checkpoints."""
+        held = [engine.memory for engine in tuple(self._engines.values())]
+        return sum(memory.used * memory.page_bytes for memory in held)
+
     def open(self, source: str) -> Engine:
         """The engine of a checkpoint, opened once.
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from paceline.control.grammar import Grammar
+from paceline.control.guides.base import GuideMethod
 from paceline.control.sampling import Sampling
 from paceline.core import Request
 from paceline.errors import RequestError
@@ -24,6 +25,8 @@ from paceline.serving.api.schemas import (
     Sampled,
 )
 from paceline.serving.asks import Ask
+from paceline.serving.steering import Steering, negative
+from paceline.watermarks.base import Watermark
 
 _SAME = ("top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty")
 _OTHER = {
@@ -46,6 +49,7 @@ class Limits:
         default_tokens: where the body names no number; None takes what is left of the context.
         drafters: what `speculation.drafter` may name.
         answers: most answers to one request, over all its prompts.
+        steering: what marks and steers answers.
     """
 
     new_tokens: int | None = None
@@ -53,6 +57,7 @@ class Limits:
     default_tokens: int | None = None
     drafters: Sequence[str] = ("plain", "lookup", "recycle", "suffix", "trie", "phrases", "blend")
     answers: int = 128
+    steering: Steering = field(default_factory=Steering)
 
 
 def completion_asks(
@@ -76,10 +81,10 @@ def completion_asks(
     logprobs = body.logprobs
     if logprobs is None and answers > (body.n or 1):
         logprobs = 0  # to compare
-    options = _options(lm, body, _grammar(body, None), body.prediction)
+    options = _options(body, limits, _grammar(body, None), body.prediction)
+    options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
     asked = []
     for place, prompt in enumerate(prompts):
-        options["max_new_tokens"] = _most(lm, body.max_tokens, limits)
         make = partial(lm.request, prompt, **options)
         asked.append(_answers(f"{ask_id}-{place}", make, answers, body, client, limits, logprobs))
     return asked
@@ -96,13 +101,14 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
     messages = [message_of(message) for message in body.messages]
-    options = _options(lm, body, _grammar(body, body.response_format), body.prediction)
+    options = _options(body, limits, _grammar(body, body.response_format), body.prediction)
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
     if body.tool_choice is not None:
         choice = body.tool_choice
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
-    most = _most(lm, body.max_completion_tokens or body.max_tokens, limits)
+    wished = body.max_completion_tokens or body.max_tokens
+    most = _most(lm, wished, limits, options["watermark"])
     make = partial(lm.request, messages, max_new_tokens=most, **options)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _answers(ask_id, make, body.n or 1, body, client, limits, logprobs)
@@ -130,16 +136,19 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _most(lm: LM, wished: int | None, limits: Limits) -> int:
+def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) -> int:
     """Tokens of an answer at most."""
     if wished is not None and limits.new_tokens is not None and wished > limits.new_tokens:
         raise RequestError(f"max_tokens is {wished}, this server gives {limits.new_tokens} at most")
-    found = wished or limits.default_tokens or lm.engine.config.context
-    return min(found, limits.new_tokens or found)
+    if wished is not None:
+        return wished
+    found = limits.default_tokens or lm.engine.config.context
+    longest = mark.longest if mark else None
+    return min(found, limits.new_tokens or found, longest or found)
 
 
 def _options(
-    lm: LM, body: Sampled, grammar: Grammar | None, prediction: Prediction | None
+    body: Sampled, limits: Limits, grammar: Grammar | None, prediction: Prediction | None
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
     return {
@@ -149,7 +158,16 @@ def _options(
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
         "prediction": _joined(prediction.content) if prediction else None,
+        "guide": _guides(body, limits.steering),
+        "watermark": limits.steering.mark(body.watermark),
     }
+
+
+def _guides(body: Sampled, steering: Steering) -> list[GuideMethod]:
+    """The guides that the body names, and its own guidance."""
+    names = [body.guide] if isinstance(body.guide, str) else body.guide or []
+    found, own = steering.named(names), body.guidance
+    return [*found, negative(own.negative, own.scale, own.stop)] if own else found
 
 
 def _controls(body: Sampled) -> Any:

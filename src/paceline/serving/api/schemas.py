@@ -29,6 +29,14 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class Guidance(Strict):
+    """Classifier-free guidance: away from another prompt, by the model itself."""
+
+    negative: str = Field("", description="The other prompt; else the prompt's last token.")
+    scale: Annotated[float, Field(ge=0, le=100)] = 1.5
+    stop: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class Sampled(Strict):
     """What every way to generate shares; names as OpenAI and other servers have them."""
 
@@ -60,6 +68,11 @@ class Sampled(Strict):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guide: Texts | None = Field(None, description="Names of the server's guides.")
+    guidance: Guidance | None = None
+    watermark: str | Literal[False] | None = Field(
+        None, description="As `--watermark` has it, or `false`, where the server lets choose."
+    )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
 
