@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import paceline
 from paceline import LM
-from paceline.engines.base import Memory
+from paceline.control.guides.base import quoted
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.serving.settings import Settings
 from paceline.serving.steering import (
@@ -82,7 +82,7 @@ def test_models_of_guides_are_opened_before_any_request(lm):
     assert lm.engine.memory.used == used
     with pytest.raises(PacelineError, match="nowhere"):
         open_guides(lm, parse_guides(["bad=cleangen:nowhere"]))
-    with pytest.raises(MethodError, match="the guide deep: .*exits from 0"):
+    with pytest.raises(MethodError, match=r"the guide deep: .*exits from 0"):
         open_guides(lm, parse_guides(["deep=dola:layers=99"]))
 
 
@@ -105,13 +105,11 @@ def test_the_texts_of_guides_are_counted(lm):
     assert count() == count("dola:layers=1+3") == {}
     assert count("cfg:scale=2") == {lm.engine: 1}
     assert count(GEDI) == {lm.beside.open(str(EMBEDDED)): 2}
-    assert Memory.pages(1) == 1
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.text(max_size=40))
 def test_a_negative_prompt_is_taken_as_it_is(text):
-    from paceline.control.guides.base import quoted
-
     assert quoted("", negative(text, 2.0, 0.0).negative) == text
 
 
@@ -121,9 +119,9 @@ SECRETS = ["key=s3cret", "key=s3cret,kind=green,delta=1", "kind=synthid,key=s3cr
 @pytest.mark.parametrize("text", SECRETS)
 def test_the_key_of_a_watermark_is_not_told(text):
     mark = parse_watermark(text)
-    settings = Settings.read({}, {"PACELINE_SERVE_WATERMARK": text})
-    assert "s3cret" not in f"{settings!r} {settings.shown()} {mark!r} {shown(mark)}"
-    assert settings.shown()["watermark"] == shown(mark)
+    found = Settings.read({}, {"PACELINE_SERVE_WATERMARK": text})
+    assert "s3cret" not in f"{found!r} {found.shown()} {mark!r} {shown(mark)}"
+    assert found.shown()["watermark"] == shown(mark)
     assert f"kind={mark.name}" in shown(mark)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
 from typing import Any
 
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
-from paceline.control.sampling import Sampling
 from paceline.core import Request
 from paceline.errors import RequestError
 from paceline.lm import LM
+from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
     ChatBody,
     CompletionBody,
@@ -27,16 +27,6 @@ from paceline.serving.api.schemas import (
 from paceline.serving.asks import Ask
 from paceline.serving.steering import Steering, negative
 from paceline.watermarks.base import Watermark
-
-_SAME = ("top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty")
-_OTHER = {
-    "typical_p": "typical",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "logit_bias": "logit_bias",
-    "bad_words": "bad_words",
-    "min_tokens": "min_length",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +99,25 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
     wished = body.max_completion_tokens or body.max_tokens
     most = _most(lm, wished, limits, options["watermark"])
-    make = partial(lm.request, messages, max_new_tokens=most, **options)
+    make: Callable[..., Request] = partial(lm.request, messages, max_new_tokens=most, **options)
+    if body.parallel_tool_calls is False:
+        make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _answers(ask_id, make, body.n or 1, body, client, limits, logprobs)
+
+
+def _calling_once(make: Callable[..., Request], seed: int) -> Request:
+    """A request of whose calls the first counts."""
+    request = make(seed=seed)
+    reading = request.reading
+    if reading is None:
+        return request
+
+    def first(text: str) -> tuple[Any, list[Any]]:
+        parsed, calls = reading(text)
+        return parsed, calls[:1]
+
+    return replace(request, reading=first)
 
 
 def message_of(message: Message) -> dict[str, Any]:
@@ -152,8 +158,7 @@ def _options(
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
     return {
-        "temperature": body.temperature,
-        "controls": _controls(body),
+        **sampling(body),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
@@ -168,25 +173,6 @@ def _guides(body: Sampled, steering: Steering) -> list[GuideMethod]:
     names = [body.guide] if isinstance(body.guide, str) else body.guide or []
     found, own = steering.named(names), body.guidance
     return [*found, negative(own.negative, own.scale, own.stop)] if own else found
-
-
-def _controls(body: Sampled) -> Any:
-    """What the body says of sampling; None leaves it to the checkpoint."""
-    named = {name: getattr(body, name) for name in _SAME}
-    named |= {control: getattr(body, name) for name, control in _OTHER.items()}
-    given = {name: value for name, value in named.items() if value is not None}
-    if body.sampler is None:
-        return given or None
-    both = Sampling.parse(body.sampler)
-    for method in both.methods:
-        named_paths = [name for name in method.paths if getattr(method, name)]
-        if named_paths:
-            control = getattr(method, "name", type(method).__name__)
-            raise RequestError(
-                f"{control}.{named_paths[0]} names a place on the server, which requests may not"
-            )
-    own = Sampling.of(given)
-    return Sampling(both.temperature, (*own.methods, *both.methods)).methods
 
 
 def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Texts = str | list[str]
+Setting = bool | int | float | str | list[str | int] | dict[str, float]
 Count = Annotated[int, Field(ge=1, le=128)]
 
 
@@ -47,6 +48,7 @@ class Sampled(Strict):
     min_p: float | None = None
     top_a: float | None = None
     typical_p: float | None = None
+    top_n_sigma: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -54,7 +56,18 @@ class Sampled(Strict):
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     min_tokens: int | None = None
-    sampler: str | None = Field(None, description="Any control, as `--sampler` has it.")
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    mirostat_mode: Literal[0, 2] | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    sampler: str | dict[str, Setting] | None = Field(
+        None, description="Any control, as `--sampler` has it or by NAME and NAME.SETTING."
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
     ignore_eos: bool = False
