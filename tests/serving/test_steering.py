@@ -14,9 +14,7 @@ from paceline.serving.steering import (
     negative,
     open_guides,
     parse_guides,
-    share,
     shown,
-    texts_beside,
 )
 from paceline.watermarks.base import parse_watermark
 
@@ -78,33 +76,12 @@ def test_models_of_guides_are_opened_before_any_request(lm):
     before, used = lm.beside.seconds, lm.engine.memory.used
     lm.request("Once", guide=methods["kind"], seed=1)
     assert lm.beside.seconds == before
-    assert lm.beside.kv_bytes == 0
+    assert [engine.memory.used for engine in lm.beside.engines] == [0]
     assert lm.engine.memory.used == used
     with pytest.raises(PacelineError, match="nowhere"):
         open_guides(lm, parse_guides(["bad=cleangen:nowhere"]))
     with pytest.raises(MethodError, match=r"the guide deep: .*exits from 0"):
         open_guides(lm, parse_guides(["deep=dola:layers=99"]))
-
-
-def test_guides_have_their_part_of_the_memory(lm):
-    methods = parse_guides([f"kind={GEDI}", "deep=dola:layers=1+3", "off=cfg:negative=x"])
-    open_guides(lm, methods)
-    page = lm.engine.memory.page_bytes
-    beside = lm.beside.open(str(EMBEDDED))
-    left = share(lm, methods.values(), 31 * page)
-    assert left == 10 * page  # a page of the model's, and two of gedi's: one for each class
-    assert beside.kv_limit == 20 * beside.memory.page_bytes
-    assert share(lm, [], 31 * page) == 31 * page
-    assert beside.memory.limit == 20
-
-
-def test_the_texts_of_guides_are_counted(lm):
-    def count(*guides):
-        return dict(texts_beside(lm.request("Once", guide=guides, temperature=1.0)))
-
-    assert count() == count("dola:layers=1+3") == {}
-    assert count("cfg:scale=2") == {lm.engine: 1}
-    assert count(GEDI) == {lm.beside.open(str(EMBEDDED)): 2}
 
 
 @settings(max_examples=20, deadline=None)

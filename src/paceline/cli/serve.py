@@ -86,14 +86,11 @@ def _steering(lm: LM, settings: Settings) -> Steering:
     return Steering(mark, settings.watermark_choice, guides)
 
 
-def _worker(lm: LM, settings: Settings, steering: Steering) -> Worker:
+def _worker(lm: LM, settings: Settings) -> Worker:
     from paceline.serving.memory import room
-    from paceline.serving.steering import share
     from paceline.serving.worker import Worker
 
-    memory = None
-    if settings.memory is not None:
-        memory = share(lm, steering.guides.values(), room(settings.memory, lm.engine))
+    memory = None if settings.memory is None else room(settings.memory, lm.engine)
     return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
 
 
@@ -124,8 +121,8 @@ def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
     from paceline.serving.rates import Rates
     from paceline.serving.service import Service
 
-    steering = _steering(lm, settings)
-    service = Service(_worker(lm, settings, steering))
+    steering = _steering(lm, settings)  # first: what guides hold is part of the memory
+    service = Service(_worker(lm, settings))
     limits = Limits(
         new_tokens=settings.max_tokens,
         prompt_tokens=settings.max_prompt,

@@ -261,7 +261,9 @@ class Service:
         running = len(self.worker.scheduler.running)
         waiting = len(self.worker.scheduler.jobs) - running
         lm = self.worker.lm
-        self.load = Load(waiting, running, lm.engine.memory, lm.beside.kv_bytes)
+        beside = [engine.memory for engine in lm.beside.engines]
+        guides = sum(memory.used * memory.page_bytes for memory in beside)
+        self.load = Load(waiting, running, lm.engine.memory, guides)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""

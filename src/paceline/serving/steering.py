@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from paceline.control.guides.base import Guidance, GuideMethod, guided, parse_guide
+from paceline.control.guides.base import GuideMethod, guided, parse_guide
 from paceline.control.guides.cfg import Cfg
 from paceline.core import Request
-from paceline.engines.base import Engine
 from paceline.errors import MethodError, RequestError
 from paceline.lm import LM
 from paceline.watermarks.base import Watermark, parse_watermark
@@ -98,44 +96,12 @@ def open_guides(lm: LM, methods: Mapping[str, GuideMethod]) -> None:
     """
     for name, method in methods.items():
         try:
-            _tried(lm, method)
+            guided(Request(prompt=(0,), max_new_tokens=1), [method], lm.beside)  # nothing is run
         except (MethodError, RequestError) as error:
             raise MethodError(f"the guide {name}: {error}") from None
-
-
-def share(lm: LM, methods: Iterable[GuideMethod], memory: int) -> int:
-    """Let the engines of guides have their part of so many bytes; what is left for the model's.
-
-    For each page of the model's there is one for each text that a guide's engine reads beside it.
-    Texts of guides that the model itself reads are among its own.
-    """
-    most: Counter[Engine] = Counter()
-    for method in methods:
-        most |= texts_beside(_tried(lm, method))
-    del most[lm.engine]
-    sizes = {engine: count * engine.memory.page_bytes for engine, count in most.items()}
-    page = lm.engine.memory.page_bytes
-    pages = memory // (page + sum(sizes.values()))
-    for engine, size in sizes.items():
-        engine.kv_limit = max(pages * size, engine.memory.page_bytes)
-    return pages * page
-
-
-def texts_beside(request: Request) -> Counter[Engine]:
-    """How many texts each engine holds for the guides of a request."""
-    found: Counter[Engine] = Counter()
-    for control in request.controls:
-        for voice in control.voices if isinstance(control, Guidance) else ():
-            found[voice.engine] += voice.texts
-    return +found
 
 
 def shown(mark: Watermark) -> str:
     """A watermark's kind and settings without its key."""
     rest = [f"{each.name}={getattr(mark, each.name)}" for each in fields(mark)]
     return ",".join(["key=***", f"kind={mark.name}", *rest[1:]])
-
-
-def _tried(lm: LM, method: GuideMethod) -> Request:
-    """The shortest request with a guide; nothing is run."""
-    return guided(Request(prompt=(0,), max_new_tokens=1), [method], lm.beside)

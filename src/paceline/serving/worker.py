@@ -29,7 +29,6 @@ from paceline.serving.asks import Ask, Event, Stats, logprobs
 from paceline.serving.lanes import Lanes, Turn
 from paceline.serving.prefix import PrefixCache
 from paceline.serving.scheduler import Job, Scheduler
-from paceline.serving.steering import texts_beside
 
 _CHUNK = 256  # tokens of prompts in a pass that nobody waits for
 _LEAST = 8  # and in one that somebody waits for
@@ -123,7 +122,7 @@ class Worker:
             Job(
                 ask.id,
                 text=len(ask.request.prompt),
-                most=(len(ask.request.prompt) + run.room + 1) * self._texts(ask),
+                most=len(ask.request.prompt) + run.room + 1,
                 client=ask.client,
                 priority=ask.priority,
                 deadline=ask.deadline,
@@ -205,10 +204,6 @@ class Worker:
     def _budget_of(self, ask: Ask) -> int | None:
         wished = self._budget if ask.budget is None else ask.budget
         return wished if isinstance(wished, int) else None
-
-    def _texts(self, ask: Ask) -> int:
-        """How many texts the model itself reads for a request: its own, and those of guides."""
-        return 1 + texts_beside(ask.request)[self.lm.engine]
 
     def _groups(self, turns: list[Turn]) -> list[tuple[Lanes, list[Turn]]]:
         """The turns by where their drafters are from."""

@@ -66,11 +66,6 @@ class Guidance:
         self._tree: TokenTree | None = None  # whose rows are there
         self._rows: list[Floats] = []  # [N, V] of each voice
 
-    @property
-    def voices(self) -> Sequence[Voice]:
-        """What is run over each tree."""
-        return self._voices
-
     def begin(self, sequence: Cached) -> None:
         """See `Looking`.
 

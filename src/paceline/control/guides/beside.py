@@ -31,10 +31,9 @@ class Beside:
         self._engines: dict[str, Engine] = {}
 
     @property
-    def kv_bytes(self) -> int:
-        """What keys and values take in the engines of other checkpoints."""
-        held = [engine.memory for engine in tuple(self._engines.values())]
-        return sum(memory.used * memory.page_bytes for memory in held)
+    def engines(self) -> list[Engine]:
+        """Those that were opened."""
+        return list(self._engines.values())
 
     def open(self, source: str) -> Engine:
         """The engine of a checkpoint, opened once.

@@ -78,8 +78,6 @@ class Dola(GuideMethod):
 class _Exits(Voice):
     """The logits behind some of the first layers, [N, J, V]."""
 
-    texts = 0  # the target's own is there
-
     def __init__(self, engine: Engine, exits: list[int]) -> None:
         super().__init__(engine, engine.config.vocab_size)
         self._views = [View(layers=np.arange(count, dtype=np.int32)) for count in exits]

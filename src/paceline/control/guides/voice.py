@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
 
 import numpy as np
 
@@ -21,12 +20,7 @@ class Voice:
         size: of the target's vocabulary.
         begin: tokens in place of the first `instead` tokens of the target's text.
         instead: how many are replaced.
-
-    Attributes:
-        texts: sequences that it holds while it follows a text.
     """
-
-    texts: ClassVar[int] = 1
 
     def __init__(
         self, engine: Engine, size: int, begin: Sequence[int] = (), instead: int = 0

@@ -9,6 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import Any
 
+from paceline.control.base import Settling
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Request
@@ -23,6 +24,7 @@ from paceline.serving.api.schemas import (
     Prediction,
     ResponseFormat,
     Sampled,
+    Several,
 )
 from paceline.serving.asks import Ask
 from paceline.serving.steering import Steering, negative
@@ -59,15 +61,7 @@ def completion_asks(
         PacelineError: something in the body cannot be.
     """
     prompts = _prompts(body.prompt)
-    answers = max(body.n or 1, body.best_of or 1)
-    if body.best_of is not None and body.best_of < (body.n or 1):
-        raise RequestError(f"best_of is {body.best_of}, expected n = {body.n or 1} at least")
-    if body.best_of is not None and body.stream and body.best_of > (body.n or 1):
-        raise RequestError("best_of cannot be streamed: all answers are compared first")
-    if answers * len(prompts) > limits.answers:
-        raise RequestError(
-            f"{len(prompts)} prompts with {answers} answers each are more than {limits.answers}"
-        )
+    answers = _count(body, len(prompts), limits)
     logprobs = body.logprobs
     if logprobs is None and answers > (body.n or 1):
         logprobs = 0  # to compare
@@ -102,8 +96,44 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     make: Callable[..., Request] = partial(lm.request, messages, max_new_tokens=most, **options)
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _answers(ask_id, make, body.n or 1, body, client, limits, logprobs)
+    answers = _count(body, 1, limits)
+    compared = answers > (body.n or 1)
+    logprobs = (body.top_logprobs or 0) if body.logprobs or compared else None
+    return _answers(ask_id, make, answers, body, client, limits, logprobs)
+
+
+def _count(body: Several, prompts: int, limits: Limits) -> int:
+    """How many answers to each prompt are wanted, those included that are only compared.
+
+    Raises:
+        RequestError: too many, or the body contradicts itself.
+    """
+    n = body.n or 1
+    count = max(n, body.best_of or 1)
+    if body.stream_options is not None and not body.stream:
+        raise RequestError("stream_options needs stream: true")
+    if body.best_of is not None and body.best_of < n:
+        raise RequestError(f"best_of is {body.best_of}, expected n = {n} at least")
+    if count > n and body.stream:
+        raise RequestError("best_of cannot be streamed: all answers are compared first")
+    if count * prompts > limits.answers:
+        raise RequestError(
+            f"{prompts} prompts with {count} answers each are more than {limits.answers}"
+        )
+    return count
+
+
+def _check_differ(request: Request, count: int) -> None:
+    """Refuse to compare answers that are the same, as the strategy best_of does."""
+    if request.temperature == 0:
+        raise RequestError(
+            f"at temperature 0 all {count} answers of best_of are the same; give a temperature"
+        )
+    if any(isinstance(control, Settling) for control in request.controls):
+        raise RequestError(
+            "the watermark all but settles what follows a prompt, so that the answers of best_of "
+            "would hardly differ; take kind=exponential or kind=green, or leave best_of out"
+        )
 
 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:
@@ -233,4 +263,7 @@ def _answers(
                 after=f"{name}-0" if place else None,
             )
 
-    return list(asks())
+    found = list(asks())
+    if isinstance(body, Several) and count > (body.n or 1):
+        _check_differ(found[0].request, count)
+    return found

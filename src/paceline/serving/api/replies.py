@@ -67,6 +67,15 @@ class Answer:
         return sum(each.logprob for each in self.logprobs) / max(len(self.logprobs), 1)
 
 
+def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
+    """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
+    each = len(answers) // prompts
+    if each == n:
+        return list(answers)
+    groups = (answers[place : place + each] for place in range(0, len(answers), each))
+    return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
+
+
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     """What was read and written; the prompts of several choices count once each."""
     prompts = {answer.ask.id.rpartition("-")[0]: answer for answer in answers}

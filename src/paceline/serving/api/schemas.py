@@ -94,6 +94,7 @@ class Several(Sampled):
     """What ways to generate share that give several answers."""
 
     n: Count | None = None
+    best_of: Count | None = None
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
     trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
@@ -105,7 +106,6 @@ class CompletionBody(Several):
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Count | None = None
     echo: bool = False
     prediction: Prediction | None = None
 
