@@ -258,8 +258,9 @@ class Service:
 
     def _weigh(self) -> None:
         """Look at the load here, where nobody changes it meanwhile."""
-        running = len(self.worker.scheduler.running)
-        waiting = len(self.worker.scheduler.jobs) - running
+        running, searches = len(self.worker.scheduler.running), self.worker.searches
+        waiting = len(self.worker.scheduler.jobs) - running + len(searches.waiting)
+        running += len(searches.running)
         lm = self.worker.lm
         beside = [engine.memory for engine in lm.beside.engines]
         guides = sum(memory.used * memory.page_bytes for memory in beside)

@@ -7,25 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
-from paceline.control.base import Settling
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Request
 from paceline.errors import RequestError
-from paceline.lm import LM
+from paceline.lm import LM, Options
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
     ChatBody,
     CompletionBody,
     Message,
     Part,
-    Prediction,
     ResponseFormat,
     Sampled,
-    Several,
 )
+from paceline.serving.api.several import Wanted, check_differ, wanted_of
 from paceline.serving.asks import Ask
 from paceline.serving.steering import Steering, negative
 from paceline.watermarks.base import Watermark
@@ -61,16 +59,14 @@ def completion_asks(
         PacelineError: something in the body cannot be.
     """
     prompts = _prompts(body.prompt)
-    answers = _count(body, len(prompts), limits)
-    logprobs = body.logprobs
-    if logprobs is None and answers > (body.n or 1):
-        logprobs = 0  # to compare
-    options = _options(body, limits, _grammar(body, None), body.prediction)
+    wanted = wanted_of(body, len(prompts), limits.answers)
+    options = _options(lm, body, limits, wanted, _grammar(body, None))
     options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
     asked = []
     for place, prompt in enumerate(prompts):
         make = partial(lm.request, prompt, **options)
-        asked.append(_answers(f"{ask_id}-{place}", make, answers, body, client, limits, logprobs))
+        name = f"{ask_id}-{place}"
+        asked.append(_answers(name, make, wanted, body, client, limits, body.logprobs))
     return asked
 
 
@@ -85,7 +81,8 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
     messages = [message_of(message) for message in body.messages]
-    options = _options(body, limits, _grammar(body, body.response_format), body.prediction)
+    wanted = wanted_of(body, 1, limits.answers)
+    options = _options(lm, body, limits, wanted, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
     if body.tool_choice is not None:
@@ -96,44 +93,8 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     make: Callable[..., Request] = partial(lm.request, messages, max_new_tokens=most, **options)
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
-    answers = _count(body, 1, limits)
-    compared = answers > (body.n or 1)
-    logprobs = (body.top_logprobs or 0) if body.logprobs or compared else None
-    return _answers(ask_id, make, answers, body, client, limits, logprobs)
-
-
-def _count(body: Several, prompts: int, limits: Limits) -> int:
-    """How many answers to each prompt are wanted, those included that are only compared.
-
-    Raises:
-        RequestError: too many, or the body contradicts itself.
-    """
-    n = body.n or 1
-    count = max(n, body.best_of or 1)
-    if body.stream_options is not None and not body.stream:
-        raise RequestError("stream_options needs stream: true")
-    if body.best_of is not None and body.best_of < n:
-        raise RequestError(f"best_of is {body.best_of}, expected n = {n} at least")
-    if count > n and body.stream:
-        raise RequestError("best_of cannot be streamed: all answers are compared first")
-    if count * prompts > limits.answers:
-        raise RequestError(
-            f"{prompts} prompts with {count} answers each are more than {limits.answers}"
-        )
-    return count
-
-
-def _check_differ(request: Request, count: int) -> None:
-    """Refuse to compare answers that are the same, as the strategy best_of does."""
-    if request.temperature == 0:
-        raise RequestError(
-            f"at temperature 0 all {count} answers of best_of are the same; give a temperature"
-        )
-    if any(isinstance(control, Settling) for control in request.controls):
-        raise RequestError(
-            "the watermark all but settles what follows a prompt, so that the answers of best_of "
-            "would hardly differ; take kind=exponential or kind=green, or leave best_of out"
-        )
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _answers(ask_id, make, wanted, body, client, limits, logprobs)
 
 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:
@@ -184,18 +145,19 @@ def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) ->
 
 
 def _options(
-    body: Sampled, limits: Limits, grammar: Grammar | None, prediction: Prediction | None
+    lm: LM, body: CompletionBody | ChatBody, limits: Limits, wanted: Wanted, grammar: Grammar | None
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
-    return {
+    found = {
         **sampling(body),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
-        "prediction": _joined(prediction.content) if prediction else None,
+        "prediction": _joined(body.prediction.content) if body.prediction else None,
         "guide": _guides(body, limits.steering),
         "watermark": limits.steering.mark(body.watermark),
     }
+    return dict(lm.undrawn(cast(Options, found))) if wanted.strategy else found
 
 
 def _guides(body: Sampled, steering: Steering) -> list[GuideMethod]:
@@ -229,7 +191,7 @@ def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
 def _answers(
     name: str,
     make: Callable[..., Request],
-    count: int,
+    wanted: Wanted,
     body: Sampled,
     client: str,
     limits: Limits,
@@ -244,7 +206,7 @@ def _answers(
     deadline = None if body.timeout is None else monotonic() + body.timeout
 
     def asks() -> Iterator[Ask]:
-        for place in range(count):
+        for place in range(wanted.requests):
             request = make(seed=seed + place)
             if limits.prompt_tokens is not None and len(request.prompt) > limits.prompt_tokens:
                 raise RequestError(
@@ -259,11 +221,12 @@ def _answers(
                 deadline=deadline,
                 drafter=wish.drafter if wish else None,
                 budget=wish.budget if wish else None,
-                logprobs=logprobs,
+                logprobs=0 if logprobs is None and wanted.compared else logprobs,
+                strategy=wanted.strategy,
                 after=f"{name}-0" if place else None,
             )
 
     found = list(asks())
-    if isinstance(body, Several) and count > (body.n or 1):
-        _check_differ(found[0].request, count)
+    if wanted.compared:
+        check_differ(found[0].request, wanted.requests)
     return found

@@ -95,6 +95,10 @@ class Several(Sampled):
 
     n: Count | None = None
     best_of: Count | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    strategy: str | None = Field(None, description="Search, as `--strategy` has it.")
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
     trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
