@@ -14,6 +14,7 @@ from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.contrastive import Contrastive
 from paceline.decoding.strategies.diverse import DiverseBeam
 from paceline.errors import RequestError
+from paceline.serving import searching
 from paceline.serving.asks import Ask
 from paceline.serving.scheduler import BusyError
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
@@ -108,6 +109,36 @@ def test_between_two_passes_there_is_one_of_one_search(lm, monkeypatch):
     assert no_threads()
 
 
+def test_searches_take_their_share_of_the_time(lm, monkeypatch):
+    now, steps = 0.0, []
+    monkeypatch.setattr(searching, "perf_counter", lambda: now)
+    with working(lm) as worker:
+        searches = worker.searches
+        searches.share = 0.5
+        searches.submit(ask(lm, "a", Beam(2), tokens=100))
+        step = searching._Search.step
+
+        def slow(search):
+            nonlocal now
+            now += 3.0
+            return step(search)
+
+        monkeypatch.setattr(searching._Search, "step", slow)
+        for _ in range(20):  # passes of a second
+            before = now
+            assert searches.step(100, alone=False) == []
+            steps.append(now > before)
+            searches.worked(1.0)
+        assert steps == [place % 6 == 0 for place in range(20)]
+        for _ in range(3):  # nobody waits, and nothing is owed for it
+            before = now
+            searches.step(100, alone=True)
+            assert now > before
+        searches.worked(4.0)
+        searches.step(100, alone=False)
+        assert now == before + 6.0
+
+
 def test_a_search_waits_for_its_memory_and_then_has_it(lm):
     with working(lm, pages=24, places=8) as worker:
         requests = [
@@ -131,6 +162,7 @@ def test_a_search_waits_for_its_memory_and_then_has_it(lm):
 
 def test_a_search_gives_way_to_a_request_that_needs_all_memory_and_begins_anew(lm):
     with working(lm, pages=8, places=2) as worker:
+        worker.searches.share = 1e9  # a step for each pass, however long it takes
         searches = [ask(lm, name, Beam(1), [5] * 62, 60) for name in "ab"]
         for search in searches:
             worker.submit(search)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from itertools import count
 from threading import Semaphore, Thread
-from time import monotonic
+from time import monotonic, perf_counter
 
 from paceline.core import Output
 from paceline.decoding.strategies.base import Found, Strategy, Task
@@ -35,7 +35,8 @@ _ACTIVE = 4  # searches that take turns
 class Searches:
     """The searches of a worker, whose thread alone may use it.
 
-    They take turns. A search gets its memory before it begins: the worker keeps it `reserved`.
+    They take turns, and where others run, no more than their `share` of the time. A search gets its
+    memory before it begins: the worker keeps it `reserved`.
 
     Args:
         lm: the model.
@@ -43,13 +44,21 @@ class Searches:
         pages: of the engine's memory that searches may take.
         relieve: makes room for a pass, or lets it be tried later; false where that is in vain.
         stats: of the worker.
+        share: seconds that searches may take for each second of the others' passes.
     """
 
     def __init__(
-        self, lm: LM, queue: int, pages: int, relieve: Callable[[], bool], stats: Stats
+        self,
+        lm: LM,
+        queue: int,
+        pages: int,
+        relieve: Callable[[], bool],
+        stats: Stats,
+        share: float = 1.0,
     ) -> None:
         self._lm, self._queue, self._pages = lm, queue, pages
-        self._relieve, self._stats = relieve, stats
+        self._relieve, self._stats, self.share = relieve, stats, share
+        self._credit = 0.0  # seconds that may be taken
         self._orders = count()
         self.waiting: list[_Search] = []
         self.running: deque[_Search] = deque()
@@ -103,24 +112,32 @@ class Searches:
         self._wait(last.again())
         return True
 
-    def step(self, pages: int) -> list[Event]:
+    def step(self, pages: int, alone: bool) -> list[Event]:
         """One pass of the next search.
 
         Args:
             pages: that can be had, those that are reserved included.
+            alone: nobody else has anything to run, so that there will never be more.
         """
         now = monotonic()
         late = [each for each in [*self.waiting, *self.running] if each.late(now)]
         events = [self._end(each, "deadline") for each in late]
-        if self.waiting and len(self.running) < _ACTIVE and self.reserved <= pages:
+        fits = self.reserved <= pages or (alone and not self.running)
+        if self.waiting and len(self.running) < _ACTIVE and fits:
             self.running.append(self.waiting.pop(0))
-        if not self.running:
+        if not self.running or (self._credit < 0 and not alone):
             return events
-        search = self.running[0]
+        search, start = self.running[0], perf_counter()
         self.running.rotate(-1)
         if search.step():
             events.append(self._end(search, "error"))
+        if not alone:
+            self._credit -= perf_counter() - start
         return events
+
+    def worked(self, seconds: float) -> None:
+        """Others had a pass of so many seconds; credit is not saved up."""
+        self._credit = min(self._credit, 0.0) + self.share * seconds
 
     def _wait(self, search: _Search) -> None:
         self.waiting.append(search)

@@ -34,6 +34,7 @@ from paceline.serving.searching import Searches
 _CHUNK = 256  # tokens of prompts in a pass that nobody waits for
 _LEAST = 8  # and in one that somebody waits for
 _FEWEST = 4  # pages of keys and values
+_LITTLE = 0.1  # of the time, for searches
 _METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class Worker:
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
         self._lanes: dict[DraftMethod, Lanes] = {}
         self._places: dict[str, _Place] = {}
-        self.searches = Searches(lm, queue, pages // 2, self._yields, self.stats)
+        share = max(stall - 1, _LITTLE)
+        self.searches = Searches(lm, queue, pages // 2, self._yields, self.stats, share)
 
     @property
     def governor(self) -> Governor:
@@ -143,7 +145,10 @@ class Worker:
 
     def step(self) -> list[Event]:
         """One pass; what came of it, and who is over."""
-        events = self.searches.step(self._free() // PAGE)
+        events = []
+        if not self.searches.idle:
+            events = self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
+        begun = perf_counter()
         running = self.scheduler.running
         roots = sum(not job.missing for job in running)
         free = self._free()
@@ -187,6 +192,7 @@ class Worker:
         self.stats.guide += looked - drafted
         self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
+        self.searches.worked(perf_counter() - begun)
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:

@@ -1,13 +1,18 @@
 """Watermarks and guides over the API: each answer is that of `LM.generate` with the same seed."""
 
+import logging
+from contextlib import ExitStack
 from pathlib import Path
 
+import httpx2 as httpx
 import openai
 import pytest
 
 import paceline
 from paceline.serving.api import create_app
 from paceline.serving.api.asking import Limits
+from paceline.serving.api.guard import Rules
+from paceline.serving.logs import Lines
 from paceline.serving.steering import Steering, open_guides, parse_guides
 from paceline.watermarks.base import parse_watermark
 from tests.serving.api.conftest import served
@@ -30,35 +35,24 @@ HOT = {"temperature": 1.0, "seed": 7}
 
 @pytest.fixture(scope="module")
 def ask(lm, service):
-    """A client of a server with these limits."""
+    """Clients of servers that mark and steer."""
     before = list(service.observers)
     methods = parse_guides(f"{name}={guide}" for name, guide in GUIDES.items())
     open_guides(lm, methods)
-    apps = {
+    steerings = {
         "marked": Steering(parse_watermark("key=ours,kind=green,delta=4")),
         "noisy": Steering(parse_watermark("key=ours,length=40")),
         "free": Steering(parse_watermark("key=ours"), True, methods),
     }
-    with served_all(service, apps) as clients:
-        yield clients
+    with ExitStack() as stack:
+        found = {}
+        for name, steering in steerings.items():
+            app = create_app(service, "tiny", Limits(steering=steering))
+            url = f"{stack.enter_context(served(app))}/v1"
+            client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+            found[name] = stack.enter_context(client)
+        yield found
     service.observers[:] = before
-
-
-def served_all(service, steerings):
-    from contextlib import ExitStack, contextmanager
-
-    @contextmanager
-    def clients():
-        with ExitStack() as stack:
-            found = {}
-            for name, steering in steerings.items():
-                app = create_app(service, "tiny", Limits(steering=steering))
-                address = stack.enter_context(served(app))
-                client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-                found[name] = stack.enter_context(client)
-            yield found
-
-    return clients()
 
 
 @pytest.mark.parametrize("mark", MARKS)
@@ -129,6 +123,32 @@ def test_a_request_does_without_where_it_may(ask, lm):
     assert found.choices[0].text == expected
 
 
+def test_a_search_is_marked_or_refused(ask, lm):
+    options = {"model": "tiny", "prompt": OPENING, "max_tokens": 12}
+    body = {"use_beam_search": True}
+    found = ask["marked"].completions.create(**options, extra_body=body)
+    mark = "key=ours,kind=green,delta=4"
+    [best] = lm.search(OPENING, "beam", max_new_tokens=12, watermark=mark)
+    assert found.choices[0].text == best.text
+    with pytest.raises(openai.BadRequestError, match="temperature 0 has none"):
+        ask["noisy"].completions.create(**options, extra_body=body)
+
+
+def test_no_key_is_logged(service, caplog):
+    caplog.set_level(logging.DEBUG)
+    before = list(service.observers)
+    steering = Steering(parse_watermark("key=s3cret"), choice=True)
+    rules = Rules(log_prompts=True)
+    with served(create_app(service, "tiny", Limits(steering=steering), rules)) as address:
+        body = {"prompt": OPENING, "max_tokens": 4, "temperature": 1.0}
+        for change in ({}, {"watermark": "key=s3cret,kind=green"}, {"watermark": "s3cret"}):
+            httpx.post(f"{address}/v1/completions", json=body | change)
+    service.observers[:] = before
+    told = "".join(Lines().format(record) for record in caplog.records)
+    assert OPENING in told
+    assert "s3cret" not in told
+
+
 @pytest.mark.parametrize("name", GUIDES)
 def test_a_guided_answer_is_that_of_generate(ask, lm, name):
     body = {"guide": name, "watermark": False}
@@ -184,8 +204,6 @@ def test_what_cannot_steer_is_told_in_a_sentence(ask, body, said):
 
 
 def test_guides_are_told_in_the_metrics(ask, lm, service):
-    import httpx2 as httpx
-
     found = httpx.get(str(ask["free"].base_url).replace("/v1/", "/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in found.splitlines() if line[0] != "#")
     assert float(values["paceline_guide_seconds_total"]) == service.worker.stats.guide > 0
