@@ -181,12 +181,35 @@ def test_a_search_gives_way_to_a_request_that_needs_all_memory_and_begins_anew(l
             assert found(events, search.id) == expected(lm, search)
 
 
-def test_the_more_urgent_and_the_earlier_begin_first(lm):
+def test_the_more_urgent_and_the_earlier_begin_first(lm, monkeypatch):
+    monkeypatch.setattr(searching, "monotonic", lambda: 1.0)
     with working(lm) as worker:
         for name, priority in (("a", 0), ("b", 0), ("c", 5), ("d", 0), ("e", 1), ("f", 0)):
             worker.submit(ask(lm, name, Beam(2), tokens=2, priority=priority))
         ended = [event.id for event in drive(worker)]
     assert ended == ["c", "e", "a", "b", "d", "f"]
+
+
+def test_who_waits_long_becomes_urgent(lm, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(searching, "monotonic", lambda: now)
+    with working(lm) as worker:
+        worker.submit(ask(lm, "old", Beam(2), tokens=2))
+        now = 61.0
+        worker.submit(ask(lm, "urgent", Beam(2), tokens=2, priority=1))
+        worker.submit(ask(lm, "more", Beam(2), tokens=2, priority=3))
+        ended = [event.id for event in drive(worker)]
+    assert ended == ["more", "old", "urgent"]
+
+
+def test_clients_take_turns(lm, monkeypatch):
+    monkeypatch.setattr(searching, "monotonic", lambda: 1.0)
+    with working(lm) as worker:
+        for name, client in zip("abcdefgh", "xxxxxxyz", strict=True):
+            worker.submit(ask(lm, name, Beam(2), tokens=2, client=client))
+        ended = [event.id for event in drive(worker)]
+        assert not worker.searches._begun.keys() - {"x", "y", "z"}
+    assert ended == ["a", "g", "h", "b", "c", "d", "e", "f"]
 
 
 def test_a_search_is_late_or_cancelled_without_a_trace(lm):

@@ -30,6 +30,7 @@ from paceline.serving.turns import Turns
 
 _log = logging.getLogger(__name__)
 _ACTIVE = 4  # searches that take turns
+_AGING = 30.0  # seconds of waiting that weigh as much as one step of priority
 
 
 class Searches:
@@ -60,6 +61,7 @@ class Searches:
         self._relieve, self._stats, self.share = relieve, stats, share
         self._credit = 0.0  # seconds that may be taken
         self._orders = count()
+        self._begun: dict[str, int] = {}  # client -> its last search that began
         self.waiting: list[_Search] = []
         self.running: deque[_Search] = deque()
 
@@ -70,9 +72,10 @@ class Searches:
 
     @property
     def reserved(self) -> int:
-        """Pages that are kept for those that run, and for the first that waits."""
-        first = self.waiting[0].pages if self.waiting else 0
-        return first + sum(max(each.pages - each.held, 0) for each in self.running)
+        """Pages that are kept for those that run, and for the next that may begin."""
+        following = self._next()
+        kept = sum(max(each.pages - each.held, 0) for each in self.running)
+        return kept + (following.pages if following else 0)
 
     def submit(self, ask: Ask) -> None:
         """Hand one in.
@@ -81,7 +84,7 @@ class Searches:
             PacelineError: it cannot be run, or too many wait.
         """
         assert ask.strategy is not None
-        search = _Search(ask, self._lm, self._relieve, next(self._orders))
+        search = _Search(ask, self._lm, self._relieve, next(self._orders), monotonic())
         if any(each.ask.id == ask.id for each in [*self.waiting, *self.running]):
             raise RequestError(f"a request {ask.id!r} is under way; give this one another name")
         if search.pages > self._pages:
@@ -91,7 +94,7 @@ class Searches:
             )
         if len(self.waiting) >= self._queue:
             raise BusyError(f"{self._queue} searches wait already; try again later")
-        self._wait(search)
+        self.waiting.append(search)
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give one up; nothing comes of it where it is over already."""
@@ -109,7 +112,8 @@ class Searches:
         last = max(self.running, key=lambda search: search.order)
         self.running.remove(last)
         last.stop()
-        self._wait(last.again())
+        self.waiting.append(last.again())
+        self._stats.preempted += 1
         return True
 
     def step(self, pages: int, alone: bool) -> list[Event]:
@@ -122,9 +126,9 @@ class Searches:
         now = monotonic()
         late = [each for each in [*self.waiting, *self.running] if each.late(now)]
         events = [self._end(each, "deadline") for each in late]
-        fits = self.reserved <= pages or (alone and not self.running)
-        if self.waiting and len(self.running) < _ACTIVE and fits:
-            self.running.append(self.waiting.pop(0))
+        following = self._next()
+        if following and (self.reserved <= pages or (alone and not self.running)):
+            self._begin(following)
         if not self.running or (self._credit < 0 and not alone):
             return events
         search, start = self.running[0], perf_counter()
@@ -139,9 +143,26 @@ class Searches:
         """Others had a pass of so many seconds; credit is not saved up."""
         self._credit = min(self._credit, 0.0) + self.share * seconds
 
-    def _wait(self, search: _Search) -> None:
-        self.waiting.append(search)
-        self.waiting.sort(key=lambda each: (-each.ask.priority, each.order))
+    def _next(self) -> _Search | None:
+        """Who begins next: the most urgent, of these who has waited longest since its last one."""
+        if not self.waiting or len(self.running) >= _ACTIVE:
+            return None
+        now = monotonic()
+        return min(
+            self.waiting,
+            key=lambda each: (
+                -each.ask.priority - int((now - each.arrived) / _AGING),
+                self._begun.get(each.ask.client, -1),
+                each.order,
+            ),
+        )
+
+    def _begin(self, search: _Search) -> None:
+        self.waiting.remove(search)
+        self.running.append(search)
+        clients = {each.ask.client for each in [*self.waiting, *self.running]}
+        self._begun = {client: at for client, at in self._begun.items() if client in clients}
+        self._begun[search.ask.client] = next(self._orders)
 
     def _end(self, search: _Search, finish: str, error: str = "") -> Event:
         """What its owner is told; `finish` where nothing was found."""
@@ -170,9 +191,11 @@ class Searches:
 class _Search:
     """One search, and its thread once it has begun."""
 
-    def __init__(self, ask: Ask, lm: LM, relieve: Callable[[], bool], order: int) -> None:
+    def __init__(
+        self, ask: Ask, lm: LM, relieve: Callable[[], bool], order: int, arrived: float
+    ) -> None:
         assert ask.strategy is not None
-        self.ask, self.order = ask, order
+        self.ask, self.order, self.arrived = ask, order, arrived
         self.found: list[Found] = []
         self.error: Exception | None = None
         self._strategy, self._lm, self._relieve = ask.strategy, lm, relieve
@@ -195,7 +218,7 @@ class _Search:
 
     def again(self) -> _Search:
         """The same, from its beginning."""
-        return _Search(self.ask, self._lm, self._relieve, self.order)
+        return _Search(self.ask, self._lm, self._relieve, self.order, self.arrived)
 
     def step(self) -> bool:
         """Go on to the next pass; whether it is over."""

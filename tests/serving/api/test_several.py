@@ -1,11 +1,13 @@
 """Several answers: compared, or searched for as `LM.search` does."""
 
 import json
+import socket
 
 import httpx2 as httpx
 import openai
 import pytest
 
+from paceline.serving import searching
 from paceline.serving.batch import Line, Settings, answered
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
@@ -117,16 +119,20 @@ def test_the_likeliest_turns_of_a_conversation(client, lm):
     assert [(choice.index, choice.logprobs) for choice in best] == [(0, None), (1, None)]
 
 
-def test_who_leaves_ends_the_search(address, service, lm):
-    import socket
+def test_who_leaves_ends_the_search(address, service, monkeypatch):
+    step, steps = searching._Search.step, []
 
+    def halted(search):
+        """After three passes it goes on only to leave."""
+        steps.append(search)
+        return step(search) if len(steps) < 4 or search._leaving else False
+
+    monkeypatch.setattr(searching._Search, "step", halted)
     body = COLD | {"max_tokens": 400, "use_beam_search": True, "ignore_eos": True}
-    port = int(address.rpartition(":")[2])
-    searches = service.worker.searches
-    with socket.create_connection(("127.0.0.1", port)) as leaving:
+    with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
         leaving.sendall(raw("/v1/completions", body))
-        until(lambda: searches.running)
-    until(lambda: searches.idle and service.idle)
+        until(lambda: len(steps) > 4)
+    until(lambda: service.worker.searches.idle and service.idle)
     used = httpx.post(f"{address}/v1/completions", json=COLD | {"temperature": 0.0})
     assert used.status_code == 200
 
