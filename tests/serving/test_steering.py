@@ -76,7 +76,7 @@ def test_models_of_guides_are_opened_before_any_request(lm):
     before, used = lm.beside.seconds, lm.engine.memory.used
     lm.request("Once", guide=methods["kind"], seed=1)
     assert lm.beside.seconds == before
-    assert [engine.memory.used for engine in lm.beside.engines] == [0]
+    assert [engine.memory.used for engine in lm.beside.loaded] == [0]
     assert lm.engine.memory.used == used
     with pytest.raises(PacelineError, match="nowhere"):
         open_guides(lm, parse_guides(["bad=cleangen:nowhere"]))

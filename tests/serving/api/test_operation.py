@@ -129,6 +129,7 @@ def test_tokens_are_limited(service):
         for change, said in (
             ({"max_tokens": 7}, "max_tokens is 7, this server gives 6 at most"),
             ({"prompt": OPENING * 5}, "this server takes 8 at most"),
+            ({"guidance": {"negative": OPENING * 5}}, "guidance.negative has"),
             ({"n": 3}, "more than 2"),
         ):
             found = post(port, BODY | change)

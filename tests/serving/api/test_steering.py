@@ -207,5 +207,5 @@ def test_guides_are_told_in_the_metrics(ask, lm, service):
     found = httpx.get(str(ask["free"].base_url).replace("/v1/", "/metrics")).text
     values = dict(line.rsplit(" ", 1) for line in found.splitlines() if line[0] != "#")
     assert float(values["paceline_guide_seconds_total"]) == service.worker.stats.guide > 0
-    held = sum(engine.memory.used * engine.memory.page_bytes for engine in lm.beside.engines)
+    held = sum(engine.memory.used * engine.memory.page_bytes for engine in lm.beside.loaded)
     assert float(values["paceline_guide_kv_bytes"]) == held

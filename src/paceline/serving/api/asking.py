@@ -154,17 +154,27 @@ def _options(
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
         "prediction": _joined(body.prediction.content) if body.prediction else None,
-        "guide": _guides(body, limits.steering),
+        "guide": _guides(lm, body, limits),
         "watermark": limits.steering.mark(body.watermark),
     }
     return dict(lm.undrawn(cast(Options, found))) if wanted.strategy else found
 
 
-def _guides(body: Sampled, steering: Steering) -> list[GuideMethod]:
+def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:
     """The guides that the body names, and its own guidance."""
     names = [body.guide] if isinstance(body.guide, str) else body.guide or []
-    found, own = steering.named(names), body.guidance
-    return [*found, negative(own.negative, own.scale, own.stop)] if own else found
+    found, own = limits.steering.named(names), body.guidance
+    if own is None:
+        return found
+    _check_prompt("guidance.negative", len(lm.tokenizer.encode(own.negative)), limits)
+    return [*found, negative(own.negative, own.scale, own.stop)]
+
+
+def _check_prompt(what: str, tokens: int, limits: Limits) -> None:
+    if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
+        raise RequestError(
+            f"{what} has {tokens} tokens, and this server takes {limits.prompt_tokens} at most"
+        )
 
 
 def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
@@ -208,11 +218,7 @@ def _answers(
     def asks() -> Iterator[Ask]:
         for place in range(wanted.requests):
             request = make(seed=seed + place)
-            if limits.prompt_tokens is not None and len(request.prompt) > limits.prompt_tokens:
-                raise RequestError(
-                    f"the prompt has {len(request.prompt)} tokens, and this server takes "
-                    f"{limits.prompt_tokens} at most"
-                )
+            _check_prompt("the prompt", len(request.prompt), limits)
             yield Ask(
                 id=f"{name}-{place}",
                 request=request,
