@@ -161,7 +161,7 @@ def test_a_search_waits_for_its_memory_and_then_has_it(lm):
 
 
 def test_a_search_gives_way_to_a_request_that_needs_all_memory_and_begins_anew(lm):
-    with working(lm, pages=8, places=2) as worker:
+    with working(lm, pages=10, places=2) as worker:
         worker.searches.share = 1e9  # a step for each pass, however long it takes
         searches = [ask(lm, name, Beam(1), [5] * 62, 60) for name in "ab"]
         for search in searches:
@@ -169,7 +169,7 @@ def test_a_search_gives_way_to_a_request_that_needs_all_memory_and_begins_anew(l
         for _ in range(8):
             worker.step()
         assert len(worker.searches.running) == 2
-        whole = lm.request([6] * 340, max_new_tokens=43, temperature=0.0, ignore_eos=True)
+        whole = lm.request([6] * 460, max_new_tokens=43, temperature=0.0, ignore_eos=True)
         worker.submit(Ask("whole", whole, budget=0))
         gave_way, events = False, []
         while not worker.idle:
@@ -255,7 +255,7 @@ def test_a_bug_in_a_search_ends_it_alone(lm, caplog):
 
 def test_what_cannot_be_searched_is_refused_at_once(lm):
     with working(lm, pages=20, queue=1) as worker:
-        with pytest.raises(RequestError, match="may need 28 pages of memory, and there are 10"):
+        with pytest.raises(RequestError, match="may need 28 pages of memory, and there are 9"):
             worker.submit(ask(lm, "large", Beam(9), tokens=40))
         hot = replace(ask(lm, "hot", Beam(2)), request=lm.request(PROMPTS[0], temperature=1.0))
         with pytest.raises(RequestError, match="beam draws nothing"):

@@ -94,7 +94,8 @@ class Worker:
         self._lanes: dict[DraftMethod, Lanes] = {}
         self._places: dict[str, _Place] = {}
         share = max(stall - 1, _LITTLE)
-        self.searches = Searches(lm, queue, pages // 2, self._yields, self.stats, share)
+        half = self.scheduler.capacity // PAGE // 2
+        self.searches = Searches(lm, queue, half, self._yields, self.stats, share)
 
     @property
     def governor(self) -> Governor:
