@@ -16,6 +16,7 @@ from paceline.serving.logs import Lines
 from paceline.serving.steering import Steering, open_guides, parse_guides
 from paceline.watermarks.base import parse_watermark
 from tests.serving.api.conftest import served
+from tests.serving.api.test_leaving import until
 from tests.serving.api.test_openai import OPENING, TALK, alone
 
 EMBEDDED = Path(paceline.__file__).parent / "embedded"
@@ -203,9 +204,19 @@ def test_what_cannot_steer_is_told_in_a_sentence(ask, body, said):
     assert caught.value.type == "invalid_request_error"
 
 
-def test_guides_are_told_in_the_metrics(ask, lm, service):
-    found = httpx.get(str(ask["free"].base_url).replace("/v1/", "/metrics")).text
-    values = dict(line.rsplit(" ", 1) for line in found.splitlines() if line[0] != "#")
-    assert float(values["paceline_guide_seconds_total"]) == service.worker.stats.guide > 0
-    held = sum(engine.memory.used * engine.memory.page_bytes for engine in lm.beside.loaded)
-    assert float(values["paceline_guide_kv_bytes"]) == held
+def test_guides_are_told_in_the_metrics(ask, service, monkeypatch):
+    client, before = ask["free"], service.worker.stats.guide
+
+    def told(name):
+        text = httpx.get(f"{client.base_url}".replace("/v1/", "/metrics")).text
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        return float(values[f"paceline_{name}"])
+
+    held, weigh = [], service._weigh
+    monkeypatch.setattr(service, "_weigh", lambda: (weigh(), held.append(service.load.guides)))
+    body = {"guide": "kind", "watermark": False}
+    options = {"model": "tiny", "prompt": OPENING, "max_tokens": 9, **HOT}
+    client.completions.create(**options, extra_body=body)
+    until(lambda: told("guide_kv_bytes") == 0)  # it is weighed before the next wait
+    assert max(held) > 0
+    assert told("guide_seconds_total") == service.worker.stats.guide > before
