@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
+from paceline.decoding.governor import Fixed
 from paceline.serving import batch
 from paceline.serving.batch import Line, Settings, answered, read_lines, survey
 from paceline.serving.worker import Worker
@@ -36,7 +37,7 @@ def run(worker, rows, **options):
 
 def alone(lm, prompt, **options):
     """What plain decoding gives."""
-    plain, lm.budget = lm.budget, LM._open_budget(lm, 0)
+    plain, lm.budget = lm.budget, Fixed(0)
     found = lm.generate(prompt, **options).text
     lm.budget = plain
     return found
