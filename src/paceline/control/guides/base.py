@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from paceline.control.guides.beside import Beside
 from paceline.control.guides.voice import Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.registry import guides
 
@@ -77,12 +77,18 @@ class Guidance:
                 "a guide follows one text at a time, and this request is under way; make another"
             )
         self._target = sequence
-        self.read(np.array(self._prompt, np.int32))
 
-    def read(self, prompt: Tokens) -> None:
-        """Let every voice run the prompt."""
-        for voice in self._voices:
-            voice.follow(prompt)
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`."""
+        return max(voice.behind(context) for voice in self._voices)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`."""
+        return max(voice.follow(context, most) for voice in self._voices)
+
+    def holds(self, length: int) -> list[tuple[Engine, int]]:
+        """See `Looking`."""
+        return [(voice.engine, voice.length(length)) for voice in self._voices]
 
     def look(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`."""

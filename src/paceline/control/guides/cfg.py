@@ -77,6 +77,14 @@ class _Adaptive(Guidance):
         self._reached = len(request.prompt) - 1  # longest text asked about
         self._end: int | None = None  # length of the text at which the two agreed
 
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`; nothing is lacking behind the end."""
+        return 0 if self._ended(len(context)) else super().behind(context)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`; nothing is read behind the end."""
+        return 0 if self._ended(len(context)) else super().follow(context, most)
+
     def look(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`; nothing is run behind the end."""
         if not self._ended(len(context)):

@@ -82,8 +82,17 @@ class _Exits(Voice):
         super().__init__(engine, engine.config.vocab_size)
         self._views = [View(layers=np.arange(count, dtype=np.int32)) for count in exits]
 
-    def follow(self, context: Tokens) -> None:
+    def behind(self, context: Tokens) -> int:
         """Nothing: the target's own sequence is there."""
+        return 0
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Nothing, likewise."""
+        return 0
+
+    def length(self, context: int) -> int:
+        """None, likewise."""
+        return 0
 
     def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
         """See `Voice`; without the target's sequence, in one that follows the text."""
