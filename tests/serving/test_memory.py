@@ -58,7 +58,7 @@ def working(lm, **options):
             yield found
         finally:
             found.close()
-    engines = [lm.engine, *lm.drafter.engines, *lm.beside.engines]
+    engines = [lm.engine, *lm.drafter.engines, *lm.beside.loaded]
     assert [engine.memory.used for engine in engines] == [0] * len(engines)
 
 

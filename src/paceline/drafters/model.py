@@ -193,6 +193,7 @@ class Drafts(ModelDrafter):
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
+        self._known: tuple[bytes, tuple[Tokens, str]] | None = None  # a text and it in own tokens
 
     def beside(self) -> Drafter | None:
         """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
@@ -303,7 +304,12 @@ class Drafts(ModelDrafter):
 
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
         """The text so far in the draft's tokens, and the end of it that they do not say."""
-        return (context, "") if self._translation is None else self._translation.into(context)
+        if self._translation is None:
+            return context, ""
+        text = context.tobytes()
+        if self._known is None or self._known[0] != text:  # asked for a few times in each pass
+            self._known = text, self._translation.into(context)
+        return self._known[1]
 
 
 def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:

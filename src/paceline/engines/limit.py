@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from contextlib import suppress
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -128,4 +129,5 @@ def _withdraw(engine: Engine, kept: int) -> None:
         engine.kv_limit = least * memory.page_bytes
     except MethodError:  # it holds blocks that are not full; the empty ones are gone by now
         held = max(least, min(engine.memory.reserved, memory.limit))
-        engine.kv_limit = held * memory.page_bytes
+        with suppress(MethodError):  # a thread took more in the meantime
+            engine.kv_limit = held * memory.page_bytes

@@ -115,10 +115,13 @@ class Keeper:
 
     def affords(self, engines: Iterable[Engine]) -> bool:
         """Whether there is room for the weights of engines like these, and a page for each."""
-        sizes = [(weight_bytes(each), each.memory.page_bytes) for each in engines]
         if not self._promised:
             return True
-        return self._spares(sum(weights + page for weights, page in sizes))
+        try:
+            needed = sum(weight_bytes(each) + each.memory.page_bytes for each in engines)
+        except RequestError:  # nobody knows
+            return False
+        return self._spares(needed)
 
     def cost(self, run: Run) -> float:
         """Positions that a token of a request takes, those for its guides included."""

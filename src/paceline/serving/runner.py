@@ -126,10 +126,10 @@ class Runner:
 
     def _draft(self, place: Place, most: int) -> int:
         """Let a draft read up to so many tokens; how many it did."""
-        if place.parked or not place.drafting:
+        if not place.drafting:
             return 0
         try:
-            return place.run.drafter.follow(place.run.text, most)
+            return place.run.drafter.follow(place.run.text, 0 if place.parked else most)
         except MemoryFullError:
             if not self._memory.ease(1):
                 self._park(place)

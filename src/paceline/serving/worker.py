@@ -61,7 +61,7 @@ class Worker:
         self.lm, self.stall, self.stats = lm, stall, Stats()
         self.scheduler = Scheduler(places, queue=queue, loss=PAGE)
         self.memory = Keeper(lm.engine, self.scheduler, memory, prefixes)
-        self.memory.know(lm.beside.engines, loaded=True)
+        self.memory.know(lm.beside.loaded, loaded=True)
         self._fleet = Fleet(lm, known_cost(lm.engine), self.memory)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._places: dict[str, Place] = {}

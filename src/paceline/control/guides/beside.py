@@ -31,7 +31,7 @@ class Beside:
         self._engines: dict[str, Engine] = {}
 
     @property
-    def engines(self) -> list[Engine]:
+    def loaded(self) -> list[Engine]:
         """Those that were opened."""
         return list(self._engines.values())
 
