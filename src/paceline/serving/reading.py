@@ -52,7 +52,7 @@ class Reading:
         """Of a part of a prompt, as many tokens as may be run where they cost so much more."""
         if self._alone:
             return size
-        fitting = max(int(size / (1.0 + cost)), 1)
+        fitting = max(int(size / (1.0 + cost)), min(size, _LEAST))
         self._left -= fitting * (1.0 + cost)
         return fitting
 
