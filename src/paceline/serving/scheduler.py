@@ -11,7 +11,9 @@ place up, and is run anew later.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal
 
 from paceline.errors import RequestError
@@ -170,7 +172,7 @@ class Scheduler:
         free -= self._losses(running)
         preempted: list[Job] = []
         # A root for every request that decodes, or the last gives up.
-        while len(running) > 1 and free < sum(not job.missing for job in running):
+        while len(running) > 1 and free < _costs(job for job in running if not job.missing):
             preempted.append(running.pop())
             free += self.preempt(preempted[-1].id) + self._losses(preempted[-1:])
         decoding = [job for job in running if not job.missing]
@@ -182,10 +184,10 @@ class Scheduler:
         free -= self._losses(admitted)
         parts = []
         for job in begun:
-            size = min(job.missing, tokens, int((free - len(decoding)) / job.cost))
+            size = min(job.missing, tokens, int((free - _costs(decoding)) / job.cost))
             if size > 0:
                 parts.append((job.id, size))
-                tokens, free = tokens - size, free - int(size * job.cost)
+                tokens, free = tokens - size, free - ceil(size * job.cost)
         if running and begun and not parts and not decoding:  # prompts hold all memory
             preempted.append(running[-1])
             self.preempt(preempted[-1].id)
@@ -225,7 +227,7 @@ class Scheduler:
             self._served = {c: self._served[c] for c in self._clients}
             self._turns = {key: at for key, at in self._turns.items() if key[0] in self._clients}
 
-    def _losses(self, jobs: list[Job]) -> int:
+    def _losses(self, jobs: Iterable[Job]) -> int:
         """Positions that some requests may waste."""
         return int(self.loss * _costs(jobs))
 
@@ -270,7 +272,8 @@ class Scheduler:
         return admitted
 
 
-def _costs(jobs: list[Job]) -> float:
+def _costs(jobs: Iterable[Job]) -> float:
+    """Positions of memory that a token of each takes."""
     return sum(job.cost for job in jobs)
 
 
