@@ -141,9 +141,10 @@ def test_drafts_yield_before_requests_do(lm, plain, monkeypatch):
         return parked[-1][1]
 
     monkeypatch.setattr(Runner, "_park", noted)
+    lm.drafter.reset()  # other tests taught it
     requests = together(lm, [250, 250, 250])
     pages = sum(-(-(len(r.prompt) + 250) // 64) for r in requests)
-    with working(lm, places=3, memory=int((pages + 4.5) * lm.engine.memory.page_bytes)) as found:
+    with working(lm, places=3, memory=int((pages + 3.2) * lm.engine.memory.page_bytes)) as found:
         assert served(found, requests) == [alone(plain, request) for request in requests]
         assert any(gave for _, gave in parked)
         assert found.stats.preempted == 0
@@ -198,10 +199,10 @@ def test_models_that_come_later_are_weighed(plain):
     page, drafter = lm.engine.memory.page_bytes, f"model:path={shared('models', DRAFT)}"
     request = lm.request(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     with working(lm, memory=6 * page) as found:
-        with pytest.raises(RequestError, match=r"one more model needs 1\.\d MB of memory"):
+        with pytest.raises(RequestError, match=r"one more model needs 3\.\d MB of memory"):
             found.submit(Ask("a", request, drafter=drafter, budget=5))
         assert found.idle
-    with working(lm, memory=10 * page) as found:
+    with working(lm, memory=24 * page) as found:
         before = found.scheduler.capacity
         found.submit(Ask("a", request, drafter=drafter, budget=5))
         weight = found._places["a"].lanes.first.engines[0].bytes
@@ -219,7 +220,7 @@ def test_a_draft_of_its_own_is_only_opened_where_there_is_room(plain):
     page = lm.engine.memory.page_bytes
     requests = together(lm, [30, 30])
     expected = [alone(plain, request) for request in requests]
-    for pages, engines in ((6, 1), (12, 2)):
+    for pages, engines in ((12, 1), (24, 2)):
         lm.drafter.reset()
         with working(lm, places=2, memory=pages * page) as found:
             assert served(found, requests) == expected
