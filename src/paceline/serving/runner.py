@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from paceline.core import Floats
@@ -23,6 +25,9 @@ class Runner:
         memory: is asked who yields.
         places: requests by their names, as the worker keeps them.
         stats: counts.
+
+    Attributes:
+        give_way: lets a search yield; whether one did.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class Runner:
     ) -> None:
         self._engine, self._scheduler, self._memory = engine, scheduler, memory
         self._places, self._stats = places, stats
+        self.give_way: Callable[[], bool] = lambda: False
 
     def make_room(self, parts: list[Turn], turns: list[Turn], nodes: int) -> None:
         """Before anything is run: let the model, drafts and guides find what they will need."""
@@ -89,6 +95,10 @@ class Runner:
                 split = np.split(logits, np.cumsum(sizes)[:-1])
                 return {turn.id: part for turn, part in zip(turns, split, strict=True)}
         return {}
+
+    def yields(self) -> bool:
+        """Give memory up for a search; or those that run may yet end."""
+        return self._spared(1) or bool(self._scheduler.running)
 
     def preempt(self, ask_id: str) -> None:
         """Let a request give its memory up, and wait again."""
@@ -147,14 +157,17 @@ class Runner:
     def _relieve(self, turn: Turn, error: MemoryFullError) -> None:
         """Let a turn have more memory: of the least important one that can yield."""
         running = self._scheduler.running
-        if self._memory.ease(len(running)):
-            return
-        if any(self._park(self._places[job.id]) for job in reversed(running)):
+        if self._spared(len(running)):
             return
         if len(running) > 1:
             self.preempt(running[-1].id)
-        else:
+        elif not self.give_way():
             turn.error = error
+
+    def _spared(self, pages: int) -> bool:
+        """Whether texts of the past, or drafts, gave memory up for about so many pages."""
+        running = reversed(self._scheduler.running)
+        return self._memory.ease(pages) or any(self._park(self._places[job.id]) for job in running)
 
     def _blame(self, turns: list[Turn], error: PacelineError) -> None:
         """Find out whose tree a pass was refused for: the others are run without it."""

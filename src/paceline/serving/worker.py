@@ -28,6 +28,9 @@ from paceline.serving.prefix import PrefixCache
 from paceline.serving.reading import Reading, carried
 from paceline.serving.runner import Runner
 from paceline.serving.scheduler import Job, Scheduler
+from paceline.serving.searching import Searches
+
+_LITTLE = 0.1  # of the time, for searches
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +69,10 @@ class Worker:
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._places: dict[str, Place] = {}
         self._runner = Runner(lm.engine, self.scheduler, self.memory, self._places, self.stats)
+        share = max(stall - 1, _LITTLE)
+        half = self.scheduler.capacity // PAGE // 2
+        self.searches = Searches(lm, queue, half, self._runner.yields, self.stats, share)
+        self._runner.give_way = self.searches.give_way
 
     @property
     def prefixes(self) -> PrefixCache:
@@ -80,7 +87,7 @@ class Worker:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.scheduler.jobs
+        return not self.scheduler.jobs and self.searches.idle
 
     def submit(self, ask: Ask) -> None:
         """Hand a request in.
@@ -88,6 +95,9 @@ class Worker:
         Raises:
             PacelineError: it cannot be run, or the queue is full.
         """
+        if ask.strategy is not None:
+            self.searches.submit(ask)
+            return
         # Without a budget nothing is guessed, and nothing learnt from the prompt.
         used = [place.lanes for place in self._places.values()]
         lanes = self._fleet.of("plain" if self._budget_of(ask) == 0 else ask.drafter, used)
@@ -118,14 +128,22 @@ class Worker:
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give a request up; nothing comes of it where it is over already."""
-        return self._end(ask_id, "cancelled")
+        return self._end(ask_id, "cancelled") or self.searches.cancel(ask_id)
 
     def step(self) -> list[Event]:
         """One pass; what came of it, and who is over."""
-        streams = sum(not job.missing for job in self.scheduler.running)
+        events = []
+        if not self.searches.idle:
+            events = self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
+        begun = perf_counter()
+        running = self.scheduler.running
+        streams = sum(not job.missing for job in running)
         tokens = carried(self.governor, streams, self.stall)
-        plan = self.scheduler.plan(monotonic(), self._free(), tokens)
-        events = [event for each in plan.expired for event in self._end(each, "deadline")]
+        free = self._free()
+        # Those that run go on meanwhile, but none is admitted beside them.
+        left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
+        plan = self.scheduler.plan(monotonic(), left, tokens)
+        events += [event for each in plan.expired for event in self._end(each, "deadline")]
         for each in plan.preempted:
             self._runner.preempt(each)
         events += [event for each in plan.admitted for event in self._open(each)]
@@ -166,11 +184,13 @@ class Worker:
         self.stats.guide += looked - drafted
         self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
+        self.searches.worked(perf_counter() - begun)
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
         """Give everything up, texts of the past too."""
         events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        events += self.searches.close(finish, error)
         self.prefixes.clear()
         for drafter in self._fleet.idle():
             drafter.release()
