@@ -45,7 +45,8 @@ class CleanGen(GuideMethod):
     def bind(self, request: Request, beside: Beside) -> Control:
         """With the reference beside the target."""
         voice = beside.voice(self.reference, request)
-        return Guidance(partial(self.edit, heat=request.temperature), [voice], request)
+        edit, law = (partial(self.edit, heat=heat) for heat in (request.temperature, 1.0))
+        return Guidance(edit, [voice], request, law)
 
     def edit(self, logits: Floats, reference: Floats, heat: float) -> Floats:
         """The logits [V] that, divided by `heat`, are the law above.

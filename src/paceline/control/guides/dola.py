@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from paceline.control.guides.base import (
     plausible,
 )
 from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Voice
+from paceline.control.guides.voice import Asked, Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, View
 from paceline.errors import MethodError
@@ -85,14 +86,22 @@ class _Exits(Voice):
     def follow(self, context: Tokens) -> None:
         """Nothing: the target's own sequence is there."""
 
-    def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
+    @staticmethod
+    def together(asked: Sequence[Asked]) -> list[Floats]:
         """See `Voice`; without the target's sequence, in one that follows the text."""
-        if target is None:
-            rows = [self.follower.run(context, tree, view).copy() for view in self._views]
-        else:
-            batch = [(target, tree)]
-            rows = [self.engine.forward(batch, view=view).copy() for view in self._views]
-        return np.stack(rows, 1)
+        first = asked[0].voice
+        assert isinstance(first, _Exits)
+        entries = [
+            (each.target, each.tree) if each.target else each.voice.ready(each.context, each.tree)
+            for each in asked
+        ]
+        rows = [first.engine.forward(entries, view=view).copy() for view in first._views]
+        return np.split(np.stack(rows, 1), np.cumsum([len(tree) for _, tree in entries])[:-1])
+
+    def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
+        """See `Voice`; all of the text is committed, for views commit nothing."""
+        self.follower.follow(context)
+        return self.follower.ready(context, tree)
 
 
 def divergence(own: Logs, others: Logs) -> NDArray[np.float64]:
