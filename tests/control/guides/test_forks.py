@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from paceline.control.base import Branching
 from paceline.control.guides.base import look_together
 from paceline.core import TokenTree
+from paceline.errors import MemoryFullError
 from tests.control.guides.beside_toy import SPECS, ToyBeside, toy_request
 from tests.test_core import trees
 
@@ -97,6 +98,24 @@ def test_a_tree_for_each_of_several_texts_costs_one_pass():
         found = guide.apply(beside.engine.logits_after(text), text)
         assert np.array_equal(found, alone(SPECS["gedi"], text))
     assert len(passes) == 2
+
+
+def test_a_fork_that_finds_no_room_leaves_nothing_open():
+    beside = ToyBeside()
+    guide = toy_request(beside, SPECS["proxy"], PROMPT).controls[0]
+    guide.begin(beside.engine.open())
+    opened = beside.opened
+
+    def full(sequence):
+        raise MemoryFullError("no page is left")
+
+    beside.engines["c"].fork = full  # `b` has forked then
+    with pytest.raises(MemoryFullError):
+        guide.fork(np.array(PROMPT, np.int32), None)
+    assert beside.opened == opened
+    text = list(PROMPT)
+    found = guide.law(beside.engine.logits_after(text), text)
+    assert np.array_equal(found, alone(SPECS["proxy"], text))
 
 
 def test_what_is_released_can_be_begun_again_and_forks_begin_where_they_are():

@@ -235,6 +235,46 @@ def test_an_interrupted_search_leaves_nothing_open(kind, name, after):
     assert [output.tokens for output in again] == [output.tokens for output in whole]
 
 
+class Taste:
+    """A guide of one's own: it likes the token that a fork has read least often."""
+
+    grows, log = False, []
+
+    def __init__(self, read=()):
+        self.read = list(read)
+
+    def begin(self, sequence):
+        self.log.append("begin")
+
+    def look(self, context, tree):
+        assert tree.tokens[0] == context[-1]
+        self.read = context.tolist()
+
+    def release(self):
+        self.log.append("release")
+
+    def fork(self, context, target):
+        self.log.append("begin")
+        return Taste(self.read)
+
+    def apply(self, logits, history):
+        assert self.read == history
+        return logits - np.bincount(history, minlength=11).astype(np.float32)
+
+    law = apply
+
+
+def test_a_guide_of_ones_own_is_followed_by_a_fork_for_each_text():
+    def law(models, text, p, prompt):
+        return p * np.exp(-np.bincount(text, minlength=11).astype(np.float64))
+
+    prompt, search, models = [1, 2, 3], SEARCHES["beam"], toys()
+    request = Request(tuple(prompt), LIMIT, controls=(Taste(),))
+    found = searched(search, models.engine, request)
+    assert_same(found, searched(search, Recomputed(models, [law], 3), Request((1, 2, 3), LIMIT)))
+    assert Taste.log.count("begin") == Taste.log.count("release") > 3
+
+
 # ------------------------------------------------------------------------------- real models
 
 

@@ -103,7 +103,14 @@ class Guidance:
     def fork(self, context: Tokens, target: Cached | None) -> Self:
         """See `Branching`."""
         other = copy(self)
-        other.voices, other.target = [voice.fork(context) for voice in self.voices], target
+        other.target = target
+        other.voices = voices = list[Voice]()
+        try:
+            for voice in self.voices:
+                voices.append(voice.fork(context))
+        except BaseException:
+            other.release()
+            raise
         return other
 
     def release(self) -> None:

@@ -107,10 +107,11 @@ class Search:
     def _fork_guides(
         self, parent: Hypothesis, history: list[int], target: Cached | None = None
     ) -> Guides:
-        context = np.array(history, np.int32)
-        guides = tuple(guide.fork(context, target) for guide in parent.guides)
-        self._guides += guides
-        return guides
+        context, forks = np.array(history, np.int32), list[Branching]()
+        for guide in parent.guides:
+            forks.append(guide.fork(context, target))
+            self._guides.append(forks[-1])
+        return tuple(forks)
 
     def release(self, hypothesis: Hypothesis) -> None:
         """Give one back before the end."""
