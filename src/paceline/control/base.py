@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 
@@ -110,10 +110,22 @@ class Looking(Protocol):
     """
 
     def begin(self, sequence: Cached) -> None:
-        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
+        """A request starts. `sequence` follows the loop; it may be viewed in `look` only."""
+        ...
 
-        It may be viewed in `look` only.
+    def behind(self, context: Tokens) -> int:
+        """Tokens that a text of its own lacks; 0 where they can ride with the next tree."""
+        ...
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Read `context` [S] but its last token, or up to `most` tokens more; how many were read.
+
+        Whoever does not call it leaves that to `look`.
         """
+        ...
+
+    def holds(self, length: int) -> Sequence[tuple[Engine, int]]:
+        """The positions of each text of its own, and in which engine, for `length` tokens."""
         ...
 
     def look(self, context: Tokens, tree: TokenTree) -> None:

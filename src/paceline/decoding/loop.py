@@ -77,6 +77,7 @@ class Generation:
             rows: Rows = "all" if run.watches else "none"
             logits = self._engine.forward([(run.sequence, tree)], rows)
             run.ran(tree, logits)
+        run.drafter.follow(run.text)
         run.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from paceline.engines.limit import SharedLimit
 
 PAGE = 64  # positions of a page of keys and values
 # Whose logits a pass gives: of every tree, of none, or of those that a list says.
@@ -150,6 +153,7 @@ class Engine(ABC):
         abilities: the parts of a `View` that `forward` can leave out: `layers` (and their
             `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
             if `hidden()` can be asked.
+        shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
     """
 
     name: str
@@ -159,6 +163,7 @@ class Engine(ABC):
     invariant: bool
     tolerance: float
     abilities: frozenset[str] = frozenset()
+    shared: SharedLimit | None = None
 
     @property
     def memory(self) -> Memory:
@@ -190,6 +195,10 @@ class Engine(ABC):
                 f"({PAGE} positions) at least"
             )
         self._limit_pages(None if limit is None else limit // size)
+
+    def _lent(self, pages: int) -> bool:
+        """Whether the limit was raised for a pass that lacks so many pages; it may lack more."""
+        return self.shared is not None and self.shared.lend(self, pages)
 
     def _limit_pages(self, pages: int | None) -> None:
         raise MethodError(f"the {self.name} engine has no limit of memory")

@@ -212,8 +212,9 @@ class ReferenceEngine(Engine):
             self._resize(own, max(len(own.pages), Memory.pages(end)))
 
     def _afford(self, pages: int) -> None:
-        free = self.memory.free
-        if free is not None and pages > free:
+        while (free := self.memory.free) is not None and pages > free:
+            if self._lent(pages - free):
+                continue
             raise MemoryFullError(
                 f"{pages} more pages of keys and values are needed, free are {free} of "
                 f"{self._limit}; wait for other requests, or raise the limit"

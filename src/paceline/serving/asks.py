@@ -102,6 +102,15 @@ class Stats:
     walk: float = 0.0
     guide: float = 0.0
 
+    def count(self, event: Event) -> None:
+        """A tree was walked."""
+        for origin in event.tree.origin[1:] if event.tree else ():
+            name = event.sources[origin]
+            self.guessed[name] = self.guessed.get(name, 0) + 1
+        for name in filter(None, event.origins):
+            self.accepted[name] = self.accepted.get(name, 0) + 1
+        self.tokens += len(event.tokens)
+
 
 def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:
     """What was thought of the drawn `tokens` [A] and the `count` likeliest, given logits [A, V]."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from paceline.control.guides.beside import Beside
 from paceline.control.guides.voice import Asked, Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.registry import guides
 
@@ -71,7 +71,6 @@ class Guidance:
         self._edit, self._law = edit, law or edit
         self.voices, self._prompt = voices, request.prompt
         self.target: Cached | None = None
-        self._read = False  # the prompt
         self._context: list[int] = []
         self._tree: TokenTree | None = None  # whose rows are there
         self._rows: list[Floats] = []  # [N, V] of each voice
@@ -87,14 +86,18 @@ class Guidance:
                 "a guide follows one text at a time, and this request is under way; make another"
             )
         self.target = sequence
-        if not self._read:
-            self.read(np.array(self._prompt, np.int32))
-            self._read = True
 
-    def read(self, prompt: Tokens) -> None:
-        """Let every voice run the prompt."""
-        for voice in self.voices:
-            voice.follow(prompt)
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`."""
+        return max(voice.behind(context) for voice in self.voices)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`."""
+        return max(voice.follow(context, most) for voice in self.voices)
+
+    def holds(self, length: int) -> list[tuple[Engine, int]]:
+        """See `Looking`."""
+        return [(voice.engine, voice.length(length)) for voice in self.voices]
 
     def look(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`."""
@@ -116,7 +119,7 @@ class Guidance:
     def release(self) -> None:
         """See `Looking`."""
         self.target = self._tree = None
-        self._rows, self._read = [], False
+        self._rows = []
         for voice in self.voices:
             voice.release()
 

@@ -84,6 +84,14 @@ class _Adaptive(Guidance):
         """See `Guidance`; nothing is run behind the end."""
         return not self._ended(len(context)) and super().prepare(context)
 
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`; nothing is lacking behind the end."""
+        return 0 if self._ended(len(context)) else super().behind(context)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`; nothing is read behind the end."""
+        return 0 if self._ended(len(context)) else super().follow(context, most)
+
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Guide, up to the end."""
         size = len(history)

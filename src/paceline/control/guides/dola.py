@@ -86,8 +86,17 @@ class _Exits(Voice):
         self._view = View(layers=layers, exits=np.array(before, np.int32) if before else None)
         self._count = len(exits)
 
-    def follow(self, context: Tokens) -> None:
+    def behind(self, context: Tokens) -> int:
         """Nothing: the target's own sequence is there."""
+        return 0
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Nothing, likewise."""
+        return 0
+
+    def length(self, context: int) -> int:
+        """None, likewise."""
+        return 0
 
     @staticmethod
     def together(asked: Sequence[Asked]) -> list[Floats]:

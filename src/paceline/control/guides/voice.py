@@ -31,9 +31,17 @@ class Voice:
         self.follower = Follower(engine)
         self.size, self._begin, self._instead = size, np.array(begin, np.int32), instead
 
-    def follow(self, context: Tokens) -> None:
-        """Read the target's text [S] but its last token."""
-        self.follower.follow(self._own(context))
+    def behind(self, context: Tokens) -> int:
+        """Tokens that it must still read to run a tree behind the target's text [S]."""
+        return self.follower.behind(self._own(context))
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Read the target's text [S] but its last token, or up to `most` tokens more of it."""
+        return self.follower.follow(self._own(context), most)
+
+    def length(self, context: int) -> int:
+        """Positions that it takes for so many tokens of the target's text."""
+        return context + len(self._begin) - self._instead
 
     def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
         """Logits [N, V] of a tree whose root is `context[-1]`; see `Asked`."""

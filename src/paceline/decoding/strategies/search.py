@@ -94,6 +94,7 @@ class Search:
         self._guides += guides
         for guide in guides:
             guide.begin(sequence)
+            guide.follow(np.array(request.prompt, np.int32))
         self.cost.seconds.prefill += perf_counter() - begun
         return Hypothesis(list(request.prompt), 0.0, sequence, guides)
 
