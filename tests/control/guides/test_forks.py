@@ -76,8 +76,12 @@ def test_each_fork_answers_as_if_it_were_alone(name, steps, tree):
 
 def test_a_tree_for_each_of_several_texts_costs_one_pass():
     beside = ToyBeside()
-    first = toy_request(beside, SPECS["gedi"], PROMPT).controls[0]
+    first, context = (
+        toy_request(beside, SPECS["gedi"], PROMPT).controls[0],
+        np.array(PROMPT, np.int32),
+    )
     first.begin(beside.engine.open())
+    first.look(context, TokenTree.root(3))
     second = first.fork(np.array([*PROMPT, 4], np.int32), beside.engine.open())
     passes, forward = [], beside.engines["b"].forward
 
@@ -86,7 +90,6 @@ def test_a_tree_for_each_of_several_texts_costs_one_pass():
         return forward(batch, rows, view)
 
     beside.engines["b"].forward = counting
-    context = np.array(PROMPT, np.int32)
     look_together(
         [
             (first, context, TokenTree.chain([3, 4, 5])),
@@ -129,9 +132,13 @@ def test_what_is_released_can_be_begun_again_and_forks_begin_where_they_are():
 
     beside.engines["b"].forward = counting
     guide.begin(beside.engine.open())
-    fork = guide.fork(np.array([*PROMPT, 5], np.int32), None)
+    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
+    longer = np.array([*PROMPT, 5], np.int32)
+    fork = guide.fork(longer, None)
     fork.begin(beside.engine.open())
-    assert run == [2]  # the prompt but its last token, once
+    fork.look(longer, TokenTree.root(5))
+    assert sum(run) == 4  # every token once
     guide.release()
     guide.begin(beside.engine.open())
-    assert run == [2, 2]
+    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
+    assert sum(run) == 7

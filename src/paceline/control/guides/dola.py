@@ -104,7 +104,9 @@ class _Exits(Voice):
         first = asked[0].voice
         assert isinstance(first, _Exits)
         entries = [
-            (each.target, each.tree) if each.target else each.voice.ready(each.context, each.tree)
+            each.voice.ready(each.context, each.tree)
+            if each.target is None
+            else (each.target, each.tree)
             for each in asked
         ]
         rows = first.engine.forward(entries, view=first._view)
