@@ -107,6 +107,7 @@ def test_a_fork_that_finds_no_room_leaves_nothing_open():
     beside = ToyBeside()
     guide = toy_request(beside, SPECS["proxy"], PROMPT).controls[0]
     guide.begin(beside.engine.open())
+    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
     opened = beside.opened
 
     def full(sequence):
