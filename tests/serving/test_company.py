@@ -39,7 +39,7 @@ def company(lm, drafter, budget, **options):
         return worker.stats, lanes
 
 
-@pytest.mark.parametrize("pages", [None, 11])
+@pytest.mark.parametrize("pages", [None, 13])
 @pytest.mark.parametrize("settings", ["", ",head=64", ",stop=bandit"])
 def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
     path = shared("models", "stories260K")

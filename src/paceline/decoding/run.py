@@ -14,7 +14,7 @@ from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MemoryFullError, RequestError
+from paceline.errors import RequestError
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -147,17 +147,13 @@ class Run:
         """Let guides read the text, each up to `most` tokens more; the most that one has read.
 
         Raises:
-            MemoryFullError: as `look`.
+            MemoryFullError: there is no room for their texts. They can `read` on later.
         """
-        try:
-            if not self._guided and self.sequence is not None:
-                self._guided = True
-                for guide in self.guides:
-                    guide.begin(self.sequence)
-            return max((guide.follow(self.text, most) for guide in self.guides), default=0)
-        except MemoryFullError:
-            self._release_guides()
-            raise
+        if not self._guided and self.sequence is not None:
+            self._guided = True
+            for guide in self.guides:
+                guide.begin(self.sequence)
+        return max((guide.follow(self.text, most) for guide in self.guides), default=0)
 
     @property
     def lag(self) -> int:
@@ -168,16 +164,11 @@ class Run:
         """Let guides run the tree, before the model does.
 
         Raises:
-            MemoryFullError: there is no room for their texts. They hold none now, and can `look`
-                again.
+            MemoryFullError: there is no room for it. They can `look` again.
         """
         self.begin_guides()
-        try:
-            for guide in self.guides:
-                guide.look(self.text, tree)
-        except MemoryFullError:
-            self._release_guides()
-            raise
+        for guide in self.guides:
+            guide.look(self.text, tree)
 
     def take(self, tree: TokenTree, logits: Floats) -> Walked:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
@@ -241,9 +232,6 @@ class Run:
         sequence, self.sequence, self._attached = self.sequence, None, False
         if sequence is not None:
             self._engine.release(sequence)
-        self._release_guides()
-
-    def _release_guides(self) -> None:
         self._guided = False
         for guide in self.guides:
             guide.release()

@@ -87,7 +87,10 @@ class Event:
 
 @dataclass
 class Stats:
-    """What was done since the start; seconds are of the worker's thread."""
+    """What was done since the start.
+
+    Seconds are of the worker's thread; those of `draft` have what guides read in parts, too.
+    """
 
     passes: int = 0
     nodes: int = 0

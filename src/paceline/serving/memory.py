@@ -21,7 +21,7 @@ _FEWEST = 4  # pages
 _BLOCKS = 9 / 8  # an engine's memory comes in blocks that others cannot have while they hold a page
 
 
-def room(total: int, engine: Engine, others: Iterable[Engine] = ()) -> int:
+def room(total: int, engine: Engine, others: Sequence[Engine] = ()) -> int:
     """Bytes for keys and values, those of past texts included, in a process of `total` bytes.
 
     What the process has held at most so far, the weights among it, is measured: call it when all
@@ -37,10 +37,8 @@ def room(total: int, engine: Engine, others: Iterable[Engine] = ()) -> int:
         RequestError: too little is left.
     """
     held = peak_bytes()
-    pages = [each.memory.page_bytes for each in others]
-    sizes = [each.config.vocab_size for each in (engine, *others)]
-    spare = _SPARE + 2 * _ROWS * 4 * sum(sizes)
-    fewest = _FEWEST * engine.memory.page_bytes + sum(pages)
+    spare = _SPARE + sum(map(_work, (engine, *others)))
+    fewest = _FEWEST * engine.memory.page_bytes + sum(each.memory.page_bytes for each in others)
     left = total - held - spare
     if left < fewest:
         least = held + spare + fewest
@@ -97,7 +95,7 @@ class Keeper:
         Args:
             engines: other ones, or known ones.
             drafts: they can do without.
-            loaded: their weights were there when the memory was settled; else they count, too.
+            loaded: they were there when the memory was settled; else what they take counts, too.
 
         Raises:
             PacelineError: that leaves too little memory, or one does not count its own.
@@ -118,7 +116,7 @@ class Keeper:
         if not self._promised:
             return True
         try:
-            needed = sum(weight_bytes(each) + each.memory.page_bytes for each in engines)
+            needed = sum(_taken(each) + each.memory.page_bytes for each in engines)
         except RequestError:  # nobody knows
             return False
         return self._spares(needed)
@@ -131,11 +129,10 @@ class Keeper:
     def most(self, run: Run) -> int:
         """Positions that a request may come to take, those for its guides included."""
         own, page = len(run.request.prompt) + run.room + 1, self.engine.memory.page_bytes
-        beside = 0.0
-        for engine, size in self._beside(run, own):
-            blocks = 1.0 if engine is self.engine else _BLOCKS
-            beside += blocks * (size + PAGE) * engine.memory.page_bytes / page
-        return own + ceil(beside)
+        beside = self._beside(run, own)
+        blocks = 1.0 if all(engine is self.engine for engine, _ in beside) else _BLOCKS
+        parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in beside]
+        return ceil(blocks * (own + sum(parts)))
 
     def free(self, runs: Sequence[Run]) -> int:
         """Positions of memory that running requests can have, if all yield who can wait."""
@@ -165,7 +162,9 @@ class Keeper:
             engines = drafter.engines if drafter is not None and self._drafts else ()
             drafts += (Memory.pages(more) + 1) * sum(each.memory.page_bytes for each in engines)
         self.limit.promised = pages
-        page = self.engine.memory.page_bytes
+        page, there = self.engine.memory.page_bytes, [each.memory for each in self._drafts]
+        drafts -= sum((own.reserved - own.used) * own.page_bytes for own in there)
+        drafts = max(drafts, 0)
         while (lack := pages * page + drafts - self.limit.free(self.engine)) > 0:
             if not self.ease(-(-lack // page)):
                 return
@@ -194,14 +193,14 @@ class Keeper:
         return [(engine, size) for engine, size in found if size > 0 and engine in self.limit]
 
     def _add(self, engine: Engine, loaded: bool) -> None:
-        weights = 0 if loaded else weight_bytes(engine)
-        needed = weights + engine.memory.page_bytes
+        taken = 0 if loaded else _taken(engine)
+        needed = taken + engine.memory.page_bytes
         if not self._spares(needed):
             raise RequestError(
                 f"one more model needs {needed / 1e6:.1f} MB of memory, more than can be spared; "
                 "use one that is open, or ask when there is less to do"
             )
-        self.limit.add(engine, weights)
+        self.limit.add(engine, taken)
         self.scheduler.capacity = self._capacity(self.limit.total - self.limit.least)
 
     def _spares(self, needed: int) -> bool:
@@ -221,16 +220,21 @@ class Keeper:
         return max(total // self.engine.memory.page_bytes - 2, 1) * PAGE
 
 
-def weight_bytes(engine: Engine) -> int:
-    """What an engine's weights take.
+def _work(engine: Engine) -> int:
+    """Bytes for the logits of its passes."""
+    return 2 * _ROWS * 4 * engine.config.vocab_size
+
+
+def _taken(engine: Engine) -> int:
+    """Bytes of an engine besides keys and values: its matrices, and work on it.
 
     Raises:
         RequestError: it does not tell.
     """
-    found: int | None = getattr(engine, "bytes", None)
-    if found is None:
+    weights: int | None = getattr(engine, "bytes", None)
+    if weights is None:
         raise RequestError(
             f"the {engine.name} engine does not tell how much memory its weights take; with a "
             "limit of memory use native, or models that are open before"
         )
-    return found
+    return weights + _work(engine)

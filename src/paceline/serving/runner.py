@@ -69,18 +69,9 @@ class Runner:
         reading.spend(self._draft(place, reading.may(place.drafting)), place.drafting)
         return turn.run.drafter.ready(turn.run.text)
 
-    def look(self, turns: list[Turn]) -> None:
-        """Let the guides of each request run its tree."""
-        for turn in turns:
-            looked = False
-            while turn.run.sequence and not turn.error and not looked:
-                try:
-                    turn.run.look(turn.tree)
-                    looked = True
-                except MemoryFullError as error:
-                    self._relieve(turn, error)
-                except Exception as error:
-                    turn.error = error
+    def look(self, turns: list[Turn]) -> list[Turn]:
+        """Let the guides of each request run its tree; those whose guides have."""
+        return [turn for turn in turns if self._looked(turn)]
 
     def forward(self, turns: list[Turn]) -> dict[str, Floats]:
         """The logits of each turn; of those that had to give their memory up, none."""
@@ -105,6 +96,17 @@ class Runner:
         if self._scheduler.jobs[ask_id].stage != "waiting":
             self._scheduler.preempt(ask_id)
         self._stats.preempted += 1
+
+    def _looked(self, turn: Turn) -> bool:
+        while turn.run.sequence and not turn.error and not (turn.run.guides and self._lags(turn)):
+            try:
+                turn.run.look(turn.tree)
+                return True
+            except MemoryFullError as error:
+                self._relieve(turn, error)
+            except Exception as error:
+                turn.error = error
+        return False
 
     def _lags(self, turn: Turn) -> bool:
         """Whether its guides lack too much for a tree."""

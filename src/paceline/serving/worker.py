@@ -146,7 +146,7 @@ class Worker:
         for lanes, group in groups:
             lanes.draft(group, plan.nodes, riding - len(group), follow)
         drafted = perf_counter()
-        self._runner.look(turns)
+        turns = self._runner.look(turns)
         looked = perf_counter()
         logits = self._runner.forward([*parts, *turns])
         passed = perf_counter()
