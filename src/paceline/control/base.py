@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -134,6 +134,31 @@ class Looking(Protocol):
 
     def release(self) -> None:
         """The request has ended, or was interrupted: give all sequences back."""
+        ...
+
+
+@runtime_checkable
+class Branching(Looking, Control, Protocol):
+    """A guide that can follow several texts, each by a fork of its own: searches need it.
+
+    Attributes:
+        grows: a text may only be asked about after all that it begins with, one token apart.
+    """
+
+    grows: bool
+
+    def fork(self, context: Tokens, target: Cached | None) -> Self:
+        """Another, to go its own way from what this one has read of `context` [S].
+
+        `target` holds the context but its last token; where it is None, `begin` comes.
+        """
+        ...
+
+    def law(self, logits: Floats, history: list[int]) -> Floats:
+        """As `apply`; but where that depends on the temperature, as if it were 1.
+
+        What searches compare are chances, not draws.
+        """
         ...
 
 

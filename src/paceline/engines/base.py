@@ -39,11 +39,15 @@ class View:
         tokens: int32, increasing ids, at least one: those that get logits, a column each in this
             order. None gives all. The native engine gathers their rows of the head, and keeps them
             until other ones are asked for: ask for the same again and again.
+        exits: int32, increasing numbers below that of the layers that are run: behind so many of
+            them logits are made, too, as if the others were left out. `forward` gives all rows of
+            the first exit, then those of the next, and last those behind all layers.
     """
 
     layers: Tokens | None = None
     positions: Tokens | None = None
     tokens: Tokens | None = None
+    exits: Tokens | None = None
 
     def check(self, layers: int, length: int, vocab_size: int) -> None:
         """Refuse what does not fit a model of `layers` layers or `length` committed positions.
@@ -55,6 +59,7 @@ class View:
             "layers": (self.layers, layers),
             "positions": (self.positions, length),
             "tokens": (self.tokens, vocab_size),
+            "exits": (self.exits, layers if self.layers is None else len(self.layers)),
         }
         for name, (part, end) in ends.items():
             if part is None:
@@ -72,6 +77,11 @@ class View:
     def partial(self) -> bool:
         """Keys and values are not those of the whole model, and cannot be committed."""
         return self.layers is not None or self.positions is not None
+
+    @property
+    def heads(self) -> int:
+        """Rows of each node: one behind each exit, and one behind all layers."""
+        return 1 + (0 if self.exits is None else len(self.exits))
 
     def width(self, vocab_size: int) -> int:
         """Logits of each node, of a model with so many tokens."""
@@ -140,9 +150,9 @@ class Engine(ABC):
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`,
-            `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`, if `hidden()` can be
-            asked.
+        abilities: the parts of a `View` that `forward` can leave out: `layers` (and their
+            `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
+            if `hidden()` can be asked.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
     """
 

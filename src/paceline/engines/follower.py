@@ -64,18 +64,38 @@ class Follower:
 
     def run(self, context: Tokens, tree: TokenTree, view: View | None = None) -> Floats:
         """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
+        if view is not None and view.partial:
+            self._read(self._catch_up(context))
+            assert self._sequence is not None
+            return self.engine.forward([(self._sequence, tree)], view=view)
+        sequence, grafted = self.ready(context, tree)
+        logits = self.engine.forward([(sequence, grafted)], view=view)
+        self.ran(grafted)
+        return logits[-len(tree) :]
+
+    def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
+        """What the engine is to run for `run`: `tree` below a few tokens that are still missing.
+
+        So that followers of one engine can share a pass. After it say `ran`, with that tree.
+        """
         late = self._catch_up(context)
-        partial = view is not None and view.partial
-        if len(late) > _LATE or partial:
+        if len(late) > _LATE:
             self._read(late)
             late = _NONE
         assert self._sequence is not None
-        if partial:
-            return self.engine.forward([(self._sequence, tree)], view=view)
-        grafted = _graft(late, tree)
-        logits = self.engine.forward([(self._sequence, grafted)], view=view)
-        self._pending = grafted
-        return logits[len(late) :]
+        return self._sequence, _graft(late, tree)
+
+    def ran(self, tree: TokenTree) -> None:
+        """The `tree` of `ready` was run, in the last pass of this sequence."""
+        self._pending = tree
+
+    def fork(self, context: Tokens) -> Follower:
+        """Another, to go its own way from what this one has read of `context` [S]."""
+        other = Follower(self.engine)
+        if self._sequence is not None:
+            self._catch_up(context)
+            other._sequence, other._held = self.engine.fork(self._sequence), self._held
+        return other
 
     def reset(self) -> None:
         """Give the cache back."""

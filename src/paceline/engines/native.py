@@ -175,7 +175,7 @@ class NativeEngine(Engine):
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
-        parts = (view.layers, view.positions, view.tokens) if view else ()
+        parts = (view.layers, view.positions, view.tokens, view.exits) if view else ()
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:

@@ -147,7 +147,7 @@ def test_an_interrupt_in_a_guides_pass_leaves_nothing_open(spec, after):
     request = toy_request(beside, spec, tuple(range(1, 10)))
     whole = run(beside, Root(), request)
     control, count = request.controls[0], 0
-    voice = control._voices[-1]
+    voice = control.voices[-1]
     original = voice.engine.forward
 
     def impatient(batch, rows="all", view=None):
@@ -233,9 +233,9 @@ def test_guidance_stops_for_good_where_both_agree():
     assert first.tokens == own[3:]
     assert run(beside, Oracle(engine), request).tokens == own[3:]
 
-    looks, follower = [], control._voices[0].follower
-    forward = follower.run
-    follower.run = lambda *words: looks.append(1) or forward(*words)
+    looks, follower = [], control.voices[0].follower
+    ran = follower.ran
+    follower.ran = lambda tree: looks.append(1) or ran(tree)
     run(beside, Root(), request)
     assert len(looks) == compared.index(True)
 

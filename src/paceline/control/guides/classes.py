@@ -9,7 +9,6 @@ import numpy as np
 from paceline.control.guides.base import Guidance, Logs
 from paceline.control.guides.voice import Voice
 from paceline.core import Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
 
 # The prompt's logits are made in pieces of at most this many floats.
 _LOGITS = 1 << 23
@@ -45,8 +44,8 @@ class ClassGuidance(Guidance):
         request: Request,
         first: int,
     ) -> None:
-        super().__init__(lambda logits: logits, voices, request)
-        self._weigh, self._score, self._first = weigh, score, first
+        super().__init__(weigh, voices, request)
+        self._score, self._first = score, first
         self._sums: Sums = (0.0, 0.0)  # over the context of the last tree
         self._scored = np.empty(0, np.int32)  # the text that was read last
         self._read: Sums = (0.0, 0.0)  # over it
@@ -75,19 +74,21 @@ class ClassGuidance(Guidance):
         super().release()
         self._scored = self._scored[:0]
 
-    def guided(self, logits: Floats, rows: list[Floats], history: list[int]) -> Floats:
+    def guided(
+        self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
+    ) -> Floats:
         """See `Guidance`."""
         sums = self._after(history)
         assert sums is not None
         scores = [self._score(row) for row in rows]
-        return self._weigh(logits, scores, sums, len(history) - self._first)
+        return edit(logits, scores, sums, len(history) - self._first)
 
-    def _run(self, context: Tokens, tree: TokenTree, target: Cached | None) -> None:
+    def prepare(self, context: Tokens) -> bool:
         """See `Guidance`; knows the sums over `context` from the last tree, or makes them anew."""
         sums = self._after(context.tolist())
         self._tree = None
         self._sums = self._summed(context) if sums is None else sums
-        super()._run(context, tree, target)
+        return True
 
     def _after(self, history: list[int]) -> Sums | None:
         """The sums over a text that goes on from the last tree's, along its nodes."""
@@ -120,10 +121,10 @@ class ClassGuidance(Guidance):
         if begin == self._first:
             self._scored, self._read = self._scored[:0], (0.0, 0.0)
         end = min(begin + most, len(context))
-        size = max(16, min(256, _LOGITS // self._voices[0].engine.config.vocab_size))
+        size = max(16, min(256, _LOGITS // self.voices[0].engine.config.vocab_size))
         for start in range(begin, end, size):
             chain = TokenTree.chain(context[start - 1 : min(start + size, end) - 1])
-            rows = [voice.run(context[:start], chain) for voice in self._voices]
+            rows = [voice.run(context[:start], chain) for voice in self.voices]
             for node, token in enumerate(context[start:][: len(chain)].tolist()):
                 self._read = self._added(self._read, [each[node] for each in rows], token)
             self._scored = context[: start + len(chain)].copy()
