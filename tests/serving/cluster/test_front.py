@@ -277,5 +277,7 @@ def test_a_replica_calls_its_application():
     assert app.started
     app, parts = asyncio.run(go(b"wait", most=5))
     assert app.cancelled
+    _, parts = asyncio.run(go(b"abcdef", most=2))  # with more on its way
+    assert parts == [(200, [], "other"), b"a"]
     _, parts = asyncio.run(go(b"fail"))
     assert parts[1:] == [b"f", b"a", b"i", b"l"]
