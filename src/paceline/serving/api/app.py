@@ -53,7 +53,6 @@ def create_app(
         title="Paceline", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
     app.state.context = Context(service, name, limits or Limits())
-    app.state.metrics = metrics
     install(app)
     for part in (completions, chat, responses, tokens):
         app.include_router(part.router)
@@ -78,6 +77,7 @@ def create_app(
         """What Prometheus reads."""
         return Response(metrics.text(), media_type=METRICS)
 
+    app.state.metrics = metrics
     describe(app)
     return app
 
