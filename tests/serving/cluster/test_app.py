@@ -59,6 +59,7 @@ class Fleet:
         self.size, self.replicas = len(replicas), replicas
         self.living, self.deaths, self.taken = list(replicas), [], []
         self.held = False  # streams wait after their first part
+        self.troubles = []
 
     async def ask(self, scope, body, key):
         replica = self.living[len(self.taken) % len(self.living)]
@@ -74,6 +75,8 @@ class Fleet:
                     await asyncio.sleep(0.001)
 
     async def each(self, method, *args):
+        if self.troubles:
+            raise self.troubles.pop()
         return await asyncio.gather(*(getattr(each, method)(*args) for each in self.living))
 
     async def running(self):
@@ -199,6 +202,7 @@ def test_tokens_are_paid_wherever_they_were_drawn(fleet, monkeypatch):
         charge(self, client, tokens, now)
 
     monkeypatch.setattr(Rates, "charge", noted)
+    fleet.troubles.append(OSError("of the network"))
     with running(fleet, tokens=50) as (address, _):
         assert post(address).status_code == 200
         until(lambda: [tokens for client, tokens in charged if client == "ann" and tokens])

@@ -195,6 +195,31 @@ def test_a_front_that_stops_tells_those_under_way():
     assert said_last(body) == "the server stopped before the answer was whole"
 
 
+def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
+    taken = []
+
+    class Slow(Fleet):
+        async def ask(self, scope, body, key):
+            taken.append(asyncio.get_running_loop().call_soon(front.stop))
+            async for part in super().ask(scope, body, key):
+                yield part
+
+    front, heard = Front(Slow([[PLAIN, b"half", None]])), []
+
+    async def receive():
+        if heard or taken:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message):
+        heard.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(front(scope, receive, send))
+    assert [message.get("status") for message in heard] == [503, None]
+    assert b"the server stopped" in heard[1]["body"]
+
+
 def test_a_front_that_drains_takes_no_more():
     heard, fleet = [], Fleet([[PLAIN]])
     front = Front(fleet)

@@ -81,7 +81,7 @@ def _counts(front: Front, fleet: Fleet, heard: int) -> list[Metric]:
         GaugeMetricFamily("paceline_replicas", "Replicas that told their numbers.", heard),
         GaugeMetricFamily("paceline_replicas_wanted", "Replicas there should be.", fleet.size),
         CounterMetricFamily(
-            "paceline_moved_requests", "Requests tried again as a replica died.", front.moved
+            "paceline_moved_requests", "Times that a request was tried again.", front.moved
         ),
     ]
 

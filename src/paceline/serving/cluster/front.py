@@ -72,7 +72,7 @@ class Front:
         self._fleet = fleet
         self.moved = 0
         self.draining = False
-        self._under_way: dict[asyncio.Task[None], asyncio.AbstractEventLoop] = {}
+        self._under_way: set[asyncio.Task[None]] = set()
 
     @property
     def idle(self) -> bool:
@@ -86,8 +86,8 @@ class Front:
     def stop(self) -> None:
         """Give those under way up and tell them, from any thread."""
         self.draining = True
-        for task, loop in list(self._under_way.items()):
-            loop.call_soon_threadsafe(task.cancel)
+        for task in self._under_way.copy():
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI; of HTTP only."""
@@ -102,7 +102,7 @@ class Front:
         sent = _Sent(scope, receive, send)
         answering = asyncio.create_task(self._answer(scope, body, sent))
         leaving = asyncio.create_task(_left(receive))
-        self._under_way[answering] = asyncio.get_running_loop()
+        self._under_way.add(answering)
         try:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
             if answering.cancelled():
@@ -113,7 +113,7 @@ class Front:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
-            del self._under_way[answering]
+            self._under_way.discard(answering)
 
     async def _answer(self, scope: Scope, body: bytes, sent: _Sent) -> None:
         body, key = seeded(scope["path"], body)
@@ -152,7 +152,7 @@ class _Sent:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
-        self._stream = False
+        self._stream = self._over = False
         self._start: dict[str, Any] = {}
         self._said = bytearray()  # of a stream: told; of another answer: kept
         self._at = monotonic()  # when something was told
@@ -208,12 +208,15 @@ class _Sent:
 
     async def end(self) -> None:
         """The answer is whole."""
+        self._over = True
         if not self._stream:
             await self._send(self._start)
         await self._body(b"" if self._stream else bytes(self._said), False)
 
     async def fail(self, why: str) -> None:
-        """There is no going on."""
+        """There is no going on; who is being told the end is told no more."""
+        if self._over:
+            return
         if self._stream:
             error = {"message": why, "type": "server_error", "param": None, "code": None}
             await self._body(f"data: {json.dumps({'error': error})}\n\n".encode(), False)
