@@ -73,6 +73,7 @@ def create_front(
         return Response(whole.text([*own, *rest]), media_type=METRICS)
 
     app.router.default = front
+    app.state.context = front  # where the server asks when who finds no connection may come again
     return app
 
 

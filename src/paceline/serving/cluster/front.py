@@ -79,6 +79,10 @@ class Front:
         """Whether everybody was told the end."""
         return not self._under_way
 
+    def retry(self) -> int:
+        """Seconds after which who finds no connection may try again."""
+        return 1
+
     def drain(self) -> None:
         """Take no more requests; those under way go on."""
         self.draining = True
