@@ -13,7 +13,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     excluded: dict[str, dict[str, dict[str, str]]] = {}
-    with Pool(options.processes, _begin, (options.shared,)) as pool:
+    with get_context("spawn").Pool(options.processes, _begin, (options.shared,)) as pool:
         for name, reader in SOURCES.items():
             found = dict(pool.imap(_search, reader(options.shared), chunksize=16))
             excluded[name] = {mark: hits for mark, hits in found.items() if hits}

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterable
 from functools import partial
-from multiprocessing import Pool
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,7 @@ def pack(shared: Path, work: Path, tokenizer: Path = TOKENIZER, processes: int =
         return
     work.mkdir(parents=True, exist_ok=True)
     facts: dict[str, dict[str, dict[str, int]]] = {}
-    with Pool(processes, _begin, (tokenizer,)) as pool:
+    with get_context("spawn").Pool(processes, _begin, (tokenizer,)) as pool:
         for name in SOURCES:
             facts[name] = {}
             to_tokens = partial(_encode, chat=name in CHATS)

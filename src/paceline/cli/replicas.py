@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+import typer
 
 from paceline.cli.output import say
 from paceline.errors import MethodError
@@ -16,6 +17,8 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from paceline.serving.api.guard import Rules
+    from paceline.serving.rates import Rates
     from paceline.serving.settings import Settings
 
 
@@ -46,43 +49,43 @@ def model_paths(model: str | None) -> list[Path]:
 
 
 def serve_replicas(
-    build: Callable[[int], FastAPI], listener: socket.socket, settings: Settings
+    build: Callable[[int, Rates], FastAPI],
+    listener: socket.socket,
+    settings: Settings,
+    rules: Rules,
 ) -> None:
     """Serve from a cluster until a signal comes.
 
     Args:
-        build: makes a replica's application, where it is, with so many threads.
+        build: makes a replica's application, where it is, with so many threads, and rates that it
+            tells of what is used.
         listener: where requests come in.
         settings: of the server, with `replicas`.
+        rules: what is let through, of the whole.
 
     Raises:
         PacelineError: there is no such cluster.
     """
-    import uvicorn
-
+    from paceline.serving.api.server import Server
     from paceline.serving.logs import log_to_stderr
 
     join, _, servers = cluster_parts()
+    from paceline.serving.cluster.app import create_front
+    from paceline.serving.cluster.front import Front
+
     count = settings.replicas or 1
     with join.cluster(settings.ray):
         threads = settings.threads or join.processors(count)
         ongoing = settings.places + settings.queue
-        with servers.replicated(build, count, threads, ongoing, settings) as front:
+        with servers.replicated(build, count, threads, ongoing, settings) as fleet:
+            front = Front(fleet)
+            server = Server(create_front(front, fleet, rules, settings.cors), front, settings)
             listener.listen()  # who reads the next line may come at once
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             say(f"serving {settings.name} on http://{host}:{port}, {count} times {threads} threads")
             log_to_stderr()
-            config = uvicorn.Config(
-                front,
-                ws="none",
-                lifespan="on",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=settings.max_connections,
-                timeout_graceful_shutdown=int(settings.drain),
-            )
-            # The server raises the signal once more at its end; Ray's own handler exits with 15.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-            uvicorn.Server(config).run([listener])
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while the cluster is left; Ray exits
+            server.run([listener])
+    if server.force_exit:
+        raise typer.Exit(1)

@@ -17,13 +17,15 @@ from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
-from paceline.serving.settings import Settings
+from paceline.serving.settings import Settings, Size
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from paceline.lm import LM
+    from paceline.serving.api.guard import Rules
     from paceline.serving.keys import Keys
+    from paceline.serving.rates import Rates
     from paceline.serving.service import Service
     from paceline.serving.steering import Steering
     from paceline.serving.worker import Worker
@@ -51,7 +53,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     if settings.ray is not None:
         raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
     lm = _open(settings)
-    app, service = _app(lm, settings, keys)
+    app, service = _app(lm, settings, _rules(settings, keys))
     server = Server(app, service, settings)
     with _listening(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -90,7 +92,8 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     from paceline.serving.memory import room
     from paceline.serving.worker import Worker
 
-    memory = None if settings.memory is None else room(settings.memory, lm.engine)
+    promised, others = settings.memory, [*lm.drafter.engines, *lm.beside.loaded]
+    memory = None if promised is None else room(promised, lm.engine, others)
     return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
 
 
@@ -100,25 +103,29 @@ def _warn(settings: Settings, keys: Keys) -> None:
 
 
 def _replicated(settings: Settings, keys: Keys) -> None:
-    """Serve from a Ray cluster, each replica with these settings."""
+    """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
     settings = replace(settings, model=here, name=settings.name or paths[0].name)
 
-    def build(threads: int) -> FastAPI:
-        own = replace(settings, threads=threads)
-        return _app(_open(own), own, keys)[0]
+    rules = _rules(settings, keys)
+
+    def build(threads: int, rates: Rates) -> FastAPI:
+        from paceline.serving.rates import Rates
+
+        # The front has measured the body, which may have grown by a seed.
+        own = replace(settings, threads=threads, cors=(), max_body=Size(4 * settings.max_body))
+        told = Rates() if settings.token_rate is None else rates  # nobody would ask what is owed
+        return _app(_open(own), own, replace(_rules(own, keys), rates=told))[0]
 
     with _listening(settings.host, settings.port) as listener:
         _warn(settings, keys)
-        serve_replicas(build, listener, settings)
+        serve_replicas(build, listener, settings, rules)
 
 
-def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
+def _app(lm: LM, settings: Settings, rules: Rules) -> tuple[FastAPI, Service]:
     from paceline.serving.api import create_app
     from paceline.serving.api.asking import Limits
-    from paceline.serving.api.guard import Rules
-    from paceline.serving.rates import Rates
     from paceline.serving.service import Service
 
     steering = _steering(lm, settings)  # first: what guides hold is part of the memory
@@ -130,7 +137,16 @@ def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
         answers=settings.max_answers,
         steering=steering,
     )
-    rules = Rules(
+    name = settings.name or lm.model.path.name
+    app = create_app(service, name, limits, rules, settings.cors)
+    return app, service
+
+
+def _rules(settings: Settings, keys: Keys) -> Rules:
+    from paceline.serving.api.guard import Rules
+    from paceline.serving.rates import Rates
+
+    return Rules(
         keys=keys,
         rates=Rates(settings.request_rate, settings.token_rate),
         max_body=settings.max_body,
@@ -138,9 +154,6 @@ def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
         write_seconds=settings.write_seconds,
         log_prompts=settings.log_prompts,
     )
-    name = settings.name or lm.model.path.name
-    app = create_app(service, name, limits, rules, settings.cors)
-    return app, service
 
 
 def _listening(host: str, port: int) -> socket.socket:

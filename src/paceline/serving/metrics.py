@@ -23,13 +23,31 @@ _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0
 _TREES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Metrics:
-    """A registry of its own, and the observer of a service that fills it."""
+class Visits:
+    """A registry of its own, with what every server counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = self._counter("requests", "HTTP requests.", "path", "status")
+
+    def families(self) -> list[Metric]:
+        """Everything, as it is now."""
+        return list(self.registry.collect())
+
+    def text(self) -> bytes:
+        """Everything, as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, about: str, *labels: str) -> Counter:
+        return Counter(f"paceline_{name}", about, labels, registry=self.registry)
+
+
+class Metrics(Visits):
+    """The observer of a service, and what it saw."""
 
     def __init__(self, service: Service) -> None:
-        self.registry = CollectorRegistry()
+        super().__init__()
         self.registry.register(_Work(service))
-        self.requests = self._counter("requests", "HTTP requests.", "path", "status")
         self.answers = self._counter("answers", "Answers by why they ended.", "finish")
         self.prompt = self._counter("prompt_tokens", "Tokens of prompts of answers.")
         self.first = self._histogram(
@@ -43,10 +61,6 @@ class Metrics:
             "tokens_per_pass", "Tokens that an answer got from a pass.", (1, 2, 3, 4, 6, 8, 12, 16)
         )
         self._begun: dict[str, tuple[float, float | None]] = {}  # start, first token
-
-    def text(self) -> bytes:
-        """Everything, as Prometheus reads it."""
-        return generate_latest(self.registry)
 
     def took(self, ask: Ask) -> None:
         """See `Observer`."""
@@ -70,9 +84,6 @@ class Metrics:
         tokens = len(event.output.tokens) if event.output else 0
         if first is not None and tokens > 1:
             self.each.observe((now - first) / (tokens - 1))
-
-    def _counter(self, name: str, about: str, *labels: str) -> Counter:
-        return Counter(f"paceline_{name}", about, labels, registry=self.registry)
 
     def _histogram(self, name: str, about: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"paceline_{name}", about, buckets=buckets, registry=self.registry)

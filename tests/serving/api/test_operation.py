@@ -292,8 +292,14 @@ def test_metrics_tell_what_was_done(service, lm):
     assert "paceline_governor_tree_nodes_count" in values
 
 
-def test_the_end_waits_for_those_under_way_and_takes_no_more(lm):
-    service = Service(Worker(lm))
+def test_the_end_waits_for_those_under_way_and_takes_no_more(lm, monkeypatch):
+    service, go_on = Service(Worker(lm)), threading.Event()
+    step = service.worker.step
+
+    def waiting():  # after the first token until all is asked
+        return step() if not service.worker.stats.tokens or go_on.wait(0.001) else []
+
+    monkeypatch.setattr(service.worker, "step", waiting)
     service.start()
     long = {"prompt": OPENING, "max_tokens": 400, "ignore_eos": True, "stream": True}
     with running(service, drain=60.0) as (port, server):
@@ -305,6 +311,7 @@ def test_the_end_waits_for_those_under_way_and_takes_no_more(lm):
             assert (late.status_code, late.headers["Retry-After"]) == (503, "5")
             assert late.headers["connection"] == "close"
             assert httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 503
+            go_on.set()
             assert list(lines)[-2] == "data: [DONE]"
         until(lambda: not service._thread.is_alive())
     with pytest.raises(httpx.ConnectError):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import httpx2 as httpx
 import pytest
 
 from paceline import LM
@@ -82,6 +83,7 @@ def test_a_batch_outlives_a_node(nodes, lm, tmp_path):
 def test_a_server_outlives_a_node(nodes, lm):
     other = nodes.add_node(**nodes.small)
     words = ["--replicas", "2", "--ray", nodes.address, "--port", "0", "--threads", "1"]
+    words += ["--token-rate", "100"]
     process = subprocess.Popen(
         [*PACELINE, "serve", *words, "--budget", "0", "--name", "tiny", "--drain", "5"],
         stderr=subprocess.PIPE,
@@ -103,7 +105,10 @@ def test_a_server_outlives_a_node(nodes, lm):
         assert listens.wait(120)
         assert process.poll() is None, told
         server = Server.parse(next(line for line in told if "2 times" in line).split()[3][:-1])
+        address = f"http://{server.host}:{server.port}"
+        assert ready(address) == (200, 2)
         asyncio.run(asked_while_a_node_dies(server, lm, lambda: kill(nodes, other)))
+        state_of_the_whole(address)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         reader.join()
@@ -113,11 +118,39 @@ def test_a_server_outlives_a_node(nodes, lm):
         reader.join()
 
 
+def ready(address):
+    found = httpx.get(f"{address}/ready")
+    assert found.json()["wanted"] == 2
+    return found.status_code, found.json()["replicas"]
+
+
+def until(true):
+    while not true():  # the test's time limit ends it
+        time.sleep(0.1)
+
+
+def state_of_the_whole(address):
+    """One node is left, which bears one of two replicas."""
+    until(lambda: ready(address) == (200, 1))
+    text = httpx.get(f"{address}/metrics").text
+    found = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+    assert found["paceline_replicas"] == "1.0"
+    assert found['paceline_requests_total{path="/v1/completions",status="200"}'] == "12.0"
+    assert float(found["paceline_moved_requests_total"]) > 0
+    assert float(found["paceline_generated_tokens_total"]) > 0
+    assert len([name for name in found if name.startswith("paceline_running{replica=")]) == 1
+    body = {"prompt": "a", "max_tokens": 1}
+    until(lambda: httpx.post(f"{address}/v1/completions", json=body).status_code == 429)
+
+
 async def asked_while_a_node_dies(server, lm, die):
     begun = asyncio.Event()
 
     async def asked(seed, stream):
         body = BODY | {"seed": seed, "stream": stream, "prompt": f"{seed} dogs"}  # on both nodes
+        if seed % 3 == 0:
+            body |= {"logprobs": 1, "trace": stream}
+        drawn = []
         async with request(server, "/completions", body) as answer:
             assert answer.status == 200
             if not stream:
@@ -127,9 +160,11 @@ async def asked_while_a_node_dies(server, lm, die):
                 if line.startswith(b"data: {"):
                     piece = json.loads(line[6:])
                     assert "error" not in piece
+                    drawn += piece.get("paceline", {}).get("tokens", ())
                     text += "".join(choice["text"] for choice in piece["choices"])
                     if len(text) > 100:
                         begun.set()
+            assert len(drawn) == (300 if "logprobs" in body else 0)
             return text
 
     tasks = [asyncio.create_task(asked(seed, seed % 2 == 0)) for seed in range(12)]

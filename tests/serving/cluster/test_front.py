@@ -8,14 +8,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.serving.cluster.front import Front, seeded
-from paceline.serving.cluster.replica import Replica
+from paceline.serving.cluster.replica import Head, Replica
 
-SSE = (200, [(b"content-type", b"text/event-stream; charset=utf-8")])
-PLAIN = (200, [(b"content-type", b"application/json")])
+SSE = Head(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+PLAIN = Head(200, [(b"content-type", b"application/json")], "/v1/completions")
 
 
 class DeadError(Exception):
     pass
+
+
+class Fleet:
+    """Replicas that give these parts, attempt after attempt; `DeadError` is a death there."""
+
+    lost = (DeadError,)
+
+    def __init__(self, attempts):
+        self.attempts, self.asked = attempts, []
+
+    async def ask(self, scope, body, key):
+        self.asked.append((scope, body, key))
+        for part in self.attempts[min(len(self.asked), len(self.attempts)) - 1]:
+            if part is DeadError:
+                raise DeadError
+            if part is None:
+                await asyncio.Event().wait()
+            yield part
 
 
 def event(index, text, finish=None, chat=False, **more):
@@ -28,18 +46,11 @@ def sse(pieces):
     return [f"data: {json.dumps(piece)}\n\n".encode() for piece in pieces] + [b"data: [DONE]\n\n"]
 
 
-def run(attempts, path="/v1/completions", body=None, **options):
-    """What a client hears when the attempts give these parts; a number is a death there."""
-    heard, asked = [], []
-
-    async def ask(scope, body, key):
-        asked.append((scope, body, key))
-        for part in attempts[min(len(asked), len(attempts)) - 1]:
-            if part is DeadError:
-                raise DeadError
-            yield part
-
-    messages = [{"type": "http.request", "body": json.dumps(body or {"prompt": "a"}).encode()}]
+def run(attempts, path="/v1/completions", during=None, **more):
+    """What a client hears of these attempts, and of which kind they were."""
+    heard, fleet = [], Fleet(attempts)
+    messages = [{"type": "http.request", "body": json.dumps({"prompt": "a"}).encode()}]
+    front = Front(fleet)
 
     async def receive():
         if not messages:
@@ -48,19 +59,18 @@ def run(attempts, path="/v1/completions", body=None, **options):
 
     async def send(message):
         heard.append(message)
+        if during:
+            during(front, message)
 
-    async def go():
-        front = Front(ask, (DeadError,), **options)
-        await front({"type": "http", "method": "POST", "path": path, "headers": []}, receive, send)
-        return front.moved
-
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], **more}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paceline.serving.cluster.front._PAUSE", 0)
-        moved = asyncio.run(go())
+        asyncio.run(front(scope, receive, send))
+    assert front.idle
     body = b"".join(message.get("body", b"") for message in heard[1:])
     assert [message["type"] for message in heard].count("http.response.start") == 1
     assert not heard[-1].get("more_body")
-    return heard[0]["status"], body, moved, asked
+    return heard[0]["status"], body, front.moved, fleet.asked
 
 
 def choices(body):
@@ -136,44 +146,109 @@ def test_an_answer_that_is_no_stream_is_told_whole_or_anew(cut):
     assert (status, body, moved) == (200, b'{"a": 2}', 1)
 
 
+def said_last(body):
+    return json.loads(body.decode().split("\n\n")[-2][6:])["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("said", "path"),
     [
-        (event(0, "a", logprobs={"tokens": ["a"]}), "/v1/completions"),
-        (event(0, "a") | {"paceline": {}}, "/v1/completions"),
         ({"type": "response.created"}, "/v1/responses"),
         ({"type": "response.created"}, "/v1/completions"),
+        (event(0, "a"), "/somewhere/else"),
     ],
 )
 def test_a_stream_that_cannot_be_gone_on_with_says_so(said, path):
     parts = [SSE, *sse([said])]
     status, body, _, asked = run([[*parts[:2], DeadError], parts], path)
     assert (status, len(asked)) == (200, 1)
-    assert json.loads(body.decode().split("\n\n")[-2][6:])["error"]["type"] == "server_error"
+    assert said_last(body) == "a replica died, and the rest cannot be told"
 
 
 def test_a_refusal_of_the_second_replica_ends_the_stream():
     parts = [SSE, *sse([event(0, "a")])]
-    _, body, _, asked = run([[*parts[:2], DeadError], [(429, []), b"{}"]])
+    _, body, _, asked = run([[*parts[:2], DeadError], [Head(400, []), b"{}"]])
     assert len(asked) == 2
-    assert b"a replica died" in body
+    assert said_last(body) == "a replica died, and another refuses it with status 400"
+
+
+def test_a_replica_without_a_place_is_asked_again():
+    parts = [SSE, *sse([event(0, "a"), event(0, "b", "stop")])]
+    full = [Head(429, []), b"{}"]
+    _, body, moved, _ = run([[*parts[:2], DeadError], full, full, parts])
+    assert choices(body)[0] == {0: "ab"}
+    assert moved == 3
+    _, body, moved, _ = run([[*parts[:2], DeadError], full])
+    assert said_last(body) == "a replica died, and the others have no place now"
+    assert moved == 7
 
 
 def test_nobody_left():
     status, body, moved, asked = run([[DeadError]])
-    assert (status, moved, len(asked)) == (503, 8, 8)
+    assert (status, moved, len(asked)) == (503, 7, 8)
     assert b"no replica" in body
 
 
-def test_large_bodies_are_refused():
-    status, _, _, asked = run([[PLAIN]], body={"prompt": "a" * 100}, largest=50)
-    assert (status, asked) == (413, [])
+def test_a_front_that_stops_tells_those_under_way():
+    parts = [SSE, *sse([event(0, "a")])[:1], None]
+    _, body, _, _ = run([parts], during=lambda front, _: front.stop())
+    assert said_last(body) == "the server stopped before the answer was whole"
+
+
+def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
+    taken = []
+
+    class Slow(Fleet):
+        async def ask(self, scope, body, key):
+            taken.append(asyncio.get_running_loop().call_soon(front.stop))
+            async for part in super().ask(scope, body, key):
+                yield part
+
+    front, heard = Front(Slow([[PLAIN, b"half", None]])), []
+
+    async def receive():
+        if heard or taken:
+            await asyncio.Event().wait()
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message):
+        heard.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": []}
+    asyncio.run(front(scope, receive, send))
+    assert [message.get("status") for message in heard] == [503, None]
+    assert b"the server stopped" in heard[1]["body"]
+
+
+def test_a_front_that_drains_takes_no_more():
+    heard, fleet = [], Fleet([[PLAIN]])
+    front = Front(fleet)
+    front.drain()
+
+    async def send(message):
+        heard.append(message)
+
+    asyncio.run(front({"type": "http", "method": "POST", "path": "/", "headers": []}, None, send))
+    assert (heard[0]["status"], fleet.asked) == (503, [])
+    assert b"about to stop" in heard[1]["body"]
+
+
+def test_a_request_keeps_its_id_and_its_route_is_known():
+    state, headers = {"request": "r1"}, [(b"x-request-id", b"forged"), (b"a", b"b")]
+    scope, heard = {"state": state, "headers": headers}, []
+    head = Head(200, [(b"x-request-id", b"r1"), (b"c", b"d")], "/v1/models")
+    _, _, _, asked = run([[head]], during=lambda _, message: heard.append(message), **scope)
+    assert asked[0][0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"r1")]
+    assert heard[0]["headers"] == [(b"c", b"d")]  # who guards the front adds it
 
 
 def test_a_request_without_a_seed_gets_one():
     body, key = seeded("/v1/completions", b'{"prompt": "Once"}')
     assert key == "Once"
     assert json.loads(body)["seed"] >= 0
+    assert json.loads(seeded("/v1/responses", b'{"input": "Once"}')[0])["seed"] >= 0
+    umlaut = '{"prompt":"\u00fc"}'.encode()
+    assert len(seeded("/v1/completions", umlaut)[0]) <= len(umlaut) + len(',"seed":4294967295')
     for same in (b'{"prompt": "Once", "seed": 3}', b"[]", b"\xff", b"null"):
         assert seeded("/v1/completions", same)[0] == same
     assert seeded("/tokenize", b'{"prompt": "Once"}')[0] == b'{"prompt": "Once"}'
@@ -214,7 +289,7 @@ class App:
 def test_a_replica_calls_its_application():
     async def go(body, most=99):
         app = App()
-        parts, stream = [], Replica(lambda: app).ask({"path": "/"}, body, key="")
+        parts, stream = [], Replica(lambda rates: app).ask({"path": "/"}, body, key="")
         async for part in stream:
             parts.append(part)
             if len(parts) == most:
@@ -223,9 +298,11 @@ def test_a_replica_calls_its_application():
         return app, parts
 
     app, parts = asyncio.run(go(b"abc"))
-    assert parts == [(200, []), b"a", b"b", b"c"]
+    assert parts == [(200, [], "other"), b"a", b"b", b"c"]
     assert app.started
     app, parts = asyncio.run(go(b"wait", most=5))
     assert app.cancelled
+    _, parts = asyncio.run(go(b"abcdef", most=2))  # with more on its way
+    assert parts == [(200, [], "other"), b"a"]
     _, parts = asyncio.run(go(b"fail"))
     assert parts[1:] == [b"f", b"a", b"i", b"l"]

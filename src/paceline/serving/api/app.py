@@ -21,6 +21,8 @@ from paceline.serving.api.refusals import describe, install
 from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
+METRICS = "text/plain; version=1.0.0; charset=utf-8"  # the type of what Prometheus reads
+
 
 def create_app(
     service: Service,
@@ -58,14 +60,7 @@ def create_app(
     app.include_router(playground.router)
     inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
     app.add_middleware(Guard, **inside, draining=lambda: service.draining)
-    if cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(cors),
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
-        )
+    open_to(app, cors)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -81,7 +76,20 @@ def create_app(
     @app.get("/metrics", response_class=Response)
     async def told() -> Response:
         """What Prometheus reads."""
-        return Response(metrics.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
+        return Response(metrics.text(), media_type=METRICS)
 
+    app.state.metrics = metrics
     describe(app)
     return app
+
+
+def open_to(app: FastAPI, origins: Sequence[str]) -> None:
+    """Let pages of these origins ask."""
+    if origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )

@@ -20,7 +20,7 @@ from paceline.lm import LM
 from paceline.serving.api.refusals import LeftError, refusal
 from paceline.serving.api.replies import Answer
 from paceline.serving.keys import Keys
-from paceline.serving.metrics import Metrics
+from paceline.serving.metrics import Visits
 from paceline.serving.rates import Rates
 from paceline.serving.service import FAILED
 
@@ -59,16 +59,16 @@ class Guard:
         rules: what is let through.
         metrics: are told of every request.
         draining: whether the server is about to stop.
-        lm: turns prompts into text for the log.
+        lm: turns prompts into text for the log; None where no answers are known.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         rules: Rules,
-        metrics: Metrics,
+        metrics: Visits,
         draining: Callable[[], bool],
-        lm: LM,
+        lm: LM | None = None,
     ) -> None:
         self._app, self._rules, self._metrics = app, rules, metrics
         self._draining, self._lm = draining, lm
@@ -179,7 +179,7 @@ class Guard:
         yield "finish", answer.finish or "cancelled"
         if answer.last:
             yield "cached", answer.last.cached
-        if self._rules.log_prompts:
+        if self._rules.log_prompts and self._lm:
             yield "prompt", self._lm.tokenizer.decode(list(answer.ask.request.prompt))
             yield "text", answer.text
 
@@ -198,6 +198,7 @@ class _Visit:
         self.address: str = (scope["client"] or ("",))[0]
         self._send, self._seconds, self._draining = send, seconds, draining
         self._state = scope.setdefault("state", {})
+        self._state["request"] = self.id
 
     @property
     def payer(self) -> str:

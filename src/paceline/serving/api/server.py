@@ -7,14 +7,13 @@ import logging
 from collections.abc import Callable
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paceline.serving.api.refusals import refusal
-from paceline.serving.service import Service
 from paceline.serving.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -70,13 +69,27 @@ class Impatient(H11Protocol):
         self._patience = None
 
 
+class Stoppable(Protocol):
+    """What is behind a server: a service, or the front of many."""
+
+    @property
+    def idle(self) -> bool:
+        """Whether everybody was told the end."""
+
+    def drain(self) -> None:
+        """Take no more requests; those under way go on."""
+
+    def stop(self) -> None:
+        """Give those under way up and tell them, from any thread."""
+
+
 class Server(uvicorn.Server):
     """Drains at the first signal: takes no more requests, and stops when those under way are over.
 
     Those that are not when `drain` seconds are over are told so. A second signal stops at once.
     """
 
-    def __init__(self, app: Any, service: Service, settings: Settings) -> None:
+    def __init__(self, app: Any, service: Stoppable, settings: Settings) -> None:
         limits = {
             "head_seconds": settings.head_seconds,
             "most": settings.max_connections,

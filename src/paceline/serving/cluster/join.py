@@ -32,11 +32,11 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.init(address=address or "local", logging_level=logging.WARNING, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(f"cannot join the Ray cluster at {address}: {error}") from None
-    try:
-        with redirect_stdout(sys.stderr):  # Ray tells of dead nodes there
+    with redirect_stdout(sys.stderr):  # Ray tells of dead nodes there, some at its end
+        try:
             yield
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _reach(address: str) -> None:

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
+from prometheus_client.core import Metric
 
-Part = tuple[int, list[tuple[bytes, bytes]]] | bytes  # status and headers, then the body
+from paceline.serving.cluster.owed import Bill, Owed
+from paceline.serving.metrics import Metrics
+from paceline.serving.rates import Rates
+
+
+class Head(NamedTuple):
+    """How an answer begins: its status, its headers, and the path of the route that gives it."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    path: str = "other"
+
+
+Part = Head | bytes  # the head, then the body
 
 
 class Replica:
     """One engine and its API.
 
     Args:
-        build: makes the application, where the replica is.
+        build: makes the application, where the replica is, with rates that it tells of what is
+            used.
+        name: no other's.
     """
 
-    def __init__(self, build: Callable[[], FastAPI]) -> None:
-        self._app = build()
+    def __init__(self, build: Callable[[Rates], FastAPI], name: str = "") -> None:
+        self._owed, self._name = Owed(), name
+        self._app = build(self._owed)
         self._started: asyncio.Task[object] | None = None
+
+    async def bill(self, paid: Mapping[str, int]) -> Bill:
+        """What its clients owe; see `Owed.bill`."""
+        return self._owed.bill(self._name, paid)
+
+    async def measured(self) -> tuple[str, list[Metric]]:
+        """Its name and its metrics."""
+        metrics: Metrics = self._app.state.metrics
+        return self._name, metrics.families()
 
     async def ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncIterator[Part]:
         """Answer a request; who stops listening gives it up.
@@ -36,6 +62,7 @@ class Replica:
             lifespan = self._app.router.lifespan_context(self._app)
             self._started = asyncio.create_task(lifespan.__aenter__())
         await asyncio.shield(self._started)
+        scope = {**scope, "type": "http"}
         messages: asyncio.Queue[Any] = asyncio.Queue(1)
         unread, gone = [body], asyncio.Event()
 
@@ -45,17 +72,23 @@ class Replica:
             await gone.wait()
             return {"type": "http.disconnect"}
 
+        async def send(message: Any) -> None:
+            if not gone.is_set():  # else nobody takes it away
+                await messages.put(message)
+
         async def run() -> None:
             try:
-                await self._app({**scope, "type": "http"}, receive, messages.put)
+                await self._app(scope, receive, send)
             finally:
-                await messages.put(None)
+                await send(None)
 
         task = asyncio.create_task(run())
         try:
             while (message := await messages.get()) is not None:
                 if message["type"] == "http.response.start":
-                    yield message["status"], [(bytes(k), bytes(v)) for k, v in message["headers"]]
+                    headers = [(bytes(k), bytes(v)) for k, v in message["headers"]]
+                    path = getattr(scope.get("route"), "path", "other")
+                    yield Head(message["status"], headers, str(path))
                 elif message.get("body"):
                     yield bytes(message["body"])
         finally:

@@ -1,7 +1,8 @@
-"""Servers on a Ray cluster behind one address."""
+"""Servers on a Ray cluster."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -9,53 +10,97 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.exceptions import ObjectLostError, RayActorError, WorkerCrashedError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
 
-from paceline.serving.cluster.front import Front
 from paceline.serving.cluster.replica import Part, Replica
 from paceline.serving.cluster.router import Router
+from paceline.serving.rates import Rates
 from paceline.serving.settings import Settings
 
-_LOST = (RayActorError, ObjectLostError, WorkerCrashedError)
-_APP = "paceline"
+_APP, _NAME = "paceline", "replica"
+_PATIENCE = 5.0  # seconds for an answer about the state of things
+_CHECKS = 2.0  # seconds between looks whether a replica lives
 
 
-@contextmanager
-def replicated(
-    build: Callable[[int], FastAPI], replicas: int, threads: int, ongoing: int, settings: Settings
-) -> Iterator[Front]:
-    """So many servers on the cluster that is joined, and what is in front of them.
+class _Server(Replica):
+    """A replica that knows what Ray calls it."""
 
-    Args:
-        build: makes a replica's application, where it is, with so many threads.
-        replicas: their number.
-        threads: processors that each takes.
-        ongoing: most requests under way at each; more wait in front.
-        settings: of the server: `drain` and `max_body`.
-    """
-    logs = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(proxy_location="Disabled", logging_config=logs)
-    deployment = serve.deployment(Replica).options(
-        num_replicas=replicas,
-        logging_config=logs,
-        max_ongoing_requests=ongoing,
-        ray_actor_options={"num_cpus": threads},
-        graceful_shutdown_timeout_s=settings.drain,
-        request_router_config=RequestRouterConfig(request_router_class=Router),
-    )
-    handle = serve.run(deployment.bind(partial(build, threads)), name=_APP, route_prefix=None)
-    remote = handle.options(method_name="ask", stream=True)
+    def __init__(self, build: Callable[[Rates], FastAPI]) -> None:
+        super().__init__(build, serve.get_replica_context().replica_tag)
 
-    async def ask(scope: dict[str, Any], body: bytes, key: str) -> AsyncGenerator[Part, None]:
-        parts = remote.remote(scope, body, key=key)
+
+class Servers:
+    """The replicas of a deployment; see `Fleet`."""
+
+    lost = (RayActorError, ObjectLostError, WorkerCrashedError)
+
+    def __init__(self, handle: DeploymentHandle[Any], size: int) -> None:
+        self._handle, self.size = handle, size
+        self._ask = handle.options(method_name="ask", stream=True)
+
+    async def ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncGenerator[Part, None]:
+        """See `Fleet`."""
+        parts = self._ask.remote(scope, body, key=key)
         try:
             async for part in parts:
                 yield part
         finally:
             parts.cancel()
 
+    async def each(self, method: str, *args: Any) -> list[Any]:
+        """See `Fleet`."""
+        try:
+            found = await self._handle.broadcast(method, *args).results_async(
+                timeout_s=_PATIENCE, return_exceptions=True
+            )
+        except (TimeoutError, DeploymentUnavailableError):
+            return []
+        return [each for each in found if not isinstance(each, BaseException)]
+
+    async def running(self) -> int:
+        """See `Fleet`; Ray's controller knows, within seconds."""
+        try:
+            status = await asyncio.wait_for(asyncio.to_thread(serve.status), _PATIENCE)
+            known = status.applications[_APP].deployments[_NAME].replica_states
+        except (TimeoutError, RayError, RayServeException, KeyError):
+            return 0
+        return int(known.get("RUNNING", 0))
+
+
+@contextmanager
+def replicated(
+    build: Callable[[int, Rates], FastAPI],
+    replicas: int,
+    threads: int,
+    ongoing: int,
+    settings: Settings,
+) -> Iterator[Servers]:
+    """So many servers on the cluster that is joined.
+
+    Args:
+        build: makes a replica's application, where it is, with so many threads, and rates that it
+            tells of what is used.
+        replicas: their number.
+        threads: processors that each takes.
+        ongoing: most requests under way at each; more wait in front.
+        settings: of the server: `drain`.
+    """
+    logs = {"log_level": "WARNING", "enable_access_log": False}
+    serve.start(proxy_location="Disabled", logging_config=logs)
+    deployment = serve.deployment(_Server, name=_NAME).options(
+        num_replicas=replicas,
+        logging_config=logs,
+        max_ongoing_requests=ongoing,
+        ray_actor_options={"num_cpus": threads},
+        graceful_shutdown_timeout_s=settings.drain,
+        health_check_period_s=_CHECKS,
+        request_router_config=RequestRouterConfig(request_router_class=Router),
+    )
+    handle = serve.run(deployment.bind(partial(build, threads)), name=_APP, route_prefix=None)
     try:
-        yield Front(ask, _LOST, settings.max_body)
+        yield Servers(handle, replicas)
     finally:
         serve.delete(_APP)
