@@ -4,7 +4,8 @@
 
     python benchmarks/drafters.py ../shared/models/bitstories-3M --tasks 3
 
-Greedy decoding on the documents of stories-val, or with `--tasks N` on the first N questions of
+Greedy decoding, or sampling with `--temperature T` (each prompt with a seed of its own), on the
+documents of stories-val, or with `--tasks N` on the first N questions of
 each task of Spec-Bench: a prompt is the first 64 tokens of a document that
 has as many, without its end marks; the output is always 100 new tokens, past the model's own end if
 need be (`--stop` ends there). Cells: the drafter's state carried from prompt to prompt / reset at
@@ -66,14 +67,23 @@ def questions(lm: LM, each: int) -> tuple[list[str], list[list[int]]]:
     return tasks, asked
 
 
-def tokens_per_pass(lm: LM, chosen: Prompts, carried: bool, stop: bool) -> float:
+def tokens_per_pass(
+    lm: LM, chosen: Prompts, carried: bool, stop: bool, temperature: float
+) -> float:
     """Over all prompts: new tokens divided by passes."""
     lm.reset()
     tokens = passes = 0
-    for prompt in chosen:
+    for seed, prompt in enumerate(chosen):
         if not carried:
             lm.reset()
-        request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=not stop)
+        request = lm.request(
+            prompt,
+            max_new_tokens=NEW,
+            temperature=temperature,
+            seed=seed,
+            controls={},
+            ignore_eos=not stop,
+        )
         output = lm.stream(request).run()
         tokens += len(output.tokens)
         passes += output.passes
@@ -90,7 +100,8 @@ def table(model: Path, documents: slice, options: argparse.Namespace) -> str:
             asks = options.tasks
             chosen = questions(lm, asks)[1] if asks else prompts(lm, documents)
             count = len(chosen)
-            carried, fresh = (tokens_per_pass(lm, chosen, c, options.stop) for c in (True, False))
+            how = options.stop, options.temperature
+            carried, fresh = (tokens_per_pass(lm, chosen, c, *how) for c in (True, False))
             rows[name].append((carried, fresh))
     head = ["drafter", *(f"{budget} nodes" for budget in options.budgets)]
     where = f"prompts {documents.start}..{documents.start + count - 1}"
@@ -131,6 +142,7 @@ def main() -> None:
     parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS))
     parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS))
     parser.add_argument("--stop", action="store_true", help="honour the model's stop tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T")
     options = parser.parse_args()
     for model in options.models:
         for documents in options.documents:

@@ -5,8 +5,10 @@
 Needs xgrammar, which Paceline does not: `pip install --no-deps xgrammar apache-tvm-ffi`. Both get
 the same vocabulary, schemas and spaces. Schemas are taken evenly from the six sets of
 jsonschemabench; the model writes one text for each at temperature 1, which both then follow token
-by token for as long as both accept it. JSON Schema's own tests say what a compiled grammar accepts.
-Times are of the processor, one thread; a mask's time is that of its bits alone.
+by token for as long as they accept it. JSON Schema's own tests say what a compiled grammar accepts.
+Each schema is compiled and followed in a process of its own, which ends after `--limit` seconds of
+processor time: that grammar is counted as cut. Times are of the processor, one thread; a mask's
+time is that of its bits alone.
 """
 
 from __future__ import annotations
@@ -15,7 +17,12 @@ import argparse
 import gzip
 import json
 import os
+import resource
 from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from time import thread_time
 from typing import Any, Protocol
 
@@ -40,6 +47,12 @@ class Matcher(Protocol):
     def whole(self) -> bool: ...
 
 
+class Library(Protocol):
+    """Makes as many matchers as one likes of a schema that is compiled once."""
+
+    def compile(self, schema: Any) -> Callable[[], Matcher]: ...
+
+
 class LLGuidance:
     """As `control/grammar.py` uses it, without its cache."""
 
@@ -48,10 +61,11 @@ class LLGuidance:
         self.stops = tuple(sorted(lm.model.defaults.stop_tokens))
         self.number = 0
 
-    def compile(self, schema: Any) -> Matcher:
+    def compile(self, schema: Any) -> Callable[[], Matcher]:
         self.number += 1  # another text, another grammar
         text = " " * self.number + json.dumps(schema)
-        return _LL(_compiled(Grammar(text, "json"), self.vocabulary, self.stops))
+        compiled = _compiled(Grammar(text, "json"), self.vocabulary, self.stops)
+        return lambda: _LL(compiled.deep_copy())
 
 
 class _LL:
@@ -84,11 +98,12 @@ class XGrammar:
         self.bits = xgrammar.allocate_token_bitmask(1, words.size)
         self.compiler = xgrammar.GrammarCompiler(tokenizer, max_threads=1, cache_enabled=False)
 
-    def compile(self, schema: Any) -> Matcher:
+    def compile(self, schema: Any) -> Callable[[], Matcher]:
         compiled = self.compiler.compile_json_schema(
             json.dumps(schema), any_whitespace=False, separators=(", ", ": "), strict_mode=False
         )
-        return _XG(xgrammar.GrammarMatcher(compiled, terminate_without_stop_token=False), self.bits)
+        made = xgrammar.GrammarMatcher
+        return lambda: _XG(made(compiled, terminate_without_stop_token=False), self.bits)
 
 
 class _XG:
@@ -123,7 +138,58 @@ def quantiles(seconds: list[float], unit: float) -> str:
     return " | ".join(f"{q * unit:.1f}" for q in np.quantile(seconds, [0.5, 0.99, 1.0]))
 
 
-def sound(library: Any, lm: LM) -> Counter[str]:
+def apart(limit: int, call: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
+    """What `call` tells the function that it is given, in a process with `limit` seconds to use."""
+    fork = get_context("fork")
+    hears, tells = fork.Pipe(duplex=False)
+
+    def run(tells: Connection) -> None:
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+        call(tells.send)
+
+    child = fork.Process(target=run, args=(tells,))
+    child.start()
+    tells.close()
+    try:
+        while True:
+            yield hears.recv()
+    except EOFError:
+        child.join()
+
+
+def follow(library: Library, schema: Any, text: list[int], tell: Callable[[Any], None]) -> None:
+    """Tell the seconds of compiling, or why not; then of each mask."""
+    start = thread_time()
+    try:
+        matcher = library.compile(schema)()
+    except (PacelineError, RuntimeError, ValueError) as error:
+        tell(str(error).splitlines()[0][:70])
+        return
+    tell(thread_time() - start)
+    for token in text:
+        start = thread_time()
+        matcher.mask()
+        tell(thread_time() - start)
+        if not matcher.take(token):
+            break
+    tell(None)  # it was followed as far as it goes
+
+
+def judge(library: Library, lm: LM, group: Any, tell: Callable[[Any], None]) -> None:
+    """Tell for each of a group's tests whether it is valid, and accepted."""
+    try:
+        make = library.compile(group["schema"])
+    except (PacelineError, RuntimeError, ValueError):
+        return
+    tell(None)  # it compiled
+    for test in group["tests"]:
+        matcher = make()
+        text = json.dumps(test["data"], ensure_ascii=False).encode()
+        ok = all(map(matcher.take, lm.vocabulary.inside(text))) and matcher.whole()
+        tell((test["valid"], ok))
+
+
+def sound(library: Library, lm: LM, limit: int) -> Counter[str]:
     """What the tests of JSON Schema say, draft 2020-12, required ones."""
     counts: Counter[str] = Counter()
     path = SHARED / "data" / "json-schema-test-suite" / "tests.jsonl.gz"
@@ -133,18 +199,13 @@ def sound(library: Any, lm: LM) -> Counter[str]:
             continue
         for group in found["groups"]:
             counts["groups"] += 1
-            try:
-                library.compile(group["schema"])
-            except (PacelineError, RuntimeError, ValueError):
-                continue
-            counts["compiled"] += 1
-            for test in group["tests"]:
-                matcher = library.compile(group["schema"])
-                text = json.dumps(test["data"], ensure_ascii=False).encode()
-                ok = all(map(matcher.take, lm.vocabulary.inside(text))) and matcher.whole()
-                kind = "valid" if test["valid"] else "invalid"
+            for told in apart(limit, partial(judge, library, lm, group)):
+                if told is None:
+                    counts["compiled"] += 1
+                    continue
+                kind = "valid" if told[0] else "invalid"
                 counts[kind] += 1
-                counts[f"{kind} accepted"] += ok
+                counts[f"{kind} accepted"] += told[1]
     return counts
 
 
@@ -153,43 +214,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--schemas", type=int, default=300)
+    parser.add_argument("--limit", type=int, default=10, help="seconds for one schema")
     words = parser.parse_args()
     lm = LM(words.model, drafter="plain", budget=0)
     found = schemas(words.schemas)
-    libraries = {"llguidance": LLGuidance(lm), "xgrammar": XGrammar(lm)}
-    refused, compiling, masking = ({name: [] for name in libraries} for _ in range(3))
+    libraries: dict[str, Library] = {"llguidance": LLGuidance(lm), "xgrammar": XGrammar(lm)}
+    refused: dict[str, list[str]] = {name: [] for name in libraries}
+    compiling, masking = ({name: list[float]() for name in libraries} for _ in range(2))
     lm.request(PROMPT, schema={})  # what is made once for a model
     for schema, text in zip(found, written(lm, found), strict=True):
-        matchers = {}
         for name, library in libraries.items():
-            start = thread_time()
-            try:
-                matchers[name] = library.compile(schema)
-            except (PacelineError, RuntimeError, ValueError) as error:
-                refused[name].append(str(error).splitlines()[0][:70])
+            told = list(apart(words.limit, partial(follow, library, schema, text)))
+            first = told[0] if told else f"cut after {words.limit} seconds"
+            if isinstance(first, str):
+                refused[name].append(first)
                 continue
-            compiling[name].append(thread_time() - start)
-        for token in text if len(matchers) == len(libraries) else ():
-            for name, matcher in matchers.items():
-                start = thread_time()
-                matcher.mask()
-                masking[name].append(thread_time() - start)
-            taken = [matcher.take(token) for matcher in matchers.values()]
-            if not all(taken):
-                break
+            compiling[name].append(first)
+            masking[name] += [seconds for seconds in told[1:] if seconds is not None]
+            if told[-1] is not None:
+                print(f"{name} was cut while it followed a text, after {len(told) - 1} masks")
     print("|  | compiled | compile ms: median | p99 | most | mask us: median | p99 | most |")
     print("|---|---|---|---|---|---|---|---|")
     for name in libraries:
         times = f"{quantiles(compiling[name], 1e3)} | {quantiles(masking[name], 1e6)}"
         print(f"| {name} | {len(compiling[name])} of {len(found)} | {times} |")
-    print(f"\n{len(masking['llguidance'])} masks each, vocabulary of {lm.vocabulary.size}\n")
+    counts = " and ".join(f"{len(masking[name])} of {name}" for name in libraries)
+    print(f"\nMasks: {counts}; vocabulary of {lm.vocabulary.size}\n")
     for name, errors in refused.items():
         for error, count in Counter(errors).most_common(12):
             print(f"- {name}: {count} {error}")
-    print("\n| JSON Schema tests | groups compiled | valid accepted | invalid accepted |")
+    print(
+        "\n| JSON Schema tests | groups compiled | valid accepted | invalid accepted |", flush=True
+    )
     print("|---|---|---|---|")
     for name, library in libraries.items():
-        c = sound(library, lm)
+        c = sound(library, lm, words.limit)
         print(
             f"| {name} | {c['compiled']} of {c['groups']} | {c['valid accepted']} of {c['valid']} "
             f"| {c['invalid accepted']} of {c['invalid']} |"

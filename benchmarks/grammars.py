@@ -23,7 +23,7 @@ import jsonschema
 import numpy as np
 
 from paceline import LM
-from paceline.control import grammar
+from paceline.control.matcher import Matcher
 from paceline.errors import PacelineError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -88,12 +88,14 @@ def main() -> None:
     print("\n| drafter | tokens | tokens per pass | of finished ones | nodes per pass | outputs |")
     print("|---|---|---|---|---|---|")
     reference: list[list[int] | None] = []
-    filtered = grammar._Matcher.continued
+    filtered = Matcher.continued
     for name in words.drafter or DRAFTERS:
         name, _, blind = name.partition(", ")
         lm = LM(words.model, drafter=name, budget=16)
-        grammar._Matcher.continued = everything if blind else filtered
-        masks = timed(grammar._Matcher) if name == "blend" else []
+        Matcher.continued = everything if blind else filtered
+        clock = Clock()
+        if name == "blend":
+            clock.watch(Matcher)
         outputs, failed = [], 0
         for seed, schema in enumerate(usable):
             options = {"temperature": 1.0, "seed": seed, "max_new_tokens": NEW, "controls": {}}
@@ -117,9 +119,11 @@ def main() -> None:
             f"| {ended / until:.2f} | {nodes / passes:.1f} | {same} |"
         )
     checks = Counter(verdict(outputs[i].text, usable[i]) for i in finished)
-    us = np.quantile(masks, [0.5, 0.99, 1.0]) * 1e6
-    print(f"\nmask median {us[0]:.0f} us, p99 {us[1]:.0f} us, most {us[2]:.0f} us", end="")
-    print(f" ({len(masks)} masks, vocabulary of {lm.vocabulary.size})\n")
+    clock.close()
+    for what, seconds in ("a draw", clock.draws), ("a token, with guesses", clock.tokens):
+        us = np.quantile(seconds or [np.nan], [0.5, 0.99, 1.0]) * 1e6
+        print(f"\nmasks of {what}: median {us[0]:.0f} us, p99 {us[1]:.0f} us, most {us[2]:.0f} us")
+    print(f"\n({len(clock.draws)} draws, vocabulary of {lm.vocabulary.size})\n")
     for name, count in checks.most_common():
         print(f"- {count} of the {len(finished)} finished are {name}")
 
@@ -129,20 +133,51 @@ def everything(self: Any, history: list[int], tree: Any) -> Any:
     return np.ones(len(tree), bool), {}
 
 
-def timed(kind: type[Any]) -> list[float]:
-    """Processor seconds of every `apply` from now on; nobody else's work is in them."""
-    seconds: list[float] = []
-    plain = kind.apply
+class Clock:
+    """Processor seconds of masks, of one thread: nobody else's work is in them.
 
-    def apply(self: Any, logits: Any, history: Any) -> Any:
-        start = thread_time()
-        try:
-            return plain(self, logits, history)
-        finally:
-            seconds.append(thread_time() - start)
+    A draft asks for the masks behind its guesses, a draw for the one behind the text, which the
+    draft may have brought. What a pass needs in all is shared by the tokens that it gives.
+    """
 
-    kind.apply = apply
-    return seconds
+    def __init__(self) -> None:
+        self.draws: list[float] = []  # of each draw
+        self.tokens: list[float] = []  # of each token, with those for guesses
+        self._pass: list[float] = []
+        self._guesses = 0.0
+
+    def watch(self, kind: type[Any]) -> None:
+        """Measure a kind of matcher from now on."""
+        masks, mask, apply = kind.masks, kind._mask, kind.apply
+
+        def next_pass(*words: Any) -> Any:
+            self.close()
+            start = thread_time()
+            found = masks(*words)
+            self._guesses += thread_time() - start
+            return found
+
+        def guess(*words: Any) -> Any:
+            start = thread_time()
+            found = mask(*words)
+            self._guesses += thread_time() - start
+            return found
+
+        def draw(*words: Any) -> Any:
+            start = thread_time()
+            found = apply(*words)
+            self._pass.append(thread_time() - start)
+            return found
+
+        kind.masks, kind._mask, kind.apply = next_pass, guess, draw
+
+    def close(self) -> None:
+        """A pass is over."""
+        if self._pass:
+            each = (self._guesses + sum(self._pass)) / len(self._pass)
+            self.tokens += [each] * len(self._pass)
+            self.draws += self._pass
+            self._pass, self._guesses = [], 0.0
 
 
 if __name__ == "__main__":

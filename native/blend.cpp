@@ -16,6 +16,7 @@ Blend::Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep,
 void Blend::reset() {
     mixer->reset();
     suffix.reset();
+    foresight.reset();
     proposals.clear();
 }
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "foresight.hpp"
 #include "mixer.hpp"
 #include "suffix.hpp"
 
@@ -44,6 +45,7 @@ public:
 
     std::shared_ptr<Mixer> mixer;
     Suffix suffix;
+    Foresight foresight;
     std::vector<Proposal> proposals;
 
 private:

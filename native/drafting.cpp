@@ -1,10 +1,14 @@
 #include "drafting.hpp"
 
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <cmath>
 #include <limits>
+#include <optional>
+#include <span>
 #include <stdexcept>
 
 #include "arrays.hpp"
@@ -191,7 +195,10 @@ void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> to
                    Input<int32_t, 1> path, Input<int32_t, 1> drawn, bool learn) {
     check_context(context);
     // The same text as at the proposal, and the same members: their voices are heard once more.
-    if (learn) blend.start(context.data(), context.shape(0), std::move(blend.proposals));
+    if (learn) {
+        blend.start(context.data(), context.shape(0), std::move(blend.proposals));
+        blend.foresight.learn(drawn.data(), drawn.shape(0));
+    }
     observe(*blend.mixer, context, tokens, parents, top, probs, path, drawn,
             [&](const Growth& tree, size_t node, int32_t token) {
                 if (learn) blend.learn(tree, node, token);
@@ -201,9 +208,22 @@ void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> to
 
 using Guess = std::tuple<size_t, bool, Input<int32_t, 1>, Input<int32_t, 1>, Input<float, 1>>;
 
+using Bits = Input<uint32_t, 1>;
+
+// What `allowed` answers about the tokens below the root: bits, or None.
+std::optional<Bits> asked(const nb::object& allowed, const Growth& tree, size_t node) {
+    if (allowed.is_none()) return {};
+    std::vector<int32_t> path;
+    for (; node; node = static_cast<size_t>(tree.parents[node])) path.push_back(tree.tokens[node]);
+    nb::list below;
+    for (size_t i = path.size(); i-- > 0;) below.append(path[i]);
+    return nb::cast<std::optional<Bits>>(allowed(below));
+}
+
 // tokens, parents, scores, origins, and who named each node.
 nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
-                        const std::vector<Guess>& guesses) {
+                        const std::vector<Guess>& guesses, std::vector<uint64_t> noise,
+                        const nb::object& allowed) {
     check_context(context);
     std::vector<Blend::Proposal> proposals;
     for (const auto& [member, certain, tokens, parents, scores] : guesses) {
@@ -217,9 +237,14 @@ nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
                              {scores.data(), scores.data() + n}});
     }
     blend.start(context.data(), context.shape(0), std::move(proposals));
+    blend.foresight.start(std::move(noise));
     Growth tree(context.data(), context.shape(0), blend.width());
     grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
         blend.successors(tree, node, out);
+        const std::optional<Bits> bits = asked(allowed, tree, node);
+        std::span<const uint32_t> some;
+        if (bits) some = {bits->data(), bits->size()};
+        blend.foresight.look(tree, node, some, out);
     });
     return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores),
                           copied(tree.origins), copied(tree.named));
@@ -260,7 +285,8 @@ void bind_drafting(nb::module_& m) {
              nb::arg("orders"), nb::arg("skips"), nb::arg("k"), nb::arg("capacity"),
              nb::arg("keep"), nb::arg("rate"), nb::arg("reach"), nb::arg("follow"),
              nb::arg("members"))
-        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("guesses"))
+        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("guesses"),
+             nb::arg("noise"), nb::arg("allowed").none())
         .def("observe", &observe_blend, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
@@ -269,6 +295,9 @@ void bind_drafting(nb::module_& m) {
         .def_prop_ro(
             "mixer", [](Blend& blend) -> Mixer& { return *blend.mixer; },
             nb::rv_policy::reference_internal)
+        .def_prop_rw(
+            "foresight", [](const Blend& blend) { return *blend.foresight.weights; },
+            [](Blend& blend, Foresight::Weights weights) { *blend.foresight.weights = weights; })
         .def_ro("suffix", &Blend::suffix, nb::rv_policy::reference_internal);
     nb::class_<Lookup>(m, "Lookup", "An index of one text's n-grams; native/lookup.hpp.")
         .def(nb::init<size_t, size_t, size_t, float, float>(), nb::arg("longest"), nb::arg("k"),

@@ -1,5 +1,7 @@
 // What a grammar's bits leave of logits.
 
+#include "mask.hpp"
+
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 
@@ -33,14 +35,11 @@ void chosen(const float* in, uint32_t left, float* out) {
     }
 }
 
-nb::ndarray<nb::numpy, float> masked(Input<float, 1> logits, Input<uint32_t, 1> bits) {
-    const size_t size = logits.shape(0);
-    if (bits.shape(0) < (size + 31) / 32) throw std::invalid_argument("a mask needs V bits");
-    auto edited = std::make_unique_for_overwrite<float[]>(size);
-    const float* in = logits.data();
-    float* out = edited.get();
+}  // namespace
+
+void paceline::mask(const float* in, const uint32_t* bits, size_t size, float* out) {
     for (size_t start = 0; start < size; start += 32) {
-        const uint32_t left = bits.data()[start / 32];
+        const uint32_t left = bits[start / 32];
         const size_t count = std::min<size_t>(32, size - start);
         if (!left)
             std::fill_n(out + start, count, kForbidden);
@@ -52,8 +51,17 @@ nb::ndarray<nb::numpy, float> masked(Input<float, 1> logits, Input<uint32_t, 1> 
             for (size_t i = 0; i < count; ++i)
                 out[start + i] = left >> i & 1 ? in[start + i] : kForbidden;
     }
+}
+
+namespace {
+
+nb::ndarray<nb::numpy, float> masked(Input<float, 1> logits, Input<uint32_t, 1> bits) {
+    const size_t size = logits.shape(0);
+    if (bits.shape(0) < (size + 31) / 32) throw std::invalid_argument("a mask needs V bits");
+    auto edited = std::make_unique_for_overwrite<float[]>(size);
+    paceline::mask(logits.data(), bits.data(), size, edited.get());
+    float* out = edited.release();
     nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    edited.release();
     return nb::ndarray<nb::numpy, float>(out, {size}, owner);
 }
 

@@ -1,5 +1,6 @@
 """Types of the compiled module; `native/` holds its source."""
 
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from typing import Any
 
@@ -15,7 +16,9 @@ def read_bandwidth(threads: int, megabytes: int = 256, repeats: int = 8) -> floa
 def contenders(logits: Floats, start: int) -> Tokens: ...
 def masked(logits: Floats, bits: NDArray[np.uint32]) -> Floats: ...
 def tournament(chances: Floats, start: int, layers: int) -> Floats: ...
-def top(logits: Floats, k: int) -> tuple[Tokens, Floats]: ...
+def top(
+    logits: Floats, k: int, masks: NDArray[np.uint32] | None = None
+) -> tuple[Tokens, Floats]: ...
 
 class Mixer:
     def __init__(
@@ -61,8 +64,14 @@ class Blend:
         members: int,
     ) -> None: ...
     def beside(self) -> Blend: ...
+    foresight: Items[float]
     def propose(
-        self, context: Tokens, budget: int, guesses: Items[tuple[int, bool, Tokens, Tokens, Floats]]
+        self,
+        context: Tokens,
+        budget: int,
+        guesses: Items[tuple[int, bool, Tokens, Tokens, Floats]],
+        noise: Items[int],
+        allowed: Callable[[list[int]], NDArray[np.uint32] | None] | None,
     ) -> tuple[Tokens, Tokens, Floats, NDArray[np.int16], NDArray[np.uint32]]: ...
     def observe(
         self,

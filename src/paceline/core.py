@@ -99,6 +99,14 @@ class TokenTree:
         """The tree without the nodes deeper than `depth`."""
         return self if depth >= len(self) - 1 else self.keep(self.depths() <= depth)
 
+    def paths(self) -> list[tuple[int, ...]]:
+        """The tokens from below the root to each node."""
+        tokens, parents = self.tokens.tolist(), self.parents.tolist()
+        paths: list[tuple[int, ...]] = [()]
+        for node in range(1, len(self)):
+            paths.append((*paths[parents[node]], tokens[node]))
+        return paths
+
     def depths(self) -> Tokens:
         """Distance of every node from the root, int32 [N]."""
         depths = np.zeros(len(self), np.int32)

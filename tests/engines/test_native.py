@@ -487,3 +487,19 @@ def test_top_ranks_and_normalises() -> None:
         np.testing.assert_allclose(probs, np.take_along_axis(exact, order, 1), rtol=1e-5)
     with pytest.raises(ValueError, match="between 1 and V"):
         _native.top(logits, 2000)
+
+
+def test_top_of_what_masks_allow() -> None:
+    rng = np.random.default_rng(1)
+    for vocabulary in (5, 37, 1000):
+        logits = rng.normal(0, 3, (4, vocabulary)).astype(np.float32)
+        allowed = rng.random((4, vocabulary)) < 0.4
+        allowed[:, 3] = True
+        padded = np.pad(allowed, ((0, 0), (0, -vocabulary % 32)))
+        masks = np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
+        left = np.where(allowed, logits, np.float32(-np.inf))
+        for got, expected in zip(_native.top(logits, 4, masks), _native.top(left, 4), strict=True):
+            np.testing.assert_array_equal(got, expected)
+        for wrong in (masks[:3], masks[:, :0]):
+            with pytest.raises(ValueError, match="masks need V bits"):
+                _native.top(logits, 4, np.ascontiguousarray(wrong))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
@@ -173,6 +173,25 @@ class Continuing(Filtering, Protocol):
 
         Never of the root: what must follow that is the drafter's to say.
         """
+        ...
+
+
+Mask = NDArray[np.uint32]  # a bit for each token [V / 32], lowest first; none beyond V
+
+
+@runtime_checkable
+class Masking(Protocol):
+    """A control that says at once which tokens may come next; drafts grow by it."""
+
+    def masks(self, history: list[int]) -> Callable[[Sequence[int]], Mask | None]:
+        """Of tokens that come after `history`: the mask behind them; None where nothing is said.
+
+        Nothing follows what cannot be drawn, nor a stop token. Ask before other questions.
+        """
+        ...
+
+    def known(self, history: list[int], tree: TokenTree) -> dict[int, Mask]:
+        """By node of `tree`, whose root `history` ends with, the masks that were asked for."""
         ...
 
 

@@ -6,17 +6,13 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from threading import Lock, Thread, stack_size
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import numpy as np
-from numpy.typing import NDArray
-
-from paceline import _native
-from paceline.control.base import ControlMethod, shared
-from paceline.core import Control, Floats, Request, TokenTree
+from paceline.control.base import ControlMethod
+from paceline.control.matcher import Matcher, refusal
+from paceline.core import Control, Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import controls
@@ -103,106 +99,7 @@ class Grammar(ControlMethod):
                 "leave --ignore-eos away, or take a checkpoint that names one"
             )
         stops = tuple(sorted(request.stop_tokens))
-        return _Matcher(_compiled(self, vocabulary, stops), request, vocabulary)
-
-
-class _Matcher:
-    """Follows a history by going back to what they share, so one serves any order of questions."""
-
-    def __init__(self, matcher: Any, request: Request, vocabulary: Vocabulary) -> None:
-        self._matcher = matcher
-        self._vocabulary = vocabulary  # the matcher asks it
-        self._start = len(request.prompt)
-        self._stops = request.stop_tokens
-        self._taken: list[int] = []
-        # The space that decoding drops at the beginning would be lost to the grammar's text.
-        self._lost: NDArray[np.uint32] | None = None
-        self._bits = np.zeros((vocabulary.size + 31) // 32, np.uint32)
-        self._place = self._bits.ctypes.data, self._bits.nbytes
-        if vocabulary.strips:
-            self._lost = np.zeros_like(self._bits)
-            for token in vocabulary.beginning(b" ").tolist():
-                self._lost[token // 32] |= np.uint32(1 << token % 32)
-
-    def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Forbid what the grammar does."""
-        if not self._follow(history):
-            return logits
-        self._matcher.unsafe_compute_mask_ptr(*self._place)
-        if self._matcher.is_error():
-            raise RequestError(_refusal(self._matcher))
-        if self._lost is not None and len(history) == self._start:
-            self._bits &= ~self._lost
-        return _native.masked(logits, self._bits)
-
-    def forced(self, history: list[int]) -> list[int]:
-        """The tokens that must follow; empty where there is a choice."""
-        found: list[int] = self._matcher.compute_ff_tokens() if self._follow(history) else []
-        return found
-
-    def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
-        """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
-        return self.continued(history, tree)[0]
-
-    def continued(
-        self, history: list[int], tree: TokenTree
-    ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
-        """The same, and what the grammar forces after allowed nodes."""
-        if not self._follow(history):
-            return np.ones(len(tree), bool), {}
-        chains: dict[int, list[int]] = {}
-        kept = np.zeros(len(tree), bool)
-        kept[0] = True
-        children: list[list[int]] = [[] for _ in range(len(tree))]
-        for node in range(1, len(tree)):
-            children[tree.parents[node]].append(node)
-        tokens = tree.tokens.tolist()
-        todo = [0]  # a node, or -1: one back
-        while todo:
-            node = todo.pop()
-            if node < 0:
-                self._matcher.rollback(1)
-                continue
-            if node:
-                if tokens[node] in self._stops:
-                    kept[node] = self._matcher.is_accepting()
-                    continue
-                if not self._matcher.try_consume_tokens([tokens[node]]):
-                    continue
-                kept[node] = True
-                todo.append(-1)
-            below = children[node]
-            chain = self._matcher.compute_ff_tokens()
-            if chain:  # then the mask allows no other way to write it
-                below = [child for child in below if tokens[child] == chain[0]]
-                if node and not below:
-                    chains[node] = chain
-            todo += below[::-1]
-        return kept, chains
-
-    def _follow(self, history: list[int]) -> bool:
-        """Go to the end of a history; False if it goes past a stop token, where a walk may look."""
-        taken, start = self._taken, self._start
-        if history[start : start + len(taken)] != taken:
-            same = shared(taken, history[start:])
-            self._matcher.rollback(len(taken) - same)
-            del taken[same:]
-        new = history[start + len(taken) :]
-        if not new:
-            return True
-        ended = not self._stops.isdisjoint(new)
-        if ended:
-            new = list(takewhile(lambda token: token not in self._stops, new))
-        count = self._matcher.try_consume_tokens(new)
-        taken += new[:count]
-        if count < len(new):
-            if self._matcher.is_error():
-                raise RequestError(_refusal(self._matcher))
-            raise RequestError(
-                f"token {new[count]} at position {start + len(taken)} is not in the "
-                "grammar; a control that forces tokens contradicts it"
-            )
-        return not ended
+        return Matcher(_compiled(self, vocabulary, stops), request, vocabulary)
 
 
 # ------------------------------------------------------------------------------------ compiling
@@ -262,11 +159,11 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
 
         matcher = _deep(compiled)
         if matcher.is_error():
-            raise RequestError(_refusal(matcher))
+            raise RequestError(refusal(matcher))
         while len(matchers) >= _COMPILED:
             del matchers[next(iter(matchers))]
         matchers[key] = matcher
-    return matchers[key].deep_copy()
+    return matchers[key]
 
 
 _one_at_a_time = Lock()
@@ -301,16 +198,6 @@ def _deep(call: Callable[[], Any]) -> Any:
         message = " ".join(str(failed[0]).split())
         raise RequestError(f"the grammar cannot be used: {message:.200}")
     return found[0]
-
-
-def _refusal(matcher: Any) -> str:
-    """One sentence for an error that may run over many lines, with where it is."""
-    message = matcher.get_error().partition("<state>")[0]
-    if message.startswith("NoExtension"):
-        return "the grammar allows no text from here on"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    details = [line for line in lines[1:] if line.startswith("error:")]
-    return f"the grammar cannot be used: {' '.join([*lines[:1], *details[-1:]])[:300]}"
 
 
 def _check_json(text: str) -> None:

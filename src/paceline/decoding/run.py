@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline import _native
-from paceline.control.base import Filtering, Looking
+from paceline.control.base import Filtering, Looking, Masking
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.narrow import narrow
@@ -63,6 +64,7 @@ class Run:
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, Filtering)]
         self._filters = [] if rejects else filters
+        self._masking = next((c for c in self._filters if isinstance(c, Masking)), None)
         self.guides = [c for c in request.controls if isinstance(c, Looking)]
         room = engine.config.context - len(request.prompt)
         self._limit = min(request.max_new_tokens, room)
@@ -196,7 +198,8 @@ class Run:
         if self._proposed is not None:
             context = self._tokens[: len(self._history) - len(walked.drawn)]
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
-            self._observe(context, tree, logits, path, drawn)
+            masks = self._masks(context, tree)
+            self._observe(context, tree, logits, path, drawn, masks)
 
     def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
         """Append the drawn tokens up to the first that ends the output.
@@ -236,12 +239,29 @@ class Run:
         for guide in self.guides:
             guide.release()
 
+    def _masks(self, context: Tokens, tree: TokenTree) -> NDArray[np.uint32] | None:
+        """A row of bits for each node [N, V / 32], all set where no control has said anything."""
+        if not self._masking:
+            return None
+        known = self._masking.known(context.tolist(), tree)
+        words = (self._engine.config.vocab_size + 31) // 32
+        masks = np.full((len(tree), words), 0xFFFFFFFF, np.uint32)
+        for node, mask in known.items():
+            masks[node] = mask
+        return masks
+
     def _observe(
-        self, context: Tokens, tree: TokenTree, logits: Floats, path: Tokens, drawn: Tokens
+        self,
+        context: Tokens,
+        tree: TokenTree,
+        logits: Floats,
+        path: Tokens,
+        drawn: Tokens,
+        masks: NDArray[np.uint32] | None = None,
     ) -> None:
         if self.drafter.top_k:
             k = min(self.drafter.top_k, logits.shape[1])
-            tokens, probs = _native.top(logits, k)
+            tokens, probs = _native.top(logits, k, masks)
             self.drafter.observe(Step(context, tree, tokens, probs, path, drawn))
 
 

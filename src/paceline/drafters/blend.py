@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar
 
+import numpy as np
+
 from paceline import _native
+from paceline.control.base import Mask, Masking
 from paceline.core import Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, within
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
@@ -16,11 +19,14 @@ from paceline.drafters.suffix import Suffix, automata_state, load_automata
 from paceline.drafters.trace import start_of
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
+from paceline.noise import noise_of
 from paceline.registry import drafters
 
 _MOST_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
 _ASK = ("worth", "always")
+_LARGEST = 8.0  # weight of what is foreseen
+_Allowed = Callable[[Sequence[int]], Mask | None]
 
 
 @drafters.register("blend")
@@ -35,6 +41,10 @@ class Blend(DraftMethod):
     source also continues what another guessed. How far a kind of source is trusted (a context by
     its length and how often it was seen, a match by its length and count, a member by its depth)
     is learnt from every drawn token. The tree grows best-first by the chance of whole paths.
+
+    When sampling, the noise that the walk will draw with is known, and says which of the likely
+    tokens wins; how far to believe it is learnt, too. Under a grammar only what it allows is
+    guessed, and where that is little, all of it.
 
     A member is asked while its guesses pay: an accepted token is credited in equal parts to
     those that named it, at the time that a token takes now. One that costs more than it brings
@@ -166,10 +176,13 @@ class _Blend(Drafter):
         self._worth = [_Worth() for _ in self._members]
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
-        self._prompt = 0
+        self._prompt, self._request = 0, Request((), 0)
+        self._starts: dict[int, int | None] = {}  # of the noise, by position
+        self._masking: Masking | None = None
 
     def begin(self, request: Request) -> None:
-        self._prompt = len(request.prompt)
+        self._prompt, self._request, self._starts = len(request.prompt), request, {}
+        self._masking = next((c for c in request.controls if isinstance(c, Masking)), None)
         self._blend.suffix.begin()
         for i, member in enumerate(self._members):
             member.begin(request)
@@ -207,13 +220,28 @@ class _Blend(Drafter):
             guess = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
             guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
-        tokens, parents, scores, origin, named = self._blend.propose(context, budget, guesses)
+        noise, allowed = self._foreseen(context, budget)
+        tokens, parents, scores, origin, named = self._blend.propose(
+            context, budget, guesses, noise, allowed
+        )
         tree = TokenTree(tokens, parents, scores, origin)
         if asked.seconds:
-            asked.named = dict(zip(_paths(tree), named.tolist(), strict=True))
+            asked.named = dict(zip(tree.paths(), named.tolist(), strict=True))
         asked.at = perf_counter()
         self._asked = asked
         return tree
+
+    def _foreseen(self, context: Tokens, budget: int) -> tuple[list[int], _Allowed | None]:
+        """Where the noise of the next draws starts, and what a grammar allows behind them."""
+        noise = []
+        for position in range(len(context), len(context) + budget):
+            if position not in self._starts:
+                self._starts[position] = noise_of(self._request, position)
+            start = self._starts[position]
+            if start is None:
+                break
+            noise.append(start)
+        return noise, self._masking.masks(context.tolist()) if self._masking else None
 
     def certainties(self, context: Tokens, budget: int) -> TokenTree:
         for origin, member in enumerate(self._members, len(_OWN)):
@@ -238,7 +266,7 @@ class _Blend(Drafter):
         if asked.at:
             token = (perf_counter() - asked.at) / accepted
             self._token += 0.05 * (token - self._token) if self._token else token
-        paths = _paths(step.tree)
+        paths = step.tree.paths()
         credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
         for i, seconds in asked.seconds.items():
             bit = 1 << i + len(_OWN)
@@ -248,6 +276,7 @@ class _Blend(Drafter):
 
     def state(self) -> State:
         state = mixer_state(self._blend.mixer) | automata_state(self._blend.suffix)
+        state["foresight"] = np.array(self._blend.foresight, np.float32)
         for i, member in enumerate(self._members):
             state |= {f"{i}.{name}": array for name, array in member.state().items()}
         return state
@@ -262,8 +291,14 @@ class _Blend(Drafter):
             else:
                 own[name] = array
         mine = {name: own.pop(name) for name in automata_state(self._blend.suffix) if name in own}
+        foresight = own.pop("foresight", None)
         load_mixer(self._blend.mixer, own, self._vocab_size)
         load_automata(self._blend.suffix, mine, self._method.reach, self._vocab_size)
+        if foresight is not None:
+            right = foresight.dtype == np.float32 and foresight.shape == (4,)
+            if not right or not (np.abs(foresight) <= _LARGEST).all():
+                raise MethodError("this state of blend holds impossible weights; reset it")
+            self._blend.foresight = foresight.tolist()
         for member, part in zip(self._members, parts, strict=True):
             if part or member.state():
                 member.load(part)
@@ -275,12 +310,3 @@ class _Blend(Drafter):
         self._forget()
         if self._start:
             self.load(self._start)
-
-
-def _paths(tree: TokenTree) -> list[tuple[int, ...]]:
-    """The tokens from below the root to each node: a name that outlives a cut of the tree."""
-    tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
-    paths: list[tuple[int, ...]] = [()]
-    for node in range(1, len(tree)):
-        paths.append((*paths[parents[node]], tokens[node]))
-    return paths

@@ -1,0 +1,174 @@
+"""The masks behind guesses: what is kept must be what would be made anew."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import LM
+from paceline.control.base import Masking
+from paceline.control.grammar import Grammar
+from paceline.control.matcher import Matcher
+from paceline.core import TokenTree
+from paceline.errors import RequestError
+from tests.conftest import shared
+
+pytest.importorskip("llguidance")
+
+CARD = Grammar.schema(
+    {
+        "properties": {"suit": {"enum": ["hearts", "spades"]}, "text": {"maxLength": 4}},
+        "required": ["suit", "text"],
+        "additionalProperties": False,
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return LM(shared("models", "stories260K"), drafter="blend:warm=false", budget=8)
+
+
+def matcher(lm, grammar=CARD):
+    request = lm.request("Once", grammar=grammar, controls={}, temperature=0)
+    found = request.controls[-1]
+    assert isinstance(found, Matcher)
+    assert isinstance(found, Masking)
+    return found, list(request.prompt)
+
+
+def tokens_of(bits):
+    return np.flatnonzero(np.unpackbits(bits.view(np.uint8), bitorder="little")).tolist()
+
+
+def drawable(found, history, size):
+    return np.flatnonzero(np.isfinite(found.apply(np.zeros(size, np.float32), history))).tolist()
+
+
+@given(st.data())
+@settings(max_examples=8, deadline=None)
+def test_masks_behind_guesses_are_those_of_a_matcher_that_was_never_asked(lm, data):
+    used, prompt = matcher(lm)
+    size, stops = lm.vocabulary.size, lm.model.defaults.stop_tokens
+    history = list(prompt)
+    for _ in range(3):
+        masks = used.masks(history)
+        paths, answers = [()], {}
+        for _ in range(6):
+            path = data.draw(st.sampled_from(paths))
+            answers[path] = tokens_of(masks(path))
+            going = [t for t in answers[path] if t not in stops]
+            if going:
+                paths.append((*path, data.draw(st.sampled_from(going))))
+        for path, got in answers.items():
+            fresh, _ = matcher(lm)
+            assert drawable(fresh, [*history, *path], size) == got
+            assert drawable(used, [*history, *path], size) == got
+        tree = TokenTree.chain([history[-1], *max(paths, key=len)])
+        known = used.known(history, tree)
+        assert {n: tokens_of(bits) for n, bits in known.items()} == {
+            n: answers[path] for n, path in enumerate(tree.paths()) if path in answers
+        }
+        step = data.draw(st.sampled_from(paths))
+        assert used.known([*history, 77], tree) == {}
+        history += step
+
+
+def test_nothing_follows_a_stop_token_or_what_is_forbidden(lm):
+    found, prompt = matcher(lm, Grammar("ab?"))
+    stop = next(iter(lm.model.defaults.stop_tokens))
+    [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
+    masks = found.masks(prompt)
+    bs = [token for token, piece in enumerate(lm.vocabulary.pieces) if piece == b"b"]
+    assert tokens_of(masks([a])) == sorted([*bs, stop])
+    assert tokens_of(masks([a, stop])) == []
+    assert tokens_of(masks([b])) == []
+    assert tokens_of(masks([b, a])) == []
+    logits = np.zeros(lm.vocabulary.size, np.float32)
+    history = [*prompt, a, stop]  # where a walk may look
+    assert found.apply(logits, history) is logits
+    assert found.masks(history)([]) is None
+
+
+def test_more_masks_than_have_a_place_stay_what_they_are(lm):
+    found, prompt = matcher(lm, Grammar("[a-z]{200}"))
+    size, masks, path = lm.vocabulary.size, found.masks(prompt), []
+    [token] = lm.vocabulary.inside(b"a")
+    kept = []
+    for _ in range(150):
+        kept.append(masks(list(path)))
+        path.append(token)
+    fresh, _ = matcher(lm, Grammar("[a-z]{200}"))
+    for n, bits in enumerate(kept):
+        assert tokens_of(bits) == drawable(fresh, [*prompt, *path[:n]], size)
+
+
+class _Weak:
+    """A matcher that cannot say what follows some texts."""
+
+    def __init__(self, inner, weak, taken=()):
+        self._inner, self._weak, self._taken, self._broken = inner, weak, list(taken), False
+
+    def __getattr__(self, name):
+        return getattr(self._inner, name)
+
+    def deep_copy(self):
+        return _Weak(self._inner.deep_copy(), self._weak, self._taken)
+
+    def try_consume_tokens(self, tokens):
+        count = self._inner.try_consume_tokens(tokens)
+        self._taken += tokens[:count]
+        return count
+
+    def rollback(self, count):
+        assert not self._broken
+        del self._taken[len(self._taken) - count :]
+        self._inner.rollback(count)
+
+    def unsafe_compute_mask_ptr(self, *place):
+        self._broken = self._taken in self._weak
+        self._inner.unsafe_compute_mask_ptr(*place)
+
+    def is_error(self):
+        return self._broken
+
+    def get_error(self):
+        return "too complex"
+
+
+def test_what_breaks_behind_a_guess_does_not_break_the_text(lm):
+    request = lm.request("Once", grammar=Grammar("[ab]+"), controls={}, temperature=0)
+    [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
+    whole, prompt = matcher(lm, Grammar("[ab]+"))
+    weak = Matcher(_Weak(whole._beginning, [[a, b]]), request, lm.vocabulary)
+    masks, sound = weak.masks([*prompt, a]), whole.masks([*prompt, a])
+    assert masks([b]) is None
+    for path in ([a], [b, a], []):
+        assert tokens_of(masks(path)) == tokens_of(sound(path))
+    tree = TokenTree.chain([a, b, b])
+    assert weak.allows([*prompt, a], tree).tolist() == [True, True, False]
+    with pytest.raises(RequestError, match="too complex"):
+        weak.apply(np.zeros(lm.vocabulary.size, np.float32), [*prompt, a, b])
+
+
+def test_drafters_learn_from_what_is_allowed(lm, monkeypatch):
+    seen = []
+    observe = type(lm.drafter).observe
+    monkeypatch.setattr(
+        type(lm.drafter), "observe", lambda self, step: (seen.append(step), observe(self, step))
+    )
+    request = lm.request("Once", grammar=CARD, controls={}, temperature=1.0, max_new_tokens=30)
+    lm.stream(request).run()
+    fresh, prompt = matcher(lm)
+    passes = [step for step in seen if len(step.context) >= len(prompt)]
+    stops = lm.model.defaults.stop_tokens
+    nodes = 0
+    for step in passes:
+        for node, path in enumerate(step.tree.paths()[:-1]):
+            if not stops.isdisjoint(path):
+                continue
+            allowed = drawable(fresh, [*step.context.tolist(), *path], lm.vocabulary.size)
+            likely = step.top_tokens[node][step.top_probs[node] > 0].tolist()
+            assert set(likely) <= set(allowed)
+            nodes += 1
+    assert nodes > len(passes)
