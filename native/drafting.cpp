@@ -20,106 +20,147 @@ namespace paceline {
 namespace {
 
 constexpr size_t kWays = 8;
+constexpr size_t kLine = 64;  // bytes
 
-// By insertion: what is merged was nearly in order.
-void sort_best_first(std::vector<Candidate>& all) {
+void fetch(const void* first, size_t bytes) {
+    const auto* at = static_cast<const char*>(first);
+    for (size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
+}
+
+// By insertion: they are nearly in order.
+void sort_best_first(std::vector<Share>& all) {
     for (size_t i = 1; i < all.size(); ++i) {
-        const Candidate one = all[i];
+        const Share one = all[i];
         size_t place = i;
-        for (; place > 0; --place) {
-            const Candidate& above = all[place - 1];
-            if (above.chance > one.chance) break;
-            if (above.chance == one.chance && above.token < one.token) break;
-            all[place] = above;
-        }
+        for (; place > 0 && one < all[place - 1]; --place) all[place] = all[place - 1];
         all[place] = one;
     }
 }
 
-}  // namespace
-
-SuccessorTable::SuccessorTable(size_t capacity, size_t k_) : k(k_) {
+size_t rows_for(size_t capacity) {
     size_t rows = kWays;
     while (rows < capacity) rows *= 2;
-    keys.resize(rows);
-    counts.resize(rows);
-    written.resize(rows);
-    tokens.resize(rows * k);
-    probs.resize(rows * k);
+    return rows;
+}
+
+}  // namespace
+
+SuccessorTable::SuccessorTable(size_t capacity, size_t k_)
+    : rows(rows_for(capacity)),
+      k(k_),
+      ways_(rows * sizeof(Way)),
+      shares_(rows * k * sizeof(Share)) {
     clear();
 }
 
 void SuccessorTable::clear() {
     clock = 0;
-    std::fill(keys.begin(), keys.end(), 0);
-    std::fill(counts.begin(), counts.end(), 0);
-    std::fill(written.begin(), written.end(), 0);
-    std::fill(tokens.begin(), tokens.end(), -1);
-    std::fill(probs.begin(), probs.end(), 0.0f);
+    std::fill_n(ways(), rows, Way{});
+    std::fill_n(shares(), rows * k, Share{-1, 0.0f});
 }
 
 size_t SuccessorTable::first_way(uint64_t key) const {
-    return (key >> 8 & (rows() / kWays - 1)) * kWays;
+    return (key >> 8 & (rows / kWays - 1)) * kWays;
+}
+
+// Where a context's row is, or else the one that gives way to it.
+size_t SuccessorTable::way(uint64_t key) const {
+    const size_t first = first_way(key);
+    const Way* ways = this->ways();
+    size_t oldest = first;
+    for (size_t row = first; row < first + kWays; ++row) {
+        if (ways[row].key == key) return row;
+        if (ways[row].written < ways[oldest].written) oldest = row;
+    }
+    return oldest;
+}
+
+void SuccessorTable::fetch_set(uint64_t key) const {
+    fetch(ways() + first_way(key), kWays * sizeof(Way));
+}
+
+void SuccessorTable::fetch_row(uint64_t key) const {
+    fetch(shares() + way(key) * k, k * sizeof(Share));
 }
 
 SuccessorTable::Row SuccessorTable::find(uint64_t key) const {
-    const size_t first = first_way(key);
-    for (size_t row = first; row < first + kWays; ++row)
-        if (keys[row] == key) return {counts[row], &tokens[row * k], &probs[row * k]};
-    return {};
+    const size_t row = way(key);
+    if (ways()[row].key != key) return {};
+    return {ways()[row].count, shares() + row * k};
 }
 
 size_t SuccessorTable::claim(uint64_t key) {
-    const size_t first = first_way(key);
-    size_t oldest = first;
-    for (size_t row = first; row < first + kWays; ++row) {
-        if (keys[row] == key) return row;
-        if (written[row] < written[oldest]) oldest = row;
-    }
-    keys[oldest] = key;
-    counts[oldest] = 0;
-    std::fill_n(&tokens[oldest * k], k, -1);
-    std::fill_n(&probs[oldest * k], k, 0.0f);
-    return oldest;
+    const size_t row = way(key);
+    Way& here = ways()[row];
+    if (here.key == key) return row;
+    here.key = key;
+    here.count = 0;
+    return row;
 }
 
 void SuccessorTable::tick() {
     if (clock == std::numeric_limits<uint32_t>::max()) {  // weeks of work: ages start anew
-        std::fill(written.begin(), written.end(), 0);
+        for (size_t row = 0; row < rows; ++row) ways()[row].written = 0;
         clock = 0;
     }
     ++clock;
 }
 
-void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, size_t n,
-                             float keep) {
-    const size_t row = claim(key);
-    int32_t* token = &tokens[row * k];
-    float* prob = &probs[row * k];
-    const auto seen = static_cast<float>(counts[row]);
+size_t& SuccessorTable::slot(int32_t token) {
+    size_t at = (static_cast<uint32_t>(token) * 2654435769u >> 8) & (slots_.size() - 1);
+    while (slots_[at] && heard_[slots_[at] - 1].token != token) at = (at + 1) & (slots_.size() - 1);
+    return slots_[at];
+}
+
+void SuccessorTable::hear(const int32_t* top, const float* p, size_t n) {
+    heard_.clear();
+    for (size_t i = 0; i < n; ++i) heard_.push_back({top[i], p[i]});
+    sort_best_first(heard_);
+    size_t slots = 64;
+    while (slots < 4 * n) slots *= 2;
+    slots_.assign(slots, 0);
+    for (size_t i = 0; i < n; ++i) slot(heard_[i].token) = i + 1;
+}
+
+// One row towards what was heard.
+void SuccessorTable::move(Share* row, uint32_t count, float keep) {
+    const auto seen = static_cast<float>(count);
     const float old = std::min(keep, seen / (seen + 1.0f)), fresh = 1.0f - old;
-    merged_.clear();
-    for (size_t i = 0; i < k && token[i] >= 0; ++i) merged_.push_back({token[i], prob[i] * old});
-    const size_t known = merged_.size();
-    for (size_t i = 0; i < n; ++i) {
-        const auto at = static_cast<size_t>(std::find(token, token + known, top[i]) - token);
-        if (at == known)
-            merged_.push_back({top[i], p[i] * fresh});
+    merged_.assign(heard_.begin(), heard_.end());
+    for (Share& one : merged_) one.chance *= fresh;
+    known_.clear();
+    for (size_t i = 0; count && i < k && row[i].token >= 0; ++i) {
+        const float rest = row[i].chance * old;
+        if (const size_t place = slot(row[i].token))
+            merged_[place - 1].chance = rest + merged_[place - 1].chance;
         else
-            merged_[at].chance += p[i] * fresh;
+            known_.push_back({row[i].token, rest});
     }
     sort_best_first(merged_);
-    while (!merged_.empty() && !(merged_.back().chance > 0.0f)) merged_.pop_back();
-    const size_t kept = std::min(k, merged_.size());
-    for (size_t i = 0; i < kept; ++i) {
-        token[i] = merged_[i].token;
-        prob[i] = merged_[i].chance;
+    sort_best_first(known_);
+    auto a = merged_.begin(), b = known_.begin();
+    for (size_t i = 0; i < k; ++i) {
+        const bool first = b == known_.end() || (a != merged_.end() && *a < *b);
+        const bool none = first && a == merged_.end();
+        const Share next = none ? Share{} : first ? *a++ : *b++;
+        row[i] = next.chance > 0.0f ? next : Share{-1, 0.0f};
     }
-    std::fill(token + kept, token + k, -1);
-    std::fill(prob + kept, prob + k, 0.0f);
-    tick();
-    written[row] = clock;
-    if (counts[row] < std::numeric_limits<uint32_t>::max()) ++counts[row];
+}
+
+void SuccessorTable::observe(const uint64_t* keys, size_t contexts, const int32_t* top,
+                             const float* p, size_t n, float keep) {
+    for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_set(keys[i]);
+    hear(top, p, n);
+    for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_row(keys[i]);
+    for (size_t i = 0; i < contexts; ++i) {
+        if (!keys[i]) continue;
+        const size_t row = claim(keys[i]);
+        Way& here = ways()[row];
+        move(shares() + row * k, here.count, keep);
+        tick();
+        here.written = clock;
+        if (here.count < std::numeric_limits<uint32_t>::max()) ++here.count;
+    }
 }
 
 }  // namespace paceline
@@ -128,13 +169,6 @@ using namespace paceline;
 using namespace paceline::arrays;
 
 namespace {
-
-// A writable view of what `owner` holds, in rows of `columns`.
-template <class T>
-nb::object rows_of(nb::handle owner, std::vector<T>& values, size_t columns) {
-    const size_t rows = values.size() / columns;
-    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows, columns}, owner));
-}
 
 // tokens, parents and scores of the tree a source grows from a context.
 template <class Source>
@@ -228,13 +262,7 @@ nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
 // What a mixer has learnt, as writable views by name.
 nb::dict learnt(nb::handle self) {
     auto& mixer = nb::cast<Mixer&>(self);
-    SuccessorTable& table = mixer.table;
-    nb::dict views;
-    views["keys"] = view(self, table.keys);
-    views["counts"] = view(self, table.counts);
-    views["written"] = view(self, table.written);
-    views["tokens"] = rows_of(self, table.tokens, table.k);
-    views["probs"] = rows_of(self, table.probs, table.k);
+    nb::dict views = table(self, mixer.table);
     views["weights"] = view(self, mixer.weights);
     views["biases"] = view(self, mixer.biases);
     return views;

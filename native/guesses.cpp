@@ -84,13 +84,7 @@ void observe_trigram(Trigram& trigram, Input<int32_t, 1> context, Input<int32_t,
 
 nb::dict trigram_arrays(nb::handle self) {
     auto& trigram = nb::cast<Trigram&>(self);
-    SuccessorTable& table = trigram.table;
-    nb::dict views;
-    views["keys"] = view(self, table.keys);
-    views["counts"] = view(self, table.counts);
-    views["written"] = view(self, table.written);
-    views["tokens"] = view(self, table.tokens);
-    views["probs"] = view(self, table.probs);
+    nb::dict views = table(self, trigram.table);
     views["reliability"] = view(self, trigram.reliability);
     return views;
 }

@@ -67,7 +67,7 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
     guess = TokenTree(tree.tokens, tree.parents, scores, tree.origin)
     governor = Governor(FLAT)
-    chances = sorted(governor.calibration.chances(guess).tolist(), reverse=True)
+    chances = sorted(governor.calibration.chances([guess]).tolist(), reverse=True)
     rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
     [chosen] = governor.choose([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
@@ -81,8 +81,8 @@ def test_scores_are_calibrated_by_what_came_true():
         accepted = 0
         while accepted < 3 and generator.random() < 0.3:
             accepted += 1
-        calibration.learn(guess, list(range(accepted + 1)))
-    assert calibration.chances(guess)[1] == pytest.approx(0.3, abs=0.1)
+        calibration.learn([guess], [list(range(accepted + 1))])
+    assert calibration.chances([guess])[1] == pytest.approx(0.3, abs=0.1)
 
 
 def test_the_report_says_what_was_done():
@@ -200,7 +200,7 @@ def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
     """Against every set of nodes that has all roots, and with a node its parent."""
     found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
     governor, drafting = Governor(FLAT), 0.1
-    chances = [governor.calibration.chances(tree) for tree in found]
+    chances = [governor.calibration.chances([tree]) for tree in found]
     alone = FLAT.at(len(found))
     ride = float(governor.seconds(len(found) + riding)) - alone
 
@@ -212,7 +212,7 @@ def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
     kept = governor.choose(found, drafting, riding)
     sizes = sum(map(len, kept))
     best = max(rate(masks) for masks in product(*map(closed, found)))
-    tokens = sum(float(governor.calibration.chances(tree).sum()) for tree in kept)
+    tokens = sum(float(governor.calibration.chances([tree]).sum()) for tree in kept)
     got = tokens / (float(governor.seconds(sizes + riding)) - ride + drafting)
     if len(found) > 1 and best <= 1.05 * len(found) / alone:  # beside others a gain must be clear
         assert sizes == len(found)

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline import _native
 from paceline.core import Cost, TokenTree
 from paceline.errors import RequestError
 
@@ -97,34 +98,54 @@ class Calibration:
         self.predicted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
         self.accepted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
 
-    def chances(self, tree: TokenTree) -> NDArray[np.float64]:
-        """Chance that each node is reached and accepted, float64 [N]; never above its parent's."""
-        origin, depth = self._kind(tree)
+    def chances(self, trees: Trees) -> NDArray[np.float64]:
+        """Chance that each node of all trees is reached and accepted, float64 [sum N]."""
+        forest = _Forest(trees)
+        kinds = self._kinds(forest)
         ratio = (self.accepted + self.prior) / (self.predicted + self.prior)
-        own = np.clip(tree.scores * ratio[origin, depth], 0.0, 1.0).tolist()
-        own[0] = 1.0
-        parents = tree.parents.tolist()
-        for node in range(1, len(own)):
-            own[node] *= own[parents[node]]
-        return np.array(own)
+        return _native.reached(forest.parents, forest.scores * ratio[kinds])
 
-    def learn(self, tree: TokenTree, path: list[int]) -> None:
+    def learn(self, trees: Trees, paths: Paths) -> None:
         """Every child of an accepted node was put to the test."""
-        origin, depth = self._kind(tree)
-        tested, on_path = judged(tree, path)
-        self.predicted *= self.decay
-        self.accepted *= self.decay
-        kinds = (origin[tested], depth[tested])
-        np.add.at(self.predicted, kinds, tree.scores[tested])
-        np.add.at(self.accepted, kinds, on_path[tested])
+        forest = _Forest(trees)
+        tested, on_path = forest.judged(paths)
+        kinds = tuple(kind[tested] for kind in self._kinds(forest))
+        # One tree after the other: what the first taught has faded most.
+        faded = self.decay ** (len(trees) - 1 - forest.tree[tested])
+        for counts, seen in ((self.predicted, forest.scores), (self.accepted, on_path)):
+            counts *= self.decay ** len(trees)
+            np.add.at(counts, kinds, seen[tested] * faded)
 
-    def _kind(self, tree: TokenTree) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-        missing = int(tree.origin.max(initial=0)) + 1 - len(self.predicted)
+    def _kinds(self, forest: _Forest) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+        """Origin and depth of each node, as `predicted` and `accepted` are indexed."""
+        missing = int(forest.origin.max()) + 1 - len(self.predicted)
         if missing > 0:
             empty = np.zeros((missing, self.DEPTHS))
             self.predicted = np.concatenate([self.predicted, empty])
             self.accepted = np.concatenate([self.accepted, empty])
-        return np.maximum(tree.origin, 0), np.minimum(tree.depths(), self.DEPTHS - 1)
+        depths = _native.depths(forest.parents)
+        return forest.origin, np.minimum(depths, self.DEPTHS - 1)
+
+
+class _Forest:
+    """The nodes of some trees, one tree behind the other."""
+
+    def __init__(self, trees: Trees) -> None:
+        sizes = [len(tree) for tree in trees]
+        self.starts = np.cumsum([0, *sizes[:-1]])
+        self.tree = np.arange(len(trees)).repeat(sizes)  # whose each node is
+        self.parents = np.concatenate([tree.parents for tree in trees])
+        self.parents += self.starts[self.tree].astype(np.int32)
+        self.parents[self.starts] = -1
+        self.scores = np.concatenate([tree.scores for tree in trees])
+        self.origin = np.concatenate([tree.origin for tree in trees]).clip(0)
+
+    def judged(self, paths: Paths) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """The nodes that were put to the test, and the accepted ones with the roots."""
+        accepted = np.zeros(len(self.parents), bool)
+        for path, start in zip(paths, self.starts.tolist(), strict=True):
+            accepted[[start + node for node in path]] = True
+        return accepted[self.parents] & (self.parents >= 0), accepted
 
 
 def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -162,7 +183,8 @@ class Governor:
     def __post_init__(self) -> None:
         if self.most is None:
             self.most = _largest_useful(self.cost)
-        self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
+        self._nodes = np.array(self.cost.nodes)
+        self._seconds = np.array(self.cost.seconds)  # T at these nodes, as passes correct it
         self._drafting = 0.0  # seconds, running mean
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
@@ -200,10 +222,10 @@ class Governor:
 
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
-        chances = np.concatenate([self.calibration.chances(tree) for tree in trees])
-        requests, starts = len(trees), np.cumsum([0, *map(len, trees)])
+        chances = self.calibration.chances(trees)
+        requests, ends = len(trees), np.cumsum([len(tree) for tree in trees])
         first = chances.copy()
-        first[starts[:-1]] = 2.0  # roots come first
+        first[[0, *ends[:-1]]] = 2.0  # roots come first
         order = np.argsort(-first, kind="stable")  # parents come before their children
         tokens = np.cumsum(chances[order])[requests - 1 :]
         passes = self.seconds(requests + riding + np.arange(len(tokens))) - self._ride(
@@ -229,7 +251,8 @@ class Governor:
         keep[order[: requests + best]] = True
         self._kept += 0.1 * (best / requests - self._kept)
         return [
-            tree.keep(kept) for tree, kept in zip(trees, np.split(keep, starts[1:-1]), strict=True)
+            tree.keep(keep[end - len(tree) : end])
+            for tree, end in zip(trees, ends.tolist(), strict=True)
         ]
 
     def record(
@@ -256,8 +279,7 @@ class Governor:
             return
         draft = min(draft, 4.0 * requests * self._drafting or draft)
         self._drafting += 0.1 * (draft / requests - self._drafting)
-        for tree, path in zip(trees, paths, strict=True):
-            self.calibration.learn(tree, path)
+        self.calibration.learn(trees, paths)
         won = sum(map(len, paths)) * plain / requests - draft - forward
         self._saved += won
         self._worst = min(self._worst, self._saved)
@@ -265,7 +287,7 @@ class Governor:
 
     def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
         """T(n) as passes corrected it; beyond the largest known size it goes on as steeply."""
-        sizes, times, nodes = np.array(self.cost.nodes), self._seconds, np.asarray(size)
+        sizes, times, nodes = self._nodes, self._seconds, np.asarray(size)
         found = np.interp(nodes, sizes, times)
         if len(sizes) > 1:
             slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
@@ -289,7 +311,7 @@ class Governor:
         forward = min(forward, 2.0 * expected)
         if riding:
             return forward
-        near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / (nodes + riding))))
+        near = np.exp(-np.abs(np.log2(self._nodes / (nodes + riding))))
         change = max(forward / expected, 0.5) - 1.0
         self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
         return forward

@@ -122,7 +122,7 @@ class _Asked:
     """One pass: who was asked, what it cost, and who named which node."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    named: dict[tuple[int, ...], int] = field(default_factory=dict)
+    named: dict[tuple[int, ...], int] = field(default_factory=dict)  # empty if no member guessed
     at: float = 0.0
 
 
@@ -166,6 +166,7 @@ class _Blend(Drafter):
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt = 0
+        self._silent: set[int] = set()  # members that this request leaves nothing to say
 
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)
@@ -176,6 +177,9 @@ class _Blend(Drafter):
                 self._worth[i] = _Worth()  # it knows something new
             if member.certain and request.controls:
                 self._worth[i] = _Worth()
+        self._silent = {
+            i for i, m in enumerate(self._members) if m.certain and not request.controls
+        }
 
     def attach(self, sequence: Cached) -> None:
         for member in self._members:
@@ -185,16 +189,19 @@ class _Blend(Drafter):
         asked = _Asked()
         guesses = []
         for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
+            if i in self._silent:
+                continue
             if worth.resting and self._method.ask == "worth":
                 worth.resting -= 1
                 continue
             start = perf_counter()
             guess = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
-            guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
+            if len(guess) > 1:
+                guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
         tokens, parents, scores, origin, named = self._blend.propose(context, budget, guesses)
         tree = TokenTree(tokens, parents, scores, origin)
-        if asked.seconds:
+        if guesses:
             asked.named = dict(zip(_paths(tree), named.tolist(), strict=True))
         asked.at = perf_counter()
         self._asked = asked
@@ -223,8 +230,10 @@ class _Blend(Drafter):
         if asked.at:
             token = (perf_counter() - asked.at) / accepted
             self._token += 0.05 * (token - self._token) if self._token else token
-        paths = _paths(step.tree)
-        credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
+        credit: list[int] = []
+        if asked.named:
+            paths = _paths(step.tree)
+            credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
         for i, seconds in asked.seconds.items():
             bit = 1 << i + len(_OWN)
             gained = sum(1 / named.bit_count() for named in credit if named & bit)
