@@ -44,8 +44,9 @@ inline nb::dict table(nb::handle owner, const SuccessorTable& table) {
     const auto by_share = [&](auto* first) {
         using T = std::remove_pointer_t<decltype(first)>;
         const auto step = static_cast<int64_t>(sizeof(Share) / sizeof(T));
-        const auto wide = static_cast<int64_t>(table.k) * step;
-        return nb::cast(nb::ndarray<nb::numpy, T>(first, {table.rows, table.k}, owner, {wide, step}));
+        const auto row = static_cast<int64_t>(table.k) * step;
+        return nb::cast(
+            nb::ndarray<nb::numpy, T>(first, {table.rows, table.k}, owner, {row, step}));
     };
     nb::dict views;
     views["keys"] = by_row(&table.ways()->key);

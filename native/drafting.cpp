@@ -28,12 +28,12 @@ void fetch(const void* first, size_t bytes) {
 }
 
 // By insertion: they are nearly in order.
-void sort_best_first(std::vector<Share>& all) {
-    for (size_t i = 1; i < all.size(); ++i) {
-        const Share one = all[i];
-        size_t place = i;
-        for (; place > 0 && one < all[place - 1]; --place) all[place] = all[place - 1];
-        all[place] = one;
+void sort(Share* first, Share* last) {
+    for (Share* next = first; next != last; ++next) {
+        const Share one = *next;
+        Share* place = next;
+        for (; place != first && one < place[-1]; --place) *place = place[-1];
+        *place = one;
     }
 }
 
@@ -106,45 +106,51 @@ void SuccessorTable::tick() {
     ++clock;
 }
 
-size_t& SuccessorTable::slot(int32_t token) {
+uint16_t& SuccessorTable::slot(int32_t token) {
     size_t at = (static_cast<uint32_t>(token) * 2654435769u >> 8) & (slots_.size() - 1);
-    while (slots_[at] && heard_[slots_[at] - 1].token != token) at = (at + 1) & (slots_.size() - 1);
+    while (slots_[at] && heard_[slots_[at] - 1u].token != token) at = (at + 1) & (slots_.size() - 1);
     return slots_[at];
 }
 
 void SuccessorTable::hear(const int32_t* top, const float* p, size_t n) {
     heard_.clear();
     for (size_t i = 0; i < n; ++i) heard_.push_back({top[i], p[i]});
-    sort_best_first(heard_);
+    sort(heard_.data(), heard_.data() + n);
     size_t slots = 64;
     while (slots < 4 * n) slots *= 2;
     slots_.assign(slots, 0);
-    for (size_t i = 0; i < n; ++i) slot(heard_[i].token) = i + 1;
+    for (size_t i = 0; i < n; ++i) slot(heard_[i].token) = static_cast<uint16_t>(i + 1);
+    merged_.resize(n + k);
 }
 
-// One row towards what was heard.
+// One row towards what was heard. Both are merged without a branch that depends on what they hold.
 void SuccessorTable::move(Share* row, uint32_t count, float keep) {
     const auto seen = static_cast<float>(count);
     const float old = std::min(keep, seen / (seen + 1.0f)), fresh = 1.0f - old;
-    merged_.assign(heard_.begin(), heard_.end());
-    for (Share& one : merged_) one.chance *= fresh;
-    known_.clear();
+    const size_t heard = heard_.size();
+    Share* merged = merged_.data();
+    for (size_t i = 0; i < heard; ++i) merged[i] = {heard_[i].token, heard_[i].chance * fresh};
+    size_t all = heard;  // behind what was heard, what only the row knows
     for (size_t i = 0; count && i < k && row[i].token >= 0; ++i) {
-        const float rest = row[i].chance * old;
-        if (const size_t place = slot(row[i].token))
-            merged_[place - 1].chance = rest + merged_[place - 1].chance;
-        else
-            known_.push_back({row[i].token, rest});
+        const size_t place = slot(row[i].token);
+        const size_t at = place ? place - 1 : all;
+        const float here = place ? merged[at].chance : 0.0f;
+        merged[at] = {row[i].token, here + row[i].chance * old};
+        all += !place;
     }
-    sort_best_first(merged_);
-    sort_best_first(known_);
-    auto a = merged_.begin(), b = known_.begin();
-    for (size_t i = 0; i < k; ++i) {
-        const bool first = b == known_.end() || (a != merged_.end() && *a < *b);
-        const bool none = first && a == merged_.end();
-        const Share next = none ? Share{} : first ? *a++ : *b++;
-        row[i] = next.chance > 0.0f ? next : Share{-1, 0.0f};
+    const Share *a = merged, *b = merged + heard, *const middle = b, *const end = merged + all;
+    if (count) sort(merged, merged + heard);
+    sort(merged + heard, merged + all);
+    size_t kept = 0;
+    while (kept < k && (a != middle || b != end)) {
+        const bool first = b == end || (a != middle && *a < *b);
+        const Share next = first ? *a : *b;
+        a += first;
+        b += !first;
+        if (!(next.chance > 0.0f)) break;
+        row[kept++] = next;
     }
+    std::fill(row + kept, row + k, Share{-1, 0.0f});
 }
 
 void SuccessorTable::observe(const uint64_t* keys, size_t contexts, const int32_t* top,
@@ -172,11 +178,11 @@ namespace {
 
 // tokens, parents and scores of the tree a source grows from a context.
 template <class Source>
-nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget) {
+nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget, float least) {
     check_context(context);
     Growth tree(context.data(), context.shape(0), source.width());
     source.start();
-    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(tree, budget, least, [&](size_t node, std::vector<Candidate>& out) {
         source.successors(tree, node, out);
     });
     return arrays::tree(tree);
@@ -236,7 +242,7 @@ void observe_blend(Blend& blend, Input<int32_t, 1> context, Input<int32_t, 1> to
 using Guess = std::tuple<size_t, bool, Input<int32_t, 1>, Input<int32_t, 1>, Input<float, 1>>;
 
 // tokens, parents, scores, origins, and who named each node.
-nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
+nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget, float least,
                         const std::vector<Guess>& guesses) {
     check_context(context);
     std::vector<Blend::Proposal> proposals;
@@ -252,7 +258,7 @@ nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
     }
     blend.start(context.data(), context.shape(0), std::move(proposals));
     Growth tree(context.data(), context.shape(0), blend.width());
-    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(tree, budget, least, [&](size_t node, std::vector<Candidate>& out) {
         blend.successors(tree, node, out);
     });
     return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores),
@@ -274,7 +280,8 @@ void bind_drafting(nb::module_& m) {
     nb::class_<Mixer>(m, "Mixer", "The model's distributions by context, mixed; native/mixer.hpp.")
         .def(nb::init<size_t, size_t, size_t, size_t, float, float>(), nb::arg("orders"),
              nb::arg("skips"), nb::arg("k"), nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))
-        .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("observe", &observe_mixer, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
@@ -288,7 +295,8 @@ void bind_drafting(nb::module_& m) {
              nb::arg("orders"), nb::arg("skips"), nb::arg("k"), nb::arg("capacity"),
              nb::arg("keep"), nb::arg("rate"), nb::arg("reach"), nb::arg("follow"),
              nb::arg("members"))
-        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("guesses"))
+        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("least"),
+             nb::arg("guesses"))
         .def("observe", &observe_blend, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
@@ -308,7 +316,8 @@ void bind_drafting(nb::module_& m) {
                 lookup.extend(text.data(), text.shape(0), learn_from);
             },
             nb::arg("text"), nb::arg("learn_from"))
-        .def("propose", &propose<Lookup>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Lookup>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("reset", &Lookup::reset)
         .def("reliability", [](nb::handle self) {
             return view(self, nb::cast<Lookup&>(self).reliability);
@@ -322,7 +331,8 @@ void bind_drafting(nb::module_& m) {
                 suffix.extend(text.data(), text.shape(0), learn_from);
             },
             nb::arg("text"), nb::arg("learn_from"))
-        .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("reset", &Suffix::reset)
         .def_prop_ro("bytes", &Suffix::bytes)
         .def("beside", [](const Suffix& suffix) { return Suffix(suffix); })

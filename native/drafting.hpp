@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -16,8 +17,11 @@ struct Share {
     int32_t token;
     float chance;
 
-    bool operator<(const Share& other) const {  // the likelier first, of equal ones the lower token
-        return chance != other.chance ? chance > other.chance : token < other.token;
+    // The likelier first, of equal ones the lower token. Chances are positive: their bits have the
+    // same order.
+    bool operator<(const Share& other) const { return rank() > other.rank(); }
+    uint64_t rank() const {
+        return uint64_t{std::bit_cast<uint32_t>(chance)} << 32 | ~static_cast<uint32_t>(token);
     }
 };
 
@@ -76,8 +80,8 @@ public:
     // Move the rows of some contexts towards a distribution: keep * old + (1 - keep) * new. The
     // first observations are averaged, each weighing the same, for as long as that keeps less. A
     // key 0 is no context.
-    void observe(const uint64_t* keys, size_t contexts, const int32_t* top, const float* p, size_t n,
-                 float keep);
+    void observe(const uint64_t* keys, size_t contexts, const int32_t* top, const float* p,
+                 size_t n, float keep);
 
     void clear();
 
@@ -99,12 +103,12 @@ private:
     size_t claim(uint64_t key);
     void tick();
     void hear(const int32_t* top, const float* p, size_t n);
-    size_t& slot(int32_t token);
+    uint16_t& slot(int32_t token);
     void move(Share* row, uint32_t seen, float keep);
 
     Buffer ways_, shares_;
-    std::vector<Share> heard_, merged_, known_;
-    std::vector<size_t> slots_;  // of what was heard, by hash: its place and one
+    std::vector<Share> heard_, merged_;
+    std::vector<uint16_t> slots_;  // of what was heard, by hash: its place and one
 };
 
 // A tree under construction. Each node carries its last `width` tokens, newest first, -1 before the
@@ -147,9 +151,9 @@ private:
 
 // Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(node, out)`
 // appends to `out` the distinct successors of a node with their chances; it is asked once for each
-// node but the last, in order.
+// node but the last, in order. Paths with a chance below `least` are left out.
 template <class Successors>
-void grow(Growth& tree, size_t budget, Successors&& successors) {
+void grow(Growth& tree, size_t budget, float least, Successors&& successors) {
     struct Open {
         float path;  // chance that the whole path is accepted
         int32_t parent;
@@ -170,7 +174,7 @@ void grow(Growth& tree, size_t budget, Successors&& successors) {
         for (const Candidate& child : found) {
             const Open one{path[node] * child.chance, static_cast<int32_t>(node), child};
             const bool full = open.size() == room;
-            if (full && one < open.front()) continue;
+            if (one.path < least || (full && one < open.front())) continue;
             auto place = std::lower_bound(open.begin(), open.end(), one);
             if (!full) {
                 open.insert(place, one);

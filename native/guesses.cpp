@@ -22,7 +22,7 @@ namespace {
 nb::tuple propose_trie(Trie& trie, Input<int32_t, 1> context, size_t budget) {
     check_context(context);
     Growth grown(context.data(), context.shape(0), trie.width());
-    grow(grown, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(grown, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
         trie.successors(grown.last(node), out);
     });
     return tree(grown);

@@ -84,9 +84,8 @@ class TokenTree:
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` that holds `token`, or None."""
-        found = (self.parents == node) & (self.tokens == token)
-        place = int(found.argmax())
-        return place if found[place] else None
+        found = ((self.parents == node) & (self.tokens == token)).nonzero()[0]
+        return int(found[0]) if len(found) else None
 
     def keep(self, kept: NDArray[np.bool_]) -> TokenTree:
         """The nodes of the mask `kept` [N]; with every node its parent must be kept."""

@@ -199,7 +199,9 @@ class _Blend(Drafter):
             asked.seconds[i] = perf_counter() - start
             if len(guess) > 1:
                 guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
-        tokens, parents, scores, origin, named = self._blend.propose(context, budget, guesses)
+        tokens, parents, scores, origin, named = self._blend.propose(
+            context, budget, self.least, guesses
+        )
         tree = TokenTree(tokens, parents, scores, origin)
         if guesses:
             asked.named = dict(zip(_paths(tree), named.tolist(), strict=True))

@@ -115,7 +115,7 @@ class _Recycle(Drafter):
         self._prompt = len(request.prompt)
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
-        return grown(*self._mixer.propose(context, budget))
+        return grown(*self._mixer.propose(context, budget, self.least))
 
     def observe(self, step: Step) -> None:
         # The prompt's own tokens were not drawn from the model: they teach the weights nothing.

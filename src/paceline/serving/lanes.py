@@ -86,8 +86,9 @@ class Lanes:
             start = perf_counter()
             wished = asked if turn.budget is None else turn.budget
             spare = self.governor.spare() if turn.budget is None and not asked else 0
+            least = self.governor.least() if turn.budget is None else 0.0
             try:
-                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1))
+                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1), least)
             except MemoryFullError:  # drafting needs room, too; the pass can do without
                 turn.tree = TokenTree.root(int(turn.run.text[-1]))
             except Exception as error:
