@@ -18,6 +18,7 @@ from benchmarks.reference_models import evaluate, sources, train, vocabulary
 from benchmarks.reference_models.contamination import phrases, search
 from benchmarks.reference_models.export import END, END_OF_TEXT, export, shards
 from benchmarks.reference_models.family import FAMILY, Member, parameters
+from benchmarks.reference_models.int8 import convert
 from benchmarks.reference_models.pack import encode, pack
 from benchmarks.reference_models.windows import Blocks, Dense, Windows, documents
 from hypothesis import given, settings
@@ -366,6 +367,18 @@ def test_bits_per_byte_are_the_trained_models_own(tokenizer: Path, tmp_path: Pat
     assert ids.shape[1] == found["tokens"] + 1  # one window
     nats = train.head_loss(model, model.states(ids[:, :-1]), ids[:, 1:]).item()
     assert found["bits_per_byte"] == pytest.approx(nats / np.log(2) / len(said), abs=1e-3)
+
+
+def test_int8_is_half_the_file_and_nearly_the_same_model(tokenizer: Path, tmp_path: Path):
+    export(_lively(), TINY, tmp_path / "wide", tokenizer)
+    convert(tmp_path / "wide", tmp_path / "narrow")
+    wide, narrow = LM(tmp_path / "wide", budget=0), LM(tmp_path / "narrow", budget=0)
+    assert narrow.engine.format == "int8,head=bf16"
+    found = [evaluate.bits_per_byte(lm, [text(3)])["bits_per_byte"] for lm in (wide, narrow)]
+    assert found[1] == pytest.approx(found[0], rel=0.005)
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("wide", "narrow")]
+    embedding = 2 * TINY.vocab_size * TINY.hidden_size
+    assert sizes[1] - embedding < 0.6 * (sizes[0] - embedding)
 
 
 @settings(deadline=None)

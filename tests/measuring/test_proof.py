@@ -3,13 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from paceline.core import Output
+from paceline.core import Output, Request
 from paceline.decoding.governor import Fixed
 from paceline.errors import RequestError
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.proof import compare, prove
 from paceline.measuring.report import proof_document
-from paceline.measuring.turns import Asking, plain_turns
+from paceline.measuring.turns import Asking, decode, plain_drafter, plain_turns
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import ToyEngine
 
@@ -66,21 +66,50 @@ def test_the_tolerance_is_in_logits_and_scores_are_over_the_temperature():
     engine = ToyEngine()
     engine.invariant, engine.tolerance = False, 0.1
     plain, other = Output([1, 2], margins=[1.0, 0.15]), Output([1, 3])
-    assert compare(plain, other, engine, 0.0).verdict == "bug"
-    assert compare(plain, other, engine, 0.5).verdict == "tie"
-    assert compare(plain, other, engine, 0.5).tolerance == 0.2
+    cold, warm = Request((1, 2), 4), Request((1, 2), 4, temperature=0.5)
+    assert compare(ToyLM(engine), cold, plain, other).verdict == "bug"
+    assert compare(ToyLM(engine), warm, plain, other).verdict == "tie"
+    assert compare(ToyLM(engine), warm, plain, other).tolerance == 0.2
+
+
+class WorseOfTwo:
+    """Keeps the two best tokens and prefers the second, by far."""
+
+    def apply(self, logits, history):
+        best, second = np.argsort(logits)[:-3:-1]
+        edited = np.full_like(logits, -np.inf)
+        edited[best], edited[second] = 0.0, 1000.0
+        return edited
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(1.01, "tie"), (0.99, "bug")])
+def test_a_token_that_rounding_takes_past_a_cut_is_a_tie(share, verdict):
+    lm = ToyLM()
+    request = Request((1, 2, 3), 6, controls=(WorseOfTwo(),))
+    plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
+    said = plain.tokens[:4]
+    logits = lm.engine.logits_after([*request.prompt, *said])
+    third, second = np.argsort(logits)[-3:-1]
+    assert plain.tokens[4] == second
+    assert plain.margins[4] == 1000
+    other = Output([*said, int(third)])
+    assert compare(lm, request, plain, other).verdict == "bug"
+    lm.engine.invariant = False
+    lm.engine.tolerance = share * float(logits[second] - logits[third])
+    assert compare(lm, request, plain, other).verdict == verdict
 
 
 def test_an_output_that_ends_elsewhere_is_a_bug():
     engine = ToyEngine()
     engine.invariant, engine.tolerance = False, 100.0
     long, short = Output([1, 2], margins=[0.0, 0.0]), Output([1], margins=[0.0])
-    early, late = compare(long, short, engine, 0.0), compare(short, long, engine, 0.0)
+    lm, request = ToyLM(engine), Request((1, 2), 4)
+    early, late = compare(lm, request, long, short), compare(lm, request, short, long)
     assert (early.expected, early.found, early.verdict) == (2, None, "bug")
     assert (late.expected, late.found, late.margin, late.verdict) == (None, 2, None, "bug")
     same = Output([1], finish="stop")
-    assert compare(short, same, engine, 0.0).verdict == "bug"
-    assert compare(short, Output([1]), engine, 0.0) is None
+    assert compare(lm, request, short, same).verdict == "bug"
+    assert compare(lm, request, short, Output([1])) is None
 
 
 def test_later_turns_are_asked_after_the_plain_answers():

@@ -17,7 +17,7 @@ import tiny
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import ModelError
 from paceline.models import load
-from paceline.models.checkpoint import to_float32
+from paceline.models.safetensors import to_float32
 
 TENSORS = dict[str, torch.Tensor]
 

@@ -258,7 +258,7 @@ def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     from paceline.measuring.turns import decode, plain_drafter
 
     plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
-    difference = compare(plain, output, lm.engine, request.temperature)
+    difference = compare(lm, request, plain, output)
     if difference is None:
         say("identical to plain decoding")
         return {"identical": True, "plain_tokens_per_second": plain.tokens_per_second}

@@ -64,42 +64,53 @@ def open_engine(
                 f"the reference engine caches keys and values in the format of its weights, not in "
                 f"{kv_format!r}; leave kv_format out"
             )
-        try:
-            from paceline.engines.reference import DTYPES as REFERENCE_DTYPES
-            from paceline.engines.reference import ReferenceEngine
-        except ModuleNotFoundError as error:
-            raise MethodError(
-                "the reference engine needs torch; install paceline[torch]"
-            ) from error
-        dtype = REFERENCE_DTYPES.get("fp32" if weight_format == "auto" else weight_format)
-        if dtype is None:
-            raise MethodError(
-                f"the reference engine has no format {weight_format!r}; "
-                f"expected auto, {', '.join(REFERENCE_DTYPES)}"
-            )
-        return ReferenceEngine(
-            model.config, model.weights, device=device or "cpu", dtype=dtype, kv_limit=kv_limit
-        )
+        return _reference(model, device or "cpu", weight_format, kv_limit)
     if device:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
+    kept = "fp32" if kv_format == "auto" else kv_format
+    return _native(model, threads, weight_format, kept, kv_limit)
+
+
+def _reference(model: Model, device: str, weight_format: str, kv_limit: int | None) -> Engine:
+    try:
+        from paceline.engines.reference import DTYPES, ReferenceEngine
+    except ModuleNotFoundError as error:
+        raise MethodError("the reference engine needs torch; install paceline[torch]") from error
+    dtype = DTYPES.get("fp32" if weight_format == "auto" else weight_format)
+    if dtype is None:
+        raise MethodError(
+            f"the reference engine has no format {weight_format!r}; "
+            f"expected auto, {', '.join(DTYPES)}"
+        )
+    return ReferenceEngine(
+        model.config, model.weights, device=device, dtype=dtype, kv_limit=kv_limit
+    )
+
+
+def _native(
+    model: Model, threads: int | None, weight_format: str, kv_format: str, kv_limit: int | None
+) -> Engine:
     from paceline.engines.formats import NotTernaryError
     from paceline.engines.native import NativeEngine
 
     def load(name: str) -> Engine:
-        kept = "fp32" if kv_format == "auto" else kv_format
         return NativeEngine(
             model.config,
             model.weights,
             threads=threads,
             format=name,
-            kv_format=kept,
+            kv_format=kv_format,
             kv_limit=kv_limit,
         )
 
     if weight_format != "auto":
         return load(weight_format)
     stored = set(model.weights.formats())
+    packed = stored - STORED.keys()
+    stored -= packed
     kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
+    if packed:  # int8 also holds blocks of 4 bits whose scales int4 would have to move
+        return load(f"int8,head={kept}")
     if model.config.family == "bitnet":
         with suppress(NotTernaryError):
             return load(f"ternary,head={kept}")

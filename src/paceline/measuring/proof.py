@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from paceline.core import Output
-from paceline.decoding.governor import Budget
+from paceline.core import Floats, Output, Request
+from paceline.decoding.governor import Budget, Fixed
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.drafters.learnt import read_learnt, write_learnt
-from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.turns import Asking, Turn, decode, plain_turns
+from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,7 @@ class Difference:
         margin: distance of the two best scores of the plain draw, in units of its scores (logits
             over temperature, plus noise); None where plain decoding drew nothing.
         tolerance: how far rounding may move that distance; 0 on a batch-invariant engine.
-        verdict: `tie` when the margin is within the tolerance, otherwise `bug`.
+        verdict: `tie` when rounding within the tolerance explains it, otherwise `bug`.
     """
 
     position: int
@@ -50,22 +49,57 @@ def _shown(token: int | None) -> str:
     return "ended" if token is None else f"token {token}"
 
 
-def compare(plain: Output, other: Output, engine: Engine, temperature: float) -> Difference | None:
-    """The first difference, or None; `plain` was decoded with margins."""
+@dataclass(frozen=True, slots=True)
+class _Moved:
+    """Moves one logit at one place, before all controls."""
+
+    place: int  # tokens before it
+    token: int
+    by: float
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        if len(history) == self.place:
+            logits = logits.copy()
+            logits[self.token] += self.by
+        return logits
+
+
+def compare(lm: LM, request: Request, plain: Output, other: Output) -> Difference | None:
+    """The first difference, or None; `plain` was decoded with margins.
+
+    Where rounding is allowed, a difference is a tie if the two best scores are within the
+    tolerance, or if plain decoding itself goes the other way once one of the two logits is moved by
+    the tolerance: near the edge of a truncation (top-k, top-p, ...) a token may fall out that was
+    far ahead.
+    """
     position = 0
-    for expected, found in zip(plain.tokens, other.tokens, strict=False):
-        if expected != found:
+    for one, another in zip(plain.tokens, other.tokens, strict=False):
+        if one != another:
             break
         position += 1
     ends = [out.tokens[position] if position < len(out.tokens) else None for out in (plain, other)]
     if ends == [None, None] and plain.finish == other.finish:
         return None
-    tolerance = 0.0 if engine.invariant else engine.tolerance / (temperature or 1.0)
-    margin = plain.margins[position] if ends[0] is not None else None
-    # An output that ends elsewhere after the same tokens is never a matter of rounding.
-    rounding = not engine.invariant and ends[1] is not None
-    tie = rounding and margin is not None and margin <= tolerance
-    return Difference(position, ends[0], ends[1], margin, tolerance, "tie" if tie else "bug")
+    expected, found = ends
+    margin = plain.margins[position] if expected is not None else None
+    tolerance, tie = 0.0, False
+    if not lm.engine.invariant:
+        tolerance = lm.engine.tolerance / (request.temperature or 1.0)
+        # An output that ends elsewhere after the same tokens is never a matter of rounding.
+        if margin is not None and expected is not None and found is not None:
+            moves = ((found, lm.engine.tolerance), (expected, -lm.engine.tolerance))
+            tie = margin <= tolerance or any(
+                _moved(lm, request, position, token, by) == found for token, by in moves
+            )
+    return Difference(position, expected, found, margin, tolerance, "tie" if tie else "bug")
+
+
+def _moved(lm: LM, request: Request, position: int, token: int, by: float) -> int | None:
+    """Plain decoding's new token at `position` once the logit of `token` is moved there."""
+    move = _Moved(len(request.prompt) + position, token, by)
+    again = replace(request, controls=(move, *request.controls), max_new_tokens=position + 1)
+    tokens = decode(lm, plain_drafter(lm), again, Fixed(0)).tokens
+    return tokens[position] if position < len(tokens) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +188,7 @@ def prove(
             proof.clipped += turn.clipped
             for name, (drafter, sizes) in built.items():
                 output = decode(lm, drafter, turn.request, sizes)
-                _count(proof, lm.engine, name, turn, output)
+                _count(proof, lm, name, turn, output)
                 if reload:
                     built[name] = (_reloaded(methods[name], lm, drafter), sizes)
             progress()
@@ -173,9 +207,8 @@ def _reloaded(method: DraftMethod, lm: LM, drafter: Drafter) -> Drafter:
     return fresh
 
 
-def _count(proof: Proof, engine: Engine, name: str, turn: Turn, output: Output) -> None:
-    temperature = turn.request.temperature
-    difference = compare(turn.plain, output, engine, temperature)
+def _count(proof: Proof, lm: LM, name: str, turn: Turn, output: Output) -> None:
+    difference = compare(lm, turn.request, turn.plain, output)
     tally = proof.drafters[name]
     tally.pairs += 1
     tally.tokens += len(output.tokens)
@@ -185,4 +218,4 @@ def _count(proof: Proof, engine: Engine, name: str, turn: Turn, output: Output) 
         return
     tally.ties += difference.verdict == "tie"
     tally.bugs += difference.verdict == "bug"
-    proof.findings.append(Finding(name, turn.name, temperature, difference))
+    proof.findings.append(Finding(name, turn.name, turn.request.temperature, difference))

@@ -16,9 +16,11 @@ from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.families import Family
 from paceline.models.layout import Place, Shape, places
-from paceline.models.safetensors import Stored, open_tensors
+from paceline.models.packed import Packed, unpacked
+from paceline.models.safetensors import Stored, open_tensors, to_float32
 
 _READABLE = ("F32", "F16", "BF16")
+_Tensor = Stored | Packed
 
 
 class Weights(Mapping[str, Floats]):
@@ -38,7 +40,7 @@ class Weights(Mapping[str, Floats]):
     def __init__(
         self,
         folder: Path,
-        tensors: Mapping[str, Stored],
+        tensors: Mapping[str, _Tensor],
         places: Mapping[str, Place],
         heads: int,
     ) -> None:
@@ -67,7 +69,8 @@ class Weights(Mapping[str, Floats]):
     def stored(self, name: str) -> tuple[str, NDArray[Any]]:
         """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view.
 
-        For engines that compute in these formats. Values are not checked.
+        For engines that compute in these formats. Values are not checked. What is packed in fewer
+        bits is unpacked to `F32`.
         """
         place = self._places[name]
         tensor = self._tensors[place.tensor]
@@ -80,8 +83,8 @@ class Weights(Mapping[str, Floats]):
         return tensor.dtype, values
 
     def formats(self) -> tuple[str, ...]:
-        """The dtypes in use, e.g. `("bf16",)`."""
-        return tuple(sorted({tensor.dtype.lower() for tensor in self._tensors.values()}))
+        """The formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
+        return tuple(sorted({tensor.format for tensor in self._tensors.values()}))
 
     def _check_finite(self, name: str, array: Floats) -> None:
         # A finite sum has finite terms, and summing is one pass without a temporary; only a sum
@@ -95,17 +98,21 @@ class Weights(Mapping[str, Floats]):
         self._finite.add(name)
 
 
-def to_float32(dtype: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Stored values as float32; bfloat16 is the upper half of a float32."""
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
 def open_weights(
-    folder: Path, config: ModelConfig, family: Family, biased: frozenset[str]
+    folder: Path,
+    config: ModelConfig,
+    family: Family,
+    biased: frozenset[str],
+    bits: int | None = None,
 ) -> tuple[ModelConfig, Weights]:
     """The weights of `folder`, every name and shape checked against the config.
+
+    Args:
+        folder: holds the files.
+        config: as config.json says.
+        family: knows where tensors lie.
+        biased: canonical linear maps that have a bias.
+        bits: of packed matrices, where config.json speaks of them.
 
     Returns:
         the config, whose `tied` says what the files hold, and the weights.
@@ -113,7 +120,8 @@ def open_weights(
     Raises:
         ModelError: a tensor is missing, unexpected, or of another shape.
     """
-    tensors = _strip(folder, open_tensors(folder), family)
+    files: Mapping[str, _Tensor] = open_tensors(folder)
+    tensors = _strip(folder, unpacked(folder, files, bits) if bits else files, family)
     wanted = places(config, family, biased)
     if config.tied:
         config = replace(config, tied=_tie(tensors, wanted))
@@ -121,9 +129,9 @@ def open_weights(
     return config, Weights(folder, tensors, wanted, config.layers[0].heads)
 
 
-def _strip(folder: Path, tensors: Mapping[str, Stored], family: Family) -> dict[str, Stored]:
+def _strip(folder: Path, tensors: Mapping[str, _Tensor], family: Family) -> dict[str, _Tensor]:
     """Tensors without their prefixes and without what is no weight."""
-    stripped: dict[str, Stored] = {}
+    stripped: dict[str, _Tensor] = {}
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         bare = name[len(prefix) :]
@@ -136,7 +144,7 @@ def _strip(folder: Path, tensors: Mapping[str, Stored], family: Family) -> dict[
     return stripped
 
 
-def _tie(tensors: dict[str, Stored], wanted: dict[str, Place]) -> bool:
+def _tie(tensors: dict[str, _Tensor], wanted: dict[str, Place]) -> bool:
     """Leave one of embedding and head where the config ties them; False if they differ."""
     embed, head = wanted["embed"].tensor, wanted["head"].tensor
     if head in tensors:
@@ -149,7 +157,7 @@ def _tie(tensors: dict[str, Stored], wanted: dict[str, Place]) -> bool:
     return True
 
 
-def _check(folder: Path, tensors: Mapping[str, Stored], wanted: Mapping[str, Place]) -> None:
+def _check(folder: Path, tensors: Mapping[str, _Tensor], wanted: Mapping[str, Place]) -> None:
     shapes = {place.tensor: place.stored for place in wanted.values()}
     for name, shape in shapes.items():
         if name not in tensors:
@@ -159,7 +167,7 @@ def _check(folder: Path, tensors: Mapping[str, Stored], wanted: Mapping[str, Pla
                 f"tensor {name} of {folder} is stored as {tensors[name].dtype}, expected "
                 f"{', '.join(_READABLE)}; quantised and packed weights are not supported"
             )
-        found = tensors[name].values.shape
+        found = tensors[name].shape
         if found != shape:
             raise ModelError(
                 f"tensor {name} of {folder} has shape {_show(found)}, expected {_show(shape)} by "

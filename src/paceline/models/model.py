@@ -13,6 +13,7 @@ from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
 from paceline.models.generation import Defaults, read_defaults
 from paceline.models.hub import locate
+from paceline.models.packed import packing_bits
 from paceline.models.shape import read_config
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
 
@@ -73,6 +74,10 @@ def load(source: str | Path | None = None) -> Model:
         ModelError: what is wrong with it, and what to do.
     """
     folder = locate(source)
-    config, family, biased = read_config(read_json(folder / "config.json"))
-    config, weights = open_weights(folder, config, family, biased)
+    values = read_json(folder / "config.json")
+    bits = packing_bits(values)
+    if bits:
+        values = values | {"quantization_config": None}
+    config, family, biased = read_config(values)
+    config, weights = open_weights(folder, config, family, biased, bits)
     return Model(folder, config, weights, read_defaults(folder, config))

@@ -37,6 +37,7 @@ _NUMPY: dict[str, np.dtype[Any]] = {
     for size in (1, 2, 4, 8)
     if letter != "F" or size > 1
 }
+_NUMPY["BF16"] = np.dtype("<u2")  # its bits
 
 
 def type_name(dtype: np.dtype[Any]) -> str:

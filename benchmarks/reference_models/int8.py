@@ -1,0 +1,48 @@
+"""Linear maps of a checkpoint in int8: `python -m benchmarks.reference_models.int8 IN OUT`.
+
+Embedding (and head) stay in bfloat16. See `paceline.models.packed` for the format.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from paceline.models.packed import pack, scheme
+from paceline.models.safetensors import Stored, open_tensors, to_float32
+from paceline.models.save import Pending, write_json, write_safetensors
+
+KEPT = ("embed_tokens.weight", "lm_head.weight", "norm.weight")
+DTYPES = {"_packed": "I32", "_scale": "BF16", "_shape": "I64"}
+
+
+def parts(name: str, tensor: Stored) -> dict[str, Pending]:
+    """What a tensor becomes."""
+    if name.endswith(KEPT):
+        return {name: Pending(tensor.shape, lambda: tensor.values, tensor.dtype)}
+    packed = pack(to_float32(tensor.dtype, tensor.values))
+    return {
+        name + suffix: Pending(part.shape, lambda part=part: part, DTYPES[suffix])
+        for suffix, part in packed.items()
+    }
+
+
+def convert(source: Path, target: Path) -> None:
+    """Write `target`, a checkpoint in one file."""
+    pending: dict[str, Pending] = {}
+    for name, tensor in open_tensors(source).items():
+        pending |= parts(name, tensor)
+    target.mkdir(parents=True, exist_ok=True)
+    write_safetensors(target / "model.safetensors", pending)
+    settings = json.loads((source / "config.json").read_text())
+    write_json(target / "config.json", settings | {"quantization_config": scheme()})
+    for path in source.glob("*.json"):
+        if path.name not in ("config.json", "model.safetensors.index.json"):
+            shutil.copyfile(path, target / path.name)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    convert(**vars(parser.parse_args()))
