@@ -39,7 +39,7 @@ class Blend(DraftMethod):
     those that named it, at the time that a token takes now. One that costs more than it brings
     rests, ever longer, and is tried again.
 
-    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 5
+    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 2
     microseconds a node, and the members' own.
     Good for: everything.
 

@@ -39,7 +39,7 @@ class Recycle(DraftMethod):
 
     State: `best` `capacity` rows of 16 + 8k bytes and a thousand weights, `paper` and `static`
     32 bytes for each token of the vocabulary; carried across requests. Cost of a proposal: `best`
-    some 3 microseconds a node, `paper` and `static` 30 in all.
+    some 2 microseconds a node, `paper` and `static` 30 in all.
     Good for: everything; best where the model's text has habits, and the longer it runs.
 
     Attributes:
