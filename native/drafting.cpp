@@ -108,7 +108,8 @@ void SuccessorTable::tick() {
 
 uint16_t& SuccessorTable::slot(int32_t token) {
     size_t at = (static_cast<uint32_t>(token) * 2654435769u >> 8) & (slots_.size() - 1);
-    while (slots_[at] && heard_[slots_[at] - 1u].token != token) at = (at + 1) & (slots_.size() - 1);
+    while (slots_[at] && heard_[slots_[at] - 1u].token != token)
+        at = (at + 1) & (slots_.size() - 1);
     return slots_[at];
 }
 
