@@ -29,9 +29,9 @@ from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+from busy import busy_others, ticks
 from openvino_llama import OpenVino
 from openvino_lookup import OpenVinoLookup, missing
-from peers import busy_others, ticks
 from runners import PEERS, WIDTHS, Runner, chosen, opened
 from transformers_llama import Transformers
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +31,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
+from busy import busy_others, ticks
 from runners import PEERS, WIDTHS, Paceline, Runner, chosen, opened
 from step import SHAPES, RandomWeights
 
@@ -252,24 +252,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], words: int) -> li
     """Markdown; the first `words` columns are text, the others numbers."""
     rule = ["---"] * words + ["---:"] * (len(head) - words)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
-
-
-def ticks() -> tuple[float, float, float]:
-    """Seconds so far: of all cores, of all cores but idle, of this process; zeros off Linux."""
-    try:
-        words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    except OSError:
-        return 0.0, 0.0, 0.0
-    seconds = [int(word) / os.sysconf("SC_CLK_TCK") for word in words]
-    idle = seconds[3] + seconds[4]
-    own = os.times()
-    return sum(seconds), sum(seconds) - idle, own.user + own.system
-
-
-def busy_others(start: tuple[float, float, float], end: tuple[float, float, float]) -> float:
-    """Share of the cores' time that went to other processes; 0 where the system does not tell."""
-    total, busy, own = (after - before for before, after in zip(start, end, strict=True))
-    return max(busy - own, 0.0) / total if total else 0.0
 
 
 def _rows(runner: Runner, tokens: Tokens) -> Floats:

@@ -1,104 +1,205 @@
-"""What drafting costs a request in each pass: proposing, choosing, learning.
+"""What guessing costs beside the pass that it is for: each drafter, at the shape of a real model.
 
-    python benchmarks/proposals.py ../shared/models/stories260K [--requests 8] [--budget auto]
+    python benchmarks/proposals.py MODEL [--teacher SMALL] [--budgets 8 16 32] [--requests 1 8]
 
-Requests with prompts of stories-val share one drafter's tables and one governor, as in the server.
-Trees are sized as for a model of 135 million parameters (`SECONDS`), and between drafting and
-learning memory is read that is larger than the processor's caches, as the weights of such a model
-are: with warm caches everything is twice as fast. Processor time of the thread, so that other work
-on the machine counts only where it empties caches.
+Greedy decoding of stories with a fixed budget: each request of a pass has a drafter that proposes a
+tree, the pass runs all trees, the drafters learn from it. Shares are of the pass: the proposals of
+all its requests over its time, at the median and at the 95th percentile of the passes; and what is
+learnt afterwards likewise, at the median. A pass of a large model leaves nothing of the drafters in
+the caches, so nothing shorter than a real pass stands in for it.
+
+Drafters are measured with something to remember: `--teacher` is a small model with the same tokens,
+e.g. the one that MODEL was inflated from, with which each first answers `--lessons` prompts. The
+governor is not part of it, nor drafters that run a model (`model`, `layers`, `partial`).
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-from collections.abc import Iterator
-from itertools import cycle
+import json
+from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
-from time import thread_time
+from time import perf_counter
+from typing import Any, NamedTuple
 
 import numpy as np
+from busy import busy_others, ticks
+from cold import Prompts, stories
 
-from drafters import prompts
 from paceline import LM
-from paceline.core import Cost
+from paceline.core import Floats
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
 from paceline.decoding.run import Run
-from paceline.serving import lanes
-from paceline.serving.lanes import Lanes, Turn
+from paceline.drafters.base import Drafter
+from paceline.engines.base import Engine
+from paceline.measuring.machine import machine, versions
+from paceline.models.tokenizer import same_tokens
+from paceline.registry import drafters
 
-NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-SECONDS = tuple(ms / 1e3 for ms in (13, 14.5, 16, 17.5, 20, 24, 26, 30, 34, 39, 47, 55))
-NEW = 100  # tokens of each answer
-LARGE = 12_000_000  # numbers of 8 bytes
+DRAFTERS = ("lookup", "suffix", "trie", "trigram", "jacobi", "recycle", "blend")
+FIRST = 2  # passes that are not counted
+NEW = 400  # tokens of an answer at most; none is to end before the passes do
 
 
-class Company:
-    """Some requests at a time; another one starts when one is done."""
+class Pass(NamedTuple):
+    """Seconds of one pass, and nodes of each request's tree beyond the root.
 
-    def __init__(self, model: Path, requests: int, budget: int | None) -> None:
-        self.lm = LM(model, threads=1)
-        self.cost, self.budget = Cost(NODES, SECONDS), budget
-        self.lanes = Lanes(self.lm.method, self.lm.target, self.cost, self.lm.drafter)
-        self.runs = self.answers()
-        self.running = [next(self.runs) for _ in range(requests)]
-        self.weights = np.ones(LARGE)
+    `proposals` has one number for each request.
+    """
 
-    def answers(self) -> Iterator[Run]:
-        """Requests that have run their prompts."""
-        for prompt in cycle(prompts(self.lm, slice(0, 400))):
-            request = self.lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-            run = Run(self.lm.engine, self.lanes.take(), request)
-            run.open()
-            while run.missing:
-                part = run.part()
-                rows = self.lm.engine.forward([(run.sequence, part)], "all")
-                run.ran(part, rows)
-            yield run
+    proposals: list[float]
+    learning: float
+    forward: float
+    nodes: float
 
-    def step(self) -> tuple[float, int, int]:
-        """One pass: seconds of drafting, nodes, tokens."""
-        turns = [Turn(str(i), run, self.budget) for i, run in enumerate(self.running)]
-        self.weights.sum()
-        start = thread_time()
-        self.lanes.draft(turns, 512, 0)
-        spent = thread_time() - start - sum(turn.seconds for turn in turns)
-        logits = self.lm.engine.forward([(turn.run.sequence, turn.tree) for turn in turns])
-        self.weights.sum()
-        sizes = [len(turn.tree) for turn in turns]
-        self.lanes.take_in(turns, np.split(logits, np.cumsum(sizes)[:-1]))
-        start = thread_time()
-        self.lanes.settle(turns, self.cost.at(sum(sizes)), sum(sizes))
-        spent += thread_time() - start
-        for i, turn in enumerate(turns):
-            if turn.error:
-                raise turn.error
-            if turn.run.done:
-                turn.run.close()
-                self.lanes.give(turn.run.drafter)
-                self.running[i] = next(self.runs)
-        tokens = sum(len(turn.walked.drawn) for turn in turns if turn.walked)
-        return spent + sum(turn.seconds for turn in turns), sum(sizes), tokens
+
+def passes(
+    lm: LM, guessing: Sequence[Drafter], prompts: Prompts, budget: int, count: int
+) -> list[Pass]:
+    """Decode all prompts together, `count` passes."""
+    runs = []
+    for drafter, prompt in zip(guessing, prompts, strict=True):
+        request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
+        runs.append(opened(lm.engine, Run(lm.engine, drafter, request)))
+    found = []
+    while len(found) < count + FIRST and not any(run.done for run in runs):
+        found.append(one_pass(lm.engine, runs, budget))
+    for run in runs:
+        run.close()
+    if len(found) < count + FIRST:
+        raise SystemExit(f"an answer was over after {len(found)} passes; take fewer --passes")
+    return found[FIRST:]
+
+
+def opened(engine: Engine, run: Run) -> Run:
+    """With its prompt run."""
+    run.open()
+    while run.missing:
+        assert run.sequence is not None
+        part = run.part()
+        run.ran(part, engine.forward([(run.sequence, part)], "all" if run.watches else "none"))
+    return run
+
+
+def one_pass(engine: Engine, runs: Sequence[Run], budget: int) -> Pass:
+    """Draft, forward, walk, learn, as `serving/lanes.py` does."""
+    trees, proposals = [], []
+    for run in runs:
+        start = perf_counter()
+        trees.append(run.propose(budget))
+        proposals.append(perf_counter() - start)
+    batch = [(run.sequence, tree) for run, tree in zip(runs, trees, strict=True) if run.sequence]
+    start = perf_counter()
+    logits = engine.forward(batch)
+    forward, learning = perf_counter() - start, 0.0
+    rows: list[Floats] = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
+    for run, tree, row in zip(runs, trees, rows, strict=True):
+        walked = run.take(tree, row)
+        start = perf_counter()
+        run.learn(tree, row, walked)
+        learning += perf_counter() - start
+        run.accept(tree, walked)
+    return Pass(proposals, learning, forward, float(np.mean([len(tree) - 1 for tree in trees])))
+
+
+def row(name: str, requests: int, budget: int, found: Sequence[Pass]) -> dict[str, Any]:
+    """What the table shows of some passes."""
+    each = np.array([one.proposals for one in found])
+    forward = np.array([one.forward for one in found])
+    shares = each.sum(1) / forward
+    return {
+        "drafter": name,
+        "requests": requests,
+        "budget": budget,
+        "passes": len(found),
+        "nodes": float(np.mean([one.nodes for one in found])),
+        "proposal": float(np.median(each)),
+        "proposal_p95": float(np.quantile(each, 0.95)),
+        "pass": float(np.median(forward)),
+        "share": float(np.median(shares)),
+        "share_p95": float(np.quantile(shares, 0.95)),
+        "learning": float(np.median([one.learning / one.forward for one in found])),
+    }
+
+
+def taught(lm: LM, name: str, count: int, teacher: LM | None, lessons: Prompts) -> list[Drafter]:
+    """Drafters of one method for so many requests, as a server has them.
+
+    Those that share what they learn have all lessons in common; the others have as many in total.
+    """
+    method = drafters.parse(name)
+    first = method.build(lm.target)
+    found = [first, *(first.beside() or method.build(lm.target) for _ in range(count - 1))]
+    if teacher is None:
+        return found
+    for number, prompt in enumerate(lessons):
+        request = teacher.request(prompt, max_new_tokens=100, temperature=0.0, ignore_eos=True)
+        Generation(teacher.engine, found[number % count], request, Fixed(8)).run()
+    return found
+
+
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    lm = LM(options.model, drafter="plain", format=options.format, threads=options.threads)
+    teacher = LM(options.teacher, drafter="plain", threads=1) if options.teacher else None
+    if teacher is not None and not same_tokens(lm.tokenizer, teacher.tokenizer):
+        raise SystemExit(f"{options.teacher} has other tokens than {options.model}")
+    prompts = iter(stories(lm.model))
+    lessons = list(islice(prompts, options.lessons))
+    asked = {budget: list(islice(prompts, max(options.requests))) for budget in options.budgets}
+    rows = []
+    for name in options.drafters:
+        for requests in options.requests:
+            guessing = taught(lm, name, requests, teacher, lessons)
+            count = max(options.passes // (1 if requests == 1 else 2), 2)
+            for budget in options.budgets:
+                found = passes(lm, guessing, asked[budget][:requests], budget, count)
+                rows.append(row(name, requests, budget, found))
+                print(line(rows[-1]), flush=True)
+    return rows
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row of the table."""
+    return (
+        f"| `{row['drafter']}` | {row['requests']} | {row['budget']} | {row['nodes']:.1f} "
+        f"| {row['proposal'] * 1e6:.0f} | {row['proposal_p95'] * 1e6:.0f} "
+        f"| {row['pass'] * 1e3:.0f} | {row['share']:.2%} | {row['share_p95']:.2%} "
+        f"| {row['learning']:.2%} |"
+    )
+
+
+HEAD = (
+    "| drafter | requests | budget | nodes | proposal, us | 95 % | pass, ms | share of it | 95 % "
+    "| learning |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|"
+)
 
 
 def main() -> None:
-    """Parse the command line, print one line."""
+    """Measure one drafter after the other, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--requests", type=int, default=8)
-    parser.add_argument("--budget", default="auto", help="nodes of each tree, or auto")
-    parser.add_argument("--passes", type=int, default=300)
+    parser.add_argument("--teacher", type=Path, help="a small model with the same tokens")
+    parser.add_argument("--lessons", type=int, default=24, help="prompts that drafters learn from")
+    parser.add_argument("--drafters", nargs="+", default=list(DRAFTERS))
+    parser.add_argument("--budgets", nargs="+", type=int, default=[8, 16, 32])
+    parser.add_argument("--requests", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--passes", type=int, default=24, help="half as many of several requests")
+    parser.add_argument("--format", default="int8")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    lanes.perf_counter = thread_time  # type: ignore[attr-defined]
-    budget = None if options.budget == "auto" else int(options.budget)
-    company = Company(options.model, options.requests, budget)
-    for _ in range(20):
-        company.step()
-    seconds, nodes, tokens = zip(*(company.step() for _ in range(options.passes)), strict=True)
-    each = options.requests * options.passes
+    start = ticks()
+    print(HEAD)
+    rows = measure(options)
+    others, where, what = busy_others(start, ticks()), machine(), versions()
+    if options.json:
+        report = {"rows": rows, "others": others, "machine": where, "versions": what}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(
-        f"{statistics.median(seconds) / options.requests * 1e6:.0f} us of drafting a request and "
-        f"pass, {sum(nodes) / each:.2f} nodes, {sum(tokens) / each:.2f} tokens"
+        f"\n{options.model.name}, {options.format}, {options.threads} threads; others took "
+        f"{others:.0%} of the cores; {where['processor']}; Paceline {what['commit']}."
     )
 
 

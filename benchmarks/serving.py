@@ -1,18 +1,21 @@
 """Our server under load: with speculation and without, while prompts arrive, and beside a peer.
 
-    python benchmarks/serving.py MODEL [--part users stall prefix peers] [--rounds 5] [--json FILE]
+    python benchmarks/serving.py MODEL [--part users stall prefix cold peers] [--rounds 5]
+        [--peer llama.cpp] [--json FILE]
 
 MODEL is a checkpoint, e.g. a real one inflated by `paceline inflate`; `--format int8` is how its
 weights are kept, by the peer too (Q8_0). Parts:
 
-- `users`: tokens/s at 1 and 8 closed-loop users, budget auto against 0. The rounds take turns.
+- `users`: tokens/s at 1 and 8 closed-loop users, budget auto against 0, over prompts that return.
+- `cold`: the same over prompts that never return, at the worker and through HTTP.
 - `stall`: time between pieces of running streams, alone and while a long prompt arrives.
 - `prefix`: time to first token of a second request over a shared prompt against the first.
 - `peers`: time to first token, time per further token and tokens/s at 1, 4 and 16 users beside
-  llama.cpp's server (`python -m llama_cpp.server`, one process, same threads).
+  llama.cpp's own server (`servers.py`), same threads, a slot for each user; prompts never return.
 
-Everything goes through HTTP on loopback, as users would; our server is a process of its own. Cells
-are medians over rounds, with the least and the most. All answers have `--tokens` tokens.
+Everything but the worker's rows goes through HTTP on loopback, as users would; each server is a
+process of its own. What is compared takes turns, round by round, and the first round warms up;
+cells are medians over the rest. All answers have `--tokens` tokens.
 """
 
 from __future__ import annotations
@@ -22,161 +25,68 @@ import asyncio
 import json
 import os
 import random
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import cold
 import numpy as np
+from busy import busy_others, ticks
+from servers import Client, Prompt, build, check, gguf, llama_cpp, ours
 
-from paceline.measuring.http import Server
-from paceline.measuring.load import Reply, Traffic, drive, first_model, sender, summary
+from paceline.drafters.trace import known_trace
+from paceline.measuring.load import sender
 from paceline.measuring.machine import machine, versions
 from paceline.measuring.suites import read_tasks
+from paceline.models import load
 
-PARTS = ("users", "stall", "prefix", "peers")
 WORDS = "Once upon a time there was a little dog who liked to play in the park with his friend"
+USERS = (1, 4, 16)  # beside peers
+SAME, FIRST = 8, 8  # prompts, and tokens, by which a peer's weights are known to be ours
 
 
-class Client:
-    """Asks one server. Prompts are taken one after the other, each once for all servers alike."""
-
-    def __init__(self, url: str, texts: list[str], tokens: int, **extra: Any) -> None:
-        self.server, self.texts, self.tokens, self.extra = Server.parse(url), texts, tokens, extra
-        self.model = asyncio.run(first_model(self.server))
-
-    def body(self, prompt: str, tokens: int | None = None, **extra: Any) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "prompt": prompt,
-            "max_tokens": tokens or self.tokens,
-            "temperature": 0.0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **self.extra,
-            **extra,
-        }
-
-    def load(self, users: int, requests: int, first: int, **extra: Any) -> dict[str, Any]:
-        """A closed loop; `first` is the number of the first prompt."""
-
-        def body(number: int) -> dict[str, Any]:
-            return self.body(self.texts[(first + number) % len(self.texts)], **extra)
-
-        send = sender(self.server, body, 600.0)
-        replies = asyncio.run(drive(send, Traffic(users=users, requests=requests)))
-        check(replies)
-        return summary(replies)
-
-
-def check(replies: list[Reply]) -> None:
-    """Refuse to report on failures."""
-    for reply in replies:
-        if reply.error:
-            raise SystemExit(f"a request failed with {reply.error}: {reply.detail}")
-
-
-@contextmanager
-def running(words: list[str], url: str, log: Path) -> Iterator[str]:
-    """A server's process, from when it answers."""
-    with log.open("w") as file:
-        process = subprocess.Popen(words, stdout=file, stderr=file)
-        try:
-            for _ in range(600):
-                if process.poll() is not None:
-                    raise SystemExit(f"{words[2]} ended: {log.read_text()[-2000:]}")
-                try:
-                    asyncio.run(first_model(Server.parse(url)))
-                    break
-                except Exception:
-                    time.sleep(0.2)
-            yield url
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
-@contextmanager
-def ours(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """Our server."""
-    port = free_port()
-    words = [sys.executable, "-c", "from paceline.cli import main; main()", "serve"]
-    words += ["--model", str(options.model), "--port", str(port), "--format", options.format]
-    words += ["--threads", str(options.threads), "--places", "16", *options.serve]
-    with running(words, f"http://127.0.0.1:{port}", folder / "ours.log") as url:
-        yield url
-
-
-@contextmanager
-def llama_cpp(options: argparse.Namespace, folder: Path) -> Iterator[str]:
-    """llama.cpp's server by its binding, on a GGUF file of the same weights."""
-    import gguf_file
-
-    from paceline.models import load
-
-    model, port = load(options.model), free_port()
-    kind = {"int8": "Q8_0", "int4": "Q4_0", "fp16": "F16"}.get(options.format)
-    if kind is None:
-        raise SystemExit(f"the peer has no weights in {options.format}; take int8, int4 or fp16")
-    path = folder / "model.gguf"
-    gguf_file.write(path, model.config, model.weights, kind, options.model / "tokenizer.json")
-    words = [options.peer_python, "-m", "llama_cpp.server", "--model", str(path)]
-    words += ["--host", "127.0.0.1", "--port", str(port), "--n_threads", str(options.threads)]
-    words += ["--n_threads_batch", str(options.threads), "--n_ctx", str(model.config.context)]
-    with running(words, f"http://127.0.0.1:{port}", folder / "peer.log") as url:
-        yield url
-
-
-def users_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
+def users_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Budget auto against 0; the same prompts in both, in turn."""
+    texts: list[str] = [f"{WORDS[: 20 + 3 * n]} " for n in range(20)]
+    if options.prompts:
+        texts = [dialogue.turns[0] for dialogue in read_tasks(options.prompts)]
     found: dict[str, Any] = {}
     arms = {"auto": {}, "plain": {"speculation": {"budget": 0}}}
-    for users in (1, 8):
-        requests = options.requests * (1 if users == 1 else 3)
-        rounds: list[dict[str, float]] = []
-        for number in range(options.rounds + 1):
-            order = list(arms) if number % 2 else list(arms)[::-1]
-            speeds = {
-                arm: client.load(users, requests, number * requests, **arms[arm])[
-                    "tokens_per_second"
-                ]
-                for arm in order
+    with ours(options, folder) as client:
+        for users in (1, 8):
+            requests = options.requests * (1 if users == 1 else 3)
+            rounds: list[dict[str, float]] = []
+            for number in range(options.rounds + 1):
+                first = number * requests
+                asked = [texts[(first + each) % len(texts)] for each in range(requests)]
+                order = list(arms) if number % 2 else list(arms)[::-1]
+                loads = {arm: client.load(users, asked, **arms[arm]) for arm in order}
+                if number:
+                    rounds.append({arm: got["tokens_per_second"] for arm, got in loads.items()})
+            ratios = [each["auto"] / each["plain"] for each in rounds]
+            found[str(users)] = {
+                "tokens_per_second": {arm: median(each[arm] for each in rounds) for arm in arms},
+                "ratio": median(ratios),
+                "least": min(ratios),
+                "most": max(ratios),
             }
-            if number:  # the first warms up
-                rounds.append(speeds)
-        ratios = [each["auto"] / each["plain"] for each in rounds]
-        found[str(users)] = {
-            "tokens_per_second": {arm: median(each[arm] for each in rounds) for arm in arms},
-            "ratio": median(ratios),
-            "least": min(ratios),
-            "most": max(ratios),
-        }
     return found
 
 
-def stall_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
+def stall_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Gaps between the pieces of streams that run, alone and while a long prompt arrives.
 
     `one_pass` is the median gap alone at the same number of streams, each plain, so that a gap is
     one pass.
     """
+    with ours(options, folder) as client:
+        return _stall(options, client)
+
+
+def _stall(options: argparse.Namespace, client: Client) -> dict[str, Any]:
     streams, tokens = 4, max(options.tokens * 2, 96)
     plain = {"speculation": {"budget": 0}}
     alone: list[float] = []
@@ -219,8 +129,13 @@ def stall_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
     }
 
 
-def prefix_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
+def prefix_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Time to first token over one long beginning: new, and known."""
+    with ours(options, folder) as client:
+        return _prefix(options, client)
+
+
+def _prefix(options: argparse.Namespace, client: Client) -> dict[str, Any]:
     draw, rounds = random.Random(0), []
 
     async def ask(prompt: str) -> float:
@@ -240,85 +155,163 @@ def prefix_part(options: argparse.Namespace, client: Client) -> dict[str, Any]:
     }
 
 
-def peers_part(options: argparse.Namespace, clients: dict[str, Client]) -> dict[str, Any]:
-    """Each server in turn, at each number of users."""
+def peers_part(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Ours with drafts and without, and each peer, over the same prompts in turn."""
+    model = load(options.model)
+    prompts: list[Prompt] = [*cold.stories(model)]
+    file = gguf(options, folder)
     found: dict[str, Any] = {}
-    turns = count()
-    for users in (1, 4, 16):
-        rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in clients}
-        requests = max(options.requests, 2 * users)
-        for number in range(options.rounds + 1):
-            first = next(turns) * requests
-            for name, client in clients.items():
-                got = client.load(users, requests, first)
-                if number:
-                    rounds[name].append(got)
-        found[str(users)] = {
-            name: {
-                "ttft_p50": median(each["ttft"]["p50"] for each in got),
-                "tpot_p50": median(each["tpot"]["p50"] for each in got),
-                "tokens_per_second": median(each["tokens_per_second"] for each in got),
-                "tokens_counted_by": got[0]["tokens_counted_by"],
-                "tokens": got[0]["tokens"],
-            }
-            for name, got in rounds.items()
+    with ExitStack() as always:
+        own = {
+            "Paceline": always.enter_context(ours(options, folder)),
+            "Paceline, budget 0": always.enter_context(ours(options, folder, "--budget", "0")),
         }
+        for users in USERS:
+            requests = max(options.requests, 2 * users)
+            batches = [prompts[n * requests :][:requests] for n in range(options.rounds + 1)]
+            del prompts[: requests * len(batches)]
+            if len(batches[-1]) < requests:
+                raise SystemExit("too few prompts; take fewer --rounds or --requests")
+            with ExitStack() as stack:
+                peers = {
+                    peer: stack.enter_context(
+                        llama_cpp(options, file, peer, users, model.config.context)
+                    )
+                    for peer in options.peer
+                }
+                found[str(users)] = side_by_side(own | peers, batches, users)
+                if users == USERS[0]:
+                    same = alike(own["Paceline, budget 0"], peers, prompts[-SAME:])
+    return {"users": found, "alike": same}
+
+
+def alike(own: Client, peers: dict[str, Client], prompts: list[Prompt]) -> dict[str, int]:
+    """Of how many prompts a peer's answer begins as ours: it has the same weights, or has not.
+
+    Raises:
+        SystemExit: none does.
+    """
+
+    def texts(client: Client) -> list[str]:
+        # Whether an answer's first space belongs to it, servers see differently.
+        return [client.text(prompt, FIRST).strip() for prompt in prompts]
+
+    known = texts(own)
+    found = {
+        name: sum(a == b for a, b in zip(known, texts(client), strict=True))
+        for name, client in peers.items()
+    }
+    if other := [name for name, count in found.items() if not count]:
+        raise SystemExit(f"{other[0]} never says what we say; its weights are other ones")
     return found
+
+
+def side_by_side(
+    clients: dict[str, Client], batches: list[list[Prompt]], users: int
+) -> dict[str, Any]:
+    """Each server over each batch in turn, every round in another order."""
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in clients}
+    names = list(clients)
+    for number, batch in enumerate(batches):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            got = clients[name].load(users, batch)
+            if number:
+                rounds[name].append(got)
+    return {
+        name: {
+            "ttft_p50": median(each["ttft"]["p50"] for each in got),
+            "ttft_p95": median(each["ttft"]["p95"] for each in got),
+            "tpot_p50": median(each["tpot"]["p50"] for each in got),
+            "tokens_per_second": median(each["tokens_per_second"] for each in got),
+            "least": min(each["tokens_per_second"] for each in got),
+            "most": max(each["tokens_per_second"] for each in got),
+        }
+        for name, got in rounds.items()
+    }
+
+
+def users_table(part: dict[str, Any]) -> list[str]:
+    rows = [(users, row["tokens_per_second"], row) for users, row in part.items()]
+    return [
+        "| users | auto, tok/s | plain, tok/s | ratio | rounds |",
+        "|---:|---:|---:|---:|---|",
+        *(
+            f"| {users} | {speeds['auto']:.1f} | {speeds['plain']:.1f} | {row['ratio']:.2f} "
+            f"| {row['least']:.2f} to {row['most']:.2f} |"
+            for users, speeds, row in rows
+        ),
+    ]
+
+
+def stall_table(part: dict[str, Any]) -> list[str]:
+    if part["during_p99"] is None:
+        return ["No stream ran while the long prompt came; take more --tokens."]
+    return [
+        f"Between tokens: one pass {part['one_pass'] * 1e3:.1f} ms; 99th percentile "
+        f"{part['alone_p99'] * 1e3:.1f} ms alone, {part['during_p99'] * 1e3:.1f} ms while a "
+        f"long prompt comes: {part['p99_by_pass']:.2f} of a pass, {part['gaps_during']} gaps.",
+    ]
+
+
+def prefix_table(part: dict[str, Any]) -> list[str]:
+    return [
+        f"First token over a shared prompt: {part['first'] * 1e3:.0f} ms, then "
+        f"{part['second'] * 1e3:.0f} ms: {part['share']:.0%}.",
+    ]
+
+
+def peers_table(part: dict[str, Any]) -> list[str]:
+    lines = [
+        "| users | server | first token, ms | 95 % | each further, ms | tok/s | rounds |",
+        "|---:|---|---:|---:|---:|---:|---|",
+    ]
+    for users, row in part["users"].items():
+        lines += [
+            f"| {users} | {name} | {each['ttft_p50'] * 1e3:.0f} | {each['ttft_p95'] * 1e3:.0f} "
+            f"| {each['tpot_p50'] * 1e3:.1f} | {each['tokens_per_second']:.1f} "
+            f"| {each['least']:.0f} to {each['most']:.0f} |"
+            for name, each in row.items()
+        ]
+    same = ", ".join(f"{name} {count}" for name, count in part["alike"].items())
+    return [*lines, "", f"Answers that begin as ours, of {SAME}: {same}."]
+
+
+PARTS: dict[str, tuple[Callable[..., Any], Callable[[Any], list[str]]]] = {
+    "users": (users_part, users_table),
+    "cold": (cold.cold_part, cold.table),
+    "stall": (stall_part, stall_table),
+    "prefix": (prefix_part, prefix_table),
+    "peers": (peers_part, peers_table),
+}
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Tables of what was measured, and the conditions."""
-    lines: list[str] = []
-    if part := report.get("users"):
-        lines += [
-            "| users | auto, tok/s | plain, tok/s | ratio | rounds |",
-            "|---:|---:|---:|---:|---|",
-        ]
-        for users, row in part.items():
-            speeds = row["tokens_per_second"]
-            lines.append(
-                f"| {users} | {speeds['auto']:.1f} | {speeds['plain']:.1f} | {row['ratio']:.2f} "
-                f"| {row['least']:.2f} to {row['most']:.2f} |"
-            )
-    if (part := report.get("stall")) and part["during_p99"]:
-        lines += [
-            "",
-            f"Between tokens: one pass {part['one_pass'] * 1e3:.1f} ms; 99th percentile "
-            f"{part['alone_p99'] * 1e3:.1f} ms alone, {part['during_p99'] * 1e3:.1f} ms while a "
-            f"long prompt comes: {part['p99_by_pass']:.2f} of a pass, {part['gaps_during']} gaps.",
-        ]
-    if part := report.get("prefix"):
-        lines += [
-            "",
-            f"First token over a shared prompt: {part['first'] * 1e3:.0f} ms, then "
-            f"{part['second'] * 1e3:.0f} ms: {part['share']:.0%}.",
-        ]
-    if part := report.get("peers"):
-        lines += [
-            "",
-            "| users | server | first token, ms | each further, ms | tok/s |",
-            "|---:|---|---:|---:|---:|",
-        ]
-        for users, row in part.items():
-            lines += [
-                f"| {users} | {name} | {each['ttft_p50'] * 1e3:.0f} | "
-                f"{each['tpot_p50'] * 1e3:.1f} | {each['tokens_per_second']:.1f} |"
-                for name, each in row.items()
-            ]
-    lines += [
-        "",
-        f"{report['model']}, {report['format']}, {report['threads']} threads, answers of "
-        f"{report['tokens']} tokens, medians of {report['rounds']} rounds; "
-        f"{report['machine']['processor']}; Paceline {report['versions']['commit']}.",
+    lines = [
+        line
+        for part, (_, table) in PARTS.items()
+        if part in report
+        for line in (*table(report[part]), "")
     ]
-    return "\n".join(lines)
+    builds = "".join(f" {name}: {what}." for name, what in report["peers_are"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"{report['model']}, {report['format']}, {report['threads']} threads, answers of "
+            f"{report['tokens']} tokens, {report['rounds']} rounds, drafters "
+            f"{'warmed' if report['warm'] else 'not warmed'}; others took "
+            f"{report['others']:.0%} of the cores; {report['machine']['processor']}; Paceline "
+            f"{report['versions']['commit']}.{builds}",
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS[:3]))
-    parser.add_argument("--prompts", type=Path, help="Of users and peers; else our own.")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=["users", "stall", "prefix"])
+    parser.add_argument("--prompts", type=Path, help="Of `users`; else our own.")
     parser.add_argument("--format", default="int8")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
@@ -328,33 +321,31 @@ def main() -> None:
     parser.add_argument("--settle", type=float, default=0.5, help="Seconds before it arrives.")
     parser.add_argument("--shared-characters", type=int, default=1000)
     parser.add_argument("--serve", nargs="*", default=[], help="Further flags of our server.")
-    parser.add_argument("--peer-python", default=sys.executable, help="Has llama_cpp.server.")
+    parser.add_argument(
+        "--peer", nargs="+", default=["llama.cpp"], help="With flags, if any; see servers.py."
+    )
+    parser.add_argument("--llama-server", default="llama-server", help="llama.cpp's program.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     random.seed(0)
-    texts = [f"{WORDS[: 20 + 3 * n]} " for n in range(20)]
-    if options.prompts:
-        texts = [dialogue.turns[0] for dialogue in read_tasks(options.prompts)]
+    model = load(options.model)
+    peers = options.peer if "peers" in options.part else []
     report: dict[str, Any] = {
         "model": options.model.name,
         "format": options.format,
         "threads": options.threads,
         "rounds": options.rounds,
         "tokens": options.tokens,
+        "warm": known_trace(model, model.config.vocab_size) is not None,
+        "peers_are": {peer: build(options, peer) for peer in peers},
         "machine": machine(),
         "versions": versions(),
     }
-    parts = {"users": users_part, "stall": stall_part, "prefix": prefix_part}
-    with TemporaryDirectory(prefix="paceline-") as name, ours(options, Path(name)) as url:
-        client = Client(url, texts, options.tokens, ignore_eos=True, seed=0)
+    start = ticks()
+    with TemporaryDirectory(prefix="paceline-") as name:
         for part in options.part:
-            if part == "peers":
-                with llama_cpp(options, Path(name)) as other:
-                    peer = Client(other, texts, options.tokens, seed=0)
-                    clients = {"paceline": client, "llama.cpp": peer}
-                    report[part] = peers_part(options, clients)
-            else:
-                report[part] = parts[part](options, client)
+            report[part] = PARTS[part][0](options, Path(name))
+            report["others"] = busy_others(start, ticks())
             if options.json:
                 options.json.write_text(json.dumps(report, indent=2))
     print(markdown(report))

@@ -263,12 +263,8 @@ class LM:
             RequestError, MethodError: the strategy cannot follow the request.
         """
         method = registry.strategies.parse(strategy) if isinstance(strategy, str) else strategy
-        if not method.draws and options.get("temperature") is None:
-            options["temperature"] = 0.0
-        if not method.draws and options.get("controls") is None:
-            samplers = self.model.defaults.samplers()
-            found = Sampling.of(samplers).methods
-            options["controls"] = [control for control in found if control.order < TEMPERATURE]
+        if not method.draws:
+            options = self.undrawn(options)
 
         def rebind(seed: int) -> Request:
             again = options.copy()
@@ -288,6 +284,16 @@ class LM:
         for output in outputs:
             output.seconds.load = self.load_seconds
         return outputs
+
+    def undrawn(self, options: Options) -> Options:
+        """The options without those of the checkpoint's defaults that sample."""
+        found = options.copy()
+        if found.get("temperature") is None:
+            found["temperature"] = 0.0
+        if found.get("controls") is None:
+            samplers = Sampling.of(self.model.defaults.samplers()).methods
+            found["controls"] = [control for control in samplers if control.order < TEMPERATURE]
+        return found
 
     def complete(
         self,

@@ -81,6 +81,11 @@ def test_a_server_keeps_its_promise_of_memory_and_ends_well():
         (["--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
         (["--keys-file", "/nowhere"], "cannot read the API keys in /nowhere"),
         (["--stall", "0"], "stall is 0.0, expected 1 or more"),
+        (["--watermark", "kind=green"], "a watermark needs a key"),
+        (["--watermark", "key=a,kind=gren"], "unknown watermark 'gren'; did you mean green"),
+        (["--guides", "cfg"], "guides has 'cfg', expected NAME=GUIDE"),
+        (["--guides", "a=proxy:/nowhere,/nowhere"], "/nowhere"),
+        (["--guides", "a=dola:layers=99"], "the guide a: dola:layers is '99'"),
         (["--host", "256.0.0.1"], "cannot listen on 256.0.0.1:8000"),
     ],
 )
@@ -103,6 +108,43 @@ def test_show_config_prints_what_would_be_used(paceline, tmp_path, monkeypatch):
     assert "secret" not in done.out
     monkeypatch.setenv("PACELINE_SERVE_POTR", "2")
     assert "PACELINE_SERVE_PORT" in paceline("serve", "--show-config").err
+
+
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_the_key_of_a_watermark_is_not_shown(paceline, tmp_path, monkeypatch, source):
+    words, secret = [], "key=s3cret,kind=green,delta=3"
+    if source == "flag":
+        words = ["--watermark", secret]
+    elif source == "variable":
+        monkeypatch.setenv("PACELINE_SERVE_WATERMARK", secret)
+    else:
+        file = tmp_path / "serve.json"
+        file.write_text(json.dumps({"watermark": secret}))
+        words = ["--config", file]
+    done = paceline("serve", *words, "--show-config")
+    assert done.json["watermark"] == "key=***,kind=green,gamma=0.25,delta=3.0,context=1"
+    assert "s3cret" not in done.out + done.err
+    wrong = paceline("serve", "--watermark", "s3cret")
+    assert wrong.code == 2
+    assert "s3cret" not in wrong.err
+
+
+def test_what_steers_answers_reaches_them(paceline, monkeypatch):
+    from paceline.serving.api import server
+
+    found = []
+    run = lambda self, sockets: found.append(self.config.app.state.context.limits)  # noqa: E731
+    monkeypatch.setattr(server.Server, "run", run)
+    guides = "calm=cfg:negative=A quarrel,scale=2;deep=dola:layers=1"
+    words = ["--watermark", "key=a,kind=green", "--watermark-choice", "--guides", guides]
+    assert paceline("serve", "--port", "0", *words).code == 0
+    steering = found[0].steering
+    assert (steering.watermark.name, steering.watermark.key, steering.choice) == (
+        "green",
+        "a",
+        True,
+    )
+    assert [type(guide).name for guide in steering.guides.values()] == ["cfg", "dola"]
 
 
 def test_an_open_server_elsewhere_says_so(monkeypatch, paceline):

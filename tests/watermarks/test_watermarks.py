@@ -254,6 +254,18 @@ def test_green_tokens_are_as_many_as_gamma_says_and_the_detectors():
     assert np.array_equal(control.apply(logits, [5]), logits), "no context yet"
 
 
+def test_green_lists_take_little_memory_and_are_the_same_again():
+    mark = mark_of("green", settings=["gamma=0.5"])
+    control, logits = mark.mark(Request((1,), 5)).controls[0], np.zeros(200_000, np.float32)
+    first = control.apply(logits, [0])
+    held = []
+    for token in range(1, 60):
+        control.apply(logits, [token])
+        held.append(sum(each.nbytes for each in control._lists.values()))
+    assert 2**19 < max(held) <= 2**20
+    assert np.array_equal(control.apply(logits, [0]), first)
+
+
 # ---------------------------------------------------------------------------- detecting
 
 

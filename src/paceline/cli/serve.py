@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from paceline.lm import LM
     from paceline.serving.keys import Keys
     from paceline.serving.service import Service
+    from paceline.serving.steering import Steering
     from paceline.serving.worker import Worker
 
 
@@ -74,6 +75,17 @@ def _open(settings: Settings) -> LM:
     return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
 
 
+def _steering(lm: LM, settings: Settings) -> Steering:
+    """What marks and steers answers; the models of guides are opened."""
+    from paceline.serving.steering import Steering, open_guides, parse_guides
+    from paceline.watermarks.base import parse_watermark
+
+    mark = None if settings.watermark is None else parse_watermark(settings.watermark)
+    guides = parse_guides(settings.guides)
+    open_guides(lm, guides)
+    return Steering(mark, settings.watermark_choice, guides)
+
+
 def _worker(lm: LM, settings: Settings) -> Worker:
     from paceline.serving.memory import room
     from paceline.serving.worker import Worker
@@ -109,12 +121,14 @@ def _app(lm: LM, settings: Settings, keys: Keys) -> tuple[FastAPI, Service]:
     from paceline.serving.rates import Rates
     from paceline.serving.service import Service
 
+    steering = _steering(lm, settings)  # first: what guides hold is part of the memory
     service = Service(_worker(lm, settings))
     limits = Limits(
         new_tokens=settings.max_tokens,
         prompt_tokens=settings.max_prompt,
         default_tokens=settings.default_tokens,
         answers=settings.max_answers,
+        steering=steering,
     )
     rules = Rules(
         keys=keys,

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Output, Request, TokenTree
+from paceline.decoding.strategies.base import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Ask:
         budget: nodes beyond the root; `auto` is the governor's; None takes the model's own.
         logprobs: how many of the likeliest tokens to tell at each; None tells nothing.
         after: a request with the same prompt, whose prompt is to be run first.
+        strategy: a search that draws nothing; then no drafter, no budget and no logprobs.
     """
 
     id: str
@@ -36,6 +38,7 @@ class Ask:
     budget: int | Literal["auto"] | None = None
     logprobs: int | None = None
     after: str | None = None
+    strategy: Strategy | None = None
 
 
 class Logprob(NamedTuple):
@@ -66,6 +69,7 @@ class Event:
         output: complete when it is over.
         cached: tokens of the prompt that were known from before, when it is over.
         error: what went wrong, in one sentence.
+        found: all outputs of a search, best first, when it is over.
     """
 
     id: str
@@ -83,6 +87,7 @@ class Event:
     output: Output | None = None
     cached: int = 0
     error: str = ""
+    found: Sequence[Output] = ()
 
 
 @dataclass

@@ -256,11 +256,12 @@ def _shown(entry: _Entry, worker: Worker, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {"custom_id": entry.custom_id, "response": None, "error": entry.error}
     name, lm = f"line-{entry.number}", worker.lm
     if entry.error is None and entry.body is not None:
+        answers = replies.found(entry.answers)
         if isinstance(entry.body, ChatBody):
             heading = replies.head(name, "chat.completion", settings.name)
-            body = chat.reply(entry.body, heading, entry.answers, lm)
+            body = chat.reply(entry.body, heading, answers, lm)
         else:
             heading = replies.head(name, "text_completion", settings.name)
-            body = completions.reply(entry.body, heading, entry.answers, entry.prompts, lm)
+            body = completions.reply(entry.body, heading, answers, entry.prompts, lm)
         found["response"] = {"status_code": 200, "request_id": name, "body": body}
     return found

@@ -99,6 +99,7 @@ class _Work(Collector):
             about = "Most pages of keys and values."
             yield _gauge("kv_pages_limit", about, float("inf") if limit is None else limit)
             yield _gauge("kv_page_bytes", "Size of a page.", load.memory.page_bytes)
+        yield _gauge("guide_kv_bytes", "Keys and values of guides' own models.", load.guides)
         counts = {
             "passes": (stats.passes, "Forward passes."),
             "pass_nodes": (stats.nodes, "Tokens of prompts and nodes of trees in passes."),
@@ -109,6 +110,7 @@ class _Work(Collector):
             "failures": (self._service.failures, "Passes that failed by a bug."),
             "draft_seconds": (stats.draft, "Time of drafting."),
             "forward_seconds": (stats.forward, "Time of passes of the model."),
+            "guide_seconds": (stats.guide, "Time of passes of guides over trees and prompts."),
             "walk_seconds": (stats.walk, "Time of draws, learning and bookkeeping."),
         }
         for name, (value, about) in counts.items():

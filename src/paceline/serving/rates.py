@@ -1,10 +1,18 @@
-"""How much each client may ask for in a time: token buckets."""
+"""How much each client may ask for in a time, and how soon a place comes free."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import ceil
+from time import monotonic
+
+from paceline.serving.asks import Ask, Event
 
 _MOST = 10_000  # clients that are remembered
+_KEPT = 32  # ends of requests that tell the pace
+_LONGEST = 60  # seconds; OpenAI's clients heed no longer Retry-After
 
 
 @dataclass
@@ -76,3 +84,43 @@ class Rates:
         found = self._buckets.setdefault((kind, client), Bucket.full(rate / 60, now))
         found.fill(now)
         return found
+
+
+class Departures:
+    """How often requests end while there are any: a service's `Observer`.
+
+    Args:
+        clock: in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._under_way: set[str] = set()
+        self._since = 0.0  # the last end, or the first request after a pause
+        self._gaps: deque[float] = deque(maxlen=_KEPT)
+
+    def took(self, ask: Ask) -> None:
+        """See `Observer`."""
+        if not self._under_way:
+            self._since = self._clock()
+        self._under_way.add(ask.id)
+
+    def saw(self, ask: Ask, event: Event) -> None:
+        """See `Observer`."""
+        if event.finish is not None and ask.id in self._under_way:
+            self._under_way.remove(ask.id)
+            now = self._clock()
+            self._gaps.append(now - self._since)
+            self._since = now
+
+    def wait(self, waiting: int) -> int:
+        """Whole seconds, 1 to 60, after which so many that wait, and one more, have a place.
+
+        The pace is the mean time between the last ends. A gap under way counts once it is longer.
+        """
+        gaps = tuple(self._gaps)  # another thread adds to them
+        open_gap = self._clock() - self._since if self._under_way else 0.0
+        mean = sum(gaps) / len(gaps) if gaps else 0.0
+        if open_gap > mean:
+            mean = (sum(gaps) + open_gap) / (len(gaps) + 1)
+        return max(1, min(ceil((waiting + 1) * mean), _LONGEST))

@@ -40,11 +40,12 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """How much there is to do: requests without and with a place, and pages."""
+    """How much there is to do: requests without and with a place, pages, and bytes of guides."""
 
     waiting: int = 0
     running: int = 0
     memory: Memory | None = None
+    guides: int = 0
 
 
 class Mailbox:
@@ -257,9 +258,13 @@ class Service:
 
     def _weigh(self) -> None:
         """Look at the load here, where nobody changes it meanwhile."""
-        running = len(self.worker.scheduler.running)
-        waiting = len(self.worker.scheduler.jobs) - running
-        self.load = Load(waiting, running, self.worker.lm.engine.memory)
+        running, searches = len(self.worker.scheduler.running), self.worker.searches
+        waiting = len(self.worker.scheduler.jobs) - running + len(searches.waiting)
+        running += len(searches.running)
+        lm = self.worker.lm
+        beside = [engine.memory for engine in lm.beside.loaded]
+        guides = sum(memory.used * memory.page_bytes for memory in beside)
+        self.load = Load(waiting, running, lm.engine.memory, guides)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""

@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from paceline.errors import RequestError, unknown
 
 PREFIX = "PACELINE_SERVE_"
+_HIDDEN = ("keys", "watermark")  # never told
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -46,11 +48,12 @@ _BODY = Size(10**6)
 
 @dataclass(frozen=True)
 class About:
-    """What a setting is, and the numbers that it may be."""
+    """What a setting is, the numbers that it may be, and what stands between texts of a list."""
 
     text: str
     least: float | None = None
     most: float | None = None
+    between: str = ","
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,16 @@ class Settings:
     prefixes: Annotated[
         float, About("Share of keys and values kept for texts of the past.", 0, 1)
     ] = 0.5
+    watermark: Annotated[
+        str | None, About("Of every answer: key=SECRET, and more as in `paceline generate`.")
+    ] = field(default=None, repr=False)
+    watermark_choice: Annotated[
+        bool, About("Requests may bring a watermark of their own, or do without.")
+    ] = False
+    guides: Annotated[
+        tuple[str, ...],
+        About("NAME=GUIDE with ; between them: guides that requests may name.", between=";"),
+    ] = ()
     max_tokens: Annotated[int | None, About("Most tokens of an answer.", 1)] = None
     default_tokens: Annotated[
         int | None,
@@ -137,6 +150,10 @@ class Settings:
     def __post_init__(self) -> None:
         for name, (kind, about) in _told().items():
             _check(name, kind, about, getattr(self, name))
+        if self.watermark is not None:
+            _steering().parse_watermark(self.watermark)
+        if self.guides:
+            _steering().parse_guides(self.guides)
 
     @classmethod
     def read(
@@ -151,14 +168,17 @@ class Settings:
         given |= _from_environment(environ)
         given |= {name: value for name, value in flags.items() if value is not None}
         told = _told()
-        return cls(**{name: _read(name, told[name][0], value) for name, value in given.items()})
+        return cls(**{name: _read(name, *told[name], value) for name, value in given.items()})
 
     def shown(self) -> dict[str, Any]:
-        """As JSON can hold it; keys are not told, only their names."""
+        """As JSON can hold it; keys are not told, only their names, nor that of the watermark."""
         found: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
             found[each.name] = str(value) if isinstance(value, Path | Size) else value
+        if self.watermark is not None:
+            steering = _steering()
+            found["watermark"] = steering.shown(steering.parse_watermark(self.watermark))
         return found | {"keys": [key.partition(":")[0] for key in self.keys]}
 
 
@@ -223,18 +243,25 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def _steering() -> ModuleType:
+    """The module, which needs the model's; only where something is steered."""
+    from paceline.serving import steering
+
+    return steering
+
+
 def _plain(kind: Any) -> Any:
     """The type without None."""
     parts = [part for part in get_args(kind) if part is not type(None)]
     return parts[0] if parts and get_origin(kind) is not tuple else kind
 
 
-def _read(name: str, kind: Any, value: Any) -> Any:
+def _read(name: str, kind: Any, about: About, value: Any) -> Any:
     """A value of the file, or the text of a flag or a variable, in the setting's type."""
     plain = _plain(kind)
     try:
         if get_origin(plain) is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
+            parts = value.split(about.between) if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
         if plain is Size:
             return Size(value) if type(value) is int else Size.parse(str(value))
@@ -265,7 +292,7 @@ def _check(name: str, kind: Any, about: About, value: Any) -> None:
 
 
 def _shown(name: str, value: object) -> str:
-    return "something else" if name == "keys" else repr(value)[:100]
+    return "something else" if name in _HIDDEN else repr(value)[:100]
 
 
 def _expected(kind: Any) -> str:

@@ -29,10 +29,12 @@ from paceline.serving.asks import Ask, Event, Stats, logprobs
 from paceline.serving.lanes import Lanes, Turn
 from paceline.serving.prefix import PrefixCache
 from paceline.serving.scheduler import Job, Scheduler
+from paceline.serving.searching import Searches
 
 _CHUNK = 256  # tokens of prompts in a pass that nobody waits for
 _LEAST = 8  # and in one that somebody waits for
 _FEWEST = 4  # pages of keys and values
+_LITTLE = 0.1  # of the time, for searches
 _METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
 
 _log = logging.getLogger(__name__)
@@ -91,6 +93,9 @@ class Worker:
         self._own = Lanes(lm.method, lm.target, self._cost, lm.drafter)
         self._lanes: dict[DraftMethod, Lanes] = {}
         self._places: dict[str, _Place] = {}
+        share = max(stall - 1, _LITTLE)
+        half = self.scheduler.capacity // PAGE // 2
+        self.searches = Searches(lm, queue, half, self._yields, self.stats, share)
 
     @property
     def governor(self) -> Governor:
@@ -100,7 +105,7 @@ class Worker:
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self.scheduler.jobs
+        return not self.scheduler.jobs and self.searches.idle
 
     def submit(self, ask: Ask) -> None:
         """Hand a request in.
@@ -108,6 +113,9 @@ class Worker:
         Raises:
             PacelineError: it cannot be run, or the queue is full.
         """
+        if ask.strategy is not None:
+            self.searches.submit(ask)
+            return
         # Without a budget nothing is guessed, and nothing learnt from the prompt.
         lanes = self._lanes_of("plain" if self._budget_of(ask) == 0 else ask.drafter)
         first = lanes.first
@@ -134,13 +142,21 @@ class Worker:
 
     def cancel(self, ask_id: str) -> list[Event]:
         """Give a request up; nothing comes of it where it is over already."""
-        return self._end(ask_id, "cancelled")
+        return self._end(ask_id, "cancelled") or self.searches.cancel(ask_id)
 
     def step(self) -> list[Event]:
         """One pass; what came of it, and who is over."""
-        roots = sum(not job.missing for job in self.scheduler.running)
-        plan = self.scheduler.plan(monotonic(), self._free(), self._carried(roots))
-        events = [event for each in plan.expired for event in self._end(each, "deadline")]
+        events = []
+        if not self.searches.idle:
+            events = self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
+        begun = perf_counter()
+        running = self.scheduler.running
+        roots = sum(not job.missing for job in running)
+        free = self._free()
+        # Those that run go on meanwhile, but none is admitted beside them.
+        left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
+        plan = self.scheduler.plan(monotonic(), left, self._carried(roots))
+        events += [event for each in plan.expired for event in self._end(each, "deadline")]
         for each in plan.preempted:
             self._preempt(each)
         events += [event for each in plan.admitted for event in self._open(each)]
@@ -177,11 +193,13 @@ class Worker:
         self.stats.guide += looked - drafted
         self.stats.forward += passed - looked
         self.stats.walk += perf_counter() - passed
+        self.searches.worked(perf_counter() - begun)
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
         """Give everything up, texts of the past too."""
         events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        events += self.searches.close(finish, error)
         self.prefixes.clear()
         return events
 
@@ -314,8 +332,12 @@ class Worker:
             return
         if len(running) > 1:
             self._preempt(running[-1].id)
-        else:
+        elif not self.searches.give_way():
             turn.error = error
+
+    def _yields(self) -> bool:
+        """Give a text of the past up for a search; or those that run may yet end."""
+        return self.prefixes.shrink(1) > 0 or bool(self.scheduler.running)
 
     def _blame(self, turns: list[Turn], error: PacelineError) -> None:
         """Find out whose tree a pass was refused for: the others are run without it."""

@@ -50,6 +50,11 @@ class Watermark(ABC):
             raise RequestError("the watermark's key is empty; give a secret text, key=...")
 
     @property
+    def longest(self) -> int | None:
+        """Most tokens of an output that it can mark; None: any number."""
+        return None
+
+    @property
     def seed(self) -> int:
         """64 bits of the key."""
         return int.from_bytes(blake2b(self.key.encode(), digest_size=8).digest(), "little")
@@ -85,7 +90,9 @@ def parse_watermark(text: str) -> Watermark:
     for item in filter(None, map(str.strip, text.split(","))):
         name, equals, value = item.partition("=")
         if not equals:
-            raise MethodError(f"{item!r} in the watermark has no value; write {item}=VALUE")
+            raise MethodError(  # without the item: it may be part of a key
+                "an item of the watermark has no value; write NAME=VALUE, and no comma in the key"
+            )
         if name in given:
             raise MethodError(f"{name} is given twice in the watermark; give one")
         given[name] = value

@@ -17,7 +17,7 @@ from paceline.registry import watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 
-_KEPT = 512  # lists kept for a request
+_KEPT = 1 << 20  # bytes of lists kept for a request
 
 
 @watermarks.register("green", Exactness.LOSSY)
@@ -82,7 +82,7 @@ class _Greener:
 
     def __init__(self, method: Green) -> None:
         self._method, self._seed = method, method.seed
-        self._lists: dict[int, NDArray[np.bool_]] = {}
+        self._lists: dict[int, NDArray[np.uint8]] = {}  # a bit for each token
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """See `core.Control`."""
@@ -90,11 +90,13 @@ class _Greener:
         if len(history) < method.context:
             return logits
         start = context_stream(self._seed, history[-method.context :])
-        green = self._lists.get(start)
-        if green is None:
-            if len(self._lists) == _KEPT:
+        packed, size = self._lists.get(start), len(logits)
+        if packed is None:
+            packed = np.packbits(uniform(start, np.arange(size)) < method.gamma)
+            if (len(self._lists) + 1) * len(packed) > _KEPT:
                 self._lists.clear()
-            green = self._lists[start] = uniform(start, np.arange(len(logits))) < method.gamma
+            self._lists[start] = packed
+        green = np.unpackbits(packed, count=size).view(np.bool_)
         edited = logits.copy()
         edited[green] += np.float32(method.delta)
         return edited

@@ -38,6 +38,11 @@ class KeySequence(Watermark):
         if not 2 <= self.length <= 1 << 16:
             raise RequestError(f"the watermark's length is {self.length}, expected 2 to 65536")
 
+    @property
+    def longest(self) -> int | None:
+        """See `Watermark`: no element is used twice."""
+        return self.length
+
     def check(self, request: Request) -> None:
         """Refuse what has no noise to replace.
 

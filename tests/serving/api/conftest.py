@@ -5,6 +5,7 @@ import socket
 import threading
 from pathlib import Path
 
+import openai
 import pytest
 import uvicorn
 
@@ -56,4 +57,10 @@ def service(lm):
 @pytest.fixture(scope="package")
 def address(service):
     with served(create_app(service, "tiny")) as found:
+        yield found
+
+
+@pytest.fixture
+def client(address):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found:
         yield found

@@ -15,12 +15,6 @@ OPENING = "Once upon a time"
 TALK = [{"role": "user", "content": "Tell me of the sea."}]
 
 
-@pytest.fixture
-def client(address):
-    with openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as found:
-        yield found
-
-
 def alone(lm, prompt, **options):
     """What plain decoding writes."""
     request = lm.request(prompt, **options)

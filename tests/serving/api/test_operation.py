@@ -13,13 +13,15 @@ import httpx2 as httpx
 import openai
 import pytest
 
+from paceline.core import Request
 from paceline.serving.api import create_app
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.guard import Rules
 from paceline.serving.api.server import Server
+from paceline.serving.asks import Ask, Event
 from paceline.serving.keys import Keys
 from paceline.serving.logs import Lines
-from paceline.serving.rates import Rates
+from paceline.serving.rates import Departures, Rates
 from paceline.serving.service import Service
 from paceline.serving.settings import Settings
 from paceline.serving.worker import Worker
@@ -127,6 +129,7 @@ def test_tokens_are_limited(service):
         for change, said in (
             ({"max_tokens": 7}, "max_tokens is 7, this server gives 6 at most"),
             ({"prompt": OPENING * 5}, "this server takes 8 at most"),
+            ({"guidance": {"negative": OPENING * 5}}, "guidance.negative has"),
             ({"n": 3}, "more than 2"),
         ):
             found = post(port, BODY | change)
@@ -205,11 +208,20 @@ def test_pages_of_other_origins_are_let_in_only_when_told(service):
         )
 
 
-def test_a_full_queue_sends_away(service, monkeypatch):
+def test_a_full_queue_sends_away_for_as_long_as_it_takes(service, monkeypatch):
     monkeypatch.setattr(service.worker.scheduler, "queue", 0)
-    with running(service) as (port, _):
+    with running(service) as (port, server):
         found = post(port)
         assert (found.status_code, found.headers["Retry-After"]) == (429, "1")
+        now = 0.0
+        paced = Departures(lambda: now)
+        ask = Ask("a", Request((1,), 1))
+        paced.took(ask)
+        now = 6.5
+        paced.saw(ask, Event("a", finish="stop"))
+        server.config.app.state.context.departures = paced
+        found = post(port)
+        assert (found.status_code, found.headers["Retry-After"]) == (429, "7")
 
 
 def test_too_many_connections_are_sent_away(service):

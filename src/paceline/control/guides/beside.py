@@ -30,6 +30,11 @@ class Beside:
         self.seconds = 0.0
         self._engines: dict[str, Engine] = {}
 
+    @property
+    def loaded(self) -> list[Engine]:
+        """Those that were opened."""
+        return list(self._engines.values())
+
     def open(self, source: str) -> Engine:
         """The engine of a checkpoint, opened once.
 

@@ -24,7 +24,7 @@ class Answering:
     """The answers to one request.
 
     Attributes:
-        answers: one for each ask, in their order.
+        answers: one for each ask, in their order; of a search, once it is over, all that it found.
     """
 
     def __init__(self, service: Service, asks: Sequence[Ask]) -> None:
@@ -107,6 +107,7 @@ class Answering:
                 passes.append(replies.traced(event, lm))
             if event.finish == "error":
                 raise (FailedError if event.error == FAILED else RequestError)(event.error)
+        self.answers[:] = replies.found(self.answers)
         return {"trace": passes} if trace else {}
 
     def streamed(self, pieces: AsyncIterator[str]) -> StreamingResponse:

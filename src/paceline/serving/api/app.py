@@ -50,7 +50,8 @@ def create_app(
     app = FastAPI(
         title="Paceline", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.state.context = Context(service, name, limits or Limits())
+    app.state.context = here = Context(service, name, limits or Limits())
+    service.observers.append(here.departures)
     install(app)
     for part in (completions, chat, responses, tokens):
         app.include_router(part.router)

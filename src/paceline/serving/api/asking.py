@@ -4,36 +4,29 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from paceline.control.grammar import Grammar
-from paceline.control.sampling import Sampling
+from paceline.control.guides.base import GuideMethod
 from paceline.core import Request
 from paceline.errors import RequestError
-from paceline.lm import LM
+from paceline.lm import LM, Options
+from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
     ChatBody,
     CompletionBody,
     Message,
     Part,
-    Prediction,
     ResponseFormat,
     Sampled,
 )
+from paceline.serving.api.several import Wanted, check_differ, wanted_of
 from paceline.serving.asks import Ask
-
-_SAME = ("top_p", "top_k", "min_p", "top_a", "frequency_penalty", "presence_penalty")
-_OTHER = {
-    "typical_p": "typical",
-    "repetition_penalty": "repetition_penalty",
-    "no_repeat_ngram_size": "no_repeat_ngram",
-    "logit_bias": "logit_bias",
-    "bad_words": "bad_words",
-    "min_tokens": "min_length",
-}
+from paceline.serving.steering import Steering, negative
+from paceline.watermarks.base import Watermark
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +39,7 @@ class Limits:
         default_tokens: where the body names no number; None takes what is left of the context.
         drafters: what `speculation.drafter` may name.
         answers: most answers to one request, over all its prompts.
+        steering: what marks and steers answers.
     """
 
     new_tokens: int | None = None
@@ -53,6 +47,7 @@ class Limits:
     default_tokens: int | None = None
     drafters: Sequence[str] = ("plain", "lookup", "recycle", "suffix", "trie", "phrases", "blend")
     answers: int = 128
+    steering: Steering = field(default_factory=Steering)
 
 
 def completion_asks(
@@ -64,24 +59,14 @@ def completion_asks(
         PacelineError: something in the body cannot be.
     """
     prompts = _prompts(body.prompt)
-    answers = max(body.n or 1, body.best_of or 1)
-    if body.best_of is not None and body.best_of < (body.n or 1):
-        raise RequestError(f"best_of is {body.best_of}, expected n = {body.n or 1} at least")
-    if body.best_of is not None and body.stream and body.best_of > (body.n or 1):
-        raise RequestError("best_of cannot be streamed: all answers are compared first")
-    if answers * len(prompts) > limits.answers:
-        raise RequestError(
-            f"{len(prompts)} prompts with {answers} answers each are more than {limits.answers}"
-        )
-    logprobs = body.logprobs
-    if logprobs is None and answers > (body.n or 1):
-        logprobs = 0  # to compare
-    options = _options(lm, body, _grammar(body, None), body.prediction)
+    wanted = wanted_of(body, len(prompts), limits.answers)
+    options = _options(lm, body, limits, wanted, _grammar(body, None))
+    options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
     asked = []
     for place, prompt in enumerate(prompts):
-        options["max_new_tokens"] = _most(lm, body.max_tokens, limits)
         make = partial(lm.request, prompt, **options)
-        asked.append(_answers(f"{ask_id}-{place}", make, answers, body, client, limits, logprobs))
+        name = f"{ask_id}-{place}"
+        asked.append(_answers(name, make, wanted, body, client, limits, body.logprobs))
     return asked
 
 
@@ -96,16 +81,34 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
     messages = [message_of(message) for message in body.messages]
-    options = _options(lm, body, _grammar(body, body.response_format), body.prediction)
+    wanted = wanted_of(body, 1, limits.answers)
+    options = _options(lm, body, limits, wanted, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
     if body.tool_choice is not None:
         choice = body.tool_choice
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
-    most = _most(lm, body.max_completion_tokens or body.max_tokens, limits)
-    make = partial(lm.request, messages, max_new_tokens=most, **options)
+    wished = body.max_completion_tokens or body.max_tokens
+    most = _most(lm, wished, limits, options["watermark"])
+    make: Callable[..., Request] = partial(lm.request, messages, max_new_tokens=most, **options)
+    if body.parallel_tool_calls is False:
+        make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _answers(ask_id, make, body.n or 1, body, client, limits, logprobs)
+    return _answers(ask_id, make, wanted, body, client, limits, logprobs)
+
+
+def _calling_once(make: Callable[..., Request], seed: int) -> Request:
+    """A request of whose calls the first counts."""
+    request = make(seed=seed)
+    reading = request.reading
+    if reading is None:
+        return request
+
+    def first(text: str) -> tuple[Any, list[Any]]:
+        parsed, calls = reading(text)
+        return parsed, calls[:1]
+
+    return replace(request, reading=first)
 
 
 def message_of(message: Message) -> dict[str, Any]:
@@ -130,45 +133,48 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _most(lm: LM, wished: int | None, limits: Limits) -> int:
+def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) -> int:
     """Tokens of an answer at most."""
     if wished is not None and limits.new_tokens is not None and wished > limits.new_tokens:
         raise RequestError(f"max_tokens is {wished}, this server gives {limits.new_tokens} at most")
-    found = wished or limits.default_tokens or lm.engine.config.context
-    return min(found, limits.new_tokens or found)
+    if wished is not None:
+        return wished
+    found = limits.default_tokens or lm.engine.config.context
+    longest = mark.longest if mark else None
+    return min(found, limits.new_tokens or found, longest or found)
 
 
 def _options(
-    lm: LM, body: Sampled, grammar: Grammar | None, prediction: Prediction | None
+    lm: LM, body: CompletionBody | ChatBody, limits: Limits, wanted: Wanted, grammar: Grammar | None
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
-    return {
-        "temperature": body.temperature,
-        "controls": _controls(body),
+    found = {
+        **sampling(body),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
-        "prediction": _joined(prediction.content) if prediction else None,
+        "prediction": _joined(body.prediction.content) if body.prediction else None,
+        "guide": _guides(lm, body, limits),
+        "watermark": limits.steering.mark(body.watermark),
     }
+    return dict(lm.undrawn(cast(Options, found))) if wanted.strategy else found
 
 
-def _controls(body: Sampled) -> Any:
-    """What the body says of sampling; None leaves it to the checkpoint."""
-    named = {name: getattr(body, name) for name in _SAME}
-    named |= {control: getattr(body, name) for name, control in _OTHER.items()}
-    given = {name: value for name, value in named.items() if value is not None}
-    if body.sampler is None:
-        return given or None
-    both = Sampling.parse(body.sampler)
-    for method in both.methods:
-        named_paths = [name for name in method.paths if getattr(method, name)]
-        if named_paths:
-            control = getattr(method, "name", type(method).__name__)
-            raise RequestError(
-                f"{control}.{named_paths[0]} names a place on the server, which requests may not"
-            )
-    own = Sampling.of(given)
-    return Sampling(both.temperature, (*own.methods, *both.methods)).methods
+def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:
+    """The guides that the body names, and its own guidance."""
+    names = [body.guide] if isinstance(body.guide, str) else body.guide or []
+    found, own = limits.steering.named(names), body.guidance
+    if own is None:
+        return found
+    _check_prompt("guidance.negative", len(lm.tokenizer.encode(own.negative)), limits)
+    return [*found, negative(own.negative, own.scale, own.stop)]
+
+
+def _check_prompt(what: str, tokens: int, limits: Limits) -> None:
+    if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
+        raise RequestError(
+            f"{what} has {tokens} tokens, and this server takes {limits.prompt_tokens} at most"
+        )
 
 
 def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
@@ -195,7 +201,7 @@ def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
 def _answers(
     name: str,
     make: Callable[..., Request],
-    count: int,
+    wanted: Wanted,
     body: Sampled,
     client: str,
     limits: Limits,
@@ -210,13 +216,9 @@ def _answers(
     deadline = None if body.timeout is None else monotonic() + body.timeout
 
     def asks() -> Iterator[Ask]:
-        for place in range(count):
+        for place in range(wanted.requests):
             request = make(seed=seed + place)
-            if limits.prompt_tokens is not None and len(request.prompt) > limits.prompt_tokens:
-                raise RequestError(
-                    f"the prompt has {len(request.prompt)} tokens, and this server takes "
-                    f"{limits.prompt_tokens} at most"
-                )
+            _check_prompt("the prompt", len(request.prompt), limits)
             yield Ask(
                 id=f"{name}-{place}",
                 request=request,
@@ -225,8 +227,12 @@ def _answers(
                 deadline=deadline,
                 drafter=wish.drafter if wish else None,
                 budget=wish.budget if wish else None,
-                logprobs=logprobs,
+                logprobs=0 if logprobs is None and wanted.compared else logprobs,
+                strategy=wanted.strategy,
                 after=f"{name}-0" if place else None,
             )
 
-    return list(asks())
+    found = list(asks())
+    if wanted.compared:
+        check_differ(found[0].request, wanted.requests)
+    return found

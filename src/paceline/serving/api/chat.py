@@ -43,9 +43,9 @@ def reply(
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
-    for answer in answers:
+    for place, answer in enumerate(replies.best(answers, 1, body.n or 1)):
         logprobs = replies.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
-        shown = {"index": answer.index, "message": replies.message(answer), "logprobs": logprobs}
+        shown = {"index": place, "message": replies.message(answer), "logprobs": logprobs}
         choices.append(shown | {"finish_reason": answer.finish})
     return heading | {
         "choices": choices,

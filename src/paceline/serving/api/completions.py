@@ -43,7 +43,7 @@ def reply(
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
-    for place, answer in enumerate(best(answers, prompts, body.n or 1)):
+    for place, answer in enumerate(replies.best(answers, prompts, body.n or 1)):
         shown = _choice(answer, _echo(body, answer, lm) + answer.text) | {"index": place}
         if body.logprobs is not None:
             shown["logprobs"] = replies.completion_logprobs(answer, lm)
@@ -78,15 +78,6 @@ async def _pieces(
 
 def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:
     return lm.tokenizer.decode(answer.ask.request.prompt) if body.echo else ""
-
-
-def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
-    """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
-    each = len(answers) // prompts
-    if each == n:
-        return list(answers)
-    groups = (answers[place : place + each] for place in range(0, len(answers), each))
-    return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
 
 
 def _choice(answer: Answer, text: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from paceline.serving.api.answering import Answering
 from paceline.serving.api.asking import Limits
 from paceline.serving.api.refusals import NotFoundError
 from paceline.serving.asks import Ask, Event
+from paceline.serving.rates import Departures
 from paceline.serving.service import Service
 
 
@@ -26,16 +27,22 @@ class Context:
         service: runs requests.
         name: what the model is called.
         limits: what may be asked for.
+        departures: how soon places come free.
     """
 
     service: Service
     name: str
     limits: Limits = field(default_factory=Limits)
+    departures: Departures = field(default_factory=Departures)
 
     @property
     def lm(self) -> LM:
         """The model."""
         return self.service.worker.lm
+
+    def retry(self) -> int:
+        """Seconds after which one who is sent away now should try again."""
+        return self.departures.wait(self.service.load.waiting)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model.

@@ -9,6 +9,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from time import monotonic
 from typing import Any
 
@@ -110,7 +111,7 @@ class Guard:
         wait = self._rules.rates.admit(visit.payer, monotonic())
         if not wait:
             return None
-        said = f"too much was asked for in a minute; try again in {wait:.0f} s"
+        said = f"too much was asked for in a minute; try again in {ceil(wait)} s"
         return refusal(429, said, "rate_limit_error", code="rate_limit_exceeded", wait=wait)
 
     async def _pass_on(self, scope: Scope, receive: Receive, visit: _Visit) -> Response | None:

@@ -16,6 +16,7 @@ from paceline.serving.scheduler import BusyError
 from paceline.serving.service import FAILED, StoppingError
 
 _log = logging.getLogger(__name__)
+_STOPPING = 5  # seconds until another may stand in for a server that stops
 _ALWAYS = ("/health", "/ready")
 _STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _REFUSALS = {
@@ -81,11 +82,12 @@ def install(app: FastAPI) -> None:
     """Let the application answer errors so."""
 
     @app.exception_handler(PacelineError)
-    async def wrong(_: Request, error: PacelineError) -> JSONResponse:
+    async def wrong(request: Request, error: PacelineError) -> JSONResponse:
         if isinstance(error, StoppingError):
-            return refusal(503, str(error), "server_error", wait=5)
+            return refusal(503, str(error), "server_error", wait=_STOPPING)
         if isinstance(error, BusyError):
-            return refusal(429, str(error), "rate_limit_error", wait=1)
+            wait = request.app.state.context.retry()
+            return refusal(429, str(error), "rate_limit_error", wait=wait)
         if isinstance(error, NotFoundError):
             return refusal(404, str(error), "not_found_error", "model")
         if isinstance(error, FailedError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any
 
@@ -65,6 +65,32 @@ class Answer:
     def likelihood(self) -> float:
         """Mean log probability of the tokens."""
         return sum(each.logprob for each in self.logprobs) / max(len(self.logprobs), 1)
+
+
+def found(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers, with all outputs of those that are searches."""
+    return [each for answer in answers for each in _outputs(answer)]
+
+
+def _outputs(answer: Answer) -> list[Answer]:
+    if answer.last is None or not answer.last.found:
+        return [answer]
+    several, read = [], answer.last.cached
+    for place, output in enumerate(answer.last.found):
+        if place:  # the work and the prompt count once
+            output, read = replace(output, passes=0, nodes=0), len(answer.ask.request.prompt)
+        last = replace(answer.last, output=output, finish=output.finish, cached=read)
+        several.append(Answer(answer.ask, place, output.text, output.tokens, last=last))
+    return several
+
+
+def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
+    """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
+    each = len(answers) // prompts
+    if each == n or answers[0].ask.strategy:
+        return list(answers)
+    groups = (answers[place : place + each] for place in range(0, len(answers), each))
+    return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
 
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:

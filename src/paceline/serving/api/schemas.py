@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 Texts = str | list[str]
+Setting = bool | int | float | str | list[str | int] | dict[str, float]
 Count = Annotated[int, Field(ge=1, le=128)]
 
 
@@ -29,6 +30,14 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
+class Guidance(Strict):
+    """Classifier-free guidance: away from another prompt, by the model itself."""
+
+    negative: str = Field("", description="The other prompt; else the prompt's last token.")
+    scale: Annotated[float, Field(ge=0, le=100)] = 1.5
+    stop: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
 class Sampled(Strict):
     """What every way to generate shares; names as OpenAI and other servers have them."""
 
@@ -39,6 +48,7 @@ class Sampled(Strict):
     min_p: float | None = None
     top_a: float | None = None
     typical_p: float | None = None
+    top_n_sigma: float | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -46,7 +56,18 @@ class Sampled(Strict):
     logit_bias: dict[str, float] | None = None
     bad_words: list[str] | None = None
     min_tokens: int | None = None
-    sampler: str | None = Field(None, description="Any control, as `--sampler` has it.")
+    xtc_probability: float | None = None
+    xtc_threshold: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float | None = None
+    dry_allowed_length: int | None = None
+    dry_sequence_breakers: list[str] | None = None
+    mirostat_mode: Literal[0, 2] | None = None
+    mirostat_tau: float | None = None
+    mirostat_eta: float | None = None
+    sampler: str | dict[str, Setting] | None = Field(
+        None, description="Any control, as `--sampler` has it or by NAME and NAME.SETTING."
+    )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
     ignore_eos: bool = False
@@ -60,6 +81,11 @@ class Sampled(Strict):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    guide: Texts | None = Field(None, description="Names of the server's guides.")
+    guidance: Guidance | None = None
+    watermark: str | Literal[False] | None = Field(
+        None, description="As `--watermark` has it, or `false`, where the server lets choose."
+    )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
 
@@ -68,6 +94,11 @@ class Several(Sampled):
     """What ways to generate share that give several answers."""
 
     n: Count | None = None
+    best_of: Count | None = None
+    use_beam_search: bool | None = None
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    strategy: str | None = Field(None, description="Search, as `--strategy` has it.")
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
     trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
@@ -79,7 +110,6 @@ class CompletionBody(Several):
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    best_of: Count | None = None
     echo: bool = False
     prediction: Prediction | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from time import monotonic
 from types import FrameType
 from typing import Any
@@ -19,9 +20,9 @@ from paceline.serving.settings import Settings
 _log = logging.getLogger(__name__)
 _FLUSH = 5  # seconds to send what is ready when the server stops
 _FULL = bytes(refusal(503, "too many connections; try again later", "server_error").body)
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(_FULL), _FULL)
+_HEAD = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: %d\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n"
 )
 
 
@@ -34,6 +35,7 @@ class Impatient(H11Protocol):
 
     head_seconds = 10.0
     most = 1024
+    retry: Callable[[], int] = staticmethod(lambda: 1)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
@@ -41,7 +43,7 @@ class Impatient(H11Protocol):
         self.app_state = self.app_state | {"transport": transport}
         super().connection_made(transport)
         if len(self.connections) > self.most:
-            transport.write(_FULL)
+            transport.write(_HEAD % (self.retry(), len(_FULL)) + _FULL)
             transport.close()
         else:
             self._wait_for_head()
@@ -75,7 +77,11 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: Any, service: Service, settings: Settings) -> None:
-        limits = {"head_seconds": settings.head_seconds, "most": settings.max_connections}
+        limits = {
+            "head_seconds": settings.head_seconds,
+            "most": settings.max_connections,
+            "retry": staticmethod(app.state.context.retry),
+        }
         protocol = type("Protocol", (Impatient,), limits)
         config = uvicorn.Config(
             app,

@@ -1,0 +1,96 @@
+"""The controls that a body names, by the names of other servers or as `--sampler` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from paceline.control.base import ControlMethod
+from paceline.control.sampling import Sampling
+from paceline.errors import RequestError
+from paceline.serving.api.schemas import Sampled
+
+
+class _Field(NamedTuple):
+    """A field of the body: its setting, what switches it off, the field that it needs."""
+
+    key: str
+    off: Callable[[Any], bool] | None = None
+    needs: str | None = None
+
+
+_FIELDS = {
+    "top_p": _Field("top_p"),
+    "top_k": _Field("top_k", lambda k: k in (-1, 0)),
+    "min_p": _Field("min_p"),
+    "top_a": _Field("top_a"),
+    "typical_p": _Field("typical"),
+    "top_n_sigma": _Field("top_n_sigma", lambda n: n < 0),
+    "frequency_penalty": _Field("frequency_penalty"),
+    "presence_penalty": _Field("presence_penalty"),
+    "repetition_penalty": _Field("repetition_penalty"),
+    "no_repeat_ngram_size": _Field("no_repeat_ngram", lambda n: n == 0),
+    "logit_bias": _Field("logit_bias"),
+    "bad_words": _Field("bad_words"),
+    "min_tokens": _Field("min_length"),
+    "xtc_probability": _Field("xtc.probability", lambda p: p == 0),
+    "xtc_threshold": _Field("xtc.threshold", needs="xtc_probability"),
+    "dry_multiplier": _Field("dry", lambda m: m == 0),
+    "dry_base": _Field("dry.base", needs="dry_multiplier"),
+    "dry_allowed_length": _Field("dry.allowed", needs="dry_multiplier"),
+    "dry_sequence_breakers": _Field("dry.breakers", needs="dry_multiplier"),
+    "mirostat_mode": _Field("mirostat", lambda mode: mode == 0),
+    "mirostat_tau": _Field("mirostat.tau", needs="mirostat_mode"),
+    "mirostat_eta": _Field("mirostat.eta", needs="mirostat_mode"),
+}
+
+
+def sampling(body: Sampled) -> dict[str, Any]:
+    """`temperature` and `controls` as `LM.request` takes them; None leaves them to the checkpoint.
+
+    Raises:
+        PacelineError: a control is unknown, out of range, given twice, or names a place on this
+            machine; or a field lacks another.
+    """
+    named = _named(body)
+    if body.sampler is None:
+        return {"temperature": body.temperature, "controls": named}
+    text = body.sampler
+    own = Sampling.parse(text) if isinstance(text, str) else Sampling.of(text)
+    for method in own.methods:
+        _check_paths(method)
+    heats = {heat for heat in (body.temperature, own.temperature) if heat is not None}
+    if len(heats) > 1:
+        raise RequestError(
+            f"temperature is {body.temperature:g} and sampler says {own.temperature:g}; "
+            "give one of them"
+        )
+    methods = (*Sampling.of(named or {}).methods, *own.methods)
+    return {"temperature": next(iter(heats), None), "controls": Sampling(methods=methods).methods}
+
+
+def _named(body: Sampled) -> Mapping[str, object] | None:
+    """The settings that the fields of a body are; empty where they only switch something off."""
+    given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
+    found: dict[str, object] = {}
+    for name, value in given.items():
+        field = _FIELDS[name]
+        other = field.needs or name
+        if other not in given:
+            raise RequestError(f"{name} needs {other}; give both")
+        off = _FIELDS[other].off
+        if not (off and off(given[other])):
+            found[field.key] = value
+    if "mirostat" in found:  # a mode and no setting; the other modes are none of ours
+        del found["mirostat"]
+        found.setdefault("mirostat.tau", 5.0)
+    return found if given else None
+
+
+def _check_paths(method: ControlMethod) -> None:
+    for name in method.paths:
+        if getattr(method, name):
+            control = getattr(method, "name", type(method).__name__)
+            raise RequestError(
+                f"{control}.{name} names a place on the server, which requests may not"
+            )
