@@ -232,17 +232,18 @@ Cache& cache_of(Engine& engine, Sequence& sequence) {
 Logits run(Engine& engine, const std::vector<Branch>& branches, const View& view) {
     size_t nodes = 0;
     for (const Branch& branch : branches) nodes += branch.rows ? branch.nodes : 0;
+    const size_t rows = nodes * view.heads();
     const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
     {
         nb::gil_scoped_release unlocked;
         std::lock_guard lock(engine.busy);
-        if (engine.logits->size() < nodes * columns * sizeof(float))
-            engine.logits = std::make_shared<Buffer>(nodes * columns * sizeof(float));
+        if (engine.logits->size() < rows * columns * sizeof(float))
+            engine.logits = std::make_shared<Buffer>(rows * columns * sizeof(float));
         logits = engine.logits;
         engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
     }
-    return as_array(logits, nodes, columns);
+    return as_array(logits, rows, columns);
 }
 
 // A chain of nodes, each a weighted sum of the embeddings of some tokens.
@@ -262,10 +263,10 @@ Logits forward_mixed(Engine& engine, Sequence& sequence, Mixed tokens, Weighting
 
 // `rows` says of each entry whether its logits are wanted.
 Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
-               nb::object positions, nb::object tokens) {
+               nb::object positions, nb::object tokens, nb::object exits) {
     std::vector<Ints> arrays;  // keep the memory that the branches point to
     std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size() + 3);
+    arrays.reserve(2 * batch.size() + 4);
     if (!engine.ready) refuse("the model is not loaded");
     if (rows.size() != batch.size()) refuse("a batch needs to know of each entry if its rows are wanted");
     for (nb::handle item : batch) {
@@ -285,7 +286,7 @@ Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb
         const Ints& array = arrays.emplace_back(ints_of(object));
         return std::span(array.data(), array.size());
     };
-    return run(engine, branches, {part(layers), part(positions), part(tokens)});
+    return run(engine, branches, {part(layers), part(positions), part(tokens), part(exits)});
 }
 
 // What the head was given in the last pass with logits, a copy.
@@ -393,7 +394,7 @@ void bind_engine(nb::module_& m) {
         .def("extend_rope", &extend_rope)
         .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
              nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
-             nb::arg("tokens") = nb::none())
+             nb::arg("tokens") = nb::none(), nb::arg("exits") = nb::none())
         .def("forward_mixed", &forward_mixed, nb::arg("sequence"),
              nb::arg("tokens").noconvert(), nb::arg("weights").noconvert())
         .def("hidden", &hidden)

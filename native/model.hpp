@@ -35,7 +35,10 @@ struct View {
     std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
     std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
     std::optional<std::span<const int32_t>> tokens;     // increasing: those that get logits
+    // Increasing: behind so many of the layers that are run logits are made, too; they come first.
+    std::optional<std::span<const int32_t>> exits;
 
+    size_t heads() const { return 1 + (exits ? exits->size() : 0); }
     bool partial() const { return layers || positions; }
 };
 

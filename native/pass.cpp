@@ -36,6 +36,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
       hidden_(padded(model.shape.hidden)) {
     choose_layers();
     choose_tokens();
+    check_exits();
     for (const Branch& branch : batch) {
         first_.push_back(n_);
         check(branch);
@@ -116,6 +117,17 @@ void Pass::choose_tokens() {
     model_.weights.choose(*view_.tokens);
 }
 
+void Pass::check_exits() const {
+    int32_t last = -1;
+    if (!view_.exits) return;
+    for (const int32_t exit : *view_.exits) {
+        if (exit <= last || static_cast<size_t>(exit) >= layers_.size())
+            refuse("the exits of a view must increase and lie below the " +
+                   std::to_string(layers_.size()) + " layers that are run");
+        last = exit;
+    }
+}
+
 // Committed positions that the nodes of a branch see.
 size_t Pass::seen(const Branch& branch) const {
     return view_.positions ? view_.positions->size() : branch.cache->length();
@@ -144,7 +156,7 @@ size_t Pass::worthwhile_threads() const {
 }
 
 void Pass::reserve() {
-    size_t scratch = hidden_ * sizeof(float), arranged = 0;
+    size_t scratch = 2 * hidden_ * sizeof(float), arranged = 0;
     const auto product = [&](const Matrix& matrix) {
         if (!matrix.format) return;
         scratch = std::max(scratch, matrix.format->scratch_bytes(n_));
@@ -219,16 +231,26 @@ void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, c
 
 void Pass::plan() {
     add_rows(&Pass::embed, 0, Part::embed);
-    for (const size_t layer : layers_) plan_layer(layer);
-    if (!logits_) return;
-    add(Part::norm, &Pass::enter_head, 0, headed_.size(), 1);
+    size_t heads = 0;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (logits_ && heads + 1 < view_.heads() &&
+            static_cast<size_t>((*view_.exits)[heads]) == i)
+            plan_head(layers_[i], heads++);
+        plan_layer(layers_[i]);
+    }
+    if (logits_) plan_head(shape_.layers.size(), heads);
+}
+
+// The logits of what the layers before `layer` give, behind those of `place` other heads.
+void Pass::plan_head(size_t layer, size_t place) {
+    add(Part::norm, &Pass::enter_head, layer, headed_.size(), 1);
     const Weights& weights = model_.weights;
     const auto& tokens = view_.tokens;
     const size_t size = tokens ? tokens->size() : shape_.vocabulary;
     multiply_later(Part::head, tokens ? weights.part_of_head : weights.head,
                    tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
-                    .out = logits_,
+                    .out = logits_ + place * headed_.size() * size,
                     .stride = size,
                     .rows = size},
                    headed_.size());
@@ -363,14 +385,21 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
                  row(work_.wide, i, wide_), shape_.layers[layer].intermediate);
 }
 
-void Pass::enter_head(size_t, size_t chunk, size_t chunks, Buffer&) {
-    const Norm* before = norm_before(shape_.layers.size());
+// Leaves x and y as they are: behind an exit, the next layer goes on from them.
+void Pass::enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Norm* before = norm_before(layer);
     const auto [begin, end] = share(headed_.size(), chunk, chunks);
     for (size_t k = begin; k < end; ++k) {
-        const size_t i = headed_[k];
-        if (before) merge(*before, i);
-        norm_row(model_.weights.final_norm, row(work_.x, i, hidden_), row(work_.normed, k, hidden_),
-                 shape_.hidden);
+        float* x = row(work_.x, headed_[k], hidden_);
+        if (before) {
+            float *merged = scratch.floats(), *y = merged + hidden_;
+            std::copy_n(x, hidden_, merged);
+            std::copy_n(row(work_.y, headed_[k], hidden_), hidden_, y);
+            if (*before) norm_row(*before, y, y, shape_.hidden);
+            kernels_.add(merged, y, hidden_);
+            x = merged;
+        }
+        norm_row(model_.weights.final_norm, x, row(work_.normed, k, hidden_), shape_.hidden);
     }
 }
 

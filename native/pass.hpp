@@ -64,11 +64,13 @@ private:
     void choose_layers();
     void check_positions(size_t length) const;
     void choose_tokens();
+    void check_exits() const;
     size_t missing_pages() const;
     size_t worthwhile_threads() const;
     void reserve();
     void plan();
     void plan_layer(size_t layer);
+    void plan_head(size_t layer, size_t place);
     void add_chunks(Part part, Work work, size_t index, size_t chunks);
     void add(Part part, Work work, size_t index, size_t things, size_t least);
     void add_rows(Work work, size_t layer, Part part = Part::norm) {
@@ -92,7 +94,7 @@ private:
     void attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
-    void enter_head(size_t, size_t chunk, size_t chunks, Buffer&);
+    void enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
     void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
     void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
 

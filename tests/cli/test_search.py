@@ -74,6 +74,20 @@ def test_grammars_hold_in_a_search(paceline):
     assert sorted(texts) == ["a dog", "two cats"]
 
 
+def test_guides_steer_a_search_and_are_charged(paceline):
+    guide = ("--guide", "cfg:negative=A dog,scale=4")
+    done = paceline(*words("--strategy", "beam:returned=2", "--json", *guide))
+    assert done.code == 0
+    assert done.json["seconds"]["guide"] > 0
+    assert "% guiding" in done.err
+    plain = paceline(*words("--strategy", "beam:returned=2", "--json"))
+    assert done.json["outputs"] != plain.json["outputs"]
+    assert "guiding" not in plain.err
+    done = paceline(*words("--strategy", "lattice", "--guide", "cfg:stop=0.1"))
+    assert (done.code, done.out) == (2, "")
+    assert "leave stop out" in done.err
+
+
 @pytest.fixture
 def examples(tmp_path):
     path = tmp_path / "examples.jsonl"

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from tests.conftest import shared
+
 OPENING = "Once upon a time"
 PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
 
@@ -32,17 +34,21 @@ def resident(pid):
     return int(found[1]) * 1024
 
 
-def least_memory():
+def least_memory(*words):
     """MB that the smallest server needs."""
-    done = subprocess.run([*PROGRAM, "--memory", "1MB"], capture_output=True, text=True)
+    done = subprocess.run([*PROGRAM, "--memory", "1MB", *words], capture_output=True, text=True)
     assert done.returncode == 2
     return int(re.search(r"(\d+) MB is the least", done.stderr)[1])
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
-def test_a_server_keeps_its_promise_of_memory_and_ends_well():
-    promise = least_memory() + 4  # a few pages: less than eight long answers want
-    words = ["--memory", f"{promise}MB", "--places", "8"]
+@pytest.mark.parametrize("draft", [None, "stories260K"])
+def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
+    words = ["--places", "8"]
+    if draft:
+        words += ["--drafter", f"model:path={shared('models', draft)}", "--budget", "6"]
+    promise = least_memory(*words) + 4  # a few pages: less than eight long answers want
+    words += ["--memory", f"{promise}MB"]
     with started(*words) as server:
         said = next(server.stderr)
         log = []

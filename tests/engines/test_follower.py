@@ -52,6 +52,33 @@ def test_rows_that_were_run_are_not_run_again():
     assert run == [[[1, 2]], [[3, 4, 5]], [[6]], [[9]]]
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(0, 10), min_size=1, max_size=60), st.integers(0, 20))
+def test_what_is_read_in_parts_is_what_is_read_at_once(text, most):
+    engine, sizes = ToyEngine(order=64), []
+    forward = engine.forward
+
+    def watching(batch, rows="all", view=None):
+        sizes.append(len(batch[0][1]))
+        return forward(batch, rows, view)
+
+    engine.forward = watching
+    follower, context = Follower(engine), np.array(text, np.int32)
+    follower.paced = True
+    while late := follower.behind(context):
+        assert follower.room(context) == -1
+        assert follower.follow(context, most) == min(most, late)
+        if not most:
+            break
+    assert all(size <= most for size in sizes)
+    if most:
+        assert follower.follow(context, most) == 0
+        logits = follower.run(context, TokenTree.root(text[-1]))
+        assert np.array_equal(logits[0], after(engine, context))
+    follower.reset()
+    assert engine.opened == 0
+
+
 def test_an_interrupted_pass_leaves_no_trace():
     engine = ToyEngine(order=64)
     follower = Follower(engine)

@@ -61,6 +61,48 @@ def test_views_agree_and_leave_no_trace(tiny_model, data) -> None:
     np.testing.assert_array_equal(follow, engine.forward([(whole, TokenTree.root(7))]))
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_logits_behind_exits_are_those_of_the_layers_before_them(tiny_model, data) -> None:
+    model = tiny_model(data.draw(st.sampled_from(VARIED)))
+    isa, threads = data.draw(st.sampled_from(_native.isas())), data.draw(st.integers(1, 4))
+    layers = ints(data.draw(st.sets(st.integers(0, tiny.LAYERS - 1), min_size=1)))
+    exits = ints(data.draw(st.sets(st.integers(0, len(layers) - 1))))
+    wanted = data.draw(st.sampled_from([None, ints([1, 5, 40])]))
+    rows = data.draw(st.lists(st.booleans(), min_size=2, max_size=2))
+    found = []
+    for engine in (
+        native(model, isa=isa, threads=threads),
+        ReferenceEngine(model.config, model.weights),
+    ):
+        sequence, other = engine.start(tiny.tokens(9)), engine.start(tiny.tokens(6, 1))
+        batch = [(other, TokenTree.root(5)), (sequence, TokenTree.chain([3, 4, 5]))]
+        plain = engine.forward(batch).copy()
+        separate = [View(layers[:count], None, wanted) for count in (*exits, len(layers))]
+        parts = [engine.forward(batch, rows, each).copy() for each in separate]
+        together = engine.forward(batch, rows, View(layers, None, wanted, exits)).copy()
+        np.testing.assert_array_equal(together, np.concatenate(parts))
+        states = engine.hidden().copy() if any(rows) else None
+        engine.forward(batch, rows, separate[-1])
+        if any(rows):
+            np.testing.assert_array_equal(states, engine.hidden())
+        np.testing.assert_array_equal(engine.forward(batch), plain)
+        found.append(together)
+    np.testing.assert_allclose(*found, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("storage", FORMATS)
+def test_exits_of_the_whole_model_are_committed_with_it(storage: str, tiny_model) -> None:
+    engine = native(tiny_model("gemma2"), format=storage)
+    sequence, tree = engine.start(tiny.tokens(40)), TokenTree.chain([3, 4, 5])
+    plain = engine.forward([(sequence, tree)]).copy()
+    rows = engine.forward([(sequence, tree)], view=View(exits=ints(range(tiny.LAYERS))))
+    assert len(rows) == (tiny.LAYERS + 1) * 3
+    np.testing.assert_array_equal(rows[-3:], plain)
+    engine.commit(sequence, [0, 1, 2])
+    assert sequence.length == 43
+
+
 @pytest.mark.parametrize("storage", FORMATS)
 def test_a_view_of_everything_is_no_view(storage: str, tiny_model) -> None:
     engine = native(tiny_model("gemma2"), format=storage)
@@ -154,6 +196,10 @@ def test_views_are_never_committed(kind: str, tiny_model) -> None:
         (View(positions=np.array([0, 1])), "expected an int32 list"),
         (View(positions=np.zeros((1, 1), np.int32)), "expected an int32 list"),
         (View(layers=[0]), "expected an int32 list"),
+        (View(exits=np.array([tiny.LAYERS], np.int32)), f"exits of a view .* below {tiny.LAYERS}"),
+        (View(layers=ints([0, 2]), exits=ints([1, 2])), "exits of a view are .* below 2"),
+        (View(exits=np.array([1, 1], np.int32)), "exits of a view are .* increasing"),
+        (View(exits=np.array([-1], np.int32)), "exits of a view are"),
     ],
 )
 def test_bad_views_are_refused(kind: str, view: View, said: str, tiny_model) -> None:

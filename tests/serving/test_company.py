@@ -35,20 +35,20 @@ def company(lm, drafter, budget, **options):
         for turn in range(2):
             for number, tokens in enumerate(expected):
                 assert tokens_of(events, f"{turn}.{number}") == tokens
-        [lanes] = worker._lanes.values()
+        [lanes] = worker._fleet._others.values()
         return worker.stats, lanes
 
 
-@pytest.mark.parametrize("pages", [None, 6])
+@pytest.mark.parametrize("pages", [None, 13])
 @pytest.mark.parametrize("settings", ["", ",head=64", ",stop=bandit"])
 def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
     path = shared("models", "stories260K")
     stats, lanes = company(lm, f"model:path={path}{settings}", 6, pages=pages, places=3)
     assert stats.accepted.get("model", 0) > 0
-    assert len(lanes._free) in (2, 3)
-    engines = {follower.engine for drafter in lanes._free for follower in drafter._followers}
+    assert len(lanes.idle) in (2, 3)
+    engines = {follower.engine for drafter in lanes.idle for follower in drafter._followers}
     assert len(engines) == 1
-    first, other = lanes._free[:2]
+    first, other = lanes.idle[:2]
     assert first._followers[0] is not other._followers[0]
     assert first._chances._sharpness is other._chances._sharpness
 
@@ -61,7 +61,7 @@ def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
 def test_parts_of_the_model_draft_for_many(lm, drafter, name, pages):
     stats, lanes = company(lm, drafter, 6, pages=pages, places=3)
     assert stats.accepted.get(name, 0) > 0
-    assert len({id(drafter._chances._sharpness) for drafter in lanes._free}) == 1
+    assert len({id(drafter._chances._sharpness) for drafter in lanes.idle}) == 1
 
 
 @pytest.mark.parametrize(("pages", "budget"), [(None, 5), (None, None), (9, 5)])

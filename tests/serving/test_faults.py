@@ -28,19 +28,26 @@ class Faulty(DraftMethod):
     def build(self, target):
         if self.where == "build":
             raise OSError("no such file")
-        return _Faulty(self.where, target.vocab_size)
+        return _Faulty(self.where, target)
 
 
 class _Faulty(Drafter):
     origins = ("faulty",)
     top_k = 1
 
-    def __init__(self, where, vocab_size):
-        self.where, self.outside = where, vocab_size + 7
+    def __init__(self, where, target):
+        self.where, self.target, self.outside = where, target, target.vocab_size + 7
         self.learns_from_prompt = where == "prompt"
 
     def begin(self, request):
         self.fail("begin")
+
+    @property
+    def engines(self):
+        return [self.target.engine] if self.where == "follow" else []
+
+    def follow(self, context, most=None):
+        self.fail("follow")
 
     def propose(self, context, budget):
         self.fail("propose")
@@ -65,6 +72,9 @@ class FaultyControl:
         raise KeyError("no such thing")
 
 
+GUIDED = ("begin", "behind", "follow", "look")
+
+
 class FaultyGuide:
     def __init__(self, where):
         self.where = where
@@ -74,6 +84,17 @@ class FaultyGuide:
 
     def begin(self, sequence):
         self.fail("begin")
+
+    def behind(self, context):
+        self.fail("behind")
+        return 0
+
+    def follow(self, context, most=None):
+        self.fail("follow")
+        return 0
+
+    def holds(self, length):
+        return []
 
     def look(self, context, tree):
         self.fail("look")
@@ -113,7 +134,9 @@ def both(lm, bad, caplog, **options):
     return last
 
 
-@pytest.mark.parametrize("where", ["begin", "prompt", "propose", "observe", "tree", "kind"])
+@pytest.mark.parametrize(
+    "where", ["begin", "follow", "prompt", "propose", "observe", "tree", "kind"]
+)
 def test_a_faulty_drafter_fails_its_own_request(lm, faulty, caplog, where):
     request = lm.request(PROMPTS[3], max_new_tokens=20)
     last = both(lm, request, caplog, drafter=f"faulty:{where}", budget=3)
@@ -121,7 +144,7 @@ def test_a_faulty_drafter_fails_its_own_request(lm, faulty, caplog, where):
     assert ("outside the vocabulary" in last.error) == (where == "tree")
 
 
-@pytest.mark.parametrize("control", [FaultyControl(), FaultyGuide("begin"), FaultyGuide("look")])
+@pytest.mark.parametrize("control", [FaultyControl(), *map(FaultyGuide, GUIDED)])
 def test_a_faulty_control_fails_its_own_request(lm, caplog, control):
     request = replace(lm.request(PROMPTS[3], max_new_tokens=20), controls=(control,))
     last = both(lm, request, caplog, budget=3)
@@ -245,8 +268,10 @@ def test_ten_thousand_would_leave_no_more_than_a_few(lm):
             if number % 5 == 4:
                 drive(worker)
         assert not worker._places
-        assert len(worker._lanes) <= 8
-        assert all(len(lanes._free) <= 4 for lanes in [worker._own, *worker._lanes.values()])
+        assert len(worker._fleet._others) <= 8
+        assert all(
+            len(lanes.idle) <= 4 for lanes in [worker._fleet.own, *worker._fleet._others.values()]
+        )
         assert worker.prefixes.pages <= worker.prefixes.limit
         assert lm.engine.memory.used == worker.prefixes.pages
 
@@ -257,8 +282,8 @@ def test_waiting_requests_have_no_drafter_yet(lm):
         for number in range(20):
             worker.submit(Ask(str(number), replace(request, seed=number), drafter="recycle"))
         drive(worker)
-        [lanes] = worker._lanes.values()
-        assert len(lanes._free) == 2
+        [lanes] = worker._fleet._others.values()
+        assert len(lanes.idle) == 2
 
 
 def test_shared_pages_are_not_counted_as_free(lm):

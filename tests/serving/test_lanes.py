@@ -23,7 +23,7 @@ class FakeRun:
 
     def __init__(self, clock, seconds, error=None):
         self.clock, self.seconds, self.error = clock, seconds, error
-        self.text = [1]
+        self.text, self.room, self.drafter = [1], 9, None
 
     def propose(self, nodes, spare=0, least=0.0):
         self.clock.now += self.seconds

@@ -1,5 +1,7 @@
 """The scheduler alone: passes are simulated, memory is counted."""
 
+from math import ceil, floor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,24 +19,30 @@ class Machine:
         self.random = np.random.default_rng(seed)
         self.held, self.left, self.done, self.plans = {}, {}, [], []
 
-    def submit(self, name, prompt, output, **options):
-        job = Job(name, text=prompt, most=prompt + output, arrived=self.now, **options)
+    def submit(self, name, prompt, output, cost=1.0, **options):
+        most = ceil(cost * (prompt + output))
+        job = Job(name, text=prompt, most=most, cost=cost, arrived=self.now, **options)
         self.scheduler.submit(job)
         self.left[name] = output
 
+    @property
+    def used(self):
+        return sum(tokens * self.scheduler.jobs[name].cost for name, tokens in self.held.items())
+
     def step(self):
         capacity = self.scheduler.capacity
-        free = capacity - sum(self.held.values())
+        free = floor(capacity - self.used)
         plan = self.scheduler.plan(self.now, free, self.tokens)
         self.plans.append(plan)
         for name in (*plan.expired, *plan.preempted):
             self.held.pop(name, None)
         for name in plan.admitted:
             self.held[name] = 0
-        used = sum(self.held.values())
+        used, jobs = self.used, self.scheduler.jobs
         assert sum(size for _, size in plan.parts) <= self.tokens
         assert len(self.held) <= self.scheduler.places
-        need = sum(size for _, size in plan.parts) + plan.nodes * len(plan.decoding)
+        need = sum(size * jobs[name].cost for name, size in plan.parts)
+        need += sum(plan.nodes * jobs[name].cost for name in plan.decoding)
         assert used + need <= capacity
         for name, size in plan.parts:
             assert 0 < size <= self.scheduler.jobs[name].missing
@@ -59,19 +67,25 @@ class Machine:
 
 
 jobs = st.lists(
-    st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(-2, 2), st.sampled_from("abc")),
+    st.tuples(
+        st.integers(1, 40),
+        st.integers(1, 20),
+        st.integers(-2, 2),
+        st.sampled_from("abc"),
+        st.sampled_from([1.0, 1.0, 1.4]),
+    ),
     min_size=1,
     max_size=12,
 )
 
 
 @settings(deadline=None)
-@given(jobs, st.integers(60, 200), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
+@given(jobs, st.integers(86, 240), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
 def test_everybody_is_served_and_memory_is_never_exceeded(asked, capacity, places, tokens, seed):
     scheduler = Scheduler(places=places, capacity=capacity, tree=4, aging=20.0)
     machine = Machine(scheduler, seed, tokens)
-    for number, (prompt, output, priority, client) in enumerate(asked):
-        machine.submit(f"r{number}", prompt, output, priority=priority, client=client)
+    for number, (prompt, output, priority, client, cost) in enumerate(asked):
+        machine.submit(f"r{number}", prompt, output, cost, priority=priority, client=client)
         machine.step()
     work = sum(prompt + output for prompt, output, *_ in asked)
     for _ in range(60 + 12 * work):

@@ -83,6 +83,28 @@ def test_searches_and_requests_do_not_meet(lm, data):
     assert no_threads()
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("guide", ["cfg:negative=A sad dog,scale=3", "dola:layers=1+3"])
+def test_guided_searches_give_what_they_give_alone(lm, kind, guide):
+    options = {"max_new_tokens": 8, "guide": guide}
+    searches = [
+        Ask(name, lm.request(prompt, **lm.undrawn(dict(options))), strategy=kind)
+        for name, prompt in zip("ab", PROMPTS, strict=False)
+    ]
+    beside = Ask("c", lm.request(PROMPTS[0], max_new_tokens=12, temperature=0.8, seed=1))
+    with working(lm, pages=60, places=3) as worker:
+        events = []
+        for each in (*searches, beside):
+            worker.submit(each)
+        drive(worker, events)
+    for each in searches:
+        one = lm.search(list(each.request.prompt), kind, **options)
+        whole = [(o.tokens, o.text, o.finish, o.score, o.passes) for o in one]
+        assert found(events, each.id) == whole
+    assert tokens_of(events, "c") == alone(lm, beside.request)
+    assert no_threads()
+
+
 def test_between_two_passes_there_is_one_of_one_search(lm, monkeypatch):
     passes = []
     forward = lm.engine.forward

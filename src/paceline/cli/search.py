@@ -43,9 +43,11 @@ def deliver(lm: LM, name: str, outputs: list[Found], json: bool) -> None:
         write("\n\n".join(output.text for output in outputs) + "\n")
     cost, tokens = outputs[0], sum(len(output.tokens) for output in outputs)
     scores = ", ".join(f"{output.score:.3f}" for output in outputs)
+    seconds = cost.seconds
+    guide = f", {seconds.guide / seconds.decode:.0%} guiding" if seconds.guide else ""
     say(
         f"{name}: {len(outputs)} of {tokens} tokens, {cost.passes} passes over {cost.nodes} nodes, "
-        f"{cost.seconds.decode:.2f} s; scores {scores}"
+        f"{seconds.decode:.2f} s{guide}; scores {scores}"
     )
     if any(output.finish == "interrupted" for output in outputs):
         raise typer.Exit(130)

@@ -90,7 +90,8 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     from paceline.serving.memory import room
     from paceline.serving.worker import Worker
 
-    memory = None if settings.memory is None else room(settings.memory, lm.engine)
+    promised, others = settings.memory, [*lm.drafter.engines, *lm.beside.loaded]
+    memory = None if promised is None else room(promised, lm.engine, others)
     return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import ClassVar, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 
@@ -110,10 +110,22 @@ class Looking(Protocol):
     """
 
     def begin(self, sequence: Cached) -> None:
-        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
+        """A request starts. `sequence` follows the loop; it may be viewed in `look` only."""
+        ...
 
-        It may be viewed in `look` only.
+    def behind(self, context: Tokens) -> int:
+        """Tokens that a text of its own lacks; 0 where they can ride with the next tree."""
+        ...
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Read `context` [S] but its last token, or up to `most` tokens more; how many were read.
+
+        Whoever does not call it leaves that to `look`.
         """
+        ...
+
+    def holds(self, length: int) -> Sequence[tuple[Engine, int]]:
+        """The positions of each text of its own, and in which engine, for `length` tokens."""
         ...
 
     def look(self, context: Tokens, tree: TokenTree) -> None:
@@ -122,6 +134,31 @@ class Looking(Protocol):
 
     def release(self) -> None:
         """The request has ended, or was interrupted: give all sequences back."""
+        ...
+
+
+@runtime_checkable
+class Branching(Looking, Control, Protocol):
+    """A guide that can follow several texts, each by a fork of its own: searches need it.
+
+    Attributes:
+        grows: a text may only be asked about after all that it begins with, one token apart.
+    """
+
+    grows: bool
+
+    def fork(self, context: Tokens, target: Cached | None) -> Self:
+        """Another, to go its own way from what this one has read of `context` [S].
+
+        `target` holds the context but its last token; where it is None, `begin` comes.
+        """
+        ...
+
+    def law(self, logits: Floats, history: list[int]) -> Floats:
+        """As `apply`; but where that depends on the temperature, as if it were 1.
+
+        What searches compare are chances, not draws.
+        """
         ...
 
 

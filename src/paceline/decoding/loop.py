@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from time import perf_counter
 
 from paceline.core import Output, Request
@@ -11,7 +12,7 @@ from paceline.decoding.run import Run
 from paceline.decoding.text import TextStream
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine, Rows
-from paceline.errors import MethodError
+from paceline.errors import MemoryFullError, MethodError
 
 
 class Generation:
@@ -77,6 +78,8 @@ class Generation:
             rows: Rows = "all" if run.watches else "none"
             logits = self._engine.forward([(run.sequence, tree)], rows)
             run.ran(tree, logits)
+        with suppress(MemoryFullError):  # without room there are no guesses
+            run.drafter.follow(run.text)
         run.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 

@@ -14,7 +14,7 @@ from paceline.decoding.text import TextStream
 from paceline.decoding.walk import Walked, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MemoryFullError, RequestError
+from paceline.errors import RequestError
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -23,9 +23,9 @@ _PREFILL_LOGITS = 1 << 23
 class Run:
     """A request, its text so far, and its sequence; whoever drives it decides on the passes.
 
-    `open`; while tokens are `missing`, run a `part` of the text and say `ran`; then `propose` a
-    tree, let guides `look`, run it, `take` what was drawn, `learn` from the logits, `accept` the
-    text; until `done`.
+    `open`; while tokens are `missing`, run a `part` of the text and say `ran`; let guides `read`
+    it; then `propose` a tree, let guides `look`, run it, `take` what was drawn, `learn` from the
+    logits, `accept` the text; until `done`.
     `close` gives the sequence back, and can be followed by another `open`: the text is run anew.
 
     Args:
@@ -142,26 +142,36 @@ class Run:
         return tree
 
     def begin_guides(self) -> None:
-        """Let guides run the text that the sequence holds, once; else the first `look` does."""
+        """Let guides read the text, once; else the first `look` does."""
+        if not self._guided:
+            self.read()
+
+    def read(self, most: int | None = None) -> int:
+        """Let guides read the text, each up to `most` tokens more; the most that one has read.
+
+        Raises:
+            MemoryFullError: there is no room for their texts. They can `read` on later.
+        """
         if not self._guided and self.sequence is not None:
             self._guided = True
             for guide in self.guides:
                 guide.begin(self.sequence)
+        return max((guide.follow(self.text, most) for guide in self.guides), default=0)
+
+    @property
+    def lag(self) -> int:
+        """Tokens that a guide lacks; with some its first `look` takes longer than one pass."""
+        return max((guide.behind(self.text) for guide in self.guides), default=0)
 
     def look(self, tree: TokenTree) -> None:
         """Let guides run the tree, before the model does.
 
         Raises:
-            MemoryFullError: there is no room for their texts. They hold none now, and can `look`
-                again.
+            MemoryFullError: there is no room for it. They can `look` again.
         """
-        try:
-            self.begin_guides()
-            for guide in self.guides:
-                guide.look(self.text, tree)
-        except MemoryFullError:
-            self._release_guides()
-            raise
+        self.begin_guides()
+        for guide in self.guides:
+            guide.look(self.text, tree)
 
     def take(self, tree: TokenTree, logits: Floats) -> Walked:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
@@ -225,9 +235,6 @@ class Run:
         sequence, self.sequence, self._attached = self.sequence, None, False
         if sequence is not None:
             self._engine.release(sequence)
-        self._release_guides()
-
-    def _release_guides(self) -> None:
         self._guided = False
         for guide in self.guides:
             guide.release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -77,6 +78,32 @@ class Drafter(ABC):
         For drafters that draft with the target's engine. It must not be changed, and not be used
         after the next `begin`.
         """
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """That run models of its own, each on a text of its own."""
+        return ()
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Let models of its own read `context` [S], or up to `most` tokens more of it.
+
+        Who gives a number has to go on doing so until the next `begin`: a model that has not
+        caught up guesses nothing meanwhile. Otherwise `propose` lets it read what it lacks.
+
+        Returns:
+            the most tokens that one of them has read.
+
+        Raises:
+            MemoryFullError: its engine has no room. It can follow again.
+        """
+        return 0
+
+    def ready(self, context: Tokens) -> bool:
+        """Whether it has caught up, so far as it must to guess what comes after `context`."""
+        return True
+
+    def release(self) -> None:
+        """Give keys and values of its own back; what was learnt stays."""
 
     @abstractmethod
     def propose(self, context: Tokens, budget: int) -> TokenTree:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -13,7 +14,7 @@ from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, withi
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
 from paceline.drafters.trace import start_of
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.registry import drafters
 
@@ -184,6 +185,20 @@ class _Blend(Drafter):
     def attach(self, sequence: Cached) -> None:
         for member in self._members:
             member.attach(sequence)
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        return [engine for member in self._members for engine in member.engines]
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        always = self._method.ask == "always"
+        pairs = zip(self._members, self._worth, strict=True)
+        asked = [member for member, worth in pairs if always or not worth.resting]
+        return max((member.follow(context, most) for member in asked), default=0)
+
+    def release(self) -> None:
+        for member in self._members:
+            member.release()
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         asked = _Asked()

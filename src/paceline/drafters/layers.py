@@ -44,7 +44,8 @@ class Layers(Drafting):
     trained for it rarely do; measure.
 
     Attributes:
-        skip: layers that are left out, with + between them, counted from 0. Default: searched.
+        skip: layers that are left out, with + between them, counted from 0; or `none`: the whole
+            model drafts, for the sake of a dear guide that checks once. Default: searched.
         width: nodes that each draft pass adds. Default 4.
         depth: most draft passes for a proposal. Default 4: each costs a good part of the model.
         stop: `confidence`, `bandit` or `depth`, as of `model`.
@@ -79,12 +80,14 @@ class _Layers(ViewDrafter):
 
 
 def _parse(text: str, count: int) -> Tokens:
+    if text == "none":
+        return np.empty(0, np.int32)
     items = text.split("+")
     right = all(item.isascii() and item.isdecimal() and int(item) < count for item in items)
     if not right or not 0 < len(set(items)) < count:
         raise MethodError(
             f"layers:skip is {text!r}, expected some of the layers 0 to {count - 1}, "
-            "with + between them"
+            "with + between them, or none"
         )
     return np.array(sorted(set(map(int, items))), np.int32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -21,7 +23,7 @@ from paceline.engines import open_like
 from paceline.engines.base import Engine, View
 from paceline.engines.follower import Follower
 from paceline.engines.native import NativeEngine
-from paceline.errors import MethodError
+from paceline.errors import MemoryFullError, MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
@@ -191,6 +193,7 @@ class Drafts(ModelDrafter):
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
+        self._known: tuple[bytes, tuple[Tokens, str]] | None = None  # a text and it in own tokens
 
     def beside(self) -> Drafter | None:
         """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
@@ -209,10 +212,34 @@ class Drafts(ModelDrafter):
         super().begin(request)
         if self._frequent is not None:
             self._frequent.begin(np.array(request.prompt, np.int32))
-        context, _ = self._own(np.array(request.prompt, np.int32))
         for follower in self._followers:
-            if len(context) and follower.room(context) >= 0:
-                follower.follow(context)
+            follower.paced = False
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """Those of the drafts."""
+        return [follower.engine for follower in self._followers]
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Drafter`."""
+        if self._pearl is not None:
+            self._pearl.stop()
+        own, _ = self._own(context)
+        for follower in self._followers:
+            follower.paced = most is not None
+        return max(follower.follow(own, most) for follower in self._followers)
+
+    def ready(self, context: Tokens) -> bool:
+        """See `Drafter`: the smallest draft guesses without the others."""
+        return not self._followers[0].behind(self._own(context)[0])
+
+    def release(self) -> None:
+        """See `Drafter`."""
+        if self._pearl is not None:
+            with suppress(Exception):  # what ended its thread is nothing to whoever wants memory
+                self._pearl.forget()
+        for follower in self._followers:
+            follower.reset()
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         """See `Drafter`."""
@@ -222,12 +249,15 @@ class Drafts(ModelDrafter):
         if self._frequent is not None:
             self.ids = self._frequent.follow(context)
             self._view = View(tokens=self.ids)
-        if self._translation is None:
-            return self.grow(context, budget)
         own, self._rest = self._own(context)
         if not len(own):
             return TokenTree.root(int(context[-1]))
-        tree = self.grow(own, budget)
+        try:
+            tree = self.grow(own, budget)
+        except MemoryFullError:  # the pass can do without, and so can who blends this with others
+            return TokenTree.root(int(context[-1]))
+        if self._translation is None:
+            return tree
         return self._translation.back(context, own, self._rest, tree, budget)
 
     def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
@@ -267,17 +297,19 @@ class Drafts(ModelDrafter):
 
     def reset(self) -> None:
         """See `Drafter`."""
-        if self._pearl is not None:
-            self._pearl.forget()
+        self.release()
         super().reset()
         if self._frequent is not None:
             self._frequent.reset()
-        for follower in self._followers:
-            follower.reset()
 
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
         """The text so far in the draft's tokens, and the end of it that they do not say."""
-        return (context, "") if self._translation is None else self._translation.into(context)
+        if self._translation is None:
+            return context, ""
+        text = context.tobytes()
+        if self._known is None or self._known[0] != text:  # asked for a few times in each pass
+            self._known = text, self._translation.into(context)
+        return self._known[1]
 
 
 def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:

@@ -6,6 +6,7 @@ from threading import Event, Thread
 
 from paceline.core import Tokens
 from paceline.drafters.growth import Growing, Growth, Judge, Limits, Run
+from paceline.errors import MemoryFullError
 
 _AHEAD = 3  # times the budget: nodes that the draft may hold, those under verification among them
 
@@ -81,6 +82,8 @@ class Pearl:
                     if not frontier or self._enough.is_set():
                         return
                     growing.step(frontier, run, judge)
+            except MemoryFullError:  # the next proposal begins anew
+                self._growing = None
             except BaseException as error:
                 self._error = error
 

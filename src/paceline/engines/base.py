@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from paceline.engines.limit import SharedLimit
 
 PAGE = 64  # positions of a page of keys and values
 # Whose logits a pass gives: of every tree, of none, or of those that a list says.
@@ -36,11 +39,15 @@ class View:
         tokens: int32, increasing ids, at least one: those that get logits, a column each in this
             order. None gives all. The native engine gathers their rows of the head, and keeps them
             until other ones are asked for: ask for the same again and again.
+        exits: int32, increasing numbers below that of the layers that are run: behind so many of
+            them logits are made, too, as if the others were left out. `forward` gives all rows of
+            the first exit, then those of the next, and last those behind all layers.
     """
 
     layers: Tokens | None = None
     positions: Tokens | None = None
     tokens: Tokens | None = None
+    exits: Tokens | None = None
 
     def check(self, layers: int, length: int, vocab_size: int) -> None:
         """Refuse what does not fit a model of `layers` layers or `length` committed positions.
@@ -52,6 +59,7 @@ class View:
             "layers": (self.layers, layers),
             "positions": (self.positions, length),
             "tokens": (self.tokens, vocab_size),
+            "exits": (self.exits, layers if self.layers is None else len(self.layers)),
         }
         for name, (part, end) in ends.items():
             if part is None:
@@ -69,6 +77,11 @@ class View:
     def partial(self) -> bool:
         """Keys and values are not those of the whole model, and cannot be committed."""
         return self.layers is not None or self.positions is not None
+
+    @property
+    def heads(self) -> int:
+        """Rows of each node: one behind each exit, and one behind all layers."""
+        return 1 + (0 if self.exits is None else len(self.exits))
 
     def width(self, vocab_size: int) -> int:
         """Logits of each node, of a model with so many tokens."""
@@ -137,9 +150,10 @@ class Engine(ABC):
         invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
             Where it is not, outputs may part at near-equal logits, within `tolerance`.
         tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers`, `positions`,
-            `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`, if `hidden()` can be
-            asked.
+        abilities: the parts of a `View` that `forward` can leave out: `layers` (and their
+            `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
+            if `hidden()` can be asked.
+        shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
     """
 
     name: str
@@ -149,6 +163,7 @@ class Engine(ABC):
     invariant: bool
     tolerance: float
     abilities: frozenset[str] = frozenset()
+    shared: SharedLimit | None = None
 
     @property
     def memory(self) -> Memory:
@@ -180,6 +195,10 @@ class Engine(ABC):
                 f"({PAGE} positions) at least"
             )
         self._limit_pages(None if limit is None else limit // size)
+
+    def _lent(self, pages: int) -> bool:
+        """Whether the limit was raised for a pass that lacks so many pages; it may lack more."""
+        return self.shared is not None and self.shared.lend(self, pages)
 
     def _limit_pages(self, pages: int | None) -> None:
         raise MethodError(f"the {self.name} engine has no limit of memory")

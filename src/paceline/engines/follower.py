@@ -19,6 +19,9 @@ class Follower:
 
     Args:
         engine: runs the model; nobody else may use this follower's sequence.
+
+    Attributes:
+        paced: it is told how much to read, and otherwise reads no more than fits in a tree's pass.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -26,41 +29,85 @@ class Follower:
         self._sequence: Cached | None = None
         self._held = _NONE  # committed tokens
         self._pending: TokenTree | None = None  # the last tree that was run, not committed
+        self.paced = False
 
     def room(self, context: Tokens) -> int:
         """Levels below the root that can be run; negative where not even the root can."""
+        if self.paced and self.behind(context):
+            return -1
+        return self._levels(context)
+
+    def _levels(self, context: Tokens) -> int:
         if len(context) and int(context.max()) >= self.engine.config.vocab_size:
             return -1
         return self.engine.config.context - len(context)
 
-    def follow(self, context: Tokens) -> None:
-        """Commit all of `context` [S] but its last token."""
+    def behind(self, context: Tokens) -> int:
+        """Tokens of `context` [S] to read before its end; 0 where they ride with the next tree."""
+        if not len(context) or self._levels(context) < 0:
+            return 0
+        late = len(self._catch_up(context))
+        return late if late > _LATE else 0
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Commit all of `context` [S] but its last token; returns how many were run for it.
+
+        With `most` no more than that, and none where they ride with the next tree.
+        """
+        if not len(context) or self._levels(context) < 0:
+            return 0
         late = self._catch_up(context)
-        if len(late):
-            assert self._sequence is not None
-            self.engine.extend(self._sequence, late)
-            self._held = context[:-1].copy()
+        if most is not None:
+            late = late[:most] if len(late) > _LATE else late[:0]
+        self._read(late)
+        return len(late)
 
     def run(self, context: Tokens, tree: TokenTree, view: View | None = None) -> Floats:
         """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
+        if view is not None and view.partial:
+            self._read(self._catch_up(context))
+            assert self._sequence is not None
+            return self.engine.forward([(self._sequence, tree)], view=view)
+        sequence, grafted = self.ready(context, tree)
+        logits = self.engine.forward([(sequence, grafted)], view=view)
+        self.ran(grafted)
+        return logits[-len(tree) :]
+
+    def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
+        """What the engine is to run for `run`: `tree` below a few tokens that are still missing.
+
+        So that followers of one engine can share a pass. After it say `ran`, with that tree.
+        """
         late = self._catch_up(context)
-        partial = view is not None and view.partial
-        if len(late) > _LATE or partial:
-            self.follow(context)
+        if len(late) > _LATE:
+            self._read(late)
             late = _NONE
         assert self._sequence is not None
-        if partial:
-            return self.engine.forward([(self._sequence, tree)], view=view)
-        grafted = _graft(late, tree)
-        logits = self.engine.forward([(self._sequence, grafted)], view=view)
-        self._pending = grafted
-        return logits[len(late) :]
+        return self._sequence, _graft(late, tree)
+
+    def ran(self, tree: TokenTree) -> None:
+        """The `tree` of `ready` was run, in the last pass of this sequence."""
+        self._pending = tree
+
+    def fork(self, context: Tokens) -> Follower:
+        """Another, to go its own way from what this one has read of `context` [S]."""
+        other = Follower(self.engine)
+        if self._sequence is not None:
+            self._catch_up(context)
+            other._sequence, other._held = self.engine.fork(self._sequence), self._held
+        return other
 
     def reset(self) -> None:
         """Give the cache back."""
         if self._sequence is not None:
             self.engine.release(self._sequence)
         self._sequence, self._held, self._pending = None, _NONE, None
+
+    def _read(self, late: Tokens) -> None:
+        if len(late):
+            assert self._sequence is not None
+            self.engine.extend(self._sequence, late)
+            self._held = np.concatenate([self._held, late])
 
     def _catch_up(self, context: Tokens) -> Tokens:
         """Make the cache a prefix of `context[:-1]`; return what is still missing of it."""

@@ -175,10 +175,12 @@ class NativeEngine(Engine):
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
         if end > self._rope_end:
             self._extend_ropes(min(end, self.config.context))
-        parts = (view.layers, view.positions, view.tokens) if view else ()
+        parts = (view.layers, view.positions, view.tokens, view.exits) if view else ()
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:
+            if self._lent(_pages([(own.length, len(tree)) for own, tree in batch])):
+                return self.forward(batch, rows, view)
             raise self._full(error) from None
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
@@ -200,6 +202,8 @@ class NativeEngine(Engine):
                 own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
             )
         except _native.MemoryFullError as error:
+            if self._lent(_pages([(own.length, len(tokens))])):
+                return self.forward_mixed(sequence, tokens, weights)
             raise self._full(error) from None
         except ValueError as error:
             raise RequestError(f"this pass cannot be run: {error}") from None
@@ -262,6 +266,11 @@ def _values(weights: Mapping[str, Floats], name: str) -> tuple[NDArray[Any], boo
         return np.asarray(weights[name], np.float32), False
     values = np.require(weights.stored(name)[1], requirements="A")
     return values, is_mapped(values)
+
+
+def _pages(rows: Sequence[tuple[int, int]]) -> int:
+    """Most pages that sequences of some length take for so many nodes more."""
+    return sum(Memory.pages(size + more) - Memory.pages(size) + 1 for size, more in rows)
 
 
 def _own(sequence: Cached) -> _native.Sequence:

@@ -137,11 +137,12 @@ class ReferenceEngine(Engine):
         rowed = wanted(rows, batch)
         self._make_room([(_own(cached), len(tree)) for cached, tree in batch])
         self._hidden = []
-        columns = self.config.vocab_size if view is None else view.width(self.config.vocab_size)
-        none = np.empty((0, columns), np.float32)
+        view = view or View()
+        columns = view.width(self.config.vocab_size)
+        none = np.empty((view.heads, 0, columns), np.float32)
         runs = zip(batch, rowed, strict=True)
-        logits = [self._run(_own(s), tree, want, view or View()) for (s, tree), want in runs]
-        return np.concatenate([none, *logits])
+        logits = [self._run(_own(s), tree, want, view) for (s, tree), want in runs]
+        return np.concatenate([none, *logits], 1).reshape(-1, columns)
 
     def hidden(self) -> Floats:
         """Hidden states of the last pass; see `Engine.hidden`."""
@@ -155,7 +156,8 @@ class ReferenceEngine(Engine):
         self.check_mixed(own, tokens, weights)
         self._make_room([(own, len(tokens))])
         self._hidden = []
-        return self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
+        logits = self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
+        return logits.reshape(-1, self.config.vocab_size)
 
     @torch.inference_mode()
     def commit(self, sequence: Cached, path: ArrayLike) -> None:
@@ -210,8 +212,9 @@ class ReferenceEngine(Engine):
             self._resize(own, max(len(own.pages), Memory.pages(end)))
 
     def _afford(self, pages: int) -> None:
-        free = self.memory.free
-        if free is not None and pages > free:
+        while (free := self.memory.free) is not None and pages > free:
+            if self._lent(pages - free):
+                continue
             raise MemoryFullError(
                 f"{pages} more pages of keys and values are needed, free are {free} of "
                 f"{self._limit}; wait for other requests, or raise the limit"
@@ -237,7 +240,7 @@ class ReferenceEngine(Engine):
         view: View,
         mixed: tuple[Tokens, Floats] | None = None,
     ) -> Floats:
-        """Logits [N, V] of one tree; its keys and values are left behind the committed ones.
+        """Logits [exits + 1, N, V] of one tree; its keys and values are left behind the others.
 
         `mixed` are the tokens and weights that its nodes mix instead of holding one token each.
         """
@@ -253,7 +256,11 @@ class ReferenceEngine(Engine):
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
         sequence.viewed = view.partial
-        for index in range(len(config.layers)) if view.layers is None else view.layers:
+        states = []
+        run = range(len(config.layers)) if view.layers is None else view.layers
+        for place, index in enumerate(run):
+            if view.exits is not None and place in view.exits:
+                states.append(x)
             layer, weights = config.layers[index], self._layers[index]
             seen = visible if layer.window is None else visible & (distance < layer.window)
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
@@ -263,9 +270,14 @@ class ReferenceEngine(Engine):
             mlp_input = x if config.parallel else x + attended
             x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
         if not rows:
-            return np.empty((0, view.width(config.vocab_size)), np.float32)
-        x = self._norm(x, outer, "final_norm")
-        self._hidden.append(x)
+            return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
+        states = [self._norm(state, outer, "final_norm") for state in [*states, x]]
+        self._hidden.append(states[-1])
+        return np.stack([self._logits(state, view) for state in states])
+
+    def _logits(self, x: Tensor, view: View) -> Floats:
+        """What the head makes of N states, [N, V]."""
+        config, outer = self.config, self._outer
         head, bias = outer["embed" if config.tied else "head"], outer.get("head.bias")
         if view.tokens is not None:
             ids = self._tensor(view.tokens.astype(np.int64))

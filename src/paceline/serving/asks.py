@@ -92,7 +92,10 @@ class Event:
 
 @dataclass
 class Stats:
-    """What was done since the start; seconds are of the worker's thread."""
+    """What was done since the start.
+
+    Seconds are of the worker's thread; those of `draft` have what guides read in parts, too.
+    """
 
     passes: int = 0
     nodes: int = 0
@@ -106,6 +109,15 @@ class Stats:
     forward: float = 0.0
     walk: float = 0.0
     guide: float = 0.0
+
+    def count(self, event: Event) -> None:
+        """A tree was walked."""
+        for origin in event.tree.origin[1:] if event.tree else ():
+            name = event.sources[origin]
+            self.guessed[name] = self.guessed.get(name, 0) + 1
+        for name in filter(None, event.origins):
+            self.accepted[name] = self.accepted.get(name, 0) + 1
+        self.tokens += len(event.tokens)
 
 
 def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from paceline.core import Cost, Floats, TokenTree
 from paceline.decoding.governor import Governor
 from paceline.decoding.run import Run
 from paceline.decoding.walk import Walked
 from paceline.drafters.base import Drafter, DraftMethod, Target
+from paceline.drafters.plain import Plain
+from paceline.engines.base import Engine
 from paceline.errors import MemoryFullError
+from paceline.lm import LM
+from paceline.registry import drafters
+from paceline.serving.asks import Ask, Event, logprobs
+from paceline.serving.memory import Keeper
+from paceline.serving.reading import price
 
 _NONE = TokenTree.root(0)
+_METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
 
 
 @dataclass(eq=False)
@@ -29,6 +37,7 @@ class Turn:
         texts: that each token made certain.
         said: tokens of the output before.
         seconds: that its guesses cost.
+        late: its drafter was not ready to guess, which says nothing about its guesses.
         error: what went wrong with this request alone.
     """
 
@@ -40,7 +49,28 @@ class Turn:
     texts: list[str] = field(default_factory=list)
     said: int = 0
     seconds: float = 0.0
+    late: bool = False
     error: Exception | None = None
+
+    def event(self, logits: Floats, wanted: int | None) -> Event:
+        """What its owner is told after its walk over logits [N, V], with so many log chances."""
+        assert self.walked is not None
+        drafter, path = self.run.drafter, self.walked.path
+        tokens = self.run.output.tokens[self.said :]
+        names = [drafter.origins[self.tree.origin[node]] for node in path[1:]]
+        return Event(
+            self.id,
+            "".join(self.texts),
+            tokens,
+            [*names, None][: len(tokens)],
+            [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
+            self.tree,
+            path,
+            self.texts,
+            drafter.origins,
+            monotonic(),
+            passes=1,
+        )
 
 
 class Lanes:
@@ -51,34 +81,70 @@ class Lanes:
         target: whom they guess for.
         cost: T(n) of its passes.
         first: a drafter that is there already.
+        memory: keeps what their models hold; None lets them take what they want.
+
+    Attributes:
+        idle: drafters that no request uses.
+
+    Raises:
+        PacelineError: a drafter cannot be built, or its models have no room.
     """
 
     def __init__(
-        self, method: DraftMethod, target: Target, cost: Cost, first: Drafter | None = None
+        self,
+        method: DraftMethod,
+        target: Target,
+        cost: Cost,
+        first: Drafter | None = None,
+        memory: Keeper | None = None,
     ) -> None:
         self.governor = Governor(cost)
-        self._method, self._target = method, target
+        self._method, self._target, self._memory = method, target, memory
         self.first = first or method.build(target)
-        self._free = [self.first]
+        self._known(self.first, loaded=first is not None)
+        self.idle = [self.first]
+        self._mute = Plain().build(target)
         self._asked = 0  # nodes, in the pass under way
 
     def take(self) -> Drafter:
-        """A drafter that no other request uses; the one that was used last comes first."""
-        if self._free:
-            return self._free.pop()
-        return self.first.beside() or self._method.build(self._target)
+        """A drafter that no other request uses; the one that was used last comes first.
+
+        Where it would need a model of its own, and there is no room, one that guesses nothing.
+        """
+        if self.idle:
+            return self.idle.pop()
+        found = self.first.beside()
+        if found is None and self._memory and not self._memory.affords(self.first.engines):
+            return self._mute
+        if found is None:
+            found = self._known(self._method.build(self._target))
+        return found
 
     def give(self, drafter: Drafter) -> None:
         """A request is done with its drafter; what it learnt stays."""
-        self._free.append(drafter)
+        if drafter is not self._mute:
+            self.idle.append(drafter)
 
-    def draft(self, turns: Sequence[Turn], most: int, riding: int) -> None:
+    def _known(self, drafter: Drafter, loaded: bool = False) -> Drafter:
+        if self._memory is not None and drafter.engines:
+            drafter.release()
+            self._memory.know(drafter.engines, drafts=True, loaded=loaded)
+        return drafter
+
+    def draft(
+        self,
+        turns: Sequence[Turn],
+        most: int,
+        riding: int,
+        ready: Callable[[Turn], bool] = lambda turn: True,
+    ) -> None:
         """Let the drafters guess, and keep what is worth running.
 
         Args:
             turns: of requests with drafters from here; their trees are set.
             most: nodes that a tree may have, its root included.
             riding: nodes of others in the same pass.
+            ready: lets a drafter catch up with the text; whether it has.
         """
         governed = [turn for turn in turns if turn.budget is None]
         self._asked = asked = self.governor.ask(len(governed)) if governed else 0
@@ -88,15 +154,18 @@ class Lanes:
             spare = self.governor.spare() if turn.budget is None and not asked else 0
             least = self.governor.least() if turn.budget is None else 0.0
             try:
+                if wished and turn.run.room and (turn.run.drafter is self._mute or not ready(turn)):
+                    turn.late, wished = True, 0
                 turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1), least)
             except MemoryFullError:  # drafting needs room, too; the pass can do without
                 turn.tree = TokenTree.root(int(turn.run.text[-1]))
             except Exception as error:
                 turn.error = error
             turn.seconds = perf_counter() - start
-        governed = [turn for turn in governed if not turn.error]
+        governed = [turn for turn in governed if not turn.error and not turn.late]
         if asked and governed:
-            riding += sum(len(turn.tree) for turn in turns if turn.budget is not None)
+            others = [turn for turn in turns if turn not in governed and not turn.error]
+            riding += sum(len(turn.tree) for turn in others)
             trees = [turn.tree for turn in governed]
             kept = self.governor.choose(trees, sum(turn.seconds for turn in governed), riding)
             for turn, tree in zip(governed, kept, strict=True):
@@ -119,10 +188,82 @@ class Lanes:
         governed = [
             (turn.tree, turn.walked.path, turn.seconds)
             for turn in turns
-            if turn.budget is None and turn.walked and not turn.error
+            if turn.budget is None and turn.walked and not turn.error and not turn.late
         ]
         if governed:
             trees, paths, drafting = zip(*governed, strict=True)
             riding = nodes - sum(map(len, trees))
             draft = sum(drafting) if self._asked else 0.0
             self.governor.record(trees, paths, draft, seconds, riding)
+
+
+class Fleet:
+    """The lanes of every method that a request names; those of the model's own are always there.
+
+    Args:
+        lm: the model, and its own method and drafter.
+        cost: T(n) of its passes.
+        memory: keeps what the drafters' models hold.
+
+    Raises:
+        PacelineError: as `Lanes`.
+    """
+
+    def __init__(self, lm: LM, cost: Cost, memory: Keeper) -> None:
+        self._lm, self._cost, self._memory = lm, cost, memory
+        self.own = Lanes(lm.method, lm.target, cost, lm.drafter, memory)
+        self._others: dict[DraftMethod, Lanes] = {}
+        memory.idle = self.idle
+
+    def of(self, drafter: str | None, used: Collection[Lanes]) -> Lanes:
+        """The lanes of a method, which may take the place of some that are not used now.
+
+        Raises:
+            PacelineError: there is no such method, or as `Lanes`.
+        """
+        method = self._lm.method if drafter is None else drafters.parse(drafter)
+        if method == self._lm.method:
+            return self.own
+        if method not in self._others:
+            unused = [known for known, each in self._others.items() if each not in used]
+            for known in unused[: max(len(self._others) + 1 - _METHODS, 0)]:
+                del self._others[known]
+            lanes = Lanes(method, self._lm.target, self._cost, memory=self._memory)
+            self._others[method] = lanes
+        return self._others[method]
+
+    def idle(self) -> Iterator[Drafter]:
+        """Drafters that no request uses."""
+        for lanes in (self.own, *self._others.values()):
+            yield from lanes.idle
+
+
+@dataclass(eq=False)
+class Place:
+    """A request that was handed in; from its first pass to its end it has a drafter of its own.
+
+    Attributes:
+        ask: what was handed in.
+        run: the request at work.
+        lanes: where its drafter is from.
+        drafter: None before its first pass.
+        cached: tokens known from before when it got its place.
+        parked: its draft had to give its memory up, and does without for now.
+        drafting: what its drafts take to read a token, in tokens of the model.
+        guiding: likewise its guides.
+    """
+
+    ask: Ask
+    run: Run
+    lanes: Lanes
+    drafter: Drafter | None = None
+    cached: int = 0
+    parked: bool = False
+    drafting: float = 0.0
+    guiding: float = 0.0
+
+    def weigh(self, target: Engine) -> None:
+        """Find out what its drafts and guides take beside `target`."""
+        held = [each for guide in self.run.guides for each in guide.holds(len(self.run.text))]
+        self.guiding = sum(price(engine, target) for engine, size in held if size > 0)
+        self.drafting = sum(price(engine, target) for engine in self.run.drafter.engines)

@@ -11,7 +11,9 @@ place up, and is run anew later.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Literal
 
 from paceline.errors import RequestError
@@ -26,7 +28,8 @@ class Job:
     Attributes:
         id: names it; unique.
         text: tokens known so far, prompt and output.
-        most: tokens that the text may come to.
+        most: positions of memory that it may come to take.
+        cost: positions of memory that a token takes, those of guides included.
         client: whose it is; clients get equal shares.
         priority: larger is more urgent.
         deadline: on the caller's clock; past it the request is given up. None has all the time.
@@ -46,6 +49,7 @@ class Job:
     deadline: float | None = None
     arrived: float = 0.0
     after: str | None = None
+    cost: float = 1.0
     held: int = 0
     stage: Stage = "waiting"
     order: int = 0
@@ -162,28 +166,28 @@ class Scheduler:
         late = [job for job in self.jobs.values() if job.deadline is not None]
         expired = [job for job in late if job.deadline is not None and job.deadline <= now]
         for job in expired:
-            free += job.held
+            free += int(job.held * job.cost)
             self.finished(job.id)
         running = self.running
-        free -= self.loss * len(running)
+        free -= self._losses(running)
         preempted: list[Job] = []
         # A root for every request that decodes, or the last gives up.
-        while len(running) > 1 and free < sum(not job.missing for job in running):
+        while len(running) > 1 and free < _costs(job for job in running if not job.missing):
             preempted.append(running.pop())
-            free += self.preempt(preempted[-1].id) + self.loss
+            free += self.preempt(preempted[-1].id) + self._losses(preempted[-1:])
         decoding = [job for job in running if not job.missing]
         admitted = [] if preempted else self._admit(now, free, running)
         begun = sorted(
             (job for job in [*running, *admitted] if job.missing),
             key=lambda job: (-self._level(job, now - job.arrived), job.missing, job.order),
         )
-        free -= self.loss * len(admitted)
+        free -= self._losses(admitted)
         parts = []
         for job in begun:
-            size = min(job.missing, tokens, free - len(decoding))
+            size = min(job.missing, tokens, int((free - _costs(decoding)) / job.cost))
             if size > 0:
                 parts.append((job.id, size))
-                tokens, free = tokens - size, free - size
+                tokens, free = tokens - size, free - ceil(size * job.cost)
         if running and begun and not parts and not decoding:  # prompts hold all memory
             preempted.append(running[-1])
             self.preempt(preempted[-1].id)
@@ -193,7 +197,7 @@ class Scheduler:
             admitted=[job.id for job in admitted],
             parts=parts,
             decoding=[job.id for job in decoding],
-            nodes=max(min(self.tree, free // len(decoding)), 1) if decoding else 1,
+            nodes=max(min(self.tree, int(free / _costs(decoding))), 1) if decoding else 1,
         )
 
     def ran(self, job_id: str, held: int, text: int) -> None:
@@ -207,7 +211,7 @@ class Scheduler:
     def preempt(self, job_id: str) -> int:
         """Let a request wait again; returns the positions that it held."""
         job = self._placed.pop(job_id)
-        held, job.held, job.stage = job.held, 0, "waiting"
+        held, job.held, job.stage = int(job.held * job.cost), 0, "waiting"
         return held
 
     def finished(self, job_id: str) -> None:
@@ -222,6 +226,10 @@ class Scheduler:
         if len(self._served) + len(self._turns) > 4 * self.queue + 2 * len(self._clients):
             self._served = {c: self._served[c] for c in self._clients}
             self._turns = {key: at for key, at in self._turns.items() if key[0] in self._clients}
+
+    def _losses(self, jobs: Iterable[Job]) -> int:
+        """Positions that some requests may waste."""
+        return int(self.loss * _costs(jobs))
 
     def _level(self, job: Job, seconds: float) -> int:
         """Its priority after so many seconds of waiting."""
@@ -238,7 +246,7 @@ class Scheduler:
 
     def _admit(self, now: float, free: int, running: list[Job]) -> list[Job]:
         """Who gets a place: those whose text fits beside what the running ones will need soon."""
-        free -= sum(job.missing + self.tree for job in running)
+        free -= int(sum((job.missing + self.tree) * job.cost for job in running))
         full = len(running) >= self.places or (running and free <= self.tree)
         if full or len(self._placed) == len(self.jobs):
             return []
@@ -252,7 +260,7 @@ class Scheduler:
         )
         admitted: list[Job] = []
         for job in waiting:
-            free -= job.text + self.tree + self.loss
+            free -= int((job.text + self.tree + self.loss) * job.cost)
             alone = not running and not admitted
             # In order: a large one that must wait is not overtaken for ever by small ones.
             if len(running) + len(admitted) >= self.places or (free < 0 and not alone):
@@ -262,6 +270,11 @@ class Scheduler:
             self._turns[job.client, job.priority] = now
             admitted.append(job)
         return admitted
+
+
+def _costs(jobs: Iterable[Job]) -> float:
+    """Positions of memory that a token of each takes."""
+    return sum(job.cost for job in jobs)
 
 
 class BusyError(RequestError):

@@ -88,6 +88,35 @@ def watched(beside):
     return sizes
 
 
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@given(st.lists(st.integers(0, 10), min_size=1, max_size=40), st.integers(1, 30))
+@settings(max_examples=8, deadline=None)
+def test_a_text_that_was_read_in_parts_gives_the_same_rows(spec, text, most):
+    beside, rows = ToyBeside(), []
+    tree = TokenTree.chain([text[-1], 3, 4])
+    for parts in (True, False):
+        control = toy_request(beside, spec, text, max_new_tokens=5).controls[0]
+        sizes = watched(beside)
+        control.begin(beside.engine.open())
+        if parts:
+            context = np.array(text, np.int32)
+            for _ in range(200):
+                late = control.behind(context)
+                if not late:
+                    break
+                assert 0 < control.follow(context, most) <= most
+            assert not control.behind(context)
+            assert max(sizes, default=0) <= most + 8  # of a voice, what rides with it
+            sizes.clear()
+        control.look(np.array(text, np.int32), tree)
+        if parts:
+            assert max(sizes) <= len(tree) + 8
+        history = [*text[:-1], text[-1]]
+        rows.append(control.apply(beside.engine.logits_after(history), history))
+        control.release()
+    assert np.array_equal(*rows)
+
+
 COSTS = {"proxy": 2, "contrastive": 1, "cleangen": 1, "cfg": 1, "gedi": 2, "air": 2}
 
 
@@ -118,7 +147,7 @@ def test_an_interrupt_in_a_guides_pass_leaves_nothing_open(spec, after):
     request = toy_request(beside, spec, tuple(range(1, 10)))
     whole = run(beside, Root(), request)
     control, count = request.controls[0], 0
-    voice = control._voices[-1]
+    voice = control.voices[-1]
     original = voice.engine.forward
 
     def impatient(batch, rows="all", view=None):
@@ -204,9 +233,9 @@ def test_guidance_stops_for_good_where_both_agree():
     assert first.tokens == own[3:]
     assert run(beside, Oracle(engine), request).tokens == own[3:]
 
-    looks, follower = [], control._voices[0].follower
-    forward = follower.run
-    follower.run = lambda *words: looks.append(1) or forward(*words)
+    looks, follower = [], control.voices[0].follower
+    ran = follower.ran
+    follower.ran = lambda tree: looks.append(1) or ran(tree)
     run(beside, Root(), request)
     assert len(looks) == compared.index(True)
 

@@ -156,6 +156,21 @@ def test_dola_without_the_targets_sequence_is_the_same(setting):
     assert_same(engine, output, looked)
 
 
+def test_dola_has_all_exits_of_one_pass(setting, monkeypatch):
+    engine, beside, nothing, _ = setting
+    prompt = tuple(beside.tokenizer.encode(PROMPT))
+    request = guided(Request(prompt, 6), [parse_guide("dola:layers=0+2+4")], beside)
+    views, forward = [], engine.forward
+
+    def counting(batch, rows="all", view=None):
+        views.extend([view.layers.tolist()] if view else [])
+        return forward(batch, rows, view)
+
+    monkeypatch.setattr(engine, "forward", counting)
+    output = Generation(engine, nothing, request, Fixed(0)).run()
+    assert views == [[0, 1, 2, 3]] * output.passes
+
+
 @pytest.mark.parametrize("name", SPECS)
 def test_both_engines_guide_alike(copies, name):
     pytest.importorskip("torch").set_num_threads(1)

@@ -11,8 +11,9 @@ from paceline.control.base import Looking, bind
 from paceline.control.mirostat import Mirostat
 from paceline.control.temperature import Temperature
 from paceline.core import Request
-from paceline.decoding.strategies.base import Task, best
+from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
+from paceline.decoding.strategies.scores import best
 from paceline.decoding.text import TextStream
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
@@ -113,7 +114,7 @@ class Guide(Nothing):
     def look(self, *words):
         raise AssertionError("asked after all")
 
-    begin = release = look
+    begin = behind = follow = holds = release = look
 
 
 def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
@@ -127,7 +128,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
     with pytest.raises(RequestError, match="beam drafts nothing"):
         Beam().run(Task(engine, Request((1, 2), 9, prediction=(1,))))
     assert isinstance(Guide(), Looking)
-    with pytest.raises(MethodError, match="cannot follow guides"):
+    with pytest.raises(MethodError, match="one of the guides only one; leave the guide out"):
         Beam().run(Task(engine, Request((1, 2), 9, controls=(Guide(),))))
     with pytest.raises(RequestError, match="cannot mark"):
         Beam().run(Task(engine, Request((1, 2), 9, noise=lambda position: 1)))

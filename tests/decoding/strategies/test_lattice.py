@@ -5,8 +5,9 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.core import Request
-from paceline.decoding.strategies.base import Search, Task
+from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.lattice import Lattice, LatticeSearch
+from paceline.decoding.strategies.search import Search
 from paceline.errors import MethodError
 from tests.decoding.strategies.conftest import chances
 from tests.decoding.strategies.test_beam import Counting

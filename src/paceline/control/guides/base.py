@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Voice
+from paceline.control.guides.voice import Asked, Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached
+from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.registry import guides
 
@@ -49,19 +50,27 @@ class GuideMethod(ABC):
 
 
 class Guidance:
-    """A guide at work: a `control.base.Looking`.
+    """A guide at work: a `control.base.Branching`.
 
     Args:
         edit: makes of the logits [V], and of a row of each voice, the guided logits [V].
         voices: are run once over each tree.
         request: whose text they read.
+        law: as `edit`, where searches compare chances; the same if None.
     """
 
+    grows = False
+
     def __init__(
-        self, edit: Callable[..., Floats], voices: Sequence[Voice], request: Request
+        self,
+        edit: Callable[..., Floats],
+        voices: Sequence[Voice],
+        request: Request,
+        law: Callable[..., Floats] | None = None,
     ) -> None:
-        self._edit, self._voices, self._prompt = edit, voices, request.prompt
-        self._target: Cached | None = None
+        self._edit, self._law = edit, law or edit
+        self.voices, self._prompt = voices, request.prompt
+        self.target: Cached | None = None
         self._context: list[int] = []
         self._tree: TokenTree | None = None  # whose rows are there
         self._rows: list[Floats] = []  # [N, V] of each voice
@@ -72,48 +81,81 @@ class Guidance:
         Raises:
             RequestError: the request is under way already.
         """
-        if self._target is not None:
+        if self.target is not None:
             raise RequestError(
                 "a guide follows one text at a time, and this request is under way; make another"
             )
-        self._target = sequence
-        self.read(np.array(self._prompt, np.int32))
+        self.target = sequence
 
-    def read(self, prompt: Tokens) -> None:
-        """Let every voice run the prompt."""
-        for voice in self._voices:
-            voice.follow(prompt)
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`."""
+        return max(voice.behind(context) for voice in self.voices)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`."""
+        return max(voice.follow(context, most) for voice in self.voices)
+
+    def holds(self, length: int) -> list[tuple[Engine, int]]:
+        """See `Looking`."""
+        return [(voice.engine, voice.length(length)) for voice in self.voices]
 
     def look(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`."""
-        self._run(context, tree, self._target)
+        look_together([(self, context, tree)])
+
+    def fork(self, context: Tokens, target: Cached | None) -> Self:
+        """See `Branching`."""
+        other = copy(self)
+        other.target = target
+        other.voices = voices = list[Voice]()
+        try:
+            for voice in self.voices:
+                voices.append(voice.fork(context))
+        except BaseException:
+            other.release()
+            raise
+        return other
 
     def release(self) -> None:
         """See `Looking`."""
-        self._target = self._tree = None
+        self.target = self._tree = None
         self._rows = []
-        for voice in self._voices:
+        for voice in self.voices:
             voice.release()
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Guide the logits [V] at the end of `history`; what is forbidden stays so."""
+        return self._guide(logits, history, self._edit)
+
+    def law(self, logits: Floats, history: list[int]) -> Floats:
+        """See `Branching`."""
+        return self._guide(logits, history, self._law)
+
+    def _guide(self, logits: Floats, history: list[int], edit: Callable[..., Floats]) -> Floats:
         node = self._node(history)
         if node is None:
             logits = logits.copy()  # they may be the last pass's of an engine that is to run now
-            self._run(np.array(history, np.int32), TokenTree.root(history[-1]), None)
+            context, tree = np.array(history, np.int32), TokenTree.root(history[-1])
+            self.prepare(context)
+            self.keep(context, tree, [voice.run(context, tree) for voice in self.voices])
             node = 0
-        guided = self.guided(logits, [rows[node] for rows in self._rows], history)
+        guided = self.guided(logits, [rows[node] for rows in self._rows], history, edit)
         return np.where(np.isneginf(logits), logits, guided).astype(np.float32)
 
-    def guided(self, logits: Floats, rows: list[Floats], history: list[int]) -> Floats:
+    def guided(
+        self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
+    ) -> Floats:
         """The guided logits [V], by a row of each voice."""
-        return self._edit(logits, *rows)
+        return edit(logits, *rows)
 
-    def _run(self, context: Tokens, tree: TokenTree, target: Cached | None) -> None:
-        """Get every voice's rows; `target` holds the context but its last token, if given."""
+    def prepare(self, context: Tokens) -> bool:
+        """Make ready to run a tree behind `context` [S]; false where nothing needs to be run."""
         self._tree = None
-        self._rows = [voice.run(context, tree, target) for voice in self._voices]
-        self._context, self._tree = context.tolist(), tree
+        return True
+
+    def keep(self, context: Tokens, tree: TokenTree, rows: list[Floats]) -> None:
+        """The rows [N, V] of every voice over a tree."""
+        self._rows, self._context, self._tree = rows, context.tolist(), tree
 
     def _node(self, history: list[int]) -> int | None:
         """The node of the last tree at which `history` ends."""
@@ -124,6 +166,23 @@ class Guidance:
         for token in history[size:]:
             node = self._tree.child(node, token) if node is not None else None
         return node
+
+
+def look_together(asked: Sequence[tuple[Guidance, Tokens, TokenTree]]) -> None:
+    """Let guides of one kind, each with a text and a tree of its own, share a pass of each voice.
+
+    They are forks of one, or made by one method for several requests.
+    """
+    ready = [(guide, context, tree) for guide, context, tree in asked if guide.prepare(context)]
+    if not ready:
+        return
+    rows = []
+    for voices in zip(*(guide.voices for guide, _, _ in ready), strict=True):
+        pairs = zip(voices, ready, strict=True)
+        questions = [Asked(voice, context, tree, g.target) for voice, (g, context, tree) in pairs]
+        rows.append(voices[0].together(questions))
+    for (guide, context, tree), own in zip(ready, zip(*rows, strict=True), strict=True):
+        guide.keep(context, tree, list(own))
 
 
 def log_softmax(logits: Floats | Logs) -> Logs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from paceline.control.base import require, softmax
 from paceline.control.guides.base import Guidance, GuideMethod, quoted
 from paceline.control.guides.beside import Beside
 from paceline.control.guides.voice import Voice
-from paceline.core import Control, Floats, Request, Tokens, TokenTree
+from paceline.core import Control, Floats, Request, Tokens
 from paceline.errors import RequestError
 from paceline.registry import guides
 
@@ -71,20 +72,31 @@ class Cfg(GuideMethod):
 class _Adaptive(Guidance):
     """Where the end is depends on what was drawn before, so a text is asked about in order."""
 
+    grows = True
+
     def __init__(self, method: Cfg, voice: Voice, request: Request) -> None:
         super().__init__(method.edit, [voice], request)
         self._stop = method.stop
         self._reached = len(request.prompt) - 1  # longest text asked about
         self._end: int | None = None  # length of the text at which the two agreed
 
-    def look(self, context: Tokens, tree: TokenTree) -> None:
-        """See `Looking`; nothing is run behind the end."""
-        if not self._ended(len(context)):
-            super().look(context, tree)
+    def prepare(self, context: Tokens) -> bool:
+        """See `Guidance`; nothing is run behind the end."""
+        return not self._ended(len(context)) and super().prepare(context)
+
+    def behind(self, context: Tokens) -> int:
+        """See `Looking`; nothing is lacking behind the end."""
+        return 0 if self._ended(len(context)) else super().behind(context)
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """See `Looking`; nothing is read behind the end."""
+        return 0 if self._ended(len(context)) else super().follow(context, most)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Guide, up to the end."""
         size = len(history)
+        if size == len(self._prompt):  # from the beginning, perhaps again
+            self._reached, self._end = size - 1, None
         if self._ended(size):
             return logits
         if size > self._reached + 1:
@@ -92,14 +104,16 @@ class _Adaptive(Guidance):
         self._reached = size
         return super().apply(logits, history)
 
-    def guided(self, logits: Floats, rows: list[Floats], history: list[int]) -> Floats:
+    law = apply
+
+    def guided(
+        self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
+    ) -> Floats:
         """Guide, and see whether this was the last token that needs it."""
         difference = softmax(logits) - softmax(rows[0])
         agree = 0.5 * float(np.abs(difference).sum()) <= self._stop
         self._end = len(history) if agree else None
-        return super().guided(logits, rows, history)
+        return super().guided(logits, rows, history, edit)
 
     def _ended(self, size: int) -> bool:
-        if size == len(self._prompt):
-            self._reached, self._end = size - 1, None
         return self._end is not None and size > self._end

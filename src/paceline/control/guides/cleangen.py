@@ -23,8 +23,13 @@ class CleanGen(GuideMethod):
     paper draws, and where the token is suspicious takes the reference's instead. The law of that,
     in one draw: every token keeps its chance unless suspicious, and the chance of all suspicious
     ones together is spread by the reference. At temperature 0 its limit: the model's best token,
-    or the reference's best if that is suspicious; so does the paper. Its horizon of k tokens is a
-    way to save passes; a draft tree is another.
+    or the reference's best if that is suspicious; so does the paper.
+
+    The paper's horizon is a way to save passes of the reference: the model drafts k tokens, one
+    pass checks them, and what follows the first replaced one is dropped. That is a draft tree, so
+    no setting of its own is needed: the drafter `layers:skip=none,width=1,depth=4,stop=depth` with
+    a budget of 4 is the paper's k = 4, and a drafter that is cheaper than the model saves more. The
+    output stays that of token by token, replacements drawn as everything else.
 
     Attributes:
         reference: folder or hub id of a model that nobody tampered with in the same way. Required.
@@ -45,7 +50,8 @@ class CleanGen(GuideMethod):
     def bind(self, request: Request, beside: Beside) -> Control:
         """With the reference beside the target."""
         voice = beside.voice(self.reference, request)
-        return Guidance(partial(self.edit, heat=request.temperature), [voice], request)
+        edit, law = (partial(self.edit, heat=heat) for heat in (request.temperature, 1.0))
+        return Guidance(edit, [voice], request, law)
 
     def edit(self, logits: Floats, reference: Floats, heat: float) -> Floats:
         """The logits [V] that, divided by `heat`, are the law above.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from paceline.control.guides.base import (
     plausible,
 )
 from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Voice
+from paceline.control.guides.voice import Asked, Voice
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, View
 from paceline.errors import MethodError
@@ -32,8 +33,8 @@ class Dola(GuideMethod):
 
     `early` is the exit, of some candidates, whose distribution is farthest from the model's by
     Jensen-Shannon divergence. Only tokens at least alpha times as likely as the best may be drawn.
-    An exit behind the first j layers is a view of the target's own sequence; each candidate takes a
-    pass of its own, over j layers. The authors advise a repetition penalty of 1.2.
+    An exit behind the first j layers is a view of the target's own sequence; one pass over the
+    layers of the last candidate has them all. The authors advise a repetition penalty of 1.2.
 
     Attributes:
         layers: candidates: `low` or `high`, every second exit of that half (of 20 layers, in a
@@ -46,7 +47,7 @@ class Dola(GuideMethod):
     alpha: float = 0.1
 
     order = 1
-    passes = "one of the model's first j layers for each candidate j"
+    passes = "one of the model's first j layers, j the last candidate"
     paper = "Chuang et al., DoLa, arXiv 2309.03883, section 2"
 
     def __post_init__(self) -> None:
@@ -80,19 +81,42 @@ class _Exits(Voice):
 
     def __init__(self, engine: Engine, exits: list[int]) -> None:
         super().__init__(engine, engine.config.vocab_size)
-        self._views = [View(layers=np.arange(count, dtype=np.int32)) for count in exits]
+        *before, last = exits
+        layers = np.arange(last, dtype=np.int32)
+        self._view = View(layers=layers, exits=np.array(before, np.int32) if before else None)
+        self._count = len(exits)
 
-    def follow(self, context: Tokens) -> None:
+    def behind(self, context: Tokens) -> int:
         """Nothing: the target's own sequence is there."""
+        return 0
 
-    def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Nothing, likewise."""
+        return 0
+
+    def length(self, context: int) -> int:
+        """None, likewise."""
+        return 0
+
+    @staticmethod
+    def together(asked: Sequence[Asked]) -> list[Floats]:
         """See `Voice`; without the target's sequence, in one that follows the text."""
-        if target is None:
-            rows = [self.follower.run(context, tree, view).copy() for view in self._views]
-        else:
-            batch = [(target, tree)]
-            rows = [self.engine.forward(batch, view=view).copy() for view in self._views]
-        return np.stack(rows, 1)
+        first = asked[0].voice
+        assert isinstance(first, _Exits)
+        entries = [
+            each.voice.ready(each.context, each.tree)
+            if each.target is None
+            else (each.target, each.tree)
+            for each in asked
+        ]
+        rows = first.engine.forward(entries, view=first._view)
+        rows = rows.reshape(first._count, -1, first.size).swapaxes(0, 1).copy()
+        return np.split(rows, np.cumsum([len(tree) for _, tree in entries])[:-1])
+
+    def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
+        """See `Voice`; all of the text is committed, for views commit nothing."""
+        self.follower.follow(context)
+        return self.follower.ready(context, tree)
 
 
 def divergence(own: Logs, others: Logs) -> NDArray[np.float64]:

@@ -10,16 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import (
-    Found,
-    Hypothesis,
-    Search,
-    Strategy,
-    Task,
-    best,
-    dead_end,
-    log_chances,
-)
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.scores import best, dead_end
+from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.drafters.base import within
 from paceline.errors import MethodError
 from paceline.registry import strategies
@@ -149,16 +142,10 @@ def search(task: Task, settings: Beam, groups: int, penalty: float) -> list[Foun
     with Search(task) as run:
         first = run.start()
         for group in state:
-            fresh = first.sequence if group is state[0] else run.fork(first.sequence)
-            group.running = [Hypothesis(list(first.history), 0.0, fresh)]
+            group.running = [first if group is state[0] else run.fork(first, first.history)]
         while open_groups := [group for group in state if not group.done]:
             live = [hypothesis for group in open_groups for hypothesis in group.running]
-            logits = run.look(live)
-            rows = [
-                log_chances(row, hypothesis.history, task.request)
-                for row, hypothesis in zip(logits, live, strict=True)
-            ]
-            _choose(run, open_groups, live, rows, penalty)
+            _choose(run, open_groups, live, run.chances(live), penalty)
     ended = [end for group in state for end in group.ended]
     if run.interrupted and len(ended) < settings.returned:
         ended += [end for group in state for end in group.rest()]

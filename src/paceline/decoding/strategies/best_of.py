@@ -12,7 +12,8 @@ from paceline.control.base import Settling
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.run import Run
-from paceline.decoding.strategies.base import Found, Hypothesis, Search, Strategy, Task
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target, within
 from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters, strategies
@@ -28,7 +29,7 @@ class BestOf(Strategy):
     Sample i is, token for token, what plain decoding gives with seed + i; only the choice is
     new. `together` samples share each pass, and each is drafted, by a drafter of its own that
     learns with the others where the method can. A fixed budget holds for each tree; auto is
-    shared by all of a pass. Guides are run for each sample apart.
+    shared by all of a pass, and so are the passes of guides.
 
     The score of a sample is the mean log chance that the model itself, without controls, gives
     its tokens; from Python, `scorer` may rank by the text instead.
@@ -49,7 +50,7 @@ class BestOf(Strategy):
     together: int = 8
     scorer: Callable[[str], float] | None = field(default=None, repr=False)
 
-    draws = guided = True
+    draws = True
     paper = "Stiennon et al., Learning to summarize from human feedback, arXiv 2009.01325"
 
     def __post_init__(self) -> None:
@@ -79,7 +80,8 @@ class BestOf(Strategy):
             prompt = run.start()
             lanes = _lanes(task, min(self.n, self.together))
             for at in range(0, self.n, self.together):
-                requests = [task.seeded(seed) for seed in seeds[at : at + self.together]]
+                some = seeds[at : at + self.together]
+                requests = [run.branch(task.seeded(seed), prompt) for seed in some]
                 samples += _side_by_side(run, prompt, requests, lanes, first=at == 0)
                 if run.interrupted:
                     break
@@ -156,11 +158,7 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     if nodes:
         trees = budget.choose(trees, perf_counter() - begun)
     drafted = perf_counter()
-    for each, tree in zip(live, trees, strict=True):
-        each.look(tree)
-    looked = perf_counter()
-    pairs = zip(live, trees, strict=True)
-    logits = run.forward([(e.sequence, tree) for e, tree in pairs if e.sequence is not None])
+    logits = run.forward([(_hypothesis(e), tree) for e, tree in zip(live, trees, strict=True)])
     passed = perf_counter()
     rows = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
     walked = [each.take(tree, own) for each, tree, own in zip(live, trees, rows, strict=True)]
@@ -171,7 +169,6 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     draft = drafted - begun + perf_counter() - learning if nodes else 0.0
     budget.record(trees, [w.path for w in walked], draft, passed - drafted)
     run.cost.seconds.draft += draft
-    run.cost.seconds.guide += looked - drafted
     run.cost.seconds.walk += learning - passed
     found = []
     for each, tree, w, chances in zip(live, trees, walked, scored, strict=True):
@@ -179,6 +176,12 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
         each.accept(tree, w)
         found.append(sum(chances[: len(each.output.tokens) - before]))
     return found
+
+
+def _hypothesis(each: Run) -> Hypothesis:
+    """What a sample has come to."""
+    assert each.sequence is not None
+    return Hypothesis(each.text.tolist(), 0.0, each.sequence, branching(each.guides))
 
 
 def _chances(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from paceline.control.base import softmax
 from paceline.core import Exactness, Floats, Tokens, TokenTree
-from paceline.decoding.strategies.base import Found, Search, Strategy, Task
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.search import Search
 from paceline.decoding.walk import edited
 from paceline.drafters.base import within
 from paceline.errors import MethodError
@@ -60,25 +61,25 @@ class Contrastive(Strategy):
         with Search(task) as run:
             states = _States(engine.config.hidden_size, engine.config.context)
             live = run.start(lambda _, __, ___: states.add(engine.hidden()))
-            logits: Floats = run.look([live])[0].copy()
+            row: Floats = run.look([live])[0].copy()
             states.add(engine.hidden())
             root = live.history[-1]
             while len(tokens) < task.limit and not ended:
-                chances = softmax(edited(logits, live.history, task.request))
+                chances = softmax(edited(row, live.history, run.request))
                 candidates = np.argsort(-chances, kind="stable")[: self.k].astype(np.int32)
                 candidates = candidates[chances[candidates] > 0]
-                rows = run.forward([(live.sequence, _fan(root, candidates))])
+                rows = run.forward([(live, _fan(root, candidates))])
                 fresh = engine.hidden()[1:]
                 similar = [states.nearest(state) for state in fresh]
                 values = (1 - self.penalty) * chances[candidates] - self.penalty * np.array(similar)
                 pick = int(values.argmax())
                 engine.commit(live.sequence, [0])
                 states.add(fresh[pick : pick + 1])
-                logits = rows[1 + pick].copy()
                 root = int(candidates[pick])
                 worth += float(values[pick])
                 tokens.append(root)
                 live.history.append(root)
+                row = run.guided(live, rows[1 + pick].copy())
                 ended = task.ends(tokens)
         return [run.found(tokens, worth / max(len(tokens), 1), ended)]
 

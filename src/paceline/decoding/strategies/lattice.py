@@ -8,18 +8,12 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import (
-    Found,
-    Hypothesis,
-    Search,
-    Strategy,
-    Task,
-    best,
-    dead_end,
-    log_chances,
-)
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.scores import best, dead_end
+from paceline.decoding.strategies.search import Search
 from paceline.drafters.base import within
 from paceline.registry import strategies
 
@@ -61,6 +55,7 @@ class LatticeSearch(Strategy):
 
     paper = "Xu et al., Massive-scale Decoding for Text Generation using Lattices, arXiv 2112.07660"
     catalogue = (173,)
+    revisits = True
 
     def __post_init__(self) -> None:
         within(1, 1_000_000, self.name, nodes=self.nodes)
@@ -118,25 +113,22 @@ class Lattice:
     def search(self, run: Search) -> None:
         """Spend the passes."""
         first = run.start()
-        spent, width = 0, self._settings.width
-        riders = [first, *(Hypothesis([], 0.0, run.fork(first.sequence)) for _ in range(width - 1))]
-        held = {id(rider): list(first.history[:-1]) for rider in riders}
+        spent, most = 0, self._settings.nodes
+        riders = [first, *(run.fork(first, first.history) for _ in range(self._settings.width - 1))]
         at: dict[int, Node] = {id(first): self.root}
-        while spent < self._settings.nodes:
-            for rider in riders[: self._settings.nodes - spent]:
+        while spent < most:
+            for rider in riders[: most - spent]:
                 if id(rider) not in at and (node := self._take()):
                     at[id(rider)] = node
-            live = [rider for rider in riders if id(rider) in at][: self._settings.nodes - spent]
+            live = [rider for rider in riders if id(rider) in at][: most - spent]
             if not live:
                 return
             for rider in live:
-                rider.history = [*self._task.request.prompt, *at[id(rider)].tokens]
-                run.bring(rider.sequence, held[id(rider)], rider.history[:-1])
-            logits = run.look(live)
+                run.move(rider, [*self._task.request.prompt, *at[id(rider)].tokens])
+            rows = run.chances(live)
             spent += len(live)
-            for row, rider in zip(logits, live, strict=True):
+            for row, rider in zip(rows, live, strict=True):
                 run.engine.commit(rider.sequence, [0])
-                held[id(rider)] = rider.history
                 node = self._expand(at.pop(id(rider)), row)
                 if node is not None:
                     at[id(rider)] = node
@@ -150,10 +142,8 @@ class Lattice:
                 return node
         return None
 
-    def _expand(self, node: Node, logits: np.ndarray) -> Node | None:
+    def _expand(self, node: Node, chances: NDArray[np.float64]) -> Node | None:
         """Open what may follow `node`; the likeliest is gone to at once, if it is new."""
-        history = [*self._task.request.prompt, *node.tokens]
-        chances = log_chances(logits, history, self._task.request)
         tokens = best(chances, self._settings.top)
         floor = np.log(self._settings.least) if self._settings.least else -np.inf
         for token in tokens[1:]:

@@ -9,14 +9,15 @@ from math import log, sqrt
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.control.base import softmax
 from paceline.core import Exactness
 from paceline.decoding.sandbox import Limits, check_sandbox, run_program
-from paceline.decoding.strategies.base import Found, Search, Strategy, Task
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.decoding.walk import edited
 from paceline.drafters.base import within
-from paceline.engines.base import Cached
 from paceline.errors import MethodError, RequestError
 from paceline.registry import strategies
 
@@ -70,6 +71,7 @@ class Planning(Strategy):
 
     paper = "Zhang et al., Planning with LLMs for Code Generation, arXiv 2303.05510"
     catalogue = (446,)
+    revisits = True
     needs = ("tests", "a sandbox")
 
     def __post_init__(self) -> None:
@@ -150,23 +152,20 @@ class _Planner:
         """Search until a program is right, or the rollouts are spent."""
         prompt = list(self._task.request.prompt)
         live = run.start()
-        held = prompt[:-1]
         root = _Node(())
         completions = 0
         for _ in range(_ROUNDS * self._settings.rollouts):
             path = self._descend(root)
             node = path[-1]
             if node.children is None:
-                wanted = [*prompt, *node.tokens]
-                run.bring(live.sequence, held, wanted[:-1])
-                held = wanted[:-1]
-                live.history = wanted
-                node.children = self._children(node, run.look([live])[0], wanted)
+                run.move(live, [*prompt, *node.tokens])
+                law = softmax(edited(run.look([live])[0], live.history, run.request))
+                node.children = self._children(node, law)
             if node.tokens not in self._greedy:
                 if completions == self._settings.rollouts:
                     return
                 completions += 1
-                self._complete(run, node.tokens, live.sequence)
+                self._complete(run, node.tokens, live)
                 if run.interrupted:
                     return
             reward = self.known[self._greedy[node.tokens]]
@@ -195,9 +194,8 @@ class _Planner:
         tried = sqrt(log(max(parent.visits, 1))) / (1 + child.visits)
         return child.value + beta * child.chance * tried
 
-    def _children(self, node: _Node, logits: np.ndarray, history: list[int]) -> list[_Node]:
+    def _children(self, node: _Node, chances: NDArray[np.float64]) -> list[_Node]:
         """What may follow a node; those that end the output are judged at once, and closed."""
-        chances = softmax(edited(logits, history, self._task.request))
         order = np.argsort(-chances, kind="stable")[: self._settings.k]
         children = []
         for token in order[chances[order] > 0]:
@@ -209,7 +207,7 @@ class _Planner:
             children.append(child)
         return children
 
-    def _complete(self, run: Search, beginning: tuple[int, ...], held: Cached) -> None:
+    def _complete(self, run: Search, beginning: tuple[int, ...], held: Hypothesis) -> None:
         """Let the model go on from a beginning, and judge what it writes."""
         task = self._task
         request = replace(

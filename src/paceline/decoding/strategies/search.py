@@ -1,0 +1,271 @@
+"""A search under way: hypotheses side by side, their rows of logits, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.base import Branching, Looking, shared
+from paceline.control.guides.base import Guidance, look_together
+from paceline.core import Floats, Output, Request, Tokens, TokenTree
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.decoding.strategies.base import Found, Task
+from paceline.decoding.strategies.scores import log_chances
+from paceline.drafters.base import Target
+from paceline.engines.base import Cached
+from paceline.registry import drafters
+
+Guides = tuple[Branching, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Hypothesis:
+    """A text under way: `sequence` holds all of `history` but its last token.
+
+    Attributes:
+        history: the prompt and the new tokens.
+        score: sum of their log chances, in nats.
+        guides: read the text beside the model, each with caches of its own.
+    """
+
+    history: list[int]
+    score: float
+    sequence: Cached
+    guides: Guides = ()
+
+    @property
+    def text(self) -> Tokens:
+        """The history as an array [S]."""
+        return np.array(self.history, np.int32)
+
+
+class Search:
+    """What a search has open, all of which is released at the end, and its cost.
+
+    As a context it swallows a `KeyboardInterrupt` and remembers it in `interrupted`.
+
+    Attributes:
+        request: the task's, without guides: rows are guided before a search sees them.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.engine = task, task.engine
+        self.request = without_guides(task.request)
+        self.cost = Output()
+        self.interrupted = False
+        self._live: list[Cached] = []
+        self._guides: list[Looking] = []
+        self._decoded = False
+        self._begun = perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> bool:
+        for sequence in self._live:
+            self.engine.release(sequence)
+        for guide in self._guides:
+            guide.release()
+        self._live, self._guides = [], []
+        seconds = self.cost.seconds
+        seconds.decode = perf_counter() - self._begun - seconds.prefill
+        stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.interrupted |= stopped
+        return stopped
+
+    # ------------------------------------------------------------------ hypotheses
+
+    def start(self, observe: Callable[[int, TokenTree, Floats], None] | None = None) -> Hypothesis:
+        """The prompt, run but for its last token."""
+        begun = perf_counter()
+        request = self.task.request
+        sequence = self.engine.start(np.array(request.prompt[:-1], np.int32), observe)
+        self._live.append(sequence)
+        guides = branching(request.controls)
+        self._guides += guides
+        for guide in guides:
+            guide.begin(sequence)
+            guide.follow(np.array(request.prompt, np.int32))
+        self.cost.seconds.prefill += perf_counter() - begun
+        return Hypothesis(list(request.prompt), 0.0, sequence, guides)
+
+    def fork(self, parent: Hypothesis, history: list[int]) -> Hypothesis:
+        """Another of the same committed positions, which goes on to be `history`."""
+        sequence = self.engine.fork(parent.sequence)
+        self._live.append(sequence)
+        guides = self._fork_guides(parent, history, sequence)
+        return Hypothesis(list(history), parent.score, sequence, guides)
+
+    def _fork_guides(
+        self, parent: Hypothesis, history: list[int], target: Cached | None = None
+    ) -> Guides:
+        context, forks = np.array(history, np.int32), list[Branching]()
+        for guide in parent.guides:
+            forks.append(guide.fork(context, target))
+            self._guides.append(forks[-1])
+        return tuple(forks)
+
+    def release(self, hypothesis: Hypothesis) -> None:
+        """Give one back before the end."""
+        self._live = [other for other in self._live if other is not hypothesis.sequence]
+        self.engine.release(hypothesis.sequence)
+        for guide in hypothesis.guides:
+            self._guides = [other for other in self._guides if other is not guide]
+            guide.release()
+
+    def move(self, hypothesis: Hypothesis, history: Sequence[int]) -> None:
+        """Let a hypothesis go on from another text; what both begin with stays."""
+        sequence = hypothesis.sequence
+        wanted = list(history[:-1])
+        same = shared(hypothesis.history[: sequence.length], wanted)
+        if same < sequence.length:
+            self.engine.truncate(sequence, same)
+        if same < len(wanted):
+            self.engine.extend(sequence, np.array(wanted[same:], np.int32))
+            self.cost.passes += 1
+            self.cost.nodes += len(wanted) - same
+        hypothesis.history = list(history)
+
+    def grow(
+        self, live: Sequence[Hypothesis], chosen: Sequence[tuple[Hypothesis, int, float]]
+    ) -> list[Hypothesis]:
+        """What becomes of `live` after a `look`: a (parent, token, score) each, in that order.
+
+        What a parent holds goes to its first child, its other children get forks; one without
+        children is released. So never more are open than there are hypotheses.
+        """
+        parents = {id(parent) for parent, _, _ in chosen}
+        for hypothesis in live:
+            if id(hypothesis) not in parents:
+                self.release(hypothesis)
+        children, taken = [], set()
+        for parent, token, score in chosen:
+            history = [*parent.history, token]
+            if id(parent) in taken:
+                child = self.fork(parent, history)
+            else:
+                self.engine.commit(parent.sequence, [0])
+                taken.add(id(parent))
+                child = Hypothesis(history, score, parent.sequence, parent.guides)
+            child.score = score
+            children.append(child)
+        return children
+
+    # ------------------------------------------------------------------------ rows
+
+    def forward(self, batch: Sequence[tuple[Hypothesis, TokenTree]]) -> Floats:
+        """One pass over all trees, whose roots end the texts; see `Engine.forward`.
+
+        Guides have looked at them before: `guided` finds their rows.
+        """
+        begun = perf_counter()
+        _look(batch)
+        looked = perf_counter() if batch[0][0].guides else begun
+        logits = self.engine.forward([(each.sequence, tree) for each, tree in batch])
+        self.cost.passes += 1
+        self.cost.nodes += sum(len(tree) for _, tree in batch)
+        self.cost.seconds.guide += looked - begun
+        self.cost.seconds.forward += perf_counter() - looked
+        return logits
+
+    def guided(self, hypothesis: Hypothesis, logits: Floats) -> Floats:
+        """The logits [V] at the end of a hypothesis as its guides leave them."""
+        for guide in hypothesis.guides:
+            logits = guide.law(logits, hypothesis.history)
+        return logits
+
+    def look(self, live: Sequence[Hypothesis]) -> list[Floats]:
+        """Guided logits [V] of what follows each hypothesis, in one pass."""
+        rows = self.forward([(each, TokenTree.root(each.history[-1])) for each in live])
+        return [self.guided(each, row) for each, row in zip(live, rows, strict=True)]
+
+    def chances(self, live: Sequence[Hypothesis]) -> list[NDArray[np.float64]]:
+        """Log chances [V] of what follows each hypothesis, in one pass; see `log_chances`."""
+        rows = zip(live, self.look(live), strict=True)
+        return [log_chances(row, each.history, self.request) for each, row in rows]
+
+    # --------------------------------------------------------------------- outputs
+
+    def decode(self, request: Request, held: Hypothesis) -> Output:
+        """A text through the loop, drafted by the task's drafter, plainly without one.
+
+        `held` is the request's prompt; forks of what it holds go on. The first text is run from its
+        beginning, so that a drafter can learn from the prompt.
+        """
+        task = self.task
+        drafter, budget = task.drafter, task.budget
+        if drafter is None:
+            drafter = drafters.parse("plain").build(Target(self.engine.config.vocab_size))
+            budget = Fixed(0)
+        anew = drafter.learns_from_prompt and not self._decoded
+        self._decoded = True
+        request = self.branch(request, held)
+        sequence = None if anew else self.engine.fork(held.sequence)
+        stream = task.stream() if task.stream else None
+        generation = Generation(self.engine, drafter, request, budget, stream, sequence=sequence)
+        output = generation.run()
+        self._charge(output)
+        return output
+
+    def branch(self, request: Request, held: Hypothesis) -> Request:
+        """`request`, its guides being those of a hypothesis, of which it is a longer text."""
+        own = without_guides(request)
+        return replace(own, controls=(*self._fork_guides(held, held.history), *own.controls))
+
+    def _charge(self, output: Output) -> None:
+        cost, more = self.cost, output.seconds
+        cost.passes += output.passes
+        cost.nodes += output.nodes
+        for part in ("prefill", "draft", "forward", "walk", "guide"):
+            setattr(cost.seconds, part, getattr(cost.seconds, part) + getattr(more, part))
+        for name, count in output.accepted.items():
+            cost.accepted[name] = cost.accepted.get(name, 0) + count
+
+    def found(self, tokens: Sequence[int], score: float, ended: bool) -> Found:
+        """An output of this search."""
+        task = self.task
+        finish = "length" if task.limit == task.request.max_new_tokens else "context"
+        if self.interrupted and not ended and len(tokens) < task.limit:
+            finish = "interrupted"
+        return Found(
+            tokens=list(tokens),
+            text=task.read(tokens)[0],
+            finish="stop" if ended else finish,
+            passes=self.cost.passes,
+            nodes=self.cost.nodes,
+            seconds=replace(self.cost.seconds),
+            reading=task.request.reading,
+            score=score,
+        )
+
+
+def branching(controls: Iterable[object]) -> Guides:
+    """The guides among some controls."""
+    return tuple(control for control in controls if isinstance(control, Branching))
+
+
+def without_guides(request: Request) -> Request:
+    """`request` with its other controls."""
+    others = tuple(c for c in request.controls if not isinstance(c, Looking))
+    return replace(request, controls=others)
+
+
+def _look(batch: Sequence[tuple[Hypothesis, TokenTree]]) -> None:
+    """Let the guides of every text look at its tree; each guide with its forks in one pass."""
+    for forks in zip(*(each.guides for each, _ in batch), strict=True):
+        asked = [(fork, each.text, tree) for fork, (each, tree) in zip(forks, batch, strict=True)]
+        ours = [(fork, text, tree) for fork, text, tree in asked if isinstance(fork, Guidance)]
+        if len(ours) == len(asked):
+            look_together(ours)
+            continue
+        for fork, text, tree in asked:
+            fork.look(text, tree)
