@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <type_traits>
 #include <vector>
 
 #include "drafting.hpp"
@@ -30,6 +31,30 @@ nb::ndarray<nb::numpy, T> copied(const std::vector<T>& values) {
 template <class T>
 nb::object view(nb::handle owner, std::vector<T>& values) {
     return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {values.size()}, owner));
+}
+
+// A table's columns by name, as writable views.
+inline nb::dict table(nb::handle owner, const SuccessorTable& table) {
+    using Way = SuccessorTable::Way;
+    const auto by_row = [&](auto* first) {
+        using T = std::remove_pointer_t<decltype(first)>;
+        const auto step = static_cast<int64_t>(sizeof(Way) / sizeof(T));
+        return nb::cast(nb::ndarray<nb::numpy, T>(first, {table.rows}, owner, {step}));
+    };
+    const auto by_share = [&](auto* first) {
+        using T = std::remove_pointer_t<decltype(first)>;
+        const auto step = static_cast<int64_t>(sizeof(Share) / sizeof(T));
+        const auto row = static_cast<int64_t>(table.k) * step;
+        return nb::cast(
+            nb::ndarray<nb::numpy, T>(first, {table.rows, table.k}, owner, {row, step}));
+    };
+    nb::dict views;
+    views["keys"] = by_row(&table.ways()->key);
+    views["counts"] = by_row(&table.ways()->count);
+    views["written"] = by_row(&table.ways()->written);
+    views["tokens"] = by_share(&table.shares()->token);
+    views["probs"] = by_share(&table.shares()->chance);
+    return views;
 }
 
 inline void check_context(const Input<int32_t, 1>& context) {

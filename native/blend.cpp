@@ -24,46 +24,50 @@ void Blend::start(const int32_t* context, size_t length, std::vector<Proposal> h
     suffix.extend(context, length, std::numeric_limits<size_t>::max());
     suffix.start();
     proposals = std::move(heard);
-    places_.assign(1, std::vector<int32_t>(proposals.size(), 0));
+    places_.assign(proposals.size(), 0);
     depths_.assign(1, 0);
 }
 
+int32_t Blend::place(size_t node, size_t proposal) const {
+    return places_[node * proposals.size() + proposal];
+}
+
 void Blend::follow(const Growth& tree, size_t node) {
-    while (places_.size() <= node) {
-        const size_t next = places_.size();
+    for (size_t next = depths_.size(); next <= node; ++next) {
         const auto parent = static_cast<size_t>(tree.parents[next]);
-        std::vector<int32_t> places(proposals.size(), -1);
         for (size_t i = 0; i < proposals.size(); ++i) {
             const Proposal& heard = proposals[i];
-            const int32_t above = places_[parent][i];
+            const int32_t above = place(parent, i);
+            int32_t found = -1;
             for (size_t at = 1; above >= 0 && at < heard.tokens.size(); ++at)
                 if (heard.parents[at] == above && heard.tokens[at] == tree.tokens[next])
-                    places[i] = static_cast<int32_t>(at);
+                    found = static_cast<int32_t>(at);
+            places_.push_back(found);
         }
-        places_.push_back(std::move(places));
         depths_.push_back(depths_[parent] + 1);
     }
 }
 
 const Voices& Blend::voices(const Growth& tree, size_t node) {
-    follow(tree, node);
-    voices_ = suffix.voices(tree, node);
-    for (Voice& voice : voices_) voice.origin = 1;
+    voices_.clear();
+    suffix.voices(tree, node, voices_);
+    if (!proposals.empty()) follow(tree, node);
     for (size_t i = 0; i < proposals.size(); ++i) {
         const Proposal& heard = proposals[i];
-        const int32_t here = places_[node][i];
+        const int32_t here = place(node, i);
         if (here < 0) continue;
-        Voice voice;
-        voice.origin = static_cast<int16_t>(2 + heard.member);
-        voice.kind =
-            Suffix::kKinds + heard.member * kDepths + std::min(depths_[node], kDepths - 1);
+        const size_t first = voices_.shares.size();
         for (size_t at = 1; at < heard.tokens.size(); ++at)
             if (heard.parents[at] == here)
-                voice.shares.push_back({heard.tokens[at], heard.scores[at]});
-        if (voice.shares.empty()) continue;
-        std::stable_sort(voice.shares.begin(), voice.shares.end(),
-                         [](const Candidate& a, const Candidate& b) { return a.chance > b.chance; });
-        voices_.push_back(std::move(voice));
+                voices_.shares.push_back({heard.tokens[at], heard.scores[at]});
+        const size_t last = voices_.shares.size();
+        if (last == first) continue;
+        std::stable_sort(voices_.shares.begin() + static_cast<std::ptrdiff_t>(first),
+                         voices_.shares.end(),
+                         [](const Share& a, const Share& b) { return a.chance > b.chance; });
+        const size_t depth = std::min(depths_[node], kDepths - 1);
+        voices_.each.push_back({Suffix::kKinds + heard.member * kDepths + depth, first, last,
+                                static_cast<int16_t>(2 + heard.member)});
     }
     return voices_;
 }
@@ -72,7 +76,7 @@ void Blend::successors(const Growth& tree, size_t node, std::vector<Candidate>& 
     const Voices& said = voices(tree, node);
     for (const Proposal& heard : proposals) {
         if (!heard.certain) continue;
-        const int32_t here = places_[node][static_cast<size_t>(&heard - proposals.data())];
+        const int32_t here = place(node, static_cast<size_t>(&heard - proposals.data()));
         for (size_t at = 1; here >= 0 && at < heard.tokens.size(); ++at) {
             if (heard.parents[at] != here) continue;
             const auto origin = static_cast<int16_t>(2 + heard.member);

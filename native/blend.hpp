@@ -53,8 +53,9 @@ private:
 
     const Voices& voices(const Growth& tree, size_t node);
     void follow(const Growth& tree, size_t node);
+    int32_t place(size_t node, size_t proposal) const;
 
-    std::vector<std::vector<int32_t>> places_;  // of each node, its place in each proposal, or -1
+    std::vector<int32_t> places_;  // of each node, its place in each proposal, or -1
     std::vector<size_t> depths_;
     Voices voices_;
 };

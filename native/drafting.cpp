@@ -24,106 +24,154 @@ namespace paceline {
 namespace {
 
 constexpr size_t kWays = 8;
+constexpr size_t kLine = 64;  // bytes
 
-// By insertion: what is merged was nearly in order.
-void sort_best_first(std::vector<Candidate>& all) {
-    for (size_t i = 1; i < all.size(); ++i) {
-        const Candidate one = all[i];
-        size_t place = i;
-        for (; place > 0; --place) {
-            const Candidate& above = all[place - 1];
-            if (above.chance > one.chance) break;
-            if (above.chance == one.chance && above.token < one.token) break;
-            all[place] = above;
-        }
-        all[place] = one;
+void fetch(const void* first, size_t bytes) {
+    const auto* at = static_cast<const char*>(first);
+    for (size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
+}
+
+// By insertion: they are nearly in order.
+void sort(Share* first, Share* last) {
+    for (Share* next = first; next != last; ++next) {
+        const Share one = *next;
+        Share* place = next;
+        for (; place != first && one < place[-1]; --place) *place = place[-1];
+        *place = one;
     }
+}
+
+size_t rows_for(size_t capacity) {
+    size_t rows = kWays;
+    while (rows < capacity) rows *= 2;
+    return rows;
 }
 
 }  // namespace
 
-SuccessorTable::SuccessorTable(size_t capacity, size_t k_) : k(k_) {
-    size_t rows = kWays;
-    while (rows < capacity) rows *= 2;
-    keys.resize(rows);
-    counts.resize(rows);
-    written.resize(rows);
-    tokens.resize(rows * k);
-    probs.resize(rows * k);
+SuccessorTable::SuccessorTable(size_t capacity, size_t k_)
+    : rows(rows_for(capacity)),
+      k(k_),
+      ways_(rows * sizeof(Way)),
+      shares_(rows * k * sizeof(Share)) {
     clear();
 }
 
 void SuccessorTable::clear() {
     clock = 0;
-    std::fill(keys.begin(), keys.end(), 0);
-    std::fill(counts.begin(), counts.end(), 0);
-    std::fill(written.begin(), written.end(), 0);
-    std::fill(tokens.begin(), tokens.end(), -1);
-    std::fill(probs.begin(), probs.end(), 0.0f);
+    std::fill_n(ways(), rows, Way{});
+    std::fill_n(shares(), rows * k, Share{-1, 0.0f});
 }
 
 size_t SuccessorTable::first_way(uint64_t key) const {
-    return (key >> 8 & (rows() / kWays - 1)) * kWays;
+    return (key >> 8 & (rows / kWays - 1)) * kWays;
+}
+
+// Where a context's row is, or else the one that gives way to it.
+size_t SuccessorTable::way(uint64_t key) const {
+    const size_t first = first_way(key);
+    const Way* ways = this->ways();
+    size_t oldest = first;
+    for (size_t row = first; row < first + kWays; ++row) {
+        if (ways[row].key == key) return row;
+        if (ways[row].written < ways[oldest].written) oldest = row;
+    }
+    return oldest;
+}
+
+void SuccessorTable::fetch_set(uint64_t key) const {
+    fetch(ways() + first_way(key), kWays * sizeof(Way));
+}
+
+void SuccessorTable::fetch_row(uint64_t key) const {
+    fetch(shares() + way(key) * k, k * sizeof(Share));
 }
 
 SuccessorTable::Row SuccessorTable::find(uint64_t key) const {
-    const size_t first = first_way(key);
-    for (size_t row = first; row < first + kWays; ++row)
-        if (keys[row] == key) return {counts[row], &tokens[row * k], &probs[row * k]};
-    return {};
+    const size_t row = way(key);
+    if (ways()[row].key != key) return {};
+    return {ways()[row].count, shares() + row * k};
 }
 
 size_t SuccessorTable::claim(uint64_t key) {
-    const size_t first = first_way(key);
-    size_t oldest = first;
-    for (size_t row = first; row < first + kWays; ++row) {
-        if (keys[row] == key) return row;
-        if (written[row] < written[oldest]) oldest = row;
-    }
-    keys[oldest] = key;
-    counts[oldest] = 0;
-    std::fill_n(&tokens[oldest * k], k, -1);
-    std::fill_n(&probs[oldest * k], k, 0.0f);
-    return oldest;
+    const size_t row = way(key);
+    Way& here = ways()[row];
+    if (here.key == key) return row;
+    here.key = key;
+    here.count = 0;
+    return row;
 }
 
 void SuccessorTable::tick() {
     if (clock == std::numeric_limits<uint32_t>::max()) {  // weeks of work: ages start anew
-        std::fill(written.begin(), written.end(), 0);
+        for (size_t row = 0; row < rows; ++row) ways()[row].written = 0;
         clock = 0;
     }
     ++clock;
 }
 
-void SuccessorTable::observe(uint64_t key, const int32_t* top, const float* p, size_t n,
-                             float keep) {
-    const size_t row = claim(key);
-    int32_t* token = &tokens[row * k];
-    float* prob = &probs[row * k];
-    const auto seen = static_cast<float>(counts[row]);
+uint16_t& SuccessorTable::slot(int32_t token) {
+    size_t at = (static_cast<uint32_t>(token) * 2654435769u >> 8) & (slots_.size() - 1);
+    while (slots_[at] && heard_[slots_[at] - 1u].token != token)
+        at = (at + 1) & (slots_.size() - 1);
+    return slots_[at];
+}
+
+void SuccessorTable::hear(const int32_t* top, const float* p, size_t n) {
+    heard_.clear();
+    for (size_t i = 0; i < n; ++i) heard_.push_back({top[i], p[i]});
+    sort(heard_.data(), heard_.data() + n);
+    size_t slots = 64;
+    while (slots < 4 * n) slots *= 2;
+    slots_.assign(slots, 0);
+    for (size_t i = 0; i < n; ++i) slot(heard_[i].token) = static_cast<uint16_t>(i + 1);
+    merged_.resize(n + k);
+}
+
+// One row towards what was heard. Both are merged without a branch that depends on what they hold.
+void SuccessorTable::move(Share* row, uint32_t count, float keep) {
+    const auto seen = static_cast<float>(count);
     const float old = std::min(keep, seen / (seen + 1.0f)), fresh = 1.0f - old;
-    merged_.clear();
-    for (size_t i = 0; i < k && token[i] >= 0; ++i) merged_.push_back({token[i], prob[i] * old});
-    const size_t known = merged_.size();
-    for (size_t i = 0; i < n; ++i) {
-        const auto at = static_cast<size_t>(std::find(token, token + known, top[i]) - token);
-        if (at == known)
-            merged_.push_back({top[i], p[i] * fresh});
-        else
-            merged_[at].chance += p[i] * fresh;
+    const size_t heard = heard_.size();
+    Share* merged = merged_.data();
+    for (size_t i = 0; i < heard; ++i) merged[i] = {heard_[i].token, heard_[i].chance * fresh};
+    size_t all = heard;  // behind what was heard, what only the row knows
+    for (size_t i = 0; count && i < k && row[i].token >= 0; ++i) {
+        const size_t place = slot(row[i].token);
+        const size_t at = place ? place - 1 : all;
+        const float here = place ? merged[at].chance : 0.0f;
+        merged[at] = {row[i].token, here + row[i].chance * old};
+        all += !place;
     }
-    sort_best_first(merged_);
-    while (!merged_.empty() && !(merged_.back().chance > 0.0f)) merged_.pop_back();
-    const size_t kept = std::min(k, merged_.size());
-    for (size_t i = 0; i < kept; ++i) {
-        token[i] = merged_[i].token;
-        prob[i] = merged_[i].chance;
+    const Share *a = merged, *b = merged + heard, *const middle = b, *const end = merged + all;
+    if (count) sort(merged, merged + heard);
+    sort(merged + heard, merged + all);
+    size_t kept = 0;
+    while (kept < k && (a != middle || b != end)) {
+        const bool first = b == end || (a != middle && *a < *b);
+        const Share next = first ? *a : *b;
+        a += first;
+        b += !first;
+        if (!(next.chance > 0.0f)) break;
+        row[kept++] = next;
     }
-    std::fill(token + kept, token + k, -1);
-    std::fill(prob + kept, prob + k, 0.0f);
-    tick();
-    written[row] = clock;
-    if (counts[row] < std::numeric_limits<uint32_t>::max()) ++counts[row];
+    std::fill(row + kept, row + k, Share{-1, 0.0f});
+}
+
+void SuccessorTable::observe(const uint64_t* keys, size_t contexts, const int32_t* top,
+                             const float* p, size_t n, float keep) {
+    for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_set(keys[i]);
+    hear(top, p, n);
+    for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_row(keys[i]);
+    for (size_t i = 0; i < contexts; ++i) {
+        if (!keys[i]) continue;
+        const size_t row = claim(keys[i]);
+        Way& here = ways()[row];
+        move(shares() + row * k, here.count, keep);
+        tick();
+        here.written = clock;
+        if (here.count < std::numeric_limits<uint32_t>::max()) ++here.count;
+    }
 }
 
 }  // namespace paceline
@@ -133,20 +181,13 @@ using namespace paceline::arrays;
 
 namespace {
 
-// A writable view of what `owner` holds, in rows of `columns`.
-template <class T>
-nb::object rows_of(nb::handle owner, std::vector<T>& values, size_t columns) {
-    const size_t rows = values.size() / columns;
-    return nb::cast(nb::ndarray<nb::numpy, T>(values.data(), {rows, columns}, owner));
-}
-
 // tokens, parents and scores of the tree a source grows from a context.
 template <class Source>
-nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget) {
+nb::tuple propose(Source& source, Input<int32_t, 1> context, size_t budget, float least) {
     check_context(context);
     Growth tree(context.data(), context.shape(0), source.width());
     source.start();
-    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(tree, budget, least, [&](size_t node, std::vector<Candidate>& out) {
         source.successors(tree, node, out);
     });
     return arrays::tree(tree);
@@ -221,7 +262,7 @@ std::optional<Bits> asked(const nb::object& allowed, const Growth& tree, size_t 
 }
 
 // tokens, parents, scores, origins, and who named each node.
-nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
+nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget, float least,
                         const std::vector<Guess>& guesses, std::vector<uint64_t> noise,
                         const nb::object& allowed) {
     check_context(context);
@@ -239,7 +280,7 @@ nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
     blend.start(context.data(), context.shape(0), std::move(proposals));
     blend.foresight.start(std::move(noise));
     Growth tree(context.data(), context.shape(0), blend.width());
-    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(tree, budget, least, [&](size_t node, std::vector<Candidate>& out) {
         blend.successors(tree, node, out);
         const std::optional<Bits> bits = asked(allowed, tree, node);
         std::span<const uint32_t> some;
@@ -253,13 +294,7 @@ nb::tuple propose_blend(Blend& blend, Input<int32_t, 1> context, size_t budget,
 // What a mixer has learnt, as writable views by name.
 nb::dict learnt(nb::handle self) {
     auto& mixer = nb::cast<Mixer&>(self);
-    SuccessorTable& table = mixer.table;
-    nb::dict views;
-    views["keys"] = view(self, table.keys);
-    views["counts"] = view(self, table.counts);
-    views["written"] = view(self, table.written);
-    views["tokens"] = rows_of(self, table.tokens, table.k);
-    views["probs"] = rows_of(self, table.probs, table.k);
+    nb::dict views = table(self, mixer.table);
     views["weights"] = view(self, mixer.weights);
     views["biases"] = view(self, mixer.biases);
     return views;
@@ -271,7 +306,8 @@ void bind_drafting(nb::module_& m) {
     nb::class_<Mixer>(m, "Mixer", "The model's distributions by context, mixed; native/mixer.hpp.")
         .def(nb::init<size_t, size_t, size_t, size_t, float, float>(), nb::arg("orders"),
              nb::arg("skips"), nb::arg("k"), nb::arg("capacity"), nb::arg("keep"), nb::arg("rate"))
-        .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Mixer>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("observe", &observe_mixer, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
@@ -285,8 +321,8 @@ void bind_drafting(nb::module_& m) {
              nb::arg("orders"), nb::arg("skips"), nb::arg("k"), nb::arg("capacity"),
              nb::arg("keep"), nb::arg("rate"), nb::arg("reach"), nb::arg("follow"),
              nb::arg("members"))
-        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("guesses"),
-             nb::arg("noise"), nb::arg("allowed").none())
+        .def("propose", &propose_blend, nb::arg("context"), nb::arg("budget"), nb::arg("least"),
+             nb::arg("guesses"), nb::arg("noise"), nb::arg("allowed").none())
         .def("observe", &observe_blend, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
@@ -309,7 +345,8 @@ void bind_drafting(nb::module_& m) {
                 lookup.extend(text.data(), text.shape(0), learn_from);
             },
             nb::arg("text"), nb::arg("learn_from"))
-        .def("propose", &propose<Lookup>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Lookup>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("reset", &Lookup::reset)
         .def("reliability", [](nb::handle self) {
             return view(self, nb::cast<Lookup&>(self).reliability);
@@ -323,7 +360,8 @@ void bind_drafting(nb::module_& m) {
                 suffix.extend(text.data(), text.shape(0), learn_from);
             },
             nb::arg("text"), nb::arg("learn_from"))
-        .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"))
+        .def("propose", &propose<Suffix>, nb::arg("context"), nb::arg("budget"),
+             nb::arg("least") = 0.0f)
         .def("reset", &Suffix::reset)
         .def_prop_ro("bytes", &Suffix::bytes)
         .def("beside", [](const Suffix& suffix) { return Suffix(suffix); })

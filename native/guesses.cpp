@@ -22,7 +22,7 @@ namespace {
 nb::tuple propose_trie(Trie& trie, Input<int32_t, 1> context, size_t budget) {
     check_context(context);
     Growth grown(context.data(), context.shape(0), trie.width());
-    grow(grown, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(grown, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
         trie.successors(grown.last(node), out);
     });
     return tree(grown);
@@ -84,13 +84,7 @@ void observe_trigram(Trigram& trigram, Input<int32_t, 1> context, Input<int32_t,
 
 nb::dict trigram_arrays(nb::handle self) {
     auto& trigram = nb::cast<Trigram&>(self);
-    SuccessorTable& table = trigram.table;
-    nb::dict views;
-    views["keys"] = view(self, table.keys);
-    views["counts"] = view(self, table.counts);
-    views["written"] = view(self, table.written);
-    views["tokens"] = view(self, table.tokens);
-    views["probs"] = view(self, table.probs);
+    nb::dict views = table(self, trigram.table);
     views["reliability"] = view(self, trigram.reliability);
     return views;
 }

@@ -42,7 +42,7 @@ void Lookup::extend(const int32_t* text, size_t length, size_t learn_from) {
         if (indexed_ >= learn_from) learn(last_.data(), token);
         for (size_t n = 1; n <= longest_; ++n)
             if (const uint64_t hash = key(last_.data(), n))
-                table_.observe(hash, &token, &certain, 1, keep_);
+                table_.observe(&hash, 1, &token, &certain, 1, keep_);
         std::copy_backward(last_.begin(), last_.end() - 1, last_.end());
         last_[0] = token;
     }
@@ -55,10 +55,10 @@ void Lookup::successors(const int32_t* last, std::vector<Candidate>& out) {
         const auto row = hash ? table_.find(hash) : SuccessorTable::Row{};
         float mass = 0.0f;
         const size_t known = out.size();
-        for (size_t i = 0; row.count && i < table_.k && row.tokens[i] >= 0; ++i)
-            if (unseen(out, row.tokens[i])) {
-                out.push_back({row.tokens[i], row.probs[i]});
-                mass += row.probs[i];
+        for (size_t i = 0; row.count && i < table_.k && row.shares[i].token >= 0; ++i)
+            if (unseen(out, row.shares[i].token)) {
+                out.push_back({row.shares[i].token, row.shares[i].chance});
+                mass += row.shares[i].chance;
             }
         if (out.size() == known) continue;
         const float share = left * reliability[n - 1] / mass;
@@ -73,8 +73,9 @@ void Lookup::learn(const int32_t* last, int32_t token) {
         const uint64_t hash = key(last, n);
         const auto row = hash ? table_.find(hash) : SuccessorTable::Row{};
         const size_t known = named_.size();
-        for (size_t i = 0; row.count && i < table_.k && row.tokens[i] >= 0; ++i)
-            if (unseen(named_, row.tokens[i])) named_.push_back({row.tokens[i], row.probs[i]});
+        for (size_t i = 0; row.count && i < table_.k && row.shares[i].token >= 0; ++i)
+            if (unseen(named_, row.shares[i].token))
+                named_.push_back({row.shares[i].token, row.shares[i].chance});
         if (named_.size() == known) continue;
         const bool hit = !unseen(named_, token);
         reliability[n - 1] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[n - 1]);

@@ -58,21 +58,21 @@ private:
     static constexpr size_t kOrigins = 16;  // our contexts are the first
     static constexpr float kFloor = 0.002f;
 
-    // One context's or voice's evidence for one candidate.
-    struct Term {
-        size_t weight;     // index of w; v follows it
-        size_t candidate;  // kMost for "another one"
-        float likelihood;
-        float first;
+    // What one context or voice adds: evidence `first` to `last`, and for another one.
+    struct Source {
+        size_t weight;  // index of w; v follows it
+        size_t first, last;
+        bool leads;  // the evidence begins with its likeliest
+        float rest;
     };
 
+    void find_keys(const int32_t* last);
     uint64_t key(const int32_t* last, size_t context) const;
     size_t candidate(int32_t token);
     void mix(const int32_t* last, const Voices& voices);
-    void hear(const Voice& voice);
-    void add(int32_t token, float chance, bool first, size_t weight, int16_t origin);
-    void add_rest(float rest, size_t weight);
+    void add(const Share* shares, size_t count, size_t weight, int16_t origin);
     void normalise();
+    int16_t loudest(size_t candidate) const;
 
     size_t orders_, skips_, contexts_, kinds_;
     float keep_, rate_;
@@ -83,7 +83,10 @@ private:
     std::array<float, kMost + 1> chances_{};
     std::array<uint32_t, kMost> named_{};
     std::array<std::array<float, kOrigins>, kMost> said_{};  // what each origin added
-    std::vector<Term> terms_;
+    std::vector<uint64_t> keys_;  // of each context; 0 where the text is too short
+    std::vector<Source> sources_;
+    std::vector<uint8_t> candidates_;   // of each piece of evidence
+    std::vector<float> likelihoods_;
     std::array<uint8_t, kSlots> slots_{};  // candidates by hash, plus 1
 };
 

@@ -7,6 +7,7 @@ namespace nb = nanobind;
 void bind_bandwidth(nb::module_& m);
 void bind_drafting(nb::module_& m);
 void bind_engine(nb::module_& m);
+void bind_governor(nb::module_& m);
 void bind_guesses(nb::module_& m);
 void bind_mask(nb::module_& m);
 void bind_noise(nb::module_& m);
@@ -18,6 +19,7 @@ NB_MODULE(_native, m) {
     bind_bandwidth(m);
     bind_drafting(m);
     bind_engine(m);
+    bind_governor(m);
     bind_guesses(m);
     bind_mask(m);
     bind_noise(m);

@@ -135,7 +135,7 @@ Automaton::Match Automaton::shorter(Match match) const {
     return {link, states_[link].length};
 }
 
-void Automaton::successors(int32_t state, size_t most, std::vector<Candidate>& out) const {
+void Automaton::successors(int32_t state, size_t most, std::vector<Share>& out) const {
     for (int32_t e = states_[state].first; e >= 0 && most > 0; e = edges_[e].next, --most)
         out.push_back({edges_[e].token, static_cast<float>(states_[edges_[e].to].count)});
 }
@@ -232,10 +232,12 @@ void Suffix::extend(const int32_t* text, size_t length, size_t learn_from) {
     for (; length_ < length; ++length_) {
         const int32_t token = text[length_];
         if (length_ >= learn_from) {
-            gather({texts->young.now(last_), in_old_});
-            for (const Voice& one : found_) {
-                const bool hit = std::any_of(one.shares.begin(), one.shares.end(),
-                                             [=](const Candidate& c) { return c.token == token; });
+            found_.clear();
+            gather({texts->young.now(last_), in_old_}, found_);
+            for (const Voice& one : found_.each) {
+                const Share* shares = found_.shares.data();
+                const bool hit = std::any_of(shares + one.first, shares + one.last,
+                                             [=](const Share& c) { return c.token == token; });
                 float& chance = texts->reliability[one.kind];
                 chance += rate_ * ((hit ? 1.0f : 0.0f) - chance);
                 if (hit) break;
@@ -255,50 +257,55 @@ void Suffix::start() {
 }
 
 // The longest matches of both automata, each with the tokens that no longer one named.
-void Suffix::gather(const Place& place) {
-    found_.clear();
-    named_.clear();
+void Suffix::gather(const Place& place, Voices& out) const {
+    const size_t begin = out.shares.size(), most = out.each.size() + kLevels;
     Automaton::Match young = place.young, old = place.old;
-    while (found_.size() < kLevels && (young.length || old.length)) {
+    while (out.each.size() < most && (young.length || old.length)) {
         const bool from_young = young.length >= old.length;
         const Automaton& side = from_young ? texts->young : texts->old;
         Automaton::Match& match = from_young ? young : old;
-        Voice one;
-        side.successors(match.state, k_, one.shares);
-        float count = 0.0f;
-        for (const Candidate& c : one.shares) count += c.chance;
-        std::erase_if(one.shares, [this](const Candidate& c) {
-            return std::find(named_.begin(), named_.end(), c.token) != named_.end();
-        });
-        float mass = 0.0f;
-        for (const Candidate& c : one.shares) mass += c.chance;
+        const size_t first = out.shares.size();
+        side.successors(match.state, k_, out.shares);
+        float count = 0.0f, mass = 0.0f;
+        size_t last = first;
+        for (size_t i = first; i < out.shares.size(); ++i) {
+            const Share one = out.shares[i];
+            count += one.chance;
+            const auto named = out.shares.begin() + static_cast<std::ptrdiff_t>(begin);
+            const auto here = out.shares.begin() + static_cast<std::ptrdiff_t>(first);
+            if (std::any_of(named, here, [=](const Share& c) { return c.token == one.token; }))
+                continue;
+            mass += one.chance;
+            out.shares[last++] = one;
+        }
+        out.shares.resize(last);
         if (mass > 0.0f) {
-            one.kind = kind_of(match.length, count);
-            for (Candidate& c : one.shares) {
-                c.chance /= mass;
-                named_.push_back(c.token);
-            }
-            found_.push_back(std::move(one));
+            for (size_t i = first; i < last; ++i) out.shares[i].chance /= mass;
+            out.each.push_back({kind_of(match.length, count), first, last, kOrigin});
         }
         match = side.shorter(match);
     }
 }
 
-const Voices& Suffix::voices(const Growth& tree, size_t node) {
+void Suffix::voices(const Growth& tree, size_t node, Voices& out) {
     while (places_.size() <= node) {
         const size_t next = places_.size();
         places_.push_back(
             advance(places_[static_cast<size_t>(tree.parents[next])], tree.tokens[next]));
     }
-    gather(places_[node]);
-    return found_;
+    gather(places_[node], out);
 }
 
 void Suffix::successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
+    found_.clear();
+    voices(tree, node, found_);
     float left = 1.0f;
-    for (const Voice& one : voices(tree, node)) {
+    for (const Voice& one : found_.each) {
         const float chance = texts->reliability[one.kind];
-        for (const Candidate& c : one.shares) out.push_back({c.token, c.chance * left * chance});
+        for (size_t i = one.first; i < one.last; ++i) {
+            const Share& share = found_.shares[i];
+            out.push_back({share.token, share.chance * left * chance});
+        }
         left *= 1.0f - chance;
     }
 }

@@ -44,7 +44,7 @@ public:
     Match shorter(Match match) const;
 
     // The latest `most` distinct tokens that followed, with how often each did.
-    void successors(int32_t state, size_t most, std::vector<Candidate>& out) const;
+    void successors(int32_t state, size_t most, std::vector<Share>& out) const;
 
     size_t size() const { return pushed_; }  // tokens
     size_t bytes() const;
@@ -115,9 +115,10 @@ public:
 
     static constexpr size_t kKinds = 21;  // lengths times counts
     static constexpr size_t kLevels = 4;  // matches of falling length that speak
+    static constexpr int16_t kOrigin = 1;  // in a blend
 
     // The matches at a node, the longest first: the tokens that followed, with their shares.
-    const Voices& voices(const Growth& tree, size_t node);
+    void voices(const Growth& tree, size_t node, Voices& out);
 
     std::shared_ptr<Texts> texts = std::make_shared<Texts>();
 
@@ -127,7 +128,7 @@ private:
     };
 
     Place advance(const Place& place, int32_t token) const;
-    void gather(const Place& place);
+    void gather(const Place& place, Voices& out) const;
     void push(int32_t token);
     void age();
     void keep_up();
@@ -140,7 +141,6 @@ private:
     Automaton::Match in_old_;     // and in the old one
     std::vector<Place> places_;
     Voices found_;
-    std::vector<int32_t> named_;
 };
 
 }  // namespace paceline

@@ -230,7 +230,7 @@ void Suffixes::extend(const int32_t* text, size_t length, size_t learn_from) {
 
 void Suffixes::propose(Growth& tree, size_t budget) const {
     std::vector<std::vector<Match>> known;  // of each node, which `grow` asks in order
-    grow(tree, budget, [&](size_t node, std::vector<Candidate>& out) {
+    grow(tree, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
         std::vector<Match> here;
         if (!node) here = matches(tree.last(0));
         for (size_t i = 0; node && i < known[tree.parents[node]].size(); ++i) {

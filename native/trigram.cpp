@@ -32,23 +32,25 @@ SuccessorTable::Row Trigram::row(const int32_t* last) const {
 void Trigram::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
     if (last[1] < 0) return;
     const uint64_t hash = hashed(hashed(0x9e3779b97f4a7c15ULL, last[1]), last[0]);
-    table.observe(hash ? hash : 1, top, p, n, keep_);
+    const uint64_t key = hash ? hash : 1;
+    table.observe(&key, 1, top, p, n, keep_);
 }
 
 void Trigram::learn(const int32_t* last, int32_t drawn) {
     const auto known = row(last);
-    for (size_t i = 0; known.count && i < table.k && known.tokens[i] >= 0; ++i) {
-        float& chance = reliability[kind(i, known.probs[i])];
-        chance += rate_ * ((known.tokens[i] == drawn ? 1.0f : 0.0f) - chance);
+    for (size_t i = 0; known.count && i < table.k && known.shares[i].token >= 0; ++i) {
+        float& chance = reliability[kind(i, known.shares[i].chance)];
+        chance += rate_ * ((known.shares[i].token == drawn ? 1.0f : 0.0f) - chance);
     }
 }
 
 std::vector<Trigram::Child> Trigram::children(const int32_t* last) const {
     std::vector<Child> found;
     const auto known = row(last);
-    for (size_t i = 0; known.count && i < table.k && known.tokens[i] >= 0; ++i)
-        found.push_back(
-            {{known.tokens[i], known.probs[i]}, kind(i, known.probs[i]), -1, 0.0f, 0.0f});
+    for (size_t i = 0; known.count && i < table.k && known.shares[i].token >= 0; ++i) {
+        const Share& one = known.shares[i];
+        found.push_back({{one.token, one.chance}, kind(i, one.chance), -1, 0.0f, 0.0f});
+    }
     return found;
 }
 

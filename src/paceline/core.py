@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from operator import ge
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,11 +59,10 @@ class TokenTree:
             raise ValueError(f"parents[0] is {self.parents[0]}, expected -1 (the root)")
         if n == 1:
             return
-        above = self.parents[1:]
-        if above.min() < 0 or (above >= np.arange(1, n)).any():
+        above, below = self.parents[1:].tolist(), self.tokens[1:].tolist()
+        if min(above) < 0 or any(map(ge, above, range(1, n))):
             raise ValueError("every node but the root needs a parent before it")
-        edges = np.sort(above.astype(np.int64) << 32 | self.tokens[1:].astype(np.int64))
-        if (edges[1:] == edges[:-1]).any():
+        if len(set(zip(above, below, strict=True))) < n - 1:
             raise ValueError("two siblings hold the same token")
 
     @classmethod
@@ -84,16 +84,16 @@ class TokenTree:
 
     def child(self, node: int, token: int) -> int | None:
         """The child of `node` that holds `token`, or None."""
-        found = np.flatnonzero((self.parents == node) & (self.tokens == token))
+        found = ((self.parents == node) & (self.tokens == token)).nonzero()[0]
         return int(found[0]) if len(found) else None
 
     def keep(self, kept: NDArray[np.bool_]) -> TokenTree:
         """The nodes of the mask `kept` [N]; with every node its parent must be kept."""
         if kept.all():
             return self
-        place = np.cumsum(kept, dtype=np.int32) - 1
-        parents = np.where(self.parents < 0, -1, place[self.parents]).astype(np.int32)
-        return TokenTree(self.tokens[kept], parents[kept], self.scores[kept], self.origin[kept])
+        parents = (kept.cumsum(dtype=np.int32) - 1)[self.parents[kept]]
+        parents[:1] = -1
+        return TokenTree(self.tokens[kept], parents, self.scores[kept], self.origin[kept])
 
     def cut(self, depth: int) -> TokenTree:
         """The tree without the nodes deeper than `depth`."""
@@ -109,10 +109,10 @@ class TokenTree:
 
     def depths(self) -> Tokens:
         """Distance of every node from the root, int32 [N]."""
-        depths = np.zeros(len(self), np.int32)
-        for node in range(1, len(self)):
-            depths[node] = depths[self.parents[node]] + 1
-        return depths
+        depths = [0]
+        for parent in self.parents[1:].tolist():
+            depths.append(depths[parent] + 1)
+        return np.array(depths, np.int32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

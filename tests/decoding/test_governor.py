@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline import _native
 from paceline.core import Cost, TokenTree
-from paceline.decoding.governor import Calibration, Fixed, Governor
+from paceline.decoding.governor import Fixed, Governor
 from paceline.errors import RequestError
 from tests.test_core import trees
 
@@ -67,22 +68,160 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
     guess = TokenTree(tree.tokens, tree.parents, scores, tree.origin)
     governor = Governor(FLAT)
-    chances = sorted(governor.calibration.chances(guess).tolist(), reverse=True)
+    chances = sorted(governor.calibration.chances([guess]).tolist(), reverse=True)
     rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
     [chosen] = governor.choose([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
 
 
 def test_scores_are_calibrated_by_what_came_true():
-    calibration = Calibration()
+    calibration = Governor(FLAT).calibration
     generator = np.random.default_rng(0)
     guess = TokenTree.chain(range(4), score=0.9)
     for _ in range(500):
         accepted = 0
         while accepted < 3 and generator.random() < 0.3:
             accepted += 1
-        calibration.learn(guess, list(range(accepted + 1)))
-    assert calibration.chances(guess)[1] == pytest.approx(0.3, abs=0.1)
+        calibration.learn([guess], [list(range(accepted + 1))])
+    assert calibration.chances([guess])[1] == pytest.approx(0.3, abs=0.1)
+
+
+class SlowCalibration:
+    """`native/governor.hpp`, a node at a time."""
+
+    def __init__(self, decay, prior):
+        self.decay, self.prior = decay, prior
+        self.predicted, self.accepted = {}, {}
+
+    def kind(self, tree, node):
+        return max(int(tree.origin[node]), 0), min(int(tree.depths()[node]), 7)
+
+    def chances(self, tree):
+        found = [1.0]
+        for node in range(1, len(tree)):
+            kind = self.kind(tree, node)
+            ratio = (self.accepted.get(kind, 0.0) + self.prior) / (
+                self.predicted.get(kind, 0.0) + self.prior
+            )
+            found.append(found[tree.parents[node]] * min(float(tree.scores[node]) * ratio, 1.0))
+        return found
+
+    def learn(self, tree, path):
+        for counts in (self.predicted, self.accepted):
+            for kind in counts:
+                counts[kind] *= self.decay
+        for node in range(1, len(tree)):
+            if tree.parents[node] in path:
+                kind, score = self.kind(tree, node), float(tree.scores[node])
+                self.predicted[kind] = self.predicted.get(kind, 0.0) + score
+                self.accepted[kind] = self.accepted.get(kind, 0.0) + (node in path)
+
+
+def scored(tree, random):
+    """The tree with scores and origins, and a path in it."""
+    n = len(tree)
+    scores, origin = random.random(n, np.float32), random.integers(0, 4, n).astype(np.int16)
+    scores[0], origin[0] = 1.0, -1
+    path = [0]
+    while (below := np.flatnonzero(tree.parents == path[-1])).size and random.random() < 0.7:
+        path.append(int(random.choice(below)))
+    return TokenTree(tree.tokens, tree.parents, scores, origin), path
+
+
+@given(
+    passes=st.lists(st.lists(trees(), min_size=1, max_size=4), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+    decay=st.sampled_from([0.5, 0.98, 1.0]),
+)
+def test_the_calibration_agrees_with_the_reference(passes, seed, decay):
+    random = np.random.default_rng(seed)
+    fast, slow = _native.Calibration(decay, 0.5), SlowCalibration(decay, 0.5)
+    for shapes in passes:
+        found, paths = zip(*(scored(shape, random) for shape in shapes), strict=True)
+        expected = np.concatenate([slow.chances(tree) for tree in found])
+        assert fast.chances(found) == pytest.approx(expected, rel=1e-6)
+        fast.learn(found, paths)
+        for tree, path in zip(found, paths, strict=True):
+            slow.learn(tree, path)
+
+
+def test_a_calibration_refuses_trees_without_their_paths():
+    with pytest.raises(ValueError, match="path"):
+        _native.Calibration(0.98, 0.5).learn([TokenTree.root(1)], [])
+
+
+@given(
+    steps=st.lists(st.tuples(st.integers(1, 20), st.floats(1e-6, 10)), min_size=1, max_size=8),
+    sizes=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+)
+def test_the_curve_agrees_with_the_reference(steps, sizes):
+    known = np.cumsum([gap for gap, _ in steps])
+    times = np.array([seconds for _, seconds in steps])
+    curve = _native.Curve(known, times)
+    slope = (times[-1] - times[-2]) / (known[-1] - known[-2]) if len(steps) > 1 else 0.0
+    expected = np.interp(sizes, known, times) + slope * np.maximum(np.array(sizes) - known[-1], 0)
+    assert curve.each(np.array(sizes, np.float64)) == pytest.approx(expected, abs=1e-6)
+    for size in sizes:
+        more = [(curve.at(size + n) - curve.at(size)) / n for n in range(1, size + 1)]
+        assert curve.price(size) == pytest.approx(min(more), abs=1e-6)
+        every = range(1, 100)
+        useful = [n for n in every if (size + n) * curve.at(size) > size * curve.at(size + n)]
+        assert curve.useful(size, 99) == max(useful, default=0)
+
+
+@given(
+    shapes=st.lists(trees(), min_size=1, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+    more=st.sampled_from([0.0, 0.1, 5.0]),
+)
+def test_the_likeliest_nodes_of_all_trees_come_first(shapes, seed, more):
+    random = np.random.default_rng(seed)
+    found = [scored(shape, random)[0] for shape in shapes]
+    chances = _native.Calibration(0.98, 0.5).chances(found)
+    sizes = [len(tree) for tree in found]
+    roots = np.cumsum([0, *sizes[:-1]])
+    others = sorted(np.delete(chances, roots).tolist(), reverse=True)
+    ranking = _native.Ranking(chances, sizes)
+    assert ranking.tokens == pytest.approx(len(found) + np.cumsum([0.0, *others]))
+    curve, first = _native.Curve(FLAT.nodes, FLAT.seconds), len(found) + 3
+    rates = [t / (curve.at(first + n) + more) for n, t in enumerate(ranking.tokens)]
+    best = ranking.best(curve, first, more)
+    assert rates[best] == max(rates)
+    kept = ranking.keep(best)
+    assert kept[roots].all()
+    assert kept.sum() == len(found) + best
+    assert chances[kept].sum() == pytest.approx(ranking.tokens[best])
+    for tree, part in zip(found, np.split(kept, roots[1:]), strict=True):
+        assert part[tree.parents[1:]][part[1:]].all(), "a node is kept with its parent"
+
+
+def test_a_ranking_refuses_chances_of_other_trees():
+    for sizes in ([2], [1, 3], [3, 0]):
+        with pytest.raises(ValueError, match=r"chance|root"):
+            _native.Ranking(np.ones(3), sizes)
+
+
+@given(shapes=st.lists(trees(), min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_what_need_not_be_proposed_would_not_have_been_kept(shapes, seed):
+    random = np.random.default_rng(seed)
+    found = [scored(shape, random)[0] for shape in shapes]
+    governor = Governor(FLAT)
+    assert governor.least() == 0.0, "nothing is known yet"
+    kept = governor.choose(found, 0.1)
+    chances = governor.calibration.chances(kept)
+    assert (chances >= governor.least()).all()
+    assert governor.least() <= 0.5
+
+
+def test_the_dearer_a_node_the_less_is_proposed():
+    tree = TokenTree.chain(range(8), score=0.8)
+    least = []
+    for cost in (FLAT, STEEP):
+        governor = Governor(cost)
+        governor.choose([tree], 0.0)
+        least.append(governor.least())
+    assert least[0] < least[1]
+    assert Fixed(8).least() == 0.0
 
 
 def test_the_report_says_what_was_done():
@@ -200,7 +339,7 @@ def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
     """Against every set of nodes that has all roots, and with a node its parent."""
     found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
     governor, drafting = Governor(FLAT), 0.1
-    chances = [governor.calibration.chances(tree) for tree in found]
+    chances = [governor.calibration.chances([tree]) for tree in found]
     alone = FLAT.at(len(found))
     ride = float(governor.seconds(len(found) + riding)) - alone
 
@@ -212,7 +351,7 @@ def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
     kept = governor.choose(found, drafting, riding)
     sizes = sum(map(len, kept))
     best = max(rate(masks) for masks in product(*map(closed, found)))
-    tokens = sum(float(governor.calibration.chances(tree).sum()) for tree in kept)
+    tokens = sum(float(governor.calibration.chances([tree]).sum()) for tree in kept)
     got = tokens / (float(governor.seconds(sizes + riding)) - ride + drafting)
     if len(found) > 1 and best <= 1.05 * len(found) / alone:  # beside others a gain must be clear
         assert sizes == len(found)

@@ -94,6 +94,29 @@ def same(a, b):
     )
 
 
+@pytest.mark.parametrize("spec", ["recycle", "suffix", "lookup", "blend"])
+def test_what_is_too_unlikely_is_left_out_and_nothing_else(spec):
+    random = np.random.default_rng(0)
+    drafter = drafters.parse(spec).build(Target(40))
+    context = random.integers(0, 5, 20).tolist()
+    drafter.begin(asked(context))
+    for _ in range(30):
+        whole = drafter.propose(np.array(context, np.int32), 24)
+        chances = [1.0]
+        for score, parent in zip(whole.scores[1:], whole.parents[1:], strict=True):
+            chances.append(chances[parent] * float(score))
+        drafter.least = float(random.choice([1e-4, 0.01, 0.2, 1.0]))
+        part = drafter.propose(np.array(context, np.int32), 24)
+        likely = sum(chance >= drafter.least * (1 + 1e-5) for chance in chances)
+        assert likely <= len(part) <= sum(c >= drafter.least * (1 - 1e-5) for c in chances)
+        assert part.tokens.tolist() == whole.tokens[: len(part)].tolist()
+        assert part.parents.tolist() == whole.parents[: len(part)].tolist()
+        drafter.least = 0.0
+        step = random_step(random, whole, context, 40, max(drafter.top_k, 1))
+        drafter.observe(step)
+        context += step.drawn.tolist()
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40))

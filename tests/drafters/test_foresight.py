@@ -33,7 +33,7 @@ def taught(random, blend, context=(3, 5)):
 
 
 def grown(blend, text, budget, noise=(), allowed=None):
-    tokens, parents, scores, *_ = blend.propose(text, budget, [], list(noise), allowed)
+    tokens, parents, scores, *_ = blend.propose(text, budget, 0.0, [], list(noise), allowed)
     return tokens, parents, scores
 
 

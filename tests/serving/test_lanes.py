@@ -25,7 +25,7 @@ class FakeRun:
         self.clock, self.seconds, self.error = clock, seconds, error
         self.text, self.room, self.drafter = [1], 9, None
 
-    def propose(self, nodes, spare=0):
+    def propose(self, nodes, spare=0, least=0.0):
         self.clock.now += self.seconds
         if self.error:
             raise self.error

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from paceline import _native
 from paceline.core import Cost, TokenTree
 from paceline.errors import RequestError
 
@@ -22,6 +23,7 @@ Trees = Sequence[TokenTree]
 Paths = Sequence[list[int]]
 
 
+_SURE = 0.5  # share of the chance that pays below which a guess surely does not
 _CLEAR = 1.05  # times plain decoding's speed, from where requests that share passes draft
 
 
@@ -38,6 +40,10 @@ class Budget(Protocol):
 
     def spare(self) -> int:
         """Nodes for guesses that are certain, where `ask` has just given 0."""
+        ...
+
+    def least(self) -> float:
+        """Chance of a whole path below which a guess need not be proposed: it will not be kept."""
         ...
 
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
@@ -73,6 +79,10 @@ class Fixed:
         """See `Budget`: none, since it rests where nothing is to be guessed at all."""
         return 0
 
+    def least(self) -> float:
+        """See `Budget`: every node is wanted."""
+        return 0.0
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """See `Budget`."""
         return list(trees)
@@ -83,55 +93,21 @@ class Fixed:
         """See `Budget`."""
 
 
-class Calibration:
-    """How often guesses come true, compared with their scores, by origin and depth.
-
-    Counts fade by `decay` a pass, so that a text that changes is followed. A guess's chance is its
-    score times accepted / predicted of its kind; `prior` guesses at face value damp the start.
-    """
-
-    DEPTHS = 8
-
-    def __init__(self, decay: float = 0.98, prior: float = 0.5) -> None:
-        self.decay, self.prior = decay, prior
-        self.predicted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
-        self.accepted: NDArray[np.float64] = np.zeros((0, self.DEPTHS))
-
-    def chances(self, tree: TokenTree) -> NDArray[np.float64]:
-        """Chance that each node is reached and accepted, float64 [N]; never above its parent's."""
-        origin, depth = self._kind(tree)
-        ratio = (self.accepted + self.prior) / (self.predicted + self.prior)
-        own = np.clip(tree.scores * ratio[origin, depth], 0.0, 1.0).tolist()
-        own[0] = 1.0
-        parents = tree.parents.tolist()
-        for node in range(1, len(own)):
-            own[node] *= own[parents[node]]
-        return np.array(own)
-
-    def learn(self, tree: TokenTree, path: list[int]) -> None:
-        """Every child of an accepted node was put to the test."""
-        origin, depth = self._kind(tree)
-        tested, on_path = judged(tree, path)
-        self.predicted *= self.decay
-        self.accepted *= self.decay
-        kinds = (origin[tested], depth[tested])
-        np.add.at(self.predicted, kinds, tree.scores[tested])
-        np.add.at(self.accepted, kinds, on_path[tested])
-
-    def _kind(self, tree: TokenTree) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
-        missing = int(tree.origin.max(initial=0)) + 1 - len(self.predicted)
-        if missing > 0:
-            empty = np.zeros((missing, self.DEPTHS))
-            self.predicted = np.concatenate([self.predicted, empty])
-            self.accepted = np.concatenate([self.accepted, empty])
-        return np.maximum(tree.origin, 0), np.minimum(tree.depths(), self.DEPTHS - 1)
-
-
 def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """The nodes that were put to the test, and the accepted ones with the root; bool [N] each."""
     accepted = np.zeros(len(tree), bool)
     accepted[path] = True
     return accepted[tree.parents] & (tree.parents >= 0), accepted
+
+
+def _calibration() -> _native.Calibration:
+    """How often guesses come true, compared with their scores, by origin and depth.
+
+    Counts fade by a fiftieth with every tree, so that a text that changes is followed. A guess's
+    chance is its score times accepted / predicted of its kind; half a guess at face value damps
+    the start.
+    """
+    return _native.Calibration(decay=0.98, prior=0.5)
 
 
 @dataclass
@@ -153,7 +129,7 @@ class Governor:
     patience: int = 4
     rest: int = 8
     longest_rest: int = 256
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: _native.Calibration = field(default_factory=_calibration)
     passes: int = 0
     plain_passes: int = 0
     probes: int = 0
@@ -162,7 +138,7 @@ class Governor:
     def __post_init__(self) -> None:
         if self.most is None:
             self.most = _largest_useful(self.cost)
-        self._seconds = np.array(self.cost.seconds)  # T at `cost.nodes`, as passes correct it
+        self._curve = _native.Curve(self.cost.nodes, self.cost.seconds)  # as passes correct it
         self._drafting = 0.0  # seconds, running mean
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
@@ -170,9 +146,10 @@ class Governor:
         self._resting = 0
         self._next_rest = self.rest
         self._tired = 0  # requests of the pass after which it rests
+        self._least = 0.0
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
-        self._last: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._last: tuple[_native.Ranking, int, float] | None = None
 
     def ask(self, requests: int = 1) -> int:
         """See `Budget`."""
@@ -184,53 +161,58 @@ class Governor:
         most = self.most or 0
         if requests == 1:
             return most
-        sizes = requests + np.arange(1 + requests * most)
-        useful = np.flatnonzero(sizes * self.seconds(requests) > requests * self.seconds(sizes))
         # Some guess better than others: twice an equal share leaves a choice. But nodes that are
         # never chosen cost time, too: no more than a few times what was kept of late.
-        share = -(-2 * int(useful.max(initial=0)) // requests)
+        share = -(-2 * self._curve.useful(requests, requests * most) // requests)
         return min(most, share, 4 + int(3 * self._kept))
 
     def spare(self) -> int:
         """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
         return self.most or 0
 
+    def least(self) -> float:
+        """See `Budget`: half of what the last node gained in the last pass, or had to gain.
+
+        Half, since scores are only near to the chances that the next `choose` goes by.
+        """
+        return self._least
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
 
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
-        chances = np.concatenate([self.calibration.chances(tree) for tree in trees])
-        requests, starts = len(trees), np.cumsum([0, *map(len, trees)])
-        first = chances.copy()
-        first[starts[:-1]] = 2.0  # roots come first
-        order = np.argsort(-first, kind="stable")  # parents come before their children
-        tokens = np.cumsum(chances[order])[requests - 1 :]
-        passes = self.seconds(requests + riding + np.arange(len(tokens))) - self._ride(
-            trees, riding
-        )
-        drafting = max(seconds, requests * self._drafting)
-        self._last = tokens / requests, (passes + drafting) / passes[0]
+        requests, first = len(trees), len(trees) + riding
+        chances = self.calibration.chances(trees)
+        ranking = _native.Ranking(chances, [len(tree) for tree in trees])
+        plain = self._at(requests)
+        more = max(seconds, requests * self._drafting) - self._ride(requests, riding)
+        self._last = ranking, first, more
         self.probes += self._off
         self._off = False
         # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
-        best = int(np.argmax(tokens / (passes + drafting)))
+        best = ranking.best(self._curve, first, more)
+        rate = ranking.tokens[best] / (self._at(first + best) + more)
         # Beside others a gain must be clear: what a choice costs them is not all measured.
         sure = 1.0 if requests == 1 else _CLEAR
-        worth = tokens[best] / (passes[best] + drafting) > sure * requests / passes[0]
+        worth = rate > sure * requests / plain
         best = best if worth or requests == 1 else 0
+        gained = rate * self._curve.price(first + best)  # by a further node, if it is to pay
+        if best:
+            gained = min(gained, ranking.tokens[best] - ranking.tokens[best - 1])
+        self._least = _SURE * min(gained, 1.0)
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
             self._idle, self._resting, self._tired = 0, self._next_rest, requests
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
         elif worth:
             self._next_rest = self.rest
-        keep = np.zeros(len(chances), bool)
-        keep[order[: requests + best]] = True
         self._kept += 0.1 * (best / requests - self._kept)
-        return [
-            tree.keep(kept) for tree, kept in zip(trees, np.split(keep, starts[1:-1]), strict=True)
-        ]
+        kept, end, parts = ranking.keep(best), 0, []
+        for tree in trees:
+            end += len(tree)
+            parts.append(tree.keep(kept[end - len(tree) : end]))
+        return parts
 
     def record(
         self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
@@ -240,14 +222,14 @@ class Governor:
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
         self._resting -= self._resting > 0
-        plain = float(self.seconds(requests))
+        plain = self._at(requests)
         if nodes == requests and draft == 0.0:  # the plain path: leave next to nothing of us in it
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             if requests > 1 or self.plain_passes % 16 == 0:
                 self._refine(nodes, forward, riding)
             return
-        forward = self._refine(nodes, forward, riding) - self._ride(trees, riding)
+        forward = self._refine(nodes, forward, riding) - self._ride(requests, riding)
         if self._off:  # certain guesses while the drafter rests: they say nothing about it
             won = sum(map(len, paths)) * plain / requests - draft - forward
             self._saved += won
@@ -256,8 +238,7 @@ class Governor:
             return
         draft = min(draft, 4.0 * requests * self._drafting or draft)
         self._drafting += 0.1 * (draft / requests - self._drafting)
-        for tree, path in zip(trees, paths, strict=True):
-            self.calibration.learn(tree, path)
+        self.calibration.learn(trees, paths)
         won = sum(map(len, paths)) * plain / requests - draft - forward
         self._saved += won
         self._worst = min(self._worst, self._saved)
@@ -265,18 +246,15 @@ class Governor:
 
     def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
         """T(n) as passes corrected it; beyond the largest known size it goes on as steeply."""
-        sizes, times, nodes = np.array(self.cost.nodes), self._seconds, np.asarray(size)
-        found = np.interp(nodes, sizes, times)
-        if len(sizes) > 1:
-            slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
-            found = found + slope * np.maximum(nodes - sizes[-1], 0)
-        return np.asarray(found)
+        sizes = np.asarray(size, np.float64)
+        return self._curve.each(sizes.reshape(-1)).reshape(sizes.shape)
 
-    def _ride(self, trees: Trees, riding: int) -> float:
+    def _at(self, size: float) -> float:
+        return self._curve.at(size)
+
+    def _ride(self, requests: int, riding: int) -> float:
         """What `riding` tokens add to a pass of the roots; they are no cost of the guesses."""
-        if not riding:
-            return 0.0
-        return float(self.seconds(len(trees) + riding) - self.seconds(len(trees)))
+        return self._at(requests + riding) - self._at(requests) if riding else 0.0
 
     def _refine(self, nodes: int, forward: float, riding: int) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
@@ -285,13 +263,10 @@ class Governor:
         was interrupted says nothing about speculation: it counts at most twice what was expected.
         One with parts of prompts, which have other rows and sequences, says nothing about trees.
         """
-        expected = float(self.seconds(nodes + riding))
+        expected = self._at(nodes + riding)
         forward = min(forward, 2.0 * expected)
-        if riding:
-            return forward
-        near = np.exp(-np.abs(np.log2(np.array(self.cost.nodes) / (nodes + riding))))
-        change = max(forward / expected, 0.5) - 1.0
-        self._seconds *= 1.0 + change * (0.02 + 0.08 * near)
+        if not riding:
+            self._curve.correct(nodes, max(forward / expected, 0.5))
         return forward
 
     def report(self) -> dict[str, object]:
@@ -303,9 +278,7 @@ class Governor:
             "probes": self.probes,
             "sizes": {str(n): self.sizes[n] for n in sorted(self.sizes)},
             "draft_seconds": self._drafting,
-            "pass_seconds": dict(
-                zip(map(str, self.cost.nodes), self._seconds.tolist(), strict=True)
-            ),
+            "pass_seconds": dict(zip(map(str, self.cost.nodes), self._curve.seconds, strict=True)),
             "balance_seconds": self._balance,
             "saved_seconds": self._saved,
             "regret_seconds": -self._worst,
@@ -320,7 +293,11 @@ class Governor:
             return "plain: guesses lost all the time that they may for now"
         if self._last is None:
             return "plain: no tree was asked for yet"
-        tokens, costs = self._last
+        ranking, first, more = self._last
+        requests = len(ranking.sizes)
+        tokens = np.array(ranking.tokens) / requests
+        passes = self.seconds(first + np.arange(len(tokens))) + more
+        costs = passes / self._at(requests)
         if len(tokens) == 1:
             return ("plain" if self._resting else "drafting") + ": the drafter had no guess"
         best = 1 + int(np.argmax(tokens[1:] / costs[1:]))

@@ -89,7 +89,7 @@ class Generation:
         assert run.sequence is not None
         start = perf_counter()
         nodes = budget.ask() if run.room else 0
-        tree = run.propose(nodes, 0 if nodes else budget.spare())
+        tree = run.propose(nodes, 0 if nodes else budget.spare(), budget.least())
         if nodes:
             [tree] = budget.choose([tree], perf_counter() - start)
         drafted = perf_counter()

@@ -120,8 +120,10 @@ class Run:
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._engine.commit(self.sequence, nodes)
 
-    def propose(self, nodes: int, spare: int = 0) -> TokenTree:
+    def propose(self, nodes: int, spare: int = 0, least: float = 0.0) -> TokenTree:
         """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
+
+        Guesses less likely than `least` are not wanted.
 
         Resting, it is still asked for at most `spare` nodes of what is certain.
         """
@@ -134,6 +136,7 @@ class Run:
             return self.drafter.certainties(self.text, min(spare, self.room))
         if not nodes or not self.room:
             return TokenTree.root(self._history[-1])
+        self.drafter.least = least
         self._proposed = self.drafter.propose(self.text, nodes)
         tree = self._proposed.cut(self.room)
         if self._filters:

@@ -47,6 +47,8 @@ class Drafter(ABC):
         certain: guesses only what the request's controls force.
         knows_chances: for requests with the rejection walk, siblings are draws without
             replacement, in their order, from what `distributions` gives.
+        least: guesses whose whole path is less likely are not wanted; whoever asks sets it before
+            each `propose`. Where that is cheaper, they may be made all the same.
         rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
             many nats. None: the model decides alone.
     """
@@ -57,6 +59,7 @@ class Drafter(ABC):
     uses_prediction: bool = False
     certain: bool = False
     knows_chances: bool = False
+    least: float = 0.0
     rollback: float | None = None
 
     def beside(self) -> Drafter | None:

@@ -50,7 +50,7 @@ class Blend(DraftMethod):
     those that named it, at the time that a token takes now. One that costs more than it brings
     rests, ever longer, and is tried again.
 
-    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 5
+    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 2
     microseconds a node, and the members' own.
     Good for: everything.
 
@@ -133,7 +133,7 @@ class _Asked:
     """One pass: who was asked, what it cost, and who named which node."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    named: dict[tuple[int, ...], int] = field(default_factory=dict)
+    named: dict[tuple[int, ...], int] = field(default_factory=dict)  # empty if no member guessed
     at: float = 0.0
 
 
@@ -177,6 +177,7 @@ class _Blend(Drafter):
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt, self._request = 0, Request((), 0)
+        self._silent: set[int] = set()  # members that this request leaves nothing to say
         self._starts: dict[int, int | None] = {}  # of the noise, by position
         self._masking: Masking | None = None
 
@@ -190,6 +191,9 @@ class _Blend(Drafter):
                 self._worth[i] = _Worth()  # it knows something new
             if member.certain and request.controls:
                 self._worth[i] = _Worth()
+        self._silent = {
+            i for i, m in enumerate(self._members) if m.certain and not request.controls
+        }
 
     def attach(self, sequence: Cached) -> None:
         for member in self._members:
@@ -213,19 +217,22 @@ class _Blend(Drafter):
         asked = _Asked()
         guesses = []
         for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
+            if i in self._silent:
+                continue
             if worth.resting and self._method.ask == "worth":
                 worth.resting -= 1
                 continue
             start = perf_counter()
             guess = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
-            guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
+            if len(guess) > 1:
+                guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
         noise, allowed = self._foreseen(context, budget)
         tokens, parents, scores, origin, named = self._blend.propose(
-            context, budget, guesses, noise, allowed
+            context, budget, self.least, guesses, noise, allowed
         )
         tree = TokenTree(tokens, parents, scores, origin)
-        if asked.seconds:
+        if guesses:
             asked.named = dict(zip(tree.paths(), named.tolist(), strict=True))
         asked.at = perf_counter()
         self._asked = asked
@@ -266,8 +273,10 @@ class _Blend(Drafter):
         if asked.at:
             token = (perf_counter() - asked.at) / accepted
             self._token += 0.05 * (token - self._token) if self._token else token
-        paths = step.tree.paths()
-        credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
+        credit: list[int] = []
+        if asked.named:
+            paths = step.tree.paths()
+            credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
         for i, seconds in asked.seconds.items():
             bit = 1 << i + len(_OWN)
             gained = sum(1 / named.bit_count() for named in credit if named & bit)

@@ -70,7 +70,7 @@ class _Lookup(Drafter):
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         self._index.extend(context, self._prompt)
-        return grown(*self._index.propose(context, budget))
+        return grown(*self._index.propose(context, budget, self.least))
 
     def state(self) -> State:
         return {"reliability": self._index.reliability().copy()}

@@ -77,7 +77,7 @@ class _Suffix(Drafter):
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         self._automata.extend(context, self._prompt)
-        return grown(*self._automata.propose(context, budget))
+        return grown(*self._automata.propose(context, budget, self.least))
 
     def state(self) -> State:
         return automata_state(self._automata)

@@ -26,6 +26,10 @@ class Watched:
         """See `Budget`."""
         return self.budget.spare()
 
+    def least(self) -> float:
+        """See `Budget`."""
+        return self.budget.least()
+
     def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
         """See `Budget`."""
         return self.budget.choose(trees, seconds, riding)

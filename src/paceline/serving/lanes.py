@@ -152,10 +152,11 @@ class Lanes:
             start = perf_counter()
             wished = asked if turn.budget is None else turn.budget
             spare = self.governor.spare() if turn.budget is None and not asked else 0
+            least = self.governor.least() if turn.budget is None else 0.0
             try:
                 if wished and turn.run.room and (turn.run.drafter is self._mute or not ready(turn)):
                     turn.late, wished = True, 0
-                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1))
+                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1), least)
             except MemoryFullError:  # drafting needs room, too; the pass can do without
                 turn.tree = TokenTree.root(int(turn.run.text[-1]))
             except Exception as error:

@@ -153,7 +153,8 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     """One pass of several samples; the log chances of the tokens that each was given by it."""
     begun = perf_counter()
     nodes = budget.ask(len(live))
-    trees = [each.propose(nodes, 0 if nodes else budget.spare()) for each in live]
+    spare, least = 0 if nodes else budget.spare(), budget.least()
+    trees = [each.propose(nodes, spare, least) for each in live]
     if nodes:
         trees = budget.choose(trees, perf_counter() - begun)
     drafted = perf_counter()
