@@ -33,8 +33,7 @@ import httpx2 as httpx
 from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import TextStream
-from paceline.models.detokenize import Detokenizer
+from paceline.decoding.text import text_of
 
 PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
 TIGHT = ["--head-seconds", "2", "--body-seconds", "2", "--write-seconds", "3", "--queue", "16"]
@@ -252,7 +251,7 @@ def alone(lm: LM, body: dict[str, Any], place: int) -> str:
         temperature=body["temperature"],
         seed=body["seed"] + place,
     )
-    text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
+    text = text_of(request, lm.tokenizer)
     return Generation(lm.engine, lm.method.build(lm.target), request, Fixed(0), text).run().text
 
 

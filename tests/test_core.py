@@ -67,13 +67,6 @@ def test_cut_keeps_exactly_the_shallow_nodes(whole, depth):
         assert kept[cut.parents[place]] == whole.parents[node]
 
 
-def test_paths_lead_to_nodes():
-    tokens, parents = np.array([9, 4, 5, 4], np.int32), np.array([-1, 0, 1, 2], np.int32)
-    tree = TokenTree(tokens, parents, np.ones(4, np.float32), np.zeros(4, np.int16))
-    assert tree.paths() == [(), (4,), (4, 5), (4, 5, 4)]
-    assert TokenTree.root(3).paths() == [()]
-
-
 def test_chain():
     chain = TokenTree.chain([5, 6, 7], score=0.5)
     assert chain.depths().tolist() == [0, 1, 2]

@@ -122,8 +122,9 @@ class Asking:
         offered = Tools.of(tools, tool_choice) if tools or tool_choice not in _NO_TOOLS else None
         template = self.tokenizer.template if offered else None
         grammars, reading = followed(schema, grammar, offered, template)
+        tokens, continues = self._encode(prompt, offered)
         request = Request(
-            prompt=tuple(self._encode(prompt, offered)),
+            prompt=tuple(tokens),
             max_new_tokens=max_new_tokens,
             temperature=heat,
             seed=seed,
@@ -131,6 +132,7 @@ class Asking:
             stop_strings=tuple(stop),
             prediction=self._predicted(prediction),
             walk=walk,
+            continues=continues,
             reading=reading,
         )
         heated = (Temperature(heat),) if heat > 0 else ()
@@ -184,15 +186,16 @@ class Asking:
             return tuple(self.tokenizer.encode(prediction, special=False))
         return tuple(int(token) for token in prediction)
 
-    def _encode(self, prompt: Prompt, tools: Tools | None) -> list[int]:
+    def _encode(self, prompt: Prompt, tools: Tools | None) -> tuple[list[int], bool]:
+        """The prompt's tokens, and whether the output goes on in its text; a chat's does not."""
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
+            return self.tokenizer.encode(prompt), True
         messages = [item for item in prompt if isinstance(item, dict)]
         if messages and tools:
-            return tools.encode(messages, self.tokenizer)
+            return tools.encode(messages, self.tokenizer), False
         if messages:
-            return self.tokenizer.encode_chat(messages)
-        return [int(token) for token in prompt if not isinstance(token, dict)]
+            return self.tokenizer.encode_chat(messages), False
+        return [int(token) for token in prompt if not isinstance(token, dict)], True
 
 
 def _sampling(controls: Controls, temperature: float | None) -> Sampling:

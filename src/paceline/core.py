@@ -73,8 +73,7 @@ class TokenTree:
     @classmethod
     def chain(cls, tokens: ArrayLike, score: float = 1.0, origin: int = 0) -> TokenTree:
         """A tree without branches over `tokens` [N]."""
-        ids = np.asarray(tokens, np.int32)
-        n = len(ids)
+        n = len(ids := np.asarray(tokens, np.int32))
         scores, origins = np.full(n, score, np.float32), np.full(n, origin, np.int16)
         scores[:1], origins[:1] = 1.0, -1
         return cls(ids, np.arange(-1, n - 1, dtype=np.int32), scores, origins)
@@ -99,14 +98,6 @@ class TokenTree:
         """The tree without the nodes deeper than `depth`."""
         return self if depth >= len(self) - 1 else self.keep(self.depths() <= depth)
 
-    def paths(self) -> list[tuple[int, ...]]:
-        """The tokens from below the root to each node."""
-        tokens, parents = self.tokens.tolist(), self.parents.tolist()
-        paths: list[tuple[int, ...]] = [()]
-        for node in range(1, len(self)):
-            paths.append((*paths[parents[node]], tokens[node]))
-        return paths
-
     def depths(self) -> Tokens:
         """Distance of every node from the root, int32 [N]."""
         depths = [0]
@@ -122,8 +113,7 @@ class Step:
     Attributes:
         context: int32 [S], every committed token up to and including the root of `tree`.
         tree: what was guessed.
-        top_tokens: int32 [N, K], the model's likeliest successors of every node, best first;
-            rejected nodes included.
+        top_tokens: int32 [N, K], likeliest successors of every node, rejected ones too, best first.
         top_probs: float32 [N, K], their probabilities at temperature 1, before any control.
         path: int32 [A], the accepted nodes from the root on, `path[0] == 0`.
         drawn: int32 [A], the token drawn at each node of `path`: `drawn[:-1]` are the tokens of
@@ -160,6 +150,7 @@ class Request:
 
     Attributes:
         prompt: token ids, at least one.
+        continues: the output's text goes on where the prompt's ends; otherwise it begins anew.
         max_new_tokens: upper limit of the output, in tokens.
         temperature: 0 is greedy.
         seed: keys the noise of every draw, with the position.
@@ -179,6 +170,7 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
+    continues: bool = False
     reading: Reading | None = None  # of the output, for schemas and tools
     noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
 

@@ -18,7 +18,7 @@ from paceline.decoding.completions import completions
 from paceline.decoding.governor import Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Found, Strategy, Task
-from paceline.decoding.text import TextStream
+from paceline.decoding.text import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.learnt import read_learnt, write_learnt
 from paceline.errors import MethodError
@@ -99,7 +99,7 @@ class LM(Asking):
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
-        text = TextStream(Detokenizer(self.tokenizer), request.stop_strings)
+        text = text_of(request, self.tokenizer)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
         generation.output.seconds.load = self.load_seconds + self.beside.seconds
         return generation
@@ -135,10 +135,11 @@ class LM(Asking):
             again["seed"] = seed
             return self.request(prompt, **again)
 
+        request = self.request(prompt, **options)
         task = Task(
             self.engine,
-            self.request(prompt, **options),
-            lambda: TextStream(Detokenizer(self.tokenizer), tuple(options.get("stop", ()))),
+            request,
+            lambda: text_of(request, self.tokenizer),
             rebind,
             self.drafter,
             lambda: self.drafter.beside() or self.method.build(self.target),
@@ -182,11 +183,11 @@ class LM(Asking):
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
-        ids = np.array(self._encode(prompt, None), np.int32)
+        ids, continues = self._encode(prompt, None)
         trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
         found = completions(
             self.engine,
-            ids,
+            np.array(ids, np.int32),
             n,
             max_new_tokens,
             method=method,
@@ -194,11 +195,15 @@ class LM(Asking):
             stop_tokens=stops,
             known=[trace.tokens[text] for text in trace.texts()] if trace else [],
         )
-        return [Completion(self._text(one.tokens, stops), one.score, one.tokens) for one in found]
+        before = ids if continues else ()
+        texts = [self._text(before, [t for t in one.tokens if t not in stops]) for one in found]
+        return [
+            Completion(text, one.score, one.tokens) for text, one in zip(texts, found, strict=True)
+        ]
 
-    def _text(self, tokens: Sequence[int], stops: frozenset[int]) -> str:
-        text = Detokenizer(self.tokenizer)
-        return "".join([text.push(t) for t in tokens if t not in stops]) + text.flush()
+    def _text(self, before: Sequence[int], tokens: Sequence[int]) -> str:
+        text = Detokenizer(self.tokenizer, before)
+        return "".join([text.push(token) for token in tokens]) + text.flush()
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.control.base import Masking
+from paceline.control.base import paths as paths_of
 from paceline.control.grammar import Grammar
 from paceline.control.matcher import Matcher
 from paceline.core import TokenTree
@@ -67,7 +68,7 @@ def test_masks_behind_guesses_are_those_of_a_matcher_that_was_never_asked(lm, da
         tree = TokenTree.chain([history[-1], *max(paths, key=len)])
         known = used.known(history, tree)
         assert {n: tokens_of(bits) for n, bits in known.items()} == {
-            n: answers[path] for n, path in enumerate(tree.paths()) if path in answers
+            n: answers[path] for n, path in enumerate(paths_of(tree)) if path in answers
         }
         step = data.draw(st.sampled_from(paths))
         assert used.known([*history, 77], tree) == {}
@@ -164,7 +165,7 @@ def test_drafters_learn_from_what_is_allowed(lm, monkeypatch):
     stops = lm.model.defaults.stop_tokens
     nodes = 0
     for step in passes:
-        for node, path in enumerate(step.tree.paths()[:-1]):
+        for node, path in enumerate(paths_of(step.tree)[:-1]):
             if not stops.isdisjoint(path):
                 continue
             allowed = drawable(fresh, [*step.context.tolist(), *path], lm.vocabulary.size)

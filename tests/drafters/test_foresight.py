@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import _native
+from paceline.control.base import paths as paths_of
 from paceline.core import Step, TokenTree
 from paceline.drafters.base import Target, unpacked
 from paceline.errors import MethodError
@@ -122,7 +123,7 @@ def test_it_is_asked_once_about_each_node_with_its_path():
     tokens, parents, scores = grown(blend, text, 12, allowed=allowed)
     n = len(tokens)
     tree = TokenTree(tokens, parents, scores, np.zeros(n, np.int16))
-    assert paths == tree.paths()[: len(paths)]
+    assert paths == paths_of(tree)[: len(paths)]
     assert len(paths) >= n - 1
     assert set(tokens[parents == 0].tolist()) <= {7, 8}
 

@@ -23,8 +23,8 @@ def real(name: str) -> Tokenizer:
     return open_tokenizer(shared("models", name))
 
 
-def stream(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer)
+def stream(tokenizer: Tokenizer, ids: Sequence[int], before: Sequence[int] = ()) -> list[str]:
+    detokenizer = Detokenizer(tokenizer, before)
     return [*map(detokenizer.push, ids), detokenizer.flush()]
 
 
@@ -56,6 +56,29 @@ def test_any_tokens_equal_their_decoding(name: str, data: st.DataObject) -> None
     index = st.integers(0, len(tokenizer) - 1)
     ids = data.draw(st.lists(index, max_size=40).filter(lambda x: longest_run(tokenizer, x) < 16))
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("name", REAL_MODELS)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_text_goes_on_where_the_one_before_ends(name: str, data: st.DataObject) -> None:
+    tokenizer = real(name)
+    ids = tokenizer.encode(data.draw(TEXT.filter(lambda text: "\ufffd" not in text)))
+    cut = data.draw(st.integers(0, len(ids)))
+    before, after = ids[:cut], ids[cut:]
+    said = tokenizer.decode(before).rstrip("\ufffd")
+    if longest_run(tokenizer, ids) < 16:
+        assert said + "".join(stream(tokenizer, after, before)) == tokenizer.decode(ids)
+
+
+def test_the_space_between_a_prompt_and_its_output_is_kept() -> None:
+    tokenizer = real("stories260K")
+    before, after = tokenizer.encode("Once upon a"), tokenizer.encode("time", special=False)
+    assert stream(tokenizer, after, before) == [" time", ""]
+    assert stream(tokenizer, after) == ["time", ""]
+    assert stream(tokenizer, after, tokenizer.encode("")) == ["time", ""]
+    long = tokenizer.encode("你好" * 20)
+    assert "".join(stream(tokenizer, after, [*long, *before[1:]])) == " time"
 
 
 def test_characters_wait_for_their_bytes(tmp_path: Path) -> None:

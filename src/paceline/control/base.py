@@ -55,6 +55,14 @@ class Stateless(ControlMethod):
         """Return edited logits [V]; see `core.Control`."""
 
 
+def paths(tree: TokenTree) -> list[tuple[int, ...]]:
+    """The tokens from below the root of a tree to each node."""
+    found: list[tuple[int, ...]] = [()]
+    for token, parent in zip(tree.tokens[1:].tolist(), tree.parents[1:].tolist(), strict=True):
+        found.append((*found[parent], token))
+    return found
+
+
 @runtime_checkable
 class Forcing(Protocol):
     """A control that may leave no choice; the drafter `forced` asks it."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import _native
-from paceline.control.base import Mask, shared
+from paceline.control.base import Mask, paths, shared
 from paceline.core import Floats, Request, TokenTree
 from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
@@ -67,7 +67,7 @@ class Matcher:
         """The masks of nodes that were asked for; see `Masking`."""
         if not self._masks or history[self._start :] != self._base:
             return {}
-        found = {node: self._masks.get(path) for node, path in enumerate(tree.paths())}
+        found = {node: self._masks.get(path) for node, path in enumerate(paths(tree))}
         return {node: bits for node, bits in found.items() if bits is not None}
 
     def forced(self, history: list[int]) -> list[int]:
@@ -86,19 +86,19 @@ class Matcher:
         """The same, and what the grammar forces after allowed nodes."""
         if not self._settle(history):
             return np.ones(len(tree), bool), {}
-        paths, parents = tree.paths(), tree.parents.tolist()
+        found, parents = paths(tree), tree.parents.tolist()
         kept = np.zeros(len(tree), bool)
         kept[0] = True
         followed = set[_Path]()
-        for node, path in enumerate(paths[1:], 1):
+        for node, path in enumerate(found[1:], 1):
             if kept[parents[node]]:
                 bits = self._mask(path[:-1])
                 kept[node] = bits is not None and bool(bits[path[-1] // 32] >> path[-1] % 32 & 1)
                 followed.add(path)
         chains = {}
         for node in np.flatnonzero(kept)[1:].tolist():
-            chain = self._chain(paths[node])
-            if chain and (*paths[node], chain[0]) not in followed:
+            chain = self._chain(found[node])
+            if chain and (*found[node], chain[0]) not in followed:
                 chains[node] = chain
         return kept, chains
 

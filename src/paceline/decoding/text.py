@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from paceline.core import Request
+from paceline.models.detokenize import Decoder, Detokenizer
+
 
 class Pieces(Protocol):
     """Turns tokens into text bit by bit; see `models.detokenize.Detokenizer`."""
@@ -53,6 +56,12 @@ class TextStream:
         cut = len(self._held) - keep
         shown, self._held = self._held[:cut], self._held[cut:]
         return shown
+
+
+def text_of(request: Request, tokenizer: Decoder) -> TextStream:
+    """The text of a request's output."""
+    before = request.prompt if request.continues else ()
+    return TextStream(Detokenizer(tokenizer, before), request.stop_strings)
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from paceline import _native
-from paceline.control.base import Mask, Masking
+from paceline.control.base import Mask, Masking, paths
 from paceline.core import Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, within
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
@@ -233,7 +233,7 @@ class _Blend(Drafter):
         )
         tree = TokenTree(tokens, parents, scores, origin)
         if guesses:
-            asked.named = dict(zip(tree.paths(), named.tolist(), strict=True))
+            asked.named = dict(zip(paths(tree), named.tolist(), strict=True))
         asked.at = perf_counter()
         self._asked = asked
         return tree
@@ -275,8 +275,8 @@ class _Blend(Drafter):
             self._token += 0.05 * (token - self._token) if self._token else token
         credit: list[int] = []
         if asked.named:
-            paths = step.tree.paths()
-            credit = [asked.named.get(paths[node], 0) for node in step.path.tolist()]
+            found = paths(step.tree)
+            credit = [asked.named.get(found[node], 0) for node in step.path.tolist()]
         for i, seconds in asked.seconds.items():
             bit = 1 << i + len(_OWN)
             gained = sum(1 / named.bit_count() for named in credit if named & bit)

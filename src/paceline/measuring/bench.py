@@ -256,7 +256,8 @@ def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
     output = decode(lm, arm.drafter, arm.request(turn), seen)
     arm.reliability.learn(seen.passes)
     if traced:
-        pieces = Detokenizer(lm.tokenizer)
+        request = turn.request
+        pieces = Detokenizer(lm.tokenizer, request.prompt if request.continues else ())
         arm.traced = trace(seen.passes, output.tokens, arm.drafter.origins, pieces)
     same = output.tokens == turn.plain.tokens
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)

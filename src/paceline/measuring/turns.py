@@ -9,12 +9,11 @@ from paceline.control.grammar import Grammar
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import TextStream
+from paceline.decoding.text import text_of
 from paceline.drafters.base import Drafter
 from paceline.errors import RequestError
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
-from paceline.models.detokenize import Detokenizer
 from paceline.registry import drafters
 from paceline.watermarks.base import Watermark
 
@@ -114,7 +113,7 @@ def decode(
     Raises:
         KeyboardInterrupt: a generation that was interrupted is no measurement.
     """
-    text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
+    text = text_of(request, lm.tokenizer)
     output = Generation(lm.engine, drafter, request, budget, text, margins).run()
     if output.finish == "interrupted":
         raise KeyboardInterrupt

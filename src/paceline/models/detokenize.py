@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 from typing import Protocol
 
 _HALF = "\ufffd"  # what decoders put where bytes are no character, or not yet
@@ -27,16 +28,25 @@ class Detokenizer:
     joined to characters. So a token is decoded behind the last ones that gave text, and what is
     new is what that adds. Only this short window is kept: the time for a token does not grow.
 
+    Behind a text that goes on, `before`, the first space is kept.
+
     Text is held back while it ends in half a character, and while bytes follow one another as
     tokens of their own, since one invalid byte spoils all those around it; no longer than 16
     tokens, or the few more that complete a character.
+
+    Args:
+        tokenizer: decodes.
+        before: tokens of the text that goes on; empty where one begins.
     """
 
-    def __init__(self, tokenizer: Decoder) -> None:
+    def __init__(self, tokenizer: Decoder, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._window: list[int] = []
-        self._read = 0  # tokens of the window whose text went out
-        self._shown = 0  # characters of that text, decoded by itself
+        heard = [token for token in before if token not in tokenizer.silent]
+        self._window = heard[-_LONGEST_RUN:]
+        if len(self._window) < len(heard):  # not from the middle of a character on
+            self._window = list(dropwhile(tokenizer.byte_tokens.__contains__, self._window))
+        self._read = len(self._window)  # tokens of the window whose text went out
+        self._shown: int | None = None  # characters of that text, decoded by itself
 
     def push(self, token: int) -> str:
         """Text that `token` completes; may be empty."""
@@ -53,9 +63,12 @@ class Detokenizer:
 
     def flush(self) -> str:
         """Text still held back."""
-        return self._advance(self._tokenizer.decode(self._window))
+        held = len(self._window) > self._read
+        return self._advance(self._tokenizer.decode(self._window)) if held else ""
 
     def _advance(self, text: str) -> str:
+        if self._shown is None:  # a character that is not whole yet will be shown
+            self._shown = len(self._tokenizer.decode(self._window[: self._read]).rstrip(_HALF))
         new = text[self._shown :]
         if new:
             self._window = self._window[self._read :]

@@ -19,11 +19,10 @@ from paceline.core import Output
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.contrastive import Contrastive
-from paceline.decoding.text import TextStream
+from paceline.decoding.text import TextStream, text_of
 from paceline.engines.base import Memory
 from paceline.errors import PacelineError, RequestError
 from paceline.lm import LM
-from paceline.models.detokenize import Detokenizer
 from paceline.serving.asks import Ask, Event, Stats
 from paceline.serving.scheduler import BusyError
 from paceline.serving.turns import Turns
@@ -258,7 +257,7 @@ class _Search:
             raise _LeavingError
 
     def _stream(self) -> TextStream:
-        return TextStream(Detokenizer(self._lm.tokenizer), self.ask.request.stop_strings)
+        return text_of(self.ask.request, self._lm.tokenizer)
 
 
 class _LeavingError(Exception):

@@ -15,12 +15,11 @@ from paceline.core import Floats
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.run import Run
-from paceline.decoding.text import TextStream
+from paceline.decoding.text import text_of
 from paceline.engines.base import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
 from paceline.measuring.costfile import known_cost
-from paceline.models.detokenize import Detokenizer
 from paceline.serving.asks import Ask, Event, Stats
 from paceline.serving.lanes import Fleet, Lanes, Place, Turn
 from paceline.serving.memory import Keeper
@@ -104,7 +103,7 @@ class Worker:
         first = lanes.first
         if ask.request.prediction and not first.uses_prediction:
             raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
-        stream = TextStream(Detokenizer(self.lm.tokenizer), ask.request.stop_strings)
+        stream = text_of(ask.request, self.lm.tokenizer)
         budget = self._budget_of(ask)
         sized = lanes.governor if budget is None else Fixed(budget)
         rejects = follows_rejection(ask.request, first, sized)
