@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.decoding.strategies.base import Strategy
+from paceline.decoding.strategies.base import Strategy, Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.contrastive import Contrastive
 from paceline.decoding.strategies.diverse import DiverseBeam
@@ -273,6 +273,21 @@ def test_a_bug_in_a_search_ends_it_alone(lm, caplog):
         )
         assert tokens_of(events, "good") == alone(lm, request)
     assert [record.exc_info[0] for record in caplog.records] == [ZeroDivisionError]
+
+
+def test_guides_texts_count_in_what_a_search_may_need(lm):
+    plain = ask(lm, "plain", Beam(4), tokens=40)
+    request = lm.request(PROMPTS[0], guide="cfg:negative=A sad dog", **lm.undrawn({}))
+    guided = Ask("guided", replace(request, max_new_tokens=40), strategy=Beam(4))
+    pages = [
+        searching._pages(each.strategy, Task(lm.engine, each.request)) for each in (plain, guided)
+    ]
+    assert pages[1] == 2 * pages[0]  # one text more, in the same engine
+    with working(lm, pages=2 * pages[0] + 4, places=2) as worker:
+        worker.submit(plain)
+        with pytest.raises(RequestError, match=f"may need {pages[1]} pages"):
+            worker.submit(guided)
+        worker.cancel("plain")
 
 
 def test_what_cannot_be_searched_is_refused_at_once(lm):

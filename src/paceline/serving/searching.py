@@ -12,9 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from itertools import count
+from math import ceil
 from threading import Semaphore, Thread
 from time import monotonic, perf_counter
 
+from paceline.control.base import Looking
 from paceline.core import Output
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.beam import Beam
@@ -265,8 +267,17 @@ class _LeavingError(Exception):
 
 
 def _pages(strategy: Strategy, task: Task) -> int:
-    """Pages that it may come to hold: the prompt's once, and each hypothesis' own."""
+    """Pages that it may come to hold: of each text the beginning once, and each hypothesis' own.
+
+    Those of guides are counted in pages of the model.
+    """
     width = strategy.width if isinstance(strategy, Beam) else 1
     nodes = strategy.k if isinstance(strategy, Contrastive) else 1
     own = Memory.pages(task.limit + nodes) + 2  # its last page, and the prompt's, are copied
-    return Memory.pages(len(task.request.prompt)) + width * own
+    prompt, page = len(task.request.prompt), task.engine.memory.page_bytes
+    pages = Memory.pages(prompt) + width * own
+    for guide in task.request.controls:
+        for engine, size in guide.holds(prompt) if isinstance(guide, Looking) else ():
+            beside = Memory.pages(size) + width * own
+            pages += ceil(beside * engine.memory.page_bytes / page)
+    return pages
