@@ -116,6 +116,7 @@ def test_between_two_passes_there_is_one_of_one_search(lm, monkeypatch):
         ),
     )
     with working(lm) as worker:
+        worker.searches.share = 1e9  # a step for each pass, however long it takes
         for name in "ab":
             worker.submit(ask(lm, name, Beam(3), [5] * 200, tokens=20))
         request = lm.request(PROMPTS[1], max_new_tokens=30, temperature=0.0, ignore_eos=True)
