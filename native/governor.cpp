@@ -154,10 +154,10 @@ struct Held {
     }
 };
 
-nb::object counts(nb::handle self, std::vector<double>& values) {
+nb::object counts(std::vector<double>& values) {
     const size_t rows = values.size() / Calibration::kDepths;
-    return nb::cast(
-        nb::ndarray<nb::numpy, double>(values.data(), {rows, Calibration::kDepths}, self));
+    return nb::cast(nb::ndarray<nb::numpy, double>(values.data(), {rows, Calibration::kDepths}),
+                    nb::rv_policy::copy);
 }
 
 }  // namespace
@@ -183,12 +183,8 @@ void bind_governor(nb::module_& m) {
                     calibration.learn(Held(trees[i]).nodes(), paths[i]);
             },
             nb::arg("trees"), nb::arg("paths"))
-        .def_prop_ro("predicted", [](nb::handle self) {
-            return counts(self, nb::cast<Calibration&>(self).predicted);
-        })
-        .def_prop_ro("accepted", [](nb::handle self) {
-            return counts(self, nb::cast<Calibration&>(self).accepted);
-        });
+        .def_prop_ro("predicted", [](Calibration& self) { return counts(self.predicted); })
+        .def_prop_ro("accepted", [](Calibration& self) { return counts(self.accepted); });
     nb::class_<Curve>(m, "Curve", "Seconds of a pass over n nodes; native/governor.hpp.")
         .def(nb::init<std::vector<double>, std::vector<double>>(), nb::arg("sizes"),
              nb::arg("seconds"))

@@ -1,5 +1,7 @@
 """The masks behind guesses: what is kept must be what would be made anew."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -141,7 +143,8 @@ def test_what_breaks_behind_a_guess_does_not_break_the_text(lm):
     request = lm.request("Once", grammar=Grammar("[ab]+"), controls={}, temperature=0)
     [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
     whole, prompt = matcher(lm, Grammar("[ab]+"))
-    weak = Matcher(_Weak(whole._beginning, [[a, b]]), request, lm.vocabulary)
+    start = _Weak(whole._beginning, [[a, b]])
+    weak = Matcher(start, request, lm.vocabulary, lambda: start)
     masks, sound = weak.masks([*prompt, a]), whole.masks([*prompt, a])
     assert masks([b]) is None
     for path in ([a], [b, a], []):
@@ -150,6 +153,26 @@ def test_what_breaks_behind_a_guess_does_not_break_the_text(lm):
     assert weak.allows([*prompt, a], tree).tolist() == [True, True, False]
     with pytest.raises(RequestError, match="too complex"):
         weak.apply(np.zeros(lm.vocabulary.size, np.float32), [*prompt, a, b])
+
+
+def test_a_matcher_that_others_wore_out_is_made_anew(lm):
+    request = lm.request("Once", grammar=Grammar("[ab]+"), controls={}, temperature=0)
+    [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
+    whole, prompt = matcher(lm, Grammar("[ab]+"))
+    worn = _Weak(whole._beginning, [[], [a], [a, b]])
+    weak = Matcher(worn, request, lm.vocabulary, lambda: whole._beginning)
+    zeros = np.zeros(lm.vocabulary.size, np.float32)
+    for text in ([], [a], [a, b]):
+        expected = whole.apply(zeros, [*prompt, *text])
+        np.testing.assert_array_equal(weak.apply(zeros, [*prompt, *text]), expected)
+
+
+def test_the_space_after_the_prompt_is_part_of_the_text():
+    lm = LM(shared("models", "stories260K"))
+    output = lm.generate("Once upon", controls=[Grammar(r" a [a-z]{5}\.")], temperature=0.0)
+    assert re.fullmatch(r" a [a-z]{5}\.", output.text)
+    with pytest.raises(RequestError, match="allow no token"):
+        lm.generate("", controls=[Grammar(r" a [a-z]{5}\.")], temperature=0.0)
 
 
 def test_drafters_learn_from_what_is_allowed(lm, monkeypatch):

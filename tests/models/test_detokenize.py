@@ -79,6 +79,7 @@ def test_the_space_between_a_prompt_and_its_output_is_kept() -> None:
     assert stream(tokenizer, after, tokenizer.encode("")) == ["time", ""]
     long = tokenizer.encode("你好" * 20)
     assert "".join(stream(tokenizer, after, [*long, *before[1:]])) == " time"
+    assert "".join(stream(tokenizer, after, long)) == " time"
 
 
 def test_characters_wait_for_their_bytes(tmp_path: Path) -> None:

@@ -99,7 +99,12 @@ class Grammar(ControlMethod):
                 "leave --ignore-eos away, or take a checkpoint that names one"
             )
         stops = tuple(sorted(request.stop_tokens))
-        return Matcher(_compiled(self, vocabulary, stops), request, vocabulary)
+
+        def anew() -> Any:
+            _known[vocabulary][1].pop((self, stops), None)
+            return _compiled(self, vocabulary, stops)
+
+        return Matcher(_compiled(self, vocabulary, stops), request, vocabulary, anew)
 
 
 # ------------------------------------------------------------------------------------ compiling

@@ -29,10 +29,14 @@ class Matcher:
         start: a compiled grammar's matcher at its beginning; stays there.
         request: where the output begins, and what ends it.
         vocabulary: the tokens.
+        anew: compiles the grammar again. Copies of a matcher share the states of its lexer, whose
+            number is limited: other requests, and guesses, may have used them up.
     """
 
-    def __init__(self, start: Any, request: Request, vocabulary: Vocabulary) -> None:
-        self._beginning, self._matcher = start, start.deep_copy()
+    def __init__(
+        self, start: Any, request: Request, vocabulary: Vocabulary, anew: Callable[[], Any]
+    ) -> None:
+        self._beginning, self._matcher, self._anew = start, start.deep_copy(), anew
         self._vocabulary = vocabulary  # the matcher asks it
         self._start = len(request.prompt)
         self._stops = request.stop_tokens
@@ -45,7 +49,10 @@ class Matcher:
         self._nothing = np.zeros(words, np.uint32)
         # The space that decoding drops at the beginning would be lost to the grammar's text.
         self._lost = np.zeros(words, np.uint32)
-        for token in vocabulary.beginning(b" ").tolist() if vocabulary.strips else ():
+        silent = vocabulary.tokenizer.silent
+        goes_on = request.continues and not silent.issuperset(request.prompt)
+        dropped = vocabulary.strips and not goes_on
+        for token in vocabulary.beginning(b" ").tolist() if dropped else ():
             self._lost[token // 32] |= np.uint32(1 << token % 32)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
@@ -135,7 +142,11 @@ class Matcher:
             self._rows, self._used = np.zeros_like(self._rows), 0
             self._place = self._rows.ctypes.data
         bits: Mask = self._rows[self._used]
-        self._matcher.unsafe_compute_mask_ptr(self._place + self._used * bits.nbytes, bits.nbytes)
+        place = self._place + self._used * bits.nbytes
+        self._matcher.unsafe_compute_mask_ptr(place, bits.nbytes)
+        if self._matcher.is_error():
+            self._restart()
+            self._matcher.unsafe_compute_mask_ptr(place, bits.nbytes)
         if self._matcher.is_error():
             raise RequestError(refusal(self._matcher))
         if not self._base and not self._path:
@@ -165,9 +176,15 @@ class Matcher:
 
     def _renew(self) -> None:
         """A matcher that is at the base, and has no error."""
+        self._matcher, self._path = self._beginning.deep_copy(), []
+        if self._matcher.try_consume_tokens(self._base) < len(self._base):
+            self._restart()
+
+    def _restart(self) -> None:
+        """A matcher of its own, where this one was."""
+        self._beginning = self._anew()
         self._matcher = self._beginning.deep_copy()
-        self._matcher.try_consume_tokens(self._base)
-        self._path = []
+        self._matcher.try_consume_tokens([*self._base, *self._path])
 
     def _settle(self, history: list[int]) -> bool:
         """As `_follow`; the base is then the history."""
@@ -198,6 +215,9 @@ class Matcher:
         del self._path[same:]
         new = rest[same:]
         count = self._matcher.try_consume_tokens(new) if new else 0
+        if count < len(new) and self._matcher.is_error():
+            self._restart()
+            count = self._matcher.try_consume_tokens(new)
         self._path += new[:count]
         if count < len(new):
             if self._matcher.is_error():

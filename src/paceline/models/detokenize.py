@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import dropwhile
 from typing import Protocol
 
 _HALF = "\ufffd"  # what decoders put where bytes are no character, or not yet
@@ -42,9 +41,10 @@ class Detokenizer:
     def __init__(self, tokenizer: Decoder, before: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         heard = [token for token in before if token not in tokenizer.silent]
-        self._window = heard[-_LONGEST_RUN:]
-        if len(self._window) < len(heard):  # not from the middle of a character on
-            self._window = list(dropwhile(tokenizer.byte_tokens.__contains__, self._window))
+        start = max(len(heard) - _LONGEST_RUN, 0)
+        while start and heard[start] in tokenizer.byte_tokens:  # a run of bytes is read as one
+            start -= 1
+        self._window = heard[start:]
         self._read = len(self._window)  # tokens of the window whose text went out
         self._shown: int | None = None  # characters of that text, decoded by itself
 

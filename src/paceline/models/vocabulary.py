@@ -59,6 +59,11 @@ class Vocabulary:
         return self._head()
 
     @cached_property
+    def longest(self) -> int:
+        """Bytes that no token's text goes beyond."""
+        return max(len(self.tokenizer.token(index).encode()) for index in range(self.size))
+
+    @cached_property
     def pieces(self) -> list[bytes]:
         """What each token adds inside a text, [size]; empty for special and unknown tokens.
 

@@ -11,6 +11,9 @@ import numpy as np
 from paceline.core import Floats, Output, Request, TokenTree
 from paceline.decoding.strategies.base import Strategy
 
+FAILED = "the server failed; its log says more"
+FAILED_ALONE = "the server failed at this request; its log says more"
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:

@@ -25,7 +25,7 @@ from paceline.decoding.text import TextStream, text_of
 from paceline.engines.base import Memory
 from paceline.errors import PacelineError, RequestError
 from paceline.lm import LM
-from paceline.serving.asks import Ask, Event, Stats
+from paceline.serving.asks import FAILED_ALONE, Ask, Event, Stats
 from paceline.serving.scheduler import BusyError
 from paceline.serving.turns import Turns
 
@@ -186,7 +186,7 @@ class Searches:
         if isinstance(error, PacelineError):
             return str(error)
         _log.error("request %s failed", ask_id, exc_info=error)
-        return "the server failed at this request; its log says more"
+        return FAILED_ALONE
 
 
 class _Search:

@@ -14,13 +14,12 @@ from typing import Protocol
 
 from paceline.engines.base import Memory
 from paceline.errors import PacelineError
-from paceline.serving.asks import Ask, Event
+from paceline.serving.asks import FAILED, Ask, Event
 from paceline.serving.scheduler import BusyError
 from paceline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[Event], None]
-FAILED = "the server failed; its log says more"
 _WAITING = 64  # events that a reader may be behind before they are merged
 
 

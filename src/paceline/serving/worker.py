@@ -20,7 +20,7 @@ from paceline.engines.base import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
 from paceline.measuring.costfile import known_cost
-from paceline.serving.asks import Ask, Event, Stats
+from paceline.serving.asks import FAILED_ALONE, Ask, Event, Stats
 from paceline.serving.lanes import Fleet, Lanes, Place, Turn
 from paceline.serving.memory import Keeper
 from paceline.serving.prefix import PrefixCache
@@ -101,7 +101,7 @@ class Worker:
         used = [place.lanes for place in self._places.values()]
         lanes = self._fleet.of("plain" if self._budget_of(ask) == 0 else ask.drafter, used)
         first = lanes.first
-        if ask.request.prediction and not first.uses_prediction:
+        if ask.request.prediction and not first.uses_prediction and self._budget_of(ask) != 0:
             raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
         stream = text_of(ask.request, self.lm.tokenizer)
         budget = self._budget_of(ask)
@@ -281,7 +281,7 @@ class Worker:
             return self._end(ask_id, "error", str(error))
         _log.error("request %s failed", ask_id, exc_info=error)
         self._places[ask_id].drafter = None  # it may be the one that is broken
-        return self._end(ask_id, "error", "the server failed at this request; its log says more")
+        return self._end(ask_id, "error", FAILED_ALONE)
 
     def _end(self, ask_id: str, finish: str, error: str = "") -> list[Event]:
         place = self._places.pop(ask_id, None)

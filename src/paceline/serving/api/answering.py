@@ -16,8 +16,8 @@ from paceline.lm import LM
 from paceline.serving.api import replies
 from paceline.serving.api.refusals import FailedError, LeftError
 from paceline.serving.api.replies import Answer
-from paceline.serving.asks import Ask, Event
-from paceline.serving.service import FAILED, Service
+from paceline.serving.asks import FAILED, FAILED_ALONE, Ask, Event
+from paceline.serving.service import Service
 
 
 class Answering:
@@ -106,7 +106,8 @@ class Answering:
             if trace and answer.index == 0 and event.tokens:
                 passes.append(replies.traced(event, lm))
             if event.finish == "error":
-                raise (FailedError if event.error == FAILED else RequestError)(event.error)
+                bug = event.error in (FAILED, FAILED_ALONE)
+                raise (FailedError if bug else RequestError)(event.error)
         self.answers[:] = replies.found(self.answers)
         return {"trace": passes} if trace else {}
 

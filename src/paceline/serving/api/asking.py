@@ -64,6 +64,8 @@ def completion_asks(
     options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
     asked = []
     for place, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            _check_text(lm, "the prompt", prompt, limits)
         make = partial(lm.request, prompt, **options)
         name = f"{ask_id}-{place}"
         asked.append(_answers(name, make, wanted, body, client, limits, body.logprobs))
@@ -81,6 +83,8 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
     messages = [message_of(message) for message in body.messages]
+    said = "".join(str(message.get("content", "")) for message in messages)
+    _check_text(lm, "the conversation", said, limits)
     wanted = wanted_of(body, 1, limits.answers)
     options = _options(lm, body, limits, wanted, _grammar(body, body.response_format))
     if body.tools:
@@ -144,16 +148,29 @@ def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) ->
     return min(found, limits.new_tokens or found, longest or found)
 
 
+def _check_text(lm: LM, what: str, text: str, limits: Limits) -> None:
+    """Refuse, before it takes time and memory, what is too long however it is divided."""
+    most, who = lm.engine.config.context, "the model sees"
+    if limits.prompt_tokens is not None and limits.prompt_tokens < most:
+        most, who = limits.prompt_tokens, "this server takes"
+    size = len(text.encode(errors="replace"))
+    if size > (most + 1) * lm.vocabulary.longest:
+        raise RequestError(f"{what} has {size} bytes, and {who} {most} tokens; shorten it")
+
+
 def _options(
     lm: LM, body: CompletionBody | ChatBody, limits: Limits, wanted: Wanted, grammar: Grammar | None
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
+    expected = _joined(body.prediction.content) if body.prediction else None
+    if expected is not None:
+        _check_text(lm, "the prediction", expected, replace(limits, prompt_tokens=None))
     found = {
         **sampling(body),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
-        "prediction": _joined(body.prediction.content) if body.prediction else None,
+        "prediction": expected,
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.mark(body.watermark),
     }
@@ -166,6 +183,7 @@ def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:
     found, own = limits.steering.named(names), body.guidance
     if own is None:
         return found
+    _check_text(lm, "guidance.negative", own.negative, limits)
     _check_prompt("guidance.negative", len(lm.tokenizer.encode(own.negative)), limits)
     return [*found, negative(own.negative, own.scale, own.stop)]
 

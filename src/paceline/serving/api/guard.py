@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from paceline.lm import LM
 from paceline.serving.api.refusals import LeftError, refusal
 from paceline.serving.api.replies import Answer
+from paceline.serving.asks import FAILED
 from paceline.serving.keys import Keys
 from paceline.serving.metrics import Visits
 from paceline.serving.rates import Rates
-from paceline.serving.service import FAILED
 
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from paceline.errors import PacelineError
+from paceline.serving.asks import FAILED
 from paceline.serving.scheduler import BusyError
-from paceline.serving.service import FAILED, StoppingError
+from paceline.serving.service import StoppingError
 
 _log = logging.getLogger(__name__)
 _STOPPING = 5  # seconds until another may stand in for a server that stops

@@ -95,7 +95,9 @@ def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
 
 def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     """What was read and written; the prompts of several choices count once each."""
-    prompts = {answer.ask.id.rpartition("-")[0]: answer for answer in answers}
+    prompts: dict[str, Answer] = {}
+    for answer in answers:
+        prompts.setdefault(answer.ask.id.rpartition("-")[0], answer)
     read = sum(len(answer.ask.request.prompt) for answer in prompts.values())
     written = sum(len(answer.tokens) for answer in answers)
     hits = dict.fromkeys(("accepted", "rejected"), 0)
@@ -105,7 +107,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
             accepted = answer.last.output.accepted.get("phrases", 0)
             hits["accepted"] += accepted
             hits["rejected"] += max(expected - accepted, 0)
-    cached = sum(a.last.cached for a in answers if a.last)
+    cached = sum(a.last.cached for a in prompts.values() if a.last)
     return {
         "prompt_tokens": read,
         "completion_tokens": written,
@@ -166,7 +168,8 @@ def completion_logprobs(answer: Answer, lm: LM) -> dict[str, Any] | None:
     if answer.ask.logprobs is None:
         return None
     pieces, offsets, at = [], [], 0
-    detokenizer = Detokenizer(lm.tokenizer)
+    request = answer.ask.request
+    detokenizer = Detokenizer(lm.tokenizer, request.prompt if request.continues else ())
     for each in answer.logprobs:
         offsets.append(at)
         piece = detokenizer.push(each.token)

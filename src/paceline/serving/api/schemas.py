@@ -54,14 +54,14 @@ class Sampled(Strict):
     repetition_penalty: float | None = None
     no_repeat_ngram_size: int | None = None
     logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
+    bad_words: Annotated[list[str], Field(max_length=1024)] | None = None
     min_tokens: int | None = None
     xtc_probability: float | None = None
     xtc_threshold: float | None = None
     dry_multiplier: float | None = None
     dry_base: float | None = None
     dry_allowed_length: int | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Annotated[list[str], Field(max_length=1024)] | None = None
     mirostat_mode: Literal[0, 2] | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
