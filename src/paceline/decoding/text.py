@@ -60,8 +60,12 @@ class TextStream:
 
 def text_of(request: Request, tokenizer: Decoder) -> TextStream:
     """The text of a request's output."""
-    before = request.prompt if request.continues else ()
-    return TextStream(Detokenizer(tokenizer, before), request.stop_strings)
+    return TextStream(pieces_of(request, tokenizer), request.stop_strings)
+
+
+def pieces_of(request: Request, tokenizer: Decoder) -> Detokenizer:
+    """What makes that text of tokens, stop strings and what follows them included."""
+    return Detokenizer(tokenizer, request.prompt if request.continues else ())
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 from paceline.core import Cost, Request, Seconds
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import follows_rejection
+from paceline.decoding.text import pieces_of
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.errors import MethodError
 from paceline.lm import LM
@@ -26,7 +27,6 @@ from paceline.measuring.prompts import Dialogue
 from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
 from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
 from paceline.measuring.watch import Traced, trace, watched
-from paceline.models.detokenize import Detokenizer
 
 PLAIN = "plain"
 State = Literal["carried", "reset"]
@@ -256,8 +256,7 @@ def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
     output = decode(lm, arm.drafter, arm.request(turn), seen)
     arm.reliability.learn(seen.passes)
     if traced:
-        request = turn.request
-        pieces = Detokenizer(lm.tokenizer, request.prompt if request.continues else ())
+        pieces = pieces_of(turn.request, lm.tokenizer)
         arm.traced = trace(seen.passes, output.tokens, arm.drafter.origins, pieces)
     same = output.tokens == turn.plain.tokens
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)

@@ -241,3 +241,10 @@ def test_what_is_no_request_is_told_so(address):
         assert found.json()["error"]["message"]
     assert httpx.get(url).status_code == 405
     assert httpx.get(f"{address}/nowhere").json()["error"]["message"] == "Not Found"
+
+
+@pytest.mark.parametrize("kind", ["text", "json_object"])
+def test_a_schema_beside_another_format_is_refused(client, kind):
+    form = {"type": kind, "json_schema": {"name": "a", "schema": {"type": "object"}}}
+    with pytest.raises(openai.BadRequestError, match="takes no json_schema"):
+        client.chat.completions.create(model="tiny", messages=TALK, response_format=form)

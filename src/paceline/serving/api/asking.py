@@ -205,6 +205,8 @@ def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
         found.append(Grammar.choice(body.guided_choice))
     if body.guided_grammar is not None:
         found.append(Grammar(body.guided_grammar, "lark"))
+    if form and form.json_schema is not None and form.type != "json_schema":
+        raise RequestError(f"response_format {form.type} takes no json_schema; leave one out")
     if form and form.type == "json_object":
         found.append(Grammar.schema({"type": "object"}))
     if form and form.type == "json_schema":

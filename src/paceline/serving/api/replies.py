@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import Any
 
+from paceline.decoding.text import pieces_of
 from paceline.lm import LM
-from paceline.models.detokenize import Detokenizer
 from paceline.serving.asks import Ask, Event, Logprob
 
 # Why an answer ends -> what OpenAI calls it.
@@ -168,8 +168,7 @@ def completion_logprobs(answer: Answer, lm: LM) -> dict[str, Any] | None:
     if answer.ask.logprobs is None:
         return None
     pieces, offsets, at = [], [], 0
-    request = answer.ask.request
-    detokenizer = Detokenizer(lm.tokenizer, request.prompt if request.continues else ())
+    detokenizer = pieces_of(answer.ask.request, lm.tokenizer)
     for each in answer.logprobs:
         offsets.append(at)
         piece = detokenizer.push(each.token)
