@@ -26,7 +26,7 @@ from paceline import LM
 from paceline.measuring.prompts import read_prompts
 from paceline.measuring.statistics import total_ratio
 from paceline.models import Model, load
-from paceline.serving.asks import Ask
+from paceline.serving.messages import Job
 from paceline.serving.worker import Worker
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -170,7 +170,7 @@ class Loop:
         self._answers: dict[tuple[int, ...], list[int]] = {}
 
     def run(self, budget: int | None, prompts: Prompts) -> Run:
-        """Ask each prompt once; a budget of None lets the governor choose.
+        """Job each prompt once; a budget of None lets the governor choose.
 
         Raises:
             SystemExit: an answer is not that of the other arm.
@@ -181,7 +181,7 @@ class Loop:
             temperature=0.0,
             ignore_eos=True,
         )
-        asks = [Ask(f"{n}", request(each), budget=budget) for n, each in enumerate(prompts)]
+        asks = [Job(f"{n}", request(each), budget=budget) for n, each in enumerate(prompts)]
         outputs: dict[str, list[int]] = {}
         before, start = asdict(self._worker.stats), perf_counter()
         todo = iter(asks)

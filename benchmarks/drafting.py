@@ -23,9 +23,10 @@ import numpy as np
 from drafters import prompts
 from paceline import LM
 from paceline.core import Cost
-from paceline.decoding.run import Run
-from paceline.serving import lanes
-from paceline.serving.lanes import Lanes, Turn
+from paceline.decoding.session import Session
+from paceline.serving import drafter_pool
+from paceline.serving.batch_entry import BatchEntry
+from paceline.serving.drafter_pool import DrafterPool
 
 NODES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 SECONDS = tuple(ms / 1e3 for ms in (13, 14.5, 16, 17.5, 20, 24, 26, 30, 34, 39, 47, 55))
@@ -39,16 +40,16 @@ class Company:
     def __init__(self, model: Path, requests: int, budget: int | None) -> None:
         self.lm = LM(model, threads=1)
         self.cost, self.budget = Cost(NODES, SECONDS), budget
-        self.lanes = Lanes(self.lm.method, self.lm.target, self.cost, self.lm.drafter)
+        self.lanes = DrafterPool(self.lm.method, self.lm.target, self.cost, self.lm.drafter)
         self.runs = self.answers()
         self.running = [next(self.runs) for _ in range(requests)]
         self.weights = np.ones(LARGE)
 
-    def answers(self) -> Iterator[Run]:
+    def answers(self) -> Iterator[Session]:
         """Requests that have run their prompts."""
         for prompt in cycle(prompts(self.lm, slice(0, 400))):
             request = self.lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-            run = Run(self.lm.engine, self.lanes.take(), request)
+            run = Session(self.lm.engine, self.lanes.take(), request)
             run.open()
             while run.missing:
                 part = run.part()
@@ -58,7 +59,7 @@ class Company:
 
     def step(self) -> tuple[float, int, int]:
         """One pass: seconds of drafting, nodes, tokens."""
-        turns = [Turn(str(i), run, self.budget) for i, run in enumerate(self.running)]
+        turns = [BatchEntry(str(i), run, self.budget) for i, run in enumerate(self.running)]
         self.weights.sum()
         start = thread_time()
         self.lanes.draft(turns, 512, 0)
@@ -89,7 +90,7 @@ def main() -> None:
     parser.add_argument("--budget", default="auto", help="nodes of each tree, or auto")
     parser.add_argument("--passes", type=int, default=300)
     options = parser.parse_args()
-    lanes.perf_counter = thread_time  # type: ignore[attr-defined]
+    drafter_pool.perf_counter = thread_time  # type: ignore[attr-defined]
     budget = None if options.budget == "auto" else int(options.budget)
     company = Company(options.model, options.requests, budget)
     for _ in range(20):

@@ -39,7 +39,7 @@ from drafters import NEW, PROMPT, prompts, questions
 from paceline import LM
 from paceline.core import Floats
 from paceline.decoding.governor import Budget, Fixed, Governor
-from paceline.measuring.machine import machine, versions
+from paceline.machine import machine, versions
 from paceline.measuring.statistics import median_interval
 from paceline.models import Model
 from paceline.models.config import ModelConfig

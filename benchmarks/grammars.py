@@ -23,7 +23,7 @@ import jsonschema
 import numpy as np
 
 from paceline import LM
-from paceline.control.matcher import Matcher
+from paceline.control.structured.matcher import Matcher
 from paceline.errors import PacelineError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"

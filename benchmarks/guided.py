@@ -30,7 +30,7 @@ from paceline.core import Output
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Drafter
-from paceline.measuring.machine import machine, versions
+from paceline.machine import machine, versions
 from paceline.models import load
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters

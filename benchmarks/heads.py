@@ -16,7 +16,7 @@ import numpy as np
 
 from paceline import LM
 from paceline.core import TokenTree
-from paceline.engines.base import View
+from paceline.engines.view import View
 
 SIZES = (0, 4096, 2048, 1024, 512)
 TURNS, REPEATS = 60, 4

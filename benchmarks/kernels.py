@@ -29,7 +29,7 @@ from step import SHAPES, RandomWeights
 from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.native import FORMATS, NativeEngine, default_threads
-from paceline.measuring.bandwidth import largest_cache
+from paceline.machine import largest_cache
 from paceline.models.config import ModelConfig
 
 SIZES = (1, 2, 4, 8, 16, 32, 128, 512)

@@ -21,7 +21,7 @@ from keywords import nats
 from paceline import LM
 from paceline.control.base import ControlMethod
 from paceline.control.letters import Letters
-from paceline.control.pronounced import read_dictionary
+from paceline.control.lexical.pronunciation import read_dictionary
 from paceline.control.sounds import Sounds
 
 PROMPT = "Once upon a time there was"

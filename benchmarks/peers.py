@@ -38,7 +38,7 @@ from step import SHAPES, RandomWeights
 from paceline import _native
 from paceline.core import Floats, Tokens
 from paceline.engines.native import NativeEngine
-from paceline.measuring.machine import machine, versions
+from paceline.machine import machine, versions
 from paceline.models import load
 from paceline.models.config import ModelConfig
 

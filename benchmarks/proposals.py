@@ -31,10 +31,10 @@ from paceline import LM
 from paceline.core import Floats
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.run import Run
+from paceline.decoding.session import Session
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
-from paceline.measuring.machine import machine, versions
+from paceline.machine import machine, versions
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
 
@@ -62,7 +62,7 @@ def passes(
     runs = []
     for drafter, prompt in zip(guessing, prompts, strict=True):
         request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-        runs.append(opened(lm.engine, Run(lm.engine, drafter, request)))
+        runs.append(opened(lm.engine, Session(lm.engine, drafter, request)))
     found = []
     while len(found) < count + FIRST and not any(run.done for run in runs):
         found.append(one_pass(lm.engine, runs, budget))
@@ -73,7 +73,7 @@ def passes(
     return found[FIRST:]
 
 
-def opened(engine: Engine, run: Run) -> Run:
+def opened(engine: Engine, run: Session) -> Session:
     """With its prompt run."""
     run.open()
     while run.missing:
@@ -83,8 +83,8 @@ def opened(engine: Engine, run: Run) -> Run:
     return run
 
 
-def one_pass(engine: Engine, runs: Sequence[Run], budget: int) -> Pass:
-    """Draft, forward, walk, learn, as `serving/lanes.py` does."""
+def one_pass(engine: Engine, runs: Sequence[Session], budget: int) -> Pass:
+    """Draft, forward, walk, learn, as `serving/drafter_pool.py` does."""
     trees, proposals = [], []
     for run in runs:
         start = perf_counter()

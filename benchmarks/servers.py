@@ -26,8 +26,8 @@ from typing import Any
 
 import gguf_file
 
-from paceline.measuring.http import Server, request
-from paceline.measuring.load import Reply, Traffic, drive, first_model, sender, summary
+from paceline.measuring.load.client import Server, request
+from paceline.measuring.load.run import Reply, Traffic, drive, first_model, sender, summary
 from paceline.models import load
 
 Prompt = str | Sequence[int]

@@ -37,11 +37,11 @@ import numpy as np
 from busy import busy_others, ticks
 from servers import Client, Prompt, build, check, gguf, llama_cpp, ours
 
-from paceline.drafters.trace import known_trace
-from paceline.measuring.load import sender
-from paceline.measuring.machine import machine, versions
+from paceline.machine import machine, versions
+from paceline.measuring.load.run import sender
 from paceline.measuring.suites import read_tasks
 from paceline.models import load
+from paceline.models.trace import known_trace
 
 WORDS = "Once upon a time there was a little dog who liked to play in the park with his friend"
 USERS = (1, 4, 16)  # beside peers

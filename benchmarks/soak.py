@@ -33,7 +33,7 @@ import httpx2 as httpx
 from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import text_of
+from paceline.decoding.text_stream import text_of
 
 PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
 TIGHT = ["--head-seconds", "2", "--body-seconds", "2", "--write-seconds", "3", "--queue", "16"]

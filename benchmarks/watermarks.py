@@ -21,7 +21,7 @@ from time import perf_counter
 import numpy as np
 
 from paceline import LM
-from paceline.control.base import softmax
+from paceline.control.logits import softmax
 from paceline.core import TokenTree
 from paceline.watermarks.base import Watermark, parse_watermark
 

@@ -39,9 +39,9 @@ def settings(method: type[Any]) -> str:
 def section(method: type[Any]) -> str:
     """One method: its docstring, settings and source."""
     source = ""
-    if method.paper:
-        numbers = ", ".join(map(str, getattr(method, "catalogue", ())))
-        source = f" From: {method.paper}" + (f" (catalogue {numbers})." if numbers else ".")
+    if str(method.source):
+        numbers = ", ".join(map(str, method.catalogue))
+        source = f" From: {method.source}" + (f" (catalogue {numbers})." if numbers else ".")
     return "\n".join(
         [
             f"### `{method.name}`\n",

@@ -32,7 +32,7 @@ def test_the_python_of_the_readme_runs(capsys):
 
 def test_the_worked_example_of_a_drafter_runs():
     block = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)[0]
-    source = block.replace('register("echo")', 'register("echo-example", hidden=True)')
+    source = block.replace('register("echo", ', 'register("echo-example", hidden=True, exactness=')
     scope = {"__name__": "tests.echo_example"}
     sys.modules["tests.echo_example"] = sys.modules[__name__]
     exec(compile(source, "CONTRIBUTING.md", "exec", dont_inherit=True), scope)

@@ -4,13 +4,13 @@ from typing import get_type_hints
 import pytest
 
 from paceline.errors import RequestError
-from paceline.lm import LM, Options
+from paceline.lm import LM, RequestOptions
 from tests.measuring.toy_lm import ToyLM
 
 
 def test_options_parameters_and_docstring_of_a_request_are_the_same():
     parameters = inspect.signature(LM.request).parameters
-    assert set(get_type_hints(Options)) == set(parameters) - {"self", "prompt"}
+    assert set(get_type_hints(RequestOptions)) == set(parameters) - {"self", "prompt"}
     told = inspect.getdoc(LM.request)
     assert all(f"    {name}: " in told for name in parameters if name != "self")
     required = [name for name, one in parameters.items() if one.default is one.empty]

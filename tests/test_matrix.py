@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from paceline.control.base import bind
-from paceline.control.hmm import blank, write_hmm
+from paceline.control.lexical.hmm import blank, write_hmm
 from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.governor import Fixed

@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from paceline.core import Exactness
 from paceline.errors import MethodError
-from paceline.registry import Registry, controls, drafters, required
+from paceline.registry import Method, Registry, controls, drafters, required
 
 
 @pytest.fixture
@@ -11,9 +12,9 @@ def registry():
     made = Registry("thing", "paceline.control")
     made._loaded = True
 
-    @made.register("one")
+    @made.register("one", Exactness.EXACT)
     @dataclass(frozen=True)
-    class One:
+    class One(Method):
         size: int = 1
         rate: float = 0.5
         kind: str = "a"
@@ -46,7 +47,7 @@ def test_mistakes_are_named(registry, text, said):
 
 def test_a_name_belongs_to_one_method(registry):
     with pytest.raises(MethodError, match="two methods"):
-        registry.register("one")(int)
+        registry.register("one", Exactness.EXACT)(int)
 
 
 @pytest.mark.parametrize("family", [drafters, controls], ids=lambda r: r.family)

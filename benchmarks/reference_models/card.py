@@ -6,7 +6,7 @@ from textwrap import indent
 from typing import Any
 
 from benchmarks.reference_models.pack import table
-from paceline.measuring.svg import Plot, even
+from paceline.measuring.report.svg import Plot, even
 
 STYLE = """\
 text { font: 12px system-ui, sans-serif; fill: #5f6670 }

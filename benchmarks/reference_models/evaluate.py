@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.reference_models.card import write_card
 from benchmarks.reference_models.sources import SHARED, SOURCES, read
 from paceline import LM
-from paceline.measuring.machine import commit, machine
+from paceline.machine import commit, machine
 from paceline.measuring.perplexity import predict
 
 PROMPTS = ("The city of Paris", "Once upon a time", "def fibonacci(n):\n")

@@ -1,6 +1,6 @@
 """Linear maps of a checkpoint in int8: `python -m benchmarks.reference_models.int8 IN OUT`.
 
-Embedding (and head) stay in bfloat16. See `paceline.models.packed` for the format.
+Embedding (and head) stay in bfloat16; `models.formats.compressed_tensors` has the format.
 """
 
 import argparse
@@ -8,9 +8,9 @@ import json
 import shutil
 from pathlib import Path
 
-from paceline.models.packed import pack, scheme
-from paceline.models.safetensors import Stored, open_tensors, to_float32
-from paceline.models.save import Pending, write_json, write_safetensors
+from paceline.models.formats.compressed_tensors import pack, scheme
+from paceline.models.formats.safetensors import Stored, open_tensors, to_float32
+from paceline.models.formats.writer import Pending, write_json, write_safetensors
 
 KEPT = ("embed_tokens.weight", "lm_head.weight", "norm.weight")
 DTYPES = {"_packed": "I32", "_scale": "BF16", "_shape": "I64"}

@@ -8,7 +8,7 @@
 // weighs 0 and changes no bit. So every node gets what plain decoding would get.
 #pragma once
 
-#include "cached.hpp"
+#include "kernels/cached.hpp"
 
 namespace {
 

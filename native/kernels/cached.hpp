@@ -6,7 +6,7 @@
 // rows as every later token will.
 #pragma once
 
-#include "floats.hpp"
+#include "kernels/formats/floats.hpp"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // exp, tanh, erf and the activations on sixteen lanes. A lane's result depends on its input alone.
 #pragma once
 
-#include "../kernels.hpp"
-#include "../simd.hpp"
+#include "kernels/kernels.hpp"
+#include "kernels/simd.hpp"
 
 namespace {
 

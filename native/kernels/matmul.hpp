@@ -16,8 +16,8 @@
 //   total(sums, panel)     sixteen sums as floats
 #pragma once
 
-#include "math.hpp"
-#include "tiles.hpp"
+#include "kernels/math.hpp"
+#include "kernels/tiles.hpp"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // Work on single rows: norms, sums, the likeliest tokens.
 #pragma once
 
-#include "math.hpp"
+#include "kernels/math.hpp"
 
 namespace {
 

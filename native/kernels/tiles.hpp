@@ -3,7 +3,7 @@
 // A tile of T tokens is stored [K][T]: at each input the T values lie side by side.
 #pragma once
 
-#include "../simd.hpp"
+#include "kernels/simd.hpp"
 
 namespace {
 

@@ -10,22 +10,22 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from paceline import registry
-from paceline.asking import Asking, Controls, Guides, Options, Prompt
-from paceline.control.sampling import Sampling
+from paceline.control.sampler_spec import SamplerSpec
 from paceline.control.temperature import TEMPERATURE
 from paceline.core import Output, Request
 from paceline.decoding.completions import completions
 from paceline.decoding.governor import Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Found, Strategy, Task
-from paceline.decoding.text import text_of
+from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
-from paceline.drafters.learnt import read_learnt, write_learnt
+from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.errors import MethodError
+from paceline.loading import open_budget, open_model
 from paceline.models.detokenize import Detokenizer
-from paceline.opening import open_budget, open_model
+from paceline.request_builder import Controls, Guides, Prompt, RequestBuilder, RequestOptions
 
-__all__ = ["LM", "Completion", "Controls", "Guides", "Options", "Prompt"]
+__all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions"]
 
 
 class Completion(NamedTuple):
@@ -42,7 +42,7 @@ class Completion(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class LM(Asking):
+class LM(RequestBuilder):
     """A language model on this machine.
 
         lm = LM("path/to/checkpoint")
@@ -105,7 +105,11 @@ class LM(Asking):
         return generation
 
     def generate(
-        self, prompt: Prompt, *, strategy: str | Strategy | None = None, **options: Unpack[Options]
+        self,
+        prompt: Prompt,
+        *,
+        strategy: str | Strategy | None = None,
+        **options: Unpack[RequestOptions],
     ) -> Output:
         """The whole answer to `prompt`; the options are those of `request` and `search`."""
         if strategy is not None:
@@ -113,7 +117,7 @@ class LM(Asking):
         return self.stream(self.request(prompt, **options)).run()
 
     def search(
-        self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[Options]
+        self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[RequestOptions]
     ) -> list[Found]:
         """The outputs of a search, best first, e.g. `search("Once", "beam:width=8,returned=3")`.
 
@@ -150,13 +154,13 @@ class LM(Asking):
             output.seconds.load = self.load_seconds
         return outputs
 
-    def undrawn(self, options: Options) -> Options:
+    def undrawn(self, options: RequestOptions) -> RequestOptions:
         """The options without those of the checkpoint's defaults that sample."""
         found = options.copy()
         if found.get("temperature") is None:
             found["temperature"] = 0.0
         if found.get("controls") is None:
-            samplers = Sampling.of(self.model.defaults.samplers()).methods
+            samplers = SamplerSpec.of(self.model.defaults.samplers()).methods
             found["controls"] = [control for control in samplers if control.order < TEMPERATURE]
         return found
 
@@ -176,7 +180,7 @@ class LM(Asking):
             n: how many.
             max_new_tokens: upper limit of each; the model's stop tokens end one before.
             method: `beam`, n nodes a pass; or `superposed`, one node a pass and, with small models,
-                far less likely continuations; see `decoding/superposed.py`.
+                far less likely continuations; see `decoding/strategies/superposed.py`.
             alpha: of `superposed`: weight, 0 to 1, of n-grams of the prompt and of what
                 `paceline warm` kept. None is 0.
 

@@ -10,12 +10,66 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
-from typing import Any, get_type_hints
+from types import MappingProxyType
+from typing import Any, ClassVar, get_type_hints
 
+from paceline.abilities import Ability
 from paceline.core import Exactness
 from paceline.errors import MethodError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a method comes from.
+
+    Attributes:
+        authors: e.g. `Luo et al.`; empty for methods of Paceline's own.
+        title: of the paper, the program or the documentation.
+        arxiv: identifier, e.g. `2408.08696`; empty where there is none.
+        section: section, equation or algorithm that is implemented.
+        note: what differs, or what it is ranked or named after.
+    """
+
+    authors: str = ""
+    title: str = ""
+    arxiv: str = ""
+    section: str = ""
+    note: str = ""
+
+    def __str__(self) -> str:
+        arxiv = f"arXiv {self.arxiv}" if self.arxiv else ""
+        head = ", ".join(filter(None, (self.authors, self.title, arxiv, self.section)))
+        return "; ".join(filter(None, (head, self.note)))
+
+
+class Method:
+    """What every registered method says about itself; its dataclass fields are its settings.
+
+    Attributes:
+        name: set by the registry, as users write it.
+        family: set by the registry, singular, e.g. `drafter`.
+        exactness: set by the registry: what the method promises about the output.
+        hidden: set by the registry: left out of lists, hints and `all`; for tests.
+        aliases: set by the registry: earlier names, which are still understood.
+        needs: what the engine or the installation must be able to do.
+        source: paper, section, differences.
+        catalogue: numbers of the systems in the catalogue that this method serves.
+        missing: for each of those numbers served in part only, what is missing.
+        examples: specifications that need no file and no other model; tests run each of them.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    exactness: ClassVar[Exactness]
+    hidden: ClassVar[bool] = False
+    aliases: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+    source: ClassVar[Source] = Source()
+    catalogue: ClassVar[tuple[int, ...]] = ()
+    missing: ClassVar[Mapping[int, str]] = MappingProxyType({})
+    examples: ClassVar[tuple[str, ...]] = ()
 
 
 class Registry:
@@ -30,26 +84,45 @@ class Registry:
         self.family = family
         self.package = package
         self._methods: dict[str, type[Any]] = {}
+        self._aliases: dict[str, str] = {}
         self._loaded = False
 
     def register(
-        self, name: str, exactness: Exactness = Exactness.EXACT, hidden: bool = False
+        self,
+        name: str,
+        exactness: Exactness,
+        *,
+        hidden: bool = False,
+        aliases: tuple[str, ...] = (),
     ) -> Callable[[type[Any]], type[Any]]:
-        """Register a frozen dataclass under `name`. Hidden ones are not part of `all`."""
+        """Register a frozen dataclass that is a `Method`.
+
+        Args:
+            name: as users write it.
+            exactness: what the method promises about the output; there is no default.
+            hidden: leave it out of lists, hints and `all`; for tests.
+            aliases: earlier names, which are still understood.
+
+        Raises:
+            MethodError: another method of the family has one of the names.
+        """
 
         def decorate(method: type[Any]) -> type[Any]:
-            if name in self._methods:
-                raise MethodError(
-                    f"two methods ({self.family}) are called {name!r}; rename one of them"
-                )
-            method.name, method.exactness, method.hidden = name, exactness, hidden
+            for each in (name, *aliases):
+                if each in self._methods or each in self._aliases:
+                    raise MethodError(
+                        f"two methods ({self.family}) are called {each!r}; rename one of them"
+                    )
+            method.name, method.family, method.exactness = name, self.family, exactness
+            method.hidden, method.aliases = hidden, aliases
             self._methods[name] = method
+            self._aliases.update(dict.fromkeys(aliases, name))
             return method
 
         return decorate
 
     def methods(self) -> dict[str, type[Any]]:
-        """Every registered method by name, ours first."""
+        """Import the family and return every registered method by name, ours first."""
         if not self._loaded:
             self._loaded = True
             package = importlib.import_module(self.package)
@@ -59,17 +132,28 @@ class Registry:
                 entry.load()
         return self._methods
 
+    def find(self, name: str) -> type[Any]:
+        """Return the method that is called `name` now, or was earlier.
+
+        Raises:
+            MethodError: there is none; the sentence names the nearest ones.
+        """
+        methods = self.methods()
+        method = methods.get(self._aliases.get(name, name))
+        if method is None:
+            known = [each for each, kind in methods.items() if not kind.hidden]
+            raise MethodError(unknown(self.family, name, known))
+        return method
+
     def parse(self, text: str) -> Any:
-        """The method that `NAME[:key=value,...]` names, with its settings.
+        """Build the method that `NAME[:key=value,...]` names, with its settings.
 
         Raises:
             MethodError: unknown name or setting, a value of the wrong type, or a required setting
                 is missing.
         """
         name, _, settings = text.partition(":")
-        method = self.methods().get(name)
-        if method is None:
-            raise MethodError(unknown(self.family, name, self.methods()))
+        method = self.find(name)
         fields = {f.name: f for f in dataclasses.fields(method)}
         hints = get_type_hints(method)
         values: dict[str, Any] = {}
@@ -86,19 +170,16 @@ class Registry:
         return method(**values)
 
     def single(self, name: str, value: object) -> Any:
-        """The method `name` with its first setting: `single("top_k", 40)`.
+        """Build the method `name` with its first setting: `single("top_k", 40)`.
 
         Raises:
             MethodError: as `parse`.
         """
-        method = self.methods().get(name)
-        if method is None:
-            raise MethodError(unknown(self.family, name, self.methods()))
-        return self.parse(f"{name}:{dataclasses.fields(method)[0].name}={value}")
+        return self.parse(f"{name}:{dataclasses.fields(self.find(name))[0].name}={value}")
 
 
 def required(method: type[Any]) -> list[str]:
-    """The settings of a method that have no default. Without them it is not part of `all`."""
+    """Return the settings of a method that have no default; with any it is not part of `all`."""
     return [
         f.name
         for f in dataclasses.fields(method)
@@ -121,6 +202,10 @@ def _convert(where: str, text: str, kind: Any) -> Any:
 
 drafters = Registry("drafter", "paceline.drafters")
 controls = Registry("control", "paceline.control")
-strategies = Registry("strategy", "paceline.decoding.strategies")
 guides = Registry("guide", "paceline.control.guides")
+strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
+
+FAMILIES: dict[str, Registry] = {
+    registry.family: registry for registry in (drafters, controls, guides, strategies, watermarks)
+}

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from paceline.cli import languages
+from paceline.cli import parsing
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
-from paceline.measuring.html import page
+from paceline.measuring.report.html import page
 from tests.measuring.toy_lm import Broken, Knowing
 
 SMALL = ("--max-new-tokens", "12", "--repeat", "1")
@@ -16,7 +16,7 @@ SMALL = ("--max-new-tokens", "12", "--repeat", "1")
 @pytest.fixture(autouse=True)
 def _oracle(monkeypatch, toy):
     monkeypatch.setattr(
-        languages, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, [])
+        parsing, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, [])
     )
     monkeypatch.setattr(module, "measure_bandwidth", lambda threads: Bandwidth(1e9, 1 << 28, 2))
 

@@ -106,7 +106,7 @@ def test_methods_lists_what_is_registered(paceline):
     assert rows["control", "min_p"]["settings"] == {"p": 0.05}
     assert rows["drafter", "plain"]["exactness"] == "exact"
     assert all(
-        {"needs", "paper", "catalogue", "summary", "hidden"} <= set(r) for r in rows.values()
+        {"needs", "source", "catalogue", "summary", "hidden"} <= set(r) for r in rows.values()
     )
     assert "min_p" in paceline("methods").out
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from paceline.cli import languages
+from paceline.cli import parsing
 from paceline.core import Exactness
 from tests.conftest import shared
 from tests.measuring.toy_lm import Broken, Knowing
@@ -13,7 +13,7 @@ SMALL = ("--max-new-tokens", "12", "--drafters", "oracle")
 @pytest.fixture(autouse=True)
 def _oracle(monkeypatch, toy):
     monkeypatch.setattr(
-        languages, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, ["needy"])
+        parsing, "find_drafters", lambda texts: ({"oracle": Knowing(toy.engine)}, ["needy"])
     )
 
 
@@ -116,7 +116,7 @@ def test_lossy_drafters_cannot_be_proven(paceline, toy, prompts, monkeypatch):
     class Lossy:
         exactness = Exactness.LOSSY
 
-    monkeypatch.setattr(languages, "find_drafters", lambda texts: ({"bild": Lossy()}, []))
+    monkeypatch.setattr(parsing, "find_drafters", lambda texts: ({"bild": Lossy()}, []))
     done = paceline("prove", "toy", "--prompts", prompts, *SMALL)
     assert (done.code, done.out) == (2, "")
     assert "bild is lossy" in done.err

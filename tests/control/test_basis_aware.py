@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.control.base import bind, entropy, softmax
+from paceline.control.base import bind
 from paceline.control.basis_aware import BasisAware, directions, proven
 from paceline.control.eta import Eta
+from paceline.control.logits import entropy, softmax
 from paceline.core import Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM, _native
-from paceline.control.base import Continuing, Filtering, Forcing
+from paceline.control.capabilities import ExtendsDrafts, FiltersDrafts, ForcesTokens
 from paceline.control.grammar import Grammar
 from paceline.core import TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.errors import MethodError, PacelineError, RequestError
-from paceline.measuring.turns import decode, plain_drafter
+from paceline.measuring.baseline import decode, plain_drafter
 from paceline.registry import drafters
 from tests.conftest import shared
 
@@ -50,8 +50,8 @@ def spaced():
 
 def control(lm, grammar):
     found = lm.request("Once", grammar=grammar, controls={}, temperature=0).controls[-1]
-    assert isinstance(found, Forcing)
-    assert isinstance(found, Filtering)
+    assert isinstance(found, ForcesTokens)
+    assert isinstance(found, FiltersDrafts)
     return found, lm.tokenizer.encode("Once")
 
 
@@ -188,7 +188,7 @@ def test_a_node_is_allowed_if_the_mask_allows_it_after_its_parent(lm, seed):
 
 def test_what_must_follow_a_guess_is_known(lm):
     found, prompt = control(lm, Grammar.schema(PERSON))
-    assert isinstance(found, Continuing)
+    assert isinstance(found, ExtendsDrafts)
     start = found.forced(prompt)
     inside = lm.vocabulary.inside
     history = [*prompt, *start]

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.control.base import bind
-from paceline.control.hmm import Hmm, read_hmm, write_hmm
 from paceline.control.keywords import Keywords, _Deadline, _Guided
-from paceline.control.spotting import FAR, Spotter
+from paceline.control.lexical.hmm import Hmm, read_hmm, write_hmm
+from paceline.control.lexical.keyword_automaton import FAR, KeywordAutomaton
 from paceline.core import Request, TokenTree
 from paceline.errors import MethodError, ModelError, PacelineError, RequestError
 from paceline.models.tokenizer import open_tokenizer
@@ -65,7 +65,7 @@ WANTED = st.lists(st.sampled_from(["a", "b", "ab", "aba", "b a", "a|bb"]), min_s
 @settings(max_examples=200, deadline=None)
 def test_the_spotter_finds_whole_words(words, ordered, tokens):
     ways = [tuple(way.encode() for way in word.split("|")) for word in words]
-    spotter = Spotter(ways, ordered, PIECES, ())
+    spotter = KeywordAutomaton(ways, ordered, PIECES, ())
     state = spotter.start(b"")
     for token in tokens:
         state = spotter.next[state, spotter.kind[token]]
@@ -82,7 +82,7 @@ def test_the_spotter_finds_whole_words(words, ordered, tokens):
 
 
 def test_a_keyword_that_the_prompt_began_does_not_count():
-    spotter = Spotter([(b"a",)], False, PIECES, ())
+    spotter = KeywordAutomaton([(b"a",)], False, PIECES, ())
     for before, expected in ((b"", True), (b"b", False), (b"b ", True), ("é".encode(), False)):
         state = spotter.next[spotter.start(before), spotter.kind[0]]
         assert spotter.ends[state] == expected
@@ -97,7 +97,7 @@ def test_chances_are_those_of_counting_every_text(seed, words, ordered, length):
     prompt = tuple(generator.integers(0, len(PIECES), 2).tolist())
     request = Request(prompt, length, stop_tokens=frozenset({tokens - 1}))
     ways = [tuple(way.encode() for way in word.split("|")) for word in words]
-    spotter = Spotter(ways, ordered, [*PIECES, b""], request.stop_tokens)
+    spotter = KeywordAutomaton(ways, ordered, [*PIECES, b""], request.stop_tokens)
     start = spotter.start(PIECES[prompt[-1]])
     if spotter.steps[start] > length:
         return
@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused(lm, hmm_file, tmp_path):
 
 
 def test_what_no_token_can_write_is_refused():
-    spotter = Spotter([(b"z",)], False, PIECES, ())
+    spotter = KeywordAutomaton([(b"z",)], False, PIECES, ())
     assert spotter.steps[spotter.start(b"")] >= FAR
 
 

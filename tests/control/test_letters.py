@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.control.base import Filtering
+from paceline.control.capabilities import FiltersDrafts
 from paceline.control.letters import Letters, _Letters
-from paceline.control.sampling import Sampling
+from paceline.control.sampler_spec import SamplerSpec
 from paceline.core import TokenTree
 from paceline.errors import PacelineError, RequestError
 
@@ -83,7 +83,7 @@ def test_the_automaton_accepts_what_keeps_the_rule(rule, text):
 def test_drafts_are_dropped_where_tokens_are_forbidden(lm, rule, tokens, data):
     request = lm.request("x", controls=[rule], temperature=0.0)
     (control,), history = request.controls, list(request.prompt)
-    assert isinstance(control, Filtering)
+    assert isinstance(control, FiltersDrafts)
     parents = [-1, *(data.draw(st.integers(0, i)) for i in range(len(tokens)))]
     nodes = np.array([history[-1], *tokens], np.int32)
     with suppress(ValueError):  # siblings may be the same
@@ -148,7 +148,7 @@ def test_what_cannot_be_kept_is_refused(lm):
     token = lm.vocabulary.beginning(b"e")[0]
     with pytest.raises(RequestError, match=r"no token|contradicts"):
         lm.generate("x", controls=f"letters=e,first_token={token}")
-    assert Sampling.parse("letters=e,letters.most=4").methods == (Letters(ban="e", most=4),)
+    assert SamplerSpec.parse("letters=e,letters.most=4").methods == (Letters(ban="e", most=4),)
 
 
 def test_a_text_without_a_letter(lm):

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import LM
-from paceline.control.base import Masking
 from paceline.control.base import paths as paths_of
+from paceline.control.capabilities import MasksTokens
 from paceline.control.grammar import Grammar
-from paceline.control.matcher import Matcher
+from paceline.control.structured.matcher import Matcher
 from paceline.core import TokenTree
 from paceline.errors import RequestError
 from tests.conftest import shared
@@ -36,7 +36,7 @@ def matcher(lm, grammar=CARD):
     request = lm.request("Once", grammar=grammar, controls={}, temperature=0)
     found = request.controls[-1]
     assert isinstance(found, Matcher)
-    assert isinstance(found, Masking)
+    assert isinstance(found, MasksTokens)
     return found, list(request.prompt)
 
 

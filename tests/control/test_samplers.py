@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.control.bad_words import BadWords
-from paceline.control.base import bind, chain, softmax
+from paceline.control.base import bind, chain
 from paceline.control.dry import Dry
 from paceline.control.dynamic_temperature import DynamicTemperature
 from paceline.control.epsilon import Epsilon
@@ -14,6 +14,7 @@ from paceline.control.frequency_penalty import FrequencyPenalty
 from paceline.control.last_token import LastToken
 from paceline.control.length_decay import LengthDecay
 from paceline.control.logit_bias import LogitBias
+from paceline.control.logits import softmax
 from paceline.control.min_length import MinLength
 from paceline.control.min_p import MinP
 from paceline.control.mirostat import Mirostat

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paceline import LM
-from paceline.control.pronounced import read_dictionary
+from paceline.control.lexical.pronunciation import read_dictionary
 from paceline.control.sounds import Sounds, _Sounds
 from paceline.errors import MethodError, RequestError
 

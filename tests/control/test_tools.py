@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from byte_tokenizer import byte_level
 from paceline import LM
 from paceline.control.grammar import Grammar
-from paceline.control.tools import PLAIN, STYLES, ToolCall, Tools, style_of
+from paceline.control.structured.tools import PLAIN, STYLES, ToolCall, Tools, style_of
 from paceline.errors import PacelineError, RequestError
 from paceline.models.chat import ChatTemplate
 from paceline.models.tokenizer import open_tokenizer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.control.bad_words import BadWords
-from paceline.control.sampling import Sampling
+from paceline.control.sampler_spec import SamplerSpec
 from paceline.errors import MethodError, PacelineError
 from paceline.models.tokenizer import open_tokenizer
 from paceline.models.vocabulary import Vocabulary, words
@@ -86,7 +86,7 @@ def test_lists_of_words():
 
 
 def test_a_mapping_and_a_text_say_the_same():
-    of, parse = Sampling.of, Sampling.parse
+    of, parse = SamplerSpec.of, SamplerSpec.parse
     assert of({"temperature": 0.7, "top_k": 4}) == parse("temperature=0.7,top_k=4")
     assert of({"dry": 0.5, "dry.base": 2}) == parse("dry=0.5,dry.base=2")
     assert of({"bad_words": ["a, b", 3, (4, 5)]}) == parse(r'bad_words="a\u002c b";3;4 5')
@@ -105,10 +105,10 @@ def test_a_mapping_and_a_text_say_the_same():
 )
 def test_bad_settings(text, said):
     with pytest.raises(PacelineError, match=said):
-        Sampling.parse(text)
+        SamplerSpec.parse(text)
 
 
 @given(st.text(max_size=40) | st.from_regex(r'(dry|bad_words|logit_bias)(\.base)?=["0-9;=\\ a.-]*'))
 def test_any_text_is_understood_or_refused(text):
     with suppress(PacelineError):
-        Sampling.parse(text)
+        SamplerSpec.parse(text)

@@ -87,7 +87,7 @@ def test_scores_are_calibrated_by_what_came_true():
 
 
 class SlowCalibration:
-    """`native/governor.hpp`, a node at a time."""
+    """`native/drafting/governor.hpp`, a node at a time."""
 
     def __init__(self, decay, prior):
         self.decay, self.prior = decay, prior

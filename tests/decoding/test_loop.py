@@ -7,10 +7,10 @@ from paceline.control.temperature import Temperature
 from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.errors import RequestError
-from tests.decoding.test_text import Letters
+from tests.decoding.test_text_stream import Letters
 from tests.toy import Oracle, ToyEngine
 
 

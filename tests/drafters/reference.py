@@ -56,7 +56,7 @@ def grow(
 
 
 class Mixer:
-    """`native/mixer.hpp`."""
+    """`native/drafting/context_mixer.hpp`."""
 
     def __init__(self, orders: int, skips: int, k: int, keep: float, rate: float) -> None:
         self.orders, self.skips, self.k, self.keep, self.rate = orders, skips, k, keep, rate
@@ -145,7 +145,7 @@ class Mixer:
 
 
 class Lookup:
-    """`native/lookup.hpp`, the index made anew for every guess."""
+    """`native/drafting/ngram_index.hpp`, the index made anew for every guess."""
 
     def __init__(self, longest: int, k: int, keep: float, rate: float) -> None:
         self.longest, self.k, self.keep, self.rate = longest, k, keep, rate
@@ -196,7 +196,7 @@ class Lookup:
 
 
 class Suffix:
-    """`native/suffix.hpp` while nothing has aged: every string is searched in all texts."""
+    """`suffix_automaton.hpp` while nothing has aged: each string is searched for in all texts."""
 
     LEVELS = 4
 
@@ -297,7 +297,7 @@ def escape_learns(
 
 
 class Trie:
-    """`native/trie.hpp`: branches as tuples."""
+    """`native/drafting/trie.hpp`: branches as tuples."""
 
     def __init__(self, depth: int, k: int, capacity: int, here: float, rate: float) -> None:
         self.depth, self.k, self.here, self.rate = depth, k, here, rate
@@ -368,7 +368,7 @@ class Unclear(Exception):  # noqa: N818 (no error: the case is left out)
 
 
 class Trigram:
-    """`native/trigram.hpp`."""
+    """`native/drafting/trigram.hpp`."""
 
     def __init__(self, k: int, explore: float, depth: int, keep: float, rate: float) -> None:
         self.k, self.explore, self.depth, self.keep, self.rate = k, explore, depth, keep, rate
@@ -439,7 +439,7 @@ class Trigram:
 
 
 class Suffixes:
-    """`native/suffixes.hpp`: every occurrence is looked for."""
+    """`native/drafting/suffix_array.hpp`: every occurrence is looked for."""
 
     def __init__(self, corpus: Context, longest: int, k: int, samples: int, rate: float) -> None:
         self.corpus, self.longest, self.k = corpus, longest, k

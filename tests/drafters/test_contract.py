@@ -13,7 +13,7 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.drafters.corpus import write_corpus
+from paceline.drafters.history.corpus_index import write_corpus
 from paceline.errors import MethodError
 from paceline.models.tokenizer import open_tokenizer
 from paceline.registry import drafters

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline import _native
-from paceline.drafters import corpus
 from paceline.drafters.base import Target
+from paceline.drafters.history import corpus_index
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.tokenizer import open_tokenizer
 from paceline.registry import drafters
@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory):
 
 
 def store(path, tokens, tokenizer):
-    corpus.write_corpus(path, np.array(tokens, np.int32), tokenizer)
+    corpus_index.write_corpus(path, np.array(tokens, np.int32), tokenizer)
     return path
 
 
@@ -113,25 +113,25 @@ def test_texts_are_read_whatever_their_form(tmp_path, tokenizer):
     for names in (["a.jsonl"], ["b.jsonl.xz"], ["c.jsonl.gz"], ["d.txt", "e.txt.xz"]):
         told = []
         paths = [tmp_path / name for name in names]
-        read = corpus.tokenise(paths, tokenizer, 1000, told.append)
+        read = corpus_index.tokenise(paths, tokenizer, 1000, told.append)
         assert read.tokens.tolist() == two
         assert (read.documents, read.complete) == (2, True)
         assert sum(told) == sum(path.stat().st_size for path in paths)
 
 
 def test_long_documents_are_read_in_pieces(tmp_path, tokenizer, monkeypatch):
-    monkeypatch.setattr(corpus, "_PIECE", 10)
+    monkeypatch.setattr(corpus_index, "_PIECE", 10)
     (tmp_path / "a.txt").write_text("abcdefghij" * 4 + "k")
-    read = corpus.tokenise([tmp_path / "a.txt"], tokenizer, 1000)
+    read = corpus_index.tokenise([tmp_path / "a.txt"], tokenizer, 1000)
     assert read.tokens.tolist() == [*tokenizer.encode("abcdefghij" * 4 + "k"), -1]
     assert read.documents == 1
 
 
 def test_reading_stops_at_the_limit(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("a" * 50)
-    read = corpus.tokenise([tmp_path / "a.txt"], tokenizer, 20)
+    read = corpus_index.tokenise([tmp_path / "a.txt"], tokenizer, 20)
     assert (len(read.tokens), read.complete) == (20, False)
-    read = corpus.tokenise([tmp_path / "a.txt"], tokenizer, 51)
+    read = corpus_index.tokenise([tmp_path / "a.txt"], tokenizer, 51)
     assert (len(read.tokens), read.complete) == (51, True)
 
 
@@ -151,7 +151,7 @@ def test_reading_stops_at_the_limit(tmp_path, tokenizer):
 def test_texts_that_cannot_be_read_are_refused(tmp_path, tokenizer, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(RequestError, match=message):
-        corpus.tokenise([tmp_path / name], tokenizer, 1000)
+        corpus_index.tokenise([tmp_path / name], tokenizer, 1000)
 
 
 def test_files_of_another_tokenizer_are_refused(tmp_path, tokenizer, tmp_path_factory):

@@ -9,8 +9,8 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.drafters.chances import Chances
-from paceline.drafters.frequent import Frequent
+from paceline.drafters.draft_model.calibration import Calibration
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
 from paceline.drafters.model import DraftModel, Drafts
 from paceline.engines import open_engine
 from paceline.engines.follower import Follower
@@ -42,7 +42,7 @@ class Near(ToyEngine):
 def drafting(*engines, **settings):
     engines = engines or (Near(),)
     method = DraftModel(path="toy", **settings)
-    frequent = Frequent(method.head, 11) if method.head else None
+    frequent = FrequentTokens(method.head, 11) if method.head else None
     return Drafts(method, 11, [Follower(engine) for engine in engines], frequent=frequent)
 
 
@@ -203,7 +203,7 @@ def test_tokens_without_logits_are_impossible_ones(some, heat, seed):
     masked = np.full_like(logits, -np.inf)
     masked[:, ids] = logits[:, ids]
     positions = np.array([3, 4, 4, 9], np.int32)
-    chances = Chances(0.02, 11)
+    chances = Calibration(0.02, 11)
     chances.begin(heated(heat, seed))
     tokens, likely = chances.judge(masked, positions, 3)
     fewer, as_likely = chances.judge(logits[:, ids], positions, 3, ids)

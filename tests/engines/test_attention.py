@@ -9,19 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import path_to, trees
 
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines import open_engine
-from paceline.engines.base import View
 from paceline.engines.native import KV_FORMATS, NativeEngine
 from paceline.engines.reference import ReferenceEngine
+from paceline.engines.view import View
 from paceline.errors import MethodError
 from paceline.models import load
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rope import Rope
+from tests.engines.test_native import path_to, trees
 
 ROPE = Rope(1e4, 10)
 CONFIG = ModelConfig(

@@ -1,18 +1,18 @@
 import numpy as np
 import pytest
-from tests.conftest import shared
-from tests.drafters.test_model import Near, heated
-from tests.toy import ToyEngine
 
 from paceline import LM
 from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.engines.base import View
 from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.registry import drafters
+from tests.conftest import shared
+from tests.drafters.test_model import Near, heated
+from tests.toy import ToyEngine
 
 SPECS = ("ensemble", "ensemble:member=1,stop=depth", "ensemble:member=0,width=1", "recycle")
 

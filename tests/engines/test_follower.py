@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.test_core import trees
-from tests.toy import ToyEngine
 
 from paceline.core import TokenTree
 from paceline.engines.follower import Follower
+from tests.test_core import trees
+from tests.toy import ToyEngine
 
 TEXT = st.lists(st.integers(0, 10), min_size=1, max_size=24)
 

@@ -13,12 +13,12 @@ import torch
 import transformers
 
 import tiny
-from conftest import shared
 from paceline.engines import open_engine
 from paceline.engines.native import NativeEngine
 from paceline.errors import ModelError
 from paceline.models import load
-from paceline.models.safetensors import is_mapped
+from paceline.models.formats.safetensors import is_mapped
+from tests.conftest import shared
 
 PEAK = """
 import json, re, sys

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_attention import CONFIG, WEIGHTS
-from test_attention import native as open_native
-from test_native import path_to, trees
 
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.base import PAGE, Engine, Memory, View
+from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.engines.native import KV_FORMATS, NativeEngine
+from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference import ReferenceEngine
+from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
+from tests.engines.test_attention import CONFIG, WEIGHTS
+from tests.engines.test_attention import native as open_native
+from tests.engines.test_native import path_to, trees
 
 EDGES = st.one_of(
     *(st.integers(edge - 2, edge + 2) for edge in (64, 128, 256)), st.integers(1, 300)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import TOLERANCE, VARIED, native, tiny_model
 
 import tiny
 from paceline import _native
@@ -15,6 +14,7 @@ from paceline.engines.ensemble import EnsembleEngine
 from paceline.engines.native import FORMATS
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import RequestError
+from tests.engines.test_native import TOLERANCE, VARIED, native, tiny_model
 
 __all__ = ["tiny_model"]  # the fixture
 

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from conftest import shared
 from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
+from tests.conftest import shared
 
 TOLERANCE = 1e-4
 ISAS = _native.isas()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from test_native import native, tiny_model
 
 import tiny
 from paceline.core import TokenTree
+from tests.engines.test_native import native, tiny_model
 
 __all__ = ["tiny_model"]  # the fixture
 

@@ -8,16 +8,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import TOLERANCE, VARIED, as_ternary, native, path_to, tiny_model, trees
 
 import tiny
 from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines import formats
-from paceline.engines.base import View
 from paceline.engines.native import FORMATS
 from paceline.engines.reference import ReferenceEngine
+from paceline.engines.view import View
 from paceline.errors import RequestError
+from tests.engines.test_native import (
+    TOLERANCE,
+    VARIED,
+    as_ternary,
+    native,
+    path_to,
+    tiny_model,
+    trees,
+)
 
 __all__ = ["tiny_model"]  # the fixture
 

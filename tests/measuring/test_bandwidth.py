@@ -1,6 +1,7 @@
 from dataclasses import replace
 
-from paceline.measuring.bandwidth import bytes_per_token, largest_cache, measure_bandwidth
+from paceline.machine import largest_cache
+from paceline.measuring.bandwidth import bytes_per_token, measure_bandwidth
 from paceline.models.config import LayerConfig
 from tests.toy import ToyEngine
 

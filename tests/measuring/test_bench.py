@@ -6,11 +6,11 @@ import pytest
 
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
+from paceline.measuring.baseline import Asking
 from paceline.measuring.bench import bench
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.report import bench_document
-from paceline.measuring.tables import bench_tables
-from paceline.measuring.turns import Asking
+from paceline.measuring.report.document import bench_document
+from paceline.measuring.report.tables import bench_tables
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import Oracle
 
@@ -140,7 +140,7 @@ def test_a_wrong_output_is_noticed():
 
 def test_the_document_follows_the_documented_schema():
     jsonschema = pytest.importorskip("jsonschema")
-    from paceline.measuring.report import conditions
+    from paceline.measuring.report.document import conditions
 
     lm = ToyLM()
     found = bench_document(run(lm, repeat=1))

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from paceline.core import Cost
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
+from paceline.measuring.baseline import Asking
 from paceline.measuring.bench import bench
-from paceline.measuring.html import page
-from paceline.measuring.plots import chosen, eager
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.report import bench_document, conditions
-from paceline.measuring.turns import Asking
+from paceline.measuring.report.document import bench_document, conditions
+from paceline.measuring.report.html import page
+from paceline.measuring.report.plots import chosen, eager
 from tests.measuring.toy_lm import Knowing, ToyLM
 
 DIALOGUES = [Dialogue(("Once upon",), "text", 1), Dialogue(("One", "Two"), "qa", 3)]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import PacelineError, RequestError
-from paceline.measuring.http import Server
-from paceline.measuring.load import (
+from paceline.measuring.load.client import Server
+from paceline.measuring.load.run import (
     Reply,
     Traffic,
     arrivals,

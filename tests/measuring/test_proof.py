@@ -6,10 +6,10 @@ import pytest
 from paceline.core import Output, Request
 from paceline.decoding.governor import Fixed
 from paceline.errors import RequestError
+from paceline.measuring.baseline import Asking, decode, plain_drafter, plain_turns
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.proof import compare, prove
-from paceline.measuring.report import proof_document
-from paceline.measuring.turns import Asking, decode, plain_drafter, plain_turns
+from paceline.measuring.report.document import proof_document
 from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import ToyEngine
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.measuring.svg import Axis, Plot, clean, doubling, even
+from paceline.measuring.report.svg import Axis, Plot, clean, doubling, even
 
 amounts = st.floats(1e-6, 1e6)
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from byte_tokenizer import byte_level
-from conftest import REAL_MODELS, shared
 from paceline.models.detokenize import Detokenizer
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
+from tests.conftest import REAL_MODELS, shared
 
 TEXT = st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from("a é 你好 🦊👩‍👩‍👧 \n")))
 

@@ -18,7 +18,7 @@ from paceline.core import TokenTree
 from paceline.engines.reference import ReferenceEngine
 from paceline.models import load
 from paceline.models.fields import Fields
-from paceline.models.layers import context, read_rope
+from paceline.models.layer_variants import context, read_rope
 
 ORIGINAL = {"factor": 8.0, "original_max_position_embeddings": 512}
 SCALINGS: dict[str, dict[str, Any]] = {

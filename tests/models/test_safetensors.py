@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import ModelError
-from paceline.models.safetensors import open_tensors, read_file
+from paceline.models.formats.safetensors import open_tensors, read_file
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from conftest import shared
 from paceline import LM
 from paceline.control.grammar import Grammar
-from paceline.serving.asks import Ask
+from paceline.serving.messages import Job
+from tests.conftest import shared
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
 STORY = "Once upon a time there was a little girl named Lily. She liked to play with her dog. "
@@ -28,7 +28,7 @@ def company(lm, drafter, budget, **options):
         events = []
         for turn in range(2):
             for number, request in enumerate(requests):
-                ask = Ask(f"{turn}.{number}", request, drafter=drafter, budget=budget)
+                ask = Job(f"{turn}.{number}", request, drafter=drafter, budget=budget)
                 worker.submit(ask)
                 events += worker.step()
             drive(worker, events)
@@ -91,7 +91,7 @@ def test_one_batch_of_every_kind_is_each_alone(pages, budget):
     events = []
     with working(lm, pages=pages, places=5) as worker:
         for name, request in requests().items():
-            worker.submit(Ask(name, request, budget=budget))
+            worker.submit(Job(name, request, budget=budget))
             events += worker.step()
         drive(worker, events)
     assert {event.finish for event in events} <= {None, "stop", "length"}

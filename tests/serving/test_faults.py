@@ -9,10 +9,10 @@ import pytest
 from paceline import LM
 from paceline.core import TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, grown
-from paceline.engines.base import PAGE
+from paceline.engines.pages import PAGE
 from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters
-from paceline.serving.asks import Ask
+from paceline.serving.messages import Job
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
 
@@ -122,11 +122,11 @@ def both(lm, bad, caplog, **options):
     good = [lm.request(p, max_new_tokens=25, temperature=0.7, seed=3) for p in PROMPTS[:3]]
     expected = [alone(lm, request) for request in good]
     with caplog.at_level(logging.CRITICAL, "paceline"), working(lm) as worker:
-        worker.submit(Ask("0", good[0], budget=4))
-        worker.submit(Ask("bad", bad, **options))
-        worker.submit(Ask("1", good[1], budget=4))
+        worker.submit(Job("0", good[0], budget=4))
+        worker.submit(Job("bad", bad, **options))
+        worker.submit(Job("1", good[1], budget=4))
         events = drive(worker)
-        worker.submit(Ask("2", good[2], budget=4))
+        worker.submit(Job("2", good[2], budget=4))
         drive(worker, events)
         assert [tokens_of(events, str(n)) for n in range(3)] == expected
         assert not worker.scheduler.jobs
@@ -172,7 +172,7 @@ def test_text_behind_a_stop_is_not_kept_as_another(lm):
     stop = next(n for n in range(8, 30) if tokens[n] not in tokens[:n])
     stopped = replace(request, prediction=tuple(tokens), stop_tokens=frozenset([tokens[stop]]))
     with working(lm) as worker:
-        worker.submit(Ask("stops", stopped, budget=25))
+        worker.submit(Job("stops", stopped, budget=25))
         end = tokens_of(drive(worker), "stops")
         held = len(prompt) + len(end)
         names = np.array([*prompt, *end, 0, 0, 0, 0], np.int32)
@@ -180,7 +180,7 @@ def test_text_behind_a_stop_is_not_kept_as_another(lm):
         lm.engine.release(sequence)
         assert length <= held
         again = replace(request, prompt=(*names.tolist(), 7))
-        worker.submit(Ask("again", again))
+        worker.submit(Job("again", again))
         assert tokens_of(drive(worker), "again") == alone(lm, again)
 
 
@@ -189,7 +189,7 @@ def test_guides_find_room_among_texts_of_the_past_and_other_requests(lm):
     with working(lm, pages=7, places=3) as worker:
         for number in range(3):  # texts of the past
             request = lm.request([number + 3] * 60, max_new_tokens=10, ignore_eos=True)
-            worker.submit(Ask(f"past{number}", request))
+            worker.submit(Job(f"past{number}", request))
         drive(worker)
         requests = [
             lm.request(p, max_new_tokens=70, seed=2, temperature=0.8, guide=guide, ignore_eos=True)
@@ -197,7 +197,7 @@ def test_guides_find_room_among_texts_of_the_past_and_other_requests(lm):
         ]
         expected = [alone(lm, request) for request in requests]
         for number, request in enumerate(requests):
-            worker.submit(Ask(str(number), request, budget=3))
+            worker.submit(Job(str(number), request, budget=3))
         events = drive(worker)
         assert not [event.error for event in events if event.error]
         assert [tokens_of(events, str(n)) for n in range(3)] == expected
@@ -210,7 +210,7 @@ def test_views_find_room_or_do_without(lm):
             for p in PROMPTS[:3]
         ]
         for number, request in enumerate(requests):
-            worker.submit(Ask(str(number), request, drafter="layers:skip=1", budget=6))
+            worker.submit(Job(str(number), request, drafter="layers:skip=1", budget=6))
         events = drive(worker)
         assert [tokens_of(events, str(n)) for n in range(3)] == [alone(lm, r) for r in requests]
 
@@ -218,10 +218,10 @@ def test_views_find_room_or_do_without(lm):
 def test_answers_that_begin_alike_can_be_cancelled_be_late_and_are_told(lm):
     request = lm.request([5] * 400, max_new_tokens=9, ignore_eos=True)
     with working(lm) as worker:
-        worker.submit(Ask("0", request))
-        worker.submit(Ask("1", request, after="0"))
-        worker.submit(Ask("2", request, after="0", deadline=0.0))
-        worker.submit(Ask("3", request, after="0"))
+        worker.submit(Job("0", request))
+        worker.submit(Job("1", request, after="0"))
+        worker.submit(Job("2", request, after="0", deadline=0.0))
+        worker.submit(Job("3", request, after="0"))
         events = worker.cancel("1") + drive(worker)
         finish = {event.id: event.finish for event in events if event.finish}
         assert finish == {"0": "length", "1": "cancelled", "2": "deadline", "3": "length"}
@@ -231,10 +231,10 @@ def test_answers_that_begin_alike_can_be_cancelled_be_late_and_are_told(lm):
 def test_answers_to_a_known_prompt_do_not_wait_for_the_first_to_end(lm):
     request = lm.request([5] * 150, max_new_tokens=40, ignore_eos=True)
     with working(lm) as worker:
-        worker.submit(Ask("before", request))
+        worker.submit(Job("before", request))
         drive(worker)
-        worker.submit(Ask("0", request, budget=0))
-        worker.submit(Ask("1", request, budget=0, after="0"))
+        worker.submit(Job("0", request, budget=0))
+        worker.submit(Job("1", request, budget=0, after="0"))
         ids = [event.id for event in drive(worker) if event.tokens]
         assert ids.index("1") < 5
 
@@ -243,18 +243,18 @@ def test_answers_count_in_the_queue(lm):
     request = lm.request(PROMPTS[0], max_new_tokens=3)
     with working(lm, queue=4) as worker:
         for number in range(4):
-            worker.submit(Ask(str(number), request, after="0" if number else None))
+            worker.submit(Job(str(number), request, after="0" if number else None))
         with pytest.raises(RequestError, match="4 requests wait"):
-            worker.submit(Ask("4", request, after="0"))
+            worker.submit(Job("4", request, after="0"))
         with pytest.raises(RequestError, match="'0' is under way"):
-            worker.submit(Ask("0", request))
+            worker.submit(Job("0", request))
         assert len([event for event in drive(worker) if event.finish]) == 4
 
 
 def test_the_rejection_walk_is_refused_or_done_never_forgotten(lm):
     request = lm.request(PROMPTS[0], max_new_tokens=9, temperature=0.8, walk="rejection")
     with working(lm) as worker, pytest.raises(MethodError, match="knows what its guesses"):
-        worker.submit(Ask("a", request, budget=3))
+        worker.submit(Job("a", request, budget=3))
 
 
 def test_ten_thousand_would_leave_no_more_than_a_few(lm):
@@ -264,7 +264,7 @@ def test_ten_thousand_would_leave_no_more_than_a_few(lm):
             name = f"lookup:longest={2 + number % 20}" if number % 3 else None
             prompt = (number % 50 + 3, number % 7 + 3, *request.prompt)
             ask = replace(request, prompt=prompt, seed=number)
-            worker.submit(Ask(str(number), ask, client=str(number), drafter=name, budget=2))
+            worker.submit(Job(str(number), ask, client=str(number), drafter=name, budget=2))
             if number % 5 == 4:
                 drive(worker)
         assert not worker._places
@@ -280,7 +280,7 @@ def test_waiting_requests_have_no_drafter_yet(lm):
     with working(lm, places=2) as worker:
         request = lm.request(PROMPTS[0], max_new_tokens=3)
         for number in range(20):
-            worker.submit(Ask(str(number), replace(request, seed=number), drafter="recycle"))
+            worker.submit(Job(str(number), replace(request, seed=number), drafter="recycle"))
         drive(worker)
         [lanes] = worker._fleet._others.values()
         assert len(lanes.idle) == 2
@@ -289,12 +289,12 @@ def test_waiting_requests_have_no_drafter_yet(lm):
 def test_shared_pages_are_not_counted_as_free(lm):
     with working(lm, pages=12, places=3, prefixes=1.0) as worker:
         prompt = [5] * (5 * PAGE)
-        worker.submit(Ask("a", lm.request(prompt, max_new_tokens=90, ignore_eos=True), budget=0))
+        worker.submit(Job("a", lm.request(prompt, max_new_tokens=90, ignore_eos=True), budget=0))
         while not worker.prefixes.pages:
             worker.step()
         assert worker._free() == PAGE * (12 - 1 - lm.engine.memory.used)  # its last page is shared
         other = [6] * (5 * PAGE)
-        worker.submit(Ask("b", lm.request(other, max_new_tokens=9, ignore_eos=True), budget=0))
+        worker.submit(Job("b", lm.request(other, max_new_tokens=9, ignore_eos=True), budget=0))
         drive(worker)
         assert not worker.stats.preempted
 
@@ -304,6 +304,6 @@ def test_those_that_fit_together_are_not_preempted(lm):
     with working(lm, pages=7, places=2, prefixes=0.0) as worker:
         for number, prompt in enumerate(PROMPTS[:2]):
             request = lm.request(prompt, max_new_tokens=110, ignore_eos=True)
-            worker.submit(Ask(str(number), request, budget=0))
+            worker.submit(Job(str(number), request, budget=0))
         drive(worker)
         assert not worker.stats.preempted

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import RequestError
-from paceline.serving.scheduler import BusyError, Job, Scheduler
+from paceline.serving.scheduler import BusyError, ScheduledJob, Scheduler
 
 
 class Machine:
@@ -21,7 +21,7 @@ class Machine:
 
     def submit(self, name, prompt, output, cost=1.0, **options):
         most = ceil(cost * (prompt + output))
-        job = Job(name, text=prompt, most=most, cost=cost, arrived=self.now, **options)
+        job = ScheduledJob(name, text=prompt, most=most, cost=cost, arrived=self.now, **options)
         self.scheduler.submit(job)
         self.left[name] = output
 
@@ -261,23 +261,23 @@ def test_nothing_is_left_of_many_clients():
 
 def test_no_memory_at_all_is_no_crash():
     scheduler = Scheduler(tree=1)
-    scheduler.submit(Job("a", 5, 10))
+    scheduler.submit(ScheduledJob("a", 5, 10))
     plan = scheduler.plan(0.0, 0, 16)
     assert (plan.admitted, plan.parts) == (["a"], [])
 
 
 def test_a_name_is_given_once():
     scheduler = Scheduler()
-    scheduler.submit(Job("a", 5, 10))
+    scheduler.submit(ScheduledJob("a", 5, 10))
     with pytest.raises(RequestError, match="'a' is under way"):
-        scheduler.submit(Job("a", 5, 10))
+        scheduler.submit(ScheduledJob("a", 5, 10))
 
 
 def test_what_can_never_fit_and_what_is_too_much_is_refused():
     scheduler = Scheduler(capacity=20, queue=2)
     with pytest.raises(RequestError, match="memory for 30 tokens, and there is some for 20"):
-        scheduler.submit(Job("a", 10, 30))
-    scheduler.submit(Job("a", 5, 10))
-    scheduler.submit(Job("b", 5, 10))
+        scheduler.submit(ScheduledJob("a", 10, 30))
+    scheduler.submit(ScheduledJob("a", 5, 10))
+    scheduler.submit(ScheduledJob("b", 5, 10))
     with pytest.raises(BusyError, match="2 requests wait"):
-        scheduler.submit(Job("c", 5, 10))
+        scheduler.submit(ScheduledJob("c", 5, 10))

@@ -10,7 +10,7 @@ from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
-from paceline.serving.asks import Ask, Event
+from paceline.serving.messages import Job, JobEvent
 from paceline.serving.scheduler import BusyError
 from paceline.serving.service import Mailbox, Service
 from paceline.serving.worker import Worker
@@ -46,7 +46,7 @@ def test_many_streams_at_once(lm, service):
     ]
 
     async def everybody():
-        asks = [Ask(str(n), request) for n, request in enumerate(requests)]
+        asks = [Job(str(n), request) for n, request in enumerate(requests)]
         return await asyncio.gather(*(tokens_of(service, ask) for ask in asks))
 
     found = asyncio.run(everybody())
@@ -58,7 +58,7 @@ def test_who_stops_listening_is_gone(lm, service):
     request = lm.request("Once upon a time", max_new_tokens=1000, ignore_eos=True)
 
     async def leave():
-        events = await service.stream(Ask("leaves", request))
+        events = await service.stream(Job("leaves", request))
         async for _ in events:
             break
         await events.aclose()
@@ -72,12 +72,12 @@ def test_who_stops_listening_is_gone(lm, service):
 def test_refusals_reach_the_caller(lm, service):
     request = lm.request("Once", max_new_tokens=2)
     with pytest.raises(RequestError, match="prompt is empty"):
-        asyncio.run(tokens_of(service, Ask("bad", replace(request, prompt=()))))
+        asyncio.run(tokens_of(service, Job("bad", replace(request, prompt=()))))
     long = lm.request("Once", max_new_tokens=1000, ignore_eos=True)
 
     async def too_many():
         streams = await asyncio.gather(
-            *(service.stream(Ask(str(n), long)) for n in range(90)), return_exceptions=True
+            *(service.stream(Job(str(n), long)) for n in range(90)), return_exceptions=True
         )
         busy = [each for each in streams if isinstance(each, BusyError)]
         for each in streams:
@@ -99,8 +99,8 @@ def test_a_bug_in_a_pass_fails_those_under_way_and_no_others(lm, service, monkey
     monkeypatch.setattr(service.worker, "step", broken)
 
     async def two():
-        first = [event async for event in await service.stream(Ask("a", request))]
-        return first, await tokens_of(service, Ask("b", request))
+        first = [event async for event in await service.stream(Job("a", request))]
+        return first, await tokens_of(service, Job("b", request))
 
     first, second = asyncio.run(two())
     assert [(event.finish, bool(event.error)) for event in first] == [("error", True)]
@@ -114,11 +114,11 @@ def test_stopping_lets_those_under_way_finish_and_takes_no_more(lm):
     request = lm.request("Once upon a time", max_new_tokens=300, ignore_eos=True)
 
     async def run():
-        events = await service.stream(Ask("a", request))
+        events = await service.stream(Job("a", request))
         stopping = asyncio.create_task(asyncio.to_thread(service.stop, 60.0))
         await asyncio.sleep(0.01)
         with pytest.raises(BusyError, match="about to stop"):
-            await service.stream(Ask("b", request))
+            await service.stream(Job("b", request))
         tokens = [token async for event in events for token in event.tokens]
         await stopping
         return tokens
@@ -126,7 +126,7 @@ def test_stopping_lets_those_under_way_finish_and_takes_no_more(lm):
     assert asyncio.run(run()) == alone(lm, request)
     assert not service.ready
     with pytest.raises(BusyError, match="about to stop"):
-        asyncio.run(service.stream(Ask("c", request)))
+        asyncio.run(service.stream(Job("c", request)))
 
 
 def test_stopping_at_once_tells_those_under_way(lm):
@@ -135,7 +135,7 @@ def test_stopping_at_once_tells_those_under_way(lm):
     request = lm.request("Once upon a time", max_new_tokens=900, ignore_eos=True)
 
     async def run():
-        events = await service.stream(Ask("a", request))
+        events = await service.stream(Job("a", request))
         await asyncio.to_thread(service.stop)
         return [event.finish async for event in events][-1]
 
@@ -146,9 +146,9 @@ def test_a_stream_that_nobody_begins_is_cancelled(lm, service):
     request = lm.request("Once upon a time", max_new_tokens=1000, ignore_eos=True)
 
     async def leave():
-        closed = await service.stream(Ask("closed", request))
+        closed = await service.stream(Job("closed", request))
         await closed.aclose()
-        let_go = await service.stream(Ask("let go", request))
+        let_go = await service.stream(Job("let go", request))
         del let_go
         while service._sinks or not service.worker.idle:
             await asyncio.sleep(0.005)
@@ -162,9 +162,9 @@ def test_a_name_that_is_taken_harms_nobody(lm, service):
     request = lm.request("Once upon a time", max_new_tokens=60, ignore_eos=True)
 
     async def twice():
-        first = await service.stream(Ask("a", request))
+        first = await service.stream(Job("a", request))
         with pytest.raises(RequestError, match="'a' is under way"):
-            await service.stream(Ask("a", request))
+            await service.stream(Job("a", request))
         return [token async for event in first for token in event.tokens]
 
     assert asyncio.run(asyncio.wait_for(twice(), 20)) == alone(lm, request)
@@ -182,9 +182,9 @@ def test_a_bug_in_taking_a_request_is_told_to_its_owner_alone(lm, service, monke
     monkeypatch.setattr(service.worker, "submit", broken)
 
     async def both():
-        good = await service.stream(Ask("good", request))
+        good = await service.stream(Job("good", request))
         with pytest.raises(ZeroDivisionError):
-            await service.stream(Ask("bad", request))
+            await service.stream(Job("bad", request))
         return [token async for event in good for token in event.tokens]
 
     assert asyncio.run(asyncio.wait_for(both(), 20)) == alone(lm, request)
@@ -205,9 +205,9 @@ def test_a_thread_that_dies_leaves_nobody_waiting(lm, monkeypatch, caplog):
     service.start()
 
     async def one():
-        first = [event.finish async for event in await service.stream(Ask("a", request))]
+        first = [event.finish async for event in await service.stream(Job("a", request))]
         with pytest.raises(BusyError, match="about to stop"):
-            await service.stream(Ask("b", request))
+            await service.stream(Job("b", request))
         return first
 
     assert asyncio.run(asyncio.wait_for(one(), 20)) == ["error"]
@@ -220,7 +220,7 @@ def test_what_was_never_started_can_be_stopped(lm):
     service = Service(Worker(lm))
     service.stop()
     with pytest.raises(BusyError, match="about to stop"):
-        asyncio.run(service.stream(Ask("a", lm.request("Once", max_new_tokens=2))))
+        asyncio.run(service.stream(Job("a", lm.request("Once", max_new_tokens=2))))
 
 
 def test_streams_that_come_while_the_service_stops_are_all_answered(lm):
@@ -229,7 +229,7 @@ def test_streams_that_come_while_the_service_stops_are_all_answered(lm):
     async def storm(service):
         async def one(number):
             try:
-                stream = await service.stream(Ask(str(number), request))
+                stream = await service.stream(Job(str(number), request))
             except BusyError:
                 return "busy"
             return [event.finish async for event in stream][-1]
@@ -248,14 +248,14 @@ def test_streams_that_come_while_the_service_stops_are_all_answered(lm):
 
 def test_who_reads_slowly_gets_larger_pieces_and_no_less():
     of_passes = {"path", "sources"}
-    lists = {field.name for field in fields(Event) if str(field.type).startswith("list")}
+    lists = {field.name for field in fields(JobEvent) if str(field.type).startswith("list")}
     of_tokens = lists - of_passes
 
     async def read():
         box = Mailbox()
         for n in range(1000):
-            box.put(Event("a", text=f"{n} ", **{name: [n] for name in of_tokens}))
-        box.put(Event("a", finish="stop"))
+            box.put(JobEvent("a", text=f"{n} ", **{name: [n] for name in of_tokens}))
+        box.put(JobEvent("a", finish="stop"))
         found = [await box.get()]
         while found[-1].finish is None:
             found.append(await box.get())

@@ -14,7 +14,7 @@ from paceline.control.grammar import Grammar
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.errors import RequestError
-from paceline.serving.asks import Ask
+from paceline.serving.messages import Job
 from paceline.serving.worker import Worker
 
 PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
@@ -91,7 +91,7 @@ def mixed(lm, data, worker):
         budget = data.draw(st.sampled_from([None, 0, 3]))
         drafter = data.draw(st.sampled_from([None, "hostile", "lookup"]))
         expected[f"r{number}"] = alone(lm, request)
-        worker.submit(Ask(f"r{number}", request, budget=budget, drafter=drafter))
+        worker.submit(Job(f"r{number}", request, budget=budget, drafter=drafter))
         for _ in range(data.draw(st.integers(0, 3))):
             events += worker.step()
     drive(worker, events)
@@ -111,7 +111,7 @@ def preempted(lm, worker):
         for prompt in PROMPTS
     ]
     for number, request in enumerate(requests):
-        worker.submit(Ask(str(number), request))
+        worker.submit(Job(str(number), request))
     events = drive(worker)
     assert worker.stats.preempted
     for number, request in enumerate(requests):
@@ -120,9 +120,9 @@ def preempted(lm, worker):
 
 def test_who_leaves_disturbs_nobody(lm, worker):
     stays = lm.request(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
-    worker.submit(Ask("stays", stays))
-    worker.submit(Ask("leaves", lm.request(PROMPTS[1], max_new_tokens=40, ignore_eos=True)))
-    worker.submit(Ask("late", lm.request(PROMPTS[2], max_new_tokens=40), deadline=0.0))
+    worker.submit(Job("stays", stays))
+    worker.submit(Job("leaves", lm.request(PROMPTS[1], max_new_tokens=40, ignore_eos=True)))
+    worker.submit(Job("late", lm.request(PROMPTS[2], max_new_tokens=40), deadline=0.0))
     events = [event for _ in range(4) for event in worker.step()]
     events += worker.cancel("leaves")
     assert worker.cancel("leaves") == []
@@ -139,23 +139,23 @@ def test_an_error_is_its_requests_own(lm, worker):
 
     good = lm.request(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     bad = replace(good, controls=(Forbids(),))
-    worker.submit(Ask("good", good))
-    worker.submit(Ask("bad", bad))
+    worker.submit(Job("good", good))
+    worker.submit(Job("bad", bad))
     events = drive(worker)
     [failed] = [event for event in events if event.finish == "error"]
     assert failed.id == "bad"
     assert "allow no token" in failed.error
     assert tokens_of(events, "good") == alone(lm, good)
     with pytest.raises(RequestError, match="prompt is empty"):
-        worker.submit(Ask("empty", replace(good, prompt=())))
+        worker.submit(Job("empty", replace(good, prompt=())))
     assert worker.idle
 
 
 def test_grammars_and_stop_strings_hold_in_a_batch(lm, worker):
     grammar = Grammar.choice(["yes", "no", "perhaps"])
-    worker.submit(Ask("choice", lm.request(PROMPTS[0], grammar=grammar, max_new_tokens=20)))
+    worker.submit(Job("choice", lm.request(PROMPTS[0], grammar=grammar, max_new_tokens=20)))
     worker.submit(
-        Ask("stopped", lm.request(PROMPTS[0], stop=["able"], max_new_tokens=60, temperature=0.0))
+        Job("stopped", lm.request(PROMPTS[0], stop=["able"], max_new_tokens=60, temperature=0.0))
     )
     events = drive(worker)
     assert text_of(events, "choice") in ("yes", "no", "perhaps")
@@ -170,7 +170,7 @@ def test_several_answers_wait_for_one_prompt(lm, worker):
         for seed in range(3)
     ]
     for seed, request in enumerate(requests):
-        worker.submit(Ask(str(seed), request, after="0" if seed else None))
+        worker.submit(Job(str(seed), request, after="0" if seed else None))
     events = drive(worker)
     for seed, request in enumerate(requests):
         assert tokens_of(events, str(seed)) == alone(lm, request)
@@ -178,7 +178,7 @@ def test_several_answers_wait_for_one_prompt(lm, worker):
 
 def test_logprobs_are_the_models_own(lm, worker):
     request = lm.request(PROMPTS[0], max_new_tokens=8, temperature=0.0)
-    worker.submit(Ask("a", request, logprobs=3))
+    worker.submit(Job("a", request, logprobs=3))
     events = drive(worker)
     told = [each for event in events for each in event.logprobs]
     assert [each.token for each in told] == tokens_of(events, "a")
@@ -193,11 +193,11 @@ def test_logprobs_are_the_models_own(lm, worker):
 def test_what_was_run_before_is_not_run_again(lm, worker):
     prompt = lm.tokenizer.encode(" ".join(PROMPTS) * 6)
     request = lm.request(prompt, max_new_tokens=20, ignore_eos=True)
-    worker.submit(Ask("first", request))
+    worker.submit(Job("first", request))
     first = tokens_of(drive(worker), "first")
     assert worker.stats.prompt_tokens == len(prompt) - 1
     again = lm.request([*prompt, *first, 5, 6], max_new_tokens=20, ignore_eos=True)
-    worker.submit(Ask("second", again))
+    worker.submit(Job("second", again))
     events = drive(worker)
     assert events[-1].cached >= len(prompt) + 18
     assert worker.stats.prompt_tokens <= len(prompt) + 3
@@ -209,7 +209,7 @@ def test_texts_of_the_past_make_room(lm):
         for number in range(8):
             prompt = [number + 3] * 150
             request = lm.request(prompt, max_new_tokens=30, ignore_eos=True)
-            worker.submit(Ask(str(number), request))
+            worker.submit(Job(str(number), request))
             found = tokens_of(drive(worker), str(number))
             assert worker.prefixes.pages
             assert found == alone(lm, request)
@@ -231,7 +231,7 @@ def test_guides_of_concurrent_requests_do_not_meet(lm, worker):
     }
     expected = {name: alone(lm, request) for name, request in requests.items()}
     for name, request in requests.items():
-        worker.submit(Ask(name, request, budget=5))
+        worker.submit(Job(name, request, budget=5))
     events = drive(worker)
     assert {name: tokens_of(events, name) for name in requests} == expected
     assert worker.stats.guide > 0
@@ -243,7 +243,7 @@ def test_auto_is_the_governors_whatever_the_server_does(lm):
     with working(lm) as worker:
         request = lm.request(PROMPTS[0], max_new_tokens=30, temperature=0.0)
         for budget in (None, "auto", 4):
-            worker.submit(Ask(str(budget), request, budget=budget))
+            worker.submit(Job(str(budget), request, budget=budget))
         events = drive(worker)
         nodes = {event.id: event.output.nodes for event in events if event.output}
         assert nodes["None"] == 30 < nodes["4"]

@@ -18,11 +18,11 @@ from paceline.cli.complete import complete
 from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
-from paceline.cli.groups import spread
 from paceline.cli.index import index
 from paceline.cli.inflate import inflate
 from paceline.cli.load import load
 from paceline.cli.methods import methods
+from paceline.cli.option_groups import spread
 from paceline.cli.output import document, drop, say, write, writing
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve

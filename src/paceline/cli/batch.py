@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import languages, options
+from paceline.cli import options, parsing
 from paceline.cli.output import check_target, document, say
 from paceline.cli.progress import counting
 from paceline.cli.replicas import cluster_parts, model_paths
@@ -21,7 +21,7 @@ from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.serving.batch import Settings
-    from paceline.serving.journal import Journal
+    from paceline.serving.output_journal import OutputJournal
     from paceline.serving.worker import Worker
 
 Input = Annotated[
@@ -92,7 +92,7 @@ def batch(
         from paceline.serving.batch import Settings, survey
     except ImportError as error:
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
-    from paceline.serving.journal import Journal
+    from paceline.serving.output_journal import OutputJournal
 
     found = survey(source)
     paths = model_paths(model)
@@ -101,7 +101,7 @@ def batch(
     where = str(paths[0].resolve()) if len(paths) == 1 else model
     build = partial(_worker, engine, where, drafting, places.places)
     start, tokens = perf_counter(), 0
-    with closing(Journal(output, job)) as journal, counting(found.lines, "lines") as tick:
+    with closing(OutputJournal(output, job)) as journal, counting(found.lines, "lines") as tick:
         before = journal.lines
         tick(before)
         if before:
@@ -130,7 +130,7 @@ def _job(
     """What the lines depend on; only a job of the same goes on."""
     from paceline.registry import drafters
 
-    lossy = languages.lossy({drafting.drafter: drafters.parse(drafting.drafter)})
+    lossy = parsing.lossy({drafting.drafter: drafters.parse(drafting.drafter)})
     return {
         "schema": "paceline-batch/1",
         "input": digest,
@@ -180,7 +180,7 @@ def _answers(
         yield from data.answered_by(each, count, source, after, settings, lines)
 
 
-def _tell(output: Path, journal: Journal, told: dict[str, Any], json: bool) -> None:
+def _tell(output: Path, journal: OutputJournal, told: dict[str, Any], json: bool) -> None:
     say(
         f"wrote {output}: {journal.lines} lines, {journal.failed} with an error; "
         f"{told['tokens']} tokens in {told['seconds']:.1f} s"

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import languages, options, work
+from paceline.cli import evaluation, options, parsing
 from paceline.cli.output import check_target, save_text, say, show
 from paceline.cli.progress import counting
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
+    from paceline.measuring.baseline import Asking
     from paceline.measuring.prompts import Dialogue
-    from paceline.measuring.turns import Asking
 
 
 class State(StrEnum):
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Questions(work.SuiteQuestions):
+class Questions(evaluation.SuiteQuestions):
     """What is asked."""
 
     limit: Annotated[
@@ -73,7 +73,7 @@ class Rounds:
 
     def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> Asking:
         """How the turns are asked."""
-        from paceline.measuring.turns import Asking
+        from paceline.measuring.baseline import Asking
 
         return Asking(
             self.max_new_tokens,
@@ -88,7 +88,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Report(work.Report):
+class Report(evaluation.Report):
     """Where results go."""
 
     html: Annotated[
@@ -108,7 +108,7 @@ class Report(work.Report):
 
     def deliver(self, found: dict[str, Any]) -> None:
         """Write page and document where they are wanted."""
-        from paceline.measuring.html import page
+        from paceline.measuring.report.html import page
 
         if self.html:
             save_text(self.html, page(found))
@@ -133,11 +133,11 @@ def bench(
     not.
     """
     report.check()
-    budgets, rules = languages.budgets(rounds.budget), following.rules()
-    job = work.prepare(model, questions, rounds.drafters, engine)
+    budgets, rules = parsing.budgets(rounds.budget), following.rules()
+    job = evaluation.prepare(model, questions, rounds.drafters, engine)
     from paceline.measuring import bench as measure
-    from paceline.measuring.report import bench_document, conditions
-    from paceline.measuring.tables import bench_tables
+    from paceline.measuring.report.document import bench_document, conditions
+    from paceline.measuring.report.tables import bench_tables
 
     asking = rounds.asking(questions.chat, rules, following.guides)
     states = [name for name in measure.STATES if rounds.state in (name, "both")]
@@ -160,7 +160,11 @@ def bench(
 
 
 def settings(
-    questions: Questions, rounds: Rounds, asking: Asking, budgets: list[int | str], job: work.Work
+    questions: Questions,
+    rounds: Rounds,
+    asking: Asking,
+    budgets: list[int | str],
+    job: evaluation.Work,
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {
@@ -183,10 +187,10 @@ def settings(
     }
 
 
-def tell(found: dict[str, Any], job: work.Work) -> int:
+def tell(found: dict[str, Any], job: evaluation.Work) -> int:
     """Say what was left out or may differ; returns how many outputs differ that may not."""
     job.tell(found["clipped"], job.turns)
-    lossy = languages.lossy(job.methods)
+    lossy = parsing.lossy(job.methods)
     for name in lossy:
         say(f"{name} is lossy: its outputs may differ from plain decoding's")
     exact = [arm for arm in found["arms"] if arm["drafter"] not in lossy]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options
-from paceline.cli.answers import Drafting, describe, stream, summary
+from paceline.cli.decode_options import Drafting, describe, stream, summary
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.lm import LM, Options, Prompt
+    from paceline.lm import LM, Prompt, RequestOptions
 
 USER = "{user}"
 Template = Annotated[
@@ -36,7 +36,7 @@ def chat(
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
-    wishes: Options = {**sampling.wishes(), **following.wishes()}
+    wishes: RequestOptions = {**sampling.wishes(), **following.wishes()}
     pattern = _pattern(template)
     wishes["stop"] = [*wishes["stop"], *_ends(pattern)]
     lm = drafting.open(engine, model)

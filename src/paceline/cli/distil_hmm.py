@@ -33,7 +33,7 @@ def distil_hmm(
     until all is done: the same command goes on where it was stopped.
     """
     check_target(out)
-    from paceline.decoding.distil import Distillation, Recipe
+    from paceline.training.hmm import Distillation, Recipe
 
     recipe = Recipe(states, samples, length, rounds, seed)
     lm = engine.open(model, "plain", 0)

@@ -10,8 +10,8 @@ from paceline.cli.output import document, show
 
 def doctor(threads: options.Threads = None, json: options.Json = False) -> None:
     """Show cores, instruction sets, memory bandwidth and versions."""
+    from paceline.machine import machine, versions
     from paceline.measuring.bandwidth import measure_bandwidth
-    from paceline.measuring.machine import machine, versions
 
     bandwidth = measure_bandwidth(threads)
     found: dict[str, Any] = {

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import answers, options, search
-from paceline.cli.answers import describe, sizing, stream, summary
+from paceline.cli import decode_options, options, search
+from paceline.cli.decode_options import describe, sizing, stream, summary
 from paceline.cli.files import read_prediction, read_prompt, read_tools
 from paceline.cli.output import document, say
 from paceline.errors import MethodError
@@ -18,7 +18,7 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from paceline.control.keywords import Keywords
     from paceline.core import Output, Request
-    from paceline.lm import LM, Options, Prompt
+    from paceline.lm import LM, Prompt, RequestOptions
 
 OTHER_TOKENS = (
     "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
@@ -27,7 +27,7 @@ OTHER_TOKENS = (
 
 
 @dataclass(frozen=True)
-class Drafting(answers.Drafting):
+class Drafting(decode_options.Drafting):
     """How tokens are guessed."""
 
     prediction: Annotated[
@@ -80,7 +80,7 @@ class Following(options.Following):
             return None
         return Keywords.of(self.keywords.split(","), hmm="" if self.hmm is None else str(self.hmm))
 
-    def wishes(self) -> Options:
+    def wishes(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:
@@ -126,7 +126,7 @@ def generate(
     Lexical controls: --keywords, and `letters`, `sounds` and `monitor` by --sampler, as in
     `--sampler letters=e`.
     """
-    wishes: Options = {**sampling.wishes(), **following.wishes(), "ignore_eos": ignore_eos}
+    wishes: RequestOptions = {**sampling.wishes(), **following.wishes(), "ignore_eos": ignore_eos}
     text, wishes["prediction"] = read_prompt(prompt), drafting.expected()
     method = None if strategy is None else search.chosen(context, strategy)
     if method is not None and not method.drafts:
@@ -177,9 +177,9 @@ def tell(found: dict[str, Any], output: Output) -> None:
 def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     """Decode plainly and say whether the output is the same."""
     from paceline.decoding.governor import Fixed
+    from paceline.measuring.baseline import decode, plain_drafter
     from paceline.measuring.proof import compare
-    from paceline.measuring.report import difference_document
-    from paceline.measuring.turns import decode, plain_drafter
+    from paceline.measuring.report.document import difference_document
 
     plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
     difference = compare(lm, request, plain, output)

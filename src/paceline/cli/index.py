@@ -35,7 +35,7 @@ def index(
             raise RequestError(f"cannot read {path}: it is not a file")
         if out.exists() and path.samefile(out):
             raise RequestError(f"{out} is a text to read; name another file to write")
-    from paceline.drafters.corpus import tokenise, write_corpus
+    from paceline.drafters.history.corpus_index import tokenise, write_corpus
     from paceline.models import load
 
     tokenizer = load(model).tokenizer

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options, work
+from paceline.cli import evaluation, options
 from paceline.cli.output import say, show
 from paceline.cli.progress import counting
 from paceline.errors import PacelineError, RequestError
@@ -17,8 +17,8 @@ from paceline.errors import PacelineError, RequestError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from paceline.measuring.http import Server
-    from paceline.measuring.load import Reply, Traffic
+    from paceline.measuring.load.client import Server
+    from paceline.measuring.load.run import Reply, Traffic
 
 _ROWS = {
     "ttft": "first token",
@@ -55,7 +55,7 @@ class Arriving:
         Raises:
             RequestError: a number is not above 0, or both or neither loop are named.
         """
-        from paceline.measuring.load import Traffic
+        from paceline.measuring.load.run import Traffic
 
         _positive("--rate", self.rate)
         _positive("--seconds", self.seconds)
@@ -132,11 +132,11 @@ class Goals:
 def load(
     url: Annotated[str, typer.Argument(help="Of a server, e.g. http://127.0.0.1:8000.")],
     *,
-    questions: work.SuiteQuestions,
+    questions: evaluation.SuiteQuestions,
     arriving: Arriving,
     bodies: Bodies,
     goals: Goals,
-    report: work.Report,
+    report: evaluation.Report,
 ) -> None:
     """Load an OpenAI-compatible server and measure it.
 
@@ -145,9 +145,9 @@ def load(
     """
     import asyncio
 
-    from paceline.measuring.http import Server
-    from paceline.measuring.load import summary
-    from paceline.measuring.machine import machine, versions
+    from paceline.machine import machine, versions
+    from paceline.measuring.load.client import Server
+    from paceline.measuring.load.run import summary
 
     report.check()
     _positive("--timeout", bodies.timeout)
@@ -181,7 +181,7 @@ async def run(
     server: Server, bodies: Bodies, texts: list[str], traffic: Traffic
 ) -> tuple[str, list[Reply]]:
     """The name of the model that was asked, and the replies."""
-    from paceline.measuring.load import drive, first_model, sender
+    from paceline.measuring.load.run import drive, first_model, sender
 
     name = bodies.model or await first_model(server)
 
@@ -200,7 +200,7 @@ async def run(
 
 
 def settings(
-    url: str, name: str, questions: work.SuiteQuestions, arriving: Arriving, bodies: Bodies
+    url: str, name: str, questions: evaluation.SuiteQuestions, arriving: Arriving, bodies: Bodies
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {

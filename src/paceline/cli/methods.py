@@ -17,12 +17,12 @@ def methods(json: options.Json = False) -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table("name", "family", "output", "settings", "needs", "paper", box=SIMPLE)
+    table = Table("name", "family", "output", "settings", "needs", "source", box=SIMPLE)
     for row in rows:
         settings = ", ".join(f"{key}={value}" for key, value in row["settings"].items())
         name = row["name"] + (" (for tests)" if row["hidden"] else "")
         table.add_row(
-            name, row["family"], row["exactness"], settings, ", ".join(row["needs"]), row["paper"]
+            name, row["family"], row["exactness"], settings, ", ".join(row["needs"]), row["source"]
         )
     show(table)
 
@@ -31,22 +31,22 @@ def registered() -> list[dict[str, Any]]:
     """One row for each method of each family."""
     from dataclasses import MISSING, fields
 
-    from paceline.registry import controls, drafters, guides, strategies, watermarks
+    from paceline.registry import FAMILIES
 
     return [
         {
             "name": name,
             "family": registry.family,
             "exactness": method.exactness.value,
-            "needs": list(getattr(method, "needs", ())),
-            "paper": method.paper,
-            "catalogue": list(getattr(method, "catalogue", ())),
+            "needs": sorted(method.needs),
+            "source": str(method.source),
+            "catalogue": list(method.catalogue),
             "settings": {
                 f.name: None if f.default is MISSING else f.default for f in fields(method)
             },
             "summary": (method.__doc__ or "").partition("\n")[0],
             "hidden": method.hidden,
         }
-        for registry in (drafters, controls, guides, strategies, watermarks)
+        for registry in FAMILIES.values()
         for name, method in registry.methods().items()
     ]

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paceline.cli import languages
+from paceline.cli import parsing
 from paceline.cli.files import read_text
-from paceline.cli.languages import one_budget as one_budget  # `serve` reads its budget with it
+from paceline.cli.parsing import one_budget as one_budget  # `serve` reads its budget with it
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
-    from paceline.lm import LM, Options
+    from paceline.lm import LM, RequestOptions
     from paceline.watermarks.base import Watermark as Mark
 
 _DRAFTERS_HELP = (
@@ -145,21 +145,21 @@ class Sampling:
         """
         return one_watermark(self.watermark)
 
-    def wishes(self) -> Options:
+    def wishes(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:
             PacelineError: a name is unknown, or a value cannot be.
         """
-        controls, heat = languages.parse_sampler(self.sampler)
+        controls, heat = parsing.parse_sampler(self.sampler)
         return {
             "max_new_tokens": self.max_new_tokens,
-            "temperature": languages.one_temperature(self.temperature, heat),
+            "temperature": parsing.one_temperature(self.temperature, heat),
             "seed": self.seed,
             "controls": controls,
             "watermark": self.mark,
             "walk": self.walk,
-            "stop": languages.stops(self.stop),
+            "stop": parsing.stops(self.stop),
         }
 
 
@@ -214,7 +214,7 @@ class Following:
             return Grammar(read_text("the grammar", self.grammar), "lark")
         return None if self.choice is None else Grammar.choice(self.choice.split("|"))
 
-    def wishes(self) -> Options:
+    def wishes(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import languages, options, work
+from paceline.cli import evaluation, options, parsing
 from paceline.cli.output import say, show
 from paceline.cli.progress import counting
 from paceline.errors import MethodError
@@ -16,14 +16,14 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from paceline.decoding.governor import Budget
     from paceline.lm import LM
+    from paceline.measuring.baseline import Asking
     from paceline.measuring.proof import Proof
-    from paceline.measuring.turns import Asking
 
 _SHOWN = 10  # differences on the screen; the document holds all
 
 
 @dataclass(frozen=True)
-class Questions(work.Questions):
+class Questions(evaluation.Questions):
     """What is asked."""
 
     chat: options.Chat = False
@@ -52,14 +52,14 @@ class Comparing:
         Raises:
             PacelineError: one is no number of 0 or more.
         """
-        return languages.numbers("--temperatures", self.temperatures)
+        return parsing.numbers("--temperatures", self.temperatures)
 
     def sizes(self, lm: LM) -> Budget:
         """What sizes the trees of one drafter."""
         from paceline.decoding.governor import Fixed, Governor
-        from paceline.measuring.costfile import known_cost
+        from paceline.engines.cost_cache import known_cost
 
-        nodes = languages.one_budget(self.budget)
+        nodes = parsing.one_budget(self.budget)
         return Fixed(nodes) if isinstance(nodes, int) else Governor(known_cost(lm.engine))
 
 
@@ -70,7 +70,7 @@ def prove(
     comparing: Comparing,
     following: options.Following,
     engine: options.EngineChoice,
-    report: work.Report,
+    report: evaluation.Report,
 ) -> None:
     """Prove that no drafter changes a token; exit 1 if one does.
 
@@ -79,13 +79,13 @@ def prove(
     Drafters keep what they learnt from prompt to prompt.
     """
     refuse(comparing.walk, comparing.drafters)
-    heats, nodes = comparing.heats, languages.one_budget(comparing.budget)
+    heats, nodes = comparing.heats, parsing.one_budget(comparing.budget)
     mark, rules = options.one_watermark(comparing.watermark), following.rules()
     report.check()
-    job = work.prepare(model, questions, comparing.drafters, engine)
+    job = evaluation.prepare(model, questions, comparing.drafters, engine)
     from paceline.measuring import proof
-    from paceline.measuring.report import conditions, proof_document, proof_table
-    from paceline.measuring.turns import Asking
+    from paceline.measuring.baseline import Asking
+    from paceline.measuring.report.document import conditions, proof_document, proof_table
 
     new, seed, chat = comparing.max_new_tokens, comparing.seed, questions.chat
     asking = Asking(
@@ -121,12 +121,12 @@ def refuse(walk: str, drafters: list[str]) -> None:
             f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
             "law only, which its statistical test checks; use --walk gumbel"
         )
-    for name in languages.lossy(languages.find_drafters(drafters)[0]):
+    for name in parsing.lossy(parsing.find_drafters(drafters)[0]):
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
 
 
 def settings(
-    questions: Questions, asking: Asking, heats: list[float], nodes: int | str, job: work.Work
+    questions: Questions, asking: Asking, heats: list[float], nodes: int | str, job: evaluation.Work
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {
@@ -144,7 +144,7 @@ def settings(
     }
 
 
-def tell(result: Proof, found: dict[str, Any], job: work.Work) -> None:
+def tell(result: Proof, found: dict[str, Any], job: evaluation.Work) -> None:
     """Say what differs, what was left out, and the counts."""
     for finding in result.findings[:_SHOWN]:
         say(str(finding))

@@ -17,8 +17,8 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from paceline.serving.api.guard import Rules
-    from paceline.serving.rates import Rates
+    from paceline.serving.api.middleware import Rules
+    from paceline.serving.rate_limits import RateLimits
     from paceline.serving.settings import Settings
 
 
@@ -29,10 +29,10 @@ def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
         MethodError: Ray is not installed.
     """
     try:
-        from paceline.serving.cluster import data, join, servers
+        from paceline.serving.cluster import batch, ray_cluster, servers
     except ImportError as error:
         raise MethodError(f"a cluster needs {error.name}; pip install 'paceline[ray]'") from None
-    return join, data, servers
+    return ray_cluster, batch, servers
 
 
 def model_paths(model: str | None) -> list[Path]:
@@ -49,7 +49,7 @@ def model_paths(model: str | None) -> list[Path]:
 
 
 def serve_replicas(
-    build: Callable[[int, Rates], FastAPI],
+    build: Callable[[int, RateLimits], FastAPI],
     listener: socket.socket,
     settings: Settings,
     rules: Rules,
@@ -69,16 +69,16 @@ def serve_replicas(
     from paceline.serving.api.server import Server
     from paceline.serving.logs import log_to_stderr
 
-    join, _, servers = cluster_parts()
+    ray_cluster, _, servers = cluster_parts()
     from paceline.serving.cluster.app import create_front
-    from paceline.serving.cluster.front import Front
+    from paceline.serving.cluster.proxy import Proxy
 
     count = settings.replicas or 1
-    with join.cluster(settings.ray):
-        threads = settings.threads or join.processors(count)
+    with ray_cluster.cluster(settings.ray):
+        threads = settings.threads or ray_cluster.processors(count)
         ongoing = settings.places + settings.queue
         with servers.replicated(build, count, threads, ongoing, settings) as fleet:
-            front = Front(fleet)
+            front = Proxy(fleet)
             server = Server(create_front(front, fleet, rules, settings.cors), front, settings)
             listener.listen()  # who reads the next line may come at once
             host, port = listener.getsockname()[:2]

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from paceline.lm import LM
-    from paceline.serving.api.guard import Rules
-    from paceline.serving.keys import Keys
-    from paceline.serving.rates import Rates
+    from paceline.serving.api.middleware import Rules
+    from paceline.serving.api_keys import ApiKeys
+    from paceline.serving.operator_policy import OperatorPolicy
+    from paceline.serving.rate_limits import RateLimits
     from paceline.serving.service import Service
-    from paceline.serving.steering import Steering
     from paceline.serving.worker import Worker
 
 
@@ -43,10 +43,10 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         from paceline.serving.api.server import Server
     except ImportError as error:
         raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
-    from paceline.serving.keys import Keys
+    from paceline.serving.api_keys import ApiKeys
     from paceline.serving.logs import log_to_stderr
 
-    keys = Keys.read(settings.keys, settings.keys_file)
+    keys = ApiKeys.read(settings.keys, settings.keys_file)
     if settings.replicas is not None:
         _replicated(settings, keys)
         return
@@ -77,19 +77,19 @@ def _open(settings: Settings) -> LM:
     return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
 
 
-def _steering(lm: LM, settings: Settings) -> Steering:
+def _steering(lm: LM, settings: Settings) -> OperatorPolicy:
     """What marks and steers answers; the models of guides are opened."""
-    from paceline.serving.steering import Steering, open_guides, parse_guides
+    from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
     from paceline.watermarks.base import parse_watermark
 
     mark = None if settings.watermark is None else parse_watermark(settings.watermark)
     guides = parse_guides(settings.guides)
     open_guides(lm, guides)
-    return Steering(mark, settings.watermark_choice, guides)
+    return OperatorPolicy(mark, settings.watermark_choice, guides)
 
 
 def _worker(lm: LM, settings: Settings) -> Worker:
-    from paceline.serving.memory import room
+    from paceline.serving.kv_budget import room
     from paceline.serving.worker import Worker
 
     promised, others = settings.memory, [*lm.drafter.engines, *lm.beside.loaded]
@@ -97,12 +97,12 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
 
 
-def _warn(settings: Settings, keys: Keys) -> None:
+def _warn(settings: Settings, keys: ApiKeys) -> None:
     if not keys and not _loopback(settings.host):
         say(f"whoever reaches {settings.host} may use it: there are no API keys")
 
 
-def _replicated(settings: Settings, keys: Keys) -> None:
+def _replicated(settings: Settings, keys: ApiKeys) -> None:
     """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
@@ -110,12 +110,14 @@ def _replicated(settings: Settings, keys: Keys) -> None:
 
     rules = _rules(settings, keys)
 
-    def build(threads: int, rates: Rates) -> FastAPI:
-        from paceline.serving.rates import Rates
+    def build(threads: int, rates: RateLimits) -> FastAPI:
+        from paceline.serving.rate_limits import RateLimits
 
         # The front has measured the body, which may have grown by a seed.
         own = replace(settings, threads=threads, cors=(), max_body=Size(4 * settings.max_body))
-        told = Rates() if settings.token_rate is None else rates  # nobody would ask what is owed
+        told = (
+            RateLimits() if settings.token_rate is None else rates
+        )  # nobody would ask what is owed
         return _app(_open(own), own, replace(_rules(own, keys), rates=told))[0]
 
     with _listening(settings.host, settings.port) as listener:
@@ -125,7 +127,7 @@ def _replicated(settings: Settings, keys: Keys) -> None:
 
 def _app(lm: LM, settings: Settings, rules: Rules) -> tuple[FastAPI, Service]:
     from paceline.serving.api import create_app
-    from paceline.serving.api.asking import Limits
+    from paceline.serving.api.parse import Limits
     from paceline.serving.service import Service
 
     steering = _steering(lm, settings)  # first: what guides hold is part of the memory
@@ -142,13 +144,13 @@ def _app(lm: LM, settings: Settings, rules: Rules) -> tuple[FastAPI, Service]:
     return app, service
 
 
-def _rules(settings: Settings, keys: Keys) -> Rules:
-    from paceline.serving.api.guard import Rules
-    from paceline.serving.rates import Rates
+def _rules(settings: Settings, keys: ApiKeys) -> Rules:
+    from paceline.serving.api.middleware import Rules
+    from paceline.serving.rate_limits import RateLimits
 
     return Rules(
         keys=keys,
-        rates=Rates(settings.request_rate, settings.token_rate),
+        rates=RateLimits(settings.request_rate, settings.token_rate),
         max_body=settings.max_body,
         body_seconds=settings.body_seconds,
         write_seconds=settings.write_seconds,

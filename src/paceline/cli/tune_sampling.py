@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import languages, options
+from paceline.cli import options, parsing
 from paceline.cli.output import check_target, document, save, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.measuring.economy import Economy, Space, Trial
-    from paceline.measuring.scorers import Scorer
+    from paceline.planning.sampling_search import Economy, Space, Trial
+    from paceline.planning.scorers import Scorer
 
 _LIMITS = "LOW..HIGH of what is tried."
 
@@ -49,7 +49,7 @@ class Judging:
         Raises:
             RequestError: there is no such scorer, or no command.
         """
-        from paceline.measuring.scorers import scorer
+        from paceline.planning.scorers import scorer
 
         return scorer(self.scorer, self.command)
 
@@ -73,13 +73,13 @@ class Trying:
         Raises:
             RequestError: they are none.
         """
-        from paceline.measuring.economy import Space
+        from paceline.planning.sampling_search import Space
 
         return Space(
-            languages.limits("--temperature", self.temperature),
-            languages.limits("--top-p", self.top_p),
-            languages.whole_limits("--n", self.n),
-            languages.whole_limits("--tokens", self.tokens),
+            parsing.limits("--temperature", self.temperature),
+            parsing.limits("--top-p", self.top_p),
+            parsing.whole_limits("--n", self.n),
+            parsing.whole_limits("--tokens", self.tokens),
         )
 
 
@@ -107,13 +107,13 @@ def tune_sampling(
     """Find temperature, top_p, number and length of answers that score best for their tokens.
 
     The score of a question is that of the best of its answers. From Python, see
-    `paceline.measuring.economy`; there the scorer is any function.
+    `paceline.planning.sampling_search`; there the scorer is any function.
     """
-    from paceline.measuring.economy import Economy, read_examples, reader, writer
+    from paceline.planning.sampling_search import Economy, read_examples, reader, writer
 
     check_target(out)
     judge, space = judging.judge(), trying.space()
-    found, ends = read_examples(examples), languages.stops(stop)
+    found, ends = read_examples(examples), parsing.stops(stop)
     task: dict[str, Any] = {
         "model": model,
         "format": engine.weight_format,
@@ -164,7 +164,7 @@ def recall(path: Path | None, task: dict[str, Any]) -> list[Trial]:
     Raises:
         RequestError: it is no such file, or of another task.
     """
-    from paceline.measuring.economy import Trial
+    from paceline.planning.sampling_search import Trial
 
     if path is None or not path.exists():
         return []

@@ -26,8 +26,8 @@ def warm(
     What it wrote and thought is kept in the user's cache folder. `recycle` and `blend` start from
     it; `warm=false` in their settings leaves it alone. Outputs do not change.
     """
-    from paceline.decoding.selftext import selftext
-    from paceline.drafters.trace import trace_path, write_trace
+    from paceline.models.trace import trace_path, write_trace
+    from paceline.training.self_text import selftext
 
     lm = engine.open(model, "plain", 0)
     start = perf_counter()

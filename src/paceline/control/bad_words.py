@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import ControlMethod, forbid
-from paceline.core import Control, Floats, Request
+from paceline.control.base import ControlMethod
+from paceline.control.logits import forbid
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary, words
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("bad_words")
+@controls.register("bad_words", Exactness.EXACT)
 @dataclass(frozen=True)
 class BadWords(ControlMethod):
     r"""Words that never occur in the output.
@@ -29,7 +30,7 @@ class BadWords(ControlMethod):
     words: str
 
     order = 31
-    paper = "ours for texts; for ids as in Hugging Face transformers, bad_words_ids"
+    source = Source(note="ours for texts; for ids as in Hugging Face transformers, bad_words_ids")
 
     def __post_init__(self) -> None:
         words("bad_words", self.words)

@@ -9,10 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import ControlMethod, entropy, keep_only, require, softmax
-from paceline.core import Control, Floats, Request
+from paceline.control.base import ControlMethod, require
+from paceline.control.logits import entropy, keep_only, softmax
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _LIKELY = 256  # tokens that a search looks at; what it finds is checked on all
 _STEPS = 24  # of a search
@@ -21,7 +22,7 @@ _MARGIN = 1e-6  # relative; a proof nearer than this may be rounding
 Doubles = NDArray[np.float64]
 
 
-@controls.register("basis_aware")
+@controls.register("basis_aware", Exactness.EXACT)
 @dataclass(frozen=True)
 class BasisAware(ControlMethod):
     """Eta sampling that keeps tokens below its cutoff, too, where they must be meant.
@@ -50,7 +51,12 @@ class BasisAware(ControlMethod):
     tests: int = 8
 
     order = 59
-    paper = "Finlayson et al., Closing the Curious Case of Neural Text Degeneration, 2310.01693, 4"
+    source = Source(
+        authors="Finlayson et al.",
+        title="Closing the Curious Case of Neural Text Degeneration",
+        arxiv="2310.01693",
+        section="4",
+    )
     catalogue = (212,)
 
     def __post_init__(self) -> None:

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.control.base import ControlMethod, require
-from paceline.core import Control, Floats, Request
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary, words
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _LONGEST = 50  # tokens of a repetition that are looked at; the penalty is prohibitive long before
 
 
-@controls.register("dry")
+@controls.register("dry", Exactness.EXACT)
 @dataclass(frozen=True)
 class Dry(ControlMethod):
     """Make the token that would continue a repetition less likely, the longer the repetition is.
@@ -39,7 +39,9 @@ class Dry(ControlMethod):
     breakers: str = r'"\n";":";"\"";"*"'
 
     order = 23
-    paper = "P. E. Weidmann, DRY, text-generation-webui pull request 5677, 2024"
+    source = Source(
+        authors="P. E. Weidmann", title="DRY, text-generation-webui pull request 5677, 2024"
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.multiplier <= 100, "dry", self.multiplier, "0 to 100")

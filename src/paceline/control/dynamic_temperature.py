@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import Stateless, entropy, require, softmax
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import entropy, softmax
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 _COLDEST = 1e-3
 
 
-@controls.register("dynamic_temperature")
+@controls.register("dynamic_temperature", Exactness.EXACT)
 @dataclass(frozen=True)
 class DynamicTemperature(Stateless):
     """Cool the distribution where the model is sure: T = T0 * base^(theta / entropy).
@@ -27,7 +28,7 @@ class DynamicTemperature(Stateless):
     base: float = 0.8
 
     order = 39
-    paper = "Zhang et al., EDT, arXiv 2403.14541, section 3.3"
+    source = Source(authors="Zhang et al.", title="EDT", arxiv="2403.14541", section="section 3.3")
     catalogue = (280,)
 
     def __post_init__(self) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import Stateless, keep_only, require, softmax
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only, softmax
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("epsilon")
+@controls.register("epsilon", Exactness.EXACT)
 @dataclass(frozen=True)
 class Epsilon(Stateless):
     """Keep the tokens with a probability of at least `cutoff`, and always the likeliest.
@@ -22,7 +23,12 @@ class Epsilon(Stateless):
     cutoff: float = 6e-4
 
     order = 65
-    paper = "Hewitt et al., Truncation Sampling as LM Desmoothing, arXiv 2210.15191, section 4.1"
+    source = Source(
+        authors="Hewitt et al.",
+        title="Truncation Sampling as LM Desmoothing",
+        arxiv="2210.15191",
+        section="section 4.1",
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.cutoff < 1, "epsilon", self.cutoff, "0 to below 1")

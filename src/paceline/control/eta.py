@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, entropy, keep_only, require, softmax
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import entropy, keep_only, softmax
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("eta")
+@controls.register("eta", Exactness.EXACT)
 @dataclass(frozen=True)
 class Eta(Stateless):
     """Epsilon sampling with a cutoff that falls where the distribution is flat.
@@ -24,7 +25,12 @@ class Eta(Stateless):
     epsilon: float = 6e-4
 
     order = 66
-    paper = "Hewitt et al., Truncation Sampling as LM Desmoothing, arXiv 2210.15191, section 4.2"
+    source = Source(
+        authors="Hewitt et al.",
+        title="Truncation Sampling as LM Desmoothing",
+        arxiv="2210.15191",
+        section="section 4.2",
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.epsilon < 1, "eta", self.epsilon, "0 to below 1")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from paceline.control.base import ControlMethod, require
 from paceline.control.force import Force
-from paceline.core import Control, Request
+from paceline.core import Control, Exactness, Request
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("first_token")
+@controls.register("first_token", Exactness.EXACT)
 @dataclass(frozen=True)
 class FirstToken(ControlMethod):
     """The output begins with this token.
@@ -23,7 +23,7 @@ class FirstToken(ControlMethod):
     token: int
 
     order = 11
-    paper = "as in Hugging Face transformers, forced_bos_token_id"
+    source = Source(title="Hugging Face transformers, forced_bos_token_id")
 
     def __post_init__(self) -> None:
         require(self.token >= 0, "first_token", self.token, "a token id")

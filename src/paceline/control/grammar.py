@@ -11,11 +11,11 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 from paceline.control.base import ControlMethod
-from paceline.control.matcher import Matcher, refusal
-from paceline.core import Control, Request
+from paceline.control.structured.matcher import Matcher, refusal
+from paceline.core import Control, Exactness, Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _LONGEST = 1 << 20  # characters of a grammar
 _COMPILED = 64  # grammars kept for each model
@@ -26,7 +26,7 @@ _SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separ
 _DEEPEST = 100  # levels of a schema; the compiler's own limit ends in a stack overflow beyond
 
 
-@controls.register("grammar")
+@controls.register("grammar", Exactness.EXACT)
 @dataclass(frozen=True)
 class Grammar(ControlMethod):
     """The output follows a grammar to its end, unless `max_new_tokens` cuts it.
@@ -50,7 +50,10 @@ class Grammar(ControlMethod):
     kind: str = "regex"
 
     order = 38
-    paper = "llguidance, github.com/guidance-ai/llguidance; forced tokens as drafts are ours"
+    source = Source(
+        title="llguidance, github.com/guidance-ai/llguidance",
+        note="forced tokens as drafts are ours",
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:

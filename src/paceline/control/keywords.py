@@ -11,20 +11,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import ControlMethod, Judging, shared
-from paceline.control.hmm import Doubles, Hmm, read_hmm
-from paceline.control.spotting import FAR, Keyword, Spotter
-from paceline.core import Control, Floats, Request, TokenTree
+from paceline.control.base import ControlMethod, shared
+from paceline.control.capabilities import RejectsText
+from paceline.control.lexical.hmm import Doubles, Hmm, read_hmm
+from paceline.control.lexical.keyword_automaton import FAR, Keyword, KeywordAutomaton
+from paceline.core import Control, Exactness, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _COMPILED = 16  # spotters kept for each model
 _ITEM = re.compile(r'\s*("(?:[^"\\]|\\.)*"|[^;"]*)\s*(?:;|$)')
 _LEAST = 1e-300  # of a chance that is not 0, to be told from one that is
 
 
-@controls.register("keywords")
+@controls.register("keywords", Exactness.EXACT)
 @dataclass(frozen=True)
 class Keywords(ControlMethod):
     """Words that the output will have, each as a whole word, in any order or in theirs.
@@ -51,7 +52,13 @@ class Keywords(ControlMethod):
 
     order = 36
     paths = ("hmm",)
-    paper = "Zhang et al., GeLaTo, arXiv 2304.07438, sections 3 and 4; by an automaton over bytes"
+    source = Source(
+        authors="Zhang et al.",
+        title="GeLaTo",
+        arxiv="2304.07438",
+        section="sections 3 and 4",
+        note="by an automaton over bytes",
+    )
     catalogue = (188,)
 
     def __post_init__(self) -> None:
@@ -124,7 +131,9 @@ class Keywords(ControlMethod):
 class _Deadline:
     """Forbids what leaves too few tokens for the keywords. Pure, though it remembers."""
 
-    def __init__(self, ways: list[Keyword], spotter: Spotter, start: int, request: Request) -> None:
+    def __init__(
+        self, ways: list[Keyword], spotter: KeywordAutomaton, start: int, request: Request
+    ) -> None:
         self._ways, self.spotter = ways, spotter
         self._begin, self._length = len(request.prompt), request.max_new_tokens
         self._stops = np.array(sorted(request.stop_tokens), np.int64)
@@ -158,7 +167,7 @@ class _Deadline:
             states.append(after)
         return kept
 
-    def meet(self, judges: Sequence[Judging]) -> None:
+    def meet(self, judges: Sequence[RejectsText]) -> None:
         """See `Demanding`."""
         for judge in judges:
             for ways in self._ways:
@@ -217,7 +226,7 @@ class _Guided:
         """See `Filtering`."""
         return self._deadline.allows(history, tree)
 
-    def meet(self, judges: Sequence[Judging]) -> None:
+    def meet(self, judges: Sequence[RejectsText]) -> None:
         """See `Demanding`."""
         self._deadline.meet(judges)
 
@@ -255,14 +264,14 @@ def _pieces(vocabulary: Vocabulary) -> list[bytes]:
 
 
 _Key = tuple[Keywords, tuple[int, ...]]
-_known: WeakKeyDictionary[Vocabulary, dict[_Key, Spotter]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Vocabulary, dict[_Key, KeywordAutomaton]] = WeakKeyDictionary()
 
 
-def _spotter(method: Keywords, vocabulary: Vocabulary, stops: tuple[int, ...]) -> Spotter:
+def _spotter(method: Keywords, vocabulary: Vocabulary, stops: tuple[int, ...]) -> KeywordAutomaton:
     known = _known.setdefault(vocabulary, {})
     key = (method, stops)
     if key not in known:
         while len(known) >= _COMPILED:
             del known[next(iter(known))]
-        known[key] = Spotter(method.ways(), method.ordered, _pieces(vocabulary), stops)
+        known[key] = KeywordAutomaton(method.ways(), method.ordered, _pieces(vocabulary), stops)
     return known[key]

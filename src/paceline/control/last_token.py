@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from paceline.control.base import ControlMethod, require
 from paceline.control.force import Force
-from paceline.core import Control, Request
+from paceline.core import Control, Exactness, Request
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("last_token")
+@controls.register("last_token", Exactness.EXACT)
 @dataclass(frozen=True)
 class LastToken(ControlMethod):
     """An output that uses up `max_new_tokens` ends with this token; others end where they end.
@@ -23,7 +23,7 @@ class LastToken(ControlMethod):
     token: int
 
     order = 12
-    paper = "as in Hugging Face transformers, forced_eos_token_id"
+    source = Source(title="Hugging Face transformers, forced_eos_token_id")
 
     def __post_init__(self) -> None:
         require(self.token >= 0, "last_token", self.token, "a token id")

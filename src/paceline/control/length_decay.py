@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.control.base import ControlMethod, require
-from paceline.core import Control, Floats, Request
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _MOST = np.float32(1e30)
 
 
-@controls.register("length_decay")
+@controls.register("length_decay", Exactness.EXACT)
 @dataclass(frozen=True)
 class LengthDecay(ControlMethod):
     """From some length on make the end of the output ever more likely.
@@ -29,7 +29,7 @@ class LengthDecay(ControlMethod):
     factor: float = 1.05
 
     order = 24
-    paper = "as in Hugging Face transformers, exponential_decay_length_penalty"
+    source = Source(title="Hugging Face transformers, exponential_decay_length_penalty")
 
     def __post_init__(self) -> None:
         require(self.start >= 0, "length_decay", self.start, "at least 0")

@@ -6,19 +6,19 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import NamedTuple, cast
 
-from paceline.control.automaton import Automaton, State, TextControl
 from paceline.control.base import ControlMethod, require
-from paceline.core import Control, Request
+from paceline.control.lexical.char_automaton import CharAutomaton, State, TextControl
+from paceline.core import Control, Exactness, Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 APOSTROPHES = "'\u2019"
 ASCII = set(map(chr, range(128)))
 _LONGEST = 64  # letters of a word, where no limit is given and something must be counted
 
 
-@controls.register("letters")
+@controls.register("letters", Exactness.EXACT)
 @dataclass(frozen=True)
 class Letters(ControlMethod):
     """Which letters the output is made of: lipograms, anagrams, words of some length.
@@ -48,7 +48,12 @@ class Letters(ControlMethod):
     most: int = 0
 
     order = 33
-    paper = "Roush et al., Most Language Models Can Be Poets Too, arXiv 2306.15926; ours is exact"
+    source = Source(
+        authors="Roush et al.",
+        title="Most Language Models Can Be Poets Too",
+        arxiv="2306.15926",
+        note="ours is exact",
+    )
     catalogue = (30,)
 
     def __post_init__(self) -> None:
@@ -110,7 +115,7 @@ class _Word(NamedTuple):
     text: frozenset[str] = frozenset()
 
 
-class _Letters(Automaton):
+class _Letters(CharAutomaton):
     def __init__(self, method: Letters) -> None:
         self._banned = frozenset(_fold(method.ban))
         self._only = method._allowed() if method.only or method.anagram else None

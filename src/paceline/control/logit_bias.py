@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.control.base import ControlMethod, require
-from paceline.core import Control, Floats, Request
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.errors import MethodError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("logit_bias")
+@controls.register("logit_bias", Exactness.EXACT)
 @dataclass(frozen=True)
 class LogitBias(ControlMethod):
     """Add a number to the logits of chosen tokens.
@@ -26,7 +26,7 @@ class LogitBias(ControlMethod):
     biases: str
 
     order = 10
-    paper = "OpenAI API reference, logit_bias"
+    source = Source(title="OpenAI API reference, logit_bias")
 
     def __post_init__(self) -> None:
         self.pairs()

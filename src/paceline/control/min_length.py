@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import ControlMethod, forbid, require
-from paceline.core import Control, Floats, Request
+from paceline.control.base import ControlMethod, require
+from paceline.control.logits import forbid
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("min_length")
+@controls.register("min_length", Exactness.EXACT)
 @dataclass(frozen=True)
 class MinLength(ControlMethod):
     """Forbid the tokens that end the output until it has some length.
@@ -25,7 +26,7 @@ class MinLength(ControlMethod):
     tokens: int
 
     order = 32
-    paper = "as in Hugging Face transformers, min_new_tokens"
+    source = Source(title="Hugging Face transformers, min_new_tokens")
 
     def __post_init__(self) -> None:
         require(self.tokens >= 0, "min_length", self.tokens, "at least 0")

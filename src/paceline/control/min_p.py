@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, keep_only, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("min_p")
+@controls.register("min_p", Exactness.EXACT)
 @dataclass(frozen=True)
 class MinP(Stateless):
     """Keep the tokens at least `p` times as likely as the likeliest.
@@ -23,7 +24,10 @@ class MinP(Stateless):
     p: float = 0.05
 
     order = 62
-    paper = "Minh et al., Turning Up the Heat: Min-p Sampling, arXiv 2407.01082 (catalogue 207)"
+    source = Source(
+        authors="Minh et al.", title="Turning Up the Heat: Min-p Sampling", arxiv="2407.01082"
+    )
+    catalogue = (207,)
 
     def __post_init__(self) -> None:
         require(0 <= self.p <= 1, "min_p", self.p, "0 to 1")

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import ControlMethod, keep_only, require, softmax, surprise
-from paceline.core import Control, Floats, Request
+from paceline.control.base import ControlMethod, require
+from paceline.control.logits import keep_only, softmax, surprise
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("mirostat")
+@controls.register("mirostat", Exactness.EXACT)
 @dataclass(frozen=True)
 class Mirostat(ControlMethod):
     """Steer the surprise of the drawn tokens to a target by moving a cut on it.
@@ -32,7 +33,13 @@ class Mirostat(ControlMethod):
     eta: float = 0.1
 
     order = 69
-    paper = "Basu et al., Mirostat, arXiv 2007.14966, section 5; version 2 cuts by surprise itself"
+    source = Source(
+        authors="Basu et al.",
+        title="Mirostat",
+        arxiv="2007.14966",
+        section="section 5",
+        note="version 2 cuts by surprise itself",
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.tau <= 64, "mirostat", self.tau, "above 0 and at most 64")

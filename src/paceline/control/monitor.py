@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.control.base import ControlMethod
-from paceline.core import Control, Floats, Request, TokenTree
+from paceline.core import Control, Exactness, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _LARGEST = 1 << 22  # characters that are analysed
 _KNOWN = 256  # dots whose names are remembered
@@ -26,7 +26,7 @@ _BEGINS = re.compile(_NAME)
 _PART = bytes(byte for byte in range(256) if _BEGINS.fullmatch(bytes([byte])))
 
 
-@controls.register("monitor")
+@controls.register("monitor", Exactness.EXACT)
 @dataclass(frozen=True)
 class Monitor(ControlMethod):
     """Python code in which every attribute exists, as far as static analysis knows.
@@ -49,7 +49,12 @@ class Monitor(ControlMethod):
 
     order = 37
     paths = ("project", "before")
-    paper = "Agrawal et al., Monitor-Guided Decoding of Code LMs, arXiv 2306.10763, section 3"
+    source = Source(
+        authors="Agrawal et al.",
+        title="Monitor-Guided Decoding of Code LMs",
+        arxiv="2306.10763",
+        section="section 3",
+    )
     catalogue = (441,)
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:

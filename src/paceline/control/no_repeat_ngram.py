@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from paceline.control.base import Stateless, forbid, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import forbid
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("no_repeat_ngram")
+@controls.register("no_repeat_ngram", Exactness.EXACT)
 @dataclass(frozen=True)
 class NoRepeatNgram(Stateless):
     """Forbid every token that would complete a run of `n` tokens which prompt or output has.
@@ -24,8 +25,11 @@ class NoRepeatNgram(Stateless):
     n: int = 3
 
     order = 30
-    paper = (
-        "Paulus et al., A Deep Reinforced Model for Summarization, arXiv 1705.04304, section 2.5"
+    source = Source(
+        authors="Paulus et al.",
+        title="A Deep Reinforced Model for Summarization",
+        arxiv="1705.04304",
+        section="section 2.5",
     )
 
     def __post_init__(self) -> None:

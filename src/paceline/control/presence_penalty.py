@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.control.base import ControlMethod, require
-from paceline.core import Control, Floats, Request
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("presence_penalty")
+@controls.register("presence_penalty", Exactness.EXACT)
 @dataclass(frozen=True)
 class PresencePenalty(ControlMethod):
     """Make every token of the output less likely, however often it occurred there.
@@ -25,7 +25,7 @@ class PresencePenalty(ControlMethod):
     penalty: float = 0.5
 
     order = 22
-    paper = "OpenAI API reference, frequency and presence penalties"
+    source = Source(title="OpenAI API reference, frequency and presence penalties")
 
     def __post_init__(self) -> None:
         require(-2 <= self.penalty <= 2, "presence_penalty", self.penalty, "-2 to 2")

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.control.base import Stateless, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("repetition_penalty")
+@controls.register("repetition_penalty", Exactness.EXACT)
 @dataclass(frozen=True)
 class RepetitionPenalty(Stateless):
     """Make every token of the prompt and the output less likely, once, however often it occurred.
@@ -24,7 +24,9 @@ class RepetitionPenalty(Stateless):
     penalty: float = 1.1
 
     order = 20
-    paper = "Keskar et al., CTRL, arXiv 1909.05858, section 4.1"
+    source = Source(
+        authors="Keskar et al.", title="CTRL", arxiv="1909.05858", section="section 4.1"
+    )
 
     def __post_init__(self) -> None:
         require(1e-2 <= self.penalty <= 1e2, "repetition_penalty", self.penalty, "0.01 to 100")

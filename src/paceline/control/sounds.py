@@ -8,17 +8,17 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple, cast
 
-from paceline.control.automaton import Automaton, State, TextControl
 from paceline.control.base import ControlMethod, require
 from paceline.control.letters import APOSTROPHES, ASCII
-from paceline.control.pronounced import Dictionary, read_dictionary
-from paceline.core import Control, Request
+from paceline.control.lexical.char_automaton import CharAutomaton, State, TextControl
+from paceline.control.lexical.pronunciation import Dictionary, read_dictionary
+from paceline.core import Control, Exactness, Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 
-@controls.register("sounds")
+@controls.register("sounds", Exactness.EXACT)
 @dataclass(frozen=True)
 class Sounds(ControlMethod):
     """Rhyme and metre: the syllables of words and of lines, and how lines end.
@@ -44,7 +44,12 @@ class Sounds(ControlMethod):
 
     order = 34
     paths = ("dictionary",)
-    paper = "Roush et al., Most Language Models Can Be Poets Too, arXiv 2306.15926; ours is exact"
+    source = Source(
+        authors="Roush et al.",
+        title="Most Language Models Can Be Poets Too",
+        arxiv="2306.15926",
+        note="ours is exact",
+    )
     catalogue = (30,)
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class _Line(NamedTuple):
     quoted: bool = False  # an apostrophe ended the last word: no letter may make it part of one
 
 
-class _Sounds(Automaton):
+class _Sounds(CharAutomaton):
     """A line ends with a word of `last`; before it come words of `body`, both by syllables."""
 
     def __init__(self, method: Sounds, dictionary: Dictionary) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.control.base import Stateless, require
-from paceline.core import Floats
+from paceline.core import Exactness, Floats
 from paceline.registry import controls
 
 TEMPERATURE = 40  # controls before it edit what the model says, those after it only sample
 
 
-@controls.register("temperature")
+@controls.register("temperature", Exactness.EXACT)
 @dataclass(frozen=True)
 class Temperature(Stateless):
     """Flatten or sharpen the distribution: softmax(logits / temperature).

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import Stateless, keep_only, require, softmax
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only, softmax
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("top_a")
+@controls.register("top_a", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopA(Stateless):
     """Keep the tokens whose probability is at least `a` times the square of the largest.
@@ -21,7 +22,7 @@ class TopA(Stateless):
     a: float = 0.2
 
     order = 64
-    paper = "BlinkDL, RWKV-LM, the top-a sampling method, 2022"
+    source = Source(authors="BlinkDL", title="RWKV-LM, the top-a sampling method, 2022")
 
     def __post_init__(self) -> None:
         require(0 <= self.a <= 1, "top_a", self.a, "0 to 1")

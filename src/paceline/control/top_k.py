@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, keep_only, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("top_k")
+@controls.register("top_k", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopK(Stateless):
     """Keep the k likeliest tokens, and all that equal the last of them.
@@ -23,7 +24,12 @@ class TopK(Stateless):
     k: int = 50
 
     order = 60
-    paper = "Fan et al., Hierarchical Neural Story Generation, arXiv 1805.04833, section 5.2"
+    source = Source(
+        authors="Fan et al.",
+        title="Hierarchical Neural Story Generation",
+        arxiv="1805.04833",
+        section="section 5.2",
+    )
 
     def __post_init__(self) -> None:
         require(self.k >= 1, "top_k", self.k, "at least 1")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, keep_only, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("top_n_sigma")
+@controls.register("top_n_sigma", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopNSigma(Stateless):
     """Keep the logits within `n` standard deviations of the best: the same set at any temperature.
@@ -24,7 +25,12 @@ class TopNSigma(Stateless):
     n: float = 1.0
 
     order = 67
-    paper = "Tang et al., Top-nsigma: Not All Logits Are You Need, arXiv 2411.07641, algorithm 1"
+    source = Source(
+        authors="Tang et al.",
+        title="Top-nsigma: Not All Logits Are You Need",
+        arxiv="2411.07641",
+        section="algorithm 1",
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.n <= 100, "top_n_sigma", self.n, "0 to 100")

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, keep_only, require
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import keep_only
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("top_p")
+@controls.register("top_p", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopP(Stateless):
     """Keep the smallest set of likeliest tokens whose probabilities sum to `p` or more.
@@ -23,7 +24,11 @@ class TopP(Stateless):
     p: float = 0.95
 
     order = 61
-    paper = "Holtzman et al., The Curious Case of Neural Text Degeneration, arXiv 1904.09751"
+    source = Source(
+        authors="Holtzman et al.",
+        title="The Curious Case of Neural Text Degeneration",
+        arxiv="1904.09751",
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.p <= 1, "top_p", self.p, "above 0 and at most 1")

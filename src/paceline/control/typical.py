@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import Stateless, entropy, keep_only, require, softmax, surprise
-from paceline.core import Floats
-from paceline.registry import controls
+from paceline.control.base import Stateless, require
+from paceline.control.logits import entropy, keep_only, softmax, surprise
+from paceline.core import Exactness, Floats
+from paceline.registry import Source, controls
 
 
-@controls.register("typical")
+@controls.register("typical", Exactness.EXACT)
 @dataclass(frozen=True)
 class Typical(Stateless):
     """Keep the tokens whose surprise is nearest to the expected one, up to a mass.
@@ -26,7 +27,12 @@ class Typical(Stateless):
     mass: float = 0.95
 
     order = 63
-    paper = "Meister et al., Locally Typical Sampling, arXiv 2202.00666, section 4"
+    source = Source(
+        authors="Meister et al.",
+        title="Locally Typical Sampling",
+        arxiv="2202.00666",
+        section="section 4",
+    )
 
     def __post_init__(self) -> None:
         require(0 < self.mass <= 1, "typical", self.mass, "above 0 and at most 1")

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import ControlMethod, keep_only, require, softmax
-from paceline.core import Control, Floats, Request
+from paceline.control.base import ControlMethod, require
+from paceline.control.logits import keep_only, softmax
+from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
 from paceline.noise import gumbel
-from paceline.registry import controls
+from paceline.registry import Source, controls
 
 _OTHER = 0x585443  # keeps its noise apart from that of the draws
 
 
-@controls.register("xtc")
+@controls.register("xtc", Exactness.EXACT)
 @dataclass(frozen=True)
 class Xtc(ControlMethod):
     """Now and then drop all tokens of some chance but the least likely of them, for variety.
@@ -32,7 +33,10 @@ class Xtc(ControlMethod):
     probability: float = 0.5
 
     order = 68
-    paper = "P. E. Weidmann, Exclude Top Choices, text-generation-webui pull request 6335, 2024"
+    source = Source(
+        authors="P. E. Weidmann",
+        title="Exclude Top Choices, text-generation-webui pull request 6335, 2024",
+    )
 
     def __post_init__(self) -> None:
         require(0 <= self.threshold <= 1, "xtc:threshold", self.threshold, "0 to 1")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from paceline.core import Request, Tokens
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.superposed import ALPHA, Continuation, check, superposed
+from paceline.decoding.strategies.superposed import ALPHA, Continuation, check, superposed
 from paceline.engines.base import Engine
 from paceline.errors import MethodError, RequestError
 

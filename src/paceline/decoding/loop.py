@@ -8,8 +8,8 @@ from time import perf_counter
 
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.run import Run
-from paceline.decoding.text import TextStream
+from paceline.decoding.session import Session
+from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine, Rows
 from paceline.errors import MemoryFullError, MethodError
@@ -46,7 +46,7 @@ class Generation:
         sequence: Cached | None = None,
     ) -> None:
         rejects = follows_rejection(request, drafter, budget)
-        self._run = Run(engine, drafter, request, stream, margins, rejects)
+        self._run = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
         self.output = self._run.output
 

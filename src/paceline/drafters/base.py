@@ -5,17 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
+from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.models.tokenizer import Tokenizer
+from paceline.registry import Method
 
 if TYPE_CHECKING:
-    from paceline.drafters.trace import Trace
+    from paceline.models.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,16 +149,11 @@ class Drafter(ABC):
 
 
 @dataclass(frozen=True)
-class DraftMethod(ABC):
+class DraftMethod(Method, ABC):
     """Settings of a drafter: the fields of a subclass are its hyper-parameters.
 
     Class attributes describe the method for the CLI, the docs and the compatibility table.
     """
-
-    exactness: ClassVar[Exactness]  # set by the registry
-    paper: ClassVar[str]
-    catalogue: ClassVar[tuple[int, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def build(self, target: Target) -> Drafter:

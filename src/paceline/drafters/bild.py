@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from paceline.core import Exactness
 from paceline.drafters.base import Drafter, Target, within
 from paceline.drafters.model import DraftModel
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
 @drafters.register("bild", Exactness.LOSSY)
@@ -30,8 +29,8 @@ class Bild(DraftModel):
         threshold: the fallback: least chance that what was drafted is right so far. Default 0.5.
     """
 
-    paper: ClassVar[str] = "Kim et al., Big Little Decoder, arXiv 2302.07863"
-    catalogue: ClassVar[tuple[int, ...]] = (118,)
+    source = Source(authors="Kim et al.", title="Big Little Decoder", arxiv="2302.07863")
+    catalogue = (118,)
 
     rollback: float = 2.0
     threshold: float = 0.5

@@ -11,16 +11,17 @@ from typing import ClassVar
 import numpy as np
 
 from paceline import _native
-from paceline.control.base import Mask, Masking, paths
-from paceline.core import Request, State, Step, Tokens, TokenTree
+from paceline.control.base import paths
+from paceline.control.capabilities import Mask, MasksTokens
+from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, within
+from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
-from paceline.drafters.trace import start_of
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.noise import noise_of
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 _MOST_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
@@ -29,7 +30,7 @@ _LARGEST = 8.0  # weight of what is foreseen
 _Allowed = Callable[[Sequence[int]], Mask | None]
 
 
-@drafters.register("blend")
+@drafters.register("blend", Exactness.EXACT)
 @dataclass(frozen=True)
 class Blend(DraftMethod):
     """One mixture of all that can be known about the next token; ours, the default.
@@ -67,8 +68,8 @@ class Blend(DraftMethod):
         warm: start from what `paceline warm` kept of this model, where it did. Default true.
     """
 
-    paper: ClassVar[str] = "ours; mixing in the logistic domain after Mahoney, PAQ, 2005"
-    catalogue: ClassVar[tuple[int, ...]] = (40,)
+    source = Source(note="ours; mixing in the logistic domain after Mahoney, PAQ, 2005")
+    catalogue = (40,)
 
     members: str = "phrases+forced"
     capacity: int = 1 << 18
@@ -179,11 +180,11 @@ class _Blend(Drafter):
         self._prompt, self._request = 0, Request((), 0)
         self._silent: set[int] = set()  # members that this request leaves nothing to say
         self._starts: dict[int, int | None] = {}  # of the noise, by position
-        self._masking: Masking | None = None
+        self._masking: MasksTokens | None = None
 
     def begin(self, request: Request) -> None:
         self._prompt, self._request, self._starts = len(request.prompt), request, {}
-        self._masking = next((c for c in request.controls if isinstance(c, Masking)), None)
+        self._masking = next((c for c in request.controls if isinstance(c, MasksTokens)), None)
         self._blend.suffix.begin()
         for i, member in enumerate(self._members):
             member.begin(request)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from paceline import _native
-from paceline.core import Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
-from paceline.drafters.corpus import open_corpus
+from paceline.drafters.history.corpus_index import open_corpus
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("datastore")
+@drafters.register("datastore", Exactness.EXACT)
 @dataclass(frozen=True)
 class Datastore(DraftMethod):
     """Retrieves from a corpus of millions of tokens that was prepared by `paceline index`.
@@ -38,7 +37,7 @@ class Datastore(DraftMethod):
         rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
     """
 
-    paper: ClassVar[str] = "He et al., REST, arXiv 2311.08252"
+    source = Source(authors="He et al.", title="REST", arxiv="2311.08252")
 
     path: str
     longest: int = 8

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from paceline.core import Floats, Request, Tokens, TokenTree
+from paceline.abilities import Ability
+from paceline.core import Exactness, Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
-from paceline.drafters.drafting import Drafting, ModelDrafter
+from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.engines.base import Cached
 from paceline.engines.ensemble import EnsembleEngine, EnsembleSequence
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("ensemble")
+@drafters.register("ensemble", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class Ensemble(Drafting):
+class Ensemble(DraftSettings):
     """One member of an ensemble guesses, all of them check.
 
     For models that run as one, `--model 'A@0.7|B@0.3'`. A member drafts on its own part of the
@@ -37,9 +37,9 @@ class Ensemble(Drafting):
         rate: of learning the sharpness. Default 0.02.
     """
 
-    paper: ClassVar[str] = "Fu et al., Speculative Ensemble, arXiv 2502.01662"
-    catalogue: ClassVar[tuple[int, ...]] = (229,)
-    needs: ClassVar[tuple[str, ...]] = ("an ensemble",)
+    source = Source(authors="Fu et al.", title="Speculative Ensemble", arxiv="2502.01662")
+    catalogue = (229,)
+    needs = frozenset({Ability.ENSEMBLE})
 
     member: str = "turns"
     depth: int = 4

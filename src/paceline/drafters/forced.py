@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from paceline.control.base import Forcing
-from paceline.core import Request, Tokens, TokenTree
+from paceline.control.capabilities import ForcesTokens
+from paceline.core import Exactness, Request, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("forced")
+@drafters.register("forced", Exactness.EXACT)
 @dataclass(frozen=True)
 class Forced(DraftMethod):
     """Where the request's controls leave one continuation, that is the draft, with certainty.
@@ -21,7 +20,7 @@ class Forced(DraftMethod):
     Good for: JSON with a schema, templates, choices; alone, or as a member of `blend`.
     """
 
-    paper: ClassVar[str] = "ours; after jump-forward decoding, Zheng et al., SGLang, 2312.07104"
+    source = Source(note="ours; after jump-forward decoding, Zheng et al., SGLang, 2312.07104")
 
     def build(self, target: Target) -> Drafter:
         """A drafter that asks the controls."""
@@ -33,10 +32,10 @@ class _Forced(Drafter):
     certain = True
 
     def __init__(self) -> None:
-        self._controls: list[Forcing] = []
+        self._controls: list[ForcesTokens] = []
 
     def begin(self, request: Request) -> None:
-        self._controls = [c for c in request.controls if isinstance(c, Forcing)]
+        self._controls = [c for c in request.controls if isinstance(c, ForcesTokens)]
 
     def propose(self, context: Tokens, budget: int) -> TokenTree:
         root = int(context[-1])

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from paceline.core import Tokens, TokenTree
+from paceline.core import Exactness, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("hostile", hidden=True)
+@drafters.register("hostile", Exactness.EXACT, hidden=True)
 @dataclass(frozen=True)
 class Hostile(DraftMethod):
     """Valid trees of any shape and size up to the budget, with random tokens and random scores.
@@ -25,7 +24,7 @@ class Hostile(DraftMethod):
         seed: of the trees. Default 0: a failure repeats.
     """
 
-    paper: ClassVar[str] = ""
+    source = Source()
 
     seed: int = 0
 

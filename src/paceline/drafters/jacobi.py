@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
+from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("jacobi")
+@drafters.register("jacobi", Exactness.EXACT)
 @dataclass(frozen=True)
 class Jacobi(DraftMethod):
     """Guesses further ahead ride along in every pass and are replaced by what the model says.
@@ -47,7 +46,9 @@ class Jacobi(DraftMethod):
         capacity: n-grams in the pool; those unseen for longest give way. Default 16384.
     """
 
-    paper: ClassVar[str] = "Fu et al., Break the Sequential Dependency, arXiv 2402.02057"
+    source = Source(
+        authors="Fu et al.", title="Break the Sequential Dependency", arxiv="2402.02057"
+    )
 
     window: int = 16
     n: int = 4

@@ -7,29 +7,29 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from paceline import __version__
-from paceline.core import Tokens, TokenTree
+from paceline.cache_dir import cache_folder
+from paceline.core import Exactness, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
-from paceline.drafters.drafting import Drafting
-from paceline.drafters.views import ViewDrafter, viewable
-from paceline.engines.base import Engine, View
+from paceline.drafters.draft_model.base import DraftSettings
+from paceline.drafters.draft_model.self_draft import SelfDrafter, viewable
+from paceline.engines.base import Engine
+from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError
-from paceline.folders import cache_folder
-from paceline.models.save import write_json
-from paceline.registry import drafters
+from paceline.models.formats.writer import write_json
+from paceline.registry import Source, drafters
 
 _TEXT = 64  # tokens of the model's own text on which subsets of layers are tried
 _AHEAD = 8  # of them in a pass
 _DRAFT = 4  # draft passes before one of the model, for which the subset should be best
 
 
-@drafters.register("layers")
+@drafters.register("layers", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class Layers(Drafting):
+class Layers(DraftSettings):
     """The model drafts with some of its layers left out, and checks with all of them.
 
     No second model and no second cache: a draft pass reads the keys and values of the layers that
@@ -53,7 +53,7 @@ class Layers(Drafting):
         rate: of learning the sharpness. Default 0.02.
     """
 
-    paper: ClassVar[str] = "Zhang et al., Draft and Verify, arXiv 2309.08168"
+    source = Source(authors="Zhang et al.", title="Draft and Verify", arxiv="2309.08168")
 
     skip: str = ""
     depth: int = 4
@@ -68,10 +68,10 @@ class Layers(Drafting):
         return _Layers(self, engine, View(layers=kept))
 
 
-class _Layers(ViewDrafter):
+class _Layers(SelfDrafter):
     origins = ("layers",)
 
-    def __init__(self, method: Drafting, engine: Engine, view: View) -> None:
+    def __init__(self, method: DraftSettings, engine: Engine, view: View) -> None:
         super().__init__(method, engine)
         self._part = view
 

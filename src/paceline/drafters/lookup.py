@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from paceline import _native
-from paceline.core import Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("lookup")
+@drafters.register("lookup", Exactness.EXACT)
 @dataclass(frozen=True)
 class Lookup(DraftMethod):
     """Copies from the prompt and the output.
@@ -37,7 +36,7 @@ class Lookup(DraftMethod):
             Default 32768: texts of 8000 tokens.
     """
 
-    paper: ClassVar[str] = "Saxena, Prompt Lookup Decoding, 2023"
+    source = Source(authors="Saxena", title="Prompt Lookup Decoding, 2023")
 
     longest: int = 4
     k: int = 4

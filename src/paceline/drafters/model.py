@@ -11,29 +11,30 @@ from typing import ClassVar
 import numpy as np
 
 from paceline import _native
-from paceline.core import Floats, Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Floats, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target, within
-from paceline.drafters.drafting import Drafting, ModelDrafter
-from paceline.drafters.frequent import Frequent
-from paceline.drafters.growth import Growth, Judge, Limits, Run
-from paceline.drafters.pearl import Pearl
-from paceline.drafters.trace import known_trace
-from paceline.drafters.translation import Translation
+from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
+from paceline.drafters.draft_model.cross_tokenizer import CrossTokenizer
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
+from paceline.drafters.draft_model.parallel import ParallelDrafter
+from paceline.drafters.draft_model.tree_growth import GrownTree, GrowthLimits, Judge, Run
 from paceline.engines import open_like
-from paceline.engines.base import Engine, View
+from paceline.engines.base import Engine
 from paceline.engines.follower import Follower
 from paceline.engines.native import NativeEngine
+from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
-from paceline.registry import drafters
+from paceline.models.trace import known_trace
+from paceline.registry import Source, drafters
 
 SCHEDULES = ("serial", "pearl")
 
 
-@drafters.register("model")
+@drafters.register("model", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class DraftModel(Drafting):
+class DraftModel(DraftSettings):
     """A smaller model of the same tokens guesses; of other tokens, by way of the text.
 
     Each draft pass runs the `width` likeliest nodes that were not run yet, and the tree is the
@@ -79,7 +80,11 @@ class DraftModel(Drafting):
         rate: of learning the sharpness. Default 0.02: about 50 tokens.
     """
 
-    paper: ClassVar[str] = "Leviathan et al., Fast Inference via Speculative Decoding, 2211.17192"
+    source = Source(
+        authors="Leviathan et al.",
+        title="Fast Inference via Speculative Decoding",
+        arxiv="2211.17192",
+    )
     catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255, 224, 52)
 
     path: str = field()
@@ -138,8 +143,8 @@ class DraftModel(Drafting):
         engines: list[Engine],
         models: list[Model],
         target: Target,
-        translation: Translation | None,
-    ) -> Frequent | None:
+        translation: CrossTokenizer | None,
+    ) -> FrequentTokens | None:
         """The tokens that may be guessed; None where these are all."""
         size = min(target.vocab_size, *(engine.config.vocab_size for engine in engines))
         if not 0 < self.head < size:
@@ -160,7 +165,7 @@ class DraftModel(Drafting):
             for model, engine in zip(models, engines, strict=True)
         )
         trace = target.trace or next(filter(None, traces), None)
-        return Frequent(self.head, size, trace)
+        return FrequentTokens(self.head, size, trace)
 
 
 class Drafts(ModelDrafter):
@@ -182,14 +187,14 @@ class Drafts(ModelDrafter):
         method: DraftModel,
         vocab_size: int,
         followers: list[Follower],
-        translation: Translation | None = None,
-        frequent: Frequent | None = None,
+        translation: CrossTokenizer | None = None,
+        frequent: FrequentTokens | None = None,
     ) -> None:
         own = vocab_size if translation is None else followers[0].engine.config.vocab_size
         super().__init__(method, own, shared=translation is None)
         self._trust, self._followers, self._translation = method.trust, followers, translation
         self._frequent = frequent
-        self._pearl = Pearl(method.wait) if method.schedule == "pearl" else None
+        self._pearl = ParallelDrafter(method.wait) if method.schedule == "pearl" else None
         self.knows_chances = self.knows_chances and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
@@ -260,7 +265,7 @@ class Drafts(ModelDrafter):
             return tree
         return self._translation.back(context, own, self._rest, tree, budget)
 
-    def expand(self, context: Tokens, limits: Limits, run: Run, judge: Judge) -> Growth:
+    def expand(self, context: Tokens, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
         """See `ModelDrafter`."""
         if self._pearl is None:
             return super().expand(context, limits, run, judge)
@@ -319,7 +324,7 @@ def _open(model: Model, target: Target, weight_format: str, schedule: str) -> En
     return engine
 
 
-def _translation(model: Model, target: Target) -> Translation | None:
+def _translation(model: Model, target: Target) -> CrossTokenizer | None:
     """None where draft and target have the same tokens."""
     theirs, size = target.tokenizer, model.config.vocab_size
     if theirs is None:
@@ -331,4 +336,4 @@ def _translation(model: Model, target: Target) -> Translation | None:
         )
     if same_tokens(model.tokenizer, theirs):
         return None
-    return Translation(model.tokenizer, theirs, target.vocab_size)
+    return CrossTokenizer(model.tokenizer, theirs, target.vocab_size)

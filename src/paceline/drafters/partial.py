@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
-from paceline.core import Tokens
+from paceline.core import Exactness, Tokens
 from paceline.drafters.base import Drafter, Target, within
-from paceline.drafters.drafting import Drafting
-from paceline.drafters.views import ViewDrafter, viewable
-from paceline.engines.base import View
-from paceline.registry import drafters
+from paceline.drafters.draft_model.base import DraftSettings
+from paceline.drafters.draft_model.self_draft import SelfDrafter, viewable
+from paceline.engines.view import View
+from paceline.registry import Source, drafters
 
 _BLOCK = 16  # aligned positions that are retrieved together: what a view reads fastest
 _ASKING = 32  # last tokens whose pairs say what is wanted
 
 
-@drafters.register("partial")
+@drafters.register("partial", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class Partial(Drafting):
+class Partial(DraftSettings):
     """The model drafts seeing little of a long text, and checks seeing all of it.
 
     A draft pass sees the first `sinks` positions, the last `recent`, and `retrieved` more: blocks
@@ -45,8 +44,8 @@ class Partial(Drafting):
         rate: of learning the sharpness. Default 0.02.
     """
 
-    paper: ClassVar[str] = "Wu et al., TokenSwift, arXiv 2502.18890"
-    catalogue: ClassVar[tuple[int, ...]] = (113,)
+    source = Source(authors="Wu et al.", title="TokenSwift", arxiv="2502.18890")
+    catalogue = (113,)
 
     sinks: int = 16
     recent: int = 512
@@ -67,7 +66,7 @@ class Partial(Drafting):
         return _Partial(self, viewable(target, "partial", "positions"))
 
 
-class _Partial(ViewDrafter):
+class _Partial(SelfDrafter):
     origins = ("partial",)
     _method: Partial
 

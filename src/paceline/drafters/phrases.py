@@ -5,17 +5,17 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from paceline.core import Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError, RequestError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("phrases")
+@drafters.register("phrases", Exactness.EXACT)
 @dataclass(frozen=True)
 class Phrases(DraftMethod):
     """Follows a text that the user gives with the request, and finds back to it after an edit.
@@ -39,7 +39,7 @@ class Phrases(DraftMethod):
         capacity: most tokens of a prediction. Default 65536.
     """
 
-    paper: ClassVar[str] = "Yang et al., Inference with Reference, arXiv 2304.04487"
+    source = Source(authors="Yang et al.", title="Inference with Reference", arxiv="2304.04487")
 
     branches: int = 4
     rate: float = 0.05

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from paceline.core import Tokens, TokenTree
+from paceline.core import Exactness, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("plain")
+@drafters.register("plain", Exactness.EXACT)
 @dataclass(frozen=True)
 class Plain(DraftMethod):
     """One token a pass; what everything else is measured against.
@@ -22,7 +21,7 @@ class Plain(DraftMethod):
     Good for: the baseline, and machines on which a second row costs as much as a second pass.
     """
 
-    paper: ClassVar[str] = ""
+    source = Source()
 
     def build(self, target: Target) -> Drafter:
         """A drafter that never guesses."""

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
-from typing import ClassVar
 
 import numpy as np
 
 from paceline import _native
-from paceline.core import Request, State, Step, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
-from paceline.drafters.matrix import matrix
-from paceline.drafters.trace import start_of
+from paceline.drafters.history.warm_start import start_of
+from paceline.drafters.token_recycling import matrix
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 _TREES = ("best", "static", "paper")
 
 
-@drafters.register("recycle")
+@drafters.register("recycle", Exactness.EXACT)
 @dataclass(frozen=True)
 class Recycle(DraftMethod):
     """Every pass computes a distribution at every node, rejected ones and the prompt included.
@@ -58,8 +57,8 @@ class Recycle(DraftMethod):
         warm: start from what `paceline warm` kept of this model, where it did. Default true.
     """
 
-    paper: ClassVar[str] = "Luo et al., Turning Trash into Treasure, arXiv 2408.08696"
-    catalogue: ClassVar[tuple[int, ...]] = (40,)
+    source = Source(authors="Luo et al.", title="Turning Trash into Treasure", arxiv="2408.08696")
+    catalogue = (40,)
 
     tree: str = "best"
     orders: int = 8

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from paceline import _native
-from paceline.core import Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("suffix")
+@drafters.register("suffix", Exactness.EXACT)
 @dataclass(frozen=True)
 class Suffix(DraftMethod):
     """Copies from everything that was read and written, by a suffix automaton.
@@ -38,9 +37,10 @@ class Suffix(DraftMethod):
         rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
     """
 
-    paper: ClassVar[str] = (
-        "Blumer et al., The smallest automaton recognizing the subwords of a text, 1985; "
-        "Hu et al., SAM Decoding, arXiv 2411.10666"
+    source = Source(
+        authors="Blumer et al.",
+        title="The smallest automaton recognizing the subwords of a text, 1985",
+        note="Hu et al., SAM Decoding, arXiv 2411.10666",
     )
 
     capacity: int = 1 << 18

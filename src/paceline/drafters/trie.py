@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from paceline import _native
-from paceline.core import Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("trie")
+@drafters.register("trie", Exactness.EXACT)
 @dataclass(frozen=True)
 class Trie(DraftMethod):
     """Repeats what was said before, in this text or in earlier ones.
@@ -40,8 +39,8 @@ class Trie(DraftMethod):
         capacity: nodes kept; a token takes up to `branch` of them. Default 262144.
     """
 
-    paper: ClassVar[str] = "Zhao et al., Lookahead, arXiv 2312.12728"
-    catalogue: ClassVar[tuple[int, ...]] = (42,)
+    source = Source(authors="Zhao et al.", title="Lookahead", arxiv="2312.12728")
+    catalogue = (42,)
 
     branch: int = 8
     k: int = 8

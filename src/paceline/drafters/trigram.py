@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from paceline import _native
-from paceline.core import Request, State, Step, Tokens, TokenTree
+from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
 from paceline.errors import MethodError
-from paceline.registry import drafters
+from paceline.registry import Source, drafters
 
 
-@drafters.register("trigram")
+@drafters.register("trigram", Exactness.EXACT)
 @dataclass(frozen=True)
 class Trigram(DraftMethod):
     """Two tokens say what comes third, and a tree search says which guesses to try.
@@ -43,8 +42,8 @@ class Trigram(DraftMethod):
             Default 65536.
     """
 
-    paper: ClassVar[str] = "Liu et al., Adaptive Draft-Verification, arXiv 2407.12021"
-    catalogue: ClassVar[tuple[int, ...]] = (354,)
+    source = Source(authors="Liu et al.", title="Adaptive Draft-Verification", arxiv="2407.12021")
+    catalogue = (354,)
 
     k: int = 8
     explore: float = 1.0

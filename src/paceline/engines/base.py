@@ -7,114 +7,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.pages import PAGE, Memory
+from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from paceline.engines.limit import SharedLimit
+    from paceline.engines.shared_limit import SharedLimit
 
-PAGE = 64  # positions of a page of keys and values
 # Whose logits a pass gives: of every tree, of none, or of those that a list says.
 Rows = Literal["all", "none"] | Sequence[bool]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """The part of a model that a pass uses which only drafts.
-
-    Attributes:
-        layers: int32, increasing indices of the layers that are run; the others pass on what they
-            get. None runs all.
-        positions: int32, increasing committed positions that the nodes see besides their own
-            ancestors; every position stays where it is. A window hides those outside it as ever.
-            None shows all. They are gathered in every pass: runs of sixteen aligned ones are
-            cheap, scattered ones can cost as much as to see everything.
-        tokens: int32, increasing ids, at least one: those that get logits, a column each in this
-            order. None gives all. The native engine gathers their rows of the head, and keeps them
-            until other ones are asked for: ask for the same again and again.
-        exits: int32, increasing numbers below that of the layers that are run: behind so many of
-            them logits are made, too, as if the others were left out. `forward` gives all rows of
-            the first exit, then those of the next, and last those behind all layers.
-    """
-
-    layers: Tokens | None = None
-    positions: Tokens | None = None
-    tokens: Tokens | None = None
-    exits: Tokens | None = None
-
-    def check(self, layers: int, length: int, vocab_size: int) -> None:
-        """Refuse what does not fit a model of `layers` layers or `length` committed positions.
-
-        Raises:
-            RequestError: as said.
-        """
-        ends = {
-            "layers": (self.layers, layers),
-            "positions": (self.positions, length),
-            "tokens": (self.tokens, vocab_size),
-            "exits": (self.exits, layers if self.layers is None else len(self.layers)),
-        }
-        for name, (part, end) in ends.items():
-            if part is None:
-                continue
-            if not isinstance(part, np.ndarray) or part.ndim != 1 or part.dtype != np.int32:
-                raise RequestError(f"the {name} of a view are {part!r:.80}, expected an int32 list")
-            if len(part) and (part[0] < 0 or part[-1] >= end or (np.diff(part) <= 0).any()):
-                raise RequestError(
-                    f"the {name} of a view are {part}, expected increasing ones below {end}"
-                )
-        if self.tokens is not None and not len(self.tokens):
-            raise RequestError("the tokens of a view are [], expected one at least")
-
-    @property
-    def partial(self) -> bool:
-        """Keys and values are not those of the whole model, and cannot be committed."""
-        return self.layers is not None or self.positions is not None
-
-    @property
-    def heads(self) -> int:
-        """Rows of each node: one behind each exit, and one behind all layers."""
-        return 1 + (0 if self.exits is None else len(self.exits))
-
-    def width(self, vocab_size: int) -> int:
-        """Logits of each node, of a model with so many tokens."""
-        return vocab_size if self.tokens is None else len(self.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Pages that hold keys and values of all sequences of an engine, `PAGE` positions each.
-
-    Attributes:
-        page_bytes: size of a page.
-        used: pages that sequences hold; one that many hold counts once.
-        shared: those that more than one sequence holds.
-        reserved: pages that are in memory, the empty ones too; never above the limit.
-        limit: how many there may be; None: no limit.
-    """
-
-    page_bytes: int
-    used: int
-    shared: int
-    reserved: int
-    limit: int | None
-
-    @property
-    def free(self) -> int | None:
-        """Pages that can still be taken; None: any number."""
-        return None if self.limit is None else self.limit - self.used
-
-    @staticmethod
-    def pages(positions: int) -> int:
-        """Pages that hold so many positions."""
-        return -(-positions // PAGE)
 
 
 def wanted(rows: Rows, batch: Sized) -> list[bool]:
@@ -162,7 +71,7 @@ class Engine(ABC):
     kv_format: str
     invariant: bool
     tolerance: float
-    abilities: frozenset[str] = frozenset()
+    abilities: frozenset[Ability] = frozenset()
     shared: SharedLimit | None = None
 
     @property

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Floats, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, View
+from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError, RequestError
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, View
+from paceline.engines.base import Cached, Engine
+from paceline.engines.view import View
 
 _NONE = np.empty(0, np.int32)
 _LATE = 8  # tokens behind the root from which catching up takes its own pass, without a head

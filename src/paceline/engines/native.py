@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
+from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Memory, Rows, View, wanted
+from paceline.engines.base import Cached, Engine, Rows, wanted
 from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
+from paceline.engines.pages import Memory
+from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
-from paceline.models.checkpoint import Weights
 from paceline.models.config import ModelConfig
-from paceline.models.safetensors import is_mapped
+from paceline.models.formats.safetensors import is_mapped
+from paceline.models.weights import Weights
 
 __all__ = ["FORMATS", "KV_FORMATS", "NativeEngine", "default_threads"]
 
@@ -66,7 +69,15 @@ class NativeEngine(Engine):
     name = "native"
     invariant = True
     tolerance = 1e-4
-    abilities = frozenset({"layers", "positions", "tokens", "mixtures", "hidden"})
+    abilities = frozenset(
+        {
+            Ability.LAYERS,
+            Ability.POSITIONS,
+            Ability.TOKENS,
+            Ability.MIXTURES,
+            Ability.HIDDEN,
+        }
+    )
 
     def __init__(
         self,

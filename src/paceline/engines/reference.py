@@ -13,8 +13,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import PAGE, Cached, Engine, Memory, Rows, View, wanted
+from paceline.engines.base import Cached, Engine, Rows, wanted
+from paceline.engines.pages import PAGE, Memory
+from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models.config import ModelConfig
 
@@ -64,7 +67,15 @@ class ReferenceEngine(Engine):
     name = "reference"
     invariant = False
     tolerance = 1e-3
-    abilities = frozenset({"layers", "positions", "tokens", "mixtures", "hidden"})
+    abilities = frozenset(
+        {
+            Ability.LAYERS,
+            Ability.POSITIONS,
+            Ability.TOKENS,
+            Ability.MIXTURES,
+            Ability.HIDDEN,
+        }
+    )
 
     def __init__(
         self,

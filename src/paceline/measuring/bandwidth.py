@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from paceline.engines.base import Engine
+from paceline.machine import largest_cache, usable_cores
 
 _LEAST = 256 << 20  # bytes of the buffer where no larger cache asks for more
 
@@ -61,23 +59,3 @@ def bytes_per_token(engine: Engine, context: float) -> int | None:
         for layer in engine.config.layers
     ]
     return matrices + round(sum(seen) * 4)  # float32
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def largest_cache() -> int:
-    """Bytes of the first core's largest cache; 0 where the system does not tell."""
-    return max(_caches(), default=0)
-
-
-def _caches() -> Iterator[int]:
-    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
-        text = file.read_text().strip()
-        if text[:-1].isdigit() and text[-1] in units:
-            yield int(text[:-1]) * units[text[-1]]

@@ -14,19 +14,19 @@ from typing import Literal
 from paceline.core import Cost, Request, Seconds
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import follows_rejection
-from paceline.decoding.text import pieces_of
+from paceline.decoding.text_stream import pieces_of
 from paceline.drafters.base import Drafter, DraftMethod
+from paceline.engines.cost import context_for, measure_cost
+from paceline.engines.cost_cache import known_cost
 from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
+from paceline.measuring.baseline import Asking, BaselineTurn, decode, plain_drafter, plain_turns
 from paceline.measuring.calibration import Reliability
-from paceline.measuring.cost import context_for, measure_cost
-from paceline.measuring.costfile import known_cost
 from paceline.measuring.memory import Memory, measure_memory, state_bytes
 from paceline.measuring.prompts import Dialogue
+from paceline.measuring.recording import Traced, trace, watched
 from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
-from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
-from paceline.measuring.watch import Traced, trace, watched
 
 PLAIN = "plain"
 State = Literal["carried", "reset"]
@@ -87,19 +87,19 @@ class Arm:
         self.drafter.reset()
         self.sizes = sizing(self.budget, cost)
 
-    def request(self, turn: Turn) -> Request:
+    def request(self, turn: BaselineTurn) -> Request:
         """What is asked, with the arm's walk."""
         return replace(turn.request, walk=self.walk)
 
-    def seconds(self, turn: Turn, what: Callable[[Run], float] = Run.decoding) -> float:
+    def seconds(self, turn: BaselineTurn, what: Callable[[Run], float] = Run.decoding) -> float:
         """Median time for a turn."""
         return median(map(what, self.runs[turn.name]))
 
-    def tokens_per_second(self, turns: Sequence[Turn]) -> float:
+    def tokens_per_second(self, turns: Sequence[BaselineTurn]) -> float:
         """Of decoding; median over `turns`."""
         return median(self.runs[turn.name][0].tokens / self.seconds(turn) for turn in turns)
 
-    def total_tokens_per_second(self, turns: Sequence[Turn]) -> float:
+    def total_tokens_per_second(self, turns: Sequence[BaselineTurn]) -> float:
         """Of decoding: all tokens over all seconds."""
         tokens = sum(self.runs[turn.name][0].tokens for turn in turns)
         return tokens / sum(map(self.seconds, turns))
@@ -119,7 +119,7 @@ class Bench:
         memory: held by the process, the weights and the longest cache.
     """
 
-    turns: list[Turn]
+    turns: list[BaselineTurn]
     arms: list[Arm]
     cost: Cost
     cost_context: int
@@ -128,7 +128,7 @@ class Bench:
     memory: Memory
 
     @property
-    def traced(self) -> Turn:
+    def traced(self) -> BaselineTurn:
         """The prompt whose tokens are traced: the middle one, so that nobody picks it."""
         return middle(self.turns)
 
@@ -140,7 +140,9 @@ class Bench:
         rate = self.arms[0].tokens_per_second(self.turns)
         return self.bytes_per_token * rate / self.bandwidth.bytes_per_second
 
-    def ratio(self, arm: Arm, turns: Sequence[Turn], what: Callable[[Run], float]) -> Interval:
+    def ratio(
+        self, arm: Arm, turns: Sequence[BaselineTurn], what: Callable[[Run], float]
+    ) -> Interval:
         """How many times faster than plain an arm is: median over `turns`, paired by turn.
 
         Args:
@@ -151,13 +153,13 @@ class Bench:
         plain = self.arms[0]
         return median_interval([plain.seconds(t, what) / arm.seconds(t, what) for t in turns])
 
-    def total_ratio(self, arm: Arm, turns: Sequence[Turn]) -> Ratio:
+    def total_ratio(self, arm: Arm, turns: Sequence[BaselineTurn]) -> Ratio:
         """The same for all of `turns` together: total tokens over total seconds of decoding."""
         plain = self.arms[0]
         return total_ratio([plain.seconds(t) for t in turns], [arm.seconds(t) for t in turns])
 
 
-def middle(turns: Sequence[Turn]) -> Turn:
+def middle(turns: Sequence[BaselineTurn]) -> BaselineTurn:
     """The turn in the middle."""
     return turns[len(turns) // 2]
 
@@ -251,7 +253,7 @@ def _arms(
             yield Arm(title, name, budget, drafter, sizes, state, walk)
 
 
-def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
+def _run(lm: LM, arm: Arm, turn: BaselineTurn, traced: bool = False) -> Run:
     seen = watched(arm.sizes)
     output = decode(lm, arm.drafter, arm.request(turn), seen)
     arm.reliability.learn(seen.passes)
@@ -262,7 +264,7 @@ def _run(lm: LM, arm: Arm, turn: Turn, traced: bool = False) -> Run:
     return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
 
 
-def _with_machine(lm: LM, turns: list[Turn], arms: list[Arm], cost: Cost) -> Bench:
+def _with_machine(lm: LM, turns: list[BaselineTurn], arms: list[Arm], cost: Cost) -> Bench:
     seen = [len(turn.request.prompt) + len(turn.plain.tokens) / 2 for turn in turns]
     longest = max(((*turn.request.prompt, *turn.plain.tokens) for turn in turns), key=len)
     return Bench(

@@ -27,7 +27,7 @@ from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models import Model
 from paceline.models.config import LayerConfig, ModelConfig
-from paceline.models.save import Pending, write_json, write_safetensors
+from paceline.models.formats.writer import Pending, write_json, write_safetensors
 
 _NAMES = {
     "attn_norm": "input_layernorm",

@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 from paceline.core import Floats, Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.drafters.base import Drafter, DraftMethod
-from paceline.drafters.learnt import read_learnt, write_learnt
+from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.lm import LM
+from paceline.measuring.baseline import Asking, BaselineTurn, decode, plain_drafter, plain_turns
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.turns import Asking, Turn, decode, plain_drafter, plain_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def _reloaded(method: DraftMethod, lm: LM, drafter: Drafter) -> Drafter:
     return fresh
 
 
-def _count(proof: Proof, lm: LM, name: str, turn: Turn, output: Output) -> None:
+def _count(proof: Proof, lm: LM, name: str, turn: BaselineTurn, output: Output) -> None:
     difference = compare(lm, turn.request, turn.plain, output)
     tally = proof.drafters[name]
     tally.pairs += 1

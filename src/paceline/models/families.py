@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from paceline.models import layers
+from paceline.models import layer_variants
 
 Names = Mapping[str, str]
 
@@ -62,8 +62,8 @@ class Family:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     nested: str | None = None
-    windows: layers.Windows = layers.no_windows
-    ropes: layers.Ropes = layers.one_rope
+    windows: layer_variants.Windows = layer_variants.no_windows
+    ropes: layer_variants.Ropes = layer_variants.one_rope
     norm: str = "rms"
     norm_offset: float = 0.0
     scaled_embedding: bool = False
@@ -83,7 +83,7 @@ _QWEN2 = replace(
     _LLAMA,
     biases=(("q k v", "always"),),
     defaults={"sliding_window": 4096},
-    windows=layers.typed_windows(layers.after_first_layers),
+    windows=layer_variants.typed_windows(layer_variants.after_first_layers),
 )
 _GEMMA = Family(
     layer=_LLAMA.layer,
@@ -111,7 +111,7 @@ _GEMMA2 = replace(
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    windows=layers.typed_windows(layers.every_other),
+    windows=layer_variants.typed_windows(layer_variants.every_other),
 )
 _GEMMA3 = replace(
     _GEMMA2,
@@ -125,8 +125,8 @@ _GEMMA3 = replace(
         "vocab_size": 262_208,
         "max_position_embeddings": 131_072,
     },
-    windows=layers.typed_windows(layers.five_of_six),
-    ropes=layers.gemma3_ropes,
+    windows=layer_variants.typed_windows(layer_variants.five_of_six),
+    ropes=layer_variants.gemma3_ropes,
 )
 _GPT2 = Family(
     outer=_GPT_OUTER,
@@ -153,7 +153,7 @@ _GPT2 = Family(
     },
     defaults={"hidden_act": "gelu_new", "norm_eps": 1e-5, "tie_word_embeddings": True},
     fixed={"scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,)},
-    ropes=layers.no_rope,
+    ropes=layer_variants.no_rope,
     norm="layer",
 )
 _GPT_NEO = replace(
@@ -177,7 +177,7 @@ _GPT_NEO = replace(
     },
     defaults={**_GPT2.defaults, "scale_attn_weights": False},
     fixed={},
-    windows=layers.gpt_neo_windows,
+    windows=layer_variants.gpt_neo_windows,
 )
 _GPT_NEOX = Family(
     outer={"embed_in": "embed", "final_layer_norm": "final_norm", "embed_out": "head"},
@@ -236,7 +236,7 @@ _OPT = Family(
         "_remove_final_layer_norm": (False,),
         "layer_norm_elementwise_affine": (True,),
     },
-    ropes=layers.no_rope,
+    ropes=layer_variants.no_rope,
     norm="layer",
     position_offset=2,
 )
@@ -244,7 +244,7 @@ _OPT = Family(
 FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
     "mistral": replace(
-        _LLAMA, biases=(), defaults={"sliding_window": 4096}, windows=layers.one_window
+        _LLAMA, biases=(), defaults={"sliding_window": 4096}, windows=layer_variants.one_window
     ),
     "qwen2": _QWEN2,
     "qwen3": replace(
@@ -256,8 +256,8 @@ FAMILIES: dict[str, Family] = {
     "smollm3": replace(
         _LLAMA,
         defaults={"tie_word_embeddings": True, "rope_theta": 2e6},
-        windows=layers.typed_windows(layers.without_rope),
-        ropes=layers.smollm3_ropes,
+        windows=layer_variants.typed_windows(layer_variants.without_rope),
+        ropes=layer_variants.smollm3_ropes,
     ),
     "phi3": replace(
         _LLAMA,
@@ -269,7 +269,7 @@ FAMILIES: dict[str, Family] = {
             "mlp.down_proj": "down",
         },
         biases=(),
-        windows=layers.one_window,
+        windows=layer_variants.one_window,
     ),
     "bitnet": replace(
         _LLAMA,

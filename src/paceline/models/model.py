@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 from paceline.errors import ModelError
-from paceline.models.checkpoint import Weights, open_weights
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
+from paceline.models.formats.compressed_tensors import packing_bits
 from paceline.models.generation import Defaults, read_defaults
+from paceline.models.hf_config import read_config
 from paceline.models.hub import locate
-from paceline.models.packed import packing_bits
-from paceline.models.shape import read_config
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
+from paceline.models.weights import Weights, open_weights
 
 _END = 1 << 16  # bytes
 

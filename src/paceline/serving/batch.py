@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from paceline.errors import PacelineError, RequestError
-from paceline.serving.api import chat, completions, replies
-from paceline.serving.api.asking import Limits, chat_asks, completion_asks
-from paceline.serving.api.refusals import NotFoundError
-from paceline.serving.api.replies import Answer
+from paceline.serving.api import chat, completions, formatting
+from paceline.serving.api.errors import NotFoundError
+from paceline.serving.api.formatting import Answer
+from paceline.serving.api.parse import Limits, chat_asks, completion_asks
 from paceline.serving.api.schemas import ChatBody, CompletionBody
-from paceline.serving.asks import Event
+from paceline.serving.messages import JobEvent
 from paceline.serving.worker import Worker
 
 LONGEST = 1 << 24  # bytes of a line
@@ -144,7 +144,7 @@ def answered(
             yield done.number, _shown(done, worker, settings)
 
 
-def _note(worker: Worker, event: Event, open_: dict[str, tuple[_Entry, Answer]]) -> None:
+def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_Entry, Answer]]) -> None:
     if event.id not in open_:
         return
     entry, answer = open_[event.id]
@@ -256,12 +256,12 @@ def _shown(entry: _Entry, worker: Worker, settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {"custom_id": entry.custom_id, "response": None, "error": entry.error}
     name, lm = f"line-{entry.number}", worker.lm
     if entry.error is None and entry.body is not None:
-        answers = replies.found(entry.answers)
+        answers = formatting.found(entry.answers)
         if isinstance(entry.body, ChatBody):
-            heading = replies.head(name, "chat.completion", settings.name)
+            heading = formatting.head(name, "chat.completion", settings.name)
             body = chat.reply(entry.body, heading, answers, lm)
         else:
-            heading = replies.head(name, "text_completion", settings.name)
+            heading = formatting.head(name, "text_completion", settings.name)
             body = completions.reply(entry.body, heading, answers, entry.prompts, lm)
         found["response"] = {"status_code": 200, "request_id": name, "body": body}
     return found

@@ -15,7 +15,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from paceline.serving.asks import Ask, Event
+from paceline.serving.messages import Job, JobEvent
 from paceline.serving.service import Service
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -62,11 +62,11 @@ class Metrics(Visits):
         )
         self._begun: dict[str, tuple[float, float | None]] = {}  # start, first token
 
-    def took(self, ask: Ask) -> None:
+    def took(self, ask: Job) -> None:
         """See `Observer`."""
         self._begun[ask.id] = monotonic(), None
 
-    def saw(self, ask: Ask, event: Event) -> None:
+    def saw(self, ask: Job, event: JobEvent) -> None:
         """See `Observer`."""
         start, first = self._begun.get(ask.id, (monotonic(), None))
         now = monotonic()

@@ -22,7 +22,7 @@ Stage = Literal["waiting", "prompt", "decoding"]
 
 
 @dataclass(eq=False)
-class Job:
+class ScheduledJob:
     """A request as the scheduler sees it.
 
     Attributes:
@@ -107,20 +107,20 @@ class Scheduler:
     ) -> None:
         self.places, self.capacity, self.queue = places, capacity, queue
         self.aging, self.tree, self.loss = aging, tree, loss
-        self.jobs: dict[str, Job] = {}
-        self._placed: dict[str, Job] = {}
+        self.jobs: dict[str, ScheduledJob] = {}
+        self._placed: dict[str, ScheduledJob] = {}
         self._clients: Counter[str] = Counter()  # of `jobs`
         self._served: dict[str, float] = {}  # client -> tokens
         self._turns: dict[tuple[str, int], float] = {}  # client, priority -> last admission
         self._orders = 0
 
     @property
-    def waiting(self) -> list[Job]:
+    def waiting(self) -> list[ScheduledJob]:
         """Those without a place, in the order of their arrival."""
         return [job for job in self.jobs.values() if job.stage == "waiting"]
 
     @property
-    def running(self) -> list[Job]:
+    def running(self) -> list[ScheduledJob]:
         """Those with a place, the most important first."""
         # All get older alike, so this order is for ever: the first is never preempted, and ends.
         return sorted(
@@ -128,7 +128,7 @@ class Scheduler:
             key=lambda job: (job.arrived / self.aging - job.priority, job.order),
         )
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: ScheduledJob) -> None:
         """A new request.
 
         Raises:
@@ -170,7 +170,7 @@ class Scheduler:
             self.finished(job.id)
         running = self.running
         free -= self._losses(running)
-        preempted: list[Job] = []
+        preempted: list[ScheduledJob] = []
         # A root for every request that decodes, or the last gives up.
         while len(running) > 1 and free < _costs(job for job in running if not job.missing):
             preempted.append(running.pop())
@@ -227,24 +227,24 @@ class Scheduler:
             self._served = {c: self._served[c] for c in self._clients}
             self._turns = {key: at for key, at in self._turns.items() if key[0] in self._clients}
 
-    def _losses(self, jobs: Iterable[Job]) -> int:
+    def _losses(self, jobs: Iterable[ScheduledJob]) -> int:
         """Positions that some requests may waste."""
         return int(self.loss * _costs(jobs))
 
-    def _level(self, job: Job, seconds: float) -> int:
+    def _level(self, job: ScheduledJob, seconds: float) -> int:
         """Its priority after so many seconds of waiting."""
         return job.priority + int(max(seconds, 0.0) / self.aging)
 
-    def _waited(self, job: Job, now: float) -> float:
+    def _waited(self, job: ScheduledJob, now: float) -> float:
         """Seconds since it, or one of its client's with its priority, had a chance."""
         return now - max(job.arrived, self._turns.get((job.client, job.priority), job.arrived))
 
-    def _follows(self, job: Job) -> bool:
+    def _follows(self, job: ScheduledJob) -> bool:
         """Whether another request is to run what they have in common first."""
         other = self.jobs.get(job.after) if job.after else None
         return other is not None and other.stage != "decoding"
 
-    def _admit(self, now: float, free: int, running: list[Job]) -> list[Job]:
+    def _admit(self, now: float, free: int, running: list[ScheduledJob]) -> list[ScheduledJob]:
         """Who gets a place: those whose text fits beside what the running ones will need soon."""
         free -= int(sum((job.missing + self.tree) * job.cost for job in running))
         full = len(running) >= self.places or (running and free <= self.tree)
@@ -258,7 +258,7 @@ class Scheduler:
                 job.order,
             ),
         )
-        admitted: list[Job] = []
+        admitted: list[ScheduledJob] = []
         for job in waiting:
             free -= int((job.text + self.tree + self.loss) * job.cost)
             alone = not running and not admitted
@@ -272,7 +272,7 @@ class Scheduler:
         return admitted
 
 
-def _costs(jobs: Iterable[Job]) -> float:
+def _costs(jobs: Iterable[ScheduledJob]) -> float:
     """Positions of memory that a token of each takes."""
     return sum(job.cost for job in jobs)
 

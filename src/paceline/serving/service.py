@@ -12,14 +12,14 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Protocol
 
-from paceline.engines.base import Memory
+from paceline.engines.pages import Memory
 from paceline.errors import PacelineError
-from paceline.serving.asks import FAILED, Ask, Event
+from paceline.serving.messages import FAILED, Job, JobEvent
 from paceline.serving.scheduler import BusyError
 from paceline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
-_Sink = Callable[[Event], None]
+_Sink = Callable[[JobEvent], None]
 _WAITING = 64  # events that a reader may be behind before they are merged
 
 
@@ -30,10 +30,10 @@ class StoppingError(BusyError):
 class Observer(Protocol):
     """Sees every request; called in the worker's thread, so it must be quick."""
 
-    def took(self, ask: Ask) -> None:
+    def took(self, ask: Job) -> None:
         """A request was handed in."""
 
-    def saw(self, ask: Ask, event: Event) -> None:
+    def saw(self, ask: Job, event: JobEvent) -> None:
         """Something came of it; with a `finish`, for the last time."""
 
 
@@ -55,17 +55,17 @@ class Mailbox:
     """
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque()
+        self._events: deque[JobEvent] = deque()
         self._some = asyncio.Event()
 
-    def put(self, event: Event) -> None:
+    def put(self, event: JobEvent) -> None:
         """Deliver."""
         if len(self._events) >= _WAITING:
             event = merged(self._events.pop(), event)
         self._events.append(event)
         self._some.set()
 
-    async def get(self) -> Event:
+    async def get(self) -> JobEvent:
         """The next; waits for it."""
         while not self._events:
             self._some.clear()
@@ -73,7 +73,7 @@ class Mailbox:
         return self._events.popleft()
 
 
-def merged(first: Event, then: Event) -> Event:
+def merged(first: JobEvent, then: JobEvent) -> JobEvent:
     """Two events of a request as one."""
     return replace(
         then,
@@ -90,7 +90,7 @@ def merged(first: Event, then: Event) -> Event:
     )
 
 
-class Stream(AsyncIterator[Event]):
+class Stream(AsyncIterator[JobEvent]):
     """What comes of a request. To close it before its end, or to let it go, cancels the request.
 
     Args:
@@ -102,7 +102,7 @@ class Stream(AsyncIterator[Event]):
         self._events, self._leave = events, leave
         self._over = False
 
-    async def __anext__(self) -> Event:
+    async def __anext__(self) -> JobEvent:
         if self._over:
             raise StopAsyncIteration
         try:
@@ -136,7 +136,7 @@ class Service:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._sinks: dict[str, tuple[Ask, _Sink]] = {}
+        self._sinks: dict[str, tuple[Job, _Sink]] = {}
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
         self._stopped = self._draining = self._ended = False
         self.failures = 0
@@ -166,7 +166,7 @@ class Service:
         """Take no more requests; those under way go on."""
         self._draining = True
 
-    async def stream(self, ask: Ask) -> Stream:
+    async def stream(self, ask: Job) -> Stream:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
         Whoever leaves the iteration before its end, or never begins it, cancels the request; no
@@ -253,7 +253,7 @@ class Service:
         """Nobody works any more: refuse those that come, and tell those that are left."""
         self._draining = self._ended = True  # first, so that no command falls between
         self._commands(wait=False)
-        self._send([Event(each, finish="error", error=FAILED) for each in list(self._sinks)])
+        self._send([JobEvent(each, finish="error", error=FAILED) for each in list(self._sinks)])
 
     def _weigh(self) -> None:
         """Look at the load here, where nobody changes it meanwhile."""
@@ -275,7 +275,7 @@ class Service:
             command()
             wait = False
 
-    def _send(self, events: list[Event]) -> None:
+    def _send(self, events: list[JobEvent]) -> None:
         for event in events:
             if event.id not in self._sinks:
                 continue

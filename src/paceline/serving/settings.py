@@ -151,9 +151,9 @@ class Settings:
         for name, (kind, about) in _told().items():
             _check(name, kind, about, getattr(self, name))
         if self.watermark is not None:
-            _steering().parse_watermark(self.watermark)
+            _operator_policy().parse_watermark(self.watermark)
         if self.guides:
-            _steering().parse_guides(self.guides)
+            _operator_policy().parse_guides(self.guides)
 
     @classmethod
     def read(
@@ -177,8 +177,10 @@ class Settings:
             value = getattr(self, each.name)
             found[each.name] = str(value) if isinstance(value, Path | Size) else value
         if self.watermark is not None:
-            steering = _steering()
-            found["watermark"] = steering.shown(steering.parse_watermark(self.watermark))
+            operator_policy = _operator_policy()
+            found["watermark"] = operator_policy.shown(
+                operator_policy.parse_watermark(self.watermark)
+            )
         return found | {"keys": [key.partition(":")[0] for key in self.keys]}
 
 
@@ -243,11 +245,11 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def _steering() -> ModuleType:
-    """The module, which needs the model's; only where something is steered."""
-    from paceline.serving import steering
+def _operator_policy() -> ModuleType:
+    """Import the module, which needs the model's, only where an operator sets a policy."""
+    from paceline.serving import operator_policy
 
-    return steering
+    return operator_policy
 
 
 def _plain(kind: Any) -> Any:

@@ -14,20 +14,21 @@ from time import monotonic, perf_counter
 from paceline.core import Floats
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
-from paceline.decoding.run import Run
-from paceline.decoding.text import text_of
-from paceline.engines.base import PAGE
+from paceline.decoding.session import Session
+from paceline.decoding.text_stream import text_of
+from paceline.engines.cost_cache import known_cost
+from paceline.engines.pages import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
 from paceline.lm import LM
-from paceline.measuring.costfile import known_cost
-from paceline.serving.asks import FAILED_ALONE, Ask, Event, Stats
-from paceline.serving.lanes import Fleet, Lanes, Place, Turn
-from paceline.serving.memory import Keeper
-from paceline.serving.prefix import PrefixCache
-from paceline.serving.reading import Reading, carried
-from paceline.serving.runner import Runner
-from paceline.serving.scheduler import Job, Scheduler
-from paceline.serving.searching import Searches
+from paceline.serving.batch_entry import BatchEntry
+from paceline.serving.drafter_pool import DrafterPool, DrafterPools, Slot
+from paceline.serving.kv_budget import KVBudget
+from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
+from paceline.serving.pass_budget import PassBudget, prefill_tokens
+from paceline.serving.pass_runner import PassRunner
+from paceline.serving.prefix_cache import PrefixCache
+from paceline.serving.scheduler import ScheduledJob, Scheduler
+from paceline.serving.search_queue import SearchQueue
 
 _LITTLE = 0.1  # of the time, for searches
 
@@ -48,7 +49,7 @@ class Worker:
             alike; running requests can have it back.
 
     Raises:
-        PacelineError: as `Lanes` and `known_cost`; or the memory cannot hold one request.
+        PacelineError: as `DrafterPool` and `known_cost`; or the memory cannot hold one request.
     """
 
     def __init__(
@@ -60,17 +61,17 @@ class Worker:
         memory: int | None = None,
         prefixes: float = 0.5,
     ) -> None:
-        self.lm, self.stall, self.stats = lm, stall, Stats()
+        self.lm, self.stall, self.stats = lm, stall, WorkerStats()
         self.scheduler = Scheduler(places, queue=queue, loss=PAGE)
-        self.memory = Keeper(lm.engine, self.scheduler, memory, prefixes)
+        self.memory = KVBudget(lm.engine, self.scheduler, memory, prefixes)
         self.memory.know(lm.beside.loaded, loaded=True)
-        self._fleet = Fleet(lm, known_cost(lm.engine), self.memory)
+        self._fleet = DrafterPools(lm, known_cost(lm.engine), self.memory)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
-        self._places: dict[str, Place] = {}
-        self._runner = Runner(lm.engine, self.scheduler, self.memory, self._places, self.stats)
+        self._places: dict[str, Slot] = {}
+        self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._places, self.stats)
         share = max(stall - 1, _LITTLE)
         half = self.scheduler.capacity // PAGE // 2
-        self.searches = Searches(lm, queue, half, self._runner.yields, self.stats, share)
+        self.searches = SearchQueue(lm, queue, half, self._runner.yields, self.stats, share)
         self._runner.give_way = self.searches.give_way
 
     @property
@@ -88,7 +89,7 @@ class Worker:
         """Whether there is nothing to do."""
         return not self.scheduler.jobs and self.searches.idle
 
-    def submit(self, ask: Ask) -> None:
+    def submit(self, ask: Job) -> None:
         """Hand a request in.
 
         Raises:
@@ -107,11 +108,11 @@ class Worker:
         budget = self._budget_of(ask)
         sized = lanes.governor if budget is None else Fixed(budget)
         rejects = follows_rejection(ask.request, first, sized)
-        run = Run(self.lm.engine, first, ask.request, stream, rejects=rejects)
+        run = Session(self.lm.engine, first, ask.request, stream, rejects=rejects)
         for guide in run.guides:
             self.memory.know(engine for engine, _ in guide.holds(len(ask.request.prompt)))
         self.scheduler.submit(
-            Job(
+            ScheduledJob(
                 ask.id,
                 text=len(ask.request.prompt),
                 most=self.memory.most(run),
@@ -123,13 +124,13 @@ class Worker:
                 after=ask.after,
             )
         )
-        self._places[ask.id] = Place(ask, run, lanes)
+        self._places[ask.id] = Slot(ask, run, lanes)
 
-    def cancel(self, ask_id: str) -> list[Event]:
+    def cancel(self, ask_id: str) -> list[JobEvent]:
         """Give a request up; nothing comes of it where it is over already."""
         return self._end(ask_id, "cancelled") or self.searches.cancel(ask_id)
 
-    def step(self) -> list[Event]:
+    def step(self) -> list[JobEvent]:
         """One pass; what came of it, and who is over."""
         events = []
         if not self.searches.idle:
@@ -137,7 +138,7 @@ class Worker:
         begun = perf_counter()
         running = self.scheduler.running
         streams = sum(not job.missing for job in running)
-        tokens = carried(self.governor, streams, self.stall)
+        tokens = prefill_tokens(self.governor, streams, self.stall)
         free = self._free()
         # Those that run go on meanwhile, but none is admitted beside them.
         left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
@@ -146,7 +147,7 @@ class Worker:
         for each in plan.preempted:
             self._runner.preempt(each)
         events += [event for each in plan.admitted for event in self._open(each)]
-        reading = Reading(tokens, alone=not streams or len(self.scheduler.running) < 2)
+        reading = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
         parts = [
             self._part(each, size, reading)
             for each, size in plan.parts
@@ -186,7 +187,7 @@ class Worker:
         self.searches.worked(perf_counter() - begun)
         return events
 
-    def close(self, finish: str = "cancelled", error: str = "") -> list[Event]:
+    def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
         """Give everything up, texts of the past too."""
         events = [event for each in list(self._places) for event in self._end(each, finish, error)]
         events += self.searches.close(finish, error)
@@ -195,16 +196,16 @@ class Worker:
             drafter.release()
         return events
 
-    def _run(self, ask_id: str) -> Run:
+    def _run(self, ask_id: str) -> Session:
         return self._places[ask_id].run
 
-    def _budget_of(self, ask: Ask) -> int | None:
+    def _budget_of(self, ask: Job) -> int | None:
         wished = self._budget if ask.budget is None else ask.budget
         return wished if isinstance(wished, int) else None
 
-    def _groups(self, turns: list[Turn]) -> list[tuple[Lanes, list[Turn]]]:
+    def _groups(self, turns: list[BatchEntry]) -> list[tuple[DrafterPool, list[BatchEntry]]]:
         """The turns by where their drafters are from."""
-        groups: dict[Lanes, list[Turn]] = {}
+        groups: dict[DrafterPool, list[BatchEntry]] = {}
         for turn in turns:
             groups.setdefault(self._places[turn.id].lanes, []).append(turn)
         return list(groups.items())
@@ -213,7 +214,7 @@ class Worker:
         """Positions of memory that can be had."""
         return self.memory.free([self._run(job.id) for job in self.scheduler.running])
 
-    def _open(self, ask_id: str) -> list[Event]:
+    def _open(self, ask_id: str) -> list[JobEvent]:
         place = self._places[ask_id]
         try:
             if place.drafter is None:
@@ -230,22 +231,22 @@ class Worker:
         self._tell(ask_id)
         return []
 
-    def _part(self, ask_id: str, size: int, reading: Reading) -> Turn:
+    def _part(self, ask_id: str, size: int, reading: PassBudget) -> BatchEntry:
         place = self._places[ask_id]
         size = reading.part(size, place.guiding + place.drafting)
-        return Turn(ask_id, place.run, tree=place.run.part(size))
+        return BatchEntry(ask_id, place.run, tree=place.run.part(size))
 
-    def _turn(self, ask_id: str) -> Turn:
+    def _turn(self, ask_id: str) -> BatchEntry:
         place = self._places[ask_id]
         budget = self._budget_of(place.ask)
-        return Turn(ask_id, place.run, budget, said=len(place.run.output.tokens))
+        return BatchEntry(ask_id, place.run, budget, said=len(place.run.output.tokens))
 
     def _tell(self, ask_id: str) -> None:
         """Let the scheduler know where a request stands."""
         run = self._run(ask_id)
         self.scheduler.ran(ask_id, run.sequence.length if run.sequence else 0, len(run.text))
 
-    def _ran(self, part: Turn, logits: Floats) -> None:
+    def _ran(self, part: BatchEntry, logits: Floats) -> None:
         try:
             part.run.ran(part.tree, logits if len(logits) else None)
         except Exception as error:  # of a drafter that learns from prompts
@@ -256,12 +257,12 @@ class Worker:
         if not part.run.missing:
             self._keep(part.run)
 
-    def _keep(self, run: Run) -> None:
+    def _keep(self, run: Session) -> None:
         """Let later requests begin with what this one has run."""
         if run.sequence:
             self.prefixes.insert(run.text[: run.sequence.length], run.sequence)
 
-    def _told(self, turn: Turn, logits: Floats | None) -> list[Event]:
+    def _told(self, turn: BatchEntry, logits: Floats | None) -> list[JobEvent]:
         """What a request is told after a pass."""
         if turn.error:
             return self._fail(turn.id, turn.error)
@@ -275,7 +276,7 @@ class Worker:
             return [event]
         return [event, *self._end(turn.id, run.output.finish)]
 
-    def _fail(self, ask_id: str, error: Exception) -> list[Event]:
+    def _fail(self, ask_id: str, error: Exception) -> list[JobEvent]:
         """End a request alone: by its own fault, or by a bug in what works for it."""
         if isinstance(error, PacelineError):
             return self._end(ask_id, "error", str(error))
@@ -283,7 +284,7 @@ class Worker:
         self._places[ask_id].drafter = None  # it may be the one that is broken
         return self._end(ask_id, "error", FAILED_ALONE)
 
-    def _end(self, ask_id: str, finish: str, error: str = "") -> list[Event]:
+    def _end(self, ask_id: str, finish: str, error: str = "") -> list[JobEvent]:
         place = self._places.pop(ask_id, None)
         if place is None:
             return []
@@ -300,4 +301,4 @@ class Worker:
             other.parked = False
         output = place.run.output
         output.finish = finish
-        return [Event(ask_id, finish=finish, output=output, cached=place.cached, error=error)]
+        return [JobEvent(ask_id, finish=finish, output=output, cached=place.cached, error=error)]

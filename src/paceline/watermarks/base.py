@@ -6,11 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import ClassVar
 
 from paceline.core import Request
 from paceline.errors import MethodError, RequestError, unknown
-from paceline.registry import watermarks
+from paceline.registry import Method, watermarks
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +31,12 @@ class Detection:
 
 
 @dataclass(frozen=True)
-class Watermark(ABC):
+class Watermark(Method, ABC):
     """Settings of a watermark: its fields. `mark` puts it into a request, `detect` finds it.
 
     Attributes:
         key: secret text; who has it can detect, and forge. Not shown by `repr`.
     """
-
-    name: ClassVar[str]  # set by the registry
-    paper: ClassVar[str] = ""
-    catalogue: ClassVar[tuple[int, ...]] = ()
 
     key: str = field(repr=False)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Exactness, Floats, Request
 from paceline.noise import bits, stream, streams
-from paceline.registry import watermarks
+from paceline.registry import Source, watermarks
 from paceline.watermarks.alignment import Seeds
 from paceline.watermarks.sequence import KeySequence
 
@@ -38,11 +37,13 @@ class Exponential(KeySequence):
             the paper's.
     """
 
-    paper: ClassVar[str] = (
-        "Kuditipudi et al., Robust Distortion-free Watermarks for Language Models, "
-        "arXiv 2307.15593, section 2.3"
+    source = Source(
+        authors="Kuditipudi et al.",
+        title="Robust Distortion-free Watermarks for Language Models",
+        arxiv="2307.15593",
+        section="section 2.3",
     )
-    catalogue: ClassVar[tuple[int, ...]] = (418,)
+    catalogue = (418,)
 
     def mark(self, request: Request) -> Request:
         """See `Watermark`."""

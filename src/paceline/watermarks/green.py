@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from paceline.control.base import require
 from paceline.core import Exactness, Floats, Request
 from paceline.noise import uniform
-from paceline.registry import watermarks
+from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 
@@ -40,8 +39,11 @@ class Green(Watermark):
             edits, most easily learnt from texts.
     """
 
-    paper: ClassVar[str] = (
-        "Kirchenbauer et al., A Watermark for Large Language Models, arXiv 2301.10226, algorithm 2"
+    source = Source(
+        authors="Kirchenbauer et al.",
+        title="A Watermark for Large Language Models",
+        arxiv="2301.10226",
+        section="algorithm 2",
     )
 
     gamma: float = 0.25

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import softmax
+from paceline.control.logits import softmax
 from paceline.core import Exactness, Floats, Request
 from paceline.noise import stream, streams, uniform
-from paceline.registry import watermarks
+from paceline.registry import Source, watermarks
 from paceline.watermarks.alignment import Seeds
 from paceline.watermarks.sequence import KeySequence
 
@@ -37,11 +36,13 @@ class Inverse(KeySequence):
         length: of the key sequence; see `exponential`.
     """
 
-    paper: ClassVar[str] = (
-        "Kuditipudi et al., Robust Distortion-free Watermarks for Language Models, "
-        "arXiv 2307.15593, section 2.2"
+    source = Source(
+        authors="Kuditipudi et al.",
+        title="Robust Distortion-free Watermarks for Language Models",
+        arxiv="2307.15593",
+        section="section 2.2",
     )
-    catalogue: ClassVar[tuple[int, ...]] = (418,)
+    catalogue = (418,)
 
     def mark(self, request: Request) -> Request:
         """See `Watermark`."""

@@ -14,7 +14,7 @@ from paceline.control.base import require
 from paceline.core import Exactness, Floats, Request
 from paceline.errors import RequestError
 from paceline.noise import bits
-from paceline.registry import watermarks
+from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.contexts import context_stream, context_streams, windows
 
@@ -42,9 +42,10 @@ class Synthid(Watermark):
         context: tokens before that the hash sees, 1 to 16. Default 4, the paper's.
     """
 
-    paper: ClassVar[str] = (
-        "Dathathri et al., Scalable watermarking for identifying large language model outputs, "
-        "Nature 634, 2024, non-distortionary form"
+    source = Source(
+        authors="Dathathri et al.",
+        title="Scalable watermarking for identifying large language model outputs",
+        section="Nature 634, 2024, non-distortionary form",
     )
 
     layers: int = 30

@@ -3,7 +3,7 @@
 import numpy as np
 
 from paceline.control.guides.base import guided, parse_guide
-from paceline.control.guides.beside import Beside
+from paceline.control.guides.guide_models import GuideModels
 from paceline.control.temperature import Temperature
 from paceline.core import Request
 from tests.measuring.toy_lm import Letters
@@ -39,7 +39,7 @@ class Words(Letters):
         return super().encode(text)
 
 
-class ToyBeside(Beside):
+class ToyBeside(GuideModels):
     """Has the models `a` (the target), `b` and `c`."""
 
     def __init__(self, **options):

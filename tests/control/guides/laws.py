@@ -3,9 +3,9 @@
 import numpy as np
 
 from paceline.control.guides.base import guided, parse_guide
-from paceline.control.guides.beside import Beside
+from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Request, TokenTree
-from paceline.engines.base import View
+from paceline.engines.view import View
 from tests.control.guides.beside_toy import Words
 from tests.toy import ToyEngine
 
@@ -27,7 +27,7 @@ def softmax(x):
     return powers / powers.sum()
 
 
-class Models(Beside):
+class Models(GuideModels):
     """The models `a` (the target), `b` and `c`, and what they say after whole texts."""
 
     def __init__(self, engines, tokenizer=None):

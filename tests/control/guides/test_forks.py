@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.control.base import Branching
+from paceline.control.capabilities import Forkable
 from paceline.control.guides.base import look_together
 from paceline.core import TokenTree
 from paceline.errors import MemoryFullError
@@ -36,7 +36,7 @@ def alone(spec, text):
 def test_each_fork_answers_as_if_it_were_alone(name, steps, tree):
     beside = ToyBeside()
     first = toy_request(beside, SPECS[name], PROMPT).controls[0]
-    assert isinstance(first, Branching)
+    assert isinstance(first, Forkable)
     first.begin(beside.engine.open())
     texts = {first: list(PROMPT)}
 

@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.control.base import Looking
+from paceline.control.capabilities import RunsModel
 from paceline.control.guides.dola import candidates, divergence
 from paceline.core import TokenTree
-from paceline.engines.base import View
+from paceline.engines.view import View
 from paceline.errors import PacelineError
 from tests.conftest import shared
 from tests.control.guides.beside_toy import SPECS, ToyBeside, toy_request
@@ -163,7 +163,7 @@ def test_air_is_bayes_rule_over_reconstructed_chances_of_what_was_written(text):
 def test_a_guide_is_pure_and_leaves_what_is_forbidden(spec, seed, forbidden):
     random = np.random.default_rng(seed)
     control = toy_request(ToyBeside(), spec, PROMPT).controls[0]
-    assert isinstance(control, Looking)
+    assert isinstance(control, RunsModel)
     history = list(PROMPT)
     for _ in range(4):
         logits = random.normal(0, 3, 11).astype(np.float32)

@@ -12,14 +12,14 @@ from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Target
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.registry import drafters
 from tests.control.guides.beside_toy import SPECS, Other, ToyBeside, toy_request
 from tests.decoding.test_loop import Root
-from tests.decoding.test_text import Letters
+from tests.decoding.test_text_stream import Letters
 from tests.test_core import trees
 from tests.toy import Oracle
 

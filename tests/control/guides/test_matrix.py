@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paceline.control.guides.base import guided, parse_guide
-from paceline.control.guides.beside import Beside
+from paceline.control.guides.guide_models import GuideModels
 from paceline.control.temperature import Temperature
 from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
@@ -63,7 +63,7 @@ def setting(request, copies):
     specs = {name: f"model:path={copies[1]}" if name == "model" else name for name in CROSSED}
     built = {name: drafters.parse(spec).build(target) for name, spec in specs.items()}
     plain = drafters.parse("plain").build(target)
-    return engine, Beside(engine, model.tokenizer), plain, built
+    return engine, GuideModels(engine, model.tokenizer), plain, built
 
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
@@ -115,7 +115,7 @@ def test_every_guide_is_in_the_matrix():
 def test_a_code_stands_behind_the_token_that_begins_every_text(copies):
     model = load(copies[0])
     engine = open_engine(model, "native")
-    beside = Beside(engine, model.tokenizer)
+    beside = GuideModels(engine, model.tokenizer)
     prompt = model.tokenizer.encode("Once upon")
     assert prompt[0] == 1  # BOS
     code = model.tokenizer.encode(" happy", special=False)
@@ -126,7 +126,7 @@ def test_a_code_stands_behind_the_token_that_begins_every_text(copies):
 
 def test_checkpoints_are_opened_once_and_those_of_other_tokens_refused(copies):
     model = load(copies[0])
-    beside = Beside(open_engine(model, "native", threads=1), model.tokenizer)
+    beside = GuideModels(open_engine(model, "native", threads=1), model.tokenizer)
     request = Request((1, 5), 4)
     for spec in ("proxy:{0},{1}", "contrastive:{0}", "gedi:{1},a,b"):
         guided(request, [parse_guide(spec.format(*copies))], beside)
@@ -179,7 +179,7 @@ def test_both_engines_guide_alike(copies, name):
     for kind in ("native", "reference"):
         engine = open_engine(model, kind)
         request = Request(tuple(text[:-2].tolist()), 4)
-        beside = Beside(engine, model.tokenizer)
+        beside = GuideModels(engine, model.tokenizer)
         control = guided(request, [parse_guide(SPECS[name].format(*copies))], beside).controls[0]
         sequence = engine.start(text[:-3])
         rows = engine.forward([(sequence, TokenTree.chain(text[-3:]))]).copy()
@@ -207,6 +207,6 @@ def test_gedi_scores_the_text_behind_bos_and_code(copies):
     row = row[0].copy()
     expected = np.exp(row.astype(np.float64)) * (evidence[0] / sum(evidence)) ** 4
     spec = parse_guide(f"gedi:{copies[0]}, happy day, sad,omega=4,rho=1")
-    request = guided(Request(tuple(text), 4), [spec], Beside(engine, model.tokenizer))
+    request = guided(Request(tuple(text), 4), [spec], GuideModels(engine, model.tokenizer))
     found = np.exp(request.controls[0].apply(row, text))
     assert found / found.sum() == pytest.approx(expected / expected.sum(), rel=1e-3, abs=1e-6)

@@ -7,18 +7,19 @@ from hypothesis import settings as hypothesis
 from hypothesis import strategies as st
 
 from paceline.control.bad_words import BadWords
-from paceline.control.base import Looking, bind
+from paceline.control.base import bind
+from paceline.control.capabilities import RunsModel
 from paceline.control.mirostat import Mirostat
 from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.scores import best
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 from tests.decoding.strategies.conftest import chances
-from tests.decoding.test_text import Letters
+from tests.decoding.test_text_stream import Letters
 from tests.toy import ToyEngine
 
 SETTINGS = [
@@ -127,7 +128,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
         Beam().run(Task(engine, warm))
     with pytest.raises(RequestError, match="beam drafts nothing"):
         Beam().run(Task(engine, Request((1, 2), 9, prediction=(1,))))
-    assert isinstance(Guide(), Looking)
+    assert isinstance(Guide(), RunsModel)
     with pytest.raises(MethodError, match="one of the guides only one; leave the guide out"):
         Beam().run(Task(engine, Request((1, 2), 9, controls=(Guide(),))))
     with pytest.raises(RequestError, match="cannot mark"):

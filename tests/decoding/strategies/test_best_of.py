@@ -70,7 +70,7 @@ def test_samples_share_passes_and_are_drafted():
 
 
 def test_a_scorer_of_ones_own_ranks_by_the_text(run, stories, engine, prompts):
-    from paceline.decoding.text import TextStream
+    from paceline.decoding.text_stream import TextStream
     from paceline.models.detokenize import Detokenizer
 
     request = Request(prompts[0], 10, 1.0, controls=(Temperature(1.0),))

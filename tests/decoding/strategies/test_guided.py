@@ -18,7 +18,7 @@ from paceline.decoding.strategies.contrastive import Contrastive
 from paceline.decoding.strategies.diverse import DiverseBeam
 from paceline.decoding.strategies.lattice import LatticeSearch
 from paceline.decoding.strategies.planning import Planning
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.engines import open_engine
 from paceline.errors import MethodError
 from paceline.models import load
@@ -27,7 +27,7 @@ from tests.conftest import shared
 from tests.control.guides.beside_toy import Other
 from tests.control.guides.laws import LAWS, SPECS, Models, Recomputed, cleangen_when_greedy
 from tests.decoding.test_loop import Root
-from tests.decoding.test_text import Letters
+from tests.decoding.test_text_stream import Letters
 from tests.toy import Oracle, ToyEngine
 
 

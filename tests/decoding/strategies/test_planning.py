@@ -7,7 +7,7 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.planning import Planning
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.errors import MethodError, RequestError
 from tests.decoding.strategies.test_beam import Counting
 from tests.toy import Oracle

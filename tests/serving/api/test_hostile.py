@@ -14,8 +14,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from paceline.serving.api import create_app
-from paceline.serving.api.asking import Limits
-from paceline.serving.api.guard import Rules
+from paceline.serving.api.middleware import Rules
+from paceline.serving.api.parse import Limits
 from tests.serving.api.conftest import served
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize")

@@ -35,13 +35,13 @@ def test_a_client_that_leaves_takes_its_work_along(address, service, stream):
 
 
 def test_those_that_wait_for_a_prompt_are_given_up_too(service, lm):
-    from paceline.serving.asks import Ask
+    from paceline.serving.messages import Job
     from paceline.serving.worker import Worker
 
     worker = Worker(lm)
     request = lm.request("Once upon a time", max_new_tokens=3)
-    worker.submit(Ask("a", request))
-    worker.submit(Ask("b", request, after="a"))
+    worker.submit(Job("a", request))
+    worker.submit(Job("b", request, after="a"))
     assert [event.finish for event in worker.cancel("b")] == ["cancelled"]
     while not worker.idle:
         worker.step()

@@ -2,8 +2,8 @@
 
 import asyncio
 
-from paceline.measuring.http import Server
-from paceline.measuring.load import Traffic, drive, first_model, sender, summary
+from paceline.measuring.load.client import Server
+from paceline.measuring.load.run import Traffic, drive, first_model, sender, summary
 
 
 def test_our_own_server_under_load(address, lm):

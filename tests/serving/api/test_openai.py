@@ -8,7 +8,7 @@ import pytest
 
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.text import TextStream
+from paceline.decoding.text_stream import TextStream
 from paceline.models.detokenize import Detokenizer
 
 OPENING = "Once upon a time"

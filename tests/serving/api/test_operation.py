@@ -15,13 +15,13 @@ import pytest
 
 from paceline.core import Request
 from paceline.serving.api import create_app
-from paceline.serving.api.asking import Limits
-from paceline.serving.api.guard import Rules
+from paceline.serving.api.middleware import Rules
+from paceline.serving.api.parse import Limits
 from paceline.serving.api.server import Server
-from paceline.serving.asks import Ask, Event
-from paceline.serving.keys import Keys
+from paceline.serving.api_keys import ApiKeys
 from paceline.serving.logs import Lines
-from paceline.serving.rates import Departures, Rates
+from paceline.serving.messages import Job, JobEvent
+from paceline.serving.rate_limits import Departures, RateLimits
 from paceline.serving.service import Service
 from paceline.serving.settings import Settings
 from paceline.serving.worker import Worker
@@ -69,7 +69,7 @@ def spoken(port, content, seconds=20):
 
 def test_who_has_a_key_is_served_under_its_name(service, caplog):
     caplog.set_level(logging.INFO, "paceline.serving")
-    keys = Keys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
+    keys = ApiKeys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
     with running(service, Rules(keys=keys)) as (port, _):
         url = f"http://127.0.0.1:{port}/v1"
         for wrong in ("key-of-ann-2", "key-of-ann-", "ann", "ann:key-of-ann-1"):
@@ -98,15 +98,15 @@ def test_who_has_a_key_is_served_under_its_name(service, caplog):
 
 
 def test_rates_are_limited_for_each_key(service):
-    keys = Keys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
+    keys = ApiKeys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
     ann, bob = ({"Authorization": f"Bearer key-of-{name}-1"} for name in ("ann", "bob"))
-    with running(service, Rules(keys=keys, rates=Rates(requests=2))) as (port, _):
+    with running(service, Rules(keys=keys, rates=RateLimits(requests=2))) as (port, _):
         found = [post(port, headers=ann) for _ in range(3)]
         assert [each.status_code for each in found] == [200, 200, 429]
         assert 1 <= int(found[2].headers["Retry-After"]) <= 30
         assert found[2].json()["error"]["code"] == "rate_limit_exceeded"
         assert post(port, headers=bob).status_code == 200
-    with running(service, Rules(keys=keys, rates=Rates(tokens=3))) as (port, _):
+    with running(service, Rules(keys=keys, rates=RateLimits(tokens=3))) as (port, _):
         assert post(port, headers=ann).status_code == 200
         until(lambda: service.idle)
         assert post(port, headers=ann).status_code == 429
@@ -114,7 +114,7 @@ def test_rates_are_limited_for_each_key(service):
 
 
 def test_who_is_sent_away_pays_nothing(service, monkeypatch):
-    with running(service, Rules(rates=Rates(tokens=3))) as (port, _):
+    with running(service, Rules(rates=RateLimits(tokens=3))) as (port, _):
         with monkeypatch.context() as patch:
             patch.setattr(service.worker.scheduler, "queue", 0)
             assert [post(port).status_code for _ in range(3)] == [429] * 3
@@ -194,7 +194,7 @@ def test_pages_of_other_origins_are_let_in_only_when_told(service):
     with running(service) as (port, _):
         found = httpx.options(f"http://127.0.0.1:{port}/v1/completions", headers=ask)
         assert "access-control-allow-origin" not in found.headers
-    rules = Rules(keys=Keys(["ann:key-of-ann-1"]))
+    rules = Rules(keys=ApiKeys(["ann:key-of-ann-1"]))
     with running(service, rules, cors=("https://a.example",)) as (port, _):
         found = httpx.options(f"http://127.0.0.1:{port}/v1/completions", headers=ask)
         assert found.headers["access-control-allow-origin"] == "https://a.example"
@@ -215,10 +215,10 @@ def test_a_full_queue_sends_away_for_as_long_as_it_takes(service, monkeypatch):
         assert (found.status_code, found.headers["Retry-After"]) == (429, "1")
         now = 0.0
         paced = Departures(lambda: now)
-        ask = Ask("a", Request((1,), 1))
+        ask = Job("a", Request((1,), 1))
         paced.took(ask)
         now = 6.5
-        paced.saw(ask, Event("a", finish="stop"))
+        paced.saw(ask, JobEvent("a", finish="stop"))
         server.config.app.state.context.departures = paced
         found = post(port)
         assert (found.status_code, found.headers["Retry-After"]) == (429, "7")

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from paceline.control.sampling import Sampling
+from paceline.control.sampler_spec import SamplerSpec
 from paceline.errors import PacelineError
 from paceline.registry import controls
-from paceline.serving.api.asking import Limits, chat_asks
+from paceline.serving.api.parse import Limits, chat_asks
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import ChatBody, CompletionBody
 from tests.serving.api.test_openai import OPENING, TALK, alone
@@ -120,7 +120,7 @@ def test_the_names_of_other_servers_are_ours(name):
     found = sampling(CompletionBody(prompt="a", **given_))["controls"]
     assert (found is None) == (expected is None)
     if expected is not None:
-        assert set(Sampling.of(found).methods) == set(Sampling.of(expected).methods)
+        assert set(SamplerSpec.of(found).methods) == set(SamplerSpec.of(expected).methods)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import httpx2 as httpx
 import openai
 import pytest
 
-from paceline.serving import searching
+from paceline.serving import search_queue
 from paceline.serving.batch import Line, Settings, answered
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
@@ -120,14 +120,14 @@ def test_the_likeliest_turns_of_a_conversation(client, lm):
 
 
 def test_who_leaves_ends_the_search(address, service, monkeypatch):
-    step, steps = searching._Search.step, []
+    step, steps = search_queue._Search.step, []
 
     def halted(search):
         """After three passes it goes on only to leave."""
         steps.append(search)
         return step(search) if len(steps) < 4 or search._leaving else False
 
-    monkeypatch.setattr(searching._Search, "step", halted)
+    monkeypatch.setattr(search_queue._Search, "step", halted)
     body = COLD | {"max_tokens": 400, "use_beam_search": True, "ignore_eos": True}
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
         leaving.sendall(raw("/v1/completions", body))

@@ -10,10 +10,10 @@ import pytest
 
 import paceline
 from paceline.serving.api import create_app
-from paceline.serving.api.asking import Limits
-from paceline.serving.api.guard import Rules
+from paceline.serving.api.middleware import Rules
+from paceline.serving.api.parse import Limits
 from paceline.serving.logs import Lines
-from paceline.serving.steering import Steering, open_guides, parse_guides
+from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
 from paceline.watermarks.base import parse_watermark
 from tests.serving.api.conftest import served
 from tests.serving.api.test_leaving import until
@@ -41,9 +41,9 @@ def ask(lm, service):
     methods = parse_guides(f"{name}={guide}" for name, guide in GUIDES.items())
     open_guides(lm, methods)
     steerings = {
-        "marked": Steering(parse_watermark("key=ours,kind=green,delta=4")),
-        "noisy": Steering(parse_watermark("key=ours,length=40")),
-        "free": Steering(parse_watermark("key=ours"), True, methods),
+        "marked": OperatorPolicy(parse_watermark("key=ours,kind=green,delta=4")),
+        "noisy": OperatorPolicy(parse_watermark("key=ours,length=40")),
+        "free": OperatorPolicy(parse_watermark("key=ours"), True, methods),
     }
     with ExitStack() as stack:
         found = {}
@@ -138,7 +138,7 @@ def test_a_search_is_marked_or_refused(ask, lm):
 def test_no_key_is_logged(service, caplog):
     caplog.set_level(logging.DEBUG)
     before = list(service.observers)
-    steering = Steering(parse_watermark("key=s3cret"), choice=True)
+    steering = OperatorPolicy(parse_watermark("key=s3cret"), choice=True)
     rules = Rules(log_prompts=True)
     with served(create_app(service, "tiny", Limits(steering=steering), rules)) as address:
         body = {"prompt": OPENING, "max_tokens": 4, "temperature": 1.0}

@@ -15,21 +15,21 @@ import pytest
 import paceline
 from paceline import LM
 from paceline.serving.api import create_app
-from paceline.serving.api.guard import Rules
+from paceline.serving.api.middleware import Rules
 from paceline.serving.api.server import Server
+from paceline.serving.api_keys import ApiKeys
 from paceline.serving.cluster import app as module
 from paceline.serving.cluster.app import create_front
-from paceline.serving.cluster.front import Front
+from paceline.serving.cluster.proxy import Proxy
 from paceline.serving.cluster.replica import Replica
-from paceline.serving.keys import Keys
-from paceline.serving.rates import Rates
+from paceline.serving.rate_limits import RateLimits
 from paceline.serving.service import Service
 from paceline.serving.settings import Settings
 from paceline.serving.worker import Worker
 from tests.serving.api.conftest import TEMPLATE
 from tests.serving.api.test_leaving import until
 
-KEYS = Keys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
+KEYS = ApiKeys(["ann:key-of-ann-1", "bob:key-of-bob-1"])
 ANN, BOB = ({"Authorization": f"Bearer key-of-{name}-1"} for name in ("ann", "bob"))
 BODY = {"prompt": "Once upon a time", "max_tokens": 4, "ignore_eos": True, "seed": 1}
 LONG = BODY | {"max_tokens": 60, "temperature": 0.9, "stream": True, "trace": True}
@@ -113,8 +113,8 @@ def fleet(folder):
 @contextlib.contextmanager
 def running(fleet, cors=(), keys=KEYS, **rates):
     """The address of the front, and its server."""
-    front = Front(fleet)
-    app = create_front(front, fleet, Rules(keys, Rates(**rates)), cors)
+    front = Proxy(fleet)
+    app = create_front(front, fleet, Rules(keys, RateLimits(**rates)), cors)
     server = Server(app, front, Settings(drain=60.0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -159,7 +159,7 @@ def heard(text):
 
 @pytest.mark.parametrize("path", STREAMS)
 def test_streams_with_all_that_can_be_told_outlive_replicas(fleet, path, monkeypatch):
-    monkeypatch.setattr("paceline.serving.cluster.front._PAUSE", 0)
+    monkeypatch.setattr("paceline.serving.cluster.proxy._PAUSE", 0)
     with running(fleet) as (address, _):
         whole = heard(post(address, STREAMS[path], path).text)
         assert all(len(text) > 50 for text in whole[0].values())
@@ -195,13 +195,13 @@ def test_a_key_has_its_rate_once(fleet):
 def test_tokens_are_paid_wherever_they_were_drawn(fleet, monkeypatch):
     monkeypatch.setattr(module, "_BILLING", 0.01)
     charged = []
-    charge = Rates.charge
+    charge = RateLimits.charge
 
     def noted(self, client, tokens, now):
         charged.append((client, tokens))
         charge(self, client, tokens, now)
 
-    monkeypatch.setattr(Rates, "charge", noted)
+    monkeypatch.setattr(RateLimits, "charge", noted)
     fleet.troubles.append(OSError("of the network"))
     with running(fleet, tokens=50) as (address, _):
         assert post(address).status_code == 200
@@ -225,7 +225,7 @@ def figures(address):
 
 
 def test_metrics_are_of_the_whole(fleet, monkeypatch):
-    monkeypatch.setattr("paceline.serving.cluster.front._PAUSE", 0)
+    monkeypatch.setattr("paceline.serving.cluster.proxy._PAUSE", 0)
     with running(fleet) as (address, _):
         for _ in range(4):
             post(address)

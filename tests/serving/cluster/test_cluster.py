@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from paceline import LM
-from paceline.measuring.http import Server, request
+from paceline.measuring.load.client import Server, request
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'paceline[ray]'")
 

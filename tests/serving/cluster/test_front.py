@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.serving.cluster.front import Front, seeded
+from paceline.serving.cluster.proxy import Proxy, seeded
 from paceline.serving.cluster.replica import Head, Replica
 
 SSE = Head(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
@@ -50,7 +50,7 @@ def run(attempts, path="/v1/completions", during=None, **more):
     """What a client hears of these attempts, and of which kind they were."""
     heard, fleet = [], Fleet(attempts)
     messages = [{"type": "http.request", "body": json.dumps({"prompt": "a"}).encode()}]
-    front = Front(fleet)
+    front = Proxy(fleet)
 
     async def receive():
         if not messages:
@@ -64,7 +64,7 @@ def run(attempts, path="/v1/completions", during=None, **more):
 
     scope = {"type": "http", "method": "POST", "path": path, "headers": [], **more}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paceline.serving.cluster.front._PAUSE", 0)
+        patch.setattr("paceline.serving.cluster.proxy._PAUSE", 0)
         asyncio.run(front(scope, receive, send))
     assert front.idle
     body = b"".join(message.get("body", b"") for message in heard[1:])
@@ -204,7 +204,7 @@ def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
             async for part in super().ask(scope, body, key):
                 yield part
 
-    front, heard = Front(Slow([[PLAIN, b"half", None]])), []
+    front, heard = Proxy(Slow([[PLAIN, b"half", None]])), []
 
     async def receive():
         if heard or taken:
@@ -222,7 +222,7 @@ def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
 
 def test_a_front_that_drains_takes_no_more():
     heard, fleet = [], Fleet([[PLAIN]])
-    front = Front(fleet)
+    front = Proxy(fleet)
     front.drain()
 
     async def send(message):

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.serving.cluster.owed import Owed, Till
-from paceline.serving.rates import Rates
+from paceline.serving.cluster.usage import UsageLedger, UsageMeter
+from paceline.serving.rate_limits import RateLimits
 
 CLIENTS = ("ann", "bob")
 STEPS = st.lists(
@@ -18,7 +18,7 @@ STEPS = st.lists(
 )
 
 
-class Noted(Rates):
+class Noted(RateLimits):
     """What was charged."""
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Noted(Rates):
 @given(STEPS)
 def test_each_token_is_paid_for_once(steps):
     rates, used = Noted(), dict.fromkeys(CLIENTS, 0)
-    till, replicas, old = Till(rates), {"x": Owed(), "y": Owed()}, []
+    till, replicas, old = UsageLedger(rates), {"x": UsageMeter(), "y": UsageMeter()}, []
     for what, name, client, tokens in steps:
         if what == "use":
             replicas[name].charge(client, tokens, 0.0)
@@ -49,7 +49,7 @@ def test_each_token_is_paid_for_once(steps):
 
 
 def test_a_replica_refuses_nobody_and_forgets_what_is_paid():
-    owed, till = Owed(), Till(Noted())
+    owed, till = UsageMeter(), UsageLedger(Noted())
     owed.charge("ann", 10**9, 0.0)
     owed.charge("bob", 0, 0.0)
     assert owed.admit("ann", 0.0) == 0

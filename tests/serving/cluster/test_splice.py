@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.serving.cluster.items import ItemSplice
-from paceline.serving.cluster.splice import SeamError, Splice
+from paceline.serving.cluster.resume import ResumedStream, SeamError
+from paceline.serving.cluster.resume_responses import ResumedItems
 
 NAMES = ["choices", "index", "delta", "logprobs", "paceline", "type", "finish_reason", "tokens"]
 TOKENS = st.lists(st.tuples(st.integers(0, 9), st.text("ab é", max_size=3)), max_size=8)
@@ -102,7 +102,7 @@ def test_no_token_is_lost_or_comes_twice(data, answers, chat, told, trace):
     stream, deaths = b"", data.draw(st.integers(1, 3))
     for number in range(deaths + 1):
         events = streamed(data.draw, answers, chat, told, trace, deaths - number)
-        splice = Splice(stream, lambda: 0.25)
+        splice = ResumedStream(stream, lambda: 0.25)
         size = data.draw(st.integers(0, len(events))) if number < deaths else len(events)
         stream += b"".join(splice.rest(event.strip()) for event in events[:size])
     texts, tokens, passes, names, _ = heard(stream)
@@ -123,7 +123,7 @@ def test_time_goes_on_from_the_clock_that_stopped():
     old = [piece("a", trace=traced([(1, "a")], 7.0)), piece("b", trace=traced([(2, "b")], 8.0))]
     new = [piece("abc", trace=traced([(n, t) for n, t in enumerate("abc", 1)], 500.0))]
     new.append(piece("d", trace=traced([(4, "d")], 501.5)))
-    splice = Splice(b"".join(sse(old)), lambda: 2.0)
+    splice = ResumedStream(b"".join(sse(old)), lambda: 2.0)
     found = [json.loads(splice.rest(event.strip())[6:])["paceline"] for event in sse(new)]
     assert [each["at"] for each in found] == [10.0, 11.5]
     assert found[0]["tokens"] == [3]
@@ -144,7 +144,7 @@ def test_time_goes_on_from_the_clock_that_stopped():
     ],
 )
 def test_another_answer_is_no_end_of_this_one(told, new):
-    splice = Splice(sse([told])[0])
+    splice = ResumedStream(sse([told])[0])
     with pytest.raises(SeamError, match="another replica"):
         splice.rest(sse([new])[0].strip())
 
@@ -158,18 +158,18 @@ JSON = st.recursive(
 @settings(max_examples=200)
 @given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_what_is_no_event_is_told_so(data):
-    for kind, start in ((Splice, b"data: "), (ItemSplice, b"event: x\ndata: ")):
+    for kind, start in ((ResumedStream, b"data: "), (ResumedItems, b"event: x\ndata: ")):
         for told in (b"", start + data + b"\n\n"):
             with contextlib.suppress(SeamError):
                 kind(told).rest(start + data)
     with pytest.raises(SeamError):
-        Splice(b"data: {" + data + b"\n\n")
+        ResumedStream(b"data: {" + data + b"\n\n")
     with pytest.raises(SeamError):
-        ItemSplice(b"data: {" + data + b"\n\n")
+        ResumedItems(b"data: {" + data + b"\n\n")
 
 
 def test_an_answer_that_goes_wrong_elsewhere_says_why():
-    splice = Splice(sse([piece("a")])[0])
+    splice = ResumedStream(sse([piece("a")])[0])
     wrong = piece(finish="error") | {"error": {"message": "no memory"}}
     with pytest.raises(SeamError, match="shorter"):
         splice.rest(sse([wrong])[0].strip())
@@ -205,7 +205,7 @@ def test_a_response_goes_on_without_a_seam(data, text, deaths):
     for number in range(deaths + 1):
         events = response(data.draw, text, deaths - number)
         size = data.draw(st.integers(0, len(events))) if number < deaths else len(events)
-        splice = ItemSplice(stream)
+        splice = ResumedItems(stream)
         stream += b"".join(splice.rest(event.strip()) for event in events[:size])
     found = [json.loads(event.partition(b"data: ")[2]) for event in stream.split(b"\n\n")[:-1]]
     assert [each["sequence_number"] for each in found] == list(range(len(found)))
@@ -226,4 +226,4 @@ def test_another_response_is_no_end_of_this_one():
     for other, why in (("abdc", "otherwise"), ("ab", "shorter")):
         events = response(draw, other, 2)
         with pytest.raises(SeamError, match=why):
-            list(map(ItemSplice(told).rest, events))
+            list(map(ResumedItems(told).rest, events))

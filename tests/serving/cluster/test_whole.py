@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
-from paceline.serving.cluster.whole import _REMEMBERED, Whole, merged, text
+from paceline.serving.cluster.merged_metrics import _REMEMBERED, MergedMetrics, merged, text
 
 
 def said(count, gauge=0.0, times=()):
@@ -51,7 +51,7 @@ def test_sums_are_summed_and_the_rest_is_each_replicas_own():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("xyz"), st.integers(1, 5)), min_size=1, max_size=8))
 def test_no_sum_ever_falls(scrapes):
-    whole, counts, last = Whole(), {}, 0.0
+    whole, counts, last = MergedMetrics(), {}, 0.0
     for scrape in scrapes:
         for name, more in scrape.items():
             counts[name] = counts.get(name, 0) + more
@@ -63,7 +63,7 @@ def test_no_sum_ever_falls(scrapes):
 
 
 def test_replicas_of_the_past_are_added_up():
-    whole = Whole()
+    whole = MergedMetrics()
     for number in range(3 * _REMEMBERED):
         found = figures(whole.of({f"r{number}": said({"a": 1}, number)}))
         assert found["done_total", ("by", "a")] == number + 1

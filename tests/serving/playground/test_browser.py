@@ -8,8 +8,8 @@ import httpx2 as httpx
 import pytest
 
 from paceline.serving.api import create_app
-from paceline.serving.api.guard import Rules
-from paceline.serving.keys import Keys
+from paceline.serving.api.middleware import Rules
+from paceline.serving.api_keys import ApiKeys
 from tests.serving.playground.conftest import Watched, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -259,7 +259,7 @@ def test_the_page_is_used_by_keyboard(page):
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, service):
     secret = "a-key-that-nobody-guesses"
-    app = create_app(service, "tiny", rules=Rules(keys=Keys([f"me:{secret}"])))
+    app = create_app(service, "tiny", rules=Rules(keys=ApiKeys([f"me:{secret}"])))
     with served(app) as address:
         found = Watched(browser, address)
         key = found.page.get_by_label("API key")

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core import TokenTree
-from paceline.serving.api.replies import traced as told
-from paceline.serving.asks import Event
+from paceline.serving.api.formatting import traced as told
+from paceline.serving.messages import JobEvent
 from paceline.serving.service import merged
 
 
@@ -55,10 +55,10 @@ def test_characters_of_several_tokens_belong_to_the_last(address):
 
 def test_passes_that_a_slow_reader_gets_as_one_lose_no_text(lm):
     trees = [TokenTree.chain([5, 6]), TokenTree.root(7)]
-    one = Event("a", "xy", [6, 7], ["b", None], tree=trees[0], path=[0, 1], texts=["x", "y"])
+    one = JobEvent("a", "xy", [6, 7], ["b", None], tree=trees[0], path=[0, 1], texts=["x", "y"])
     one = replace(one, sources=("b",), at=1.0, passes=1)
     two = replace(one, text="z", tokens=[8], origins=[None], tree=trees[1], path=[0], texts=["z"])
-    over = Event("a", finish="stop")
+    over = JobEvent("a", finish="stop")
     found = told(merged(merged(one, replace(two, at=2.0)), over), lm)
     assert found["texts"] == ["x", "y", "z"]
     assert found["tokens"] == [6, 7, 8]

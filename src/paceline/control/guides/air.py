@@ -8,15 +8,15 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
-from paceline.control.guides.beside import Beside
-from paceline.control.guides.classes import ClassGuidance, Sums, wanted
-from paceline.core import Control, Floats, Request
-from paceline.registry import guides
+from paceline.control.guides.class_conditional import ClassGuidance, Sums, wanted
+from paceline.control.guides.guide_models import GuideModels
+from paceline.core import Control, Exactness, Floats, Request
+from paceline.registry import Source, guides
 
 _SURE = 1e-9  # nats; the reconstruction of a token that is certain would be infinite
 
 
-@guides.register("air")
+@guides.register("air", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Air(GuideMethod):
     """Prefer an attribute by Bayes' rule over reconstructed distributions: -1 / log p for p.
@@ -41,7 +41,9 @@ class Air(GuideMethod):
 
     order = 3
     passes = "two of `model`, one for each class"
-    paper = "Zhong et al., Air-Decoding, arXiv 2310.14892, section 3"
+    source = Source(
+        authors="Zhong et al.", title="Air-Decoding", arxiv="2310.14892", section="section 3"
+    )
     catalogue = (92,)
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class Air(GuideMethod):
         quoted("air:positive", self.positive)
         quoted("air:negative", self.negative)
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With two texts of the model."""
         codes = (quoted("air", self.positive), quoted("air", self.negative))
         voices = [beside.behind(self.model, code, request) for code in codes]

@@ -13,35 +13,31 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Asked, Voice
+from paceline.control.guides.guide_models import GuideModels
+from paceline.control.guides.guide_stream import GuidePass, GuideStream
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
-from paceline.registry import guides
+from paceline.registry import Method, guides
 
 Logs = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuideMethod(ABC):
+class GuideMethod(Method, ABC):
     """Settings of a guide: its fields. `bind` makes of them what edits logits.
 
     Attributes:
         order: guides come before all other controls; those that set the model's own logits against
             others 1, those that add to the result 2, those that weigh it 3. One of each.
         passes: what it costs for each tree, in words.
-        paper: where it is from.
-        catalogue: its numbers in the catalogue of methods.
     """
 
     order: ClassVar[int]
     passes: ClassVar[str]
-    paper: ClassVar[str]
-    catalogue: ClassVar[tuple[int, ...]] = ()
 
     @abstractmethod
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """The guide for one request.
 
         Raises:
@@ -64,7 +60,7 @@ class Guidance:
     def __init__(
         self,
         edit: Callable[..., Floats],
-        voices: Sequence[Voice],
+        voices: Sequence[GuideStream],
         request: Request,
         law: Callable[..., Floats] | None = None,
     ) -> None:
@@ -107,7 +103,7 @@ class Guidance:
         """See `Branching`."""
         other = copy(self)
         other.target = target
-        other.voices = voices = list[Voice]()
+        other.voices = voices = list[GuideStream]()
         try:
             for voice in self.voices:
                 voices.append(voice.fork(context))
@@ -179,7 +175,9 @@ def look_together(asked: Sequence[tuple[Guidance, Tokens, TokenTree]]) -> None:
     rows = []
     for voices in zip(*(guide.voices for guide, _, _ in ready), strict=True):
         pairs = zip(voices, ready, strict=True)
-        questions = [Asked(voice, context, tree, g.target) for voice, (g, context, tree) in pairs]
+        questions = [
+            GuidePass(voice, context, tree, g.target) for voice, (g, context, tree) in pairs
+        ]
         rows.append(voices[0].together(questions))
     for (guide, context, tree), own in zip(ready, zip(*rows, strict=True), strict=True):
         guide.keep(context, tree, list(own))
@@ -234,7 +232,7 @@ def parse_guide(text: str) -> GuideMethod:
     return found
 
 
-def guided(request: Request, methods: Sequence[GuideMethod], beside: Beside) -> Request:
+def guided(request: Request, methods: Sequence[GuideMethod], beside: GuideModels) -> Request:
     """`request` with guides before its other controls, in their order.
 
     Raises:

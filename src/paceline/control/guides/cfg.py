@@ -7,16 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paceline.control.base import require, softmax
+from paceline.control.base import require
 from paceline.control.guides.base import Guidance, GuideMethod, quoted
-from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Voice
-from paceline.core import Control, Floats, Request, Tokens
+from paceline.control.guides.guide_models import GuideModels
+from paceline.control.guides.guide_stream import GuideStream
+from paceline.control.logits import softmax
+from paceline.core import Control, Exactness, Floats, Request, Tokens
 from paceline.errors import RequestError
-from paceline.registry import guides
+from paceline.registry import Source, guides
 
 
-@guides.register("cfg")
+@guides.register("cfg", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Cfg(GuideMethod):
     """Away from another prompt: other + scale * (logits - other), both by the model itself.
@@ -42,9 +43,12 @@ class Cfg(GuideMethod):
 
     order = 1
     passes = "one of the model itself, until `stop`"
-    paper = (
-        "Sanchez et al., Stay on Topic with Classifier-Free Guidance, arXiv 2306.17806, "
-        "section 2.2; Castillo et al., Adaptive Guidance, arXiv 2312.12487"
+    source = Source(
+        authors="Sanchez et al.",
+        title="Stay on Topic with Classifier-Free Guidance",
+        arxiv="2306.17806",
+        section="section 2.2",
+        note="Castillo et al., Adaptive Guidance, arXiv 2312.12487",
     )
     catalogue = (10,)
 
@@ -53,7 +57,7 @@ class Cfg(GuideMethod):
         require(0 <= self.stop <= 1, "cfg:stop", self.stop, "0 to 1")
         quoted("cfg:negative", self.negative)
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With a second sequence of the model."""
         own = beside.tokenizer.encode(quoted("cfg:negative", self.negative))
         if own == beside.tokenizer.encode(""):
@@ -74,7 +78,7 @@ class _Adaptive(Guidance):
 
     grows = True
 
-    def __init__(self, method: Cfg, voice: Voice, request: Request) -> None:
+    def __init__(self, method: Cfg, voice: GuideStream, request: Request) -> None:
         super().__init__(method.edit, [voice], request)
         self._stop = method.stop
         self._reached = len(request.prompt) - 1  # longest text asked about

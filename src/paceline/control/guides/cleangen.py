@@ -9,12 +9,12 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import Guidance, GuideMethod, log_softmax
-from paceline.control.guides.beside import Beside
-from paceline.core import Control, Floats, Request
-from paceline.registry import guides
+from paceline.control.guides.guide_models import GuideModels
+from paceline.core import Control, Exactness, Floats, Request
+from paceline.registry import Source, guides
 
 
-@guides.register("cleangen")
+@guides.register("cleangen", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class CleanGen(GuideMethod):
     """Replace tokens that the model likes suspiciously more than a reference does.
@@ -41,13 +41,15 @@ class CleanGen(GuideMethod):
 
     order = 1
     passes = "one of `reference`"
-    paper = "Li et al., CleanGen, arXiv 2406.12257, algorithm 1"
+    source = Source(
+        authors="Li et al.", title="CleanGen", arxiv="2406.12257", section="algorithm 1"
+    )
     catalogue = (226,)
 
     def __post_init__(self) -> None:
         require(1 <= self.factor <= 1e6, "cleangen:factor", self.factor, "1 to 1000000")
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With the reference beside the target."""
         voice = beside.voice(self.reference, request)
         edit, law = (partial(self.edit, heat=heat) for heat in (request.temperature, 1.0))

@@ -8,12 +8,12 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import Guidance, GuideMethod, plausible
-from paceline.control.guides.beside import Beside
-from paceline.core import Control, Floats, Request
-from paceline.registry import guides
+from paceline.control.guides.guide_models import GuideModels
+from paceline.core import Control, Exactness, Floats, Request
+from paceline.registry import Source, guides
 
 
-@guides.register("contrastive")
+@guides.register("contrastive", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(GuideMethod):
     """Prefer what the model knows and a weaker one does not: (1 + beta) * logits - beta * amateur.
@@ -34,16 +34,18 @@ class Contrastive(GuideMethod):
 
     order = 1
     passes = "one of `amateur`"
-    paper = (
-        "Li et al., Contrastive Decoding, arXiv 2210.15097; "
-        "this form: O'Brien and Lewis, arXiv 2309.09117, section 2"
+    source = Source(
+        authors="Li et al.",
+        title="Contrastive Decoding",
+        arxiv="2210.15097",
+        note="this form: O'Brien and Lewis, arXiv 2309.09117, section 2",
     )
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "contrastive:alpha", self.alpha, "0 to 1")
         require(0 <= self.beta <= 100, "contrastive:beta", self.beta, "0 to 100")
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With the amateur beside the target."""
         return Guidance(self.edit, [beside.voice(self.amateur, request)], request)
 

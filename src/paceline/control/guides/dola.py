@@ -16,17 +16,18 @@ from paceline.control.guides.base import (
     log_softmax,
     plausible,
 )
-from paceline.control.guides.beside import Beside
-from paceline.control.guides.voice import Asked, Voice
-from paceline.core import Control, Floats, Request, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, View
+from paceline.control.guides.guide_models import GuideModels
+from paceline.control.guides.guide_stream import GuidePass, GuideStream
+from paceline.core import Control, Exactness, Floats, Request, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine
+from paceline.engines.view import View
 from paceline.errors import MethodError
-from paceline.registry import guides
+from paceline.registry import Source, guides
 
 _DEEP, _PART = 40, 20  # of a model deeper than 40 layers, the first or last 20
 
 
-@guides.register("dola")
+@guides.register("dola", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Dola(GuideMethod):
     """Contrast the model with its own early layers: log p - log p_early.
@@ -48,12 +49,12 @@ class Dola(GuideMethod):
 
     order = 1
     passes = "one of the model's first j layers, j the last candidate"
-    paper = "Chuang et al., DoLa, arXiv 2309.03883, section 2"
+    source = Source(authors="Chuang et al.", title="DoLa", arxiv="2309.03883", section="section 2")
 
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "dola:alpha", self.alpha, "0 to 1")
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With views of the target.
 
         Raises:
@@ -76,7 +77,7 @@ class Dola(GuideMethod):
         return np.where(kept, own - farthest, -np.inf).astype(np.float32)
 
 
-class _Exits(Voice):
+class _Exits(GuideStream):
     """The logits behind some of the first layers, [N, J, V]."""
 
     def __init__(self, engine: Engine, exits: list[int]) -> None:
@@ -99,8 +100,8 @@ class _Exits(Voice):
         return 0
 
     @staticmethod
-    def together(asked: Sequence[Asked]) -> list[Floats]:
-        """See `Voice`; without the target's sequence, in one that follows the text."""
+    def together(asked: Sequence[GuidePass]) -> list[Floats]:
+        """See `GuideStream`; without the target's sequence, in one that follows the text."""
         first = asked[0].voice
         assert isinstance(first, _Exits)
         entries = [
@@ -114,7 +115,7 @@ class _Exits(Voice):
         return np.split(rows, np.cumsum([len(tree) for _, tree in entries])[:-1])
 
     def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
-        """See `Voice`; all of the text is committed, for views commit nothing."""
+        """See `GuideStream`; all of the text is committed, for views commit nothing."""
         self.follower.follow(context)
         return self.follower.ready(context, tree)
 

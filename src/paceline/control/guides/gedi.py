@@ -8,13 +8,13 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
-from paceline.control.guides.beside import Beside
-from paceline.control.guides.classes import ClassGuidance, Sums, wanted
-from paceline.core import Control, Floats, Request
-from paceline.registry import guides
+from paceline.control.guides.class_conditional import ClassGuidance, Sums, wanted
+from paceline.control.guides.guide_models import GuideModels
+from paceline.core import Control, Exactness, Floats, Request
+from paceline.registry import Source, guides
 
 
-@guides.register("gedi")
+@guides.register("gedi", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Gedi(GuideMethod):
     """Prefer tokens after which a class is likelier, by Bayes' rule over a class-conditional model.
@@ -48,7 +48,9 @@ class Gedi(GuideMethod):
 
     order = 3
     passes = "two of `model`, one for each class"
-    paper = "Krause et al., GeDi, arXiv 2009.06367, sections 3.1 and 3.2"
+    source = Source(
+        authors="Krause et al.", title="GeDi", arxiv="2009.06367", section="sections 3.1 and 3.2"
+    )
     catalogue = (127,)
 
     def __post_init__(self) -> None:
@@ -58,7 +60,7 @@ class Gedi(GuideMethod):
         quoted("gedi:positive", self.positive)
         quoted("gedi:negative", self.negative)
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With two texts of the model."""
         codes = (quoted("gedi", self.positive), quoted("gedi", self.negative))
         voices = [beside.behind(self.model, code, request) for code in codes]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 
 from paceline.control.base import require
 from paceline.control.guides.base import Guidance, GuideMethod
-from paceline.control.guides.beside import Beside
-from paceline.core import Control, Floats, Request
-from paceline.registry import guides
+from paceline.control.guides.guide_models import GuideModels
+from paceline.core import Control, Exactness, Floats, Request
+from paceline.registry import Source, guides
 
 
-@guides.register("proxy")
+@guides.register("proxy", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Proxy(GuideMethod):
     """Add what tuning did to a small model: logits + alpha * (tuned - base).
@@ -30,13 +30,18 @@ class Proxy(GuideMethod):
 
     order = 2
     passes = "one of `tuned`, one of `base`"
-    paper = "Liu et al., Tuning Language Models by Proxy, arXiv 2401.08565, equation 1"
+    source = Source(
+        authors="Liu et al.",
+        title="Tuning Language Models by Proxy",
+        arxiv="2401.08565",
+        section="equation 1",
+    )
     catalogue = (490,)
 
     def __post_init__(self) -> None:
         require(abs(self.alpha) <= 100, "proxy:alpha", self.alpha, "-100 to 100")
 
-    def bind(self, request: Request, beside: Beside) -> Control:
+    def bind(self, request: Request, beside: GuideModels) -> Control:
         """With both models beside the target."""
         voices = [beside.voice(self.tuned, request), beside.voice(self.base, request)]
         return Guidance(self.edit, voices, request)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from paceline.control.base import Branching, Following, Looking
-from paceline.core import Exactness, Output, Request
+from paceline.control.capabilities import Forkable, RunsModel, SingleSequence
+from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.run import check_request
-from paceline.decoding.text import TextStream
+from paceline.decoding.session import check_request
+from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
 from paceline.errors import MethodError, RequestError
+from paceline.registry import Method
 
 
 @dataclass(slots=True)
@@ -86,24 +87,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Strategy(ABC):
+class Strategy(Method, ABC):
     """Settings of a search: the fields of a subclass are its hyper-parameters.
 
     Attributes:
         draws: it draws tokens, so that temperature and seed matter; the others are deterministic.
         revisits: it goes back to texts that it left.
-        paper: where it is from.
-        catalogue: its numbers in the catalogue of methods.
-        needs: what it cannot do without, in words.
     """
 
-    exactness: ClassVar[Exactness]  # set by the registry
-    name: ClassVar[str]  # set by the registry
     draws: ClassVar[bool] = False
     revisits: ClassVar[bool] = False
-    paper: ClassVar[str] = ""
-    catalogue: ClassVar[tuple[int, ...]] = ()
-    needs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def drafts(self) -> bool:
@@ -142,17 +135,19 @@ class Strategy(ABC):
             )
         if request.prediction and not self.drafts:
             raise RequestError(f"{self.name} drafts nothing; leave the prediction out")
-        self._check_guides([c for c in request.controls if isinstance(c, Looking)])
-        if not self.draws and any(isinstance(control, Following) for control in request.controls):
+        self._check_guides([c for c in request.controls if isinstance(c, RunsModel)])
+        if not self.draws and any(
+            isinstance(control, SingleSequence) for control in request.controls
+        ):
             raise MethodError(
                 f"{self.name} follows several texts, and one of the controls only one; "
                 "leave mirostat out"
             )
 
-    def _check_guides(self, guides: list[Looking]) -> None:
+    def _check_guides(self, guides: list[RunsModel]) -> None:
         """Refuse guides that cannot go where this search goes."""
         for guide in guides:
-            if not isinstance(guide, Branching):
+            if not isinstance(guide, Forkable):
                 raise MethodError(
                     f"{self.name} follows several texts, and one of the guides only one; "
                     "leave the guide out"

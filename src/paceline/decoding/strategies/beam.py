@@ -15,7 +15,7 @@ from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import strategies
+from paceline.registry import Source, strategies
 
 _STOPPING = ("true", "false", "never")
 _WIDEST = 1024  # hypotheses; each has a cache
@@ -51,7 +51,11 @@ class Beam(Strategy):
     length_penalty: float = 1.0
     early_stopping: str = "false"
 
-    paper = "Lowerre, The Harpy Speech Recognition System, 1976; ranked as transformers does"
+    source = Source(
+        authors="Lowerre",
+        title="The Harpy Speech Recognition System, 1976",
+        note="ranked as transformers does",
+    )
 
     def __post_init__(self) -> None:
         within(1, _WIDEST, self.name, width=self.width)

@@ -8,15 +8,15 @@ from time import perf_counter
 
 import numpy as np
 
-from paceline.control.base import Settling
+from paceline.control.capabilities import LowEntropy
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.run import Run
+from paceline.decoding.session import Session
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target, within
 from paceline.errors import MethodError, RequestError
-from paceline.registry import drafters, strategies
+from paceline.registry import Source, drafters, strategies
 
 _MOST = 1024
 
@@ -51,7 +51,11 @@ class BestOf(Strategy):
     scorer: Callable[[str], float] | None = field(default=None, repr=False)
 
     draws = True
-    paper = "Stiennon et al., Learning to summarize from human feedback, arXiv 2009.01325"
+    source = Source(
+        authors="Stiennon et al.",
+        title="Learning to summarize from human feedback",
+        arxiv="2009.01325",
+    )
 
     def __post_init__(self) -> None:
         within(1, _MOST, self.name, n=self.n, together=self.together)
@@ -69,7 +73,7 @@ class BestOf(Strategy):
             raise RequestError(
                 f"at temperature 0 all {self.n} samples of best_of are the same; give a temperature"
             )
-        if self.n > 1 and any(isinstance(c, Settling) for c in task.request.controls):
+        if self.n > 1 and any(isinstance(c, LowEntropy) for c in task.request.controls):
             raise MethodError(
                 "the watermark all but settles what follows a prompt, so that the samples of "
                 "best_of would hardly differ; take kind=exponential or kind=green"
@@ -114,7 +118,7 @@ def _side_by_side(
     task, engine = run.task, run.engine
     budget: Budget = task.budget if task.drafter is not None else Fixed(0)
     runs = [
-        Run(engine, drafter, request, task.stream() if task.stream else None)
+        Session(engine, drafter, request, task.stream() if task.stream else None)
         for drafter, request in zip(lanes, requests, strict=False)
     ]
     scores = dict.fromkeys(map(id, runs), 0.0)
@@ -149,7 +153,7 @@ def _side_by_side(
     return found
 
 
-def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
+def _pass(run: Search, live: Sequence[Session], budget: Budget) -> list[float]:
     """One pass of several samples; the log chances of the tokens that each was given by it."""
     begun = perf_counter()
     nodes = budget.ask(len(live))
@@ -178,7 +182,7 @@ def _pass(run: Search, live: Sequence[Run], budget: Budget) -> list[float]:
     return found
 
 
-def _hypothesis(each: Run) -> Hypothesis:
+def _hypothesis(each: Session) -> Hypothesis:
     """What a sample has come to."""
     assert each.sequence is not None
     return Hypothesis(each.text.tolist(), 0.0, each.sequence, branching(each.guides))

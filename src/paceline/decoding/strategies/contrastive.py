@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import softmax
+from paceline.abilities import Ability
+from paceline.control.logits import softmax
 from paceline.core import Exactness, Floats, Tokens, TokenTree
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Search
 from paceline.decoding.walk import edited
 from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import strategies
+from paceline.registry import Source, strategies
 
 
 @strategies.register("contrastive", Exactness.LOSSY)
@@ -41,8 +42,12 @@ class Contrastive(Strategy):
     k: int = 4
     penalty: float = 0.6
 
-    paper = "Su et al., A Contrastive Framework for Neural Text Generation, arXiv 2202.06417"
-    needs = ("hidden states",)
+    source = Source(
+        authors="Su et al.",
+        title="A Contrastive Framework for Neural Text Generation",
+        arxiv="2202.06417",
+    )
+    needs = frozenset({Ability.HIDDEN})
 
     def __post_init__(self) -> None:
         within(1, 256, self.name, k=self.k)

@@ -9,7 +9,7 @@ from paceline.decoding.strategies.base import Found, Task
 from paceline.decoding.strategies.beam import Beam, search
 from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import strategies
+from paceline.registry import Source, strategies
 
 
 @strategies.register("diverse", Exactness.LOSSY)
@@ -37,7 +37,7 @@ class DiverseBeam(Beam):
     groups: int = 2
     penalty: float = 0.5
 
-    paper = "Vijayakumar et al., Diverse Beam Search, arXiv 1610.02424"
+    source = Source(authors="Vijayakumar et al.", title="Diverse Beam Search", arxiv="1610.02424")
 
     def __post_init__(self) -> None:
         super().__post_init__()

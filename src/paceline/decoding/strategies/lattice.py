@@ -15,7 +15,7 @@ from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Search
 from paceline.drafters.base import within
-from paceline.registry import strategies
+from paceline.registry import Source, strategies
 
 
 @strategies.register("lattice", Exactness.LOSSY)
@@ -53,7 +53,11 @@ class LatticeSearch(Strategy):
     stretch: int = 4
     returned: int = 4
 
-    paper = "Xu et al., Massive-scale Decoding for Text Generation using Lattices, arXiv 2112.07660"
+    source = Source(
+        authors="Xu et al.",
+        title="Massive-scale Decoding for Text Generation using Lattices",
+        arxiv="2112.07660",
+    )
     catalogue = (173,)
     revisits = True
 

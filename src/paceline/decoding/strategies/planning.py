@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import softmax
+from paceline.abilities import Ability
+from paceline.control.logits import softmax
 from paceline.core import Exactness
-from paceline.decoding.sandbox import Limits, check_sandbox, run_program
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.decoding.walk import edited
 from paceline.drafters.base import within
 from paceline.errors import MethodError, RequestError
-from paceline.registry import strategies
+from paceline.registry import Source, strategies
+from paceline.sandbox import Limits, check_sandbox, run_program
 
 _BASE = 10.0  # the paper's c_base
 _ROUNDS = 50  # a completion; most rounds meet one that is known
@@ -38,7 +39,7 @@ class Planning(Strategy):
     other. One that is known already, being that of a node above, costs nothing. Ends with a
     reward of 1. The score of an output is its reward.
 
-    Candidates are run by the sandbox of `decoding/sandbox.py` (Linux, x86-64), and only with
+    Candidates are run by the sandbox of `sandbox.py` (Linux, x86-64), and only with
     `run_programs=true`. From Python, `reward` may judge the text instead; nothing is run then.
 
     Cost: `rollouts` completions, and a pass for each node that is opened. Memory: two caches.
@@ -69,10 +70,12 @@ class Planning(Strategy):
     returned: int = 1
     reward: Callable[[str], float] | None = field(default=None, repr=False)
 
-    paper = "Zhang et al., Planning with LLMs for Code Generation, arXiv 2303.05510"
+    source = Source(
+        authors="Zhang et al.", title="Planning with LLMs for Code Generation", arxiv="2303.05510"
+    )
     catalogue = (446,)
     revisits = True
-    needs = ("tests", "a sandbox")
+    needs = frozenset({Ability.SANDBOX})
 
     def __post_init__(self) -> None:
         within(1, 100_000, self.name, rollouts=self.rollouts)

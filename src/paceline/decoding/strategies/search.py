@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from paceline.control.base import Branching, Looking, shared
+from paceline.control.base import shared
+from paceline.control.capabilities import Forkable, RunsModel
 from paceline.control.guides.base import Guidance, look_together
 from paceline.core import Floats, Output, Request, Tokens, TokenTree
 from paceline.decoding.governor import Fixed
@@ -22,7 +23,7 @@ from paceline.drafters.base import Target
 from paceline.engines.base import Cached
 from paceline.registry import drafters
 
-Guides = tuple[Branching, ...]
+Guides = tuple[Forkable, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +62,7 @@ class Search:
         self.cost = Output()
         self.interrupted = False
         self._live: list[Cached] = []
-        self._guides: list[Looking] = []
+        self._guides: list[RunsModel] = []
         self._decoded = False
         self._begun = perf_counter()
 
@@ -108,7 +109,7 @@ class Search:
     def _fork_guides(
         self, parent: Hypothesis, history: list[int], target: Cached | None = None
     ) -> Guides:
-        context, forks = np.array(history, np.int32), list[Branching]()
+        context, forks = np.array(history, np.int32), list[Forkable]()
         for guide in parent.guides:
             forks.append(guide.fork(context, target))
             self._guides.append(forks[-1])
@@ -250,12 +251,12 @@ class Search:
 
 def branching(controls: Iterable[object]) -> Guides:
     """The guides among some controls."""
-    return tuple(control for control in controls if isinstance(control, Branching))
+    return tuple(control for control in controls if isinstance(control, Forkable))
 
 
 def without_guides(request: Request) -> Request:
     """`request` with its other controls."""
-    others = tuple(c for c in request.controls if not isinstance(c, Looking))
+    others = tuple(c for c in request.controls if not isinstance(c, RunsModel))
     return replace(request, controls=others)
 
 

@@ -13,11 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 
 from paceline import __version__
 from paceline.serving import playground
-from paceline.serving.api import chat, completions, responses, tokens
-from paceline.serving.api.asking import Limits
-from paceline.serving.api.context import Context, Here
-from paceline.serving.api.guard import Guard, Rules
-from paceline.serving.api.refusals import describe, install
+from paceline.serving.api import chat, completions, responses, tokenize
+from paceline.serving.api.dependencies import Dependencies, Here
+from paceline.serving.api.errors import describe, install
+from paceline.serving.api.middleware import RequestGuard, Rules
+from paceline.serving.api.parse import Limits
 from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
@@ -52,14 +52,14 @@ def create_app(
     app = FastAPI(
         title="Paceline", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.state.context = here = Context(service, name, limits or Limits())
+    app.state.context = here = Dependencies(service, name, limits or Limits())
     service.observers.append(here.departures)
     install(app)
-    for part in (completions, chat, responses, tokens):
+    for part in (completions, chat, responses, tokenize):
         app.include_router(part.router)
     app.include_router(playground.router)
     inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
-    app.add_middleware(Guard, **inside, draining=lambda: service.draining)
+    app.add_middleware(RequestGuard, **inside, draining=lambda: service.draining)
     open_to(app, cors)
 
     @app.get("/health")

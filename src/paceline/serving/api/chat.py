@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from paceline.lm import LM
-from paceline.serving.api import replies
-from paceline.serving.api.answering import Answering
-from paceline.serving.api.asking import chat_asks
-from paceline.serving.api.context import Context, Here, client_of, named, opened, told
-from paceline.serving.api.replies import Answer
+from paceline.serving.api import formatting
+from paceline.serving.api.collect import Answering
+from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
+from paceline.serving.api.formatting import Answer
+from paceline.serving.api.parse import chat_asks
 from paceline.serving.api.schemas import ChatBody
 
 router = APIRouter()
@@ -27,12 +27,12 @@ async def chat(body: ChatBody, request: Request, here: Here) -> Any:
     asks = await asyncio.to_thread(chat_asks, here.lm, body, name, client, here.limits)
     answering = await opened(here, request, asks)
     if body.stream:
-        heading = replies.head(name, "chat.completion.chunk", here.name)
+        heading = formatting.head(name, "chat.completion.chunk", here.name)
         pieces = _pieces(body, here, heading, answering)
-        return answering.streamed(replies.sse(pieces))
+        return answering.streamed(formatting.sse(pieces))
     passes = await answering.finish(request, here.lm, body.trace)
     found = reply(
-        body, replies.head(name, "chat.completion", here.name), answering.answers, here.lm
+        body, formatting.head(name, "chat.completion", here.name), answering.answers, here.lm
     )
     found["paceline"] |= passes
     return found
@@ -43,20 +43,20 @@ def reply(
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
-    for place, answer in enumerate(replies.best(answers, 1, body.n or 1)):
-        logprobs = replies.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
-        shown = {"index": place, "message": replies.message(answer), "logprobs": logprobs}
+    for place, answer in enumerate(formatting.best(answers, 1, body.n or 1)):
+        logprobs = formatting.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
+        shown = {"index": place, "message": formatting.message(answer), "logprobs": logprobs}
         choices.append(shown | {"finish_reason": answer.finish})
     return heading | {
         "choices": choices,
-        "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers),
+        "usage": formatting.usage(answers),
+        "paceline": formatting.speculation(answers),
     }
 
 
 async def _pieces(
     body: ChatBody,
-    here: Context,
+    here: Dependencies,
     heading: dict[str, Any],
     answering: Answering,
 ) -> AsyncIterator[dict[str, Any]]:
@@ -69,10 +69,10 @@ async def _pieces(
         if change or event.finish or event.logprobs or body.trace:
             shown = _delta(answer, change)
             if event.logprobs:
-                shown["logprobs"] = replies.chat_logprobs(event.logprobs, here.lm)
+                shown["logprobs"] = formatting.chat_logprobs(event.logprobs, here.lm)
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": replies.usage(answering.answers)}
+        yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
 
 
 def _delta(answer: Answer, change: dict[str, Any]) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _delta(answer: Answer, change: dict[str, Any]) -> dict[str, Any]:
 
 
 def _whole(answer: Answer) -> dict[str, Any]:
-    calls = replies.message(answer).get("tool_calls")
+    calls = formatting.message(answer).get("tool_calls")
     if not calls:
         return {"content": answer.text}
     return {"tool_calls": [{"index": place} | call for place, call in enumerate(calls)]}

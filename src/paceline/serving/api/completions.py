@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from paceline.lm import LM
-from paceline.serving.api import replies
-from paceline.serving.api.answering import Answering
-from paceline.serving.api.asking import completion_asks
-from paceline.serving.api.context import Context, Here, client_of, named, opened, told
-from paceline.serving.api.replies import Answer
+from paceline.serving.api import formatting
+from paceline.serving.api.collect import Answering
+from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
+from paceline.serving.api.formatting import Answer
+from paceline.serving.api.parse import completion_asks
 from paceline.serving.api.schemas import CompletionBody
 
 router = APIRouter()
@@ -27,11 +27,11 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
     asked = await asyncio.to_thread(completion_asks, here.lm, body, name, client, here.limits)
     asks = [ask for each in asked for ask in each]
     answering = await opened(here, request, asks)
-    heading = replies.head(name, "text_completion", here.name)
+    heading = formatting.head(name, "text_completion", here.name)
     if body.stream:
         echoes = [_echo(body, answer, here.lm) for answer in answering.answers]
         pieces = _pieces(body, here, heading, answering, echoes)
-        return answering.streamed(replies.sse(pieces))
+        return answering.streamed(formatting.sse(pieces))
     passes = await answering.finish(request, here.lm, body.trace)
     found = reply(body, heading, answering.answers, len(asked), here.lm)
     found["paceline"] |= passes
@@ -43,21 +43,21 @@ def reply(
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
-    for place, answer in enumerate(replies.best(answers, prompts, body.n or 1)):
+    for place, answer in enumerate(formatting.best(answers, prompts, body.n or 1)):
         shown = _choice(answer, _echo(body, answer, lm) + answer.text) | {"index": place}
         if body.logprobs is not None:
-            shown["logprobs"] = replies.completion_logprobs(answer, lm)
+            shown["logprobs"] = formatting.completion_logprobs(answer, lm)
         choices.append(shown)
     return heading | {
         "choices": choices,
-        "usage": replies.usage(answers),
-        "paceline": replies.speculation(answers),
+        "usage": formatting.usage(answers),
+        "paceline": formatting.speculation(answers),
     }
 
 
 async def _pieces(
     body: CompletionBody,
-    here: Context,
+    here: Dependencies,
     heading: dict[str, Any],
     answering: Answering,
     echoes: Sequence[str],
@@ -70,10 +70,10 @@ async def _pieces(
             shown = _choice(answer, event.text)
             if event.logprobs:
                 part = Answer(answer.ask, 0, logprobs=event.logprobs)
-                shown["logprobs"] = replies.completion_logprobs(part, here.lm)
+                shown["logprobs"] = formatting.completion_logprobs(part, here.lm)
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": replies.usage(answering.answers)}
+        yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
 
 
 def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from paceline.serving.api import replies
-from paceline.serving.api.answering import Answering
-from paceline.serving.api.asking import chat_asks
-from paceline.serving.api.context import Here, client_of, named, opened
-from paceline.serving.api.replies import Answer
+from paceline.serving.api import formatting
+from paceline.serving.api.collect import Answering
+from paceline.serving.api.dependencies import Here, client_of, named, opened
+from paceline.serving.api.formatting import Answer
+from paceline.serving.api.parse import chat_asks
 from paceline.serving.api.response_schemas import ResponseBody
 
 router = APIRouter()
@@ -28,7 +28,7 @@ async def responses(body: ResponseBody, request: Request, here: Here) -> Any:
     name, client = named("resp"), client_of(request, body.user)
     asks = await asyncio.to_thread(chat_asks, here.lm, body.as_chat(), name, client, here.limits)
     answering = await opened(here, request, asks)
-    shape = _Shape(body, replies.head(name, "response", here.name))
+    shape = _Shape(body, formatting.head(name, "response", here.name))
     if body.stream:
         return answering.streamed(_sse(_events(shape, answering)))
     await answering.finish(request, here.lm)
@@ -59,7 +59,7 @@ class _Shape:
         found = self._head | {"status": self.status(answer), "output": [], "usage": None}
         if answer.last is None:
             return found
-        usage = replies.usage([answer])
+        usage = formatting.usage([answer])
         found["output"] = self.items(answer)
         found["usage"] = {
             "input_tokens": usage["prompt_tokens"],
@@ -71,7 +71,7 @@ class _Shape:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage["total_tokens"],
         }
-        found["paceline"] = replies.speculation([answer])
+        found["paceline"] = formatting.speculation([answer])
         if found["status"] == "failed":
             found["error"] = {"code": "server_error", "message": answer.last.error}
         if found["status"] == "incomplete":
@@ -89,7 +89,7 @@ class _Shape:
 
     def items(self, answer: Answer) -> list[_Object]:
         """A message, or the calls that it is."""
-        calls = replies.message(answer).get("tool_calls", [])
+        calls = formatting.message(answer).get("tool_calls", [])
         if not calls:
             return [self.message(answer, self.status(answer), [_text(answer.text)])]
         return [

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from paceline.control.base import ControlMethod
-from paceline.control.sampling import Sampling
+from paceline.control.sampler_spec import SamplerSpec
 from paceline.errors import RequestError
 from paceline.serving.api.schemas import Sampled
 
@@ -56,7 +56,7 @@ def sampling(body: Sampled) -> dict[str, Any]:
     if body.sampler is None:
         return {"temperature": body.temperature, "controls": named}
     text = body.sampler
-    own = Sampling.parse(text) if isinstance(text, str) else Sampling.of(text)
+    own = SamplerSpec.parse(text) if isinstance(text, str) else SamplerSpec.of(text)
     for method in own.methods:
         _check_paths(method)
     heats = {heat for heat in (body.temperature, own.temperature) if heat is not None}
@@ -65,8 +65,11 @@ def sampling(body: Sampled) -> dict[str, Any]:
             f"temperature is {body.temperature:g} and sampler says {own.temperature:g}; "
             "give one of them"
         )
-    methods = (*Sampling.of(named or {}).methods, *own.methods)
-    return {"temperature": next(iter(heats), None), "controls": Sampling(methods=methods).methods}
+    methods = (*SamplerSpec.of(named or {}).methods, *own.methods)
+    return {
+        "temperature": next(iter(heats), None),
+        "controls": SamplerSpec(methods=methods).methods,
+    }
 
 
 def _named(body: Sampled) -> Mapping[str, object] | None:

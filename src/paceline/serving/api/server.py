@@ -13,7 +13,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from paceline.serving.api.refusals import refusal
+from paceline.serving.api.errors import refusal
 from paceline.serving.settings import Settings
 
 _log = logging.getLogger(__name__)

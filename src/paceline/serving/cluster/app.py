@@ -13,11 +13,11 @@ from fastapi.responses import JSONResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from paceline.serving.api.app import METRICS, open_to
-from paceline.serving.api.guard import Guard, Rules
-from paceline.serving.api.refusals import install
-from paceline.serving.cluster import whole
-from paceline.serving.cluster.front import Fleet, Front
-from paceline.serving.cluster.owed import Till
+from paceline.serving.api.errors import install
+from paceline.serving.api.middleware import RequestGuard, Rules
+from paceline.serving.cluster import merged_metrics
+from paceline.serving.cluster.proxy import Proxy, ReplicaSet
+from paceline.serving.cluster.usage import UsageLedger
 from paceline.serving.metrics import Visits
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ _BILLING = 1.0  # seconds between bills
 
 
 def create_front(
-    front: Front, fleet: Fleet, rules: Rules | None = None, cors: Sequence[str] = ()
+    front: Proxy, fleet: ReplicaSet, rules: Rules | None = None, cors: Sequence[str] = ()
 ) -> FastAPI:
     """One address for a fleet: keys, rates, limits and metrics of the whole.
 
@@ -35,8 +35,8 @@ def create_front(
         rules: who may ask, how much and how long.
         cors: origins whose pages may ask; `*` is any.
     """
-    rules, visits, said = rules or Rules(), Visits(), whole.Whole()
-    till = Till(rules.rates)
+    rules, visits, said = rules or Rules(), Visits(), merged_metrics.MergedMetrics()
+    till = UsageLedger(rules.rates)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +47,7 @@ def create_front(
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install(app)
-    app.add_middleware(Guard, rules=rules, metrics=visits, draining=lambda: front.draining)
+    app.add_middleware(RequestGuard, rules=rules, metrics=visits, draining=lambda: front.draining)
     open_to(app, cors)
 
     @app.get("/health")
@@ -70,14 +70,14 @@ def create_front(
         own = [*visits.families(), *_counts(front, fleet, len(heard))]
         names = {family.name for family in own}
         rest = [family for family in said.of(heard) if family.name not in names]
-        return Response(whole.text([*own, *rest]), media_type=METRICS)
+        return Response(merged_metrics.text([*own, *rest]), media_type=METRICS)
 
     app.router.default = front
     app.state.context = front  # where the server asks when who finds no connection may come again
     return app
 
 
-def _counts(front: Front, fleet: Fleet, heard: int) -> list[Metric]:
+def _counts(front: Proxy, fleet: ReplicaSet, heard: int) -> list[Metric]:
     return [
         GaugeMetricFamily("paceline_replicas", "Replicas that told their numbers.", heard),
         GaugeMetricFamily("paceline_replicas_wanted", "Replicas there should be.", fleet.size),
@@ -87,7 +87,7 @@ def _counts(front: Front, fleet: Fleet, heard: int) -> list[Metric]:
     ]
 
 
-async def _bill(fleet: Fleet, till: Till) -> None:
+async def _bill(fleet: ReplicaSet, till: UsageLedger) -> None:
     """Ask again and again what is owed."""
     while True:
         await asyncio.sleep(_BILLING)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from prometheus_client.core import Metric
 
-from paceline.serving.cluster.owed import Bill, Owed
+from paceline.serving.cluster.usage import UsageMeter, UsageReport
 from paceline.serving.metrics import Metrics
-from paceline.serving.rates import Rates
+from paceline.serving.rate_limits import RateLimits
 
 
 class Head(NamedTuple):
@@ -35,13 +35,13 @@ class Replica:
         name: no other's.
     """
 
-    def __init__(self, build: Callable[[Rates], FastAPI], name: str = "") -> None:
-        self._owed, self._name = Owed(), name
+    def __init__(self, build: Callable[[RateLimits], FastAPI], name: str = "") -> None:
+        self._owed, self._name = UsageMeter(), name
         self._app = build(self._owed)
         self._started: asyncio.Task[object] | None = None
 
-    async def bill(self, paid: Mapping[str, int]) -> Bill:
-        """What its clients owe; see `Owed.bill`."""
+    async def bill(self, paid: Mapping[str, int]) -> UsageReport:
+        """What its clients owe; see `UsageMeter.bill`."""
         return self._owed.bill(self._name, paid)
 
     async def measured(self) -> tuple[str, list[Metric]]:

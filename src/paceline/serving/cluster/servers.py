@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 
 from paceline.serving.cluster.replica import Part, Replica
 from paceline.serving.cluster.router import Router
-from paceline.serving.rates import Rates
+from paceline.serving.rate_limits import RateLimits
 from paceline.serving.settings import Settings
 
 _APP, _NAME = "paceline", "replica"
@@ -28,7 +28,7 @@ _CHECKS = 2.0  # seconds between looks whether a replica lives
 class _Server(Replica):
     """A replica that knows what Ray calls it."""
 
-    def __init__(self, build: Callable[[Rates], FastAPI]) -> None:
+    def __init__(self, build: Callable[[RateLimits], FastAPI]) -> None:
         super().__init__(build, serve.get_replica_context().replica_tag)
 
 
@@ -72,7 +72,7 @@ class Servers:
 
 @contextmanager
 def replicated(
-    build: Callable[[int, Rates], FastAPI],
+    build: Callable[[int, RateLimits], FastAPI],
     replicas: int,
     threads: int,
     ongoing: int,

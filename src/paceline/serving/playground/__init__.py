@@ -8,8 +8,8 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from paceline.core import Exactness
-from paceline.serving.api.context import Here
-from paceline.serving.api.refusals import NotFoundError
+from paceline.serving.api.dependencies import Here
+from paceline.serving.api.errors import NotFoundError
 
 router = APIRouter()
 
@@ -26,7 +26,7 @@ _HEADERS = {
 _KINDS = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 _PAGE = files("paceline.serving.playground") / "page"
 _FILES = {file.name: file for file in _PAGE.iterdir()}
-_FILES["report.css"] = files("paceline.measuring") / "page.css"  # both look alike
+_FILES["report.css"] = files("paceline.measuring.report") / "page.css"  # both look alike
 
 
 @router.get("/", include_in_schema=False)

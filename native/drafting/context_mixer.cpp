@@ -1,0 +1,214 @@
+#include "drafting/context_mixer.hpp"
+
+#include <bit>
+#include <cmath>
+
+namespace paceline {
+
+namespace {
+
+size_t bucket(uint32_t count) { return count <= 1 ? 0 : count <= 3 ? 1 : count <= 9 ? 2 : 3; }
+
+// The weights before anything is learnt: the most exact context leads, each vaguer one has half
+// the say. The learning needs only a fair start.
+constexpr float kLead = 0.7f, kFall = 0.5f, kVague = 0.1f, kFirst = 0.1f, kHeard = 0.2f;
+constexpr float kLargest = 8.0f;
+
+// The logarithm of some y >= 1, nearly to a float's precision; the same on every machine, and in
+// few instructions for many at once. y = m * 2^e with m around 1; log m by its series in m - 1.
+void logarithms(float* y, size_t n) {
+    constexpr float kSeries[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
+                                 -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
+                                 2.0000714765e-1f, -2.4999993993e-1f, 3.3333331174e-1f};
+    for (size_t i = 0; i < n; ++i) {
+        const auto bits = std::bit_cast<int32_t>(y[i]) - std::bit_cast<int32_t>(0.70710678f);
+        const auto e = static_cast<float>(bits >> 23);
+        const int32_t around = (bits & 0x7fffff) + std::bit_cast<int32_t>(0.70710678f);
+        const float x = std::bit_cast<float>(around) - 1.0f, square = x * x;
+        float sum = kSeries[0];
+        for (int term = 1; term < 9; ++term) sum = sum * x + kSeries[term];
+        y[i] = x * square * sum - 0.5f * square + x + e * 0.69314718f;
+    }
+}
+
+}  // namespace
+
+Mixer::Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
+             size_t kinds)
+    : table(capacity, k),
+      orders_(orders),
+      skips_(skips),
+      contexts_(1 + skips + orders),
+      kinds_(kinds),
+      keep_(keep),
+      rate_(rate) {
+    reset();
+}
+
+void Mixer::reset() {
+    table.clear();
+    biases.assign(contexts_ + 1, 0.0f);
+    weights.clear();
+    for (size_t set = 0; set <= contexts_; ++set)
+        for (size_t context = 0; context < contexts_; ++context) {
+            const bool vague = context <= skips_;
+            const auto behind = static_cast<float>(set) - 1.0f - static_cast<float>(context);
+            const float w = vague ? kVague : kLead * std::pow(kFall, std::max(behind, 0.0f));
+            for (size_t i = 0; i < kBuckets; ++i) {
+                weights.push_back(w);
+                weights.push_back(kFirst);
+            }
+        }
+    for (size_t i = 0; i < (contexts_ + 1) * kinds_; ++i) {
+        weights.push_back(kHeard);
+        weights.push_back(0.0f);
+    }
+}
+
+uint64_t Mixer::key(const int32_t* last, size_t context) const {
+    uint64_t hash = hashed(0x9e3779b97f4a7c15ULL, static_cast<int32_t>(context));
+    if (context > skips_) {
+        for (size_t i = 0; i < context - skips_; ++i) {
+            if (last[i] < 0) return 0;
+            hash = hashed(hash, last[i]);
+        }
+    } else if (context > 0) {
+        const int32_t token = last[skips_ + 1 - context];
+        if (token < 0) return 0;
+        hash = hashed(hash, token);
+    }
+    return hash ? hash : 1;
+}
+
+void Mixer::find_keys(const int32_t* last) {
+    keys_.resize(contexts_);
+    for (size_t context = 0; context < contexts_; ++context) keys_[context] = key(last, context);
+}
+
+size_t Mixer::candidate(int32_t token) {
+    size_t slot = static_cast<uint32_t>(token) * 2654435769u >> 25;
+    for (; slots_[slot]; slot = (slot + 1) & (kSlots - 1))
+        if (tokens_[slots_[slot] - 1] == token) return slots_[slot] - 1;
+    if (count_ == kMost) return kMost;
+    tokens_[count_] = token;
+    chances_[count_] = 0.0f;
+    named_[count_] = 0;
+    said_[count_].fill(0.0f);
+    slots_[slot] = static_cast<uint8_t>(++count_);
+    return count_ - 1;
+}
+
+void Mixer::add(const Share* shares, size_t count, size_t weight, int16_t origin) {
+    const float w = weights[weight], v = weights[weight + 1];
+    const size_t first = likelihoods_.size();
+    Source source{weight, first, first, false, 0.0f};
+    float rest = 1.0f;
+    for (size_t i = 0; i < count; ++i) {
+        rest -= shares[i].chance;
+        likelihoods_.push_back(1.0f + shares[i].chance / kFloor);
+    }
+    likelihoods_.push_back(1.0f + std::max(rest, 0.0f) / kFloor);
+    logarithms(likelihoods_.data() + first, count + 1);
+    source.rest = likelihoods_.back();
+    for (size_t i = 0; i < count; ++i) {
+        const size_t at = candidate(shares[i].token);
+        if (at == kMost) continue;
+        const float likelihood = likelihoods_[first + i];
+        const float said = i ? w * likelihood : w * likelihood + v;
+        chances_[at] += said;
+        named_[at] |= 1u << origin;
+        said_[at][static_cast<size_t>(origin)] += said;
+        source.leads |= !i;
+        likelihoods_[source.last++] = likelihood;
+        candidates_.push_back(static_cast<uint8_t>(at));
+    }
+    likelihoods_.resize(source.last);
+    chances_[kMost] += w * source.rest;
+    sources_.push_back(source);
+}
+
+void Mixer::mix(const int32_t* last, const Voices& voices) {
+    find_keys(last);
+    for (const uint64_t key : keys_) if (key) table.fetch_set(key);
+    slots_.fill(0);
+    sources_.clear();
+    candidates_.clear();
+    likelihoods_.clear();
+    count_ = set_ = known_ = 0;
+    chances_[kMost] = 0.0f;
+    for (const uint64_t key : keys_) if (key) table.fetch_row(key);
+    for (size_t context = contexts_; context-- > 0;) {
+        const auto row = keys_[context] ? table.find(keys_[context]) : SuccessorTable::Row{};
+        if (!row.count) continue;
+        ++known_;
+        if (!set_) set_ = context + 1;
+        size_t count = 0;
+        while (count < table.k && row.shares[count].token >= 0) ++count;
+        const size_t weight = ((set_ * contexts_ + context) * kBuckets + bucket(row.count)) * 2;
+        add(row.shares, count, weight, 0);
+    }
+    const size_t ours = (contexts_ + 1) * contexts_ * kBuckets;
+    for (const Voice& voice : voices.each)
+        add(voices.shares.data() + voice.first, voice.last - voice.first,
+            (ours + set_ * kinds_ + voice.kind) * 2, voice.origin);
+    normalise();
+}
+
+// Scores become chances that sum to one with that of another token.
+void Mixer::normalise() {
+    chances_[kMost] += biases[set_];
+    float largest = chances_[kMost], sum = 0.0f;
+    for (size_t i = 0; i < count_; ++i) largest = std::max(largest, chances_[i]);
+    for (size_t i = 0; i < count_; ++i) sum += chances_[i] = std::exp(chances_[i] - largest);
+    sum += chances_[kMost] = std::exp(chances_[kMost] - largest);
+    for (size_t i = 0; i < count_; ++i) chances_[i] /= sum;
+    chances_[kMost] /= sum;
+}
+
+// Of those that named a candidate, who spoke for it most.
+int16_t Mixer::loudest(size_t candidate) const {
+    const uint32_t named = named_[candidate];
+    int16_t best = static_cast<int16_t>(std::countr_zero(named));
+    for (auto i = static_cast<int16_t>(best + 1); named >> i; ++i)
+        if ((named >> i & 1) && said_[candidate][i] > said_[candidate][best]) best = i;
+    return best;
+}
+
+void Mixer::successors(const int32_t* last, const Voices& voices, std::vector<Candidate>& out) {
+    mix(last, voices);
+    for (size_t i = 0; i < count_; ++i)
+        out.push_back({tokens_[i], chances_[i], named_[i], loudest(i)});
+}
+
+void Mixer::learn(const int32_t* last, const Voices& voices, int32_t drawn) {
+    mix(last, voices);
+    // What each chance should have been more: 1 for what came.
+    std::array<float, kMost + 1> missed;
+    bool known = false;
+    for (size_t i = 0; i < count_; ++i) {
+        known |= tokens_[i] == drawn;
+        missed[i] = (tokens_[i] == drawn ? 1.0f : 0.0f) - chances_[i];
+    }
+    missed[kMost] = (known ? 0.0f : 1.0f) - chances_[kMost];
+    // Many contexts that agree move the chance together: each takes its part of the step.
+    const float rate = rate_ / static_cast<float>(std::max<size_t>(known_, 1));
+    const auto moved = [](float weight, float step) {
+        return std::clamp(weight + step, -kLargest, kLargest);
+    };
+    for (const Source& source : sources_) {
+        float& w = weights[source.weight];
+        float& v = weights[source.weight + 1];
+        if (source.leads) v = moved(v, rate * missed[candidates_[source.first]]);
+        for (size_t i = source.first; i < source.last; ++i)
+            w = moved(w, rate * missed[candidates_[i]] * likelihoods_[i]);
+        w = moved(w, rate * missed[kMost] * source.rest);
+    }
+    biases[set_] = moved(biases[set_], rate * missed[kMost]);
+}
+
+void Mixer::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
+    find_keys(last);
+    table.observe(keys_.data(), contexts_, top, p, n, keep_);
+}
+
+}  // namespace paceline

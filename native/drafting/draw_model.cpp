@@ -1,0 +1,128 @@
+#include "drafting/draw_model.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <utility>
+
+#include "sampling/noise.hpp"
+
+namespace paceline {
+
+namespace {
+
+float gumbel(uint64_t start, int32_t token) {
+    const uint64_t m = random_bits(start, static_cast<uint64_t>(token)) >> 11;
+    return static_cast<float>(-std::log(-std::log((static_cast<double>(m) + 0.5) * 0x1p-53)));
+}
+
+void add_unnamed(std::span<const uint32_t> allowed, float share,
+                 std::vector<Candidate>& successors) {
+    const size_t named = successors.size();
+    for (size_t word = 0; word < allowed.size(); ++word)
+        for (uint32_t left = allowed[word]; left; left &= left - 1) {
+            const auto token = static_cast<int32_t>(word * 32) + std::countr_zero(left);
+            const auto end = successors.begin() + static_cast<std::ptrdiff_t>(named);
+            if (std::none_of(successors.begin(), end,
+                             [&](const Candidate& one) { return one.token == token; }))
+                successors.push_back({token, share, 0, 0});
+        }
+}
+
+float left_over(const std::vector<Candidate>& successors) {
+    float rest = 1.0f;
+    for (const Candidate& one : successors) rest -= one.chance;
+    return std::max(rest, 0.0f);
+}
+
+}  // namespace
+
+void Foresight::start(std::vector<uint64_t> noise) {
+    noise_ = std::move(noise);
+    nodes_.clear();
+    seen_.clear();
+}
+
+void Foresight::look(const Growth& tree, size_t node, std::span<const uint32_t> allowed,
+                     std::vector<Candidate>& successors) {
+    while (nodes_.size() <= node) {
+        const size_t next = nodes_.size();
+        const auto parent = next ? static_cast<size_t>(tree.parents[next]) : 0;
+        nodes_.push_back({parent, next ? nodes_[parent].depth + 1 : 0, tree.tokens[next]});
+    }
+    if (!allowed.empty()) allow(allowed, successors);
+    if (nodes_[node].depth < noise_.size()) judge(nodes_[node], successors);
+}
+
+void Foresight::allow(std::span<const uint32_t> allowed, std::vector<Candidate>& successors) {
+    const auto can = [&](const Candidate& one) {
+        const auto token = static_cast<size_t>(one.token);
+        return token / 32 < allowed.size() && allowed[token / 32] >> token % 32 & 1;
+    };
+    float sum = left_over(successors);
+    std::erase_if(successors, [&](const Candidate& one) { return !can(one); });
+    size_t count = 0;
+    for (const uint32_t word : allowed) count += static_cast<size_t>(std::popcount(word));
+    if (count <= kFew) {
+        const auto unnamed = static_cast<float>(count) - static_cast<float>(successors.size());
+        add_unnamed(allowed, std::max(sum, kLeast) / std::max(unnamed, 1.0f), successors);
+        sum = 0.0f;
+    }
+    for (const Candidate& one : successors) sum += one.chance;
+    for (Candidate& one : successors) one.chance /= std::max(sum, kLeast);
+}
+
+void Foresight::judge(Node& node, std::vector<Candidate>& successors) {
+    const auto [a, b, c, d] = *weights;
+    const float rest = left_over(successors);
+    const uint64_t start = noise_[node.depth];
+    node.first = seen_.size();
+    for (const Candidate& one : successors) {
+        const float log = std::log(std::max(one.chance, kLeast)), noise = gumbel(start, one.token);
+        seen_.push_back({one.token, log, noise, a * log + b * noise});
+    }
+    const float log = std::log(std::max(rest, kLeast));
+    seen_.push_back({-1, log, 1.0f, c * log + d});
+    node.last = seen_.size();
+    float largest = seen_.back().chance, sum = 0.0f;
+    for (size_t i = node.first; i < node.last; ++i) largest = std::max(largest, seen_[i].chance);
+    for (size_t i = node.first; i < node.last; ++i)
+        sum += seen_[i].chance = std::exp(seen_[i].chance - largest);
+    for (size_t i = node.first; i < node.last; ++i) seen_[i].chance /= sum;
+    for (size_t i = 0; i < successors.size(); ++i)
+        successors[i].chance = seen_[node.first + i].chance;
+}
+
+void Foresight::learn(const int32_t* drawn, size_t count) {
+    size_t node = 0;
+    for (size_t i = 0; i < count && node < nodes_.size(); ++i) {
+        if (nodes_[node].first < nodes_[node].last) learn(nodes_[node], drawn[i]);
+        size_t child = node + 1;
+        while (child < nodes_.size() &&
+               !(nodes_[child].parent == node && nodes_[child].token == drawn[i]))
+            ++child;
+        node = child;
+    }
+    nodes_.clear();
+}
+
+void Foresight::learn(const Node& node, int32_t drawn) {
+    size_t target = node.last - 1;
+    for (size_t i = node.first; i < node.last; ++i)
+        if (seen_[i].token == drawn) target = i;
+    Weights slope{};
+    for (size_t i = node.first; i < node.last; ++i) {
+        const Seen& one = seen_[i];
+        const float step = (i == target ? 1.0f : 0.0f) - one.chance;
+        const size_t kind = one.token < 0 ? 2 : 0;
+        slope[kind] += step * one.log;
+        slope[kind + 1] += step * one.noise;
+    }
+    for (size_t i = 0; i < slope.size(); ++i) {
+        float& weight = (*weights)[i];
+        const float step = kRate * std::clamp(slope[i], -kSteepest, kSteepest);
+        weight = std::clamp(weight + step, -kLargest, kLargest);
+    }
+}
+
+}  // namespace paceline

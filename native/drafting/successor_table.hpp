@@ -1,0 +1,193 @@
+// What drafters share: a bounded table of contexts and their successors, and best-first growth.
+
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "support/buffer.hpp"
+
+namespace paceline {
+
+// A successor and the chance that it comes next.
+struct Share {
+    int32_t token;
+    float chance;
+
+    // The likelier first, of equal ones the lower token. Chances are positive: their bits have the
+    // same order.
+    bool operator<(const Share& other) const { return rank() > other.rank(); }
+    uint64_t rank() const {
+        return uint64_t{std::bit_cast<uint32_t>(chance)} << 32 | ~static_cast<uint32_t>(token);
+    }
+};
+
+// A share that may become a node; where sources are mixed, who named it (one bit each) and who
+// spoke for it most.
+struct Candidate {
+    int32_t token;
+    float chance;
+    uint32_t named = 1;
+    int16_t origin = 0;
+};
+
+// What one source says of the next token: shares `first` to `last` of those of all voices. How far
+// such a kind of source is trusted is learnt.
+struct Voice {
+    size_t kind;
+    size_t first, last;
+    int16_t origin;
+};
+
+// Kept from node to node, so that little is allocated.
+struct Voices {
+    std::vector<Voice> each;
+    std::vector<Share> shares;
+
+    void clear() {
+        each.clear();
+        shares.clear();
+    }
+};
+
+// One more token of a context hashed into `hash`.
+inline uint64_t hashed(uint64_t hash, int32_t token) {
+    hash = (hash ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + 1)) * 0xff51afd7ed558ccdULL;
+    return hash ^ hash >> 32;
+}
+
+// Contexts by hash, each with its k likeliest successors. Memory is fixed: sets of 8 rows; in a
+// full set the row that was not written for longest gives way. A pass of the model empties the
+// processor's caches, so that nearly every row lies in memory proper: ask for many, then wait once.
+class SuccessorTable {
+public:
+    SuccessorTable(size_t capacity, size_t k);
+
+    struct Row {
+        uint32_t count = 0;  // observations; 0 when the context is unknown
+        const Share* shares = nullptr;  // k of them, best first, then some with token -1
+    };
+
+    Row find(uint64_t key) const;
+
+    // Start to load the row of a context; `fetch_set` for all of them goes before.
+    void fetch_set(uint64_t key) const;
+    void fetch_row(uint64_t key) const;
+
+    // Move the rows of some contexts towards a distribution: keep * old + (1 - keep) * new. The
+    // first observations are averaged, each weighing the same, for as long as that keeps less. A
+    // key 0 is no context.
+    void observe(const uint64_t* keys, size_t contexts, const int32_t* top, const float* p,
+                 size_t n, float keep);
+
+    void clear();
+
+    struct Way {
+        uint64_t key;      // 0 where a row is free
+        uint32_t count;    // observations
+        uint32_t written;  // the clock at the last one
+    };
+
+    Way* ways() const { return reinterpret_cast<Way*>(ways_.bytes()); }         // [rows]
+    Share* shares() const { return reinterpret_cast<Share*>(shares_.bytes()); }  // [rows, k]
+
+    const size_t rows, k;
+    uint32_t clock = 0;  // observations so far
+
+private:
+    size_t first_way(uint64_t key) const;
+    size_t way(uint64_t key) const;
+    size_t claim(uint64_t key);
+    void tick();
+    void hear(const int32_t* top, const float* p, size_t n);
+    uint16_t& slot(int32_t token);
+    void move(Share* row, uint32_t seen, float keep);
+
+    Buffer ways_, shares_;
+    std::vector<Share> heard_, merged_;
+    std::vector<uint16_t> slots_;  // of what was heard, by hash: its place and one
+};
+
+// A tree under construction. Each node carries its last `width` tokens, newest first, -1 before the
+// first: what its successors may depend on.
+class Growth {
+public:
+    Growth(const int32_t* context, size_t length, size_t width) : width_(width) {
+        tokens.push_back(context[length - 1]);
+        parents.push_back(-1);
+        scores.push_back(1.0f);
+        named.push_back(0);
+        origins.push_back(-1);
+        last_.assign(width, -1);
+        for (size_t i = 0; i < std::min(width, length); ++i) last_[i] = context[length - 1 - i];
+    }
+
+    void add(int32_t parent, Candidate child) {
+        tokens.push_back(child.token);
+        parents.push_back(parent);
+        scores.push_back(child.chance);
+        named.push_back(child.named);
+        origins.push_back(child.origin);
+        const size_t start = last_.size(), above = static_cast<size_t>(parent) * width_;
+        last_.resize(start + width_);
+        last_[start] = child.token;
+        std::copy_n(last_.begin() + above, width_ - 1, last_.begin() + start + 1);
+    }
+
+    const int32_t* last(size_t node) const { return last_.data() + node * width_; }
+
+    std::vector<int32_t> tokens, parents;
+    std::vector<float> scores;  // chance of each node, given its parent
+    std::vector<uint32_t> named;
+    std::vector<int16_t> origins;
+
+private:
+    size_t width_;
+    std::vector<int32_t> last_;
+};
+
+// Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(node, out)`
+// appends to `out` the distinct successors of a node with their chances; it is asked once for each
+// node but the last, in order. Paths with a chance below `least` are left out.
+template <class Successors>
+void grow(Growth& tree, size_t budget, float least, Successors&& successors) {
+    struct Open {
+        float path;  // chance that the whole path is accepted
+        int32_t parent;
+        Candidate child;
+        bool operator<(const Open& other) const {
+            if (path != other.path) return path < other.path;
+            if (parent != other.parent) return parent > other.parent;
+            return child.token > other.child.token;
+        }
+    };
+    std::vector<Open> open;  // the best last, no more than there is room for
+    std::vector<Candidate> found;
+    std::vector<float> path{1.0f};
+    for (size_t node = 0; node < budget; ++node) {
+        found.clear();
+        successors(node, found);
+        const size_t room = budget - node;
+        for (const Candidate& child : found) {
+            const Open one{path[node] * child.chance, static_cast<int32_t>(node), child};
+            const bool full = open.size() == room;
+            if (one.path < least || (full && one < open.front())) continue;
+            auto place = std::lower_bound(open.begin(), open.end(), one);
+            if (!full) {
+                open.insert(place, one);
+                continue;
+            }
+            std::move(open.begin() + 1, place, open.begin());
+            *(place - 1) = one;
+        }
+        if (open.empty()) return;
+        path.push_back(open.back().path);
+        tree.add(open.back().parent, open.back().child);
+        open.pop_back();
+    }
+}
+
+}  // namespace paceline

@@ -1,0 +1,68 @@
+// Guesses from a corpus: a suffix array, and what followed the last tokens where they stand in it.
+
+#pragma once
+
+#include "drafting/successor_table.hpp"
+
+namespace paceline {
+
+// The starts of the suffixes of `text` in order. Values are 0..alphabet - 1; a suffix lies before
+// the longer ones that begin with it.
+//
+// By induced sorting (Nong, Zhang and Chan, Two Efficient Algorithms for Linear Time Suffix Array
+// Construction, 2011), in linear time.
+std::vector<int32_t> suffix_array(const std::vector<int32_t>& text, int32_t alphabet);
+
+// Looks up what followed a context in a corpus of `size` tokens; a negative one ends a document.
+// `suffixes` is its suffix array; both stay where they are and are only read.
+//
+// The longest match speaks first, with the chance that matches of its length and number proved to
+// deserve; what it leaves over goes to a few shorter ones. Of a match that occurs more than
+// `samples` times as many are looked at, evenly spread.
+class Suffixes {
+public:
+    Suffixes(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest, size_t k,
+             size_t samples, float rate);
+
+    void begin() { read_ = 0; }
+
+    // From `learn_from` on, what was drawn teaches the reliabilities.
+    void extend(const int32_t* text, size_t length, size_t learn_from);
+
+    void propose(Growth& tree, size_t budget) const;
+
+    void reset();
+
+    size_t width() const { return longest_; }
+
+    static constexpr size_t kBuckets = 4;  // occurrences: 1, 2-3, 4-15, more
+
+    std::vector<float> reliability;  // [longest, kBuckets], chance that a match names the next
+
+private:
+    static constexpr size_t kLevels = 3;  // matches asked at one position
+
+    // Suffixes `first` up to `last` in order begin with the same `length` tokens.
+    struct Match {
+        size_t first, last, length;
+    };
+    struct Named {
+        size_t kind;  // of reliability
+        size_t first, last;
+    };
+
+    int32_t token(size_t rank, size_t offset) const;
+    Match narrow(Match match, int32_t next) const;
+    Match find(const int32_t* last, size_t n) const;
+    std::vector<Match> matches(const int32_t* last) const;
+    void name(const std::vector<Match>& from, std::vector<Candidate>& out,
+              std::vector<Named>& by) const;
+    void successors(const std::vector<Match>& from, std::vector<Candidate>& out) const;
+
+    const int32_t* text_;
+    const int32_t* suffixes_;
+    size_t size_, longest_, k_, samples_, read_ = 0;
+    float rate_;
+};
+
+}  // namespace paceline

@@ -1,0 +1,71 @@
+// Guesses from branches of earlier texts: a trie of every run of `depth` tokens, with counts.
+
+#pragma once
+
+#include "drafting/successor_table.hpp"
+
+namespace paceline {
+
+// Node 0 is the root. Each token of a text extends the branches that the last tokens began, so that
+// the trie holds, up to `depth` tokens long, whatever was read, and how often. The longest context
+// that the trie knows speaks first, with the chance that such contexts proved to deserve; what it
+// leaves over goes to the next shorter. When `capacity` nodes are full, what was seen once goes and
+// all counts are halved.
+class Trie {
+public:
+    Trie(size_t depth, size_t k, size_t capacity, float here, float rate);
+
+    // A new text begins; the old ones stay.
+    void begin();
+
+    // Read the text up to `length`. From `learn_from` on its tokens also teach the reliabilities.
+    void extend(const int32_t* text, size_t length, size_t learn_from);
+
+    void successors(const int32_t* last, std::vector<Candidate>& out);
+
+    void reset();
+
+    // Take over nodes 1..n: a parent lies before its children, and no two siblings are equal.
+    void load(const int32_t* tokens, const int32_t* parents, const float* counts, size_t n);
+
+    size_t width() const { return depth_ - 1; }
+
+    static constexpr size_t kBuckets = 4;  // sightings of a context: 1, 2-3, 4-9, more
+
+    std::vector<int32_t> tokens;     // [nodes]
+    std::vector<int32_t> parents;    // [nodes], -1 for the root
+    std::vector<float> counts;       // [nodes], sightings in all texts, fading
+    std::vector<float> reliability;  // [depth - 1, kBuckets], chance that a context names the next
+
+private:
+    struct Named {
+        size_t kind;  // of reliability
+        size_t first, last;
+    };
+
+    int32_t child(int32_t parent, int32_t token) const;
+    int32_t find(const int32_t* last, size_t n) const;
+    int32_t add(int32_t parent, int32_t token, float count);
+    void clear();
+    float weight(int32_t node) const;
+    void name(const int32_t* last, std::vector<Candidate>& out, std::vector<Named>& by);
+    void learn(const int32_t* last, int32_t token);
+    void insert(int32_t token);
+    void squeeze();
+    void keep(const std::vector<bool>& kept);
+
+    size_t depth_, k_, capacity_;
+    float here_, rate_;
+    uint32_t text_ = 0;
+    size_t read_ = 0;
+    std::vector<int32_t> first_child_, sibling_;
+    std::vector<uint32_t> seen_in_;   // [nodes], the text that counted last in ...
+    std::vector<float> seen_;         // [nodes], ... this many sightings
+    std::vector<uint32_t> slots_;     // nodes by hash of parent and token, plus 1
+    std::vector<int32_t> cursors_;    // [depth], the node of the last d tokens, or -1
+    std::vector<int32_t> last_;       // [depth - 1]
+    std::vector<Candidate> found_;
+    std::vector<Named> by_;
+};
+
+}  // namespace paceline

@@ -1,0 +1,58 @@
+// Guesses from tri-grams of what the model said, by a search that weighs what is likely against
+// what it has not tried yet.
+
+#pragma once
+
+#include "drafting/successor_table.hpp"
+
+namespace paceline {
+
+// The table holds, for each pair of tokens, the model's likeliest successors. A search of many
+// simulations grows the tree: each steps down, at every node to the child with the largest
+//
+//     Q + (c + log((N + kBase + 1) / kBase)) * P * sqrt(N) / (1 + n)
+//
+// P the tri-gram's chance, n the child's visits, N those of all its siblings, and Q the mean value
+// of the visits; it ends with a new node. A visit's value at a child is the number of tokens that
+// the branch from there on is expected to add: P + P P' + ..., over kMean so that it stays near 1.
+class Trigram {
+public:
+    Trigram(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate);
+
+    void propose(Growth& tree, size_t budget) const;
+
+    // The model's likeliest successors of two tokens, newest first.
+    void observe(const int32_t* last, const int32_t* top, const float* p, size_t n);
+
+    // The chances learn that `drawn` came after two tokens.
+    void learn(const int32_t* last, int32_t drawn);
+
+    void reset();
+
+    static constexpr size_t kWidth = 2;
+    static constexpr size_t kRanks = 4, kChances = 10;  // of reliability
+
+    SuccessorTable table;
+    std::vector<float> reliability;  // [kRanks, kChances], chance that a successor is drawn
+
+private:
+    static constexpr float kBase = 19652.0f;
+    static constexpr float kMean = 4.0f;
+
+    struct Child {
+        Candidate guess;
+        size_t kind;
+        int32_t node;  // in the tree, or -1
+        float visits, value;
+    };
+
+    size_t kind(size_t rank, float p) const;
+    SuccessorTable::Row row(const int32_t* last) const;
+    std::vector<Child> children(const int32_t* last) const;
+    Child* choose(std::vector<Child>& among) const;
+
+    float explore_, keep_, rate_;
+    size_t depth_;
+};
+
+}  // namespace paceline

@@ -1,0 +1,114 @@
+// A model that runs: weights, kernels, threads and the working memory of a pass.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/kv_cache.hpp"
+#include "support/thread_pool.hpp"
+#include "engine/profile.hpp"
+#include "engine/shape.hpp"
+#include "engine/weights.hpp"
+
+// Angles of one kind of rotary embedding, [positions][dim / 2].
+struct RopeTable {
+    std::vector<float> cosines, sines;
+};
+
+// One sequence of a batch and the nodes to run for it.
+struct Branch {
+    Cache* cache;
+    const int32_t* tokens;  // [nodes][mixed]
+    const int32_t* parents;
+    size_t nodes;
+    bool rows = true;                // whether logits of its nodes are wanted
+    size_t mixed = 1;                // tokens whose embeddings a node mixes
+    const float* weights = nullptr;  // [nodes][mixed]; null: each is 1
+};
+
+// The part of a model that a pass for drafting uses; what is absent is whole. What `partial` passes
+// leave behind cannot be committed.
+struct View {
+    std::optional<std::span<const int32_t>> layers;     // increasing: those that are run
+    std::optional<std::span<const int32_t>> positions;  // increasing: committed ones that are seen
+    std::optional<std::span<const int32_t>> tokens;     // increasing: those that get logits
+    // Increasing: behind so many of the layers that are run logits are made, too; they come first.
+    std::optional<std::span<const int32_t>> exits;
+
+    size_t heads() const { return 1 + (exits ? exits->size() : 0); }
+    bool partial() const { return layers || positions; }
+};
+
+// Working memory, rows of n tokens each; kept between passes.
+struct Workspace {
+    Buffer x;         // the residual stream, [n][hidden]
+    Buffer normed;    // [n][hidden]
+    Buffer y;         // [n][hidden]
+    Buffer qkv;       // [n][queries, keys, values]
+    Buffer attended;  // [n][heads * D]
+    Buffer wide;      // [n][intermediate]
+    Buffer arranged;  // the input of a product, as its kernel wants it
+    Buffer seen;      // the rows that a view sees, in blocks as in a cache
+    Buffer states;    // of the spans of attention
+    std::vector<Buffer> scratch;  // one for each thread
+};
+
+class Model {
+public:
+    // `head` is the format of the embedding and of the head.
+    Model(Shape shape, const Kernels& kernels, Format format, Format head,
+          CacheFormat cache_format, size_t threads);
+
+    // Bytes that one position takes in the cache.
+    double position_bytes() const {
+        return static_cast<double>(layout.bytes) / kCacheBlock;
+    }
+    // A new, empty sequence.
+    Cache open() { return Cache(layout, memory); }
+
+    // See Weights::set.
+    void set(const std::string& name, const Given& weight) { weights.set(name, weight, *pool_); }
+
+    // All weights have been set. Throws std::invalid_argument if one is missing.
+    void finish();
+
+    // Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null.
+    // Nothing is committed.
+    // Throws std::invalid_argument for bad tokens, parents, positions or views, and MemoryFull,
+    // before any work.
+    void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
+
+    // Rows of the last pass with logits that `hidden` can give; none after another pass.
+    size_t hidden_rows() const { return hidden_rows_; }
+    // Copies what the head was given in that pass, [rows][hidden].
+    void hidden(float* out) const;
+
+    void set_threads(size_t threads);
+    size_t threads() const { return pool_->size(); }
+    // Positions that every rotary table covers.
+    size_t rope_positions() const;
+    void extend_rope(size_t index, const float* cosines, const float* sines, size_t count);
+
+    const Shape shape;
+    const Kernels& kernels;
+    const CacheKernels& cache_kernels;
+    const PageLayout layout;
+    Pages memory;  // of all sequences
+    Weights weights;
+    // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
+    // would cost more than it gives.
+    double worth_waking = 60.0;
+    size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
+    bool profiling = false;
+    Profile profile{};  // of the passes that were run while `profiling`
+
+private:
+    friend class Pass;
+    std::vector<RopeTable> ropes_;
+    Workspace work_;
+    size_t hidden_rows_ = 0;
+    std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
+};

@@ -1,0 +1,443 @@
+#include "engine/pass.hpp"
+
+#include <algorithm>
+#include <map>
+#include <stdexcept>
+#include <string>
+
+namespace {
+
+constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
+constexpr size_t kChunks = 8;  // pieces of a phase for each thread
+constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+// The first `dim` values of a head, rotated in halves.
+void rotate_head(float* head, const float* cosines, const float* sines, size_t dim) {
+    const size_t half = dim / 2;
+    for (size_t i = 0; i < half; ++i) {
+        const float a = head[i], b = head[i + half];
+        head[i] = a * cosines[i] - b * sines[i];
+        head[i + half] = b * cosines[i] + a * sines[i];
+    }
+}
+
+}  // namespace
+
+Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view)
+    : model_(model),
+      shape_(model.shape),
+      kernels_(model.kernels),
+      work_(model.work_),
+      batch_(batch),
+      view_(view),
+      logits_(logits),
+      hidden_(padded(model.shape.hidden)) {
+    choose_layers();
+    choose_tokens();
+    check_exits();
+    for (const Branch& branch : batch) {
+        first_.push_back(n_);
+        check(branch);
+        for (size_t i = 0; logits && branch.rows && i < branch.nodes; ++i)
+            headed_.push_back(n_ + i);
+        n_ += branch.nodes;
+    }
+    if (headed_.empty()) logits_ = nullptr;
+    find_joints();
+    threads_ = worthwhile_threads();
+    model_.memory.check(missing_pages());
+    for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
+    reserve();
+    plan();
+    if (model.profiling) start_clock();
+}
+
+void Pass::check(const Branch& branch) {
+    const size_t first = depths_.size(), length = branch.cache->length();
+    const size_t limit = std::min(shape_.context, model_.rope_positions());
+    bool chain = true;
+    check_positions(length);
+    if (!branch.nodes) refuse("a tree needs a root");
+    for (size_t i = 0; i < branch.nodes; ++i) {
+        const int32_t parent = branch.parents[i];
+        for (const int32_t token : std::span(branch.tokens + i * branch.mixed, branch.mixed))
+            if (token < 0 || static_cast<size_t>(token) >= shape_.vocabulary)
+                refuse("token " + std::to_string(token) + " is outside the vocabulary of " +
+                       std::to_string(shape_.vocabulary));
+        if (i ? parent < 0 || static_cast<size_t>(parent) >= i : parent != -1)
+            refuse("node " + std::to_string(i) + " has parent " + std::to_string(parent));
+        depths_.push_back(i ? depths_[first + parent] + 1 : 0);
+        branch_of_.push_back(first_.size() - 1);
+        chain = chain && parent == static_cast<int32_t>(i) - 1;
+        if (length + depths_.back() >= limit)
+            refuse("position " + std::to_string(length + depths_.back() + 1) +
+                   " is beyond the context of " + std::to_string(limit));
+    }
+    chain_.push_back(chain);
+    deepest_.push_back(*std::max_element(depths_.begin() + first, depths_.end()));
+}
+
+void Pass::choose_layers() {
+    const size_t count = shape_.layers.size();
+    if (!view_.layers) {
+        for (size_t layer = 0; layer < count; ++layer) layers_.push_back(layer);
+        return;
+    }
+    int32_t last = -1;
+    for (const int32_t layer : *view_.layers) {
+        if (layer <= last || static_cast<size_t>(layer) >= count)
+            refuse("the layers of a view must increase and lie below " + std::to_string(count));
+        layers_.push_back(static_cast<size_t>(last = layer));
+    }
+}
+
+void Pass::check_positions(size_t length) const {
+    int32_t last = -1;
+    if (!view_.positions) return;
+    for (const int32_t position : *view_.positions) {
+        if (position <= last || static_cast<size_t>(position) >= length)
+            refuse("the positions of a view must increase and lie below the " +
+                   std::to_string(length) + " committed ones");
+        last = position;
+    }
+}
+
+void Pass::choose_tokens() {
+    int32_t last = -1;
+    if (!view_.tokens) return;
+    if (view_.tokens->empty()) refuse("a view needs a token that gets logits");
+    for (const int32_t token : *view_.tokens) {
+        if (token <= last || static_cast<size_t>(token) >= shape_.vocabulary)
+            refuse("the tokens of a view must increase and lie below " +
+                   std::to_string(shape_.vocabulary));
+        last = token;
+    }
+    model_.weights.choose(*view_.tokens);
+}
+
+void Pass::check_exits() const {
+    int32_t last = -1;
+    if (!view_.exits) return;
+    for (const int32_t exit : *view_.exits) {
+        if (exit <= last || static_cast<size_t>(exit) >= layers_.size())
+            refuse("the exits of a view must increase and lie below the " +
+                   std::to_string(layers_.size()) + " layers that are run");
+        last = exit;
+    }
+}
+
+// Committed positions that the nodes of a branch see.
+size_t Pass::seen(const Branch& branch) const {
+    return view_.positions ? view_.positions->size() : branch.cache->length();
+}
+
+// Sequences that share a page each write into a copy, but for the last one to hold it.
+size_t Pass::missing_pages() const {
+    size_t pages = 0;
+    std::map<const Page*, size_t> writers;
+    for (const Branch& branch : batch_) {
+        pages += branch.cache->missing(branch.nodes);
+        if (const Page* page = branch.cache->copied_first()) ++writers[page];
+    }
+    for (const auto& [page, count] : writers)
+        pages += std::min<size_t>(count, model_.memory.holders(page) - 1);
+    return pages;
+}
+
+size_t Pass::worthwhile_threads() const {
+    const double part =
+        static_cast<double>(layers_.size()) / static_cast<double>(shape_.layers.size());
+    const double macs = static_cast<double>(n_) * static_cast<double>(model_.parameters) * part;
+    const double bytes = static_cast<double>(model_.bytes) * part;
+    const double time = std::max(macs / kMacsPerMicrosecond, bytes / kBytesPerMicrosecond);
+    return time < model_.worth_waking ? 1 : model_.threads();
+}
+
+void Pass::reserve() {
+    size_t scratch = 2 * hidden_ * sizeof(float), arranged = 0;
+    const auto product = [&](const Matrix& matrix) {
+        if (!matrix.format) return;
+        scratch = std::max(scratch, matrix.format->scratch_bytes(n_));
+        arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
+    };
+    product(model_.weights.head);
+    size_t states = 0;
+    if (view_.positions) reserve_view();
+    before_.resize(shape_.layers.size());
+    for (const size_t i : layers_) {
+        count_calls(i);
+        const LayerShape& layer = shape_.layers[i];
+        wide_ = std::max(wide_, padded(layer.intermediate));
+        qkv_ = std::max(qkv_, layer.qkv_size());
+        attended_ = std::max(attended_, padded(layer.query_size()));
+        const LayerWeights& weights = model_.weights.layers[i];
+        for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
+            product(*matrix);
+        states = std::max(states, before_[i].states.back());
+        if (!joints_.empty()) {
+            const Attention job = join(i, joints_[0], 0, nullptr);
+            const size_t bytes = kernels_.attention_bytes(job, kMostQueries);
+            scratch = std::max(scratch, bytes_of_guests() + bytes);
+        }
+        for (size_t branch = 0; branch < batch_.size(); ++branch)
+            scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
+                                                                 sharing(layer, branch).tile));
+    }
+    // Padding is read by norms: it must be zero, and nothing else is ever written there.
+    const auto rows = [&](Buffer& buffer, size_t stride) {
+        if (buffer.size() >= n_ * stride * sizeof(float)) return;
+        buffer.reserve(n_ * stride * sizeof(float));
+        buffer.zero();
+    };
+    rows(work_.x, hidden_);
+    rows(work_.normed, hidden_);
+    rows(work_.y, hidden_);
+    rows(work_.qkv, qkv_);
+    rows(work_.attended, attended_);
+    rows(work_.wide, wide_);
+    work_.arranged.reserve(arranged);
+    work_.states.reserve(states * sizeof(float));
+    work_.scratch.resize(model_.threads());
+    for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
+}
+
+void Pass::add_chunks(Part part, Work work, size_t index, size_t chunks) {
+    phases_.push_back({part, work, index, chunks});
+    add_phase(chunks);
+}
+
+void Pass::add(Part part, Work work, size_t index, size_t things, size_t least) {
+    const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
+    add_chunks(part, work, index, std::clamp<size_t>(things / least, 1, most));
+}
+
+void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+                          size_t stride, Product job, std::optional<size_t> count) {
+    const FormatKernels& format = *matrix.format;
+    job.panels = matrix.data.bytes();
+    job.panel_bytes = matrix.panel_bytes;
+    job.inputs = matrix.inputs;
+    const size_t n = job.n = count.value_or(n_);
+    job.x = rows.floats();
+    job.bias = bias.floats();
+    const bool arranged = format.arranged_bytes(n, matrix.inputs) > 0;
+    if (arranged) job.x = work_.arranged.bytes();
+    products_.push_back({&matrix, rows.floats(), stride, job});
+    if (arranged) add(Part::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
+    add(part, &Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
+}
+
+void Pass::plan() {
+    add_rows(&Pass::embed, 0, Part::embed);
+    size_t heads = 0;
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        if (logits_ && heads + 1 < view_.heads() &&
+            static_cast<size_t>((*view_.exits)[heads]) == i)
+            plan_head(layers_[i], heads++);
+        plan_layer(layers_[i]);
+    }
+    if (logits_) plan_head(shape_.layers.size(), heads);
+}
+
+// The logits of what the layers before `layer` give, behind those of `place` other heads.
+void Pass::plan_head(size_t layer, size_t place) {
+    add(Part::norm, &Pass::enter_head, layer, headed_.size(), 1);
+    const Weights& weights = model_.weights;
+    const auto& tokens = view_.tokens;
+    const size_t size = tokens ? tokens->size() : shape_.vocabulary;
+    multiply_later(Part::head, tokens ? weights.part_of_head : weights.head,
+                   tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
+                   {.softcap = shape_.logit_softcap,
+                    .out = logits_ + place * headed_.size() * size,
+                    .stride = size,
+                    .rows = size},
+                   headed_.size());
+}
+
+void Pass::plan_layer(size_t layer) {
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const LayerShape& shape = shape_.layers[layer];
+    add_rows(&Pass::enter_attention, layer);
+    multiply_later(Part::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+                   {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
+    add(Part::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    // Without logits the last layer is run for its keys and values only.
+    if (!logits_ && layer == layers_.back()) return;
+    if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    add_chunks(Part::attention, &Pass::attend, layer, before_[layer].calls.back());
+    if (before_[layer].states.back())
+        add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
+    if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
+    multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
+                   {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
+    add_rows(&Pass::enter_mlp, layer);
+    multiply_later(Part::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+                   {.activation = shape_.activation,
+                    .gated = shape_.gated,
+                    .out = work_.wide.floats(),
+                    .stride = wide_,
+                    .rows = padded(shape.intermediate)});
+    if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
+    multiply_later(Part::down, weights.down, weights.down_bias, work_.wide, wide_,
+                   {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
+}
+
+void Pass::work(size_t phase, size_t chunk, size_t thread) {
+    if (!clock_.starts.empty()) return work_timed(phase, chunk, thread);
+    run(phases_[phase], chunk, thread);
+}
+
+void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
+    const Linear& linear = products_[product];
+    linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n, linear.matrix->inputs,
+                                   work_.arranged.bytes(), chunk, chunks);
+}
+
+void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Linear& linear = products_[product];
+    const auto [begin, end] = share(linear.matrix->panels, chunk, chunks, kGrain);
+    linear.matrix->format->multiply(linear.job, begin, end, scratch.bytes());
+}
+
+// A weight of 0 adds nothing, and a single weight of 1 changes no bit.
+void Pass::mix(const Branch& branch, size_t node, float* x, float* other) const {
+    bool first = true;
+    for (size_t i = node * branch.mixed; i < (node + 1) * branch.mixed; ++i) {
+        const float weight = branch.weights ? branch.weights[i] : 1.0f;
+        if (weight == 0.0f) continue;
+        float* to = first ? x : other;
+        model_.weights.embedding().unpack(branch.tokens[i], shape_.embedding_scale * weight, to);
+        if (!first)
+            for (size_t k = 0; k < shape_.hidden; ++k) x[k] += other[k];
+        first = false;
+    }
+    if (first) std::fill_n(x, shape_.hidden, 0.0f);
+}
+
+void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Weights& weights = model_.weights;
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        const Branch& branch = batch_[branch_of_[i]];
+        float* x = row(work_.x, i, hidden_);
+        mix(branch, i - first_[branch_of_[i]], x, scratch.floats());
+        if (!shape_.learned_positions) continue;
+        const size_t position = branch.cache->length() + depths_[i] + shape_.position_offset;
+        const float* from = weights.positions.floats() + position * shape_.hidden;
+        for (size_t k = 0; k < shape_.hidden; ++k) x[k] += from[k];
+    }
+}
+
+void Pass::norm_row(const Norm& norm, const float* row, float* out, size_t size) const {
+    kernels_.norm({norm.weight.floats(), norm.bias.floats(), size, shape_.norm_eps,
+                   shape_.centred_norm},
+                  row, out);
+}
+
+// The norm behind the layer that ran before `layer`; null if it is the first.
+const Norm* Pass::norm_before(size_t layer) const {
+    const auto at = std::lower_bound(layers_.begin(), layers_.end(), layer);
+    return at == layers_.begin() ? nullptr : &model_.weights.layers[at[-1]].mlp_post_norm;
+}
+
+// Adds row `index` of y, normed if the layer says so, to the residual stream.
+void Pass::merge(const Norm& post, size_t index) {
+    float* y = row(work_.y, index, hidden_);
+    if (post) norm_row(post, y, y, shape_.hidden);
+    kernels_.add(row(work_.x, index, hidden_), y, hidden_);
+}
+
+void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const Norm* before = norm_before(layer);
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        if (before) merge(*before, i);
+        norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
+                 row(work_.normed, i, hidden_), shape_.hidden);
+    }
+}
+
+void Pass::attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i)
+        norm_row(model_.weights.layers[layer].attn_inner_norm, row(work_.attended, i, attended_),
+                 row(work_.attended, i, attended_), shape_.layers[layer].query_size());
+}
+
+void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        float* x = row(work_.x, i, hidden_);
+        float* normed = row(work_.normed, i, hidden_);
+        if (shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
+        merge(weights.attn_post_norm, i);
+        if (!shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
+    }
+}
+
+void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = share(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i)
+        norm_row(model_.weights.layers[layer].mlp_inner_norm, row(work_.wide, i, wide_),
+                 row(work_.wide, i, wide_), shape_.layers[layer].intermediate);
+}
+
+// Leaves x and y as they are: behind an exit, the next layer goes on from them.
+void Pass::enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch) {
+    const Norm* before = norm_before(layer);
+    const auto [begin, end] = share(headed_.size(), chunk, chunks);
+    for (size_t k = begin; k < end; ++k) {
+        float* x = row(work_.x, headed_[k], hidden_);
+        if (before) {
+            float *merged = scratch.floats(), *y = merged + hidden_;
+            std::copy_n(x, hidden_, merged);
+            std::copy_n(row(work_.y, headed_[k], hidden_), hidden_, y);
+            if (*before) norm_row(*before, y, y, shape_.hidden);
+            kernels_.add(merged, y, hidden_);
+            x = merged;
+        }
+        norm_row(model_.weights.final_norm, x, row(work_.normed, k, hidden_), shape_.hidden);
+    }
+}
+
+void Pass::norm_head(const Norm& norm, float* head, size_t dim) const {
+    if (!norm) return;
+    alignas(64) float row[kLargestHead] = {};
+    std::copy_n(head, dim, row);
+    norm_row(norm, row, row, dim);
+    std::copy_n(row, dim, head);
+}
+
+// Norms and rotates queries and keys, and puts keys and values into the caches.
+void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const LayerShape& shape = shape_.layers[layer];
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const size_t dim = shape.head_dim, heads = shape.heads + shape.kv_heads;
+    const auto [begin, end] = share(n_ * heads, chunk, chunks);
+    for (size_t item = begin; item < end; ++item) {
+        const size_t node = item / heads, head = item % heads;
+        const Branch& branch = batch_[branch_of_[node]];
+        const size_t position = branch.cache->length() + depths_[node];
+        const bool query = head < shape.heads;
+        float* qkv = row(work_.qkv, node, qkv_);
+        float* values = query ? qkv + head * dim
+                              : qkv + shape.keys_at() + (head - shape.heads) * dim;
+        norm_head(query ? weights.q_norm : weights.k_norm, values, dim);
+        if (shape.rope >= 0) {
+            const RopeTable& rope = model_.ropes_[shape.rope];
+            const size_t at = position * (shape.rope_dim / 2);
+            rotate_head(values, rope.cosines.data() + at, rope.sines.data() + at, shape.rope_dim);
+        }
+        if (query) {
+            for (size_t d = 0; d < dim; ++d) values[d] *= shape_.attention_scale;
+        } else {
+            const size_t kv = head - shape.heads;
+            branch.cache->put(layer, kv,
+                              branch.cache->length() + node - first_[branch_of_[node]], values,
+                              qkv + shape.values_at() + kv * dim);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+// One forward pass as a task: phases of chunks, in the order in which they depend on each other.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "engine/model.hpp"
+
+constexpr size_t kMostQueries = 96;  // of a call: as many as share what it reads of the cache
+
+class Pass : public Task {
+public:
+    // Checks the batch, makes room in the caches and in the workspace, plans the phases.
+    // Throws std::invalid_argument, MemoryFull or std::bad_alloc; then nothing has been done.
+    Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
+
+    // How many threads are worth waking for so much work.
+    size_t threads() const { return threads_; }
+
+    // After the pass, if the model is profiling: adds where its time went.
+    void account(Profile& profile) const;
+
+protected:
+    void work(size_t phase, size_t chunk, size_t thread) override;
+
+private:
+    using Work = void (Pass::*)(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
+    // `index` is a layer, or a product's place in `products_`.
+    struct Phase {
+        Part part;
+        Work work;
+        size_t index, chunks;
+    };
+    // Kept only while the model is profiling.
+    struct Clock {
+        std::vector<double> starts;           // of each phase
+        std::vector<std::vector<double>> busy;  // [thread][phase]
+    };
+    // How the queries of one kv head are cut into calls.
+    struct Sharing {
+        size_t tile, tiles, spans;
+        size_t joint;  // spans, the first ones, that others compute, too
+        bool apart;    // one call for each span
+        size_t calls() const { return apart ? tiles * (spans - joint) : tiles; }
+    };
+    // Calls and floats of states that the branches before each one have, and all of them.
+    struct Before {
+        std::vector<size_t> calls, states;
+    };
+    // A span that several branches have in the same pages.
+    struct Joint {
+        size_t span, nodes;
+        std::vector<size_t> branches;
+    };
+    // A matrix, the rows that it multiplies, and what becomes of the results.
+    struct Linear {
+        const Matrix* matrix;
+        const float* rows;
+        size_t stride;
+        Product job;
+    };
+
+    void check(const Branch& branch);
+    void choose_layers();
+    void check_positions(size_t length) const;
+    void choose_tokens();
+    void check_exits() const;
+    size_t missing_pages() const;
+    size_t worthwhile_threads() const;
+    void reserve();
+    void plan();
+    void plan_layer(size_t layer);
+    void plan_head(size_t layer, size_t place);
+    void add_chunks(Part part, Work work, size_t index, size_t chunks);
+    void add(Part part, Work work, size_t index, size_t things, size_t least);
+    void add_rows(Work work, size_t layer, Part part = Part::norm) {
+        add(part, work, layer, n_, 1);
+    }
+    void multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+                        size_t stride, Product job, std::optional<size_t> count = {});
+    void run(const Phase& phase, size_t chunk, size_t thread) {
+        (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
+    }
+    void start_clock();
+    void work_timed(size_t phase, size_t chunk, size_t thread);
+    Spent moved(const Phase& phase) const;
+
+    void embed(size_t, size_t chunk, size_t chunks, Buffer& scratch);
+    void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void select(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void attend(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    void combine(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
+    void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
+    void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
+
+    void mix(const Branch& branch, size_t node, float* x, float* other) const;
+    void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
+    void norm_head(const Norm& norm, float* head, size_t dim) const;
+    const Norm* norm_before(size_t layer) const;
+    void merge(const Norm& post, size_t row);
+    size_t seen(const Branch& branch) const;
+    size_t blocks_of_view() const;
+    void reserve_view();
+    Sharing sharing(const LayerShape& layer, size_t branch) const;
+    void find_joints();
+    size_t joint_calls(const LayerShape& layer, const Joint& joint) const;
+    Attention join(size_t layer, const Joint& joint, size_t head, Guest* guests) const;
+    size_t bytes_of_guests() const;
+    void count_calls(size_t layer);
+    Attention attention(size_t layer, size_t branch, size_t head) const;
+    float* row(const Buffer& rows, size_t index, size_t stride) const {
+        return rows.floats() + index * stride;
+    }
+
+    Model& model_;
+    const Shape& shape_;
+    const Kernels& kernels_;
+    Workspace& work_;
+    const std::vector<Branch> batch_;
+    const View view_;
+    std::vector<size_t> layers_;  // those that are run
+    float* logits_;
+    size_t n_ = 0, threads_ = 1;
+    size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
+    std::vector<int32_t> depths_;                         // of all nodes
+    std::vector<size_t> branch_of_;                       // of all nodes
+    std::vector<size_t> first_;                           // first node of each branch
+    std::vector<size_t> headed_;                          // nodes whose logits are wanted
+    std::vector<bool> chain_;                             // of each branch
+    std::vector<int32_t> deepest_;                        // of each branch
+    std::vector<Joint> joints_;
+    std::vector<Before> before_;                          // of each layer
+    std::vector<size_t> joint_spans_;                     // of each branch
+    std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
+    std::vector<Phase> phases_;
+    std::vector<Linear> products_;
+    Clock clock_;
+};

@@ -1,0 +1,228 @@
+// The part of a pass that concerns attention: who computes what, and on which rows of the cache.
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+
+#include "engine/pass.hpp"
+
+namespace {
+
+// Of a branch for a kv head: with more it computes for longer than it reads, and gains nothing by
+// reading with others (benchmarks/shared_prefix.py).
+constexpr size_t kFewQueries = 16;
+constexpr size_t kCallsForEach = 4;  // thread, where the work allows it
+
+size_t parts(size_t things, size_t size) { return (things + size - 1) / size; }
+
+}  // namespace
+
+size_t Pass::blocks_of_view() const {
+    size_t most = 0;
+    for (const Branch& branch : batch_) most = std::max(most, branch.nodes);
+    return parts(view_.positions->size() + most, kCacheBlock);
+}
+
+// Pages for what a view sees, of one layer at a time.
+void Pass::reserve_view() {
+    size_t bytes = 0;
+    for (const size_t layer : layers_) bytes = std::max(bytes, batch_[0].cache->stride(layer));
+    const size_t pages = batch_.size() * blocks_of_view();
+    work_.seen.reserve(pages * bytes);
+    for (size_t page = 0; page < pages; ++page)
+        view_pages_.push_back(work_.seen.bytes() + page * bytes);
+}
+
+// Puts what a view sees, and the nodes behind it, side by side.
+void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const size_t heads = shape_.layers[layer].kv_heads, count = view_.positions->size();
+    const auto [begin, end] = share(batch_.size() * heads, chunk, chunks);
+    for (size_t item = begin; item < end; ++item) {
+        const size_t b = item / heads, head = item % heads;
+        const Branch& branch = batch_[b];
+        const auto row = [&](size_t place) {
+            return place < count ? static_cast<size_t>((*view_.positions)[place])
+                                 : branch.cache->length() + place - count;
+        };
+        for (size_t to = 0, run; to < count + branch.nodes; to += run) {
+            const size_t from = row(to), most = kPanel - std::max(to % kPanel, from % kPanel);
+            for (run = 1; run < most && to + run < count + branch.nodes; ++run)
+                if (row(to + run) != from + run) break;
+            const size_t page = b * blocks_of_view() + to / kCacheBlock;
+            branch.cache->copy(layer, head, from,
+                               view_pages_[page] + head * branch.cache->block_bytes(layer),
+                               to % kCacheBlock, run);
+        }
+    }
+}
+
+// A call takes many queries, so that the cache is read once for them; if that leaves threads
+// without work, spans are computed apart, or the queries shared out.
+Pass::Sharing Pass::sharing(const LayerShape& layer, size_t branch) const {
+    const size_t queries = batch_[branch].nodes * (layer.heads / layer.kv_heads);
+    const size_t columns = seen(batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
+    const size_t wanted = threads_ == 1 ? 1 : kCallsForEach * threads_;
+    const size_t heads = batch_.size() * layer.kv_heads, spans = parts(columns, kSpan);
+    const size_t joint = joint_spans_[branch];
+    size_t tiles = parts(queries, kMostQueries);
+    const bool few = heads * tiles < wanted, apart = joint || (few && spans > 1);
+    if (few && !apart) tiles = std::min(parts(wanted, heads), parts(queries, 2));
+    const size_t tile = parts(queries, tiles);
+    return {tile, parts(queries, tile), spans, joint, apart};
+}
+
+// Branches whose next span ends in the same page share all pages before it, too: a page is only
+// ever shared with those before it. Who has many queries stays alone.
+void Pass::find_joints() {
+    joint_spans_.assign(batch_.size(), 0);
+    if (view_.positions || batch_.size() == 1) return;
+    const size_t group = shape_.layers[0].heads / shape_.layers[0].kv_heads;
+    for (size_t span = 0, found = 1; found; ++span) {
+        std::map<const uint8_t*, Joint> by_page;
+        const size_t end = (span + 1) * kSpan;
+        for (size_t b = 0; b < batch_.size(); ++b) {
+            const Cache& cache = *batch_[b].cache;
+            if (joint_spans_[b] < span || cache.length() < end) continue;
+            if (batch_[b].nodes * group > kFewQueries) continue;
+            Joint& joint = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
+            joint.span = span;
+            joint.nodes += batch_[b].nodes;
+            joint.branches.push_back(b);
+        }
+        found = 0;
+        for (auto& [page, joint] : by_page) {
+            if (joint.branches.size() < 2) continue;
+            for (const size_t b : joint.branches) joint_spans_[b] = span + 1;
+            joints_.push_back(std::move(joint));
+            ++found;
+        }
+    }
+}
+
+size_t Pass::joint_calls(const LayerShape& layer, const Joint& joint) const {
+    return layer.kv_heads * parts(joint.nodes * (layer.heads / layer.kv_heads), kMostQueries);
+}
+
+size_t Pass::bytes_of_guests() const { return padded(n_) * sizeof(Guest); }
+
+// All queries that the branches of a joint have for a kv head.
+Attention Pass::join(size_t layer, const Joint& joint, size_t head, Guest* guests) const {
+    const size_t state = kernels_.state_floats(shape_.layers[layer].head_dim);
+    Attention job = attention(layer, joint.branches[0], head);
+    for (size_t b : joint.branches) {
+        const Attention own = attention(layer, b, head);
+        for (size_t i = 0; guests && i < own.nodes; ++i)
+            *guests++ = {own.queries + i * own.query_stride,
+                         own.length + static_cast<size_t>(own.depths[i]),
+                         own.states + i * own.group * own.spans * state, own.spans};
+    }
+    job.last_page = (joint.span + 1) * kSpan / kCacheBlock - 1;
+    job.length = job.root = job.nodes = 0;
+    job.chain = true;
+    job.count = joint.nodes * job.group;
+    return job;
+}
+
+// How many calls, and floats of states, the branches before each one have.
+void Pass::count_calls(size_t layer) {
+    const LayerShape& shape = shape_.layers[layer];
+    Before& before = before_[layer];
+    size_t calls = 0, states = 0;
+    for (const Joint& joint : joints_) calls += joint_calls(shape, joint);
+    for (size_t branch = 0; branch <= batch_.size(); ++branch) {
+        before.calls.push_back(calls);
+        before.states.push_back(states);
+        if (branch == batch_.size()) break;
+        const Sharing shared = sharing(shape, branch);
+        calls += shape.kv_heads * shared.calls();
+        if (shared.apart)
+            states += batch_[branch].nodes * shape.heads * shared.spans *
+                      kernels_.state_floats(shape.head_dim);
+    }
+}
+
+// All queries of one kv head of a branch.
+Attention Pass::attention(size_t layer, size_t b, size_t head) const {
+    const LayerShape& shape = shape_.layers[layer];
+    const Branch& branch = batch_[b];
+    const Cache& cache = *branch.cache;
+    const size_t group = shape.heads / shape.kv_heads;
+    const bool part = view_.positions.has_value();
+    Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
+                  .last_page = (seen(branch) + branch.nodes - 1) / kCacheBlock,
+                  .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
+                  .head_dim = shape.head_dim,
+                  .length = seen(branch),
+                  .seen = part ? view_.positions->data() : nullptr,
+                  .root = cache.length(),
+                  .parents = branch.parents,
+                  .depths = depths_.data() + first_[b],
+                  .nodes = branch.nodes,
+                  .chain = chain_[b],
+                  .window = shape.window,
+                  .softcap = shape_.attention_softcap,
+                  .queries = row(work_.qkv, first_[b], qkv_),
+                  .query_stride = qkv_,
+                  .out = row(work_.attended, first_[b], attended_),
+                  .out_stride = attended_,
+                  .first_head = head * group,
+                  .group = group,
+                  .first = 0,
+                  .count = branch.nodes * group,
+                  .spans = sharing(shape, b).spans,
+                  .states = nullptr,
+                  .guests = nullptr};
+    if (!sharing(shape, b).apart) return job;
+    job.states = work_.states.floats() + before_[layer].states[b] +
+                 head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
+    return job;
+}
+
+// Chunks are numbered by joint, kv head and tile of queries; those behind them by branch, kv head,
+// tile and span.
+void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
+    const LayerShape& shape = shape_.layers[layer];
+    size_t left = chunk;
+    for (const Joint& joint : joints_) {
+        const size_t calls = joint_calls(shape, joint), tiles = calls / shape.kv_heads;
+        if (left >= calls) {
+            left -= calls;
+            continue;
+        }
+        auto* guests = reinterpret_cast<Guest*>(scratch.bytes());
+        Attention job = join(layer, joint, left / tiles, guests);
+        job.guests = guests;
+        std::tie(job.first, job.count) = share(job.count, left % tiles, tiles);
+        job.count -= job.first;
+        return model_.cache_kernels.attend(job, joint.span, joint.span + 1,
+                                           scratch.bytes() + bytes_of_guests());
+    }
+    const auto& calls = before_[layer].calls;
+    const auto behind = std::ranges::upper_bound(calls, chunk);
+    const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
+    chunk -= calls[b];
+    const Sharing shared = sharing(shape, b);
+    Attention job = attention(layer, b, chunk / shared.calls());
+    const size_t call = chunk % shared.calls();
+    const size_t own = shared.spans - shared.joint;
+    const size_t tile = shared.apart ? call / own : call;
+    const size_t span = shared.apart ? shared.joint + call % own : 0;
+    job.first = tile * shared.tile;
+    job.count = std::min(shared.tile, job.count - job.first);
+    model_.cache_kernels.attend(job, span, shared.apart ? span + 1 : shared.spans,
+                                scratch.bytes());
+}
+
+// Merges the spans of every query where they were computed apart.
+void Pass::combine(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const LayerShape& shape = shape_.layers[layer];
+    const size_t group = shape.heads / shape.kv_heads;
+    const auto [begin, end] = share(n_ * shape.kv_heads, chunk, chunks);
+    for (size_t item = begin; item < end; ++item) {
+        const size_t node = item / shape.kv_heads, b = branch_of_[node];
+        const Attention job = attention(layer, b, item % shape.kv_heads);
+        if (!job.states) continue;
+        const size_t query = (node - first_[b]) * group;
+        for (size_t head = 0; head < group; ++head) kernels_.combine(job, query + head);
+    }
+}

@@ -1,0 +1,105 @@
+// A model's weights as the kernels want them.
+#pragma once
+
+#include <map>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "support/buffer.hpp"
+#include "engine/tensor_source.hpp"
+#include "kernels/kernels.hpp"
+#include "support/thread_pool.hpp"
+#include "engine/shape.hpp"
+
+// A matrix in panels of sixteen output rows, in one of the formats.
+struct Matrix {
+    Matrix() = default;
+    Matrix(const FormatKernels& format, size_t panels, size_t inputs);
+
+    // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
+    // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
+    void pack(const std::string& name, const Given& weight, size_t first, size_t every,
+              Pool& pool);
+    // Some rows of it, bit for bit, in panels of their own.
+    Matrix gather(std::span<const int32_t> rows) const;
+    // Row `row` times `scale`, `inputs` floats.
+    void unpack(size_t row, float scale, float* out) const;
+
+    const FormatKernels* format = nullptr;
+    size_t panels = 0, inputs = 0, panel_bytes = 0;
+    Buffer data;
+};
+
+// Weights that the ternary format cannot hold.
+struct NotTernary : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+struct Norm {
+    Buffer weight, bias;
+    explicit operator bool() const { return bool(weight); }
+};
+
+struct LayerWeights {
+    Matrix qkv, o, gate_up, down;
+    Buffer qkv_bias, o_bias, gate_up_bias, down_bias;
+    Norm attn_norm, q_norm, k_norm, attn_inner_norm, attn_post_norm;
+    Norm mlp_norm, mlp_inner_norm, mlp_post_norm;
+    unsigned seen = 0;  // which of the required parts have been given
+};
+
+class Weights {
+public:
+    // `head_format` is that of the embedding, too.
+    Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format);
+
+    // Takes one weight under its canonical name, e.g. `layers.3.q` or `layers.3.q.bias`.
+    // Throws std::invalid_argument for a name or shape that does not belong to the model, and for
+    // values that cannot be stored.
+    void set(const std::string& name, const Given& weight, Pool& pool);
+    // The matrix `name` as it is stored, in floats, row by row.
+    // Throws std::invalid_argument if no such matrix has been set.
+    std::vector<std::vector<float>> get(const std::string& name) const;
+    // Throws std::invalid_argument with the name of a missing weight.
+    void check() const;
+    // Of the matrices that every pass multiplies with, padding included.
+    size_t bytes() const;
+    size_t parameters() const;
+
+    // Lets `part_of_head` and its bias hold the head's rows of `tokens`, each in the vocabulary; at
+    // once if they do already.
+    void choose(std::span<const int32_t> tokens);
+
+    const Matrix& embedding() const { return shape_.tied ? head : untied_embedding; }
+
+    std::vector<LayerWeights> layers;
+    Matrix head, untied_embedding;
+    Buffer head_bias, positions;
+    Matrix part_of_head;
+    Buffer part_of_head_bias;
+    Norm final_norm;
+
+private:
+    void set_global(const std::string& name, const Given& weight, bool bias, Pool& pool);
+    void set_layer(size_t index, const std::string& part, const Given& weight, bool bias,
+                   Pool& pool);
+    template <class Use>
+    void each_matrix(Use use) const;
+    size_t position_rows() const { return shape_.context + shape_.position_offset; }
+
+    // Where the rows of a matrix lie among panels.
+    struct Place {
+        const Matrix* matrix;
+        size_t rows, first, every;
+    };
+    void pack(const std::string& name, const Given& weight, Matrix& matrix, size_t first,
+              size_t every, Pool& pool);
+
+    const Shape& shape_;
+    const FormatKernels& format_;
+    std::map<std::string, Place> places_;
+    std::vector<int32_t> chosen_;  // rows of `part_of_head`
+    bool embedding_given_ = false, head_given_ = false;
+};

@@ -1,0 +1,194 @@
+// Products of int16 activations and integer weights: how both are laid out, two inputs at a time.
+//
+// A token's row becomes int16 numbers with one scale. They come in blocks of 32 inputs, in pairs of
+// neighbours, as the instructions that multiply pairs want them. Sums of products are exact.
+#pragma once
+
+#include "kernels/formats/floats.hpp"
+
+namespace {
+
+constexpr size_t kBlockInputs = 32;
+constexpr size_t kPairs = kBlockInputs / 2;
+constexpr float kActivationMost = 32767.0f;
+
+// sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
+INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
+#if defined(__AVX512VNNI__)
+    return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512BW__)
+    return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return sum + (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__ARM_NEON)
+    const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
+    const int32x4_t high = vmull_high_s16((int16x8_t)a, (int16x8_t)b);
+    return sum + (Int)vpaddq_s32(low, high);
+#elif defined(__SSE2__)
+    return sum + (Int)__builtin_ia32_pmaddwd128(
+                     (short __attribute__((vector_size(16))))a,
+                     (short __attribute__((vector_size(16))))b);
+#else
+    for (int lane = 0; lane < kRegLanes; ++lane)
+        sum[lane] += a[2 * lane] * b[2 * lane] + a[2 * lane + 1] * b[2 * lane + 1];
+    return sum;
+#endif
+}
+
+// What formats share that keep weights as integers. `Stored` says how:
+//   kAtOnce         pairs of sixteen rows that come with one read
+//   kOffset         what was added to each number
+//   kEach           registers for each sum: 2 if blocks are scaled and added up, else 1
+//   load(from, i)   one read, part i of a register
+//   pair(read, q)   pair q of it
+template <class Stored>
+struct PairProducts {
+    // For each block a token has its pairs, and before them the sum of its values times the offset
+    // if there is one.
+    using Word = int32_t;
+    static constexpr size_t kLead = Stored::kOffset ? 1 : 0;
+    static constexpr size_t kInputs = kBlockInputs, kSpan = kLead + kPairs;
+    static constexpr size_t kRead = Stored::kBlockBytes * Stored::kAtOnce / kPairs;
+    static constexpr bool kCompact = true;
+
+    // Sums of all blocks wait in registers where there are enough, else in memory.
+    static constexpr bool kHeld = kParts == 1;
+
+    // Whether P panels times T tokens fit the registers, `parts` parts of each at a time.
+    static constexpr bool fits(int panels, int width, int parts) {
+        if (Stored::kEach == 2 && !kHeld) return panels * width <= kSums;
+        return (Stored::kEach * width + 2) * panels * parts + 1 <= kRegisters;
+    }
+    static constexpr int widest() {
+        int most = 1;
+        for (const int width : kWidths)
+            if (fits(1, width, 1)) most = width;
+        return most;
+    }
+    static constexpr int kMost = widest();
+    static constexpr int panels(int width) {
+        int panels = 4;
+        while (panels > 1 && !fits(panels, width, kParts)) panels /= 2;
+        return panels;
+    }
+    template <int P, int T>
+    static constexpr int together() {
+        int parts = kParts;
+        while (parts > 1 && !fits(P, T, parts)) parts /= 2;
+        return parts;
+    }
+
+    static const float* scales(const void* x) { return static_cast<const float*>(x); }
+    static const int32_t* words(const void* x, size_t n) {
+        return static_cast<const int32_t*>(x) + padded(n);
+    }
+    static size_t blocks(size_t inputs) { return (inputs + kBlockInputs - 1) / kBlockInputs; }
+
+    // Adds the products of one block, whose weights begin at `from`, to the sums: N parts of each
+    // from `part` on.
+    template <int P, int T, int N>
+    INLINE_MEMBER void add_block(Int (&sum)[P][T][N], const uint8_t* from, size_t panel_bytes,
+                                 const int32_t* x, int part, Ahead ahead) {
+        constexpr size_t kFetch = Stored::kAtOnce > 2 ? Stored::kAtOnce : 2;
+#pragma GCC unroll 2
+        for (size_t pair = 0; pair < kPairs; pair += Stored::kAtOnce) {
+            Shorts read[P][N];
+#pragma GCC unroll 32
+            for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                for (int i = 0; i < N; ++i)
+                    read[p][i] = Stored::load(
+                        from + p * panel_bytes + pair / Stored::kAtOnce * kRead, part + i);
+            if (part == 0 && pair % kFetch == 0)
+#pragma GCC unroll 32
+                for (int p = 0; p < P; ++p)
+                    __builtin_prefetch(
+                        ahead.from + p * panel_bytes + pair * ahead.step / kPairs, 0,
+                        fetches_near<T> ? 3 : 2);
+#pragma GCC unroll 32
+            for (size_t q = 0; q < Stored::kAtOnce; ++q) {
+                Shorts w[P][N];
+#pragma GCC unroll 32
+                for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                    for (int i = 0; i < N; ++i) w[p][i] = Stored::pair(read[p][i], q);
+#pragma GCC unroll 32
+                for (int t = 0; t < T; ++t) {
+                    const Shorts value = (Shorts)(x[(pair + q) * T + t] - Int{});
+#pragma GCC unroll 32
+                    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+                        for (int i = 0; i < N; ++i)
+                            sum[p][t][i] = add_pairs(sum[p][t][i], w[p][i], value);
+                }
+            }
+        }
+    }
+
+    static size_t arranged_bytes(size_t n, size_t inputs) {
+        return (padded(n) + room(tiling(n, kMost)) * blocks(inputs) * kSpan) * sizeof(int32_t);
+    }
+
+    // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
+    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
+                        size_t part, size_t parts) {
+        const Tiling tiles = tiling(n, kMost);
+        const size_t all = blocks(inputs);
+        const size_t begin = all * part / parts, end = all * (part + 1) / parts;
+        float* scales = static_cast<float*>(out);
+        for (size_t tile = 0; tile < tiles.count; ++tile) {
+            const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
+            const size_t width = tiles.width_of(tile);
+            int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;
+            for (size_t t = 0; t < width; ++t) {
+                if (t >= tokens) {
+                    for (size_t i = begin * kSpan; i < end * kSpan; ++i) words[i * width + t] = 0;
+                    continue;
+                }
+                const float* row = rows + (first + t) * stride;
+                const float most = largest_size(row, inputs);
+                if (begin == 0) scales[first + t] = most / kActivationMost;
+                const float inverse = most > 0.0f ? kActivationMost / most : 0.0f;
+                for (size_t block = begin; block < end; ++block)
+                    arrange_block(row, inputs, block, inverse, words + block * kSpan * width + t,
+                                  width);
+            }
+        }
+    }
+
+    // One block of one token: what leads, then the pairs, `width` words apart.
+    static void arrange_block(const float* row, size_t inputs, size_t block, float inverse,
+                              int32_t* to, size_t width) {
+        alignas(64) float values[kBlockInputs];
+        alignas(64) int32_t numbers[kBlockInputs];
+        const size_t first = block * kBlockInputs;
+        const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
+        for (size_t k = 0; k < kBlockInputs; ++k) values[k] = k < count ? row[first + k] : 0.0f;
+        const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
+        for (size_t k = 0; k < kBlockInputs; k += kPanel) {
+            const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
+            for (int i = 0; i < kParts; ++i)
+                *(Int*)(numbers + k + i * kRegLanes) =
+                    __builtin_convertvector(rounded.part[i], Int);
+        }
+        int32_t sum = 0;
+        for (size_t pair = 0; pair < kPairs; ++pair) {
+            const int32_t a = numbers[2 * pair], b = numbers[2 * pair + 1];
+            sum += a + b;
+            const uint32_t low = static_cast<uint32_t>(a) & 0xffff;
+            to[(kLead + pair) * width] = static_cast<int32_t>(low | static_cast<uint32_t>(b) << 16);
+        }
+        if (kLead) to[0] = -Stored::kOffset * sum;
+    }
+
+    static float largest_size(const float* row, size_t inputs) {
+        F16 most = splat(0.0f);
+        for (size_t k = 0; k < inputs; k += kPanel) {  // padding is zero
+            const F16 value = load(row + k);
+            most = max(most, max(value, splat(0.0f) - value));
+        }
+        return largest(most);
+    }
+};
+
+}  // namespace

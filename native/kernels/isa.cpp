@@ -1,0 +1,43 @@
+#include "kernels/isa.hpp"
+
+#include <cstdlib>
+#include <stdexcept>
+
+extern const Kernels kernels_portable;
+#if defined(__x86_64__)
+extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
+#elif defined(__aarch64__)
+extern const Kernels kernels_neon;
+#endif
+
+std::vector<const Kernels*> runnable() {
+    std::vector<const Kernels*> found;
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                        __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
+    if (avx512) found.push_back(&kernels_avx512);
+    if (avx2) found.push_back(&kernels_avx2);
+#elif defined(__aarch64__)
+    found.push_back(&kernels_neon);
+#endif
+    found.push_back(&kernels_portable);
+    return found;
+}
+
+const Kernels& choose(const std::string& name) {
+    const auto found = runnable();
+    if (name.empty()) {
+        const char* wished = std::getenv("PACELINE_ISA");
+        return wished && *wished ? choose(wished) : *found.front();
+    }
+    std::string names;
+    for (const Kernels* kernels : found) {
+        if (name == kernels->isa) return *kernels;
+        names += (names.empty() ? "" : ", ") + std::string(kernels->isa);
+    }
+    throw std::invalid_argument("instruction set '" + name + "' does not run here; choose one of " +
+                                names);
+}

@@ -1,0 +1,30 @@
+// The kernels of one instruction set. CMake compiles this file once for each, with its flags and
+// PACELINE_ISA naming it.
+//
+// Standard templates are avoided on purpose: the linker keeps one copy of an inline function, and
+// it might be the copy that the machine cannot run.
+
+#include "kernels/attention.hpp"
+#include "kernels/formats/integers.hpp"
+#include "kernels/rows.hpp"
+#include "kernels/formats/ternary.hpp"
+
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define TEXT_(a) #a
+#define TEXT(a) TEXT_(a)
+
+extern const Kernels JOIN(kernels_, PACELINE_ISA);
+const Kernels JOIN(kernels_, PACELINE_ISA) = {
+    .isa = TEXT(PACELINE_ISA),
+    .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels,
+                &ternary_kernels},
+    .norm = norm,
+    .add = add,
+    .caches = {&fp32_cache, &fp16_cache, &int8_cache},
+    .attention_bytes = attention_bytes,
+    .state_floats = state_floats,
+    .combine = combine,
+    .read = read,
+    .top = top,
+};

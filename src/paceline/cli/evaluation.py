@@ -1,0 +1,123 @@
+"""What `prove`, `bench` and `load` share: prompts, models and drafters before; a document after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.cli import options, parsing
+from paceline.cli.output import check_target, document, save, say
+
+if TYPE_CHECKING:
+    from paceline.drafters.base import DraftMethod
+    from paceline.lm import LM
+    from paceline.measuring.prompts import Dialogue
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked."""
+
+    prompts: Annotated[
+        Path,
+        typer.Option(
+            help="A .jsonl file with `prompt` or `turns` (and `category`), or a prompt a line."
+        ),
+    ]
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N lines; all turns of a line count.")
+    ] = None
+
+    def read(self) -> list[Dialogue]:
+        """The lines of the file.
+
+        Raises:
+            RequestError: it cannot be read, or holds no prompts.
+        """
+        from paceline.measuring.prompts import read_prompts
+
+        return read_prompts(self.prompts, self.limit)
+
+
+@dataclass(frozen=True)
+class SuiteQuestions(Questions):
+    """What is asked."""
+
+    suite: Annotated[
+        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
+    ] = None
+
+    def read(self) -> list[Dialogue]:
+        """The lines of the file, or those of a suite's tasks.
+
+        Raises:
+            RequestError: as `Questions.read`, or there is no such suite.
+        """
+        from paceline.measuring.suites import read_tasks
+
+        return read_tasks(self.prompts, self.limit, self.suite)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where results go."""
+
+    out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = (
+        None
+    )
+    json: options.Json = False
+
+    def check(self) -> None:
+        """Refuse, before the work is done, a place where no file can be written.
+
+        Raises:
+            PacelineError: see `check_target`.
+        """
+        check_target(self.out)
+
+    def deliver(self, found: dict[str, Any]) -> None:
+        """Write the document where it is wanted."""
+        if self.out:
+            save(self.out, found)
+        if self.json:
+            document(found)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is measured.
+
+    Attributes:
+        lm: engine and tokenizer.
+        dialogues: lines of the prompt file.
+        turns: prompts in them.
+        methods: drafters by name.
+        left_out: drafters of `all` that need something that was not given.
+    """
+
+    lm: LM
+    dialogues: list[Dialogue]
+    turns: int
+    methods: dict[str, DraftMethod]
+    left_out: list[str]
+
+    def tell(self, clipped: int, of: int) -> None:
+        """Say what was left out and clipped."""
+        for name in self.left_out:
+            say(f"left out {name}: it needs something; name it with its settings")
+        if clipped:
+            say(f"{clipped} of {of} prompts were clipped to fit the context")
+
+
+def prepare(
+    model: str, questions: Questions, drafters: list[str], engine: options.EngineChoice
+) -> Work:
+    """Read everything that is needed; what cannot work is refused here, before the long part."""
+    dialogues = questions.read()
+    methods, left_out = parsing.find_drafters(drafters)
+    lm = engine.open(model)
+    turns = sum(len(dialogue.turns) for dialogue in dialogues)
+    return Work(lm, dialogues, turns, methods, left_out)

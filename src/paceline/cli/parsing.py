@@ -1,0 +1,161 @@
+"""The small languages in options: lists, numbers and names with settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from paceline.errors import MethodError, RequestError
+
+if TYPE_CHECKING:
+    from paceline.control.base import ControlMethod
+    from paceline.drafters.base import DraftMethod
+
+
+def split_drafters(texts: Sequence[str]) -> list[str]:
+    """The drafters that `--drafters` names, each once; see its help for the syntax."""
+    found: list[str] = []
+    for text in texts:
+        for group in text.split(";"):
+            names: list[str] = []
+            for item in filter(None, map(str.strip, group.split(","))):
+                if names and "=" in item.partition(":")[0]:
+                    names[-1] += f",{item}"
+                else:
+                    names.append(item)
+            found += names
+    return list(dict.fromkeys(found))
+
+
+def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[str]]:
+    """The drafters by name, and those of `all` that were left out because they need something.
+
+    Raises:
+        MethodError: unknown name or setting, or none named.
+    """
+    from paceline.core import Exactness
+    from paceline.registry import drafters, required
+
+    names: list[str] = []
+    left_out: list[str] = []
+    for name in split_drafters(texts):
+        if name != "all":
+            names.append(name)
+            continue
+        for known, method in drafters.methods().items():
+            if method.exactness is Exactness.EXACT and not method.hidden:
+                (left_out if method.needs or required(method) else names).append(known)
+    found: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
+    if not found:
+        raise MethodError("no drafter is named; see `paceline methods`")
+    return found, left_out
+
+
+def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
+    """The names of those that may change the output."""
+    from paceline.core import Exactness
+
+    return [name for name, method in methods.items() if method.exactness is Exactness.LOSSY]
+
+
+def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:
+    """Controls of `--sampler`, temperature apart; None where it was not given.
+
+    Raises:
+        MethodError: unknown control or setting.
+        RequestError: a value out of range, or not a number.
+    """
+    from paceline.control.sampler_spec import SamplerSpec
+
+    if text is None:
+        return None, None
+    found = SamplerSpec.parse(text)
+    return list(found.methods), found.temperature
+
+
+def one_temperature(option: float | None, sampler: float | None) -> float | None:
+    """The temperature that `--temperature` and `--sampler` agree on.
+
+    Raises:
+        RequestError: they do not.
+    """
+    if option is not None and sampler is not None and option != sampler:
+        raise RequestError(
+            f"--temperature is {option:g} and --sampler says {sampler:g}; give one of them"
+        )
+    return sampler if option is None else option
+
+
+def stops(texts: Sequence[str] | None) -> list[str]:
+    """What `--stop` names.
+
+    Raises:
+        RequestError: one is empty, or no text.
+    """
+    for text in texts or ():
+        if not text:
+            raise RequestError("--stop is empty, expected the text that ends the output")
+        if text != text.encode(errors="replace").decode():
+            raise RequestError(f"--stop is {text!r}, which is not UTF-8 text")
+    return list(texts or ())
+
+
+def numbers(name: str, text: str) -> list[float]:
+    """The numbers of a comma-separated list, each once.
+
+    Raises:
+        RequestError: one of them is none, is negative, or there is none.
+    """
+    from paceline.control.sampler_spec import number
+
+    found = [number(name, item) for item in text.split(",") if item.strip()]
+    if not found or min(found) < 0:
+        raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
+    return list(dict.fromkeys(found))
+
+
+def limits(name: str, text: str) -> tuple[float, float]:
+    """The two numbers of LOW..HIGH; a single one is both.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    from paceline.control.sampler_spec import number
+
+    low, dots, high = text.partition("..")
+    return number(name, low), number(name, high if dots else low)
+
+
+def whole_limits(name: str, text: str) -> tuple[int, int]:
+    """The same in whole numbers.
+
+    Raises:
+        RequestError: one of them is none.
+    """
+    low, high = limits(name, text)
+    if low != int(low) or high != int(high):
+        raise RequestError(f"{name} is {text!r}, expected whole numbers, as in 1..16")
+    return int(low), int(high)
+
+
+def one_budget(text: str) -> int | str:
+    """A number of nodes, or `auto`.
+
+    Raises:
+        RequestError: neither.
+    """
+    found = text.strip()
+    if found == "auto":
+        return found
+    if not (found.isascii() and found.isdecimal() and len(found) < 5 and int(found) <= 4096):
+        raise RequestError(f"--budget is {found!r}, expected 0 to 4096 nodes, or auto")
+    return int(found)
+
+
+def budgets(text: str) -> list[int | str]:
+    """The budgets of a comma-separated list, each once.
+
+    Raises:
+        RequestError: one is neither 0 to 4096 nor `auto`, or there is none.
+    """
+    return list(dict.fromkeys(one_budget(item) for item in text.split(",")))

@@ -1,0 +1,84 @@
+"""Other models, and other texts, beside the model that is guided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from time import perf_counter
+
+from paceline.control.guides.guide_stream import GuideStream
+from paceline.core import Request
+from paceline.engines import open_like
+from paceline.engines.base import Engine
+from paceline.errors import MethodError, RequestError
+from paceline.models import load
+from paceline.models.tokenizer import Tokenizer, same_tokens
+
+
+class GuideModels:
+    """Runs other models, or other texts, beside the model that is guided.
+
+    Args:
+        engine: runs that model; others get engines of its kind, which are kept.
+        tokenizer: its tokens.
+
+    Attributes:
+        seconds: that opening checkpoints took.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self.seconds = 0.0
+        self._engines: dict[str, Engine] = {}
+
+    @property
+    def loaded(self) -> list[Engine]:
+        """Those that were opened."""
+        return list(self._engines.values())
+
+    def open(self, source: str) -> Engine:
+        """The engine of a checkpoint, opened once.
+
+        Raises:
+            ModelError: it cannot be loaded.
+            MethodError: it has other tokens.
+        """
+        if source not in self._engines:
+            start = perf_counter()
+            model = load(source)
+            if not same_tokens(model.tokenizer, self.tokenizer):
+                raise MethodError(
+                    f"the guide {source} has other tokens than the model that it shall guide; "
+                    "take one with the same tokenizer"
+                )
+            self._engines[source] = open_like(self.engine, model)
+            self.seconds += perf_counter() - start
+        return self._engines[source]
+
+    def voice(self, source: str, request: Request) -> GuideStream:
+        """A checkpoint that reads the request's own text."""
+        return self.reading(self.open(source), request)
+
+    def behind(self, source: str, code: str, request: Request) -> GuideStream:
+        """A checkpoint that reads the request's text behind `code`, and both behind a BOS token."""
+        begin = self.tokenizer.encode("")
+        if not begin or list(request.prompt[: len(begin)]) != begin:
+            begin = []
+        own = [*begin, *self.tokenizer.encode(code, special=False)]
+        return self.reading(self.open(source), request, own, len(begin))
+
+    def reading(
+        self, engine: Engine, request: Request, begin: Sequence[int] = (), instead: int = 0
+    ) -> GuideStream:
+        """An engine that reads `begin` instead of the first `instead` tokens of the prompt.
+
+        Raises:
+            RequestError: its context is too small for the longest output.
+        """
+        most = min(request.max_new_tokens, self.engine.config.context - len(request.prompt))
+        longest = len(begin) - instead + len(request.prompt) + most - 1  # the last is not run
+        if longest > engine.config.context:
+            raise RequestError(
+                f"a guide sees {engine.config.context} tokens, and this request may come to "
+                f"{longest} for it; ask for fewer new tokens, or shorten its texts"
+            )
+        return GuideStream(engine, self.engine.config.vocab_size, begin, instead)

@@ -1,0 +1,109 @@
+"""A text as one model reads it, beside the text of the model that is guided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
+from typing import NamedTuple, Self
+
+import numpy as np
+
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine
+from paceline.engines.follower import Follower
+
+
+class GuideStream:
+    """Runs trees behind the target's text, or behind another that goes on like it.
+
+    Args:
+        engine: runs the model.
+        size: of the target's vocabulary.
+        begin: tokens in place of the first `instead` tokens of the target's text.
+        instead: how many are replaced.
+    """
+
+    def __init__(
+        self, engine: Engine, size: int, begin: Sequence[int] = (), instead: int = 0
+    ) -> None:
+        self.engine = engine
+        self.follower = Follower(engine)
+        self.size, self._begin, self._instead = size, np.array(begin, np.int32), instead
+
+    def behind(self, context: Tokens) -> int:
+        """Tokens that it must still read to run a tree behind the target's text [S]."""
+        return self.follower.behind(self._own(context))
+
+    def follow(self, context: Tokens, most: int | None = None) -> int:
+        """Read the target's text [S] but its last token, or up to `most` tokens more of it."""
+        return self.follower.follow(self._own(context), most)
+
+    def length(self, context: int) -> int:
+        """Positions that it takes for so many tokens of the target's text."""
+        return context + len(self._begin) - self._instead
+
+    def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
+        """Logits [N, V] of a tree whose root is `context[-1]`; see `GuidePass`."""
+        return self.together([GuidePass(self, context, tree, target)])[0]
+
+    @staticmethod
+    def together(asked: Sequence[GuidePass]) -> list[Floats]:
+        """As `run` of each, in one pass; the voices are of one kind, and have one engine."""
+        entries = [each.voice.ready(each.context, each.tree) for each in asked]
+        logits = asked[0].voice.engine.forward(entries)
+        parts = np.split(logits, np.cumsum([len(tree) for _, tree in entries])[:-1])
+        found = []
+        for each, (_, tree), rows in zip(asked, entries, parts, strict=True):
+            each.voice.follower.ran(tree)
+            found.append(fitted(rows[-len(each.tree) :], each.voice.size))
+        return found
+
+    def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
+        """What the engine is to run for a tree; see `Follower.ready`."""
+        own = self._own(context)
+        if own[-1] != tree.tokens[0]:  # the root is among what `begin` replaces
+            tree = replace(tree, tokens=np.append(own[-1:], tree.tokens[1:]))
+        return self.follower.ready(own, tree)
+
+    def fork(self, context: Tokens) -> Self:
+        """Another, to go its own way from what this one has read of the text [S]."""
+        other = copy(self)
+        other.follower = self.follower.fork(self._own(context))
+        return other
+
+    def release(self) -> None:
+        """Give the sequence back."""
+        self.follower.reset()
+
+    def _own(self, context: Tokens) -> Tokens:
+        if not self._instead and not len(self._begin):
+            return context
+        return np.concatenate([self._begin, context[self._instead :]])
+
+
+class GuidePass(NamedTuple):
+    """What a voice is asked to run.
+
+    Attributes:
+        context: the target's text [S].
+        tree: its root is `context[-1]`.
+        target: the target's own sequence, which holds the text before the root, if there is.
+    """
+
+    voice: GuideStream
+    context: Tokens
+    tree: TokenTree
+    target: Cached | None = None
+
+
+def fitted(rows: Floats, size: int) -> Floats:
+    """A copy of a guide's logits [N, V'] for a vocabulary of `size`.
+
+    Padding that only the target has gets the guide's lowest logit.
+    """
+    lacking = size - rows.shape[1]
+    if lacking <= 0:
+        return rows[:, :size].copy()
+    lowest = np.repeat(rows.min(1, keepdims=True), lacking, 1)
+    return np.concatenate([rows, lowest], 1)

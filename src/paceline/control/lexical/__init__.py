@@ -1,0 +1,1 @@
+"""Automata and dictionaries that the lexical controls share."""

@@ -1,0 +1,176 @@
+"""A hidden Markov model of what a language model writes, and what it says about the future."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.lexical.keyword_automaton import KeywordAutomaton
+from paceline.errors import ModelError, RequestError
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.writer import Pending, write_safetensors
+from paceline.models.tokenizer import Tokenizer
+
+Doubles = NDArray[np.float64]
+_LARGEST = 1 << 26  # numbers of a table, 512 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Hmm:
+    """Probabilities, Z hidden states and V tokens; rows sum to 1, and none is 0.
+
+    Attributes:
+        initial: float64 [Z], of the state of the first token.
+        transition: float64 [Z, Z], from a state (row) to the next.
+        emission: float64 [Z, V], of the token in a state.
+    """
+
+    initial: Doubles
+    transition: Doubles
+    emission: Doubles
+
+    def predict(self, state: Doubles, token: int) -> Doubles:
+        """P(next hidden state | tokens) [Z], from that before `token`; linear in rounding."""
+        seen = state * self.emission[:, token]
+        found: Doubles = (seen / seen.sum()) @ self.transition
+        return found
+
+    def outlook(self, spotter: KeywordAutomaton, length: int) -> Doubles:
+        """Chances [length + 1, S, Z] that the keywords will all be found.
+
+        Element (r, s, z): with at most r more tokens, from the spotter's state s and hidden state
+        z of the last token (Zhang et al., arXiv 2304.07438, section 4.1, for any automaton).
+
+        Raises:
+            RequestError: the table would be too large.
+        """
+        states, hidden = len(spotter.next), len(self.initial)
+        if (length + 1) * states * hidden > _LARGEST:
+            raise RequestError(
+                f"{states} states of the keywords, {hidden} of the HMM and {length} tokens need "
+                f"a table of {(length + 1) * states * hidden >> 17} MB, expected at most 512; "
+                "give fewer keywords, their order, an HMM with fewer states or fewer new tokens"
+            )
+        source, target, weight, ending = self._edges(spotter)
+        first = np.flatnonzero(np.r_[True, source[1:] != source[:-1]])
+        table = np.zeros((length + 1, states, hidden))
+        table[0] = spotter.ends[:, None]
+        for rest in range(length):
+            emitted = np.add.reduceat(weight * table[rest, target], first, axis=0) + ending
+            table[rest + 1] = np.minimum(emitted @ self.transition.T, 1.0)
+            table[rest + 1, 0] = 1.0
+        return table
+
+    def _edges(
+        self, spotter: KeywordAutomaton
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Doubles, Doubles]:
+        """Pairs of states [E] in the order of the first, P(token from one to the other | z) [E, Z];
+        and P(a stop token where the text may end | z) [S, Z].
+        """  # noqa: D205
+        known = spotter.kind >= 0
+        kinds = np.zeros((spotter.next.shape[1], len(self.initial)))
+        np.add.at(kinds, spotter.kind[known], self.emission[:, known].T)
+        stop = self.emission[:, ~known].sum(1)
+        sources, targets, weights = [], [], []
+        for state, row in enumerate(spotter.next):
+            found, place = np.unique(row, return_inverse=True)
+            weight = np.zeros((len(found), len(self.initial)))
+            np.add.at(weight, place, kinds)
+            sources.append(np.full(len(found), state))
+            targets.append(found.astype(np.int64))
+            weights.append(weight)
+        ending = np.where(spotter.ends[:, None], stop, 0.0)
+        return np.concatenate(sources), np.concatenate(targets), np.concatenate(weights), ending
+
+
+def write_hmm(path: Path, hmm: Hmm, tokenizer: Tokenizer) -> None:
+    """Keep an HMM; the file appears under its name when it is whole.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    arrays = {
+        "initial": hmm.initial,
+        "transition": hmm.transition,
+        "emission": hmm.emission,
+    }
+    pending = {
+        name: Pending(array.shape, lambda array=array: array, "F32")  # type: ignore[misc]
+        for name, array in arrays.items()
+    }
+    mark = np.frombuffer(tokenizer.fingerprint(), np.uint8)
+    write_safetensors(path, {**pending, "tokenizer": Pending((32,), lambda: mark, "U8")})
+
+
+def read_hmm(path: str, tokenizer: Tokenizer, size: int) -> Hmm:
+    """Read one back.
+
+    Raises:
+        ModelError: the file is damaged, or of another vocabulary.
+    """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ModelError(f"cannot read the HMM in {path}: it is not a file")
+    try:
+        changed = Path(path).stat().st_mtime_ns
+    except OSError as error:
+        raise ModelError(f"cannot read the HMM in {path}: {error.strerror}") from None
+    hmm, mark = _read(path, changed)
+    if mark != tokenizer.fingerprint() or hmm.emission.shape[1] != size:
+        raise ModelError(
+            f"{path} is of another vocabulary; make one of this model with `paceline distil-hmm`"
+        )
+    return hmm
+
+
+@lru_cache(maxsize=4)
+def _read(path: str, changed: int) -> tuple[Hmm, bytes]:
+    arrays = {name: stored.values for name, stored in read_file(Path(path)).items()}
+    wrong = ModelError(f"{path} is no HMM; make one with `paceline distil-hmm`")
+    names = ("initial", "transition", "emission")
+    if not {*names, "tokenizer"} <= set(arrays) or arrays["tokenizer"].shape != (32,):
+        raise wrong
+    found = [_rows(arrays[name]) for name in names]
+    states = len(found[0]) if found[0] is not None and found[0].ndim == 1 else 0
+    if not states or any(array is None for array in found):
+        raise wrong
+    initial, transition, emission = (array for array in found if array is not None)
+    if transition.shape != (states, states) or emission.ndim != 2 or len(emission) != states:
+        raise wrong
+    return Hmm(initial, transition, emission), arrays["tokenizer"].tobytes()
+
+
+def _rows(array: NDArray[np.generic]) -> Doubles | None:
+    """Rows of probabilities that sum to 1 but for rounding, made to; None for anything else."""
+    if array.dtype != np.float32 or not array.size:
+        return None
+    values = array.astype(np.float64)
+    sums = values.sum(-1, keepdims=True)
+    if not ((values > 0).all() and (np.abs(sums - 1) < 1e-3).all()):
+        return None
+    found: Doubles = values / sums
+    return found
+
+
+def blank(states: int, counts: Sequence[float] | Doubles, seed: int) -> Hmm:
+    """Where learning starts: every state near the mean of all, in its own direction.
+
+    Args:
+        states: how many.
+        counts: [V], of each token in what is learnt from; one is added to each.
+        seed: of what tells the states apart.
+    """
+    generator = np.random.default_rng(seed)
+    transition = generator.gamma(1.0, size=(states, states)) + 0.1
+    emission = (np.asarray(counts, np.float64) + 1) * (
+        generator.gamma(1.0, size=(states, len(counts))) + 0.01
+    )
+    return Hmm(
+        np.full(states, 1 / states),
+        transition / transition.sum(1, keepdims=True),
+        emission / emission.sum(1, keepdims=True),
+    )

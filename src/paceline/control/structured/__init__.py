@@ -1,0 +1,1 @@
+"""What structured output shares: matcher, output parser, tool formats."""

@@ -1,0 +1,241 @@
+"""What a compiled grammar says of a text: which tokens may follow, and which must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _native
+from paceline.control.base import paths, shared
+from paceline.control.capabilities import Mask
+from paceline.core import Floats, Request, TokenTree
+from paceline.errors import RequestError
+from paceline.models.vocabulary import Vocabulary
+
+_Path = tuple[int, ...]
+_KEPT = 64  # masks that have a place; more get another
+
+
+class Matcher:
+    """Follows a history by going back to what they share, so one serves any order of questions.
+
+    The masks below the last history that a draft was made for are kept: made while the matcher is
+    there anyway, and its tables are in the processor's caches, which the model's pass empties.
+
+    Args:
+        start: a compiled grammar's matcher at its beginning; stays there.
+        request: where the output begins, and what ends it.
+        vocabulary: the tokens.
+        anew: compiles the grammar again. Copies of a matcher share the states of its lexer, whose
+            number is limited: other requests, and guesses, may have used them up.
+    """
+
+    def __init__(
+        self, start: Any, request: Request, vocabulary: Vocabulary, anew: Callable[[], Any]
+    ) -> None:
+        self._beginning, self._matcher, self._anew = start, start.deep_copy(), anew
+        self._vocabulary = vocabulary  # the matcher asks it
+        self._start = len(request.prompt)
+        self._stops = request.stop_tokens
+        self._base: list[int] = []  # what the matcher has taken: this,
+        self._path: list[int] = []  # then this
+        self._masks: dict[_Path, Mask] = {}  # by what comes after the base
+        words = (vocabulary.size + 31) // 32
+        self._rows = np.zeros((_KEPT, words), np.uint32)
+        self._place, self._used = self._rows.ctypes.data, 0
+        self._nothing = np.zeros(words, np.uint32)
+        # The space that decoding drops at the beginning would be lost to the grammar's text.
+        self._lost = np.zeros(words, np.uint32)
+        silent = vocabulary.tokenizer.silent
+        goes_on = request.continues and not silent.issuperset(request.prompt)
+        dropped = vocabulary.strips and not goes_on
+        for token in vocabulary.beginning(b" ").tolist() if dropped else ():
+            self._lost[token // 32] |= np.uint32(1 << token % 32)
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """Forbid what the grammar does."""
+        wanted = history[self._start :]
+        below = len(self._base)
+        known = self._masks.get(tuple(wanted[below:])) if wanted[:below] == self._base else None
+        if known is None:
+            if not self._follow(wanted):
+                return logits
+            known = self._made()
+        return _native.masked(logits, known)
+
+    def masks(self, history: list[int]) -> Callable[[Sequence[int]], Mask | None]:
+        """What may follow `history` and some more tokens; see `Masking`."""
+        return self._mask if self._settle(history) else lambda _: None
+
+    def known(self, history: list[int], tree: TokenTree) -> dict[int, Mask]:
+        """The masks of nodes that were asked for; see `Masking`."""
+        if not self._masks or history[self._start :] != self._base:
+            return {}
+        found = {node: self._masks.get(path) for node, path in enumerate(paths(tree))}
+        return {node: bits for node, bits in found.items() if bits is not None}
+
+    def forced(self, history: list[int]) -> list[int]:
+        """The tokens that must follow; empty where there is a choice."""
+        if not self._settle(history):
+            return []
+        return self._chain(())
+
+    def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
+        """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
+        return self.continued(history, tree)[0]
+
+    def continued(
+        self, history: list[int], tree: TokenTree
+    ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
+        """The same, and what the grammar forces after allowed nodes."""
+        if not self._settle(history):
+            return np.ones(len(tree), bool), {}
+        found, parents = paths(tree), tree.parents.tolist()
+        kept = np.zeros(len(tree), bool)
+        kept[0] = True
+        followed = set[_Path]()
+        for node, path in enumerate(found[1:], 1):
+            if kept[parents[node]]:
+                bits = self._mask(path[:-1])
+                kept[node] = bits is not None and bool(bits[path[-1] // 32] >> path[-1] % 32 & 1)
+                followed.add(path)
+        chains = {}
+        for node in np.flatnonzero(kept)[1:].tolist():
+            chain = self._chain(found[node])
+            if chain and (*found[node], chain[0]) not in followed:
+                chains[node] = chain
+        return kept, chains
+
+    def _mask(self, path: Sequence[int]) -> Mask | None:
+        """The mask behind the base and `path`; None where the grammar cannot say it."""
+        key = tuple(path)
+        known = self._masks.get(key)
+        if known is not None:
+            return known
+        if not self._go(key):
+            return self._nothing
+        try:
+            made = self._made()
+        except RequestError:
+            if not key:
+                raise
+            self._renew()  # nothing is known behind a guess; it may never be drawn
+            return None
+        self._masks[key] = made
+        self._used += 1
+        return made
+
+    def _chain(self, path: _Path) -> list[int]:
+        """What must follow the base and `path`."""
+        known = self._masks.get(path)
+        if known is not None and np.count_nonzero(known) > 1:
+            return []
+        found: list[int] = self._matcher.compute_ff_tokens() if self._go(path) else []
+        return found
+
+    def _made(self) -> Mask:
+        """The mask where the matcher is, in the next free place."""
+        if self._used == _KEPT:
+            self._rows, self._used = np.zeros_like(self._rows), 0
+            self._place = self._rows.ctypes.data
+        bits: Mask = self._rows[self._used]
+        place = self._place + self._used * bits.nbytes
+        self._matcher.unsafe_compute_mask_ptr(place, bits.nbytes)
+        if self._matcher.is_error():
+            self._restart()
+            self._matcher.unsafe_compute_mask_ptr(place, bits.nbytes)
+        if self._matcher.is_error():
+            raise RequestError(refusal(self._matcher))
+        if not self._base and not self._path:
+            bits &= ~self._lost
+        return bits
+
+    def _forget(self) -> None:
+        """Another base: what is known was of the old one."""
+        self._masks.clear()
+        self._used = 0
+
+    def _go(self, path: _Path) -> bool:
+        """Go behind the base and `path`; False where nothing can follow."""
+        same = shared(self._path, list(path))
+        if same < len(self._path):
+            self._matcher.rollback(len(self._path) - same)
+            del self._path[same:]
+        new = path[same:]
+        if not self._stops.isdisjoint(new):
+            return False
+        count = self._matcher.try_consume_tokens(list(new)) if new else 0
+        self._path += new[:count]
+        if self._matcher.is_error():
+            self._renew()
+            return False
+        return count == len(new)
+
+    def _renew(self) -> None:
+        """A matcher that is at the base, and has no error."""
+        self._matcher, self._path = self._beginning.deep_copy(), []
+        if self._matcher.try_consume_tokens(self._base) < len(self._base):
+            self._restart()
+
+    def _restart(self) -> None:
+        """A matcher of its own, where this one was."""
+        self._beginning = self._anew()
+        self._matcher = self._beginning.deep_copy()
+        self._matcher.try_consume_tokens([*self._base, *self._path])
+
+    def _settle(self, history: list[int]) -> bool:
+        """As `_follow`; the base is then the history."""
+        wanted = history[self._start :]
+        if wanted == self._base and not self._path:
+            return True
+        if not self._follow(wanted):
+            return False
+        if len(self._base) < len(wanted):
+            self._forget()
+        self._base, self._path = wanted, []
+        return True
+
+    def _follow(self, wanted: list[int]) -> bool:
+        """Go to the end of an output; False if it goes past a stop token, where a walk may look."""
+        if wanted[: len(self._base)] != self._base:
+            same = shared(self._base, wanted)
+            self._matcher.rollback(len(self._path) + len(self._base) - same)
+            del self._base[same:]
+            self._path = []
+            self._forget()
+        rest = wanted[len(self._base) :]
+        ended = not self._stops.isdisjoint(rest)
+        if ended:
+            rest = list(takewhile(lambda token: token not in self._stops, rest))
+        same = shared(self._path, rest)
+        self._matcher.rollback(len(self._path) - same)
+        del self._path[same:]
+        new = rest[same:]
+        count = self._matcher.try_consume_tokens(new) if new else 0
+        if count < len(new) and self._matcher.is_error():
+            self._restart()
+            count = self._matcher.try_consume_tokens(new)
+        self._path += new[:count]
+        if count < len(new):
+            if self._matcher.is_error():
+                raise RequestError(refusal(self._matcher))
+            place = self._start + len(self._base) + len(self._path)
+            raise RequestError(
+                f"token {new[count]} at position {place} is not in the "
+                "grammar; a control that forces tokens contradicts it"
+            )
+        return not ended
+
+
+def refusal(matcher: Any) -> str:
+    """One sentence for an error that may run over many lines, with where it is."""
+    message = matcher.get_error().partition("<state>")[0]
+    if message.startswith("NoExtension"):
+        return "the grammar allows no text from here on"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    details = [line for line in lines[1:] if line.startswith("error:")]
+    return f"the grammar cannot be used: {' '.join([*lines[:1], *details[-1:]])[:300]}"

@@ -1,0 +1,77 @@
+"""Drafts as the controls leave them: nothing in vain, and with what must follow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.capabilities import ExtendsDrafts, FiltersDrafts
+from paceline.core import TokenTree
+
+
+def narrow(
+    tree: TokenTree, controls: Sequence[FiltersDrafts], history: list[int], most: int
+) -> TokenTree:
+    """`tree` without guesses that no control lets through, with what one says must follow others.
+
+    The chances of siblings share what a dropped one had. Of more than `most` nodes beyond the root
+    the likeliest stay.
+    """
+    for control in controls if len(tree) > 1 else ():
+        if isinstance(control, ExtendsDrafts):
+            kept, chains = control.continued(history, tree)
+            tree = _continued(_kept(tree, kept), chains, np.flatnonzero(kept).tolist())
+        else:
+            tree = _kept(tree, control.allows(history, tree))
+    return _likeliest(tree, most)
+
+
+def _kept(tree: TokenTree, kept: NDArray[np.bool_]) -> TokenTree:
+    if kept.all():
+        return tree
+    dropped = np.zeros(len(tree), np.float32)
+    lost = ~kept & kept[tree.parents]
+    np.add.at(dropped, tree.parents[lost], tree.scores[lost])
+    left = np.maximum(1.0 - dropped[tree.parents], 1e-6)
+    scores = np.minimum(tree.scores / left, 1.0).astype(np.float32)
+    scores[0] = 1.0
+    return TokenTree(tree.tokens, tree.parents, scores, tree.origin).keep(kept)
+
+
+def _continued(tree: TokenTree, chains: Mapping[int, list[int]], names: list[int]) -> TokenTree:
+    """`tree` with certain chains after nodes; `names` [N] are what `chains` calls its nodes.
+
+    They count as guesses of who guessed the node.
+    """
+    if not chains:
+        return tree
+    tokens, parents, origin = tree.tokens.tolist(), tree.parents.tolist(), tree.origin.tolist()
+    for node, name in enumerate(names):
+        above = node
+        for token in chains.get(name, ()):
+            parents.append(above)
+            above = len(tokens)
+            tokens.append(token)
+            origin.append(origin[node])
+    scores = np.ones(len(tokens), np.float32)
+    scores[: len(tree)] = tree.scores
+    return TokenTree(
+        np.array(tokens, np.int32),
+        np.array(parents, np.int32),
+        scores,
+        np.array(origin, np.int16),
+    )
+
+
+def _likeliest(tree: TokenTree, most: int) -> TokenTree:
+    if len(tree) <= most + 1:
+        return tree
+    chances = tree.scores.tolist()
+    for node, parent in enumerate(tree.parents.tolist()[1:], 1):
+        chances[node] *= chances[parent]
+    kept = np.zeros(len(tree), bool)
+    # Parents come first, since their chance is as high and the order stable.
+    kept[np.argsort(-np.array(chances), kind="stable")[: most + 1]] = True
+    return tree.keep(kept)

@@ -1,0 +1,291 @@
+"""One request under way: what it runs next, and what it makes of the logits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _native
+from paceline.control.capabilities import FiltersDrafts, MasksTokens, RunsModel
+from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
+from paceline.decoding.filter_tree import narrow
+from paceline.decoding.lenient import lenient_walk
+from paceline.decoding.rejection import rejection_walk
+from paceline.decoding.text_stream import TextStream
+from paceline.decoding.walk import Walked, walk
+from paceline.drafters.base import Drafter
+from paceline.engines.base import Cached, Engine
+from paceline.errors import RequestError
+
+# Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
+_PREFILL_LOGITS = 1 << 23
+
+
+class Session:
+    """A request, its text so far, and its sequence; whoever drives it decides on the passes.
+
+    `open`; while tokens are `missing`, run a `part` of the text and say `ran`; let guides `read`
+    it; then `propose` a tree, let guides `look`, run it, `take` what was drawn, `learn` from the
+    logits, `accept` the text; until `done`.
+    `close` gives the sequence back, and can be followed by another `open`: the text is run anew.
+
+    Args:
+        engine: runs the model.
+        drafter: guesses; what it has learnt stays with it.
+        request: what is asked for.
+        stream: turns tokens into text and finds stop strings; None when only tokens matter.
+        margins: record how near each draw was.
+        rejects: walk by the rejection rule.
+
+    Attributes:
+        output: complete when `done`; but for its seconds.
+        sequence: None while closed.
+        guides: controls that run models of their own.
+
+    Raises:
+        RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        drafter: Drafter,
+        request: Request,
+        stream: TextStream | None = None,
+        margins: bool = False,
+        rejects: bool = False,
+    ) -> None:
+        check_request(engine, request)
+        self.request, self.drafter, self.output = request, drafter, Output(reading=request.reading)
+        self.sequence: Cached | None = None
+        self.done = False
+        self._engine, self._stream, self._margins = engine, stream, margins
+        self._rejects = rejects
+        # The rejection walk needs every guess that was drawn, in vain or not.
+        filters = [c for c in request.controls if isinstance(c, FiltersDrafts)]
+        self._filters = [] if rejects else filters
+        self._masking = next((c for c in self._filters if isinstance(c, MasksTokens)), None)
+        self.guides = [c for c in request.controls if isinstance(c, RunsModel)]
+        room = engine.config.context - len(request.prompt)
+        self._limit = min(request.max_new_tokens, room)
+        self._history = list(request.prompt)
+        self._tokens = np.zeros(len(request.prompt) + self._limit, np.int32)
+        self._tokens[: len(request.prompt)] = request.prompt
+        self._proposed: TokenTree | None = None
+        self._begun = self._attached = self._guided = False
+        self.output.finish = "length" if self._limit == request.max_new_tokens else "context"
+
+    @property
+    def text(self) -> Tokens:
+        """Every committed token [S]: prompt and output; a view that the next pass changes."""
+        return self._tokens[: len(self._history)]
+
+    @property
+    def missing(self) -> int:
+        """Tokens that the sequence lacks; the last one is the next root, and never missing."""
+        held = 0 if self.sequence is None else self.sequence.length
+        return len(self._history) - 1 - held
+
+    @property
+    def room(self) -> int:
+        """Levels that a tree may have below its root, which yields a token already."""
+        return self._limit - len(self.output.tokens) - 1
+
+    @property
+    def watches(self) -> bool:
+        """Whether `ran` wants logits: the drafter learns from the prompt."""
+        return self.drafter.learns_from_prompt and not self.output.tokens
+
+    def open(self, sequence: Cached | None = None) -> None:
+        """Begin, in `sequence`, which may hold a beginning of the text; else in a new one."""
+        self.sequence = self._engine.open() if sequence is None else sequence
+        if not self._begun:
+            self.drafter.begin(self.request)
+            self._begun = True
+
+    def part(self, most: int = 256) -> TokenTree:
+        """The next missing tokens, at most `most`, as a chain."""
+        assert self.sequence is not None
+        if self.watches:
+            most = min(most, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
+        start = self.sequence.length
+        return TokenTree.chain(self._tokens[start : start + min(most, self.missing)])
+
+    def ran(self, tree: TokenTree, logits: Floats | None) -> None:
+        """A `part` was run; `logits` [N, V] if the run `watches`."""
+        assert self.sequence is not None
+        start, nodes = self.sequence.length, np.arange(len(tree), dtype=np.int32)
+        if self.watches and logits is not None:
+            drawn = self._tokens[start + 1 : start + 1 + len(tree)]
+            self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
+        self._engine.commit(self.sequence, nodes)
+
+    def propose(self, nodes: int, spare: int = 0, least: float = 0.0) -> TokenTree:
+        """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
+
+        Guesses less likely than `least` are not wanted.
+
+        Resting, it is still asked for at most `spare` nodes of what is certain.
+        """
+        assert self.sequence is not None
+        if not self._attached:
+            self.drafter.attach(self.sequence)
+            self._attached = True
+        self._proposed = None
+        if not nodes and spare and self.room:
+            return self.drafter.certainties(self.text, min(spare, self.room))
+        if not nodes or not self.room:
+            return TokenTree.root(self._history[-1])
+        self.drafter.least = least
+        self._proposed = self.drafter.propose(self.text, nodes)
+        tree = self._proposed.cut(self.room)
+        if self._filters:
+            tree = narrow(tree, self._filters, self._history, nodes).cut(self.room)
+        return tree
+
+    def begin_guides(self) -> None:
+        """Let guides read the text, once; else the first `look` does."""
+        if not self._guided:
+            self.read()
+
+    def read(self, most: int | None = None) -> int:
+        """Let guides read the text, each up to `most` tokens more; the most that one has read.
+
+        Raises:
+            MemoryFullError: there is no room for their texts. They can `read` on later.
+        """
+        if not self._guided and self.sequence is not None:
+            self._guided = True
+            for guide in self.guides:
+                guide.begin(self.sequence)
+        return max((guide.follow(self.text, most) for guide in self.guides), default=0)
+
+    @property
+    def lag(self) -> int:
+        """Tokens that a guide lacks; with some its first `look` takes longer than one pass."""
+        return max((guide.behind(self.text) for guide in self.guides), default=0)
+
+    def look(self, tree: TokenTree) -> None:
+        """Let guides run the tree, before the model does.
+
+        Raises:
+            MemoryFullError: there is no room for it. They can `look` again.
+        """
+        self.begin_guides()
+        for guide in self.guides:
+            guide.look(self.text, tree)
+
+    def take(self, tree: TokenTree, logits: Floats) -> Walked:
+        """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
+        assert self.sequence is not None
+        if self._rejects:
+            rows = self.drafter.distributions() if self._proposed else None
+            q = np.zeros_like(logits)
+            if self._proposed is not None and rows is not None:
+                q = rows[self._proposed.depths() <= self.room]
+            walked = rejection_walk(tree, logits, q, self._history, self.request)
+        elif self.drafter.rollback is not None:
+            leniency = self.drafter.rollback
+            walked = lenient_walk(tree, logits, self._history, self.request, leniency)
+        else:
+            walked = walk(tree, logits, self._history, self.request, self._margins)
+        # All of them, also those behind a stop: the sequence holds their keys and values.
+        self._tokens[len(self._history) - len(walked.drawn) : len(self._history)] = walked.drawn
+        self._engine.commit(self.sequence, walked.path)
+        self.output.passes += 1
+        self.output.nodes += len(tree)
+        return walked
+
+    def learn(self, tree: TokenTree, logits: Floats, walked: Walked) -> None:
+        """Let the drafter see the pass, if it guessed for it."""
+        if self._proposed is not None:
+            context = self._tokens[: len(self._history) - len(walked.drawn)]
+            path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
+            masks = self._masks(context, tree)
+            self._observe(context, tree, logits, path, drawn, masks)
+
+    def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
+        """Append the drawn tokens up to the first that ends the output.
+
+        Returns:
+            the text that each of them made certain; the last one's, all the rest when `done`.
+        """
+        output, texts = self.output, list[str]()
+        for place, token in enumerate(walked.drawn):
+            output.tokens.append(token)
+            if self._margins:
+                output.margins.append(walked.margins[place])
+            if place:
+                name = self.drafter.origins[tree.origin[walked.path[place]]]
+                output.accepted[name] = output.accepted.get(name, 0) + 1
+            texts.append("")
+            if token in self.request.stop_tokens:
+                self.done, output.finish = True, "stop"
+                break
+            texts[-1] = self._stream.push(token) if self._stream else ""
+            if self._stream and self._stream.stopped:
+                break
+        self.done = self.done or len(output.tokens) >= self._limit
+        if self._stream:
+            texts[-1] += self._stream.flush() if self.done else ""
+            if self._stream.stopped:
+                self.done, output.finish = True, "stop"
+        output.text += "".join(texts)
+        return texts
+
+    def close(self) -> None:
+        """Give the sequence back, and those of guides."""
+        sequence, self.sequence, self._attached = self.sequence, None, False
+        if sequence is not None:
+            self._engine.release(sequence)
+        self._guided = False
+        for guide in self.guides:
+            guide.release()
+
+    def _masks(self, context: Tokens, tree: TokenTree) -> NDArray[np.uint32] | None:
+        """A row of bits for each node [N, V / 32], all set where no control has said anything."""
+        if not self._masking:
+            return None
+        known = self._masking.known(context.tolist(), tree)
+        words = (self._engine.config.vocab_size + 31) // 32
+        masks = np.full((len(tree), words), 0xFFFFFFFF, np.uint32)
+        for node, mask in known.items():
+            masks[node] = mask
+        return masks
+
+    def _observe(
+        self,
+        context: Tokens,
+        tree: TokenTree,
+        logits: Floats,
+        path: Tokens,
+        drawn: Tokens,
+        masks: NDArray[np.uint32] | None = None,
+    ) -> None:
+        if self.drafter.top_k:
+            k = min(self.drafter.top_k, logits.shape[1])
+            tokens, probs = _native.top(logits, k, masks)
+            self.drafter.observe(Step(context, tree, tokens, probs, path, drawn))
+
+
+def check_request(engine: Engine, request: Request) -> None:
+    """Refuse a request that an engine cannot serve.
+
+    Raises:
+        RequestError: as `Session`.
+    """
+    prompt, context = len(request.prompt), engine.config.context
+    vocabulary = engine.config.vocab_size
+    if not prompt:
+        raise RequestError("the prompt is empty; give at least one token")
+    if prompt >= context:
+        raise RequestError(
+            f"the prompt has {prompt} tokens, but the model sees {context}; shorten it"
+        )
+    wrong = next((t for t in request.prompt if not 0 <= t < vocabulary), None)
+    if wrong is not None:
+        raise RequestError(f"token {wrong} is outside the vocabulary of {vocabulary}")
+    if request.max_new_tokens < 1:
+        raise RequestError(f"max_new_tokens is {request.max_new_tokens}, expected at least 1")
+    if not 0 <= request.temperature < np.inf:
+        raise RequestError(f"temperature is {request.temperature}, expected 0 or more")

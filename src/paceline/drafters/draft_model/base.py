@@ -1,0 +1,190 @@
+"""What all drafters share that run a model, or a part of one, to grow their trees."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+
+from paceline.core import Floats, Request, State, Tokens, TokenTree
+from paceline.drafters.base import Drafter, DraftMethod, within
+from paceline.drafters.draft_model import stop_rules
+from paceline.drafters.draft_model.calibration import Calibration
+from paceline.drafters.draft_model.tree_growth import (
+    GrownTree,
+    GrowthLimits,
+    Judge,
+    Run,
+    grow,
+    sample,
+)
+from paceline.errors import MethodError
+
+_CHILDREN = 16  # successors of a node that may become nodes
+_STREAM = 1  # tells these random numbers from those of the walk
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftSettings(DraftMethod):
+    """Settings of a drafter that runs a model.
+
+    Attributes:
+        width: nodes that each draft pass adds to those that were run; 1 is a chain with the
+            second-best guesses around it.
+        depth: most draft passes for a proposal, which is the depth of the deepest node.
+        stop: when drafting ends before: `confidence`, `bandit` or `depth` (never).
+        threshold: of `confidence`: least chance that a further pass is for anything.
+        rate: of learning how sharp the draft's chances are.
+    """
+
+    width: int = 4
+    depth: int = 8
+    stop: str = "confidence"
+    threshold: float = 0.2
+    rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        name = getattr(type(self), "name", "draft")
+        within(1, 64, name, width=self.width, depth=self.depth)
+        within(0.0, 1.0, name, threshold=self.threshold, rate=self.rate)
+        if self.stop not in stop_rules.NAMES:
+            raise MethodError(
+                f"{name}:stop is {self.stop!r}, expected {', '.join(stop_rules.NAMES)}"
+            )
+        if self.stop != "confidence" and self.threshold != type(self).threshold:
+            raise MethodError(f"{name}:stop={self.stop} has no use for threshold; leave it out")
+
+
+class ModelDrafter(Drafter):
+    """Grows trees by passes; a subclass says what a pass is.
+
+    Args:
+        method: the settings.
+        vocab_size: of the target.
+        shared: the passes speak the target's tokens.
+    """
+
+    def __init__(self, method: DraftSettings, vocab_size: int, shared: bool = True) -> None:
+        self._method = method
+        self._vocab_size = vocab_size
+        self._chances = Calibration(method.rate, vocab_size, shared)
+        self._stop = stop_rules.stop_rule(method.stop, method.threshold)
+        self._request = Request((0,), 1)
+        self._last: GrownTree | None = None
+        self._length = 0  # of the context of the last proposal
+        self.knows_chances = shared
+
+    ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
+
+    @abstractmethod
+    def room(self, context: Tokens) -> int:
+        """Levels below the root that can be run; negative where not even the root can."""
+
+    @abstractmethod
+    def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
+        """One pass: logits [fresh, V] of the last nodes of a tree with the root `context[-1]`."""
+
+    def beside(self) -> Drafter | None:
+        """See `Drafter`: it runs the same model, on a text of its own."""
+        other = copy(self)
+        other._chances, other._stop = self._chances.beside(), copy(self._stop)
+        return other
+
+    def begin(self, request: Request) -> None:
+        """See `Drafter`."""
+        self._request, self._last = request, None
+        self._chances.begin(request)
+
+    def propose(self, context: Tokens, budget: int) -> TokenTree:
+        """See `Drafter`."""
+        return self.grow(context, budget)
+
+    def grow(self, context: Tokens, budget: int) -> TokenTree:
+        """Learn from what became of the last tree, and grow the next one."""
+        self._settle(context)
+        seed, position = self._request.seed, len(context)
+        method, levels = self._method, self.room(context)
+        limits = GrowthLimits(budget, method.width, method.depth, levels, self._stop.more)
+        self._stop.begin(seed, position)
+
+        def run(tree: TokenTree, fresh: int) -> Floats:
+            return self.run(context, tree, fresh)
+
+        def judge(logits: Floats, depths: Tokens) -> tuple[Tokens, Floats]:
+            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN), self.ids)
+
+        random = np.random.default_rng((seed % (1 << 64), position, _STREAM))
+
+        def draw(logits: Floats, counts: list[int]) -> tuple[Floats, list[Tokens]]:
+            return self._chances.draw(logits, counts, random, self.ids)
+
+        root = int(context[-1])
+        if self._samples:
+            growth = sample(root, limits, run, draw, self._chances.ranks())
+        else:
+            growth = self.expand(context, limits, run, judge)
+        self._last, self._length = growth, position
+        return growth.tree
+
+    def expand(self, context: Tokens, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
+        """The tree below `context[-1]`."""
+        return grow(int(context[-1]), limits, run, judge)
+
+    def distributions(self) -> Floats | None:
+        """See `Drafter`."""
+        if self._last is None or not self._samples:
+            return None
+        rows = np.zeros((len(self._last.tree), self._vocab_size), np.float32)
+        for node, (_, row) in self._last.rows.items():
+            rows[node] = row
+        return rows
+
+    def state(self) -> State:
+        """See `Drafter`."""
+        return self._chances.state() | self._stop.state()
+
+    def load(self, state: State) -> None:
+        """See `Drafter`."""
+        if state.keys() != self.state().keys():
+            raise MethodError("this state is not of a model drafter with this `stop`; reset it")
+        self._chances.load(state)
+        self._stop.load(state)
+
+    def reset(self) -> None:
+        """See `Drafter`."""
+        self._chances.reset()
+        self._stop.reset()
+        self._last = None
+
+    @property
+    def _samples(self) -> bool:
+        """Siblings are draws from the draft's distribution, for the rejection walk."""
+        return self._request.walk == "rejection" and self._request.temperature > 0
+
+    def _settle(self, context: Tokens) -> None:
+        """Learn from the tokens that came after the root of the last tree."""
+        last, self._last = self._last, None
+        if last is None or len(context) <= self._length:
+            return
+        if context[self._length - 1] != last.tree.tokens[0]:
+            return
+        tree, node, accepted = last.tree, 0, 0
+        for token in context[self._length :].tolist():
+            child = tree.child(node, token)
+            if node in last.rows:
+                self._learn(last, node, token, child)
+            if child is None:
+                break
+            node, accepted = child, accepted + 1
+        self._stop.learn(int(tree.depths().max()), accepted)
+
+    def _learn(self, last: GrownTree, node: int, token: int, child: int | None) -> None:
+        tokens, scores = last.rows[node]
+        if not self._samples:
+            self._chances.learn(token, tokens, scores)
+            return
+        siblings = np.flatnonzero(last.tree.parents == node).tolist()
+        tested = len(siblings) if child is None else siblings.index(child) + 1
+        self._chances.rank(tested, child is not None)

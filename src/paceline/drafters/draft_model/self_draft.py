@@ -1,0 +1,68 @@
+"""Self-speculation: a part of the target drafts for all of it, and shares its keys and values."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+from paceline.core import Floats, Request, Tokens, TokenTree
+from paceline.drafters.base import Target
+from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
+from paceline.engines.base import Cached, Engine
+from paceline.engines.view import View
+from paceline.errors import MethodError
+
+
+class SelfDrafter(ModelDrafter):
+    """Runs views of the target's engine on the sequence of the request under way.
+
+    Args:
+        method: the settings.
+        target: has an engine.
+    """
+
+    def __init__(self, method: DraftSettings, engine: Engine) -> None:
+        super().__init__(method, engine.config.vocab_size)
+        self.engine = engine
+        self._sequence: Cached | None = None
+
+    @abstractmethod
+    def view(self, context: Tokens) -> View | None:
+        """The part that drafts after `context`; None where it should not."""
+
+    def begin(self, request: Request) -> None:
+        """See `Drafter`."""
+        super().begin(request)
+        self._sequence = None
+
+    def attach(self, sequence: Cached) -> None:
+        """See `Drafter`."""
+        self._sequence = sequence
+
+    def room(self, context: Tokens) -> int:
+        """See `ModelDrafter`."""
+        if self._sequence is None or self._sequence.length != len(context) - 1:
+            return -1
+        self._view = self.view(context)
+        return -1 if self._view is None else self.engine.config.context - len(context)
+
+    def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
+        """See `ModelDrafter`."""
+        assert self._sequence is not None
+        return self.engine.forward([(self._sequence, tree)], view=self._view)[-fresh:]
+
+
+def viewable(target: Target, method: str, part: str) -> Engine:
+    """The target's engine, if it can leave out `part`.
+
+    Raises:
+        MethodError: it cannot, or there is none.
+    """
+    engine = target.engine
+    if engine is None:
+        raise MethodError(f"{method} drafts with the target's own engine, and none was given")
+    if part not in engine.abilities:
+        raise MethodError(
+            f"{method} needs an engine that can leave out {part}, and {engine.name} cannot; "
+            "use native or reference"
+        )
+    return engine

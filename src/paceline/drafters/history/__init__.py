@@ -1,0 +1,1 @@
+"""Data that drafters keep between runs."""

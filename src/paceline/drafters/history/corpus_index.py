@@ -1,0 +1,184 @@
+"""A tokenised corpus with its suffix array in one safetensors file, which is read in place.
+
+Tensors: `tokens` int32 [N], with -1 behind every document; `suffixes` int32 [N], the starts of its
+suffixes in order; `tokenizer` uint8 [32], the fingerprint of the tokenizer that made the tokens.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+import numpy as np
+
+from paceline import _native
+from paceline.core import Tokens
+from paceline.errors import MethodError, RequestError
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.writer import Pending, write_safetensors
+from paceline.models.tokenizer import Tokenizer
+
+_PIECE = 1 << 18  # characters of plain text that are tokenised at once
+_MOST = (1 << 31) - 1
+_UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
+    ".xz": lzma.LZMAFile,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CorpusIndex:
+    """Tokens and suffixes int32 [N], views of a mapped file where they were read from one."""
+
+    tokens: Tokens
+    suffixes: Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What was tokenised.
+
+    Attributes:
+        tokens: int32 [N].
+        documents: how many.
+        complete: all of the texts were read, the limit was not met.
+    """
+
+    tokens: Tokens
+    documents: int
+    complete: bool
+
+
+def tokenise(
+    paths: list[Path],
+    tokenizer: Tokenizer,
+    limit: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Read:
+    """The tokens of some texts, at most `limit`, one document in memory at a time.
+
+    A `.jsonl` file has an object with `text` a line, each a document; any other file is a document
+    of plain text. Both may be compressed (`.gz`, `.xz`).
+
+    Args:
+        paths: the files, in order.
+        tokenizer: of the model that is to use them.
+        limit: most tokens.
+        progress: told how many bytes of the files were read since it was told last.
+
+    Raises:
+        RequestError: a file cannot be read, a line is no such object, or there is no token.
+    """
+    found: list[Tokens] = []
+    size = documents = 0
+    end = np.array([-1], np.int32)
+    for path in paths:
+        for text, ends in _texts(path, progress):
+            ids = np.array(tokenizer.encode(text, special=False), np.int32)
+            found += [ids, end] if ends else [ids]
+            size += len(ids) + ends
+            documents += ends
+            if size > limit:
+                return Read(np.concatenate(found)[:limit], documents, False)
+    tokens = np.concatenate(found) if found else end
+    if tokens.max() < 0:
+        raise RequestError(f"{', '.join(map(str, paths))}: there is no text in it")
+    return Read(tokens, documents, True)
+
+
+def write_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer) -> None:
+    """Sort the suffixes and write the file. It appears under its name when it is complete.
+
+    Raises:
+        RequestError: too many tokens.
+        ModelError: it cannot be written.
+    """
+    if len(tokens) > _MOST:
+        raise RequestError(f"the corpus has {len(tokens)} tokens, expected at most {_MOST}")
+    suffixes = _native.suffix_array(tokens)
+    mark = np.frombuffer(tokenizer.fingerprint(), np.uint8)
+    write_safetensors(
+        path,
+        {
+            "tokens": Pending(tokens.shape, lambda: tokens, "I32"),
+            "suffixes": Pending(suffixes.shape, lambda: suffixes, "I32"),
+            "tokenizer": Pending(mark.shape, lambda: mark, "U8"),
+        },
+    )
+
+
+def open_corpus(path: Path, tokenizer: Tokenizer, vocab_size: int) -> CorpusIndex:
+    """A file that `write_corpus` wrote, mapped.
+
+    Raises:
+        MethodError: it is something else, or of another tokenizer.
+        ModelError: it cannot be read, or is truncated.
+    """
+    tensors = {name: stored.values for name, stored in read_file(path).items()}
+    kinds = {name: (values.dtype, values.ndim) for name, values in tensors.items()}
+    integers = (np.dtype(np.int32), 1)
+    expected = {"tokens": integers, "suffixes": integers, "tokenizer": (np.dtype(np.uint8), 1)}
+    if kinds != expected or len(tensors["tokens"]) != len(tensors["suffixes"]):
+        raise MethodError(f"{path} is no datastore; make one with `paceline index`")
+    if tensors["tokenizer"].tobytes() != tokenizer.fingerprint():
+        raise MethodError(
+            f"{path} was made with another tokenizer than the model's; "
+            "make one for this model with `paceline index`"
+        )
+    tokens = tensors["tokens"]
+    if not len(tokens) or tokens.min() < -1 or tokens.max() >= vocab_size:
+        raise MethodError(f"{path} holds tokens that the model lacks; make it anew")
+    return CorpusIndex(tokens, tensors["suffixes"])
+
+
+def _texts(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
+    """Pieces of text, and whether a document ends with each."""
+    lined = path.suffix == ".jsonl" or path.name.endswith((".jsonl.gz", ".jsonl.xz"))
+    try:
+        with path.open("rb") as raw, _text(path, raw) as file:
+            told = 0
+            for piece in _lines(path, file) if lined else _pieces(file):
+                yield piece
+                progress(raw.tell() - told)
+                told = raw.tell()
+            progress(path.stat().st_size - told)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:
+        raise RequestError(f"{path} is damaged: {error}") from None
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _text(path: Path, raw: IO[bytes]) -> TextIO:
+    unpack = _UNPACK.get(path.suffix)
+    return io.TextIOWrapper(unpack(raw) if unpack else raw, encoding="utf-8", newline="")
+
+
+def _pieces(file: TextIO) -> Iterator[tuple[str, bool]]:
+    piece = file.read(_PIECE)
+    while piece:
+        following = file.read(_PIECE)
+        yield piece, not following
+        piece = following
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[tuple[str, bool]]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise RequestError(f"{path}: line {number} is no JSON object with a `text`")
+        if text:
+            yield text, True

@@ -1,0 +1,89 @@
+"""A checkpoint opened in an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from paceline.decoding.governor import Budget, Fixed, Governor
+from paceline.engines import open_engine
+from paceline.engines.base import Engine
+from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.errors import ModelError, RequestError
+from paceline.models import Model, load
+from paceline.models.tokenizer import same_tokens
+from paceline.models.trace import Trace, known_trace
+
+
+class LoadedModel(NamedTuple):
+    """A model that can be run.
+
+    Attributes:
+        model: the checkpoint; the first of an ensemble.
+        engine: runs it, or all of the ensemble.
+        trace: what `paceline warm` kept of it, if anything; nothing of an ensemble.
+    """
+
+    model: Model
+    engine: Engine
+    trace: Trace | None
+
+
+def open_model(
+    source: str | Path | None,
+    engine: str,
+    *,
+    threads: int | None,
+    device: str | None,
+    weight_format: str,
+    kv_format: str,
+) -> LoadedModel:
+    """Open a checkpoint, or several as an ensemble; the arguments are those of `LM`.
+
+    Raises:
+        ModelError, MethodError: what is wrong and what to do, in one sentence.
+    """
+    parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
+    models = [load(part) for part, _ in parts]
+    engines = [
+        open_engine(
+            each,
+            engine,
+            threads=threads,
+            device=device,
+            weight_format=weight_format,
+            kv_format=kv_format,
+        )
+        for each in models
+    ]
+    if len(models) > 1:
+        _check_tokens(models)
+        whole = EnsembleEngine(engines, [weight for _, weight in parts])
+        return LoadedModel(models[0], whole, None)
+    [opened] = engines
+    return LoadedModel(models[0], opened, known_trace(models[0], opened.config.vocab_size))
+
+
+def open_budget(budget: int | str, engine: Engine) -> Budget:
+    """How many nodes trees have: a number, or `auto` by this machine's measured cost.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    if isinstance(budget, int):
+        return Fixed(budget)
+    if budget != "auto":
+        raise RequestError(f"the budget is {budget!r}, expected a number of nodes or auto")
+    from paceline.engines.cost_cache import known_cost
+
+    return Governor(known_cost(engine))
+
+
+def _check_tokens(models: list[Model]) -> None:
+    first, *others = models
+    for other in others:
+        if not same_tokens(first.tokenizer, other.tokenizer):
+            raise ModelError(
+                f"{first.path.name} and {other.path.name} have other tokens; an ensemble needs "
+                "models with the same tokenizer"
+            )

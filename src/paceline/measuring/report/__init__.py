@@ -1,0 +1,1 @@
+"""Reports: documents, HTML pages, plots, tables."""

@@ -1,0 +1,63 @@
+"""`/tokenize`, `/detokenize` and `/v1/models`: what the model is and how it reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from paceline.errors import RequestError
+from paceline.serving.api.dependencies import Dependencies, Here
+from paceline.serving.api.parse import message_of
+from paceline.serving.api.schemas import DetokenizeBody, TokenizeBody
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(here: Here) -> dict[str, Any]:
+    """What is served."""
+    return {"object": "list", "data": [_model(here)]}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, here: Here) -> dict[str, Any]:
+    """The model, if it is the one."""
+    here.check_model(name)
+    return _model(here)
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, here: Here) -> dict[str, Any]:
+    """A text's tokens."""
+    here.check_model(body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise RequestError("give one of prompt and messages")
+    if body.prompt is not None:
+        tokens = here.lm.tokenizer.encode(body.prompt, special=body.add_special_tokens)
+    else:
+        messages = [message_of(message) for message in body.messages or []]
+        tokens = here.lm.tokenizer.encode_chat(messages)
+    window = here.lm.engine.config.context
+    return {"tokens": tokens, "count": len(tokens), "max_model_len": window}
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, here: Here) -> dict[str, Any]:
+    """The text of tokens."""
+    here.check_model(body.model)
+    size = here.lm.engine.config.vocab_size
+    wrong = next((token for token in body.tokens if not 0 <= token < size), None)
+    if wrong is not None:
+        raise RequestError(f"token {wrong} is outside the vocabulary of {size}")
+    return {"prompt": here.lm.tokenizer.decode(body.tokens)}
+
+
+def _model(here: Dependencies) -> dict[str, Any]:
+    return {
+        "id": here.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "paceline",
+        "max_model_len": here.lm.engine.config.context,
+    }

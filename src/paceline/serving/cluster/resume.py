@@ -1,0 +1,188 @@
+"""A stream that broke off, gone on with by another replica.
+
+The same seed gives the same text wherever it is run. So the request is run again from its
+beginning, and what was told already is left out: whoever reads the stream sees no seam. What is
+left out must be what was told, letter by letter and token by token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+_DONE = b"data: [DONE]"
+_LISTS = ("tokens", "texts", "origins")  # of a trace, one entry for each token
+_Some = TypeVar("_Some", str, list[str], list[int])
+
+
+class SeamError(Exception):
+    """The stream cannot be gone on with; says why."""
+
+
+class ResumedStream:
+    """What a client was told of choices, and what is new in another stream of the same.
+
+    Args:
+        told: the events so far, whole, each with the blank line after it.
+        ago: seconds since the last of them.
+
+    Raises:
+        SeamError: it holds what cannot be told apart piece by piece.
+    """
+
+    def __init__(self, told: bytes, ago: Callable[[], float] = float) -> None:
+        self._head: dict[str, Any] = {}
+        self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
+        self._ends: set[bytes] = set()  # that belong to no choice
+        self._at: float | None = None  # of the last pass, by the clock of who told it
+        self._ago, self._later = ago, 0.0  # what the other's clock is behind
+        for event in filter(None, told.split(b"\n\n")):
+            self._take(event)
+
+    def _take(self, event: bytes) -> None:
+        if event == _DONE:
+            self._ends.add(event)
+            return
+        piece = _read(event)
+        if not piece["choices"]:
+            self._ends.add(b"usage")
+        self._head = self._head or {key: piece.get(key) for key in ("id", "created")}
+        trace = piece.get("paceline", {})
+        self._at = trace.get("at", self._at)
+        for choice in piece["choices"]:
+            known = self._choices[choice["index"]]
+            known.begun = True
+            known.over = choice["finish_reason"] is not None
+            known.text += _text(choice)
+            known.tokens += _tokens(choice["logprobs"])
+            known.traced += trace.get("tokens", [])
+
+    def rest(self, event: bytes) -> bytes:
+        """An event of the other stream, less what was told; nothing where nothing is left.
+
+        Raises:
+            SeamError: it is another text, or as above.
+        """
+        if event == _DONE:
+            return b"" if event in self._ends else event + b"\n\n"
+        piece = _read(event)
+        if not piece["choices"]:
+            if b"usage" in self._ends:
+                return b""
+        else:
+            piece["choices"] = [each for each in piece["choices"] if self._new(piece, each)]
+            if not piece["choices"]:
+                return b""
+        return b"data: " + json.dumps(piece | self._head, ensure_ascii=False).encode() + b"\n\n"
+
+    def _new(self, piece: dict[str, Any], choice: dict[str, Any]) -> bool:
+        """Cut from a piece what was told; whether anything is left."""
+        known = self._choices[choice["index"]]
+        if known.over:
+            return False
+        text, tokens, traced = _text(choice), _tokens(choice["logprobs"]), _traced(piece)
+        known.text, told = _met(known.text, text)
+        known.tokens, named = _met(known.tokens, tokens)
+        known.traced, drawn = _met(known.traced, traced)
+        if choice["finish_reason"] is not None and (known.text or known.tokens or known.traced):
+            raise SeamError("another replica's answer is shorter")
+        if told:
+            _cut_text(choice, told)
+        if named:
+            choice["logprobs"] = _cut_logprobs(choice["logprobs"], named)
+        if drawn:
+            _cut_trace(piece, drawn)
+        if known.begun:
+            choice.get("delta", {}).pop("role", None)
+        if len(traced) > drawn:
+            self._set_clock(piece["paceline"])
+        said = len(text) > told or len(tokens) > named or len(traced) > drawn or not known.begun
+        known.begun = True
+        calls = bool(choice.get("delta", {}).get("tool_calls"))
+        return said or calls or choice["finish_reason"] is not None
+
+    def _set_clock(self, trace: dict[str, Any]) -> None:
+        """Let the time of a pass go on from the clock of who died, with the seconds between."""
+        if self._at is not None:
+            self._later, self._at = self._at + self._ago() - trace["at"], None
+        trace["at"] = round(trace["at"] + self._later, 6)
+
+
+@dataclass
+class _Choice:
+    """What was told of a choice and has not been met again."""
+
+    text: str = ""
+    tokens: list[str] = field(default_factory=list)  # with their log probabilities
+    traced: list[int] = field(default_factory=list)
+    begun: bool = False
+    over: bool = False
+
+
+def _met(known: _Some, new: _Some) -> tuple[_Some, int]:
+    """What is still to be met, and how much of `new` was met now.
+
+    Raises:
+        SeamError: they differ.
+    """
+    size = min(len(known), len(new))
+    if known[:size] != new[:size]:
+        raise SeamError("another replica answers otherwise")
+    return known[size:], size
+
+
+def _read(event: bytes) -> dict[str, Any]:
+    try:
+        piece: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
+        for choice in piece["choices"]:
+            _text(choice), _tokens(choice.setdefault("logprobs")), choice["index"]
+            choice["finish_reason"]
+        _traced(piece)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise SeamError("the rest cannot be told") from None
+    return piece
+
+
+def _text(choice: dict[str, Any]) -> str:
+    delta = choice.get("delta")
+    return (choice.get("text") if delta is None else delta.get("content")) or ""
+
+
+def _tokens(logprobs: dict[str, Any] | None) -> list[str]:
+    if logprobs is None:
+        return []
+    if "content" in logprobs:
+        return [each["token"] for each in logprobs["content"]]
+    return list(logprobs["tokens"])
+
+
+def _traced(piece: dict[str, Any]) -> list[int]:
+    return list(piece["paceline"]["tokens"]) if "paceline" in piece else []
+
+
+def _cut_text(choice: dict[str, Any], told: int) -> None:
+    if "delta" in choice:
+        choice["delta"]["content"] = choice["delta"]["content"][told:]
+    else:
+        choice["text"] = choice["text"][told:]
+
+
+def _cut_logprobs(logprobs: dict[str, Sequence[Any]], told: int) -> dict[str, Any] | None:
+    left = {name: each[told:] for name, each in logprobs.items()}
+    offsets = left.get("text_offset", [])
+    if offsets:
+        left["text_offset"] = [each - offsets[0] for each in offsets]
+    return left if any(left.values()) else None
+
+
+def _cut_trace(piece: dict[str, Any], told: int) -> None:
+    """What is left came of two passes as one, one of them of the replica that died."""
+    trace = piece["paceline"]
+    trace |= {name: trace[name][told:] for name in _LISTS}
+    if trace["tokens"]:
+        trace["passes"] += 1
+    else:
+        del piece["paceline"]

@@ -1,0 +1,283 @@
+"""Searches beside the requests of a worker: one pass of one search between two of its own.
+
+A strategy is written as a loop that calls its engine. Here it runs in a thread of its own that is
+awake only while the worker's waits for it, from one pass to the next: never do two threads compute,
+and who streams waits for one pass of a search at most. Nothing of a search is told before its end,
+so one that has to give its memory up is begun anew later.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from math import ceil
+from threading import Semaphore, Thread
+from time import monotonic, perf_counter
+
+from paceline.control.capabilities import RunsModel
+from paceline.core import Output
+from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.beam import Beam
+from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.text_stream import TextStream, text_of
+from paceline.engines.pages import Memory
+from paceline.errors import PacelineError, RequestError
+from paceline.lm import LM
+from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
+from paceline.serving.scheduler import BusyError
+from paceline.serving.turn_taking import TurnTakingEngine
+
+_log = logging.getLogger(__name__)
+_ACTIVE = 4  # searches that take turns
+_AGING = 30.0  # seconds of waiting that weigh as much as one step of priority
+
+
+class SearchQueue:
+    """The searches of a worker, whose thread alone may use it.
+
+    They take turns, and where others run, no more than their `share` of the time. A search gets its
+    memory before it begins: the worker keeps it `reserved`.
+
+    Args:
+        lm: the model.
+        queue: most searches that wait.
+        pages: of the engine's memory that searches may take.
+        relieve: makes room for a pass, or lets it be tried later; false where that is in vain.
+        stats: of the worker.
+        share: seconds that searches may take for each second of the others' passes.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        queue: int,
+        pages: int,
+        relieve: Callable[[], bool],
+        stats: WorkerStats,
+        share: float = 1.0,
+    ) -> None:
+        self._lm, self._queue, self._pages = lm, queue, pages
+        self._relieve, self._stats, self.share = relieve, stats, share
+        self._credit = 0.0  # seconds that may be taken
+        self._orders = count()
+        self._begun: dict[str, int] = {}  # client -> its last search that began
+        self.waiting: list[_Search] = []
+        self.running: deque[_Search] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self.waiting and not self.running
+
+    @property
+    def reserved(self) -> int:
+        """Pages that are kept for those that run, and for the next that may begin."""
+        following = self._next()
+        kept = sum(max(each.pages - each.held, 0) for each in self.running)
+        return kept + (following.pages if following else 0)
+
+    def submit(self, ask: Job) -> None:
+        """Hand one in.
+
+        Raises:
+            PacelineError: it cannot be run, or too many wait.
+        """
+        assert ask.strategy is not None
+        search = _Search(ask, self._lm, self._relieve, next(self._orders), monotonic())
+        if any(each.ask.id == ask.id for each in [*self.waiting, *self.running]):
+            raise RequestError(f"a request {ask.id!r} is under way; give this one another name")
+        if search.pages > self._pages:
+            raise RequestError(
+                f"the search may need {search.pages} pages of memory, and there are {self._pages}; "
+                "ask for fewer hypotheses or tokens"
+            )
+        if len(self.waiting) >= self._queue:
+            raise BusyError(f"{self._queue} searches wait already; try again later")
+        self.waiting.append(search)
+
+    def cancel(self, ask_id: str) -> list[JobEvent]:
+        """Give one up; nothing comes of it where it is over already."""
+        found = [each for each in [*self.waiting, *self.running] if each.ask.id == ask_id]
+        return [self._end(each, "cancelled") for each in found]
+
+    def close(self, finish: str, error: str = "") -> list[JobEvent]:
+        """Give all up."""
+        return [self._end(each, finish, error) for each in [*self.waiting, *self.running]]
+
+    def give_way(self) -> bool:
+        """Let the last that was begun wait again, without its memory; false where none runs."""
+        if not self.running:
+            return False
+        last = max(self.running, key=lambda search: search.order)
+        self.running.remove(last)
+        last.stop()
+        self.waiting.append(last.again())
+        self._stats.preempted += 1
+        return True
+
+    def step(self, pages: int, alone: bool) -> list[JobEvent]:
+        """One pass of the next search.
+
+        Args:
+            pages: that can be had, those that are reserved included.
+            alone: nobody else has anything to run, so that there will never be more.
+        """
+        now = monotonic()
+        late = [each for each in [*self.waiting, *self.running] if each.late(now)]
+        events = [self._end(each, "deadline") for each in late]
+        following = self._next()
+        if following and (self.reserved <= pages or (alone and not self.running)):
+            self._begin(following)
+        if not self.running or (self._credit < 0 and not alone):
+            return events
+        search, start = self.running[0], perf_counter()
+        self.running.rotate(-1)
+        if search.step():
+            events.append(self._end(search, "error"))
+        if not alone:
+            self._credit -= perf_counter() - start
+        return events
+
+    def worked(self, seconds: float) -> None:
+        """Others had a pass of so many seconds; credit is not saved up."""
+        self._credit = min(self._credit, 0.0) + self.share * seconds
+
+    def _next(self) -> _Search | None:
+        """Who begins next: the most urgent, of these who has waited longest since its last one."""
+        if not self.waiting or len(self.running) >= _ACTIVE:
+            return None
+        now = monotonic()
+        return min(
+            self.waiting,
+            key=lambda each: (
+                -each.ask.priority - int((now - each.arrived) / _AGING),
+                self._begun.get(each.ask.client, -1),
+                each.order,
+            ),
+        )
+
+    def _begin(self, search: _Search) -> None:
+        self.waiting.remove(search)
+        self.running.append(search)
+        clients = {each.ask.client for each in [*self.waiting, *self.running]}
+        self._begun = {client: at for client, at in self._begun.items() if client in clients}
+        self._begun[search.ask.client] = next(self._orders)
+
+    def _end(self, search: _Search, finish: str, error: str = "") -> JobEvent:
+        """What its owner is told; `finish` where nothing was found."""
+        if search in self.running:
+            self.running.remove(search)
+        else:
+            self.waiting.remove(search)
+        search.stop()
+        if not search.found:
+            if search.error is not None:
+                error = error or self._told(search.ask.id, search.error)
+            return JobEvent(search.ask.id, finish=finish, output=Output(), error=error)
+        best = search.found[0]
+        self._stats.passes += best.passes
+        self._stats.nodes += best.nodes
+        self._stats.tokens += sum(len(each.tokens) for each in search.found)
+        return JobEvent(search.ask.id, finish=best.finish, output=best, found=search.found)
+
+    def _told(self, ask_id: str, error: Exception) -> str:
+        if isinstance(error, PacelineError):
+            return str(error)
+        _log.error("request %s failed", ask_id, exc_info=error)
+        return FAILED_ALONE
+
+
+class _Search:
+    """One search, and its thread once it has begun."""
+
+    def __init__(
+        self, ask: Job, lm: LM, relieve: Callable[[], bool], order: int, arrived: float
+    ) -> None:
+        assert ask.strategy is not None
+        self.ask, self.order, self.arrived = ask, order, arrived
+        self.found: list[Found] = []
+        self.error: Exception | None = None
+        self._strategy, self._lm, self._relieve = ask.strategy, lm, relieve
+        self._engine = TurnTakingEngine(lm.engine, self._turn, relieve)
+        self._task = Task(self._engine, ask.request, self._stream)
+        self._strategy.check(self._task)
+        self.pages = _pages(self._strategy, self._task)
+        self._go, self._paused = Semaphore(0), Semaphore(0)
+        self._thread: Thread | None = None
+        self._leaving = self._over = False
+
+    @property
+    def held(self) -> int:
+        """Pages that it has."""
+        return self._engine.held
+
+    def late(self, now: float) -> bool:
+        """Whether its time is over."""
+        return self.ask.deadline is not None and self.ask.deadline <= now
+
+    def again(self) -> _Search:
+        """The same, from its beginning."""
+        return _Search(self.ask, self._lm, self._relieve, self.order, self.arrived)
+
+    def step(self) -> bool:
+        """Go on to the next pass; whether it is over."""
+        if self._thread is None:
+            self._thread = Thread(target=self._work, name="paceline-search", daemon=True)
+            self._thread.start()
+        if not self._over:
+            self._go.release()
+            self._paused.acquire()
+        if self._over:
+            self._thread.join()
+        return self._over
+
+    def stop(self) -> None:
+        """Give everything back."""
+        self._leaving = True
+        if self._thread is not None:
+            self.step()
+
+    def _work(self) -> None:
+        self._go.acquire()
+        try:
+            self.found = self._strategy.run(self._task)
+        except _LeavingError:
+            pass
+        except Exception as error:
+            self.error = error
+        finally:
+            self._over = True
+            self._paused.release()
+
+    def _turn(self) -> None:
+        """Called before each pass: let the worker go on."""
+        self._paused.release()
+        self._go.acquire()
+        if self._leaving:
+            raise _LeavingError
+
+    def _stream(self) -> TextStream:
+        return text_of(self.ask.request, self._lm.tokenizer)
+
+
+class _LeavingError(Exception):
+    """The search is given up."""
+
+
+def _pages(strategy: Strategy, task: Task) -> int:
+    """Pages that it may come to hold: of each text the beginning once, and each hypothesis' own.
+
+    Those of guides are counted in pages of the model.
+    """
+    width = strategy.width if isinstance(strategy, Beam) else 1
+    nodes = strategy.k if isinstance(strategy, Contrastive) else 1
+    own = Memory.pages(task.limit + nodes) + 2  # its last page, and the prompt's, are copied
+    prompt, page = len(task.request.prompt), task.engine.memory.page_bytes
+    pages = Memory.pages(prompt) + width * own
+    for guide in task.request.controls:
+        for engine, size in guide.holds(prompt) if isinstance(guide, RunsModel) else ():
+            beside = Memory.pages(size) + width * own
+            pages += ceil(beside * engine.memory.page_bytes / page)
+    return pages

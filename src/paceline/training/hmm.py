@@ -1,0 +1,172 @@
+"""A hidden Markov model learnt from what a language model writes; it can be broken off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.control.lexical.hmm import Hmm, blank, write_hmm
+from paceline.core import Tokens
+from paceline.engines.base import Engine
+from paceline.errors import ModelError, RequestError
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.writer import Pending, write_safetensors
+from paceline.models.model import Model
+from paceline.training.baum_welch import improve
+from paceline.training.self_text import selftext
+
+_TEXTS = 64  # written between two savings
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an HMM is made.
+
+    Attributes:
+        states: hidden ones. More know the model better; a round takes their square.
+        samples: texts that the model writes, at temperature 1; more where it ends them early.
+        length: tokens of one at most.
+        rounds: of expectation-maximisation over all texts.
+        seed: of the texts and of where learning starts.
+    """
+
+    states: int = 64
+    samples: int = 2000
+    length: int = 128
+    rounds: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if name != "seed" and value < 1:
+                raise RequestError(f"{name} is {value}, expected 1 or more")
+
+    @property
+    def tokens(self) -> int:
+        """How many the model writes."""
+        return self.samples * self.length
+
+
+@dataclass
+class _Work:
+    """What there is so far: texts one behind the other, and the HMM after some rounds."""
+
+    tokens: Tokens
+    starts: Tokens
+    hmm: Hmm | None = None
+    rounds: int = 0
+    likelihood: float = float("nan")
+
+
+class Distillation:
+    """The way from a model to an HMM in a file.
+
+    What is done is kept beside the file, in `.work` behind its name, until the HMM is complete: the
+    same recipe goes on from there.
+
+    Args:
+        engine: runs the model.
+        model: its tokenizer and defaults are needed.
+        out: a safetensors file.
+        recipe: how.
+
+    Raises:
+        ModelError: what was kept is of another recipe, or damaged.
+    """
+
+    def __init__(self, engine: Engine, model: Model, out: Path, recipe: Recipe) -> None:
+        self._engine, self._model, self._out, self._recipe = engine, model, out, recipe
+        self._side = out.with_name(out.name + ".work")
+        self._mark = json.dumps({"model": model.fingerprint(), **asdict(recipe)}).encode()
+        self._work = _resume(self._side, self._mark, engine.config.vocab_size)
+
+    def write(self, progress: Progress = lambda count: None) -> None:
+        """Let the model write; `progress` is called with numbers of tokens."""
+        work, recipe, model = self._work, self._recipe, self._model
+        progress(len(work.tokens))
+        while len(work.tokens) < recipe.tokens:
+            trace = selftext(
+                self._engine,
+                min(_TEXTS * recipe.length, recipe.tokens - len(work.tokens)),
+                model.tokenizer.encode(""),
+                frozenset(model.defaults.stop_tokens),
+                1.0,
+                recipe.seed * recipe.tokens + len(work.tokens),
+                progress,
+                recipe.length,
+            )
+            work.starts = np.concatenate([work.starts, trace.starts + np.int32(len(work.tokens))])
+            work.tokens = np.concatenate([work.tokens, trace.tokens])
+            self._keep()
+
+    def learn(self, progress: Progress = lambda count: None) -> tuple[Hmm, float]:
+        """Learn from what was written and write the file; `progress` is called with rounds.
+
+        Returns:
+            the HMM, and the mean log likelihood of a token before the last round, in nats.
+
+        Raises:
+            ModelError: the file cannot be written.
+        """
+        work, recipe = self._work, self._recipe
+        size = self._engine.config.vocab_size
+        counts = np.bincount(work.tokens, minlength=size).astype(np.float64)
+        hmm = work.hmm or blank(recipe.states, counts, recipe.seed)
+        progress(work.rounds)
+        texts = np.split(work.tokens, work.starts[1:])
+        for rounds in range(work.rounds, recipe.rounds):
+            hmm, work.likelihood = improve(hmm, texts)
+            work.hmm, work.rounds = hmm, rounds + 1
+            self._keep()
+            progress(1)
+        write_hmm(self._out, hmm, self._model.tokenizer)
+        with suppress(OSError):
+            self._side.unlink()
+        return hmm, work.likelihood
+
+    def _keep(self) -> None:
+        work = self._work
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {
+            "mark": ("U8", np.frombuffer(self._mark, np.uint8)),
+            "tokens": ("I32", work.tokens),
+            "starts": ("I32", work.starts),
+            "rounds": ("I32", np.array([work.rounds], np.int32)),
+            "likelihood": ("F64", np.array([work.likelihood])),
+        }
+        if work.hmm is not None:
+            for name in ("initial", "transition", "emission"):
+                arrays[name] = ("F64", getattr(work.hmm, name))
+        pending = {name: _pending(kind, array) for name, (kind, array) in arrays.items()}
+        write_safetensors(self._side, pending)
+
+
+def _pending(kind: str, array: NDArray[Any]) -> Pending:
+    return Pending(array.shape, lambda: array, kind)
+
+
+def _resume(path: Path, mark: bytes, vocabulary: int) -> _Work:
+    if not path.exists():
+        return _Work(np.zeros(0, np.int32), np.zeros(0, np.int32))
+    arrays = {name: np.array(stored.values) for name, stored in read_file(path).items()}
+    try:
+        if arrays["mark"].tobytes() != mark:
+            raise ModelError(
+                f"{path} is of another recipe or model; delete it, or give what it was begun with"
+            )
+        work = _Work(arrays["tokens"], arrays["starts"], None, int(arrays["rounds"][0]))
+        if work.rounds:
+            work.likelihood = float(arrays["likelihood"][0])
+            work.hmm = Hmm(arrays["initial"], arrays["transition"], arrays["emission"])
+        if not (work.tokens.min() >= 0 and work.tokens.max() < vocabulary):
+            raise ValueError
+    except (KeyError, IndexError, ValueError):
+        raise ModelError(f"{path} is damaged; delete it") from None
+    return work

@@ -1,0 +1,120 @@
+"""What a model writes when nobody asks it anything, and what it thinks at every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from paceline import _native
+from paceline.control.temperature import Temperature
+from paceline.core import Request, TokenTree
+from paceline.decoding.walk import draw
+from paceline.engines.base import Cached, Engine
+from paceline.errors import RequestError
+from paceline.models.trace import Trace
+
+_TOP = 16  # successors kept; no drafter looks at more by default
+_LENGTH = 400  # tokens of one text at most, if nothing else is said
+_STREAMS = 16  # texts written at once: a pass over many sequences costs little more than one
+
+
+class _Text:
+    """One text under way."""
+
+    def __init__(self, sequence: Cached, tokens: list[int]) -> None:
+        self.sequence, self.tokens = sequence, tokens
+        self.top_tokens: list[np.ndarray] = []
+        self.top_probs: list[np.ndarray] = []
+
+
+def selftext(
+    engine: Engine,
+    tokens: int,
+    opening: list[int],
+    stop_tokens: frozenset[int],
+    temperature: float = 0.7,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+    longest: int = _LENGTH,
+) -> Trace:
+    """Let a model write `tokens` tokens or a few more, several texts side by side.
+
+    Half of the texts begin with `opening` alone, the others with one more token, each of the
+    vocabulary in turn in an order that `seed` shuffles; without an `opening` all do.
+
+    Args:
+        engine: runs the model.
+        tokens: how many to write in all; texts under way are cut there.
+        opening: what the tokenizer puts before every text, perhaps nothing.
+        stop_tokens: end a text.
+        temperature: of the draws; lower ones are nearer to what greedy users will ask for.
+        seed: keys the draws.
+        progress: called with the number of new tokens after each pass.
+        longest: tokens of one text at most.
+
+    Raises:
+        RequestError: a number is out of range.
+    """
+    if tokens < 1:
+        raise RequestError(f"tokens is {tokens}, expected 1 or more")
+    if not 0 < temperature < np.inf:
+        raise RequestError(f"the temperature is {temperature}, expected more than 0")
+    first = np.random.default_rng(seed).permutation(engine.config.vocab_size)
+    length = min(longest, engine.config.context - 1)
+    done: list[_Text] = []
+    running: list[_Text] = []
+    opened = written = 0
+    try:
+        while written < tokens:
+            while len(running) < _STREAMS:
+                start = list(opening)
+                if not opening or opened % 2:
+                    start.append(int(first[opened // (2 if opening else 1) % len(first)]))
+                sequence = engine.start(np.array(start[:-1], np.int32))
+                # The opening's own rows are no thoughts of this text: it starts with its root.
+                running.append(_Text(sequence, start))
+                opened += 1
+            _write(engine, running, temperature, seed + opened)
+            written += len(running)
+            progress(len(running))
+            for text in list(running):
+                ended = text.tokens[-1] in stop_tokens or len(text.tokens) > length
+                if ended or written >= tokens:
+                    running.remove(text)
+                    engine.release(text.sequence)
+                    done.append(text)
+    finally:
+        for text in running:
+            engine.release(text.sequence)
+    return _joined(done)
+
+
+def _write(engine: Engine, texts: list[_Text], temperature: float, seed: int) -> None:
+    """One more token of each text."""
+    logits = engine.forward([(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts])
+    top_tokens, top_probs = _native.top(logits, min(_TOP, logits.shape[1]))
+    for i, text in enumerate(texts):
+        engine.commit(text.sequence, [0])
+        text.top_tokens.append(top_tokens[i].copy())
+        text.top_probs.append(top_probs[i].copy())
+        request = Request(
+            prompt=(text.tokens[0],),
+            max_new_tokens=1,
+            temperature=temperature,
+            seed=seed * _STREAMS + i,
+            controls=(Temperature(temperature),),
+        )
+        text.tokens.append(draw(logits[i], text.tokens, request)[0])
+
+
+def _joined(texts: list[_Text]) -> Trace:
+    # A text's last token was never run, and its opening's rows were not asked for.
+    kept = [text.tokens[-1 - len(text.top_tokens) : -1] for text in texts]
+    sizes = [len(tokens) for tokens in kept]
+    return Trace(
+        np.concatenate([np.array(tokens, np.int32) for tokens in kept]),
+        np.cumsum([0, *sizes[:-1]], dtype=np.int32),
+        np.concatenate([np.stack(text.top_tokens) for text in texts]),
+        np.concatenate([np.stack(text.top_probs) for text in texts]),
+    )

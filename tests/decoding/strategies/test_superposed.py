@@ -1,0 +1,130 @@
+"""Superposed decoding: several continuations, ranked by what the model itself thinks of them."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline import LM
+from paceline.core import TokenTree
+from paceline.decoding.strategies.superposed import Ngrams, _Draft, _grown, superposed
+from paceline.engines import open_engine
+from paceline.errors import MethodError, RequestError
+from paceline.models import load
+from tests.conftest import shared
+from tests.toy import ToyEngine
+
+PROMPT = "Once upon a time, there was a little girl"
+
+
+@pytest.fixture(scope="module", params=["native", "reference"])
+def lm(request):
+    if request.param == "reference":
+        pytest.importorskip("torch").set_num_threads(1)
+    return LM(shared("models", "stories260K"), engine=request.param, drafter="plain")
+
+
+def prompt_of(lm):
+    return np.array(lm.tokenizer.encode(PROMPT), np.int32)
+
+
+def test_one_continuation_is_greedy_decoding(lm):
+    plain = lm.generate(PROMPT, max_new_tokens=20, temperature=0.0, ignore_eos=True)
+    (only,) = superposed(lm.engine, prompt_of(lm), 1, 20)
+    assert list(only.tokens) == plain.tokens
+
+
+def test_scores_are_the_models_own_and_fall(lm):
+    prompt = prompt_of(lm)
+    found = superposed(lm.engine, prompt, 5, 9)
+    assert len({one.tokens for one in found}) == 5
+    assert [one.score for one in found] == sorted((one.score for one in found), reverse=True)
+    for one in found:
+        assert len(one.tokens) == 9
+        sequence = lm.engine.start(prompt[:-1])
+        chain = TokenTree.chain(np.array([prompt[-1], *one.tokens[:-1]], np.int32))
+        logits = lm.engine.forward([(sequence, chain)]).astype(np.float64)
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        expected = sum(logs[place, token] for place, token in enumerate(one.tokens))
+        assert one.score == pytest.approx(expected, abs=1e-3)
+        lm.engine.release(sequence)
+
+
+def test_continuations_end_at_stop_tokens_and_leave_no_sequence():
+    folder = shared("models", "stories260K")
+    engine = open_engine(load(folder), "native", threads=1)
+    opened = []
+    engine.open, start = lambda: opened.append(start()) or opened[-1], engine.open
+    prompt = np.array([1, 403, 407], np.int32)
+    free = superposed(engine, prompt, 4, 6)
+    stop = free[0].tokens[2]
+    found = superposed(engine, prompt, 4, 6, stop_tokens=frozenset({stop}))
+    assert any(one.tokens[-1] == stop for one in found)
+    assert all(stop not in one.tokens[:-1] for one in found)
+    assert all(sequence.bytes == 0 for sequence in opened)
+
+
+def test_ngrams_say_which_token_belongs_to_which_draft():
+    """The model finds 2 likelier than 3, but known texts say 0 2 and 1 3."""
+    logits = np.array([[-9, -9, 2, 1.9]], np.float32)
+    drafts = [_Draft((0,), -0.7), _Draft((1,), -0.7)]
+    texts = Ngrams([np.array([0, 2, -1, 1, 3] * 9, np.int32)])
+    prompt = np.array([0], np.int32)
+    for alpha, expected in ((0.0, {(0, 2), (1, 2)}), (0.5, {(0, 2), (1, 3)})):
+        found = _grown(drafts, logits, 2, alpha, texts, prompt, frozenset())
+        assert {draft.tokens for draft in found} == expected
+
+
+def counted(texts, context, token, base):
+    """The definition, told slowly."""
+    chance = base
+    for back in range(1, 6):
+        end = context[-back:]
+        if back > len(context):
+            break
+        after = [
+            text[i + back]
+            for text in texts
+            for i in range(len(text) - back)
+            if text[i : i + back] == end
+        ]
+        if not after:
+            break
+        kinds = len(set(after))
+        chance = (after.count(token) + kinds * chance) / (len(after) + kinds)
+    return chance
+
+
+TEXTS = st.lists(st.lists(st.integers(0, 3), max_size=20), max_size=4)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.lists(st.integers(0, 3), min_size=1, max_size=8))
+def test_ngrams_count_as_defined(texts, context):
+    base = np.array([0.4, 0.3, 0.2, 0.1])
+    ngrams = Ngrams([np.array(text, np.int32) for text in texts])
+    found = ngrams.chances(np.array(context, np.int32), np.arange(4, dtype=np.int32), base)
+    expected = [counted(texts, context, token, base[token]) for token in range(4)]
+    np.testing.assert_allclose(found, expected)
+    assert found.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("k", "length", "alpha", "said"),
+    [
+        (0, 5, 0.5, "0 continuations are asked for, expected 1 to 64"),
+        (65, 5, 0.5, "65 continuations"),
+        (2, 0, 0.5, "continuations of 0 tokens are asked for, expected 1 to 509"),
+        (2, 510, 0.5, "continuations of 510 tokens"),
+        (2, 5, 1.5, "alpha is 1.5"),
+        (2, 5, float("nan"), "alpha is nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(lm, k, length, alpha, said):
+    with pytest.raises(RequestError, match=said):
+        superposed(lm.engine, np.array([1, 2, 3], np.int32), k, length, alpha=alpha)
+
+
+def test_an_engine_that_cannot_mix_is_named():
+    with pytest.raises(MethodError, match="engine that can mix tokens, and toy cannot"):
+        superposed(ToyEngine(), np.array([1], np.int32), 2, 3)

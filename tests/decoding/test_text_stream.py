@@ -1,0 +1,47 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.decoding.text_stream import TextStream
+
+
+class Letters:
+    """Each token is a character."""
+
+    def push(self, token):
+        return chr(token)
+
+    def flush(self):
+        return ""
+
+
+def show(text, stops):
+    stream, shown = TextStream(Letters(), stops), []
+    for letter in text:
+        shown.append(stream.push(ord(letter)))
+        if stream.stopped:
+            break
+    shown.append(stream.flush())
+    return "".join(shown), stream.stopped, shown
+
+
+def test_text_ends_before_the_stop_string():
+    assert show("one two three", ("two",))[:2] == ("one ", True)
+
+
+def test_what_may_become_a_stop_string_is_held_back():
+    shown = show("a\n\nb", ("\n\n",))[2]
+    assert shown[:2] == ["a", ""]
+    assert show("a\nb", ("\n\n",))[:2] == ("a\nb", False)
+
+
+def test_the_end_of_the_output_releases_what_was_held():
+    assert show("ab\n", ("\n\n",))[:2] == ("ab\n", False)
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", max_size=4), max_size=3))
+def test_the_shown_text_is_cut_at_the_first_stop_that_completes(text, stops):
+    wanted = tuple(filter(None, stops))
+    ends = [(at + len(s), at) for s in wanted if (at := text.find(s)) >= 0]
+    first = min(end for end, _ in ends) if ends else None
+    cut = min(at for end, at in ends if end == first) if ends else len(text)
+    assert show(text, tuple(stops))[0] == text[:cut]

@@ -1,0 +1,80 @@
+"""The shape of the package: imports point downward only, and a family folder holds methods only."""
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import paceline
+from paceline.registry import FAMILIES
+
+PACKAGE = Path(paceline.__file__).parent
+
+# From the bottom up. A module may import its own layer and those below it.
+LAYERS = [
+    ["abilities", "core", "errors", "noise", "registry", "cache_dir", "machine", "sandbox"],
+    ["models"],
+    ["engines"],
+    ["drafters", "control", "watermarks"],
+    ["decoding", "training"],
+    ["loading", "request_builder", "lm"],
+    ["serving", "planning", "measuring"],
+    ["cli"],
+]
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+# Modules of a family folder that hold no method: what all methods of the family share.
+SHARED = {
+    "drafter": {"base", "token_recycling"},
+    "control": {"base", "capabilities", "logits", "sampler_spec", "force"},
+    "guide": {"base", "guide_models", "guide_stream", "class_conditional"},
+    "strategy": {"base", "scores", "search", "completions", "superposed"},
+    "watermark": {"base", "alignment", "contexts", "sequence"},
+}
+
+
+def imported(file: Path) -> set[str]:
+    """The modules of ours that a file imports when it is imported or run."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
+            node.body = []  # checked by mypy only
+        elif isinstance(node, ast.ImportFrom) and node.module == "paceline":
+            names |= {f"paceline.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("paceline."):
+            names.add(str(node.module))
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names if alias.name.startswith("paceline.")}
+    return names
+
+
+def top(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_module_has_a_layer():
+    found = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    assert found - {"__init__", "__main__", "embedded"} == set(RANKS)
+
+
+def test_imports_point_downward():
+    wrong = []
+    for file in PACKAGE.rglob("*.py"):
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for module in imported(file):
+            other = top(module)
+            if own in RANKS and other in RANKS and RANKS[other] > RANKS[own]:
+                wrong.append(f"{file.relative_to(PACKAGE)} imports {module}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_folder_holds_one_method_a_file(family):
+    registry = FAMILIES[family]
+    folder = Path(importlib.import_module(registry.package).__file__ or "").parent
+    homes = [method.__module__ for method in registry.methods().values()]
+    for file in folder.glob("*.py"):
+        if file.stem == "__init__" or file.stem in SHARED[family]:
+            continue
+        assert homes.count(f"{registry.package}.{file.stem}") == 1, file
