@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from weakref import WeakSet
 
@@ -19,16 +20,10 @@ from paceline.engines.base import Cached, Engine, Rows, wanted
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
+from paceline.models import blocks
 from paceline.models.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 _Layer = dict[str, Tensor]
 
@@ -267,7 +262,7 @@ class ReferenceEngine(Engine):
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
         sequence.viewed = view.partial
-        states = []
+        states, where = [], self._tensor(positions)
         run = range(len(config.layers)) if view.layers is None else view.layers
         for place, index in enumerate(run):
             if view.exits is not None and place in view.exits:
@@ -275,80 +270,28 @@ class ReferenceEngine(Engine):
             layer, weights = config.layers[index], self._layers[index]
             seen = visible if layer.window is None else visible & (distance < layer.window)
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
-            normed = self._norm(x, weights, "attn_norm")
-            attended = self._attention(normed, index, sequence, positions, mask)
-            attended = self._norm(attended, weights, "attn_post_norm")
-            mlp_input = x if config.parallel else x + attended
-            x = x + attended + self._mlp(self._norm(mlp_input, weights, "mlp_norm"), weights)
+            rotation = blocks.rotation_of(layer, where)
+            cache = partial(self._cache, sequence, index)
+            x = blocks.block(x, config, layer, weights, mask, rotation, cache)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
-        states = [self._norm(state, outer, "final_norm") for state in [*states, x]]
+        states = [blocks.norm(state, config, outer, "final_norm") for state in [*states, x]]
         self._hidden.append(states[-1])
         return np.stack([self._logits(state, view) for state in states])
 
     def _logits(self, x: Tensor, view: View) -> Floats:
-        """What the head makes of N states, [N, V]."""
-        config, outer = self.config, self._outer
-        head, bias = outer["embed" if config.tied else "head"], outer.get("head.bias")
-        if view.tokens is not None:
-            ids = self._tensor(view.tokens.astype(np.int64))
-            head, bias = head[ids], bias if bias is None else bias[ids]
-        logits = F.linear(x, head, bias)
-        logits = _softcap(logits.float(), config.logit_softcap)
+        """Return the logits of N states, [N, V]."""
+        ids = None if view.tokens is None else self._tensor(view.tokens.astype(np.int64))
+        logits = blocks.head(x, self.config, self._outer, ids)
         return np.asarray(logits.cpu().numpy(), np.float32)
 
-    def _attention(
-        self,
-        x: Tensor,
-        index: int,
-        sequence: _Sequence,
-        positions: np.ndarray,
-        mask: Tensor,
-    ) -> Tensor:
-        """Attention of N nodes over S cached positions and each other; mask is [N, S + N]."""
-        layer, weights = self.config.layers[index], self._layers[index]
-        n, d = len(x), layer.head_dim
-        q = _linear(x, weights, "q").view(n, layer.heads, d).transpose(0, 1)  # [H, N, D]
-        k = _linear(x, weights, "k").view(n, layer.kv_heads, d).transpose(0, 1)
-        v = _linear(x, weights, "v").view(n, layer.kv_heads, d).transpose(0, 1)
-        q, k = self._norm(q, weights, "q_norm"), self._norm(k, weights, "k_norm")
-        if layer.rope is not None:
-            first = int(positions[0])
-            cos, sin = layer.rope.table(first, int(positions.max()) + 1)
-            turn = self._tensor(cos[positions - first]), self._tensor(sin[positions - first])
-            q, k = _rotate(q, *turn), _rotate(k, *turn)
-        keys, values = self._cache(sequence, index, torch.stack((k, v)))
-        groups = layer.heads // layer.kv_heads
-        keys, values = keys.repeat_interleave(groups, 0), values.repeat_interleave(groups, 0)
-        scores = (q @ keys.transpose(1, 2)).float() * self.config.attention_scale  # [H, N, S + N]
-        scores = _softcap(scores, self.config.attention_softcap) + mask
-        mixed = scores.softmax(-1).to(self.dtype) @ values  # [H, N, D]
-        mixed = mixed.transpose(0, 1).reshape(n, -1)
-        return _linear(self._norm(mixed, weights, "attn_inner_norm"), weights, "o")
-
-    def _mlp(self, x: Tensor, weights: _Layer) -> Tensor:
-        act = ACTIVATIONS[self.config.activation]
-        up = _linear(x, weights, "up")
-        hidden = act(_linear(x, weights, "gate")) * up if self.config.gated else act(up)
-        hidden = self._norm(hidden, weights, "mlp_inner_norm")
-        return self._norm(_linear(hidden, weights, "down"), weights, "mlp_post_norm")
-
-    def _norm(self, x: Tensor, weights: _Layer, name: str) -> Tensor:
-        """The norm called `name`, in float32; nothing where the model has none."""
-        if name not in weights:
-            return x
-        weight, wide = weights[name].float(), x.float()
-        if self.config.norm == "layer":
-            bias = weights[f"{name}.bias"].float()
-            return F.layer_norm(wide, weight.shape, weight, bias, self.config.norm_eps).to(x.dtype)
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.config.norm_eps)
-        return (wide * scale * (self.config.norm_offset + weight)).to(x.dtype)
-
-    def _cache(self, sequence: _Sequence, index: int, fresh: Tensor) -> tuple[Tensor, Tensor]:
-        """Write new keys and values [2, H_kv, N, D] behind the committed ones; return them all."""
-        start, end = sequence.length, sequence.length + fresh.shape[2]
+    def _cache(
+        self, sequence: _Sequence, index: int, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values [H_kv, N, D] behind the committed ones; return them all."""
+        start, end = sequence.length, sequence.length + keys.shape[1]
         cache = sequence.layers[index]
-        cache[:, :, start:end] = fresh
+        cache[0, :, start:end], cache[1, :, start:end] = keys, values
         return cache[0, :, :end], cache[1, :, :end]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -381,19 +324,3 @@ def _visible(length: int, tree: TokenTree, positions: Tokens | None) -> np.ndarr
             visible[node] = visible[parent]
         visible[node, length + node] = True
     return visible
-
-
-def _linear(x: Tensor, weights: _Layer, name: str) -> Tensor:
-    return F.linear(x, weights[name], weights.get(f"{name}.bias"))
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2R values of each head [H, N, D] by angles [N, R]; the rest passes."""
-    half = cos.shape[-1]
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
-
-
-def _softcap(x: Tensor, cap: float | None) -> Tensor:
-    return x if cap is None else cap * torch.tanh(x / cap)

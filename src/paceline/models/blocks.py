@@ -1,0 +1,224 @@
+"""One decoder block as plain, differentiable torch functions; `config.py` has the formulas.
+
+The reference engine, calibration, recovery training and adapters all run these functions. They
+hold no state: weights come as a mapping, the cache as a function, and whoever wants to see the
+input of a matrix passes a tap.
+
+Axes: `...` any leading axes (none in the engine, a batch in training), T positions of a pass,
+S positions that keys and values are held of, H query heads, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from paceline.models.config import LayerConfig, ModelConfig
+
+# A matrix [out, in], or a function that stands for its product with x [..., in] -> [..., out].
+Matrix = Tensor | Callable[[Tensor], Tensor]
+# The tensors of one layer (`q`, `q.bias`, `attn_norm`, ...) or those outside all layers.
+LayerWeights = Mapping[str, Matrix]
+# Called with the name of a matrix and its input [..., T, in], and as `attention` with the weights
+# of the attention [..., H, T, S]. What it returns is ignored.
+Tap = Callable[[str, Tensor], object]
+# Takes the new keys and values [..., G, T, D]; returns all that are attended to [..., G, S, D].
+Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Rotation = tuple[Tensor, Tensor]  # cosines and sines [T, R]
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+def logits(
+    tokens: Tensor,
+    config: ModelConfig,
+    outer: LayerWeights,
+    layers: list[LayerWeights],
+    tap: Callable[[int, str, Tensor], object] | None = None,
+) -> Tensor:
+    """Run the whole model over texts without a cache; the naive form that others are tested by.
+
+    Args:
+        tokens: int64 [..., T].
+        config: the model's shape.
+        outer: tensors outside the layers.
+        layers: tensors of each layer.
+        tap: as `Tap`, with the index of the layer first.
+
+    Returns:
+        float32 [..., T, V].
+    """
+    positions = torch.arange(tokens.shape[-1], device=tokens.device)
+    x = embed(tokens, positions, config, outer)
+    for index, (layer, weights) in enumerate(zip(config.layers, layers, strict=True)):
+        rotation = rotation_of(layer, positions)
+        mask = causal_mask(positions, layer.window)
+        own = None if tap is None else lambda name, seen, index=index: tap(index, name, seen)
+        x = block(x, config, layer, weights, mask, rotation, tap=own)
+    return head(norm(x, config, outer, "final_norm"), config, outer)
+
+
+def embed(tokens: Tensor, positions: Tensor, config: ModelConfig, outer: LayerWeights) -> Tensor:
+    """Return the input of the first layer, [..., T, hidden], for tokens [..., T]."""
+    x = F.embedding(tokens, _tensor(outer["embed"])) * config.embedding_scale
+    if config.learned_positions:
+        x = x + _tensor(outer["positions"])[positions + config.position_offset]
+    return x
+
+
+def block(
+    x: Tensor,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    mask: Tensor,
+    rotation: Rotation | None,
+    cache: Cache | None = None,
+    tap: Tap | None = None,
+) -> Tensor:
+    """Run one decoder block.
+
+    Args:
+        x: [..., T, hidden].
+        config: the model's shape.
+        layer: the layer's shape.
+        weights: the layer's tensors.
+        mask: float32 [T, S], 0 where a position is seen and -inf elsewhere.
+        rotation: of the T positions; None where the layer has no rotary embedding.
+        cache: gives the keys and values of earlier positions; None where there are none.
+        tap: sees the input of every matrix.
+
+    Returns:
+        [..., T, hidden].
+    """
+    normed = norm(x, config, weights, "attn_norm")
+    attended = attention(normed, config, layer, weights, mask, rotation, cache, tap)
+    attended = norm(attended, config, weights, "attn_post_norm")
+    mlp_input = x if config.parallel else x + attended
+    return x + attended + mlp(norm(mlp_input, config, weights, "mlp_norm"), config, weights, tap)
+
+
+def attention(
+    x: Tensor,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    mask: Tensor,
+    rotation: Rotation | None,
+    cache: Cache | None = None,
+    tap: Tap | None = None,
+) -> Tensor:
+    """Attend from T positions to S; arguments and result as those of `block`."""
+    n, d = x.shape[-2], layer.head_dim
+    heads = (*x.shape[:-2], n, -1, d)
+    q = project(x, weights, "q", tap).view(heads).transpose(-3, -2)  # [..., H, T, D]
+    k = project(x, weights, "k", tap).view(heads).transpose(-3, -2)  # [..., G, T, D]
+    v = project(x, weights, "v", tap).view(heads).transpose(-3, -2)
+    q, k = norm(q, config, weights, "q_norm"), norm(k, config, weights, "k_norm")
+    if rotation is not None:
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
+    groups = layer.heads // layer.kv_heads
+    keys, values = keys.repeat_interleave(groups, -3), values.repeat_interleave(groups, -3)
+    scores = (q @ keys.transpose(-1, -2)).float() * config.attention_scale  # [..., H, T, S]
+    shares = (softcap(scores, config.attention_softcap) + mask).softmax(-1)
+    if tap is not None:
+        tap("attention", shares)
+    mixed = (shares.to(x.dtype) @ values).transpose(-3, -2).flatten(-2)  # [..., T, H * D]
+    return project(norm(mixed, config, weights, "attn_inner_norm"), weights, "o", tap)
+
+
+def mlp(x: Tensor, config: ModelConfig, weights: LayerWeights, tap: Tap | None = None) -> Tensor:
+    """Run the feed-forward part, its post-norm included, on x [..., T, hidden]."""
+    act = ACTIVATIONS[config.activation]
+    up = project(x, weights, "up", tap)
+    hidden = act(project(x, weights, "gate", tap)) * up if config.gated else act(up)
+    hidden = norm(hidden, config, weights, "mlp_inner_norm")
+    return norm(project(hidden, weights, "down", tap), config, weights, "mlp_post_norm")
+
+
+def head(
+    x: Tensor, config: ModelConfig, outer: LayerWeights, tokens: Tensor | None = None
+) -> Tensor:
+    """Return the logits of normed states x [..., T, hidden], float32 [..., T, V].
+
+    `tokens`, int64, computes those columns only, in their order.
+    """
+    weight = _tensor(outer["embed" if config.tied else "head"])
+    bias = outer.get("head.bias")
+    bias = None if bias is None else _tensor(bias)
+    if tokens is not None:
+        weight, bias = weight[tokens], bias if bias is None else bias[tokens]
+    return softcap(F.linear(x, weight, bias).float(), config.logit_softcap)
+
+
+def norm(x: Tensor, config: ModelConfig, weights: LayerWeights, name: str) -> Tensor:
+    """Apply the norm called `name` over the last axis, in float32; return x where there is none."""
+    if name not in weights:
+        return x
+    weight, wide = _tensor(weights[name]).float(), x.float()
+    if config.norm == "layer":
+        bias = _tensor(weights[f"{name}.bias"]).float()
+        return F.layer_norm(wide, weight.shape, weight, bias, config.norm_eps).to(x.dtype)
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + config.norm_eps)
+    return (wide * scale * (config.norm_offset + weight)).to(x.dtype)
+
+
+def project(x: Tensor, weights: LayerWeights, name: str, tap: Tap | None = None) -> Tensor:
+    """Multiply x [..., in] by the matrix called `name` and add its bias, if any: [..., out]."""
+    if tap is not None:
+        tap(name, x)
+    matrix, bias = weights[name], weights.get(f"{name}.bias")
+    if isinstance(matrix, Tensor):
+        return F.linear(x, matrix, None if bias is None else _tensor(bias))
+    return matrix(x) if bias is None else matrix(x) + _tensor(bias)
+
+
+def rotation_of(layer: LayerConfig, positions: Tensor) -> Rotation | None:
+    """Return the rotary cosines and sines of int64 positions [T]; None without rotary embedding."""
+    if layer.rope is None or not len(positions):
+        return None
+    first = int(positions.min())
+    cos, sin = layer.rope.table(first, int(positions.max()) + 1)
+    at = positions - first
+    return torch.from_numpy(cos).to(at.device)[at], torch.from_numpy(sin).to(at.device)[at]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2R values of each head [..., T, D] by angles [T, R]; keep the others."""
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
+
+
+def causal_mask(positions: Tensor, window: int | None = None) -> Tensor:
+    """Return the float32 mask [T, T] of a text: each position sees itself and those before it.
+
+    With a `window` it sees the last `window` positions, itself included.
+    """
+    distance = positions[:, None] - positions
+    seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    hidden = torch.full(seen.shape, -torch.inf, device=positions.device)
+    return hidden.masked_fill(seen, 0.0)
+
+
+def softcap(x: Tensor, cap: float | None) -> Tensor:
+    """Bound x smoothly to (-cap, cap): cap * tanh(x / cap)."""
+    return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def _tensor(matrix: Matrix) -> Tensor:
+    """Narrow the type of a weight that is never a function: norms, biases, embeddings, heads."""
+    if not isinstance(matrix, Tensor):
+        raise TypeError("norms, biases, embeddings and heads are tensors, not functions")
+    return matrix
