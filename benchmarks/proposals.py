@@ -131,7 +131,7 @@ def taught(lm: LM, name: str, count: int, teacher: LM | None, lessons: Prompts) 
     """
     method = drafters.parse(name)
     first = method.build(lm.target)
-    found = [first, *(first.beside() or method.build(lm.target) for _ in range(count - 1))]
+    found = [first, *(first.fork() or method.build(lm.target) for _ in range(count - 1))]
     if teacher is None:
         return found
     for number, prompt in enumerate(lessons):

@@ -94,7 +94,7 @@ class Oracle(Drafter):
     def __init__(self, engine):
         self.engine, self.seen = engine, []
 
-    def propose(self, context, budget):
+    def propose(self, context, budget, min_path_prob=0.0):
         tokens, parents, text = [int(context[-1])], [-1], [int(t) for t in context]
         parent = 0
         while len(tokens) <= budget:

@@ -327,7 +327,7 @@ void bind_drafting(nb::module_& m) {
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"))
         .def("reset", &Blend::reset)
-        .def("beside", [](const Blend& blend) { return Blend(blend); })
+        .def("fork", [](const Blend& blend) { return Blend(blend); })
         .def_prop_ro(
             "mixer", [](Blend& blend) -> Mixer& { return *blend.mixer; },
             nb::rv_policy::reference_internal)
@@ -364,7 +364,7 @@ void bind_drafting(nb::module_& m) {
              nb::arg("least") = 0.0f)
         .def("reset", &Suffix::reset)
         .def_prop_ro("bytes", &Suffix::bytes)
-        .def("beside", [](const Suffix& suffix) { return Suffix(suffix); })
+        .def("fork", [](const Suffix& suffix) { return Suffix(suffix); })
         .def_prop_ro("aged", [](const Suffix& suffix) { return suffix.texts->aged; })
         .def("read", [](const Suffix& suffix) { return copied(suffix.texts->read); })
         .def(

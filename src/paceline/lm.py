@@ -146,7 +146,7 @@ class LM(RequestBuilder):
             lambda: text_of(request, self.tokenizer),
             rebind,
             self.drafter,
-            lambda: self.drafter.beside() or self.method.build(self.target),
+            lambda: self.drafter.fork() or self.method.build(self.target),
             self.budget,
         )
         outputs: list[Found] = method.run(task)

@@ -187,6 +187,17 @@ def required(method: type[Any]) -> list[str]:
     ]
 
 
+def check_range(low: float, high: float, method: str, **settings: float) -> None:
+    """Refuse settings outside `low..high`, and NaN.
+
+    Raises:
+        MethodError: names the setting, its value and the limits.
+    """
+    for name, value in settings.items():
+        if not low <= value <= high:
+            raise MethodError(f"{method}:{name} is {value}, expected {low} to {high}")
+
+
 def _convert(where: str, text: str, kind: Any) -> Any:
     if kind is bool:
         if text.lower() in ("true", "false"):

@@ -57,10 +57,10 @@ def test_the_oldest_turns_go_when_the_context_is_full(paceline, asked):
 
 def test_an_interrupt_stops_the_answer_not_the_talk(paceline, asked, toy):
     class Impatient(Oracle):
-        def propose(self, context, budget):
+        def propose(self, context, budget, min_path_prob=0.0):
             if not self.seen[1:]:
                 raise KeyboardInterrupt
-            return super().propose(context, budget)
+            return super().propose(context, budget, min_path_prob)
 
     toy.drafter = Impatient(toy.engine)
     done = paceline(*TALK, stdin="hello\nbye\n")

@@ -83,10 +83,10 @@ def test_check_tells_the_first_difference(paceline, toy):
 
 def test_an_interrupt_keeps_the_text_and_exits_with_130(paceline, toy):
     class Impatient(Oracle):
-        def propose(self, context, budget):
+        def propose(self, context, budget, min_path_prob=0.0):
             if len(context) > 10:
                 raise KeyboardInterrupt
-            return super().propose(context, budget)
+            return super().propose(context, budget, min_path_prob)
 
     toy.drafter = Impatient(toy.engine)
     done = paceline("generate", "Once", "--max-new-tokens", 20, "--check")

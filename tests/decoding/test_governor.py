@@ -23,11 +23,11 @@ def simulate(governor, cost, truth, claimed, tokens=2000, drafting=0.02, seed=0)
     generator = np.random.default_rng(seed)
     time = made = 0.0
     while made < tokens:
-        asked = governor.ask()
+        asked = governor.nodes_wanted()
         tree = TokenTree.chain(range(asked + 1), score=claimed)
         draft = drafting if asked else 0.0
         if asked:
-            [tree] = governor.choose([tree], draft)
+            [tree] = governor.prune([tree], draft)
         path = [0]
         while path[-1] + 1 < len(tree) and generator.random() < truth:
             path.append(path[-1] + 1)
@@ -70,7 +70,7 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     governor = Governor(FLAT)
     chances = sorted(governor.calibration.chances([guess]).tolist(), reverse=True)
     rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
-    [chosen] = governor.choose([guess], 0.1)
+    [chosen] = governor.prune([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
 
 
@@ -206,11 +206,11 @@ def test_what_need_not_be_proposed_would_not_have_been_kept(shapes, seed):
     random = np.random.default_rng(seed)
     found = [scored(shape, random)[0] for shape in shapes]
     governor = Governor(FLAT)
-    assert governor.least() == 0.0, "nothing is known yet"
-    kept = governor.choose(found, 0.1)
+    assert governor.min_path_prob() == 0.0, "nothing is known yet"
+    kept = governor.prune(found, 0.1)
     chances = governor.calibration.chances(kept)
-    assert (chances >= governor.least()).all()
-    assert governor.least() <= 0.5
+    assert (chances >= governor.min_path_prob()).all()
+    assert governor.min_path_prob() <= 0.5
 
 
 def test_the_dearer_a_node_the_less_is_proposed():
@@ -218,10 +218,10 @@ def test_the_dearer_a_node_the_less_is_proposed():
     least = []
     for cost in (FLAT, STEEP):
         governor = Governor(cost)
-        governor.choose([tree], 0.0)
-        least.append(governor.least())
+        governor.prune([tree], 0.0)
+        least.append(governor.min_path_prob())
     assert least[0] < least[1]
-    assert Fixed(8).least() == 0.0
+    assert Fixed(8).min_path_prob() == 0.0
 
 
 def test_the_report_says_what_was_done():
@@ -244,21 +244,21 @@ def why(governor):
 def test_the_reason_follows_from_the_last_tree():
     governor = Governor(FLAT)
     assert why(governor) == "plain: no tree was asked for yet"
-    governor.choose([TokenTree.root(0)], 0.0)
+    governor.prune([TokenTree.root(0)], 0.0)
     assert why(governor) == "drafting: the drafter had no guess"
-    governor.choose([TokenTree.chain([0, 1], score=0.5)], 0.25)
+    governor.prune([TokenTree.chain([0, 1], score=0.5)], 0.25)
     assert why(governor) == "drafting: best expected 1.50 tokens for 1.25 of the cost"
-    governor.choose([TokenTree.chain([0, 1], score=0.25)], 0.5)
+    governor.prune([TokenTree.chain([0, 1], score=0.25)], 0.5)
     assert why(governor) == "plain: no tree pays, best expected 1.25 tokens for 1.50 of the cost"
     for _ in range(2):
         governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
-    assert governor.ask() == 0
+    assert governor.nodes_wanted() == 0
     assert why(governor) == "plain: guesses lost all the time that they may for now"
 
 
 def test_where_no_tree_can_pay_none_is_asked_for():
     governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
-    assert governor.ask() == 0
+    assert governor.nodes_wanted() == 0
     assert why(governor) == "plain: no tree can pay, 2 nodes cost 2.50 plain passes"
 
 
@@ -266,10 +266,10 @@ def test_probes_are_counted_after_every_rest():
     governor = Governor(FLAT, rest=2, patience=1)
     probes = []
     for _ in range(12):
-        asked = governor.ask()
+        asked = governor.nodes_wanted()
         tree = TokenTree.root(0)
         if asked:
-            governor.choose([tree], 0.0)
+            governor.prune([tree], 0.0)
         governor.record([tree], [[0]], 0.0, 1.0)
         probes.append(governor.probes)
     assert (probes[0], probes[-1]) == (0, sum(b > a for a, b in pairwise(probes)))
@@ -295,10 +295,10 @@ def test_hiccups_do_not_end_speculation():
     generator = np.random.default_rng(0)
     drafted = 0
     for _ in range(2000):
-        asked = governor.ask()
+        asked = governor.nodes_wanted()
         tree = TokenTree.chain(range(asked + 1), score=0.8)
         if asked:
-            [tree] = governor.choose([tree], 0.02)
+            [tree] = governor.prune([tree], 0.02)
         path = [0]
         while path[-1] + 1 < len(tree) and generator.random() < 0.8:
             path.append(path[-1] + 1)
@@ -312,8 +312,8 @@ def test_certain_guesses_pay_a_debt_and_say_nothing_of_others():
     governor = Governor(FLAT)
     for _ in range(2):
         governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
-    assert governor.ask() == 0
-    assert governor.spare() > 0
+    assert governor.nodes_wanted() == 0
+    assert governor.nodes_for_forced() > 0
     before, trusted = governor.report(), governor.calibration.accepted.copy()
     governor.record([TokenTree.chain([0, 1, 2, 3])], [[0, 1, 2, 3]], 0.0, 1.05)
     after = governor.report()
@@ -325,8 +325,8 @@ def test_certain_guesses_pay_a_debt_and_say_nothing_of_others():
 
 def test_where_nothing_pays_nor_does_what_is_certain():
     governor = Governor(Cost((1, 2, 4), (1.0, 2.5, 5.0)))
-    assert governor.ask() == governor.spare() == 0
-    assert Fixed(0).spare() == 0
+    assert governor.nodes_wanted() == governor.nodes_for_forced() == 0
+    assert Fixed(0).nodes_for_forced() == 0
 
 
 def guessed(tree, seed):
@@ -335,24 +335,24 @@ def guessed(tree, seed):
 
 
 @given(st.lists(trees(most=5), min_size=1, max_size=3), st.integers(0, 20), st.integers(0, 99))
-def test_the_joint_choice_is_the_best_of_all(found, riding, seed):
+def test_the_joint_choice_is_the_best_of_all(found, other_tokens, seed):
     """Against every set of nodes that has all roots, and with a node its parent."""
     found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
     governor, drafting = Governor(FLAT), 0.1
     chances = [governor.calibration.chances([tree]) for tree in found]
     alone = FLAT.at(len(found))
-    ride = float(governor.seconds(len(found) + riding)) - alone
+    ride = float(governor.seconds(len(found) + other_tokens)) - alone
 
     def rate(masks):
         tokens = sum(float(c[m].sum()) for c, m in zip(chances, masks, strict=True))
         nodes = sum(int(m.sum()) for m in masks)
-        return tokens / (float(governor.seconds(nodes + riding)) - ride + drafting)
+        return tokens / (float(governor.seconds(nodes + other_tokens)) - ride + drafting)
 
-    kept = governor.choose(found, drafting, riding)
+    kept = governor.prune(found, drafting, other_tokens)
     sizes = sum(map(len, kept))
     best = max(rate(masks) for masks in product(*map(closed, found)))
     tokens = sum(float(governor.calibration.chances([tree]).sum()) for tree in kept)
-    got = tokens / (float(governor.seconds(sizes + riding)) - ride + drafting)
+    got = tokens / (float(governor.seconds(sizes + other_tokens)) - ride + drafting)
     if len(found) > 1 and best <= 1.05 * len(found) / alone:  # beside others a gain must be clear
         assert sizes == len(found)
     else:
@@ -370,16 +370,16 @@ def closed(tree):
 LOADED = Cost((1, 2, 4, 8, 16, 32, 64), (1.0, 1.02, 1.05, 1.1, 2.1, 4.2, 8.4))
 
 
-def together(governor, requests, passes, truth=0.8, riding=0, seed=0):
+def together(governor, requests, passes, truth=0.8, other_tokens=0, seed=0):
     """Seconds for a token of `requests` chains that share passes, and those of plain decoding."""
     generator, truly = np.random.default_rng(seed), Governor(LOADED).seconds
     seconds, made, nodes = 0.0, 0, 0
     for _ in range(passes):
-        asked = governor.ask(requests)
+        asked = governor.nodes_wanted(requests)
         proposed = [TokenTree.chain(range(asked + 1), score=0.8) for _ in range(requests)]
         draft = 0.005 * requests if asked else 0.0
         if asked:
-            proposed = governor.choose(proposed, draft, riding)
+            proposed = governor.prune(proposed, draft, other_tokens)
         paths = []
         for tree in proposed:
             path = [0]
@@ -387,12 +387,12 @@ def together(governor, requests, passes, truth=0.8, riding=0, seed=0):
                 path.append(path[-1] + 1)
             paths.append(path)
         size = sum(map(len, proposed))
-        forward = float(truly(size + riding))
-        governor.record(proposed, paths, draft, forward, riding)
+        forward = float(truly(size + other_tokens))
+        governor.record(proposed, paths, draft, forward, other_tokens)
         seconds += draft + forward
         made += sum(map(len, paths))
         nodes += size - requests
-    plain = float(truly(requests + riding)) / requests
+    plain = float(truly(requests + other_tokens)) / requests
     return seconds / made, plain, nodes / passes
 
 
@@ -410,16 +410,16 @@ def test_with_load_the_trees_shrink_to_plain_and_come_back():
 
 @pytest.mark.parametrize("requests", [2, 5, 12])
 @pytest.mark.parametrize("truth", [0.0, 0.3, 0.8])
-@pytest.mark.parametrize("riding", [0, 40])
-def test_several_requests_never_lose(requests, truth, riding):
-    found, plain, _ = together(Governor(LOADED), requests, 200, truth, riding)
+@pytest.mark.parametrize("other_tokens", [0, 40])
+def test_several_requests_never_lose(requests, truth, other_tokens):
+    found, plain, _ = together(Governor(LOADED), requests, 200, truth, other_tokens)
     assert found < 1.03 * plain
 
 
 def test_what_rides_along_is_no_cost_of_the_guesses():
     alone, beside = Governor(LOADED), Governor(LOADED)
-    for governor, riding in ((alone, 0), (beside, 100)):
-        together(governor, 4, 200, 0.8, riding)
+    for governor, other_tokens in ((alone, 0), (beside, 100)):
+        together(governor, 4, 200, 0.8, other_tokens)
     saved = [governor.report()["saved_seconds"] for governor in (alone, beside)]
     assert saved[0] > 0
     assert saved[1] > 0

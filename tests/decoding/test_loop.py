@@ -17,7 +17,7 @@ from tests.toy import Oracle, ToyEngine
 class Root(Drafter):
     origins = ("plain",)
 
-    def propose(self, context, budget):
+    def propose(self, context, budget, min_path_prob=0.0):
         return TokenTree.root(int(context[-1]))
 
 
@@ -110,10 +110,10 @@ def test_an_interrupt_keeps_what_there_is():
     engine = ToyEngine()
 
     class Impatient(Oracle):
-        def propose(self, context, budget):
+        def propose(self, context, budget, min_path_prob=0.0):
             if len(context) > 10:
                 raise KeyboardInterrupt
-            return super().propose(context, budget)
+            return super().propose(context, budget, min_path_prob)
 
     output = run(engine, Impatient(engine), request(), budget=2)
     assert output.finish == "interrupted"

@@ -5,7 +5,7 @@ import pytest
 
 from paceline.core import Step, TokenTree
 from paceline.drafters import blend as module
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError
 from paceline.registry import drafters
 from tests.drafters.steps import asked, random_step
@@ -21,12 +21,14 @@ class _Says(Drafter):
     def __init__(self, tokens):
         self.tokens, self.asked = tokens, 0
 
-    def propose(self, context, budget):
+    def propose(self, context, budget, min_path_prob=0.0):
         self.asked += 1
         chain = [int(context[-1]), *self.tokens[:budget]]
         n = len(chain)
         scores = np.array([1.0] + [0.9] * (n - 1), np.float32)
-        return grown(np.array(chain, np.int32), np.arange(-1, n - 1, dtype=np.int32), scores)
+        return single_origin_tree(
+            np.array(chain, np.int32), np.arange(-1, n - 1, dtype=np.int32), scores
+        )
 
 
 def with_members(monkeypatch, *members):
@@ -123,9 +125,9 @@ def test_a_member_that_brings_nothing_rests(monkeypatch):
 
 def test_a_member_that_pays_is_always_asked(monkeypatch):
     class Knows(_Says):
-        def propose(self, context, budget):
+        def propose(self, context, budget, min_path_prob=0.0):
             self.tokens = [(int(context[-1]) * 31 + 1) % VOCAB]
-            return super().propose(context, budget)
+            return super().propose(context, budget, min_path_prob)
 
     knows = Knows([])
     drafter = with_members(monkeypatch, knows)

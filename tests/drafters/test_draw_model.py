@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from paceline import _native
 from paceline.control.base import paths as paths_of
 from paceline.core import Step, TokenTree
-from paceline.drafters.base import Target, unpacked
+from paceline.drafters.base import Target, step_arrays
 from paceline.errors import MethodError
 from paceline.noise import gumbel, stream
 from paceline.registry import drafters
@@ -29,11 +29,11 @@ def taught(random, blend, context=(3, 5)):
     text = np.array(context, np.int32)
     tree, nodes = TokenTree.root(text[-1]), np.zeros(1, np.int32)
     step = Step(text, tree, tokens[None], chances[None], nodes, nodes)
-    blend.observe(*unpacked(step), False)
+    blend.observe(*step_arrays(step), False)
     return text
 
 
-def grown(blend, text, budget, noise=(), allowed=None):
+def grow_blend(blend, text, budget, noise=(), allowed=None):
     tokens, parents, scores, *_ = blend.propose(text, budget, 0.0, [], list(noise), allowed)
     return tokens, parents, scores
 
@@ -47,7 +47,7 @@ def bits(tokens):
 
 def first(blend, text, noise=(), allowed=None):
     """The root's successors and their chances: no other node has any."""
-    tokens, parents, scores = grown(blend, text, 200, noise, allowed or only_below_root)
+    tokens, parents, scores = grow_blend(blend, text, 200, noise, allowed or only_below_root)
     assert (parents[1:] == 0).all()
     return dict(zip(tokens[1:].tolist(), scores[1:].tolist(), strict=True))
 
@@ -81,7 +81,7 @@ def test_the_draws_of_a_known_distribution_are_foreseen():
     logits = np.log(list(plain.values()))
     for seed in range(200):
         drawn = tokens[(logits + gumbel(seed, 9, tokens)).argmax()]
-        guess, _, _ = grown(blend, text, 1, [stream(seed, 9)])
+        guess, _, _ = grow_blend(blend, text, 1, [stream(seed, 9)])
         hits += guess[1] == drawn
         likeliest += tokens[logits.argmax()] == drawn
     assert hits == 200
@@ -120,7 +120,7 @@ def test_it_is_asked_once_about_each_node_with_its_path():
         paths.append(tuple(path))
         return None if path else bits([7, 8])
 
-    tokens, parents, scores = grown(blend, text, 12, allowed=allowed)
+    tokens, parents, scores = grow_blend(blend, text, 12, allowed=allowed)
     n = len(tokens)
     tree = TokenTree(tokens, parents, scores, np.zeros(n, np.int16))
     assert paths == paths_of(tree)[: len(paths)]
@@ -137,13 +137,13 @@ def test_how_far_to_believe_the_noise_is_learnt(believed):
     tokens, logits = np.array(list(plain)), np.log(list(plain.values()))
     assert blend.foresight == pytest.approx(START, abs=1e-3)
     for seed in range(300):
-        tree = TokenTree.chain(grown(blend, text, 1, [stream(seed, 2)])[0])
+        tree = TokenTree.chain(grow_blend(blend, text, 1, [stream(seed, 2)])[0])
         noise = gumbel(seed if believed else seed + 1000, 2, tokens)
         drawn = tokens[(logits + noise).argmax()]
         path = [0, 1] if tree.tokens[1] == drawn else [0]
         draws = np.array([drawn, 1][: len(path)], np.int32)
         rows = np.zeros((2, 1), np.int32), np.full((2, 1), np.nan, np.float32)
-        blend.observe(*unpacked(Step(text, tree, *rows, np.array(path, np.int32), draws)), True)
+        blend.observe(*step_arrays(Step(text, tree, *rows, np.array(path, np.int32), draws)), True)
     assert blend.foresight[1] > 1.2 if believed else blend.foresight[1] < 0.5
     blend.reset()
     assert blend.foresight == pytest.approx(START, abs=1e-3)
@@ -151,7 +151,7 @@ def test_how_far_to_believe_the_noise_is_learnt(believed):
 
 def test_both_of_two_learn_what_either_does():
     blend = native()
-    blend.beside().foresight = [2.0, 1.0, 0.5, 0.0]
+    blend.fork().foresight = [2.0, 1.0, 0.5, 0.0]
     assert list(blend.foresight) == [2.0, 1.0, 0.5, 0.0]
 
 

@@ -256,4 +256,4 @@ def test_other_tokens_and_the_rejection_walk_are_refused():
     tokenizer = load(shared("models", "tinystories-instruct-3m-chat")).tokenizer
     with pytest.raises(MethodError, match="schedule=pearl needs a draft with the target's tokens"):
         drafters.parse(f"model:path={story},schedule=pearl").build(Target(14019, None, tokenizer))
-    assert not drafting(schedule="pearl").knows_chances
+    assert not drafting(schedule="pearl").has_draft_probs

@@ -26,7 +26,7 @@ class FakeRun:
         self.clock, self.seconds, self.error = clock, seconds, error
         self.text, self.room, self.drafter = [1], 9, None
 
-    def propose(self, nodes, spare=0, least=0.0):
+    def propose(self, nodes, spare=0, min_path_prob=0.0):
         self.clock.now += self.seconds
         if self.error:
             raise self.error
@@ -67,8 +67,8 @@ def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monk
     assert [len(turn.tree) for turn in turns] == [4, 4]
     found.take_in(turns, [None, None])
     found.settle(turns, 1.2, 13)
-    [(trees, paths, draft, forward, riding)] = told
-    assert (len(trees), paths, forward, riding) == (1, ([0],), 1.2, 9)
+    [(trees, paths, draft, forward, other_tokens)] = told
+    assert (len(trees), paths, forward, other_tokens) == (1, ([0],), 1.2, 9)
     assert draft == pytest.approx(0.02)
 
 
@@ -85,15 +85,15 @@ def test_one_that_fails_or_finds_no_room_is_no_burden(found, clock, monkeypatch)
     done = [turns[0], turns[2]]
     found.take_in(done, [None, None])
     found.settle(done, 1.0, 5)
-    [(trees, _, draft, _, riding)] = told
-    assert (len(trees), riding) == (2, 0)
+    [(trees, _, draft, _, other_tokens)] = told
+    assert (len(trees), other_tokens) == (2, 0)
     assert draft == pytest.approx(0.06)
 
 
 def test_while_the_governor_rests_nothing_is_charged(found, clock, monkeypatch):
     told = recorded(found, monkeypatch)
-    monkeypatch.setattr(found.governor, "ask", lambda requests: 0)
-    monkeypatch.setattr(found.governor, "spare", lambda: 0)
+    monkeypatch.setattr(found.governor, "nodes_wanted", lambda requests: 0)
+    monkeypatch.setattr(found.governor, "nodes_for_forced", lambda: 0)
     turns = [BatchEntry("a", FakeRun(clock, 0.01))]
     found.draft(turns, 64, 0)
     found.take_in(turns, [None])

@@ -8,7 +8,7 @@ import pytest
 
 from paceline import LM
 from paceline.core import TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, grown
+from paceline.drafters.base import Drafter, DraftMethod, single_origin_tree
 from paceline.engines.pages import PAGE
 from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters
@@ -49,13 +49,13 @@ class _Faulty(Drafter):
     def follow(self, context, most=None):
         self.fail("follow")
 
-    def propose(self, context, budget):
+    def propose(self, context, budget, min_path_prob=0.0):
         self.fail("propose")
         root = int(context[-1])
         if self.where == "tree":
             return TokenTree.chain([root, self.outside])
         if self.where == "kind":
-            tree = grown(np.array([root]), np.array([-1]), np.ones(1, np.float32))
+            tree = single_origin_tree(np.array([root]), np.array([-1]), np.ones(1, np.float32))
             return replace(tree, tokens=tree.tokens.astype(np.float32))
         return TokenTree.chain([root, 5, 6])
 

@@ -28,30 +28,30 @@ _CLEAR = 1.05  # times plain decoding's speed, from where requests that share pa
 
 
 class Budget(Protocol):
-    """Decides how much is drafted; whoever runs passes asks it before and tells it after each.
+    """Decides how much is drafted: asked before each pass, and given what came of it afterwards.
 
-    A pass has a tree of each of some requests, and may have other tokens, `riding` along: parts of
-    prompts.
+    A pass runs one tree of each of some requests, and may run `other_tokens` besides, which are
+    parts of prompts.
     """
 
-    def ask(self, requests: int = 1) -> int:
+    def nodes_wanted(self, requests: int = 1) -> int:
         """Nodes to ask each request's drafter for; 0 leaves them alone: the plain path."""
         ...
 
-    def spare(self) -> int:
-        """Nodes for guesses that are certain, where `ask` has just given 0."""
+    def nodes_for_forced(self) -> int:
+        """Nodes for guesses that are certain, where `nodes_wanted` has just given 0."""
         ...
 
-    def least(self) -> float:
+    def min_path_prob(self) -> float:
         """Chance of a whole path below which a guess need not be proposed: it will not be kept."""
         ...
 
-    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+    def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
         """The parts of the proposals worth running; `seconds` is what they cost."""
         ...
 
     def record(
-        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+        self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """What became of the trees; seconds of drafting, learning included, and of the pass."""
         ...
@@ -71,24 +71,24 @@ class Fixed:
         if not 0 <= self.nodes <= 4096:
             raise RequestError(f"the budget is {self.nodes} nodes, expected 0 to 4096")
 
-    def ask(self, requests: int = 1) -> int:
+    def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
         return self.nodes
 
-    def spare(self) -> int:
+    def nodes_for_forced(self) -> int:
         """See `Budget`: none, since it rests where nothing is to be guessed at all."""
         return 0
 
-    def least(self) -> float:
+    def min_path_prob(self) -> float:
         """See `Budget`: every node is wanted."""
         return 0.0
 
-    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+    def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
         """See `Budget`."""
         return list(trees)
 
     def record(
-        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+        self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """See `Budget`."""
 
@@ -151,7 +151,7 @@ class Governor:
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[_native.Ranking, int, float] | None = None
 
-    def ask(self, requests: int = 1) -> int:
+    def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
         if self._resting and 2 * requests <= self._tired:  # what did not pay with load now may
             self._resting, self._next_rest = 0, self.rest
@@ -166,31 +166,31 @@ class Governor:
         share = -(-2 * self._curve.useful(requests, requests * most) // requests)
         return min(most, share, 4 + int(3 * self._kept))
 
-    def spare(self) -> int:
+    def nodes_for_forced(self) -> int:
         """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
         return self.most or 0
 
-    def least(self) -> float:
+    def min_path_prob(self) -> float:
         """See `Budget`: half of what the last node gained in the last pass, or had to gain.
 
-        Half, since scores are only near to the chances that the next `choose` goes by.
+        Half, since scores are only near to the chances that the next `prune` goes by.
         """
         return self._least
 
-    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+    def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
         """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
 
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
-        requests, first = len(trees), len(trees) + riding
+        requests, first = len(trees), len(trees) + other_tokens
         chances = self.calibration.chances(trees)
         ranking = _native.Ranking(chances, [len(tree) for tree in trees])
         plain = self._at(requests)
-        more = max(seconds, requests * self._drafting) - self._ride(requests, riding)
+        more = max(seconds, requests * self._drafting) - self._ride(requests, other_tokens)
         self._last = ranking, first, more
         self.probes += self._off
         self._off = False
-        # Once drafted, the proposal is paid for; but if plain would have won, say so to `ask`.
+        # The proposal is paid for by now; if plain would have won, let `nodes_wanted` know.
         best = ranking.best(self._curve, first, more)
         rate = ranking.tokens[best] / (self._at(first + best) + more)
         # Beside others a gain must be clear: what a choice costs them is not all measured.
@@ -215,7 +215,7 @@ class Governor:
         return parts
 
     def record(
-        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+        self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """See `Budget`."""
         requests, nodes = len(trees), sum(map(len, trees))
@@ -227,9 +227,9 @@ class Governor:
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             if requests > 1 or self.plain_passes % 16 == 0:
-                self._refine(nodes, forward, riding)
+                self._refine(nodes, forward, other_tokens)
             return
-        forward = self._refine(nodes, forward, riding) - self._ride(requests, riding)
+        forward = self._refine(nodes, forward, other_tokens) - self._ride(requests, other_tokens)
         if self._off:  # certain guesses while the drafter rests: they say nothing about it
             won = sum(map(len, paths)) * plain / requests - draft - forward
             self._saved += won
@@ -252,20 +252,20 @@ class Governor:
     def _at(self, size: float) -> float:
         return self._curve.at(size)
 
-    def _ride(self, requests: int, riding: int) -> float:
-        """What `riding` tokens add to a pass of the roots; they are no cost of the guesses."""
-        return self._at(requests + riding) - self._at(requests) if riding else 0.0
+    def _ride(self, requests: int, other_tokens: int) -> float:
+        """Return the seconds that `other_tokens` add to a pass of the roots; no cost of drafts."""
+        return self._at(requests + other_tokens) - self._at(requests) if other_tokens else 0.0
 
-    def _refine(self, nodes: int, forward: float, riding: int) -> float:
+    def _refine(self, nodes: int, forward: float, other_tokens: int) -> float:
         """Correct T(n) by a pass, most where it was run; return its time without hiccups.
 
         Other work on the machine slows every size: all of the curve follows a little. A pass that
         was interrupted says nothing about speculation: it counts at most twice what was expected.
         One with parts of prompts, which have other rows and sequences, says nothing about trees.
         """
-        expected = self._at(nodes + riding)
+        expected = self._at(nodes + other_tokens)
         forward = min(forward, 2.0 * expected)
-        if not riding:
+        if not other_tokens:
             self._curve.correct(nodes, max(forward / expected, 0.5))
         return forward
 

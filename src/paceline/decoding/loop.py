@@ -88,10 +88,10 @@ class Generation:
         run, budget = self._run, self._budget
         assert run.sequence is not None
         start = perf_counter()
-        nodes = budget.ask() if run.room else 0
-        tree = run.propose(nodes, 0 if nodes else budget.spare(), budget.least())
+        nodes = budget.nodes_wanted() if run.room else 0
+        tree = run.propose(nodes, 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob())
         if nodes:
-            [tree] = budget.choose([tree], perf_counter() - start)
+            [tree] = budget.prune([tree], perf_counter() - start)
         drafted = perf_counter()
         run.look(tree)
         looked = perf_counter() if run.guides else drafted
@@ -121,7 +121,7 @@ def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> boo
         return False  # greedy decoding has one walk
     if request.walk != "rejection":
         raise MethodError(f"the walk is {request.walk!r}, expected gumbel or rejection")
-    if drafter.rollback is not None or not drafter.knows_chances:
+    if drafter.rollback is not None or not drafter.has_draft_probs:
         names = ", ".join(drafter.origins)
         raise MethodError(
             f"the rejection walk needs a drafter that knows what its guesses were drawn from, and "

@@ -120,12 +120,11 @@ class Session:
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._engine.commit(self.sequence, nodes)
 
-    def propose(self, nodes: int, spare: int = 0, least: float = 0.0) -> TokenTree:
+    def propose(self, nodes: int, spare: int = 0, min_path_prob: float = 0.0) -> TokenTree:
         """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
 
-        Guesses less likely than `least` are not wanted.
-
-        Resting, it is still asked for at most `spare` nodes of what is certain.
+        Paths with a probability below `min_path_prob` need not be proposed. At rest, the drafter
+        is still asked for at most `spare` nodes of forced tokens.
         """
         assert self.sequence is not None
         if not self._attached:
@@ -133,11 +132,10 @@ class Session:
             self._attached = True
         self._proposed = None
         if not nodes and spare and self.room:
-            return self.drafter.certainties(self.text, min(spare, self.room))
+            return self.drafter.forced_tree(self.text, min(spare, self.room))
         if not nodes or not self.room:
             return TokenTree.root(self._history[-1])
-        self.drafter.least = least
-        self._proposed = self.drafter.propose(self.text, nodes)
+        self._proposed = self.drafter.propose(self.text, nodes, min_path_prob)
         tree = self._proposed.cut(self.room)
         if self._filters:
             tree = narrow(tree, self._filters, self._history, nodes).cut(self.room)

@@ -11,7 +11,6 @@ import numpy as np
 
 from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MethodError
 from paceline.models.tokenizer import Tokenizer
 from paceline.registry import Method
 
@@ -46,10 +45,8 @@ class Drafter(ABC):
             whose nodes are all accepted. Costs the head's rows in the prefill.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
         certain: guesses only what the request's controls force.
-        knows_chances: for requests with the rejection walk, siblings are draws without
+        has_draft_probs: for requests with the rejection walk, siblings are draws without
             replacement, in their order, from what `distributions` gives.
-        least: guesses whose whole path is less likely are not wanted; whoever asks sets it before
-            each `propose`. Where that is cheaper, they may be made all the same.
         rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
             many nats. None: the model decides alone.
     """
@@ -59,11 +56,10 @@ class Drafter(ABC):
     learns_from_prompt: bool = False
     uses_prediction: bool = False
     certain: bool = False
-    knows_chances: bool = False
-    least: float = 0.0
+    has_draft_probs: bool = False
     rollback: float | None = None
 
-    def beside(self) -> Drafter | None:
+    def fork(self) -> Drafter | None:
         """A drafter for another request at the same time; what either learns both know.
 
         None where that cannot be: a drafter built anew learns alone.
@@ -107,16 +103,19 @@ class Drafter(ABC):
         """Give keys and values of its own back; what was learnt stays."""
 
     @abstractmethod
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
-        """A tree rooted at `context[-1]` with at most `budget` nodes beyond the root.
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
+        """Return a tree rooted at `context[-1]`.
 
-        `context` int32 [S] holds every committed token; it is a view that the next step changes.
+        Args:
+            context: int32 [S], every committed token; a view, which the next step changes.
+            budget: most nodes beyond the root.
+            min_path_prob: paths below this probability need not be proposed.
         """
 
-    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+    def forced_tree(self, context: Tokens, budget: int) -> TokenTree:
         """As `propose`, but only what the controls leave no choice about; asked during rests.
 
-        No `observe` follows. The root alone from drafters that know no certainties.
+        No `observe` follows. The root alone from drafters that know nothing forced.
         """
         if self.certain:
             return self.propose(context, budget)
@@ -125,7 +124,7 @@ class Drafter(ABC):
     def distributions(self) -> Floats | None:
         """What the children of each node of the last proposal were drawn from, [N, V].
 
-        Rows of nodes without children say nothing. None where `knows_chances` is false, and for
+        Rows of nodes without children say nothing. None where `has_draft_probs` is false, and for
         requests with another walk.
         """
         return None
@@ -164,26 +163,15 @@ class DraftMethod(Method, ABC):
         """
 
 
-def grown(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:
+def single_origin_tree(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:
     """The tree of a drafter with one origin."""
     origin = np.zeros(len(tokens), np.int16)
     origin[0] = -1
     return TokenTree(tokens, parents, scores, origin)
 
 
-def unpacked(step: Step) -> tuple[Tokens, Tokens, Tokens, Tokens, Floats, Tokens, Tokens]:
+def step_arrays(step: Step) -> tuple[Tokens, Tokens, Tokens, Tokens, Floats, Tokens, Tokens]:
     """A step as native code takes it: context, tree, successors, path and draws."""
     tree = step.tree
     top = (step.top_tokens, step.top_probs)
     return (step.context, tree.tokens, tree.parents, *top, step.path, step.drawn)
-
-
-def within(low: float, high: float, method: str, **settings: float) -> None:
-    """Refuse settings outside `low..high`, and those that are no numbers.
-
-    Raises:
-        MethodError: names the setting, its value and the limits.
-    """
-    for name, value in settings.items():
-        if not low <= value <= high:
-            raise MethodError(f"{method}:{name} is {value}, expected {low} to {high}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.core import Exactness
-from paceline.drafters.base import Drafter, Target, within
+from paceline.drafters.base import Drafter, Target
 from paceline.drafters.model import DraftModel
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("bild", Exactness.LOSSY)
@@ -37,7 +37,7 @@ class Bild(DraftModel):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(0.0, 100.0, "bild", rollback=self.rollback)
+        check_range(0.0, 100.0, "bild", rollback=self.rollback)
 
     def build(self, target: Target) -> Drafter:
         """A drafter whose guesses the loop treats leniently."""

@@ -14,14 +14,14 @@ from paceline import _native
 from paceline.control.base import paths
 from paceline.control.capabilities import Mask, MasksTokens
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, unpacked, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, step_arrays
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.noise import noise_of
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 _MOST_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
@@ -79,9 +79,9 @@ class Blend(DraftMethod):
     warm: bool = True
 
     def __post_init__(self) -> None:
-        within(8, 1 << 26, "blend", capacity=self.capacity)
-        within(2, 1 << 26, "blend", reach=self.reach)
-        within(0.0, 1.0, "blend", rate=self.rate)
+        check_range(8, 1 << 26, "blend", capacity=self.capacity)
+        check_range(2, 1 << 26, "blend", reach=self.reach)
+        check_range(0.0, 1.0, "blend", rate=self.rate)
         if self.ask not in _ASK:
             raise MethodError(f"blend:ask is {self.ask!r}, expected {' or '.join(_ASK)}")
         methods = self.methods()
@@ -165,11 +165,11 @@ class _Blend(Drafter):
         self._start = start_of(self, target, method.warm)
         self._forget()  # a replay has no passes: what members are worth is not to be had from it
 
-    def beside(self) -> Drafter:
+    def fork(self) -> Drafter:
         other = copy(self)
-        other._blend = self._blend.beside()
+        other._blend = self._blend.fork()
         methods = zip(self._members, self._method.methods(), strict=True)
-        other._members = [m.beside() or method.build(self._target) for m, method in methods]
+        other._members = [m.fork() or method.build(self._target) for m, method in methods]
         other._forget()
         return other
 
@@ -214,7 +214,7 @@ class _Blend(Drafter):
         for member in self._members:
             member.release()
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         asked = _Asked()
         guesses = []
         for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
@@ -230,7 +230,7 @@ class _Blend(Drafter):
                 guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
         noise, allowed = self._foreseen(context, budget)
         tokens, parents, scores, origin, named = self._blend.propose(
-            context, budget, self.least, guesses, noise, allowed
+            context, budget, min_path_prob, guesses, noise, allowed
         )
         tree = TokenTree(tokens, parents, scores, origin)
         if guesses:
@@ -251,7 +251,7 @@ class _Blend(Drafter):
             noise.append(start)
         return noise, self._masking.masks(context.tolist()) if self._masking else None
 
-    def certainties(self, context: Tokens, budget: int) -> TokenTree:
+    def forced_tree(self, context: Tokens, budget: int) -> TokenTree:
         for origin, member in enumerate(self._members, len(_OWN)):
             if member.certain:
                 found = member.propose(context, budget)
@@ -266,7 +266,7 @@ class _Blend(Drafter):
         for member in self._members:
             if member.top_k and (drawn or member.learns_from_prompt):
                 member.observe(step)
-        self._blend.observe(*unpacked(step), drawn)
+        self._blend.observe(*step_arrays(step), drawn)
 
     def _settle(self, step: Step) -> None:
         """Credit the accepted nodes to the members that named them."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.drafters.history.corpus_index import open_corpus
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("datastore", Exactness.EXACT)
@@ -46,9 +46,9 @@ class Datastore(DraftMethod):
     rate: float = 0.02
 
     def __post_init__(self) -> None:
-        within(1, 64, "datastore", longest=self.longest, k=self.k)
-        within(1, 4096, "datastore", samples=self.samples)
-        within(0.0, 1.0, "datastore", rate=self.rate)
+        check_range(1, 64, "datastore", longest=self.longest, k=self.k)
+        check_range(1, 4096, "datastore", samples=self.samples)
+        check_range(0.0, 1.0, "datastore", rate=self.rate)
 
     def build(self, target: Target) -> Drafter:
         """A drafter over the mapped file."""
@@ -75,9 +75,9 @@ class _Datastore(Drafter):
         self._native.begin()
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         self._native.extend(context, self._prompt)
-        return grown(*self._native.propose(context, budget))
+        return single_origin_tree(*self._native.propose(context, budget))
 
     def state(self) -> State:
         return {"reliability": self._native.reliability().copy()}

@@ -77,7 +77,7 @@ class _Ensemble(ModelDrafter):
         if isinstance(sequence, EnsembleSequence):
             self._sequence = sequence
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         if self._method.member == "turns":
             self._turn = len(context) % len(self._engine.members)
         return self.grow(context, budget)

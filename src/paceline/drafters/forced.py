@@ -37,7 +37,7 @@ class _Forced(Drafter):
     def begin(self, request: Request) -> None:
         self._controls = [c for c in request.controls if isinstance(c, ForcesTokens)]
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         root = int(context[-1])
         if self._controls and budget:
             history = context.tolist()

@@ -48,7 +48,7 @@ class _Hostile(Drafter):
     def reset(self) -> None:
         self._random = np.random.default_rng(self._seed)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         random = self._random
         tokens, parents, edges = [int(context[-1])], [-1], set()
         # 0 gives chains, 1 gives bushes.

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("jacobi", Exactness.EXACT)
@@ -58,11 +58,11 @@ class Jacobi(DraftMethod):
     capacity: int = 1 << 14
 
     def __post_init__(self) -> None:
-        within(1, 256, "jacobi", window=self.window)
-        within(2, 32, "jacobi", n=self.n)
-        within(1, 256, "jacobi", verified=self.verified)
-        within(0.0, 1.0, "jacobi", share=self.share, rate=self.rate)
-        within(1, 1 << 24, "jacobi", capacity=self.capacity)
+        check_range(1, 256, "jacobi", window=self.window)
+        check_range(2, 32, "jacobi", n=self.n)
+        check_range(1, 256, "jacobi", verified=self.verified)
+        check_range(0.0, 1.0, "jacobi", share=self.share, rate=self.rate)
+        check_range(1, 1 << 24, "jacobi", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter with an empty pool."""
@@ -130,7 +130,7 @@ class _Jacobi(Drafter):
         for start in range(len(request.prompt) - n + 1):
             self._pool.add(request.prompt[start : start + n])
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         root, depths = int(context[-1]), [0]
         tokens, parents = [root], [-1]
         self._edges, self._cells = {}, [(0, 0, 0)]
@@ -159,7 +159,7 @@ class _Jacobi(Drafter):
         for rank, gram in enumerate(grams):
             add(gram, 1, rank, budget)
         above = np.array(parents, np.int32)
-        return grown(np.array(tokens, np.int32), above, self._scores(above))
+        return single_origin_tree(np.array(tokens, np.int32), above, self._scores(above))
 
     def _next_chain(self, context: Tokens) -> list[int]:
         """What the last pass found likeliest from here on, then tokens of the context."""

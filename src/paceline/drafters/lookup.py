@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("lookup", Exactness.EXACT)
@@ -45,9 +45,9 @@ class Lookup(DraftMethod):
     capacity: int = 1 << 15
 
     def __post_init__(self) -> None:
-        within(1, 64, "lookup", longest=self.longest, k=self.k)
-        within(0.0, 1.0, "lookup", keep=self.keep, rate=self.rate)
-        within(8, 1 << 28, "lookup", capacity=self.capacity)
+        check_range(1, 64, "lookup", longest=self.longest, k=self.k)
+        check_range(0.0, 1.0, "lookup", keep=self.keep, rate=self.rate)
+        check_range(8, 1 << 28, "lookup", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter with an empty index."""
@@ -67,9 +67,9 @@ class _Lookup(Drafter):
         self._index.begin()
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         self._index.extend(context, self._prompt)
-        return grown(*self._index.propose(context, budget, self.least))
+        return single_origin_tree(*self._index.propose(context, budget, min_path_prob))
 
     def state(self) -> State:
         return {"reliability": self._index.reliability().copy()}

@@ -12,7 +12,7 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Exactness, Floats, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, Target, within
+from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.drafters.draft_model.cross_tokenizer import CrossTokenizer
 from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
@@ -27,7 +27,7 @@ from paceline.errors import MemoryFullError, MethodError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import known_trace
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 SCHEDULES = ("serial", "pearl")
 
@@ -96,13 +96,13 @@ class DraftModel(DraftSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(0.0, 1.0, "model", trust=self.trust)
-        within(0, 1 << 24, "model", head=self.head)
+        check_range(0.0, 1.0, "model", trust=self.trust)
+        check_range(0, 1 << 24, "model", head=self.head)
         if self.schedule not in SCHEDULES:
             raise MethodError(
                 f"model:schedule is {self.schedule!r}, expected {', '.join(SCHEDULES)}"
             )
-        within(1, 64, "model", wait=self.wait)
+        check_range(1, 64, "model", wait=self.wait)
         if self.schedule == "serial" and self.wait != type(self).wait:
             raise MethodError("model:schedule=serial waits for all passes; leave wait out")
         ends = (self.stop, self.threshold) == (type(self).stop, type(self).threshold)
@@ -195,16 +195,16 @@ class Drafts(ModelDrafter):
         self._trust, self._followers, self._translation = method.trust, followers, translation
         self._frequent = frequent
         self._pearl = ParallelDrafter(method.wait) if method.schedule == "pearl" else None
-        self.knows_chances = self.knows_chances and self._pearl is None
+        self.has_draft_probs = self.has_draft_probs and self._pearl is None
         self._view: View | None = None
         self._rest = ""  # end of the text that guesses in other tokens must begin with
         self._known: tuple[bytes, tuple[Tokens, str]] | None = None  # a text and it in own tokens
 
-    def beside(self) -> Drafter | None:
+    def fork(self) -> Drafter | None:
         """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
         if self._pearl is not None:
             return None
-        other = super().beside()
+        other = super().fork()
         assert isinstance(other, Drafts)
         other._followers = [Follower(follower.engine) for follower in self._followers]
         other._frequent = copy(self._frequent)
@@ -246,7 +246,7 @@ class Drafts(ModelDrafter):
         for follower in self._followers:
             follower.reset()
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         """See `Drafter`."""
         if self._pearl is not None:
             self._pearl.stop()

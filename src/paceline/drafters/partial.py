@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.core import Exactness, Tokens
-from paceline.drafters.base import Drafter, Target, within
+from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings
 from paceline.drafters.draft_model.self_draft import SelfDrafter, viewable
 from paceline.engines.view import View
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 _BLOCK = 16  # aligned positions that are retrieved together: what a view reads fastest
 _ASKING = 32  # last tokens whose pairs say what is wanted
@@ -57,9 +57,9 @@ class Partial(DraftSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         most = 1 << 20
-        within(0, most, "partial", sinks=self.sinks, retrieved=self.retrieved)
-        within(1, most, "partial", recent=self.recent)
-        within(1.0, most, "partial", least=self.least)
+        check_range(0, most, "partial", sinks=self.sinks, retrieved=self.retrieved)
+        check_range(1, most, "partial", recent=self.recent)
+        check_range(1.0, most, "partial", least=self.least)
 
     def build(self, target: Target) -> Drafter:
         """A drafter on the target's engine."""

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError, RequestError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("phrases", Exactness.EXACT)
@@ -46,9 +46,9 @@ class Phrases(DraftMethod):
     capacity: int = 1 << 16
 
     def __post_init__(self) -> None:
-        within(1, 64, "phrases", branches=self.branches)
-        within(0.0, 1.0, "phrases", rate=self.rate)
-        within(1, 1 << 24, "phrases", capacity=self.capacity)
+        check_range(1, 64, "phrases", branches=self.branches)
+        check_range(0.0, 1.0, "phrases", rate=self.rate)
+        check_range(1, 1 << 24, "phrases", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter that waits for a request with a prediction."""
@@ -108,7 +108,7 @@ class _Phrases(Drafter):
         self._aligned = -1  # the place last believed
         self._parted = 0  # tokens since then
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         if not len(self._prediction):
             return TokenTree.root(int(context[-1]))
         for token in context[self._read :].tolist():
@@ -213,7 +213,7 @@ class _Phrases(Drafter):
             scores.append(chance)
             paths.append(-path)
             places.append(self._onward(places[parent], token))
-        return grown(
+        return single_origin_tree(
             np.array(tokens, np.int32), np.array(parents, np.int32), np.array(scores, np.float32)
         )
 

@@ -31,5 +31,5 @@ class Plain(DraftMethod):
 class _Plain(Drafter):
     origins = ("plain",)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         return TokenTree.root(int(context[-1]))

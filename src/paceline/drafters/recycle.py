@@ -9,11 +9,11 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.token_recycling import matrix
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 _TREES = ("best", "static", "paper")
 
@@ -74,11 +74,11 @@ class Recycle(DraftMethod):
             raise MethodError(f"recycle:tree is {self.tree!r}, expected {', '.join(_TREES)}")
         if self.tree != "best":
             self._refuse_settings_of_best()
-        within(1, 32, "recycle", orders=self.orders)
-        within(0, 32, "recycle", skips=self.skips)
-        within(1, 32, "recycle", k=self.k)
-        within(0.0, 1.0, "recycle", keep=self.keep, rate=self.rate)
-        within(8, 1 << 26, "recycle", capacity=self.capacity)
+        check_range(1, 32, "recycle", orders=self.orders)
+        check_range(0, 32, "recycle", skips=self.skips)
+        check_range(1, 32, "recycle", k=self.k)
+        check_range(0.0, 1.0, "recycle", keep=self.keep, rate=self.rate)
+        check_range(8, 1 << 26, "recycle", capacity=self.capacity)
 
     def _refuse_settings_of_best(self) -> None:
         for setting in fields(self):
@@ -107,19 +107,19 @@ class _Recycle(Drafter):
         self._prompt = 0
         self._start = start_of(self, target, method.warm)
 
-    def beside(self) -> Drafter:
+    def fork(self) -> Drafter:
         return copy(self)
 
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
-        return grown(*self._mixer.propose(context, budget, self.least))
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
+        return single_origin_tree(*self._mixer.propose(context, budget, min_path_prob))
 
     def observe(self, step: Step) -> None:
         # The prompt's own tokens were not drawn from the model: they teach the weights nothing.
         drawn = len(step.context) >= self._prompt
-        self._mixer.observe(*unpacked(step), drawn)
+        self._mixer.observe(*step_arrays(step), drawn)
 
     def state(self) -> State:
         return mixer_state(self._mixer)

@@ -9,9 +9,9 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("suffix", Exactness.EXACT)
@@ -48,9 +48,9 @@ class Suffix(DraftMethod):
     rate: float = 0.02
 
     def __post_init__(self) -> None:
-        within(2, 1 << 26, "suffix", capacity=self.capacity)
-        within(1, 64, "suffix", k=self.k)
-        within(0.0, 1.0, "suffix", rate=self.rate)
+        check_range(2, 1 << 26, "suffix", capacity=self.capacity)
+        check_range(1, 64, "suffix", k=self.k)
+        check_range(0.0, 1.0, "suffix", rate=self.rate)
 
     def build(self, target: Target) -> Drafter:
         """A drafter that has read nothing yet."""
@@ -66,18 +66,18 @@ class _Suffix(Drafter):
         self._capacity = method.capacity
         self._prompt = 0
 
-    def beside(self) -> Drafter:
+    def fork(self) -> Drafter:
         other = copy(self)
-        other._automata = self._automata.beside()
+        other._automata = self._automata.fork()
         return other
 
     def begin(self, request: Request) -> None:
         self._automata.begin()
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         self._automata.extend(context, self._prompt)
-        return grown(*self._automata.propose(context, budget, self.least))
+        return single_origin_tree(*self._automata.propose(context, budget, min_path_prob))
 
     def state(self) -> State:
         return automata_state(self._automata)

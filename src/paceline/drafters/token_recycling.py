@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, grown
+from paceline.drafters.base import Drafter, single_origin_tree
 from paceline.errors import MethodError
 
 # Chance that the successor of each rank is the next token.
@@ -96,7 +96,7 @@ class _Matrix(Drafter):
         # The last row is that of an unknown token, so that -1 leads to -1.
         self._matrix = np.full((vocab_size + 1, len(RANKS)), -1, np.int32)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         shape = self._shape(budget)
         tokens = np.empty(len(shape.parents), np.int32)
         tokens[0] = context[-1]
@@ -106,11 +106,11 @@ class _Matrix(Drafter):
         scores[0] = 1.0
         known = tokens >= 0
         if known.all():
-            return grown(tokens, shape.parents.astype(np.int32), scores)
+            return single_origin_tree(tokens, shape.parents.astype(np.int32), scores)
         # A known node has a known parent: what is left out are whole subtrees.
         place = np.cumsum(known) - 1
         parents = np.where(shape.parents < 0, -1, place[shape.parents])[known]
-        return grown(tokens[known], parents.astype(np.int32), scores[known])
+        return single_origin_tree(tokens[known], parents.astype(np.int32), scores[known])
 
     def observe(self, step: Step) -> None:
         self._matrix[step.tree.tokens, : step.top_tokens.shape[1]] = step.top_tokens

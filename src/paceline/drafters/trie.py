@@ -8,9 +8,9 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("trie", Exactness.EXACT)
@@ -49,11 +49,11 @@ class Trie(DraftMethod):
     capacity: int = 1 << 18
 
     def __post_init__(self) -> None:
-        within(2, 64, "trie", branch=self.branch)
-        within(1, 64, "trie", k=self.k)
-        within(0.0, 1e6, "trie", here=self.here)
-        within(0.0, 1.0, "trie", rate=self.rate)
-        within(256, 1 << 28, "trie", capacity=self.capacity)
+        check_range(2, 64, "trie", branch=self.branch)
+        check_range(1, 64, "trie", k=self.k)
+        check_range(0.0, 1e6, "trie", here=self.here)
+        check_range(0.0, 1.0, "trie", rate=self.rate)
+        check_range(256, 1 << 28, "trie", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter with an empty trie."""
@@ -75,9 +75,9 @@ class _Trie(Drafter):
         self._trie.begin()
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         self._trie.extend(context, self._prompt)
-        return grown(*self._trie.propose(context, budget))
+        return single_origin_tree(*self._trie.propose(context, budget))
 
     def state(self) -> State:
         arrays = {name: array.copy() for name, array in self._trie.arrays().items()}

@@ -8,9 +8,9 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, grown, unpacked, within
+from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("trigram", Exactness.EXACT)
@@ -53,11 +53,11 @@ class Trigram(DraftMethod):
     capacity: int = 1 << 16
 
     def __post_init__(self) -> None:
-        within(1, 32, "trigram", k=self.k)
-        within(0.0, 100.0, "trigram", explore=self.explore)
-        within(1, 256, "trigram", depth=self.depth)
-        within(0.0, 1.0, "trigram", keep=self.keep, rate=self.rate)
-        within(8, 1 << 26, "trigram", capacity=self.capacity)
+        check_range(1, 32, "trigram", k=self.k)
+        check_range(0.0, 100.0, "trigram", explore=self.explore)
+        check_range(1, 256, "trigram", depth=self.depth)
+        check_range(0.0, 1.0, "trigram", keep=self.keep, rate=self.rate)
+        check_range(8, 1 << 26, "trigram", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter that has observed nothing yet."""
@@ -80,12 +80,12 @@ class _Trigram(Drafter):
     def begin(self, request: Request) -> None:
         self._prompt = len(request.prompt)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
-        return grown(*self._native.propose(context, budget))
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
+        return single_origin_tree(*self._native.propose(context, budget))
 
     def observe(self, step: Step) -> None:
         drawn = len(step.context) >= self._prompt  # the prompt's own tokens were not
-        self._native.observe(*unpacked(step), drawn)
+        self._native.observe(*step_arrays(step), drawn)
 
     def state(self) -> State:
         arrays = self._arrays()

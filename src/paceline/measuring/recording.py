@@ -18,28 +18,28 @@ class Watched:
     budget: Budget
     passes: list[Pass] = field(default_factory=list)
 
-    def ask(self, requests: int = 1) -> int:
+    def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
-        return self.budget.ask(requests)
+        return self.budget.nodes_wanted(requests)
 
-    def spare(self) -> int:
+    def nodes_for_forced(self) -> int:
         """See `Budget`."""
-        return self.budget.spare()
+        return self.budget.nodes_for_forced()
 
-    def least(self) -> float:
+    def min_path_prob(self) -> float:
         """See `Budget`."""
-        return self.budget.least()
+        return self.budget.min_path_prob()
 
-    def choose(self, trees: Trees, seconds: float, riding: int = 0) -> list[TokenTree]:
+    def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
         """See `Budget`."""
-        return self.budget.choose(trees, seconds, riding)
+        return self.budget.prune(trees, seconds, other_tokens)
 
     def record(
-        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+        self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """See `Budget`."""
         self.passes += zip(trees, paths, strict=True)
-        self.budget.record(trees, paths, draft, forward, riding)
+        self.budget.record(trees, paths, draft, forward, other_tokens)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class WatchedFixed(Fixed):
     passes: list[Pass] = field(default_factory=list)
 
     def record(
-        self, trees: Trees, paths: Paths, draft: float, forward: float, riding: int = 0
+        self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """See `Budget`."""
         self.passes.extend(zip(trees, paths, strict=True))

@@ -63,7 +63,7 @@ class DrafterPool:
         """
         if self.idle:
             return self.idle.pop()
-        found = self.first.beside()
+        found = self.first.fork()
         if found is None and self._memory and not self._memory.affords(self.first.engines):
             return self._mute
         if found is None:
@@ -85,7 +85,7 @@ class DrafterPool:
         self,
         turns: Sequence[BatchEntry],
         most: int,
-        riding: int,
+        other_tokens: int,
         ready: Callable[[BatchEntry], bool] = lambda turn: True,
     ) -> None:
         """Let the drafters guess, and keep what is worth running.
@@ -93,20 +93,22 @@ class DrafterPool:
         Args:
             turns: of requests with drafters from here; their trees are set.
             most: nodes that a tree may have, its root included.
-            riding: nodes of others in the same pass.
+            other_tokens: nodes of others in the same pass.
             ready: lets a drafter catch up with the text; whether it has.
         """
         governed = [turn for turn in turns if turn.budget is None]
-        self._asked = asked = self.governor.ask(len(governed)) if governed else 0
+        self._asked = asked = self.governor.nodes_wanted(len(governed)) if governed else 0
         for turn in turns:
             start = perf_counter()
             wished = asked if turn.budget is None else turn.budget
-            spare = self.governor.spare() if turn.budget is None and not asked else 0
-            least = self.governor.least() if turn.budget is None else 0.0
+            spare = self.governor.nodes_for_forced() if turn.budget is None and not asked else 0
+            min_path_prob = self.governor.min_path_prob() if turn.budget is None else 0.0
             try:
                 if wished and turn.run.room and (turn.run.drafter is self._mute or not ready(turn)):
                     turn.late, wished = True, 0
-                turn.tree = turn.run.propose(min(wished, most - 1), min(spare, most - 1), least)
+                turn.tree = turn.run.propose(
+                    min(wished, most - 1), min(spare, most - 1), min_path_prob
+                )
             except MemoryFullError:  # drafting needs room, too; the pass can do without
                 turn.tree = TokenTree.root(int(turn.run.text[-1]))
             except Exception as error:
@@ -115,9 +117,9 @@ class DrafterPool:
         governed = [turn for turn in governed if not turn.error and not turn.late]
         if asked and governed:
             others = [turn for turn in turns if turn not in governed and not turn.error]
-            riding += sum(len(turn.tree) for turn in others)
+            other_tokens += sum(len(turn.tree) for turn in others)
             trees = [turn.tree for turn in governed]
-            kept = self.governor.choose(trees, sum(turn.seconds for turn in governed), riding)
+            kept = self.governor.prune(trees, sum(turn.seconds for turn in governed), other_tokens)
             for turn, tree in zip(governed, kept, strict=True):
                 turn.tree = tree
 
@@ -142,9 +144,9 @@ class DrafterPool:
         ]
         if governed:
             trees, paths, drafting = zip(*governed, strict=True)
-            riding = nodes - sum(map(len, trees))
+            other_tokens = nodes - sum(map(len, trees))
             draft = sum(drafting) if self._asked else 0.0
-            self.governor.record(trees, paths, draft, seconds, riding)
+            self.governor.record(trees, paths, draft, seconds, other_tokens)
 
 
 class DrafterPools:

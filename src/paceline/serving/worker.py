@@ -159,10 +159,10 @@ class Worker:
         start = perf_counter()
         turns = self._runner.read(parts, turns, reading)
         groups = self._groups(turns)
-        riding = sum(len(part.tree) for part in parts) + len(turns)
+        other_tokens = sum(len(part.tree) for part in parts) + len(turns)
         follow = partial(self._runner.follow, reading)
         for lanes, group in groups:
-            lanes.draft(group, plan.nodes, riding - len(group), follow)
+            lanes.draft(group, plan.nodes, other_tokens - len(group), follow)
         drafted = perf_counter()
         turns = self._runner.look(turns)
         looked = perf_counter()

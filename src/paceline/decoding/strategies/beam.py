@@ -13,9 +13,8 @@ from paceline.core import Exactness
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Hypothesis, Search
-from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import Source, strategies
+from paceline.registry import Source, check_range, strategies
 
 _STOPPING = ("true", "false", "never")
 _WIDEST = 1024  # hypotheses; each has a cache
@@ -58,9 +57,9 @@ class Beam(Strategy):
     )
 
     def __post_init__(self) -> None:
-        within(1, _WIDEST, self.name, width=self.width)
-        within(1, self.width, self.name, returned=self.returned)
-        within(-100, 100, self.name, length_penalty=self.length_penalty)
+        check_range(1, _WIDEST, self.name, width=self.width)
+        check_range(1, self.width, self.name, returned=self.returned)
+        check_range(-100, 100, self.name, length_penalty=self.length_penalty)
         if self.early_stopping not in _STOPPING:
             raise MethodError(
                 f"{self.name}:early_stopping is {self.early_stopping!r}, "

@@ -14,9 +14,9 @@ from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import Session
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search, branching
-from paceline.drafters.base import Drafter, Target, within
+from paceline.drafters.base import Drafter, Target
 from paceline.errors import MethodError, RequestError
-from paceline.registry import Source, drafters, strategies
+from paceline.registry import Source, check_range, drafters, strategies
 
 _MOST = 1024
 
@@ -58,8 +58,8 @@ class BestOf(Strategy):
     )
 
     def __post_init__(self) -> None:
-        within(1, _MOST, self.name, n=self.n, together=self.together)
-        within(1, self.n, self.name, returned=self.returned)
+        check_range(1, _MOST, self.name, n=self.n, together=self.together)
+        check_range(1, self.n, self.name, returned=self.returned)
 
     @property
     def drafts(self) -> bool:
@@ -156,11 +156,11 @@ def _side_by_side(
 def _pass(run: Search, live: Sequence[Session], budget: Budget) -> list[float]:
     """One pass of several samples; the log chances of the tokens that each was given by it."""
     begun = perf_counter()
-    nodes = budget.ask(len(live))
-    spare, least = 0 if nodes else budget.spare(), budget.least()
-    trees = [each.propose(nodes, spare, least) for each in live]
+    nodes = budget.nodes_wanted(len(live))
+    spare, min_path_prob = 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
+    trees = [each.propose(nodes, spare, min_path_prob) for each in live]
     if nodes:
-        trees = budget.choose(trees, perf_counter() - begun)
+        trees = budget.prune(trees, perf_counter() - begun)
     drafted = perf_counter()
     logits = run.forward([(_hypothesis(e), tree) for e, tree in zip(live, trees, strict=True)])
     passed = perf_counter()

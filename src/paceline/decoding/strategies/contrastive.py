@@ -13,9 +13,8 @@ from paceline.core import Exactness, Floats, Tokens, TokenTree
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Search
 from paceline.decoding.walk import edited
-from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import Source, strategies
+from paceline.registry import Source, check_range, strategies
 
 
 @strategies.register("contrastive", Exactness.LOSSY)
@@ -50,8 +49,8 @@ class Contrastive(Strategy):
     needs = frozenset({Ability.HIDDEN})
 
     def __post_init__(self) -> None:
-        within(1, 256, self.name, k=self.k)
-        within(0, 1, self.name, penalty=self.penalty)
+        check_range(1, 256, self.name, k=self.k)
+        check_range(0, 1, self.name, penalty=self.penalty)
 
     def run(self, task: Task) -> list[Found]:
         """One text."""

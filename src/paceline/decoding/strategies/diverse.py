@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from paceline.core import Exactness
 from paceline.decoding.strategies.base import Found, Task
 from paceline.decoding.strategies.beam import Beam, search
-from paceline.drafters.base import within
 from paceline.errors import MethodError
-from paceline.registry import Source, strategies
+from paceline.registry import Source, check_range, strategies
 
 
 @strategies.register("diverse", Exactness.LOSSY)
@@ -41,8 +40,8 @@ class DiverseBeam(Beam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        within(1, self.width, self.name, groups=self.groups)
-        within(0, 1000, self.name, penalty=self.penalty)
+        check_range(1, self.width, self.name, groups=self.groups)
+        check_range(0, 1000, self.name, penalty=self.penalty)
         if self.width % self.groups:
             raise MethodError(
                 f"{self.name}:width is {self.width}, expected a multiple of groups={self.groups}"

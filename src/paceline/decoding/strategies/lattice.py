@@ -14,8 +14,7 @@ from paceline.core import Exactness
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Search
-from paceline.drafters.base import within
-from paceline.registry import Source, strategies
+from paceline.registry import Source, check_range, strategies
 
 
 @strategies.register("lattice", Exactness.LOSSY)
@@ -62,12 +61,12 @@ class LatticeSearch(Strategy):
     revisits = True
 
     def __post_init__(self) -> None:
-        within(1, 1_000_000, self.name, nodes=self.nodes)
-        within(1, 256, self.name, width=self.width, top=self.top)
-        within(0, 1, self.name, least=self.least)
-        within(1, 64, self.name, suffix=self.suffix)
-        within(0, 4096, self.name, stretch=self.stretch)
-        within(1, 4096, self.name, returned=self.returned)
+        check_range(1, 1_000_000, self.name, nodes=self.nodes)
+        check_range(1, 256, self.name, width=self.width, top=self.top)
+        check_range(0, 1, self.name, least=self.least)
+        check_range(1, 64, self.name, suffix=self.suffix)
+        check_range(0, 4096, self.name, stretch=self.stretch)
+        check_range(1, 4096, self.name, returned=self.returned)
 
     def run(self, task: Task) -> list[Found]:
         """The best `returned` paths of the lattice; where none is whole, the longest beginning."""

@@ -17,9 +17,8 @@ from paceline.core import Exactness
 from paceline.decoding.strategies.base import Found, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.decoding.walk import edited
-from paceline.drafters.base import within
 from paceline.errors import MethodError, RequestError
-from paceline.registry import Source, strategies
+from paceline.registry import Source, check_range, strategies
 from paceline.sandbox import Limits, check_sandbox, run_program
 
 _BASE = 10.0  # the paper's c_base
@@ -78,12 +77,12 @@ class Planning(Strategy):
     needs = frozenset({Ability.SANDBOX})
 
     def __post_init__(self) -> None:
-        within(1, 100_000, self.name, rollouts=self.rollouts)
-        within(1, 256, self.name, k=self.k)
-        within(0, 1000, self.name, explore=self.explore)
-        within(0.1, 60, self.name, seconds=self.seconds)
-        within(32, 16384, self.name, megabytes=self.megabytes)
-        within(1, 1024, self.name, returned=self.returned)
+        check_range(1, 100_000, self.name, rollouts=self.rollouts)
+        check_range(1, 256, self.name, k=self.k)
+        check_range(0, 1000, self.name, explore=self.explore)
+        check_range(0.1, 60, self.name, seconds=self.seconds)
+        check_range(32, 16384, self.name, megabytes=self.megabytes)
+        check_range(1, 1024, self.name, returned=self.returned)
 
     @property
     def drafts(self) -> bool:

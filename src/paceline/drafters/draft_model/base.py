@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.core import Floats, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, within
+from paceline.drafters.base import Drafter, DraftMethod
 from paceline.drafters.draft_model import stop_rules
 from paceline.drafters.draft_model.calibration import Calibration
 from paceline.drafters.draft_model.tree_growth import (
@@ -21,6 +21,7 @@ from paceline.drafters.draft_model.tree_growth import (
     sample,
 )
 from paceline.errors import MethodError
+from paceline.registry import check_range
 
 _CHILDREN = 16  # successors of a node that may become nodes
 _STREAM = 1  # tells these random numbers from those of the walk
@@ -47,8 +48,8 @@ class DraftSettings(DraftMethod):
 
     def __post_init__(self) -> None:
         name = getattr(type(self), "name", "draft")
-        within(1, 64, name, width=self.width, depth=self.depth)
-        within(0.0, 1.0, name, threshold=self.threshold, rate=self.rate)
+        check_range(1, 64, name, width=self.width, depth=self.depth)
+        check_range(0.0, 1.0, name, threshold=self.threshold, rate=self.rate)
         if self.stop not in stop_rules.NAMES:
             raise MethodError(
                 f"{name}:stop is {self.stop!r}, expected {', '.join(stop_rules.NAMES)}"
@@ -74,7 +75,7 @@ class ModelDrafter(Drafter):
         self._request = Request((0,), 1)
         self._last: GrownTree | None = None
         self._length = 0  # of the context of the last proposal
-        self.knows_chances = shared
+        self.has_draft_probs = shared
 
     ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
 
@@ -86,10 +87,10 @@ class ModelDrafter(Drafter):
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         """One pass: logits [fresh, V] of the last nodes of a tree with the root `context[-1]`."""
 
-    def beside(self) -> Drafter | None:
+    def fork(self) -> Drafter | None:
         """See `Drafter`: it runs the same model, on a text of its own."""
         other = copy(self)
-        other._chances, other._stop = self._chances.beside(), copy(self._stop)
+        other._chances, other._stop = self._chances.fork(), copy(self._stop)
         return other
 
     def begin(self, request: Request) -> None:
@@ -97,7 +98,7 @@ class ModelDrafter(Drafter):
         self._request, self._last = request, None
         self._chances.begin(request)
 
-    def propose(self, context: Tokens, budget: int) -> TokenTree:
+    def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         """See `Drafter`."""
         return self.grow(context, budget)
 

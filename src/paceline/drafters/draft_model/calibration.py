@@ -41,7 +41,7 @@ class Calibration:
         self._heat, self._request = 0.0, Request((), 0)
         self.reset()
 
-    def beside(self) -> Calibration:
+    def fork(self) -> Calibration:
         """Those of another request at the same time; what either learns both know."""
         other = copy(self)
         other._noise = {}

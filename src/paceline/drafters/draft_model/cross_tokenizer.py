@@ -8,7 +8,7 @@ from string import ascii_letters
 import numpy as np
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.drafters.base import grown
+from paceline.drafters.base import single_origin_tree
 from paceline.models.tokenizer import Tokenizer
 
 _TAIL = 8  # tokens before a guess that are tokenised with it
@@ -176,7 +176,7 @@ def _tree(root: int, reached: dict[tuple[int, ...], float], budget: int) -> Toke
     place = {string: node for node, string in enumerate(best)}
     above = [place[string[:-1]] if string else -1 for string in best]
     scores = [reached[s] / max(reached[s[:-1]], 1e-12) if s else 1.0 for s in best]
-    return grown(
+    return single_origin_tree(
         np.array([string[-1] if string else root for string in best], np.int32),
         np.array(above, np.int32),
         np.clip(np.array(scores, np.float32), 0.0, 1.0),

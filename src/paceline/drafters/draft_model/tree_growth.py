@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.drafters.base import grown
+from paceline.drafters.base import single_origin_tree
 
 Run = Callable[[TokenTree, int], Floats]
 """Logits [n, V] of the last n nodes of a tree, after one pass over it."""
@@ -81,7 +81,7 @@ class _Nodes:
         parents = [self.place.get(self.parents[node], -1) for node in self.run]
         tokens = np.array([self.tokens[node] for node in self.run], np.int32)
         ones = np.ones(len(tokens), np.float32)
-        return run(grown(tokens, np.array(parents, np.int32), ones), len(nodes))
+        return run(single_origin_tree(tokens, np.array(parents, np.int32), ones), len(nodes))
 
     def best(self, budget: int) -> list[int]:
         """The likeliest `budget` nodes besides the root, likeliest first, parents before theirs."""
@@ -98,7 +98,7 @@ class _Nodes:
         """The root and some nodes, parents before theirs."""
         index = {node: place for place, node in enumerate(nodes)}
         parents = [index.get(self.parents[node], -1) for node in nodes]
-        return grown(
+        return single_origin_tree(
             np.array([self.tokens[node] for node in nodes], np.int32),
             np.array(parents, np.int32),
             np.array([self.scores[node] for node in nodes], np.float32),
