@@ -96,7 +96,7 @@ def report(shape: ModelConfig, inputs: int, storage: str, options: argparse.Name
     times = rounds(jobs, options.rounds)
     reads.append(_native.read_bandwidth(threads))
     read = median(reads)
-    gigabytes = [engines[n].bytes / times[n] for n in few]
+    gigabytes = [engines[n].weight_bytes / times[n] for n in few]
     products = [n * engines[n].parameters / times[n] / 1e9 for n in SIZES]
     name = f"{storage} {engines[1].isa}, {inputs} inputs"
     shares = [f"{g / 1e9:.1f} ({g / read:.0%})" for g in gigabytes]

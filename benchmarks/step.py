@@ -167,7 +167,7 @@ def report(
     before = _native.read_bandwidth(engine.threads)
     times = step_times(engine, sizes, repeat, context)
     bandwidth = max(before, _native.read_bandwidth(engine.threads)) / 1e9
-    rate = engine.bytes / times[sizes[0]] / 1e9
+    rate = engine.weight_bytes / times[sizes[0]] / 1e9
     print(
         f"{shape} {engine.format} {engine.isa}, {engine.threads} threads, "
         f"{context} positions in {engine.kv_format}: "

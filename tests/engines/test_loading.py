@@ -33,7 +33,7 @@ model = load(sys.argv[1])
 before = memory("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")
 engine = NativeEngine(model.config, model.weights, threads=2, format=sys.argv[2])
-print(json.dumps([before, memory("VmHWM"), memory("VmRSS"), engine.bytes]))
+print(json.dumps([before, memory("VmHWM"), memory("VmRSS"), engine.weight_bytes]))
 """
 LAYERS, MIB = 4, 1 << 20
 

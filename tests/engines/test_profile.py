@@ -24,7 +24,7 @@ def test_every_matrix_is_accounted_for(tiny_model) -> None:
     engine.profiling = False
     engine.forward([(sequence, tree)])
     parts = engine.profile()
-    assert sum(parts[name].bytes for name in MATRICES) == 2 * engine.bytes
+    assert sum(parts[name].bytes for name in MATRICES) == 2 * engine.weight_bytes
     assert sum(parts[name].macs for name in MATRICES) == 2 * 3 * engine.parameters
     assert parts["attention"].bytes == 2 * 43 * engine.position_bytes
     for name, spent in parts.items():

@@ -18,5 +18,5 @@ def test_bytes_of_a_token_are_matrices_and_what_attention_sees():
     layers = (LayerConfig(2, 1, 3, 5), LayerConfig(2, 1, 3, 5, window=8))
     engine.config = replace(engine.config, layers=layers)
     assert bytes_per_token(engine, 100) is None
-    engine.bytes = 1000
+    engine.weight_bytes = 1000
     assert bytes_per_token(engine, 100) == 1000 + 4 * 2 * 3 * (100 + 8)

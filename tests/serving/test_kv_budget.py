@@ -210,7 +210,7 @@ def test_models_that_come_later_are_weighed(plain):
     with working(lm, memory=24 * page) as found:
         before = found.scheduler.capacity
         found.submit(Job("a", request, drafter=drafter, budget=5))
-        weight = found._places["a"].lanes.first.engines[0].bytes
+        weight = found._places["a"].lanes.first.engines[0].weight_bytes
         assert before - found.scheduler.capacity >= weight // page * 64
         assert tokens_of(drive(found), "a") == alone(plain, request)
         assert found.stats.accepted["model"] > 0

@@ -165,5 +165,5 @@ def test_what_is_read_comes_from_one_budget(lm):
     assert reading.may(cost=0.5) == 0
     assert [reading.must(0.5), reading.must(0.5)] == [8, 0]
     assert PassBudget(30, alone=True).part(200, cost=3.0) == 200
-    small, large = sorted((*lm.drafter.engines, lm.engine), key=lambda engine: engine.bytes)
+    small, large = sorted((*lm.drafter.engines, lm.engine), key=lambda engine: engine.weight_bytes)
     assert price(small, large) == 1 / price(large, small) < 1

@@ -1,13 +1,14 @@
-"""What an engine must do: run a model over token trees, and keep the rows of the accepted nodes.
+"""The engine contract: run a model over token trees, and cache the rows of the accepted nodes.
 
-An engine never sees a drafter, and a drafter never sees an engine; `decoding/loop.py` knows both.
+An engine never sees a drafter; a drafter reaches an engine only through `drafters.base.Target`.
+Only `decoding/` and `serving/` commit.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,10 +20,7 @@ from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
 
-if TYPE_CHECKING:
-    from paceline.engines.shared_limit import SharedLimit
-
-# Whose logits a pass gives: of every tree, of none, or of those that a list says.
+# Whose logits a pass returns: of every tree, of none, or of those marked in a list.
 Rows = Literal["all", "none"] | Sequence[bool]
 
 
@@ -48,6 +46,14 @@ class Cached(Protocol):
         ...
 
 
+class PageLender(Protocol):
+    """Shares one memory limit among several engines; see `shared_limit.SharedLimit`."""
+
+    def lend(self, engine: Engine, pages: int) -> bool:
+        """Raise an engine's limit by up to `pages` pages; return whether by any."""
+        ...
+
+
 class Engine(ABC):
     """Runs one model.
 
@@ -63,6 +69,9 @@ class Engine(ABC):
             `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
             if `hidden()` can be asked.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
+        threads: how many threads share a pass; None: the engine does not count them.
+        device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
+        weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
     """
 
     name: str
@@ -72,7 +81,10 @@ class Engine(ABC):
     invariant: bool
     tolerance: float
     abilities: frozenset[Ability] = frozenset()
-    shared: SharedLimit | None = None
+    shared: PageLender | None = None
+    threads: int | None = None
+    device: str | None = None
+    weight_bytes: int | None = None
 
     @property
     def memory(self) -> Memory:

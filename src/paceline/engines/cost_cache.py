@@ -59,7 +59,7 @@ def _measure(engine: Engine) -> Cost:
 
 
 def _key(engine: Engine) -> str:
-    threads = getattr(engine, "threads", None)
+    threads = engine.threads
     formats = (engine.format, engine.kv_format)
     members = [member.config for member in getattr(engine, "members", ())]
     parts = (__version__, machine(), engine.name, formats, threads, engine.config, members)

@@ -63,10 +63,9 @@ class EnsembleEngine(Engine):
         self._shares = np.log(np.array(weights, np.float64) / sum(weights))
 
     @property
-    def threads(self) -> int | None:
-        """How many threads share a pass, where the members tell."""
-        threads: int | None = getattr(self.members[0], "threads", None)
-        return threads
+    def threads(self) -> int | None:  # type: ignore[override]  # an attribute there
+        """How many threads share a pass of the first member."""
+        return self.members[0].threads
 
     def open(self) -> Cached:
         """A new, empty sequence in every member."""

@@ -81,7 +81,8 @@ class ReferenceEngine(Engine):
         kv_limit: int | None = None,
     ) -> None:
         self.config = config
-        self.device = _device(device)
+        self._device = _device(device)
+        self.device = str(self._device)
         self.dtype = dtype
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self.kv_format = self.format
@@ -92,7 +93,7 @@ class ReferenceEngine(Engine):
         self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
-            tensor = torch.tensor(weights[name]).to(self.device, dtype)
+            tensor = torch.tensor(weights[name]).to(self._device, dtype)
             if name.startswith("layers."):
                 _, index, rest = name.split(".", 2)
                 self._layers[int(index)][rest] = tensor
@@ -124,7 +125,9 @@ class ReferenceEngine(Engine):
         """A new, empty sequence."""
         sequence = _Sequence(
             layers=[
-                torch.empty(2, layer.kv_heads, 0, layer.head_dim, device=self.device).to(self.dtype)
+                torch.empty(
+                    2, layer.kv_heads, 0, layer.head_dim, dtype=self.dtype, device=self._device
+                )
                 for layer in self.config.layers
             ]
         )
@@ -177,7 +180,7 @@ class ReferenceEngine(Engine):
         if nodes.ndim != 1 or (nodes < 0).any() or (nodes >= own.pending).any():
             raise RequestError(f"path {nodes} leaves the {own.pending} nodes of the last forward")
         end = own.length + len(nodes)
-        kept = torch.from_numpy(nodes + own.length).to(self.device)
+        kept = torch.from_numpy(nodes + own.length).to(self._device)
         for layer in own.layers:
             layer[:, :, own.length : end] = layer[:, :, kept]
         own.length, own.pending = end, 0
@@ -295,7 +298,7 @@ class ReferenceEngine(Engine):
         return cache[0, :, :end], cache[1, :, :end]
 
     def _tensor(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
 
 
 def _device(name: str) -> torch.device:

@@ -51,7 +51,7 @@ def bytes_per_token(engine: Engine, context: float) -> int | None:
         engine: what runs; None is returned where it does not tell the size of its matrices.
         context: cached positions.
     """
-    matrices: int | None = getattr(engine, "bytes", None)
+    matrices = engine.weight_bytes
     if matrices is None:
         return None
     seen = [

@@ -272,7 +272,7 @@ def _with_machine(lm: LM, turns: list[BaselineTurn], arms: list[Arm], cost: Cost
         arms,
         cost,
         context_for(lm.engine),
-        measure_bandwidth(getattr(lm.engine, "threads", None)),
+        measure_bandwidth(lm.engine.threads),
         bytes_per_token(lm.engine, sum(seen) / len(seen)),
         measure_memory(lm.engine, longest),
     )

@@ -37,7 +37,7 @@ def measure_memory(engine: Engine, longest: Sequence[int]) -> Memory:
         cache: int | None = getattr(sequence, "bytes", None)
     finally:
         engine.release(sequence)
-    return Memory(peak, getattr(engine, "bytes", None), cache, len(longest))
+    return Memory(peak, engine.weight_bytes, cache, len(longest))
 
 
 def peak_bytes() -> int:

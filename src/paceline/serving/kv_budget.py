@@ -232,7 +232,7 @@ def _taken(engine: Engine) -> int:
     Raises:
         RequestError: it does not tell.
     """
-    weights: int | None = getattr(engine, "bytes", None)
+    weights = engine.weight_bytes
     if weights is None:
         raise RequestError(
             f"the {engine.name} engine does not tell how much memory its weights take; with a "

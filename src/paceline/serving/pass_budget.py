@@ -32,7 +32,7 @@ def prefill_tokens(governor: Governor, streams: int, stall: float) -> int:
 
 def price(engine: Engine, target: Engine) -> float:
     """What a token costs in an engine, in tokens of the target: by the size of their weights."""
-    own, other = getattr(engine, "bytes", 0), getattr(target, "bytes", 0)
+    own, other = engine.weight_bytes, target.weight_bytes
     return own / other if own and other else 1.0
 
 

@@ -4,57 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from numpy.typing import ArrayLike
-
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows
-from paceline.engines.pages import Memory
 from paceline.engines.view import View
+from paceline.engines.wrapper import EngineWrapper
 from paceline.errors import MemoryFullError
 
-_PART = 64  # tokens of a prompt in a pass
+_CHUNK = 64  # tokens of a prompt in a pass
 
 
-class TurnTakingEngine(Engine):
-    """See the module's text.
+class TurnTakingEngine(EngineWrapper):
+    """Runs each pass of a search when the worker says that it is its turn.
 
     Args:
-        engine: runs them.
-        turn: returns when it is theirs.
-        relieve: as of `Searches`.
+        inner: runs the passes.
+        turn: returns when the next pass may run.
+        relieve: frees memory for a pass that lacks it; whether any was freed.
     """
 
     def __init__(
-        self, engine: Engine, turn: Callable[[], None], relieve: Callable[[], bool]
+        self, inner: Engine, turn: Callable[[], None], relieve: Callable[[], bool]
     ) -> None:
-        self._engine, self._turn, self._relieve = engine, turn, relieve
-        self.name, self.config, self.format = engine.name, engine.config, engine.format
-        self.kv_format, self.invariant = engine.kv_format, engine.invariant
-        self.tolerance, self.abilities = engine.tolerance, engine.abilities
+        super().__init__(inner)
+        self._turn, self._relieve = turn, relieve
         self._open: dict[int, Cached] = {}
 
     @property
     def held(self) -> int:
-        """Pages of its sequences."""
-        return len({page for each in self._open.values() for page in self._engine.pages(each)})
-
-    @property
-    def memory(self) -> Memory:
-        """See `Engine`."""
-        return self._engine.memory
+        """Number of pages that its sequences hold, shared ones counted once."""
+        return len({page for each in self._open.values() for page in self.inner.pages(each)})
 
     def open(self) -> Cached:
-        """See `Engine`."""
-        return self._keep(self._engine.open())
+        """Open an empty sequence and count its pages as held; see `Engine.open`."""
+        return self._keep(super().open())
 
     def fork(self, sequence: Cached) -> Cached:
-        """See `Engine`."""
-        return self._keep(self._engine.fork(sequence))
+        """Fork a sequence and count its pages as held; see `Engine.fork`."""
+        return self._keep(super().fork(sequence))
 
     def release(self, sequence: Cached) -> None:
-        """See `Engine`."""
+        """Release a sequence; see `Engine.release`."""
         self._open.pop(id(sequence), None)
-        self._engine.release(sequence)
+        super().release(sequence)
 
     def forward(
         self,
@@ -62,14 +53,12 @@ class TurnTakingEngine(Engine):
         rows: Rows = "all",
         view: View | None = None,
     ) -> Floats:
-        """See `Engine`; when it is its turn."""
-        while True:
-            self._turn()
-            try:
-                return self._engine.forward(batch, rows, view)
-            except MemoryFullError:
-                if not self._relieve():
-                    raise
+        """Run trees when it is the search's turn; see `Engine.forward`."""
+        return self._in_turn(lambda: self.inner.forward(batch, rows, view))
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes when it is the search's turn; see `Engine.forward_mixed`."""
+        return self._in_turn(lambda: self.inner.forward_mixed(sequence, tokens, weights))
 
     def extend(
         self,
@@ -78,20 +67,18 @@ class TurnTakingEngine(Engine):
         observe: Callable[[int, TokenTree, Floats], None] | None = None,
         chunk: int = 256,
     ) -> None:
-        """See `Engine`; in small parts, so that others do not wait long."""
-        super().extend(sequence, tokens, observe, min(chunk, _PART))
+        """Commit tokens in small chunks, so that others do not wait long; see `Engine.extend`."""
+        super().extend(sequence, tokens, observe, min(chunk, _CHUNK))
 
-    def hidden(self) -> Floats:
-        """See `Engine`."""
-        return self._engine.hidden()
-
-    def commit(self, sequence: Cached, path: ArrayLike) -> None:
-        """See `Engine`."""
-        self._engine.commit(sequence, path)
-
-    def truncate(self, sequence: Cached, length: int) -> None:
-        """See `Engine`."""
-        self._engine.truncate(sequence, length)
+    def _in_turn(self, run: Callable[[], Floats]) -> Floats:
+        """Wait for the turn and run a pass, again whenever memory was freed for it."""
+        while True:
+            self._turn()
+            try:
+                return run()
+            except MemoryFullError:
+                if not self._relieve():
+                    raise
 
     def _keep(self, sequence: Cached) -> Cached:
         self._open[id(sequence)] = sequence

@@ -44,7 +44,7 @@ def engine_facts(engine: Engine) -> Document:
         "name": engine.name,
         "format": engine.format,
         "kv_format": engine.kv_format,
-        "threads": getattr(engine, "threads", None),
+        "threads": engine.threads,
         "invariant": engine.invariant,
         "tolerance": engine.tolerance,
     }

@@ -1,0 +1,117 @@
+"""Open a model in an engine."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from paceline.engines.base import Engine
+from paceline.errors import MethodError, unknown
+
+if TYPE_CHECKING:
+    from paceline.models import Model
+
+STORED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}  # in files -> in engines
+NAMES = ("auto", "native", "reference")
+
+
+def open_like(engine: Engine | None, model: Model, weight_format: str = "auto") -> Engine:
+    """Open a second model in an engine of the kind, threads and device of `engine`."""
+    if engine is None:
+        return open_engine(model, weight_format=weight_format)
+    return open_engine(
+        model,
+        engine.name if engine.name in NAMES else "auto",
+        threads=engine.threads,
+        device=engine.device,
+        weight_format=weight_format,
+    )
+
+
+def open_engine(
+    model: Model,
+    name: str = "auto",
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    weight_format: str = "auto",
+    kv_format: str = "auto",
+    kv_limit: int | None = None,
+) -> Engine:
+    """Open an engine and load the model's weights into it.
+
+    Args:
+        model: a checkpoint.
+        name: one of `NAMES`; `auto` is native unless a device is named.
+        threads: of the native engine; None uses the cores this process may use.
+        device: of the reference engine; None is the CPU.
+        weight_format: how the weights are stored, see `formats`; `auto` keeps the checkpoint's
+            format, in the reference engine fp32.
+        kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
+            nothing.
+        kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
+
+    Raises:
+        MethodError: the name is unknown, the engine has no such setting, or torch is missing.
+    """
+    if name not in NAMES:
+        raise MethodError(unknown("engine", name, NAMES))
+    if name == "reference" or (name == "auto" and device is not None):
+        if threads is not None:
+            raise MethodError("threads belong to the native engine; leave them out")
+        if kv_format != "auto":
+            raise MethodError(
+                f"the reference engine caches keys and values in the format of its weights, not in "
+                f"{kv_format!r}; leave kv_format out"
+            )
+        return _reference(model, "cpu" if device is None else device, weight_format, kv_limit)
+    if device is not None:
+        raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
+    kept = "fp32" if kv_format == "auto" else kv_format
+    return _native(model, threads, weight_format, kept, kv_limit)
+
+
+def _reference(model: Model, device: str, weight_format: str, kv_limit: int | None) -> Engine:
+    try:
+        from paceline.engines.reference import DTYPES, ReferenceEngine
+    except ModuleNotFoundError as error:
+        raise MethodError("the reference engine needs torch; install paceline[torch]") from error
+    dtype = DTYPES.get("fp32" if weight_format == "auto" else weight_format)
+    if dtype is None:
+        raise MethodError(
+            f"the reference engine has no format {weight_format!r}; "
+            f"expected auto, {', '.join(DTYPES)}"
+        )
+    return ReferenceEngine(
+        model.config, model.weights, device=device, dtype=dtype, kv_limit=kv_limit
+    )
+
+
+def _native(
+    model: Model, threads: int | None, weight_format: str, kv_format: str, kv_limit: int | None
+) -> Engine:
+    from paceline.engines.formats import NotTernaryError
+    from paceline.engines.native import NativeEngine
+
+    def load(name: str) -> Engine:
+        return NativeEngine(
+            model.config,
+            model.weights,
+            threads=threads,
+            format=name,
+            kv_format=kv_format,
+            kv_limit=kv_limit,
+        )
+
+    if weight_format != "auto":
+        return load(weight_format)
+    stored = set(model.weights.formats())
+    packed = stored - STORED.keys()
+    stored -= packed
+    kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
+    if packed:  # int8 also holds blocks of 4 bits whose scales int4 would have to move
+        return load(f"int8,head={kept}")
+    if model.config.family == "bitnet":
+        with suppress(NotTernaryError):
+            return load(f"ternary,head={kept}")
+    return load(kept)

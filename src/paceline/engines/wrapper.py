@@ -1,0 +1,114 @@
+"""An engine that stands in front of another one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from numpy.typing import ArrayLike
+
+from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.base import Cached, Engine, PageLender, Rows
+from paceline.engines.pages import Memory
+from paceline.engines.view import View
+
+
+class EngineWrapper(Engine):
+    """Forwards every operation and attribute to another engine; subclasses override what differs.
+
+    `start` and `extend` are not forwarded: they are made of `open`, `forward` and `commit`, and so
+    pass through what a subclass overrides.
+
+    Args:
+        inner: the engine that does the work. Sequences are its own.
+    """
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.name, self.config, self.format = inner.name, inner.config, inner.format
+        self.kv_format, self.invariant = inner.kv_format, inner.invariant
+        self.tolerance, self.abilities = inner.tolerance, inner.abilities
+
+    @property
+    def shared(self) -> PageLender | None:
+        """Whoever lends the inner engine its limit."""
+        return self.inner.shared
+
+    @shared.setter
+    def shared(self, lender: PageLender | None) -> None:
+        self.inner.shared = lender
+
+    @property
+    def weight_bytes(self) -> int | None:  # type: ignore[override]  # an attribute there
+        """Size of the weights; see `Engine.weight_bytes`."""
+        return self.inner.weight_bytes
+
+    @property
+    def threads(self) -> int | None:
+        """Number of threads; see `Engine.threads`."""
+        return self.inner.threads
+
+    @threads.setter
+    def threads(self, count: int | None) -> None:
+        self.inner.threads = count
+
+    @property
+    def device(self) -> str | None:  # type: ignore[override]  # an attribute there
+        """Device; see `Engine.device`."""
+        return self.inner.device
+
+    @property
+    def memory(self) -> Memory:
+        """Pages of keys and values; see `Engine.memory`."""
+        return self.inner.memory
+
+    def _limit_pages(self, pages: int | None) -> None:
+        self.inner._limit_pages(pages)  # the other half of `kv_limit`
+
+    def pages(self, sequence: Cached) -> Sequence[int]:
+        """Return what tells the pages of a sequence apart; see `Engine.pages`."""
+        return self.inner.pages(sequence)
+
+    def open(self) -> Cached:
+        """Open an empty sequence; see `Engine.open`."""
+        return self.inner.open()
+
+    def forward(
+        self,
+        batch: Sequence[tuple[Cached, TokenTree]],
+        rows: Rows = "all",
+        view: View | None = None,
+    ) -> Floats:
+        """Run trees; see `Engine.forward`."""
+        return self.inner.forward(batch, rows, view)
+
+    def hidden(self) -> Floats:
+        """Return hidden states of the last pass; see `Engine.hidden`."""
+        return self.inner.hidden()
+
+    def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
+        """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
+        return self.inner.forward_mixed(sequence, tokens, weights)
+
+    def commit(self, sequence: Cached, path: ArrayLike) -> None:
+        """Keep the rows of a path; see `Engine.commit`."""
+        self.inner.commit(sequence, path)
+
+    def truncate(self, sequence: Cached, length: int) -> None:
+        """Drop positions; see `Engine.truncate`."""
+        self.inner.truncate(sequence, length)
+
+    def fork(self, sequence: Cached) -> Cached:
+        """Fork a sequence; see `Engine.fork`."""
+        return self.inner.fork(sequence)
+
+    def release(self, sequence: Cached) -> None:
+        """Release a sequence; see `Engine.release`."""
+        self.inner.release(sequence)
+
+    def check(self, sequence: Cached, tree: TokenTree, view: View | None = None) -> None:
+        """Refuse what cannot be run; see `Engine.check`."""
+        self.inner.check(sequence, tree, view)
+
+    def check_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> None:
+        """Refuse mixtures that cannot be run; see `Engine.check_mixed`."""
+        self.inner.check_mixed(sequence, tokens, weights)
