@@ -5,8 +5,8 @@
 A matrix has the inputs of one of the model's matrices: what a row costs depends on its inputs
 alone. For up to 16 tokens it has as many rows as fill three times the largest cache, so every pass
 reads it from memory; for more, where arithmetic decides, it has 4,096. It runs as the head of a
-model without layers, the only product that the engine offers by itself; a norm and the lookup of n
-embeddings, both tiny beside it, are timed with it. What short matrices and everything between them
+model of one layer, the smallest there is: the layer's matrices, a norm and the lookup of n
+embeddings, all tiny beside it, are timed with it. What short matrices and everything between them
 add shows in `step.py`.
 
 Ceilings: reading memory by all threads, measured before and after each row of the table, and
@@ -30,7 +30,7 @@ from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.native import FORMATS, NativeEngine, default_threads
 from paceline.machine import largest_cache
-from paceline.models.config import ModelConfig
+from paceline.models.config import LayerConfig, ModelConfig
 
 SIZES = (1, 2, 4, 8, 16, 32, 128, 512)
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
@@ -40,8 +40,9 @@ EDGE = 1024  # of torch's matrices
 
 
 def matrix(shape: ModelConfig, inputs: int, rows: int) -> ModelConfig:
-    """A model without layers, whose head is [rows, inputs]."""
-    return replace(shape, hidden_size=inputs, vocab_size=rows, layers=())
+    """Return a model of the smallest layer, whose head is [rows, inputs]."""
+    smallest = LayerConfig(heads=1, kv_heads=1, head_dim=32, intermediate=32)
+    return replace(shape, hidden_size=inputs, vocab_size=rows, layers=(smallest,))
 
 
 def passes(engine: NativeEngine, sizes: tuple[int, ...]) -> dict[int, Callable[[], object]]:
@@ -82,7 +83,8 @@ def ceilings(threads: int, count: int) -> dict[str, float]:
 def report(shape: ModelConfig, inputs: int, storage: str, options: argparse.Namespace) -> list[str]:
     """Two rows of the table, GB/s and GMAC/s."""
     threads = options.threads
-    tall = max(96 << 20, 3 * largest_cache()) * 8 // (BITS[storage] * inputs)
+    size = options.megabytes << 20 if options.megabytes else max(96 << 20, 3 * largest_cache())
+    tall = size * 8 // (BITS[storage] * inputs)
     few = tuple(n for n in SIZES if n <= FEW)
     many = tuple(n for n in SIZES if n > FEW)
     engines: dict[int, NativeEngine] = {}
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--megabytes", type=int, help="size of the tall matrix; default: see above")
     options = parser.parse_args()
     read = _native.read_bandwidth(options.threads) / 1e9
     known = ceilings(options.threads, options.rounds)

