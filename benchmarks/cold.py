@@ -1,7 +1,7 @@
 """Speculation against none where no prompt ever comes back: at the worker, and through HTTP.
 
 `auto` and `plain` (a budget of 0) run the same prompts in turn, in one process: the worker inside
-this one, then a server. Nothing is kept of prompts (`prefixes` is 0), or the second arm would find
+this one, then a server. Nothing is kept of prompts (no prefix cache), or the second arm would find
 what the first has run. Each row begins with drafters that have learnt nothing, apart from what
 `paceline warm` kept of the model, and go on learning from round to round as a server's do.
 """
@@ -144,7 +144,7 @@ def _http(options: argparse.Namespace, folder: Path) -> Iterator[Fresh]:
 
     @contextmanager
     def fresh(users: int) -> Iterator[dict[str, Arm]]:
-        with ours(options, folder, "--prefixes", "0") as client:
+        with ours(options, folder, "--prefix-cache", "0") as client:
 
             def run(budget: int | None, prompts: Prompts) -> Run:
                 extra = {} if budget is None else {"speculation": {"budget": budget}}

@@ -151,7 +151,7 @@ def ours(options: argparse.Namespace, folder: Path, *flags: str) -> Iterator[Cli
         return [
             *(sys.executable, "-c", "from paceline.cli import main; main()", "serve"),
             *("--model", str(options.model), "--port", str(port), "--format", options.format),
-            *("--threads", str(options.threads), "--places", "16", *flags, *options.serve),
+            *("--threads", str(options.threads), "--max-running", "16", *flags, *options.serve),
         ]
 
     with running(words, folder / f"ours{''.join(flags)}.log") as url:

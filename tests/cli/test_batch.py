@@ -36,7 +36,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped(paceline, source, tmp_p
     assert (done.json["lines"], done.json["failed"], done.json["before"]) == (40, 1, 0)
 
     code = "import sys; from paceline.cli import main; main()"
-    words = [sys.executable, "-c", code, "batch", source, killed, "--places", "1"]
+    words = [sys.executable, "-c", code, "batch", source, killed, "--max-running", "1"]
     part = tmp_path / "killed.jsonl.part"
     process = subprocess.Popen([*words, "--budget", "0"], stderr=subprocess.DEVNULL)
     while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 3):

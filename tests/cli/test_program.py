@@ -68,10 +68,10 @@ def test_every_verb_has_help_and_json(paceline, verb):
 
 
 def test_every_option_is_explained_and_shared_groups_look_alike(paceline):
-    words = {"EngineChoice": "What runs the model", "Following": "What the output follows"}
+    words = {"EngineOptions": "What runs the model", "ConstraintOptions": "What the output follows"}
     verbs = {
         "generate": words, "chat": words, "bench": words, "prove": words,
-        "complete": {"EngineChoice": "What runs the model"}, "serve": {},
+        "complete": {"EngineOptions": "What runs the model"}, "serve": {},
     }  # fmt: skip
     for verb, panels in verbs.items():
         shown = paceline(verb, "--help").out
@@ -186,7 +186,9 @@ def test_messages_that_nobody_can_read_change_nothing():
     assert json.loads(out)["new_tokens"] == 3
 
 
-@pytest.mark.parametrize("words", [("methods",), ("--version",), ("--help",), ("load", "--help")])
+@pytest.mark.parametrize(
+    "words", [("methods",), ("--version",), ("--help",), ("load-test", "--help")]
+)
 def test_a_reader_that_went_away_is_one_sentence(words):
     read, write = os.pipe()
     os.close(read)
@@ -219,3 +221,12 @@ def test_a_terminal_without_unicode_still_gets_text():
     code, out, _ = finish(start("methods", env={**os.environ, "PYTHONIOENCODING": "ascii"}))
     assert code == 0
     assert "min_p" in out
+
+
+def test_earlier_names_of_verbs_and_options_are_understood_and_hidden(paceline):
+    assert "Tokenise a corpus" in paceline("index", "--help").out
+    assert "Load an OpenAI-compatible server" in paceline("load", "--help").out
+    shown = paceline("--help").out
+    assert "index-corpus" in shown
+    assert " index " not in shown
+    assert "--token-budget" in paceline("tune-sampling", "x", "--budget", "0").err

@@ -99,8 +99,9 @@ def examples(tmp_path):
 def test_tuning_goes_on_from_its_file(paceline, examples, tmp_path):
     def tune(out, budget, *more):
         return paceline(
-            "tune-sampling", examples, "--model", shared("models", "stories260K"), "--scorer",
-            "regex", "--budget", budget, "--tokens", "2..8", "--n", "1..3", "--out", out, *more,
+            "tune-sampling", examples, "--model", shared("models", "stories260K"),
+            "--scorer", "regex", "--token-budget", budget, "--tokens", "2..8", "--n", "1..3",
+            "--out", out, *more,
         )  # fmt: skip
 
     first, whole = tmp_path / "first", tmp_path / "whole"

@@ -44,7 +44,7 @@ def least_memory(*words):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("draft", [None, "stories260K"])
 def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
-    words = ["--places", "8"]
+    words = ["--max-running", "8"]
     if draft:
         words += ["--drafter", f"model:path={shared('models', draft)}", "--budget", "6"]
     promise = least_memory(*words) + 4  # a few pages: less than eight long answers want
@@ -86,7 +86,7 @@ def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
         (["--memory", "much"], "memory is 'much': expected a size"),
         (["--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
         (["--keys-file", "/nowhere"], "cannot read the API keys in /nowhere"),
-        (["--stall", "0"], "stall is 0.0, expected 1 or more"),
+        (["--prefill-slowdown", "0"], "prefill_slowdown is 0.0, expected 1 or more"),
         (["--watermark", "kind=green"], "a watermark needs a key"),
         (["--watermark", "key=a,kind=gren"], "unknown watermark 'gren'; did you mean green"),
         (["--guides", "cfg"], "guides has 'cfg', expected NAME=GUIDE"),
@@ -109,8 +109,8 @@ def test_show_config_prints_what_would_be_used(paceline, tmp_path, monkeypatch):
     monkeypatch.setenv("PACELINE_SERVE_PORT", "2")
     done = paceline("serve", "--config", file, "--places", "3", "--log-prompts", "--show-config")
     shown = done.json
-    assert (shown["port"], shown["queue"], shown["places"]) == (2, 5, 3)
-    assert (shown["log_prompts"], shown["keys"], shown["stall"]) == (True, ["ann"], 2.0)
+    assert (shown["port"], shown["queue"], shown["max_running"]) == (2, 5, 3)
+    assert (shown["log_prompts"], shown["keys"], shown["prefill_slowdown"]) == (True, ["ann"], 2.0)
     assert "secret" not in done.out
     monkeypatch.setenv("PACELINE_SERVE_POTR", "2")
     assert "PACELINE_SERVE_PORT" in paceline("serve", "--show-config").err
@@ -163,3 +163,21 @@ def test_an_open_server_elsewhere_says_so(monkeypatch, paceline):
     assert "whoever" not in paceline("serve", "--host", "0.0.0.0", "--port", "0").err
     monkeypatch.delenv("PACELINE_SERVE_KEYS")
     assert "whoever" not in paceline("serve", "--port", "0").err
+
+
+def test_earlier_names_of_settings_are_understood(paceline, monkeypatch, tmp_path):
+    monkeypatch.setenv("PACELINE_SERVE_PREFIXES", "0.25")
+    file = tmp_path / "serve.toml"
+    file.write_text("stall = 3\n")
+    done = paceline("serve", "--config", file, "--places", "3", "--show-config")
+    shown = done.json
+    assert (shown["max_running"], shown["prefill_slowdown"], shown["prefix_cache"]) == (
+        3,
+        3.0,
+        0.25,
+    )
+    assert "--places" not in paceline("serve", "--help").out
+    file.write_text("stall = 3\nprefill_slowdown = 2\n")
+    assert "keep prefill_slowdown" in paceline("serve", "--config", file, "--show-config").err
+    monkeypatch.setenv("PACELINE_SERVE_PREFIX_CACHE", "0.5")
+    assert "keep the second" in paceline("serve", "--show-config").err

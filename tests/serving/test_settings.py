@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from paceline.errors import RequestError
 from paceline.serving.settings import PREFIX, Settings, Size, names
 
-FORMATS = {"toml": 'port = 1\nplaces = 2\nqueue = 3\nmemory = "1GB"\ncors = ["a", "b"]', "json": ""}
+FORMATS = {
+    "toml": 'port = 1\nmax_running = 2\nqueue = 3\nmemory = "1GB"\ncors = ["a", "b"]',
+    "json": "",
+}
 FORMATS["json"] = json.dumps(
-    {"port": 1, "places": 2, "queue": 3, "memory": "1GB", "cors": ["a", "b"]}
+    {"port": 1, "max_running": 2, "queue": 3, "memory": "1GB", "cors": ["a", "b"]}
 )
 
 
@@ -24,16 +27,18 @@ def read(flags=(), environ=(), file=None):
 def test_flags_come_before_the_environment_before_the_file_before_defaults(tmp_path, kind):
     file = tmp_path / f"serve.{kind}"
     file.write_text(FORMATS[kind])
-    found = read({"queue": 33, "port": None}, {"places": "22", "queue": "0"}, file)
-    assert (found.port, found.places, found.queue) == (1, 22, 33)
+    found = read({"queue": 33, "port": None}, {"max_running": "22", "queue": "0"}, file)
+    assert (found.port, found.max_running, found.queue) == (1, 22, 33)
     assert found.memory == 10**9
     assert found.cors == ("a", "b")
     assert found.drain == Settings().drain
 
 
 def test_the_environment_is_read_in_the_types_of_the_settings():
-    found = read((), {"stall": "3", "cors": "x, y", "log_prompts": "true", "keys_file": "a/b"})
-    assert (found.stall, found.cors, found.log_prompts) == (3.0, ("x", "y"), True)
+    found = read(
+        (), {"prefill_slowdown": "3", "cors": "x, y", "log_prompts": "true", "keys_file": "a/b"}
+    )
+    assert (found.prefill_slowdown, found.cors, found.log_prompts) == (3.0, ("x", "y"), True)
     assert found.keys_file == Path("a/b")
     assert Settings.read({}, {"PATH": "/bin"}) == Settings()
 
@@ -44,11 +49,11 @@ def test_the_environment_is_read_in_the_types_of_the_settings():
         ({"prot": "1"}, "unknown variable 'PACELINE_SERVE_PROT'; .*PACELINE_SERVE_PORT"),
         ({"port": "x"}, "port is 'x': expected a whole number"),
         ({"port": "99999"}, "port is 99999, expected 0 to 65535"),
-        ({"stall": "nan"}, "stall is nan"),
+        ({"prefill_slowdown": "nan"}, "prefill_slowdown is nan"),
         ({"drain": "inf"}, "drain is inf"),
         ({"log_prompts": "maybe"}, "log_prompts is 'maybe': expected true or false"),
         ({"memory": "much"}, "memory is 'much': expected a size"),
-        ({"prefixes": "2"}, "prefixes is 2.0, expected 0 to 1"),
+        ({"prefix_cache": "2"}, "prefix_cache is 2.0, expected 0 to 1"),
     ],
 )
 def test_wrong_variables_are_told_in_a_sentence(environ, said):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
@@ -18,11 +18,11 @@ from paceline.cli.complete import complete
 from paceline.cli.distil_hmm import distil_hmm
 from paceline.cli.doctor import doctor
 from paceline.cli.generate import generate
-from paceline.cli.index import index
+from paceline.cli.index_corpus import index_corpus
 from paceline.cli.inflate import inflate
-from paceline.cli.load import load
+from paceline.cli.load_test import load_test
 from paceline.cli.methods import methods
-from paceline.cli.option_groups import spread
+from paceline.cli.option_groups import Verb, spread
 from paceline.cli.output import document, drop, say, write, writing
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
@@ -30,12 +30,13 @@ from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
 from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
+from paceline.serving.settings import EARLIER_NAMES
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-class Verbs(TyperGroup):
+class VerbGroup(TyperGroup):
     """Runs a verb. A user's error exits with 2, an interrupt with 130; others are our bugs."""
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **more: Any) -> NoReturn:
@@ -103,12 +104,20 @@ def _stop(message: str, code: int, words: Sequence[str]) -> int:
     return code
 
 
+def renamed(names: Mapping[str, str]) -> Callable[[str], str]:
+    """Return the function that replaces earlier names by those of today."""
+    return lambda name: names.get(name, name)
+
+
 app = typer.Typer(
-    cls=Verbs,
+    cls=VerbGroup,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": renamed({"load": "load-test", "index": "index-corpus"}),
+    },
 )
 
 
@@ -133,10 +142,10 @@ VERBS = (
     chat,
     serve,
     batch,
-    load,
+    load_test,
     prove,
     bench,
-    index,
+    index_corpus,
     inflate,
     warm,
     distil_hmm,
@@ -144,6 +153,13 @@ VERBS = (
     methods,
     doctor,
 )
+# Earlier names of options, by verb; understood for one release and left out of the help.
+EARLIER: dict[Verb, dict[str, str]] = {
+    serve: {old: new.replace("_", "-") for old, new in EARLIER_NAMES.items()},
+    batch: {"places": "max-running"},
+    tune_sampling: {"budget": "token-budget"},
+}
 for verb in VERBS:
-    app.command()(spread(verb))
+    names = EARLIER.get(verb)
+    app.command(context_settings=names and {"token_normalize_func": renamed(names)})(spread(verb))
 app.add_typer(watermark, name="watermark")

@@ -35,7 +35,7 @@ Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")
 
 
 @dataclass(frozen=True)
-class Lines:
+class LineDefaults:
     """What lines are answered with."""
 
     name: Annotated[str | None, typer.Option(help="What the model is called.")] = None
@@ -50,10 +50,10 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Places:
+class ExecutionOptions:
     """Where the work is done."""
 
-    places: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32
+    max_running: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32
     ray: Annotated[
         str | None,
         typer.Option(help="Address of a Ray cluster that does the work; 'local' starts one here."),
@@ -72,10 +72,10 @@ def batch(
     output: Output,
     model: options.ModelOption = None,
     *,
-    lines: Lines,
-    places: Places,
-    drafting: options.Drafting,
-    engine: options.EngineChoice,
+    defaults: LineDefaults,
+    execution: ExecutionOptions,
+    drafting: options.DraftOptions,
+    engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
     """Answer a file of requests, many of them in each pass.
@@ -94,27 +94,30 @@ def batch(
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.output_journal import OutputJournal
 
-    found = survey(source)
+    survey_result = survey(source)
     paths = model_paths(model)
-    settings = Settings(lines.name or paths[0].name, lines.max_new_tokens, lines.seed)
-    job = _job(found.digest, model, paths, settings, engine, drafting)
+    settings = Settings(defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed)
+    job = _job(survey_result.digest, model, paths, settings, engine, drafting)
     where = str(paths[0].resolve()) if len(paths) == 1 else model
-    build = partial(_worker, engine, where, drafting, places.places)
+    build = partial(_worker, engine, where, drafting, execution.max_running)
     start, tokens = perf_counter(), 0
-    with closing(OutputJournal(output, job)) as journal, counting(found.lines, "lines") as tick:
+    with (
+        closing(OutputJournal(output, job)) as journal,
+        counting(survey_result.lines, "lines") as tick,
+    ):
         before = journal.lines
         tick(before)
         if before:
             say(f"goes on after {before} lines")
         for number, line in _answers(
-            build, engine.threads, places, source, journal.done, settings, found.lines
+            build, engine.threads, execution, source, journal.done, settings, survey_result.lines
         ):
             journal.add(number, line)
             tokens += _written(line)
             tick()
         journal.finish()
     seconds = perf_counter() - start
-    _tell(output, journal, {"before": before, "tokens": tokens, "seconds": seconds}, json)
+    _report(output, journal, {"before": before, "tokens": tokens, "seconds": seconds}, json)
     if journal.failed:
         raise typer.Exit(1)
 
@@ -124,8 +127,8 @@ def _job(
     model: str | None,
     paths: list[Path],
     settings: Settings,
-    engine: options.EngineChoice,
-    drafting: options.Drafting,
+    engine: options.EngineOptions,
+    drafting: options.DraftOptions,
 ) -> dict[str, Any]:
     """What the lines depend on; only a job of the same goes on."""
     from paceline.registry import drafters
@@ -145,49 +148,51 @@ def _job(
 
 
 def _worker(
-    engine: options.EngineChoice,
+    engine: options.EngineOptions,
     model: str | None,
-    drafting: options.Drafting,
-    places: int,
+    drafting: options.DraftOptions,
+    max_running: int,
     threads: int | None,
 ) -> Worker:
     from paceline.serving.worker import Worker
 
     lm = replace(engine, threads=threads).open(model, drafting.drafter, drafting.nodes)
-    return Worker(lm, places, queue=sys.maxsize)
+    return Worker(lm, max_running, queue=sys.maxsize)
 
 
 def _answers(
     build: Callable[[int | None], Worker],
     threads: int | None,
-    places: Places,
+    execution: ExecutionOptions,
     source: Path,
     after: int,
     settings: Settings,
     lines: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """What came of each line after a number, by an engine here or by those of a cluster."""
-    if places.ray is None:
+    if execution.ray is None:
         from paceline.serving.batch import answered, read_lines
 
         rest = (line for line in read_lines(source) if line.number > after)
         yield from answered(build(threads), rest, settings)
         return
     join, data, _ = cluster_parts()
-    with join.cluster(places.ray):
-        count = places.replicas or join.nodes()
+    with join.cluster(execution.ray):
+        count = execution.replicas or join.nodes()
         each = partial(build, threads or join.processors(count))
         yield from data.answered_by(each, count, source, after, settings, lines)
 
 
-def _tell(output: Path, journal: OutputJournal, told: dict[str, Any], json: bool) -> None:
+def _report(
+    output: Path, journal: OutputJournal, counts_of_run: dict[str, Any], json: bool
+) -> None:
     say(
         f"wrote {output}: {journal.lines} lines, {journal.failed} with an error; "
-        f"{told['tokens']} tokens in {told['seconds']:.1f} s"
+        f"{counts_of_run['tokens']} tokens in {counts_of_run['seconds']:.1f} s"
     )
     if json:
         counts = {"path": str(output), "lines": journal.lines, "failed": journal.failed}
-        document(counts | told)
+        document(counts | counts_of_run)
 
 
 def _written(line: dict[str, Any]) -> int:

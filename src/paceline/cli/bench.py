@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from paceline.measuring.prompts import Dialogue
 
 
-class State(StrEnum):
+class StateChoice(StrEnum):
     """What drafters know when a prompt begins."""
 
     carried = "carried"
@@ -29,7 +29,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Questions(evaluation.SuiteQuestions):
+class BenchPromptOptions(evaluation.SuiteOptions):
     """What is asked."""
 
     limit: Annotated[
@@ -54,7 +54,7 @@ class Questions(evaluation.SuiteQuestions):
 
 
 @dataclass(frozen=True)
-class Rounds:
+class RoundOptions:
     """How it is measured."""
 
     drafters: options.Drafters = field(default_factory=lambda: ["all"])
@@ -67,9 +67,9 @@ class Rounds:
     walk: options.Walk = "gumbel"
     seed: options.Seed = 0
     state: Annotated[
-        State,
+        StateChoice,
         typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
-    ] = State.carried
+    ] = StateChoice.carried
 
     def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> Asking:
         """How the turns are asked."""
@@ -88,7 +88,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Report(evaluation.Report):
+class BenchReportOptions(evaluation.ReportOptions):
     """Where results go."""
 
     html: Annotated[
@@ -106,70 +106,69 @@ class Report(evaluation.Report):
         if self.html and self.out and self.html.resolve() == self.out.resolve():
             raise RequestError(f"--out and --html both name {self.out}; give two names")
 
-    def deliver(self, found: dict[str, Any]) -> None:
+    def deliver(self, record: dict[str, Any]) -> None:
         """Write page and document where they are wanted."""
         from paceline.measuring.report.html import page
 
         if self.html:
-            save_text(self.html, page(found))
-        super().deliver(found)
+            save_text(self.html, page(record))
+        super().deliver(record)
 
 
 def bench(
     model: options.Models,
     *,
-    questions: Questions,
-    rounds: Rounds,
-    following: options.Following,
-    engine: options.EngineChoice,
-    report: Report,
+    prompt_options: BenchPromptOptions,
+    rounds: RoundOptions,
+    constraints: options.ConstraintOptions,
+    engine: options.EngineOptions,
+    report: BenchReportOptions,
 ) -> None:
     """Measure drafters against plain decoding.
 
     Arms take turns on each prompt; each round starts from drafters that know nothing. All arms
-    decode the same number of tokens, past the end of the text if need be, but to the end of what
-    follows a grammar. Turns and clipped prompts are as in `paceline prove`. With --walk rejection
-    outputs are equal to plain decoding's in law, not in text. Exit 1 if an output differs that may
-    not.
+    decode the same number of tokens, past the end of the text if need be; outputs under a grammar
+    end with it. Turns and clipped prompts are as in `paceline prove`. With --walk rejection outputs
+    have plain decoding's distribution, not its text. Exit 1 if an output differs that must not.
     """
     report.check()
-    budgets, rules = parsing.budgets(rounds.budget), following.rules()
-    job = evaluation.prepare(model, questions, rounds.drafters, engine)
+    budgets, rules = parsing.budgets(rounds.budget), constraints.rules()
+    job = evaluation.prepare(model, prompt_options, rounds.drafters, engine)
     from paceline.measuring import bench as measure
     from paceline.measuring.report.document import bench_document, conditions
     from paceline.measuring.report.tables import bench_tables
 
-    asking = rounds.asking(questions.chat, rules, following.guides)
+    asking = rounds.asking(prompt_options.chat, rules, constraints.guides)
     states = [name for name in measure.STATES if rounds.state in (name, "both")]
     with counting(job.turns * (rounds.repeat + 1)) as tick:
         result = measure.bench(
             job.lm, job.methods, job.dialogues, asking, budgets, rounds.repeat, states, tick
         )
-    found = {
+    record = {
         "schema": "paceline-bench/1",
         **conditions(job.lm, model),
-        "settings": settings(questions, rounds, asking, budgets, job),
+        "settings": settings(prompt_options, rounds, asking, budgets, job),
         "left_out": job.left_out,
         **bench_document(result),
     }
-    show(bench_tables(found), stdout=not report.json)
-    different = tell(found, job)
-    report.deliver(found)
+    show(bench_tables(record), stdout=not report.json)
+    different = report_differences(record, job)
+    report.deliver(record)
     if different and job.lm.engine.invariant:
         raise typer.Exit(1)
 
 
 def settings(
-    questions: Questions,
-    rounds: Rounds,
+    prompt_options: BenchPromptOptions,
+    rounds: RoundOptions,
     asking: Asking,
     budgets: list[int | str],
-    job: evaluation.Work,
+    job: evaluation.EvaluationJob,
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {
-        "file": str(questions.prompts),
-        "suite": questions.suite,
+        "file": str(prompt_options.prompts),
+        "suite": prompt_options.suite,
         "tasks": list(dict.fromkeys(dialogue.category for dialogue in job.dialogues)),
         "lines": len(job.dialogues),
         "turns": job.turns,
@@ -179,7 +178,7 @@ def settings(
         "temperature": rounds.temperature,
         "walk": rounds.walk,
         "seed": rounds.seed,
-        "chat": questions.chat,
+        "chat": prompt_options.chat,
         "guide": list(asking.guide),
         "ignore_eos": asking.ignore_eos,
         "grammar": asking.grammar and asdict(asking.grammar),
@@ -187,13 +186,13 @@ def settings(
     }
 
 
-def tell(found: dict[str, Any], job: evaluation.Work) -> int:
+def report_differences(record: dict[str, Any], job: evaluation.EvaluationJob) -> int:
     """Say what was left out or may differ; returns how many outputs differ that may not."""
-    job.tell(found["clipped"], job.turns)
+    job.report_omissions(record["clipped"], job.turns)
     lossy = parsing.lossy(job.methods)
     for name in lossy:
         say(f"{name} is lossy: its outputs may differ from plain decoding's")
-    exact = [arm for arm in found["arms"] if arm["drafter"] not in lossy]
+    exact = [arm for arm in record["arms"] if arm["drafter"] not in lossy]
     different = sum(arm["different"] for arm in exact if arm["walk"] == "gumbel")
     if different:
         say(f"{different} outputs differ from plain decoding; `paceline prove` says where and why")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import options
-from paceline.cli.decode_options import Drafting, describe, stream, summary
+from paceline.cli.decode_options import LearningDraftOptions, describe, stream, summary
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
@@ -29,26 +29,26 @@ def chat(
     model: options.ModelOption = None,
     template: Template = None,
     *,
-    sampling: options.Sampling,
-    following: options.Following,
-    drafting: Drafting,
-    engine: options.EngineChoice,
+    sampling: options.SamplingOptions,
+    constraints: options.ConstraintOptions,
+    drafting: LearningDraftOptions,
+    engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
-    wishes: RequestOptions = {**sampling.wishes(), **following.wishes()}
+    requested: RequestOptions = {**sampling.request_options(), **constraints.request_options()}
     pattern = _pattern(template)
-    wishes["stop"] = [*wishes["stop"], *_ends(pattern)]
+    requested["stop"] = [*requested["stop"], *_ends(pattern)]
     lm = drafting.open(engine, model)
     if pattern is None:
         _try_template(lm)
-    lm.stream(lm.request(_prompt(pattern, [], "Hello"), **wishes))  # refused before anyone types
+    lm.stream(lm.request(_prompt(pattern, [], "Hello"), **requested))  # refused before anyone types
     talk: list[tuple[str, str]] = []
     answers: list[dict[str, Any]] = []
     while (said := _listen()) is not None:
-        wishes["seed"] = sampling.seed + len(answers)
+        requested["seed"] = sampling.seed + len(answers)
         prompt = _fit(lm, pattern, talk, said, sampling.max_new_tokens)
-        request = lm.request(prompt, **wishes)
+        request = lm.request(prompt, **requested)
         output = stream(lm, request, quiet=json)
         say(summary(output))
         talk.append((said, output.text.strip()))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Suggesting:
+class CompletionOptions:
     """What is suggested."""
 
     n: Annotated[int, typer.Option("-n", min=1, max=64, help="How many continuations.")] = 3
@@ -40,34 +40,34 @@ def complete(
     prompt: options.Text = None,
     model: options.ModelOption = None,
     *,
-    suggesting: Suggesting,
-    engine: options.EngineChoice,
+    completion: CompletionOptions,
+    engine: options.EngineOptions,
     chat: options.Chat = False,
     json: options.Json = False,
 ) -> None:
     """Suggest several continuations, likeliest first.
 
     Both methods take about the passes of one, and are lossy: likelier continuations may be
-    missed. The scores are the logarithms of the chances that the model gives to what was found.
+    missed. Scores are log-probabilities under the model.
     """
     text = read_prompt(prompt)
     lm = engine.open(model)
     start = perf_counter()
     asked: Prompt = [{"role": "user", "content": text}] if chat else text
-    found = lm.complete(asked, **asdict(suggesting))
+    completions = lm.complete(asked, **asdict(completion))
     seconds = perf_counter() - start
     if json:
         document(
             {
                 "prompt": text,
-                "completions": [one._asdict() for one in found],
-                "method": suggesting.method,
-                "alpha": suggesting.alpha,
+                "completions": [one._asdict() for one in completions],
+                "method": completion.method,
+                "alpha": completion.alpha,
                 "seconds": seconds,
                 "lossy": True,
             }
         )
         return
-    for one in found:
+    for one in completions:
         write(f"{one.score:8.2f}  {one.text!r}\n")
-    say(f"{len(found)} continuations in {seconds:.2f} s; lossy: there may be likelier ones")
+    say(f"{len(completions)} continuations in {seconds:.2f} s; lossy: there may be likelier ones")

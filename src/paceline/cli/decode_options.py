@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Drafting(options.Drafting):
+class LearningDraftOptions(options.DraftOptions):
     """How tokens are guessed."""
 
     learnt: Annotated[
@@ -28,7 +28,7 @@ class Drafting(options.Drafting):
         ),
     ] = None
 
-    def open(self, engine: options.EngineChoice, model: str | None) -> LM:
+    def open(self, engine: options.EngineOptions, model: str | None) -> LM:
         """A model whose drafter goes on from the file that `--learnt` names, if it is there.
 
         Raises:
@@ -88,7 +88,11 @@ def sizing(report: dict[str, Any]) -> str:
 
 
 def describe(
-    lm: LM, request: Request, output: Output, drafting: options.Drafting, sampling: options.Sampling
+    lm: LM,
+    request: Request,
+    output: Output,
+    drafting: options.DraftOptions,
+    sampling: options.SamplingOptions,
 ) -> dict[str, Any]:
     """The JSON of one output."""
     from paceline.decoding.governor import Governor

@@ -24,7 +24,7 @@ def distil_hmm(
     rounds: Annotated[int, typer.Option(min=1, help="Of learning, each over all texts.")] = 20,
     seed: options.PlainSeed = 0,
     *,
-    engine: options.EngineChoice,
+    engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
     """Let a model write, and learn from that how likely words are to come.

@@ -14,24 +14,24 @@ def doctor(threads: options.Threads = None, json: options.Json = False) -> None:
     from paceline.measuring.bandwidth import measure_bandwidth
 
     bandwidth = measure_bandwidth(threads)
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "machine": machine(),
         "threads": bandwidth.threads,
         "bandwidth": bandwidth._asdict(),
         "versions": versions(),
     }
     if json:
-        document(found)
+        document(record)
         return
     from rich.box import SIMPLE
     from rich.table import Table
 
     table = Table(show_header=False, box=SIMPLE)
-    for name, value in found["machine"].items():
+    for name, value in record["machine"].items():
         table.add_row(name.removesuffix("_bytes").replace("_", " "), _plain(name, value))
     table.add_row("memory bandwidth", f"{bandwidth.bytes_per_second / 1e9:.1f} GB/s")
     table.add_row("threads", str(bandwidth.threads))
-    for name, version in found["versions"].items():
+    for name, version in record["versions"].items():
         table.add_row(name, version or "none")
     show(table)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Questions:
+class PromptOptions:
     """What is asked."""
 
     prompts: Annotated[
@@ -43,7 +43,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class SuiteQuestions(Questions):
+class SuiteOptions(PromptOptions):
     """What is asked."""
 
     suite: Annotated[
@@ -54,7 +54,7 @@ class SuiteQuestions(Questions):
         """The lines of the file, or those of a suite's tasks.
 
         Raises:
-            RequestError: as `Questions.read`, or there is no such suite.
+            RequestError: as `PromptOptions.read`, or there is no such suite.
         """
         from paceline.measuring.suites import read_tasks
 
@@ -62,7 +62,7 @@ class SuiteQuestions(Questions):
 
 
 @dataclass(frozen=True)
-class Report:
+class ReportOptions:
     """Where results go."""
 
     out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = (
@@ -78,16 +78,16 @@ class Report:
         """
         check_target(self.out)
 
-    def deliver(self, found: dict[str, Any]) -> None:
+    def deliver(self, record: dict[str, Any]) -> None:
         """Write the document where it is wanted."""
         if self.out:
-            save(self.out, found)
+            save(self.out, record)
         if self.json:
-            document(found)
+            document(record)
 
 
 @dataclass(frozen=True)
-class Work:
+class EvaluationJob:
     """What is measured.
 
     Attributes:
@@ -104,7 +104,7 @@ class Work:
     methods: dict[str, DraftMethod]
     left_out: list[str]
 
-    def tell(self, clipped: int, of: int) -> None:
+    def report_omissions(self, clipped: int, of: int) -> None:
         """Say what was left out and clipped."""
         for name in self.left_out:
             say(f"left out {name}: it needs something; name it with its settings")
@@ -113,11 +113,11 @@ class Work:
 
 
 def prepare(
-    model: str, questions: Questions, drafters: list[str], engine: options.EngineChoice
-) -> Work:
+    model: str, prompts: PromptOptions, drafters: list[str], engine: options.EngineOptions
+) -> EvaluationJob:
     """Read everything that is needed; what cannot work is refused here, before the long part."""
-    dialogues = questions.read()
+    dialogues = prompts.read()
     methods, left_out = parsing.find_drafters(drafters)
     lm = engine.open(model)
     turns = sum(len(dialogue.turns) for dialogue in dialogues)
-    return Work(lm, dialogues, turns, methods, left_out)
+    return EvaluationJob(lm, dialogues, turns, methods, left_out)

@@ -62,12 +62,12 @@ def read_tools(path: Path | None, choice: str) -> list[Any]:
             )
         return []
     try:
-        found = json.loads(read_text("the tools", path))
+        tools = json.loads(read_text("the tools", path))
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path} is not JSON: {error!s:.100}") from None
-    if not isinstance(found, list) or not found:
+    if not isinstance(tools, list) or not tools:
         raise RequestError(f"{path} holds no JSON list of tools")
-    return found
+    return tools
 
 
 def read_text(what: str, path: Path) -> str:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from paceline.lm import LM, Prompt, RequestOptions
 
 OTHER_TOKENS = (
-    "--walk rejection keeps the law of the output, not its tokens: no output can be compared with "
-    "plain decoding's; leave --check out, or use --walk gumbel"
+    "--walk rejection keeps the distribution of the output, not its tokens: no output can be "
+    "compared with plain decoding's; leave --check out, or use --walk gumbel"
 )
 
 
 @dataclass(frozen=True)
-class Drafting(decode_options.Drafting):
+class PredictionDraftOptions(decode_options.LearningDraftOptions):
     """How tokens are guessed."""
 
     prediction: Annotated[
@@ -45,7 +45,7 @@ class Drafting(decode_options.Drafting):
 
 
 @dataclass(frozen=True)
-class Following(options.Following):
+class LexicalOptions(options.ConstraintOptions):
     """What the output follows."""
 
     keywords: Annotated[
@@ -80,14 +80,14 @@ class Following(options.Following):
             return None
         return Keywords.of(self.keywords.split(","), hmm="" if self.hmm is None else str(self.hmm))
 
-    def wishes(self) -> RequestOptions:
+    def request_options(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:
             PacelineError: what is wrong and what to do.
         """
         return {
-            **super().wishes(),
+            **super().request_options(),
             "keywords": self.words(),
             "tools": read_tools(self.tools, self.tool_choice),
             "tool_choice": self.tool_choice,
@@ -111,10 +111,10 @@ def generate(
     prompt: options.Text = None,
     model: options.ModelOption = None,
     *,
-    sampling: options.Sampling,
-    following: Following,
-    drafting: Drafting,
-    engine: options.EngineChoice,
+    sampling: options.SamplingOptions,
+    constraints: LexicalOptions,
+    drafting: PredictionDraftOptions,
+    engine: options.EngineOptions,
     strategy: Strategy = None,
     chat: options.Chat = False,
     ignore_eos: IgnoreEos = False,
@@ -126,35 +126,39 @@ def generate(
     Lexical controls: --keywords, and `letters`, `sounds` and `monitor` by --sampler, as in
     `--sampler letters=e`.
     """
-    wishes: RequestOptions = {**sampling.wishes(), **following.wishes(), "ignore_eos": ignore_eos}
-    text, wishes["prediction"] = read_prompt(prompt), drafting.expected()
+    requested: RequestOptions = {
+        **sampling.request_options(),
+        **constraints.request_options(),
+        "ignore_eos": ignore_eos,
+    }
+    text, requested["prediction"] = read_prompt(prompt), drafting.expected()
     method = None if strategy is None else search.chosen(context, strategy)
     if method is not None and not method.drafts:
         drafting = replace(drafting, drafter="plain", budget="0")
 
     lm = drafting.open(engine, model)
-    asked: Prompt = [{"role": "user", "content": text}] if chat else text
+    messages: Prompt = [{"role": "user", "content": text}] if chat else text
     if method is not None:
-        outputs = lm.search(asked, method, **wishes)
+        outputs = lm.search(messages, method, **requested)
         drafting.keep(lm)
         search.deliver(lm, method.name, outputs, json)
         return
-    request = lm.request(asked, **wishes)
+    request = lm.request(messages, **requested)
     if check and request.walk != "gumbel" and request.temperature > 0:
         raise MethodError(OTHER_TOKENS)
     if not json:
         echo(text)
     output = stream(lm, request, quiet=json)
     drafting.keep(lm)
-    found = describe(lm, request, output, drafting, sampling)
-    tell(found, output)
+    record = describe(lm, request, output, drafting, sampling)
+    report(record, output)
     if check and output.finish != "interrupted":
-        found["check"] = checked(lm, request, output)
+        record["check"] = checked(lm, request, output)
     if json:
-        document(found)
+        document(record)
     if output.finish == "interrupted":
         raise typer.Exit(130)
-    if not found.get("check", {"identical": True})["identical"]:
+    if not record.get("check", {"identical": True})["identical"]:
         raise typer.Exit(1)
 
 
@@ -165,13 +169,13 @@ def echo(prompt: str) -> None:
         sys.stderr.flush()
 
 
-def tell(found: dict[str, Any], output: Output) -> None:
+def report(record: dict[str, Any], output: Output) -> None:
     """What it cost, what a governor did, and that it may differ, in a line each."""
     say(summary(output))
-    if found["governor"]:
-        say(sizing(found["governor"]))
-    if found["lossy"]:
-        say(f"{found['drafter']} is lossy: this is not what plain decoding writes")
+    if record["governor"]:
+        say(sizing(record["governor"]))
+    if record["lossy"]:
+        say(f"{record['drafter']} is lossy: this is not what plain decoding writes")
 
 
 def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:

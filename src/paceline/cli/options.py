@@ -49,7 +49,8 @@ PlainSeed = Annotated[int, typer.Option("--seed", min=0, help="The same seed, th
 Walk = Annotated[
     str,
     typer.Option(
-        help="gumbel: the tokens of plain decoding; rejection: its law only, for draft models."
+        help="gumbel: the tokens of plain decoding; rejection: their "
+        "distribution only, for draft models."
     ),
 ]
 Watermark = Annotated[
@@ -65,7 +66,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to s
 
 
 @dataclass(frozen=True)
-class EngineChoice:
+class EngineOptions:
     """What runs the model."""
 
     engine: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto"
@@ -100,7 +101,7 @@ class EngineChoice:
 
 
 @dataclass(frozen=True)
-class Drafting:
+class DraftOptions:
     """How tokens are guessed."""
 
     drafter: Drafter = "blend"
@@ -117,7 +118,7 @@ class Drafting:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingOptions:
     """How tokens are drawn."""
 
     max_new_tokens: NewTokens = 256
@@ -145,16 +146,16 @@ class Sampling:
         """
         return one_watermark(self.watermark)
 
-    def wishes(self) -> RequestOptions:
+    def request_options(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:
             PacelineError: a name is unknown, or a value cannot be.
         """
-        controls, heat = parsing.parse_sampler(self.sampler)
+        controls, temperature = parsing.parse_sampler(self.sampler)
         return {
             "max_new_tokens": self.max_new_tokens,
-            "temperature": parsing.one_temperature(self.temperature, heat),
+            "temperature": parsing.one_temperature(self.temperature, temperature),
             "seed": self.seed,
             "controls": controls,
             "watermark": self.mark,
@@ -164,7 +165,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Following:
+class ConstraintOptions:
     """What the output follows."""
 
     guide: Annotated[
@@ -214,7 +215,7 @@ class Following:
             return Grammar(read_text("the grammar", self.grammar), "lark")
         return None if self.choice is None else Grammar.choice(self.choice.split("|"))
 
-    def wishes(self) -> RequestOptions:
+    def request_options(self) -> RequestOptions:
         """What `LM.request` is told of it.
 
         Raises:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def split_drafters(texts: Sequence[str]) -> list[str]:
     """The drafters that `--drafters` names, each once; see its help for the syntax."""
-    found: list[str] = []
+    drafters: list[str] = []
     for text in texts:
         for group in text.split(";"):
             names: list[str] = []
@@ -23,8 +23,8 @@ def split_drafters(texts: Sequence[str]) -> list[str]:
                     names[-1] += f",{item}"
                 else:
                     names.append(item)
-            found += names
-    return list(dict.fromkeys(found))
+            drafters += names
+    return list(dict.fromkeys(drafters))
 
 
 def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[str]]:
@@ -45,10 +45,10 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
         for known, method in drafters.methods().items():
             if method.exactness is Exactness.EXACT and not method.hidden:
                 (left_out if method.needs or required(method) else names).append(known)
-    found: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
-    if not found:
+    methods: dict[str, DraftMethod] = {name: drafters.parse(name) for name in names}
+    if not methods:
         raise MethodError("no drafter is named; see `paceline methods`")
-    return found, left_out
+    return methods, left_out
 
 
 def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
@@ -69,8 +69,8 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
 
     if text is None:
         return None, None
-    found = SamplerSpec.parse(text)
-    return list(found.methods), found.temperature
+    spec = SamplerSpec.parse(text)
+    return list(spec.methods), spec.temperature
 
 
 def one_temperature(option: float | None, sampler: float | None) -> float | None:
@@ -108,10 +108,10 @@ def numbers(name: str, text: str) -> list[float]:
     """
     from paceline.control.sampler_spec import number
 
-    found = [number(name, item) for item in text.split(",") if item.strip()]
-    if not found or min(found) < 0:
+    values = [number(name, item) for item in text.split(",") if item.strip()]
+    if not values or min(values) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(values))
 
 
 def limits(name: str, text: str) -> tuple[float, float]:
@@ -144,12 +144,12 @@ def one_budget(text: str) -> int | str:
     Raises:
         RequestError: neither.
     """
-    found = text.strip()
-    if found == "auto":
-        return found
-    if not (found.isascii() and found.isdecimal() and len(found) < 5 and int(found) <= 4096):
-        raise RequestError(f"--budget is {found!r}, expected 0 to 4096 nodes, or auto")
-    return int(found)
+    budget = text.strip()
+    if budget == "auto":
+        return budget
+    if not (budget.isascii() and budget.isdecimal() and len(budget) < 5 and int(budget) <= 4096):
+        raise RequestError(f"--budget is {budget!r}, expected 0 to 4096 nodes, or auto")
+    return int(budget)
 
 
 def budgets(text: str) -> list[int | str]:

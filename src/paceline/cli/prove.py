@@ -23,14 +23,14 @@ _SHOWN = 10  # differences on the screen; the document holds all
 
 
 @dataclass(frozen=True)
-class Questions(evaluation.Questions):
+class ProofPromptOptions(evaluation.PromptOptions):
     """What is asked."""
 
     chat: options.Chat = False
 
 
 @dataclass(frozen=True)
-class Comparing:
+class ComparisonOptions:
     """What is compared."""
 
     drafters: options.Drafters = field(default_factory=lambda: ["all"])
@@ -46,7 +46,7 @@ class Comparing:
     ] = False
 
     @property
-    def heats(self) -> list[float]:
+    def temperature_values(self) -> list[float]:
         """The temperatures, read.
 
         Raises:
@@ -66,11 +66,11 @@ class Comparing:
 def prove(
     model: options.Models,
     *,
-    questions: Questions,
-    comparing: Comparing,
-    following: options.Following,
-    engine: options.EngineChoice,
-    report: evaluation.Report,
+    prompt_options: ProofPromptOptions,
+    comparison: ComparisonOptions,
+    constraints: options.ConstraintOptions,
+    engine: options.EngineOptions,
+    report: evaluation.ReportOptions,
 ) -> None:
     """Prove that no drafter changes a token; exit 1 if one does.
 
@@ -78,35 +78,35 @@ def prove(
     Prompts that do not fit the context keep their last tokens and are counted as clipped.
     Drafters keep what they learnt from prompt to prompt.
     """
-    refuse(comparing.walk, comparing.drafters)
-    heats, nodes = comparing.heats, parsing.one_budget(comparing.budget)
-    mark, rules = options.one_watermark(comparing.watermark), following.rules()
+    refuse(comparison.walk, comparison.drafters)
+    temperatures, nodes = comparison.temperature_values, parsing.one_budget(comparison.budget)
+    mark, rules = options.one_watermark(comparison.watermark), constraints.rules()
     report.check()
-    job = evaluation.prepare(model, questions, comparing.drafters, engine)
+    job = evaluation.prepare(model, prompt_options, comparison.drafters, engine)
     from paceline.measuring import proof
     from paceline.measuring.baseline import Asking
     from paceline.measuring.report.document import conditions, proof_document, proof_table
 
-    new, seed, chat = comparing.max_new_tokens, comparing.seed, questions.chat
+    new, seed, chat = comparison.max_new_tokens, comparison.seed, prompt_options.chat
     asking = Asking(
-        new, seed=seed, chat=chat, grammar=rules, watermark=mark, guide=following.guides
+        new, seed=seed, chat=chat, grammar=rules, watermark=mark, guide=constraints.guides
     )
-    sizes = partial(comparing.sizes, job.lm)
-    with counting(job.turns * len(heats)) as tick:
+    sizes = partial(comparison.sizes, job.lm)
+    with counting(job.turns * len(temperatures)) as tick:
         result = proof.prove(
-            job.lm, job.methods, job.dialogues, heats, asking, sizes, tick, comparing.reload
+            job.lm, job.methods, job.dialogues, temperatures, asking, sizes, tick, comparison.reload
         )
-    found = {
+    record = {
         **proof_document(result),
-        "state": "reloaded" if comparing.reload else "carried",
+        "state": "reloaded" if comparison.reload else "carried",
         "left_out": job.left_out,
-        "settings": settings(questions, asking, heats, nodes, job),
+        "settings": settings(prompt_options, asking, temperatures, nodes, job),
         **conditions(job.lm, model),
     }
     show(proof_table(result), stdout=not report.json)
-    tell(result, found, job)
-    report.deliver(found)
-    if found["bugs"]:
+    report_result(result, record, job)
+    report.deliver(record)
+    if record["bugs"]:
         raise typer.Exit(1)
 
 
@@ -119,21 +119,25 @@ def refuse(walk: str, drafters: list[str]) -> None:
     if walk != "gumbel":
         raise MethodError(
             f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
-            "law only, which its statistical test checks; use --walk gumbel"
+            "distribution only, which its statistical test checks; use --walk gumbel"
         )
     for name in parsing.lossy(parsing.find_drafters(drafters)[0]):
         raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
 
 
 def settings(
-    questions: Questions, asking: Asking, heats: list[float], nodes: int | str, job: evaluation.Work
+    prompt_options: ProofPromptOptions,
+    asking: Asking,
+    temperatures: list[float],
+    nodes: int | str,
+    job: evaluation.EvaluationJob,
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {
-        "file": str(questions.prompts),
+        "file": str(prompt_options.prompts),
         "lines": len(job.dialogues),
         "turns": job.turns,
-        "temperatures": heats,
+        "temperatures": temperatures,
         "max_new_tokens": asking.max_new_tokens,
         "budget": nodes,
         "seed": asking.seed,
@@ -144,12 +148,12 @@ def settings(
     }
 
 
-def tell(result: Proof, found: dict[str, Any], job: evaluation.Work) -> None:
+def report_result(result: Proof, record: dict[str, Any], job: evaluation.EvaluationJob) -> None:
     """Say what differs, what was left out, and the counts."""
     for finding in result.findings[:_SHOWN]:
         say(str(finding))
-    job.tell(result.clipped, result.prompts)
+    job.report_omissions(result.clipped, result.prompts)
     say(
-        f"{found['pairs']} pairs: {found['identical']} identical, {found['ties']} ties, "
-        f"{found['bugs']} bugs; drafters carried over what they learnt"
+        f"{record['pairs']} pairs: {record['identical']} identical, {record['ties']} ties, "
+        f"{record['bugs']} bugs; drafters carried over what they learnt"
     )

@@ -76,7 +76,7 @@ def serve_replicas(
     count = settings.replicas or 1
     with ray_cluster.cluster(settings.ray):
         threads = settings.threads or ray_cluster.processors(count)
-        ongoing = settings.places + settings.queue
+        ongoing = settings.max_running + settings.queue
         with servers.replicated(build, count, threads, ongoing, settings) as fleet:
             front = Proxy(fleet)
             server = Server(create_front(front, fleet, rules, settings.cors), front, settings)

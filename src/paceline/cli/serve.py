@@ -67,7 +67,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
 
 
 def _open(settings: Settings) -> LM:
-    chosen = options.EngineChoice(
+    chosen = options.EngineOptions(
         settings.engine,
         settings.device,
         settings.threads,
@@ -94,7 +94,14 @@ def _worker(lm: LM, settings: Settings) -> Worker:
 
     promised, others = settings.memory, [*lm.drafter.engines, *lm.beside.loaded]
     memory = None if promised is None else room(promised, lm.engine, others)
-    return Worker(lm, settings.places, settings.queue, settings.stall, memory, settings.prefixes)
+    return Worker(
+        lm,
+        settings.max_running,
+        settings.queue,
+        settings.prefill_slowdown,
+        memory,
+        settings.prefix_cache,
+    )
 
 
 def _warn(settings: Settings, keys: ApiKeys) -> None:
@@ -115,10 +122,10 @@ def _replicated(settings: Settings, keys: ApiKeys) -> None:
 
         # The front has measured the body, which may have grown by a seed.
         own = replace(settings, threads=threads, cors=(), max_body=Size(4 * settings.max_body))
-        told = (
+        meter = (
             RateLimits() if settings.token_rate is None else rates
         )  # nobody would ask what is owed
-        return _app(_open(own), own, replace(_rules(own, keys), rates=told))[0]
+        return _app(_open(own), own, replace(_rules(own, keys), rates=meter))[0]
 
     with _listening(settings.host, settings.port) as listener:
         _warn(settings, keys)
@@ -186,24 +193,24 @@ def _signature() -> inspect.Signature:
         keyword = inspect.Parameter.KEYWORD_ONLY
         return inspect.Parameter(name, keyword, default=default, annotation=annotation)
 
-    found = []
+    parameters = []
     for name, default, about in known.rows():
         if name not in known.names():
             continue
         flag, kind = known.flag(name), known.kind_of(name)
         if kind is bool:
             option = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=default)
-            found.append(parameter(name, bool | None, option))
+            parameters.append(parameter(name, bool | None, option))
         else:
             kinds = {int: "INTEGER", float: "NUMBER", known.Size: "SIZE", Path: "PATH"}
             metavar = kinds.get(kind, "TEXT")
             option = typer.Option(flag, help=about, metavar=metavar, show_default=default or False)
-            found.append(parameter(name, str | None, option))
+            parameters.append(parameter(name, str | None, option))
     file = typer.Option("--config", help="A .toml or .json file with settings.")
     shown = typer.Option("--show-config", help="Print what would be used, as JSON, and stop.")
-    found.append(parameter("config", Path | None, file))
-    found.append(parameter("show_config", bool, shown, False))
-    return inspect.Signature(found)
+    parameters.append(parameter("config", Path | None, file))
+    parameters.append(parameter("show_config", bool, shown, False))
+    return inspect.Signature(parameters)
 
 
 setattr(serve, "__signature__", _signature())  # noqa: B010

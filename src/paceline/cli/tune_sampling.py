@@ -22,7 +22,7 @@ _LIMITS = "LOW..HIGH of what is tried."
 
 
 @dataclass(frozen=True)
-class Judging:
+class ScoringOptions:
     """How answers are scored."""
 
     scorer: Annotated[
@@ -55,16 +55,16 @@ class Judging:
 
 
 @dataclass(frozen=True)
-class Trying:
+class SearchOptions:
     """What is tried."""
 
     temperature: Annotated[str, typer.Option(help=_LIMITS)] = "0..1.5"
     top_p: Annotated[str, typer.Option(help=_LIMITS)] = "0.1..1"
     n: Annotated[str, typer.Option(help=f"{_LIMITS} Answers, of which the best counts.")] = "1..16"
     tokens: Annotated[str, typer.Option(help=f"{_LIMITS} Length of an answer.")] = "16..256"
-    budget: Annotated[int, typer.Option(min=1, help="New tokens that the tuning may take.")] = (
-        100_000
-    )
+    token_budget: Annotated[
+        int, typer.Option(min=1, help="Maximum number of new tokens that all trials generate.")
+    ] = 100_000
     seed: options.PlainSeed = 0
 
     def space(self) -> Space:
@@ -95,12 +95,12 @@ def tune_sampling(
     ],
     model: options.ModelOption = None,
     *,
-    judging: Judging,
-    trying: Trying,
+    scoring: ScoringOptions,
+    search: SearchOptions,
     stop: options.Stop = None,
     chat: options.Chat = False,
     drafter: options.Drafter = "blend",
-    engine: options.EngineChoice,
+    engine: options.EngineOptions,
     out: Trials = None,
     json: options.Json = False,
 ) -> None:
@@ -112,16 +112,16 @@ def tune_sampling(
     from paceline.planning.sampling_search import Economy, read_examples, reader, writer
 
     check_target(out)
-    judge, space = judging.judge(), trying.space()
-    found, ends = read_examples(examples), parsing.stops(stop)
+    judge, space = scoring.judge(), search.space()
+    questions, ends = read_examples(examples), parsing.stops(stop)
     task: dict[str, Any] = {
         "model": model,
         "format": engine.weight_format,
         "kv_format": engine.kv_format,
         "examples": sha256(examples.read_bytes()).hexdigest(),
-        **asdict(judging),
+        **asdict(scoring),
         "space": jsons.loads(jsons.dumps(asdict(space))),
-        "seed": trying.seed,
+        "seed": search.seed,
         "stop": ends,
         "chat": chat,
     }
@@ -129,10 +129,18 @@ def tune_sampling(
     lm = engine.open(model, drafter, "auto")
     write, read = writer(lm, chat, ends), reader(lm, ends)
     economy = Economy(
-        found, write, read, judge, judging.per_question, trying.budget, space, trying.seed, trials
+        questions,
+        write,
+        read,
+        judge,
+        scoring.per_question,
+        search.token_budget,
+        space,
+        search.seed,
+        trials,
     )
     for trial in economy.run():
-        say(told(len(economy.trials), trial))
+        say(trial_line(len(economy.trials), trial))
         if out:
             save(out, {"task": task, **economy.document()})
     say(outcome(economy))
@@ -144,10 +152,10 @@ def outcome(economy: Economy) -> str:
     """The best trial, in one line."""
     if economy.best is None:
         return "no settings could be tried on all examples; give a larger budget"
-    return f"best: {told(economy.trials.index(economy.best) + 1, economy.best)}"
+    return f"best: {trial_line(economy.trials.index(economy.best) + 1, economy.best)}"
 
 
-def told(number: int, trial: Trial) -> str:
+def trial_line(number: int, trial: Trial) -> str:
     """A trial in one line."""
     settings = trial.settings
     nucleus = f", top_p {settings.top_p:g}" if settings.top_p < 1 else ""

@@ -18,7 +18,7 @@ def warm(
     tokens: Annotated[int, typer.Option(min=1, help="How many the model writes.")] = 50_000,
     temperature: Annotated[float, typer.Option(help="Of what it writes.")] = 0.7,
     seed: options.PlainSeed = 0,
-    engine: options.EngineChoice,
+    engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
     """Let a model write to itself, once, so that drafters know its habits from the first request.

@@ -45,13 +45,16 @@ def detect(
     from paceline.models import load
 
     tokens = load(model).tokenizer.encode(said, special=False)
-    found = mark.detect(tokens, resamples)
+    detection = mark.detect(tokens, resamples)
     if json:
-        document({"kind": mark.name, "tokens": len(tokens), **asdict(found)})
+        document({"kind": mark.name, "tokens": len(tokens), **asdict(detection)})
         return
-    least = "" if found.p > 1 / (resamples + 1) or found.measure != "alignment" else "at most "
-    verdict = "marked" if found.p <= 0.01 else "not shown to be marked"
+    least = (
+        "" if detection.p > 1 / (resamples + 1) or detection.measure != "alignment" else "at most "
+    )
+    verdict = "marked" if detection.p <= 0.01 else "not shown to be marked"
     write(
-        f"{verdict} (p <= 0.01): p is {least}{found.p:.2g}, {found.measure} {found.score:.2f} over "
-        f"{found.scored} of {len(tokens)} tokens\n"
+        f"{verdict} (p <= 0.01): p is {least}{detection.p:.2g}, "
+        f"{detection.measure} {detection.score:.2f} over {detection.scored} of "
+        f"{len(tokens)} tokens\n"
     )

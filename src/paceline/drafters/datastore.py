@@ -16,7 +16,7 @@ from paceline.registry import Source, check_range, drafters
 @drafters.register("datastore", Exactness.EXACT)
 @dataclass(frozen=True)
 class Datastore(DraftMethod):
-    """Retrieves from a corpus of millions of tokens that was prepared by `paceline index`.
+    """Retrieves from a corpus of millions of tokens that was prepared by `paceline index-corpus`.
 
     The last `longest` tokens are looked up in the corpus's suffix array, then fewer, until they
     occur. The longest match speaks first, then up to two shorter ones; what followed their
@@ -30,7 +30,7 @@ class Datastore(DraftMethod):
     Good for: text like the corpus: code with its libraries, a field's documents, earlier logs.
 
     Attributes:
-        path: a file that `paceline index` wrote with the same tokenizer.
+        path: a file that `paceline index-corpus` wrote with the same tokenizer.
         longest: tokens of the longest match. Default 8: longer ones are rarely righter.
         k: continuations of each match. Default 8.
         samples: occurrences of a match that are looked at, evenly spread. Default 32.

@@ -16,6 +16,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from paceline.errors import RequestError, unknown
 
 PREFIX = "PACELINE_SERVE_"
+# Earlier names of settings, understood for one release.
+EARLIER_NAMES = {
+    "places": "max_running",
+    "stall": "prefill_slowdown",
+    "prefixes": "prefix_cache",
+}
 _HIDDEN = ("keys", "watermark")  # never told
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -81,19 +87,20 @@ class Settings:
     threads: Annotated[
         int | None, About("Of the native engine; else all usable cores.", 1, 1024)
     ] = None
-    places: Annotated[int, About("Most requests that run at once.", 1, 4096)] = 32
+    max_running: Annotated[int, About("Maximum number of running requests.", 1, 4096)] = 32
     queue: Annotated[
         int, About("Most requests that wait; those to come are told to try again.", 0)
     ] = 256
-    stall: Annotated[
-        float, About("A pass with prompts may take so many times as long as without.", 1)
+    prefill_slowdown: Annotated[
+        float,
+        About("A pass that prefills may take this many times as long as one that only decodes.", 1),
     ] = 2.0
     memory: Annotated[
         Size | None,
         About("Most memory of the process, e.g. 2GB: weights, keys and values, everything.", 1),
     ] = None
-    prefixes: Annotated[
-        float, About("Share of keys and values kept for texts of the past.", 0, 1)
+    prefix_cache: Annotated[
+        float, About("Share of the KV memory that finished requests' prefixes may fill.", 0, 1)
     ] = 0.5
     watermark: Annotated[
         str | None, About("Of every answer: key=SECRET, and more as in `paceline generate`.")
@@ -227,6 +234,11 @@ def _from_file(path: Path) -> dict[str, Any]:
     if "keys" in found:
         raise RequestError(f"{path} has keys; name a file of their own in keys_file")
     for name in found:
+        new = EARLIER_NAMES.get(name)
+        if new in found:
+            raise RequestError(f"{path} gives {name} and {new}, which are one setting; keep {new}")
+    found = {EARLIER_NAMES.get(name, name): value for name, value in found.items()}
+    for name in found:
         if name not in names():
             raise RequestError(f"{path}: {unknown('setting', name, names())}")
     return found
@@ -238,6 +250,12 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if not variable.startswith(PREFIX):
             continue
         name = variable.removeprefix(PREFIX).lower()
+        if name in EARLIER_NAMES:
+            name = EARLIER_NAMES[name]
+            if PREFIX + name.upper() in environ:
+                raise RequestError(
+                    f"{variable} and {PREFIX}{name.upper()} are one setting; keep the second"
+                )
         if name not in names(secret=True):
             known = [PREFIX + each.upper() for each in names(secret=True)]
             raise RequestError(unknown("variable", variable, known))

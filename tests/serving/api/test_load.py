@@ -1,4 +1,4 @@
-"""`paceline load` against our own server."""
+"""`paceline load-test` against our own server."""
 
 import asyncio
 

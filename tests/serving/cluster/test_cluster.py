@@ -52,7 +52,7 @@ def test_a_batch_outlives_a_node(nodes, lm, tmp_path):
     lines = [json.dumps(BODY | {"seed": seed}) for seed in range(48)]
     lines[5], lines[9] = "oops", ""
     source.write_text("\n".join(lines))
-    words = ["--ray", nodes.address, "--replicas", "2", "--places", "2", "--threads", "1"]
+    words = ["--ray", nodes.address, "--replicas", "2", "--max-running", "2", "--threads", "1"]
     process = subprocess.Popen(
         [*PACELINE, "batch", source, output, *words, "--budget", "0", "--json"],
         stdout=subprocess.PIPE,

@@ -125,11 +125,11 @@ def open_corpus(path: Path, tokenizer: Tokenizer, vocab_size: int) -> CorpusInde
     integers = (np.dtype(np.int32), 1)
     expected = {"tokens": integers, "suffixes": integers, "tokenizer": (np.dtype(np.uint8), 1)}
     if kinds != expected or len(tensors["tokens"]) != len(tensors["suffixes"]):
-        raise MethodError(f"{path} is no datastore; make one with `paceline index`")
+        raise MethodError(f"{path} is no datastore; make one with `paceline index-corpus`")
     if tensors["tokenizer"].tobytes() != tokenizer.fingerprint():
         raise MethodError(
             f"{path} was made with another tokenizer than the model's; "
-            "make one for this model with `paceline index`"
+            "make one for this model with `paceline index-corpus`"
         )
     tokens = tensors["tokens"]
     if not len(tokens) or tokens.min() < -1 or tokens.max() >= vocab_size:

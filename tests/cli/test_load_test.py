@@ -13,7 +13,7 @@ def script(number, body):
 
 def test_load_asks_every_prompt_once(paceline, prompts):
     with serving(script) as fake:
-        done = paceline("load", fake.url, "--prompts", prompts, "--users", 1, "--json")
+        done = paceline("load-test", fake.url, "--prompts", prompts, "--users", 1, "--json")
     assert done.code == 0
     found = done.json
     assert (found["requests"], found["completed"], found["tokens"]) == (2, 2, 6)
@@ -27,7 +27,7 @@ def test_load_goes_on_at_a_rate_and_tells_of_failures(paceline, prompts, monkeyp
     words = ["--rate", 500, "--requests", 5, "--chat", "--model", "m", "--body", '{"top_p": 0.5}']
     more = ["--slo-ttft", 60, "--temperature", 0, "--key-variable", "TINY_KEY"]
     with serving(script) as fake:
-        done = paceline("load", fake.url, "--prompts", prompts, *words, *more)
+        done = paceline("load-test", fake.url, "--prompts", prompts, *words, *more)
     assert done.code == 0
     assert "4 of 5 answered" in done.out
     assert "errors: 429: 1" in done.out
@@ -41,7 +41,7 @@ def test_load_goes_on_at_a_rate_and_tells_of_failures(paceline, prompts, monkeyp
 def test_a_server_that_answers_nothing_ends_with_1(paceline, prompts):
     with serving(lambda *_: answer(b"{}", 500)) as fake:
         words = ["--prompts", prompts, "--users", 2, "--model", "m"]
-        assert paceline("load", fake.url, *words).code == 1
+        assert paceline("load-test", fake.url, *words).code == 1
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_a_server_that_answers_nothing_ends_with_1(paceline, prompts):
     ],
 )
 def test_what_cannot_be_is_refused(paceline, prompts, words, message):
-    done = paceline("load", "http://127.0.0.1:1", "--model", "m", "--prompts", prompts, *words)
+    done = paceline("load-test", "http://127.0.0.1:1", "--model", "m", "--prompts", prompts, *words)
     assert done.code == 2
     assert message in done.err
 
 
 def test_nobody_there(paceline, prompts):
-    done = paceline("load", "http://127.0.0.1:1", "--prompts", prompts, "--users", 1)
+    done = paceline("load-test", "http://127.0.0.1:1", "--prompts", prompts, "--users", 1)
     assert done.code == 2
     assert "cannot reach" in done.err

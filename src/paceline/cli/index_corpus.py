@@ -1,4 +1,4 @@
-"""`paceline index`: a corpus for `--drafter datastore:path=FILE`."""
+"""`paceline index-corpus`: a corpus for `--drafter datastore:path=FILE`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paceline.cli.progress import counting
 from paceline.errors import RequestError
 
 
-def index(
+def index_corpus(
     model: options.Model,
     corpus: Annotated[
         list[Path],

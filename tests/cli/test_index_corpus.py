@@ -23,7 +23,7 @@ def test_what_it_wrote_can_be_drafted_from(paceline, model, texts, tmp_path):
     plain = tmp_path / "more.txt"
     plain.write_text(TEXT)
     out = tmp_path / "corpus"
-    done = paceline("index", model, texts, plain, out, "--json")
+    done = paceline("index-corpus", model, texts, plain, out, "--json")
     assert done.code == 0
     found = done.json
     assert set(found) == {"path", "bytes", "tokens", "documents", "complete", "seconds"}
@@ -38,7 +38,7 @@ def test_what_it_wrote_can_be_drafted_from(paceline, model, texts, tmp_path):
 
 
 def test_it_says_where_it_stopped(paceline, model, texts, tmp_path):
-    done = paceline("index", model, texts, tmp_path / "corpus", "--max-tokens", 30, "--json")
+    done = paceline("index-corpus", model, texts, tmp_path / "corpus", "--max-tokens", 30, "--json")
     assert (done.json["tokens"], done.json["complete"]) == (30, False)
     assert "stopped at 30 tokens" in done.err
 
@@ -50,7 +50,7 @@ def test_what_cannot_work_is_refused_before_the_work(paceline, model, texts, tmp
         ((texts, texts), "name another file"),
         ((texts, tmp_path / "none" / "corpus"), "no folder"),
     ):
-        done = paceline("index", model, *words)
+        done = paceline("index-corpus", model, *words)
         assert done.code == 2
         assert message in done.err
         assert not out.exists()
@@ -59,7 +59,7 @@ def test_what_cannot_work_is_refused_before_the_work(paceline, model, texts, tmp
 
 def test_another_models_corpus_is_refused(paceline, model, texts, tmp_path):
     out = tmp_path / "corpus"
-    paceline("index", model, texts, out)
+    paceline("index-corpus", model, texts, out)
     other = shared("models", "TinyStories-656K")
     done = paceline("generate", "--model", other, "--drafter", f"datastore:path={out}")
     assert done.code == 2

@@ -1,4 +1,4 @@
-"""`paceline load`: what users of a server would wait, and what it bears."""
+"""`paceline load-test`: what users of a server would wait, and what it bears."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ROWS = {
 
 
 @dataclass(frozen=True)
-class Arriving:
+class ArrivalOptions:
     """When requests come."""
 
     rate: Annotated[
@@ -66,7 +66,7 @@ class Arriving:
 
 
 @dataclass(frozen=True)
-class Bodies:
+class BodyOptions:
     """How they are asked."""
 
     model: Annotated[
@@ -95,17 +95,17 @@ class Bodies:
         if self.body is None:
             return {}
         try:
-            found = json.loads(self.body)
+            extra = json.loads(self.body)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            extra = None
+        if not isinstance(extra, dict):
             raise RequestError(f"--body is {self.body!r:.80}, expected a JSON object")
-        return found
+        return extra
 
-    def ask(self, model: str, text: str, seed: int) -> dict[str, Any]:
+    def build(self, model: str, text: str, seed: int) -> dict[str, Any]:
         """The body of one request."""
-        shown: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
-        found = {
+        chat: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        body = {
             "model": model,
             "max_tokens": self.max_new_tokens,
             "seed": seed,
@@ -113,12 +113,12 @@ class Bodies:
             "stream_options": {"include_usage": True},
         }
         if self.temperature is not None:
-            found["temperature"] = self.temperature
-        return (shown if self.chat else {"prompt": text}) | found | self.extra()
+            body["temperature"] = self.temperature
+        return (chat if self.chat else {"prompt": text}) | body | self.extra()
 
 
 @dataclass(frozen=True)
-class Goals:
+class LatencyGoals:
     """What answers may take."""
 
     slo_ttft: Annotated[
@@ -129,14 +129,14 @@ class Goals:
     ] = None
 
 
-def load(
+def load_test(
     url: Annotated[str, typer.Argument(help="Of a server, e.g. http://127.0.0.1:8000.")],
     *,
-    questions: evaluation.SuiteQuestions,
-    arriving: Arriving,
-    bodies: Bodies,
-    goals: Goals,
-    report: evaluation.Report,
+    prompt_options: evaluation.SuiteOptions,
+    arrivals: ArrivalOptions,
+    body_options: BodyOptions,
+    goals: LatencyGoals,
+    report: evaluation.ReportOptions,
 ) -> None:
     """Load an OpenAI-compatible server and measure it.
 
@@ -150,45 +150,46 @@ def load(
     from paceline.measuring.load.run import summary
 
     report.check()
-    _positive("--timeout", bodies.timeout)
-    bodies.extra()
-    texts = [dialogue.turns[0] for dialogue in questions.read()]
-    traffic = arriving.traffic(len(texts))
-    server = Server.parse(url, os.environ.get(bodies.key_variable, ""))
-    name, replies = asyncio.run(run(server, bodies, texts, traffic))
+    _positive("--timeout", body_options.timeout)
+    body_options.extra()
+    texts = [dialogue.turns[0] for dialogue in prompt_options.read()]
+    traffic = arrivals.traffic(len(texts))
+    server = Server.parse(url, os.environ.get(body_options.key_variable, ""))
+    name, replies = asyncio.run(run(server, body_options, texts, traffic))
     if not replies:
         raise PacelineError("no request was due before the end; ask for more seconds")
-    found = summary(replies, goals.slo_ttft, goals.slo_tpot)
-    show(table(found), stdout=not report.json)
+    record = summary(replies, goals.slo_ttft, goals.slo_tpot)
+    show(table(record), stdout=not report.json)
     failed = next((reply for reply in replies if reply.error), None)
     if failed is not None:
         said = f": {failed.detail}" if failed.detail else ""
-        say(f"{len(replies) - found['completed']} failed; the first with {failed.error}{said}")
+        say(f"{len(replies) - record['completed']} failed; the first with {failed.error}{said}")
     report.deliver(
         {
             "schema": "paceline-load/1",
             "machine": machine(),
             "versions": versions(),
-            "settings": settings(url, name, questions, arriving, bodies) | {"prompts": len(texts)},
-            **found,
+            "settings": settings(url, name, prompt_options, arrivals, body_options)
+            | {"prompts": len(texts)},
+            **record,
         }
     )
-    if not found["completed"]:
+    if not record["completed"]:
         raise typer.Exit(1)
 
 
 async def run(
-    server: Server, bodies: Bodies, texts: list[str], traffic: Traffic
+    server: Server, body_options: BodyOptions, texts: list[str], traffic: Traffic
 ) -> tuple[str, list[Reply]]:
     """The name of the model that was asked, and the replies."""
     from paceline.measuring.load.run import drive, first_model, sender
 
-    name = bodies.model or await first_model(server)
+    name = body_options.model or await first_model(server)
 
     def asked(number: int) -> dict[str, Any]:
-        return bodies.ask(name, texts[number % len(texts)], traffic.seed + number)
+        return body_options.build(name, texts[number % len(texts)], traffic.seed + number)
 
-    send = sender(server, asked, bodies.timeout)
+    send = sender(server, asked, body_options.timeout)
     with counting(traffic.requests or 0, "requests") as tick:
 
         async def ticked(number: int, due: float) -> Reply:
@@ -200,22 +201,26 @@ async def run(
 
 
 def settings(
-    url: str, name: str, questions: evaluation.SuiteQuestions, arriving: Arriving, bodies: Bodies
+    url: str,
+    name: str,
+    prompt_options: evaluation.SuiteOptions,
+    arrivals: ArrivalOptions,
+    body_options: BodyOptions,
 ) -> dict[str, Any]:
     """What was asked for, as the document tells it."""
     return {
         "url": url,
         "model": name,
-        "loop": "open" if arriving.rate is not None else "closed",
-        "rate": arriving.rate,
-        "users": arriving.users,
-        "file": str(questions.prompts),
-        "suite": questions.suite,
-        "chat": bodies.chat,
-        "max_new_tokens": bodies.max_new_tokens,
-        "temperature": bodies.temperature,
-        "seed": arriving.seed,
-        "body": bodies.extra(),
+        "loop": "open" if arrivals.rate is not None else "closed",
+        "rate": arrivals.rate,
+        "users": arrivals.users,
+        "file": str(prompt_options.prompts),
+        "suite": prompt_options.suite,
+        "chat": body_options.chat,
+        "max_new_tokens": body_options.max_new_tokens,
+        "temperature": body_options.temperature,
+        "seed": arrivals.seed,
+        "body": body_options.extra(),
     }
 
 
@@ -224,7 +229,7 @@ def _positive(name: str, value: float | None) -> None:
         raise RequestError(f"{name} is {value:g}, expected a number above 0")
 
 
-def table(found: dict[str, Any]) -> RenderableType:
+def table(record: dict[str, Any]) -> RenderableType:
     """Waits in milliseconds, and what was answered."""
     from rich.console import Group
     from rich.table import Table
@@ -232,18 +237,19 @@ def table(found: dict[str, Any]) -> RenderableType:
     columns = ("mean", "p50", "p90", "p95", "p99", "max")
     waits = Table("milliseconds", *columns)
     for row, title in _ROWS.items():
-        shown = found[row]
+        shown = record[row]
         waits.add_row(title, *(f"{shown[c] * 1e3:.1f}" if shown else "-" for c in columns))
     lines = [
-        f"{found['completed']} of {found['requests']} answered in {found['seconds']:.1f} s: "
-        f"{found['tokens_per_second']:.1f} tokens/s, {found['requests_per_second']:.2f} requests/s"
+        f"{record['completed']} of {record['requests']} answered in {record['seconds']:.1f} s: "
+        f"{record['tokens_per_second']:.1f} tokens/s, "
+        f"{record['requests_per_second']:.2f} requests/s"
     ]
-    if found["errors"]:
-        kinds = ", ".join(f"{kind}: {count}" for kind, count in found["errors"].items())
+    if record["errors"]:
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in record["errors"].items())
         lines.append(f"errors: {kinds}")
-    if "slo" in found:
-        kept = found["slo"]
+    if "slo" in record:
+        kept = record["slo"]
         lines.append(f"in time: {kept['share']:.1%}, {kept['goodput']:.2f} requests/s")
-    if found["tokens_counted_by"] == "pieces":
+    if record["tokens_counted_by"] == "pieces":
         lines.append("the server does not count tokens; a piece of a stream counts as one")
     return Group(waits, *lines)
