@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=10)
     options = parser.parse_args()
     lm = LM(options.model, drafter="plain")
-    chosen, trace = prompts(lm, slice(options.count)), lm.target.trace
+    chosen, trace = prompts(lm, slice(options.count)), lm.draft_target.trace
     known = {"the prompt": []}
     if trace:
         known["warm text, too"] = [trace.tokens[text] for text in trace.texts()]

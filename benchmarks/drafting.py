@@ -40,7 +40,8 @@ class Company:
     def __init__(self, model: Path, requests: int, budget: int | None) -> None:
         self.lm = LM(model, threads=1)
         self.cost, self.budget = Cost(NODES, SECONDS), budget
-        self.lanes = DrafterPool(self.lm.method, self.lm.target, self.cost, self.lm.drafter)
+        lm = self.lm
+        self.lanes = DrafterPool(lm.drafter_method, lm.draft_target, self.cost, lm.drafter)
         self.runs = self.answers()
         self.running = [next(self.runs) for _ in range(requests)]
         self.weights = np.ones(LARGE)

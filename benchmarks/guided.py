@@ -81,7 +81,7 @@ def table(path: Path, options: argparse.Namespace) -> str:
     )
     asked = [ids[:PROMPT] for ids in prompts(lm, slice(options.count))]
     arms = [
-        Arm("plain", drafters.parse("plain").build(lm.target), Fixed(0)),
+        Arm("plain", drafters.parse("plain").build(lm.draft_target), Fixed(0)),
         Arm("blend", lm.drafter, lm.budget),
     ]
     specs = guides(lm)

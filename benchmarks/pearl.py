@@ -55,7 +55,7 @@ def arms(lm: LM, draft: str, cores: int) -> list[Arm]:
         ("pearl", f"model:path={draft},{PEARL}", cores),
     ):
         set_threads(lm, threads)
-        found.append(Arm(name, threads, drafters.parse(spec).build(lm.target)))
+        found.append(Arm(name, threads, drafters.parse(spec).build(lm.draft_target)))
     return found
 
 
@@ -115,7 +115,7 @@ def waits(lm: LM, draft: str, requests: list[Request], budget: int) -> None:
     serial: Callable[[float], float] | None = None
     for spec in ("", f",{PEARL}", f",{PEARL},wait=2", f",{PEARL},wait=8"):
         drafter, tokens, passes, waited = drafters.parse(f"model:path={draft}{spec}"), 0, 0, 0
-        built = drafter.build(lm.target)
+        built = drafter.build(lm.draft_target)
         for request in requests:
             output = Generation(lm.engine, built, request, Fixed(budget)).run()
             tokens, passes = tokens + len(output.tokens), passes + output.passes

@@ -55,7 +55,7 @@ def main() -> None:
                 lm = LM(model, drafter="phrases", budget=budget, threads=1)
                 chance, passes = random.Random(0), 0
                 for prompt, tokens in zip(chosen, plain, strict=True):
-                    expected = edited(tokens, share, lm.target.vocab_size, chance)
+                    expected = edited(tokens, share, lm.draft_target.vocab_size, chance)
                     output = lm.generate(prompt, prediction=expected, **asked)
                     if output.tokens != tokens:
                         raise SystemExit("an output differs from plain decoding's")

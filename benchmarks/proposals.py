@@ -130,8 +130,8 @@ def taught(lm: LM, name: str, count: int, teacher: LM | None, lessons: Prompts) 
     Those that share what they learn have all lessons in common; the others have as many in total.
     """
     method = drafters.parse(name)
-    first = method.build(lm.target)
-    found = [first, *(first.fork() or method.build(lm.target) for _ in range(count - 1))]
+    first = method.build(lm.draft_target)
+    found = [first, *(first.fork() or method.build(lm.draft_target) for _ in range(count - 1))]
     if teacher is None:
         return found
     for number, prompt in enumerate(lessons):

@@ -252,7 +252,8 @@ def alone(lm: LM, body: dict[str, Any], place: int) -> str:
         seed=body["seed"] + place,
     )
     text = text_of(request, lm.tokenizer)
-    return Generation(lm.engine, lm.method.build(lm.target), request, Fixed(0), text).run().text
+    drafter = lm.drafter_method.build(lm.draft_target)
+    return Generation(lm.engine, drafter, request, Fixed(0), text).run().text
 
 
 def start(call: Any, *words: Any) -> threading.Thread:

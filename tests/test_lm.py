@@ -4,15 +4,15 @@ from typing import get_type_hints
 import pytest
 
 from paceline.errors import RequestError
-from paceline.lm import LM, RequestOptions
+from paceline.request_builder import RequestBuilder, RequestOptions
 from tests.measuring.toy_lm import ToyLM
 
 
 def test_options_parameters_and_docstring_of_a_request_are_the_same():
-    parameters = inspect.signature(LM.request).parameters
+    parameters = inspect.signature(RequestBuilder.build).parameters
     assert set(get_type_hints(RequestOptions)) == set(parameters) - {"self", "prompt"}
-    told = inspect.getdoc(LM.request)
-    assert all(f"    {name}: " in told for name in parameters if name != "self")
+    text = inspect.getdoc(RequestBuilder.build)
+    assert all(f"    {name}: " in text for name in parameters if name != "self")
     required = [name for name, one in parameters.items() if one.default is one.empty]
     assert required == ["self", "prompt"]
 

@@ -10,8 +10,7 @@ from typing import NamedTuple, Unpack
 import numpy as np
 
 from paceline import registry
-from paceline.control.sampler_spec import SamplerSpec
-from paceline.control.temperature import TEMPERATURE
+from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Output, Request
 from paceline.decoding.completions import completions
 from paceline.decoding.governor import Governor
@@ -23,6 +22,7 @@ from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.errors import MethodError
 from paceline.loading import open_budget, open_model
 from paceline.models.detokenize import Detokenizer
+from paceline.models.vocabulary import Vocabulary
 from paceline.request_builder import Controls, Guides, Prompt, RequestBuilder, RequestOptions
 
 __all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions"]
@@ -42,7 +42,7 @@ class Completion(NamedTuple):
     tokens: tuple[int, ...]
 
 
-class LM(RequestBuilder):
+class LM:
     """A language model on this machine.
 
         lm = LM("path/to/checkpoint")
@@ -80,8 +80,10 @@ class LM(RequestBuilder):
         kv_format: str = "auto",
     ) -> None:
         start = perf_counter()
-        self.method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        opened = open_model(
+        self.drafter_method = (
+            registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
+        )
+        loaded = open_model(
             model,
             engine,
             threads=threads,
@@ -89,19 +91,34 @@ class LM(RequestBuilder):
             weight_format=format,
             kv_format=kv_format,
         )
-        self.model, self.engine = opened.model, opened.engine
+        self.model, self.engine = loaded.model, loaded.engine
         self.tokenizer = self.model.tokenizer
         vocab_size = self.engine.config.vocab_size
-        self.target = Target(vocab_size, self.engine, self.tokenizer, opened.trace)
+        self.draft_target = Target(vocab_size, self.engine, self.tokenizer, loaded.trace)
         self.budget = open_budget(budget, self.engine)
-        self.drafter = self.method.build(self.target)
-        self.load_seconds = perf_counter() - start
+        self.drafter = self.drafter_method.build(self.draft_target)
+        self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
+        self._load_seconds = perf_counter() - start
+
+    @property
+    def guide_models(self) -> GuideModels:
+        """Models that guides run, opened on first use."""
+        return self.request_builder.guide_models
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens and the text of each."""
+        return self.request_builder.vocabulary
+
+    def request(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
+        """Build the `Request` that `generate` would run."""
+        return self.request_builder.build(prompt, **options)
 
     def stream(self, request: Request) -> Generation:
         """Start a request; iterate over the result for its text."""
         text = text_of(request, self.tokenizer)
         generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self.load_seconds + self.beside.seconds
+        generation.output.seconds.load = self._load_seconds + self.guide_models.seconds
         return generation
 
     def generate(
@@ -132,7 +149,7 @@ class LM(RequestBuilder):
         """
         method = registry.strategies.parse(strategy) if isinstance(strategy, str) else strategy
         if not method.draws:
-            options = self.undrawn(options)
+            options = self.request_builder.without_sampling(options)
 
         def rebind(seed: int) -> Request:
             again = options.copy()
@@ -146,23 +163,13 @@ class LM(RequestBuilder):
             lambda: text_of(request, self.tokenizer),
             rebind,
             self.drafter,
-            lambda: self.drafter.fork() or self.method.build(self.target),
+            lambda: self.drafter.fork() or self.drafter_method.build(self.draft_target),
             self.budget,
         )
         outputs: list[Found] = method.run(task)
         for output in outputs:
-            output.seconds.load = self.load_seconds
+            output.seconds.load = self._load_seconds
         return outputs
-
-    def undrawn(self, options: RequestOptions) -> RequestOptions:
-        """The options without those of the checkpoint's defaults that sample."""
-        found = options.copy()
-        if found.get("temperature") is None:
-            found["temperature"] = 0.0
-        if found.get("controls") is None:
-            samplers = SamplerSpec.of(self.model.defaults.samplers()).methods
-            found["controls"] = [control for control in samplers if control.order < TEMPERATURE]
-        return found
 
     def complete(
         self,
@@ -187,8 +194,8 @@ class LM(RequestBuilder):
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
-        ids, continues = self._encode(prompt, None)
-        trace, stops = self.target.trace, frozenset(self.model.defaults.stop_tokens)
+        ids, continues = self.request_builder.encode(prompt, None)
+        trace, stops = self.draft_target.trace, frozenset(self.model.defaults.stop_tokens)
         found = completions(
             self.engine,
             np.array(ids, np.int32),

@@ -15,7 +15,7 @@ from paceline.control.keywords import Keywords
 from paceline.control.sampler_spec import SamplerSpec
 from paceline.control.structured.output_parser import followed
 from paceline.control.structured.tools import Choice, Tools
-from paceline.control.temperature import Temperature
+from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.core import Floats, Request
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
@@ -53,21 +53,21 @@ class RequestOptions(TypedDict, total=False):
 
 
 class RequestBuilder:
-    """Reads what users want; every `LM` does.
+    """Builds a `Request` from user options.
 
-    Attributes:
-        model: the checkpoint, whose defaults hold where nothing is said.
-        tokenizer: its tokenizer.
+    Args:
+        model: checkpoint whose defaults hold for options that are not given.
+        tokenizer: of that checkpoint.
         engine: runs the model.
-        drafter: guesses; it says whether it can use a prediction.
+        drafter: tells whether it can use a prediction.
     """
 
-    model: Model
-    tokenizer: Tokenizer
-    engine: Engine
-    drafter: Drafter
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer, engine: Engine, drafter: Drafter
+    ) -> None:
+        self.model, self.tokenizer, self.engine, self.drafter = model, tokenizer, engine, drafter
 
-    def request(
+    def build(
         self,
         prompt: Prompt,
         *,
@@ -118,15 +118,16 @@ class RequestBuilder:
         """
         defaults = self.model.defaults
         sampling = _sampling(defaults.samplers() if controls is None else controls, temperature)
-        heat = defaults.temperature if sampling.temperature is None else sampling.temperature
+        temperature = sampling.temperature
+        temperature = defaults.temperature if temperature is None else temperature
         offered = Tools.of(tools, tool_choice) if tools or tool_choice not in _NO_TOOLS else None
         template = self.tokenizer.template if offered else None
         grammars, reading = followed(schema, grammar, offered, template)
-        tokens, continues = self._encode(prompt, offered)
+        tokens, continues = self.encode(prompt, offered)
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=max_new_tokens,
-            temperature=heat,
+            temperature=temperature,
             seed=seed,
             stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
             stop_strings=tuple(stop),
@@ -135,13 +136,28 @@ class RequestBuilder:
             continues=continues,
             reading=reading,
         )
-        heated = (Temperature(heat),) if heat > 0 else ()
-        bound = (*sampling.methods, *heated, *grammars, *_keywords(keywords))
+        scaling = (Temperature(temperature),) if temperature > 0 else ()
+        bound = (*sampling.methods, *scaling, *grammars, *_keywords(keywords))
         request = self._steered(self._bound(request, bound), guide)
         if watermark is None:
             return request
         mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
         return mark.mark(request)
+
+    def without_sampling(self, options: RequestOptions) -> RequestOptions:
+        """Return `options` for a strategy that draws nothing.
+
+        Temperature and samplers of the checkpoint's defaults are left out where `options` name
+        none.
+        """
+        deterministic = options.copy()
+        if deterministic.get("temperature") is None:
+            deterministic["temperature"] = 0.0
+        if deterministic.get("controls") is None:
+            samplers = SamplerSpec.of(self.model.defaults.samplers()).methods
+            kept = [control for control in samplers if control.order < TEMPERATURE]
+            deterministic["controls"] = kept
+        return deterministic
 
     def _bound(self, request: Request, controls: Sequence[ControlMethod]) -> Request:
         room = self.engine.config.context - len(request.prompt)
@@ -154,7 +170,7 @@ class RequestBuilder:
     def _steered(self, request: Request, guide: Guides) -> Request:
         chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
         methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
-        return guided(request, methods, self.beside) if methods else request
+        return guided(request, methods, self.guide_models) if methods else request
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -162,8 +178,8 @@ class RequestBuilder:
         return Vocabulary(self.engine.config.vocab_size, self.tokenizer, self._head)
 
     @cached_property
-    def beside(self) -> GuideModels:
-        """The models of guides, kept once they are opened."""
+    def guide_models(self) -> GuideModels:
+        """Models of guides; opened on first use and kept."""
         return GuideModels(self.engine, self.tokenizer)
 
     def _head(self) -> Floats:
@@ -186,7 +202,7 @@ class RequestBuilder:
             return tuple(self.tokenizer.encode(prediction, special=False))
         return tuple(int(token) for token in prediction)
 
-    def _encode(self, prompt: Prompt, tools: Tools | None) -> tuple[list[int], bool]:
+    def encode(self, prompt: Prompt, tools: Tools | None) -> tuple[list[int], bool]:
         """The prompt's tokens, and whether the output goes on in its text; a chat's does not."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt), True
@@ -201,15 +217,15 @@ class RequestBuilder:
 def _sampling(controls: Controls, temperature: float | None) -> SamplerSpec:
     """What was asked for; a temperature in both places must be the same."""
     if isinstance(controls, str):
-        found = SamplerSpec.parse(controls)
+        spec = SamplerSpec.parse(controls)
     elif isinstance(controls, Mapping):
-        found = SamplerSpec.of(controls)
+        spec = SamplerSpec.of(controls)
     else:
-        found = SamplerSpec(methods=tuple(controls))
-    heats = [heat for heat in (temperature, found.temperature) if heat is not None]
-    if len(set(heats)) > 1:
-        raise RequestError(f"temperature is {heats[0]:g} and {heats[1]:g}; give one of them")
-    return SamplerSpec(heats[0] if heats else None, found.methods)
+        spec = SamplerSpec(methods=tuple(controls))
+    values = [value for value in (temperature, spec.temperature) if value is not None]
+    if len(set(values)) > 1:
+        raise RequestError(f"temperature is {values[0]:g} and {values[1]:g}; give one of them")
+    return SamplerSpec(values[0] if values else None, spec.methods)
 
 
 def _keywords(given: Keywords | str | Sequence[str] | None) -> list[Keywords]:

@@ -246,7 +246,7 @@ def test_forced_tokens_are_drafted_while_the_drafter_rests(lm, drafter):
     request = lm.request("Once", grammar=Grammar.choice(["once upon a time there was"]))
     plain = decode(lm, plain_drafter(lm), request, Fixed(0))
     assert plain.passes == len(plain.tokens), "budget 0 is plain"
-    output = decode(lm, parse(drafter).build(lm.target), request, Resting(16))
+    output = decode(lm, parse(drafter).build(lm.draft_target), request, Resting(16))
     assert output.tokens == plain.tokens
     if drafter == "recycle":
         assert output.passes == plain.passes
@@ -254,7 +254,7 @@ def test_forced_tokens_are_drafted_while_the_drafter_rests(lm, drafter):
         assert output.accepted == {"forced": len(output.tokens) - output.passes}
         assert output.passes <= 2
     free = lm.request("Once", max_new_tokens=8)
-    output = decode(lm, parse(drafter).build(lm.target), free, Resting(16))
+    output = decode(lm, parse(drafter).build(lm.draft_target), free, Resting(16))
     assert output.passes == output.nodes == 8
 
 

@@ -253,7 +253,7 @@ def test_real_pairs_decode_what_plain_decoding_does(target, drafts, settings, en
     if engine == "reference":
         pytest.importorskip("torch").set_num_threads(1)
     lm = LM(shared("models", target), engine=engine, drafter="plain")
-    drafter = drafters.parse(f"model:path={folders}{settings}").build(lm.target)
+    drafter = drafters.parse(f"model:path={folders}{settings}").build(lm.draft_target)
     tokens = passes = 0
     for seed, heat in enumerate((0.0, 0.7, 1.0)):
         for prompt in ("Once upon a time, there was a little girl", "One day, a dog"):

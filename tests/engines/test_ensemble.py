@@ -83,7 +83,7 @@ def test_real_models_mix(engine):
         request = lm.request(
             "Once upon a time", max_new_tokens=24, temperature=heat, seed=seed, ignore_eos=True
         )
-        plain = drafters.parse("plain").build(lm.target)
+        plain = drafters.parse("plain").build(lm.draft_target)
         expected = Generation(lm.engine, plain, request, Fixed(0), margins=True).run()
         output = lm.stream(request).run()
         assert output.passes < 24

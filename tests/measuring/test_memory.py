@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paceline.measuring.memory import measure_memory, peak_bytes, state_bytes
+from paceline.machine import peak_bytes
+from paceline.measuring.memory import measure_memory, state_bytes
 from tests.toy import Oracle, ToyEngine
 
 

@@ -10,6 +10,7 @@ from paceline.decoding.governor import Fixed
 from paceline.drafters.base import DraftMethod, Target
 from paceline.errors import RequestError
 from paceline.lm import LM
+from paceline.request_builder import RequestBuilder
 from tests.toy import Oracle, ToyEngine
 
 
@@ -34,12 +35,12 @@ class ToyLM(LM):
     def __init__(self, engine=None, stop_tokens=()):
         self.engine = engine or ToyEngine()
         self.tokenizer = Letters()
-        self.target = Target(self.engine.config.vocab_size, self.engine)
         defaults = SimpleNamespace(temperature=0.0, stop_tokens=stop_tokens, samplers=dict)
         self.model = SimpleNamespace(defaults=defaults)
-        self.budget, self.load_seconds = Fixed(8), 0.0
+        self.budget, self._load_seconds = Fixed(8), 0.0
         self.drafter = Oracle(self.engine)
-        self.target = Target(self.engine.config.vocab_size, self.engine)
+        self.draft_target = Target(self.engine.config.vocab_size, self.engine)
+        self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
 
 
 @dataclass(frozen=True)

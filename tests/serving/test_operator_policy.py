@@ -72,11 +72,11 @@ def test_what_is_no_guide_is_refused(texts, said):
 def test_models_of_guides_are_opened_before_any_request(lm):
     methods = parse_guides([f"kind={GEDI}", "deep=dola:layers=1+3", "off=cfg:negative=x"])
     open_guides(lm, methods)
-    assert lm.beside.seconds > 0
-    before, used = lm.beside.seconds, lm.engine.memory.used
+    assert lm.guide_models.seconds > 0
+    before, used = lm.guide_models.seconds, lm.engine.memory.used
     lm.request("Once", guide=methods["kind"], seed=1)
-    assert lm.beside.seconds == before
-    assert [engine.memory.used for engine in lm.beside.loaded] == [0]
+    assert lm.guide_models.seconds == before
+    assert [engine.memory.used for engine in lm.guide_models.loaded] == [0]
     assert lm.engine.memory.used == used
     with pytest.raises(PacelineError, match="nowhere"):
         open_guides(lm, parse_guides(["bad=cleangen:nowhere"]))

@@ -47,10 +47,10 @@ def working(lm, **options):
     passes = []
 
     def look(engine, batch, rows):
-        if rows == "none" or engine in lm.beside.loaded:
+        if rows == "none" or engine in lm.guide_models.loaded:
             passes[-1][1] += sum(len(tree) for _, tree in batch) * price(engine, lm.engine)
 
-    engines = [lm.engine, *lm.drafter.engines, *lm.beside.loaded]
+    engines = [lm.engine, *lm.drafter.engines, *lm.guide_models.loaded]
     with pytest.MonkeyPatch.context() as patch, watched(engines, look):
         patch.setattr(serving, "prefill_tokens", lambda governor, n, stall: TOKENS if n else CHUNK)
         found = serving.Worker(lm, **options)

@@ -28,7 +28,7 @@ def lm():
 
 
 def ask(lm, name, strategy, prompt=PROMPTS[0], tokens=8, **more):
-    request = lm.request(prompt, **lm.undrawn({"max_new_tokens": tokens}))
+    request = lm.request(prompt, **lm.request_builder.without_sampling({"max_new_tokens": tokens}))
     return Job(name, request, strategy=strategy, **more)
 
 
@@ -86,9 +86,9 @@ def test_searches_and_requests_do_not_meet(lm, data):
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("guide", ["cfg:negative=A sad dog,scale=3", "dola:layers=1+3"])
 def test_guided_searches_give_what_they_give_alone(lm, kind, guide):
-    options = {"max_new_tokens": 8, "guide": guide}
+    options = lm.request_builder.without_sampling({"max_new_tokens": 8, "guide": guide})
     searches = [
-        Job(name, lm.request(prompt, **lm.undrawn(dict(options))), strategy=kind)
+        Job(name, lm.request(prompt, **options), strategy=kind)
         for name, prompt in zip("ab", PROMPTS, strict=False)
     ]
     beside = Job("c", lm.request(PROMPTS[0], max_new_tokens=12, temperature=0.8, seed=1))
@@ -278,7 +278,8 @@ def test_a_bug_in_a_search_ends_it_alone(lm, caplog):
 
 def test_guides_texts_count_in_what_a_search_may_need(lm):
     plain = ask(lm, "plain", Beam(4), tokens=40)
-    request = lm.request(PROMPTS[0], guide="cfg:negative=A sad dog", **lm.undrawn({}))
+    options = lm.request_builder.without_sampling({"guide": "cfg:negative=A sad dog"})
+    request = lm.request(PROMPTS[0], **options)
     guided = Job("guided", replace(request, max_new_tokens=40), strategy=Beam(4))
     pages = [
         search_queue._pages(each.strategy, Task(lm.engine, each.request))

@@ -31,7 +31,7 @@ def service(lm):
 
 
 def alone(lm, request):
-    drafter = lm.method.build(lm.target)
+    drafter = lm.drafter_method.build(lm.draft_target)
     return Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
 
 

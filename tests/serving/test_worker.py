@@ -46,7 +46,7 @@ def working(lm, pages=None, **options):
 def alone(lm, request):
     """What plain decoding gives, with memory of its own."""
     limit, lm.engine.kv_limit = lm.engine.kv_limit, None
-    drafter = lm.method.build(lm.target)
+    drafter = lm.drafter_method.build(lm.draft_target)
     found = Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
     lm.engine.kv_limit = limit
     return found

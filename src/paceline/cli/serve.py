@@ -92,7 +92,7 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     from paceline.serving.kv_budget import room
     from paceline.serving.worker import Worker
 
-    promised, others = settings.memory, [*lm.drafter.engines, *lm.beside.loaded]
+    promised, others = settings.memory, [*lm.drafter.engines, *lm.guide_models.loaded]
     memory = None if promised is None else room(promised, lm.engine, others)
     return Worker(
         lm,

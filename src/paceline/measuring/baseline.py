@@ -66,7 +66,7 @@ class BaselineTurn:
 
 def plain_drafter(lm: LM) -> Drafter:
     """The drafter that guesses nothing."""
-    drafter: Drafter = drafters.parse("plain").build(lm.target)
+    drafter: Drafter = drafters.parse("plain").build(lm.draft_target)
     return drafter
 
 

@@ -241,7 +241,7 @@ def _arms(
     yield plain
     for name, method, state in [(*item, state) for item in methods.items() for state in states]:
         for budget in budgets if name != PLAIN else ():
-            drafter, sizes = method.build(lm.target), sizing(budget, cost)
+            drafter, sizes = method.build(lm.draft_target), sizing(budget, cost)
             walk = "rejection" if follows_rejection(asked, drafter, sizes) else "gumbel"
             if walk == "rejection" and not asking.ignore_eos:
                 raise MethodError(

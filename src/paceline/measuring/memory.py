@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +9,7 @@ import numpy as np
 
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
+from paceline.machine import peak_bytes
 
 
 class Memory(NamedTuple):
@@ -38,12 +37,6 @@ def measure_memory(engine: Engine, longest: Sequence[int]) -> Memory:
     finally:
         engine.release(sequence)
     return Memory(peak, engine.weight_bytes, cache, len(longest))
-
-
-def peak_bytes() -> int:
-    """Most that this process ever had in memory."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def state_bytes(drafter: Drafter) -> int:

@@ -180,7 +180,7 @@ def prove(
         progress: called after each turn.
         reload: what each drafter learnt goes through a file between prompts, into a new drafter.
     """
-    built = {name: (method.build(lm.target), budget()) for name, method in methods.items()}
+    built = {name: (method.build(lm.draft_target), budget()) for name, method in methods.items()}
     proof = Proof({name: Tally() for name in methods})
     for temperature in temperatures:
         for turn in plain_turns(lm, dialogues, replace(asking, temperature=temperature)):
@@ -202,7 +202,7 @@ def _reloaded(method: DraftMethod, lm: LM, drafter: Drafter) -> Drafter:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "learnt.safetensors"
         write_learnt(path, state)
-        fresh = method.build(lm.target)
+        fresh = method.build(lm.draft_target)
         fresh.load(read_learnt(path))
     return fresh
 

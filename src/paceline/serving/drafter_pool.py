@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from paceline.core import Cost, Floats, TokenTree
 from paceline.decoding.governor import Governor
@@ -13,12 +14,14 @@ from paceline.drafters.base import Drafter, DraftMethod, Target
 from paceline.drafters.plain import Plain
 from paceline.engines.base import Engine
 from paceline.errors import MemoryFullError
-from paceline.lm import LM
 from paceline.registry import drafters
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.kv_budget import KVBudget
 from paceline.serving.messages import Job
 from paceline.serving.pass_budget import price
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 _METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
 
@@ -163,7 +166,7 @@ class DrafterPools:
 
     def __init__(self, lm: LM, cost: Cost, memory: KVBudget) -> None:
         self._lm, self._cost, self._memory = lm, cost, memory
-        self.own = DrafterPool(lm.method, lm.target, cost, lm.drafter, memory)
+        self.own = DrafterPool(lm.drafter_method, lm.draft_target, cost, lm.drafter, memory)
         self._others: dict[DraftMethod, DrafterPool] = {}
         memory.idle = self.idle
 
@@ -173,14 +176,14 @@ class DrafterPools:
         Raises:
             PacelineError: there is no such method, or as `DrafterPool`.
         """
-        method = self._lm.method if drafter is None else drafters.parse(drafter)
-        if method == self._lm.method:
+        method = self._lm.drafter_method if drafter is None else drafters.parse(drafter)
+        if method == self._lm.drafter_method:
             return self.own
         if method not in self._others:
             unused = [known for known, each in self._others.items() if each not in used]
             for known in unused[: max(len(self._others) + 1 - _METHODS, 0)]:
                 del self._others[known]
-            lanes = DrafterPool(method, self._lm.target, self._cost, memory=self._memory)
+            lanes = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
             self._others[method] = lanes
         return self._others[method]
 

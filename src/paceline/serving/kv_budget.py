@@ -12,7 +12,7 @@ from paceline.engines.base import Engine
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.shared_limit import SharedLimit
 from paceline.errors import RequestError
-from paceline.measuring.memory import peak_bytes
+from paceline.machine import peak_bytes
 from paceline.serving.prefix_cache import PrefixCache
 from paceline.serving.scheduler import Scheduler
 

@@ -6,14 +6,16 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from paceline.control.guides.base import GuideMethod, guided, parse_guide
 from paceline.control.guides.cfg import Cfg
 from paceline.core import Request
 from paceline.errors import MethodError, RequestError
-from paceline.lm import LM
 from paceline.watermarks.base import Watermark, parse_watermark
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -96,7 +98,7 @@ def open_guides(lm: LM, methods: Mapping[str, GuideMethod]) -> None:
     """
     for name, method in methods.items():
         try:
-            guided(Request(prompt=(0,), max_new_tokens=1), [method], lm.beside)  # nothing is run
+            guided(Request((0,), max_new_tokens=1), [method], lm.guide_models)  # nothing is run
         except (MethodError, RequestError) as error:
             raise MethodError(f"the guide {name}: {error}") from None
 

@@ -15,6 +15,7 @@ from itertools import count
 from math import ceil
 from threading import Semaphore, Thread
 from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
 
 from paceline.control.capabilities import RunsModel
 from paceline.core import Output
@@ -24,10 +25,12 @@ from paceline.decoding.strategies.contrastive import Contrastive
 from paceline.decoding.text_stream import TextStream, text_of
 from paceline.engines.pages import Memory
 from paceline.errors import PacelineError, RequestError
-from paceline.lm import LM
 from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
 from paceline.serving.scheduler import BusyError
 from paceline.serving.turn_taking import TurnTakingEngine
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 _log = logging.getLogger(__name__)
 _ACTIVE = 4  # searches that take turns

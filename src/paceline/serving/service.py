@@ -261,7 +261,7 @@ class Service:
         waiting = len(self.worker.scheduler.jobs) - running + len(searches.waiting)
         running += len(searches.running)
         lm = self.worker.lm
-        beside = [engine.memory for engine in lm.beside.loaded]
+        beside = [engine.memory for engine in lm.guide_models.loaded]
         guides = sum(memory.used * memory.page_bytes for memory in beside)
         self.load = Load(waiting, running, lm.engine.memory, guides)
 

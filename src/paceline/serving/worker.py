@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
 
 from paceline.core import Floats
 from paceline.decoding.governor import Fixed, Governor
@@ -19,7 +20,6 @@ from paceline.decoding.text_stream import text_of
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.pages import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
-from paceline.lm import LM
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.drafter_pool import DrafterPool, DrafterPools, Slot
 from paceline.serving.kv_budget import KVBudget
@@ -29,6 +29,9 @@ from paceline.serving.pass_runner import PassRunner
 from paceline.serving.prefix_cache import PrefixCache
 from paceline.serving.scheduler import ScheduledJob, Scheduler
 from paceline.serving.search_queue import SearchQueue
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 _LITTLE = 0.1  # of the time, for searches
 
@@ -64,7 +67,7 @@ class Worker:
         self.lm, self.stall, self.stats = lm, stall, WorkerStats()
         self.scheduler = Scheduler(places, queue=queue, loss=PAGE)
         self.memory = KVBudget(lm.engine, self.scheduler, memory, prefixes)
-        self.memory.know(lm.beside.loaded, loaded=True)
+        self.memory.know(lm.guide_models.loaded, loaded=True)
         self._fleet = DrafterPools(lm, known_cost(lm.engine), self.memory)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._places: dict[str, Slot] = {}

@@ -19,7 +19,7 @@ def alone(lm, prompt, **options):
     """What plain decoding writes."""
     request = lm.request(prompt, **options)
     text = TextStream(Detokenizer(lm.tokenizer), request.stop_strings)
-    drafter = lm.method.build(lm.target)
+    drafter = lm.drafter_method.build(lm.draft_target)
     return Generation(lm.engine, drafter, request, Fixed(0), text).run().text
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from paceline.errors import RequestError
-from paceline.lm import LM
 from paceline.serving.api import formatting
 from paceline.serving.api.errors import FailedError, LeftError
 from paceline.serving.api.formatting import Answer
 from paceline.serving.messages import FAILED, FAILED_ALONE, Job, JobEvent
 from paceline.serving.service import Service
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 
 class Answering:

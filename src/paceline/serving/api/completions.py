@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
-from paceline.lm import LM
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import Answering
 from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
 from paceline.serving.api.formatting import Answer
 from paceline.serving.api.parse import completion_asks
 from paceline.serving.api.schemas import CompletionBody
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 router = APIRouter()
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import Depends, Request
 
-from paceline.lm import LM
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import Answering
 from paceline.serving.api.errors import NotFoundError
@@ -17,6 +16,9 @@ from paceline.serving.api.parse import Limits
 from paceline.serving.messages import Job, JobEvent
 from paceline.serving.rate_limits import Departures
 from paceline.serving.service import Service
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 
 @dataclass

@@ -6,11 +6,13 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from time import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paceline.decoding.text_stream import pieces_of
-from paceline.lm import LM
 from paceline.serving.messages import Job, JobEvent, Logprob
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 # Why an answer ends -> what OpenAI calls it.
 FINISH = {

@@ -11,18 +11,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from paceline.lm import LM
 from paceline.serving.api.errors import LeftError, refusal
 from paceline.serving.api.formatting import Answer
 from paceline.serving.api_keys import ApiKeys
 from paceline.serving.messages import FAILED
 from paceline.serving.metrics import Visits
 from paceline.serving.rate_limits import RateLimits
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Request
 from paceline.errors import RequestError
-from paceline.lm import LM, RequestOptions
+from paceline.request_builder import RequestOptions
 from paceline.serving.api.choices import Wanted, check_differ, wanted_of
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
@@ -27,6 +27,9 @@ from paceline.serving.api.schemas import (
 from paceline.serving.messages import Job
 from paceline.serving.operator_policy import OperatorPolicy, negative
 from paceline.watermarks.base import Watermark
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,9 @@ def _options(
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.mark(body.watermark),
     }
-    return dict(lm.undrawn(cast(RequestOptions, found))) if wanted.strategy else found
+    if wanted.strategy is None:
+        return found
+    return dict(lm.request_builder.without_sampling(cast(RequestOptions, found)))
 
 
 def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:

@@ -46,7 +46,7 @@ async def part(name: str) -> Response:
 @router.get("/v1/playground", include_in_schema=False)
 async def facts(here: Here) -> dict[str, Any]:
     """What the page shows and offers; below `/v1`, where a key may be asked for."""
-    method = here.lm.method
+    method = here.lm.drafter_method
     return {
         "model": here.name,
         "context": here.lm.engine.config.context,
