@@ -1,0 +1,27 @@
+"""A weight matrix in the form in which it is stored: what readers make and engines multiply.
+
+`Linear` is the contract (`base.py`); each form is a file.
+"""
+
+from paceline.models.tensors.base import Linear, from_tensors, narrow, to_dense, widen
+from paceline.models.tensors.bit_planes import BitPlanes
+from paceline.models.tensors.codebook import Codebook
+from paceline.models.tensors.composed import LowRank, Sum
+from paceline.models.tensors.dense import Dense
+from paceline.models.tensors.grouped import Grouped
+from paceline.models.tensors.sparse import Sparse
+
+__all__ = [
+    "BitPlanes",
+    "Codebook",
+    "Dense",
+    "Grouped",
+    "Linear",
+    "LowRank",
+    "Sparse",
+    "Sum",
+    "from_tensors",
+    "narrow",
+    "to_dense",
+    "widen",
+]

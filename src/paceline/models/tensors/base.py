@@ -1,0 +1,146 @@
+"""The contract of stored matrices, and what the forms share.
+
+Every form is a frozen dataclass with a slow reference `dense()`, its size, and named arrays to
+save. `dense()` is defined arithmetic: float32, each operation rounded once and in the order that
+the class states, so that it gives the same bits everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Floats
+from paceline.errors import ModelError
+
+Arrays = Mapping[str, NDArray[Any]]
+Index = slice | NDArray[np.intp]
+
+META = "meta"  # JSON in uint8: the form and its numbers
+FLOATS: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def widen(values: NDArray[Any], dtype: str) -> Floats:
+    """Return stored floats as float32; `BF16` values are bits in uint16."""
+    if dtype == "BF16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32, copy=False)
+
+
+def narrow(values: Floats, dtype: str) -> NDArray[Any]:
+    """Return float32 values in a narrower type that holds them exactly.
+
+    Raises:
+        ModelError: the type cannot hold one of them.
+    """
+    if dtype == "BF16":
+        stored: NDArray[Any] = (values.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    else:
+        with np.errstate(over="ignore"):
+            stored = values.astype(FLOATS[dtype])
+    if not np.array_equal(widen(stored, dtype), values):
+        raise ModelError(f"some values are no {dtype} numbers; keep them as F32")
+    return stored
+
+
+class Linear(ABC):
+    """A matrix [out, in] in one of the stored forms."""
+
+    __slots__ = ()
+
+    _forms: ClassVar[dict[str, type[Linear]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Register a form under its name, for `from_tensors`."""
+        Linear._forms[cls.__name__] = cls
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the arrays of `tensors()`, without its `meta`."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, always 2."""
+        return 2
+
+    @abstractmethod
+    def dense(self) -> Floats:
+        """Return the matrix, float32 [out, in], C-contiguous: the slow reference."""
+
+    @abstractmethod
+    def rows(self, index: Index) -> Linear:
+        """Return some rows (outputs), in the order of `index`."""
+
+    @abstractmethod
+    def _meta(self) -> dict[str, Any]:
+        """Return the numbers that `_build` needs besides arrays."""
+
+    @abstractmethod
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what `_build` needs, as it is saved."""
+
+    @classmethod
+    @abstractmethod
+    def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Linear:
+        """Return the matrix that `_meta` and `_arrays` describe."""
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Return named arrays to save, from which `from_tensors` makes the same matrix."""
+        text = json.dumps({"form": type(self).__name__, **self._meta()})
+        return {META: np.frombuffer(text.encode(), np.uint8), **self._arrays()}
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return `dense()` where NumPy wants an array."""
+        return np.array(self.dense(), dtype, copy=copy)
+
+
+def from_tensors(arrays: Arrays) -> Linear:
+    """Return the matrix that `Linear.tensors` described.
+
+    Raises:
+        ModelError: an array is missing, or does not fit the others.
+    """
+    try:
+        meta = json.loads(bytes(arrays[META]))
+        return Linear._forms[meta["form"]]._build(meta, arrays)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
+        raise ModelError(f"these arrays describe no stored matrix: {error!r:.80}") from None
+
+
+def to_dense(values: Linear | NDArray[Any]) -> Floats:
+    """Return a weight as float32, C-contiguous: `dense()` of a matrix, a vector as it is."""
+    if isinstance(values, Linear):
+        return values.dense()
+    return np.require(values, np.float32, ["C", "A"])
+
+
+def check_floats(name: str, values: Floats, shape: tuple[int, ...]) -> None:
+    """Refuse what is not float32, of another shape, or not finite."""
+    if values.dtype != np.float32 or values.shape != shape:
+        raise ModelError(
+            f"{name} are {values.dtype} {list(values.shape)}, expected float32 {list(shape)}"
+        )
+    if not np.isfinite(values).all():
+        raise ModelError(f"{name} hold NaN or infinite values")
+
+
+def check_group(group: int) -> None:
+    """Refuse groups of no inputs."""
+    if group < 1:
+        raise ModelError(f"groups have {group} inputs, expected at least 1")
+
+
+def take(values: NDArray[Any] | None, index: Index) -> Any:
+    """Return some rows of an array that may be absent."""
+    return None if values is None else values[index]

@@ -1,0 +1,184 @@
+"""Integers of 2 to 8 bits in groups that share a scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Floats
+from paceline.errors import ModelError
+from paceline.models.formats.bits import Codes, pack_bits, packed_size, unpack_bits
+from paceline.models.tensors.base import (
+    FLOATS,
+    Arrays,
+    Index,
+    Linear,
+    check_floats,
+    check_group,
+    narrow,
+    take,
+    widen,
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grouped(Linear):
+    """Integers with a scale for each group of inputs of a row.
+
+    With zero points, `(code - zero) * scale`, one rounding. With minima, `code * scale` is rounded
+    and then added to the minimum.
+
+    Attributes:
+        bits: of a code, 2 to 8.
+        codes: uint8 [out, in].
+        scales: float32 [out, groups].
+        group: inputs that share a scale; the last group of a row may be smaller.
+        zeros: zero points, uint16 [out, groups], 0 to `2 ** bits`; None is `2 ** (bits - 1)`.
+        minima: float32 [out, groups], instead of zero points; or None.
+        g_idx: int32 [in], the group of each input; None is `input // group`.
+        scale_type: type in which scales and minima are saved, `F32`, `F16` or `BF16`; it holds
+            them exactly.
+    """
+
+    bits: int
+    codes: Codes
+    scales: Floats
+    group: int
+    zeros: NDArray[np.uint16] | None = None
+    minima: Floats | None = None
+    g_idx: NDArray[np.int32] | None = None
+    scale_type: str = "F32"
+
+    def __post_init__(self) -> None:
+        """Check that the parts fit together."""
+        if not 2 <= self.bits <= 8:
+            raise ModelError(f"codes have {self.bits} bits, expected 2 to 8")
+        check_group(self.group)
+        codes, top = self.codes, 1 << self.bits
+        if codes.dtype != np.uint8 or codes.ndim != 2 or (codes.size and codes.max() >= top):
+            raise ModelError(
+                f"codes are {codes.dtype} {list(codes.shape)}, expected uint8 below {top}"
+            )
+        rows, columns = codes.shape
+        groups = -(-columns // self.group)
+        if self.g_idx is not None and self.scales.ndim == 2:
+            groups = self.scales.shape[1]
+        check_floats("scales", self.scales, (rows, groups))
+        if self.scale_type not in FLOATS:
+            raise ModelError(
+                f"scales are saved as {self.scale_type!r:.20}, expected F32, F16 or BF16"
+            )
+        if self.minima is not None:
+            check_floats("minima", self.minima, (rows, groups))
+            if self.zeros is not None:
+                raise ModelError("a matrix has zero points or minima, not both")
+        self._check_integers(columns, groups)
+
+    def _check_integers(self, columns: int, groups: int) -> None:
+        zeros, order, top = self.zeros, self.g_idx, 1 << self.bits
+        if zeros is not None and (
+            zeros.dtype != np.uint16
+            or zeros.shape != self.scales.shape
+            or (zeros.size and zeros.max() > top)
+        ):
+            raise ModelError(
+                f"zero points are {zeros.dtype} {list(zeros.shape)}, expected uint16 "
+                f"{list(self.scales.shape)} up to {top}"
+            )
+        if order is not None and (
+            order.dtype != np.int32
+            or order.shape != (columns,)
+            or (columns and not 0 <= order.min() <= order.max() < groups)
+        ):
+            raise ModelError(
+                f"g_idx is {order.dtype} {list(order.shape)}, expected int32 [{columns}] below "
+                f"the number of groups, {groups}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        rows, columns = self.codes.shape
+        return rows, columns
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed codes, scales, zero points or minima, and g_idx."""
+        rows, columns = self.shape
+        floats = 1 + (self.minima is not None)
+        return (
+            rows * packed_size(columns, self.bits)
+            + floats * self.scales.size * np.dtype(FLOATS[self.scale_type]).itemsize
+            + (0 if self.zeros is None else self.zeros.nbytes)
+            + (0 if self.g_idx is None else self.g_idx.nbytes)
+        )
+
+    @property
+    def groups(self) -> NDArray[np.intp]:
+        """The group of each input, [in]."""
+        if self.g_idx is not None:
+            return self.g_idx.astype(np.intp)
+        return np.arange(self.shape[1]) // self.group
+
+    def dense(self) -> Floats:
+        """Return `(codes - zeros) * scales`, or `codes * scales + minima`."""
+        values, at = self.codes.astype(np.float32), self.groups
+        if self.minima is not None:
+            values *= self.scales[:, at]
+            values += self.minima[:, at]
+            return values
+        if self.zeros is None:
+            values -= np.float32(1 << (self.bits - 1))
+        else:
+            values -= self.zeros.astype(np.float32)[:, at]
+        values *= self.scales[:, at]
+        return values
+
+    def rows(self, index: Index) -> Grouped:
+        """Return some rows."""
+        return Grouped(
+            self.bits,
+            self.codes[index],
+            self.scales[index],
+            self.group,
+            take(self.zeros, index),
+            take(self.minima, index),
+            self.g_idx,
+            self.scale_type,
+        )
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "bits": self.bits,
+            "inputs": self.shape[1],
+            "group": self.group,
+            "scale_type": self.scale_type,
+        }
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        parts = {
+            "codes": pack_bits(self.codes, self.bits),
+            "scales": narrow(self.scales, self.scale_type),
+            "zeros": self.zeros,
+            "minima": None if self.minima is None else narrow(self.minima, self.scale_type),
+            "g_idx": self.g_idx,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @classmethod
+    def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Grouped:
+        kind, minima = meta["scale_type"], arrays.get("minima")
+        return cls(
+            meta["bits"],
+            unpack_bits(arrays["codes"], meta["bits"], meta["inputs"]),
+            widen(arrays["scales"], kind),
+            meta["group"],
+            arrays.get("zeros"),
+            None if minima is None else widen(minima, kind),
+            arrays.get("g_idx"),
+            kind,
+        )
