@@ -50,12 +50,12 @@ class Company:
         """Requests that have run their prompts."""
         for prompt in cycle(prompts(self.lm, slice(0, 400))):
             request = self.lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-            run = Session(self.lm.engine, self.lanes.take(), request)
+            run = Session(self.lm.engine, self.lanes.verify(), request)
             run.open()
             while run.missing:
-                part = run.part()
+                part = run.next_part()
                 rows = self.lm.engine.forward([(run.sequence, part)], "all")
-                run.ran(part, rows)
+                run.commit_part(part, rows)
             yield run
 
     def step(self) -> tuple[float, int, int]:

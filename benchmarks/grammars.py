@@ -88,11 +88,11 @@ def main() -> None:
     print("\n| drafter | tokens | tokens per pass | of finished ones | nodes per pass | outputs |")
     print("|---|---|---|---|---|---|")
     reference: list[list[int] | None] = []
-    filtered = Matcher.continued
+    filtered = Matcher.extensions
     for name in words.drafter or DRAFTERS:
         name, _, blind = name.partition(", ")
         lm = LM(words.model, drafter=name, budget=16)
-        Matcher.continued = everything if blind else filtered
+        Matcher.extensions = everything if blind else filtered
         clock = Clock()
         if name == "blend":
             clock.watch(Matcher)

@@ -53,8 +53,8 @@ def nats(lm: LM, request: Request, output: Output) -> float:
     lm.engine.release(sequence)
     first = len(request.prompt) - 1
     logits = logits[first:-1] - logits[first:-1].max(1, keepdims=True)
-    chances = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return float(-chances[np.arange(len(chances)), tokens[first + 1 :]].mean())
+    probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    return float(-probs[np.arange(len(probs)), tokens[first + 1 :]].mean())
 
 
 def place(text: str, words: list[str]) -> float | None:

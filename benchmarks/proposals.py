@@ -78,8 +78,11 @@ def opened(engine: Engine, run: Session) -> Session:
     run.open()
     while run.missing:
         assert run.sequence is not None
-        part = run.part()
-        run.ran(part, engine.forward([(run.sequence, part)], "all" if run.watches else "none"))
+        part = run.next_part()
+        run.commit_part(
+            part,
+            engine.forward([(run.sequence, part)], "all" if run.wants_prefill_logits else "none"),
+        )
     return run
 
 
@@ -96,7 +99,7 @@ def one_pass(engine: Engine, runs: Sequence[Session], budget: int) -> Pass:
     forward, learning = perf_counter() - start, 0.0
     rows: list[Floats] = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
     for run, tree, row in zip(runs, trees, rows, strict=True):
-        walked = run.take(tree, row)
+        walked = run.verify(tree, row)
         start = perf_counter()
         run.learn(tree, row, walked)
         learning += perf_counter() - start

@@ -8,12 +8,12 @@ import pytest
 
 from paceline import sandbox
 from paceline.errors import MethodError
-from paceline.sandbox import Limits, check_sandbox, run_program
+from paceline.sandbox import SandboxLimits, check_sandbox, run_program
 
 if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
     pytest.skip("programs are run on Linux with x86-64 only", allow_module_level=True)
 
-SHORT = Limits(0.5, 128, 1000)
+SHORT = SandboxLimits(0.5, 128, 1000)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import ge
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +21,21 @@ from numpy.typing import ArrayLike, NDArray
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
 State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
-Reading = Callable[[str], tuple[Any, list[Any]]]  # a text's `Output.parsed` and `tool_calls`
+
+
+class Parsed(NamedTuple):
+    """What a text says beyond its characters.
+
+    Attributes:
+        value: the value or object of the request's schema; None where the text is cut short.
+        tool_calls: the whole calls in the text, each a `control.structured.tools.ToolCall`.
+    """
+
+    value: Any
+    tool_calls: list[Any]
+
+
+Parser = Callable[[str], Parsed]
 
 
 class Exactness(Enum):
@@ -171,7 +185,7 @@ class Request:
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     continues: bool = False
-    reading: Reading | None = None  # of the output, for schemas and tools
+    parser: Parser | None = None  # of the output, for schemas and tools
     noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
 
 
@@ -210,17 +224,17 @@ class Output:
     accepted: dict[str, int] = field(default_factory=dict)
     margins: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
-    reading: Reading | None = None
+    parser: Parser | None = None
 
     @property
     def parsed(self) -> Any:
         """The value or object of the request's schema; None without one, or where it is cut."""
-        return self.reading(self.text)[0] if self.reading else None
+        return self.parser(self.text).value if self.parser else None
 
     @property
     def tool_calls(self) -> list[Any]:
         """Calls of the request's tools, each a `control.tools.ToolCall`; whole ones only."""
-        return self.reading(self.text)[1] if self.reading else []
+        return self.parser(self.text).tool_calls if self.parser else []
 
     @property
     def tokens_per_pass(self) -> float:

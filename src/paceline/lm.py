@@ -15,7 +15,7 @@ from paceline.core import Output, Request
 from paceline.decoding.completions import completions
 from paceline.decoding.governor import Governor
 from paceline.decoding.loop import Generation
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
@@ -135,7 +135,7 @@ class LM:
 
     def search(
         self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[RequestOptions]
-    ) -> list[Found]:
+    ) -> list[SearchOutput]:
         """The outputs of a search, best first, e.g. `search("Once", "beam:width=8,returned=3")`.
 
         Args:
@@ -166,7 +166,7 @@ class LM:
             lambda: self.drafter.fork() or self.drafter_method.build(self.draft_target),
             self.budget,
         )
-        outputs: list[Found] = method.run(task)
+        outputs: list[SearchOutput] = method.run(task)
         for output in outputs:
             output.seconds.load = self._load_seconds
         return outputs

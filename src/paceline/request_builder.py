@@ -122,7 +122,7 @@ class RequestBuilder:
         temperature = defaults.temperature if temperature is None else temperature
         offered = Tools.of(tools, tool_choice) if tools or tool_choice not in _NO_TOOLS else None
         template = self.tokenizer.template if offered else None
-        grammars, reading = followed(schema, grammar, offered, template)
+        grammars, parser = followed(schema, grammar, offered, template)
         tokens, continues = self.encode(prompt, offered)
         request = Request(
             prompt=tuple(tokens),
@@ -134,7 +134,7 @@ class RequestBuilder:
             prediction=self._predicted(prediction),
             walk=walk,
             continues=continues,
-            reading=reading,
+            parser=parser,
         )
         scaling = (Temperature(temperature),) if temperature > 0 else ()
         bound = (*sampling.methods, *scaling, *grammars, *_keywords(keywords))

@@ -99,7 +99,7 @@ print("held")
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What one run of a program may use.
 
     Attributes:
@@ -114,7 +114,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class ProgramResult:
     """How a program ended.
 
     Attributes:
@@ -138,14 +138,14 @@ def check_sandbox() -> None:
     where = f"{platform.system()} on {platform.machine()}"
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise MethodError(f"programs are run on Linux with x86-64 only, and this is {where}")
-    ran = run_program(_PROBE, "", Limits(10.0))
+    ran = run_program(_PROBE, "", SandboxLimits(10.0))
     if (ran.ended, ran.output) != ("exit", "held\n"):
         raise MethodError("this system lets no program be held by seccomp; none is run")
 
 
-def run_program(program: str, given: str, limits: Limits | None = None) -> Ran:
+def run_program(program: str, given: str, limits: SandboxLimits | None = None) -> ProgramResult:
     """Run Python `program` with `given` as its input. Call `check_sandbox` first, once."""
-    held = limits or Limits()
+    held = limits or SandboxLimits()
     begun = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -179,4 +179,4 @@ def run_program(program: str, given: str, limits: Limits | None = None) -> Ran:
                         os.killpg(process.pid, signal.SIGKILL)
                     process.wait()
         output = (place / "output").read_bytes()[: held.output]
-    return Ran(ended, output.decode("utf-8", "replace"), perf_counter() - begun)
+    return ProgramResult(ended, output.decode("utf-8", "replace"), perf_counter() - begun)

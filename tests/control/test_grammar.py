@@ -205,7 +205,7 @@ def test_what_must_follow_a_guess_is_known(lm):
     n = len(tokens)
     scores, origin = np.ones(n, np.float32), np.zeros(n, np.int16)
     tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32), scores, origin)
-    kept, chains = found.continued(history, tree)
+    kept, chains = found.extensions(history, tree)
     assert kept.tolist() == found.allows(history, tree).tolist()
     assert len(chains) >= 2
     for node in np.flatnonzero(kept)[1:]:

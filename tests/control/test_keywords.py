@@ -111,16 +111,16 @@ def test_chances_are_those_of_counting_every_text(seed, words, ordered, length):
         hidden /= hidden.sum()
     mass, total = np.zeros(tokens), np.zeros(tokens)
     for text in every_text(length, tokens):
-        chance, after = hidden, state
+        prob, after = hidden, state
         for place, token in enumerate(text):
-            chance = chance * hmm.emission[:, token]
+            prob = prob * hmm.emission[:, token]
             if token == tokens - 1:
                 break
             after = spotter.next[after, spotter.kind[token]]
             if place + 1 < len(text):
-                chance = chance @ hmm.transition
-        total[text[0]] += chance.sum()
-        mass[text[0]] += chance.sum() * spotter.ends[after]
+                prob = prob @ hmm.transition
+        total[text[0]] += prob.sum()
+        mass[text[0]] += prob.sum() * spotter.ends[after]
     logits = generator.normal(size=tokens).astype("f4")
     edited = control.apply(logits, history)
     np.testing.assert_allclose(np.exp(edited - logits), mass / total, rtol=1e-4, atol=1e-12)

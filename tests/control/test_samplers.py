@@ -237,13 +237,13 @@ def test_one_kind_is_given_once():
 
 @given(seeds, st.floats(0.05, 3.0))
 @settings(max_examples=40)
-def test_dynamic_temperature_is_edt(seed, heat):
+def test_dynamic_temperature_is_edt(seed, temperature):
     logits = row(seed)
     p = torch.tensor(logits).double().softmax(0)
     spread = float(torch.distributions.Categorical(p).entropy())
-    expected = (torch.tensor(logits).double() / (heat * 0.8 ** (0.5 / spread))).softmax(0)
+    expected = (torch.tensor(logits).double() / (temperature * 0.8 ** (0.5 / spread))).softmax(0)
     found = DynamicTemperature(0.5).apply(logits, [])
-    found = Temperature(heat).apply(found, [])
+    found = Temperature(temperature).apply(found, [])
     assert np.allclose(softmax(found), expected.numpy(), atol=1e-5)
 
 

@@ -105,7 +105,7 @@ def test_tools_do_not_change_with_the_drafter(lm):
 
 @pytest.mark.parametrize("style", ALL)
 def test_calls_are_found_in_the_text(style):
-    read = Tools.of(TOOLS).reading(ALL[style])
+    read = Tools.of(TOOLS).parser(ALL[style])
     calls = "\n".join(written(call, ALL[style]) for call in CALLS)
     assert read(calls) == (None, CALLS)
     assert read("") == read("I will do it.") == (None, [])
@@ -125,7 +125,7 @@ def test_any_text_can_be_read(text):
     tools = Tools.of(TOOLS)
     for style in ALL.values():
         for each in (text, style.begin + text + style.end):
-            assert all(call.name in tools.functions for call in tools.reading(style)(each)[1])
+            assert all(call.name in tools.functions for call in tools.parser(style)(each)[1])
 
 
 def test_a_template_that_takes_tools_gets_them(lm, monkeypatch, tmp_path):

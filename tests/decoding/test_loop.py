@@ -36,10 +36,12 @@ def run(engine, drafter, asked, budget=8, stream=None):
     st.sampled_from([0.0, 0.7]),
     st.integers(0, 9),
 )
-def test_the_drafter_does_not_change_the_output(prompt, length, budget, heat, seed):
+def test_the_drafter_does_not_change_the_output(prompt, length, budget, temperature, seed):
     engine = ToyEngine()
-    controls = (Temperature(heat),) if heat else ()
-    asked = request(*prompt, max_new_tokens=length, temperature=heat, seed=seed, controls=controls)
+    controls = (Temperature(temperature),) if temperature else ()
+    asked = request(
+        *prompt, max_new_tokens=length, temperature=temperature, seed=seed, controls=controls
+    )
     plain = run(engine, Root(), asked)
     drafted = run(engine, Oracle(engine), asked, budget)
     assert drafted.tokens == plain.tokens

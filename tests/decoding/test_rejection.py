@@ -28,9 +28,9 @@ def softmax(logits):
     return powers / powers.sum()
 
 
-def request(seed, *controls, heat=2.0, walk="rejection", length=LENGTH):
-    controls = (Temperature(heat), *controls)
-    return Request((1, 2), length, heat, seed, controls, walk=walk)
+def request(seed, *controls, temperature=2.0, walk="rejection", length=LENGTH):
+    controls = (Temperature(temperature), *controls)
+    return Request((1, 2), length, temperature, seed, controls, walk=walk)
 
 
 class Toy(ToyEngine):
@@ -47,19 +47,19 @@ class Toy(ToyEngine):
         return self.known[key]
 
 
-def law(engine, asked):
+def distribution(engine, asked):
     """The exact chance of each output."""
-    chances = {}
+    probs = {}
     for text in itertools.product(range(VOCAB), repeat=LENGTH):
-        history, chance = list(asked.prompt), 1.0
+        history, prob = list(asked.prompt), 1.0
         for token in text:
             logits = engine.logits_after(history)
             for control in asked.controls:
                 logits = control.apply(logits, history)
-            chance *= softmax(logits)[token]
+            prob *= softmax(logits)[token]
             history.append(token)
-        chances[text] = chance
-    return chances
+        probs[text] = prob
+    return probs
 
 
 def drafting(**settings):
@@ -85,14 +85,14 @@ def test_the_law_is_that_of_plain_decoding(settings, budget, controls):
         output = Generation(engine, drafter, request(seed, *controls), Fixed(budget)).run()
         counts[tuple(output.tokens)] += 1
         accepted += sum(output.accepted.values())
-    exact = law(engine, request(0, *controls))
-    chances = np.array(list(exact.values()))
-    distance = np.abs(np.array(list(counts.values())) / RUNS - chances).sum() / 2
-    draws = np.random.default_rng(0).multinomial(RUNS, chances, 2000) / RUNS
-    sampling_error = np.quantile(np.abs(draws - chances).sum(1) / 2, 0.999)
+    exact = distribution(engine, request(0, *controls))
+    probs = np.array(list(exact.values()))
+    distance = np.abs(np.array(list(counts.values())) / RUNS - probs).sum() / 2
+    draws = np.random.default_rng(0).multinomial(RUNS, probs, 2000) / RUNS
+    sampling_error = np.quantile(np.abs(draws - probs).sum(1) / 2, 0.999)
     assert distance < sampling_error < 0.15
     assert accepted > RUNS / 4
-    assert not any(counts[text] for text, chance in exact.items() if chance == 0)
+    assert not any(counts[text] for text, prob in exact.items() if prob == 0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -103,11 +103,11 @@ def test_a_token_follows_p_whatever_q_is(seed, guesses):
     p, q = (softmax(random.normal(0, 2, VOCAB)) for _ in range(2))
     found = np.zeros(VOCAB)
     for order in itertools.permutations(range(VOCAB), guesses):
-        chance, rest = 1.0, q.copy()
+        prob, rest = 1.0, q.copy()
         for token in order:
-            chance *= rest[token] / rest.sum()
+            prob *= rest[token] / rest.sum()
             rest[token] = 0
-        found += chance * verdicts(p, q, list(order))
+        found += prob * verdicts(p, q, list(order))
     assert found == pytest.approx(p, abs=1e-6)
 
 
@@ -123,22 +123,22 @@ class Scripted:
 
 def verdicts(p, q, guesses):
     """The law of the token that `settle` gives: its random numbers are bisected."""
-    law, reached, q = np.zeros(VOCAB), 1.0, q.astype(np.float32)
+    distribution, reached, q = np.zeros(VOCAB), 1.0, q.astype(np.float32)
     refusals = []
     for place, guess in enumerate(guesses):
-        chance = share(
+        prob = share(
             lambda u, k=place: settle(p, q, guesses, Scripted(*refusals, u, 1, 1, 1, 0))[1] == k
         )
-        law[guess] += reached * chance
-        reached *= 1.0 - chance
+        distribution[guess] += reached * prob
+        reached *= 1.0 - prob
         if reached < 1e-9:
-            return law
+            return distribution
         refusals.append(1.0)
     bounds = [
         share(lambda u, t=token: settle(p, q, guesses, Scripted(*refusals, u))[0] <= t)
         for token in range(VOCAB)
     ]
-    return law + reached * np.diff([0.0, *bounds])
+    return distribution + reached * np.diff([0.0, *bounds])
 
 
 def share(holds):

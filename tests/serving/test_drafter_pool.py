@@ -3,7 +3,7 @@
 import pytest
 
 from paceline.core import Cost, TokenTree
-from paceline.decoding.walk import Walked
+from paceline.decoding.walk import WalkResult
 from paceline.drafters.base import Target
 from paceline.drafters.plain import Plain
 from paceline.errors import MemoryFullError, RequestError
@@ -33,7 +33,7 @@ class FakeRun:
         return TokenTree.chain(range(min(nodes, 3) + 1), score=0.9)
 
     def take(self, tree, logits):
-        return Walked([0], [1], [])
+        return WalkResult([0], [1], [])
 
     def learn(self, tree, logits, walked):
         self.clock.now += self.seconds

@@ -72,7 +72,7 @@ class FaultyControl:
         raise KeyError("no such thing")
 
 
-GUIDED = ("begin", "behind", "follow", "look")
+GUIDED = ("begin", "lag", "follow", "run_tree")
 
 
 class FaultyGuide:
@@ -85,19 +85,19 @@ class FaultyGuide:
     def begin(self, sequence):
         self.fail("begin")
 
-    def behind(self, context):
-        self.fail("behind")
+    def lag(self, context):
+        self.fail("lag")
         return 0
 
     def follow(self, context, most=None):
         self.fail("follow")
         return 0
 
-    def holds(self, length):
+    def positions(self, length):
         return []
 
-    def look(self, context, tree):
-        self.fail("look")
+    def run_tree(self, context, tree):
+        self.fail("run_tree")
 
     def release(self):
         self.fail("release")

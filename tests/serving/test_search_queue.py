@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from paceline import LM
 from paceline.decoding.strategies.base import Strategy, Task
 from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.decoding.strategies.diverse import DiverseBeam
 from paceline.errors import RequestError
 from paceline.serving import search_queue
@@ -19,7 +19,7 @@ from paceline.serving.messages import Job
 from paceline.serving.scheduler import BusyError
 from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
-KINDS = (Beam(3, 2), DiverseBeam(4, 3), Contrastive(3))
+KINDS = (Beam(3, 2), DiverseBeam(4, 3), ContrastiveSearch(3))
 
 
 @pytest.fixture(scope="module")

@@ -31,20 +31,20 @@ def test_a_round_counts_what_every_path_would(seed, lengths):
     total = 0.0
     for text in texts:
         paths = list(itertools.product(range(3), repeat=len(text)))
-        chances = []
+        probs = []
         for path in paths:
-            chance = hmm.initial[path[0]] * hmm.emission[path[0], text[0]]
+            prob = hmm.initial[path[0]] * hmm.emission[path[0], text[0]]
             for place in range(1, len(text)):
-                chance *= hmm.transition[path[place - 1], path[place]]
-                chance *= hmm.emission[path[place], text[place]]
-            chances.append(chance)
-        total += np.log(sum(chances))
-        for path, chance in zip(paths, np.array(chances) / sum(chances), strict=True):
-            counts[0][path[0]] += chance
+                prob *= hmm.transition[path[place - 1], path[place]]
+                prob *= hmm.emission[path[place], text[place]]
+            probs.append(prob)
+        total += np.log(sum(probs))
+        for path, prob in zip(paths, np.array(probs) / sum(probs), strict=True):
+            counts[0][path[0]] += prob
             for place, token in enumerate(text):
-                counts[2][path[place], token] += chance
+                counts[2][path[place], token] += prob
                 if place:
-                    counts[1][path[place - 1], path[place]] += chance
+                    counts[1][path[place - 1], path[place]] += prob
     better, likelihood = improve(hmm, texts)
     assert likelihood == pytest.approx(total / sum(lengths))
     for found, count in zip(

@@ -45,24 +45,24 @@ def distance(watermark, controls=()):
         for _ in range(LENGTH):
             history.append(draw(model.after(history), history, asked)[0])
         counts[tuple(history[len(PROMPT) :])] += 1
-    chances = []
+    probs = []
     for text in TEXTS:
-        history, chance = list(PROMPT), 1.0
+        history, prob = list(PROMPT), 1.0
         for token in text:
             logits = model.after(history)
             for control in plain.controls:
                 logits = control.apply(logits, history)
             weights = np.exp(logits.astype(np.float64))
-            chance *= weights[token] / weights.sum()
+            prob *= weights[token] / weights.sum()
             history.append(token)
-        chances.append(chance)
-    chances = np.array(chances)
+        probs.append(prob)
+    probs = np.array(probs)
     found = np.array([counts[text] for text in TEXTS])
-    assert not found[chances == 0].any()
-    draws = np.random.default_rng(0).multinomial(KEYS, chances, 2000) / KEYS
+    assert not found[probs == 0].any()
+    draws = np.random.default_rng(0).multinomial(KEYS, probs, 2000) / KEYS
     return (
-        np.abs(found / KEYS - chances).sum() / 2,
-        np.quantile(np.abs(draws - chances).sum(1) / 2, 0.999),
+        np.abs(found / KEYS - probs).sum() / 2,
+        np.quantile(np.abs(draws - probs).sum(1) / 2, 0.999),
     )
 
 

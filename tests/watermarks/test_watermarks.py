@@ -28,9 +28,9 @@ def row(seed, size=SIZE, spread=1.0):
     return np.random.default_rng(seed).normal(0, spread, size).astype(np.float32)
 
 
-def written(mark, seed, length=50, size=SIZE, heat=1.0):
+def written(mark, seed, length=50, size=SIZE, temperature=1.0):
     """A text drawn from random logits, with a watermark or without."""
-    asked = Request((1, 2, 3, 4), length, heat, seed)
+    asked = Request((1, 2, 3, 4), length, temperature, seed)
     asked = asked if mark is None else mark.mark(asked)
     history = list(asked.prompt)
     for step in range(length):
@@ -285,10 +285,10 @@ def test_windows():
 
 
 @given(st.integers(1, 60), st.floats(0.05, 0.95), st.data())
-def test_the_tail_is_binomial(of, chance, data):
+def test_the_tail_is_binomial(of, prob, data):
     count = data.draw(st.integers(0, of))
-    ways = [comb(of, k) * chance**k * (1 - chance) ** (of - k) for k in range(count, of + 1)]
-    assert tail(count, of, chance) == pytest.approx(min(sum(ways), 1.0), rel=1e-9)
+    ways = [comb(of, k) * prob**k * (1 - prob) ** (of - k) for k in range(count, of + 1)]
+    assert tail(count, of, prob) == pytest.approx(min(sum(ways), 1.0), rel=1e-9)
 
 
 @given(st.integers(0, 2**32), st.integers(1, 8), st.integers(3, 8))

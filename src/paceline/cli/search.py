@@ -11,7 +11,7 @@ from paceline.cli.output import document, say, write
 from paceline.errors import MethodError
 
 if TYPE_CHECKING:
-    from paceline.decoding.strategies.base import Found, Strategy
+    from paceline.decoding.strategies.base import SearchOutput, Strategy
     from paceline.lm import LM
 
 _DRAFTING = ("drafter", "budget", "walk", "prediction", "learnt")
@@ -35,7 +35,7 @@ def chosen(context: typer.Context, text: str) -> Strategy:
     return strategy
 
 
-def deliver(lm: LM, name: str, outputs: list[Found], json: bool) -> None:
+def deliver(lm: LM, name: str, outputs: list[SearchOutput], json: bool) -> None:
     """Print the outputs, best first, and what the search cost; exit 130 if it was interrupted."""
     if json:
         document(_described(lm, name, outputs))
@@ -53,7 +53,7 @@ def deliver(lm: LM, name: str, outputs: list[Found], json: bool) -> None:
         raise typer.Exit(130)
 
 
-def _described(lm: LM, name: str, outputs: list[Found]) -> dict[str, Any]:
+def _described(lm: LM, name: str, outputs: list[SearchOutput]) -> dict[str, Any]:
     cost = outputs[0]
     return {
         "strategy": name,

@@ -42,10 +42,10 @@ class BadWords(ControlMethod):
         for run in runs:
             vocabulary.known("bad_words", run)
         texts = [item.encode() for item in items if isinstance(item, str)]
-        return _BadWords(runs, [_Text(text, vocabulary) for text in texts], vocabulary)
+        return _BadWords(runs, [_BadWord(text, vocabulary) for text in texts], vocabulary)
 
 
-class _Text:
+class _BadWord:
     """A word, and for each part of it that the output may end with, the tokens that complete it."""
 
     def __init__(self, text: bytes, vocabulary: Vocabulary) -> None:
@@ -62,7 +62,7 @@ class _Text:
 
 class _BadWords:
     def __init__(
-        self, runs: list[tuple[int, ...]], texts: list[_Text], vocabulary: Vocabulary
+        self, runs: list[tuple[int, ...]], texts: list[_BadWord], vocabulary: Vocabulary
     ) -> None:
         self._runs, self._texts, self._vocabulary = runs, texts, vocabulary
         self._need = max((len(text.text) for text in texts), default=1) - 1

@@ -84,7 +84,7 @@ def bind(methods: Iterable[ControlMethod], request: Request, vocabulary: Vocabul
     judges = [control for control in controls if isinstance(control, RejectsText)]
     for control in controls:
         if isinstance(control, RequiresText):
-            control.meet(judges)
+            control.check_possible(judges)
     return replace(request, controls=controls)
 
 

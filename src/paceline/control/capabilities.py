@@ -39,7 +39,7 @@ class RejectsText(Protocol):
 
     name: str
 
-    def writes(self, text: str) -> bool:
+    def can_contain(self, text: str) -> bool:
         """Whether `text` can stand behind a boundary of words in some output."""
         ...
 
@@ -48,7 +48,7 @@ class RejectsText(Protocol):
 class RequiresText(Protocol):
     """A control that wants texts in the output: it is told of those that may forbid them."""
 
-    def meet(self, judges: Sequence[RejectsText]) -> None:
+    def check_possible(self, judges: Sequence[RejectsText]) -> None:
         """Look whether what is wanted can be had.
 
         Raises:
@@ -67,25 +67,25 @@ class RunsModel(Protocol):
     """
 
     def begin(self, sequence: Cached) -> None:
-        """A request starts. `sequence` follows the loop; it may be viewed in `look` only."""
+        """A request starts. `sequence` follows the loop; it may be viewed in `run_tree` only."""
         ...
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """Tokens that a text of its own lacks; 0 where they can ride with the next tree."""
         ...
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
-        """Read `context` [S] but its last token, or up to `most` tokens more; how many were read.
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
+        """Read `context` [S] but its last token, at most `max_tokens` more; return how many.
 
-        Whoever does not call it leaves that to `look`.
+        Whatever is left unread, `run_tree` reads.
         """
         ...
 
-    def holds(self, length: int) -> Sequence[tuple[Engine, int]]:
+    def positions(self, length: int) -> Sequence[tuple[Engine, int]]:
         """The positions of each text of its own, and in which engine, for `length` tokens."""
         ...
 
-    def look(self, context: Tokens, tree: TokenTree) -> None:
+    def run_tree(self, context: Tokens, tree: TokenTree) -> None:
         """`tree`, whose root is `context[-1]`, is about to be run; it may not be kept."""
         ...
 
@@ -102,7 +102,7 @@ class Forkable(RunsModel, Control, Protocol):
         grows: a text may only be asked about after all that it begins with, one token apart.
     """
 
-    grows: bool
+    append_only: bool
 
     def fork(self, context: Tokens, target: Cached | None) -> Self:
         """Another, to go its own way from what this one has read of `context` [S].
@@ -111,7 +111,7 @@ class Forkable(RunsModel, Control, Protocol):
         """
         ...
 
-    def law(self, logits: Floats, history: list[int]) -> Floats:
+    def ranking_logits(self, logits: Floats, history: list[int]) -> Floats:
         """As `apply`; but where that depends on the temperature, as if it were 1.
 
         What searches compare are chances, not draws.
@@ -123,7 +123,7 @@ class Forkable(RunsModel, Control, Protocol):
 class ExtendsDrafts(FiltersDrafts, Protocol):
     """A control that knows what must follow a guess; it is guessed, too."""
 
-    def continued(
+    def extensions(
         self, history: list[int], tree: TokenTree
     ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
         """As `allows`; and by node the tokens that must follow it, where `tree` has not the first.
@@ -156,11 +156,11 @@ class MasksTokens(Protocol):
 class SingleSequence(Protocol):
     """A control that follows one growing text: asked about another in between it would err."""
 
-    follows: bool
+    single_sequence: bool
 
 
 @runtime_checkable
 class LowEntropy(Protocol):
     """A control that leaves the seed little to say: samples of one prompt are hardly different."""
 
-    settles: bool
+    low_entropy: bool

@@ -167,11 +167,11 @@ class _Deadline:
             states.append(after)
         return kept
 
-    def meet(self, judges: Sequence[RejectsText]) -> None:
+    def check_possible(self, judges: Sequence[RejectsText]) -> None:
         """See `Demanding`."""
         for judge in judges:
             for ways in self._ways:
-                if not any(judge.writes(way.decode()) for way in ways):
+                if not any(judge.can_contain(way.decode()) for way in ways):
                     raise RequestError(
                         f"the keyword {ways[0].decode()!r} breaks the rules of {judge.name}; "
                         "leave one of them out"
@@ -217,8 +217,8 @@ class _Guided:
             return logits
         left = self._deadline.left(history)
         allowed = self._deadline.allowed(state, left)
-        chances = self.chances(state, self._follow(history), max(left, 0))
-        edited = logits + np.log(np.maximum(chances, _LEAST)).astype(np.float32)
+        probs = self.probs(state, self._follow(history), max(left, 0))
+        edited = logits + np.log(np.maximum(probs, _LEAST)).astype(np.float32)
         found: Floats = np.where(allowed, edited, np.float32(-np.inf))
         return found
 
@@ -226,11 +226,11 @@ class _Guided:
         """See `Filtering`."""
         return self._deadline.allows(history, tree)
 
-    def meet(self, judges: Sequence[RejectsText]) -> None:
+    def check_possible(self, judges: Sequence[RejectsText]) -> None:
         """See `Demanding`."""
-        self._deadline.meet(judges)
+        self._deadline.check_possible(judges)
 
-    def chances(self, state: int, hidden: Doubles, left: int) -> Doubles:
+    def probs(self, state: int, hidden: Doubles, left: int) -> Doubles:
         """P(all keywords in time | history and each token next), [V]."""
         spotter = self._deadline.spotter
         targets, place = np.unique(spotter.next[state], return_inverse=True)

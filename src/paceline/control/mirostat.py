@@ -57,7 +57,7 @@ class _Mirostat:
     a position, it answers from the same mu.
     """
 
-    follows = True
+    single_sequence = True
 
     def __init__(self, method: Mirostat, start: int) -> None:
         self._method, self._start = method, start

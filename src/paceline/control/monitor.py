@@ -213,19 +213,19 @@ class _Monitor:
         return self._rows[name]
 
 
-class _Tokens(NamedTuple):
+class _TokenIndex(NamedTuple):
     """Tokens by the part of a name that they begin with: nothing but that, or something more."""
 
     inside: dict[bytes, list[int]]
     ending: dict[bytes, list[int]]
 
 
-_by_vocabulary: WeakKeyDictionary[Vocabulary, _Tokens] = WeakKeyDictionary()
+_by_vocabulary: WeakKeyDictionary[Vocabulary, _TokenIndex] = WeakKeyDictionary()
 
 
-def _tokens(vocabulary: Vocabulary) -> _Tokens:
+def _tokens(vocabulary: Vocabulary) -> _TokenIndex:
     if vocabulary not in _by_vocabulary:
-        found = _Tokens({}, {})
+        found = _TokenIndex({}, {})
         for token, piece in enumerate(vocabulary.pieces):
             begins = _BEGINS.match(piece)
             part = begins[0] if begins else b""

@@ -51,11 +51,11 @@ class SamplerSpec:
         Raises:
             MethodError, RequestError: as `parse`.
         """
-        heat: float | None = None
+        temperature: float | None = None
         values: dict[str, list[str]] = {}
         for key, value in settings.items():
             if key == "temperature":
-                heat = number(key, _text(value))
+                temperature = number(key, _text(value))
                 continue
             name, dot, setting = key.partition(".")
             kind = controls.methods().get(name)
@@ -64,7 +64,9 @@ class SamplerSpec:
             first = fields(kind)[0].name
             text = f"{setting if dot else first}={_text(value)}"
             values.setdefault(name, []).append(text)
-        return cls(heat, tuple(controls.parse(f"{n}:{','.join(v)}") for n, v in values.items()))
+        return cls(
+            temperature, tuple(controls.parse(f"{n}:{','.join(v)}") for n, v in values.items())
+        )
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):

@@ -11,21 +11,21 @@ from paceline.control.capabilities import ExtendsDrafts, FiltersDrafts
 from paceline.core import TokenTree
 
 
-def narrow(
-    tree: TokenTree, controls: Sequence[FiltersDrafts], history: list[int], most: int
+def filter_tree(
+    tree: TokenTree, controls: Sequence[FiltersDrafts], history: list[int], max_nodes: int
 ) -> TokenTree:
     """`tree` without guesses that no control lets through, with what one says must follow others.
 
-    The chances of siblings share what a dropped one had. Of more than `most` nodes beyond the root
-    the likeliest stay.
+    The chances of siblings share what a dropped one had. Of more than `max_nodes` nodes below the
+    root the likeliest stay.
     """
     for control in controls if len(tree) > 1 else ():
         if isinstance(control, ExtendsDrafts):
-            kept, chains = control.continued(history, tree)
+            kept, chains = control.extensions(history, tree)
             tree = _continued(_kept(tree, kept), chains, np.flatnonzero(kept).tolist())
         else:
             tree = _kept(tree, control.allows(history, tree))
-    return _likeliest(tree, most)
+    return _likeliest(tree, max_nodes)
 
 
 def _kept(tree: TokenTree, kept: NDArray[np.bool_]) -> TokenTree:
@@ -65,13 +65,13 @@ def _continued(tree: TokenTree, chains: Mapping[int, list[int]], names: list[int
     )
 
 
-def _likeliest(tree: TokenTree, most: int) -> TokenTree:
-    if len(tree) <= most + 1:
+def _likeliest(tree: TokenTree, max_nodes: int) -> TokenTree:
+    if len(tree) <= max_nodes + 1:
         return tree
-    chances = tree.scores.tolist()
+    path_probs = tree.scores.tolist()
     for node, parent in enumerate(tree.parents.tolist()[1:], 1):
-        chances[node] *= chances[parent]
+        path_probs[node] *= path_probs[parent]
     kept = np.zeros(len(tree), bool)
     # Parents come first, since their chance is as high and the order stable.
-    kept[np.argsort(-np.array(chances), kind="stable")[: most + 1]] = True
+    kept[np.argsort(-np.array(path_probs), kind="stable")[: max_nodes + 1]] = True
     return tree.keep(kept)

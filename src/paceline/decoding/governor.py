@@ -124,7 +124,7 @@ class Governor:
     """
 
     cost: Cost
-    most: int | None = None
+    max_nodes: int | None = None
     risk: float = 0.01
     patience: int = 4
     rest: int = 8
@@ -136,8 +136,8 @@ class Governor:
     sizes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.most is None:
-            self.most = _largest_useful(self.cost)
+        if self.max_nodes is None:
+            self.max_nodes = _largest_useful(self.cost)
         self._curve = _native.Curve(self.cost.nodes, self.cost.seconds)  # as passes correct it
         self._drafting = 0.0  # seconds, running mean
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
@@ -146,7 +146,7 @@ class Governor:
         self._resting = 0
         self._next_rest = self.rest
         self._tired = 0  # requests of the pass after which it rests
-        self._least = 0.0
+        self._min_path_prob = 0.0
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[_native.Ranking, int, float] | None = None
@@ -158,24 +158,24 @@ class Governor:
         if self._resting > 0 or self._balance < 0:
             self._off = True
             return 0
-        most = self.most or 0
+        max_nodes = self.max_nodes or 0
         if requests == 1:
-            return most
+            return max_nodes
         # Some guess better than others: twice an equal share leaves a choice. But nodes that are
         # never chosen cost time, too: no more than a few times what was kept of late.
-        share = -(-2 * self._curve.useful(requests, requests * most) // requests)
-        return min(most, share, 4 + int(3 * self._kept))
+        share = -(-2 * self._curve.useful(requests, requests * max_nodes) // requests)
+        return min(max_nodes, share, 4 + int(3 * self._kept))
 
     def nodes_for_forced(self) -> int:
         """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
-        return self.most or 0
+        return self.max_nodes or 0
 
     def min_path_prob(self) -> float:
         """See `Budget`: half of what the last node gained in the last pass, or had to gain.
 
         Half, since scores are only near to the chances that the next `prune` goes by.
         """
-        return self._least
+        return self._min_path_prob
 
     def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
         """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
@@ -183,24 +183,24 @@ class Governor:
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
         requests, first = len(trees), len(trees) + other_tokens
-        chances = self.calibration.chances(trees)
-        ranking = _native.Ranking(chances, [len(tree) for tree in trees])
+        probs = self.calibration.chances(trees)
+        ranking = _native.Ranking(probs, [len(tree) for tree in trees])
         plain = self._at(requests)
-        more = max(seconds, requests * self._drafting) - self._ride(requests, other_tokens)
+        more = max(seconds, requests * self._drafting) - self._other_seconds(requests, other_tokens)
         self._last = ranking, first, more
         self.probes += self._off
         self._off = False
-        # The proposal is paid for by now; if plain would have won, let `nodes_wanted` know.
+        # The proposal is paid for already; where plain would have won, `nodes_wanted` remembers.
         best = ranking.best(self._curve, first, more)
         rate = ranking.tokens[best] / (self._at(first + best) + more)
         # Beside others a gain must be clear: what a choice costs them is not all measured.
         sure = 1.0 if requests == 1 else _CLEAR
         worth = rate > sure * requests / plain
         best = best if worth or requests == 1 else 0
-        gained = rate * self._curve.price(first + best)  # by a further node, if it is to pay
+        gain = rate * self._curve.price(first + best)  # by a further node, if it is to pay
         if best:
-            gained = min(gained, ranking.tokens[best] - ranking.tokens[best - 1])
-        self._least = _SURE * min(gained, 1.0)
+            gain = min(gain, ranking.tokens[best] - ranking.tokens[best - 1])
+        self._min_path_prob = _SURE * min(gain, 1.0)
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
             self._idle, self._resting, self._tired = 0, self._next_rest, requests
@@ -229,7 +229,9 @@ class Governor:
             if requests > 1 or self.plain_passes % 16 == 0:
                 self._refine(nodes, forward, other_tokens)
             return
-        forward = self._refine(nodes, forward, other_tokens) - self._ride(requests, other_tokens)
+        forward = self._refine(nodes, forward, other_tokens) - self._other_seconds(
+            requests, other_tokens
+        )
         if self._off:  # certain guesses while the drafter rests: they say nothing about it
             won = sum(map(len, paths)) * plain / requests - draft - forward
             self._saved += won
@@ -252,7 +254,7 @@ class Governor:
     def _at(self, size: float) -> float:
         return self._curve.at(size)
 
-    def _ride(self, requests: int, other_tokens: int) -> float:
+    def _other_seconds(self, requests: int, other_tokens: int) -> float:
         """Return the seconds that `other_tokens` add to a pass of the roots; no cost of drafts."""
         return self._at(requests + other_tokens) - self._at(requests) if other_tokens else 0.0
 
@@ -286,7 +288,7 @@ class Governor:
 
     def _reason(self) -> str:
         """Why the next pass would be plain, or else what the last tree promised."""
-        if not self.most:
+        if not self.max_nodes:
             two = self.cost.at(2) / self.cost.at(1)
             return f"plain: no tree can pay, 2 nodes cost {two:.2f} plain passes"
         if self._balance < 0:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from paceline.core import Floats, Request, TokenTree
-from paceline.decoding.walk import Walked, draw, edited
+from paceline.decoding.walk import WalkResult, draw, edited
 
 
 def lenient_walk(
     tree: TokenTree, logits: Floats, history: list[int], request: Request, rollback: float
-) -> Walked:
+) -> WalkResult:
     """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
 
     As the ordinary walk, but where no child holds the drawn token, the likeliest guess stands if
     the model's own surprise at it, -log p after the controls, is at most `rollback` nats: BiLD's
     rollback policy (arXiv 2302.07863).
     """
-    walked = Walked([0], [], [])
+    walked = WalkResult([0], [], [])
     while True:
         node = walked.path[-1]
         token, _ = draw(logits[node], history, request)

@@ -46,22 +46,22 @@ class Generation:
         sequence: Cached | None = None,
     ) -> None:
         rejects = follows_rejection(request, drafter, budget)
-        self._run = Session(engine, drafter, request, stream, margins, rejects)
+        self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
-        self.output = self._run.output
+        self.output = self._session.output
 
     def __iter__(self) -> Iterator[str]:
-        run = self._run
+        session = self._session
         try:
             self._prefill()
-            while not run.done:
+            while not session.done:
                 text = self._step()
                 if text:
                     yield text
         except KeyboardInterrupt:
             self.output.finish = "interrupted"
         finally:
-            run.close()
+            session.close()
 
     def run(self) -> Output:
         """The whole output at once."""
@@ -70,36 +70,38 @@ class Generation:
         return self.output
 
     def _prefill(self) -> None:
-        run, start = self._run, perf_counter()
-        run.open(self._sequence)
-        while run.missing:
-            assert run.sequence is not None
-            tree = run.part()
-            rows: Rows = "all" if run.watches else "none"
-            logits = self._engine.forward([(run.sequence, tree)], rows)
-            run.ran(tree, logits)
+        session, start = self._session, perf_counter()
+        session.open(self._sequence)
+        while session.missing:
+            assert session.sequence is not None
+            tree = session.next_part()
+            rows: Rows = "all" if session.wants_prefill_logits else "none"
+            logits = self._engine.forward([(session.sequence, tree)], rows)
+            session.commit_part(tree, logits)
         with suppress(MemoryFullError):  # without room there are no guesses
-            run.drafter.follow(run.text)
-        run.begin_guides()
+            session.drafter.follow(session.text)
+        session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
     def _step(self) -> str:
         """One pass: draft, forward, walk, commit, learn."""
-        run, budget = self._run, self._budget
-        assert run.sequence is not None
+        session, budget = self._session, self._budget
+        assert session.sequence is not None
         start = perf_counter()
-        nodes = budget.nodes_wanted() if run.room else 0
-        tree = run.propose(nodes, 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob())
+        nodes = budget.nodes_wanted() if session.room else 0
+        tree = session.propose(
+            nodes, 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
+        )
         if nodes:
             [tree] = budget.prune([tree], perf_counter() - start)
         drafted = perf_counter()
-        run.look(tree)
-        looked = perf_counter() if run.guides else drafted
-        logits = self._engine.forward([(run.sequence, tree)])
+        session.run_guides(tree)
+        looked = perf_counter() if session.guides else drafted
+        logits = self._engine.forward([(session.sequence, tree)])
         passed = perf_counter()
-        walked = run.take(tree, logits)
+        walked = session.verify(tree, logits)
         learning = perf_counter()
-        run.learn(tree, logits, walked)
+        session.learn(tree, logits, walked)
         draft = drafted - start + perf_counter() - learning if len(tree) > 1 or nodes else 0.0
         budget.record([tree], [walked.path], draft, passed - drafted)
         seconds = self.output.seconds
@@ -108,7 +110,7 @@ class Generation:
         seconds.forward += passed - looked
         seconds.walk += learning - passed
         seconds.decode += perf_counter() - start
-        return "".join(run.accept(tree, walked))
+        return "".join(session.accept(tree, walked))
 
 
 def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:

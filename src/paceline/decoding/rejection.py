@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Floats, Request, TokenTree
-from paceline.decoding.walk import Walked, edited
+from paceline.decoding.walk import WalkResult, edited
 
 _STREAM = 2  # tells these random numbers from those that drafters draw with the same seed
 
 
 def rejection_walk(
     tree: TokenTree, logits: Floats, q: Floats, history: list[int], request: Request
-) -> Walked:
+) -> WalkResult:
     """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
 
     Args:
@@ -33,7 +33,7 @@ def rejection_walk(
     Raises:
         RequestError, ModelError: as `draw`.
     """
-    walked = Walked([0], [], [])
+    walked = WalkResult([0], [], [])
     node: int | None = 0
     while node is not None:
         p = _softmax(edited(logits[node], history, request))

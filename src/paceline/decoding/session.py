@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from paceline import _native
 from paceline.control.capabilities import FiltersDrafts, MasksTokens, RunsModel
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
-from paceline.decoding.filter_tree import narrow
+from paceline.decoding.filter_tree import filter_tree
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text_stream import TextStream
-from paceline.decoding.walk import Walked, walk
+from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
@@ -24,9 +24,9 @@ _PREFILL_LOGITS = 1 << 23
 class Session:
     """A request, its text so far, and its sequence; whoever drives it decides on the passes.
 
-    `open`; while tokens are `missing`, run a `part` of the text and say `ran`; let guides `read`
-    it; then `propose` a tree, let guides `look`, run it, `take` what was drawn, `learn` from the
-    logits, `accept` the text; until `done`.
+    Call `open`. While tokens are `missing`, run the `next_part` and `commit_part` it. Then, until
+    `done`: `propose` a tree, `run_guides` over it, run the engine over it, `verify` its logits,
+    `learn` from them, and `accept` the text.
     `close` gives the sequence back, and can be followed by another `open`: the text is run anew.
 
     Args:
@@ -56,7 +56,7 @@ class Session:
         rejects: bool = False,
     ) -> None:
         check_request(engine, request)
-        self.request, self.drafter, self.output = request, drafter, Output(reading=request.reading)
+        self.request, self.drafter, self.output = request, drafter, Output(parser=request.parser)
         self.sequence: Cached | None = None
         self.done = False
         self._engine, self._stream, self._margins = engine, stream, margins
@@ -92,8 +92,8 @@ class Session:
         return self._limit - len(self.output.tokens) - 1
 
     @property
-    def watches(self) -> bool:
-        """Whether `ran` wants logits: the drafter learns from the prompt."""
+    def wants_prefill_logits(self) -> bool:
+        """Whether `commit_part` wants logits: the drafter learns from the prompt."""
         return self.drafter.learns_from_prompt and not self.output.tokens
 
     def open(self, sequence: Cached | None = None) -> None:
@@ -103,77 +103,77 @@ class Session:
             self.drafter.begin(self.request)
             self._begun = True
 
-    def part(self, most: int = 256) -> TokenTree:
-        """The next missing tokens, at most `most`, as a chain."""
+    def next_part(self, max_tokens: int = 256) -> TokenTree:
+        """The next missing tokens, at most `max_tokens`, as a chain."""
         assert self.sequence is not None
-        if self.watches:
-            most = min(most, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
+        if self.wants_prefill_logits:
+            max_tokens = min(max_tokens, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
         start = self.sequence.length
-        return TokenTree.chain(self._tokens[start : start + min(most, self.missing)])
+        return TokenTree.chain(self._tokens[start : start + min(max_tokens, self.missing)])
 
-    def ran(self, tree: TokenTree, logits: Floats | None) -> None:
-        """A `part` was run; `logits` [N, V] if the run `watches`."""
+    def commit_part(self, tree: TokenTree, logits: Floats | None) -> None:
+        """A `next_part` was run; `logits` [N, V] if the run `wants_prefill_logits`."""
         assert self.sequence is not None
         start, nodes = self.sequence.length, np.arange(len(tree), dtype=np.int32)
-        if self.watches and logits is not None:
+        if self.wants_prefill_logits and logits is not None:
             drawn = self._tokens[start + 1 : start + 1 + len(tree)]
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._engine.commit(self.sequence, nodes)
 
-    def propose(self, nodes: int, spare: int = 0, min_path_prob: float = 0.0) -> TokenTree:
+    def propose(self, nodes: int, forced_nodes: int = 0, min_path_prob: float = 0.0) -> TokenTree:
         """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
 
         Paths with a probability below `min_path_prob` need not be proposed. At rest, the drafter
-        is still asked for at most `spare` nodes of forced tokens.
+        is still asked for at most `forced_nodes` nodes of forced tokens.
         """
         assert self.sequence is not None
         if not self._attached:
             self.drafter.attach(self.sequence)
             self._attached = True
         self._proposed = None
-        if not nodes and spare and self.room:
-            return self.drafter.forced_tree(self.text, min(spare, self.room))
+        if not nodes and forced_nodes and self.room:
+            return self.drafter.forced_tree(self.text, min(forced_nodes, self.room))
         if not nodes or not self.room:
             return TokenTree.root(self._history[-1])
         self._proposed = self.drafter.propose(self.text, nodes, min_path_prob)
         tree = self._proposed.cut(self.room)
         if self._filters:
-            tree = narrow(tree, self._filters, self._history, nodes).cut(self.room)
+            tree = filter_tree(tree, self._filters, self._history, nodes).cut(self.room)
         return tree
 
     def begin_guides(self) -> None:
-        """Let guides read the text, once; else the first `look` does."""
+        """Let guides read the text, once; else the first `run_guides` does."""
         if not self._guided:
-            self.read()
+            self.advance_guides()
 
-    def read(self, most: int | None = None) -> int:
-        """Let guides read the text, each up to `most` tokens more; the most that one has read.
+    def advance_guides(self, max_tokens: int | None = None) -> int:
+        """Let every guide read up to `max_tokens` more; return the largest number read.
 
         Raises:
-            MemoryFullError: there is no room for their texts. They can `read` on later.
+            MemoryFullError: there is no room for their texts. They can `advance_guides` on later.
         """
         if not self._guided and self.sequence is not None:
             self._guided = True
             for guide in self.guides:
                 guide.begin(self.sequence)
-        return max((guide.follow(self.text, most) for guide in self.guides), default=0)
+        return max((guide.follow(self.text, max_tokens) for guide in self.guides), default=0)
 
     @property
-    def lag(self) -> int:
-        """Tokens that a guide lacks; with some its first `look` takes longer than one pass."""
-        return max((guide.behind(self.text) for guide in self.guides), default=0)
+    def guide_lag(self) -> int:
+        """Tokens that a guide has not read; above 0, `run_guides` takes more than one pass."""
+        return max((guide.lag(self.text) for guide in self.guides), default=0)
 
-    def look(self, tree: TokenTree) -> None:
+    def run_guides(self, tree: TokenTree) -> None:
         """Let guides run the tree, before the model does.
 
         Raises:
-            MemoryFullError: there is no room for it. They can `look` again.
+            MemoryFullError: there is no room for it. They can `run_guides` again.
         """
         self.begin_guides()
         for guide in self.guides:
-            guide.look(self.text, tree)
+            guide.run_tree(self.text, tree)
 
-    def take(self, tree: TokenTree, logits: Floats) -> Walked:
+    def verify(self, tree: TokenTree, logits: Floats) -> WalkResult:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
         assert self.sequence is not None
         if self._rejects:
@@ -194,7 +194,7 @@ class Session:
         self.output.nodes += len(tree)
         return walked
 
-    def learn(self, tree: TokenTree, logits: Floats, walked: Walked) -> None:
+    def learn(self, tree: TokenTree, logits: Floats, walked: WalkResult) -> None:
         """Let the drafter see the pass, if it guessed for it."""
         if self._proposed is not None:
             context = self._tokens[: len(self._history) - len(walked.drawn)]
@@ -202,7 +202,7 @@ class Session:
             masks = self._masks(context, tree)
             self._observe(context, tree, logits, path, drawn, masks)
 
-    def accept(self, tree: TokenTree, walked: Walked) -> list[str]:
+    def accept(self, tree: TokenTree, walked: WalkResult) -> list[str]:
         """Append the drawn tokens up to the first that ends the output.
 
         Returns:

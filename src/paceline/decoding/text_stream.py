@@ -8,7 +8,7 @@ from paceline.core import Request
 from paceline.models.detokenize import Decoder, Detokenizer
 
 
-class Pieces(Protocol):
+class StreamingDecoder(Protocol):
     """Turns tokens into text bit by bit; see `models.detokenize.Detokenizer`."""
 
     def push(self, token: int) -> str:
@@ -26,7 +26,7 @@ class TextStream:
     Text that may be the beginning of a stop string is held back until that is decided.
     """
 
-    def __init__(self, pieces: Pieces, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, pieces: StreamingDecoder, stops: tuple[str, ...] = ()) -> None:
         self._pieces = pieces
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""

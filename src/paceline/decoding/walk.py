@@ -17,7 +17,7 @@ from paceline.errors import ModelError, RequestError
 from paceline.noise import REACH, noise_of, perturbation
 
 
-class Walked(NamedTuple):
+class WalkResult(NamedTuple):
     """The accepted nodes, root first, the token drawn at each, and its margin if asked for."""
 
     path: list[int]
@@ -87,9 +87,9 @@ def walk(
     history: list[int],
     request: Request,
     want_margin: bool = False,
-) -> Walked:
+) -> WalkResult:
     """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`."""
-    walked = Walked([0], [], [])
+    walked = WalkResult([0], [], [])
     while True:
         node = walked.path[-1]
         token, margin = draw(logits[node], history, request, want_margin)

@@ -7,7 +7,7 @@ from time import monotonic
 
 from paceline.core import Floats, TokenTree
 from paceline.decoding.session import Session
-from paceline.decoding.walk import Walked
+from paceline.decoding.walk import WalkResult
 from paceline.serving.messages import JobEvent, logprobs
 
 _NONE = TokenTree.root(0)
@@ -34,7 +34,7 @@ class BatchEntry:
     run: Session
     budget: int | None = None
     tree: TokenTree = _NONE
-    walked: Walked | None = None
+    walked: WalkResult | None = None
     texts: list[str] = field(default_factory=list)
     said: int = 0
     seconds: float = 0.0

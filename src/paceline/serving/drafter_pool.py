@@ -130,7 +130,7 @@ class DrafterPool:
         """Walk each tree over its logits, and let the drafters learn."""
         for turn, rows in zip(turns, logits, strict=True):
             try:
-                turn.walked = turn.run.take(turn.tree, rows)
+                turn.walked = turn.run.verify(turn.tree, rows)
                 start = perf_counter()
                 turn.run.learn(turn.tree, rows, turn.walked)
                 turn.seconds += perf_counter() - start
@@ -219,6 +219,6 @@ class Slot:
 
     def weigh(self, target: Engine) -> None:
         """Find out what its drafts and guides take beside `target`."""
-        held = [each for guide in self.run.guides for each in guide.holds(len(self.run.text))]
+        held = [each for guide in self.run.guides for each in guide.positions(len(self.run.text))]
         self.guiding = sum(price(engine, target) for engine, size in held if size > 0)
         self.drafting = sum(price(engine, target) for engine in self.run.drafter.engines)

@@ -190,7 +190,7 @@ class KVBudget:
 
     def _beside(self, run: Session, length: int) -> list[tuple[Engine, int]]:
         """Engines under the limit that guides use, and their positions for so many tokens."""
-        found = [each for guide in run.guides for each in guide.holds(length)]
+        found = [each for guide in run.guides for each in guide.positions(length)]
         return [(engine, size) for engine, size in found if size > 0 and engine in self.limit]
 
     def _add(self, engine: Engine, loaded: bool) -> None:

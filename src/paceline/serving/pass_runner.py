@@ -85,7 +85,7 @@ class PassRunner:
     def forward(self, turns: list[BatchEntry]) -> dict[str, Floats]:
         """The logits of each turn; of those that had to give their memory up, none."""
         while turns := [turn for turn in turns if turn.run.sequence and not turn.error]:
-            rows = [turn.run.watches if turn.run.missing else True for turn in turns]
+            rows = [turn.run.wants_prefill_logits if turn.run.missing else True for turn in turns]
             batch = [(turn.run.sequence, turn.tree) for turn in turns if turn.run.sequence]
             try:
                 logits = self._engine.forward(batch, rows)
@@ -113,7 +113,7 @@ class PassRunner:
     def _looked(self, turn: BatchEntry) -> bool:
         while turn.run.sequence and not turn.error and not (turn.run.guides and self._lags(turn)):
             try:
-                turn.run.look(turn.tree)
+                turn.run.run_guides(turn.tree)
                 return True
             except MemoryFullError as error:
                 self._relieve(turn, error)
@@ -124,7 +124,7 @@ class PassRunner:
     def _lags(self, turn: BatchEntry) -> bool:
         """Whether its guides lack too much for a tree."""
         try:
-            return turn.run.lag > 0
+            return turn.run.guide_lag > 0
         except Exception as error:
             turn.error = error
         return True
@@ -132,7 +132,7 @@ class PassRunner:
     def _guide(self, turn: BatchEntry, most: int) -> int:
         """Let guides read up to so many tokens; how many they did."""
         try:
-            return turn.run.read(most) if turn.run.sequence and not turn.error else 0
+            return turn.run.advance_guides(most) if turn.run.sequence and not turn.error else 0
         except MemoryFullError as error:
             self._relieve(turn, error)
         except Exception as error:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 from paceline.control.capabilities import RunsModel
 from paceline.core import Output
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.decoding.text_stream import TextStream, text_of
 from paceline.engines.pages import Memory
 from paceline.errors import PacelineError, RequestError
@@ -200,7 +200,7 @@ class _Search:
     ) -> None:
         assert ask.strategy is not None
         self.ask, self.order, self.arrived = ask, order, arrived
-        self.found: list[Found] = []
+        self.found: list[SearchOutput] = []
         self.error: Exception | None = None
         self._strategy, self._lm, self._relieve = ask.strategy, lm, relieve
         self._engine = TurnTakingEngine(lm.engine, self._turn, relieve)
@@ -275,12 +275,12 @@ def _pages(strategy: Strategy, task: Task) -> int:
     Those of guides are counted in pages of the model.
     """
     width = strategy.width if isinstance(strategy, Beam) else 1
-    nodes = strategy.k if isinstance(strategy, Contrastive) else 1
+    nodes = strategy.k if isinstance(strategy, ContrastiveSearch) else 1
     own = Memory.pages(task.limit + nodes) + 2  # its last page, and the prompt's, are copied
     prompt, page = len(task.request.prompt), task.engine.memory.page_bytes
     pages = Memory.pages(prompt) + width * own
     for guide in task.request.controls:
-        for engine, size in guide.holds(prompt) if isinstance(guide, RunsModel) else ():
+        for engine, size in guide.positions(prompt) if isinstance(guide, RunsModel) else ():
             beside = Memory.pages(size) + width * own
             pages += ceil(beside * engine.memory.page_bytes / page)
     return pages

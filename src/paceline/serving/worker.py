@@ -113,7 +113,7 @@ class Worker:
         rejects = follows_rejection(ask.request, first, sized)
         run = Session(self.lm.engine, first, ask.request, stream, rejects=rejects)
         for guide in run.guides:
-            self.memory.know(engine for engine, _ in guide.holds(len(ask.request.prompt)))
+            self.memory.know(engine for engine, _ in guide.positions(len(ask.request.prompt)))
         self.scheduler.submit(
             ScheduledJob(
                 ask.id,
@@ -237,7 +237,7 @@ class Worker:
     def _part(self, ask_id: str, size: int, reading: PassBudget) -> BatchEntry:
         place = self._places[ask_id]
         size = reading.part(size, place.guiding + place.drafting)
-        return BatchEntry(ask_id, place.run, tree=place.run.part(size))
+        return BatchEntry(ask_id, place.run, tree=place.run.next_part(size))
 
     def _turn(self, ask_id: str) -> BatchEntry:
         place = self._places[ask_id]
@@ -251,7 +251,7 @@ class Worker:
 
     def _ran(self, part: BatchEntry, logits: Floats) -> None:
         try:
-            part.run.ran(part.tree, logits if len(logits) else None)
+            part.run.commit_part(part.tree, logits if len(logits) else None)
         except Exception as error:  # of a drafter that learns from prompts
             part.error = error
             return

@@ -56,7 +56,7 @@ class Recipe:
 
 
 @dataclass
-class _Work:
+class _HmmWork:
     """What there is so far: texts one behind the other, and the HMM after some rounds."""
 
     tokens: Tokens
@@ -152,16 +152,16 @@ def _pending(kind: str, array: NDArray[Any]) -> Pending:
     return Pending(array.shape, lambda: array, kind)
 
 
-def _resume(path: Path, mark: bytes, vocabulary: int) -> _Work:
+def _resume(path: Path, mark: bytes, vocabulary: int) -> _HmmWork:
     if not path.exists():
-        return _Work(np.zeros(0, np.int32), np.zeros(0, np.int32))
+        return _HmmWork(np.zeros(0, np.int32), np.zeros(0, np.int32))
     arrays = {name: np.array(stored.values) for name, stored in read_file(path).items()}
     try:
         if arrays["mark"].tobytes() != mark:
             raise ModelError(
                 f"{path} is of another recipe or model; delete it, or give what it was begun with"
             )
-        work = _Work(arrays["tokens"], arrays["starts"], None, int(arrays["rounds"][0]))
+        work = _HmmWork(arrays["tokens"], arrays["starts"], None, int(arrays["rounds"][0]))
         if work.rounds:
             work.likelihood = float(arrays["likelihood"][0])
             work.hmm = Hmm(arrays["initial"], arrays["transition"], arrays["emission"])

@@ -19,7 +19,7 @@ _LENGTH = 400  # tokens of one text at most, if nothing else is said
 _STREAMS = 16  # texts written at once: a pass over many sequences costs little more than one
 
 
-class _Text:
+class _SelfText:
     """One text under way."""
 
     def __init__(self, sequence: Cached, tokens: list[int]) -> None:
@@ -62,8 +62,8 @@ def selftext(
         raise RequestError(f"the temperature is {temperature}, expected more than 0")
     first = np.random.default_rng(seed).permutation(engine.config.vocab_size)
     length = min(longest, engine.config.context - 1)
-    done: list[_Text] = []
-    running: list[_Text] = []
+    done: list[_SelfText] = []
+    running: list[_SelfText] = []
     opened = written = 0
     try:
         while written < tokens:
@@ -73,7 +73,7 @@ def selftext(
                     start.append(int(first[opened // (2 if opening else 1) % len(first)]))
                 sequence = engine.start(np.array(start[:-1], np.int32))
                 # The opening's own rows are no thoughts of this text: it starts with its root.
-                running.append(_Text(sequence, start))
+                running.append(_SelfText(sequence, start))
                 opened += 1
             _write(engine, running, temperature, seed + opened)
             written += len(running)
@@ -90,7 +90,7 @@ def selftext(
     return _joined(done)
 
 
-def _write(engine: Engine, texts: list[_Text], temperature: float, seed: int) -> None:
+def _write(engine: Engine, texts: list[_SelfText], temperature: float, seed: int) -> None:
     """One more token of each text."""
     logits = engine.forward([(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts])
     top_tokens, top_probs = _native.top(logits, min(_TOP, logits.shape[1]))
@@ -108,7 +108,7 @@ def _write(engine: Engine, texts: list[_Text], temperature: float, seed: int) ->
         text.tokens.append(draw(logits[i], text.tokens, request)[0])
 
 
-def _joined(texts: list[_Text]) -> Trace:
+def _joined(texts: list[_SelfText]) -> Trace:
     # A text's last token was never run, and its opening's rows were not asked for.
     kept = [text.tokens[-1 - len(text.top_tokens) : -1] for text in texts]
     sizes = [len(tokens) for tokens in kept]

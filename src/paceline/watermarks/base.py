@@ -103,13 +103,14 @@ def parse_watermark(text: str) -> Watermark:
     return found
 
 
-def enough(count: int, least: int) -> None:
+def enough(count: int, min_tokens: int) -> None:
     """Refuse a text without evidence.
 
     Raises:
-        RequestError: fewer than `least` of `count` tokens can be scored.
+        RequestError: fewer than `min_tokens` of `count` tokens can be scored.
     """
-    if count < least:
+    if count < min_tokens:
         raise RequestError(
-            f"{count} tokens of the text can be scored, expected at least {least}; give more text"
+            f"{count} tokens of the text can be scored, expected at least {min_tokens}; "
+            "give more text"
         )

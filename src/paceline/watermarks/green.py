@@ -71,11 +71,11 @@ class Green(Watermark):
         return Detection(tail(green, len(runs), self.gamma), z, "z", len(runs))
 
 
-def tail(count: int, of: int, chance: float) -> float:
+def tail(count: int, of: int, prob: float) -> float:
     """P(at least `count` of `of` independent events happen)."""
     k = np.arange(1, of + 1)
-    logs = np.cumsum(np.log((of - k + 1) / k * (chance / (1 - chance))))
-    logs = np.concatenate([[0.0], logs]) + of * np.log1p(-chance)
+    logs = np.cumsum(np.log((of - k + 1) / k * (prob / (1 - prob))))
+    logs = np.concatenate([[0.0], logs]) + of * np.log1p(-prob)
     return float(min(np.exp(logs[count:]).sum(), 1.0))
 
 

@@ -28,7 +28,7 @@ class KeySequence(Watermark):
     of plain sampling, as no element is used twice in it.
     """
 
-    least: ClassVar[int] = 2
+    min_tokens: ClassVar[int] = 2
     gap: ClassVar[float] = 2.0  # of a token or an element that stands alone, as what tokens earn
 
     length: int = 256
@@ -72,7 +72,7 @@ class KeySequence(Watermark):
 
     def detect(self, tokens: Sequence[int], resamples: int = 999) -> Detection:
         """See `Watermark`; edits of the text cost score, not the alignment."""
-        enough(len(tokens), self.least)
+        enough(len(tokens), self.min_tokens)
         if resamples < 1:
             raise RequestError(f"resamples is {resamples}, expected at least 1")
         known, order = np.unique(np.asarray(tokens, np.int64), return_inverse=True)

@@ -87,7 +87,7 @@ class Synthid(Watermark):
 class _Tournament:
     """Edits the distribution by one tournament; `start` is where the output begins."""
 
-    settles: ClassVar[bool] = True  # see `control.base.Settling`
+    low_entropy: ClassVar[bool] = True  # see `control.base.Settling`
 
     method: Synthid
     seed: int
@@ -117,13 +117,13 @@ class _Tournament:
         return False
 
 
-def tournament(chances: Floats, start: int, layers: int) -> Floats:
-    """What `_native.tournament` gives, to the last bit: `chances` [V] after all layers.
+def tournament(probs: Floats, start: int, layers: int) -> Floats:
+    """What `_native.tournament` gives, to the last bit: `probs` [V] after all layers.
 
     The chance of bit 1 is summed in lanes, so that its order is the same on every machine.
     """
-    tokens = np.flatnonzero(chances)
-    p = np.pad(chances[tokens], (0, -len(tokens) % _LANES))
+    tokens = np.flatnonzero(probs)
+    p = np.pad(probs[tokens], (0, -len(tokens) % _LANES))
     random = np.pad(bits(start, tokens), (0, -len(tokens) % _LANES))
     for layer in range(layers):
         g = (random >> np.uint64(layer) & np.uint64(1)).astype(bool)
@@ -131,6 +131,6 @@ def tournament(chances: Floats, start: int, layers: int) -> Floats:
         rest = 1.0 - min(sum(sums.tolist()), 1.0)
         p = p * np.where(g, np.float32(1.0 + rest), np.float32(rest))
         p[p < _NEVER] = 0.0
-    found = np.zeros_like(chances)
+    found = np.zeros_like(probs)
     found[tokens] = p[: len(tokens)]
     return found

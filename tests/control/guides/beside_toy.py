@@ -55,9 +55,9 @@ class ToyBeside(GuideModels):
         return sum(engine.opened for engine in self.engines.values())
 
 
-def toy_request(beside, spec, prompt=(1, 2, 3), heat=0.0, **options):
+def toy_request(beside, spec, prompt=(1, 2, 3), temperature=0.0, **options):
     """A request with a guide."""
-    controls = (Temperature(heat),) if heat else ()
+    controls = (Temperature(temperature),) if temperature else ()
     options = {"max_new_tokens": 20, "seed": 3, **options}
-    request = Request(tuple(prompt), temperature=heat, controls=controls, **options)
+    request = Request(tuple(prompt), temperature=temperature, controls=controls, **options)
     return guided(request, [parse_guide(spec)], beside)

@@ -130,7 +130,10 @@ def weighed(of, text, score, first):
     return evidence[0] / (evidence[0] + evidence[1])
 
 
-LAWS = {law.__name__: law for law in (proxy, contrastive, cleangen, cfg, adaptive, dola, gedi, air)}
+LAWS = {
+    distribution.__name__: distribution
+    for distribution in (proxy, contrastive, cleangen, cfg, adaptive, dola, gedi, air)
+}
 
 
 class Recomputed(ToyEngine):
@@ -149,12 +152,12 @@ class Recomputed(ToyEngine):
         self.states.append(state)
         if len(tokens) < self.prompt:  # nothing follows it
             return row
-        law = softmax(row)
+        distribution = softmax(row)
         for each in self.now:
-            law = each(self.models, tokens, law, self.prompt)
-            law = law / law.sum()
+            distribution = each(self.models, tokens, distribution, self.prompt)
+            distribution = distribution / distribution.sum()
         with np.errstate(divide="ignore"):
-            return np.log(law).astype(np.float32)
+            return np.log(distribution).astype(np.float32)
 
     def forward(self, batch, rows="all", view=None):
         self.states = []

@@ -33,12 +33,12 @@ def algorithm(models, prompt, limit, factor, k):
     while len(text) < len(prompt) + limit:
         drafted = []
         for _ in range(min(k, len(prompt) + limit - len(text))):
-            chances = models.after("a", text + [token for token, _ in drafted])
-            drafted.append((int(chances.argmax()), chances.max()))
+            probs = models.after("a", text + [token for token, _ in drafted])
+            drafted.append((int(probs.argmax()), probs.max()))
         checks += 1
-        for token, chance in drafted:
+        for token, prob in drafted:
             reference = models.after("b", text)
-            suspicious = chance >= factor * reference[token]
+            suspicious = prob >= factor * reference[token]
             text.append(int(reference.argmax()) if suspicious else token)
             if suspicious:
                 break

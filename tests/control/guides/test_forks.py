@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.control.capabilities import Forkable
-from paceline.control.guides.base import look_together
+from paceline.control.guides.base import run_trees_together
 from paceline.core import TokenTree
 from paceline.errors import MemoryFullError
 from tests.control.guides.beside_toy import SPECS, ToyBeside, toy_request
@@ -26,7 +26,7 @@ def alone(spec, text):
     beside = ToyBeside()
     guide = toy_request(beside, spec, PROMPT).controls[0]
     for size in range(len(PROMPT), len(text) + 1):
-        found = guide.law(beside.engine.logits_after(text[:size]), text[:size])
+        found = guide.ranking_logits(beside.engine.logits_after(text[:size]), text[:size])
     return found
 
 
@@ -43,9 +43,9 @@ def test_each_fork_answers_as_if_it_were_alone(name, steps, tree):
     def ask():
         """Every text is looked at, in one pass of each voice, and asked about."""
         asked = [(guide, np.array(text, np.int32)) for guide, text in texts.items()]
-        look_together([(guide, text, TokenTree.root(int(text[-1]))) for guide, text in asked])
+        run_trees_together([(guide, text, TokenTree.root(int(text[-1]))) for guide, text in asked])
         for guide, text in texts.items():
-            found = guide.law(beside.engine.logits_after(text), text)
+            found = guide.ranking_logits(beside.engine.logits_after(text), text)
             assert np.array_equal(found, alone(SPECS[name], text))
 
     ask()
@@ -57,14 +57,14 @@ def test_each_fork_answers_as_if_it_were_alone(name, steps, tree):
             text = [*texts[guide], new]
             texts[guide.fork(np.array(text, np.int32), None)] = text
             texts[guide].append((new + 1) % 11)
-        elif step == "jump" and not guide.grows:
+        elif step == "jump" and not guide.append_only:
             texts[guide] = [*PROMPT, *new]
         elif step == "end" and len(texts) > 1:
             guide.release()
             del texts[guide]
         if any(len(text) > 40 for text in texts.values()):
             break
-        if first.grows and step != "fork":
+        if first.append_only and step != "fork":
             for each in texts:  # every text is asked about at every length
                 if each is not guide or step != "grow":
                     texts[each].append(new if step == "grow" else 1)
@@ -81,7 +81,7 @@ def test_a_tree_for_each_of_several_texts_costs_one_pass():
         np.array(PROMPT, np.int32),
     )
     first.begin(beside.engine.open())
-    first.look(context, TokenTree.root(3))
+    first.run_tree(context, TokenTree.root(3))
     second = first.fork(np.array([*PROMPT, 4], np.int32), beside.engine.open())
     passes, forward = [], beside.engines["b"].forward
 
@@ -90,7 +90,7 @@ def test_a_tree_for_each_of_several_texts_costs_one_pass():
         return forward(batch, rows, view)
 
     beside.engines["b"].forward = counting
-    look_together(
+    run_trees_together(
         [
             (first, context, TokenTree.chain([3, 4, 5])),
             (second, np.append(context, np.int32(4)), TokenTree.root(4)),
@@ -107,7 +107,7 @@ def test_a_fork_that_finds_no_room_leaves_nothing_open():
     beside = ToyBeside()
     guide = toy_request(beside, SPECS["proxy"], PROMPT).controls[0]
     guide.begin(beside.engine.open())
-    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
+    guide.run_tree(np.array(PROMPT, np.int32), TokenTree.root(3))
     opened = beside.opened
 
     def full(sequence):
@@ -118,7 +118,7 @@ def test_a_fork_that_finds_no_room_leaves_nothing_open():
         guide.fork(np.array(PROMPT, np.int32), None)
     assert beside.opened == opened
     text = list(PROMPT)
-    found = guide.law(beside.engine.logits_after(text), text)
+    found = guide.ranking_logits(beside.engine.logits_after(text), text)
     assert np.array_equal(found, alone(SPECS["proxy"], text))
 
 
@@ -133,13 +133,13 @@ def test_what_is_released_can_be_begun_again_and_forks_begin_where_they_are():
 
     beside.engines["b"].forward = counting
     guide.begin(beside.engine.open())
-    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
+    guide.run_tree(np.array(PROMPT, np.int32), TokenTree.root(3))
     longer = np.array([*PROMPT, 5], np.int32)
     fork = guide.fork(longer, None)
     fork.begin(beside.engine.open())
-    fork.look(longer, TokenTree.root(5))
+    fork.run_tree(longer, TokenTree.root(5))
     assert sum(run) == 4  # every token once
     guide.release()
     guide.begin(beside.engine.open())
-    guide.look(np.array(PROMPT, np.int32), TokenTree.root(3))
+    guide.run_tree(np.array(PROMPT, np.int32), TokenTree.root(3))
     assert sum(run) == 7

@@ -22,19 +22,19 @@ def softmax(x):
     return powers / powers.sum()
 
 
-def near(law):
-    return pytest.approx(law / law.sum(), rel=1e-4, abs=1e-6)
+def near(distribution):
+    return pytest.approx(distribution / distribution.sum(), rel=1e-4, abs=1e-6)
 
 
 class Setting:
     """What models say after whole texts."""
 
-    def __init__(self, heat=0.0):
-        self.beside, self.heat = ToyBeside(), heat
+    def __init__(self, temperature=0.0):
+        self.beside, self.temperature = ToyBeside(), temperature
 
     def guided(self, spec, text):
-        """A guide's probabilities at temperature 1, asked once, without `look`."""
-        request = toy_request(self.beside, spec, PROMPT, self.heat)
+        """A guide's probabilities at temperature 1, asked once, without `run_tree`."""
+        request = toy_request(self.beside, spec, PROMPT, self.temperature)
         return softmax(request.controls[0].apply(self.after("a", text), list(text)))
 
     def after(self, model, text):
@@ -96,13 +96,13 @@ def test_cfg_of_scale_one_changes_nothing(text):
 
 @texts
 def test_cleangen_spreads_what_is_suspicious_by_the_reference(text):
-    for heat in (0.6, 1.0):
-        of = Setting(heat)
+    for temperature in (0.6, 1.0):
+        of = Setting(temperature)
         p, q = (of.after(m, text) for m in "ab")
         suspicious = softmax(p) >= 1.5 * softmax(q)
-        own, reference = softmax(p / heat), softmax(q / heat)
+        own, reference = softmax(p / temperature), softmax(q / temperature)
         expected = np.where(suspicious, 0, own) + own[suspicious].sum() * reference
-        request = toy_request(of.beside, "cleangen:b,factor=1.5", PROMPT, heat)
+        request = toy_request(of.beside, "cleangen:b,factor=1.5", PROMPT, temperature)
         logits = p
         for control in request.controls:  # the temperature, too
             logits = control.apply(logits, list(text))
@@ -134,15 +134,15 @@ def test_gedi_is_bayes_rule_over_the_whole_text(text):
     of = Setting()
     sums, last = class_sums(of, text, lambda row: np.log(softmax(row)), 1)
     evidence = [np.exp(2 / len(text) * (s + row)) for s, row in zip(sums, last, strict=True)]
-    chance = evidence[0] / (evidence[0] + evidence[1])
-    expected = softmax(of.after("a", text)) * chance**3
+    class_prob = evidence[0] / (evidence[0] + evidence[1])
+    expected = softmax(of.after("a", text)) * class_prob**3
     expected /= expected.sum()
     found = of.guided("gedi:b,xy,z,omega=3,alpha=2,rho=1", text)
     assert found == pytest.approx(expected, abs=1e-6)
     # With the filter: a token goes if it is among the least fitting 20 % and not fitting as such.
-    below = np.array([expected[chance <= own].sum() for own in chance])
-    kept = (below >= 0.2 - 1e-9) | (chance >= 0.5)
-    if np.abs(below - 0.2).min() > 1e-6 and np.abs(chance - 0.5).min() > 1e-6:
+    below = np.array([expected[class_prob <= own].sum() for own in class_prob])
+    kept = (below >= 0.2 - 1e-9) | (class_prob >= 0.5)
+    if np.abs(below - 0.2).min() > 1e-6 and np.abs(class_prob - 0.5).min() > 1e-6:
         found = of.guided("gedi:b,xy,z,omega=3,alpha=2,rho=0.8,tau=0.5", text)
         assert np.array_equal(found > 0, kept)
 
@@ -152,8 +152,8 @@ def test_air_is_bayes_rule_over_reconstructed_chances_of_what_was_written(text):
     of = Setting()
     sums, last = class_sums(of, text, lambda row: np.log(-1 / np.log(softmax(row))), 3)
     evidence = [np.exp(s + row) for s, row in zip(sums, last, strict=True)]
-    chance = evidence[0] / (evidence[0] + evidence[1])
-    expected = softmax(of.after("a", text)) * chance**2
+    class_prob = evidence[0] / (evidence[0] + evidence[1])
+    expected = softmax(of.after("a", text)) * class_prob**2
     assert of.guided("air:b,xy,z,omega=2", text) == near(expected)
 
 

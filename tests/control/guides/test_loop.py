@@ -36,9 +36,9 @@ def run(beside, drafter, request, budget=8):
     st.sampled_from([0.0, 0.7]),
 )
 @settings(max_examples=8, deadline=None)
-def test_the_output_is_that_of_plain_decoding(spec, prompt, length, budget, heat):
+def test_the_output_is_that_of_plain_decoding(spec, prompt, length, budget, temperature):
     beside = ToyBeside()
-    request = toy_request(beside, spec, prompt, heat, max_new_tokens=length)
+    request = toy_request(beside, spec, prompt, temperature, max_new_tokens=length)
     plain = run(beside, Root(), request)
     hostile = drafters.parse("hostile").build(Target(11, beside.engine))
     for drafter in (Oracle(beside.engine), hostile):
@@ -55,7 +55,7 @@ def test_every_node_of_a_tree_has_the_row_that_apply_finds_alone(spec, tree, tex
     beside, context = ToyBeside(), [1, 2, *text, int(tree.tokens[0])]
     request = toy_request(beside, spec, context)
     looked, alone = request.controls[0], toy_request(beside, spec, context).controls[0]
-    looked.look(np.array(context, np.int32), tree)
+    looked.run_tree(np.array(context, np.int32), tree)
     sizes = watched(beside)
     expected = []
     for node in range(len(tree)):
@@ -101,14 +101,14 @@ def test_a_text_that_was_read_in_parts_gives_the_same_rows(spec, text, most):
         if parts:
             context = np.array(text, np.int32)
             for _ in range(200):
-                late = control.behind(context)
+                late = control.lag(context)
                 if not late:
                     break
                 assert 0 < control.follow(context, most) <= most
-            assert not control.behind(context)
+            assert not control.lag(context)
             assert max(sizes, default=0) <= most + 8  # of a voice, what rides with it
             sizes.clear()
-        control.look(np.array(text, np.int32), tree)
+        control.run_tree(np.array(text, np.int32), tree)
         if parts:
             assert max(sizes) <= len(tree) + 8
         history = [*text[:-1], text[-1]]
@@ -126,7 +126,7 @@ def test_a_tree_costs_one_pass_of_each_voice(name):
     request = toy_request(beside, SPECS[name])
     sizes, trees_run = watched(beside), []
     control = request.controls[0]
-    look = control.look
+    look = control.run_tree
 
     def looking(context, tree):
         sizes.clear()
@@ -134,7 +134,7 @@ def test_a_tree_costs_one_pass_of_each_voice(name):
         assert sizes == [len(tree)] * COSTS[name]
         trees_run.append(len(tree))
 
-    control.look = looking
+    control.run_tree = looking
     output = run(beside, Oracle(beside.engine), request)
     assert len(trees_run) == output.passes < 20
     assert max(trees_run) == 9
@@ -288,7 +288,7 @@ def test_other_walks_are_guided_too():
     request = toy_request(beside, "proxy:b,c,alpha=4")
     tree, context = TokenTree.chain([3, 4, 5]), [1, 2, 3]
     logits = np.stack([beside.engine.logits_after([*context, 4, 5][: 3 + n]) for n in range(3)])
-    request.controls[0].look(np.array(context, np.int32), tree)
+    request.controls[0].run_tree(np.array(context, np.int32), tree)
     walked = lenient_walk(tree, logits, [*context], request, 0.0)
     expected = request.controls[0].apply(logits[0], context)
     assert walked.drawn[0] == int(expected.argmax())

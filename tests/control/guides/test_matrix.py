@@ -68,11 +68,13 @@ def setting(request, copies):
 
 @pytest.mark.parametrize("heat", [0.0, 1.0])
 @pytest.mark.parametrize("name", SPECS)
-def test_every_guide_gives_plain_decodings_output_with_every_drafter(setting, copies, name, heat):
+def test_every_guide_gives_plain_decodings_output_with_every_drafter(
+    setting, copies, name, temperature
+):
     engine, beside, nothing, built = setting
-    heated = (Temperature(heat),) if heat else ()
+    heated = (Temperature(temperature),) if temperature else ()
     prompt = tuple(beside.tokenizer.encode(PROMPT))
-    unguided = Request(prompt, 12 if engine.invariant else 7, heat, 5, heated)
+    unguided = Request(prompt, 12 if engine.invariant else 7, temperature, 5, heated)
     request = guided(unguided, [parse_guide(SPECS[name].format(*copies))], beside)
 
     def run(asked, drafter, budget):
@@ -120,7 +122,7 @@ def test_a_code_stands_behind_the_token_that_begins_every_text(copies):
     assert prompt[0] == 1  # BOS
     code = model.tokenizer.encode(" happy", special=False)
     for text, expected in ((prompt, [1, *code, *prompt[1:]]), (prompt[1:], [*code, *prompt[1:]])):
-        voice = beside.behind(str(copies[0]), " happy", Request(tuple(text), 4))
+        voice = beside.lag(str(copies[0]), " happy", Request(tuple(text), 4))
         assert voice._own(np.array(text, np.int32)).tolist() == expected
 
 

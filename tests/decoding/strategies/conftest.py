@@ -39,7 +39,7 @@ def run(engine):
     return lambda strategy, request: strategy.run(Task(engine, request))
 
 
-def chances(engine, tokens):
+def log_probs(engine, tokens):
     """Log chances of the successor of `tokens`, slowly: the whole text is run again."""
     rows = []
     sequence = engine.start(np.array(tokens, np.int32), lambda _, __, got: rows.append(got.copy()))

@@ -18,7 +18,7 @@ from paceline.decoding.strategies.scores import best
 from paceline.decoding.text_stream import TextStream
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
-from tests.decoding.strategies.conftest import chances
+from tests.decoding.strategies.conftest import log_probs
 from tests.decoding.test_text_stream import Letters
 from tests.toy import ToyEngine
 
@@ -65,7 +65,7 @@ def test_a_beam_of_one_is_greedy(run, prompts, engine):
     (output,) = run(Beam(width=1), Request(prompts[0], 12))
     tokens = list(prompts[0])
     for token in output.tokens:
-        assert token == chances(engine, tokens).argmax()
+        assert token == log_probs(engine, tokens).argmax()
         tokens.append(token)
 
 
@@ -80,9 +80,9 @@ def test_a_wide_enough_beam_finds_the_likeliest_text(seed, first, length):
     texts = [((), 0.0)]
     for _ in range(length):
         texts = [
-            ((*text, token), score + chance)
+            ((*text, token), score + prob)
             for text, score in texts
-            for token, chance in enumerate(chances(engine, [*prompt, *text]))
+            for token, prob in enumerate(log_probs(engine, [*prompt, *text]))
         ]
     expected = heapq.nlargest(3, texts, key=lambda text: text[1])
     assert [tuple(output.tokens) for output in found] == [text for text, _ in expected]
@@ -100,7 +100,7 @@ def test_controls_apply_to_every_hypothesis_and_dead_ones_die(stories, engine, p
     for output in settings.run(Task(engine, request)):
         assert "Lily" not in stories.tokenizer.decode(output.tokens)
         score = sum(
-            chances(engine, [*prompts[0], *output.tokens[:i]])[token]
+            log_probs(engine, [*prompts[0], *output.tokens[:i]])[token]
             for i, token in enumerate(output.tokens)
         )
         assert output.score == pytest.approx(score / 20)
@@ -112,10 +112,10 @@ class Nothing:
 
 
 class Guide(Nothing):
-    def look(self, *words):
+    def run_tree(self, *words):
         raise AssertionError("asked after all")
 
-    begin = behind = follow = holds = release = look
+    begin = lag = follow = positions = release = run_tree
 
 
 def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():

@@ -17,7 +17,7 @@ from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.best_of import BestOf
 from paceline.errors import MethodError, RequestError
 from tests.conftest import shared
-from tests.decoding.strategies.conftest import chances
+from tests.decoding.strategies.conftest import log_probs
 from tests.decoding.strategies.test_beam import Counting
 from tests.decoding.test_loop import Root
 from tests.toy import Oracle, ToyEngine
@@ -47,7 +47,7 @@ def test_each_sample_is_plain_decodings_for_its_seed(seed, n, together):
     assert sorted(map(key, found)) == sorted(map(key, expected))
     for output in found:
         score = [
-            chances(engine, [1, 2, *output.tokens[:i]])[token]
+            log_probs(engine, [1, 2, *output.tokens[:i]])[token]
             for i, token in enumerate(output.tokens)
         ]
         assert output.score == pytest.approx(np.mean(score))

@@ -3,7 +3,7 @@ import pytest
 
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
-from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.engines import open_engine
 from paceline.errors import MethodError, RequestError
 from tests.toy import ToyEngine
@@ -20,18 +20,18 @@ def slow(model, prompt, limit, k, penalty):
 
     tokens = list(prompt)
     for _ in range(limit):
-        chances, _ = look(tokens)
+        probs, _ = look(tokens)
         values = {}
-        for chance, token in zip(*chances.topk(k), strict=True):
+        for prob, token in zip(*probs.topk(k), strict=True):
             states = look([*tokens, int(token)])[1]
             states = states / states.norm(dim=-1, keepdim=True)
             similar = float((states[:-1] @ states[-1]).max())
-            values[int(token)] = (1 - penalty) * float(chance) - penalty * similar
+            values[int(token)] = (1 - penalty) * float(prob) - penalty * similar
         tokens.append(max(values, key=values.get))
     return tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize("settings", [Contrastive(), Contrastive(k=8, penalty=0.3)])
+@pytest.mark.parametrize("settings", [ContrastiveSearch(), ContrastiveSearch(k=8, penalty=0.3)])
 @pytest.mark.parametrize("name", ["native", "reference"])
 def test_it_takes_what_the_papers_formula_takes(stories, theirs, prompts, settings, name):
     engine = open_engine(stories, name)
@@ -41,22 +41,22 @@ def test_it_takes_what_the_papers_formula_takes(stories, theirs, prompts, settin
 
 
 def test_without_a_penalty_it_is_greedy(run, theirs, prompts):
-    (output,) = run(Contrastive(penalty=0.0), Request(prompts[1], 14))
+    (output,) = run(ContrastiveSearch(penalty=0.0), Request(prompts[1], 14))
     assert output.tokens == slow(theirs, prompts[1], 14, 1, 0.0)
 
 
 def test_it_ends_at_stop_tokens_and_at_the_context(run, prompts, engine):
-    free = run(Contrastive(), Request(prompts[0], 14))[0].tokens
-    (output,) = run(Contrastive(), Request(prompts[0], 14, stop_tokens=frozenset({free[5]})))
+    free = run(ContrastiveSearch(), Request(prompts[0], 14))[0].tokens
+    (output,) = run(ContrastiveSearch(), Request(prompts[0], 14, stop_tokens=frozenset({free[5]})))
     assert (output.tokens, output.finish) == (free[: free.index(free[5]) + 1], "stop")
     long = (prompts[0] * 200)[: engine.config.context - 3]
-    (output,) = run(Contrastive(), Request(long, 14))
+    (output,) = run(ContrastiveSearch(), Request(long, 14))
     assert (len(output.tokens), output.finish) == (3, "context")
 
 
 def test_engines_without_hidden_states_are_refused():
     with pytest.raises(MethodError, match="engine toy gives none"):
-        Contrastive().run(Task(ToyEngine(), Request((1, 2), 5)))
+        ContrastiveSearch().run(Task(ToyEngine(), Request((1, 2), 5)))
 
 
 def test_hidden_states_are_the_same_bits_however_they_are_made(engine, prompts):
@@ -101,4 +101,4 @@ def test_hidden_states_of_both_engines_agree(stories, engine, prompts):
 def test_bad_settings_are_refused():
     for settings in ({"k": 0}, {"k": 257}, {"penalty": -0.1}, {"penalty": float("nan")}):
         with pytest.raises(MethodError, match="contrastive"):
-            Contrastive(**settings)
+            ContrastiveSearch(**settings)

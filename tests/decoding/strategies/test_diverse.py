@@ -6,7 +6,7 @@ from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.diverse import DiverseBeam
 from paceline.errors import MethodError
-from tests.decoding.strategies.conftest import chances
+from tests.decoding.strategies.conftest import log_probs
 from tests.decoding.strategies.test_beam import Counting
 
 
@@ -18,7 +18,7 @@ def slow(engine, prompt, limit, groups, width, penalty):
         for group, texts in enumerate(beams):
             options = []
             for text, score in texts:
-                row = chances(engine, [*prompt, *text])
+                row = log_probs(engine, [*prompt, *text])
                 for token in np.argsort(-(row - penalty * taken), kind="stable")[:width]:
                     total = score + row[token]
                     options.append((total - penalty * taken[token], total, (*text, int(token))))

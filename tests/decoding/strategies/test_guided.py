@@ -14,7 +14,7 @@ from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.best_of import BestOf
-from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.decoding.strategies.diverse import DiverseBeam
 from paceline.decoding.strategies.lattice import LatticeSearch
 from paceline.decoding.strategies.planning import Planning
@@ -40,7 +40,7 @@ SEARCHES = {
     "beam": Beam(width=3, returned=3),
     "diverse": DiverseBeam(width=4, groups=2, returned=4, penalty=1.0),
     "lattice": LatticeSearch(nodes=30, width=3, suffix=2, least=0.0, returned=4),
-    "contrastive": Contrastive(k=3, penalty=0.4),
+    "contrastive": ContrastiveSearch(k=3, penalty=0.4),
     "planning": Planning(rollouts=6, k=3, returned=3, reward=reward),
 }
 TOYS = [name for name in LAWS if name != "dola"]
@@ -173,11 +173,11 @@ def test_a_fan_of_candidates_is_one_pass_of_the_guide():
 
 @pytest.mark.parametrize("name", TOYS)
 def test_each_sample_is_what_its_seed_gives_alone_and_all_share_passes(name):
-    heat, prompt = Temperature(1.3), [1, 2, 3]
+    temperature, prompt = Temperature(1.3), [1, 2, 3]
 
     def request(models, seed):
         guided = models.request([name], prompt, 9, temperature=1.3, seed=seed)
-        return replace(guided, controls=(*guided.controls, heat))
+        return replace(guided, controls=(*guided.controls, temperature))
 
     models = toys(ToyEngine)
     passes = recorded(models)
@@ -238,7 +238,7 @@ def test_an_interrupted_search_leaves_nothing_open(kind, name, after):
 class Taste:
     """A guide of one's own: it likes the token that a fork has read least often."""
 
-    grows, log = False, []
+    append_only, log = False, []
 
     def __init__(self, read=()):
         self.read = list(read)
@@ -246,12 +246,12 @@ class Taste:
     def begin(self, sequence):
         self.log.append("begin")
 
-    def behind(self, context):
+    def lag(self, context):
         return 0
 
-    follow = holds = lambda self, *words: 0
+    follow = positions = lambda self, *words: 0
 
-    def look(self, context, tree):
+    def run_tree(self, context, tree):
         assert tree.tokens[0] == context[-1]
         self.read = context.tolist()
 
@@ -266,17 +266,19 @@ class Taste:
         assert self.read == history
         return logits - np.bincount(history, minlength=11).astype(np.float32)
 
-    law = apply
+    ranking_logits = apply
 
 
 def test_a_guide_of_ones_own_is_followed_by_a_fork_for_each_text():
-    def law(models, text, p, prompt):
+    def distribution(models, text, p, prompt):
         return p * np.exp(-np.bincount(text, minlength=11).astype(np.float64))
 
     prompt, search, models = [1, 2, 3], SEARCHES["beam"], toys()
     request = Request(tuple(prompt), LIMIT, controls=(Taste(),))
     found = searched(search, models.engine, request)
-    assert_same(found, searched(search, Recomputed(models, [law], 3), Request((1, 2, 3), LIMIT)))
+    assert_same(
+        found, searched(search, Recomputed(models, [distribution], 3), Request((1, 2, 3), LIMIT))
+    )
     assert Taste.log.count("begin") == Taste.log.count("release") > 3
 
 

@@ -9,7 +9,7 @@ from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.lattice import Lattice, LatticeSearch
 from paceline.decoding.strategies.search import Search
 from paceline.errors import MethodError
-from tests.decoding.strategies.conftest import chances
+from tests.decoding.strategies.conftest import log_probs
 from tests.decoding.strategies.test_beam import Counting
 from tests.toy import ToyEngine
 
@@ -31,10 +31,10 @@ def test_every_path_is_made_of_steps_with_the_chances_of_their_place(first, widt
     lattice, _ = lattice_of(settings, engine, request)
     assert engine.opened == 0
     for node in lattice.nodes[1:]:
-        before, chance = node.into[0]
+        before, prob = node.into[0]
         assert before.tokens == node.tokens[:-1]
-        row = chances(engine, [*request.prompt, *before.tokens])
-        assert chance == pytest.approx(row[node.tokens[-1]])
+        row = log_probs(engine, [*request.prompt, *before.tokens])
+        assert prob == pytest.approx(row[node.tokens[-1]])
         for parent, _ in node.into:  # steps go down: there are no circles
             assert len(parent.tokens) < len(node.tokens)
             shared = (*parent.tokens, node.tokens[-1])[-suffix:]
@@ -53,7 +53,7 @@ def test_without_merging_and_with_passes_enough_it_is_exhaustive():
     ways = lattice.best(200)
     assert len(ways) == 81
     for tokens, score, ended in ways:
-        rows = [chances(engine, [1, 2, *tokens[:i]])[token] for i, token in enumerate(tokens)]
+        rows = [log_probs(engine, [1, 2, *tokens[:i]])[token] for i, token in enumerate(tokens)]
         assert (score, ended) == (pytest.approx(np.mean(rows)), False)
 
 

@@ -77,7 +77,7 @@ def test_ngrams_say_which_token_belongs_to_which_draft():
 
 def counted(texts, context, token, base):
     """The definition, told slowly."""
-    chance = base
+    prob = base
     for back in range(1, 6):
         end = context[-back:]
         if back > len(context):
@@ -91,8 +91,8 @@ def counted(texts, context, token, base):
         if not after:
             break
         kinds = len(set(after))
-        chance = (after.count(token) + kinds * chance) / (len(after) + kinds)
-    return chance
+        prob = (after.count(token) + kinds * prob) / (len(after) + kinds)
+    return prob
 
 
 TEXTS = st.lists(st.lists(st.integers(0, 3), max_size=20), max_size=4)
@@ -103,7 +103,7 @@ TEXTS = st.lists(st.lists(st.integers(0, 3), max_size=20), max_size=4)
 def test_ngrams_count_as_defined(texts, context):
     base = np.array([0.4, 0.3, 0.2, 0.1])
     ngrams = Ngrams([np.array(text, np.int32) for text in texts])
-    found = ngrams.chances(np.array(context, np.int32), np.arange(4, dtype=np.int32), base)
+    found = ngrams.probs(np.array(context, np.int32), np.arange(4, dtype=np.int32), base)
     expected = [counted(texts, context, token, base[token]) for token in range(4)]
     np.testing.assert_allclose(found, expected)
     assert found.sum() == pytest.approx(1.0)

@@ -173,4 +173,4 @@ def test_one_call_where_no_more_are_wanted(lm):
     for wish, names in ((None, ["dig", "fly"]), (True, ["dig", "fly"]), (False, ["dig"])):
         body = ChatBody(messages=TALK, tools=tools, parallel_tool_calls=wish, max_tokens=4)
         [ask] = chat_asks(lm, body, "a", "", Limits())
-        assert [call.name for call in ask.request.reading(two)[1]] == names
+        assert [call.name for call in ask.request.parser(two)[1]] == names

@@ -8,7 +8,7 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
-from paceline.control.guides.class_conditional import ClassGuidance, Sums, wanted
+from paceline.control.guides.class_conditional import ClassGuide, Sums, wanted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -51,17 +51,17 @@ class Air(GuideMethod):
         quoted("air:positive", self.positive)
         quoted("air:negative", self.negative)
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With two texts of the model."""
         codes = (quoted("air", self.positive), quoted("air", self.negative))
-        voices = [beside.behind(self.model, code, request) for code in codes]
+        streams = [models.lag(self.model, code, request) for code in codes]
         first = max(len(request.prompt), 1)
-        return ClassGuidance(self.edit, reconstructed, voices, request, first)
+        return ClassGuide(self.edit, reconstructed, streams, request, first)
 
     def edit(self, logits: Floats, scores: list[Logs], sums: Sums, count: int) -> Floats:
         """The formula above; `scores` are the logs of reconstructed chances [V] in each class."""
-        chance = wanted([score + s for score, s in zip(scores, sums, strict=True)])
-        weighed = log_softmax(logits) + self.omega * chance
+        class_log_prob = wanted([score + s for score, s in zip(scores, sums, strict=True)])
+        weighed = log_softmax(logits) + self.omega * class_log_prob
         return weighed.astype(np.float32)
 
 

@@ -37,7 +37,7 @@ class GuideMethod(Method, ABC):
     passes: ClassVar[str]
 
     @abstractmethod
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """The guide for one request.
 
         Raises:
@@ -45,7 +45,7 @@ class GuideMethod(Method, ABC):
         """
 
 
-class Guidance:
+class Guide:
     """A guide at work: a `control.base.Branching`.
 
     Args:
@@ -55,17 +55,17 @@ class Guidance:
         law: as `edit`, where searches compare chances; the same if None.
     """
 
-    grows = False
+    append_only = False
 
     def __init__(
         self,
         edit: Callable[..., Floats],
-        voices: Sequence[GuideStream],
+        streams: Sequence[GuideStream],
         request: Request,
-        law: Callable[..., Floats] | None = None,
+        ranking_edit: Callable[..., Floats] | None = None,
     ) -> None:
-        self._edit, self._law = edit, law or edit
-        self.voices, self._prompt = voices, request.prompt
+        self._edit, self._ranking_edit = edit, ranking_edit or edit
+        self.streams, self._prompt = streams, request.prompt
         self.target: Cached | None = None
         self._context: list[int] = []
         self._tree: TokenTree | None = None  # whose rows are there
@@ -83,30 +83,30 @@ class Guidance:
             )
         self.target = sequence
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """See `Looking`."""
-        return max(voice.behind(context) for voice in self.voices)
+        return max(stream.lag(context) for stream in self.streams)
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """See `Looking`."""
-        return max(voice.follow(context, most) for voice in self.voices)
+        return max(stream.follow(context, max_tokens) for stream in self.streams)
 
-    def holds(self, length: int) -> list[tuple[Engine, int]]:
+    def positions(self, length: int) -> list[tuple[Engine, int]]:
         """See `Looking`."""
-        return [(voice.engine, voice.length(length)) for voice in self.voices]
+        return [(stream.engine, stream.length(length)) for stream in self.streams]
 
-    def look(self, context: Tokens, tree: TokenTree) -> None:
+    def run_tree(self, context: Tokens, tree: TokenTree) -> None:
         """See `Looking`."""
-        look_together([(self, context, tree)])
+        run_trees_together([(self, context, tree)])
 
     def fork(self, context: Tokens, target: Cached | None) -> Self:
         """See `Branching`."""
         other = copy(self)
         other.target = target
-        other.voices = voices = list[GuideStream]()
+        other.streams = streams = list[GuideStream]()
         try:
-            for voice in self.voices:
-                voices.append(voice.fork(context))
+            for stream in self.streams:
+                streams.append(stream.fork(context))
         except BaseException:
             other.release()
             raise
@@ -116,16 +116,16 @@ class Guidance:
         """See `Looking`."""
         self.target = self._tree = None
         self._rows = []
-        for voice in self.voices:
-            voice.release()
+        for stream in self.streams:
+            stream.release()
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Guide the logits [V] at the end of `history`; what is forbidden stays so."""
         return self._guide(logits, history, self._edit)
 
-    def law(self, logits: Floats, history: list[int]) -> Floats:
+    def ranking_logits(self, logits: Floats, history: list[int]) -> Floats:
         """See `Branching`."""
-        return self._guide(logits, history, self._law)
+        return self._guide(logits, history, self._ranking_edit)
 
     def _guide(self, logits: Floats, history: list[int], edit: Callable[..., Floats]) -> Floats:
         node = self._node(history)
@@ -133,7 +133,7 @@ class Guidance:
             logits = logits.copy()  # they may be the last pass's of an engine that is to run now
             context, tree = np.array(history, np.int32), TokenTree.root(history[-1])
             self.prepare(context)
-            self.keep(context, tree, [voice.run(context, tree) for voice in self.voices])
+            self.keep(context, tree, [stream.run(context, tree) for stream in self.streams])
             node = 0
         guided = self.guided(logits, [rows[node] for rows in self._rows], history, edit)
         return np.where(np.isneginf(logits), logits, guided).astype(np.float32)
@@ -164,7 +164,7 @@ class Guidance:
         return node
 
 
-def look_together(asked: Sequence[tuple[Guidance, Tokens, TokenTree]]) -> None:
+def run_trees_together(asked: Sequence[tuple[Guide, Tokens, TokenTree]]) -> None:
     """Let guides of one kind, each with a text and a tree of its own, share a pass of each voice.
 
     They are forks of one, or made by one method for several requests.
@@ -173,12 +173,12 @@ def look_together(asked: Sequence[tuple[Guidance, Tokens, TokenTree]]) -> None:
     if not ready:
         return
     rows = []
-    for voices in zip(*(guide.voices for guide, _, _ in ready), strict=True):
-        pairs = zip(voices, ready, strict=True)
+    for streams in zip(*(guide.streams for guide, _, _ in ready), strict=True):
+        pairs = zip(streams, ready, strict=True)
         questions = [
-            GuidePass(voice, context, tree, g.target) for voice, (g, context, tree) in pairs
+            GuidePass(stream, context, tree, g.target) for stream, (g, context, tree) in pairs
         ]
-        rows.append(voices[0].together(questions))
+        rows.append(streams[0].together(questions))
     for (guide, context, tree), own in zip(ready, zip(*rows, strict=True), strict=True):
         guide.keep(context, tree, list(own))
 
@@ -232,7 +232,7 @@ def parse_guide(text: str) -> GuideMethod:
     return found
 
 
-def guided(request: Request, methods: Sequence[GuideMethod], beside: GuideModels) -> Request:
+def guided(request: Request, methods: Sequence[GuideMethod], models: GuideModels) -> Request:
     """`request` with guides before its other controls, in their order.
 
     Raises:
@@ -244,5 +244,5 @@ def guided(request: Request, methods: Sequence[GuideMethod], beside: GuideModels
         if a.order == b.order:
             names = " and ".join(getattr(m, "name", type(m).__name__) for m in (a, b))
             raise MethodError(f"no order is defined for the guides {names}; give one of them")
-    bound = tuple(method.bind(request, beside) for method in found)
+    bound = tuple(method.bind(request, models) for method in found)
     return replace(request, controls=(*bound, *request.controls))

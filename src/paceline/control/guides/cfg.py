@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import Guidance, GuideMethod, quoted
+from paceline.control.guides.base import Guide, GuideMethod, quoted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.guides.guide_stream import GuideStream
 from paceline.control.logits import softmax
@@ -57,15 +57,15 @@ class Cfg(GuideMethod):
         require(0 <= self.stop <= 1, "cfg:stop", self.stop, "0 to 1")
         quoted("cfg:negative", self.negative)
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With a second sequence of the model."""
-        own = beside.tokenizer.encode(quoted("cfg:negative", self.negative))
-        if own == beside.tokenizer.encode(""):
+        own = models.tokenizer.encode(quoted("cfg:negative", self.negative))
+        if own == models.tokenizer.encode(""):
             own = [*own, *request.prompt[-1:]]
-        voice = beside.reading(beside.engine, request, own, len(request.prompt))
+        stream = models.open_stream(models.engine, request, own, len(request.prompt))
         if self.stop:
-            return _Adaptive(self, voice, request)
-        return Guidance(self.edit, [voice], request)
+            return _Adaptive(self, stream, request)
+        return Guide(self.edit, [stream], request)
 
     def edit(self, logits: Floats, other: Floats) -> Floats:
         """The formula above, over [V]; exactly `logits` at scale 1."""
@@ -73,28 +73,28 @@ class Cfg(GuideMethod):
         return guided
 
 
-class _Adaptive(Guidance):
+class _Adaptive(Guide):
     """Where the end is depends on what was drawn before, so a text is asked about in order."""
 
-    grows = True
+    append_only = True
 
-    def __init__(self, method: Cfg, voice: GuideStream, request: Request) -> None:
-        super().__init__(method.edit, [voice], request)
+    def __init__(self, method: Cfg, stream: GuideStream, request: Request) -> None:
+        super().__init__(method.edit, [stream], request)
         self._stop = method.stop
         self._reached = len(request.prompt) - 1  # longest text asked about
         self._end: int | None = None  # length of the text at which the two agreed
 
     def prepare(self, context: Tokens) -> bool:
-        """See `Guidance`; nothing is run behind the end."""
+        """See `Guide`; nothing is run behind the end."""
         return not self._ended(len(context)) and super().prepare(context)
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """See `Looking`; nothing is lacking behind the end."""
-        return 0 if self._ended(len(context)) else super().behind(context)
+        return 0 if self._ended(len(context)) else super().lag(context)
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """See `Looking`; nothing is read behind the end."""
-        return 0 if self._ended(len(context)) else super().follow(context, most)
+        return 0 if self._ended(len(context)) else super().follow(context, max_tokens)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Guide, up to the end."""
@@ -108,7 +108,7 @@ class _Adaptive(Guidance):
         self._reached = size
         return super().apply(logits, history)
 
-    law = apply
+    ranking_edit = apply
 
     def guided(
         self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]

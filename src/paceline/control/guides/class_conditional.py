@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from paceline.control.guides.base import Guidance, Logs
+from paceline.control.guides.base import Guide, Logs
 from paceline.control.guides.guide_stream import GuideStream
 from paceline.core import Floats, Request, Tokens, TokenTree
 
@@ -22,7 +22,7 @@ def wanted(evidence: Sequence[Logs]) -> Logs:
     return found
 
 
-class ClassGuidance(Guidance):
+class ClassGuide(Guide):
     """Keeps, for each class, the sum of the scores of a text's tokens.
 
     Sums are made token by token, in order: the same floats however the text was drafted.
@@ -40,34 +40,34 @@ class ClassGuidance(Guidance):
         self,
         weigh: Callable[[Floats, list[Logs], Sums, int], Floats],
         score: Callable[[Floats], Logs],
-        voices: Sequence[GuideStream],
+        streams: Sequence[GuideStream],
         request: Request,
         first: int,
     ) -> None:
-        super().__init__(weigh, voices, request)
+        super().__init__(weigh, streams, request)
         self._score, self._first = score, first
         self._sums: Sums = (0.0, 0.0)  # over the context of the last tree
         self._scored = np.empty(0, np.int32)  # the text that was read last
         self._read: Sums = (0.0, 0.0)  # over it
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """See `Looking`."""
         if self._after(context.tolist()) is not None:
             return 0
         known = self._known(context)
-        before = super().behind(context[:known]) if known == self._first else 0
+        before = super().lag(context[:known]) if known == self._first else 0
         return before + max(len(context) - known, 0)
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """See `Looking`: tokens are scored as they are read."""
         known = self._known(context)
         if known == self._first:  # what does not count is read without scores
-            read = super().follow(context[:known], most)
-            if read and most is not None:
+            read = super().follow(context[:known], max_tokens)
+            if read and max_tokens is not None:
                 return read
         if self._after(context.tolist()) is not None:
             return 0
-        return self._score_more(context, len(context) if most is None else most)
+        return self._score_more(context, len(context) if max_tokens is None else max_tokens)
 
     def release(self) -> None:
         """See `Looking`."""
@@ -77,14 +77,14 @@ class ClassGuidance(Guidance):
     def guided(
         self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
     ) -> Floats:
-        """See `Guidance`."""
+        """See `Guide`."""
         sums = self._after(history)
         assert sums is not None
         scores = [self._score(row) for row in rows]
         return edit(logits, scores, sums, len(history) - self._first)
 
     def prepare(self, context: Tokens) -> bool:
-        """See `Guidance`; knows the sums over `context` from the last tree, or makes them anew."""
+        """See `Guide`; knows the sums over `context` from the last tree, or makes them anew."""
         sums = self._after(context.tolist())
         self._tree = None
         self._sums = self._summed(context) if sums is None else sums
@@ -115,16 +115,16 @@ class ClassGuidance(Guidance):
         self._score_more(context, len(context))
         return self._read if len(context) > self._first else (0.0, 0.0)
 
-    def _score_more(self, context: Tokens, most: int) -> int:
-        """Score up to `most` tokens more of `context`, run in pieces; how many there were."""
+    def _score_more(self, context: Tokens, max_tokens: int) -> int:
+        """Score up to `max_tokens` tokens more of `context`, run in pieces; how many there were."""
         begin = self._known(context)
         if begin == self._first:
             self._scored, self._read = self._scored[:0], (0.0, 0.0)
-        end = min(begin + most, len(context))
-        size = max(16, min(256, _LOGITS // self.voices[0].engine.config.vocab_size))
+        end = min(begin + max_tokens, len(context))
+        size = max(16, min(256, _LOGITS // self.streams[0].engine.config.vocab_size))
         for start in range(begin, end, size):
             chain = TokenTree.chain(context[start - 1 : min(start + size, end) - 1])
-            rows = [voice.run(context[:start], chain) for voice in self.voices]
+            rows = [stream.run(context[:start], chain) for stream in self.streams]
             for node, token in enumerate(context[start:][: len(chain)].tolist()):
                 self._read = self._added(self._read, [each[node] for each in rows], token)
             self._scored = context[: start + len(chain)].copy()

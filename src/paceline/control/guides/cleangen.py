@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import Guidance, GuideMethod, log_softmax
+from paceline.control.guides.base import Guide, GuideMethod, log_softmax
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -49,26 +49,29 @@ class CleanGen(GuideMethod):
     def __post_init__(self) -> None:
         require(1 <= self.factor <= 1e6, "cleangen:factor", self.factor, "1 to 1000000")
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With the reference beside the target."""
-        voice = beside.voice(self.reference, request)
-        edit, law = (partial(self.edit, heat=heat) for heat in (request.temperature, 1.0))
-        return Guidance(edit, [voice], request, law)
+        stream = models.stream(self.reference, request)
+        edit, ranking_edit = (
+            partial(self.edit, temperature=temperature)
+            for temperature in (request.temperature, 1.0)
+        )
+        return Guide(edit, [stream], request, ranking_edit)
 
-    def edit(self, logits: Floats, reference: Floats, heat: float) -> Floats:
-        """The logits [V] that, divided by `heat`, are the law above.
+    def edit(self, logits: Floats, reference: Floats, temperature: float) -> Floats:
+        """The logits [V] that, divided by `temperature`, are the law above.
 
-        Suspicion is judged at temperature 1; token and replacement are drawn at `heat`.
+        Suspicion is judged at temperature 1; token and replacement are drawn at `temperature`.
         """
         odds = log_softmax(logits) - log_softmax(reference)
         suspicious = odds >= np.log(self.factor)
         if not suspicious.any():
             return logits
-        if heat == 0:
+        if temperature == 0:
             return reference if suspicious[logits.argmax()] else logits
-        own, other = log_softmax(logits / heat), log_softmax(reference / heat)
+        own, other = log_softmax(logits / temperature), log_softmax(reference / temperature)
         with np.errstate(divide="ignore"):
             spread = other + np.log(np.exp(own[suspicious]).sum())
         mixed = np.logaddexp(np.where(suspicious, -np.inf, own), spread)
-        tempered: Floats = (heat * mixed).astype(np.float32)
+        tempered: Floats = (temperature * mixed).astype(np.float32)
         return tempered

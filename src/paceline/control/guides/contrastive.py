@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import Guidance, GuideMethod, plausible
+from paceline.control.guides.base import Guide, GuideMethod, plausible
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -15,7 +15,7 @@ from paceline.registry import Source, guides
 
 @guides.register("contrastive", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class Contrastive(GuideMethod):
+class ContrastiveDecoding(GuideMethod):
     """Prefer what the model knows and a weaker one does not: (1 + beta) * logits - beta * amateur.
 
     Only tokens at least alpha times as likely as the model's best may be drawn, so that what both
@@ -45,9 +45,9 @@ class Contrastive(GuideMethod):
         require(0 <= self.alpha <= 1, "contrastive:alpha", self.alpha, "0 to 1")
         require(0 <= self.beta <= 100, "contrastive:beta", self.beta, "0 to 100")
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With the amateur beside the target."""
-        return Guidance(self.edit, [beside.voice(self.amateur, request)], request)
+        return Guide(self.edit, [models.stream(self.amateur, request)], request)
 
     def edit(self, logits: Floats, amateur: Floats) -> Floats:
         """The formula above, over [V]."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from paceline.control.base import require
 from paceline.control.guides.base import (
-    Guidance,
+    Guide,
     GuideMethod,
     Logs,
     log_softmax,
@@ -54,20 +54,20 @@ class Dola(GuideMethod):
     def __post_init__(self) -> None:
         require(0 <= self.alpha <= 1, "dola:alpha", self.alpha, "0 to 1")
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With views of the target.
 
         Raises:
             MethodError: the engine has none, or the model no such layers.
         """
-        engine = beside.engine
+        engine = models.engine
         if "layers" not in engine.abilities:
             raise MethodError(
                 f"dola needs an engine that can leave out layers, and {engine.name} cannot; "
                 "use native or reference, and one model"
             )
         exits = candidates(self.layers, len(engine.config.layers), engine.config.tied)
-        return Guidance(self.edit, [_Exits(engine, exits)], request)
+        return Guide(self.edit, [_Exits(engine, exits)], request)
 
     def edit(self, logits: Floats, early: Floats) -> Floats:
         """The formula above; `early` are the candidates' logits [J, V]."""
@@ -87,11 +87,11 @@ class _Exits(GuideStream):
         self._view = View(layers=layers, exits=np.array(before, np.int32) if before else None)
         self._count = len(exits)
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """Nothing: the target's own sequence is there."""
         return 0
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """Nothing, likewise."""
         return 0
 
@@ -102,10 +102,10 @@ class _Exits(GuideStream):
     @staticmethod
     def together(asked: Sequence[GuidePass]) -> list[Floats]:
         """See `GuideStream`; without the target's sequence, in one that follows the text."""
-        first = asked[0].voice
+        first = asked[0].stream
         assert isinstance(first, _Exits)
         entries = [
-            each.voice.ready(each.context, each.tree)
+            each.stream.ready(each.context, each.tree)
             if each.target is None
             else (each.target, each.tree)
             for each in asked

@@ -8,7 +8,7 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
-from paceline.control.guides.class_conditional import ClassGuidance, Sums, wanted
+from paceline.control.guides.class_conditional import ClassGuide, Sums, wanted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -54,26 +54,28 @@ class Gedi(GuideMethod):
     catalogue = (127,)
 
     def __post_init__(self) -> None:
-        for name, most in {"omega": 1000.0, "rho": 1.0, "tau": 1.0, "alpha": 1000.0}.items():
+        for name, largest in {"omega": 1000.0, "rho": 1.0, "tau": 1.0, "alpha": 1000.0}.items():
             value = getattr(self, name)
-            require(0 <= value <= most, f"gedi:{name}", value, f"0 to {most:g}")
+            require(0 <= value <= largest, f"gedi:{name}", value, f"0 to {largest:g}")
         quoted("gedi:positive", self.positive)
         quoted("gedi:negative", self.negative)
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With two texts of the model."""
         codes = (quoted("gedi", self.positive), quoted("gedi", self.negative))
-        voices = [beside.behind(self.model, code, request) for code in codes]
-        return ClassGuidance(self.edit, log_softmax, voices, request, first=1)
+        streams = [models.lag(self.model, code, request) for code in codes]
+        return ClassGuide(self.edit, log_softmax, streams, request, first=1)
 
     def edit(self, logits: Floats, scores: list[Logs], sums: Sums, count: int) -> Floats:
         """The formula above; `scores` are log chances of every token [V] in each class."""
         scale = self.alpha / (count + 1)
-        chance = wanted([scale * (score + s) for score, s in zip(scores, sums, strict=True)])
-        weighed = log_softmax(logits) + self.omega * chance
-        order = np.argsort(chance, kind="stable")
+        class_log_prob = wanted(
+            [scale * (score + s) for score, s in zip(scores, sums, strict=True)]
+        )
+        weighed = log_softmax(logits) + self.omega * class_log_prob
+        order = np.argsort(class_log_prob, kind="stable")
         mass = np.exp(log_softmax(weighed))[order].cumsum()
         with np.errstate(divide="ignore"):
-            against = (mass < 1 - self.rho) & (chance[order] < np.log(self.tau))
+            against = (mass < 1 - self.rho) & (class_log_prob[order] < np.log(self.tau))
         weighed[order[against]] = -np.inf
         return weighed.astype(np.float32)

@@ -54,19 +54,19 @@ class GuideModels:
             self.seconds += perf_counter() - start
         return self._engines[source]
 
-    def voice(self, source: str, request: Request) -> GuideStream:
+    def stream(self, source: str, request: Request) -> GuideStream:
         """A checkpoint that reads the request's own text."""
-        return self.reading(self.open(source), request)
+        return self.open_stream(self.open(source), request)
 
-    def behind(self, source: str, code: str, request: Request) -> GuideStream:
+    def lag(self, source: str, code: str, request: Request) -> GuideStream:
         """A checkpoint that reads the request's text behind `code`, and both behind a BOS token."""
         begin = self.tokenizer.encode("")
         if not begin or list(request.prompt[: len(begin)]) != begin:
             begin = []
         own = [*begin, *self.tokenizer.encode(code, special=False)]
-        return self.reading(self.open(source), request, own, len(begin))
+        return self.open_stream(self.open(source), request, own, len(begin))
 
-    def reading(
+    def open_stream(
         self, engine: Engine, request: Request, begin: Sequence[int] = (), instead: int = 0
     ) -> GuideStream:
         """An engine that reads `begin` instead of the first `instead` tokens of the prompt.
@@ -74,8 +74,8 @@ class GuideModels:
         Raises:
             RequestError: its context is too small for the longest output.
         """
-        most = min(request.max_new_tokens, self.engine.config.context - len(request.prompt))
-        longest = len(begin) - instead + len(request.prompt) + most - 1  # the last is not run
+        max_tokens = min(request.max_new_tokens, self.engine.config.context - len(request.prompt))
+        longest = len(begin) - instead + len(request.prompt) + max_tokens - 1  # the last is not run
         if longest > engine.config.context:
             raise RequestError(
                 f"a guide sees {engine.config.context} tokens, and this request may come to "

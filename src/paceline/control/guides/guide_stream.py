@@ -31,13 +31,13 @@ class GuideStream:
         self.follower = Follower(engine)
         self.size, self._begin, self._instead = size, np.array(begin, np.int32), instead
 
-    def behind(self, context: Tokens) -> int:
+    def lag(self, context: Tokens) -> int:
         """Tokens that it must still read to run a tree behind the target's text [S]."""
         return self.follower.behind(self._own(context))
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
-        """Read the target's text [S] but its last token, or up to `most` tokens more of it."""
-        return self.follower.follow(self._own(context), most)
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
+        """Read the target's text [S] except its last token, at most `max_tokens` tokens more."""
+        return self.follower.follow(self._own(context), max_tokens)
 
     def length(self, context: int) -> int:
         """Positions that it takes for so many tokens of the target's text."""
@@ -50,13 +50,13 @@ class GuideStream:
     @staticmethod
     def together(asked: Sequence[GuidePass]) -> list[Floats]:
         """As `run` of each, in one pass; the voices are of one kind, and have one engine."""
-        entries = [each.voice.ready(each.context, each.tree) for each in asked]
-        logits = asked[0].voice.engine.forward(entries)
+        entries = [each.stream.ready(each.context, each.tree) for each in asked]
+        logits = asked[0].stream.engine.forward(entries)
         parts = np.split(logits, np.cumsum([len(tree) for _, tree in entries])[:-1])
         found = []
         for each, (_, tree), rows in zip(asked, entries, parts, strict=True):
-            each.voice.follower.ran(tree)
-            found.append(fitted(rows[-len(each.tree) :], each.voice.size))
+            each.stream.follower.ran(tree)
+            found.append(fitted(rows[-len(each.tree) :], each.stream.size))
         return found
 
     def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
@@ -91,7 +91,7 @@ class GuidePass(NamedTuple):
         target: the target's own sequence, which holds the text before the root, if there is.
     """
 
-    voice: GuideStream
+    stream: GuideStream
     context: Tokens
     tree: TokenTree
     target: Cached | None = None

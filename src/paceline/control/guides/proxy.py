@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paceline.control.base import require
-from paceline.control.guides.base import Guidance, GuideMethod
+from paceline.control.guides.base import Guide, GuideMethod
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -13,7 +13,7 @@ from paceline.registry import Source, guides
 
 @guides.register("proxy", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
-class Proxy(GuideMethod):
+class ProxyTuning(GuideMethod):
     """Add what tuning did to a small model: logits + alpha * (tuned - base).
 
     The model gets a small model's tuning without a change to its weights.
@@ -41,10 +41,10 @@ class Proxy(GuideMethod):
     def __post_init__(self) -> None:
         require(abs(self.alpha) <= 100, "proxy:alpha", self.alpha, "-100 to 100")
 
-    def bind(self, request: Request, beside: GuideModels) -> Control:
+    def bind(self, request: Request, models: GuideModels) -> Control:
         """With both models beside the target."""
-        voices = [beside.voice(self.tuned, request), beside.voice(self.base, request)]
-        return Guidance(self.edit, voices, request)
+        streams = [models.stream(self.tuned, request), models.stream(self.base, request)]
+        return Guide(self.edit, streams, request)
 
     def edit(self, logits: Floats, tuned: Floats, base: Floats) -> Floats:
         """The formula above, over [V]."""

@@ -129,7 +129,7 @@ class TextControl:
         edited: Floats = np.where(self._row(state), logits, np.float32(-np.inf))
         return edited
 
-    def writes(self, text: str) -> bool:
+    def can_contain(self, text: str) -> bool:
         """Whether a text may begin an output, and so stand anywhere; see `Judging`."""
         state: State | None = self._inner.start
         for character in text:

@@ -86,9 +86,9 @@ class Matcher:
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
         """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
-        return self.continued(history, tree)[0]
+        return self.extensions(history, tree)[0]
 
-    def continued(
+    def extensions(
         self, history: list[int], tree: TokenTree
     ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
         """The same, and what the grammar forces after allowed nodes."""

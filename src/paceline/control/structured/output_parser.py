@@ -8,7 +8,7 @@ from typing import Any
 
 from paceline.control.grammar import Grammar
 from paceline.control.structured.tools import Tools, style_of
-from paceline.core import Reading
+from paceline.core import Parsed, Parser
 from paceline.errors import RequestError
 from paceline.models.chat import ChatTemplate
 
@@ -18,7 +18,7 @@ def followed(
     grammar: Grammar | str | None,
     tools: Tools | None,
     template: ChatTemplate | None,
-) -> tuple[list[Grammar], Reading | None]:
+) -> tuple[list[Grammar], Parser | None]:
     """What an output follows, and how it is read.
 
     Raises:
@@ -37,24 +37,24 @@ def followed(
         )
     style = style_of(template.source if template else "")
     calls = tools.grammar(style)
-    return [calls] if calls else [], tools.reading(style)
+    return [calls] if calls else [], tools.parser(style)
 
 
-def _of_schema(schema: object) -> Reading:
+def _of_schema(schema: object) -> Parser:
     """Reads the object of a pydantic model, or else what JSON says; None where it is cut short.
 
     A model may check more than its schema says: reading raises a RequestError where it refuses.
     """
     make = getattr(schema, "model_validate", None)
 
-    def read(text: str) -> tuple[Any, list[Any]]:
+    def parse(text: str) -> Parsed:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError):
-            return None, []
-        return (_made(make, value) if callable(make) else value), []
+            return Parsed(None, [])
+        return Parsed(_made(make, value) if callable(make) else value, [])
 
-    return read
+    return parse
 
 
 def _made(make: Callable[[object], Any], value: object) -> Any:

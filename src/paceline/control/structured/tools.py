@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.control.grammar import Grammar, embedded
-from paceline.core import Reading
+from paceline.core import Parsed, Parser
 from paceline.errors import RequestError, unknown
 from paceline.models.tokenizer import Tokenizer
 
@@ -116,9 +116,9 @@ class Tools:
         template = tokenizer.template
         if template is not None and template.takes_tools:
             return tokenizer.encode_chat(messages, self.given)
-        return tokenizer.encode_chat(self.told(messages))
+        return tokenizer.encode_chat(self.with_tools(messages))
 
-    def told(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    def with_tools(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """`messages` with the tools in words, for a template that takes none."""
         tools = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.given)
         words = _TOLD.format(tools=tools)
@@ -144,13 +144,13 @@ class Tools:
             rules.append(f"f{i}: {json.dumps(head)} {value} {json.dumps('}' + style.end)}")
         return Grammar("\n".join(rules), "lark")
 
-    def reading(self, style: Style) -> Reading:
-        """Finds the calls in a text; text that calls no known tool is no call."""
+    def parser(self, style: Style) -> Parser:
+        """Return a parser that finds calls of known tools in a text."""
 
-        def read(text: str) -> tuple[Any, list[Any]]:
-            return None, self._calls(text, style)
+        def parse(text: str) -> Parsed:
+            return Parsed(None, self._calls(text, style))
 
-        return read
+        return parse
 
     def _calls(self, text: str, style: Style) -> list[ToolCall]:
         if style.begin:

@@ -19,7 +19,7 @@ from paceline.registry import Method
 
 
 @dataclass(slots=True)
-class Found(Output):
+class SearchOutput(Output):
     """One output of a search; its passes, nodes and seconds are those of the whole search.
 
     Attributes:
@@ -104,7 +104,7 @@ class Strategy(Method, ABC):
         return False
 
     @abstractmethod
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The outputs, best first; after a `KeyboardInterrupt` what there is, so marked.
 
         Every sequence is released, whatever happens.
@@ -152,7 +152,7 @@ class Strategy(Method, ABC):
                     f"{self.name} follows several texts, and one of the guides only one; "
                     "leave the guide out"
                 )
-            if self.revisits and guide.grows:
+            if self.revisits and guide.append_only:
                 raise MethodError(
                     f"{self.name} goes back to texts that it left, and cfg:stop follows texts that "
                     "grow; leave stop out, or take beam"

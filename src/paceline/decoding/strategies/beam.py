@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.errors import MethodError
@@ -66,13 +66,13 @@ class Beam(Strategy):
                 f"expected {', '.join(_STOPPING)}"
             )
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The best `returned` texts."""
         self.check(task)
-        return search(task, self, 1, 0.0)
+        return beam_search(task, self, 1, 0.0)
 
 
-class Ended(NamedTuple):
+class FinishedHypothesis(NamedTuple):
     """A text that is whole."""
 
     tokens: list[int]
@@ -80,28 +80,28 @@ class Ended(NamedTuple):
     stopped: bool  # by a stop token or string, not by the limit
 
 
-class Group:
+class BeamGroup:
     """Hypotheses that compete with each other: those under way, and the best that have ended."""
 
     def __init__(self, task: Task, settings: Beam, width: int) -> None:
         self._task, self._settings, self.width = task, settings, width
         self._start = len(task.request.prompt)
         self.running: list[Hypothesis] = []
-        self.ended: list[Ended] = []
+        self.ended: list[FinishedHypothesis] = []
         self.done = False
 
     def choose(
-        self, chances: NDArray[np.float64], penalties: NDArray[np.float64] | float
+        self, log_probs: NDArray[np.float64], penalties: NDArray[np.float64] | float
     ) -> list[tuple[Hypothesis, int, float]]:
         """Which continuations of `running` go on; those that end join `ended`.
 
-        `chances` float64 [B, V] are log chances; `penalties` [V] weigh in this choice only.
+        `log_probs` float64 [B, V] are log chances; `penalties` [V] weigh in this choice only.
         """
-        scores = chances + np.array([h.score for h in self.running])[:, None]
+        scores = log_probs + np.array([h.score for h in self.running])[:, None]
         # So many that enough are left to go on even if each end of a text is among them.
         spare = max(2, 1 + len(self._task.request.stop_tokens))
         going: list[tuple[Hypothesis, int, float]] = []
-        ended: list[Ended] = []
+        ended: list[FinishedHypothesis] = []
         size = len(self.running[0].history) - self._start + 1
         for rank, place in enumerate(best(scores - penalties, spare * self.width)):
             row, token = divmod(int(place), scores.shape[1])
@@ -111,18 +111,18 @@ class Group:
             if not stopped and size < self._task.limit:
                 going.append((parent, token, score))
             elif rank < self.width:
-                ended.append(Ended(tokens, self._ranked(score, size), stopped))
+                ended.append(FinishedHypothesis(tokens, self._ranked(score, size), stopped))
         going = going[: self.width]
         self.ended = sorted([*self.ended, *ended], key=lambda end: -end.score)[: self.width]
         self.done = not going or self._hopeless(going[0][2], size)
         return [] if self.done else going
 
-    def rest(self) -> list[Ended]:
+    def rest(self) -> list[FinishedHypothesis]:
         """Those under way as they are, after an interruption."""
         tokens = [h.history[self._start :] for h in self.running]
         scores = [h.score for h in self.running]
         pairs = zip(tokens, scores, strict=True)
-        return [Ended(t, self._ranked(s, len(t)), False) for t, s in pairs if t]
+        return [FinishedHypothesis(t, self._ranked(s, len(t)), False) for t, s in pairs if t]
 
     def _hopeless(self, score: float, size: int) -> bool:
         """Whether none under way, the best at `score`, is worth going on with."""
@@ -139,26 +139,26 @@ class Group:
         return float(score / size**self._settings.length_penalty)
 
 
-def search(task: Task, settings: Beam, groups: int, penalty: float) -> list[Found]:
+def beam_search(task: Task, settings: Beam, groups: int, penalty: float) -> list[SearchOutput]:
     """Beam search in `groups` of one width each; see `Beam` and `diverse.DiverseBeam`."""
-    state = [Group(task, settings, settings.width // groups) for _ in range(groups)]
-    with Search(task) as run:
-        first = run.start()
+    state = [BeamGroup(task, settings, settings.width // groups) for _ in range(groups)]
+    with Search(task) as search:
+        first = search.start()
         for group in state:
-            group.running = [first if group is state[0] else run.fork(first, first.history)]
+            group.running = [first if group is state[0] else search.fork(first, first.history)]
         while open_groups := [group for group in state if not group.done]:
             live = [hypothesis for group in open_groups for hypothesis in group.running]
-            _choose(run, open_groups, live, run.chances(live), penalty)
+            _choose(search, open_groups, live, search.log_probs(live), penalty)
     ended = [end for group in state for end in group.ended]
-    if run.interrupted and len(ended) < settings.returned:
+    if search.interrupted and len(ended) < settings.returned:
         ended += [end for group in state for end in group.rest()]
     ended.sort(key=lambda end: -end.score)
-    return [run.found(*end) for end in ended[: settings.returned]]
+    return [search.found(*end) for end in ended[: settings.returned]]
 
 
 def _choose(
-    run: Search,
-    groups: Sequence[Group],
+    search: Search,
+    groups: Sequence[BeamGroup],
     live: Sequence[Hypothesis],
     rows: Sequence[NDArray[np.float64]],
     penalty: float,
@@ -175,6 +175,6 @@ def _choose(
         chosen += going
         counts.append(len(going))
         start += count
-    children = iter(run.grow(live, chosen))
+    children = iter(search.grow(live, chosen))
     for group, count in zip(groups, counts, strict=True):
         group.running = [next(children) for _ in range(count)]

@@ -12,7 +12,7 @@ from paceline.control.capabilities import LowEntropy
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import Session
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target
 from paceline.errors import MethodError, RequestError
@@ -66,7 +66,7 @@ class BestOf(Strategy):
         """Samples go through the walk."""
         return True
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The best `returned` samples."""
         self.check(task)
         if task.request.temperature == 0 and self.n > 1:
@@ -79,26 +79,26 @@ class BestOf(Strategy):
                 "best_of would hardly differ; take kind=exponential or kind=green"
             )
         seeds = range(task.request.seed, task.request.seed + self.n)
-        samples: list[Found] = []
-        with Search(task) as run:
-            prompt = run.start()
-            lanes = _lanes(task, min(self.n, self.together))
+        samples: list[SearchOutput] = []
+        with Search(task) as search:
+            prompt = search.start()
+            sample_drafters = _sample_drafters(task, min(self.n, self.together))
             for at in range(0, self.n, self.together):
                 some = seeds[at : at + self.together]
-                requests = [run.branch(task.seeded(seed), prompt) for seed in some]
-                samples += _side_by_side(run, prompt, requests, lanes, first=at == 0)
-                if run.interrupted:
+                requests = [search.branch(task.seeded(seed), prompt) for seed in some]
+                samples += _side_by_side(search, prompt, requests, sample_drafters, first=at == 0)
+                if search.interrupted:
                     break
         for sample in samples:
-            sample.passes, sample.nodes = run.cost.passes, run.cost.nodes
-            sample.seconds = replace(run.cost.seconds)
+            sample.passes, sample.nodes = search.cost.passes, search.cost.nodes
+            sample.seconds = replace(search.cost.seconds)
             if self.scorer is not None:
                 sample.score = self.scorer(sample.text)
         samples.sort(key=lambda sample: -sample.score)
         return samples[: self.returned]
 
 
-def _lanes(task: Task, count: int) -> list[Drafter]:
+def _sample_drafters(task: Task, count: int) -> list[Drafter]:
     """A drafter for each sample of a pass."""
     plain = drafters.parse("plain")
     target = Target(task.engine.config.vocab_size)
@@ -109,76 +109,80 @@ def _lanes(task: Task, count: int) -> list[Drafter]:
 
 
 def _side_by_side(
-    run: Search, prompt: Hypothesis, requests: list[Request], lanes: list[Drafter], first: bool
-) -> list[Found]:
+    search: Search,
+    prompt: Hypothesis,
+    requests: list[Request],
+    sample_drafters: list[Drafter],
+    first: bool,
+) -> list[SearchOutput]:
     """One sample for each request, all of them in each pass.
 
     The `first` time one of them runs the prompt again, so that its drafter can learn from it.
     """
-    task, engine = run.task, run.engine
+    task, engine = search.task, search.engine
     budget: Budget = task.budget if task.drafter is not None else Fixed(0)
-    runs = [
+    sessions = [
         Session(engine, drafter, request, task.stream() if task.stream else None)
-        for drafter, request in zip(lanes, requests, strict=False)
+        for drafter, request in zip(sample_drafters, requests, strict=False)
     ]
-    scores = dict.fromkeys(map(id, runs), 0.0)
+    scores = dict.fromkeys(map(id, sessions), 0.0)
     try:
-        for each in runs:
-            anew = first and each is runs[0] and each.watches
+        for each in sessions:
+            anew = first and each is sessions[0] and each.wants_prefill_logits
             each.open(None if anew else engine.fork(prompt.sequence))
             while each.missing:
                 assert each.sequence is not None
-                part = each.part()
-                each.ran(part, engine.forward([(each.sequence, part)]))
+                part = each.next_part()
+                each.commit_part(part, engine.forward([(each.sequence, part)]))
             each.begin_guides()
-        while live := [each for each in runs if not each.done]:
-            for each, score in zip(live, _pass(run, live, budget), strict=True):
+        while live := [each for each in sessions if not each.done]:
+            for each, score in zip(live, _pass(search, live, budget), strict=True):
                 scores[id(each)] += score
                 if each.done:
                     each.close()
     except KeyboardInterrupt:
-        run.interrupted = True
+        search.interrupted = True
     finally:
-        for each in runs:
+        for each in sessions:
             each.close()
     found = []
-    for each in runs:
+    for each in sessions:
         output = each.output
         if not output.tokens:
             continue
-        sample = run.found(output.tokens, scores[id(each)] / len(output.tokens), False)
+        sample = search.found(output.tokens, scores[id(each)] / len(output.tokens), False)
         sample.text, sample.accepted = output.text, output.accepted
         sample.finish = output.finish if each.done else "interrupted"
         found.append(sample)
     return found
 
 
-def _pass(run: Search, live: Sequence[Session], budget: Budget) -> list[float]:
+def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float]:
     """One pass of several samples; the log chances of the tokens that each was given by it."""
     begun = perf_counter()
     nodes = budget.nodes_wanted(len(live))
-    spare, min_path_prob = 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
-    trees = [each.propose(nodes, spare, min_path_prob) for each in live]
+    forced_nodes, min_path_prob = 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
+    trees = [each.propose(nodes, forced_nodes, min_path_prob) for each in live]
     if nodes:
         trees = budget.prune(trees, perf_counter() - begun)
     drafted = perf_counter()
-    logits = run.forward([(_hypothesis(e), tree) for e, tree in zip(live, trees, strict=True)])
+    logits = search.forward([(_hypothesis(e), tree) for e, tree in zip(live, trees, strict=True)])
     passed = perf_counter()
     rows = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
-    walked = [each.take(tree, own) for each, tree, own in zip(live, trees, rows, strict=True)]
-    scored = [_chances(own, w.path, w.drawn) for own, w in zip(rows, walked, strict=True)]
+    walked = [each.verify(tree, own) for each, tree, own in zip(live, trees, rows, strict=True)]
+    scored = [_log_probs(own, w.path, w.drawn) for own, w in zip(rows, walked, strict=True)]
     learning = perf_counter()
     for each, tree, own, w in zip(live, trees, rows, walked, strict=True):
         each.learn(tree, own, w)
     draft = drafted - begun + perf_counter() - learning if nodes else 0.0
     budget.record(trees, [w.path for w in walked], draft, passed - drafted)
-    run.cost.seconds.draft += draft
-    run.cost.seconds.walk += learning - passed
+    search.cost.seconds.draft += draft
+    search.cost.seconds.walk += learning - passed
     found = []
-    for each, tree, w, chances in zip(live, trees, walked, scored, strict=True):
+    for each, tree, w, log_probs in zip(live, trees, walked, scored, strict=True):
         before = len(each.output.tokens)
         each.accept(tree, w)
-        found.append(sum(chances[: len(each.output.tokens) - before]))
+        found.append(sum(log_probs[: len(each.output.tokens) - before]))
     return found
 
 
@@ -188,7 +192,7 @@ def _hypothesis(each: Session) -> Hypothesis:
     return Hypothesis(each.text.tolist(), 0.0, each.sequence, branching(each.guides))
 
 
-def _chances(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:
+def _log_probs(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:
     """Log chance, in nats, of each token drawn on a path."""
     found = []
     for node, token in zip(path, drawn, strict=True):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from paceline.abilities import Ability
 from paceline.control.logits import softmax
 from paceline.core import Exactness, Floats, Tokens, TokenTree
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.search import Search
 from paceline.decoding.walk import edited
 from paceline.errors import MethodError
@@ -19,7 +19,7 @@ from paceline.registry import Source, check_range, strategies
 
 @strategies.register("contrastive", Exactness.LOSSY)
 @dataclass(frozen=True)
-class Contrastive(Strategy):
+class ContrastiveSearch(Strategy):
     """Of the `k` likeliest tokens take one that is likely and says something new.
 
     A token is worth (1 - penalty) * chance - penalty * similarity, where the similarity is the
@@ -52,7 +52,7 @@ class Contrastive(Strategy):
         check_range(1, 256, self.name, k=self.k)
         check_range(0, 1, self.name, penalty=self.penalty)
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """One text."""
         self.check(task)
         engine = task.engine
@@ -62,20 +62,20 @@ class Contrastive(Strategy):
             )
         tokens: list[int] = []
         worth, ended = 0.0, False
-        with Search(task) as run:
+        with Search(task) as search:
             states = _States(engine.config.hidden_size, engine.config.context)
-            live = run.start(lambda _, __, ___: states.add(engine.hidden()))
-            row: Floats = run.look([live])[0].copy()
+            live = search.start(lambda _, __, ___: states.add(engine.hidden()))
+            row: Floats = search.next_logits([live])[0].copy()
             states.add(engine.hidden())
             root = live.history[-1]
             while len(tokens) < task.limit and not ended:
-                chances = softmax(edited(row, live.history, run.request))
-                candidates = np.argsort(-chances, kind="stable")[: self.k].astype(np.int32)
-                candidates = candidates[chances[candidates] > 0]
-                rows = run.forward([(live, _fan(root, candidates))])
+                probs = softmax(edited(row, live.history, search.request))
+                candidates = np.argsort(-probs, kind="stable")[: self.k].astype(np.int32)
+                candidates = candidates[probs[candidates] > 0]
+                rows = search.forward([(live, _fan(root, candidates))])
                 fresh = engine.hidden()[1:]
                 similar = [states.nearest(state) for state in fresh]
-                values = (1 - self.penalty) * chances[candidates] - self.penalty * np.array(similar)
+                values = (1 - self.penalty) * probs[candidates] - self.penalty * np.array(similar)
                 pick = int(values.argmax())
                 engine.commit(live.sequence, [0])
                 states.add(fresh[pick : pick + 1])
@@ -83,9 +83,9 @@ class Contrastive(Strategy):
                 worth += float(values[pick])
                 tokens.append(root)
                 live.history.append(root)
-                row = run.guided(live, rows[1 + pick].copy())
+                row = search.guided(live, rows[1 + pick].copy())
                 ended = task.ends(tokens)
-        return [run.found(tokens, worth / max(len(tokens), 1), ended)]
+        return [search.found(tokens, worth / max(len(tokens), 1), ended)]
 
 
 class _States:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import Found, Task
-from paceline.decoding.strategies.beam import Beam, search
+from paceline.decoding.strategies.base import SearchOutput, Task
+from paceline.decoding.strategies.beam import Beam, beam_search
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, strategies
 
@@ -47,7 +47,7 @@ class DiverseBeam(Beam):
                 f"{self.name}:width is {self.width}, expected a multiple of groups={self.groups}"
             )
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The best `returned` texts of all groups."""
         self.check(task)
-        return search(task, self, self.groups, self.penalty)
+        return beam_search(task, self, self.groups, self.penalty)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.scores import best, dead_end
 from paceline.decoding.strategies.search import Search
 from paceline.registry import Source, check_range, strategies
@@ -68,24 +68,24 @@ class LatticeSearch(Strategy):
         check_range(0, 4096, self.name, stretch=self.stretch)
         check_range(1, 4096, self.name, returned=self.returned)
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The best `returned` paths of the lattice; where none is whole, the longest beginning."""
         self.check(task)
-        run = Search(task)
+        search = Search(task)
         lattice = Lattice(self, task)
-        with run:
-            lattice.search(run)
+        with search:
+            lattice.search(search)
         paths = lattice.best(self.returned)
         if not paths:  # Ctrl-C, or too few nodes: the longest beginning
             node = max(lattice.nodes, key=lambda node: len(node.tokens))
-            if not node.tokens and not run.interrupted:
+            if not node.tokens and not search.interrupted:
                 raise dead_end(len(task.request.prompt))
             paths = [(list(node.tokens), node.score / max(len(node.tokens), 1), False)]
-        return [run.found(tokens, score, ended) for tokens, score, ended in paths]
+        return [search.found(tokens, score, ended) for tokens, score, ended in paths]
 
 
 @dataclass(slots=True, eq=False)
-class Node:
+class LatticeNode:
     """A point of the lattice, after one token.
 
     Attributes:
@@ -97,7 +97,7 @@ class Node:
 
     tokens: tuple[int, ...]
     score: float
-    into: list[tuple[Node, float]] = field(default_factory=list)
+    into: list[tuple[LatticeNode, float]] = field(default_factory=list)
     end: str = ""
 
 
@@ -106,69 +106,72 @@ class Lattice:
 
     def __init__(self, settings: LatticeSearch, task: Task) -> None:
         self._settings, self._task = settings, task
-        self.root = Node((), 0.0)
+        self.root = LatticeNode((), 0.0)
         self.nodes = [self.root]
         self.merged = 0
-        self._known: dict[tuple[int, ...], list[Node]] = {}
-        self._open: list[tuple[float, int, Node, int, float]] = []
+        self._known: dict[tuple[int, ...], list[LatticeNode]] = {}
+        self._open: list[tuple[float, int, LatticeNode, int, float]] = []
         self._serial = count()
 
-    def search(self, run: Search) -> None:
+    def search(self, search: Search) -> None:
         """Spend the passes."""
-        first = run.start()
+        first = search.start()
         spent, most = 0, self._settings.nodes
-        riders = [first, *(run.fork(first, first.history) for _ in range(self._settings.width - 1))]
-        at: dict[int, Node] = {id(first): self.root}
+        cursors = [
+            first,
+            *(search.fork(first, first.history) for _ in range(self._settings.width - 1)),
+        ]
+        at: dict[int, LatticeNode] = {id(first): self.root}
         while spent < most:
-            for rider in riders[: most - spent]:
-                if id(rider) not in at and (node := self._take()):
-                    at[id(rider)] = node
-            live = [rider for rider in riders if id(rider) in at][: most - spent]
+            for cursor in cursors[: most - spent]:
+                if id(cursor) not in at and (node := self._take()):
+                    at[id(cursor)] = node
+            live = [cursor for cursor in cursors if id(cursor) in at][: most - spent]
             if not live:
                 return
-            for rider in live:
-                run.move(rider, [*self._task.request.prompt, *at[id(rider)].tokens])
-            rows = run.chances(live)
+            for cursor in live:
+                search.move(cursor, [*self._task.request.prompt, *at[id(cursor)].tokens])
+            rows = search.log_probs(live)
             spent += len(live)
-            for row, rider in zip(rows, live, strict=True):
-                run.engine.commit(rider.sequence, [0])
-                node = self._expand(at.pop(id(rider)), row)
+            for row, cursor in zip(rows, live, strict=True):
+                search.engine.commit(cursor.sequence, [0])
+                node = self._expand(at.pop(id(cursor)), row)
                 if node is not None:
-                    at[id(rider)] = node
+                    at[id(cursor)] = node
 
-    def _take(self) -> Node | None:
+    def _take(self) -> LatticeNode | None:
         """The best open step that leads to a new node."""
         while self._open:
-            _, _, parent, token, chance = heapq.heappop(self._open)
-            node = self._step(parent, token, chance)
+            _, _, parent, token, log_prob = heapq.heappop(self._open)
+            node = self._step(parent, token, log_prob)
             if node is not None:
                 return node
         return None
 
-    def _expand(self, node: Node, chances: NDArray[np.float64]) -> Node | None:
+    def _expand(self, node: LatticeNode, log_probs: NDArray[np.float64]) -> LatticeNode | None:
         """Open what may follow `node`; the likeliest is gone to at once, if it is new."""
-        tokens = best(chances, self._settings.top)
+        tokens = best(log_probs, self._settings.top)
         floor = np.log(self._settings.least) if self._settings.least else -np.inf
         for token in tokens[1:]:
-            if chances[token] >= floor:
-                self._wait(node, int(token), float(chances[token]))
+            if log_probs[token] >= floor:
+                self._wait(node, int(token), float(log_probs[token]))
         if not len(tokens):
             return None
-        return self._step(node, int(tokens[0]), float(chances[tokens[0]]))
+        return self._step(node, int(tokens[0]), float(log_probs[tokens[0]]))
 
-    def _wait(self, parent: Node, token: int, chance: float) -> None:
-        mean = (parent.score + chance) / (len(parent.tokens) + 1)
-        heapq.heappush(self._open, (-mean, next(self._serial), parent, token, chance))
+    def _wait(self, parent: LatticeNode, token: int, log_prob: float) -> None:
+        mean = (parent.score + log_prob) / (len(parent.tokens) + 1)
+        heapq.heappush(self._open, (-mean, next(self._serial), parent, token, log_prob))
 
-    def _step(self, parent: Node, token: int, chance: float) -> Node | None:
+    def _step(self, parent: LatticeNode, token: int, log_prob: float) -> LatticeNode | None:
         """The node after a step if it must be run; None where it ends a text or joins another."""
         tokens = (*parent.tokens, token)
         twin = self._twin(tokens)
         if twin is not None:
-            twin.into.append((parent, chance))
+            twin.into.append((parent, log_prob))
             self.merged += 1
             return None
-        node = Node(tokens, parent.score + chance, [(parent, chance)])
+        node = LatticeNode(tokens, parent.score + log_prob, [(parent, log_prob)])
         if self._task.ends(tokens):
             node.end = "stop"
         elif len(tokens) >= self._task.limit:
@@ -178,7 +181,7 @@ class Lattice:
             self._known.setdefault(tokens[-self._settings.suffix :], []).append(node)
         return None if node.end else node
 
-    def _twin(self, tokens: tuple[int, ...]) -> Node | None:
+    def _twin(self, tokens: tuple[int, ...]) -> LatticeNode | None:
         """The node that a path with these new tokens joins."""
         depth = len(tokens)
         for node in self._known.get(tokens[-self._settings.suffix :], ()):
@@ -203,8 +206,8 @@ class Lattice:
         whole: list[tuple[list[int], float, bool]] = []
         for node in self._in_order():
             reached = {
-                (*tokens, node.tokens[-1]): score + chance
-                for parent, chance in node.into
+                (*tokens, node.tokens[-1]): score + log_prob
+                for parent, log_prob in node.into
                 for score, tokens in ways[id(parent)]
             }
             ranked = sorted(((s, t) for t, s in reached.items()), key=lambda way: _rank(*way))
@@ -215,7 +218,7 @@ class Lattice:
         whole.sort(key=lambda text: (-text[1], text[0]))
         return whole[:number]
 
-    def _in_order(self) -> Iterator[Node]:
+    def _in_order(self) -> Iterator[LatticeNode]:
         """Every node but the root, none before those that lead to it."""
         return iter(sorted(self.nodes[1:], key=lambda node: len(node.tokens)))
 

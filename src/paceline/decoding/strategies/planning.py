@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from paceline.abilities import Ability
 from paceline.control.logits import softmax
 from paceline.core import Exactness
-from paceline.decoding.strategies.base import Found, Strategy, Task
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search
 from paceline.decoding.walk import edited
 from paceline.errors import MethodError, RequestError
 from paceline.registry import Source, check_range, strategies
-from paceline.sandbox import Limits, check_sandbox, run_program
+from paceline.sandbox import SandboxLimits, check_sandbox, run_program
 
 _BASE = 10.0  # the paper's c_base
 _ROUNDS = 50  # a completion; most rounds meet one that is known
@@ -89,17 +89,17 @@ class Planning(Strategy):
         """Completions go through the walk."""
         return True
 
-    def run(self, task: Task) -> list[Found]:
+    def run(self, task: Task) -> list[SearchOutput]:
         """The programs with the best rewards."""
         self.check(task)
         planner = _Planner(self, task, self.reward or _Tests(self))
-        with Search(task) as run:
-            planner.plan(run)
+        with Search(task) as search:
+            planner.plan(search)
         if not planner.known:
-            return [run.found([], 0.0, False)]
+            return [search.found([], 0.0, False)]
         ranked = sorted(planner.known.items(), key=lambda item: (-item[1], len(item[0])))
         return [
-            run.found(tokens, reward, bool(task.ends(tokens)))
+            search.found(tokens, reward, bool(task.ends(tokens)))
             for tokens, reward in ranked[: self.returned]
         ]
 
@@ -114,7 +114,7 @@ class _Tests:
             )
         self._tests = _read_tests(settings.tests)
         self._head = _read(settings.head) if settings.head else ""
-        self._limits = Limits(settings.seconds, settings.megabytes)
+        self._limits = SandboxLimits(settings.seconds, settings.megabytes)
         check_sandbox()
 
     def __call__(self, text: str) -> float:
@@ -124,7 +124,7 @@ class _Tests:
 
 
 @dataclass(slots=True, eq=False)
-class _Node:
+class _PlanNode:
     """A beginning of the output.
 
     Attributes:
@@ -135,10 +135,10 @@ class _Node:
     """
 
     tokens: tuple[int, ...]
-    chance: float = 1.0
+    prob: float = 1.0
     visits: int = 0
     value: float = 0.0
-    children: list[_Node] | None = None
+    children: list[_PlanNode] | None = None
     closed: bool = False
 
 
@@ -150,25 +150,25 @@ class _Planner:
         self.known: dict[tuple[int, ...], float] = {}  # whole outputs -> reward
         self._greedy: dict[tuple[int, ...], tuple[int, ...]] = {}  # beginning -> its completion
 
-    def plan(self, run: Search) -> None:
+    def plan(self, search: Search) -> None:
         """Search until a program is right, or the rollouts are spent."""
         prompt = list(self._task.request.prompt)
-        live = run.start()
-        root = _Node(())
+        live = search.start()
+        root = _PlanNode(())
         completions = 0
         for _ in range(_ROUNDS * self._settings.rollouts):
             path = self._descend(root)
             node = path[-1]
             if node.children is None:
-                run.move(live, [*prompt, *node.tokens])
-                law = softmax(edited(run.look([live])[0], live.history, run.request))
-                node.children = self._children(node, law)
+                search.move(live, [*prompt, *node.tokens])
+                probs = softmax(edited(search.next_logits([live])[0], live.history, search.request))
+                node.children = self._children(node, probs)
             if node.tokens not in self._greedy:
                 if completions == self._settings.rollouts:
                     return
                 completions += 1
-                self._complete(run, node.tokens, live)
-                if run.interrupted:
+                self._complete(search, node.tokens, live)
+                if search.interrupted:
                     return
             reward = self.known[self._greedy[node.tokens]]
             for above in reversed(path):
@@ -180,7 +180,7 @@ class _Planner:
             if root.closed or max(self.known.values()) >= 1:
                 return
 
-    def _descend(self, root: _Node) -> list[_Node]:
+    def _descend(self, root: _PlanNode) -> list[_PlanNode]:
         """From the root to a node that is not opened yet."""
         path = [root]
         while children := path[-1].children:
@@ -190,18 +190,18 @@ class _Planner:
             )
         return path
 
-    def _ucb(self, parent: _Node, child: _Node) -> float:
+    def _ucb(self, parent: _PlanNode, child: _PlanNode) -> float:
         """The paper's P-UCB of a child."""
         beta = log((parent.visits + _BASE + 1) / _BASE) + self._settings.explore
         tried = sqrt(log(max(parent.visits, 1))) / (1 + child.visits)
-        return child.value + beta * child.chance * tried
+        return child.value + beta * child.prob * tried
 
-    def _children(self, node: _Node, chances: NDArray[np.float64]) -> list[_Node]:
+    def _children(self, node: _PlanNode, probs: NDArray[np.float64]) -> list[_PlanNode]:
         """What may follow a node; those that end the output are judged at once, and closed."""
-        order = np.argsort(-chances, kind="stable")[: self._settings.k]
+        order = np.argsort(-probs, kind="stable")[: self._settings.k]
         children = []
-        for token in order[chances[order] > 0]:
-            child = _Node((*node.tokens, int(token)), float(chances[token]))
+        for token in order[probs[order] > 0]:
+            child = _PlanNode((*node.tokens, int(token)), float(probs[token]))
             if self._task.ends(child.tokens) or len(child.tokens) >= self._task.limit:
                 self._greedy[child.tokens] = child.tokens
                 child.value, child.closed = self._rewarded(child.tokens), True
@@ -209,7 +209,7 @@ class _Planner:
             children.append(child)
         return children
 
-    def _complete(self, run: Search, beginning: tuple[int, ...], held: Hypothesis) -> None:
+    def _complete(self, search: Search, beginning: tuple[int, ...], held: Hypothesis) -> None:
         """Let the model go on from a beginning, and judge what it writes."""
         task = self._task
         request = replace(
@@ -217,9 +217,9 @@ class _Planner:
             prompt=(*task.request.prompt, *beginning),
             max_new_tokens=task.limit - len(beginning),
         )
-        output = run.decode(request, held)
+        output = search.decode(request, held)
         if output.finish == "interrupted":
-            run.interrupted = True
+            search.interrupted = True
             return
         tokens = (*beginning, *output.tokens)
         self._rewarded(tokens)

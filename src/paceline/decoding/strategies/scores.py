@@ -9,7 +9,7 @@ from paceline.core import Floats, Request
 from paceline.errors import ModelError, RequestError
 
 
-def log_chances(logits: Floats, history: list[int], request: Request) -> NDArray[np.float64]:
+def log_probs(logits: Floats, history: list[int], request: Request) -> NDArray[np.float64]:
     """Log chances [V] by a model's `logits`, plus what the controls add; -inf where they forbid.
 
     They are not normalised again: of the texts that the controls allow, a search shall find the

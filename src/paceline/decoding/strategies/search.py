@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from paceline.control.base import shared
 from paceline.control.capabilities import Forkable, RunsModel
-from paceline.control.guides.base import Guidance, look_together
+from paceline.control.guides.base import Guide, run_trees_together
 from paceline.core import Floats, Output, Request, Tokens, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
-from paceline.decoding.strategies.base import Found, Task
-from paceline.decoding.strategies.scores import log_chances
+from paceline.decoding.strategies.base import SearchOutput, Task
+from paceline.decoding.strategies.scores import log_probs
 from paceline.drafters.base import Target
 from paceline.engines.base import Cached
 from paceline.registry import drafters
@@ -139,7 +139,7 @@ class Search:
     def grow(
         self, live: Sequence[Hypothesis], chosen: Sequence[tuple[Hypothesis, int, float]]
     ) -> list[Hypothesis]:
-        """What becomes of `live` after a `look`: a (parent, token, score) each, in that order.
+        """Return the successors of `live` after `next_logits`: one for each (parent, token, score).
 
         What a parent holds goes to its first child, its other children get forks; one without
         children is released. So never more are open than there are hypotheses.
@@ -181,18 +181,18 @@ class Search:
     def guided(self, hypothesis: Hypothesis, logits: Floats) -> Floats:
         """The logits [V] at the end of a hypothesis as its guides leave them."""
         for guide in hypothesis.guides:
-            logits = guide.law(logits, hypothesis.history)
+            logits = guide.ranking_logits(logits, hypothesis.history)
         return logits
 
-    def look(self, live: Sequence[Hypothesis]) -> list[Floats]:
+    def next_logits(self, live: Sequence[Hypothesis]) -> list[Floats]:
         """Guided logits [V] of what follows each hypothesis, in one pass."""
         rows = self.forward([(each, TokenTree.root(each.history[-1])) for each in live])
         return [self.guided(each, row) for each, row in zip(live, rows, strict=True)]
 
-    def chances(self, live: Sequence[Hypothesis]) -> list[NDArray[np.float64]]:
-        """Log chances [V] of what follows each hypothesis, in one pass; see `log_chances`."""
-        rows = zip(live, self.look(live), strict=True)
-        return [log_chances(row, each.history, self.request) for each, row in rows]
+    def log_probs(self, live: Sequence[Hypothesis]) -> list[NDArray[np.float64]]:
+        """Log chances [V] of what follows each hypothesis, in one pass; see `log_probs`."""
+        rows = zip(live, self.next_logits(live), strict=True)
+        return [log_probs(row, each.history, self.request) for each, row in rows]
 
     # --------------------------------------------------------------------- outputs
 
@@ -231,20 +231,20 @@ class Search:
         for name, count in output.accepted.items():
             cost.accepted[name] = cost.accepted.get(name, 0) + count
 
-    def found(self, tokens: Sequence[int], score: float, ended: bool) -> Found:
+    def found(self, tokens: Sequence[int], score: float, ended: bool) -> SearchOutput:
         """An output of this search."""
         task = self.task
         finish = "length" if task.limit == task.request.max_new_tokens else "context"
         if self.interrupted and not ended and len(tokens) < task.limit:
             finish = "interrupted"
-        return Found(
+        return SearchOutput(
             tokens=list(tokens),
             text=task.read(tokens)[0],
             finish="stop" if ended else finish,
             passes=self.cost.passes,
             nodes=self.cost.nodes,
             seconds=replace(self.cost.seconds),
-            reading=task.request.reading,
+            parser=task.request.parser,
             score=score,
         )
 
@@ -264,9 +264,9 @@ def _look(batch: Sequence[tuple[Hypothesis, TokenTree]]) -> None:
     """Let the guides of every text look at its tree; each guide with its forks in one pass."""
     for forks in zip(*(each.guides for each, _ in batch), strict=True):
         asked = [(fork, each.text, tree) for fork, (each, tree) in zip(forks, batch, strict=True)]
-        ours = [(fork, text, tree) for fork, text, tree in asked if isinstance(fork, Guidance)]
+        ours = [(fork, text, tree) for fork, text, tree in asked if isinstance(fork, Guide)]
         if len(ours) == len(asked):
-            look_together(ours)
+            run_trees_together(ours)
             continue
         for fork, text, tree in asked:
-            fork.look(text, tree)
+            fork.next_logits(text, tree)

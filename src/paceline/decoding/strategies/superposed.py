@@ -51,7 +51,7 @@ class Ngrams:
         parts = [part for text in texts for part in (text, np.array([-1], np.int32))]
         self._text = np.concatenate([np.array([-1], np.int32), *parts]).astype(np.int32)
 
-    def chances(
+    def probs(
         self, context: Tokens, tokens: Tokens, base: NDArray[np.float64]
     ) -> NDArray[np.float64]:
         """Chances of `tokens` [K] after `context` [S], each order mixed with the one below it.
@@ -59,7 +59,7 @@ class Ngrams:
         An order of c occurrences with d kinds of successors counts c / (c + d) (Witten and Bell);
         below the lowest lies `base` [K], which is what is left where nothing is known.
         """
-        chances, text = base, self._text
+        probs, text = base, self._text
         ends = np.arange(len(text) - 1)
         for back, token in enumerate(context[::-1][:LONGEST].tolist()):
             ends = ends[ends >= back]
@@ -70,8 +70,8 @@ class Ngrams:
                 break
             kinds = len(np.unique(followers))
             counts = (followers[:, None] == tokens).sum(0)
-            chances = (counts + kinds * chances) / (len(followers) + kinds)
-        return chances
+            probs = (counts + kinds * probs) / (len(followers) + kinds)
+        return probs
 
 
 class _Draft(NamedTuple):
@@ -144,14 +144,14 @@ def _grown(
     stop_tokens: frozenset[int],
 ) -> list[_Draft]:
     """The k best among drafts that are done and one token more of each that is not."""
-    best, chances = _native.top(logits, min(k, logits.shape[1]))
-    tokens, base = best[0], np.maximum(chances[0].astype(np.float64), np.finfo(np.float32).tiny)
+    best, probs = _native.top(logits, min(k, logits.shape[1]))
+    tokens, base = best[0], np.maximum(probs[0].astype(np.float64), np.finfo(np.float32).tiny)
     found = [draft for draft in drafts if draft.done]
     for draft in drafts:
         if draft.done:
             continue
         context = np.append(prompt[-LONGEST:], np.array(draft.tokens, np.int32))
-        likely = ngrams.chances(context, tokens, base)
+        likely = ngrams.probs(context, tokens, base)
         scores = draft.score + (1 - alpha) * np.log(base) + alpha * np.log(likely)
         for token, score in zip(tokens.tolist(), scores.tolist(), strict=True):
             found.append(_Draft((*draft.tokens, token), score, token in stop_tokens))

@@ -66,7 +66,7 @@ async def _pieces(
         yield heading | {"choices": [_delta(answer, {"role": "assistant", "content": ""})]}
     async for answer, event in answering.events():
         change: dict[str, Any] = {"content": event.text} if event.text else {}
-        if answer.ask.request.reading:  # a call is told whole, or not at all
+        if answer.ask.request.parser:  # a call is told whole, or not at all
             change = _whole(answer) if event.finish else {}
         if change or event.finish or event.logprobs or body.trace:
             shown = _delta(answer, change)

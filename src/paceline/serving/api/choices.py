@@ -8,7 +8,7 @@ from paceline.control.capabilities import LowEntropy
 from paceline.core import Request
 from paceline.decoding.strategies.base import Strategy
 from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.strategies.contrastive import Contrastive
+from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.errors import RequestError
 from paceline.registry import strategies
 from paceline.serving.api.schemas import Several
@@ -105,7 +105,7 @@ def _named(body: Several, text: str) -> Strategy:
     if text.partition(":")[0] == "best_of":
         raise RequestError("best_of is a field of its own; give best_of: 8")
     found = strategies.parse(text)
-    if not isinstance(found, Beam | Contrastive):
+    if not isinstance(found, Beam | ContrastiveSearch):
         raise RequestError(
             f"the strategy {found.name} cannot be had over the API, which has beam, diverse and "
             "contrastive; use `paceline generate --strategy`"

@@ -54,14 +54,14 @@ class Answer:
         """As OpenAI calls it; `tool_calls` where the answer has some."""
         if self.last is None or self.last.finish is None:
             return None
-        calls = self.ask.request.reading and self.calls
+        calls = self.ask.request.parser and self.calls
         return "tool_calls" if calls else FINISH[self.last.finish]
 
     @property
     def calls(self) -> list[Any]:
         """Whole tool calls in the text."""
-        reading = self.ask.request.reading
-        return list(reading(self.text)[1]) if reading else []
+        parser = self.ask.request.parser
+        return list(parser(self.text).tool_calls) if parser else []
 
     @property
     def likelihood(self) -> float:

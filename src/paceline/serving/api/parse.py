@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
-from paceline.core import Request
+from paceline.core import Parsed, Request
 from paceline.errors import RequestError
 from paceline.request_builder import RequestOptions
 from paceline.serving.api.choices import Wanted, check_differ, wanted_of
@@ -107,15 +107,15 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:
     """A request of whose calls the first counts."""
     request = make(seed=seed)
-    reading = request.reading
-    if reading is None:
+    parser = request.parser
+    if parser is None:
         return request
 
-    def first(text: str) -> tuple[Any, list[Any]]:
-        parsed, calls = reading(text)
-        return parsed, calls[:1]
+    def first(text: str) -> Parsed:
+        parsed = parser(text)
+        return parsed._replace(tool_calls=parsed.tool_calls[:1])
 
-    return replace(request, reading=first)
+    return replace(request, parser=first)
 
 
 def message_of(message: Message) -> dict[str, Any]:

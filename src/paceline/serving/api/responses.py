@@ -114,7 +114,7 @@ async def _events(shape: _Shape, answering: Answering) -> AsyncIterator[_Object]
     yield {"type": "response.created", "response": shape.response(answer)}
     yield {"type": "response.in_progress", "response": shape.response(answer)}
     # What may be a call is told whole: only its end says what it is.
-    whole = answer.ask.request.reading is not None
+    whole = answer.ask.request.parser is not None
     opening = shape.message(answer, "in_progress", [])
     place = {"item_id": opening["id"], "output_index": 0, "content_index": 0}
     if not whole:
