@@ -234,10 +234,10 @@ def test_forced_tokens_cost_no_passes(lm):
 class Resting(Fixed):
     """A budget that leaves the drafter alone."""
 
-    def ask(self, requests=1):
+    def nodes_wanted(self, requests=1):
         return 0
 
-    def spare(self):
+    def nodes_for_forced(self):
         return self.nodes
 
 

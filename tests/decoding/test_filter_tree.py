@@ -50,7 +50,7 @@ def paths(tree):
     return found
 
 
-@given(trees(max_nodes=24), st.integers(0, 30))
+@given(trees(most=24), st.integers(0, 30))
 @settings(max_examples=100, deadline=None)
 def test_what_is_left_is_allowed_and_what_must_follow_is_there(tree, max_nodes):
     assert isinstance(Odd(), ExtendsDrafts)

@@ -32,7 +32,7 @@ class FakeRun:
             raise self.error
         return TokenTree.chain(range(min(nodes, 3) + 1), score=0.9)
 
-    def take(self, tree, logits):
+    def verify(self, tree, logits):
         return WalkResult([0], [1], [])
 
     def learn(self, tree, logits, walked):

@@ -41,7 +41,7 @@ def test_each_fork_answers_as_if_it_were_alone(name, steps, tree):
     texts = {first: list(PROMPT)}
 
     def ask():
-        """Every text is looked at, in one pass of each voice, and asked about."""
+        """Every text is looked at, in one pass of each stream, and asked about."""
         asked = [(guide, np.array(text, np.int32)) for guide, text in texts.items()]
         run_trees_together([(guide, text, TokenTree.root(int(text[-1]))) for guide, text in asked])
         for guide, text in texts.items():

@@ -106,7 +106,7 @@ def test_a_text_that_was_read_in_parts_gives_the_same_rows(spec, text, most):
                     break
                 assert 0 < control.follow(context, most) <= most
             assert not control.lag(context)
-            assert max(sizes, default=0) <= most + 8  # of a voice, what rides with it
+            assert max(sizes, default=0) <= most + 8  # of a stream, what rides with it
             sizes.clear()
         control.run_tree(np.array(text, np.int32), tree)
         if parts:
@@ -147,24 +147,24 @@ def test_an_interrupt_in_a_guides_pass_leaves_nothing_open(spec, after):
     request = toy_request(beside, spec, tuple(range(1, 10)))
     whole = run(beside, Root(), request)
     control, count = request.controls[0], 0
-    voice = control.voices[-1]
-    original = voice.engine.forward
+    stream = control.streams[-1]
+    original = stream.engine.forward
 
     def impatient(batch, rows="all", view=None):
         nonlocal count
-        if any(sequence is voice.follower._sequence for sequence, _ in batch):
+        if any(sequence is stream.follower._sequence for sequence, _ in batch):
             count += 1
             if count > after:
                 raise KeyboardInterrupt
         return original(batch, rows, view)
 
-    voice.engine.forward = impatient
+    stream.engine.forward = impatient
     output = run(beside, Oracle(beside.engine), request, budget=2)
     if count > after:
         assert output.finish == "interrupted"
     assert output.tokens == whole.tokens[: len(output.tokens)]
     assert beside.opened == 0
-    del voice.engine.forward
+    del stream.engine.forward
     assert run(beside, Oracle(beside.engine), request).tokens == whole.tokens
 
 
@@ -233,7 +233,7 @@ def test_guidance_stops_for_good_where_both_agree():
     assert first.tokens == own[3:]
     assert run(beside, Oracle(engine), request).tokens == own[3:]
 
-    looks, follower = [], control.voices[0].follower
+    looks, follower = [], control.streams[0].follower
     ran = follower.ran
     follower.ran = lambda tree: looks.append(1) or ran(tree)
     run(beside, Root(), request)

@@ -66,7 +66,7 @@ def setting(request, copies):
     return engine, GuideModels(engine, model.tokenizer), plain, built
 
 
-@pytest.mark.parametrize("heat", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("name", SPECS)
 def test_every_guide_gives_plain_decodings_output_with_every_drafter(
     setting, copies, name, temperature
@@ -122,8 +122,8 @@ def test_a_code_stands_behind_the_token_that_begins_every_text(copies):
     assert prompt[0] == 1  # BOS
     code = model.tokenizer.encode(" happy", special=False)
     for text, expected in ((prompt, [1, *code, *prompt[1:]]), (prompt[1:], [*code, *prompt[1:]])):
-        voice = beside.lag(str(copies[0]), " happy", Request(tuple(text), 4))
-        assert voice._own(np.array(text, np.int32)).tolist() == expected
+        stream = beside.lag(str(copies[0]), " happy", Request(tuple(text), 4))
+        assert stream._own(np.array(text, np.int32)).tolist() == expected
 
 
 def test_checkpoints_are_opened_once_and_those_of_other_tokens_refused(copies):

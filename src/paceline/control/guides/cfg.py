@@ -108,7 +108,7 @@ class _Adaptive(Guide):
         self._reached = size
         return super().apply(logits, history)
 
-    ranking_edit = apply
+    ranking_logits = apply
 
     def guided(
         self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]

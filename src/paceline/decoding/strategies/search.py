@@ -269,4 +269,4 @@ def _look(batch: Sequence[tuple[Hypothesis, TokenTree]]) -> None:
             run_trees_together(ours)
             continue
         for fork, text, tree in asked:
-            fork.next_logits(text, tree)
+            fork.run_tree(text, tree)
