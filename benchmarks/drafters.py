@@ -30,16 +30,16 @@ STORIES = SHARED / "data" / "stories-val" / "soda-tinystories-instruct_val.txt.g
 DRAFTERS = (
     "lookup",
     "suffix",
-    "trie",
+    "lookahead_trie",
     "trigram",
-    "jacobi",
-    "recycle:tree=paper",
+    "lookahead",
+    "token_recycling",
     "recycle:warm=false",
     "recycle",
     "blend:warm=false",
     "blend",
 )
-BASE = "recycle:tree=paper"
+BASE = "token_recycling"
 BUDGETS = (4, 8, 16, 32, 80)
 PROMPT, NEW = 64, 100
 

@@ -28,7 +28,7 @@ from paceline.errors import PacelineError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 SETS = sorted((SHARED / "data" / "jsonschemabench").glob("*.jsonl.gz"))
-DRAFTERS = ("recycle, blind", "recycle", "forced", "blend:members=phrases", "blend")
+DRAFTERS = ("recycle, blind", "recycle", "forced", "blend:members=predicted_output", "blend")
 PROMPT = "Once upon a time there was a computer that wrote:\n"
 NEW = 200
 

@@ -1,4 +1,4 @@
-"""Tokens per pass of `phrases` when some of the predicted tokens are wrong, as a Markdown table.
+"""Tokens per pass of `predicted_output` when some predicted tokens are wrong, in Markdown.
 
     python benchmarks/predictions.py ../shared/models/bitstories-3M
 
@@ -52,7 +52,7 @@ def main() -> None:
         for share in EDITS:
             cells = []
             for budget in options.budgets:
-                lm = LM(model, drafter="phrases", budget=budget, threads=1)
+                lm = LM(model, drafter="predicted_output", budget=budget, threads=1)
                 chance, passes = random.Random(0), 0
                 for prompt, tokens in zip(chosen, plain, strict=True):
                     expected = edited(tokens, share, lm.draft_target.vocab_size, chance)

@@ -10,7 +10,7 @@ the caches, so nothing shorter than a real pass stands in for it.
 
 Drafters are measured with something to remember: `--teacher` is a small model with the same tokens,
 e.g. the one that MODEL was inflated from, with which each first answers `--lessons` prompts. The
-governor is not part of it, nor drafters that run a model (`model`, `layers`, `partial`).
+governor is not part of it, nor drafters that run a model (`model`, `layer_skip`, `sparse_kv`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from paceline.machine import machine, versions
 from paceline.models.tokenizer import same_tokens
 from paceline.registry import drafters
 
-DRAFTERS = ("lookup", "suffix", "trie", "trigram", "jacobi", "recycle", "blend")
+DRAFTERS = ("lookup", "suffix", "lookahead_trie", "trigram", "lookahead", "recycle", "blend")
 FIRST = 2  # passes that are not counted
 NEW = 400  # tokens of an answer at most; none is to end before the passes do
 

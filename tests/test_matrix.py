@@ -23,10 +23,9 @@ VARIANTS = [
         for name, method in drafters.methods().items()
         if not [*required(method), *method.needs]
     ),
-    "recycle:tree=paper",
-    "recycle:tree=static",
-    "layers:skip=1+2,stop=bandit",
-    "partial:sinks=2,recent=4,retrieved=16,least=1.0",
+    "token_recycling:tree=static",
+    "layer_skip:skip=1+2,stop=bandit",
+    "sparse_kv:sinks=2,recent=4,retrieved=16,least=1.0",
 ]
 SAMPLERS = {
     "greedy": (0.0, ""),
@@ -51,7 +50,7 @@ NEEDED = {
     "xtc": "xtc:threshold=0.05",
 }
 CONTROLS = sorted(controls.methods())
-CROSSED = ["lookup", "recycle", "hostile", "suffix", "trie", "blend"]
+CROSSED = ["lookup", "recycle", "hostile", "suffix", "lookahead_trie", "blend"]
 PROMPTS = [
     "Once upon a time, there was a little girl named Lily.",
     "One day, a dog and a cat went to the park. The dog said",

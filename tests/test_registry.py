@@ -61,7 +61,7 @@ def test_every_registered_method_describes_itself(family):
 def test_settings_without_a_default_are_asked_for():
     method = drafters.methods()["datastore"]
     assert required(method) == ["path"]
-    assert required(drafters.methods()["trie"]) == []
+    assert required(drafters.methods()["lookahead_trie"]) == []
     with pytest.raises(MethodError, match="datastore needs path; write datastore:path=VALUE"):
         drafters.parse("datastore:k=3")
     assert drafters.parse("datastore:path=corpus").path == "corpus"

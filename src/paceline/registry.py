@@ -132,6 +132,11 @@ class Registry:
                 entry.load()
         return self._methods
 
+    def current_name(self, name: str) -> str:
+        """Return the name that replaced `name`; `name` itself if none did."""
+        self.methods()
+        return self._aliases.get(name, name)
+
     def find(self, name: str) -> type[Any]:
         """Return the method that is called `name` now, or was earlier.
 
@@ -139,7 +144,7 @@ class Registry:
             MethodError: there is none; the sentence names the nearest ones.
         """
         methods = self.methods()
-        method = methods.get(self._aliases.get(name, name))
+        method = methods.get(self.current_name(name))
         if method is None:
             known = [each for each, kind in methods.items() if not kind.hidden]
             raise MethodError(unknown(self.family, name, known))

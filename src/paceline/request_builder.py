@@ -196,7 +196,7 @@ class RequestBuilder:
         if not self.drafter.uses_prediction:
             raise RequestError(
                 f"the drafter {' and '.join(self.drafter.origins)} has no use for a prediction; "
-                "take one that follows it, e.g. phrases"
+                "take one that follows it, e.g. predicted_output"
             )
         if isinstance(prediction, str):
             return tuple(self.tokenizer.encode(prediction, special=False))

@@ -183,7 +183,7 @@ def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
     expected = paceline(*words, "--drafter", "plain").json
     path = tmp_path / "expected.txt"
     path.write_text(expected["text"].replace("time", "tune"))
-    done = paceline(*words, "--drafter", "phrases", "--prediction", path).json
+    done = paceline(*words, "--drafter", "predicted_output", "--prediction", path).json
     assert done["tokens"] == expected["tokens"]
     assert done["passes"] <= 10
 

@@ -48,7 +48,14 @@ def test_json_has_counts_conditions_and_settings(paceline, toy, prompts, tmp_pat
 
 def test_what_drafters_learnt_goes_through_a_file(paceline, prompts):
     words = ("prove", shared("models", "stories260K"), "--prompts", prompts, "--limit", 2)
-    more = ("--drafters", "recycle,trie,blend", "--max-new-tokens", 12, "--reload", "--json")
+    more = (
+        "--drafters",
+        "recycle,lookahead_trie,blend",
+        "--max-new-tokens",
+        12,
+        "--reload",
+        "--json",
+    )
     done = paceline(*words, *more)
     assert done.code == 0
     assert done.json["state"] == "reloaded"

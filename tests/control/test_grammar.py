@@ -241,7 +241,9 @@ class Resting(Fixed):
         return self.nodes
 
 
-@pytest.mark.parametrize("drafter", ["forced", "blend", "blend:members=phrases+forced", "recycle"])
+@pytest.mark.parametrize(
+    "drafter", ["forced", "blend", "blend:members=predicted_output+forced", "recycle"]
+)
 def test_forced_tokens_are_drafted_while_the_drafter_rests(lm, drafter):
     request = lm.request("Once", grammar=Grammar.choice(["once upon a time there was"]))
     plain = decode(lm, plain_drafter(lm), request, Fixed(0))

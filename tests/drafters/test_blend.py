@@ -33,15 +33,15 @@ class _Says(Drafter):
 
 def with_members(monkeypatch, *members):
     class Method(DraftMethod):
-        def __init__(self, member):
-            self.member = member
+        def __init__(self, member, name):
+            self.member, self.name = member, name
 
         def build(self, target):
             return self.member
 
-    monkeypatch.setattr(module.Blend, "methods", lambda self: [Method(m) for m in members])
-    names = "+".join(f"m{i}" for i in range(len(members)))
-    return module.Blend(members=names).build(Target(VOCAB))
+    methods = [Method(member, f"m{i}") for i, member in enumerate(members)]
+    monkeypatch.setattr(module.Blend, "methods", lambda self: methods)
+    return module.Blend().build(Target(VOCAB))
 
 
 def step_over(tree, context, drawn_of):
@@ -150,7 +150,7 @@ def test_a_member_that_pays_is_always_asked(monkeypatch):
 
 
 def test_a_cut_tree_is_credited_all_the_same():
-    drafter = drafters.parse("blend:members=trigram+trie").build(Target(VOCAB))
+    drafter = drafters.parse("blend:members=trigram+lookahead_trie").build(Target(VOCAB))
     random = np.random.default_rng(0)
     context = random.integers(0, 5, 30).tolist()
     drafter.begin(asked(context))
@@ -168,8 +168,8 @@ def test_members_are_checked():
         ("blend:members=recycle", "in itself"),
         ("blend:members=blend", "in itself"),
         ("blend:members=nobody", "nobody"),
-        ("blend:members=" + "+".join(["trie"] * 15), "14"),
-        ("blend:members=trie:capacity=x", "capacity"),
+        ("blend:members=" + "+".join(["lookahead_trie"] * 15), "14"),
+        ("blend:members=lookahead_trie:capacity=x", "capacity"),
         ("blend:ask=nobody", "worth or always"),
     ):
         with pytest.raises(MethodError, match=text):
@@ -177,9 +177,9 @@ def test_members_are_checked():
 
 
 def test_settings_of_members_are_passed_on():
-    method = drafters.parse("blend:members=trie:capacity=4096;k=3+phrases")
+    method = drafters.parse("blend:members=lookahead_trie:capacity=4096;k=3+predicted_output")
     found = method.methods()
-    assert (found[0].capacity, type(found[1]).__name__) == (4096, "Phrases")
+    assert (found[0].capacity, type(found[1]).__name__) == (4096, "PredictedOutput")
 
 
 def test_a_tree_of_one_node_after_the_plain_path():

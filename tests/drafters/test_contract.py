@@ -29,20 +29,20 @@ SPECS = (
     "recycle",
     "recycle:orders=1,skips=0,k=1,capacity=8",
     "recycle:orders=3,skips=4,k=5,capacity=64,keep=0.0,rate=1.0",
-    "recycle:tree=static",
-    "recycle:tree=paper",
+    "token_recycling:tree=static",
+    "token_recycling:tree=paper",
     "suffix",
     "suffix:capacity=8,k=1",
     "blend",
     "blend:members=,capacity=8,reach=8",
-    "trie",
-    "trie:branch=2,k=1,here=0,capacity=256",
+    "lookahead_trie",
+    "lookahead_trie:branch=2,k=1,here=0,capacity=256",
     "trigram",
     "trigram:k=1,explore=0,depth=1,capacity=8",
-    "phrases",
-    "phrases:branches=1",
-    "jacobi",
-    "jacobi:window=1,n=2,verified=1,share=0.9,capacity=4",
+    "predicted_output",
+    "predicted_output:branches=1",
+    "lookahead",
+    "lookahead:window=1,n=2,verified=1,share=0.9,capacity=4",
     "datastore",
     "datastore:longest=2,k=1,samples=1",
 )
@@ -208,11 +208,13 @@ def test_foreign_states_are_refused(spec):
             drafter.load(state)
 
 
-@pytest.mark.parametrize("spec", [s for s in SPECS if s.startswith(("recycle", "blend"))])
+@pytest.mark.parametrize(
+    "spec", [s for s in SPECS if s.startswith(("recycle", "token_recycling", "blend"))]
+)
 def test_states_with_impossible_tokens_are_refused(spec):
     drafter = built(spec, 30)
     list(live(drafter, np.random.default_rng(5), 30, 5))
-    name = "matrix" if "tree" in spec else "tokens"
+    name = "matrix" if spec.startswith("token_recycling") else "tokens"
     for wrong in (30, -2):
         state = drafter.state()
         state[name][0, 0] = wrong
@@ -229,6 +231,7 @@ def test_states_with_impossible_tokens_are_refused(spec):
         "lookup:rate=nan",
         "lookup:capacity=0",
         "recycle:tree=oak",
+        "token_recycling:tree=oak",
         "recycle:tree=paper,k=8",
         "recycle:orders=0",
         "recycle:skips=-1",
@@ -237,24 +240,24 @@ def test_states_with_impossible_tokens_are_refused(spec):
         "recycle:rate=inf",
         "recycle:capacity=1000000000000",
         "hostile:seed=-1",
-        "trie:branch=1",
-        "trie:k=0",
-        "trie:here=-1",
-        "trie:rate=2",
-        "trie:capacity=1",
+        "lookahead_trie:branch=1",
+        "lookahead_trie:k=0",
+        "lookahead_trie:here=-1",
+        "lookahead_trie:rate=2",
+        "lookahead_trie:capacity=1",
         "trigram:k=33",
         "trigram:explore=nan",
         "trigram:depth=0",
         "trigram:keep=2",
         "trigram:capacity=0",
-        "phrases:branches=0",
-        "phrases:rate=-1",
-        "phrases:capacity=0",
-        "jacobi:window=0",
-        "jacobi:n=1",
-        "jacobi:verified=0",
-        "jacobi:share=1.1",
-        "jacobi:capacity=0",
+        "predicted_output:branches=0",
+        "predicted_output:rate=-1",
+        "predicted_output:capacity=0",
+        "lookahead:window=0",
+        "lookahead:n=1",
+        "lookahead:verified=0",
+        "lookahead:share=1.1",
+        "lookahead:capacity=0",
         "datastore:path=corpus,longest=0",
         "datastore:path=corpus,samples=0",
     ],
@@ -263,6 +266,31 @@ def test_wrong_settings_are_refused_by_name(spec):
     name = spec.replace("path=corpus,", "").split("=")[0]
     with pytest.raises(MethodError, match=name):
         drafters.parse(spec)
+
+
+OLD_NAMES = {
+    "jacobi": "lookahead",
+    "phrases": "predicted_output",
+    "partial": "sparse_kv",
+    "layers": "layer_skip",
+    "trie": "lookahead_trie",
+}
+
+
+@pytest.mark.parametrize("old", OLD_NAMES)
+def test_old_names_are_still_understood(old):
+    assert drafters.find(old) is drafters.find(OLD_NAMES[old])
+    assert drafters.parse(old).name == OLD_NAMES[old]
+    assert old not in drafters.methods()
+
+
+@pytest.mark.parametrize("tree", ["paper", "static"])
+def test_the_trees_of_recycle_are_token_recycling(tree):
+    old = drafters.parse(f"recycle:tree={tree}").build(Target(30))
+    new = drafters.parse(f"token_recycling:tree={tree}").build(Target(30))
+    trees = [list(live(d, np.random.default_rng(1), 30, 10)) for d in (old, new)]
+    assert all(same(a, b) for a, b in zip(*trees, strict=True))
+    new.load(old.state())
 
 
 def test_only_hostile_is_hidden():
@@ -284,10 +312,10 @@ def test_hostile_repeats_itself_and_branches():
     [
         "lookup:capacity=64",
         "recycle:capacity=64",
-        "trie:capacity=256",
+        "lookahead_trie:capacity=256",
         "trigram:capacity=64",
-        "phrases",
-        "jacobi:capacity=64",
+        "predicted_output",
+        "lookahead:capacity=64",
         "datastore",
     ],
 )

@@ -13,8 +13,8 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
-from paceline.drafters.layers import agreement, known_skip, search_skip
-from paceline.drafters.partial import chosen
+from paceline.drafters.layer_skip import agreement, known_skip, search_skip
+from paceline.drafters.sparse_kv import chosen
 from paceline.engines import open_engine
 from paceline.errors import MethodError
 from paceline.models import load
@@ -54,7 +54,7 @@ def test_what_the_end_talks_of_is_retrieved():
 
 
 def test_nothing_is_guessed_while_the_text_is_short(engine):
-    method = drafters.parse("partial:sinks=1,recent=3,retrieved=0,least=2.0")
+    method = drafters.parse("sparse_kv:sinks=1,recent=3,retrieved=0,least=2.0")
     drafter = method.build(Target(tiny.VOCAB, engine))
     sizes = {}
     for length in (8, 9):
@@ -67,7 +67,7 @@ def test_nothing_is_guessed_while_the_text_is_short(engine):
 
 
 def test_without_a_sequence_nothing_is_guessed(engine):
-    drafter = drafters.parse("layers:skip=1").build(Target(tiny.VOCAB, engine))
+    drafter = drafters.parse("layer_skip:skip=1").build(Target(tiny.VOCAB, engine))
     assert len(drafter.propose(tiny.tokens(4), 4)) == 1
 
 
@@ -83,7 +83,7 @@ def test_all_layers_agree_with_themselves_and_a_subset_less(engine):
 def test_the_search_is_kept_and_a_broken_file_is_searched_again(engine, tmp_path, monkeypatch):
     found = known_skip(engine, tmp_path)
     (path,) = tmp_path.iterdir()
-    monkeypatch.setattr("paceline.drafters.layers.search_skip", lambda engine: np.array([2]))
+    monkeypatch.setattr("paceline.drafters.layer_skip.search_skip", lambda engine: np.array([2]))
     assert known_skip(engine, tmp_path).tolist() == found.tolist()
     for text in ("", "[]", '{"skip": []}', '{"skip": [0, 1, 2]}', '{"skip": [9]}'):
         path.write_text(text)
@@ -94,10 +94,10 @@ def test_the_search_is_kept_and_a_broken_file_is_searched_again(engine, tmp_path
 @pytest.mark.parametrize("skip", ["3", "0+1+2", "x", "1+", "-1", "0-1"])
 def test_wrong_layers_are_refused(engine, skip):
     with pytest.raises(MethodError, match="layers 0 to 2"):
-        drafters.parse(f"layers:skip={skip}").build(Target(tiny.VOCAB, engine))
+        drafters.parse(f"layer_skip:skip={skip}").build(Target(tiny.VOCAB, engine))
 
 
-@pytest.mark.parametrize("spec", ["layers", "partial"])
+@pytest.mark.parametrize("spec", ["layer_skip", "sparse_kv"])
 def test_an_engine_without_views_is_refused(spec):
     with pytest.raises(MethodError, match="none was given"):
         drafters.parse(spec).build(Target(11))
@@ -106,7 +106,8 @@ def test_an_engine_without_views_is_refused(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["partial:sinks=-1", "partial:recent=0", "partial:least=0.5", "partial:retrieved=-1"]
+    "spec",
+    ["sparse_kv:sinks=-1", "sparse_kv:recent=0", "sparse_kv:least=0.5", "sparse_kv:retrieved=-1"],
 )
 def test_wrong_settings_are_refused_by_name(spec):
     with pytest.raises(MethodError, match=spec.split("=")[0]):
@@ -114,7 +115,7 @@ def test_wrong_settings_are_refused_by_name(spec):
 
 
 @pytest.mark.parametrize(
-    "spec", ["layers", "partial:sinks=4,recent=24,retrieved=16,least=1.0,threshold=0.2"]
+    "spec", ["layer_skip", "sparse_kv:sinks=4,recent=24,retrieved=16,least=1.0,threshold=0.2"]
 )
 def test_a_part_of_a_real_model_guesses_well(spec):
     lm = LM(shared("models", "bitstories-3M"), drafter=spec, budget=8, threads=1)

@@ -65,7 +65,7 @@ def observe(drafter, tokens, top):
 
 @pytest.mark.parametrize("tree", ["paper", "static"])
 def test_rows_are_overwritten_at_every_node(tree):
-    drafter = drafters.parse(f"recycle:tree={tree}").build(Target(100))
+    drafter = drafters.parse(f"token_recycling:tree={tree}").build(Target(100))
     assert drafter.top_k == 8
     rows = [[10 * i + j for j in range(8)] for i in range(3)]
     observe(drafter, [1, 2, 1], rows)  # 1 is seen twice: the last stays
@@ -79,7 +79,7 @@ def test_rows_are_overwritten_at_every_node(tree):
 
 
 def test_unknown_successors_leave_their_subtree_out():
-    drafter = drafters.parse("recycle:tree=paper").build(Target(100))
+    drafter = drafters.parse("token_recycling").build(Target(100))
     observe(drafter, [1], [[2, 3, 4, 5, 6, 7, 8, 9]])
     observe(drafter, [3], [[20, 21, 22, 23, 24, 25, 26, 27]])
     tree = drafter.propose(np.array([1], np.int32), 80)
@@ -88,7 +88,7 @@ def test_unknown_successors_leave_their_subtree_out():
 
 
 def test_a_vocabulary_below_eight():
-    drafter = drafters.parse("recycle:tree=static").build(Target(3))
+    drafter = drafters.parse("token_recycling:tree=static").build(Target(3))
     assert drafter.top_k == 3
     observe(drafter, [1], [[2, 0, 1]])
     assert len(drafter.propose(np.array([1], np.int32), 80)) > 3

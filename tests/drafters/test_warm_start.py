@@ -124,12 +124,14 @@ def test_a_warm_start_saves_passes_and_changes_nothing(trace, name):
 def test_a_warm_start_lets_no_member_rest(trace, monkeypatch):
     ticks = itertools.count()
     monkeypatch.setattr("paceline.drafters.blend.perf_counter", lambda: float(next(ticks)))
-    drafter = drafters.parse("blend:members=trie+trigram").build(Target(11, trace=trace))
+    drafter = drafters.parse("blend:members=lookahead_trie+trigram").build(Target(11, trace=trace))
     assert len(trace.starts) > 16
     assert [worth.resting for worth in drafter._worth] == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["recycle", "suffix", "trie", "trigram", "lookup", "plain"])
+@pytest.mark.parametrize(
+    "name", ["recycle", "suffix", "lookahead_trie", "trigram", "lookup", "plain"]
+)
 def test_any_drafter_can_live_through_a_trace(trace, name):
     drafter = drafters.parse(name).build(Target(11))
     replay(trace, drafter)

@@ -55,7 +55,10 @@ def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
 
 @pytest.mark.parametrize(
     ("drafter", "name"),
-    [("layers:skip=1", "layers"), ("partial:sinks=1,recent=4,retrieved=16,least=1", "partial")],
+    [
+        ("layer_skip:skip=1", "layer_skip"),
+        ("sparse_kv:sinks=1,recent=4,retrieved=16,least=1", "sparse_kv"),
+    ],
 )
 @pytest.mark.parametrize("pages", [None, 6])
 def test_parts_of_the_model_draft_for_many(lm, drafter, name, pages):

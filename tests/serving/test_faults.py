@@ -18,7 +18,7 @@ from tests.serving.test_worker import PROMPTS, alone, drive, tokens_of, working
 
 @pytest.fixture(scope="module")
 def lm():
-    return LM(drafter="phrases")
+    return LM(drafter="predicted_output")
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def test_views_find_room_or_do_without(lm):
             for p in PROMPTS[:3]
         ]
         for number, request in enumerate(requests):
-            worker.submit(Job(str(number), request, drafter="layers:skip=1", budget=6))
+            worker.submit(Job(str(number), request, drafter="layer_skip:skip=1", budget=6))
         events = drive(worker)
         assert [tokens_of(events, str(n)) for n in range(3)] == [alone(lm, r) for r in requests]
 

@@ -32,7 +32,9 @@ class PredictionDraftOptions(decode_options.LearningDraftOptions):
 
     prediction: Annotated[
         Path | None,
-        typer.Option(help="A file with what the output may mostly be; for --drafter phrases."),
+        typer.Option(
+            help="A file with what the output may mostly be; for --drafter predicted_output."
+        ),
     ] = None
 
     def expected(self) -> str | None:

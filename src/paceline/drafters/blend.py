@@ -57,8 +57,8 @@ class Blend(DraftMethod):
 
     Attributes:
         members: further drafters, `+` between them and `;` between the settings of one, as in
-            `phrases+model:path=FOLDER;format=int8`. Default `phrases+forced`, which cost nothing
-            unless the request has a prediction or controls.
+            `predicted_output+model:path=FOLDER;format=int8`. Default `predicted_output+forced`,
+            which cost nothing unless the request has a prediction or controls.
         capacity: contexts kept, as of `recycle`. Default 262144.
         reach: tokens in reach, as of `suffix`. Default 262144.
         rate: learning rate of the weights. Default 0.05: half that of `recycle`, since a warm start
@@ -69,9 +69,8 @@ class Blend(DraftMethod):
     """
 
     source = Source(note="ours; mixing in the logistic domain after Mahoney, PAQ, 2005")
-    catalogue = (40,)
 
-    members: str = "phrases+forced"
+    members: str = "predicted_output+forced"
     capacity: int = 1 << 18
     reach: int = 1 << 18
     rate: float = 0.05
@@ -157,8 +156,7 @@ class _Blend(Drafter):
             suffix.k,
             len(self._members),
         )
-        names = (part.partition(":")[0] for part in filter(None, method.members.split("+")))
-        self.origins = (*_OWN, *names)
+        self.origins = (*_OWN, *(member.name for member in method.methods()))
         self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()

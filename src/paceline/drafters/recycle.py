@@ -11,7 +11,7 @@ from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
 from paceline.drafters.history.warm_start import start_of
-from paceline.drafters.token_recycling import matrix
+from paceline.drafters.token_recycling import TokenRecycling
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
@@ -21,44 +21,47 @@ _TREES = ("best", "static", "paper")
 @drafters.register("recycle", Exactness.EXACT)
 @dataclass(frozen=True)
 class Recycle(DraftMethod):
-    """Every pass computes a distribution at every node, rejected ones and the prompt included.
+    """Predict the next token from the model's own top-k predictions in similar contexts; ours.
 
-    `tree=best`, ours, keeps them by context: of the last 1 to `orders` tokens, of one token 2 to
-    `skips + 1` back, and of none. A row holds a context's likeliest successors, moved towards
-    each new observation. For a guess the rows that are found are mixed: the chance of a token is
-    the softmax of their weighted log chances, plus a weight where the token is a row's first. The
-    weights depend on the longest context that is known and on how often each was observed, and
-    learn from every drawn token, so that scores are chances under the temperature in use. The
-    tree grows best-first by path chance until the budget is full.
+    Every pass computes a distribution at every node, rejected nodes and the prompt included. Their
+    top k are kept by context: the last 1 to `orders` tokens, the one token 2 to `skips + 1`
+    positions back, and the empty context. The row of a context is a running average of the
+    distributions observed there. To predict, the rows of all contexts that match are mixed: the
+    probability of a token is the softmax of the rows' weighted log probabilities, plus a weight
+    where the token is a row's first. The weights depend on the longest matching context and on how
+    often each context was observed, and learn from every drawn token, so that scores are
+    probabilities at the request's temperature. The tree grows best-first by path probability until
+    the budget is full.
 
-    `tree=paper` is Token Recycling: one row of 8 successors for each token, overwritten at every
-    node, under a fixed tree of 80 nodes (a smaller budget takes its likeliest nodes).
-    `tree=static` has the same rows under the static tree of `budget` nodes that maximises the sum
-    of the path chances. Both have no other settings.
+    State: `capacity` rows of 16 + 8k bytes and a thousand weights; carried across requests. Cost
+    of a proposal: some 2 microseconds a node.
+    Good for: everything, above all text with recurring turns, and the more the longer it runs.
 
-    State: `best` `capacity` rows of 16 + 8k bytes and a thousand weights, `paper` and `static`
-    32 bytes for each token of the vocabulary; carried across requests. Cost of a proposal: `best`
-    some 2 microseconds a node, `paper` and `static` 30 in all.
-    Good for: everything; best where the model's text has habits, and the longer it runs.
+    Developed from Token Recycling, which is `token_recycling`.
 
     Attributes:
-        tree: best, static or paper.
-        orders: tokens of the longest context. Default 8: longer ones are rarely met again.
-        skips: contexts of one token further back, which speak where a new word stands in
+        tree: `best`, as above. `paper` and `static` are deprecated names of `token_recycling` and
+            `token_recycling:tree=static`, without other settings; they go with the next release.
+        orders: tokens of the longest context. Default 8: longer ones are rarely seen again.
+        skips: contexts of a single token further back, which still match where a new word stands
             between. Default 2.
-        k: successors kept for each context. Default 16: wide trees want more than the
-            paper's 8.
-        keep: share of the old when a context is observed again; the first few are averaged.
-            Default 0.6: recent distributions know the topic.
-        rate: learning rate of the weights, shared by the contexts that are known. Default 0.1:
-            larger ones forget, smaller ones lag.
-        capacity: contexts kept, rounded up to a power of two; those unseen for longest give way.
-            Default 131072.
-        warm: start from what `paceline warm` kept of this model, where it did. Default true.
+        k: successors kept for each context. Default 16: wide trees need more than the 8 of
+            Token Recycling.
+        keep: weight of the old row, 0 to 1, when a context is observed again; the first few
+            observations are averaged. Default 0.6: recent distributions follow the topic.
+        rate: learning rate of the weights, 0 to 1, shared by the matching contexts. Default 0.1:
+            larger rates forget, smaller ones lag.
+        capacity: contexts kept, rounded up to a power of two; the least recently seen are
+            replaced. Default 131072.
+        warm: start from the trace that `paceline warm` recorded of this model, if there is one.
+            Default true.
     """
 
-    source = Source(authors="Luo et al.", title="Turning Trash into Treasure", arxiv="2408.08696")
-    catalogue = (40,)
+    source = Source(
+        note="ours; after Luo et al., Turning Trash into Treasure, arXiv 2408.08696, and the "
+        "mixing in the logistic domain of Mahoney, PAQ, 2005"
+    )
+    examples = ("recycle", "recycle:orders=3,skips=4,k=5,capacity=64,keep=0.0,rate=1.0")
 
     tree: str = "best"
     orders: int = 8
@@ -91,7 +94,7 @@ class Recycle(DraftMethod):
         """A drafter that has observed nothing yet."""
         if self.tree == "best":
             return _Recycle(self, target)
-        return matrix(target.vocab_size, self.tree == "paper")
+        return TokenRecycling(self.tree).build(target)
 
 
 class _Recycle(Drafter):

@@ -15,7 +15,7 @@ from paceline.registry import drafters
 from tests.conftest import shared
 from tests.control.guides.laws import Models
 
-HORIZON = "layers:skip=none,width=1,depth={0},stop=depth"
+HORIZON = "layer_skip:skip=none,width=1,depth={0},stop=depth"
 
 
 @pytest.fixture(scope="module")

@@ -169,7 +169,7 @@ def test_a_prediction_is_followed_and_counted(client, lm):
     plain = client.completions.create(**options, extra_body={"speculation": {"budget": 0}})
     body = {
         "prediction": {"type": "content", "content": plain.choices[0].text},
-        "speculation": {"drafter": "phrases", "budget": 8},
+        "speculation": {"drafter": "predicted_output", "budget": 8},
     }
     found = client.completions.create(**options, extra_body=body)
     assert found.choices[0].text == plain.choices[0].text

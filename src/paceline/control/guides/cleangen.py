@@ -27,9 +27,9 @@ class CleanGen(GuideMethod):
 
     The paper's horizon is a way to save passes of the reference: the model drafts k tokens, one
     pass checks them, and what follows the first replaced one is dropped. That is a draft tree, so
-    no setting of its own is needed: the drafter `layers:skip=none,width=1,depth=4,stop=depth` with
-    a budget of 4 is the paper's k = 4, and a drafter that is cheaper than the model saves more. The
-    output stays that of token by token, replacements drawn as everything else.
+    no setting of its own is needed: the drafter `layer_skip:skip=none,width=1,depth=4,stop=depth`
+    with a budget of 4 is the paper's k = 4, and a drafter cheaper than the model saves more.
+    The output stays that of token by token, replacements drawn as everything else.
 
     Attributes:
         reference: folder or hub id of a model that nobody tampered with in the same way. Required.

@@ -106,7 +106,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     for answer in answers:
         expected = len(answer.ask.request.prediction)
         if expected and answer.last and answer.last.output:
-            accepted = answer.last.output.accepted.get("phrases", 0)
+            accepted = answer.last.output.accepted.get("predicted_output", 0)
             hits["accepted"] += accepted
             hits["rejected"] += max(expected - accepted, 0)
     cached = sum(a.last.cached for a in prompts.values() if a.last)

@@ -13,6 +13,7 @@ from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Parsed, Request
 from paceline.errors import RequestError
+from paceline.registry import drafters
 from paceline.request_builder import RequestOptions
 from paceline.serving.api.choices import Wanted, check_differ, wanted_of
 from paceline.serving.api.sampling import sampling
@@ -48,7 +49,15 @@ class Limits:
     new_tokens: int | None = None
     prompt_tokens: int | None = None
     default_tokens: int | None = None
-    drafters: Sequence[str] = ("plain", "lookup", "recycle", "suffix", "trie", "phrases", "blend")
+    drafters: Sequence[str] = (
+        "plain",
+        "lookup",
+        "recycle",
+        "suffix",
+        "lookahead_trie",
+        "predicted_output",
+        "blend",
+    )
     answers: int = 128
     steering: OperatorPolicy = field(default_factory=OperatorPolicy)
 
@@ -234,9 +243,10 @@ def _answers(
 ) -> list[Job]:
     """The same request with seeds that follow each other; controls are each answer's own."""
     wish = body.speculation
-    if wish and wish.drafter is not None and wish.drafter not in limits.drafters:
+    drafter = wish.drafter if wish else None
+    if drafter is not None and drafters.current_name(drafter) not in limits.drafters:
         known = ", ".join(limits.drafters)
-        raise RequestError(f"speculation.drafter is {wish.drafter!r}, this server has {known}")
+        raise RequestError(f"speculation.drafter is {drafter!r}, this server has {known}")
     seed = secrets.randbits(32) if body.seed is None else body.seed
     deadline = None if body.timeout is None else monotonic() + body.timeout
 

@@ -13,9 +13,9 @@ from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
 
-@drafters.register("trie", Exactness.EXACT)
+@drafters.register("lookahead_trie", Exactness.EXACT, aliases=("trie",))
 @dataclass(frozen=True)
-class Trie(DraftMethod):
+class LookaheadTrie(DraftMethod):
     """Repeats what was said before, in this text or in earlier ones.
 
     Every run of `branch` tokens of every prompt and output is a branch of one trie, with counts.
@@ -49,21 +49,21 @@ class Trie(DraftMethod):
     capacity: int = 1 << 18
 
     def __post_init__(self) -> None:
-        check_range(2, 64, "trie", branch=self.branch)
-        check_range(1, 64, "trie", k=self.k)
-        check_range(0.0, 1e6, "trie", here=self.here)
-        check_range(0.0, 1.0, "trie", rate=self.rate)
-        check_range(256, 1 << 28, "trie", capacity=self.capacity)
+        check_range(2, 64, "lookahead_trie", branch=self.branch)
+        check_range(1, 64, "lookahead_trie", k=self.k)
+        check_range(0.0, 1e6, "lookahead_trie", here=self.here)
+        check_range(0.0, 1.0, "lookahead_trie", rate=self.rate)
+        check_range(256, 1 << 28, "lookahead_trie", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter with an empty trie."""
-        return _Trie(self, target.vocab_size)
+        return _LookaheadTrie(self, target.vocab_size)
 
 
-class _Trie(Drafter):
-    origins = ("trie",)
+class _LookaheadTrie(Drafter):
+    origins = ("lookahead_trie",)
 
-    def __init__(self, method: Trie, vocab_size: int) -> None:
+    def __init__(self, method: LookaheadTrie, vocab_size: int) -> None:
         self._method = method
         self._vocab_size = vocab_size
         self._trie = _native.Trie(
@@ -98,17 +98,17 @@ class _Trie(Drafter):
         if state.keys() != mine.keys() or any(
             state[name].dtype != mine[name].dtype or state[name].ndim != 1 for name in mine
         ):
-            raise MethodError("this state is not of a trie; reset it")
+            raise MethodError("this state is not of a lookahead_trie; reset it")
         tokens, parents, counts = (state[name] for name in _NODES)
         n, chances = len(tokens), state["reliability"]
         if not len(parents) == len(counts) == n or chances.shape != mine["reliability"].shape:
-            raise MethodError("this state is of a trie with another `branch`; reset it")
+            raise MethodError("this state is of a lookahead_trie with another `branch`; reset it")
         if n >= self._method.capacity:
             raise MethodError(
-                f"this state has {n} nodes, more than trie:capacity={self._method.capacity}; "
-                "raise it or reset the state"
+                f"this state has {n} nodes, more than lookahead_trie:capacity="
+                f"{self._method.capacity}; raise it or reset the state"
             )
-        impossible = MethodError("this state of trie holds impossible branches; reset it")
+        impossible = MethodError("this state of lookahead_trie holds impossible branches; reset it")
         if not np.isfinite(counts).all() or (counts <= 0).any():
             raise impossible
         if not ((chances >= 0) & (chances <= 1)).all():

@@ -15,9 +15,9 @@ from paceline.errors import MethodError, RequestError
 from paceline.registry import Source, check_range, drafters
 
 
-@drafters.register("phrases", Exactness.EXACT)
+@drafters.register("predicted_output", Exactness.EXACT, aliases=("phrases",))
 @dataclass(frozen=True)
-class Phrases(DraftMethod):
+class PredictedOutput(DraftMethod):
     """Follows a text that the user gives with the request, and finds back to it after an edit.
 
     The output is aligned with the prediction token by token. While they agree, the prediction's
@@ -46,13 +46,13 @@ class Phrases(DraftMethod):
     capacity: int = 1 << 16
 
     def __post_init__(self) -> None:
-        check_range(1, 64, "phrases", branches=self.branches)
-        check_range(0.0, 1.0, "phrases", rate=self.rate)
-        check_range(1, 1 << 24, "phrases", capacity=self.capacity)
+        check_range(1, 64, "predicted_output", branches=self.branches)
+        check_range(0.0, 1.0, "predicted_output", rate=self.rate)
+        check_range(1, 1 << 24, "predicted_output", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter that waits for a request with a prediction."""
-        return _Phrases(self, target.vocab_size)
+        return _PredictedOutput(self, target.vocab_size)
 
 
 class _Place(NamedTuple):
@@ -75,11 +75,11 @@ _START = (
 )
 
 
-class _Phrases(Drafter):
-    origins = ("phrases",)
+class _PredictedOutput(Drafter):
+    origins = ("predicted_output",)
     uses_prediction = True
 
-    def __init__(self, method: Phrases, vocab_size: int) -> None:
+    def __init__(self, method: PredictedOutput, vocab_size: int) -> None:
         self._method = method
         self._vocab_size = vocab_size
         self.reset()
@@ -92,7 +92,7 @@ class _Phrases(Drafter):
         if len(request.prediction) > self._method.capacity:
             raise RequestError(
                 f"the prediction has {len(request.prediction)} tokens, more than "
-                f"phrases:capacity={self._method.capacity}; shorten it or raise that"
+                f"predicted_output:capacity={self._method.capacity}; shorten it or raise that"
             )
         if any(not 0 <= token < self._vocab_size for token in request.prediction):
             raise RequestError(f"the prediction has tokens outside 0..{self._vocab_size - 1}")
@@ -223,9 +223,9 @@ class _Phrases(Drafter):
     def load(self, state: State) -> None:
         learnt, mine = state.get("chances"), self._chances
         if learnt is None or learnt.shape != mine.shape or learnt.dtype != mine.dtype:
-            raise MethodError("this state is not of phrases; reset it")
+            raise MethodError("this state is not of predicted_output; reset it")
         if not ((learnt >= 0) & (learnt <= 1)).all():
-            raise MethodError("this state of phrases holds chances outside 0..1; reset it")
+            raise MethodError("this state of predicted_output holds chances outside 0..1; reset it")
         self._chances = learnt.copy()
 
 

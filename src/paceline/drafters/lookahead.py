@@ -14,9 +14,9 @@ from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
 
-@drafters.register("jacobi", Exactness.EXACT)
+@drafters.register("lookahead", Exactness.EXACT, aliases=("jacobi",))
 @dataclass(frozen=True)
-class Jacobi(DraftMethod):
+class Lookahead(DraftMethod):
     """Guesses further ahead ride along in every pass and are replaced by what the model says.
 
     A part of the tree is a chain of guesses for the next `window` tokens. What the model finds
@@ -58,15 +58,15 @@ class Jacobi(DraftMethod):
     capacity: int = 1 << 14
 
     def __post_init__(self) -> None:
-        check_range(1, 256, "jacobi", window=self.window)
-        check_range(2, 32, "jacobi", n=self.n)
-        check_range(1, 256, "jacobi", verified=self.verified)
-        check_range(0.0, 1.0, "jacobi", share=self.share, rate=self.rate)
-        check_range(1, 1 << 24, "jacobi", capacity=self.capacity)
+        check_range(1, 256, "lookahead", window=self.window)
+        check_range(2, 32, "lookahead", n=self.n)
+        check_range(1, 256, "lookahead", verified=self.verified)
+        check_range(0.0, 1.0, "lookahead", share=self.share, rate=self.rate)
+        check_range(1, 1 << 24, "lookahead", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
         """A drafter with an empty pool."""
-        return _Jacobi(self, target.vocab_size)
+        return _Lookahead(self, target.vocab_size)
 
 
 Gram = tuple[int, ...]
@@ -101,11 +101,11 @@ class _Pool:
         return [gram[1:] for gram in reversed(self._by_first.get(token, ()))]
 
 
-class _Jacobi(Drafter):
-    origins = ("jacobi",)
+class _Lookahead(Drafter):
+    origins = ("lookahead",)
     top_k = 1
 
-    def __init__(self, method: Jacobi, vocab_size: int) -> None:
+    def __init__(self, method: Lookahead, vocab_size: int) -> None:
         self._method = method
         self._vocab_size = vocab_size
         self.reset()
@@ -229,16 +229,16 @@ class _Jacobi(Drafter):
 
     def load(self, state: State) -> None:
         if state.keys() != {"grams", "chances"}:
-            raise MethodError("this state is not of jacobi; reset it")
+            raise MethodError("this state is not of lookahead; reset it")
         grams, chances = state["grams"], state["chances"]
         if grams.dtype != np.int32 or grams.ndim != 2 or grams.shape[1] != self._method.n:
-            raise MethodError("this state is of a jacobi with another `n`; reset it")
+            raise MethodError("this state is of a lookahead with another `n`; reset it")
         if chances.dtype != np.float32 or chances.shape != self._chances.shape:
-            raise MethodError("this state is not of jacobi; reset it")
+            raise MethodError("this state is not of lookahead; reset it")
         if ((grams < 0) | (grams >= self._vocab_size)).any():
-            raise MethodError("this state of jacobi holds impossible tokens; reset it")
+            raise MethodError("this state of lookahead holds impossible tokens; reset it")
         if not ((chances >= 0) & (chances <= 1)).all():
-            raise MethodError("this state of jacobi holds chances outside 0..1; reset it")
+            raise MethodError("this state of lookahead holds chances outside 0..1; reset it")
         self.reset()
         for gram in grams.tolist():
             self._pool.add(tuple(gram))

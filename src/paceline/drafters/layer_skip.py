@@ -27,9 +27,9 @@ _AHEAD = 8  # of them in a pass
 _DRAFT = 4  # draft passes before one of the model, for which the subset should be best
 
 
-@drafters.register("layers", Exactness.EXACT)
+@drafters.register("layer_skip", Exactness.EXACT, aliases=("layers",))
 @dataclass(frozen=True, kw_only=True)
-class Layers(DraftSettings):
+class LayerSkip(DraftSettings):
     """The model drafts with some of its layers left out, and checks with all of them.
 
     No second model and no second cache: a draft pass reads the keys and values of the layers that
@@ -61,15 +61,15 @@ class Layers(DraftSettings):
 
     def build(self, target: Target) -> Drafter:
         """A drafter that knows which layers it leaves out; searches for them if it must."""
-        engine = viewable(target, "layers", "layers")
+        engine = viewable(target, "layer_skip", "layers")
         count = len(engine.config.layers)
         skipped = _parse(self.skip, count) if self.skip else known_skip(engine)
         kept = np.setdiff1d(np.arange(count, dtype=np.int32), skipped)
-        return _Layers(self, engine, View(layers=kept))
+        return _LayerSkip(self, engine, View(layers=kept))
 
 
-class _Layers(SelfDrafter):
-    origins = ("layers",)
+class _LayerSkip(SelfDrafter):
+    origins = ("layer_skip",)
 
     def __init__(self, method: DraftSettings, engine: Engine, view: View) -> None:
         super().__init__(method, engine)
@@ -86,7 +86,7 @@ def _parse(text: str, count: int) -> Tokens:
     right = all(item.isascii() and item.isdecimal() and int(item) < count for item in items)
     if not right or not 0 < len(set(items)) < count:
         raise MethodError(
-            f"layers:skip is {text!r}, expected some of the layers 0 to {count - 1}, "
+            f"layer_skip:skip is {text!r}, expected some of the layers 0 to {count - 1}, "
             "with + between them, or none"
         )
     return np.array(sorted(set(map(int, items))), np.int32)

@@ -1,4 +1,4 @@
-"""`phrases`: following a prediction through edits."""
+"""`predicted_output`: following a prediction through edits."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from tests.toy import ToyEngine
 
 def build(vocab=1000, **changes):
     spec = ",".join(f"{name}={value}" for name, value in changes.items())
-    return drafters.parse(f"phrases:{spec}").build(Target(vocab))
+    return drafters.parse(f"predicted_output:{spec}").build(Target(vocab))
 
 
 def follow(output, prediction, budget=8, drafter=None):
@@ -101,7 +101,7 @@ def test_any_prediction_leaves_the_output_as_it_is(prediction, branches, seed):
             drafter = drafters.parse(name).build(Target(11))
             return Generation(ToyEngine(), drafter, request, Fixed(9)).run().tokens
 
-        assert run(f"phrases:branches={branches}") == run("plain")
+        assert run(f"predicted_output:branches={branches}") == run("plain")
 
 
 def test_no_prediction_is_plain_decoding():

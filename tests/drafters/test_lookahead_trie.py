@@ -1,4 +1,4 @@
-"""`trie` against its plain Python meaning, and what it keeps."""
+"""`lookahead_trie` against its plain Python meaning, and what it keeps."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.drafters.test_recycle import assert_same
 
 def build(vocab=1000, **changes):
     spec = ",".join(f"{name}={value}" for name, value in changes.items())
-    return drafters.parse(f"trie:{spec}").build(Target(vocab))
+    return drafters.parse(f"lookahead_trie:{spec}").build(Target(vocab))
 
 
 def tell(drafter, text, budget=1):

@@ -17,9 +17,9 @@ _BLOCK = 16  # aligned positions that are retrieved together: what a view reads 
 _ASKING = 32  # last tokens whose pairs say what is wanted
 
 
-@drafters.register("partial", Exactness.EXACT)
+@drafters.register("sparse_kv", Exactness.EXACT, aliases=("partial",))
 @dataclass(frozen=True, kw_only=True)
-class Partial(DraftSettings):
+class SparseKV(DraftSettings):
     """The model drafts seeing little of a long text, and checks seeing all of it.
 
     A draft pass sees the first `sinks` positions, the last `recent`, and `retrieved` more: blocks
@@ -57,18 +57,18 @@ class Partial(DraftSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         most = 1 << 20
-        check_range(0, most, "partial", sinks=self.sinks, retrieved=self.retrieved)
-        check_range(1, most, "partial", recent=self.recent)
-        check_range(1.0, most, "partial", least=self.least)
+        check_range(0, most, "sparse_kv", sinks=self.sinks, retrieved=self.retrieved)
+        check_range(1, most, "sparse_kv", recent=self.recent)
+        check_range(1.0, most, "sparse_kv", least=self.least)
 
     def build(self, target: Target) -> Drafter:
         """A drafter on the target's engine."""
-        return _Partial(self, viewable(target, "partial", "positions"))
+        return _SparseKV(self, viewable(target, "sparse_kv", "positions"))
 
 
-class _Partial(SelfDrafter):
-    origins = ("partial",)
-    _method: Partial
+class _SparseKV(SelfDrafter):
+    origins = ("sparse_kv",)
+    _method: SparseKV
 
     def view(self, context: Tokens) -> View | None:
         method, length = self._method, len(context) - 1

@@ -1,4 +1,4 @@
-"""`jacobi`: fixed-point iteration in the chain, n-grams in the pool, bounds."""
+"""`lookahead`: fixed-point iteration in the chain, n-grams in the pool, bounds."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.toy import ToyEngine
 
 def build(vocab=1000, **changes):
     spec = ",".join(f"{name}={value}" for name, value in changes.items())
-    return drafters.parse(f"jacobi:{spec}").build(Target(vocab))
+    return drafters.parse(f"lookahead:{spec}").build(Target(vocab))
 
 
 def run_pass(drafter, tree, context, top):
@@ -94,7 +94,7 @@ def test_it_saves_passes_where_the_model_repeats_itself():
         return Generation(engine, drafter, request, Fixed(16)).run()
 
     engine = ToyEngine(order=1)
-    output = run("jacobi", engine)
+    output = run("lookahead", engine)
     assert output.tokens == run("plain", engine).tokens
     assert output.passes < 40
 
