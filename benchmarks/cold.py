@@ -130,7 +130,7 @@ def _worker(options: argparse.Namespace, folder: Path) -> Iterator[Fresh]:
     @contextmanager
     def fresh(users: int) -> Iterator[dict[str, Arm]]:
         lm.reset()
-        worker = Worker(lm, places=max(USERS), prefixes=0.0)
+        worker = Worker(lm, max_running=max(USERS), prefix_cache=0.0)
         loop = Loop(worker, users, options.tokens)
         yield {name: partial(loop.run, budget) for name, budget in ARMS.items()}
         worker.close()
@@ -181,23 +181,23 @@ class Loop:
             temperature=0.0,
             ignore_eos=True,
         )
-        asks = [Job(f"{n}", request(each), budget=budget) for n, each in enumerate(prompts)]
+        jobs = [Job(f"{n}", request(each), budget=budget) for n, each in enumerate(prompts)]
         outputs: dict[str, list[int]] = {}
         before, start = asdict(self._worker.stats), perf_counter()
-        todo = iter(asks)
-        for ask in islice(todo, self._users):
-            self._worker.submit(ask)
+        todo = iter(jobs)
+        for job in islice(todo, self._users):
+            self._worker.submit(job)
         while not self._worker.idle:
             for event in self._worker.step():
                 if event.output is not None:
                     outputs[event.id] = event.output.tokens
-                    for ask in islice(todo, 1):
-                        self._worker.submit(ask)
+                    for job in islice(todo, 1):
+                        self._worker.submit(job)
         seconds, after = perf_counter() - start, asdict(self._worker.stats)
-        for ask in asks:
-            said = outputs[ask.id]
-            if self._answers.setdefault(ask.request.prompt, said) != said:
-                raise SystemExit(f"the arms differ: {said}, {self._answers[ask.request.prompt]}")
+        for job in jobs:
+            said = outputs[job.id]
+            if self._answers.setdefault(job.request.prompt, said) != said:
+                raise SystemExit(f"the arms differ: {said}, {self._answers[job.request.prompt]}")
         return Run(
             sum(map(len, outputs.values())),
             seconds,

@@ -60,27 +60,27 @@ class Company:
 
     def step(self) -> tuple[float, int, int]:
         """One pass: seconds of drafting, nodes, tokens."""
-        turns = [BatchEntry(str(i), run, self.budget) for i, run in enumerate(self.running)]
+        entries = [BatchEntry(str(i), run, self.budget) for i, run in enumerate(self.running)]
         self.weights.sum()
         start = thread_time()
-        self.lanes.draft(turns, 512, 0)
-        spent = thread_time() - start - sum(turn.seconds for turn in turns)
-        logits = self.lm.engine.forward([(turn.run.sequence, turn.tree) for turn in turns])
+        self.lanes.draft(entries, 512, 0)
+        spent = thread_time() - start - sum(entry.seconds for entry in entries)
+        logits = self.lm.engine.forward([(entry.run.sequence, entry.tree) for entry in entries])
         self.weights.sum()
-        sizes = [len(turn.tree) for turn in turns]
-        self.lanes.take_in(turns, np.split(logits, np.cumsum(sizes)[:-1]))
+        sizes = [len(entry.tree) for entry in entries]
+        self.lanes.take_in(entries, np.split(logits, np.cumsum(sizes)[:-1]))
         start = thread_time()
-        self.lanes.settle(turns, self.cost.at(sum(sizes)), sum(sizes))
+        self.lanes.settle(entries, self.cost.at(sum(sizes)), sum(sizes))
         spent += thread_time() - start
-        for i, turn in enumerate(turns):
-            if turn.error:
-                raise turn.error
-            if turn.run.done:
-                turn.run.close()
-                self.lanes.give(turn.run.drafter)
+        for i, entry in enumerate(entries):
+            if entry.error:
+                raise entry.error
+            if entry.run.done:
+                entry.run.close()
+                self.lanes.give(entry.run.drafter)
                 self.running[i] = next(self.runs)
-        tokens = sum(len(turn.walked.drawn) for turn in turns if turn.walked)
-        return spent + sum(turn.seconds for turn in turns), sum(sizes), tokens
+        tokens = sum(len(entry.walked.drawn) for entry in entries if entry.walked)
+        return spent + sum(entry.seconds for entry in entries), sum(sizes), tokens
 
 
 def main() -> None:

@@ -140,7 +140,7 @@ def test_what_steers_answers_reaches_them(paceline, monkeypatch):
 
     found = []
     run = lambda self, sockets: found.append(self.config.app.state.context.limits)  # noqa: E731
-    monkeypatch.setattr(server.Server, "run", run)
+    monkeypatch.setattr(server.DrainingServer, "run", run)
     guides = "calm=cfg:negative=A quarrel,scale=2;deep=dola:layers=1"
     words = ["--watermark", "key=a,kind=green", "--watermark-choice", "--guides", guides]
     assert paceline("serve", "--port", "0", *words).code == 0
@@ -156,7 +156,7 @@ def test_what_steers_answers_reaches_them(paceline, monkeypatch):
 def test_an_open_server_elsewhere_says_so(monkeypatch, paceline):
     from paceline.serving.api import server
 
-    monkeypatch.setattr(server.Server, "run", lambda self, sockets: None)
+    monkeypatch.setattr(server.DrainingServer, "run", lambda self, sockets: None)
     open_ = paceline("serve", "--host", "0.0.0.0", "--port", "0")
     assert "whoever reaches 0.0.0.0 may use it: there are no API keys" in open_.err
     monkeypatch.setenv("PACELINE_SERVE_KEYS", "ann:secret-of-ann")

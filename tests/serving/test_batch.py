@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.serving import batch
-from paceline.serving.batch import Line, Settings, answered, read_lines, survey
+from paceline.serving.batch import BatchSettings, InputLine, answered, read_lines, summarize_input
 from paceline.serving.worker import Worker
 
 PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
@@ -23,7 +23,7 @@ def lm():
 
 @pytest.fixture
 def worker(lm):
-    found = Worker(lm, places=4, queue=10**6)
+    found = Worker(lm, max_running=4, queue=10**6)
     yield found
     found.close()
     assert lm.engine.memory.used == 0
@@ -31,8 +31,8 @@ def worker(lm):
 
 def run(worker, rows, **options):
     texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    lines = [Line(number, text) for number, text in enumerate(texts, 1)]
-    return [line for _, line in answered(worker, lines, Settings("tiny", **options))]
+    lines = [InputLine(number, text) for number, text in enumerate(texts, 1)]
+    return [line for _, line in answered(worker, lines, BatchSettings("tiny", **options))]
 
 
 def alone(lm, prompt, **options):
@@ -59,7 +59,7 @@ def test_each_line_is_answered_as_plain_decoding_does(lm, data):
         }
     )
     rows = data.draw(st.lists(row | st.just({}), min_size=1, max_size=12))
-    worker = Worker(lm, places=data.draw(st.integers(1, 4)), queue=10**6)
+    worker = Worker(lm, max_running=data.draw(st.integers(1, 4)), queue=10**6)
     found = run(worker, rows)
     worker.close()
     assert [line["custom_id"] for line in found] == [f"line-{n + 1}" for n in range(len(rows))]
@@ -128,7 +128,7 @@ def test_what_fails_on_the_way_fails_alone(worker, lm, monkeypatch):
 
     def step(self):
         events = real(self)
-        if not broken and "line-2-0-0" in self._places:
+        if not broken and "line-2-0-0" in self._slots:
             broken.append(1)
             events += self._end("line-2-0-0", "error", "it broke")
         return events
@@ -145,9 +145,9 @@ def test_input_is_read_as_places_become_free(worker):
     def lines():
         for number in range(1, 200):
             seen.append(number)
-            yield Line(number, json.dumps(GOOD | {"max_tokens": 1}).encode())
+            yield InputLine(number, json.dumps(GOOD | {"max_tokens": 1}).encode())
 
-    for done, (number, _) in enumerate(answered(worker, lines(), Settings("tiny")), 1):
+    for done, (number, _) in enumerate(answered(worker, lines(), BatchSettings("tiny")), 1):
         assert number == done
         assert len(seen) <= done + 8 * 4
     assert len(seen) == 199
@@ -160,6 +160,6 @@ def test_lines_are_read_one_at_a_time_whatever_their_length(tmp_path, monkeypatc
     found = list(read_lines(path))
     assert [line.number for line in found] == [1, 4, 5, 6]
     assert [line.text for line in found] == [b"one\n", b"x" * 11, b"ten bytes.\r", b"last"]
-    assert survey(path).lines == 4
+    assert summarize_input(path).lines == 4
     assert list(read_lines(path, 4, path.read_bytes().index(b"ten"))) == found[2:]
-    assert survey(path) != survey(__import__("pathlib").Path(__file__))
+    assert summarize_input(path) != summarize_input(__import__("pathlib").Path(__file__))

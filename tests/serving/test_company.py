@@ -28,27 +28,27 @@ def company(lm, drafter, budget, **options):
         events = []
         for turn in range(2):
             for number, request in enumerate(requests):
-                ask = Job(f"{turn}.{number}", request, drafter=drafter, budget=budget)
-                worker.submit(ask)
+                job = Job(f"{turn}.{number}", request, drafter=drafter, budget=budget)
+                worker.submit(job)
                 events += worker.step()
             drive(worker, events)
         for turn in range(2):
             for number, tokens in enumerate(expected):
                 assert tokens_of(events, f"{turn}.{number}") == tokens
-        [lanes] = worker._fleet._others.values()
-        return worker.stats, lanes
+        [pool] = worker._pools._others.values()
+        return worker.stats, pool
 
 
 @pytest.mark.parametrize("pages", [None, 13])
 @pytest.mark.parametrize("settings", ["", ",head=64", ",stop=bandit"])
 def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
     path = shared("models", "stories260K")
-    stats, lanes = company(lm, f"model:path={path}{settings}", 6, pages=pages, places=3)
+    stats, pool = company(lm, f"model:path={path}{settings}", 6, pages=pages, max_running=3)
     assert stats.accepted.get("model", 0) > 0
-    assert len(lanes.idle) in (2, 3)
-    engines = {follower.engine for drafter in lanes.idle for follower in drafter._followers}
+    assert len(pool.idle) in (2, 3)
+    engines = {follower.engine for drafter in pool.idle for follower in drafter._followers}
     assert len(engines) == 1
-    first, other = lanes.idle[:2]
+    first, other = pool.idle[:2]
     assert first._followers[0] is not other._followers[0]
     assert first._chances._sharpness is other._chances._sharpness
 
@@ -62,9 +62,9 @@ def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
 )
 @pytest.mark.parametrize("pages", [None, 6])
 def test_parts_of_the_model_draft_for_many(lm, drafter, name, pages):
-    stats, lanes = company(lm, drafter, 6, pages=pages, places=3)
+    stats, pool = company(lm, drafter, 6, pages=pages, max_running=3)
     assert stats.accepted.get(name, 0) > 0
-    assert len({id(drafter._chances._sharpness) for drafter in lanes.idle}) == 1
+    assert len({id(drafter._chances._sharpness) for drafter in pool.idle}) == 1
 
 
 @pytest.mark.parametrize(("pages", "budget"), [(None, 5), (None, None), (9, 5)])
@@ -92,7 +92,7 @@ def test_one_batch_of_every_kind_is_each_alone(pages, budget):
 
     expected = {name: alone(lm, request) for name, request in requests().items()}
     events = []
-    with working(lm, pages=pages, places=5) as worker:
+    with working(lm, pages=pages, max_running=5) as worker:
         for name, request in requests().items():
             worker.submit(Job(name, request, budget=budget))
             events += worker.step()

@@ -62,11 +62,14 @@ def found():
 
 def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monkeypatch):
     told = recorded(found, monkeypatch)
-    turns = [BatchEntry("a", FakeRun(clock, 0.01)), BatchEntry("b", FakeRun(clock, 7.0), budget=3)]
-    found.draft(turns, 64, 5)
-    assert [len(turn.tree) for turn in turns] == [4, 4]
-    found.take_in(turns, [None, None])
-    found.settle(turns, 1.2, 13)
+    entries = [
+        BatchEntry("a", FakeRun(clock, 0.01)),
+        BatchEntry("b", FakeRun(clock, 7.0), budget=3),
+    ]
+    found.draft(entries, 64, 5)
+    assert [len(entry.tree) for entry in entries] == [4, 4]
+    found.take_in(entries, [None, None])
+    found.settle(entries, 1.2, 13)
     [(trees, paths, draft, forward, other_tokens)] = told
     assert (len(trees), paths, forward, other_tokens) == (1, ([0],), 1.2, 9)
     assert draft == pytest.approx(0.02)
@@ -74,15 +77,15 @@ def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monk
 
 def test_one_that_fails_or_finds_no_room_is_no_burden(found, clock, monkeypatch):
     told = recorded(found, monkeypatch)
-    turns = [
+    entries = [
         BatchEntry("good", FakeRun(clock, 0.01)),
         BatchEntry("fails", FakeRun(clock, 0.5, RequestError("no"))),
         BatchEntry("full", FakeRun(clock, 0.02, MemoryFullError("no"))),
     ]
-    found.draft(turns, 64, 0)
-    assert [str(turn.error or "") for turn in turns] == ["", "no", ""]
-    assert len(turns[2].tree) == 1
-    done = [turns[0], turns[2]]
+    found.draft(entries, 64, 0)
+    assert [str(entry.error or "") for entry in entries] == ["", "no", ""]
+    assert len(entries[2].tree) == 1
+    done = [entries[0], entries[2]]
     found.take_in(done, [None, None])
     found.settle(done, 1.0, 5)
     [(trees, _, draft, _, other_tokens)] = told
@@ -94,9 +97,9 @@ def test_while_the_governor_rests_nothing_is_charged(found, clock, monkeypatch):
     told = recorded(found, monkeypatch)
     monkeypatch.setattr(found.governor, "nodes_wanted", lambda requests: 0)
     monkeypatch.setattr(found.governor, "nodes_for_forced", lambda: 0)
-    turns = [BatchEntry("a", FakeRun(clock, 0.01))]
-    found.draft(turns, 64, 0)
-    found.take_in(turns, [None])
-    found.settle(turns, 1.0, 1)
+    entries = [BatchEntry("a", FakeRun(clock, 0.01))]
+    found.draft(entries, 64, 0)
+    found.take_in(entries, [None])
+    found.settle(entries, 1.0, 1)
     [(_, _, draft, _, _)] = told
     assert draft == 0.0

@@ -176,7 +176,7 @@ def test_text_behind_a_stop_is_not_kept_as_another(lm):
         end = tokens_of(drive(worker), "stops")
         held = len(prompt) + len(end)
         names = np.array([*prompt, *end, 0, 0, 0, 0], np.int32)
-        sequence, length = worker.prefixes.match(names)
+        sequence, length = worker.prefix_cache.match(names)
         lm.engine.release(sequence)
         assert length <= held
         again = replace(request, prompt=(*names.tolist(), 7))
@@ -186,7 +186,7 @@ def test_text_behind_a_stop_is_not_kept_as_another(lm):
 
 def test_guides_find_room_among_texts_of_the_past_and_other_requests(lm):
     guide = "cfg:negative=" + "A sad dog and a cat " * 12
-    with working(lm, pages=7, places=3) as worker:
+    with working(lm, pages=7, max_running=3) as worker:
         for number in range(3):  # texts of the past
             request = lm.request([number + 3] * 60, max_new_tokens=10, ignore_eos=True)
             worker.submit(Job(f"past{number}", request))
@@ -204,7 +204,7 @@ def test_guides_find_room_among_texts_of_the_past_and_other_requests(lm):
 
 
 def test_views_find_room_or_do_without(lm):
-    with working(lm, pages=5, places=3) as worker:
+    with working(lm, pages=5, max_running=3) as worker:
         requests = [
             lm.request(p, max_new_tokens=90, seed=2, temperature=0.8, ignore_eos=True)
             for p in PROMPTS[:3]
@@ -258,39 +258,39 @@ def test_the_rejection_walk_is_refused_or_done_never_forgotten(lm):
 
 
 def test_ten_thousand_would_leave_no_more_than_a_few(lm):
-    with working(lm, places=3, pages=12) as worker:
+    with working(lm, max_running=3, pages=12) as worker:
         request = lm.request(PROMPTS[0], max_new_tokens=3, ignore_eos=True)
         for number in range(300):
             name = f"lookup:longest={2 + number % 20}" if number % 3 else None
             prompt = (number % 50 + 3, number % 7 + 3, *request.prompt)
-            ask = replace(request, prompt=prompt, seed=number)
-            worker.submit(Job(str(number), ask, client=str(number), drafter=name, budget=2))
+            job = replace(request, prompt=prompt, seed=number)
+            worker.submit(Job(str(number), job, client=str(number), drafter=name, budget=2))
             if number % 5 == 4:
                 drive(worker)
-        assert not worker._places
-        assert len(worker._fleet._others) <= 8
+        assert not worker._slots
+        assert len(worker._pools._others) <= 8
         assert all(
-            len(lanes.idle) <= 4 for lanes in [worker._fleet.own, *worker._fleet._others.values()]
+            len(pool.idle) <= 4 for pool in [worker._pools.own, *worker._pools._others.values()]
         )
-        assert worker.prefixes.pages <= worker.prefixes.limit
-        assert lm.engine.memory.used == worker.prefixes.pages
+        assert worker.prefix_cache.pages <= worker.prefix_cache.limit
+        assert lm.engine.memory.used == worker.prefix_cache.pages
 
 
 def test_waiting_requests_have_no_drafter_yet(lm):
-    with working(lm, places=2) as worker:
+    with working(lm, max_running=2) as worker:
         request = lm.request(PROMPTS[0], max_new_tokens=3)
         for number in range(20):
             worker.submit(Job(str(number), replace(request, seed=number), drafter="recycle"))
         drive(worker)
-        [lanes] = worker._fleet._others.values()
-        assert len(lanes.idle) == 2
+        [pool] = worker._pools._others.values()
+        assert len(pool.idle) == 2
 
 
 def test_shared_pages_are_not_counted_as_free(lm):
-    with working(lm, pages=12, places=3, prefixes=1.0) as worker:
+    with working(lm, pages=12, max_running=3, prefix_cache=1.0) as worker:
         prompt = [5] * (5 * PAGE)
         worker.submit(Job("a", lm.request(prompt, max_new_tokens=90, ignore_eos=True), budget=0))
-        while not worker.prefixes.pages:
+        while not worker.prefix_cache.pages:
             worker.step()
         assert worker._free() == PAGE * (12 - 1 - lm.engine.memory.used)  # its last page is shared
         other = [6] * (5 * PAGE)
@@ -301,7 +301,7 @@ def test_shared_pages_are_not_counted_as_free(lm):
 
 def test_those_that_fit_together_are_not_preempted(lm):
     """Two texts of two pages each, and a page for each to come."""
-    with working(lm, pages=7, places=2, prefixes=0.0) as worker:
+    with working(lm, pages=7, max_running=2, prefix_cache=0.0) as worker:
         for number, prompt in enumerate(PROMPTS[:2]):
             request = lm.request(prompt, max_new_tokens=110, ignore_eos=True)
             worker.submit(Job(str(number), request, budget=0))

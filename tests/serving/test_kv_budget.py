@@ -53,7 +53,7 @@ def held(engines):
 def working(lm, **options):
     """A worker that carries the same everywhere, and leaves no page behind."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serving, "prefill_tokens", lambda governor, streams, stall: 32)
+        patch.setattr(serving, "prefill_tokens", lambda governor, streams, prefill_slowdown: 32)
         found = serving.Worker(lm, **options)
         try:
             yield found
@@ -90,10 +90,10 @@ def test_all_models_together_keep_the_limit_and_the_text(opened, plain, drafter,
     page = lm.engine.memory.page_bytes
     limit = int(page * data.draw(st.sampled_from([5.5, 7, 9, 14])))
     peaks = []
-    places = data.draw(st.integers(1, 4))
+    max_running = data.draw(st.integers(1, 4))
     with (
         watched(engines, lambda *_: peaks.append(held(engines))),
-        working(lm, places=places, memory=limit) as found,
+        working(lm, max_running=max_running, memory=limit) as found,
     ):
         expected, events = {}, []
         for number in range(data.draw(st.integers(1, 5))):
@@ -142,14 +142,16 @@ def test_drafts_yield_before_requests_do(lm, plain, monkeypatch):
     parked, park = [], PassRunner._park
 
     def noted(runner, place):
-        parked.append((place.ask.id, park(runner, place)))
+        parked.append((place.job.id, park(runner, place)))
         return parked[-1][1]
 
     monkeypatch.setattr(PassRunner, "_park", noted)
     lm.drafter.reset()  # other tests taught it
     requests = together(lm, [250, 250, 250])
     pages = sum(-(-(len(r.prompt) + 250) // 64) for r in requests)
-    with working(lm, places=3, memory=int((pages + 3.2) * lm.engine.memory.page_bytes)) as found:
+    with working(
+        lm, max_running=3, memory=int((pages + 3.2) * lm.engine.memory.page_bytes)
+    ) as found:
         assert served(found, requests) == [alone(plain, request) for request in requests]
         assert any(gave for _, gave in parked)
         assert found.stats.preempted == 0
@@ -157,7 +159,7 @@ def test_drafts_yield_before_requests_do(lm, plain, monkeypatch):
 
 
 def test_a_draft_that_never_finds_room_fails_nobody(lm, plain):
-    with working(lm, places=2, memory=int(4.6 * lm.engine.memory.page_bytes)) as found:
+    with working(lm, max_running=2, memory=int(4.6 * lm.engine.memory.page_bytes)) as found:
         requests = together(lm, [60, 60])
         assert served(found, requests) == [alone(plain, request) for request in requests]
 
@@ -165,14 +167,14 @@ def test_a_draft_that_never_finds_room_fails_nobody(lm, plain):
 def test_memory_that_idle_drafts_hold_is_for_others(lm, plain):
     """The text of a drafter that nobody uses goes before texts of the past do."""
     page, [draft] = lm.engine.memory.page_bytes, lm.drafter.engines
-    with working(lm, places=2, memory=int(14.6 * page)) as found:
+    with working(lm, max_running=2, memory=int(14.6 * page)) as found:
         first = together(lm, [200])
         assert served(found, first) == [alone(plain, request) for request in first]
         assert draft.memory.used > 1
         later = lm.request([5] * 500, max_new_tokens=10, ignore_eos=True)
         assert served(found, [later], budget=0) == [alone(plain, later)]
         assert draft.memory.used == 0
-        assert found.prefixes.pages > 0
+        assert found.prefix_cache.pages > 0
 
 
 def test_guides_count_and_what_never_fits_is_refused(plain):
@@ -184,7 +186,7 @@ def test_guides_count_and_what_never_fits_is_refused(plain):
         unguided = lm.request([7] * 200, max_new_tokens=56, ignore_eos=True)
         longer = lm.request([7] * 300, max_new_tokens=210, ignore_eos=True, guide=guide)
         expected = alone(lm, request)
-        with working(lm, places=3, memory=15 * page) as found:
+        with working(lm, max_running=3, memory=15 * page) as found:
             found.submit(Job("plain", unguided))
             with pytest.raises(RequestError, match=r"needs memory for \d+ tokens, and there is"):
                 found.submit(Job("longer", longer))
@@ -210,7 +212,7 @@ def test_models_that_come_later_are_weighed(plain):
     with working(lm, memory=24 * page) as found:
         before = found.scheduler.capacity
         found.submit(Job("a", request, drafter=drafter, budget=5))
-        weight = found._places["a"].lanes.first.engines[0].weight_bytes
+        weight = found._slots["a"].pool.first.engines[0].weight_bytes
         assert before - found.scheduler.capacity >= weight // page * 64
         assert tokens_of(drive(found), "a") == alone(plain, request)
         assert found.stats.accepted["model"] > 0
@@ -227,10 +229,10 @@ def test_a_draft_of_its_own_is_only_opened_where_there_is_room(plain):
     expected = [alone(plain, request) for request in requests]
     for pages, engines in ((12, 1), (24, 2)):
         lm.drafter.reset()
-        with working(lm, places=2, memory=pages * page) as found:
+        with working(lm, max_running=2, memory=pages * page) as found:
             assert served(found, requests) == expected
             assert (
-                len({engine for each in found._fleet.idle() for engine in each.engines}) == engines
+                len({engine for each in found._pools.idle() for engine in each.engines}) == engines
             )
 
 

@@ -15,7 +15,7 @@ from paceline.serving.operator_policy import (
     parse_guides,
     shown,
 )
-from paceline.serving.settings import Settings
+from paceline.serving.settings import ServerSettings
 from paceline.watermarks.base import parse_watermark
 
 EMBEDDED = Path(paceline.__file__).parent / "embedded"
@@ -96,7 +96,7 @@ SECRETS = ["key=s3cret", "key=s3cret,kind=green,delta=1", "kind=synthid,key=s3cr
 @pytest.mark.parametrize("text", SECRETS)
 def test_the_key_of_a_watermark_is_not_told(text):
     mark = parse_watermark(text)
-    found = Settings.read({}, {"PACELINE_SERVE_WATERMARK": text})
+    found = ServerSettings.read({}, {"PACELINE_SERVE_WATERMARK": text})
     assert "s3cret" not in f"{found!r} {found.shown()} {mark!r} {shown(mark)}"
     assert found.shown()["watermark"] == shown(mark)
     assert f"kind={mark.name}" in shown(mark)
@@ -114,15 +114,18 @@ def test_the_key_of_a_watermark_is_not_told(text):
 )
 def test_what_is_no_watermark_is_refused_without_its_key(text, said):
     with pytest.raises(PacelineError, match=said) as caught:
-        Settings(watermark=text)
+        ServerSettings(watermark=text)
     assert "s3cret" not in str(caught.value)
 
 
 def test_guides_are_settings(tmp_path):
     file = tmp_path / "serve.toml"
     file.write_text('guides = ["calm=cfg:negative=a;b,scale=2", "deep=dola"]')
-    assert Settings.read({}, {}, file).guides == ("calm=cfg:negative=a;b,scale=2", "deep=dola")
-    told = Settings.read({"guides": "calm=cfg:scale=2 ; deep=dola"}, {})
+    assert ServerSettings.read({}, {}, file).guides == (
+        "calm=cfg:negative=a;b,scale=2",
+        "deep=dola",
+    )
+    told = ServerSettings.read({"guides": "calm=cfg:scale=2 ; deep=dola"}, {})
     assert told.guides == ("calm=cfg:scale=2", "deep=dola")
     with pytest.raises(RequestError, match="expected NAME=GUIDE"):
-        Settings.read({"guides": "cfg"}, {})
+        ServerSettings.read({"guides": "cfg"}, {})

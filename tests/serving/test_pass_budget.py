@@ -52,7 +52,9 @@ def working(lm, **options):
 
     engines = [lm.engine, *lm.drafter.engines, *lm.guide_models.loaded]
     with pytest.MonkeyPatch.context() as patch, watched(engines, look):
-        patch.setattr(serving, "prefill_tokens", lambda governor, n, stall: TOKENS if n else CHUNK)
+        patch.setattr(
+            serving, "prefill_tokens", lambda governor, n, prefill_slowdown: TOKENS if n else CHUNK
+        )
         found = serving.Worker(lm, **options)
         step = found.step
 
@@ -128,7 +130,7 @@ def test_guides_read_before_they_are_used(lm, plain, story, guide):
 @given(st.data())
 def test_no_pass_reads_more_than_it_may(lm, plain, story, data):
     guides = ((), f"contrastive:{story}", "cfg:negative=A sad dog,scale=2")
-    with working(lm, places=data.draw(st.integers(2, 4))) as (worker, passes):
+    with working(lm, max_running=data.draw(st.integers(2, 4))) as (worker, passes):
         expected, events = {}, []
         for number in range(data.draw(st.integers(2, 4))):
             text = data.draw(st.sampled_from([PROMPTS[1], STORY, LONG]))

@@ -40,7 +40,7 @@ class Machine:
             self.held[name] = 0
         used, jobs = self.used, self.scheduler.jobs
         assert sum(size for _, size in plan.parts) <= self.tokens
-        assert len(self.held) <= self.scheduler.places
+        assert len(self.held) <= self.scheduler.max_running
         need = sum(size * jobs[name].cost for name, size in plan.parts)
         need += sum(plan.nodes * jobs[name].cost for name in plan.decoding)
         assert used + need <= capacity
@@ -81,8 +81,10 @@ jobs = st.lists(
 
 @settings(deadline=None)
 @given(jobs, st.integers(86, 240), st.integers(1, 6), st.integers(1, 40), st.integers(0, 99))
-def test_everybody_is_served_and_memory_is_never_exceeded(asked, capacity, places, tokens, seed):
-    scheduler = Scheduler(places=places, capacity=capacity, tree=4, aging=20.0)
+def test_everybody_is_served_and_memory_is_never_exceeded(
+    asked, capacity, max_running, tokens, seed
+):
+    scheduler = Scheduler(max_running=max_running, capacity=capacity, tree=4, aging=20.0)
     machine = Machine(scheduler, seed, tokens)
     for number, (prompt, output, priority, client, cost) in enumerate(asked):
         machine.submit(f"r{number}", prompt, output, cost, priority=priority, client=client)
@@ -99,7 +101,7 @@ def test_everybody_is_served_and_memory_is_never_exceeded(asked, capacity, place
 @settings(deadline=None)
 @given(st.data())
 def test_cancelled_and_late_requests_leave_nothing(data):
-    machine = Machine(Scheduler(places=3, capacity=80, tree=4))
+    machine = Machine(Scheduler(max_running=3, capacity=80, tree=4))
     for number in range(data.draw(st.integers(1, 10))):
         deadline = data.draw(st.one_of(st.none(), st.integers(0, 20)))
         machine.submit(f"r{number}", data.draw(st.integers(1, 30)), 9, deadline=deadline)
@@ -116,7 +118,7 @@ def test_cancelled_and_late_requests_leave_nothing(data):
 
 
 def test_those_that_decode_are_in_every_pass_whatever_arrives():
-    machine = Machine(Scheduler(places=8, tree=1), tokens=8)
+    machine = Machine(Scheduler(max_running=8, tree=1), tokens=8)
     machine.submit("runs", 2, 100)
     while not machine.step().decoding:
         pass
@@ -149,7 +151,7 @@ def test_short_prompts_pass_long_ones_for_a_while_only():
 
 
 def test_clients_get_equal_shares():
-    machine = Machine(Scheduler(places=1, tree=1), tokens=64)
+    machine = Machine(Scheduler(max_running=1, tree=1), tokens=64)
     for number in range(20):
         machine.submit(f"many{number}", 10, 5, client="greedy")
     machine.step()
@@ -161,7 +163,7 @@ def test_clients_get_equal_shares():
 
 
 def test_the_urgent_come_first_and_the_patient_come_at_last():
-    machine = Machine(Scheduler(places=1, tree=1, aging=20.0), tokens=64)
+    machine = Machine(Scheduler(max_running=1, tree=1, aging=20.0), tokens=64)
     machine.submit("now", 2, 3)
     machine.submit("later", 2, 3)
     machine.submit("urgent", 2, 3, priority=2)
@@ -177,7 +179,7 @@ def test_the_urgent_come_first_and_the_patient_come_at_last():
 
 
 def test_the_last_gives_up_its_memory_and_comes_back():
-    machine = Machine(Scheduler(places=4, capacity=30, tree=1), tokens=64)
+    machine = Machine(Scheduler(max_running=4, capacity=30, tree=1), tokens=64)
     machine.submit("first", 10, 15)
     machine.submit("second", 10, 15)
     preempted = []
@@ -188,7 +190,7 @@ def test_the_last_gives_up_its_memory_and_comes_back():
 
 
 def test_a_flood_that_waits_long_does_not_outweigh_other_clients():
-    machine = Machine(Scheduler(places=1, tree=1, aging=5.0), tokens=64)
+    machine = Machine(Scheduler(max_running=1, tree=1, aging=5.0), tokens=64)
     for number in range(60):
         machine.submit(f"many{number}", 10, 5, client="greedy")
     for _ in range(100):  # every one of them is many steps of priority old by now
@@ -203,9 +205,9 @@ def test_a_flood_that_waits_long_does_not_outweigh_other_clients():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(20, 60), st.integers(1, 6), st.integers(1, 9), st.integers(0, 99))
-def test_an_endless_stream_of_the_urgent_starves_nobody(capacity, places, tokens, seed):
+def test_an_endless_stream_of_the_urgent_starves_nobody(capacity, max_running, tokens, seed):
     """Little memory, so that those that came through are preempted: they must come to an end."""
-    machine = Machine(Scheduler(places, capacity, tree=4, aging=20.0), seed, tokens)
+    machine = Machine(Scheduler(max_running, capacity, tree=4, aging=20.0), seed, tokens)
     machine.submit("patient", capacity // 2, capacity - capacity // 2)
     for number in range(1500):
         if number % 3 == 0 and len(machine.scheduler.waiting) < 20:
@@ -217,7 +219,7 @@ def test_an_endless_stream_of_the_urgent_starves_nobody(capacity, places, tokens
 
 
 def test_what_is_run_anew_is_not_its_clients_debt():
-    machine = Machine(Scheduler(places=4, capacity=30, tree=1), tokens=64)
+    machine = Machine(Scheduler(max_running=4, capacity=30, tree=1), tokens=64)
     machine.submit("first", 10, 15, client="a")
     machine.submit("second", 10, 15, client="b")
     while len(machine.done) < 2:
@@ -244,7 +246,7 @@ def test_who_begins_alike_waits_until_that_is_run():
 
 
 def test_nothing_is_left_of_many_clients():
-    scheduler = Scheduler(places=2, capacity=100, queue=5, tree=1)
+    scheduler = Scheduler(max_running=2, capacity=100, queue=5, tree=1)
     machine = Machine(scheduler)
     for number in range(300):
         machine.submit(f"r{number}", 3, 2, client=f"c{number}", priority=number % 7)

@@ -57,7 +57,7 @@ def test_searches_and_requests_do_not_meet(lm, data):
         st.sampled_from([None, *KINDS]), st.sampled_from(PROMPTS), st.integers(1, 12), st.booleans()
     )
     asked = data.draw(st.lists(one, min_size=1, max_size=6))
-    with working(lm, pages=60, places=3) as worker:
+    with working(lm, pages=60, max_running=3) as worker:
         asks, events, left = [], [], set()
         for place, (strategy, prompt, tokens, leaves) in enumerate(asked):
             name = str(place)
@@ -92,7 +92,7 @@ def test_guided_searches_give_what_they_give_alone(lm, kind, guide):
         for name, prompt in zip("ab", PROMPTS, strict=False)
     ]
     beside = Job("c", lm.request(PROMPTS[0], max_new_tokens=12, temperature=0.8, seed=1))
-    with working(lm, pages=60, places=3) as worker:
+    with working(lm, pages=60, max_running=3) as worker:
         events = []
         for each in (*searches, beside):
             worker.submit(each)
@@ -139,14 +139,14 @@ def test_searches_take_their_share_of_the_time(lm, monkeypatch):
         searches = worker.searches
         searches.share = 0.5
         searches.submit(ask(lm, "a", Beam(2), tokens=100))
-        step = search_queue._Search.step
+        step = search_queue._QueuedSearch.step
 
         def slow(search):
             nonlocal now
             now += 3.0
             return step(search)
 
-        monkeypatch.setattr(search_queue._Search, "step", slow)
+        monkeypatch.setattr(search_queue._QueuedSearch, "step", slow)
         for _ in range(20):  # passes of a second
             before = now
             assert searches.step(100, alone=False) == []
@@ -163,7 +163,7 @@ def test_searches_take_their_share_of_the_time(lm, monkeypatch):
 
 
 def test_a_search_waits_for_its_memory_and_then_has_it(lm):
-    with working(lm, pages=24, places=8) as worker:
+    with working(lm, pages=24, max_running=8) as worker:
         requests = [
             lm.request(p, max_new_tokens=150, temperature=0.9, seed=2, ignore_eos=True)
             for p in PROMPTS
@@ -184,7 +184,7 @@ def test_a_search_waits_for_its_memory_and_then_has_it(lm):
 
 
 def test_a_search_gives_way_to_a_request_that_needs_all_memory_and_begins_anew(lm):
-    with working(lm, pages=10, places=2) as worker:
+    with working(lm, pages=10, max_running=2) as worker:
         worker.searches.share = 1e9  # a step for each pass, however long it takes
         searches = [ask(lm, name, Beam(1), [5] * 62, 60) for name in "ab"]
         for search in searches:
@@ -286,7 +286,7 @@ def test_guides_texts_count_in_what_a_search_may_need(lm):
         for each in (plain, guided)
     ]
     assert pages[1] == 2 * pages[0]  # one text more, in the same engine
-    with working(lm, pages=2 * pages[0] + 4, places=2) as worker:
+    with working(lm, pages=2 * pages[0] + 4, max_running=2) as worker:
         worker.submit(plain)
         with pytest.raises(RequestError, match=f"may need {pages[1]} pages"):
             worker.submit(guided)

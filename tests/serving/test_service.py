@@ -35,8 +35,8 @@ def alone(lm, request):
     return Generation(lm.engine, drafter, request, Fixed(0)).run().tokens
 
 
-async def tokens_of(service, ask):
-    return [token async for event in await service.stream(ask) for token in event.tokens]
+async def tokens_of(service, job):
+    return [token async for event in await service.stream(job) for token in event.tokens]
 
 
 def test_many_streams_at_once(lm, service):
@@ -46,8 +46,8 @@ def test_many_streams_at_once(lm, service):
     ]
 
     async def everybody():
-        asks = [Job(str(n), request) for n, request in enumerate(requests)]
-        return await asyncio.gather(*(tokens_of(service, ask) for ask in asks))
+        jobs = [Job(str(n), request) for n, request in enumerate(requests)]
+        return await asyncio.gather(*(tokens_of(service, job) for job in jobs))
 
     found = asyncio.run(everybody())
     assert found == [alone(lm, request) for request in requests]
@@ -174,10 +174,10 @@ def test_a_bug_in_taking_a_request_is_told_to_its_owner_alone(lm, service, monke
     request = lm.request("Once upon a time", max_new_tokens=200, ignore_eos=True)
     submit = service.worker.submit
 
-    def broken(ask):
-        if ask.id == "bad":
+    def broken(job):
+        if job.id == "bad":
             raise ZeroDivisionError
-        submit(ask)
+        submit(job)
 
     monkeypatch.setattr(service.worker, "submit", broken)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import RequestError
-from paceline.serving.settings import PREFIX, Settings, Size, names
+from paceline.serving.settings import PREFIX, ServerSettings, Size, names
 
 FORMATS = {
     "toml": 'port = 1\nmax_running = 2\nqueue = 3\nmemory = "1GB"\ncors = ["a", "b"]',
@@ -18,7 +18,7 @@ FORMATS["json"] = json.dumps(
 
 
 def read(flags=(), environ=(), file=None):
-    return Settings.read(
+    return ServerSettings.read(
         dict(flags), {PREFIX + k.upper(): v for k, v in dict(environ).items()}, file
     )
 
@@ -31,7 +31,7 @@ def test_flags_come_before_the_environment_before_the_file_before_defaults(tmp_p
     assert (found.port, found.max_running, found.queue) == (1, 22, 33)
     assert found.memory == 10**9
     assert found.cors == ("a", "b")
-    assert found.drain == Settings().drain
+    assert found.drain == ServerSettings().drain
 
 
 def test_the_environment_is_read_in_the_types_of_the_settings():
@@ -40,7 +40,7 @@ def test_the_environment_is_read_in_the_types_of_the_settings():
     )
     assert (found.prefill_slowdown, found.cors, found.log_prompts) == (3.0, ("x", "y"), True)
     assert found.keys_file == Path("a/b")
-    assert Settings.read({}, {"PATH": "/bin"}) == Settings()
+    assert ServerSettings.read({}, {"PATH": "/bin"}) == ServerSettings()
 
 
 @pytest.mark.parametrize(

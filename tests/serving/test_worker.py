@@ -73,9 +73,9 @@ def text_of(events, name):
 @settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_everybody_gets_what_they_would_have_got_alone(lm, data):
-    places = data.draw(st.integers(1, 5))
+    max_running = data.draw(st.integers(1, 5))
     pages = data.draw(st.sampled_from([None, 4, 7]))
-    with working(lm, pages, places=places) as worker:
+    with working(lm, pages, max_running=max_running) as worker:
         mixed(lm, data, worker)
 
 
@@ -101,7 +101,7 @@ def mixed(lm, data, worker):
 
 
 def test_preempted_requests_lose_nothing(lm):
-    with working(lm, pages=7, places=4) as worker:
+    with working(lm, pages=7, max_running=4) as worker:
         preempted(lm, worker)
 
 
@@ -205,15 +205,15 @@ def test_what_was_run_before_is_not_run_again(lm, worker):
 
 
 def test_texts_of_the_past_make_room(lm):
-    with working(lm, pages=6, places=2) as worker:
+    with working(lm, pages=6, max_running=2) as worker:
         for number in range(8):
             prompt = [number + 3] * 150
             request = lm.request(prompt, max_new_tokens=30, ignore_eos=True)
             worker.submit(Job(str(number), request))
             found = tokens_of(drive(worker), str(number))
-            assert worker.prefixes.pages
+            assert worker.prefix_cache.pages
             assert found == alone(lm, request)
-        assert worker.prefixes.statistics.evicted
+        assert worker.prefix_cache.statistics.evicted
 
 
 def test_too_little_memory_is_refused(lm):

@@ -20,7 +20,7 @@ from paceline.cli.replicas import cluster_parts, model_paths
 from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
-    from paceline.serving.batch import Settings
+    from paceline.serving.batch import BatchSettings
     from paceline.serving.output_journal import OutputJournal
     from paceline.serving.worker import Worker
 
@@ -89,28 +89,28 @@ def batch(
     if not source.is_file():
         raise RequestError(f"cannot read {source}: it is not a file")
     try:
-        from paceline.serving.batch import Settings, survey
+        from paceline.serving.batch import BatchSettings, summarize_input
     except ImportError as error:
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.output_journal import OutputJournal
 
-    survey_result = survey(source)
+    summary = summarize_input(source)
     paths = model_paths(model)
-    settings = Settings(defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed)
-    job = _job(survey_result.digest, model, paths, settings, engine, drafting)
+    settings = BatchSettings(defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed)
+    job = _job(summary.digest, model, paths, settings, engine, drafting)
     where = str(paths[0].resolve()) if len(paths) == 1 else model
     build = partial(_worker, engine, where, drafting, execution.max_running)
     start, tokens = perf_counter(), 0
     with (
         closing(OutputJournal(output, job)) as journal,
-        counting(survey_result.lines, "lines") as tick,
+        counting(summary.lines, "lines") as tick,
     ):
         before = journal.lines
         tick(before)
         if before:
             say(f"goes on after {before} lines")
         for number, line in _answers(
-            build, engine.threads, execution, source, journal.done, settings, survey_result.lines
+            build, engine.threads, execution, source, journal.done, settings, summary.lines
         ):
             journal.add(number, line)
             tokens += _written(line)
@@ -126,7 +126,7 @@ def _job(
     digest: str,
     model: str | None,
     paths: list[Path],
-    settings: Settings,
+    settings: BatchSettings,
     engine: options.EngineOptions,
     drafting: options.DraftOptions,
 ) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def _answers(
     execution: ExecutionOptions,
     source: Path,
     after: int,
-    settings: Settings,
+    settings: BatchSettings,
     lines: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """What came of each line after a number, by an engine here or by those of a cluster."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from paceline.serving.api.middleware import Rules
     from paceline.serving.rate_limits import RateLimits
-    from paceline.serving.settings import Settings
+    from paceline.serving.settings import ServerSettings
 
 
 def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
@@ -51,7 +51,7 @@ def model_paths(model: str | None) -> list[Path]:
 def serve_replicas(
     build: Callable[[int, RateLimits], FastAPI],
     listener: socket.socket,
-    settings: Settings,
+    settings: ServerSettings,
     rules: Rules,
 ) -> None:
     """Serve from a cluster until a signal comes.
@@ -66,20 +66,22 @@ def serve_replicas(
     Raises:
         PacelineError: there is no such cluster.
     """
-    from paceline.serving.api.server import Server
+    from paceline.serving.api.server import DrainingServer
     from paceline.serving.logs import log_to_stderr
 
     ray_cluster, _, servers = cluster_parts()
     from paceline.serving.cluster.app import create_front
-    from paceline.serving.cluster.proxy import Proxy
+    from paceline.serving.cluster.proxy import ReplicaProxy
 
     count = settings.replicas or 1
     with ray_cluster.cluster(settings.ray):
         threads = settings.threads or ray_cluster.processors(count)
         ongoing = settings.max_running + settings.queue
         with servers.replicated(build, count, threads, ongoing, settings) as fleet:
-            front = Proxy(fleet)
-            server = Server(create_front(front, fleet, rules, settings.cors), front, settings)
+            front = ReplicaProxy(fleet)
+            server = DrainingServer(
+                create_front(front, fleet, rules, settings.cors), front, settings
+            )
             listener.listen()  # who reads the next line may come at once
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host

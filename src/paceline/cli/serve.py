@@ -17,7 +17,7 @@ from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
-from paceline.serving.settings import Settings, Size
+from paceline.serving.settings import ServerSettings, Size
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
 def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -> None:
     """Serve a model to many users at once."""
-    settings = Settings.read(flags, os.environ, config)
+    settings = ServerSettings.read(flags, os.environ, config)
     if show_config:
         document(settings.shown())
         return
     try:
         import uvicorn  # noqa: F401
 
-        from paceline.serving.api.server import Server
+        from paceline.serving.api.server import DrainingServer
     except ImportError as error:
         raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.api_keys import ApiKeys
@@ -54,7 +54,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
     lm = _open(settings)
     app, service = _app(lm, settings, _rules(settings, keys))
-    server = Server(app, service, settings)
+    server = DrainingServer(app, service, settings)
     with _listening(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
@@ -66,7 +66,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         raise typer.Exit(1)
 
 
-def _open(settings: Settings) -> LM:
+def _open(settings: ServerSettings) -> LM:
     chosen = options.EngineOptions(
         settings.engine,
         settings.device,
@@ -77,7 +77,7 @@ def _open(settings: Settings) -> LM:
     return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
 
 
-def _steering(lm: LM, settings: Settings) -> OperatorPolicy:
+def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
     """What marks and steers answers; the models of guides are opened."""
     from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
     from paceline.watermarks.base import parse_watermark
@@ -88,7 +88,7 @@ def _steering(lm: LM, settings: Settings) -> OperatorPolicy:
     return OperatorPolicy(mark, settings.watermark_choice, guides)
 
 
-def _worker(lm: LM, settings: Settings) -> Worker:
+def _worker(lm: LM, settings: ServerSettings) -> Worker:
     from paceline.serving.kv_budget import room
     from paceline.serving.worker import Worker
 
@@ -104,12 +104,12 @@ def _worker(lm: LM, settings: Settings) -> Worker:
     )
 
 
-def _warn(settings: Settings, keys: ApiKeys) -> None:
+def _warn(settings: ServerSettings, keys: ApiKeys) -> None:
     if not keys and not _loopback(settings.host):
         say(f"whoever reaches {settings.host} may use it: there are no API keys")
 
 
-def _replicated(settings: Settings, keys: ApiKeys) -> None:
+def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
     """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
@@ -132,14 +132,14 @@ def _replicated(settings: Settings, keys: ApiKeys) -> None:
         serve_replicas(build, listener, settings, rules)
 
 
-def _app(lm: LM, settings: Settings, rules: Rules) -> tuple[FastAPI, Service]:
+def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Service]:
     from paceline.serving.api import create_app
-    from paceline.serving.api.parse import Limits
+    from paceline.serving.api.parse import RequestLimits
     from paceline.serving.service import Service
 
     steering = _steering(lm, settings)  # first: what guides hold is part of the memory
     service = Service(_worker(lm, settings))
-    limits = Limits(
+    limits = RequestLimits(
         new_tokens=settings.max_tokens,
         prompt_tokens=settings.max_prompt,
         default_tokens=settings.default_tokens,
@@ -151,7 +151,7 @@ def _app(lm: LM, settings: Settings, rules: Rules) -> tuple[FastAPI, Service]:
     return app, service
 
 
-def _rules(settings: Settings, keys: ApiKeys) -> Rules:
+def _rules(settings: ServerSettings, keys: ApiKeys) -> Rules:
     from paceline.serving.api.middleware import Rules
     from paceline.serving.rate_limits import RateLimits
 

@@ -18,8 +18,8 @@ from pydantic import ValidationError
 from paceline.errors import PacelineError, RequestError
 from paceline.serving.api import chat, completions, formatting
 from paceline.serving.api.errors import NotFoundError
-from paceline.serving.api.formatting import Answer
-from paceline.serving.api.parse import Limits, chat_asks, completion_asks
+from paceline.serving.api.formatting import Choice
+from paceline.serving.api.parse import RequestLimits, chat_jobs, completion_jobs
 from paceline.serving.api.schemas import ChatBody, CompletionBody
 from paceline.serving.messages import JobEvent
 from paceline.serving.worker import Worker
@@ -33,14 +33,14 @@ _KINDS: dict[object, type[_Body]] = {
 }
 
 
-class Line(NamedTuple):
+class InputLine(NamedTuple):
     """A line of the input: its number, from 1, and its bytes, at most `LONGEST + 1`."""
 
     number: int
     text: bytes
 
 
-def read_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[Line]:
+def read_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[InputLine]:
     """The lines of a file that are not blank, one at a time.
 
     Args:
@@ -57,17 +57,17 @@ def read_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[Line]:
             while len(rest) > LONGEST and not rest.endswith(b"\n"):
                 rest = file.readline(LONGEST + 1)
             if text.strip():
-                yield Line(number, text)
+                yield InputLine(number, text)
 
 
-class Survey(NamedTuple):
+class InputSummary(NamedTuple):
     """What an input is: how many lines that are not blank, and a digest of all."""
 
     lines: int
     digest: str
 
 
-def survey(path: Path) -> Survey:
+def summarize_input(path: Path) -> InputSummary:
     """Read a file once.
 
     Raises:
@@ -83,11 +83,11 @@ def survey(path: Path) -> Survey:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
     if not count:
         raise RequestError(f"{path} has no line")
-    return Survey(count, digest.hexdigest())
+    return InputSummary(count, digest.hexdigest())
 
 
 @dataclass(frozen=True)
-class Settings:
+class BatchSettings:
     """What all lines share.
 
     Attributes:
@@ -102,14 +102,14 @@ class Settings:
 
 
 @dataclass
-class _Entry:
+class _PendingLine:
     """A line under way."""
 
     number: int
     custom_id: str
     body: _Body | None = None
     prompts: int = 1
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Choice] = field(default_factory=list)
     error: dict[str, str] | None = None
 
     @property
@@ -118,24 +118,24 @@ class _Entry:
 
 
 def answered(
-    worker: Worker, lines: Iterable[Line], settings: Settings
+    worker: Worker, lines: Iterable[InputLine], settings: BatchSettings
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each line's number and what came of it, in the order of the lines.
 
     A line that cannot be run has an `error`; the others do not depend on it, nor on each other.
     Lines are taken in as places become free.
     """
-    waiting: deque[_Entry] = deque()
-    open_: dict[str, tuple[_Entry, Answer]] = {}
+    waiting: deque[_PendingLine] = deque()
+    open_: dict[str, tuple[_PendingLine, Choice]] = {}
     source = iter(lines)
     more = True
     while more or waiting:
-        while more and len(waiting) < _AHEAD * worker.scheduler.places:
+        while more and len(waiting) < _AHEAD * worker.scheduler.max_running:
             line = next(source, None)
             more = line is not None
             if line is not None:
-                waiting.append(entry := _entry(worker, line, settings))
-                open_ |= {answer.ask.id: (entry, answer) for answer in entry.answers}
+                waiting.append(pending := _start_line(worker, line, settings))
+                open_ |= {answer.job.id: (pending, answer) for answer in pending.answers}
         if not worker.idle:
             for event in worker.step():
                 _note(worker, event, open_)
@@ -144,56 +144,56 @@ def answered(
             yield done.number, _shown(done, worker, settings)
 
 
-def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_Entry, Answer]]) -> None:
+def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_PendingLine, Choice]]) -> None:
     if event.id not in open_:
         return
-    entry, answer = open_[event.id]
+    pending, answer = open_[event.id]
     answer.add(event)
     if event.finish is None:
         return
     del open_[event.id]
-    if event.finish == "error" and entry.error is None:
-        entry.error = {"code": "failed", "message": event.error}
-        for other in entry.answers:
-            for told in worker.cancel(other.ask.id):
+    if event.finish == "error" and pending.error is None:
+        pending.error = {"code": "failed", "message": event.error}
+        for other in pending.answers:
+            for told in worker.cancel(other.job.id):
                 _note(worker, told, open_)
 
 
-def _entry(worker: Worker, line: Line, settings: Settings) -> _Entry:
+def _start_line(worker: Worker, line: InputLine, settings: BatchSettings) -> _PendingLine:
     """A line, its requests handed in where it can be run."""
-    entry = _Entry(line.number, f"line-{line.number}")
+    pending = _PendingLine(line.number, f"line-{line.number}")
     try:
         row = _row(line.text)
-        entry.custom_id = _text(row.pop("custom_id", entry.custom_id), "custom_id")
-        entry.body = _body(row)
-        _hand_in(worker, entry, entry.body, settings)
+        pending.custom_id = _text(row.pop("custom_id", pending.custom_id), "custom_id")
+        pending.body = _body(row)
+        _hand_in(worker, pending, pending.body, settings)
     except PacelineError as error:
-        entry.answers.clear()
-        entry.error = {"code": "invalid_request", "message": str(error)}
-    return entry
+        pending.answers.clear()
+        pending.error = {"code": "invalid_request", "message": str(error)}
+    return pending
 
 
-def _hand_in(worker: Worker, entry: _Entry, body: _Body, settings: Settings) -> None:
+def _hand_in(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchSettings) -> None:
     if body.stream or body.trace:
         raise RequestError("a batch has neither streams nor traces; leave stream and trace out")
     if body.model not in (None, settings.name):
         raise NotFoundError(f"there is no model {body.model!r} here, only {settings.name!r}")
     if body.seed is None:
         body.seed = settings.seed
-    limits, name = Limits(default_tokens=settings.max_new_tokens), f"line-{entry.number}"
+    limits, name = RequestLimits(default_tokens=settings.max_new_tokens), f"line-{pending.number}"
     if isinstance(body, ChatBody):
-        asked = [chat_asks(worker.lm, body, name, "", limits)]
+        asked = [chat_jobs(worker.lm, body, name, "", limits)]
     else:
-        asked = completion_asks(worker.lm, body, name, "", limits)
-    entry.prompts = len(asked)
-    asks = [ask for each in asked for ask in each]
+        asked = completion_jobs(worker.lm, body, name, "", limits)
+    pending.prompts = len(asked)
+    jobs = [job for each in asked for job in each]
     try:
-        for place, ask in enumerate(asks):
-            worker.submit(ask)
-            entry.answers.append(Answer(ask, place))
+        for place, job in enumerate(jobs):
+            worker.submit(job)
+            pending.answers.append(Choice(job, place))
     except PacelineError:
-        for answer in entry.answers:
-            worker.cancel(answer.ask.id)
+        for answer in pending.answers:
+            worker.cancel(answer.job.id)
         raise
 
 
@@ -251,17 +251,21 @@ def _body(row: dict[str, Any]) -> _Body:
         ) from None
 
 
-def _shown(entry: _Entry, worker: Worker, settings: Settings) -> dict[str, Any]:
+def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> dict[str, Any]:
     """What is written of a line that is over."""
-    found: dict[str, Any] = {"custom_id": entry.custom_id, "response": None, "error": entry.error}
-    name, lm = f"line-{entry.number}", worker.lm
-    if entry.error is None and entry.body is not None:
-        answers = formatting.found(entry.answers)
-        if isinstance(entry.body, ChatBody):
+    found: dict[str, Any] = {
+        "custom_id": pending.custom_id,
+        "response": None,
+        "error": pending.error,
+    }
+    name, lm = f"line-{pending.number}", worker.lm
+    if pending.error is None and pending.body is not None:
+        answers = formatting.found(pending.answers)
+        if isinstance(pending.body, ChatBody):
             heading = formatting.head(name, "chat.completion", settings.name)
-            body = chat.reply(entry.body, heading, answers, lm)
+            body = chat.reply(pending.body, heading, answers, lm)
         else:
             heading = formatting.head(name, "text_completion", settings.name)
-            body = completions.reply(entry.body, heading, answers, entry.prompts, lm)
+            body = completions.reply(pending.body, heading, answers, pending.prompts, lm)
         found["response"] = {"status_code": 200, "request_id": name, "body": body}
     return found

@@ -86,64 +86,70 @@ class DrafterPool:
 
     def draft(
         self,
-        turns: Sequence[BatchEntry],
+        entries: Sequence[BatchEntry],
         most: int,
         other_tokens: int,
-        ready: Callable[[BatchEntry], bool] = lambda turn: True,
+        ready: Callable[[BatchEntry], bool] = lambda entry: True,
     ) -> None:
         """Let the drafters guess, and keep what is worth running.
 
         Args:
-            turns: of requests with drafters from here; their trees are set.
+            entries: of requests with drafters from here; their trees are set.
             most: nodes that a tree may have, its root included.
             other_tokens: nodes of others in the same pass.
             ready: lets a drafter catch up with the text; whether it has.
         """
-        governed = [turn for turn in turns if turn.budget is None]
+        governed = [entry for entry in entries if entry.budget is None]
         self._asked = asked = self.governor.nodes_wanted(len(governed)) if governed else 0
-        for turn in turns:
+        for entry in entries:
             start = perf_counter()
-            wished = asked if turn.budget is None else turn.budget
-            spare = self.governor.nodes_for_forced() if turn.budget is None and not asked else 0
-            min_path_prob = self.governor.min_path_prob() if turn.budget is None else 0.0
+            wished = asked if entry.budget is None else entry.budget
+            spare = self.governor.nodes_for_forced() if entry.budget is None and not asked else 0
+            min_path_prob = self.governor.min_path_prob() if entry.budget is None else 0.0
             try:
-                if wished and turn.run.room and (turn.run.drafter is self._mute or not ready(turn)):
-                    turn.late, wished = True, 0
-                turn.tree = turn.run.propose(
+                if (
+                    wished
+                    and entry.run.room
+                    and (entry.run.drafter is self._mute or not ready(entry))
+                ):
+                    entry.late, wished = True, 0
+                entry.tree = entry.run.propose(
                     min(wished, most - 1), min(spare, most - 1), min_path_prob
                 )
             except MemoryFullError:  # drafting needs room, too; the pass can do without
-                turn.tree = TokenTree.root(int(turn.run.text[-1]))
+                entry.tree = TokenTree.root(int(entry.run.text[-1]))
             except Exception as error:
-                turn.error = error
-            turn.seconds = perf_counter() - start
-        governed = [turn for turn in governed if not turn.error and not turn.late]
+                entry.error = error
+            entry.seconds = perf_counter() - start
+        governed = [entry for entry in governed if not entry.error and not entry.late]
         if asked and governed:
-            others = [turn for turn in turns if turn not in governed and not turn.error]
-            other_tokens += sum(len(turn.tree) for turn in others)
-            trees = [turn.tree for turn in governed]
-            kept = self.governor.prune(trees, sum(turn.seconds for turn in governed), other_tokens)
-            for turn, tree in zip(governed, kept, strict=True):
-                turn.tree = tree
+            others = [entry for entry in entries if entry not in governed and not entry.error]
+            other_tokens += sum(len(entry.tree) for entry in others)
+            trees = [entry.tree for entry in governed]
+            kept = self.governor.prune(
+                trees, sum(entry.seconds for entry in governed), other_tokens
+            )
+            for entry, tree in zip(governed, kept, strict=True):
+                entry.tree = tree
 
-    def take_in(self, turns: Sequence[BatchEntry], logits: Sequence[Floats]) -> None:
+    def take_in(self, entries: Sequence[BatchEntry], logits: Sequence[Floats]) -> None:
         """Walk each tree over its logits, and let the drafters learn."""
-        for turn, rows in zip(turns, logits, strict=True):
+        for entry, rows in zip(entries, logits, strict=True):
             try:
-                turn.walked = turn.run.verify(turn.tree, rows)
+                entry.walked = entry.run.verify(entry.tree, rows)
                 start = perf_counter()
-                turn.run.learn(turn.tree, rows, turn.walked)
-                turn.seconds += perf_counter() - start
-                turn.texts = turn.run.accept(turn.tree, turn.walked)
+                entry.run.learn(entry.tree, rows, entry.walked)
+                entry.seconds += perf_counter() - start
+                entry.texts = entry.run.accept(entry.tree, entry.walked)
             except Exception as error:
-                turn.error = error
+                entry.error = error
 
-    def settle(self, turns: Sequence[BatchEntry], seconds: float, nodes: int) -> None:
+    def settle(self, entries: Sequence[BatchEntry], seconds: float, nodes: int) -> None:
         """Tell the governor of a pass of so many nodes."""
         governed = [
-            (turn.tree, turn.walked.path, turn.seconds)
-            for turn in turns
-            if turn.budget is None and turn.walked and not turn.error and not turn.late
+            (entry.tree, entry.walked.path, entry.seconds)
+            for entry in entries
+            if entry.budget is None and entry.walked and not entry.error and not entry.late
         ]
         if governed:
             trees, paths, drafting = zip(*governed, strict=True)
@@ -183,14 +189,14 @@ class DrafterPools:
             unused = [known for known, each in self._others.items() if each not in used]
             for known in unused[: max(len(self._others) + 1 - _METHODS, 0)]:
                 del self._others[known]
-            lanes = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
-            self._others[method] = lanes
+            pool = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
+            self._others[method] = pool
         return self._others[method]
 
     def idle(self) -> Iterator[Drafter]:
         """Drafters that no request uses."""
-        for lanes in (self.own, *self._others.values()):
-            yield from lanes.idle
+        for pool in (self.own, *self._others.values()):
+            yield from pool.idle
 
 
 @dataclass(eq=False)
@@ -198,9 +204,9 @@ class Slot:
     """A request that was handed in; from its first pass to its end it has a drafter of its own.
 
     Attributes:
-        ask: what was handed in.
+        job: what was handed in.
         run: the request at work.
-        lanes: where its drafter is from.
+        pool: where its drafter is from.
         drafter: None before its first pass.
         cached: tokens known from before when it got its place.
         parked: its draft had to give its memory up, and does without for now.
@@ -208,9 +214,9 @@ class Slot:
         guiding: likewise its guides.
     """
 
-    ask: Job
+    job: Job
     run: Session
-    lanes: DrafterPool
+    pool: DrafterPool
     drafter: Drafter | None = None
     cached: int = 0
     parked: bool = False

@@ -62,7 +62,7 @@ class KVBudget:
         engine: runs the model.
         scheduler: told how many positions there are.
         memory: most bytes of keys and values; None takes a context for each place.
-        prefixes: share of it that texts of the past may fill.
+        prefix_cache: share of it that texts of the past may fill.
 
     Attributes:
         idle: lists the drafters that no request uses.
@@ -72,11 +72,11 @@ class KVBudget:
     """
 
     def __init__(
-        self, engine: Engine, scheduler: Scheduler, memory: int | None, prefixes: float
+        self, engine: Engine, scheduler: Scheduler, memory: int | None, prefix_cache: float
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         page = engine.memory.page_bytes
-        least = scheduler.places * Memory.pages(engine.config.context) + 2
+        least = scheduler.max_running * Memory.pages(engine.config.context) + 2
         total = least * page if memory is None else memory
         if total // page < _FEWEST:
             raise RequestError(
@@ -85,7 +85,7 @@ class KVBudget:
             )
         self._promised = memory is not None
         self.limit = SharedLimit(engine, total)
-        self.prefixes = PrefixCache(engine, int(prefixes * (total // page)))
+        self.prefix_cache = PrefixCache(engine, int(prefix_cache * (total // page)))
         self.idle: Callable[[], Iterable[Drafter]] = tuple
         self._drafts = WeakSet[Engine]()
         scheduler.capacity = self._capacity(total)
@@ -144,9 +144,9 @@ class KVBudget:
             own = self.engine.pages(run.sequence)
             held.update(own)
             # A page that is not full and shared is copied before it is written to.
-            copied += run.sequence.length % PAGE > 0 and self.prefixes.holds(own[-1])
+            copied += run.sequence.length % PAGE > 0 and self.prefix_cache.holds(own[-1])
         unused = self.limit.free(self.engine, self._drafts)
-        pages = unused // self.engine.memory.page_bytes + self.prefixes.idle(held) - copied
+        pages = unused // self.engine.memory.page_bytes + self.prefix_cache.idle(held) - copied
         return (max(pages, 2) if len(runs) < 2 else pages) * PAGE  # one alone always fits
 
     def make_room(self, turns: Sequence[tuple[Session, int, Drafter | None]]) -> None:
@@ -178,7 +178,7 @@ class KVBudget:
                 drafter.release()
             if self.limit.used < before:
                 return True
-        return self.prefixes.shrink(pages) > 0
+        return self.prefix_cache.shrink(pages) > 0
 
     def park(self, drafter: Drafter) -> bool:
         """Let a running request's drafter give its keys and values back; whether it had any."""

@@ -11,7 +11,7 @@ from typing import TextIO
 _OWN = "paceline.serving"
 
 
-class Lines(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """A record as one line of JSON; what `extra={"told": {...}}` has comes with it."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -30,7 +30,7 @@ class Lines(logging.Formatter):
 def log_to_stderr() -> None:
     """Let everything be logged so: ours from `info` on, that of others from `warning` on."""
     handler = _Stderr()
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger(_OWN).setLevel(logging.INFO)
 

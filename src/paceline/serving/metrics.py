@@ -23,7 +23,7 @@ _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0
 _TREES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class Visits:
+class RequestMetrics:
     """A registry of its own, with what every server counts."""
 
     def __init__(self) -> None:
@@ -42,12 +42,12 @@ class Visits:
         return Counter(f"paceline_{name}", about, labels, registry=self.registry)
 
 
-class Metrics(Visits):
+class Metrics(RequestMetrics):
     """The observer of a service, and what it saw."""
 
     def __init__(self, service: Service) -> None:
         super().__init__()
-        self.registry.register(_Work(service))
+        self.registry.register(_WorkerCollector(service))
         self.answers = self._counter("answers", "Answers by why they ended.", "finish")
         self.prompt = self._counter("prompt_tokens", "Tokens of prompts of answers.")
         self.first = self._histogram(
@@ -62,24 +62,24 @@ class Metrics(Visits):
         )
         self._begun: dict[str, tuple[float, float | None]] = {}  # start, first token
 
-    def took(self, ask: Job) -> None:
+    def took(self, job: Job) -> None:
         """See `Observer`."""
-        self._begun[ask.id] = monotonic(), None
+        self._begun[job.id] = monotonic(), None
 
-    def saw(self, ask: Job, event: JobEvent) -> None:
+    def saw(self, job: Job, event: JobEvent) -> None:
         """See `Observer`."""
-        start, first = self._begun.get(ask.id, (monotonic(), None))
+        start, first = self._begun.get(job.id, (monotonic(), None))
         now = monotonic()
         if event.tokens:
             self.yields.observe(len(event.tokens))
             if first is None:
                 self.first.observe(now - start)
-                self._begun[ask.id] = start, now
+                self._begun[job.id] = start, now
         if event.finish is None:
             return
-        self._begun.pop(ask.id, None)
+        self._begun.pop(job.id, None)
         self.answers.labels(event.finish).inc()
-        self.prompt.inc(len(ask.request.prompt))
+        self.prompt.inc(len(job.request.prompt))
         self.whole.observe(now - start)
         tokens = len(event.output.tokens) if event.output else 0
         if first is not None and tokens > 1:
@@ -89,7 +89,7 @@ class Metrics(Visits):
         return Histogram(f"paceline_{name}", about, buckets=buckets, registry=self.registry)
 
 
-class _Work(Collector):
+class _WorkerCollector(Collector):
     """What the worker counts anyway, read when asked for."""
 
     def __init__(self, service: Service) -> None:

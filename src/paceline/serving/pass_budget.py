@@ -15,18 +15,18 @@ CHUNK = 256  # tokens of prompts in a pass that nobody waits for, and most that 
 _LEAST = 8  # tokens of prompts in a pass that somebody waits for
 
 
-def prefill_tokens(governor: Governor, streams: int, stall: float) -> int:
+def prefill_tokens(governor: Governor, streams: int, prefill_slowdown: float) -> int:
     """Tokens of prompts that a pass with so many streams may carry.
 
     Args:
         governor: knows how long passes take.
         streams: requests that get a tree.
-        stall: the pass may take so many times as long as without.
+        prefill_slowdown: the pass may take so many times as long as without.
     """
     if not streams:
         return CHUNK
     sizes = np.arange(1, CHUNK + 1)
-    slow = governor.seconds(streams + sizes) > stall * governor.seconds(streams)
+    slow = governor.seconds(streams + sizes) > prefill_slowdown * governor.seconds(streams)
     return max(int(slow.argmax()), _LEAST) if slow.any() else CHUNK
 
 

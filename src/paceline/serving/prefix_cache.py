@@ -39,11 +39,11 @@ class PrefixStatistics:
 
 
 @dataclass(eq=False, slots=True)
-class _Node:
+class _PrefixNode:
     tokens: Tokens  # behind the parent's
     sequence: Cached  # of all tokens from the root on
-    parent: _Node | None = None  # None: the root, or given up
-    children: dict[int, _Node] = field(default_factory=dict)  # by their first token
+    parent: _PrefixNode | None = None  # None: the root, or given up
+    children: dict[int, _PrefixNode] = field(default_factory=dict)  # by their first token
     used: int = 0  # when, by the clock of the cache
     pinned: bool = False
 
@@ -70,7 +70,7 @@ class PrefixCache:
         self.engine = engine
         self.limit = limit
         self.statistics = PrefixStatistics()
-        self._root = _Node(np.empty(0, np.int32), engine.open())
+        self._root = _PrefixNode(np.empty(0, np.int32), engine.open())
         self._held = Counter(engine.pages(self._root.sequence))  # page -> nodes that hold it
         self._clock = 0
 
@@ -175,7 +175,7 @@ class PrefixCache:
             node.pinned = False
         self._shrink_to(0)
 
-    def _nodes(self) -> Iterator[_Node]:
+    def _nodes(self) -> Iterator[_PrefixNode]:
         """All but the root."""
         left = list(self._root.children.values())
         while left:
@@ -183,7 +183,7 @@ class PrefixCache:
             left += node.children.values()
             yield node
 
-    def _walk(self, tokens: Tokens) -> tuple[_Node, int, int]:
+    def _walk(self, tokens: Tokens) -> tuple[_PrefixNode, int, int]:
         """The last node on the way of `tokens`, how many of its own fit, and how many of all."""
         node, inside, length = self._root, 0, 0
         while length < len(tokens) and inside == len(node.tokens):
@@ -199,11 +199,11 @@ class PrefixCache:
         self.engine.truncate(copy, length)
         return copy
 
-    def _split(self, node: _Node, inside: int, length: int) -> _Node:
+    def _split(self, node: _PrefixNode, inside: int, length: int) -> _PrefixNode:
         """A new node in front of one that keeps what follows its first `inside` tokens."""
         parent = node.parent
         assert parent is not None  # the root has no tokens to split
-        upper = _Node(
+        upper = _PrefixNode(
             node.tokens[:inside], self._copy(node.sequence, length), parent, used=node.used
         )
         parent.children[int(node.tokens[0])] = upper
@@ -212,15 +212,17 @@ class PrefixCache:
         self._held.update(self.engine.pages(upper.sequence))
         return upper
 
-    def _attach(self, parent: _Node, tokens: Tokens, sequence: Cached, length: int) -> _Node:
+    def _attach(
+        self, parent: _PrefixNode, tokens: Tokens, sequence: Cached, length: int
+    ) -> _PrefixNode:
         own = self._copy(sequence, length)
-        node = parent.children[int(tokens[0])] = _Node(tokens.copy(), own, parent)
+        node = parent.children[int(tokens[0])] = _PrefixNode(tokens.copy(), own, parent)
         self._held.update(self.engine.pages(own))
         return node
 
-    def _touch(self, node: _Node) -> None:
+    def _touch(self, node: _PrefixNode) -> None:
         self._clock += 1
-        way: _Node | None = node
+        way: _PrefixNode | None = node
         while way:
             way.used, way = self._clock, way.parent
 
@@ -233,7 +235,7 @@ class PrefixCache:
             self._give_up(oldest)
             self.statistics.evicted += not oldest.children
 
-    def _give_up(self, node: _Node) -> None:
+    def _give_up(self, node: _PrefixNode) -> None:
         """Let a leaf go, or join a node with its only child, which knows its text, too."""
         parent, first = node.parent, int(node.tokens[0])
         assert parent is not None
@@ -249,7 +251,7 @@ class PrefixCache:
         self.engine.release(node.sequence)
 
 
-def _spare(node: _Node) -> bool:
+def _spare(node: _PrefixNode) -> bool:
     """Whether a node can be given up without others."""
     return len(node.children) < 2 and not node.pinned and node.parent is not None
 

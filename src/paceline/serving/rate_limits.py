@@ -99,16 +99,16 @@ class Departures:
         self._since = 0.0  # the last end, or the first request after a pause
         self._gaps: deque[float] = deque(maxlen=_KEPT)
 
-    def took(self, ask: Job) -> None:
+    def took(self, job: Job) -> None:
         """See `Observer`."""
         if not self._under_way:
             self._since = self._clock()
-        self._under_way.add(ask.id)
+        self._under_way.add(job.id)
 
-    def saw(self, ask: Job, event: JobEvent) -> None:
+    def saw(self, job: Job, event: JobEvent) -> None:
         """See `Observer`."""
-        if event.finish is not None and ask.id in self._under_way:
-            self._under_way.remove(ask.id)
+        if event.finish is not None and job.id in self._under_way:
+            self._under_way.remove(job.id)
             now = self._clock()
             self._gaps.append(now - self._since)
             self._since = now

@@ -86,7 +86,7 @@ class Scheduler:
     """Decides; the caller runs, and tells what came of it.
 
     Args:
-        places: most requests that run at once.
+        max_running: most requests that run at once.
         capacity: positions that the engine's memory holds.
         queue: most requests that wait.
         aging: seconds of waiting that weigh as much as one step of priority: nobody starves. Of a
@@ -98,14 +98,14 @@ class Scheduler:
 
     def __init__(
         self,
-        places: int = 32,
+        max_running: int = 32,
         capacity: int = 1 << 20,
         queue: int = 1024,
         aging: float = 30.0,
         tree: int = 64,
         loss: int = 0,
     ) -> None:
-        self.places, self.capacity, self.queue = places, capacity, queue
+        self.max_running, self.capacity, self.queue = max_running, capacity, queue
         self.aging, self.tree, self.loss = aging, tree, loss
         self.jobs: dict[str, ScheduledJob] = {}
         self._placed: dict[str, ScheduledJob] = {}
@@ -247,7 +247,7 @@ class Scheduler:
     def _admit(self, now: float, free: int, running: list[ScheduledJob]) -> list[ScheduledJob]:
         """Who gets a place: those whose text fits beside what the running ones will need soon."""
         free -= int(sum((job.missing + self.tree) * job.cost for job in running))
-        full = len(running) >= self.places or (running and free <= self.tree)
+        full = len(running) >= self.max_running or (running and free <= self.tree)
         if full or len(self._placed) == len(self.jobs):
             return []
         waiting = sorted(
@@ -263,7 +263,7 @@ class Scheduler:
             free -= int((job.text + self.tree + self.loss) * job.cost)
             alone = not running and not admitted
             # In order: a large one that must wait is not overtaken for ever by small ones.
-            if len(running) + len(admitted) >= self.places or (free < 0 and not alone):
+            if len(running) + len(admitted) >= self.max_running or (free < 0 and not alone):
                 break
             job.stage = "prompt"
             self._placed[job.id] = job

@@ -66,8 +66,8 @@ class SearchQueue:
         self._credit = 0.0  # seconds that may be taken
         self._orders = count()
         self._begun: dict[str, int] = {}  # client -> its last search that began
-        self.waiting: list[_Search] = []
-        self.running: deque[_Search] = deque()
+        self.waiting: list[_QueuedSearch] = []
+        self.running: deque[_QueuedSearch] = deque()
 
     @property
     def idle(self) -> bool:
@@ -81,16 +81,16 @@ class SearchQueue:
         kept = sum(max(each.pages - each.held, 0) for each in self.running)
         return kept + (following.pages if following else 0)
 
-    def submit(self, ask: Job) -> None:
+    def submit(self, job: Job) -> None:
         """Hand one in.
 
         Raises:
             PacelineError: it cannot be run, or too many wait.
         """
-        assert ask.strategy is not None
-        search = _Search(ask, self._lm, self._relieve, next(self._orders), monotonic())
-        if any(each.ask.id == ask.id for each in [*self.waiting, *self.running]):
-            raise RequestError(f"a request {ask.id!r} is under way; give this one another name")
+        assert job.strategy is not None
+        search = _QueuedSearch(job, self._lm, self._relieve, next(self._orders), monotonic())
+        if any(each.job.id == job.id for each in [*self.waiting, *self.running]):
+            raise RequestError(f"a request {job.id!r} is under way; give this one another name")
         if search.pages > self._pages:
             raise RequestError(
                 f"the search may need {search.pages} pages of memory, and there are {self._pages}; "
@@ -100,9 +100,9 @@ class SearchQueue:
             raise BusyError(f"{self._queue} searches wait already; try again later")
         self.waiting.append(search)
 
-    def cancel(self, ask_id: str) -> list[JobEvent]:
+    def cancel(self, job_id: str) -> list[JobEvent]:
         """Give one up; nothing comes of it where it is over already."""
-        found = [each for each in [*self.waiting, *self.running] if each.ask.id == ask_id]
+        found = [each for each in [*self.waiting, *self.running] if each.job.id == job_id]
         return [self._end(each, "cancelled") for each in found]
 
     def close(self, finish: str, error: str = "") -> list[JobEvent]:
@@ -147,7 +147,7 @@ class SearchQueue:
         """Others had a pass of so many seconds; credit is not saved up."""
         self._credit = min(self._credit, 0.0) + self.share * seconds
 
-    def _next(self) -> _Search | None:
+    def _next(self) -> _QueuedSearch | None:
         """Who begins next: the most urgent, of these who has waited longest since its last one."""
         if not self.waiting or len(self.running) >= _ACTIVE:
             return None
@@ -155,20 +155,20 @@ class SearchQueue:
         return min(
             self.waiting,
             key=lambda each: (
-                -each.ask.priority - int((now - each.arrived) / _AGING),
-                self._begun.get(each.ask.client, -1),
+                -each.job.priority - int((now - each.arrived) / _AGING),
+                self._begun.get(each.job.client, -1),
                 each.order,
             ),
         )
 
-    def _begin(self, search: _Search) -> None:
+    def _begin(self, search: _QueuedSearch) -> None:
         self.waiting.remove(search)
         self.running.append(search)
-        clients = {each.ask.client for each in [*self.waiting, *self.running]}
+        clients = {each.job.client for each in [*self.waiting, *self.running]}
         self._begun = {client: at for client, at in self._begun.items() if client in clients}
-        self._begun[search.ask.client] = next(self._orders)
+        self._begun[search.job.client] = next(self._orders)
 
-    def _end(self, search: _Search, finish: str, error: str = "") -> JobEvent:
+    def _end(self, search: _QueuedSearch, finish: str, error: str = "") -> JobEvent:
         """What its owner is told; `finish` where nothing was found."""
         if search in self.running:
             self.running.remove(search)
@@ -177,34 +177,34 @@ class SearchQueue:
         search.stop()
         if not search.found:
             if search.error is not None:
-                error = error or self._told(search.ask.id, search.error)
-            return JobEvent(search.ask.id, finish=finish, output=Output(), error=error)
+                error = error or self._told(search.job.id, search.error)
+            return JobEvent(search.job.id, finish=finish, output=Output(), error=error)
         best = search.found[0]
         self._stats.passes += best.passes
         self._stats.nodes += best.nodes
         self._stats.tokens += sum(len(each.tokens) for each in search.found)
-        return JobEvent(search.ask.id, finish=best.finish, output=best, found=search.found)
+        return JobEvent(search.job.id, finish=best.finish, output=best, found=search.found)
 
-    def _told(self, ask_id: str, error: Exception) -> str:
+    def _told(self, job_id: str, error: Exception) -> str:
         if isinstance(error, PacelineError):
             return str(error)
-        _log.error("request %s failed", ask_id, exc_info=error)
+        _log.error("request %s failed", job_id, exc_info=error)
         return FAILED_ALONE
 
 
-class _Search:
+class _QueuedSearch:
     """One search, and its thread once it has begun."""
 
     def __init__(
-        self, ask: Job, lm: LM, relieve: Callable[[], bool], order: int, arrived: float
+        self, job: Job, lm: LM, relieve: Callable[[], bool], order: int, arrived: float
     ) -> None:
-        assert ask.strategy is not None
-        self.ask, self.order, self.arrived = ask, order, arrived
+        assert job.strategy is not None
+        self.job, self.order, self.arrived = job, order, arrived
         self.found: list[SearchOutput] = []
         self.error: Exception | None = None
-        self._strategy, self._lm, self._relieve = ask.strategy, lm, relieve
+        self._strategy, self._lm, self._relieve = job.strategy, lm, relieve
         self._engine = TurnTakingEngine(lm.engine, self._turn, relieve)
-        self._task = Task(self._engine, ask.request, self._stream)
+        self._task = Task(self._engine, job.request, self._stream)
         self._strategy.check(self._task)
         self.pages = _pages(self._strategy, self._task)
         self._go, self._paused = Semaphore(0), Semaphore(0)
@@ -218,11 +218,11 @@ class _Search:
 
     def late(self, now: float) -> bool:
         """Whether its time is over."""
-        return self.ask.deadline is not None and self.ask.deadline <= now
+        return self.job.deadline is not None and self.job.deadline <= now
 
-    def again(self) -> _Search:
+    def again(self) -> _QueuedSearch:
         """The same, from its beginning."""
-        return _Search(self.ask, self._lm, self._relieve, self.order, self.arrived)
+        return _QueuedSearch(self.job, self._lm, self._relieve, self.order, self.arrived)
 
     def step(self) -> bool:
         """Go on to the next pass; whether it is over."""
@@ -262,7 +262,7 @@ class _Search:
             raise _LeavingError
 
     def _stream(self) -> TextStream:
-        return text_of(self.ask.request, self._lm.tokenizer)
+        return text_of(self.job.request, self._lm.tokenizer)
 
 
 class _LeavingError(Exception):

@@ -30,15 +30,15 @@ class StoppingError(BusyError):
 class Observer(Protocol):
     """Sees every request; called in the worker's thread, so it must be quick."""
 
-    def took(self, ask: Job) -> None:
+    def took(self, job: Job) -> None:
         """A request was handed in."""
 
-    def saw(self, ask: Job, event: JobEvent) -> None:
+    def saw(self, job: Job, event: JobEvent) -> None:
         """Something came of it; with a `finish`, for the last time."""
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class ServiceLoad:
     """How much there is to do: requests without and with a place, pages, and bytes of guides."""
 
     waiting: int = 0
@@ -90,7 +90,7 @@ def merged(first: JobEvent, then: JobEvent) -> JobEvent:
     )
 
 
-class Stream(AsyncIterator[JobEvent]):
+class EventStream(AsyncIterator[JobEvent]):
     """What comes of a request. To close it before its end, or to let it go, cancels the request.
 
     Args:
@@ -140,7 +140,7 @@ class Service:
         self._thread = threading.Thread(target=self._work, name="paceline-worker", daemon=True)
         self._stopped = self._draining = self._ended = False
         self.failures = 0
-        self.load = Load()
+        self.load = ServiceLoad()
         self.observers: list[Observer] = []
 
     def start(self) -> None:
@@ -166,7 +166,7 @@ class Service:
         """Take no more requests; those under way go on."""
         self._draining = True
 
-    async def stream(self, ask: Job) -> Stream:
+    async def stream(self, job: Job) -> EventStream:
         """Hand a request in, wait until it is taken, and return what comes of it.
 
         Whoever leaves the iteration before its end, or never begins it, cancels the request; no
@@ -189,16 +189,16 @@ class Service:
             try:
                 if self._draining:
                     raise StoppingError("the server is about to stop; try another")
-                self.worker.submit(ask)
+                self.worker.submit(job)
             except Exception as error:
                 if not isinstance(error, PacelineError):  # a bug, but nobody else's
-                    _log.exception("request %s was not taken", ask.id)
+                    _log.exception("request %s was not taken", job.id)
                 _post(loop, settle, error)
                 return
-            self._sinks[ask.id] = ask, lambda e: _post(loop, events.put, e)
+            self._sinks[job.id] = job, lambda e: _post(loop, events.put, e)
             _post(loop, settle, None)
             for observer in self.observers:
-                observer.took(ask)
+                observer.took(job)
 
         self._inbox.put(submit)
         if self._ended:
@@ -206,13 +206,13 @@ class Service:
         try:
             await taken
         except asyncio.CancelledError:
-            self.cancel(ask.id)
+            self.cancel(job.id)
             raise
-        return Stream(events, lambda: self.cancel(ask.id))
+        return EventStream(events, lambda: self.cancel(job.id))
 
-    def cancel(self, ask_id: str) -> None:
+    def cancel(self, job_id: str) -> None:
         """Give a request up, from any thread."""
-        self._inbox.put(lambda: self._send(self.worker.cancel(ask_id)))
+        self._inbox.put(lambda: self._send(self.worker.cancel(job_id)))
 
     def stop(self, seconds: float = 0.0) -> None:
         """Take no more requests, give those under way so many seconds, and end the thread."""
@@ -263,7 +263,7 @@ class Service:
         lm = self.worker.lm
         beside = [engine.memory for engine in lm.guide_models.loaded]
         guides = sum(memory.used * memory.page_bytes for memory in beside)
-        self.load = Load(waiting, running, lm.engine.memory, guides)
+        self.load = ServiceLoad(waiting, running, lm.engine.memory, guides)
 
     def _commands(self, wait: bool) -> None:
         """Do what was asked for since the last pass."""
@@ -279,11 +279,11 @@ class Service:
         for event in events:
             if event.id not in self._sinks:
                 continue
-            ask, sink = self._sinks[event.id]
+            job, sink = self._sinks[event.id]
             if event.finish is not None:
                 del self._sinks[event.id]
             for observer in self.observers:
-                observer.saw(ask, event)
+                observer.saw(job, event)
             sink(event)
 
 

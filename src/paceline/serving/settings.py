@@ -53,7 +53,7 @@ _BODY = Size(10**6)
 
 
 @dataclass(frozen=True)
-class About:
+class SettingInfo:
     """What a setting is, the numbers that it may be, and what stands between texts of a list."""
 
     text: str
@@ -63,96 +63,106 @@ class About:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServerSettings:
     """See the module's text. Every field is a flag, a variable and a key of the file."""
 
     model: Annotated[
-        str | None, About("Folder or hub id of a checkpoint; else the embedded one.")
+        str | None, SettingInfo("Folder or hub id of a checkpoint; else the embedded one.")
     ] = None
     name: Annotated[
-        str | None, About("What the model is called; else the last part of its path.")
+        str | None, SettingInfo("What the model is called; else the last part of its path.")
     ] = None
-    host: Annotated[str, About("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, About("0 takes a free one.", 0, 65535)] = 8000
-    drafter: Annotated[str, About("NAME[:key=value,...]; see `paceline methods`.")] = "blend"
-    budget: Annotated[str, About("Most nodes of a tree beyond its root; auto sizes by cost.")] = (
-        "auto"
-    )
-    engine: Annotated[str, About("auto, native or reference.")] = "auto"
-    format: Annotated[str, About("Of the weights, as in `paceline generate`.")] = "auto"
-    kv_format: Annotated[str, About("Of cached keys and values: fp32, fp16, int8; auto: fp32.")] = (
-        "auto"
-    )
-    device: Annotated[str | None, About("Of the reference engine, e.g. cuda.")] = None
+    host: Annotated[str, SettingInfo("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, SettingInfo("0 takes a free one.", 0, 65535)] = 8000
+    drafter: Annotated[str, SettingInfo("NAME[:key=value,...]; see `paceline methods`.")] = "blend"
+    budget: Annotated[
+        str, SettingInfo("Most nodes of a tree beyond its root; auto sizes by cost.")
+    ] = "auto"
+    engine: Annotated[str, SettingInfo("auto, native or reference.")] = "auto"
+    format: Annotated[str, SettingInfo("Of the weights, as in `paceline generate`.")] = "auto"
+    kv_format: Annotated[
+        str, SettingInfo("Of cached keys and values: fp32, fp16, int8; auto: fp32.")
+    ] = "auto"
+    device: Annotated[str | None, SettingInfo("Of the reference engine, e.g. cuda.")] = None
     threads: Annotated[
-        int | None, About("Of the native engine; else all usable cores.", 1, 1024)
+        int | None, SettingInfo("Of the native engine; else all usable cores.", 1, 1024)
     ] = None
-    max_running: Annotated[int, About("Maximum number of running requests.", 1, 4096)] = 32
+    max_running: Annotated[int, SettingInfo("Maximum number of running requests.", 1, 4096)] = 32
     queue: Annotated[
-        int, About("Most requests that wait; those to come are told to try again.", 0)
+        int, SettingInfo("Most requests that wait; those to come are told to try again.", 0)
     ] = 256
     prefill_slowdown: Annotated[
         float,
-        About("A pass that prefills may take this many times as long as one that only decodes.", 1),
+        SettingInfo(
+            "A pass that prefills may take this many times as long as one that only decodes.", 1
+        ),
     ] = 2.0
     memory: Annotated[
         Size | None,
-        About("Most memory of the process, e.g. 2GB: weights, keys and values, everything.", 1),
+        SettingInfo(
+            "Most memory of the process, e.g. 2GB: weights, keys and values, everything.", 1
+        ),
     ] = None
     prefix_cache: Annotated[
-        float, About("Share of the KV memory that finished requests' prefixes may fill.", 0, 1)
+        float,
+        SettingInfo("Share of the KV memory that finished requests' prefixes may fill.", 0, 1),
     ] = 0.5
     watermark: Annotated[
-        str | None, About("Of every answer: key=SECRET, and more as in `paceline generate`.")
+        str | None, SettingInfo("Of every answer: key=SECRET, and more as in `paceline generate`.")
     ] = field(default=None, repr=False)
     watermark_choice: Annotated[
-        bool, About("Requests may bring a watermark of their own, or do without.")
+        bool, SettingInfo("Requests may bring a watermark of their own, or do without.")
     ] = False
     guides: Annotated[
         tuple[str, ...],
-        About("NAME=GUIDE with ; between them: guides that requests may name.", between=";"),
+        SettingInfo("NAME=GUIDE with ; between them: guides that requests may name.", between=";"),
     ] = ()
-    max_tokens: Annotated[int | None, About("Most tokens of an answer.", 1)] = None
+    max_tokens: Annotated[int | None, SettingInfo("Most tokens of an answer.", 1)] = None
     default_tokens: Annotated[
         int | None,
-        About("Tokens of an answer where the body names no number; else the context's rest.", 1),
+        SettingInfo(
+            "Tokens of an answer where the body names no number; else the context's rest.", 1
+        ),
     ] = None
-    max_prompt: Annotated[int | None, About("Most tokens of a prompt.", 1)] = None
-    max_answers: Annotated[int, About("Most answers to one request, over all its prompts.", 1)] = (
-        128
-    )
-    max_body: Annotated[Size, About("Most bytes of a body.", 1)] = _BODY
-    max_connections: Annotated[int, About("Most connections at once.", 1)] = 1024
-    head_seconds: Annotated[float, About("For the head of a request to arrive.", 0.01)] = 10.0
-    body_seconds: Annotated[float, About("For its body.", 0.01)] = 30.0
-    write_seconds: Annotated[float, About("For a reader to take a piece of its stream.", 0.01)] = (
-        60.0
-    )
-    idle_seconds: Annotated[float, About("That a connection without requests is kept.", 0.01)] = (
-        15.0
-    )
-    drain: Annotated[float, About("Seconds for those under way when the server is to stop.", 0)] = (
-        30.0
-    )
+    max_prompt: Annotated[int | None, SettingInfo("Most tokens of a prompt.", 1)] = None
+    max_answers: Annotated[
+        int, SettingInfo("Most answers to one request, over all its prompts.", 1)
+    ] = 128
+    max_body: Annotated[Size, SettingInfo("Most bytes of a body.", 1)] = _BODY
+    max_connections: Annotated[int, SettingInfo("Most connections at once.", 1)] = 1024
+    head_seconds: Annotated[float, SettingInfo("For the head of a request to arrive.", 0.01)] = 10.0
+    body_seconds: Annotated[float, SettingInfo("For its body.", 0.01)] = 30.0
+    write_seconds: Annotated[
+        float, SettingInfo("For a reader to take a piece of its stream.", 0.01)
+    ] = 60.0
+    idle_seconds: Annotated[
+        float, SettingInfo("That a connection without requests is kept.", 0.01)
+    ] = 15.0
+    drain: Annotated[
+        float, SettingInfo("Seconds for those under way when the server is to stop.", 0)
+    ] = 30.0
     replicas: Annotated[
-        int | None, About("Engines on a Ray cluster, all behind this address.", 1, 4096)
+        int | None, SettingInfo("Engines on a Ray cluster, all behind this address.", 1, 4096)
     ] = None
-    ray: Annotated[str | None, About("Address of the Ray cluster; else one is started here.")] = (
-        None
-    )
+    ray: Annotated[
+        str | None, SettingInfo("Address of the Ray cluster; else one is started here.")
+    ] = None
     keys: Annotated[
-        tuple[str, ...], About("API keys, NAME:KEY with commas between. In the environment only.")
+        tuple[str, ...],
+        SettingInfo("API keys, NAME:KEY with commas between. In the environment only."),
     ] = field(default=(), repr=False)
-    keys_file: Annotated[Path | None, About("API keys, NAME:KEY in each line.")] = None
+    keys_file: Annotated[Path | None, SettingInfo("API keys, NAME:KEY in each line.")] = None
     request_rate: Annotated[
         float | None,
-        About("Requests a minute of each key, or address where there are no keys.", 0.001),
+        SettingInfo("Requests a minute of each key, or address where there are no keys.", 0.001),
     ] = None
     token_rate: Annotated[
-        float | None, About("Tokens a minute likewise, read or written.", 0.001)
+        float | None, SettingInfo("Tokens a minute likewise, read or written.", 0.001)
     ] = None
-    cors: Annotated[tuple[str, ...], About("Origins whose pages may use the API; * is any.")] = ()
-    log_prompts: Annotated[bool, About("Write prompts and answers to the log.")] = False
+    cors: Annotated[
+        tuple[str, ...], SettingInfo("Origins whose pages may use the API; * is any.")
+    ] = ()
+    log_prompts: Annotated[bool, SettingInfo("Write prompts and answers to the log.")] = False
 
     def __post_init__(self) -> None:
         for name, (kind, about) in _told().items():
@@ -165,7 +175,7 @@ class Settings:
     @classmethod
     def read(
         cls, flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
-    ) -> Settings:
+    ) -> ServerSettings:
         """The settings that flags, environment and file give; None in a flag says nothing.
 
         Raises:
@@ -193,7 +203,7 @@ class Settings:
 
 def names(secret: bool = False) -> list[str]:
     """Every setting; those that belong in no file and no flag only where `secret`."""
-    return [each.name for each in fields(Settings) if secret or each.name != "keys"]
+    return [each.name for each in fields(ServerSettings) if secret or each.name != "keys"]
 
 
 def flag(name: str) -> str:
@@ -208,17 +218,17 @@ def kind_of(name: str) -> Any:
 
 def rows() -> Iterator[tuple[str, str, str]]:
     """Name, default and meaning of each setting."""
-    defaults = Settings()
+    defaults = ServerSettings()
     for name, (_, about) in _told().items():
         default = getattr(defaults, name)
         yield name, "" if default in (None, ()) else str(default), about.text
 
 
 @cache
-def _told() -> dict[str, tuple[Any, About]]:
+def _told() -> dict[str, tuple[Any, SettingInfo]]:
     """Type and meaning of each setting."""
-    hints = get_type_hints(Settings, include_extras=True)
-    return {each.name: get_args(hints[each.name])[:2] for each in fields(Settings)}
+    hints = get_type_hints(ServerSettings, include_extras=True)
+    return {each.name: get_args(hints[each.name])[:2] for each in fields(ServerSettings)}
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -276,7 +286,7 @@ def _plain(kind: Any) -> Any:
     return parts[0] if parts and get_origin(kind) is not tuple else kind
 
 
-def _read(name: str, kind: Any, about: About, value: Any) -> Any:
+def _read(name: str, kind: Any, about: SettingInfo, value: Any) -> Any:
     """A value of the file, or the text of a flag or a variable, in the setting's type."""
     plain = _plain(kind)
     try:
@@ -295,7 +305,7 @@ def _read(name: str, kind: Any, about: About, value: Any) -> Any:
         raise RequestError(f"{name} is {_shown(name, value)}: {said}") from None
 
 
-def _check(name: str, kind: Any, about: About, value: Any) -> None:
+def _check(name: str, kind: Any, about: SettingInfo, value: Any) -> None:
     """Refuse a value of another type, or out of range."""
     plain, least, most = _plain(kind), about.least, about.most
     if value is None and type(None) in get_args(kind):

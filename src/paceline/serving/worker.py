@@ -43,12 +43,12 @@ class Worker:
 
     Args:
         lm: the model, its drafter's method, and the budget of requests that name none.
-        places: most requests that run at once.
+        max_running: most requests that run at once.
         queue: most requests that wait.
-        stall: a pass that carries parts of prompts may take so many times as long as without.
+        prefill_slowdown: a pass with parts of prompts may take so many times as long as without.
         memory: most bytes of keys and values, of drafters and guides, too; None takes a context of
             the model for each place, and as many for these as they want.
-        prefixes: share of the memory that texts of the past may fill, for requests that begin
+        prefix_cache: share of the memory that texts of the past may fill, for requests that begin
             alike; running requests can have it back.
 
     Raises:
@@ -58,80 +58,80 @@ class Worker:
     def __init__(
         self,
         lm: LM,
-        places: int = 32,
+        max_running: int = 32,
         queue: int = 1024,
-        stall: float = 2.0,
+        prefill_slowdown: float = 2.0,
         memory: int | None = None,
-        prefixes: float = 0.5,
+        prefix_cache: float = 0.5,
     ) -> None:
-        self.lm, self.stall, self.stats = lm, stall, WorkerStats()
-        self.scheduler = Scheduler(places, queue=queue, loss=PAGE)
-        self.memory = KVBudget(lm.engine, self.scheduler, memory, prefixes)
+        self.lm, self.prefill_slowdown, self.stats = lm, prefill_slowdown, WorkerStats()
+        self.scheduler = Scheduler(max_running, queue=queue, loss=PAGE)
+        self.memory = KVBudget(lm.engine, self.scheduler, memory, prefix_cache)
         self.memory.know(lm.guide_models.loaded, loaded=True)
-        self._fleet = DrafterPools(lm, known_cost(lm.engine), self.memory)
+        self._pools = DrafterPools(lm, known_cost(lm.engine), self.memory)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
-        self._places: dict[str, Slot] = {}
-        self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._places, self.stats)
-        share = max(stall - 1, _LITTLE)
+        self._slots: dict[str, Slot] = {}
+        self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._slots, self.stats)
+        share = max(prefill_slowdown - 1, _LITTLE)
         half = self.scheduler.capacity // PAGE // 2
         self.searches = SearchQueue(lm, queue, half, self._runner.yields, self.stats, share)
         self._runner.give_way = self.searches.give_way
 
     @property
-    def prefixes(self) -> PrefixCache:
+    def prefix_cache(self) -> PrefixCache:
         """Texts of the past."""
-        return self.memory.prefixes
+        return self.memory.prefix_cache
 
     @property
     def governor(self) -> Governor:
         """Sizes the trees of requests that name no drafter."""
-        return self._fleet.own.governor
+        return self._pools.own.governor
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self.scheduler.jobs and self.searches.idle
 
-    def submit(self, ask: Job) -> None:
+    def submit(self, job: Job) -> None:
         """Hand a request in.
 
         Raises:
             PacelineError: it cannot be run, or the queue is full.
         """
-        if ask.strategy is not None:
-            self.searches.submit(ask)
+        if job.strategy is not None:
+            self.searches.submit(job)
             return
         # Without a budget nothing is guessed, and nothing learnt from the prompt.
-        used = [place.lanes for place in self._places.values()]
-        lanes = self._fleet.of("plain" if self._budget_of(ask) == 0 else ask.drafter, used)
-        first = lanes.first
-        if ask.request.prediction and not first.uses_prediction and self._budget_of(ask) != 0:
-            raise RequestError(f"the drafter {ask.drafter} has no use for a prediction")
-        stream = text_of(ask.request, self.lm.tokenizer)
-        budget = self._budget_of(ask)
-        sized = lanes.governor if budget is None else Fixed(budget)
-        rejects = follows_rejection(ask.request, first, sized)
-        run = Session(self.lm.engine, first, ask.request, stream, rejects=rejects)
+        used = [slot.pool for slot in self._slots.values()]
+        pool = self._pools.of("plain" if self._budget_of(job) == 0 else job.drafter, used)
+        first = pool.first
+        if job.request.prediction and not first.uses_prediction and self._budget_of(job) != 0:
+            raise RequestError(f"the drafter {job.drafter} has no use for a prediction")
+        stream = text_of(job.request, self.lm.tokenizer)
+        budget = self._budget_of(job)
+        sized = pool.governor if budget is None else Fixed(budget)
+        rejects = follows_rejection(job.request, first, sized)
+        run = Session(self.lm.engine, first, job.request, stream, rejects=rejects)
         for guide in run.guides:
-            self.memory.know(engine for engine, _ in guide.positions(len(ask.request.prompt)))
+            self.memory.know(engine for engine, _ in guide.positions(len(job.request.prompt)))
         self.scheduler.submit(
             ScheduledJob(
-                ask.id,
-                text=len(ask.request.prompt),
+                job.id,
+                text=len(job.request.prompt),
                 most=self.memory.most(run),
                 cost=self.memory.cost(run),
-                client=ask.client,
-                priority=ask.priority,
-                deadline=ask.deadline,
+                client=job.client,
+                priority=job.priority,
+                deadline=job.deadline,
                 arrived=monotonic(),
-                after=ask.after,
+                after=job.after,
             )
         )
-        self._places[ask.id] = Slot(ask, run, lanes)
+        self._slots[job.id] = Slot(job, run, pool)
 
-    def cancel(self, ask_id: str) -> list[JobEvent]:
+    def cancel(self, job_id: str) -> list[JobEvent]:
         """Give a request up; nothing comes of it where it is over already."""
-        return self._end(ask_id, "cancelled") or self.searches.cancel(ask_id)
+        return self._end(job_id, "cancelled") or self.searches.cancel(job_id)
 
     def step(self) -> list[JobEvent]:
         """One pass; what came of it, and who is over."""
@@ -141,7 +141,7 @@ class Worker:
         begun = perf_counter()
         running = self.scheduler.running
         streams = sum(not job.missing for job in running)
-        tokens = prefill_tokens(self.governor, streams, self.stall)
+        tokens = prefill_tokens(self.governor, streams, self.prefill_slowdown)
         free = self._free()
         # Those that run go on meanwhile, but none is admitted beside them.
         left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
@@ -150,37 +150,37 @@ class Worker:
         for each in plan.preempted:
             self._runner.preempt(each)
         events += [event for each in plan.admitted for event in self._open(each)]
-        reading = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
+        pass_budget = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
         parts = [
-            self._part(each, size, reading)
+            self._part(each, size, pass_budget)
             for each, size in plan.parts
-            if each in self._places and self._run(each).missing
+            if each in self._slots and self._run(each).missing
         ]
-        turns = [self._turn(each) for each in plan.decoding]
-        every = [*parts, *turns]
-        self._runner.make_room(parts, turns, plan.nodes)
+        entries = [self._turn(each) for each in plan.decoding]
+        every = [*parts, *entries]
+        self._runner.make_room(parts, entries, plan.nodes)
         start = perf_counter()
-        turns = self._runner.read(parts, turns, reading)
-        groups = self._groups(turns)
-        other_tokens = sum(len(part.tree) for part in parts) + len(turns)
-        follow = partial(self._runner.follow, reading)
-        for lanes, group in groups:
-            lanes.draft(group, plan.nodes, other_tokens - len(group), follow)
+        entries = self._runner.read(parts, entries, pass_budget)
+        groups = self._groups(entries)
+        other_tokens = sum(len(part.tree) for part in parts) + len(entries)
+        follow = partial(self._runner.follow, pass_budget)
+        for pool, group in groups:
+            pool.draft(group, plan.nodes, other_tokens - len(group), follow)
         drafted = perf_counter()
-        turns = self._runner.look(turns)
+        entries = self._runner.look(entries)
         looked = perf_counter()
-        logits = self._runner.forward([*parts, *turns])
+        logits = self._runner.forward([*parts, *entries])
         passed = perf_counter()
-        nodes = sum(len(turn.tree) for turn in every if turn.id in logits)
+        nodes = sum(len(entry.tree) for entry in every if entry.id in logits)
         for part in parts:
             if part.id in logits:
                 self._ran(part, logits[part.id])
-        for lanes, group in groups:
-            done = [turn for turn in group if turn.id in logits]
-            lanes.take_in(done, [logits[turn.id] for turn in done])
-            lanes.settle(done, passed - drafted, nodes)
-        for turn in every:
-            events += self._told(turn, logits.get(turn.id))
+        for pool, group in groups:
+            done = [entry for entry in group if entry.id in logits]
+            pool.take_in(done, [logits[entry.id] for entry in done])
+            pool.settle(done, passed - drafted, nodes)
+        for entry in every:
+            events += self._told(entry, logits.get(entry.id))
         self.stats.passes += bool(nodes)
         self.stats.nodes += nodes
         self.stats.draft += drafted - start
@@ -192,62 +192,62 @@ class Worker:
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
         """Give everything up, texts of the past too."""
-        events = [event for each in list(self._places) for event in self._end(each, finish, error)]
+        events = [event for each in list(self._slots) for event in self._end(each, finish, error)]
         events += self.searches.close(finish, error)
-        self.prefixes.clear()
-        for drafter in self._fleet.idle():
+        self.prefix_cache.clear()
+        for drafter in self._pools.idle():
             drafter.release()
         return events
 
-    def _run(self, ask_id: str) -> Session:
-        return self._places[ask_id].run
+    def _run(self, job_id: str) -> Session:
+        return self._slots[job_id].run
 
-    def _budget_of(self, ask: Job) -> int | None:
-        wished = self._budget if ask.budget is None else ask.budget
+    def _budget_of(self, job: Job) -> int | None:
+        wished = self._budget if job.budget is None else job.budget
         return wished if isinstance(wished, int) else None
 
-    def _groups(self, turns: list[BatchEntry]) -> list[tuple[DrafterPool, list[BatchEntry]]]:
+    def _groups(self, entries: list[BatchEntry]) -> list[tuple[DrafterPool, list[BatchEntry]]]:
         """The turns by where their drafters are from."""
         groups: dict[DrafterPool, list[BatchEntry]] = {}
-        for turn in turns:
-            groups.setdefault(self._places[turn.id].lanes, []).append(turn)
+        for entry in entries:
+            groups.setdefault(self._slots[entry.id].pool, []).append(entry)
         return list(groups.items())
 
     def _free(self) -> int:
         """Positions of memory that can be had."""
         return self.memory.free([self._run(job.id) for job in self.scheduler.running])
 
-    def _open(self, ask_id: str) -> list[JobEvent]:
-        place = self._places[ask_id]
+    def _open(self, job_id: str) -> list[JobEvent]:
+        slot = self._slots[job_id]
         try:
-            if place.drafter is None:
-                place.drafter = place.run.drafter = place.lanes.take()
+            if slot.drafter is None:
+                slot.drafter = slot.run.drafter = slot.pool.take()
             try:
-                sequence, place.cached = self.prefixes.match(place.run.text[:-1])
+                sequence, slot.cached = self.prefix_cache.match(slot.run.text[:-1])
             except MemoryFullError:  # an engine that copies what it forks
-                sequence, place.cached = None, 0
-            place.run.open(sequence)
-            place.weigh(self.lm.engine)
+                sequence, slot.cached = None, 0
+            slot.run.open(sequence)
+            slot.weigh(self.lm.engine)
         except Exception as error:
-            return self._fail(ask_id, error)
-        self.stats.cached_tokens += place.cached
-        self._tell(ask_id)
+            return self._fail(job_id, error)
+        self.stats.cached_tokens += slot.cached
+        self._tell(job_id)
         return []
 
-    def _part(self, ask_id: str, size: int, reading: PassBudget) -> BatchEntry:
-        place = self._places[ask_id]
-        size = reading.part(size, place.guiding + place.drafting)
-        return BatchEntry(ask_id, place.run, tree=place.run.next_part(size))
+    def _part(self, job_id: str, size: int, pass_budget: PassBudget) -> BatchEntry:
+        slot = self._slots[job_id]
+        size = pass_budget.part(size, slot.guiding + slot.drafting)
+        return BatchEntry(job_id, slot.run, tree=slot.run.next_part(size))
 
-    def _turn(self, ask_id: str) -> BatchEntry:
-        place = self._places[ask_id]
-        budget = self._budget_of(place.ask)
-        return BatchEntry(ask_id, place.run, budget, said=len(place.run.output.tokens))
+    def _turn(self, job_id: str) -> BatchEntry:
+        slot = self._slots[job_id]
+        budget = self._budget_of(slot.job)
+        return BatchEntry(job_id, slot.run, budget, said=len(slot.run.output.tokens))
 
-    def _tell(self, ask_id: str) -> None:
+    def _tell(self, job_id: str) -> None:
         """Let the scheduler know where a request stands."""
-        run = self._run(ask_id)
-        self.scheduler.ran(ask_id, run.sequence.length if run.sequence else 0, len(run.text))
+        run = self._run(job_id)
+        self.scheduler.ran(job_id, run.sequence.length if run.sequence else 0, len(run.text))
 
     def _ran(self, part: BatchEntry, logits: Floats) -> None:
         try:
@@ -263,45 +263,45 @@ class Worker:
     def _keep(self, run: Session) -> None:
         """Let later requests begin with what this one has run."""
         if run.sequence:
-            self.prefixes.insert(run.text[: run.sequence.length], run.sequence)
+            self.prefix_cache.insert(run.text[: run.sequence.length], run.sequence)
 
-    def _told(self, turn: BatchEntry, logits: Floats | None) -> list[JobEvent]:
+    def _told(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
         """What a request is told after a pass."""
-        if turn.error:
-            return self._fail(turn.id, turn.error)
-        if turn.walked is None or logits is None:
+        if entry.error:
+            return self._fail(entry.id, entry.error)
+        if entry.walked is None or logits is None:
             return []
-        run = turn.run
-        event = turn.event(logits, self._places[turn.id].ask.logprobs)
+        run = entry.run
+        event = entry.event(logits, self._slots[entry.id].job.logprobs)
         self.stats.count(event)
         if not run.done:
-            self._tell(turn.id)
+            self._tell(entry.id)
             return [event]
-        return [event, *self._end(turn.id, run.output.finish)]
+        return [event, *self._end(entry.id, run.output.finish)]
 
-    def _fail(self, ask_id: str, error: Exception) -> list[JobEvent]:
+    def _fail(self, job_id: str, error: Exception) -> list[JobEvent]:
         """End a request alone: by its own fault, or by a bug in what works for it."""
         if isinstance(error, PacelineError):
-            return self._end(ask_id, "error", str(error))
-        _log.error("request %s failed", ask_id, exc_info=error)
-        self._places[ask_id].drafter = None  # it may be the one that is broken
-        return self._end(ask_id, "error", FAILED_ALONE)
+            return self._end(job_id, "error", str(error))
+        _log.error("request %s failed", job_id, exc_info=error)
+        self._slots[job_id].drafter = None  # it may be the one that is broken
+        return self._end(job_id, "error", FAILED_ALONE)
 
-    def _end(self, ask_id: str, finish: str, error: str = "") -> list[JobEvent]:
-        place = self._places.pop(ask_id, None)
-        if place is None:
+    def _end(self, job_id: str, finish: str, error: str = "") -> list[JobEvent]:
+        slot = self._slots.pop(job_id, None)
+        if slot is None:
             return []
-        self.scheduler.finished(ask_id)
+        self.scheduler.finished(job_id)
         if finish != "error":
-            self._keep(place.run)
+            self._keep(slot.run)
         try:
-            place.run.close()
+            slot.run.close()
         except Exception:
-            _log.exception("request %s did not end well", ask_id)
-        if place.drafter is not None:
-            place.lanes.give(place.drafter)
-        for other in self._places.values():
+            _log.exception("request %s did not end well", job_id)
+        if slot.drafter is not None:
+            slot.pool.give(slot.drafter)
+        for other in self._slots.values():
             other.parked = False
-        output = place.run.output
+        output = slot.run.output
         output.finish = finish
-        return [JobEvent(ask_id, finish=finish, output=output, cached=place.cached, error=error)]
+        return [JobEvent(job_id, finish=finish, output=output, cached=slot.cached, error=error)]

@@ -15,7 +15,7 @@ from schemathesis.specs.openapi.checks import (
 
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
-from paceline.serving.api.parse import Limits
+from paceline.serving.api.parse import RequestLimits
 from tests.serving.api.conftest import served
 
 PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize")
@@ -63,7 +63,7 @@ BODIES = {
 def small(service):
     """A server that answers with few tokens only."""
     before = list(service.observers)
-    limits = Limits(new_tokens=4, answers=8)
+    limits = RequestLimits(new_tokens=4, answers=8)
     app = create_app(service, "tiny", limits, Rules(max_body=200_000))
     with served(app) as address:
         yield app, address

@@ -16,14 +16,14 @@ import pytest
 from paceline.core import Request
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
-from paceline.serving.api.parse import Limits
-from paceline.serving.api.server import Server
+from paceline.serving.api.parse import RequestLimits
+from paceline.serving.api.server import DrainingServer
 from paceline.serving.api_keys import ApiKeys
-from paceline.serving.logs import Lines
+from paceline.serving.logs import JsonFormatter
 from paceline.serving.messages import Job, JobEvent
 from paceline.serving.rate_limits import Departures, RateLimits
 from paceline.serving.service import Service
-from paceline.serving.settings import Settings
+from paceline.serving.settings import ServerSettings
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
 
@@ -36,7 +36,7 @@ def running(service, rules=None, cors=(), limits=None, **settings):
     """Our server in a thread; yields its address and itself."""
     before = list(service.observers)
     app = create_app(service, "tiny", limits, rules, cors)
-    server = Server(app, service, Settings(**settings))
+    server = DrainingServer(app, service, ServerSettings(**settings))
     server.config.lifespan = "off"
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is not read shows
@@ -94,7 +94,7 @@ def test_who_has_a_key_is_served_under_its_name(service, caplog):
             service.worker.submit = submit
     assert [ask.client for ask in asked] == ["bob"]
     assert "bob" in [getattr(record, "told", {}).get("client") for record in caplog.records]
-    assert "key-of" not in "".join(Lines().format(record) for record in caplog.records)
+    assert "key-of" not in "".join(JsonFormatter().format(record) for record in caplog.records)
 
 
 def test_rates_are_limited_for_each_key(service):
@@ -122,7 +122,7 @@ def test_who_is_sent_away_pays_nothing(service, monkeypatch):
 
 
 def test_tokens_are_limited(service):
-    limits = Limits(new_tokens=6, prompt_tokens=8, default_tokens=3, answers=2)
+    limits = RequestLimits(new_tokens=6, prompt_tokens=8, default_tokens=3, answers=2)
     with running(service, limits=limits) as (port, _):
         unnamed = {"prompt": OPENING, "temperature": 0.0}
         assert post(port, unnamed).json()["usage"]["completion_tokens"] == 3
@@ -255,7 +255,7 @@ def test_prompts_are_logged_only_when_wanted(service, caplog, wanted):
     with running(service, Rules(log_prompts=wanted)) as (port, _):
         text = post(port).json()["choices"][0]["text"]
         post(port, BODY | {"magic": OPENING})
-    lines = [json.loads(Lines().format(record)) for record in caplog.records]
+    lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records]
     answer = next(line["answers"][0] for line in lines if line.get("answers"))
     assert (answer["tokens"], answer["finish"]) == (4, "length")
     assert (OPENING in json.dumps(lines)) == wanted

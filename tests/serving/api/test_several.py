@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from paceline.serving import search_queue
-from paceline.serving.batch import Line, Settings, answered
+from paceline.serving.batch import BatchSettings, InputLine, answered
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
 from tests.serving.api.test_openai import OPENING, TALK, alone
@@ -120,14 +120,14 @@ def test_the_likeliest_turns_of_a_conversation(client, lm):
 
 
 def test_who_leaves_ends_the_search(address, service, monkeypatch):
-    step, steps = search_queue._Search.step, []
+    step, steps = search_queue._QueuedSearch.step, []
 
     def halted(search):
         """After three passes it goes on only to leave."""
         steps.append(search)
         return step(search) if len(steps) < 4 or search._leaving else False
 
-    monkeypatch.setattr(search_queue._Search, "step", halted)
+    monkeypatch.setattr(search_queue._QueuedSearch, "step", halted)
     body = COLD | {"max_tokens": 400, "use_beam_search": True, "ignore_eos": True}
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as leaving:
         leaving.sendall(raw("/v1/completions", body))
@@ -144,8 +144,8 @@ def test_a_batch_searches_too(lm):
         {"messages": TALK, "max_tokens": 8, "strategy": "beam:width=2"},
     ]
     worker = Worker(lm, queue=10**6)
-    lines = [Line(place, json.dumps(row).encode()) for place, row in enumerate(rows, 1)]
-    found = [line["response"]["body"] for _, line in answered(worker, lines, Settings("tiny"))]
+    lines = [InputLine(place, json.dumps(row).encode()) for place, row in enumerate(rows, 1)]
+    found = [line["response"]["body"] for _, line in answered(worker, lines, BatchSettings("tiny"))]
     worker.close()
     texts = [[c.get("text") or c["message"]["content"] for c in each["choices"]] for each in found]
     assert texts[0] == searched(lm, "beam:returned=2")

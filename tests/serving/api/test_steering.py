@@ -11,8 +11,8 @@ import pytest
 import paceline
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
-from paceline.serving.api.parse import Limits
-from paceline.serving.logs import Lines
+from paceline.serving.api.parse import RequestLimits
+from paceline.serving.logs import JsonFormatter
 from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
 from paceline.watermarks.base import parse_watermark
 from tests.serving.api.conftest import served
@@ -48,7 +48,7 @@ def ask(lm, service):
     with ExitStack() as stack:
         found = {}
         for name, steering in steerings.items():
-            app = create_app(service, "tiny", Limits(steering=steering))
+            app = create_app(service, "tiny", RequestLimits(steering=steering))
             url = f"{stack.enter_context(served(app))}/v1"
             client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
             found[name] = stack.enter_context(client)
@@ -140,12 +140,12 @@ def test_no_key_is_logged(service, caplog):
     before = list(service.observers)
     steering = OperatorPolicy(parse_watermark("key=s3cret"), choice=True)
     rules = Rules(log_prompts=True)
-    with served(create_app(service, "tiny", Limits(steering=steering), rules)) as address:
+    with served(create_app(service, "tiny", RequestLimits(steering=steering), rules)) as address:
         body = {"prompt": OPENING, "max_tokens": 4, "temperature": 1.0}
         for change in ({}, {"watermark": "key=s3cret,kind=green"}, {"watermark": "s3cret"}):
             httpx.post(f"{address}/v1/completions", json=body | change)
     service.observers[:] = before
-    told = "".join(Lines().format(record) for record in caplog.records)
+    told = "".join(JsonFormatter().format(record) for record in caplog.records)
     assert OPENING in told
     assert "s3cret" not in told
 

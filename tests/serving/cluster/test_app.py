@@ -16,15 +16,15 @@ import paceline
 from paceline import LM
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
-from paceline.serving.api.server import Server
+from paceline.serving.api.server import DrainingServer
 from paceline.serving.api_keys import ApiKeys
 from paceline.serving.cluster import app as module
 from paceline.serving.cluster.app import create_front
-from paceline.serving.cluster.proxy import Proxy
+from paceline.serving.cluster.proxy import ReplicaProxy
 from paceline.serving.cluster.replica import Replica
 from paceline.serving.rate_limits import RateLimits
 from paceline.serving.service import Service
-from paceline.serving.settings import Settings
+from paceline.serving.settings import ServerSettings
 from paceline.serving.worker import Worker
 from tests.serving.api.conftest import TEMPLATE
 from tests.serving.api.test_leaving import until
@@ -61,11 +61,11 @@ class Fleet:
         self.held = False  # streams wait after their first part
         self.troubles = []
 
-    async def ask(self, scope, body, key):
+    async def handle(self, scope, body, key):
         replica = self.living[len(self.taken) % len(self.living)]
         self.taken.append(replica)
         left = self.deaths.pop(0) if self.deaths else None
-        async with aclosing(replica.ask(scope, body, key)) as parts:
+        async with aclosing(replica.handle(scope, body, key)) as parts:
             async for part in parts:
                 if left == 0:
                     raise DeadError
@@ -113,9 +113,9 @@ def fleet(folder):
 @contextlib.contextmanager
 def running(fleet, cors=(), keys=KEYS, **rates):
     """The address of the front, and its server."""
-    front = Proxy(fleet)
+    front = ReplicaProxy(fleet)
     app = create_front(front, fleet, Rules(keys, RateLimits(**rates)), cors)
-    server = Server(app, front, Settings(drain=60.0))
+    server = DrainingServer(app, front, ServerSettings(drain=60.0))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listener],))

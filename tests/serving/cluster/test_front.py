@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.serving.cluster.proxy import Proxy, seeded
-from paceline.serving.cluster.replica import Head, Replica
+from paceline.serving.cluster.proxy import ReplicaProxy, seeded
+from paceline.serving.cluster.replica import Replica, ResponseHead
 
-SSE = Head(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
-PLAIN = Head(200, [(b"content-type", b"application/json")], "/v1/completions")
+SSE = ResponseHead(200, [(b"content-type", b"text/event-stream; charset=utf-8")])
+PLAIN = ResponseHead(200, [(b"content-type", b"application/json")], "/v1/completions")
 
 
 class DeadError(Exception):
@@ -26,7 +26,7 @@ class Fleet:
     def __init__(self, attempts):
         self.attempts, self.asked = attempts, []
 
-    async def ask(self, scope, body, key):
+    async def handle(self, scope, body, key):
         self.asked.append((scope, body, key))
         for part in self.attempts[min(len(self.asked), len(self.attempts)) - 1]:
             if part is DeadError:
@@ -50,7 +50,7 @@ def run(attempts, path="/v1/completions", during=None, **more):
     """What a client hears of these attempts, and of which kind they were."""
     heard, fleet = [], Fleet(attempts)
     messages = [{"type": "http.request", "body": json.dumps({"prompt": "a"}).encode()}]
-    front = Proxy(fleet)
+    front = ReplicaProxy(fleet)
 
     async def receive():
         if not messages:
@@ -167,14 +167,14 @@ def test_a_stream_that_cannot_be_gone_on_with_says_so(said, path):
 
 def test_a_refusal_of_the_second_replica_ends_the_stream():
     parts = [SSE, *sse([event(0, "a")])]
-    _, body, _, asked = run([[*parts[:2], DeadError], [Head(400, []), b"{}"]])
+    _, body, _, asked = run([[*parts[:2], DeadError], [ResponseHead(400, []), b"{}"]])
     assert len(asked) == 2
     assert said_last(body) == "a replica died, and another refuses it with status 400"
 
 
 def test_a_replica_without_a_place_is_asked_again():
     parts = [SSE, *sse([event(0, "a"), event(0, "b", "stop")])]
-    full = [Head(429, []), b"{}"]
+    full = [ResponseHead(429, []), b"{}"]
     _, body, moved, _ = run([[*parts[:2], DeadError], full, full, parts])
     assert choices(body)[0] == {0: "ab"}
     assert moved == 3
@@ -199,12 +199,12 @@ def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
     taken = []
 
     class Slow(Fleet):
-        async def ask(self, scope, body, key):
+        async def handle(self, scope, body, key):
             taken.append(asyncio.get_running_loop().call_soon(front.stop))
-            async for part in super().ask(scope, body, key):
+            async for part in super().handle(scope, body, key):
                 yield part
 
-    front, heard = Proxy(Slow([[PLAIN, b"half", None]])), []
+    front, heard = ReplicaProxy(Slow([[PLAIN, b"half", None]])), []
 
     async def receive():
         if heard or taken:
@@ -222,7 +222,7 @@ def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
 
 def test_a_front_that_drains_takes_no_more():
     heard, fleet = [], Fleet([[PLAIN]])
-    front = Proxy(fleet)
+    front = ReplicaProxy(fleet)
     front.drain()
 
     async def send(message):
@@ -236,7 +236,7 @@ def test_a_front_that_drains_takes_no_more():
 def test_a_request_keeps_its_id_and_its_route_is_known():
     state, headers = {"request": "r1"}, [(b"x-request-id", b"forged"), (b"a", b"b")]
     scope, heard = {"state": state, "headers": headers}, []
-    head = Head(200, [(b"x-request-id", b"r1"), (b"c", b"d")], "/v1/models")
+    head = ResponseHead(200, [(b"x-request-id", b"r1"), (b"c", b"d")], "/v1/models")
     _, _, _, asked = run([[head]], during=lambda _, message: heard.append(message), **scope)
     assert asked[0][0]["headers"] == [(b"a", b"b"), (b"x-request-id", b"r1")]
     assert heard[0]["headers"] == [(b"c", b"d")]  # who guards the front adds it
@@ -289,7 +289,7 @@ class App:
 def test_a_replica_calls_its_application():
     async def go(body, most=99):
         app = App()
-        parts, stream = [], Replica(lambda rates: app).ask({"path": "/"}, body, key="")
+        parts, stream = [], Replica(lambda rates: app).handle({"path": "/"}, body, key="")
         async for part in stream:
             parts.append(part)
             if len(parts) == most:

@@ -17,7 +17,7 @@ from paceline.serving.api import chat, completions, responses, tokenize
 from paceline.serving.api.dependencies import Dependencies, Here
 from paceline.serving.api.errors import describe, install
 from paceline.serving.api.middleware import RequestGuard, Rules
-from paceline.serving.api.parse import Limits
+from paceline.serving.api.parse import RequestLimits
 from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
@@ -27,7 +27,7 @@ METRICS = "text/plain; version=1.0.0; charset=utf-8"  # the type of what Prometh
 def create_app(
     service: Service,
     name: str,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     rules: Rules | None = None,
     cors: Sequence[str] = (),
 ) -> FastAPI:
@@ -52,7 +52,7 @@ def create_app(
     app = FastAPI(
         title="Paceline", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    app.state.context = here = Dependencies(service, name, limits or Limits())
+    app.state.context = here = Dependencies(service, name, limits or RequestLimits())
     service.observers.append(here.departures)
     install(app)
     for part in (completions, chat, responses, tokenize):

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
-from paceline.serving.api.collect import Answering
+from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
-from paceline.serving.api.formatting import Answer
-from paceline.serving.api.parse import chat_asks
+from paceline.serving.api.formatting import Choice
+from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.schemas import ChatBody
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ async def chat(body: ChatBody, request: Request, here: Here) -> Any:
     """Answer in a conversation."""
     here.check_model(body.model)
     name, client = named("chatcmpl"), client_of(request, body.user)
-    asks = await asyncio.to_thread(chat_asks, here.lm, body, name, client, here.limits)
-    answering = await opened(here, request, asks)
+    jobs = await asyncio.to_thread(chat_jobs, here.lm, body, name, client, here.limits)
+    answering = await opened(here, request, jobs)
     if body.stream:
         heading = formatting.head(name, "chat.completion.chunk", here.name)
         pieces = _pieces(body, here, heading, answering)
@@ -41,7 +41,7 @@ async def chat(body: ChatBody, request: Request, here: Here) -> Any:
 
 
 def reply(
-    body: ChatBody, heading: dict[str, Any], answers: Sequence[Answer], lm: LM
+    body: ChatBody, heading: dict[str, Any], answers: Sequence[Choice], lm: LM
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
@@ -60,13 +60,13 @@ async def _pieces(
     body: ChatBody,
     here: Dependencies,
     heading: dict[str, Any],
-    answering: Answering,
+    answering: ChoiceCollector,
 ) -> AsyncIterator[dict[str, Any]]:
     for answer in answering.answers:
         yield heading | {"choices": [_delta(answer, {"role": "assistant", "content": ""})]}
     async for answer, event in answering.events():
         change: dict[str, Any] = {"content": event.text} if event.text else {}
-        if answer.ask.request.parser:  # a call is told whole, or not at all
+        if answer.job.request.parser:  # a call is told whole, or not at all
             change = _whole(answer) if event.finish else {}
         if change or event.finish or event.logprobs or body.trace:
             shown = _delta(answer, change)
@@ -77,12 +77,12 @@ async def _pieces(
         yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
 
 
-def _delta(answer: Answer, change: dict[str, Any]) -> dict[str, Any]:
+def _delta(answer: Choice, change: dict[str, Any]) -> dict[str, Any]:
     finish = answer.finish
     return {"index": answer.index, "delta": change, "logprobs": None, "finish_reason": finish}
 
 
-def _whole(answer: Answer) -> dict[str, Any]:
+def _whole(answer: Choice) -> dict[str, Any]:
     calls = formatting.message(answer).get("tool_calls")
     if not calls:
         return {"content": answer.text}

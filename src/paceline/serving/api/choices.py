@@ -11,7 +11,7 @@ from paceline.decoding.strategies.beam import Beam
 from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.errors import RequestError
 from paceline.registry import strategies
-from paceline.serving.api.schemas import Several
+from paceline.serving.api.schemas import MultiChoiceBody
 
 _BEAM_ONLY = ("length_penalty", "early_stopping")
 _WIDTH = 4  # where the body says nothing: that of transformers
@@ -24,7 +24,7 @@ _NOT_SEARCHED = {
 }
 
 
-class Wanted(NamedTuple):
+class ChoicePlan(NamedTuple):
     """What is wanted for each prompt.
 
     Attributes:
@@ -38,7 +38,7 @@ class Wanted(NamedTuple):
     strategy: Strategy | None = None
 
 
-def wanted_of(body: Several, prompts: int, most: int) -> Wanted:
+def plan_choices(body: MultiChoiceBody, prompts: int, most: int) -> ChoicePlan:
     """What a body wants for each of its prompts, `most` answers in all.
 
     Raises:
@@ -53,10 +53,10 @@ def wanted_of(body: Several, prompts: int, most: int) -> Wanted:
     if width * prompts > most:
         raise RequestError(f"{prompts} prompts with {width} answers each are more than {most}")
     if strategy:
-        return Wanted(1, strategy=strategy)
+        return ChoicePlan(1, strategy=strategy)
     if width > n and body.stream:
         raise RequestError("best_of cannot be streamed: all answers are compared first")
-    return Wanted(width, compared=width > n)
+    return ChoicePlan(width, compared=width > n)
 
 
 def check_differ(request: Request, count: int) -> None:
@@ -76,7 +76,7 @@ def check_differ(request: Request, count: int) -> None:
         )
 
 
-def _strategy(body: Several) -> Strategy | None:
+def _strategy(body: MultiChoiceBody) -> Strategy | None:
     """The search of a body; None where it asks for none."""
     if body.strategy is None and not body.use_beam_search:
         for name in _BEAM_ONLY:
@@ -91,14 +91,14 @@ def _strategy(body: Several) -> Strategy | None:
     return _beam(body) if body.strategy is None else _named(body, body.strategy)
 
 
-def _beam(body: Several) -> Beam:
+def _beam(body: MultiChoiceBody) -> Beam:
     n = body.n or 1
     width = max(body.best_of or max(n, _WIDTH), n)
     penalty = 1.0 if body.length_penalty is None else body.length_penalty
     return Beam(width, n, penalty, str(body.early_stopping or False).lower())
 
 
-def _named(body: Several, text: str) -> Strategy:
+def _named(body: MultiChoiceBody, text: str) -> Strategy:
     for name in ("use_beam_search", "n", "best_of", *_BEAM_ONLY):
         if getattr(body, name) is not None:
             raise RequestError(f"strategy has settings of its own; leave {name} out")

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from paceline.errors import RequestError
 from paceline.serving.api import formatting
 from paceline.serving.api.errors import FailedError, LeftError
-from paceline.serving.api.formatting import Answer
+from paceline.serving.api.formatting import Choice
 from paceline.serving.messages import FAILED, FAILED_ALONE, Job, JobEvent
 from paceline.serving.service import Service
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from paceline.lm import LM
 
 
-class Answering:
+class ChoiceCollector:
     """The answers to one request.
 
     Attributes:
         answers: one for each ask, in their order; of a search, once it is over, all that it found.
     """
 
-    def __init__(self, service: Service, asks: Sequence[Job]) -> None:
-        self.answers = [Answer(ask, place) for place, ask in enumerate(asks)]
+    def __init__(self, service: Service, jobs: Sequence[Job]) -> None:
+        self.answers = [Choice(job, place) for place, job in enumerate(jobs)]
         self._service = service
         self._streams: list[AsyncIterator[JobEvent]] = []
 
@@ -42,7 +42,7 @@ class Answering:
         """
         try:
             for answer in self.answers:
-                self._streams.append(await self._service.stream(answer.ask))
+                self._streams.append(await self._service.stream(answer.job))
         except BaseException:
             self.cancel()
             raise
@@ -51,17 +51,17 @@ class Answering:
         """Give up what is not over yet."""
         for answer in self.answers[: len(self._streams)]:
             if answer.last is None:
-                self._service.cancel(answer.ask.id)
+                self._service.cancel(answer.job.id)
 
-    async def events(self) -> AsyncIterator[tuple[Answer, JobEvent]]:
+    async def events(self) -> AsyncIterator[tuple[Choice, JobEvent]]:
         """The events of all answers as they come; each is added to its answer.
 
         Whoever leaves early cancels them.
         """
         # One at a time: what a slow reader leaves behind is kept by the service, which merges it.
-        ready: asyncio.Queue[tuple[Answer, JobEvent]] = asyncio.Queue(1)
+        ready: asyncio.Queue[tuple[Choice, JobEvent]] = asyncio.Queue(1)
 
-        async def follow(answer: Answer, stream: AsyncIterator[JobEvent]) -> None:
+        async def follow(answer: Choice, stream: AsyncIterator[JobEvent]) -> None:
             async for event in stream:
                 await ready.put((answer, event))
 
@@ -119,7 +119,7 @@ class Answering:
 
 
 class _Streamed(StreamingResponse):
-    def __init__(self, answering: Answering, pieces: AsyncIterator[str]) -> None:
+    def __init__(self, answering: ChoiceCollector, pieces: AsyncIterator[str]) -> None:
         super().__init__(pieces, media_type="text/event-stream")
         self._answering = answering
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
-from paceline.serving.api.collect import Answering
+from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
-from paceline.serving.api.formatting import Answer
-from paceline.serving.api.parse import completion_asks
+from paceline.serving.api.formatting import Choice
+from paceline.serving.api.parse import completion_jobs
 from paceline.serving.api.schemas import CompletionBody
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
     """Continue texts."""
     here.check_model(body.model)
     name, client = named("cmpl"), client_of(request, body.user)
-    asked = await asyncio.to_thread(completion_asks, here.lm, body, name, client, here.limits)
-    asks = [ask for each in asked for ask in each]
-    answering = await opened(here, request, asks)
+    asked = await asyncio.to_thread(completion_jobs, here.lm, body, name, client, here.limits)
+    jobs = [job for each in asked for job in each]
+    answering = await opened(here, request, jobs)
     heading = formatting.head(name, "text_completion", here.name)
     if body.stream:
         echoes = [_echo(body, answer, here.lm) for answer in answering.answers]
@@ -41,7 +41,7 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
 
 
 def reply(
-    body: CompletionBody, heading: dict[str, Any], answers: Sequence[Answer], prompts: int, lm: LM
+    body: CompletionBody, heading: dict[str, Any], answers: Sequence[Choice], prompts: int, lm: LM
 ) -> dict[str, Any]:
     """The whole answer, of answers that are over."""
     choices = []
@@ -61,7 +61,7 @@ async def _pieces(
     body: CompletionBody,
     here: Dependencies,
     heading: dict[str, Any],
-    answering: Answering,
+    answering: ChoiceCollector,
     echoes: Sequence[str],
 ) -> AsyncIterator[dict[str, Any]]:
     for answer, echo in zip(answering.answers, echoes, strict=True):
@@ -71,17 +71,17 @@ async def _pieces(
         if event.text or event.finish or event.logprobs or body.trace:
             shown = _choice(answer, event.text)
             if event.logprobs:
-                part = Answer(answer.ask, 0, logprobs=event.logprobs)
+                part = Choice(answer.job, 0, logprobs=event.logprobs)
                 shown["logprobs"] = formatting.completion_logprobs(part, here.lm)
             yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
         yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
 
 
-def _echo(body: CompletionBody, answer: Answer, lm: LM) -> str:
-    return lm.tokenizer.decode(answer.ask.request.prompt) if body.echo else ""
+def _echo(body: CompletionBody, answer: Choice, lm: LM) -> str:
+    return lm.tokenizer.decode(answer.job.request.prompt) if body.echo else ""
 
 
-def _choice(answer: Answer, text: str) -> dict[str, Any]:
+def _choice(answer: Choice, text: str) -> dict[str, Any]:
     finish = answer.finish
     return {"index": answer.index, "text": text, "logprobs": None, "finish_reason": finish}

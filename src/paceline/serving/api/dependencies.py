@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from fastapi import Depends, Request
 
 from paceline.serving.api import formatting
-from paceline.serving.api.collect import Answering
+from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.errors import NotFoundError
-from paceline.serving.api.parse import Limits
+from paceline.serving.api.parse import RequestLimits
 from paceline.serving.messages import Job, JobEvent
 from paceline.serving.rate_limits import Departures
 from paceline.serving.service import Service
@@ -34,7 +34,7 @@ class Dependencies:
 
     service: Service
     name: str
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
     departures: Departures = field(default_factory=Departures)
 
     @property
@@ -64,13 +64,13 @@ def _context(request: Request) -> Dependencies:
 Here = Annotated[Dependencies, Depends(_context)]
 
 
-async def opened(here: Dependencies, request: Request, asks: Sequence[Job]) -> Answering:
+async def opened(here: Dependencies, request: Request, jobs: Sequence[Job]) -> ChoiceCollector:
     """The answers to a request, handed in.
 
     Raises:
         PacelineError: as `Service.stream`.
     """
-    answering = Answering(here.service, asks)
+    answering = ChoiceCollector(here.service, jobs)
     await answering.open()
     request.state.answers = answering.answers
     return answering

@@ -26,15 +26,15 @@ FINISH = {
 
 
 @dataclass
-class Answer:
+class Choice:
     """One choice as it grows.
 
     Attributes:
-        ask: what was asked for.
+        job: what was asked for.
         index: of the choice.
     """
 
-    ask: Job
+    job: Job
     index: int
     text: str = ""
     tokens: list[int] = field(default_factory=list)
@@ -54,13 +54,13 @@ class Answer:
         """As OpenAI calls it; `tool_calls` where the answer has some."""
         if self.last is None or self.last.finish is None:
             return None
-        calls = self.ask.request.parser and self.calls
+        calls = self.job.request.parser and self.calls
         return "tool_calls" if calls else FINISH[self.last.finish]
 
     @property
     def calls(self) -> list[Any]:
         """Whole tool calls in the text."""
-        parser = self.ask.request.parser
+        parser = self.job.request.parser
         return list(parser(self.text).tool_calls) if parser else []
 
     @property
@@ -69,42 +69,42 @@ class Answer:
         return sum(each.logprob for each in self.logprobs) / max(len(self.logprobs), 1)
 
 
-def found(answers: Sequence[Answer]) -> list[Answer]:
+def found(answers: Sequence[Choice]) -> list[Choice]:
     """The answers, with all outputs of those that are searches."""
     return [each for answer in answers for each in _outputs(answer)]
 
 
-def _outputs(answer: Answer) -> list[Answer]:
+def _outputs(answer: Choice) -> list[Choice]:
     if answer.last is None or not answer.last.found:
         return [answer]
     several, read = [], answer.last.cached
     for place, output in enumerate(answer.last.found):
         if place:  # the work and the prompt count once
-            output, read = replace(output, passes=0, nodes=0), len(answer.ask.request.prompt)
+            output, read = replace(output, passes=0, nodes=0), len(answer.job.request.prompt)
         last = replace(answer.last, output=output, finish=output.finish, cached=read)
-        several.append(Answer(answer.ask, place, output.text, output.tokens, last=last))
+        several.append(Choice(answer.job, place, output.text, output.tokens, last=last))
     return several
 
 
-def best(answers: Sequence[Answer], prompts: int, n: int) -> list[Answer]:
+def best(answers: Sequence[Choice], prompts: int, n: int) -> list[Choice]:
     """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
     each = len(answers) // prompts
-    if each == n or answers[0].ask.strategy:
+    if each == n or answers[0].job.strategy:
         return list(answers)
     groups = (answers[place : place + each] for place in range(0, len(answers), each))
     return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
 
 
-def usage(answers: Sequence[Answer]) -> dict[str, Any]:
+def usage(answers: Sequence[Choice]) -> dict[str, Any]:
     """What was read and written; the prompts of several choices count once each."""
-    prompts: dict[str, Answer] = {}
+    prompts: dict[str, Choice] = {}
     for answer in answers:
-        prompts.setdefault(answer.ask.id.rpartition("-")[0], answer)
-    read = sum(len(answer.ask.request.prompt) for answer in prompts.values())
+        prompts.setdefault(answer.job.id.rpartition("-")[0], answer)
+    read = sum(len(answer.job.request.prompt) for answer in prompts.values())
     written = sum(len(answer.tokens) for answer in answers)
     hits = dict.fromkeys(("accepted", "rejected"), 0)
     for answer in answers:
-        expected = len(answer.ask.request.prediction)
+        expected = len(answer.job.request.prediction)
         if expected and answer.last and answer.last.output:
             accepted = answer.last.output.accepted.get("predicted_output", 0)
             hits["accepted"] += accepted
@@ -122,7 +122,7 @@ def usage(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def speculation(answers: Sequence[Answer]) -> dict[str, Any]:
+def speculation(answers: Sequence[Choice]) -> dict[str, Any]:
     """What drafting did for the answers."""
     outputs = [answer.last.output for answer in answers if answer.last and answer.last.output]
     passes = sum(output.passes for output in outputs)
@@ -165,12 +165,12 @@ def traced(event: JobEvent, lm: LM) -> dict[str, Any]:
     return found
 
 
-def completion_logprobs(answer: Answer, lm: LM) -> dict[str, Any] | None:
+def completion_logprobs(answer: Choice, lm: LM) -> dict[str, Any] | None:
     """The older shape, of completions."""
-    if answer.ask.logprobs is None:
+    if answer.job.logprobs is None:
         return None
     pieces, offsets, at = [], [], 0
-    detokenizer = pieces_of(answer.ask.request, lm.tokenizer)
+    detokenizer = pieces_of(answer.job.request, lm.tokenizer)
     for each in answer.logprobs:
         offsets.append(at)
         piece = detokenizer.push(each.token)
@@ -202,12 +202,12 @@ def chat_logprobs(told: Sequence[Logprob], lm: LM) -> dict[str, Any]:
     }
 
 
-def head(ask_id: str, kind: str, model: str) -> dict[str, Any]:
+def head(job_id: str, kind: str, model: str) -> dict[str, Any]:
     """What every answer and every piece of one begins with."""
-    return {"id": ask_id, "object": kind, "created": int(time()), "model": model}
+    return {"id": job_id, "object": kind, "created": int(time()), "model": model}
 
 
-def message(answer: Answer) -> dict[str, Any]:
+def message(answer: Choice) -> dict[str, Any]:
     """An assistant's turn."""
     calls = answer.calls
     found: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
@@ -217,12 +217,12 @@ def message(answer: Answer) -> dict[str, Any]:
     return found
 
 
-def tool_call(call: Any, answer: Answer, place: int) -> dict[str, Any]:
+def tool_call(call: Any, answer: Choice, place: int) -> dict[str, Any]:
     """A call, with a name of its own."""
     arguments = call.arguments
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {
-        "id": f"call_{answer.ask.id}_{place}",
+        "id": f"call_{answer.job.id}_{place}",
         "type": "function",
         "function": {"name": call.name, "arguments": text},
     }

@@ -17,10 +17,10 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.serving.api.errors import LeftError, refusal
-from paceline.serving.api.formatting import Answer
+from paceline.serving.api.formatting import Choice
 from paceline.serving.api_keys import ApiKeys
 from paceline.serving.messages import FAILED
-from paceline.serving.metrics import Visits
+from paceline.serving.metrics import RequestMetrics
 from paceline.serving.rate_limits import RateLimits
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class RequestGuard:
         self,
         app: ASGIApp,
         rules: Rules,
-        metrics: Visits,
+        metrics: RequestMetrics,
         draining: Callable[[], bool],
         lm: LM | None = None,
     ) -> None:
@@ -80,7 +80,7 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Visit(scope, send, self._rules.write_seconds, self._draining)
+        visit = _Exchange(scope, send, self._rules.write_seconds, self._draining)
         try:
             refused = self._refused(scope, visit) or await self._pass_on(scope, receive, visit)
             if refused:
@@ -98,7 +98,7 @@ class RequestGuard:
         finally:
             self._write_down(scope, visit)
 
-    def _refused(self, scope: Scope, visit: _Visit) -> Response | None:
+    def _refused(self, scope: Scope, visit: _Exchange) -> Response | None:
         """Refuse who has no key, or asks too often."""
         if self._rules.keys and not _OPEN.fullmatch(scope["path"]):
             visit.client = self._rules.keys.name_of(_bearer(scope))
@@ -116,7 +116,7 @@ class RequestGuard:
         said = f"too much was asked for in a minute; try again in {ceil(wait)} s"
         return refusal(429, said, "rate_limit_error", code="rate_limit_exceeded", wait=wait)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, visit: _Visit) -> Response | None:
+    async def _pass_on(self, scope: Scope, receive: Receive, visit: _Exchange) -> Response | None:
         """Let a request through when its body is there, or say why not."""
         try:
             async with asyncio.timeout(self._rules.body_seconds):
@@ -152,7 +152,7 @@ class RequestGuard:
             if not message.get("more_body", False):
                 return bytes(body)
 
-    def _write_down(self, scope: Scope, visit: _Visit) -> None:
+    def _write_down(self, scope: Scope, visit: _Exchange) -> None:
         route = getattr(scope.get("route"), "path", "other")
         status = visit.status if visit.status or visit.failed else 499  # nobody was there
         self._metrics.requests.labels(route, status).inc()
@@ -174,19 +174,19 @@ class RequestGuard:
             told["answers"] = [dict(self._told(answer)) for answer in answers]
         _log.info("request", extra={"told": told})
 
-    def _told(self, answer: Answer) -> Iterator[tuple[str, Any]]:
-        yield "id", answer.ask.id
-        yield "prompt_tokens", len(answer.ask.request.prompt)
+    def _told(self, answer: Choice) -> Iterator[tuple[str, Any]]:
+        yield "id", answer.job.id
+        yield "prompt_tokens", len(answer.job.request.prompt)
         yield "tokens", len(answer.tokens)
         yield "finish", answer.finish or "cancelled"
         if answer.last:
             yield "cached", answer.last.cached
         if self._rules.log_prompts and self._lm:
-            yield "prompt", self._lm.tokenizer.decode(list(answer.ask.request.prompt))
+            yield "prompt", self._lm.tokenizer.decode(list(answer.job.request.prompt))
             yield "text", answer.text
 
 
-class _Visit:
+class _Exchange:
     """A request on its way through, and what it is sent."""
 
     def __init__(
@@ -236,10 +236,10 @@ def _is_unicode(body: bytes) -> bool:
     return True
 
 
-def _tokens(answer: Answer) -> int:
+def _tokens(answer: Choice) -> int:
     """What was read and written for an answer; what was known from before is free."""
     cached = answer.last.cached if answer.last else 0
-    return len(answer.ask.request.prompt) - cached + len(answer.tokens)
+    return len(answer.job.request.prompt) - cached + len(answer.tokens)
 
 
 def _bearer(scope: Scope) -> bytes:

@@ -15,15 +15,15 @@ from paceline.core import Parsed, Request
 from paceline.errors import RequestError
 from paceline.registry import drafters
 from paceline.request_builder import RequestOptions
-from paceline.serving.api.choices import Wanted, check_differ, wanted_of
+from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
     ChatBody,
     CompletionBody,
     Message,
-    Part,
     ResponseFormat,
-    Sampled,
+    SamplingBody,
+    TextPart,
 )
 from paceline.serving.messages import Job
 from paceline.serving.operator_policy import OperatorPolicy, negative
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class RequestLimits:
     """What a request may ask for.
 
     Attributes:
@@ -62,8 +62,8 @@ class Limits:
     steering: OperatorPolicy = field(default_factory=OperatorPolicy)
 
 
-def completion_asks(
-    lm: LM, body: CompletionBody, ask_id: str, client: str, limits: Limits
+def completion_jobs(
+    lm: LM, body: CompletionBody, job_id: str, client: str, limits: RequestLimits
 ) -> list[list[Job]]:
     """The answers wanted to each prompt.
 
@@ -71,7 +71,7 @@ def completion_asks(
         PacelineError: something in the body cannot be.
     """
     prompts = _prompts(body.prompt)
-    wanted = wanted_of(body, len(prompts), limits.answers)
+    wanted = plan_choices(body, len(prompts), limits.answers)
     options = _options(lm, body, limits, wanted, _grammar(body, None))
     options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
     asked = []
@@ -79,12 +79,12 @@ def completion_asks(
         if isinstance(prompt, str):
             _check_text(lm, "the prompt", prompt, limits)
         make = partial(lm.request, prompt, **options)
-        name = f"{ask_id}-{place}"
+        name = f"{job_id}-{place}"
         asked.append(_answers(name, make, wanted, body, client, limits, body.logprobs))
     return asked
 
 
-def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) -> list[Job]:
+def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestLimits) -> list[Job]:
     """The answers wanted to a conversation.
 
     Raises:
@@ -97,7 +97,7 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     messages = [message_of(message) for message in body.messages]
     said = "".join(str(message.get("content", "")) for message in messages)
     _check_text(lm, "the conversation", said, limits)
-    wanted = wanted_of(body, 1, limits.answers)
+    wanted = plan_choices(body, 1, limits.answers)
     options = _options(lm, body, limits, wanted, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
@@ -110,7 +110,7 @@ def chat_asks(lm: LM, body: ChatBody, ask_id: str, client: str, limits: Limits) 
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _answers(ask_id, make, wanted, body, client, limits, logprobs)
+    return _answers(job_id, make, wanted, body, client, limits, logprobs)
 
 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:
@@ -135,7 +135,7 @@ def message_of(message: Message) -> dict[str, Any]:
     return found
 
 
-def _joined(content: str | list[Part]) -> str:
+def _joined(content: str | list[TextPart]) -> str:
     return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
@@ -149,7 +149,7 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) -> int:
+def _most(lm: LM, wished: int | None, limits: RequestLimits, mark: Watermark | None) -> int:
     """Tokens of an answer at most."""
     if wished is not None and limits.new_tokens is not None and wished > limits.new_tokens:
         raise RequestError(f"max_tokens is {wished}, this server gives {limits.new_tokens} at most")
@@ -160,7 +160,7 @@ def _most(lm: LM, wished: int | None, limits: Limits, mark: Watermark | None) ->
     return min(found, limits.new_tokens or found, longest or found)
 
 
-def _check_text(lm: LM, what: str, text: str, limits: Limits) -> None:
+def _check_text(lm: LM, what: str, text: str, limits: RequestLimits) -> None:
     """Refuse, before it takes time and memory, what is too long however it is divided."""
     most, who = lm.engine.config.context, "the model sees"
     if limits.prompt_tokens is not None and limits.prompt_tokens < most:
@@ -171,7 +171,11 @@ def _check_text(lm: LM, what: str, text: str, limits: Limits) -> None:
 
 
 def _options(
-    lm: LM, body: CompletionBody | ChatBody, limits: Limits, wanted: Wanted, grammar: Grammar | None
+    lm: LM,
+    body: CompletionBody | ChatBody,
+    limits: RequestLimits,
+    wanted: ChoicePlan,
+    grammar: Grammar | None,
 ) -> dict[str, Any]:
     """The options of `LM.request` that all prompts of a body share."""
     expected = _joined(body.prediction.content) if body.prediction else None
@@ -191,7 +195,7 @@ def _options(
     return dict(lm.request_builder.without_sampling(cast(RequestOptions, found)))
 
 
-def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:
+def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMethod]:
     """The guides that the body names, and its own guidance."""
     names = [body.guide] if isinstance(body.guide, str) else body.guide or []
     found, own = limits.steering.named(names), body.guidance
@@ -202,14 +206,14 @@ def _guides(lm: LM, body: Sampled, limits: Limits) -> list[GuideMethod]:
     return [*found, negative(own.negative, own.scale, own.stop)]
 
 
-def _check_prompt(what: str, tokens: int, limits: Limits) -> None:
+def _check_prompt(what: str, tokens: int, limits: RequestLimits) -> None:
     if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
         raise RequestError(
             f"{what} has {tokens} tokens, and this server takes {limits.prompt_tokens} at most"
         )
 
 
-def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
+def _grammar(body: SamplingBody, form: ResponseFormat | None) -> Grammar | None:
     found = []
     if body.guided_json is not None:
         found.append(Grammar.schema(body.guided_json))
@@ -235,10 +239,10 @@ def _grammar(body: Sampled, form: ResponseFormat | None) -> Grammar | None:
 def _answers(
     name: str,
     make: Callable[..., Request],
-    wanted: Wanted,
-    body: Sampled,
+    wanted: ChoicePlan,
+    body: SamplingBody,
     client: str,
-    limits: Limits,
+    limits: RequestLimits,
     logprobs: int | None,
 ) -> list[Job]:
     """The same request with seeds that follow each other; controls are each answer's own."""
@@ -250,7 +254,7 @@ def _answers(
     seed = secrets.randbits(32) if body.seed is None else body.seed
     deadline = None if body.timeout is None else monotonic() + body.timeout
 
-    def asks() -> Iterator[Job]:
+    def jobs() -> Iterator[Job]:
         for place in range(wanted.requests):
             request = make(seed=seed + place)
             _check_prompt("the prompt", len(request.prompt), limits)
@@ -267,7 +271,7 @@ def _answers(
                 after=f"{name}-0" if place else None,
             )
 
-    found = list(asks())
+    found = list(jobs())
     if wanted.compared:
         check_differ(found[0].request, wanted.requests)
     return found

@@ -7,40 +7,40 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from paceline.serving.api.schemas import (
-    Called,
+    CalledFunction,
     ChatBody,
     FunctionBody,
+    FunctionName,
     Message,
-    Named,
-    NamedTool,
-    Part,
+    NamedToolChoice,
     ResponseFormat,
-    Sampled,
+    SamplingBody,
     SchemaBody,
     Strict,
+    TextPart,
     Tool,
-    ToolCalled,
+    ToolCallBody,
 )
 
 
-class Piece(Part):
+class ResponseTextPart(TextPart):
     """A piece of a text, maybe of an earlier answer, where it came with empty lists."""
 
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
-class Said(Strict):
+class ResponseMessage(Strict):
     """One turn; `id` and `status` are those of an earlier answer."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Piece]
+    content: str | list[ResponseTextPart]
     id: str | None = None
     status: str | None = None
 
 
-class FunctionCall(Called):
+class FunctionCall(CalledFunction):
     """A call that an earlier answer made."""
 
     type: Literal["function_call"]
@@ -59,19 +59,19 @@ class FunctionOutput(Strict):
     status: str | None = None
 
 
-class FlatTool(FunctionBody):
+class ResponseTool(FunctionBody):
     """A function that may be called."""
 
     type: Literal["function"]
 
 
-class FlatChoice(Named):
+class ResponseToolChoice(FunctionName):
     """The one function that is to be called."""
 
     type: Literal["function"]
 
 
-class FlatFormat(Strict):
+class ResponseTextFormat(Strict):
     """The form of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -81,21 +81,23 @@ class FlatFormat(Strict):
     strict: bool | None = None
 
 
-class TextOptions(Strict):
+class ResponseTextOptions(Strict):
     """What is said of the text."""
 
-    format: FlatFormat | None = None
+    format: ResponseTextFormat | None = None
 
 
-class ResponseBody(Sampled):
+class ResponseBody(SamplingBody):
     """`POST /v1/responses`; nothing is stored, so each brings its whole conversation."""
 
-    input: str | Annotated[list[Said | FunctionCall | FunctionOutput], Field(min_length=1)]
+    input: (
+        str | Annotated[list[ResponseMessage | FunctionCall | FunctionOutput], Field(min_length=1)]
+    )
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
-    text: TextOptions | None = None
-    tools: list[FlatTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | FlatChoice | None = None
+    text: ResponseTextOptions | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
     truncation: Literal["disabled"] | None = None
     store: bool | None = None
     previous_response_id: str | None = None
@@ -115,7 +117,7 @@ class ResponseBody(Sampled):
             messages.insert(0, Message(role="system", content=self.instructions))
         choice = self.tool_choice
         form = self.text.format if self.text else None
-        shared = {name: getattr(self, name) for name in Sampled.model_fields}
+        shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
         tools = [Tool(type="function", function=_function(tool)) for tool in self.tools or []]
         return ChatBody(
             **shared,
@@ -123,22 +125,22 @@ class ResponseBody(Sampled):
             max_completion_tokens=self.max_output_tokens,
             response_format=_format(form) if form else None,
             tools=tools or None,
-            tool_choice=_choice(choice) if isinstance(choice, FlatChoice) else choice,
+            tool_choice=_choice(choice) if isinstance(choice, ResponseToolChoice) else choice,
         )
 
-    def _items(self) -> list[Said | FunctionCall | FunctionOutput]:
+    def _items(self) -> list[ResponseMessage | FunctionCall | FunctionOutput]:
         if isinstance(self.input, str):
-            return [Said(role="user", content=self.input)]
+            return [ResponseMessage(role="user", content=self.input)]
         return self.input
 
 
-def _message(item: Said | FunctionCall | FunctionOutput) -> Message:
+def _message(item: ResponseMessage | FunctionCall | FunctionOutput) -> Message:
     if isinstance(item, FunctionOutput):
         return Message(role="tool", tool_call_id=item.call_id, content=item.output)
     if isinstance(item, FunctionCall):
-        function = Called(name=item.name, arguments=item.arguments)
+        function = CalledFunction(name=item.name, arguments=item.arguments)
         return Message(
-            role="assistant", tool_calls=[ToolCalled(id=item.call_id, function=function)]
+            role="assistant", tool_calls=[ToolCallBody(id=item.call_id, function=function)]
         )
     content = item.content
     if isinstance(content, list):
@@ -146,15 +148,15 @@ def _message(item: Said | FunctionCall | FunctionOutput) -> Message:
     return Message(role=item.role, content=content)
 
 
-def _function(tool: FlatTool) -> FunctionBody:
+def _function(tool: ResponseTool) -> FunctionBody:
     return FunctionBody(**tool.model_dump(exclude={"type"}))
 
 
-def _choice(choice: FlatChoice) -> NamedTool:
-    return NamedTool(type="function", function=Named(name=choice.name))
+def _choice(choice: ResponseToolChoice) -> NamedToolChoice:
+    return NamedToolChoice(type="function", function=FunctionName(name=choice.name))
 
 
-def _format(form: FlatFormat) -> ResponseFormat:
+def _format(form: ResponseTextFormat) -> ResponseFormat:
     schema = None
     if form.schema_ is not None:
         schema = SchemaBody(name=form.name or "", schema=form.schema_, strict=form.strict)

@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
-from paceline.serving.api.collect import Answering
+from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import Here, client_of, named, opened
-from paceline.serving.api.formatting import Answer
-from paceline.serving.api.parse import chat_asks
+from paceline.serving.api.formatting import Choice
+from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.response_schemas import ResponseBody
 
 router = APIRouter()
@@ -26,16 +26,16 @@ async def responses(body: ResponseBody, request: Request, here: Here) -> Any:
     """Answer in a conversation."""
     here.check_model(body.model)
     name, client = named("resp"), client_of(request, body.user)
-    asks = await asyncio.to_thread(chat_asks, here.lm, body.as_chat(), name, client, here.limits)
-    answering = await opened(here, request, asks)
-    shape = _Shape(body, formatting.head(name, "response", here.name))
+    jobs = await asyncio.to_thread(chat_jobs, here.lm, body.as_chat(), name, client, here.limits)
+    answering = await opened(here, request, jobs)
+    shape = _ResponseBuilder(body, formatting.head(name, "response", here.name))
     if body.stream:
         return answering.streamed(_sse(_events(shape, answering)))
     await answering.finish(request, here.lm)
     return shape.response(answering.answers[0])
 
 
-class _Shape:
+class _ResponseBuilder:
     """How an answer is told."""
 
     def __init__(self, body: ResponseBody, head: _Object) -> None:
@@ -54,7 +54,7 @@ class _Shape:
         }
         self._id = head["id"]
 
-    def response(self, answer: Answer) -> _Object:
+    def response(self, answer: Choice) -> _Object:
         """The whole of it, as far as it has come."""
         found = self._head | {"status": self.status(answer), "output": [], "usage": None}
         if answer.last is None:
@@ -79,7 +79,7 @@ class _Shape:
             found["incomplete_details"] = {"reason": why}
         return found
 
-    def status(self, answer: Answer) -> str:
+    def status(self, answer: Choice) -> str:
         """How far it has come."""
         if answer.finish is None:
             return "in_progress"
@@ -87,7 +87,7 @@ class _Shape:
             return "completed"
         return "failed" if answer.finish == "error" else "incomplete"
 
-    def items(self, answer: Answer) -> list[_Object]:
+    def items(self, answer: Choice) -> list[_Object]:
         """A message, or the calls that it is."""
         calls = formatting.message(answer).get("tool_calls", [])
         if not calls:
@@ -103,18 +103,18 @@ class _Shape:
             for call in calls
         ]
 
-    def message(self, answer: Answer, status: str, content: list[_Object]) -> _Object:
+    def message(self, answer: Choice, status: str, content: list[_Object]) -> _Object:
         """A turn of the assistant."""
-        item = {"type": "message", "id": f"msg_{answer.ask.id}", "status": status}
+        item = {"type": "message", "id": f"msg_{answer.job.id}", "status": status}
         return item | {"role": "assistant", "content": content}
 
 
-async def _events(shape: _Shape, answering: Answering) -> AsyncIterator[_Object]:
+async def _events(shape: _ResponseBuilder, answering: ChoiceCollector) -> AsyncIterator[_Object]:
     [answer] = answering.answers
     yield {"type": "response.created", "response": shape.response(answer)}
     yield {"type": "response.in_progress", "response": shape.response(answer)}
     # What may be a call is told whole: only its end says what it is.
-    whole = answer.ask.request.parser is not None
+    whole = answer.job.request.parser is not None
     opening = shape.message(answer, "in_progress", [])
     place = {"item_id": opening["id"], "output_index": 0, "content_index": 0}
     if not whole:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from paceline.control.base import ControlMethod
 from paceline.control.sampler_spec import SamplerSpec
 from paceline.errors import RequestError
-from paceline.serving.api.schemas import Sampled
+from paceline.serving.api.schemas import SamplingBody
 
 
 class _Field(NamedTuple):
@@ -45,7 +45,7 @@ _FIELDS = {
 }
 
 
-def sampling(body: Sampled) -> dict[str, Any]:
+def sampling(body: SamplingBody) -> dict[str, Any]:
     """`temperature` and `controls` as `LM.request` takes them; None leaves them to the checkpoint.
 
     Raises:
@@ -72,7 +72,7 @@ def sampling(body: Sampled) -> dict[str, Any]:
     }
 
 
-def _named(body: Sampled) -> Mapping[str, object] | None:
+def _named(body: SamplingBody) -> Mapping[str, object] | None:
     """The settings that the fields of a body are; empty where they only switch something off."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
     found: dict[str, object] = {}

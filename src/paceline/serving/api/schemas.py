@@ -30,7 +30,7 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Guidance(Strict):
+class GuidanceBody(Strict):
     """Classifier-free guidance: away from another prompt, by the model itself."""
 
     negative: str = Field("", description="The other prompt; else the prompt's last token.")
@@ -38,7 +38,7 @@ class Guidance(Strict):
     stop: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class Sampled(Strict):
+class SamplingBody(Strict):
     """What every way to generate shares; names as OpenAI and other servers have them."""
 
     model: str | None = None
@@ -82,7 +82,7 @@ class Sampled(Strict):
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     guide: Texts | None = Field(None, description="Names of the server's guides.")
-    guidance: Guidance | None = None
+    guidance: GuidanceBody | None = None
     watermark: str | Literal[False] | None = Field(
         None, description="As `--watermark` has it, or `false`, where the server lets choose."
     )
@@ -90,7 +90,7 @@ class Sampled(Strict):
     metadata: dict[str, str] | None = None
 
 
-class Several(Sampled):
+class MultiChoiceBody(SamplingBody):
     """What ways to generate share that give several answers."""
 
     n: Count | None = None
@@ -104,7 +104,7 @@ class Several(Sampled):
     trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
 
 
-class CompletionBody(Several):
+class CompletionBody(MultiChoiceBody):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -114,7 +114,7 @@ class CompletionBody(Several):
     prediction: Prediction | None = None
 
 
-class Part(Strict):
+class TextPart(Strict):
     """A piece of a message's text."""
 
     type: Literal["text", "input_text", "output_text"]
@@ -125,31 +125,31 @@ class Prediction(Strict):
     """What the output is expected to be; it makes it faster, not different."""
 
     type: Literal["content"] = "content"
-    content: str | list[Part]
+    content: str | list[TextPart]
 
 
-class Called(Strict):
+class CalledFunction(Strict):
     """A function and its arguments, as JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCalled(Strict):
+class ToolCallBody(Strict):
     """A call that an assistant made."""
 
     id: str
     type: Literal["function"] = "function"
-    function: Called
+    function: CalledFunction
 
 
 class Message(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | list[TextPart] | None = None
     name: str | None = None
-    tool_calls: list[ToolCalled] | None = None
+    tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = None
 
 
@@ -169,17 +169,17 @@ class Tool(Strict):
     function: FunctionBody
 
 
-class Named(Strict):
+class FunctionName(Strict):
     """A function's name."""
 
     name: str
 
 
-class NamedTool(Strict):
+class NamedToolChoice(Strict):
     """The one tool that is to be called."""
 
     type: Literal["function"]
-    function: Named
+    function: FunctionName
 
 
 class SchemaBody(Strict):
@@ -198,7 +198,7 @@ class ResponseFormat(Strict):
     json_schema: SchemaBody | None = None
 
 
-class ChatBody(Several):
+class ChatBody(MultiChoiceBody):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
@@ -208,7 +208,7 @@ class ChatBody(Several):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
 

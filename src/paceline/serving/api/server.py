@@ -14,7 +14,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from paceline.serving.api.errors import refusal
-from paceline.serving.settings import Settings
+from paceline.serving.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
 _FLUSH = 5  # seconds to send what is ready when the server stops
@@ -25,7 +25,7 @@ _HEAD = (
 )
 
 
-class Impatient(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """Closes a connection on which the head of a request takes too long, or that is one too many.
 
     uvicorn itself has a time limit between requests only. The application gets the transport, to
@@ -83,19 +83,19 @@ class Stoppable(Protocol):
         """Give those under way up and tell them, from any thread."""
 
 
-class Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """Drains at the first signal: takes no more requests, and stops when those under way are over.
 
     Those that are not when `drain` seconds are over are told so. A second signal stops at once.
     """
 
-    def __init__(self, app: Any, service: Stoppable, settings: Settings) -> None:
+    def __init__(self, app: Any, service: Stoppable, settings: ServerSettings) -> None:
         limits = {
             "head_seconds": settings.head_seconds,
             "most": settings.max_connections,
             "retry": staticmethod(app.state.context.retry),
         }
-        protocol = type("Protocol", (Impatient,), limits)
+        protocol = type("Protocol", (TimeoutProtocol,), limits)
         config = uvicorn.Config(
             app,
             http=protocol,

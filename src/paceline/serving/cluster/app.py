@@ -16,16 +16,16 @@ from paceline.serving.api.app import METRICS, open_to
 from paceline.serving.api.errors import install
 from paceline.serving.api.middleware import RequestGuard, Rules
 from paceline.serving.cluster import merged_metrics
-from paceline.serving.cluster.proxy import Proxy, ReplicaSet
+from paceline.serving.cluster.proxy import ReplicaProxy, ReplicaSet
 from paceline.serving.cluster.usage import UsageLedger
-from paceline.serving.metrics import Visits
+from paceline.serving.metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
 _BILLING = 1.0  # seconds between bills
 
 
 def create_front(
-    front: Proxy, fleet: ReplicaSet, rules: Rules | None = None, cors: Sequence[str] = ()
+    front: ReplicaProxy, fleet: ReplicaSet, rules: Rules | None = None, cors: Sequence[str] = ()
 ) -> FastAPI:
     """One address for a fleet: keys, rates, limits and metrics of the whole.
 
@@ -35,7 +35,7 @@ def create_front(
         rules: who may ask, how much and how long.
         cors: origins whose pages may ask; `*` is any.
     """
-    rules, visits, said = rules or Rules(), Visits(), merged_metrics.MergedMetrics()
+    rules, visits, said = rules or Rules(), RequestMetrics(), merged_metrics.MergedMetrics()
     till = UsageLedger(rules.rates)
 
     @asynccontextmanager
@@ -77,7 +77,7 @@ def create_front(
     return app
 
 
-def _counts(front: Proxy, fleet: ReplicaSet, heard: int) -> list[Metric]:
+def _counts(front: ReplicaProxy, fleet: ReplicaSet, heard: int) -> list[Metric]:
     return [
         GaugeMetricFamily("paceline_replicas", "Replicas that told their numbers.", heard),
         GaugeMetricFamily("paceline_replicas_wanted", "Replicas there should be.", fleet.size),

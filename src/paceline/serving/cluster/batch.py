@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import DataContext
 
-from paceline.serving.batch import Line, Settings, answered, read_lines
+from paceline.serving.batch import BatchSettings, InputLine, answered, read_lines
 from paceline.serving.worker import Worker
 
 _SIZE = 256  # lines of a block, less where there would be few blocks
@@ -18,7 +18,7 @@ _BLOCKS = 10_000  # of an input at most
 _PLACE = 0.01  # processors that Ray keeps for an engine: a replacement finds them on any full node
 
 
-class Block(NamedTuple):
+class LineBlock(NamedTuple):
     """Consecutive lines of a file: where they begin, the number of the line before, how many."""
 
     offset: int
@@ -26,14 +26,14 @@ class Block(NamedTuple):
     lines: int
 
 
-def blocks(path: Path, after: int, size: int) -> list[Block]:
+def blocks(path: Path, after: int, size: int) -> list[LineBlock]:
     """The lines of a file that come after a number, in blocks of `size`."""
-    found: list[Block] = []
+    found: list[LineBlock] = []
     with path.open("rb") as file:
         number = offset = 0
         while text := file.readline():
             if number >= after and (number - after) % size == 0:
-                found.append(Block(offset, number, 0))
+                found.append(LineBlock(offset, number, 0))
             number, offset = number + 1, offset + len(text)
             if found:
                 found[-1] = found[-1]._replace(lines=found[-1].lines + 1)
@@ -45,7 +45,7 @@ def answered_by(
     replicas: int,
     path: Path,
     after: int,
-    settings: Settings,
+    settings: BatchSettings,
     lines: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """As `answered`, by workers on the cluster that is joined, the lines after a number.
@@ -78,7 +78,7 @@ def answered_by(
         num_cpus=0,
         label_selector={"ray.io/node-id": here},
     ).map_batches(
-        _Answering,
+        _BatchActor,
         batch_size=None,
         fn_constructor_args=(build, settings),
         compute=ray.data.ActorPoolStrategy(size=replicas),
@@ -90,7 +90,7 @@ def answered_by(
 
 def _read(batch: dict[str, Any], path: str) -> dict[str, list[Any]]:
     """The lines of one block."""
-    offset, after, count = (int(batch[name][0]) for name in Block._fields)
+    offset, after, count = (int(batch[name][0]) for name in LineBlock._fields)
     found = []
     for line in read_lines(Path(path), after, offset):
         if line.number > after + count:
@@ -99,15 +99,15 @@ def _read(batch: dict[str, Any], path: str) -> dict[str, list[Any]]:
     return {"number": [line.number for line in found], "text": [line.text for line in found]}
 
 
-class _Answering:
+class _BatchActor:
     """A worker that answers block after block."""
 
-    def __init__(self, build: Callable[[], Worker], settings: Settings) -> None:
+    def __init__(self, build: Callable[[], Worker], settings: BatchSettings) -> None:
         self._worker, self._settings = build(), settings
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         lines = [
-            Line(int(number), bytes(text))
+            InputLine(int(number), bytes(text))
             for number, text in zip(batch["number"], batch["text"], strict=True)
         ]
         found = list(answered(self._worker, lines, self._settings))

@@ -73,11 +73,11 @@ def _family(about: Metric, samples: Collection[Sample]) -> Metric:
 def text(families: Families) -> bytes:
     """As Prometheus reads it."""
     registry = CollectorRegistry()
-    registry.register(_Told(families))
+    registry.register(_FixedCollector(families))
     return generate_latest(registry)
 
 
-class _Told(Collector):
+class _FixedCollector(Collector):
     def __init__(self, families: Families) -> None:
         self._families = families
 

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from paceline.serving.api.errors import refusal
 from paceline.serving.cluster.affinity import beginning
-from paceline.serving.cluster.replica import Part
+from paceline.serving.cluster.replica import ResponsePart
 from paceline.serving.cluster.resume import ResumedStream, SeamError
 from paceline.serving.cluster.resume_responses import ResumedItems
 
@@ -43,7 +43,9 @@ class ReplicaSet(Protocol):
     size: int
     lost: tuple[type[Exception], ...]
 
-    def ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncGenerator[Part, None]:
+    def handle(
+        self, scope: dict[str, Any], body: bytes, key: str
+    ) -> AsyncGenerator[ResponsePart, None]:
         """A replica's answer to a scope, a body and a key."""
 
     async def each(self, method: str, *args: Any) -> list[Any]:
@@ -57,8 +59,8 @@ class _LaterError(Exception):
     """The replica that should go on with a stream has no place now."""
 
 
-class Proxy:
-    """An ASGI application that lets replicas answer, and what `Server` stops.
+class ReplicaProxy:
+    """An ASGI application that lets replicas answer, and what `DrainingServer` stops.
 
     Args:
         fleet: the replicas.
@@ -103,7 +105,7 @@ class Proxy:
             body = await _read(receive)
         except ConnectionError:
             return
-        sent = _Sent(scope, receive, send)
+        sent = _ClientResponse(scope, receive, send)
         answering = asyncio.create_task(self._answer(scope, body, sent))
         leaving = asyncio.create_task(_left(receive))
         self._under_way.add(answering)
@@ -119,7 +121,7 @@ class Proxy:
             await asyncio.gather(answering, leaving, return_exceptions=True)
             self._under_way.discard(answering)
 
-    async def _answer(self, scope: Scope, body: bytes, sent: _Sent) -> None:
+    async def _answer(self, scope: Scope, body: bytes, sent: _ClientResponse) -> None:
         body, key = seeded(scope["path"], body)
         kept, why = _passed_on(scope), "no replica is there to answer; try again"
         for attempt in range(_TRIES):
@@ -127,7 +129,7 @@ class Proxy:
                 self.moved += 1
                 await asyncio.sleep(_PAUSE * 2 ** (attempt - 1))
             try:
-                async with aclosing(self._fleet.ask(kept, body, key)) as parts:
+                async with aclosing(self._fleet.handle(kept, body, key)) as parts:
                     async for part in parts:
                         await sent.add(part)
                 await sent.end()
@@ -147,7 +149,7 @@ class Proxy:
         await sent.fail(why)
 
 
-class _Sent:
+class _ClientResponse:
     """What a client was told of an answer, over all attempts.
 
     Streams are told as they come. Other answers are told when they are whole, so that another
@@ -163,7 +165,7 @@ class _Sent:
         self._splice: ResumedStream | ResumedItems | None = None
         self._rest = b""
 
-    async def add(self, part: Part) -> None:
+    async def add(self, part: ResponsePart) -> None:
         """Take the next part of an attempt in.
 
         Raises:
@@ -186,7 +188,7 @@ class _Sent:
             self._at = monotonic()
             await self._body(part, True)
 
-    async def _begin(self, head: Part) -> None:
+    async def _begin(self, head: ResponsePart) -> None:
         assert not isinstance(head, bytes)
         self._scope["route"] = head  # its path is counted
         headers = [(name, value) for name, value in head.headers if name != _ID]

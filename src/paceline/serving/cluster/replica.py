@@ -15,7 +15,7 @@ from paceline.serving.metrics import Metrics
 from paceline.serving.rate_limits import RateLimits
 
 
-class Head(NamedTuple):
+class ResponseHead(NamedTuple):
     """How an answer begins: its status, its headers, and the path of the route that gives it."""
 
     status: int
@@ -23,7 +23,7 @@ class Head(NamedTuple):
     path: str = "other"
 
 
-Part = Head | bytes  # the head, then the body
+ResponsePart = ResponseHead | bytes  # the head, then the body
 
 
 class Replica:
@@ -49,7 +49,9 @@ class Replica:
         metrics: Metrics = self._app.state.metrics
         return self._name, metrics.families()
 
-    async def ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncIterator[Part]:
+    async def handle(
+        self, scope: dict[str, Any], body: bytes, key: str
+    ) -> AsyncIterator[ResponsePart]:
         """Answer a request; who stops listening gives it up.
 
         Args:
@@ -88,7 +90,7 @@ class Replica:
                 if message["type"] == "http.response.start":
                     headers = [(bytes(k), bytes(v)) for k, v in message["headers"]]
                     path = getattr(scope.get("route"), "path", "other")
-                    yield Head(message["status"], headers, str(path))
+                    yield ResponseHead(message["status"], headers, str(path))
                 elif message.get("body"):
                     yield bytes(message["body"])
         finally:

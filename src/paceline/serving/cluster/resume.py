@@ -35,7 +35,7 @@ class ResumedStream:
 
     def __init__(self, told: bytes, ago: Callable[[], float] = float) -> None:
         self._head: dict[str, Any] = {}
-        self._choices: defaultdict[int, _Choice] = defaultdict(_Choice)
+        self._choices: defaultdict[int, _UnmatchedChoice] = defaultdict(_UnmatchedChoice)
         self._ends: set[bytes] = set()  # that belong to no choice
         self._at: float | None = None  # of the last pass, by the clock of who told it
         self._ago, self._later = ago, 0.0  # what the other's clock is behind
@@ -112,7 +112,7 @@ class ResumedStream:
 
 
 @dataclass
-class _Choice:
+class _UnmatchedChoice:
     """What was told of a choice and has not been met again."""
 
     text: str = ""

@@ -7,7 +7,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from paceline.serving.cluster.affinity import ranked
 
 
-class Router(RequestRouter):
+class AffinityRouter(RequestRouter):
     """Sends requests that begin alike to the same replica; see `affinity`."""
 
     async def choose_replicas(

@@ -15,24 +15,24 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from paceline.serving.cluster.replica import Part, Replica
-from paceline.serving.cluster.router import Router
+from paceline.serving.cluster.replica import Replica, ResponsePart
+from paceline.serving.cluster.router import AffinityRouter
 from paceline.serving.rate_limits import RateLimits
-from paceline.serving.settings import Settings
+from paceline.serving.settings import ServerSettings
 
 _APP, _NAME = "paceline", "replica"
 _PATIENCE = 5.0  # seconds for an answer about the state of things
 _CHECKS = 2.0  # seconds between looks whether a replica lives
 
 
-class _Server(Replica):
+class _RayReplica(Replica):
     """A replica that knows what Ray calls it."""
 
     def __init__(self, build: Callable[[RateLimits], FastAPI]) -> None:
         super().__init__(build, serve.get_replica_context().replica_tag)
 
 
-class Servers:
+class RayReplicaSet:
     """The replicas of a deployment; see `Fleet`."""
 
     lost = (RayActorError, ObjectLostError, WorkerCrashedError)
@@ -41,7 +41,9 @@ class Servers:
         self._handle, self.size = handle, size
         self._ask = handle.options(method_name="ask", stream=True)
 
-    async def ask(self, scope: dict[str, Any], body: bytes, key: str) -> AsyncGenerator[Part, None]:
+    async def handle(
+        self, scope: dict[str, Any], body: bytes, key: str
+    ) -> AsyncGenerator[ResponsePart, None]:
         """See `Fleet`."""
         parts = self._ask.remote(scope, body, key=key)
         try:
@@ -76,8 +78,8 @@ def replicated(
     replicas: int,
     threads: int,
     ongoing: int,
-    settings: Settings,
-) -> Iterator[Servers]:
+    settings: ServerSettings,
+) -> Iterator[RayReplicaSet]:
     """So many servers on the cluster that is joined.
 
     Args:
@@ -90,17 +92,17 @@ def replicated(
     """
     logs = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="Disabled", logging_config=logs)
-    deployment = serve.deployment(_Server, name=_NAME).options(
+    deployment = serve.deployment(_RayReplica, name=_NAME).options(
         num_replicas=replicas,
         logging_config=logs,
         max_ongoing_requests=ongoing,
         ray_actor_options={"num_cpus": threads},
         graceful_shutdown_timeout_s=settings.drain,
         health_check_period_s=_CHECKS,
-        request_router_config=RequestRouterConfig(request_router_class=Router),
+        request_router_config=RequestRouterConfig(request_router_class=AffinityRouter),
     )
     handle = serve.run(deployment.bind(partial(build, threads)), name=_APP, route_prefix=None)
     try:
-        yield Servers(handle, replicas)
+        yield RayReplicaSet(handle, replicas)
     finally:
         serve.delete(_APP)
