@@ -29,6 +29,7 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 # Modules of a family folder that hold no method: what all methods of the family share.
 SHARED = {
     "drafter": {"base"},
+    "head": {"base"},
     "control": {"base", "capabilities", "logits", "sampler_spec", "force"},
     "guide": {"base", "guide_models", "guide_stream", "class_conditional"},
     "strategy": {"base", "scores", "search", "completions", "superposed"},

@@ -132,6 +132,8 @@ class Step:
         path: int32 [A], the accepted nodes from the root on, `path[0] == 0`.
         drawn: int32 [A], the token drawn at each node of `path`: `drawn[:-1]` are the tokens of
             `path[1:]`, `drawn[-1]` is the next root.
+        hidden: float32 [N, D], the hidden states that the output head was given, for drafters with
+            `needs_hidden`; None for others, and during the prompt.
     """
 
     context: Tokens
@@ -140,6 +142,7 @@ class Step:
     top_probs: Floats
     path: Tokens
     drawn: Tokens
+    hidden: Floats | None = None
 
     def __post_init__(self) -> None:
         if self.top_tokens.shape != self.top_probs.shape or len(self.top_tokens) != len(self.tree):

@@ -19,6 +19,7 @@ from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
+from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError
 from paceline.loading import open_budget, open_model
 from paceline.models.detokenize import Detokenizer
@@ -94,7 +95,8 @@ class LM:
         self.model, self.engine = loaded.model, loaded.engine
         self.tokenizer = self.model.tokenizer
         vocab_size = self.engine.config.vocab_size
-        self.draft_target = Target(vocab_size, self.engine, self.tokenizer, loaded.trace)
+        one = None if isinstance(self.engine, EnsembleEngine) else self.model
+        self.draft_target = Target(vocab_size, self.engine, self.tokenizer, loaded.trace, one)
         self.budget = open_budget(budget, self.engine)
         self.drafter = self.drafter_method.build(self.draft_target)
         self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)

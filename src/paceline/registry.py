@@ -217,11 +217,13 @@ def _convert(where: str, text: str, kind: Any) -> Any:
 
 
 drafters = Registry("drafter", "paceline.drafters")
+heads = Registry("head", "paceline.drafters.heads")
 controls = Registry("control", "paceline.control")
 guides = Registry("guide", "paceline.control.guides")
 strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
 
 FAMILIES: dict[str, Registry] = {
-    registry.family: registry for registry in (drafters, controls, guides, strategies, watermarks)
+    registry.family: registry
+    for registry in (drafters, heads, controls, guides, strategies, watermarks)
 }

@@ -8,7 +8,7 @@ from time import perf_counter
 
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.session import Session
+from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Cached, Engine, Rows
@@ -98,6 +98,7 @@ class Generation:
         session.run_guides(tree)
         looked = perf_counter() if session.guides else drafted
         logits = self._engine.forward([(session.sequence, tree)])
+        give_hidden(self._engine, [session], [len(tree)])
         passed = perf_counter()
         walked = session.verify(tree, logits)
         learning = perf_counter()

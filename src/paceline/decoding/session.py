@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,8 @@ class Session:
         output: complete when `done`; but for its seconds.
         sequence: None while closed.
         guides: controls that run models of their own.
+        hidden: hidden states [N, D] of the last tree, set by whoever runs the passes if the
+            drafter `needs_hidden`.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -59,6 +63,7 @@ class Session:
         self.request, self.drafter, self.output = request, drafter, Output(parser=request.parser)
         self.sequence: Cached | None = None
         self.done = False
+        self.hidden: Floats | None = None
         self._engine, self._stream, self._margins = engine, stream, margins
         self._rejects = rejects
         # The rejection walk needs every guess that was drawn, in vain or not.
@@ -260,10 +265,25 @@ class Session:
         drawn: Tokens,
         masks: NDArray[np.uint32] | None = None,
     ) -> None:
-        if self.drafter.top_k:
-            k = min(self.drafter.top_k, logits.shape[1])
+        hidden, self.hidden = self.hidden, None
+        if self.drafter.top_k or hidden is not None:
+            k = min(max(1, self.drafter.top_k), logits.shape[1])
             tokens, probs = _native.top(logits, k, masks)
-            self.drafter.observe(Step(context, tree, tokens, probs, path, drawn))
+            self.drafter.observe(Step(context, tree, tokens, probs, path, drawn, hidden))
+
+
+def give_hidden(engine: Engine, sessions: Sequence[Session], sizes: Sequence[int]) -> None:
+    """Hand the hidden states of the last pass to the sessions whose drafters need them.
+
+    Args:
+        engine: has just run the pass.
+        sessions: in the order of its batch.
+        sizes: rows of logits of each in that pass.
+    """
+    if any(session.drafter.needs_hidden for session in sessions):
+        states = np.split(engine.hidden(), np.cumsum(sizes)[:-1])
+        for session, own in zip(sessions, states, strict=True):
+            session.hidden = own if session.drafter.needs_hidden and len(own) else None
 
 
 def check_request(engine: Engine, request: Request) -> None:

@@ -15,6 +15,7 @@ from paceline.models.tokenizer import Tokenizer
 from paceline.registry import Method
 
 if TYPE_CHECKING:
+    from paceline.models.model import Model
     from paceline.models.trace import Trace
 
 
@@ -26,6 +27,7 @@ class Target:
         vocab_size: tokens are below it.
         engine: runs the model; for drafters that draft with the model itself.
         tokenizer: for drafters that speak text.
+        model: its checkpoint, for trained heads; None for an ensemble.
         trace: what the model wrote and thought before, for a warm start; `paceline warm` makes it.
     """
 
@@ -33,6 +35,7 @@ class Target:
     engine: Engine | None = None
     tokenizer: Tokenizer | None = None
     trace: Trace | None = None
+    model: Model | None = None
 
 
 class Drafter(ABC):
@@ -47,6 +50,7 @@ class Drafter(ABC):
         certain: guesses only what the request's controls force.
         has_draft_probs: for requests with the rejection walk, siblings are draws without
             replacement, in their order, from what `distributions` gives.
+        needs_hidden: `observe` wants the hidden states of each pass.
         rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
             many nats. None: the model decides alone.
     """
@@ -58,6 +62,7 @@ class Drafter(ABC):
     certain: bool = False
     has_draft_probs: bool = False
     rollback: float | None = None
+    needs_hidden: bool = False
 
     def fork(self) -> Drafter | None:
         """A drafter for another request at the same time; what either learns both know.

@@ -158,6 +158,7 @@ class _Blend(Drafter):
         )
         self.origins = (*_OWN, *(member.name for member in method.methods()))
         self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
+        self.needs_hidden = any(member.needs_hidden for member in self._members)
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()
         self._start = start_of(self, target, method.warm)

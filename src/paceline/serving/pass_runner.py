@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from paceline.core import Floats
+from paceline.decoding.session import give_hidden
 from paceline.engines.base import Engine
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
@@ -98,6 +99,7 @@ class PassRunner:
             else:
                 sizes = [len(t.tree) * shown for t, shown in zip(entries, rows, strict=True)]
                 split = np.split(logits, np.cumsum(sizes)[:-1])
+                give_hidden(self._engine, [entry.run for entry in entries], sizes)
                 return {entry.id: part for entry, part in zip(entries, split, strict=True)}
         return {}
 

@@ -11,7 +11,7 @@ import numpy as np
 from paceline.control.capabilities import LowEntropy
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
-from paceline.decoding.session import Session
+from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target
@@ -169,6 +169,7 @@ def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float
     logits = search.forward([(_hypothesis(e), tree) for e, tree in zip(live, trees, strict=True)])
     passed = perf_counter()
     rows = np.split(logits, np.cumsum([len(tree) for tree in trees])[:-1])
+    give_hidden(search.task.engine, live, [len(tree) for tree in trees])
     walked = [each.verify(tree, own) for each, tree, own in zip(live, trees, rows, strict=True)]
     scored = [_log_probs(own, w.path, w.drawn) for own, w in zip(rows, walked, strict=True)]
     learning = perf_counter()

@@ -1,0 +1,174 @@
+"""The contract of a trained head: shapes of its tensors, and logits from a hidden state and a path.
+
+A head predicts tokens after the next one from what the target computed anyway. A method writes
+`shapes` and `logits`; the base class gives the loss, reads and writes the files, and
+`drafters/head.py` grows trees with any head.
+
+Axes: N states or paths, D hidden size, L tokens of a path, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.errors import ModelError
+from paceline.models.fields import read_json
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.writer import Pending, write_json, write_safetensors
+from paceline.registry import Method, check_range, heads
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Parameters = Mapping[str, Tensor]
+
+CONFIG, TENSORS = "head.json", "head.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTarget:
+    """The model that a head is for.
+
+    Attributes:
+        hidden_size: D.
+        vocab_size: V.
+        embedding: float32 [V, D], the model's token embeddings; not trained.
+        unembedding: float32 [V, D], the model's output head; not trained.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    embedding: Tensor
+    unembedding: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBatch:
+    """Training positions.
+
+    Attributes:
+        hidden: float32 [N, D], the target's hidden states after the last norm.
+        tokens: int64 [N, L + 1], the tokens that follow each: the first is the target's own next
+            token, which a head is given; it predicts the others.
+    """
+
+    hidden: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Head(Method, ABC):
+    """Settings of a head: its fields are its hyper-parameters.
+
+    Attributes:
+        depth: tokens that it predicts after the target's own next token.
+    """
+
+    depth: int = 4
+
+    def __post_init__(self) -> None:
+        check_range(1, 64, self.name, depth=self.depth)
+
+    @abstractmethod
+    def shapes(self, target: HeadTarget) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each trained tensor by name."""
+
+    @abstractmethod
+    def logits(
+        self, parameters: Parameters, target: HeadTarget, hidden: Tensor, path: Tensor
+    ) -> Tensor:
+        """Return the logits [N, V] of the token that follows a path; differentiable.
+
+        Args:
+            parameters: tensors of the shapes that `shapes` gave.
+            target: the model.
+            hidden: float32 [N, D], states of the target.
+            path: int64 [N, L], 1 <= L <= depth: the tokens that follow each state, the first drawn
+                by the target itself.
+        """
+
+    def loss(self, parameters: Parameters, target: HeadTarget, batch: HeadBatch) -> Tensor:
+        """Return the mean cross entropy in nats over all predicted tokens of a batch, a scalar."""
+        from torch.nn import functional as F
+
+        depth = batch.tokens.shape[1] - 1
+        losses = [
+            F.cross_entropy(
+                self.logits(parameters, target, batch.hidden, batch.tokens[:, :length]),
+                batch.tokens[:, length],
+            )
+            for length in range(1, depth + 1)
+        ]
+        return sum(losses[1:], losses[0]) / depth
+
+    def spec(self) -> str:
+        """Return the head as `NAME:key=value,...`."""
+        return f"{self.name}:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
+
+
+def save_head(
+    folder: Path, head: Head, parameters: Parameters, target: HeadTarget, fingerprint: str
+) -> None:
+    """Write a trained head: `head.json` and `head.safetensors`.
+
+    Args:
+        folder: is made if it does not exist.
+        head: its settings.
+        parameters: its tensors.
+        target: the model that it was trained for.
+        fingerprint: of that model's weights, see `Model.fingerprint`.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ModelError(f"cannot write {folder}: {error.strerror or error}") from None
+    arrays = {name: tensor.detach().float().cpu().numpy() for name, tensor in parameters.items()}
+    pending = {name: Pending(a.shape, partial(np.asarray, a)) for name, a in arrays.items()}
+    write_safetensors(folder / TENSORS, pending)
+    sizes = {"hidden_size": target.hidden_size, "vocab_size": target.vocab_size}
+    write_json(folder / CONFIG, {"head": head.spec(), "model": fingerprint, **sizes})
+
+
+def load_head(folder: Path, target: HeadTarget) -> tuple[Head, Parameters]:
+    """Read a head that was trained for `target`.
+
+    Raises:
+        ModelError: the folder holds no head, a damaged one, or one for a model of another shape.
+        MethodError: its architecture is not known here.
+    """
+    import torch
+
+    config = read_json(folder / CONFIG)
+    spec = config.get("head")
+    if not isinstance(spec, str):
+        raise ModelError(f"{folder / CONFIG} names no head; expected a key `head` with NAME:...")
+    for key in ("hidden_size", "vocab_size"):
+        if config.get(key) != getattr(target, key):
+            raise ModelError(
+                f"the head in {folder} is for a model with {key} {json.dumps(config.get(key))}, "
+                f"this one has {getattr(target, key)}; train one for it"
+            )
+    head: Head = heads.parse(spec)
+    stored = read_file(folder / TENSORS)
+    shapes = head.shapes(target)
+    if {name: tensor.shape for name, tensor in stored.items()} != shapes:
+        raise ModelError(
+            f"the tensors of {folder / TENSORS} are not those of {spec}; train it anew"
+        )
+    parameters = {
+        name: torch.from_numpy(tensor.values.astype("float32")) for name, tensor in stored.items()
+    }
+    if any(not tensor.isfinite().all() for tensor in parameters.values()):
+        raise ModelError(f"{folder / TENSORS} holds values that are not finite; train it anew")
+    return head, parameters
