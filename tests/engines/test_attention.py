@@ -85,8 +85,8 @@ class Rounded(ReferenceEngine):
 
     kind = "fp32"
 
-    def _cache(self, sequence, index, fresh):
-        return super()._cache(sequence, index, ROUND[self.kind](fresh))
+    def _cache(self, sequence, index, keys, values):
+        return super()._cache(sequence, index, *map(ROUND[self.kind], (keys, values)))
 
 
 LENGTHS = st.one_of(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence, Sized
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
@@ -38,11 +38,15 @@ def wanted(rows: Rows, batch: Sized) -> list[bool]:
 
 
 class Cached(Protocol):
-    """One sequence's keys and values inside an engine. Opaque but for its length."""
+    """One sequence's keys and values inside an engine. Opaque but for its length.
+
+    A row is the key and value of one position in one head. Until `Engine.evict` drops some, every
+    committed position has a row in every head.
+    """
 
     @property
     def length(self) -> int:
-        """Positions that are committed."""
+        """Number of positions committed so far, evicted ones too: the next position."""
         ...
 
 
@@ -164,6 +168,66 @@ class Engine(ABC):
                 other sequences can be released, and the same pass run again.
         """
 
+    def rows(self, sequence: Cached, layer: int) -> Tokens:
+        """Return the positions of the rows that a layer holds.
+
+        Returns:
+            int32 [H_kv, R], increasing in every head.
+        """
+        heads = self.config.layers[layer].kv_heads
+        return np.tile(np.arange(sequence.length, dtype=np.int32), (heads, 1))
+
+    def row_count(self, sequence: Cached) -> int:
+        """Return how many rows the layer with most holds: what the sequence's memory depends on."""
+        return sequence.length
+
+    def track_attention(self, sequence: Cached) -> None:
+        """Sum the attention that each row of a sequence receives, from now on.
+
+        It costs the scores of every committed position once more. Forks go on with the sums.
+
+        Raises:
+            RequestError: the sequence holds positions already, or the engine lacks the ability.
+        """
+        raise RequestError(f"the engine {self.name} does not sum attention")
+
+    def attention_mass(self, sequence: Cached, layer: int) -> NDArray[np.float64]:
+        """Return the attention that each row of a layer received from all committed positions.
+
+        A position's weights over its columns, its own included, sum to 1 in every query head; a
+        row's mass is the sum over positions and over the query heads of its group. It is summed
+        in the order of positions, and as invariant as logits are.
+
+        Returns:
+            float64 [H_kv, R], as `rows`.
+
+        Raises:
+            RequestError: the sequence does not track attention.
+        """
+        raise RequestError(f"the engine {self.name} does not sum attention")
+
+    def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
+        """Drop all rows but `kept`, for good, and give the memory of the pages that empty back.
+
+        What is run later attends to the rows that are held, in order of position. Positions stay
+        what they are: `length` does not change, and the next token is rotated by it. Other
+        sequences that share pages do not change. A pass that was not committed is forgotten. From
+        then on `truncate` refuses to cut positions that were committed before the last eviction,
+        except for all of them, and a view cannot name positions.
+
+        Args:
+            sequence: its committed rows are dropped.
+            kept: for each layer the indices of rows to keep, increasing, [H_kv, K], or [K] for
+                all heads alike. Layers may keep different numbers. A page holds rows of all
+                layers, so that memory depends on the layer that keeps most.
+
+        Raises:
+            RequestError: the indices do not fit, or the engine lacks the ability.
+            MemoryFullError: pages that are shared must be copied, and there is no room. Nothing
+                was changed.
+        """
+        raise RequestError(f"the engine {self.name} cannot evict rows of its cache")
+
     def hidden(self) -> Floats:
         """What the head was given in the last `forward`: hidden states after the last norm.
 
@@ -203,7 +267,13 @@ class Engine(ABC):
 
     @abstractmethod
     def truncate(self, sequence: Cached, length: int) -> None:
-        """Forget all positions from `length` on."""
+        """Forget all positions from `length` on.
+
+        Raises:
+            RequestError: there are fewer; or rows before `length` were evicted, or received
+                attention from positions behind it that `attention_mass` counts, so that nothing
+                but 0 would give back what was there.
+        """
 
     @abstractmethod
     def fork(self, sequence: Cached) -> Cached:
@@ -257,6 +327,10 @@ class Engine(ABC):
             RequestError: as said.
         """
         if view:
+            if view.positions is not None and self.row_count(sequence) < sequence.length:
+                raise RequestError(
+                    "rows of this sequence were evicted, so that a view cannot choose positions"
+                )
             view.check(len(self.config.layers), sequence.length, self.config.vocab_size)
         low, high = int(tree.tokens.min()), int(tree.tokens.max())
         if low < 0 or high >= self.config.vocab_size:
@@ -269,6 +343,36 @@ class Engine(ABC):
             raise RequestError(
                 f"position {deepest} is beyond the model's context of {self.config.context} tokens"
             )
+
+    def check_kept(self, sequence: Cached, kept: Sequence[ArrayLike]) -> list[Tokens]:
+        """Return what `evict` is to keep as an int32 array [H_kv, K] for each layer.
+
+        Raises:
+            RequestError: there is not one for each layer, or one does not fit.
+        """
+        layers = self.config.layers
+        if len(kept) != len(layers):
+            raise RequestError(f"rows to keep of {len(kept)} layers, expected {len(layers)}")
+        checked = []
+        for index, (layer, given) in enumerate(zip(layers, kept, strict=True)):
+            held = self.rows(sequence, index).shape[1]
+            rows = np.asarray(given)
+            if rows.ndim == 1:
+                rows = np.broadcast_to(rows, (layer.kv_heads, len(rows)))
+            right = rows.ndim == 2 and len(rows) == layer.kv_heads
+            if not right or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+                raise RequestError(
+                    f"the rows to keep of layer {index} are {given!r:.80}, expected increasing "
+                    f"indices [{layer.kv_heads}, K]"
+                )
+            outside = rows.size and (rows.min() < 0 or rows.max() >= held)
+            if outside or (np.diff(rows, axis=1) <= 0).any():
+                raise RequestError(
+                    f"the rows to keep of layer {index} are {given!r:.80}, expected increasing "
+                    f"indices below {held}"
+                )
+            checked.append(np.ascontiguousarray(rows, np.int32))
+        return checked
 
     def check_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> None:
         """Refuse mixtures of the wrong shape, tokens outside the vocabulary, and a full context.

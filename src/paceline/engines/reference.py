@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from weakref import WeakSet
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,6 +17,7 @@ from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
@@ -26,22 +26,6 @@ from paceline.models.config import ModelConfig
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _Layer = dict[str, Tensor]
-
-
-@dataclass(eq=False)
-class _Sequence:
-    """Keys and values of one sequence: [2, H_kv, pages * PAGE, D] for each layer.
-
-    Rows up to `length` are committed; the `pending` rows after them are those of the last forward,
-    which was `viewed` if it used a part of the model only.
-    """
-
-    length: int = 0
-    pending: int = 0
-    viewed: bool = False
-    layers: list[Tensor] = field(default_factory=list)
-    pages: list[int] = field(default_factory=list)  # a number for each, never given twice
-    released: bool = False
 
 
 class ReferenceEngine(Engine):
@@ -69,6 +53,8 @@ class ReferenceEngine(Engine):
             Ability.TOKENS,
             Ability.MIXTURES,
             Ability.HIDDEN,
+            Ability.EVICT,
+            Ability.ATTENTION_MASS,
         }
     )
 
@@ -86,7 +72,7 @@ class ReferenceEngine(Engine):
         self.dtype = dtype
         self.format = next(name for name, known in DTYPES.items() if known == dtype)
         self.kv_format = self.format
-        self._live: WeakSet[_Sequence] = WeakSet()
+        self._live: WeakSet[ReferenceCache] = WeakSet()
         self._numbers = count()
         self._limit: int | None = None
         self._outer: _Layer = {}
@@ -123,13 +109,14 @@ class ReferenceEngine(Engine):
 
     def open(self) -> Cached:
         """A new, empty sequence."""
-        sequence = _Sequence(
-            layers=[
+        sequence = ReferenceCache(
+            self._numbers,
+            [
                 torch.empty(
                     2, layer.kv_heads, 0, layer.head_dim, dtype=self.dtype, device=self._device
                 )
                 for layer in self.config.layers
-            ]
+            ],
         )
         self._live.add(sequence)
         return sequence
@@ -179,46 +166,62 @@ class ReferenceEngine(Engine):
             )
         if nodes.ndim != 1 or (nodes < 0).any() or (nodes >= own.pending).any():
             raise RequestError(f"path {nodes} leaves the {own.pending} nodes of the last forward")
-        end = own.length + len(nodes)
-        kept = torch.from_numpy(nodes + own.length).to(self._device)
-        for layer in own.layers:
-            layer[:, :, own.length : end] = layer[:, :, kept]
-        own.length, own.pending = end, 0
-        self._resize(own, Memory.pages(end))
+        own.commit(self._tensor(nodes))
 
     def truncate(self, sequence: Cached, length: int) -> None:
-        """Forget all positions from `length` on."""
-        own = _own(sequence)
-        if not 0 <= length <= own.length:
-            raise RequestError(f"cannot cut {own.length} positions to {length}")
-        own.length, own.pending, own.viewed = length, 0, False
-        self._resize(own, Memory.pages(length))
+        """Forget all positions from `length` on; see `Engine.truncate`."""
+        _own(sequence).truncate(length)
 
     @torch.inference_mode()
     def fork(self, sequence: Cached) -> Cached:
-        """An independent copy of the committed positions."""
+        """Return an independent copy of the committed positions."""
         own = _own(sequence)
-        pages = Memory.pages(own.length)
-        self._afford(pages)
-        other = _Sequence(
-            length=own.length,
-            layers=[layer[:, :, : pages * PAGE].clone() for layer in own.layers],
-            pages=[next(self._numbers) for _ in range(pages)],
-        )
-        self._live.add(other)
+        self._afford(Memory.pages(own.row_count))
+        self._live.add(other := own.fork())
         return other
+
+    def rows(self, sequence: Cached, layer: int) -> Tokens:
+        """Return the positions of the rows held; see `Engine.rows`."""
+        rows = _own(sequence).rows(layer)
+        return np.array(np.broadcast_to(rows, (self.config.layers[layer].kv_heads, rows.shape[1])))
+
+    def row_count(self, sequence: Cached) -> int:
+        """Return how many rows the layer with most holds."""
+        return _own(sequence).row_count
+
+    def track_attention(self, sequence: Cached) -> None:
+        """Sum the attention that rows receive; see `Engine.track_attention`."""
+        own = _own(sequence)
+        if own.length:
+            raise RequestError("attention can only be summed from the first position on")
+        empty = torch.zeros(0, dtype=torch.float64, device=self._device)
+        own.mass = [empty.expand(layer.kv_heads, 0) for layer in self.config.layers]
+
+    def attention_mass(self, sequence: Cached, layer: int) -> NDArray[np.float64]:
+        """Return the attention that rows received; see `Engine.attention_mass`."""
+        own = _own(sequence)
+        if own.mass is None:
+            raise RequestError("this sequence does not track attention; `track_attention` does")
+        return np.array(own.mass[layer].cpu().numpy(), np.float64)
+
+    @torch.inference_mode()
+    def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
+        """Drop all rows but `kept`; see `Engine.evict`."""
+        own = _own(sequence)
+        rows = self.check_kept(own, kept)
+        own.evict([self._tensor(keep.astype(np.int64)) for keep in rows])
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""
-        if isinstance(sequence, _Sequence):
+        if isinstance(sequence, ReferenceCache):
             sequence.layers, sequence.pages, sequence.released = [], [], True
 
-    def _make_room(self, more: Sequence[tuple[_Sequence, int]]) -> None:
+    def _make_room(self, more: Sequence[tuple[ReferenceCache, int]]) -> None:
         """Let sequences have pages for so many more positions each."""
-        ends = [(own, own.length + nodes) for own, nodes in more]
+        ends = [(own, own.row_count + nodes) for own, nodes in more]
         self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
         for own, end in ends:
-            self._resize(own, max(len(own.pages), Memory.pages(end)))
+            own.resize(max(len(own.pages), Memory.pages(end)))
 
     def _afford(self, pages: int) -> None:
         while (free := self.memory.free) is not None and pages > free:
@@ -230,20 +233,9 @@ class ReferenceEngine(Engine):
             )
 
     @torch.inference_mode()
-    def _resize(self, sequence: _Sequence, pages: int) -> None:
-        """Let a sequence have so many pages, as many as its committed rows take at least."""
-        if pages == len(sequence.pages):
-            return
-        for index, old in enumerate(sequence.layers):
-            sequence.layers[index] = old.new_empty(2, old.shape[1], pages * PAGE, old.shape[3])
-            sequence.layers[index][:, :, : sequence.length] = old[:, :, : sequence.length]
-        del sequence.pages[pages:]
-        sequence.pages += [next(self._numbers) for _ in range(pages - len(sequence.pages))]
-
-    @torch.inference_mode()
     def _run(
         self,
-        sequence: _Sequence,
+        sequence: ReferenceCache,
         tree: TokenTree,
         rows: bool,
         view: View,
@@ -255,8 +247,6 @@ class ReferenceEngine(Engine):
         """
         config, outer = self.config, self._outer
         positions = sequence.length + tree.depths().astype(np.int64)
-        visible = _visible(sequence.length, tree, view.positions)
-        distance = positions[:, None] - np.r_[np.arange(sequence.length), positions]
         tokens, shares = mixed or (tree.tokens[:, None], np.ones((len(tree), 1), np.float32))
         x = F.embedding(self._tensor(tokens.astype(np.int64)), outer["embed"])  # [N, K, hidden]
         x = (x * self._tensor(shares).to(self.dtype)[..., None]).sum(1)
@@ -264,18 +254,20 @@ class ReferenceEngine(Engine):
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
-        sequence.viewed = view.partial
+        sequence.viewed, sequence.weights = view.partial, []
+        tracked = sequence.mass is not None and not view.partial
         states, where = [], self._tensor(positions)
         run = range(len(config.layers)) if view.layers is None else view.layers
         for place, index in enumerate(run):
             if view.exits is not None and place in view.exits:
                 states.append(x)
             layer, weights = config.layers[index], self._layers[index]
-            seen = visible if layer.window is None else visible & (distance < layer.window)
+            seen = visible(sequence, index, layer, tree, view.positions)
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
             rotation = blocks.rotation_of(layer, where)
             cache = partial(self._cache, sequence, index)
-            x = blocks.block(x, config, layer, weights, mask, rotation, cache)
+            tap = sequence.note if tracked else None
+            x = blocks.block(x, config, layer, weights, mask, rotation, cache, tap)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
         states = [blocks.norm(state, config, outer, "final_norm") for state in [*states, x]]
@@ -289,13 +281,10 @@ class ReferenceEngine(Engine):
         return np.asarray(logits.cpu().numpy(), np.float32)
 
     def _cache(
-        self, sequence: _Sequence, index: int, keys: Tensor, values: Tensor
+        self, sequence: ReferenceCache, index: int, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values [H_kv, N, D] behind the committed ones; return them all."""
-        start, end = sequence.length, sequence.length + keys.shape[1]
-        cache = sequence.layers[index]
-        cache[0, :, start:end], cache[1, :, start:end] = keys, values
-        return cache[0, :, :end], cache[1, :, :end]
+        return sequence.write(index, keys, values)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
@@ -311,19 +300,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _own(sequence: Cached) -> _Sequence:
-    if not isinstance(sequence, _Sequence) or sequence.released:
+def _own(sequence: Cached) -> ReferenceCache:
+    if not isinstance(sequence, ReferenceCache) or sequence.released:
         raise RequestError("this sequence was released, or belongs to another engine")
     return sequence
-
-
-def _visible(length: int, tree: TokenTree, positions: Tokens | None) -> np.ndarray:
-    """Who sees whom, [N, S + N]: committed positions (None: all), the own ancestors, oneself."""
-    n = len(tree)
-    visible = np.zeros((n, length + n), bool)
-    visible[:, slice(length) if positions is None else positions] = True
-    for node, parent in enumerate(tree.parents):
-        if parent >= 0:
-            visible[node] = visible[parent]
-        visible[node, length + node] = True
-    return visible

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, PageLender, Rows
@@ -80,6 +81,30 @@ class EngineWrapper(Engine):
     ) -> Floats:
         """Run trees; see `Engine.forward`."""
         return self.inner.forward(batch, rows, view)
+
+    def rows(self, sequence: Cached, layer: int) -> Tokens:
+        """Return the positions of the rows held; see `Engine.rows`."""
+        return self.inner.rows(sequence, layer)
+
+    def row_count(self, sequence: Cached) -> int:
+        """Return how many rows are held; see `Engine.row_count`."""
+        return self.inner.row_count(sequence)
+
+    def track_attention(self, sequence: Cached) -> None:
+        """Sum the attention that rows receive; see `Engine.track_attention`."""
+        self.inner.track_attention(sequence)
+
+    def attention_mass(self, sequence: Cached, layer: int) -> NDArray[np.float64]:
+        """Return the attention that rows received; see `Engine.attention_mass`."""
+        return self.inner.attention_mass(sequence, layer)
+
+    def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
+        """Drop rows; see `Engine.evict`."""
+        self.inner.evict(sequence, kept)
+
+    def check_kept(self, sequence: Cached, kept: Sequence[ArrayLike]) -> list[Tokens]:
+        """Check the rows to keep; see `Engine.check_kept`."""
+        return self.inner.check_kept(sequence, kept)
 
     def hidden(self) -> Floats:
         """Return hidden states of the last pass; see `Engine.hidden`."""
