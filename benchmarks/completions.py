@@ -16,7 +16,10 @@ import numpy as np
 
 from drafters import prompts
 from paceline import LM
-from paceline.decoding.completions import completions
+from paceline.core import Request
+from paceline.decoding.strategies.base import Task
+from paceline.decoding.strategies.beam import Beam
+from paceline.decoding.strategies.superposed import Superposed
 
 ALPHAS = (0.0, 0.25, 0.5)
 
@@ -34,17 +37,20 @@ def main() -> None:
     known = {"the prompt": []}
     if trace:
         known["warm text, too"] = [trace.tokens[text] for text in trace.texts()]
-    arms = {"beam search": {"method": "beam"}}
+    n = options.n
+    arms = {"beam search": (Beam(n, n, length_penalty=0.0), [])}
     for alpha in ALPHAS:
         for name, texts in known.items() if alpha else [("nothing", [])]:
-            words = {"method": "superposed", "alpha": alpha, "known": texts}
-            arms[f"superposed, alpha {alpha}, n-grams of {name}"] = words
+            arms[f"superposed, alpha {alpha}, n-grams of {name}"] = (
+                Superposed(n, n, alpha),
+                texts,
+            )
     scores = {name: [] for name in arms}
     seconds = {name: [] for name in arms}
     for prompt in chosen:
-        for name, words in arms.items():
-            ids, start = np.array(prompt, np.int32), perf_counter()
-            found = completions(lm.engine, ids, options.n, options.length, **words)
+        for name, (strategy, texts) in arms.items():
+            request, start = Request(tuple(prompt), options.length), perf_counter()
+            found = strategy.run(Task(lm.engine, request, known_texts=lambda texts=texts: texts))
             seconds[name].append(perf_counter() - start)
             scores[name].append([one.score for one in found])
     print("| continuations | best | mean | ms |\n| --- | --- | --- | --- |")

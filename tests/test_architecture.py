@@ -30,10 +30,10 @@ RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 SHARED = {
     "drafter": {"base"},
     "head": {"base"},
-    "control": {"base", "capabilities", "logits", "sampler_spec", "force"},
-    "guide": {"base", "guide_models", "guide_stream", "class_conditional"},
-    "strategy": {"base", "scores", "search", "completions", "superposed"},
-    "watermark": {"base", "alignment", "contexts", "sequence"},
+    "control": {"base", "capabilities", "logits", "sampler_spec"},
+    "guide": {"base", "guide_models", "guide_stream"},
+    "strategy": {"base"},
+    "watermark": {"base"},
 }
 
 

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple, Unpack
 
-import numpy as np
-
 from paceline import registry
 from paceline.control.guides.guide_models import GuideModels
-from paceline.core import Output, Request
-from paceline.decoding.completions import completions
+from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
+from paceline.decoding.strategies.beam import Beam
+from paceline.decoding.strategies.superposed import Superposed
 from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
-from paceline.errors import MethodError
+from paceline.errors import MethodError, RequestError
 from paceline.loading import open_budget, open_model
-from paceline.models.detokenize import Detokenizer
 from paceline.models.vocabulary import Vocabulary
 from paceline.request_builder import Controls, Guides, Prompt, RequestBuilder, RequestOptions
 
@@ -167,6 +164,7 @@ class LM:
             self.drafter,
             lambda: self.drafter.fork() or self.drafter_method.build(self.draft_target),
             self.budget,
+            self._known_texts,
         )
         outputs: list[SearchOutput] = method.run(task)
         for output in outputs:
@@ -196,27 +194,28 @@ class LM:
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
-        ids, continues = self.request_builder.encode(prompt, None)
-        trace, stops = self.draft_target.trace, frozenset(self.model.defaults.stop_tokens)
-        found = completions(
-            self.engine,
-            np.array(ids, np.int32),
-            n,
-            max_new_tokens,
-            method=method,
-            alpha=alpha,
-            stop_tokens=stops,
-            known=[trace.tokens[text] for text in trace.texts()] if trace else [],
+        if method not in ("beam", "superposed"):
+            raise MethodError(f"the method is {method!r}, expected beam or superposed")
+        if method == "beam" and alpha is not None:
+            raise RequestError("beam search uses no n-grams; leave alpha out, or take superposed")
+        room = self.engine.config.context - len(self.request_builder.encode(prompt, None)[0])
+        if not 1 <= max_new_tokens <= max(room, 1):
+            raise RequestError(
+                f"continuations of {max_new_tokens} tokens are asked for, expected 1 to {room}: "
+                f"the model sees {self.engine.config.context} tokens, the prompt among them"
+            )
+        strategy = (
+            Beam(width=n, returned=n, length_penalty=0.0)
+            if method == "beam"
+            else Superposed(width=n, returned=n, alpha=alpha or 0.0)
         )
-        before = ids if continues else ()
-        texts = [self._text(before, [t for t in one.tokens if t not in stops]) for one in found]
-        return [
-            Completion(text, one.score, one.tokens) for text, one in zip(texts, found, strict=True)
-        ]
+        found = self.search(prompt, strategy, max_new_tokens=max_new_tokens, controls=())
+        return [Completion(one.text, one.score, tuple(one.tokens)) for one in found]
 
-    def _text(self, before: Sequence[int], tokens: Sequence[int]) -> str:
-        text = Detokenizer(self.tokenizer, before)
-        return "".join([text.push(token) for token in tokens]) + text.flush()
+    def _known_texts(self) -> list[Tokens]:
+        """Return the texts that `paceline warm` recorded for this model."""
+        trace = self.draft_target.trace
+        return [trace.tokens[text] for text in trace.texts()] if trace else []
 
     def reset(self) -> None:
         """Forget what the drafter and the governor learnt."""

@@ -3,9 +3,9 @@ import pytest
 
 from paceline import LM
 from paceline.core import TokenTree
-from paceline.decoding.completions import METHODS
 from tests.conftest import shared
 
+METHODS = ("beam", "superposed")
 MODEL = str(shared("models", "stories260K"))
 
 

@@ -13,10 +13,10 @@ from paceline.decoding.walk import draw
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.noise import bits, gumbel, perturbation, stream, streams
 from paceline.registry import watermarks
-from paceline.watermarks.alignment import best_alignment, resampled
 from paceline.watermarks.base import parse_watermark
-from paceline.watermarks.contexts import context_stream, context_streams, windows
 from paceline.watermarks.green import tail
+from paceline.watermarks.keys.alignment import best_alignment, resampled
+from paceline.watermarks.keys.context import context_stream, context_streams, windows
 from paceline.watermarks.synthid import tournament
 
 SIZE = 50

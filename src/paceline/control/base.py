@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, TypeVar
 
+import numpy as np
+
 from paceline.control.capabilities import RejectsText, RequiresText
 from paceline.core import Control, Floats, Request, TokenTree
 from paceline.errors import MethodError, RequestError
@@ -47,6 +49,26 @@ class Stateless(ControlMethod):
     @abstractmethod
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Return edited logits [V]; see `core.Control`."""
+
+
+@dataclass(frozen=True)
+class Force:
+    """Allow only `token` at `position`, even if an earlier control forbade it there."""
+
+    token: int
+    position: int
+
+    def apply(self, logits: Floats, history: list[int]) -> Floats:
+        """See `core.Control`."""
+        if len(history) != self.position:
+            return logits
+        edited = np.full_like(logits, -np.inf)
+        edited[self.token] = 0.0
+        return edited
+
+    def forced(self, history: list[int]) -> list[int]:
+        """See `ForcesTokens`."""
+        return [self.token] if len(history) == self.position else []
 
 
 def paths(tree: TokenTree) -> list[tuple[int, ...]]:

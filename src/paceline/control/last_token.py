@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.control.base import ControlMethod, require
-from paceline.control.force import Force
+from paceline.control.base import ControlMethod, Force, require
 from paceline.core import Control, Exactness, Request
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from paceline.core import Exactness, Floats, Request
 from paceline.noise import bits, stream, streams
 from paceline.registry import Source, watermarks
-from paceline.watermarks.alignment import Seeds
-from paceline.watermarks.sequence import KeySequence
+from paceline.watermarks.keys.alignment import Seeds
+from paceline.watermarks.keys.sequence import KeySequence
 
 _BITS = 12  # of u: as many as a detector needs
 

@@ -14,7 +14,7 @@ from paceline.core import Exactness, Floats, Request
 from paceline.noise import uniform
 from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
-from paceline.watermarks.contexts import context_stream, context_streams, windows
+from paceline.watermarks.keys.context import context_stream, context_streams, windows
 
 _KEPT = 1 << 20  # bytes of lists kept for a request
 

@@ -11,8 +11,8 @@ from paceline.control.logits import softmax
 from paceline.core import Exactness, Floats, Request
 from paceline.noise import stream, streams, uniform
 from paceline.registry import Source, watermarks
-from paceline.watermarks.alignment import Seeds
-from paceline.watermarks.sequence import KeySequence
+from paceline.watermarks.keys.alignment import Seeds
+from paceline.watermarks.keys.sequence import KeySequence
 
 _ORDER = 0x6F72646572  # keeps the order of the tokens apart from the numbers of the sequence
 _ONE = np.zeros(1, np.int64)

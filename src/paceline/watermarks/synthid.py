@@ -16,7 +16,7 @@ from paceline.errors import RequestError
 from paceline.noise import bits
 from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
-from paceline.watermarks.contexts import context_stream, context_streams, windows
+from paceline.watermarks.keys.context import context_stream, context_streams, windows
 
 _LANES = 32  # sums side by side
 _NEVER = np.float32(1e-30)  # a chance that no draw meets; far smaller numbers are slow

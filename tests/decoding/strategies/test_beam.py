@@ -14,7 +14,7 @@ from paceline.control.temperature import Temperature
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.strategies.scores import best
+from paceline.decoding.strategies.hypotheses.scores import best
 from paceline.decoding.text_stream import TextStream
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
+from paceline.decoding.strategies.hypotheses.search import Search
 from paceline.decoding.strategies.lattice import Lattice, LatticeSearch
-from paceline.decoding.strategies.search import Search
 from paceline.errors import MethodError
 from tests.decoding.strategies.conftest import log_probs
 from tests.decoding.strategies.test_beam import Counting

@@ -8,7 +8,7 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
-from paceline.control.guides.class_conditional import ClassGuide, Sums, wanted
+from paceline.control.guides.bayes.class_guide import ClassGuide, Sums, wanted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from paceline.control.capabilities import Forkable, RunsModel, SingleSequence
-from paceline.core import Output, Request
+from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import check_request
 from paceline.decoding.text_stream import TextStream
@@ -42,6 +42,7 @@ class Task:
         drafter: for strategies that draft; None decodes plainly.
         another: makes one more, for texts side by side.
         budget: how many nodes a draft tree may have.
+        known_texts: gives texts [S] whose n-grams a strategy may count.
     """
 
     engine: Engine
@@ -51,6 +52,7 @@ class Task:
     drafter: Drafter | None = None
     another: Callable[[], Drafter] | None = None
     budget: Budget = field(default_factory=lambda: Fixed(0))
+    known_texts: Callable[[], Sequence[Tokens]] = tuple
 
     def seeded(self, seed: int) -> Request:
         """The request with another seed.

@@ -13,7 +13,7 @@ from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
-from paceline.decoding.strategies.search import Hypothesis, Search, branching
+from paceline.decoding.strategies.hypotheses.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target
 from paceline.errors import MethodError, RequestError
 from paceline.registry import Source, check_range, drafters, strategies

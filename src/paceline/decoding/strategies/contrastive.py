@@ -11,7 +11,7 @@ from paceline.abilities import Ability
 from paceline.control.logits import softmax
 from paceline.core import Exactness, Floats, Tokens, TokenTree
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
-from paceline.decoding.strategies.search import Search
+from paceline.decoding.strategies.hypotheses.search import Search
 from paceline.decoding.walk import edited
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, strategies

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from paceline.core import Exactness
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
-from paceline.decoding.strategies.scores import best, dead_end
-from paceline.decoding.strategies.search import Search
+from paceline.decoding.strategies.hypotheses.scores import best, dead_end
+from paceline.decoding.strategies.hypotheses.search import Search
 from paceline.registry import Source, check_range, strategies
 
 

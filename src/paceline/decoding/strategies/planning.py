@@ -15,7 +15,7 @@ from paceline.abilities import Ability
 from paceline.control.logits import softmax
 from paceline.core import Exactness
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
-from paceline.decoding.strategies.search import Hypothesis, Search
+from paceline.decoding.strategies.hypotheses.search import Hypothesis, Search
 from paceline.decoding.walk import edited
 from paceline.errors import MethodError, RequestError
 from paceline.registry import Source, check_range, strategies

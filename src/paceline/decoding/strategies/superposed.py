@@ -1,67 +1,119 @@
-"""Superposed Decoding: several continuations for little more than the passes of one. Lossy.
-
-Based on Shen et al., arXiv 2405.18400 (catalogue 445). Each pass sees one node: the mean of the
-last tokens' embeddings of k drafts, weighted by their chances. Its k likeliest tokens may follow
-any draft, by the chance that the model gives them and the chance that n-grams of known texts do:
-
-    p(x | draft) = p_model(x | all drafts) ** (1 - alpha) * p_ngrams(x | draft) ** alpha
-
-The k likeliest of the k * k drafts go on. Where drafts part widely, the model sees a blur of them,
-and the n-grams alone know which token belongs to which draft. At the end one plain pass over all
-drafts as a tree gives the chance that the model itself gives each, to rank them by.
-
-It is no drafter for the exact walk: the draft passes would be passes of the model itself, one for
-each level, and so cost what plain decoding does.
-"""
+"""Superposed decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paceline import _native
-from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine
-from paceline.errors import MethodError, RequestError
+from paceline.abilities import Ability
+from paceline.core import Exactness, Floats, Tokens, TokenTree
+from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
+from paceline.decoding.strategies.hypotheses.search import Hypothesis, Search
+from paceline.errors import MethodError
+from paceline.registry import Source, check_range, strategies
 
-LONGEST = 5  # tokens that an n-gram looks back, at most
-MOST = 64  # continuations
-ALPHA = 0.0  # n-grams of little text make it worse; the paper's are of a corpus
+_LONGEST = 5  # tokens of context of the longest n-gram
+_WIDEST = 64  # drafts
 
 
-class Continuation(NamedTuple):
-    """Some tokens, and the logarithm of the chance that the model gives all of them."""
+@strategies.register("superposed", Exactness.LOSSY)
+@dataclass(frozen=True)
+class Superposed(Strategy):
+    """Decode `width` continuations for little more than the passes of one.
 
-    tokens: tuple[int, ...]
-    score: float
+    Each pass runs one node: the mean of the embeddings of the drafts' last tokens, weighted by the
+    drafts' probabilities. Its `width` most likely tokens may follow any draft, scored by the model
+    and by n-grams of known texts:
+
+        p(x | draft) = p_model(x | all drafts) ** (1 - alpha) * p_ngrams(x | draft) ** alpha
+
+    The best `width` of the width * width drafts go on. Where drafts differ a lot, the model sees a
+    blur of them, and only the n-grams know which token belongs to which draft. In the end one plain
+    pass over all drafts as a tree gives the log-probability of each under the model, by which they
+    are ranked and which is their score.
+
+    Every draft pass is a pass of the model itself, so it would not pay as a drafter of the exact
+    walk. Nothing is drawn and nothing drafted. Controls and guides are refused, for the drafts
+    share one row of logits. With `width=1` it is greedy decoding.
+
+    Cost: one pass over one node a token, and one over all drafts. Memory: one cache.
+    Good for: several short continuations to choose from. With small models they are far less
+    likely than those of `beam`.
+
+    Attributes:
+        width: drafts, 1 to 64. Default 3. A smaller vocabulary gives fewer.
+        returned: outputs given, 1 to `width`. Default 1.
+        alpha: weight of the n-grams of the prompt and of what `paceline warm` kept, 0 to 1.
+            Default 0: n-grams of little text make it worse; the paper's are of a large corpus.
+    """
+
+    width: int = 3
+    returned: int = 1
+    alpha: float = 0.0
+
+    source = Source(authors="Shen et al.", title="Superposed Decoding", arxiv="2405.18400")
+    catalogue = (445,)
+    needs = frozenset({Ability.MIXTURES})
+    examples = ("superposed", "superposed:width=4,returned=4,alpha=0.5")
+
+    def __post_init__(self) -> None:
+        check_range(1, _WIDEST, self.name, width=self.width)
+        check_range(1, self.width, self.name, returned=self.returned)
+        check_range(0, 1, self.name, alpha=self.alpha)
+
+    def check(self, task: Task) -> None:
+        """Refuse an engine that cannot mix tokens, and controls."""
+        super().check(task)
+        if Ability.MIXTURES not in task.engine.abilities:
+            raise MethodError(
+                f"superposed decoding needs an engine that can mix tokens, and {task.engine.name} "
+                "cannot; use native or reference"
+            )
+        if task.request.controls:
+            raise MethodError(
+                "superposed decoding has one row of logits for all drafts, so controls and guides "
+                "cannot act on each; leave them out, or take beam"
+            )
+
+    def run(self, task: Task) -> list[SearchOutput]:
+        """Return the best `returned` continuations."""
+        self.check(task)
+        superposition = _Superposition(self, task)
+        with Search(task) as search:
+            superposition.grow(search)
+        drafts = superposition.drafts[: self.returned]
+        return [search.found(draft.tokens, draft.score, draft.ended) for draft in drafts]
 
 
 class Ngrams:
-    """What follows the last tokens of a text in known texts.
+    """N-gram model of given texts.
 
     Args:
         texts: token ids, each int32 [S].
     """
 
     def __init__(self, texts: Sequence[Tokens]) -> None:
-        # No token is -1: what stands in one text does not go on in the next.
+        # -1 is no token: no n-gram reaches from one text into the next.
         parts = [part for text in texts for part in (text, np.array([-1], np.int32))]
         self._text = np.concatenate([np.array([-1], np.int32), *parts]).astype(np.int32)
 
     def probs(
         self, context: Tokens, tokens: Tokens, base: NDArray[np.float64]
     ) -> NDArray[np.float64]:
-        """Chances of `tokens` [K] after `context` [S], each order mixed with the one below it.
+        """Return the probabilities of `tokens` [K] after `context` [S].
 
-        An order of c occurrences with d kinds of successors counts c / (c + d) (Witten and Bell);
-        below the lowest lies `base` [K], which is what is left where nothing is known.
+        Each order is interpolated with the one below it: an order with c occurrences and d distinct
+        successors has weight c / (c + d) (Witten and Bell). Below the lowest order lies `base` [K],
+        which is all that remains where the context is unknown.
         """
         probs, text = base, self._text
         ends = np.arange(len(text) - 1)
-        for back, token in enumerate(context[::-1][:LONGEST].tolist()):
+        for back, token in enumerate(context[::-1][:_LONGEST].tolist()):
             ends = ends[ends >= back]
             ends = ends[text[ends - back] == token]
             followers = text[ends + 1]
@@ -75,108 +127,82 @@ class Ngrams:
 
 
 class _Draft(NamedTuple):
-    tokens: tuple[int, ...]
-    score: float  # by which drafts are kept
-    done: bool = False
+    """One continuation.
 
-
-def superposed(
-    engine: Engine,
-    prompt: Tokens,
-    k: int,
-    length: int,
-    *,
-    alpha: float = ALPHA,
-    stop_tokens: frozenset[int] = frozenset(),
-    known: Sequence[Tokens] = (),
-) -> list[Continuation]:
-    """The k likeliest continuations that `length` passes find, likeliest first.
-
-    With k = 1 it is greedy decoding.
-
-    Args:
-        engine: has the ability `mixtures`.
-        prompt: int32 [S], at least one token.
-        k: how many, 1 to 64; fewer come back of a smaller vocabulary, or where all end early.
-        length: most tokens of each.
-        alpha: weight of the n-grams, 0 to 1.
-        stop_tokens: end a continuation, and are its last token.
-        known: texts whose n-grams count, besides the prompt.
-
-    Raises:
-        MethodError: the engine cannot mix.
-        RequestError: a number out of range, or the context is too short.
+    Attributes:
+        score: what drafts are kept by; once ranked, the model's log-probability.
+        ended: by a stop token or stop string.
     """
-    if "mixtures" not in engine.abilities:
-        raise MethodError(
-            f"superposed decoding needs an engine that can mix tokens, and {engine.name} cannot; "
-            "use native or reference"
-        )
-    check(engine, prompt, k, length)
-    if not 0 <= alpha <= 1:
-        raise RequestError(f"alpha is {alpha}, expected 0 to 1")
-    ngrams = Ngrams([*known, prompt])
-    sequence = engine.start(prompt[:-1])
-    try:
-        logits = engine.forward([(sequence, TokenTree.root(int(prompt[-1])))])
-        engine.commit(sequence, [0])
-        drafts = [_Draft((), 0.0)]
-        for left in range(length, 0, -1):
-            drafts = _grown(drafts, logits, k, alpha, ngrams, prompt, stop_tokens)
-            going = [draft for draft in drafts if not draft.done]
+
+    tokens: tuple[int, ...]
+    score: float
+    ended: bool = False
+
+
+class _Superposition:
+    """The drafts of one search, best first."""
+
+    def __init__(self, settings: Superposed, task: Task) -> None:
+        self._settings, self._task = settings, task
+        self._prompt = np.array(task.request.prompt, np.int32)
+        self._ngrams = Ngrams([*task.known_texts(), self._prompt])
+        self.drafts = [_Draft((), 0.0)]
+
+    def grow(self, search: Search) -> None:
+        """Extend the drafts until all have ended or are as long as allowed; then rank them."""
+        start = search.start()
+        logits = search.next_logits([start])[0][None]
+        search.engine.commit(start.sequence, [0])
+        for left in range(self._task.limit, 0, -1):
+            self.drafts = self.extended(logits)
+            going = [draft for draft in self.drafts if not draft.ended]
             if not going or left == 1:
                 break
-            logits = engine.forward_mixed(sequence, *_mixture(going))
-            engine.commit(sequence, [0])
-        engine.truncate(sequence, len(prompt) - 1)
-        return _ranked(engine, sequence, int(prompt[-1]), [draft.tokens for draft in drafts])
-    finally:
-        engine.release(sequence)
+            logits = search.forward_mixed(start, *_mixture(going))
+            search.engine.commit(start.sequence, [0])
+        search.engine.truncate(start.sequence, len(self._prompt) - 1)
+        scores = _model_scores(search, start, [draft.tokens for draft in self.drafts])
+        ranked = [d._replace(score=score) for d, score in zip(self.drafts, scores, strict=True)]
+        self.drafts = sorted(ranked, key=lambda draft: -draft.score)
 
+    def extended(self, logits: Floats) -> list[_Draft]:
+        """Return the best `width` among ended drafts and continuations by one token.
 
-def _grown(
-    drafts: list[_Draft],
-    logits: Floats,
-    k: int,
-    alpha: float,
-    ngrams: Ngrams,
-    prompt: Tokens,
-    stop_tokens: frozenset[int],
-) -> list[_Draft]:
-    """The k best among drafts that are done and one token more of each that is not."""
-    best, probs = _native.top(logits, min(k, logits.shape[1]))
-    tokens, base = best[0], np.maximum(probs[0].astype(np.float64), np.finfo(np.float32).tiny)
-    found = [draft for draft in drafts if draft.done]
-    for draft in drafts:
-        if draft.done:
-            continue
-        context = np.append(prompt[-LONGEST:], np.array(draft.tokens, np.int32))
-        likely = ngrams.probs(context, tokens, base)
-        scores = draft.score + (1 - alpha) * np.log(base) + alpha * np.log(likely)
-        for token, score in zip(tokens.tolist(), scores.tolist(), strict=True):
-            found.append(_Draft((*draft.tokens, token), score, token in stop_tokens))
-    return sorted(found, key=lambda draft: -draft.score)[:k]
+        `logits` [1, V] are those of the superposed node.
+        """
+        width, alpha = self._settings.width, self._settings.alpha
+        best, probs = _native.top(logits, min(width, logits.shape[1]))
+        tokens, base = best[0], np.maximum(probs[0].astype(np.float64), np.finfo(np.float32).tiny)
+        drafts = [draft for draft in self.drafts if draft.ended]
+        for draft in self.drafts:
+            if draft.ended:
+                continue
+            context = np.append(self._prompt[-_LONGEST:], np.array(draft.tokens, np.int32))
+            likely = self._ngrams.probs(context, tokens, base)
+            scores = draft.score + (1 - alpha) * np.log(base) + alpha * np.log(likely)
+            for token, score in zip(tokens.tolist(), scores.tolist(), strict=True):
+                longer = (*draft.tokens, token)
+                drafts.append(_Draft(longer, score, self._task.ends(longer)))
+        return sorted(drafts, key=lambda draft: -draft.score)[:width]
 
 
 def _mixture(drafts: list[_Draft]) -> tuple[Tokens, Floats]:
-    """The drafts' last tokens [1, K], weighted by the drafts' chances."""
+    """Return the drafts' last tokens [1, K] and weights [1, K] by the drafts' probabilities."""
     scores = np.array([draft.score for draft in drafts])
     weights = np.exp(scores - scores.max())
     tokens = np.array([[draft.tokens[-1] for draft in drafts]], np.int32)
     return tokens, (weights / weights.sum()).astype(np.float32)[None]
 
 
-def _ranked(
-    engine: Engine, sequence: Cached, root: int, texts: list[tuple[int, ...]]
-) -> list[Continuation]:
-    """Continuations by the chance that the model gives them, from one pass over all as a tree."""
-    tokens, parents = [root], [-1]
-    places: dict[tuple[int, ...], int] = {(): 0}
+def _model_scores(search: Search, start: Hypothesis, texts: list[tuple[int, ...]]) -> list[float]:
+    """Return the model's log-probability of each continuation, by one pass over all as a tree."""
+    tokens, parents = [start.history[-1]], [-1]
+    nodes: dict[tuple[int, ...], int] = {(): 0}
     for text in texts:
-        for end in range(1, len(text)):  # what follows the last token is not asked
-            if text[:end] not in places:
-                places[text[:end]] = len(tokens)
-                parents.append(places[text[: end - 1]])
+        for end in range(1, len(text)):  # the last token has no successor to score
+            if text[:end] not in nodes:
+                nodes[text[:end]] = len(tokens)
+                parents.append(nodes[text[: end - 1]])
                 tokens.append(text[end - 1])
     n = len(tokens)
     tree = TokenTree(
@@ -185,34 +211,7 @@ def _ranked(
         np.ones(n, np.float32),
         np.array([-1, *[0] * (n - 1)], np.int16),
     )
-    logits = engine.forward([(sequence, tree)]).astype(np.float64)
+    logits = search.forward([(start, tree)]).astype(np.float64)
     logits -= logits.max(1, keepdims=True)
     logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    found = [
-        Continuation(text, float(sum(logs[places[text[:i]], t] for i, t in enumerate(text))))
-        for text in texts
-    ]
-    return sorted(found, key=lambda one: -one.score)
-
-
-def check(engine: Engine, prompt: Tokens, k: int, length: int) -> None:
-    """Refuse numbers out of range.
-
-    Raises:
-        RequestError: the empty prompt, too many continuations, or too long ones.
-    """
-    if not len(prompt):
-        raise RequestError("the prompt is empty; give at least one token")
-    if not 1 <= k <= MOST:
-        raise RequestError(f"{k} continuations are asked for, expected 1 to {MOST}")
-    room = engine.config.context - len(prompt)
-    if room < 1:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens, but the model sees {engine.config.context}; "
-            "shorten it"
-        )
-    if not 1 <= length <= room:
-        raise RequestError(
-            f"continuations of {length} tokens are asked for, expected 1 to {room}: the model sees "
-            f"{engine.config.context} tokens, the prompt among them"
-        )
+    return [float(sum(logs[nodes[text[:i]], t] for i, t in enumerate(text))) for text in texts]

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from paceline.core import Floats, Request
 from paceline.errors import MethodError, RequestError
 from paceline.noise import stream
-from paceline.watermarks.alignment import Seeds, best_alignment, resampled
 from paceline.watermarks.base import Detection, Watermark, enough
+from paceline.watermarks.keys.alignment import Seeds, best_alignment, resampled
 
 _OFFSET = 0x6F6666736574  # keeps offsets apart from the noise of the same seed
 

@@ -18,7 +18,7 @@ from paceline.core import Floats, Output, Request, Tokens, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Task
-from paceline.decoding.strategies.scores import log_probs
+from paceline.decoding.strategies.hypotheses.scores import log_probs
 from paceline.drafters.base import Target
 from paceline.engines.base import Cached
 from paceline.registry import drafters
@@ -176,6 +176,24 @@ class Search:
         self.cost.nodes += sum(len(tree) for _, tree in batch)
         self.cost.seconds.guide += looked - begun
         self.cost.seconds.forward += perf_counter() - looked
+        return logits
+
+    def forward_mixed(self, hypothesis: Hypothesis, tokens: Tokens, weights: Floats) -> Floats:
+        """Run one node that is a weighted sum of token embeddings; see `Engine.forward_mixed`.
+
+        Args:
+            hypothesis: whose sequence the node follows.
+            tokens: int32 [1, K].
+            weights: float32 [1, K], which sum to 1.
+
+        Returns:
+            logits [1, V].
+        """
+        begun = perf_counter()
+        logits = self.engine.forward_mixed(hypothesis.sequence, tokens, weights)
+        self.cost.passes += 1
+        self.cost.nodes += 1
+        self.cost.seconds.forward += perf_counter() - begun
         return logits
 
     def guided(self, hypothesis: Hypothesis, logits: Floats) -> Floats:

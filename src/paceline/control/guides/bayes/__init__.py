@@ -1,0 +1,1 @@
+"""What guides by Bayes' rule share."""
