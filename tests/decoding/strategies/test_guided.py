@@ -308,4 +308,4 @@ def test_real_models_are_guided_alike(real, kind, name):
 
 def test_every_guide_and_every_search_is_in_the_matrix():
     assert {spec.partition(":")[0] for spec in SPECS.values()} == set(guides.methods())
-    assert {*SEARCHES, "best_of"} == set(strategies.methods())
+    assert {*SEARCHES, "best_of", "superposed"} == set(strategies.methods())
