@@ -83,3 +83,33 @@ def test_a_family_folder_holds_one_method_a_file(family):
         if file.stem == "__init__" or file.stem in SHARED[family]:
             continue
         assert homes.count(f"{registry.package}.{file.stem}") == 1, file
+
+
+def calls(file: Path) -> set[str]:
+    """The names of methods that a file calls, with what they are called on."""
+    nodes = [
+        node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+    ]
+    return {ast.unparse(func) for func in nodes if isinstance(func, ast.Attribute)}
+
+
+@pytest.mark.parametrize("folder", ["drafters", "control", "watermarks"])
+def test_what_drafts_or_edits_commits_nothing(folder):
+    for file in (PACKAGE / folder).rglob("*.py"):
+        for call in calls(file):
+            owner, _, name = call.rpartition(".")
+            assert name not in ("commit", "truncate", "evict"), f"{file} calls {call}"
+            assert name != "extend" or "engine" not in owner, f"{file} calls {call}"
+
+
+def test_only_model_backed_drafters_import_engines():
+    from paceline.drafters.base import Drafter, ModelBacked
+
+    for file in (PACKAGE / "drafters").glob("*.py"):
+        if not any(top(module) == "engines" for module in imported(file)):
+            continue
+        module = importlib.import_module(f"paceline.drafters.{file.stem}")
+        kinds = [each for each in vars(module).values() if isinstance(each, type)]
+        own = [each for each in kinds if each.__module__ == module.__name__]
+        built = [each for each in own if issubclass(each, Drafter)]
+        assert all(issubclass(each, ModelBacked) for each in built), file

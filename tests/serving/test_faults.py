@@ -8,7 +8,7 @@ import pytest
 
 from paceline import LM
 from paceline.core import TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, single_origin_tree
+from paceline.drafters.base import DraftMethod, ModelBacked, single_origin_tree
 from paceline.engines.pages import PAGE
 from paceline.errors import MethodError, RequestError
 from paceline.registry import drafters
@@ -31,7 +31,7 @@ class Faulty(DraftMethod):
         return _Faulty(self.where, target)
 
 
-class _Faulty(Drafter):
+class _Faulty(ModelBacked):
     origins = ("faulty",)
     top_k = 1
 
@@ -46,7 +46,7 @@ class _Faulty(Drafter):
     def engines(self):
         return [self.target.engine] if self.where == "follow" else []
 
-    def follow(self, context, most=None):
+    def follow(self, context, max_tokens=None):
         self.fail("follow")
 
     def propose(self, context, budget, min_path_prob=0.0):
@@ -89,7 +89,7 @@ class FaultyGuide:
         self.fail("lag")
         return 0
 
-    def follow(self, context, most=None):
+    def follow(self, context, max_tokens=None):
         self.fail("follow")
         return 0
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
+from paceline.drafters.base import engines_of
 from paceline.errors import RequestError
 from paceline.serving import kv_budget
 from paceline.serving import worker as serving
@@ -59,7 +60,7 @@ def working(lm, **options):
             yield found
         finally:
             found.close()
-    engines = [lm.engine, *lm.drafter.engines, *lm.guide_models.loaded]
+    engines = [lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded]
     assert [engine.memory.used for engine in engines] == [0] * len(engines)
 
 
@@ -86,7 +87,7 @@ def test_all_models_together_keep_the_limit_and_the_text(opened, plain, drafter,
     lm = opened(drafter.format(shared("models", DRAFT)))
     guides = ((), (), f"contrastive:{shared('models', DRAFT)}", "cfg:negative=A dog,scale=2")
     lm.request("a", guide=guides[2])  # opens it
-    engines = [lm.engine, *lm.drafter.engines, *lm.guide_models.loaded]
+    engines = [lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded]
     page = lm.engine.memory.page_bytes
     limit = int(page * data.draw(st.sampled_from([5.5, 7, 9, 14])))
     peaks = []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from paceline import LM
 from paceline.core import Cost
 from paceline.decoding.governor import Governor
+from paceline.drafters.base import engines_of
 from paceline.serving import worker as serving
 from paceline.serving.messages import Job
 from paceline.serving.pass_budget import CHUNK, PassBudget, prefill_tokens, price
@@ -50,7 +51,7 @@ def working(lm, **options):
         if rows == "none" or engine in lm.guide_models.loaded:
             passes[-1][1] += sum(len(tree) for _, tree in batch) * price(engine, lm.engine)
 
-    engines = [lm.engine, *lm.drafter.engines, *lm.guide_models.loaded]
+    engines = [lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded]
     with pytest.MonkeyPatch.context() as patch, watched(engines, look):
         patch.setattr(
             serving, "prefill_tokens", lambda governor, n, prefill_slowdown: TOKENS if n else CHUNK
@@ -167,5 +168,7 @@ def test_what_is_read_comes_from_one_budget(lm):
     assert reading.may(cost=0.5) == 0
     assert [reading.must(0.5), reading.must(0.5)] == [8, 0]
     assert PassBudget(30, alone=True).part(200, cost=3.0) == 200
-    small, large = sorted((*lm.drafter.engines, lm.engine), key=lambda engine: engine.weight_bytes)
+    small, large = sorted(
+        (*engines_of(lm.drafter), lm.engine), key=lambda engine: engine.weight_bytes
+    )
     assert price(small, large) == 1 / price(large, small) < 1

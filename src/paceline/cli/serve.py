@@ -89,10 +89,11 @@ def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
 
 
 def _worker(lm: LM, settings: ServerSettings) -> Worker:
+    from paceline.drafters.base import engines_of
     from paceline.serving.kv_budget import room
     from paceline.serving.worker import Worker
 
-    promised, others = settings.memory, [*lm.drafter.engines, *lm.guide_models.loaded]
+    promised, others = settings.memory, [*engines_of(lm.drafter), *lm.guide_models.loaded]
     memory = None if promised is None else room(promised, lm.engine, others)
     return Worker(
         lm,

@@ -10,7 +10,7 @@ from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
-from paceline.drafters.base import Drafter
+from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine, Rows
 from paceline.errors import MemoryFullError, MethodError
 
@@ -79,7 +79,8 @@ class Generation:
             logits = self._engine.forward([(session.sequence, tree)], rows)
             session.commit_part(tree, logits)
         with suppress(MemoryFullError):  # without room there are no guesses
-            session.drafter.follow(session.text)
+            if isinstance(session.drafter, ModelBacked):
+                session.drafter.follow(session.text)
         session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
@@ -124,7 +125,8 @@ def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> boo
         return False  # greedy decoding has one walk
     if request.walk != "rejection":
         raise MethodError(f"the walk is {request.walk!r}, expected gumbel or rejection")
-    if drafter.rollback is not None or not drafter.has_draft_probs:
+    known = isinstance(drafter, ModelBacked) and drafter.has_draft_probs
+    if drafter.rollback is not None or not known:
         names = ", ".join(drafter.origins)
         raise MethodError(
             f"the rejection walk needs a drafter that knows what its guesses were drawn from, and "

@@ -15,7 +15,7 @@ from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
-from paceline.drafters.base import Drafter
+from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
 
@@ -133,7 +133,8 @@ class Session:
         """
         assert self.sequence is not None
         if not self._attached:
-            self.drafter.attach(self.sequence)
+            if isinstance(self.drafter, ModelBacked):
+                self.drafter.attach(self.sequence)
             self._attached = True
         self._proposed = None
         if not nodes and forced_nodes and self.room:
@@ -182,10 +183,10 @@ class Session:
         """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
         assert self.sequence is not None
         if self._rejects:
-            rows = self.drafter.distributions() if self._proposed else None
             q = np.zeros_like(logits)
-            if self._proposed is not None and rows is not None:
-                q = rows[self._proposed.depths() <= self.room]
+            if self._proposed is not None and isinstance(self.drafter, ModelBacked):
+                rows = self.drafter.distributions()
+                q = q if rows is None else rows[self._proposed.depths() <= self.room]
             walked = rejection_walk(tree, logits, q, self._history, self.request)
         elif self.drafter.rollback is not None:
             leniency = self.drafter.rollback

@@ -1,4 +1,9 @@
-"""The contract of a drafter, in two parts: frozen settings, and what was learnt with them."""
+"""The contracts of a drafter: frozen settings, and what was learnt with them.
+
+A `DraftMethod` holds the settings and builds a `Drafter`. A drafter that runs a model is a
+`ModelBacked`. It reaches the target's engine only through `Target`, and commits nothing: only
+`decoding/` and `serving/` do.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +15,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine
 from paceline.models.tokenizer import Tokenizer
 from paceline.registry import Method
 
 if TYPE_CHECKING:
+    from paceline.engines.base import Cached, Engine
     from paceline.models.model import Model
     from paceline.models.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The model that a drafter guesses for.
+    """The model that a drafter drafts for.
 
     Attributes:
-        vocab_size: tokens are below it.
+        vocab_size: every token is below it.
         engine: runs the model; for drafters that draft with the model itself.
-        tokenizer: for drafters that speak text.
-        model: its checkpoint, for trained heads; None for an ensemble.
-        trace: what the model wrote and thought before, for a warm start; `paceline warm` makes it.
+        tokenizer: for drafters that read or write text.
+        model: the checkpoint, for trained heads; None for an ensemble.
+        trace: recorded generations of the model with its top-k predictions, for a warm start;
+            `paceline warm` makes it.
     """
 
     vocab_size: int
@@ -39,20 +45,18 @@ class Target:
 
 
 class Drafter(ABC):
-    """Guesses token trees. Free to be wrong, stale or hostile: it costs time, never correctness.
+    """Proposes token trees. A wrong, stale or hostile one costs time, never correctness.
 
     Attributes:
         origins: names that `TokenTree.origin` indexes.
-        top_k: how many successors of each node `observe` wants; 0 when it does not look at them.
-        learns_from_prompt: `observe` is also called for every chunk of the prompt, as a chain
-            whose nodes are all accepted. Costs the head's rows in the prefill.
+        top_k: number of successors of each node that `observe` needs; 0 if it ignores them.
+        learns_from_prompt: call `observe` for every chunk of the prompt, too, as a chain whose
+            nodes are all accepted. Costs the head's rows in the prefill.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
-        certain: guesses only what the request's controls force.
-        has_draft_probs: for requests with the rejection walk, siblings are draws without
-            replacement, in their order, from what `distributions` gives.
-        needs_hidden: `observe` wants the hidden states of each pass.
-        rollback: of a lossy drafter: a guess stands that surprises the model by no more than so
-            many nats. None: the model decides alone.
+        certain: proposes only tokens that the request's controls force.
+        needs_hidden: needs the target's hidden states of each pass in `observe`.
+        rollback: of a lossy drafter: accept a draft token if its surprise under the model is at
+            most this, in nats. None: the model alone decides.
     """
 
     origins: tuple[str, ...]
@@ -60,52 +64,18 @@ class Drafter(ABC):
     learns_from_prompt: bool = False
     uses_prediction: bool = False
     certain: bool = False
-    has_draft_probs: bool = False
-    rollback: float | None = None
     needs_hidden: bool = False
+    rollback: float | None = None
 
     def fork(self) -> Drafter | None:
-        """A drafter for another request at the same time; what either learns both know.
+        """Return a drafter for a concurrent request, which shares what either of them learns.
 
-        None where that cannot be: a drafter built anew learns alone.
+        None where learned state cannot be shared: then build a new drafter, which learns alone.
         """
         return None
 
     def begin(self, request: Request) -> None:
-        """A new request starts, its prompt not yet run. What was learnt before stays."""
-
-    def attach(self, sequence: Cached) -> None:
-        """The prompt has been run: `sequence` holds all but its last token, and follows the loop.
-
-        For drafters that draft with the target's engine. It must not be changed, and not be used
-        after the next `begin`.
-        """
-
-    @property
-    def engines(self) -> Sequence[Engine]:
-        """That run models of its own, each on a text of its own."""
-        return ()
-
-    def follow(self, context: Tokens, most: int | None = None) -> int:
-        """Let models of its own read `context` [S], or up to `most` tokens more of it.
-
-        Who gives a number has to go on doing so until the next `begin`: a model that has not
-        caught up guesses nothing meanwhile. Otherwise `propose` lets it read what it lacks.
-
-        Returns:
-            the most tokens that one of them has read.
-
-        Raises:
-            MemoryFullError: its engine has no room. It can follow again.
-        """
-        return 0
-
-    def ready(self, context: Tokens) -> bool:
-        """Whether it has caught up, so far as it must to guess what comes after `context`."""
-        return True
-
-    def release(self) -> None:
-        """Give keys and values of its own back; what was learnt stays."""
+        """Start a request whose prompt has not been run yet. Learned state is kept."""
 
     @abstractmethod
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
@@ -118,31 +88,23 @@ class Drafter(ABC):
         """
 
     def forced_tree(self, context: Tokens, budget: int) -> TokenTree:
-        """As `propose`, but only what the controls leave no choice about; asked during rests.
+        """Return the tokens that the controls force, as `propose` does; used while drafting rests.
 
-        No `observe` follows. The root alone from drafters that know nothing forced.
+        No `observe` follows. The root alone from drafters that know of nothing forced.
         """
         if self.certain:
             return self.propose(context, budget)
         return TokenTree.root(int(context[-1]))
 
-    def distributions(self) -> Floats | None:
-        """What the children of each node of the last proposal were drawn from, [N, V].
-
-        Rows of nodes without children say nothing. None where `has_draft_probs` is false, and for
-        requests with another walk.
-        """
-        return None
-
     def observe(self, step: Step) -> None:
         """Learn from a pass. Called once after each, in order."""
 
     def state(self) -> State:
-        """What was learnt, as named arrays; empty when nothing is."""
+        """Return what was learnt as named arrays; empty if nothing is."""
         return {}
 
     def load(self, state: State) -> None:
-        """Take over what `state()` gave.
+        """Restore what `state()` returned.
 
         Raises:
             MethodError: the state belongs to other settings or another vocabulary.
@@ -150,6 +112,63 @@ class Drafter(ABC):
 
     def reset(self) -> None:
         """Forget everything that was learnt."""
+
+
+class ModelBacked(Drafter):
+    """A drafter that runs models: the target's own layers, models of its own, or both.
+
+    Attributes:
+        has_draft_probs: under the rejection walk, siblings are draws without replacement, in their
+            order, from the distributions that `distributions` returns.
+    """
+
+    has_draft_probs: bool = False
+
+    def attach(self, sequence: Cached) -> None:
+        """Receive the request's sequence once the prompt has been run, all but its last token.
+
+        For drafters that draft with the target's engine: run views on it, never change it, and do
+        not use it after the next `begin`. The decoding loop keeps it up to date.
+        """
+
+    @property
+    def engines(self) -> Sequence[Engine]:
+        """Engines of the drafter's own models, each with a sequence of its own."""
+        return ()
+
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
+        """Let the drafter's own models read `context` [S], or up to `max_tokens` more of it.
+
+        Once `max_tokens` is given it must be given on every call until `begin`; until the models
+        have caught up, `propose` returns only the root. Without it, `propose` reads the rest.
+
+        Returns:
+            the largest number of tokens that one of the models read.
+
+        Raises:
+            MemoryFullError: an engine has no room. It can follow again later.
+        """
+        return 0
+
+    def ready(self, context: Tokens) -> bool:
+        """Return whether it has read enough of `context` [S] to draft what comes after it."""
+        return True
+
+    def release(self) -> None:
+        """Free the keys and values of the drafter's own models. Learned state is kept."""
+
+    def distributions(self) -> Floats | None:
+        """Return what the children of each node of the last proposal were drawn from, [N, V].
+
+        Rows of nodes without children are undefined. None where `has_draft_probs` is false, and
+        for requests with another walk.
+        """
+        return None
+
+
+def engines_of(drafter: Drafter) -> Sequence[Engine]:
+    """Return the engines of a drafter's own models; none of one that runs no model."""
+    return drafter.engines if isinstance(drafter, ModelBacked) else ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +180,7 @@ class DraftMethod(Method, ABC):
 
     @abstractmethod
     def build(self, target: Target) -> Drafter:
-        """A drafter for `target` that has learnt nothing yet.
+        """Return a drafter for `target` that has learnt nothing yet.
 
         Raises:
             MethodError: the target lacks something that the method needs.
@@ -169,14 +188,14 @@ class DraftMethod(Method, ABC):
 
 
 def single_origin_tree(tokens: Tokens, parents: Tokens, scores: Floats) -> TokenTree:
-    """The tree of a drafter with one origin."""
+    """Return the tree of a drafter that has one origin."""
     origin = np.zeros(len(tokens), np.int16)
     origin[0] = -1
     return TokenTree(tokens, parents, scores, origin)
 
 
 def step_arrays(step: Step) -> tuple[Tokens, Tokens, Tokens, Tokens, Floats, Tokens, Tokens]:
-    """A step as native code takes it: context, tree, successors, path and draws."""
+    """Return a step as native code takes it: context, tree, successors, path and draws."""
     tree = step.tree
     top = (step.top_tokens, step.top_probs)
     return (step.context, tree.tokens, tree.parents, *top, step.path, step.drawn)

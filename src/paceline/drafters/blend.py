@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from paceline import _native
 from paceline.control.base import paths
 from paceline.control.capabilities import Mask, MasksTokens
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, step_arrays
+from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, step_arrays
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
-from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
 from paceline.noise import noise_of
 from paceline.registry import Source, check_range, drafters
+
+if TYPE_CHECKING:
+    from paceline.engines.base import Cached, Engine
 
 _MOST_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
@@ -137,7 +139,7 @@ class _Asked:
     at: float = 0.0
 
 
-class _Blend(Drafter):
+class _Blend(ModelBacked):
     learns_from_prompt = True
 
     def __init__(self, method: Blend, target: Target) -> None:
@@ -196,22 +198,26 @@ class _Blend(Drafter):
         }
 
     def attach(self, sequence: Cached) -> None:
-        for member in self._members:
+        for member in self._model_backed():
             member.attach(sequence)
 
     @property
     def engines(self) -> Sequence[Engine]:
-        return [engine for member in self._members for engine in member.engines]
+        return [engine for member in self._model_backed() for engine in member.engines]
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         always = self._method.ask == "always"
         pairs = zip(self._members, self._worth, strict=True)
         asked = [member for member, worth in pairs if always or not worth.resting]
-        return max((member.follow(context, most) for member in asked), default=0)
+        backed = [member for member in asked if isinstance(member, ModelBacked)]
+        return max((member.follow(context, max_tokens) for member in backed), default=0)
 
     def release(self) -> None:
-        for member in self._members:
+        for member in self._model_backed():
             member.release()
+
+    def _model_backed(self) -> list[ModelBacked]:
+        return [member for member in self._members if isinstance(member, ModelBacked)]
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         asked = _Asked()

@@ -225,14 +225,14 @@ class Drafts(ModelDrafter):
         """Those of the drafts."""
         return [follower.engine for follower in self._followers]
 
-    def follow(self, context: Tokens, most: int | None = None) -> int:
+    def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """See `Drafter`."""
         if self._pearl is not None:
             self._pearl.stop()
         own, _ = self._own(context)
         for follower in self._followers:
-            follower.paced = most is not None
-        return max(follower.follow(own, most) for follower in self._followers)
+            follower.paced = max_tokens is not None
+        return max(follower.follow(own, max_tokens) for follower in self._followers)
 
     def ready(self, context: Tokens) -> bool:
         """See `Drafter`: the smallest draft guesses without the others."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from paceline.core import Cost, Floats, TokenTree
 from paceline.decoding.governor import Governor
 from paceline.decoding.session import Session
-from paceline.drafters.base import Drafter, DraftMethod, Target
+from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, engines_of
 from paceline.drafters.plain import Plain
 from paceline.engines.base import Engine
 from paceline.errors import MemoryFullError
@@ -67,7 +67,7 @@ class DrafterPool:
         if self.idle:
             return self.idle.pop()
         found = self.first.fork()
-        if found is None and self._memory and not self._memory.affords(self.first.engines):
+        if found is None and self._memory and not self._memory.affords(engines_of(self.first)):
             return self._mute
         if found is None:
             found = self._known(self._method.build(self._target))
@@ -79,7 +79,7 @@ class DrafterPool:
             self.idle.append(drafter)
 
     def _known(self, drafter: Drafter, loaded: bool = False) -> Drafter:
-        if self._memory is not None and drafter.engines:
+        if self._memory is not None and isinstance(drafter, ModelBacked) and drafter.engines:
             drafter.release()
             self._memory.know(drafter.engines, drafts=True, loaded=loaded)
         return drafter
@@ -227,4 +227,4 @@ class Slot:
         """Find out what its drafts and guides take beside `target`."""
         held = [each for guide in self.run.guides for each in guide.positions(len(self.run.text))]
         self.guiding = sum(price(engine, target) for engine, size in held if size > 0)
-        self.drafting = sum(price(engine, target) for engine in self.run.drafter.engines)
+        self.drafting = sum(price(engine, target) for engine in engines_of(self.run.drafter))

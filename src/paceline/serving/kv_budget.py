@@ -7,7 +7,7 @@ from math import ceil
 from weakref import WeakSet
 
 from paceline.decoding.session import Session
-from paceline.drafters.base import Drafter
+from paceline.drafters.base import Drafter, ModelBacked, engines_of
 from paceline.engines.base import Engine
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.shared_limit import SharedLimit
@@ -160,7 +160,7 @@ class KVBudget:
             length = run.sequence.length if run.sequence else 0
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
-            engines = drafter.engines if drafter is not None and self._drafts else ()
+            engines = engines_of(drafter) if drafter is not None and self._drafts else ()
             drafts += (Memory.pages(more) + 1) * sum(each.memory.page_bytes for each in engines)
         self.limit.promised = pages
         page, there = self.engine.memory.page_bytes, [each.memory for each in self._drafts]
@@ -175,14 +175,15 @@ class KVBudget:
         if self._drafts:
             before = self.limit.used
             for drafter in self.idle():
-                drafter.release()
+                if isinstance(drafter, ModelBacked):
+                    drafter.release()
             if self.limit.used < before:
                 return True
         return self.prefix_cache.shrink(pages) > 0
 
     def park(self, drafter: Drafter) -> bool:
         """Let a running request's drafter give its keys and values back; whether it had any."""
-        if self._drafts.isdisjoint(drafter.engines):
+        if not isinstance(drafter, ModelBacked) or self._drafts.isdisjoint(drafter.engines):
             return False
         before = self.limit.used
         drafter.release()

@@ -8,6 +8,7 @@ import numpy as np
 
 from paceline.core import Floats
 from paceline.decoding.session import give_hidden
+from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Engine
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
@@ -77,7 +78,8 @@ class PassRunner:
         if not slot.drafting:
             return True
         pass_budget.spend(self._draft(slot, pass_budget.may(slot.drafting)), slot.drafting)
-        return entry.run.drafter.ready(entry.run.text)
+        drafter = entry.run.drafter
+        return not isinstance(drafter, ModelBacked) or drafter.ready(entry.run.text)
 
     def look(self, entries: list[BatchEntry]) -> list[BatchEntry]:
         """Let the guides of each request run its tree; those whose guides have."""
@@ -147,10 +149,11 @@ class PassRunner:
 
     def _draft(self, slot: Slot, most: int) -> int:
         """Let a draft read up to so many tokens; how many it did."""
-        if not slot.drafting:
+        drafter = slot.run.drafter
+        if not slot.drafting or not isinstance(drafter, ModelBacked):
             return 0
         try:
-            return slot.run.drafter.follow(slot.run.text, 0 if slot.parked else most)
+            return drafter.follow(slot.run.text, 0 if slot.parked else most)
         except MemoryFullError:
             if not self._memory.ease(1):
                 self._park(slot)

@@ -17,6 +17,7 @@ from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.session import Session
 from paceline.decoding.text_stream import text_of
+from paceline.drafters.base import ModelBacked
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.pages import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
@@ -196,7 +197,8 @@ class Worker:
         events += self.searches.close(finish, error)
         self.prefix_cache.clear()
         for drafter in self._pools.idle():
-            drafter.release()
+            if isinstance(drafter, ModelBacked):
+                drafter.release()
         return events
 
     def _run(self, job_id: str) -> Session:

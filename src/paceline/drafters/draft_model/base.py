@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.core import Floats, Request, State, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod
+from paceline.drafters.base import Drafter, DraftMethod, ModelBacked
 from paceline.drafters.draft_model import stop_rules
 from paceline.drafters.draft_model.calibration import Calibration
 from paceline.drafters.draft_model.tree_growth import (
@@ -58,7 +58,7 @@ class DraftSettings(DraftMethod):
             raise MethodError(f"{name}:stop={self.stop} has no use for threshold; leave it out")
 
 
-class ModelDrafter(Drafter):
+class ModelDrafter(ModelBacked):
     """Grows trees by passes; a subclass says what a pass is.
 
     Args:
