@@ -84,7 +84,7 @@ def setting(request):
         pytest.importorskip("torch").set_num_threads(1)  # so small a model only waits for a second
     engine = open_engine(model, request.param)
     engine.vocabulary = Vocabulary(
-        engine.config.vocab_size, model.tokenizer, lambda: model.weights["embed"]
+        engine.config.vocab_size, model.tokenizer, lambda: model.weights.dense("embed")
     )
     return engine, [tuple(model.tokenizer.encode(prompt)) for prompt in PROMPTS], {}
 

@@ -9,8 +9,9 @@ import shutil
 from pathlib import Path
 
 from paceline.models.formats.compressed_tensors import pack, scheme
-from paceline.models.formats.safetensors import Stored, open_tensors, to_float32
+from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.formats.writer import Pending, write_json, write_safetensors
+from paceline.models.tensors import widen
 
 KEPT = ("embed_tokens.weight", "lm_head.weight", "norm.weight")
 DTYPES = {"_packed": "I32", "_scale": "BF16", "_shape": "I64"}
@@ -20,7 +21,7 @@ def parts(name: str, tensor: Stored) -> dict[str, Pending]:
     """What a tensor becomes."""
     if name.endswith(KEPT):
         return {name: Pending(tensor.shape, lambda: tensor.values, tensor.dtype)}
-    packed = pack(to_float32(tensor.dtype, tensor.values))
+    packed = pack(widen(tensor.values, tensor.dtype))
     return {
         name + suffix: Pending(part.shape, lambda part=part: part, DTYPES[suffix])
         for suffix, part in packed.items()

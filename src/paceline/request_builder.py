@@ -188,7 +188,7 @@ class RequestBuilder:
         if self.model.config.logit_softcap:
             raise MethodError("this model bends its logits (softcap), so its head does not say all")
         weights = self.model.weights
-        return weights["head" if "head" in weights else "embed"]
+        return weights.dense("head" if "head" in weights else "embed")
 
     def _predicted(self, prediction: str | Sequence[int] | None) -> tuple[int, ...]:
         if prediction is None:

@@ -100,8 +100,8 @@ def test_stored_types_and_layouts_are_read_as_they_are(
 def test_a_file_can_be_read_again_after_its_pages_were_given_back(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     model = load(tmp_path)
-    before = model.weights["layers.0.q"].copy()
-    assert is_mapped(model.weights["layers.0.q"])
+    before = model.weights.dense("layers.0.q").copy()
+    assert is_mapped(model.weights.dense("layers.0.q"))
     assert not is_mapped(before)
     for _ in range(2):
         NativeEngine(model.config, model.weights, format="int4")

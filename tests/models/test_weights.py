@@ -17,7 +17,7 @@ import tiny
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import ModelError
 from paceline.models import load
-from paceline.models.formats.safetensors import to_float32
+from paceline.models.tensors import widen
 
 TENSORS = dict[str, torch.Tensor]
 
@@ -63,7 +63,8 @@ def test_weights_are_a_mapping_of_contiguous_arrays(tmp_path: Path) -> None:
     tiny.save("gpt2", tmp_path)
     model = load(tmp_path)
     assert len(model.weights) == len(list(model.weights)) == 4 + 16 * tiny.LAYERS
-    for name, array in model.weights.items():
+    for name in model.weights:
+        array = model.weights.dense(name)
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
         assert name in model.weights
@@ -75,8 +76,8 @@ def test_weights_are_a_mapping_of_contiguous_arrays(tmp_path: Path) -> None:
 def test_fp32_is_not_copied(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     weights = load(tmp_path).weights
-    assert np.shares_memory(weights["layers.0.q"], weights["layers.0.q"])
-    assert weights.stored("layers.0.q")[0] == "F32"
+    assert np.shares_memory(weights.dense("layers.0.q"), weights.dense("layers.0.q"))
+    assert weights.stored("layers.0.q").dtype == "F32"
 
 
 def test_prefixes_and_buffers_of_older_files(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_tied_heads(tmp_path: Path) -> None:
     """Stored once under either name, or twice; different values are not tied after all."""
     tiny.save("bitnet-silu-tied", tmp_path)
     before = logits(tmp_path)
-    embed = torch.tensor(load(tmp_path).weights["embed"])
+    embed = torch.tensor(load(tmp_path).weights.dense("embed"))
     change(tmp_path, lm_head__weight=embed.clone())
     assert load(tmp_path).config.tied
     assert np.array_equal(logits(tmp_path), before)
@@ -145,7 +146,7 @@ def test_values_are_checked_when_read(tmp_path: Path, value: float) -> None:
 def test_large_values_are_finite(tmp_path: Path) -> None:
     tiny.save("llama", tmp_path)
     change(tmp_path, **{Q: torch.full((40, 40), 3e38)})
-    assert load(tmp_path).weights["layers.1.q"].max() > 1e38
+    assert load(tmp_path).weights.dense("layers.1.q").max() > 1e38
 
 
 def test_config_and_weights_must_agree(tmp_path: Path) -> None:
@@ -161,4 +162,4 @@ def test_config_and_weights_must_agree(tmp_path: Path) -> None:
 def test_bfloat16_is_exact(bits: list[int]) -> None:
     array = np.array(bits, np.uint16)
     expected = torch.tensor(array.view(np.int16)).view(torch.bfloat16).float().numpy()
-    assert np.array_equal(to_float32("BF16", array), expected, equal_nan=True)
+    assert np.array_equal(widen(array, "BF16"), expected, equal_nan=True)

@@ -19,7 +19,8 @@ from paceline.engines.pages import Memory
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
-from paceline.models.formats.safetensors import is_mapped
+from paceline.models.formats.safetensors import Stored, is_mapped
+from paceline.models.tensors import Dense, Linear, to_dense
 from paceline.models.weights import Weights
 
 __all__ = ["FORMATS", "KV_FORMATS", "NativeEngine", "default_threads"]
@@ -82,7 +83,7 @@ class NativeEngine(Engine):
     def __init__(
         self,
         config: ModelConfig,
-        weights: Mapping[str, Floats],
+        weights: Mapping[str, Linear | Floats],
         threads: int | None = None,
         format: str = "fp32",  # noqa: A002 (its name everywhere)
         isa: str = "",
@@ -271,11 +272,12 @@ class NativeEngine(Engine):
         return RequestError(f"this pass cannot be run: {error}")
 
 
-def _values(weights: Mapping[str, Floats], name: str) -> tuple[NDArray[Any], bool]:
-    """A weight as float32, float16 or the bits of bfloat16 in uint16; whether it shows a file."""
-    if not isinstance(weights, Weights):
-        return np.asarray(weights[name], np.float32), False
-    values = np.require(weights.stored(name)[1], requirements="A")
+def _values(weights: Mapping[str, Linear | Floats], name: str) -> tuple[NDArray[Any], bool]:
+    """Return a weight as float32, float16 or the bits of bfloat16; whether it shows a file."""
+    weight = weights.stored(name) if isinstance(weights, Weights) else weights[name]
+    if not isinstance(weight, Dense | Stored):
+        return np.asarray(to_dense(weight), np.float32), False
+    values = np.require(weight.values, requirements="A")
     return values, is_mapped(values)
 
 

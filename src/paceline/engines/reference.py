@@ -22,6 +22,7 @@ from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
 from paceline.models.config import ModelConfig
+from paceline.models.tensors import Linear, to_dense
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +34,7 @@ class ReferenceEngine(Engine):
 
     Args:
         config: the model's shape.
-        weights: canonical name -> float32 array; read layer by layer.
+        weights: canonical name -> float32 array or stored matrix; read layer by layer.
         device: any torch device.
         dtype: of weights and activations; norms and softmax are computed in float32.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
@@ -61,7 +62,7 @@ class ReferenceEngine(Engine):
     def __init__(
         self,
         config: ModelConfig,
-        weights: Mapping[str, Floats],
+        weights: Mapping[str, Linear | Floats],
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         kv_limit: int | None = None,
@@ -79,7 +80,7 @@ class ReferenceEngine(Engine):
         self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         self._layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
-            tensor = torch.tensor(weights[name]).to(self._device, dtype)
+            tensor = torch.tensor(to_dense(weights[name])).to(self._device, dtype)
             if name.startswith("layers."):
                 _, index, rest = name.split(".", 2)
                 self._layers[int(index)][rest] = tensor

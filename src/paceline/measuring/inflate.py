@@ -77,7 +77,7 @@ def inflate(model: Model, out: Path, shape: Shape) -> None:
     def put(name: str, weight: str, rows: Axis, columns: Axis | None, scale: float = 1.0) -> None:
         size = (rows.size,) if columns is None else (rows.size, columns.size)
         tensors[name] = Pending(
-            size, lambda: _spread(model.weights[weight] * np.float32(scale), rows, columns)
+            size, lambda: _spread(model.weights.dense(weight) * np.float32(scale), rows, columns)
         )
 
     axes = _axes(config, small, shape)

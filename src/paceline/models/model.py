@@ -10,7 +10,7 @@ from pathlib import Path
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
-from paceline.models.formats.compressed_tensors import packing_bits
+from paceline.models.formats.quantized import read_packing
 from paceline.models.generation import Defaults, read_defaults
 from paceline.models.hf_config import read_config
 from paceline.models.hub import locate
@@ -75,9 +75,9 @@ def load(source: str | Path | None = None) -> Model:
     """
     folder = locate(source)
     values = read_json(folder / "config.json")
-    bits = packing_bits(values)
-    if bits:
+    packing = read_packing(values)
+    if packing:
         values = values | {"quantization_config": None}
     config, family, biased = read_config(values)
-    config, weights = open_weights(folder, config, family, biased, bits)
+    config, weights = open_weights(folder, config, family, biased, packing)
     return Model(folder, config, weights, read_defaults(folder, config))

@@ -1,4 +1,4 @@
-"""The weights of a checkpoint under canonical names, read when they are asked for."""
+"""The weights of a checkpoint under canonical names, read when they are used."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.families import Family
-from paceline.models.formats.compressed_tensors import Packed, unpacked
-from paceline.models.formats.safetensors import Stored, open_tensors, to_float32
+from paceline.models.formats.packed import Packed, Packing, Tensor
+from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.tensor_names import Place, Shape, places
+from paceline.models.tensors import Dense, Linear, to_dense, widen
 
 _READABLE = ("F32", "F16", "BF16")
-_Tensor = Stored | Packed
+# Bits of the exponent: all set in what is infinite or no number.
+_EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00}
 
 
-class Weights(Mapping[str, Floats]):
-    """Canonical name -> float32 array, C-contiguous, matrices [out, in]; see `layout`.
+class Weights(Mapping[str, Linear | Floats]):
+    """Canonical name -> weight: a matrix [out, in] as it is stored, a vector as float32.
 
-    Names and shapes were checked when the checkpoint was opened. Values are checked when a tensor
+    Names and shapes were checked when the checkpoint was opened. Values are checked when a weight
     is first read: a NaN or an infinity is a `ModelError`. Arrays are read-only views into the
-    mapped file where it holds float32 in this order, copies otherwise; nothing is kept.
+    mapped file where it holds them in this order, copies otherwise; nothing is kept.
 
     Args:
         folder: the checkpoint.
@@ -40,7 +42,7 @@ class Weights(Mapping[str, Floats]):
     def __init__(
         self,
         folder: Path,
-        tensors: Mapping[str, _Tensor],
+        tensors: Mapping[str, Tensor],
         places: Mapping[str, Place],
         heads: int,
     ) -> None:
@@ -50,12 +52,13 @@ class Weights(Mapping[str, Floats]):
         self._heads = heads
         self._finite: set[str] = set()
 
-    def __getitem__(self, name: str) -> Floats:
-        dtype, values = self.stored(name)
-        array = np.require(to_float32(dtype, values), np.float32, ["C", "A"])
+    def __getitem__(self, name: str) -> Linear | Floats:
+        weight = self.stored(name)
         if name not in self._finite:
-            self._check_finite(name, array)
-        return array
+            self._check_finite(name, weight)
+        return (
+            weight if isinstance(weight, Linear) else to_dense(widen(weight.values, weight.dtype))
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -66,36 +69,58 @@ class Weights(Mapping[str, Floats]):
     def __contains__(self, name: object) -> bool:
         return name in self._places
 
-    def stored(self, name: str) -> tuple[str, NDArray[Any]]:
-        """The tensor as the file holds it: `F32`, `F16` or `BF16` (uint16 bits), and a view.
+    def dense(self, name: str) -> Floats:
+        """Return a weight as float32, C-contiguous, its values checked."""
+        return to_dense(self[name])
 
-        For engines that compute in these formats. Values are not checked. What is packed in fewer
-        bits is unpacked to `F32`.
+    def stored(self, name: str) -> Linear | Stored:
+        """Return a matrix or a vector as the file holds it, floating-point values unchecked.
+
+        Raises:
+            ModelError: a packed matrix is inconsistent.
         """
         place = self._places[name]
         tensor = self._tensors[place.tensor]
-        values = tensor.values.T if place.turned else tensor.values
-        if place.part is not None:
-            heads = values.reshape(self._heads, 3, -1, *values.shape[1:])
-            values = heads[:, place.part].reshape(place.shape)
-        elif place.rows is not None:
-            values = values[place.rows]
-        return tensor.dtype, values
+        if isinstance(tensor, Stored):
+            values = self._part(place, tensor.values.T if place.turned else tensor.values)
+            if values.ndim == 2:
+                return Dense(values, tensor.dtype)
+            return Stored(tensor.dtype, values)
+        try:
+            matrix = tensor.read()
+        except ModelError as error:
+            raise ModelError(f"tensor {place.tensor} of {self.folder}: {error}") from None
+        if place.part is None and place.rows is None:
+            return matrix
+        return matrix.rows(self._part(place, np.arange(matrix.shape[0])))
 
     def formats(self) -> tuple[str, ...]:
-        """The formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
+        """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
         return tuple(sorted({tensor.format for tensor in self._tensors.values()}))
 
-    def _check_finite(self, name: str, array: Floats) -> None:
-        # A finite sum has finite terms, and summing is one pass without a temporary; only a sum
-        # that overflowed needs the slower look at every value.
-        with np.errstate(all="ignore"):
-            finite = np.isfinite(array.sum()) or np.isfinite(array).all()
-        if not finite:
+    def _part(self, place: Place, values: NDArray[Any]) -> NDArray[Any]:
+        """Return the rows of a stored tensor that belong to a canonical one."""
+        if place.part is not None:
+            heads = values.reshape(self._heads, 3, -1, *values.shape[1:])
+            return heads[:, place.part].reshape(-1, *values.shape[1:])
+        return values if place.rows is None else values[place.rows]
+
+    def _check_finite(self, name: str, weight: Linear | Stored) -> None:
+        if isinstance(weight, Dense | Stored) and not _is_finite(weight.values, weight.dtype):
             raise ModelError(
                 f"tensor {self._places[name].tensor} of {self.folder} holds NaN or infinite values"
             )
         self._finite.add(name)
+
+
+def _is_finite(values: NDArray[Any], dtype: str) -> bool:
+    if dtype in _EXPONENTS:
+        bits = np.uint16(_EXPONENTS[dtype])
+        return not bool(((values.view(np.uint16) & bits) == bits).any())
+    # A finite sum has finite terms, and summing is one pass without a temporary; only a sum
+    # that overflowed needs the slower look at every value.
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()) or np.isfinite(values).all())
 
 
 def open_weights(
@@ -103,16 +128,16 @@ def open_weights(
     config: ModelConfig,
     family: Family,
     biased: frozenset[str],
-    bits: int | None = None,
+    packing: Packing | None = None,
 ) -> tuple[ModelConfig, Weights]:
-    """The weights of `folder`, every name and shape checked against the config.
+    """Return the weights of `folder`, every name and shape checked against the config.
 
     Args:
         folder: holds the files.
         config: as config.json says.
         family: knows where tensors lie.
         biased: canonical linear maps that have a bias.
-        bits: of packed matrices, where config.json speaks of them.
+        packing: the layout of packed matrices, where config.json speaks of one.
 
     Returns:
         the config, whose `tied` says what the files hold, and the weights.
@@ -120,8 +145,8 @@ def open_weights(
     Raises:
         ModelError: a tensor is missing, unexpected, or of another shape.
     """
-    files: Mapping[str, _Tensor] = open_tensors(folder)
-    tensors = _strip(folder, unpacked(folder, files, bits) if bits else files, family)
+    files = open_tensors(folder)
+    tensors = _strip(folder, packing.collect(folder, files) if packing else files, family)
     wanted = places(config, family, biased)
     if config.tied:
         config = replace(config, tied=_tie(tensors, wanted))
@@ -129,9 +154,9 @@ def open_weights(
     return config, Weights(folder, tensors, wanted, config.layers[0].heads)
 
 
-def _strip(folder: Path, tensors: Mapping[str, _Tensor], family: Family) -> dict[str, _Tensor]:
-    """Tensors without their prefixes and without what is no weight."""
-    stripped: dict[str, _Tensor] = {}
+def _strip(folder: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """Return the tensors without their prefixes and without what is no weight."""
+    stripped: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         bare = name[len(prefix) :]
@@ -144,34 +169,45 @@ def _strip(folder: Path, tensors: Mapping[str, _Tensor], family: Family) -> dict
     return stripped
 
 
-def _tie(tensors: dict[str, _Tensor], wanted: dict[str, Place]) -> bool:
+def _tie(tensors: dict[str, Tensor], wanted: dict[str, Place]) -> bool:
     """Leave one of embedding and head where the config ties them; False if they differ."""
     embed, head = wanted["embed"].tensor, wanted["head"].tensor
     if head in tensors:
         if embed not in tensors:
             tensors[embed] = tensors[head]
-        elif not np.array_equal(tensors[embed].values, tensors[head].values):
+        elif not _same(tensors[embed], tensors[head]):
             return False
         del tensors[head]
     del wanted["head"]
     return True
 
 
-def _check(folder: Path, tensors: Mapping[str, _Tensor], wanted: Mapping[str, Place]) -> None:
+def _same(one: Tensor, other: Tensor) -> bool:
+    if isinstance(one, Stored) and isinstance(other, Stored):
+        return np.array_equal(one.values, other.values)
+    if isinstance(one, Packed) and isinstance(other, Packed):
+        return np.array_equal(one.read().dense(), other.read().dense())
+    return False
+
+
+def _check(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Place]) -> None:
     shapes = {place.tensor: place.stored for place in wanted.values()}
+    for place in wanted.values():  # packed matrices are [out, in] in every family
+        if place.turned and isinstance(tensors.get(place.tensor), Packed):
+            shapes[place.tensor] = place.stored[::-1]
     for name, shape in shapes.items():
         if name not in tensors:
             raise ModelError(f"{folder} lacks tensor {name}, which its config.json asks for")
-        if tensors[name].dtype not in _READABLE:
+        tensor = tensors[name]
+        if isinstance(tensor, Stored) and tensor.dtype not in _READABLE:
             raise ModelError(
-                f"tensor {name} of {folder} is stored as {tensors[name].dtype}, expected "
-                f"{', '.join(_READABLE)}; quantised and packed weights are not supported"
+                f"tensor {name} of {folder} is stored as {tensor.dtype}, expected "
+                f"{', '.join(_READABLE)}; this quantised or packed layout is not supported"
             )
-        found = tensors[name].shape
-        if found != shape:
+        if tensor.shape != shape:
             raise ModelError(
-                f"tensor {name} of {folder} has shape {_show(found)}, expected {_show(shape)} by "
-                "its config.json"
+                f"tensor {name} of {folder} has shape {_show(tensor.shape)}, expected "
+                f"{_show(shape)} by its config.json"
             )
     for name in tensors:
         if name not in shapes:

@@ -1,9 +1,11 @@
-"""Weights of 8 and 4 bits as compressed-tensors packs them (its format `pack-quantized`).
+"""Weights of 2 to 8 bits as compressed-tensors packs them (its format `pack-quantized`).
 
-A linear map W [out, in] is three tensors: `weight_packed` int32, numbers of a row side by side from
-the lowest bit up, each with half its range added; `weight_scale` [out, groups], or [out, 1], one
-for so many inputs of a row; `weight_shape`. W = number * scale, which float32 holds exactly where
-the scales are bfloat16 or float16. llm-compressor, vLLM and transformers write and read it.
+A linear map W [out, in] is `weight_packed` int32 [out, words], codes of neighbouring inputs in a
+word from the lowest bit up, none across two words; `weight_scale` [out, groups], [out, 1] or one
+number; `weight_shape`, out and in; `weight_zero_point` where the codes are asymmetric, int32
+[words, groups] packed along the outputs, or int8 [out, groups] less half the range; and
+`weight_g_idx` int32 [in], the group of each input, where these are not in order.
+W = (code - zero) * scale. llm-compressor, vLLM and transformers write and read it.
 """
 
 from __future__ import annotations
@@ -18,141 +20,186 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.fields import Fields
-from paceline.models.formats.safetensors import Stored, to_float32
+from paceline.models.formats.bits import pack_fields, unpack_fields
+from paceline.models.formats.packed import (
+    FLOATS,
+    Packed,
+    Tensor,
+    check_part,
+    plain_order,
+    plain_zeros,
+    scale_rows,
+    take_parts,
+)
+from paceline.models.formats.safetensors import Stored
+from paceline.models.tensors import Grouped, narrow, widen
 
-BITS = (8, 4)
-_PACKED, _SCALE, _SHAPE = "_packed", "_scale", "_shape"
-_FOREIGN = {"_zero_point": "zero points", "_g_idx": "reordered inputs"}
-_SCALES = ("BF16", "F16", "F32")
+BITS = tuple(range(2, 9))
+_PACKED, _SCALE, _SHAPE, _ZERO, _ORDER = "_packed", "_scale", "_shape", "_zero_point", "_g_idx"
+_WHERE = "quantization_config in config.json"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Packed:
-    """A matrix in few bits; `values` unpacks it each time.
+@dataclass(frozen=True)
+class CompressedTensors:
+    """The settings of a checkpoint.
 
     Attributes:
-        bits: of a number.
-        words: int32 [out, in * bits / 32].
-        scales: float32 [out, groups].
-        shape: out and in.
+        widths: bits of its packed matrices; which of them a matrix has tells its shape.
+        symmetric: whether there may be matrices without zero points.
     """
 
-    bits: int
-    words: NDArray[np.int32]
-    scales: Floats
-    shape: tuple[int, ...]
+    widths: tuple[int, ...]
+    symmetric: bool = True
 
-    dtype = "F32"
+    @classmethod
+    def of(cls, scheme: Mapping[str, Any]) -> CompressedTensors:
+        """Read a `quantization_config`.
 
-    @property
-    def format(self) -> str:
-        """`int8` or `int4`."""
-        return f"int{self.bits}"
+        Raises:
+            ModelError: a setting is missing or not supported.
+        """
+        groups = scheme.get("config_groups")
+        if scheme.get("format") != "pack-quantized" or not isinstance(groups, dict) or not groups:
+            raise ModelError(
+                f"{_WHERE} has the format {scheme.get('format')!r:.40}, expected pack-quantized "
+                "with config_groups: integers of 2 to 8 bits, weights only"
+            )
+        if scheme.get("kv_cache_scheme") is not None:
+            raise ModelError(f"{_WHERE} quantises the cache, too; choose that with --kv-format")
+        widths = {_bits(name, group) for name, group in groups.items()}
+        plain = any(group["weights"].get("symmetric", True) for group in groups.values())
+        return cls(tuple(sorted(widths)), plain)
 
-    @property
-    def values(self) -> Floats:
-        """float32 [out, in]."""
-        rows, columns = self.shape
-        numbers = self.words.view(np.uint8)
-        if self.bits == 4:
-            numbers = np.stack([numbers & 15, numbers >> 4], -1).reshape(rows, -1)
-        signed = numbers[:, :columns].astype(np.float32) - (1 << (self.bits - 1))
-        groups = signed.reshape(rows, self.scales.shape[1], -1)
-        return (groups * self.scales[:, :, None]).reshape(self.shape)
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+        """Return the tensors with each packed matrix as one; see `Packing.collect`."""
+        rest: dict[str, Tensor] = dict(tensors)
+        names = (_PACKED, _SCALE, _SHAPE, f"{_ZERO}?" if self.symmetric else _ZERO, f"{_ORDER}?")
+        for name in [name for name in tensors if name.endswith(_PACKED)]:
+            weight = name.removesuffix(_PACKED)
+            parts = take_parts(folder, rest, weight, names)
+            rest[weight] = self._matrix(f"{weight!r:.80} of {folder}", parts)
+        return rest
+
+    def _matrix(self, what: str, parts: Mapping[str, Stored]) -> Packed:
+        rows, inputs = _shape(what, parts[_SHAPE])
+        words = parts[_PACKED]
+        fitting = [bits for bits in self.widths if words.shape == (rows, _words(inputs, bits))]
+        if words.dtype != "I32" or not fitting:
+            raise ModelError(
+                f"{what} is packed as {words.dtype} {list(words.shape)}, which is no I32 for "
+                f"{rows}x{inputs} codes of {' or '.join(map(str, self.widths))} bits"
+            )
+        if len(fitting) > 1:
+            raise ModelError(f"{what} may have {fitting} bits; its shape does not tell which")
+        [bits] = fitting
+        scale = parts[_SCALE]
+        scales = scale.values.reshape(1, 1) if scale.values.size == 1 else scale.values
+        order = parts.get(_ORDER)
+        if order is not None:
+            check_part(f"{what}: g_idx", order, ("I32",), (inputs,))
+        group = _group(what, scale, scales, rows, inputs)
+        groups = scales.shape[1]
+        zeros = parts.get(_ZERO)
+        if zeros is not None and zeros.dtype != "I8":
+            check_part(f"{what}: zero_point", zeros, ("I32",), (_words(rows, bits), groups))
+        elif zeros is not None and zeros.values.size > 1:
+            check_part(f"{what}: zero_point", zeros, ("I8",), (rows, groups))
+
+        def read() -> Grouped:
+            wide = np.broadcast_to(scale_rows(scales, scale.dtype, turned=False), (rows, groups))
+            return Grouped(
+                bits,
+                np.ascontiguousarray(unpack_fields(words.values, bits)[:, :inputs]),
+                np.ascontiguousarray(wide),
+                group,
+                _zeros(zeros, bits, rows, groups),
+                g_idx=None if order is None else plain_order(order.values, group, inputs),
+                scale_type=scale.dtype,
+            )
+
+        return Packed((rows, inputs), bits, read)
 
 
-def packing_bits(values: Mapping[str, Any]) -> int | None:
-    """How many bits the packed weights of a config.json have; None: it says nothing of packing.
-
-    Raises:
-        ModelError: a packing that cannot be read.
-    """
-    scheme = values.get("quantization_config")
-    if not isinstance(scheme, dict) or scheme.get("quant_method") != "compressed-tensors":
-        return None
-    where = "quantization_config in config.json"
-    groups = scheme.get("config_groups")
-    if scheme.get("format") != "pack-quantized" or not isinstance(groups, dict) or not groups:
-        raise ModelError(
-            f"{where} has the format {scheme.get('format')!r:.40}, expected pack-quantized with "
-            "config_groups: integers of 8 or 4 bits, weights only"
-        )
-    found = {_bits(where, name, group) for name, group in groups.items()}
-    if len(found) > 1:
-        raise ModelError(f"{where} mixes weights of {sorted(found)} bits, expected one width")
-    if scheme.get("kv_cache_scheme") is not None:
-        raise ModelError(f"{where} quantises the cache, too; choose that with --kv-format")
-    return found.pop()
-
-
-def _bits(where: str, name: str, group: Any) -> int:
+def _bits(name: str, group: Any) -> int:
     if not isinstance(group, dict) or not isinstance(group.get("weights"), dict):
-        raise ModelError(f"{where} has no weights in its group {name!r:.40}")
+        raise ModelError(f"{_WHERE} has no weights in its group {name!r:.40}")
     for part in ("input_activations", "output_activations"):
         if group.get(part) is not None:
-            raise ModelError(f"{where} quantises {part}; only weights can be packed")
-    fields = Fields(group["weights"], f"{where}, group {name!r:.40}")
+            raise ModelError(f"{_WHERE} quantises {part}; only weights can be packed")
+    fields = Fields(group["weights"], f"{_WHERE}, group {name!r:.40}")
     bits = fields.integer("num_bits")
-    wanted = {"num_bits": BITS, "type": ("int",), "symmetric": (True,), "dynamic": (False,)}
-    for key, known in wanted.items():
+    supported = {"num_bits": BITS, "type": ("int",), "dynamic": (False,)}
+    for key, known in supported.items():
         if key in fields and fields.values[key] not in known:
             raise fields.fail(key, " or ".join(map(str, known)))
     return bits
 
 
-def unpacked(
-    folder: object, tensors: Mapping[str, Stored | Packed], bits: int
-) -> dict[str, Stored | Packed]:
-    """Tensors by name, each packed matrix as one under its own name.
-
-    Args:
-        folder: where they are from, for errors.
-        tensors: as the files hold them.
-        bits: of the packed ones.
-
-    Raises:
-        ModelError: a part is missing, or the parts do not fit together.
-    """
-    found = dict(tensors)
-    for name in [name for name in tensors if name.endswith(_PACKED)]:
-        weight = name.removesuffix(_PACKED)
-        for suffix, what in _FOREIGN.items():
-            if weight + suffix in tensors:
-                raise ModelError(f"{folder} packs {weight!r:.80} with {what}: not supported")
-        parts = [found.pop(weight + suffix, None) for suffix in (_PACKED, _SCALE, _SHAPE)]
-        found[weight] = _matrix(f"{weight!r:.80} of {folder}", parts, bits)
-    return found
+def _words(count: int, bits: int) -> int:
+    """Return the words of `count` codes, of which none lies across two."""
+    return -(-count // (32 // bits))
 
 
-def _matrix(what: str, parts: list[Stored | Packed | None], bits: int) -> Packed:
-    words, scale, size = parts
-    if not (isinstance(words, Stored) and isinstance(scale, Stored) and isinstance(size, Stored)):
-        raise ModelError(f"{what} lacks its weight_scale or weight_shape; download it again")
+def _shape(what: str, size: Stored) -> tuple[int, int]:
     if size.values.shape != (2,) or size.dtype not in ("I64", "I32") or (size.values < 1).any():
         raise ModelError(f"{what} has no weight_shape of two numbers; download it again")
     rows, columns = map(int, size.values)
-    packed = (rows, -(-columns * bits // 32))
-    if words.dtype != "I32" or words.values.shape != packed:
+    return rows, columns
+
+
+def _group(what: str, scale: Stored, scales: NDArray[Any], rows: int, inputs: int) -> int:
+    """Return the inputs that share a scale."""
+    fits = scales.ndim == 2 and len(scales) in (1, rows) and scales.size > 0
+    if scale.dtype not in FLOATS or not fits or inputs % scales.shape[1]:
         raise ModelError(
-            f"{what} is packed as {words.dtype} {list(words.values.shape)}, expected I32 "
-            f"{list(packed)} for {rows}x{columns} numbers of {bits} bits"
+            f"{what} has scales {scale.dtype} {list(scale.shape)}, expected a row of them "
+            f"for each of {rows} outputs, for equal groups of the {inputs} inputs"
         )
-    scales = scale.values.reshape(1, 1) if scale.values.size == 1 else scale.values
-    fits = scales.ndim == 2 and len(scales) in (1, rows) and columns % max(scales.shape[1], 1) == 0
-    if scale.dtype not in _SCALES or not fits or not scales.size:
-        raise ModelError(
-            f"{what} has scales {scale.dtype} {list(scale.values.shape)}, expected a row of them "
-            f"for each of {rows} outputs, for equal groups of the {columns} inputs"
-        )
-    wide = np.broadcast_to(to_float32(scale.dtype, scales), (rows, scales.shape[1]))
-    return Packed(bits, np.ascontiguousarray(words.values), wide, (rows, columns))
+    return inputs // int(scales.shape[1])
 
 
-def pack(matrix: Floats, bits: int = 8, group: int = 32) -> dict[str, NDArray[Any]]:
-    """What follows `weight` in a name -> tensor, for float32 `matrix` [out, in].
+def _zeros(zeros: Stored | None, bits: int, rows: int, groups: int) -> NDArray[np.uint16] | None:
+    if zeros is None:
+        return None
+    if zeros.dtype == "I8":
+        held = zeros.values.astype(np.int32) + (1 << (bits - 1))
+        if (held < 0).any():
+            raise ModelError("zero points are below the range of the codes")
+        one = held.reshape(1, 1) if held.size == 1 else held
+        points: NDArray[Any] = np.broadcast_to(one, (rows, groups))
+    else:
+        points = unpack_fields(np.ascontiguousarray(zeros.values.T), bits)[:, :rows].T
+    return plain_zeros(np.ascontiguousarray(points.astype(np.uint16)), bits)
 
-    Scales are bfloat16 bits in uint16, the one that fits the largest weight of a group: packed
-    again, what was packed once comes out the same. `group` inputs of a row share one.
+
+def save(matrix: Grouped) -> dict[str, NDArray[Any]]:
+    """Return what follows `weight` in a name -> tensor, for a matrix.
+
+    Raises:
+        ModelError: it has minima, which this layout cannot hold, or zero points beyond its range.
+    """
+    if matrix.minima is not None or (
+        matrix.zeros is not None and matrix.zeros.max() >> matrix.bits
+    ):
+        raise ModelError("compressed-tensors packs zero points below 2 ** bits, and no minima")
+    parts: dict[str, NDArray[Any]] = {
+        _PACKED: pack_fields(matrix.codes, matrix.bits),
+        _SCALE: narrow(matrix.scales, matrix.scale_type),
+        _SHAPE: np.array(matrix.shape, np.int64),
+    }
+    if matrix.zeros is not None:
+        turned = np.ascontiguousarray(matrix.zeros.T.astype(np.uint8))
+        parts[_ZERO] = np.ascontiguousarray(pack_fields(turned, matrix.bits).T)
+    if matrix.g_idx is not None:
+        parts[_ORDER] = matrix.g_idx
+    return parts
+
+
+def quantize(matrix: Floats, bits: int = 8, group: int = 32) -> Grouped:
+    """Round a float32 matrix [out, in] to symmetric integers with a scale for `group` inputs.
+
+    Scales are bfloat16 numbers, the one that fits the largest weight of a group: what was rounded
+    once is kept when it is rounded again.
 
     Raises:
         ModelError: groups do not divide the inputs, or not into whole words.
@@ -160,29 +207,28 @@ def pack(matrix: Floats, bits: int = 8, group: int = 32) -> dict[str, NDArray[An
     rows, columns = matrix.shape
     if columns % group or columns * bits % 32:
         raise ModelError(f"{columns} inputs cannot be packed in groups of {group} at {bits} bits")
-    most = (1 << (bits - 1)) - 1
+    largest = (1 << (bits - 1)) - 1
     groups = matrix.reshape(rows, -1, group)
-    upper = np.abs(groups).max(-1) / np.float32(most)
+    upper = np.abs(groups).max(-1) / np.float32(largest)
     rounded = ((upper.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16)
-    scales = to_float32("BF16", rounded)
+    scales = widen(rounded, "BF16")
     safe = np.where(scales == 0, np.float32(1), scales)
-    numbers = np.clip(np.rint(groups / safe[:, :, None]), -most, most)
-    unsigned: NDArray[np.uint8] = (numbers.reshape(rows, -1) + (most + 1)).astype(np.uint8)
-    if bits == 4:
-        unsigned = (unsigned[:, ::2] | unsigned[:, 1::2] << 4).astype(np.uint8)
-    return {
-        _PACKED: np.ascontiguousarray(unsigned).view(np.int32),
-        _SCALE: rounded,
-        _SHAPE: np.array([rows, columns], np.int64),
-    }
+    numbers = np.clip(np.rint(groups / safe[:, :, None]), -largest, largest)
+    codes = (numbers.reshape(rows, -1) + (largest + 1)).astype(np.uint8)
+    return Grouped(bits, codes, scales, group, scale_type="BF16")
 
 
-def scheme(bits: int = 8, group: int = 32) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint whose linear maps were packed, its head not."""
+def pack(matrix: Floats, bits: int = 8, group: int = 32) -> dict[str, NDArray[Any]]:
+    """Return what follows `weight` in a name -> tensor, for a matrix rounded by `quantize`."""
+    return save(quantize(matrix, bits, group))
+
+
+def scheme(bits: int = 8, group: int = 32, symmetric: bool = True) -> dict[str, Any]:
+    """Return the `quantization_config` of a checkpoint with packed linear maps, its head not."""
     weights = {
         "num_bits": bits,
         "type": "int",
-        "symmetric": True,
+        "symmetric": symmetric,
         "strategy": "group",
         "group_size": group,
         "dynamic": False,

@@ -52,13 +52,6 @@ class Stored:
         return self.dtype.lower()
 
 
-def to_float32(dtype: str, values: NDArray[Any]) -> NDArray[Any]:
-    """Stored values as float32; bfloat16 is the upper half of a float32."""
-    if dtype == "BF16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
 def open_tensors(folder: Path) -> dict[str, Stored]:
     """Every tensor of a checkpoint: `model.safetensors`, or the shards of its index.
 
