@@ -88,7 +88,7 @@ def test_stored_types_and_layouts_are_read_as_they_are(
     for weight, values in model.weights.items():
         if values.ndim == 2 and weight != "positions":
             np.testing.assert_array_equal(np.array(engine._model.get(weight)), values)
-    plain = NativeEngine(model.config, dict(model.weights), format="int8")
+    plain = NativeEngine(model.config, model.weights.to_arrays(), format="int8")
     read = NativeEngine(model.config, model.weights, format="int8")
     ids = tiny.tokens(20)
     rows: list[np.ndarray] = []

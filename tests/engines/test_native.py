@@ -18,6 +18,7 @@ from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_t
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
+from paceline.models.tensors import to_dense
 from tests.conftest import shared
 
 TOLERANCE = 1e-4
@@ -44,7 +45,7 @@ def native(model: Model, **options) -> NativeEngine:
     weights = model.weights
     if options.get("format", "").startswith("ternary"):
         weights = {
-            name: as_ternary(values) if values.ndim == 2 and "." in name else values
+            name: as_ternary(to_dense(values)) if values.ndim == 2 and "." in name else values
             for name, values in weights.items()
         }
     engine = NativeEngine(model.config, weights, **options)
@@ -214,7 +215,7 @@ ROUNDED = {
 @pytest.mark.parametrize("name", ["llama-gqa-tied-bias", "gpt_neox"])
 def test_formats_round_weights_as_they_say(storage: str, name: str, tiny_model) -> None:
     model = tiny_model(name)
-    rounded = dict(model.weights)
+    rounded = model.weights.to_arrays()
     for weight, values in rounded.items():
         if values.ndim == 2 and weight != "positions":
             rounded[weight] = ROUNDED[storage](values)
@@ -245,7 +246,7 @@ def test_ternary_keeps_a_bitnet_checkpoint(name: str) -> None:
     exact = NativeEngine(model.config, model.weights, format="fp32")
     engine = NativeEngine(model.config, model.weights, format="ternary,head=fp32")
     assert engine.weight_bytes < 0.13 * exact.weight_bytes
-    for weight, values in model.weights.items():
+    for weight, values in model.weights.to_arrays().items():
         if values.ndim == 2:
             np.testing.assert_array_equal(stored(engine, weight), values)
     ids = np.random.default_rng(2).integers(3, 500, 100).astype(np.int32)
@@ -259,7 +260,7 @@ def test_ternary_keeps_a_bitnet_checkpoint(name: str) -> None:
 def test_ternary_rows_are_kept_to_the_bit(tiny_model, data) -> None:
     """Any scale for each row, and rows of zeros; one weight that fits not is refused."""
     model = tiny_model("llama-gqa-tied-bias")
-    weights = {name: model.weights[name] for name in model.weights}
+    weights = model.weights.to_arrays()
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
     for name, values in weights.items():
         if values.ndim == 2 and name != "embed":
@@ -427,7 +428,7 @@ def test_bad_paths_are_refused(path: list[int], tiny_model) -> None:
 
 def test_bad_weights_are_refused(tiny_model) -> None:
     model = tiny_model("llama")
-    good = {name: model.weights[name] for name in model.weights}
+    good = model.weights.to_arrays()
     spoiled = [
         ({k: v for k, v in good.items() if k != "layers.1.up"}, "'layers.1.up' is missing"),
         ({k: v for k, v in good.items() if k != "final_norm"}, "'final_norm' is missing"),

@@ -128,7 +128,9 @@ def test_the_logits_of_some_tokens_are_those_of_all(tiny_model, data) -> None:
     head, isa = data.draw(st.sampled_from(FORMATS)), data.draw(st.sampled_from(_native.isas()))
     model = tiny_model(name)
     if head == "ternary":  # no checkpoint has such a head yet
-        weights = {n: as_ternary(w) if w.ndim == 2 else w for n, w in model.weights.items()}
+        weights = {
+            n: as_ternary(w) if w.ndim == 2 else w for n, w in model.weights.to_arrays().items()
+        }
         model = type(model)(model.path, model.config, weights, model.defaults)
     with mock.patch.object(formats, "HEADS", FORMATS):
         engine = native(model, format=f"fp32,head={head}", isa=isa)
@@ -149,7 +151,7 @@ def test_skipped_layers_are_not_read(tiny_model) -> None:
     model = tiny_model("llama")
     spoiled = {
         name: np.full_like(values, 3e38) if name.startswith("layers.1.") else values
-        for name, values in model.weights.items()
+        for name, values in model.weights.to_arrays().items()
     }
     model = type(model)(model.path, model.config, spoiled, model.defaults)
     engine = native(model)

@@ -73,6 +73,10 @@ class Weights(Mapping[str, Linear | Floats]):
         """Return a weight as float32, C-contiguous, its values checked."""
         return to_dense(self[name])
 
+    def to_arrays(self) -> dict[str, Floats]:
+        """Return every weight as float32, all in memory at once."""
+        return {name: self.dense(name) for name in self}
+
     def stored(self, name: str) -> Linear | Stored:
         """Return a matrix or a vector as the file holds it, floating-point values unchecked.
 
