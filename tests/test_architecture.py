@@ -16,7 +16,7 @@ LAYERS = [
     ["abilities", "core", "errors", "noise", "registry", "cache_dir", "machine", "sandbox"],
     ["models"],
     ["engines"],
-    ["drafters", "control", "watermarks"],
+    ["compress", "control", "drafters", "watermarks"],
     ["decoding", "training"],
     ["loading", "request_builder"],
     ["serving"],  # is handed an LM, and knows no more than its type
@@ -34,6 +34,8 @@ SHARED = {
     "guide": {"base", "guide_models", "guide_stream"},
     "strategy": {"base"},
     "watermark": {"base"},
+    "pruner": {"base"},
+    "quantizer": {"base"},
 }
 
 

@@ -222,8 +222,19 @@ controls = Registry("control", "paceline.control")
 guides = Registry("guide", "paceline.control.guides")
 strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
+pruners = Registry("pruner", "paceline.compress.prune")
+quantizers = Registry("quantizer", "paceline.compress.quantize")
 
 FAMILIES: dict[str, Registry] = {
     registry.family: registry
-    for registry in (drafters, heads, controls, guides, strategies, watermarks)
+    for registry in (
+        drafters,
+        heads,
+        controls,
+        guides,
+        strategies,
+        watermarks,
+        pruners,
+        quantizers,
+    )
 }

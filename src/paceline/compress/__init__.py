@@ -1,0 +1,1 @@
+"""Compressors: methods that make a smaller stored form of a model's matrices."""

@@ -1,0 +1,1 @@
+"""Pruners, one a file: each scores weights, and `base.py` selects those that stay."""

@@ -1,0 +1,72 @@
+"""The contract of a pruner: score every weight; the base class selects which stay."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.compress.base import Statistics, WeightCompressor
+from paceline.errors import MethodError
+from paceline.registry import check_range
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.models.tensors import Linear
+
+_PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
+
+
+@dataclass(frozen=True)
+class Pruner(WeightCompressor):
+    """Sets the weights with the lowest scores to zero.
+
+    Attributes:
+        sparsity: share of the weights of every row that is removed, 0 to 1; of the patterns N:M
+            it is what the pattern says, and the setting must be left alone. Default 0.5.
+        pattern: `unstructured`, `2:4` or `4:8`: of every M neighbouring inputs N stay. Default
+            unstructured.
+    """
+
+    sparsity: float = 0.5
+    pattern: str = "unstructured"
+
+    def __post_init__(self) -> None:
+        check_range(0.0, 1.0, self.name, sparsity=self.sparsity)
+        if self.pattern != "unstructured" and self.pattern not in _PATTERNS:
+            raise MethodError(
+                f"{self.name}:pattern is {self.pattern!r}, expected unstructured, "
+                f"{' or '.join(_PATTERNS)}"
+            )
+        if self.pattern in _PATTERNS and self.sparsity != 0.5:
+            raise MethodError(
+                f"{self.name}:pattern={self.pattern} removes half; leave sparsity out"
+            )
+
+    @abstractmethod
+    def score(self, weight: Tensor, stats: Statistics) -> Tensor:
+        """Return a score for each weight, [out, in] -> [out, in]; higher scores stay."""
+
+    def compress(self, weight: Tensor, stats: Statistics) -> Linear:
+        """Keep the weights with the best scores, unchanged."""
+        from paceline.models.tensors import Sparse
+
+        kept = self.select(self.score(weight, stats))
+        values = weight[kept].numpy()
+        return Sparse(kept.numpy(), values, "F32", _PATTERNS.get(self.pattern))
+
+    def select(self, scores: Tensor) -> Tensor:
+        """Return which weights stay, bool [out, in]; of equal scores the first inputs."""
+        import torch
+
+        rows, columns = scores.shape
+        keep, of = _PATTERNS.get(self.pattern, (columns - int(columns * self.sparsity), columns))
+        if columns % of:
+            raise MethodError(
+                f"{self.name}:pattern={self.pattern} needs rows of a multiple of {of} inputs, "
+                f"this matrix has {columns}"
+            )
+        groups = scores.reshape(rows, columns // of, of)
+        best = groups.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
+        return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(rows, -1)

@@ -1,0 +1,36 @@
+"""Round to nearest: the quantiser that others are measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.compress.base import Statistics
+from paceline.compress.quantize.base import Quantizer
+from paceline.core import Exactness
+from paceline.registry import Source, quantizers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.models.tensors import Linear
+
+
+@quantizers.register("rtn", Exactness.LOSSY)
+@dataclass(frozen=True)
+class RoundToNearest(Quantizer):
+    """Round every weight to the nearest value of its group's grid. Needs no data.
+
+    Attributes:
+        bits: as of every quantiser.
+        group: as of every quantiser.
+        symmetric: as of every quantiser.
+    """
+
+    source = Source(note="the usual baseline; no paper of its own")
+    examples = ("rtn", "rtn:bits=8,group=0", "rtn:bits=3,group=64,symmetric=false")
+
+    def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
+        """Return the nearest codes."""
+        grid = self.grid(weight)
+        return grid.pack(grid.round(weight))
