@@ -68,9 +68,9 @@ class Company:
         logits = self.lm.engine.forward([(entry.run.sequence, entry.tree) for entry in entries])
         self.weights.sum()
         sizes = [len(entry.tree) for entry in entries]
-        self.lanes.take_in(entries, np.split(logits, np.cumsum(sizes)[:-1]))
+        self.lanes.commit(entries, np.split(logits, np.cumsum(sizes)[:-1]))
         start = thread_time()
-        self.lanes.settle(entries, self.cost.at(sum(sizes)), sum(sizes))
+        self.lanes.record(entries, self.cost.at(sum(sizes)), sum(sizes))
         spent += thread_time() - start
         for i, entry in enumerate(entries):
             if entry.error:

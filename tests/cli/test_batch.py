@@ -70,7 +70,7 @@ def test_what_cannot_be_is_refused(paceline, source, tmp_path):
     assert (done.code, "it is not a file" in done.err) == (2, True)
     (tmp_path / "out").write_text("mine")
     done = paceline("batch", source, tmp_path / "out")
-    assert (done.code, "exists already" in done.err) == (2, True)
+    assert (done.code, "exists; remove it" in done.err) == (2, True)
     (tmp_path / "empty").write_text("\n\n")
     done = paceline("batch", tmp_path / "empty", tmp_path / "new")
     assert (done.code, "has no line" in done.err) == (2, True)

@@ -82,7 +82,7 @@ def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--memory", "20MB"], r"20 MB of memory cannot hold it: the model takes \d+ MB"),
+        (["--memory", "20MB"], r"20 MB of memory are too few: the model takes \d+ MB"),
         (["--memory", "much"], "memory is 'much': expected a size"),
         (["--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
         (["--keys-file", "/nowhere"], "cannot read the API keys in /nowhere"),

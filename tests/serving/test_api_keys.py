@@ -45,7 +45,7 @@ def test_files_without_keys_are_refused(tmp_path):
         ApiKeys.read([], tmp_path / "none")
     file = tmp_path / "keys"
     file.write_text("# nothing\n")
-    with pytest.raises(RequestError, match="has no API key"):
+    with pytest.raises(RequestError, match="contains no API key"):
         ApiKeys.read([], file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(RequestError, match="not UTF-8"):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from paceline import LM
 from paceline.decoding.governor import Fixed
 from paceline.serving import batch
-from paceline.serving.batch import BatchSettings, InputLine, answered, read_lines, summarize_input
+from paceline.serving.batch import BatchSettings, InputLine, read_lines, run_batch, summarize_input
 from paceline.serving.worker import Worker
 
 PROMPTS = ("Once upon a time", "The dog and the cat", "Lily wanted to", "One day, a boy named Tom")
@@ -32,7 +32,7 @@ def worker(lm):
 def run(worker, rows, **options):
     texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     lines = [InputLine(number, text) for number, text in enumerate(texts, 1)]
-    return [line for _, line in answered(worker, lines, BatchSettings("tiny", **options))]
+    return [line for _, line in run_batch(worker, lines, BatchSettings("tiny", **options))]
 
 
 def alone(lm, prompt, **options):
@@ -94,24 +94,24 @@ def test_openais_lines_and_short_ones_get_the_same(worker):
         (b'{"prompt": "\xff"}', "not JSON in UTF-8"),
         (b"[" * 100_000, "not JSON"),
         (b"[1]", "not a JSON object"),
-        ({}, "neither url and body"),
-        ({"prompt": "Once", "colour": 1}, "colour: is no parameter"),
+        ({}, "none of url and body"),
+        ({"prompt": "Once", "colour": 1}, "colour: is not a parameter"),
         ({"prompt": "Once", "max_tokens": "3"}, "max_tokens: "),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": []}, "empty list"),
-        ({"prompt": "\ud800"}, "half a character"),
+        ({"prompt": "\ud800"}, "lone surrogate"),
         ({"prompt": [10**9]}, "outside"),
         ({"prompt": "Once", "model": "gpt"}, "no model 'gpt' here, only 'tiny'"),
-        ({"prompt": "Once", "stream": True}, "neither streams"),
+        ({"prompt": "Once", "stream": True}, "supports neither stream"),
         ({"prompt": "Once", "custom_id": 7}, "custom_id is 7"),
-        ({"prompt": "Once", "custom_id": "\udfff"}, "half a character"),
+        ({"prompt": "Once", "custom_id": "\udfff"}, "lone surrogate"),
         ({"prompt": ["Once", ""], "n": 3}, "prompt is empty"),
         ({"prompt": "Once", "guided_regex": "("}, "("),
         ({"messages": [{"role": "user", "content": "Hi"}]}, "template"),
         ({"url": "/v1/embeddings", "body": {}}, "expected POST /v1/completions or"),
         ({"url": "/v1/completions", "method": "GET", "body": GOOD}, "expected POST"),
         ({"url": "/v1/completions", "body": None}, "body: "),
-        ({"url": "/v1/completions", "body": GOOD, "x": 1}, "'x' beside its body"),
+        ({"url": "/v1/completions", "body": GOOD, "x": 1}, "the field 'x' besides url and body"),
     ],
 )
 def test_a_bad_line_is_its_own_affair(worker, row, message):
@@ -147,14 +147,14 @@ def test_input_is_read_as_places_become_free(worker):
             seen.append(number)
             yield InputLine(number, json.dumps(GOOD | {"max_tokens": 1}).encode())
 
-    for done, (number, _) in enumerate(answered(worker, lines(), BatchSettings("tiny")), 1):
+    for done, (number, _) in enumerate(run_batch(worker, lines(), BatchSettings("tiny")), 1):
         assert number == done
         assert len(seen) <= done + 8 * 4
     assert len(seen) == 199
 
 
 def test_lines_are_read_one_at_a_time_whatever_their_length(tmp_path, monkeypatch):
-    monkeypatch.setattr(batch, "LONGEST", 10)
+    monkeypatch.setattr(batch, "MAX_LINE_BYTES", 10)
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"one\n\n  \n" + b"x" * 35 + b"\nten bytes.\r\nlast")
     found = list(read_lines(path))

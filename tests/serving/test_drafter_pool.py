@@ -68,8 +68,8 @@ def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monk
     ]
     found.draft(entries, 64, 5)
     assert [len(entry.tree) for entry in entries] == [4, 4]
-    found.take_in(entries, [None, None])
-    found.settle(entries, 1.2, 13)
+    found.commit(entries, [None, None])
+    found.record(entries, 1.2, 13)
     [(trees, paths, draft, forward, other_tokens)] = told
     assert (len(trees), paths, forward, other_tokens) == (1, ([0],), 1.2, 9)
     assert draft == pytest.approx(0.02)
@@ -86,8 +86,8 @@ def test_one_that_fails_or_finds_no_room_is_no_burden(found, clock, monkeypatch)
     assert [str(entry.error or "") for entry in entries] == ["", "no", ""]
     assert len(entries[2].tree) == 1
     done = [entries[0], entries[2]]
-    found.take_in(done, [None, None])
-    found.settle(done, 1.0, 5)
+    found.commit(done, [None, None])
+    found.record(done, 1.0, 5)
     [(trees, _, draft, _, other_tokens)] = told
     assert (len(trees), other_tokens) == (2, 0)
     assert draft == pytest.approx(0.06)
@@ -99,7 +99,7 @@ def test_while_the_governor_rests_nothing_is_charged(found, clock, monkeypatch):
     monkeypatch.setattr(found.governor, "nodes_for_forced", lambda: 0)
     entries = [BatchEntry("a", FakeRun(clock, 0.01))]
     found.draft(entries, 64, 0)
-    found.take_in(entries, [None])
-    found.settle(entries, 1.0, 1)
+    found.commit(entries, [None])
+    found.record(entries, 1.0, 1)
     [(_, _, draft, _, _)] = told
     assert draft == 0.0

@@ -246,7 +246,7 @@ def test_answers_count_in_the_queue(lm):
             worker.submit(Job(str(number), request, after="0" if number else None))
         with pytest.raises(RequestError, match="4 requests wait"):
             worker.submit(Job("4", request, after="0"))
-        with pytest.raises(RequestError, match="'0' is under way"):
+        with pytest.raises(RequestError, match="'0' is running"):
             worker.submit(Job("0", request))
         assert len([event for event in drive(worker) if event.finish]) == 4
 

@@ -207,7 +207,7 @@ def test_models_that_come_later_are_weighed(plain):
     page, drafter = lm.engine.memory.page_bytes, f"model:path={shared('models', DRAFT)}"
     request = lm.request(PROMPTS[0], max_new_tokens=20, ignore_eos=True)
     with working(lm, memory=6 * page) as found:
-        with pytest.raises(RequestError, match=r"one more model needs 3\.\d MB of memory"):
+        with pytest.raises(RequestError, match=r"one more model needs 3\.\d MB, more memory"):
             found.submit(Job("a", request, drafter=drafter, budget=5))
         assert found.idle
     with working(lm, memory=24 * page) as found:

@@ -30,26 +30,26 @@ def lm():
 def test_a_request_chooses_a_watermark_only_where_it_may():
     own, mark = "key=mine,kind=green", parse_watermark("key=server")
     closed, free = OperatorPolicy(mark), OperatorPolicy(mark, choice=True)
-    assert closed.mark(None) is free.mark(None) is mark
-    assert free.mark(False) is None
-    assert free.mark(own) == parse_watermark(own)
+    assert closed.watermark_of(None) is free.watermark_of(None) is mark
+    assert free.watermark_of(False) is None
+    assert free.watermark_of(own) == parse_watermark(own)
     for wish in (False, own, ""):
         with pytest.raises(RequestError, match="this server chooses the watermark"):
-            closed.mark(wish)
+            closed.watermark_of(wish)
     with pytest.raises(PacelineError, match="needs a key"):
-        free.mark("kind=green")
+        free.watermark_of("kind=green")
 
 
 def test_guides_have_the_operators_names():
     guides = parse_guides(["calm=cfg:negative=Rage,scale=2", "deep=dola:layers=1+3"])
     steering = OperatorPolicy(guides=guides)
-    assert steering.named(["deep", "calm"]) == [guides["deep"], guides["calm"]]
-    assert steering.named([]) == []
+    assert steering.guides_of(["deep", "calm"]) == [guides["deep"], guides["calm"]]
+    assert steering.guides_of([]) == []
     for name in ("cfg:scale=9", "proxy:/etc,/etc", "Calm", ""):
         with pytest.raises(RequestError, match="this server has calm, deep"):
-            steering.named([name])
+            steering.guides_of([name])
     with pytest.raises(RequestError, match="has no guides"):
-        OperatorPolicy().named(["calm"])
+        OperatorPolicy().guides_of(["calm"])
 
 
 @pytest.mark.parametrize(

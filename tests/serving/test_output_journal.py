@@ -58,7 +58,7 @@ def test_another_job_is_not_mixed_in(tmp_path):
     journal = OutputJournal(path, JOB)
     journal.add(1, line())
     journal.close()
-    with pytest.raises(RequestError, match="another seed; remove it to begin anew"):
+    with pytest.raises(RequestError, match="another seed; remove it to start over"):
         OutputJournal(path, JOB | {"seed": 1})
     path.with_name("out.jsonl.job").write_text("{")
     with pytest.raises(RequestError, match="another input and seed"):
@@ -81,7 +81,7 @@ def test_two_do_not_write_at_once(tmp_path):
 def test_what_exists_stays(tmp_path):
     path = tmp_path / "out"
     path.write_text("mine")
-    with pytest.raises(RequestError, match="exists already"):
+    with pytest.raises(RequestError, match="exists; remove it"):
         OutputJournal(path, JOB)
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
     assert path.read_text() == "mine"

@@ -12,7 +12,7 @@ from paceline.decoding.governor import Governor
 from paceline.drafters.base import engines_of
 from paceline.serving import worker as serving
 from paceline.serving.messages import Job
-from paceline.serving.pass_budget import CHUNK, PassBudget, prefill_tokens, price
+from paceline.serving.pass_budget import CHUNK, PassBudget, prefill_tokens, relative_cost
 from tests.conftest import shared
 from tests.serving.test_kv_budget import alone, watched
 from tests.serving.test_worker import PROMPTS, drive, tokens_of
@@ -49,7 +49,7 @@ def working(lm, **options):
 
     def look(engine, batch, rows):
         if rows == "none" or engine in lm.guide_models.loaded:
-            passes[-1][1] += sum(len(tree) for _, tree in batch) * price(engine, lm.engine)
+            passes[-1][1] += sum(len(tree) for _, tree in batch) * relative_cost(engine, lm.engine)
 
     engines = [lm.engine, *engines_of(lm.drafter), *lm.guide_models.loaded]
     with pytest.MonkeyPatch.context() as patch, watched(engines, look):
@@ -162,13 +162,13 @@ def test_a_pass_carries_what_its_streams_can_wait_for():
 
 def test_what_is_read_comes_from_one_budget(lm):
     reading = PassBudget(30, alone=False)
-    assert reading.part(20, cost=1.0) == 10
-    assert reading.may(cost=0.5) == 20
+    assert reading.fit_part(20, extra_cost=1.0) == 10
+    assert reading.allowance(cost=0.5) == 20
     reading.spend(20, cost=0.5)
-    assert reading.may(cost=0.5) == 0
-    assert [reading.must(0.5), reading.must(0.5)] == [8, 0]
-    assert PassBudget(30, alone=True).part(200, cost=3.0) == 200
+    assert reading.allowance(cost=0.5) == 0
+    assert [reading.min_allowance(0.5), reading.min_allowance(0.5)] == [8, 0]
+    assert PassBudget(30, alone=True).fit_part(200, extra_cost=3.0) == 200
     small, large = sorted(
         (*engines_of(lm.drafter), lm.engine), key=lambda engine: engine.weight_bytes
     )
-    assert price(small, large) == 1 / price(large, small) < 1
+    assert relative_cost(small, large) == 1 / relative_cost(large, small) < 1

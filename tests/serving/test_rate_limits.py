@@ -45,7 +45,7 @@ def test_no_limit_is_none():
 
 
 def test_clients_are_forgotten_when_their_buckets_are_full(monkeypatch):
-    monkeypatch.setattr(module, "_MOST", 10)
+    monkeypatch.setattr(module, "_MAX_CLIENTS", 10)
     rates = RateLimits(requests=1)
     rates.admit("late", 59.0)
     for n in range(50):
@@ -64,24 +64,24 @@ class Ends:
         self.departures = Departures(lambda: self.now)
         self.wait = self.departures.wait
 
-    def took(self, *names):
+    def on_submit(self, *names):
         for name in names:
-            self.departures.took(Job(name, Request((1,), 1)))
+            self.departures.on_submit(Job(name, Request((1,), 1)))
 
-    def saw(self, name, seconds, finish="stop"):
+    def on_event(self, name, seconds, finish="stop"):
         self.now += seconds
-        self.departures.saw(Job(name, Request((1,), 1)), JobEvent(name, finish=finish))
+        self.departures.on_event(Job(name, Request((1,), 1)), JobEvent(name, finish=finish))
 
 
 def test_the_wait_is_the_queue_at_the_pace_of_the_last_ends():
     ends = Ends()
     assert ends.wait(0) == ends.wait(1000) == 1  # nothing is known
-    ends.took("a", "b", "c")
+    ends.on_submit("a", "b", "c")
     ends.now += 3.0
     assert ends.wait(1) == 6  # nobody has left in 3 s
-    ends.saw("a", 1.0)
+    ends.on_event("a", 1.0)
     assert (ends.wait(0), ends.wait(4)) == (4, 20)
-    ends.saw("b", 2.0)
+    ends.on_event("b", 2.0)
     assert (ends.wait(0), ends.wait(4)) == (3, 15)
     ends.now += 6.0
     assert ends.wait(1) == 8  # it has become slower: (4 + 2 + 6) / 3 each
@@ -90,32 +90,32 @@ def test_the_wait_is_the_queue_at_the_pace_of_the_last_ends():
 
 def test_pauses_and_pieces_do_not_tell_the_pace():
     ends = Ends()
-    ends.took("a")
-    ends.saw("a", 2.0)
+    ends.on_submit("a")
+    ends.on_event("a", 2.0)
     ends.now += 3600.0
     assert ends.wait(1) == 4
-    ends.took("b")
-    ends.saw("b", 1.0, finish=None)
-    ends.saw("b", 1.0)
+    ends.on_submit("b")
+    ends.on_event("b", 1.0, finish=None)
+    ends.on_event("b", 1.0)
     assert ends.wait(1) == 4
-    ends.saw("b", 50.0)  # told of twice, or never handed in
+    ends.on_event("b", 50.0)  # told of twice, or never handed in
     assert ends.wait(1) == 4
 
 
 def test_only_the_last_ends_count():
     ends = Ends()
     for seconds in [100.0] * 5 + [0.5] * 32:
-        ends.took("a")
-        ends.saw("a", seconds)
+        ends.on_submit("a")
+        ends.on_event("a", seconds)
     assert ends.wait(9) == 5
 
 
 @given(st.lists(st.integers(0, 500), max_size=32), st.integers(0, 10**6))
 def test_the_wait_is_whole_seconds_up_to_a_minute(gaps, waiting):
     ends = Ends()
-    ends.took(*map(str, range(len(gaps))))
+    ends.on_submit(*map(str, range(len(gaps))))
     for name, gap in enumerate(gaps):
-        ends.saw(str(name), gap)
+        ends.on_event(str(name), gap)
     mean = sum(gaps) / max(len(gaps), 1)
     assert ends.wait(waiting) == max(1, min(ceil((waiting + 1) * mean), 60))
 

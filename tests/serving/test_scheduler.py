@@ -257,7 +257,7 @@ def test_nothing_is_left_of_many_clients():
         machine.step()
     assert len(machine.done) == 300
     assert not scheduler.running
-    assert len(scheduler._served) + len(scheduler._turns) <= 4 * scheduler.queue
+    assert len(scheduler._served) + len(scheduler._last_admitted) <= 4 * scheduler.queue
     assert not scheduler._clients
 
 
@@ -271,13 +271,13 @@ def test_no_memory_at_all_is_no_crash():
 def test_a_name_is_given_once():
     scheduler = Scheduler()
     scheduler.submit(ScheduledJob("a", 5, 10))
-    with pytest.raises(RequestError, match="'a' is under way"):
+    with pytest.raises(RequestError, match="'a' is running"):
         scheduler.submit(ScheduledJob("a", 5, 10))
 
 
 def test_what_can_never_fit_and_what_is_too_much_is_refused():
     scheduler = Scheduler(capacity=20, queue=2)
-    with pytest.raises(RequestError, match="memory for 30 tokens, and there is some for 20"):
+    with pytest.raises(RequestError, match="memory for 30 tokens, and there is memory for 20"):
         scheduler.submit(ScheduledJob("a", 10, 30))
     scheduler.submit(ScheduledJob("a", 5, 10))
     scheduler.submit(ScheduledJob("b", 5, 10))

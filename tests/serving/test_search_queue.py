@@ -304,6 +304,6 @@ def test_what_cannot_be_searched_is_refused_at_once(lm):
         with pytest.raises(BusyError, match="1 searches wait already"):
             worker.submit(ask(lm, "b", Beam(1)))
         worker.step()
-        with pytest.raises(RequestError, match="'a' is under way"):
+        with pytest.raises(RequestError, match="'a' is running"):
             worker.submit(ask(lm, "a", Beam(1)))
         assert [event.id for event in drive(worker)] == ["a"]

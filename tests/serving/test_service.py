@@ -117,7 +117,7 @@ def test_stopping_lets_those_under_way_finish_and_takes_no_more(lm):
         events = await service.stream(Job("a", request))
         stopping = asyncio.create_task(asyncio.to_thread(service.stop, 60.0))
         await asyncio.sleep(0.01)
-        with pytest.raises(BusyError, match="about to stop"):
+        with pytest.raises(BusyError, match="shutting down"):
             await service.stream(Job("b", request))
         tokens = [token async for event in events for token in event.tokens]
         await stopping
@@ -125,7 +125,7 @@ def test_stopping_lets_those_under_way_finish_and_takes_no_more(lm):
 
     assert asyncio.run(run()) == alone(lm, request)
     assert not service.ready
-    with pytest.raises(BusyError, match="about to stop"):
+    with pytest.raises(BusyError, match="shutting down"):
         asyncio.run(service.stream(Job("c", request)))
 
 
@@ -163,7 +163,7 @@ def test_a_name_that_is_taken_harms_nobody(lm, service):
 
     async def twice():
         first = await service.stream(Job("a", request))
-        with pytest.raises(RequestError, match="'a' is under way"):
+        with pytest.raises(RequestError, match="'a' is running"):
             await service.stream(Job("a", request))
         return [token async for event in first for token in event.tokens]
 
@@ -206,7 +206,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting(lm, monkeypatch, caplog):
 
     async def one():
         first = [event.finish async for event in await service.stream(Job("a", request))]
-        with pytest.raises(BusyError, match="about to stop"):
+        with pytest.raises(BusyError, match="shutting down"):
             await service.stream(Job("b", request))
         return first
 
@@ -219,7 +219,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting(lm, monkeypatch, caplog):
 def test_what_was_never_started_can_be_stopped(lm):
     service = Service(Worker(lm))
     service.stop()
-    with pytest.raises(BusyError, match="about to stop"):
+    with pytest.raises(BusyError, match="shutting down"):
         asyncio.run(service.stream(Job("a", lm.request("Once", max_new_tokens=2))))
 
 

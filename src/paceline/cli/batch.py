@@ -171,16 +171,16 @@ def _answers(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """What came of each line after a number, by an engine here or by those of a cluster."""
     if execution.ray is None:
-        from paceline.serving.batch import answered, read_lines
+        from paceline.serving.batch import read_lines, run_batch
 
         rest = (line for line in read_lines(source) if line.number > after)
-        yield from answered(build(threads), rest, settings)
+        yield from run_batch(build(threads), rest, settings)
         return
     join, data, _ = cluster_parts()
     with join.cluster(execution.ray):
         count = execution.replicas or join.nodes()
         each = partial(build, threads or join.processors(count))
-        yield from data.answered_by(each, count, source, after, settings, lines)
+        yield from data.run_batch_on_cluster(each, count, source, after, settings, lines)
 
 
 def _report(

@@ -1,1 +1,1 @@
-"""Many requests at once on one engine, and an API in front of them."""
+"""Continuous batching of many requests on one engine, and the HTTP API in front of it."""

@@ -1,4 +1,4 @@
-"""Who may use the server: named API keys, of which only digests are kept."""
+"""Named API keys; only their digests are kept in memory."""
 
 from __future__ import annotations
 
@@ -9,50 +9,53 @@ from pathlib import Path
 
 from paceline.errors import RequestError
 
-_LEAST = 8  # characters of a key
+_MIN_CHARACTERS = 8
 
 
 class ApiKeys:
-    """API keys by name; shown, it tells the names only.
+    """API keys by name; `repr` shows the names only.
 
     Args:
         lines: `NAME:KEY` each.
 
     Raises:
-        RequestError: one is malformed or short, or a name comes twice; the key is not told.
+        RequestError: a line is malformed, a key is shorter than 8 characters, or a name is given
+            twice. The message never contains a key.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
         self._digests: list[tuple[str, bytes]] = []
-        for place, line in enumerate(lines, 1):
+        for number, line in enumerate(lines, 1):
             name, colon, key = (part.strip() for part in line.partition(":"))
-            if not (colon and name and len(key) >= _LEAST):
+            if not (colon and name and len(key) >= _MIN_CHARACTERS):
                 raise RequestError(
-                    f"API key {place} is not NAME:KEY with a key of {_LEAST} characters or more"
+                    f"API key {number} is not NAME:KEY with a key of {_MIN_CHARACTERS} or more "
+                    "characters"
                 )
             if any(name == other for other, _ in self._digests):
-                raise RequestError(f"there are two API keys of the name {name!r}")
+                raise RequestError(f"two API keys are called {name!r}; rename one")
             self._digests.append((name, _digest(key.encode())))
 
     @classmethod
     def read(cls, lines: Iterable[str], file: Path | None = None) -> ApiKeys:
-        """Those of `lines` and of a file, where # begins a comment.
+        """Read the keys in `lines` and those in a file, in which # starts a comment line.
 
         Raises:
-            RequestError: it cannot be read, or as said above.
+            RequestError: the file cannot be read or has no key, or a key is refused (see the
+                class).
         """
-        found = list(lines)
+        rows = list(lines)
         if file:
             try:
                 text = file.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", "it is not UTF-8")
                 raise RequestError(f"cannot read the API keys in {file}: {why}") from None
-            rows = (line.strip() for line in text.splitlines())
-            found += [row for row in rows if row and not row.startswith("#")]
-            if not found:
-                raise RequestError(f"{file} has no API key; give NAME:KEY in each line")
-        return cls(found)
+            in_file = (line.strip() for line in text.splitlines())
+            rows += [row for row in in_file if row and not row.startswith("#")]
+            if not rows:
+                raise RequestError(f"{file} contains no API key; put NAME:KEY in each line")
+        return cls(rows)
 
     def __len__(self) -> int:
         return len(self._digests)
@@ -61,12 +64,15 @@ class ApiKeys:
         return f"ApiKeys({', '.join(name for name, _ in self._digests)})"
 
     def name_of(self, key: bytes) -> str | None:
-        """Whose key it is. All are compared, whichever it is: the time tells nothing."""
-        given, found = _digest(key), None
+        """Return the name of a key, None if it is unknown.
+
+        Compares with every known key, so that the time taken reveals nothing.
+        """
+        given, match = _digest(key), None
         for name, digest in self._digests:
             if compare_digest(digest, given):
-                found = name
-        return found
+                match = name
+        return match
 
 
 def _digest(key: bytes) -> bytes:

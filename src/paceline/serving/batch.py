@@ -1,6 +1,7 @@
-"""A file of requests, many of them in each pass.
+"""Answers a file of requests, many of them in each forward pass.
 
-A line is as OpenAI's batches have it (`custom_id`, `method`, `url`, `body`), or the body alone.
+A line has the format of OpenAI's batches (`custom_id`, `method`, `url`, `body`), or is a body
+alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from paceline.serving.api.schemas import ChatBody, CompletionBody
 from paceline.serving.messages import JobEvent
 from paceline.serving.worker import Worker
 
-LONGEST = 1 << 24  # bytes of a line
-_AHEAD = 8  # lines under way for each place
+MAX_LINE_BYTES = 1 << 24
+_AHEAD = 8  # lines read ahead for each request that may run
 _Body = CompletionBody | ChatBody
 _KINDS: dict[object, type[_Body]] = {
     "/v1/completions": CompletionBody,
@@ -34,41 +35,41 @@ _KINDS: dict[object, type[_Body]] = {
 
 
 class InputLine(NamedTuple):
-    """A line of the input: its number, from 1, and its bytes, at most `LONGEST + 1`."""
+    """A line of the input: its number, from 1, and at most `MAX_LINE_BYTES + 1` bytes."""
 
     number: int
     text: bytes
 
 
 def read_lines(path: Path, after: int = 0, offset: int = 0) -> Iterator[InputLine]:
-    """The lines of a file that are not blank, one at a time.
+    """Yield the non-blank lines of a file one at a time.
 
     Args:
-        path: of the file.
-        after: number of the line before `offset`.
-        offset: bytes to leave out.
+        path: the file.
+        after: number of the line that ends at `offset`.
+        offset: bytes to skip.
     """
     with path.open("rb") as file:
         file.seek(offset)
         number = after
-        while text := file.readline(LONGEST + 1):
+        while text := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             rest = text
-            while len(rest) > LONGEST and not rest.endswith(b"\n"):
-                rest = file.readline(LONGEST + 1)
+            while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                rest = file.readline(MAX_LINE_BYTES + 1)
             if text.strip():
                 yield InputLine(number, text)
 
 
 class InputSummary(NamedTuple):
-    """What an input is: how many lines that are not blank, and a digest of all."""
+    """The number of non-blank lines of an input, and a digest of all its bytes."""
 
     lines: int
     digest: str
 
 
 def summarize_input(path: Path) -> InputSummary:
-    """Read a file once.
+    """Read a file once, to count its lines and compute its digest.
 
     Raises:
         RequestError: it cannot be read, or has no line.
@@ -88,12 +89,12 @@ def summarize_input(path: Path) -> InputSummary:
 
 @dataclass(frozen=True)
 class BatchSettings:
-    """What all lines share.
+    """Settings that all lines share.
 
     Attributes:
-        name: what the model is called; a line that names another is refused.
-        max_new_tokens: of answers that name no number; None takes what is left of the context.
-        seed: of those that name none.
+        name: the model's name; a line that names another model is refused.
+        max_new_tokens: for lines that give no number; None allows the rest of the context.
+        seed: for lines that give none.
     """
 
     name: str
@@ -103,7 +104,7 @@ class BatchSettings:
 
 @dataclass
 class _PendingLine:
-    """A line under way."""
+    """A line whose requests are running."""
 
     number: int
     custom_id: str
@@ -113,17 +114,17 @@ class _PendingLine:
     error: dict[str, str] | None = None
 
     @property
-    def over(self) -> bool:
+    def done(self) -> bool:
         return all(answer.last for answer in self.answers)
 
 
-def answered(
+def run_batch(
     worker: Worker, lines: Iterable[InputLine], settings: BatchSettings
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each line's number and what came of it, in the order of the lines.
+    """Yield the number and the output of each line, in the order of the input.
 
-    A line that cannot be run has an `error`; the others do not depend on it, nor on each other.
-    Lines are taken in as places become free.
+    A line that cannot be run gets an `error`; no line depends on another. Lines are read as earlier
+    ones finish.
     """
     waiting: deque[_PendingLine] = deque()
     open_: dict[str, tuple[_PendingLine, Choice]] = {}
@@ -139,9 +140,9 @@ def answered(
         if not worker.idle:
             for event in worker.step():
                 _note(worker, event, open_)
-        while waiting and waiting[0].over:
-            done = waiting.popleft()
-            yield done.number, _shown(done, worker, settings)
+        while waiting and waiting[0].done:
+            first = waiting.popleft()
+            yield first.number, _shown(first, worker, settings)
 
 
 def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_PendingLine, Choice]]) -> None:
@@ -155,42 +156,42 @@ def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_PendingLine, 
     if event.finish == "error" and pending.error is None:
         pending.error = {"code": "failed", "message": event.error}
         for other in pending.answers:
-            for told in worker.cancel(other.job.id):
-                _note(worker, told, open_)
+            for cancelled in worker.cancel(other.job.id):
+                _note(worker, cancelled, open_)
 
 
 def _start_line(worker: Worker, line: InputLine, settings: BatchSettings) -> _PendingLine:
-    """A line, its requests handed in where it can be run."""
+    """Parse a line and submit its requests, or record the error."""
     pending = _PendingLine(line.number, f"line-{line.number}")
     try:
         row = _row(line.text)
         pending.custom_id = _text(row.pop("custom_id", pending.custom_id), "custom_id")
         pending.body = _body(row)
-        _hand_in(worker, pending, pending.body, settings)
+        _submit(worker, pending, pending.body, settings)
     except PacelineError as error:
         pending.answers.clear()
         pending.error = {"code": "invalid_request", "message": str(error)}
     return pending
 
 
-def _hand_in(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchSettings) -> None:
+def _submit(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchSettings) -> None:
     if body.stream or body.trace:
-        raise RequestError("a batch has neither streams nor traces; leave stream and trace out")
+        raise RequestError("a batch supports neither stream nor trace; leave both out")
     if body.model not in (None, settings.name):
         raise NotFoundError(f"there is no model {body.model!r} here, only {settings.name!r}")
     if body.seed is None:
         body.seed = settings.seed
     limits, name = RequestLimits(default_tokens=settings.max_new_tokens), f"line-{pending.number}"
     if isinstance(body, ChatBody):
-        asked = [chat_jobs(worker.lm, body, name, "", limits)]
+        jobs_by_prompt = [chat_jobs(worker.lm, body, name, "", limits)]
     else:
-        asked = completion_jobs(worker.lm, body, name, "", limits)
-    pending.prompts = len(asked)
-    jobs = [job for each in asked for job in each]
+        jobs_by_prompt = completion_jobs(worker.lm, body, name, "", limits)
+    pending.prompts = len(jobs_by_prompt)
+    jobs = [job for each in jobs_by_prompt for job in each]
     try:
-        for place, job in enumerate(jobs):
+        for index, job in enumerate(jobs):
             worker.submit(job)
-            pending.answers.append(Choice(job, place))
+            pending.answers.append(Choice(job, index))
     except PacelineError:
         for answer in pending.answers:
             worker.cancel(answer.job.id)
@@ -198,8 +199,8 @@ def _hand_in(worker: Worker, pending: _PendingLine, body: _Body, settings: Batch
 
 
 def _row(text: bytes) -> dict[str, Any]:
-    if len(text) > LONGEST:
-        raise RequestError(f"the line is longer than {LONGEST} bytes")
+    if len(text) > MAX_LINE_BYTES:
+        raise RequestError(f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:
         row = json.loads(text.decode())
     except (ValueError, RecursionError):
@@ -211,19 +212,19 @@ def _row(text: bytes) -> dict[str, Any]:
 
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str):
-        raise RequestError(f"{name} is {value!r:.80}, expected a text")
+        raise RequestError(f"{name} is {value!r:.80}, expected a string")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise RequestError(f"{name} has half a character") from None
+        raise RequestError(f"{name} has a lone surrogate; send valid Unicode") from None
     return value
 
 
 def _body(row: dict[str, Any]) -> _Body:
-    """What a line asks for.
+    """Parse the request of a line.
 
     Raises:
-        RequestError: there is no such thing.
+        RequestError: it is not a request for an endpoint of this server.
     """
     if "url" in row or "body" in row:
         url, method = row.pop("url", None), row.pop("method", "POST")
@@ -231,29 +232,33 @@ def _body(row: dict[str, Any]) -> _Body:
         if url not in _KINDS or method != "POST":
             known = " or ".join(map(str, _KINDS))
             raise RequestError(
-                f"the line asks for {method!r:.20} {url!r:.80}, expected POST {known}"
+                f"the line requests {method!r:.20} {url!r:.80}, expected POST {known}"
             )
         if row:
-            raise RequestError(f"the line has {next(iter(row))!r:.80} beside its body")
+            raise RequestError(
+                f"the line has the field {next(iter(row))!r:.80} besides url and body; remove it"
+            )
         kind = _KINDS[url]
     elif "prompt" in row or "messages" in row:
         body, kind = row, ChatBody if "messages" in row else CompletionBody
     else:
-        raise RequestError("the line has neither url and body, nor prompt, nor messages")
+        raise RequestError(
+            "the line has none of url and body, prompt, or messages; give one of them"
+        )
     try:
         return kind.model_validate(body)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "body"
+        location = ".".join(map(str, first["loc"])) or "body"
         unknown = first["type"] == "extra_forbidden"
         raise RequestError(
-            f"{place}: {'is no parameter of this server' if unknown else first['msg']}"
+            f"{location}: {'is not a parameter of this server' if unknown else first['msg']}"
         ) from None
 
 
 def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> dict[str, Any]:
-    """What is written of a line that is over."""
-    found: dict[str, Any] = {
+    """Return the output of a finished line."""
+    output: dict[str, Any] = {
         "custom_id": pending.custom_id,
         "response": None,
         "error": pending.error,
@@ -267,5 +272,5 @@ def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> di
         else:
             heading = formatting.head(name, "text_completion", settings.name)
             body = completions.reply(pending.body, heading, answers, pending.prompts, lm)
-        found["response"] = {"status_code": 200, "request_id": name, "body": body}
-    return found
+        output["response"] = {"status_code": 200, "request_id": name, "body": body}
+    return output

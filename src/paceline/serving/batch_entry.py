@@ -1,4 +1,4 @@
-"""A request's entry in a batch."""
+"""A request's entry in the batch of one forward pass."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _NONE = TokenTree.root(0)
 
 @dataclass(eq=False)
 class BatchEntry:
-    """What a run does in a pass.
+    """One request's part of a forward pass.
 
     Attributes:
-        id: names the request.
-        run: the request.
-        budget: most nodes beyond the root; None leaves it to the governor.
-        tree: what is run for it.
-        walked: what was drawn.
-        texts: that each token made certain.
-        said: tokens of the output before.
-        seconds: that its guesses cost.
-        late: its drafter was not ready to guess, which says nothing about its guesses.
-        error: what went wrong with this request alone.
+        id: of the request.
+        run: the request's session.
+        budget: maximum nodes beyond the root; None leaves the size to the governor.
+        tree: the nodes that are run for the request.
+        walked: the result of the walk over the tree.
+        texts: text that each new token made certain.
+        said: output tokens before this pass.
+        seconds: time that drafting and learning took.
+        late: the drafter was not ready to propose, which says nothing about its proposals.
+        error: what failed for this request alone.
     """
 
     id: str
@@ -41,8 +41,14 @@ class BatchEntry:
     late: bool = False
     error: Exception | None = None
 
-    def event(self, logits: Floats, wanted: int | None) -> JobEvent:
-        """What its owner is told after its walk over logits [N, V], with so many log chances."""
+    def event(self, logits: Floats, top_logprobs: int | None) -> JobEvent:
+        """Return the event for the client after the walk.
+
+        Args:
+            logits: of the tree's nodes, [N, V].
+            top_logprobs: number of most likely tokens to report at each position; None reports no
+                log-probabilities.
+        """
         assert self.walked is not None
         drafter, path = self.run.drafter, self.walked.path
         tokens = self.run.output.tokens[self.said :]
@@ -52,7 +58,9 @@ class BatchEntry:
             "".join(self.texts),
             tokens,
             [*names, None][: len(tokens)],
-            [] if wanted is None else logprobs(logits[path[: len(tokens)]], tokens, wanted),
+            []
+            if top_logprobs is None
+            else logprobs(logits[path[: len(tokens)]], tokens, top_logprobs),
             self.tree,
             path,
             self.texts,

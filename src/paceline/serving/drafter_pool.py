@@ -1,4 +1,4 @@
-"""Drafters for concurrent requests: one each, that learn together, and trees sized together."""
+"""Pools of drafters: one drafter for each running request, trees sized together."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from paceline.registry import drafters
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.kv_budget import KVBudget
 from paceline.serving.messages import Job
-from paceline.serving.pass_budget import price
+from paceline.serving.pass_budget import relative_cost
 
 if TYPE_CHECKING:
     from paceline.lm import LM
 
-_METHODS = 8  # of drafters besides the model's own that are kept while nobody uses them
+_METHODS = 8  # unused pools that are kept besides that of the model's own method
 
 
 class DrafterPool:
-    """The drafters of one method, and the governor of all their trees.
+    """The drafters of one method, which learn together, and the governor of their trees.
 
     Args:
         method: the drafters' settings.
-        target: whom they guess for.
-        cost: T(n) of its passes.
-        first: a drafter that is there already.
-        memory: keeps what their models hold; None lets them take what they want.
+        target: what the drafters propose tokens for.
+        cost: T(n) of the target's passes.
+        first: an existing drafter.
+        memory: limits the KV caches of draft models; None leaves them unlimited.
 
     Attributes:
         idle: drafters that no request uses.
 
     Raises:
-        PacelineError: a drafter cannot be built, or its models have no room.
+        PacelineError: a drafter cannot be built, or there is no memory for its models.
     """
 
     def __init__(
@@ -54,75 +54,76 @@ class DrafterPool:
         self.governor = Governor(cost)
         self._method, self._target, self._memory = method, target, memory
         self.first = first or method.build(target)
-        self._known(self.first, loaded=first is not None)
+        self._register(self.first, loaded=first is not None)
         self.idle = [self.first]
-        self._mute = Plain().build(target)
-        self._asked = 0  # nodes, in the pass under way
+        self._no_drafts = Plain().build(target)
+        self._wanted = 0  # nodes for each governed tree of the current pass
 
     def take(self) -> Drafter:
-        """A drafter that no other request uses; the one that was used last comes first.
+        """Return a drafter that no other request uses, the most recently used one first.
 
-        Where it would need a model of its own, and there is no room, one that guesses nothing.
+        If a new one would need a draft model of its own for which there is no memory, return a
+        drafter that proposes nothing.
         """
         if self.idle:
             return self.idle.pop()
-        found = self.first.fork()
-        if found is None and self._memory and not self._memory.affords(engines_of(self.first)):
-            return self._mute
-        if found is None:
-            found = self._known(self._method.build(self._target))
-        return found
+        drafter = self.first.fork()
+        if drafter is not None:
+            return drafter
+        if self._memory and not self._memory.affords(engines_of(self.first)):
+            return self._no_drafts
+        return self._register(self._method.build(self._target))
 
     def give(self, drafter: Drafter) -> None:
-        """A request is done with its drafter; what it learnt stays."""
-        if drafter is not self._mute:
+        """Return a drafter to the pool; its learned state is kept."""
+        if drafter is not self._no_drafts:
             self.idle.append(drafter)
 
-    def _known(self, drafter: Drafter, loaded: bool = False) -> Drafter:
+    def _register(self, drafter: Drafter, loaded: bool = False) -> Drafter:
         if self._memory is not None and isinstance(drafter, ModelBacked) and drafter.engines:
             drafter.release()
-            self._memory.know(drafter.engines, drafts=True, loaded=loaded)
+            self._memory.register(drafter.engines, drafts=True, loaded=loaded)
         return drafter
 
     def draft(
         self,
         entries: Sequence[BatchEntry],
-        most: int,
+        max_nodes: int,
         other_tokens: int,
         ready: Callable[[BatchEntry], bool] = lambda entry: True,
     ) -> None:
-        """Let the drafters guess, and keep what is worth running.
+        """Let the drafters propose trees, and keep the nodes that are worth running.
 
         Args:
-            entries: of requests with drafters from here; their trees are set.
-            most: nodes that a tree may have, its root included.
-            other_tokens: nodes of others in the same pass.
-            ready: lets a drafter catch up with the text; whether it has.
+            entries: of requests with drafters from this pool; their `tree` is set.
+            max_nodes: maximum nodes of a tree, root included.
+            other_tokens: nodes and prompt tokens of other requests in the same pass.
+            ready: lets a draft model catch up with the text; returns whether it has.
         """
         governed = [entry for entry in entries if entry.budget is None]
-        self._asked = asked = self.governor.nodes_wanted(len(governed)) if governed else 0
+        self._wanted = wanted = self.governor.nodes_wanted(len(governed)) if governed else 0
         for entry in entries:
             start = perf_counter()
-            wished = asked if entry.budget is None else entry.budget
-            spare = self.governor.nodes_for_forced() if entry.budget is None and not asked else 0
+            nodes = wanted if entry.budget is None else entry.budget
+            forced = self.governor.nodes_for_forced() if entry.budget is None and not wanted else 0
             min_path_prob = self.governor.min_path_prob() if entry.budget is None else 0.0
             try:
                 if (
-                    wished
+                    nodes
                     and entry.run.room
-                    and (entry.run.drafter is self._mute or not ready(entry))
+                    and (entry.run.drafter is self._no_drafts or not ready(entry))
                 ):
-                    entry.late, wished = True, 0
+                    entry.late, nodes = True, 0
                 entry.tree = entry.run.propose(
-                    min(wished, most - 1), min(spare, most - 1), min_path_prob
+                    min(nodes, max_nodes - 1), min(forced, max_nodes - 1), min_path_prob
                 )
-            except MemoryFullError:  # drafting needs room, too; the pass can do without
+            except MemoryFullError:  # drafting needs memory too; the pass does without
                 entry.tree = TokenTree.root(int(entry.run.text[-1]))
             except Exception as error:
                 entry.error = error
             entry.seconds = perf_counter() - start
         governed = [entry for entry in governed if not entry.error and not entry.late]
-        if asked and governed:
+        if wanted and governed:
             others = [entry for entry in entries if entry not in governed and not entry.error]
             other_tokens += sum(len(entry.tree) for entry in others)
             trees = [entry.tree for entry in governed]
@@ -132,8 +133,8 @@ class DrafterPool:
             for entry, tree in zip(governed, kept, strict=True):
                 entry.tree = tree
 
-    def take_in(self, entries: Sequence[BatchEntry], logits: Sequence[Floats]) -> None:
-        """Walk each tree over its logits, and let the drafters learn."""
+    def commit(self, entries: Sequence[BatchEntry], logits: Sequence[Floats]) -> None:
+        """Walk each tree over its logits, and let the drafters learn from the result."""
         for entry, rows in zip(entries, logits, strict=True):
             try:
                 entry.walked = entry.run.verify(entry.tree, rows)
@@ -144,8 +145,14 @@ class DrafterPool:
             except Exception as error:
                 entry.error = error
 
-    def settle(self, entries: Sequence[BatchEntry], seconds: float, nodes: int) -> None:
-        """Tell the governor of a pass of so many nodes."""
+    def record(self, entries: Sequence[BatchEntry], seconds: float, nodes: int) -> None:
+        """Report a pass to the governor.
+
+        Args:
+            entries: of this pool, after `commit`.
+            seconds: that the pass took.
+            nodes: that it had, those of other requests included.
+        """
         governed = [
             (entry.tree, entry.walked.path, entry.seconds)
             for entry in entries
@@ -154,20 +161,20 @@ class DrafterPool:
         if governed:
             trees, paths, drafting = zip(*governed, strict=True)
             other_tokens = nodes - sum(map(len, trees))
-            draft = sum(drafting) if self._asked else 0.0
+            draft = sum(drafting) if self._wanted else 0.0
             self.governor.record(trees, paths, draft, seconds, other_tokens)
 
 
 class DrafterPools:
-    """The lanes of every method that a request names; those of the model's own are always there.
+    """A pool for each method that requests name; that of the model's own method always exists.
 
     Args:
-        lm: the model, and its own method and drafter.
+        lm: the model, with its own method and drafter.
         cost: T(n) of its passes.
-        memory: keeps what the drafters' models hold.
+        memory: limits the KV caches of draft models.
 
     Raises:
-        PacelineError: as `DrafterPool`.
+        PacelineError: see `DrafterPool`.
     """
 
     def __init__(self, lm: LM, cost: Cost, memory: KVBudget) -> None:
@@ -177,10 +184,12 @@ class DrafterPools:
         memory.idle = self.idle
 
     def of(self, drafter: str | None, used: Collection[DrafterPool]) -> DrafterPool:
-        """The lanes of a method, which may take the place of some that are not used now.
+        """Return the pool of a method, None being the model's own.
+
+        A new pool may replace others that are not in `used`.
 
         Raises:
-            PacelineError: there is no such method, or as `DrafterPool`.
+            PacelineError: there is no such method; or see `DrafterPool`.
         """
         method = self._lm.drafter_method if drafter is None else drafters.parse(drafter)
         if method == self._lm.drafter_method:
@@ -194,24 +203,24 @@ class DrafterPools:
         return self._others[method]
 
     def idle(self) -> Iterator[Drafter]:
-        """Drafters that no request uses."""
+        """Yield the drafters that no request uses."""
         for pool in (self.own, *self._others.values()):
             yield from pool.idle
 
 
 @dataclass(eq=False)
 class Slot:
-    """A request that was handed in; from its first pass to its end it has a drafter of its own.
+    """A submitted request; from its first pass to its end it has a drafter of its own.
 
     Attributes:
-        job: what was handed in.
-        run: the request at work.
-        pool: where its drafter is from.
+        job: as it was submitted.
+        run: the request's session.
+        pool: where its drafter comes from.
         drafter: None before its first pass.
-        cached: tokens known from before when it got its place.
-        parked: its draft had to give its memory up, and does without for now.
-        drafting: what its drafts take to read a token, in tokens of the model.
-        guiding: likewise its guides.
+        cached: prompt tokens that the prefix cache held when it was admitted.
+        parked: its draft model's KV cache was dropped, and it runs without drafts for now.
+        drafting: cost of a prompt token in its draft models, in tokens of the target.
+        guiding: cost of a prompt token in its guides, in tokens of the target.
     """
 
     job: Job
@@ -224,7 +233,9 @@ class Slot:
     guiding: float = 0.0
 
     def weigh(self, target: Engine) -> None:
-        """Find out what its drafts and guides take beside `target`."""
+        """Compute the costs of the request's draft models and guides relative to `target`."""
         held = [each for guide in self.run.guides for each in guide.positions(len(self.run.text))]
-        self.guiding = sum(price(engine, target) for engine, size in held if size > 0)
-        self.drafting = sum(price(engine, target) for engine in engines_of(self.run.drafter))
+        self.guiding = sum(relative_cost(engine, target) for engine, size in held if size > 0)
+        self.drafting = sum(
+            relative_cost(engine, target) for engine in engines_of(self.run.drafter)
+        )

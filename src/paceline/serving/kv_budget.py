@@ -1,4 +1,4 @@
-"""How much memory keys and values may take, so that a process keeps a promise, and who yields."""
+"""Divides the process's memory limit among KV caches, and decides what to evict first."""
 
 from __future__ import annotations
 
@@ -16,59 +16,62 @@ from paceline.machine import peak_bytes
 from paceline.serving.prefix_cache import PrefixCache
 from paceline.serving.scheduler import Scheduler
 
-_SPARE = 64 * 2**20  # connections, drafters, parsers, and what the allocator wastes
-_ROWS = 512  # nodes of a pass, as a rule at most; their logits are there twice
-_FEWEST = 4  # pages
-_BLOCKS = 9 / 8  # an engine's memory comes in blocks that others cannot have while they hold a page
+_SPARE = 64 * 2**20  # bytes: connections, drafters, parsers, fragmentation
+_ROWS = 512  # usual maximum of nodes in a pass; their logits exist twice
+_MIN_PAGES = 4
+_BLOCK_OVERHEAD = 9 / 8  # memory is allocated in blocks; one used page keeps a block from others
 
 
 def room(total: int, engine: Engine, others: Sequence[Engine] = ()) -> int:
-    """Bytes for keys and values, those of past texts included, in a process of `total` bytes.
+    """Return how many bytes keys and values may take in a process of `total` bytes.
 
-    What the process has held at most so far, the weights among it, is measured: call it when all
-    models are loaded, those of drafters too. 64 MiB and, for each model, the logits of 512 nodes,
-    twice, are left free.
+    Cached prefixes are included. The peak memory of the process so far, weights included, is
+    measured: call this after all models, those of drafters too, have been loaded. 64 MiB and, for
+    each model, twice the logits of 512 nodes are left free.
 
     Args:
-        total: promised.
+        total: limit of the process, in bytes.
         engine: runs the model.
-        others: run drafts.
+        others: run draft and guide models.
 
     Raises:
         RequestError: too little is left.
     """
     held = peak_bytes()
     spare = _SPARE + sum(map(_work, (engine, *others)))
-    fewest = _FEWEST * engine.memory.page_bytes + sum(each.memory.page_bytes for each in others)
+    smallest = _MIN_PAGES * engine.memory.page_bytes + sum(
+        each.memory.page_bytes for each in others
+    )
     left = total - held - spare
-    if left < fewest:
-        least = held + spare + fewest
+    if left < smallest:
+        minimum = held + spare + smallest
         raise RequestError(
-            f"{total / 1e6:.0f} MB of memory cannot hold it: the model takes {held / 1e6:.0f} MB, "
-            f"work on it {spare / 1e6:.0f} MB, and {least / 1e6:.0f} MB is the least that can run"
+            f"{total / 1e6:.0f} MB of memory are too few: the model takes {held / 1e6:.0f} MB and "
+            f"working memory {spare / 1e6:.0f} MB; {minimum / 1e6:.0f} MB is the least that can run"
         )
     return left
 
 
 class KVBudget:
-    """Keeps the keys and values of all engines that a worker uses under one limit.
+    """Keeps the KV caches of all engines of a worker within one limit.
 
-    Every engine takes pages from the same bytes. When they run out those yield who can wait: first
-    caches of drafters that nobody uses, then texts of the past, then the drafts of running requests
-    from the least important one on, which then guess nothing, and last requests themselves.
-    Drafts yield for models and guides only. Without a promise only the model's pages are limited.
+    All engines take pages from the same bytes. When these run out, memory is reclaimed in this
+    order: caches of unused drafters, cached prefixes, drafts of running requests from the least
+    important one on (these requests then draft nothing), and last the requests themselves. Drafts
+    give way to the model and to guides only. Without a limit (`memory` None) only the model's pages
+    are limited.
 
     Args:
         engine: runs the model.
-        scheduler: told how many positions there are.
-        memory: most bytes of keys and values; None takes a context for each place.
-        prefix_cache: share of it that texts of the past may fill.
+        scheduler: its `capacity` is set here, in positions.
+        memory: maximum bytes of keys and values; None allows one context for each running request.
+        prefix_cache: share of it that cached prefixes may fill, 0 to 1.
 
     Attributes:
-        idle: lists the drafters that no request uses.
+        idle: returns the drafters that no request uses.
 
     Raises:
-        RequestError: it cannot hold one request.
+        RequestError: the memory cannot hold one request.
     """
 
     def __init__(
@@ -76,36 +79,39 @@ class KVBudget:
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         page = engine.memory.page_bytes
-        least = scheduler.max_running * Memory.pages(engine.config.context) + 2
-        total = least * page if memory is None else memory
-        if total // page < _FEWEST:
+        full = scheduler.max_running * Memory.pages(engine.config.context) + 2
+        total = full * page if memory is None else memory
+        if total // page < _MIN_PAGES:
             raise RequestError(
                 f"{total} bytes of memory hold {total // page} pages of keys and values, expected "
-                f"{_FEWEST} at least: {_FEWEST * page} bytes"
+                f"{_MIN_PAGES} or more: {_MIN_PAGES * page} bytes"
             )
-        self._promised = memory is not None
+        self._limited = memory is not None
         self.limit = SharedLimit(engine, total)
         self.prefix_cache = PrefixCache(engine, int(prefix_cache * (total // page)))
         self.idle: Callable[[], Iterable[Drafter]] = tuple
         self._drafts = WeakSet[Engine]()
         scheduler.capacity = self._capacity(total)
 
-    def know(self, engines: Iterable[Engine], drafts: bool = False, loaded: bool = False) -> None:
-        """Let further engines share the limit; they must hold nothing.
+    def register(
+        self, engines: Iterable[Engine], drafts: bool = False, loaded: bool = False
+    ) -> None:
+        """Put further engines, whose caches must be empty, under the limit.
 
         Args:
-            engines: other ones, or known ones.
-            drafts: they can do without.
-            loaded: they were there when the memory was settled; else what they take counts, too.
+            engines: new ones, or ones that are registered already.
+            drafts: their caches may be dropped at any time.
+            loaded: they were loaded before the limit was computed; otherwise their weights count
+                too.
 
         Raises:
-            PacelineError: that leaves too little memory, or one does not count its own.
+            PacelineError: too little memory would be left, or an engine does not report its size.
         """
         for engine in engines:
             if engine is self.engine:
                 continue
-            if not self._promised:
-                engine.shared = engine.kv_limit = None  # those of an earlier worker
+            if not self._limited:
+                engine.shared = engine.kv_limit = None  # set by an earlier worker
                 continue
             if engine not in self.limit:
                 self._add(engine, loaded)
@@ -113,50 +119,53 @@ class KVBudget:
                 self._drafts.add(engine)
 
     def affords(self, engines: Iterable[Engine]) -> bool:
-        """Whether there is room for the weights of engines like these, and a page for each."""
-        if not self._promised:
+        """Return whether the weights of engines like these and one page for each fit."""
+        if not self._limited:
             return True
         try:
             needed = sum(_taken(each) + each.memory.page_bytes for each in engines)
-        except RequestError:  # nobody knows
+        except RequestError:  # the size is unknown
             return False
         return self._spares(needed)
 
-    def cost(self, run: Session) -> float:
-        """Positions that a token of a request takes, those for its guides included."""
+    def token_cost(self, run: Session) -> float:
+        """Return the positions that one token of a request occupies, in its guides too."""
         page, length = self.engine.memory.page_bytes, len(run.text)
-        return 1.0 + sum(each.memory.page_bytes / page for each, _ in self._beside(run, length))
+        return 1.0 + sum(
+            each.memory.page_bytes / page for each, _ in self._guide_engines(run, length)
+        )
 
-    def most(self, run: Session) -> int:
-        """Positions that a request may come to take, those for its guides included."""
+    def max_positions(self, run: Session) -> int:
+        """Return the positions that a request may come to occupy, in its guides too."""
         own, page = len(run.request.prompt) + run.room + 1, self.engine.memory.page_bytes
-        beside = self._beside(run, own)
-        blocks = 1.0 if all(engine is self.engine for engine, _ in beside) else _BLOCKS
-        parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in beside]
+        in_guides = self._guide_engines(run, own)
+        blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
+        parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]
         return ceil(blocks * (own + sum(parts)))
 
     def free(self, runs: Sequence[Session]) -> int:
-        """Positions of memory that running requests can have, if all yield who can wait."""
+        """Return the positions that running requests can have once all that can be dropped is."""
         held, copied = set[int](), 0
         for run in runs:
             if run.sequence is None:
                 continue
             own = self.engine.pages(run.sequence)
             held.update(own)
-            # A page that is not full and shared is copied before it is written to.
+            # A shared page that is not full is copied before it is written to.
             copied += run.sequence.length % PAGE > 0 and self.prefix_cache.holds(own[-1])
         unused = self.limit.free(self.engine, self._drafts)
         pages = unused // self.engine.memory.page_bytes + self.prefix_cache.idle(held) - copied
-        return (max(pages, 2) if len(runs) < 2 else pages) * PAGE  # one alone always fits
+        return (max(pages, 2) if len(runs) < 2 else pages) * PAGE  # one request always fits
 
-    def make_room(self, turns: Sequence[tuple[Session, int, Drafter | None]]) -> None:
-        """Before a pass: let those yield who can wait, so that drafters find room, too.
+    def make_room(self, requests: Sequence[tuple[Session, int, Drafter | None]]) -> None:
+        """Reclaim memory before a pass, so that drafters find room too.
 
         Args:
-            turns: requests, nodes that each may run, and the drafter that may use memory for it.
+            requests: sessions, the nodes that each may run, and the drafter that may use memory for
+                it.
         """
         pages = drafts = 0
-        for run, more, drafter in turns:
+        for run, more, drafter in requests:
             length = run.sequence.length if run.sequence else 0
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
@@ -171,7 +180,7 @@ class KVBudget:
                 return
 
     def ease(self, pages: int) -> bool:
-        """Let those yield who can wait, for so many pages of the model; whether one did."""
+        """Reclaim about this many pages of the model; return whether any memory was freed."""
         if self._drafts:
             before = self.limit.used
             for drafter in self.idle():
@@ -182,35 +191,35 @@ class KVBudget:
         return self.prefix_cache.shrink(pages) > 0
 
     def park(self, drafter: Drafter) -> bool:
-        """Let a running request's drafter give its keys and values back; whether it had any."""
+        """Drop the KV cache of a running request's drafter; return whether it had any."""
         if not isinstance(drafter, ModelBacked) or self._drafts.isdisjoint(drafter.engines):
             return False
         before = self.limit.used
         drafter.release()
         return self.limit.used < before
 
-    def _beside(self, run: Session, length: int) -> list[tuple[Engine, int]]:
-        """Engines under the limit that guides use, and their positions for so many tokens."""
-        found = [each for guide in run.guides for each in guide.positions(length)]
-        return [(engine, size) for engine, size in found if size > 0 and engine in self.limit]
+    def _guide_engines(self, run: Session, length: int) -> list[tuple[Engine, int]]:
+        """Return the limited engines of guides, and their positions for `length` tokens."""
+        in_guides = [each for guide in run.guides for each in guide.positions(length)]
+        return [(engine, size) for engine, size in in_guides if size > 0 and engine in self.limit]
 
     def _add(self, engine: Engine, loaded: bool) -> None:
         taken = 0 if loaded else _taken(engine)
         needed = taken + engine.memory.page_bytes
         if not self._spares(needed):
             raise RequestError(
-                f"one more model needs {needed / 1e6:.1f} MB of memory, more than can be spared; "
-                "use one that is open, or ask when there is less to do"
+                f"one more model needs {needed / 1e6:.1f} MB, more memory than is free; "
+                "name a model that is loaded, or try again when fewer requests run"
             )
         self.limit.add(engine, taken)
         self.scheduler.capacity = self._capacity(self.limit.total - self.limit.least)
 
     def _spares(self, needed: int) -> bool:
-        """Whether so many bytes can be had for ever; those yield who can wait."""
+        """Return whether `needed` bytes can be given away for good; reclaims memory for them."""
         owed = max((job.most for job in self.scheduler.jobs.values()), default=1)
         page = self.engine.memory.page_bytes
         left = self.limit.total - self.limit.least - needed
-        if left < _FEWEST * page or self._capacity(left) < owed:
+        if left < _MIN_PAGES * page or self._capacity(left) < owed:
             return False
         while (lack := needed - self.limit.free(self.engine)) > 0:
             if not self.ease(-(-lack // page)):
@@ -218,25 +227,28 @@ class KVBudget:
         return True
 
     def _capacity(self, total: int) -> int:
-        """Positions for requests; besides, each has a page that is not full, or is shared."""
+        """Return the positions that requests can have in `total` bytes.
+
+        Each request may also hold one page that is shared or not full.
+        """
         return max(total // self.engine.memory.page_bytes - 2, 1) * PAGE
 
 
 def _work(engine: Engine) -> int:
-    """Bytes for the logits of its passes."""
+    """Return the bytes for the logits of its passes."""
     return 2 * _ROWS * 4 * engine.config.vocab_size
 
 
 def _taken(engine: Engine) -> int:
-    """Bytes of an engine besides keys and values: its matrices, and work on it.
+    """Return the bytes of an engine besides its KV cache: weights, and working memory.
 
     Raises:
-        RequestError: it does not tell.
+        RequestError: the engine does not report the size of its weights.
     """
     weights = engine.weight_bytes
     if weights is None:
         raise RequestError(
-            f"the {engine.name} engine does not tell how much memory its weights take; with a "
-            "limit of memory use native, or models that are open before"
+            f"the {engine.name} engine does not report the size of its weights; with a memory "
+            "limit use the native engine, or models that are loaded at the start"
         )
     return weights + _work(engine)

@@ -1,4 +1,4 @@
-"""The log: one JSON object a line, without prompts unless they are asked for."""
+"""The log: one JSON object a line, without prompts unless they are enabled."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _OWN = "paceline.serving"
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON; what `extra={"told": {...}}` has comes with it."""
+    """Formats a record as one line of JSON, with the fields of `extra={"fields": {...}}`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter`."""
-        found = {
+        fields: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        found |= getattr(record, "told", {})
+        fields |= getattr(record, "fields", {})
         if record.exc_info:
-            found["trace"] = self.formatException(record.exc_info)
-        return json.dumps(found, default=str)
+            fields["trace"] = self.formatException(record.exc_info)
+        return json.dumps(fields, default=str)
 
 
 def log_to_stderr() -> None:
-    """Let everything be logged so: ours from `info` on, that of others from `warning` on."""
+    """Log to stderr as JSON: this package's records from `info` on, others from `warning` on."""
     handler = _Stderr()
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -36,7 +36,7 @@ def log_to_stderr() -> None:
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to what stderr is at that moment, not to what it was."""
+    """Writes to the current `sys.stderr`, not to the one of its construction."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr

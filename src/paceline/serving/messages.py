@@ -1,4 +1,4 @@
-"""What goes into a worker and what comes out of it."""
+"""What is submitted to a worker, and the events that come back."""
 
 from __future__ import annotations
 
@@ -17,19 +17,21 @@ FAILED_ALONE = "the server failed at this request; its log says more"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A request as it is handed in.
+    """A request as it is submitted.
 
     Attributes:
-        id: names it; unique.
-        request: what is asked for.
-        client: whose it is.
-        priority: larger is more urgent.
-        deadline: on the clock of `time.monotonic`; None has all the time.
-        drafter: its method; None is the model's own.
-        budget: nodes beyond the root; `auto` is the governor's; None takes the model's own.
-        logprobs: how many of the likeliest tokens to tell at each; None tells nothing.
-        after: a request with the same prompt, whose prompt is to be run first.
-        strategy: a search that draws nothing; then no drafter, no budget and no logprobs.
+        id: unique name.
+        request: what to generate.
+        client: whose request it is; the scheduler is fair among clients.
+        priority: a larger number is more urgent.
+        deadline: in seconds of `time.monotonic`; None sets no deadline.
+        drafter: drafting method; None is the model's own.
+        budget: nodes beyond the root; `auto` leaves them to the governor; None is the model's own
+            budget.
+        logprobs: number of most likely tokens to report at each position; None reports no
+            log-probabilities.
+        after: id of a request with the same prompt that should prefill it first.
+        strategy: a search without sampling; then drafter, budget and logprobs must be None.
     """
 
     id: str
@@ -45,7 +47,10 @@ class Job:
 
 
 class Logprob(NamedTuple):
-    """A drawn token's log probability at temperature 1 before any control, and the likeliest."""
+    """The log-probability of a drawn token, at temperature 1 and before any control.
+
+    `top` has the most likely tokens and their log-probabilities.
+    """
 
     token: int
     logprob: float
@@ -54,25 +59,26 @@ class Logprob(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """Something that a request's owner is told.
+    """Something that happened to a request.
 
     Attributes:
         id: of the request.
-        text: that became certain.
-        tokens: that were drawn; their number is that of `origins`.
-        origins: who guessed each token; None where nobody did.
-        logprobs: of each token, where asked for.
-        tree: of the pass, for those who look closely.
-        path: the accepted nodes of it.
-        texts: that each token made certain; joined, `text`.
-        sources: names that the origins of the tree index.
-        at: when the pass was over, in seconds of `time.monotonic`.
-        passes: how many it tells of.
-        finish: why it is over: as `Output.finish`, `deadline`, `cancelled` or `error`; else None.
-        output: complete when it is over.
-        cached: tokens of the prompt that were known from before, when it is over.
+        text: new text that is certain.
+        tokens: new tokens; as many as `origins`.
+        origins: name of the drafter that proposed each token; None where none did.
+        logprobs: of each token, if requested.
+        tree: of the pass, for traces.
+        path: its accepted nodes.
+        texts: text that each token made certain; joined they are `text`.
+        sources: names that `tree.origin` indexes.
+        at: end of the pass, in seconds of `time.monotonic`.
+        passes: number of passes that the event covers.
+        finish: why the request ended: as `Output.finish`, or `deadline`, `cancelled` or `error`;
+            None while it runs.
+        output: complete at the end.
+        cached: prompt tokens taken from the prefix cache, at the end.
         error: what went wrong, in one sentence.
-        found: all outputs of a search, best first, when it is over.
+        found: all outputs of a search, best first, at the end.
     """
 
     id: str
@@ -95,9 +101,10 @@ class JobEvent:
 
 @dataclass
 class WorkerStats:
-    """What was done since the start.
+    """Counters since the start.
 
-    Seconds are of the worker's thread; those of `draft` have what guides read in parts, too.
+    Times are in seconds of the worker's thread; `draft` includes the time in which guides read
+    texts.
     """
 
     passes: int = 0
@@ -114,7 +121,7 @@ class WorkerStats:
     guide: float = 0.0
 
     def count(self, event: JobEvent) -> None:
-        """A tree was walked."""
+        """Count the tree and the tokens of an event."""
         for origin in event.tree.origin[1:] if event.tree else ():
             name = event.sources[origin]
             self.guessed[name] = self.guessed.get(name, 0) + 1
@@ -124,12 +131,18 @@ class WorkerStats:
 
 
 def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:
-    """What was thought of the drawn `tokens` [A] and the `count` likeliest, given logits [A, V]."""
-    found = []
+    """Return the log-probabilities of drawn tokens and of the most likely alternatives.
+
+    Args:
+        logits: [A, V].
+        tokens: the drawn tokens, [A].
+        count: number of alternatives at each position.
+    """
+    rows = []
     for row, token in zip(logits.astype(np.float64), tokens, strict=True):
         logs = row - row.max()
         logs -= np.log(np.exp(logs).sum())
         best = np.argsort(-logs, kind="stable")[:count]
         top = [(int(each), float(logs[each])) for each in best]
-        found.append(Logprob(token, float(logs[token]), top))
-    return found
+        rows.append(Logprob(token, float(logs[token]), top))
+    return rows

@@ -1,4 +1,4 @@
-"""What Prometheus is told: times of requests as they happen, the rest when it asks."""
+"""Prometheus metrics: request times are observed as they happen, counters are read at a scrape."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _TREES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class RequestMetrics:
-    """A registry of its own, with what every server counts."""
+    """A registry of its own, with the metrics that every server has."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests.", "path", "status")
 
     def families(self) -> list[Metric]:
-        """Everything, as it is now."""
+        """Return the current metrics."""
         return list(self.registry.collect())
 
     def text(self) -> bytes:
-        """Everything, as Prometheus reads it."""
+        """Return the current metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, about: str, *labels: str) -> Counter:
@@ -43,35 +43,37 @@ class RequestMetrics:
 
 
 class Metrics(RequestMetrics):
-    """The observer of a service, and what it saw."""
+    """Observes a service and exposes what it saw."""
 
     def __init__(self, service: Service) -> None:
         super().__init__()
         self.registry.register(_WorkerCollector(service))
-        self.answers = self._counter("answers", "Answers by why they ended.", "finish")
-        self.prompt = self._counter("prompt_tokens", "Tokens of prompts of answers.")
+        self.answers = self._counter("answers", "Answers by finish reason.", "finish")
+        self.prompt = self._counter("prompt_tokens", "Prompt tokens of finished answers.")
         self.first = self._histogram(
-            "time_to_first_token_seconds", "From the request to its first token.", _SECONDS
+            "time_to_first_token_seconds", "Time from the request to its first token.", _SECONDS
         )
         self.each = self._histogram(
             "time_per_output_token_seconds", "Mean time between tokens of an answer.", _SHORT
         )
-        self.whole = self._histogram("answer_seconds", "From request to end of answer.", _SECONDS)
-        self.yields = self._histogram(
-            "tokens_per_pass", "Tokens that an answer got from a pass.", (1, 2, 3, 4, 6, 8, 12, 16)
+        self.whole = self._histogram(
+            "answer_seconds", "Time from the request to the end of its answer.", _SECONDS
+        )
+        self.tokens_per_pass = self._histogram(
+            "tokens_per_pass", "Tokens of an answer from one pass.", (1, 2, 3, 4, 6, 8, 12, 16)
         )
         self._begun: dict[str, tuple[float, float | None]] = {}  # start, first token
 
-    def took(self, job: Job) -> None:
+    def on_submit(self, job: Job) -> None:
         """See `Observer`."""
         self._begun[job.id] = monotonic(), None
 
-    def saw(self, job: Job, event: JobEvent) -> None:
+    def on_event(self, job: Job, event: JobEvent) -> None:
         """See `Observer`."""
         start, first = self._begun.get(job.id, (monotonic(), None))
         now = monotonic()
         if event.tokens:
-            self.yields.observe(len(event.tokens))
+            self.tokens_per_pass.observe(len(event.tokens))
             if first is None:
                 self.first.observe(now - start)
                 self._begun[job.id] = start, now
@@ -90,44 +92,47 @@ class Metrics(RequestMetrics):
 
 
 class _WorkerCollector(Collector):
-    """What the worker counts anyway, read when asked for."""
+    """Reads the worker's counters at a scrape."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def describe(self) -> Iterator[Metric]:
-        """Nothing before it is asked."""
+        """Return nothing: metrics are made by `collect`."""
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
         """See `Collector`."""
         stats, load = self._service.worker.stats, self._service.load
-        yield _gauge("queue_length", "Requests that wait for a place.", load.waiting)
-        yield _gauge("running", "Requests that have a place.", load.running)
+        yield _gauge("queue_length", "Requests that wait.", load.waiting)
+        yield _gauge("running", "Requests that run.", load.running)
         if load.memory:
             yield _gauge("kv_pages_used", "Pages of keys and values in use.", load.memory.used)
             limit = load.memory.limit
-            about = "Most pages of keys and values."
+            about = "Maximum pages of keys and values."
             yield _gauge("kv_pages_limit", about, float("inf") if limit is None else limit)
-            yield _gauge("kv_page_bytes", "Size of a page.", load.memory.page_bytes)
-        yield _gauge("guide_kv_bytes", "Keys and values of guides' own models.", load.guides)
+            yield _gauge("kv_page_bytes", "Bytes of a page.", load.memory.page_bytes)
+        yield _gauge("guide_kv_bytes", "Bytes of keys and values of guide models.", load.guides)
         counts = {
             "passes": (stats.passes, "Forward passes."),
-            "pass_nodes": (stats.nodes, "Tokens of prompts and nodes of trees in passes."),
-            "computed_prompt_tokens": (stats.prompt_tokens, "Tokens of prompts that were run."),
-            "cached_tokens": (stats.cached_tokens, "Tokens of prompts known from before."),
-            "generated_tokens": (stats.tokens, "Tokens that were drawn."),
-            "preemptions": (stats.preempted, "Requests that had to give their memory up."),
-            "failures": (self._service.failures, "Passes that failed by a bug."),
-            "draft_seconds": (stats.draft, "Time of drafting."),
-            "forward_seconds": (stats.forward, "Time of passes of the model."),
-            "guide_seconds": (stats.guide, "Time of passes of guides over trees and prompts."),
-            "walk_seconds": (stats.walk, "Time of draws, learning and bookkeeping."),
+            "pass_nodes": (stats.nodes, "Prompt tokens and tree nodes in passes."),
+            "computed_prompt_tokens": (stats.prompt_tokens, "Prompt tokens that were computed."),
+            "cached_tokens": (stats.cached_tokens, "Prompt tokens taken from the prefix cache."),
+            "generated_tokens": (stats.tokens, "Tokens that were generated."),
+            "preemptions": (stats.preempted, "Running requests that were preempted."),
+            "failures": (self._service.failures, "Passes that failed because of a bug."),
+            "draft_seconds": (stats.draft, "Time spent drafting."),
+            "forward_seconds": (stats.forward, "Time spent in passes of the model."),
+            "guide_seconds": (
+                stats.guide,
+                "Time spent in passes of guides over trees and prompts.",
+            ),
+            "walk_seconds": (stats.walk, "Time spent sampling, learning and bookkeeping."),
         }
         for name, (value, about) in counts.items():
             yield CounterMetricFamily(f"paceline_{name}", about, value=value)
-        yield _by_drafter("guessed_tokens", "Nodes that a drafter put into trees.", stats.guessed)
-        yield _by_drafter("accepted_tokens", "Its guesses that became tokens.", stats.accepted)
+        yield _by_drafter("guessed_tokens", "Nodes that a drafter proposed.", stats.guessed)
+        yield _by_drafter("accepted_tokens", "Proposed nodes that were accepted.", stats.accepted)
         yield from self._governor()
 
     def _governor(self) -> Iterator[Metric]:
@@ -136,16 +141,18 @@ class _WorkerCollector(Collector):
         buckets = [(str(t), sum(c for n, c in sizes.items() if n <= t)) for t in _TREES]
         yield HistogramMetricFamily(
             "paceline_governor_tree_nodes",
-            "Nodes, roots included, that the governor chose for all requests of a pass.",
+            "Nodes, roots included, that the governor chose for a whole pass.",
             buckets=[*buckets, ("+Inf", sum(sizes.values()))],
             sum_value=sum(nodes * count for nodes, count in sizes.items()),
         )
-        plain = "Passes that the governor left without guesses."
+        plain = "Passes that the governor ran without drafts."
         yield CounterMetricFamily("paceline_governor_plain_passes", plain, governor.plain_passes)
         state, _, why = str(governor.report()["reason"]).partition(": ")
         labels = [state, re.sub(r"\d+(\.\d+)?", "N", why)]
         reason = GaugeMetricFamily(
-            "paceline_governor_reason", "Why it drafts or does not, now.", labels=["state", "why"]
+            "paceline_governor_reason",
+            "Why the governor drafts now, or does not.",
+            labels=["state", "why"],
         )
         reason.add_metric(labels, 1)
         yield reason
@@ -156,7 +163,7 @@ def _gauge(name: str, about: str, value: float) -> GaugeMetricFamily:
 
 
 def _by_drafter(name: str, about: str, counts: dict[str, int]) -> CounterMetricFamily:
-    found = CounterMetricFamily(f"paceline_{name}", about, labels=["drafter"])
+    family = CounterMetricFamily(f"paceline_{name}", about, labels=["drafter"])
     for drafter, count in counts.copy().items():
-        found.add_metric([drafter], count)
-    return found
+        family.add_metric([drafter], count)
+    return family

@@ -1,4 +1,4 @@
-"""What an operator lets answers be marked and steered by: a watermark, and guides by name."""
+"""The operator's policy on watermarks and guides."""
 
 from __future__ import annotations
 
@@ -22,48 +22,51 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True)
 class OperatorPolicy:
-    """See the module's text.
+    """How answers may be watermarked and guided.
 
     Attributes:
         watermark: of every answer.
-        choice: requests may bring a watermark of their own, or do without.
-        guides: those that requests may name; their models are the operator's.
+        choice: requests may bring a watermark of their own, or turn it off.
+        guides: by the names that requests give; their models are the operator's.
     """
 
     watermark: Watermark | None = None
     choice: bool = False
     guides: Mapping[str, GuideMethod] = field(default_factory=dict)
 
-    def mark(self, wish: str | Literal[False] | None) -> Watermark | None:
-        """The watermark of a request that wishes for its own, for none, or says nothing.
+    def watermark_of(self, requested: str | Literal[False] | None) -> Watermark | None:
+        """Return the watermark of a request.
+
+        Args:
+            requested: what the request says: a watermark, False for none, None for the server's.
 
         Raises:
-            PacelineError: it may not choose, or what it wishes for is none.
+            PacelineError: requests may not choose here, or the watermark is malformed.
         """
-        if wish is None:
+        if requested is None:
             return self.watermark
         if not self.choice:
             raise RequestError("this server chooses the watermark; leave watermark out")
-        return parse_watermark(wish) if wish is not False else None
+        return parse_watermark(requested) if requested is not False else None
 
-    def named(self, names: Iterable[str]) -> list[GuideMethod]:
-        """The guides of these names.
+    def guides_of(self, names: Iterable[str]) -> list[GuideMethod]:
+        """Return the guides with these names.
 
         Raises:
-            RequestError: one is not here, or there are none.
+            RequestError: a name is unknown.
         """
-        found = []
+        guides = []
         for name in names:
             if name not in self.guides:
                 known = ", ".join(self.guides)
                 here = f"this server has {known}" if known else "this server has no guides"
                 raise RequestError(f"guide is {name[:64]!r}, {here}")
-            found.append(self.guides[name])
-        return found
+            guides.append(self.guides[name])
+        return guides
 
 
 def negative(text: str, scale: float, stop: float) -> Cfg:
-    """Classifier-free guidance away from a text, which is taken as it is.
+    """Return classifier-free guidance away from a text, which is used verbatim.
 
     Raises:
         RequestError: a number is out of range.
@@ -72,29 +75,29 @@ def negative(text: str, scale: float, stop: float) -> Cfg:
 
 
 def parse_guides(texts: Iterable[str]) -> dict[str, GuideMethod]:
-    """Guides by name, from `NAME=GUIDE` each, GUIDE being as in `--guide`.
+    """Parse named guides, `NAME=GUIDE` each, with GUIDE as for `--guide`.
 
     Raises:
-        PacelineError: a name or a guide cannot be, or one name is there twice.
+        PacelineError: a name or a guide is malformed, or a name is given twice.
     """
-    found: dict[str, GuideMethod] = {}
+    guides: dict[str, GuideMethod] = {}
     for text in texts:
         name, equals, guide = text.partition("=")
         if not equals or not _NAME.fullmatch(name):
             raise RequestError(
                 f"guides has {text[:80]!r}, expected NAME=GUIDE, e.g. calm=proxy:tuned,base"
             )
-        if name in found:
+        if name in guides:
             raise RequestError(f"two guides are called {name}; rename one of them")
-        found[name] = parse_guide(guide)
-    return found
+        guides[name] = parse_guide(guide)
+    return guides
 
 
 def open_guides(lm: LM, methods: Mapping[str, GuideMethod]) -> None:
-    """Open the models of guides, so that no request waits for one.
+    """Load the models of guides, so that no request waits for one.
 
     Raises:
-        PacelineError: one cannot be had, named.
+        PacelineError: a model cannot be loaded; names the guide.
     """
     for name, method in methods.items():
         try:
@@ -104,6 +107,6 @@ def open_guides(lm: LM, methods: Mapping[str, GuideMethod]) -> None:
 
 
 def shown(mark: Watermark) -> str:
-    """A watermark's kind and settings without its key."""
+    """Return a watermark's kind and settings, with the key hidden."""
     rest = [f"{each.name}={getattr(mark, each.name)}" for each in fields(mark)]
     return ",".join(["key=***", f"kind={mark.name}", *rest[1:]])

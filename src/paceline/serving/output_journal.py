@@ -1,4 +1,4 @@
-"""Output that grows line by line, survives any end of its process, and gets its name when whole."""
+"""An output file that grows line by line and survives a crash of its process at any time."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from typing import Any, BinaryIO
 
 from paceline.errors import RequestError
 
-_SYNC = 1.0  # seconds between two times that the disk is waited for
+_SYNC = 1.0  # seconds between calls of fsync
 
 
 class OutputJournal:
-    """A job's output so far, `NAME.part`, beside `NAME.job`, which says what job that is.
+    """The unfinished output of a batch, `NAME.part`, next to `NAME.job`, which describes the batch.
 
-    A line has the number of the input's line that it answers; numbers ascend. Begun again with the
-    same job it goes on after the last whole line.
+    Each line has the number of the input line that it answers; numbers ascend. Reopened with the
+    same description it continues after the last complete line.
 
     Args:
-        path: where the output is to be.
-        job: what the lines depend on.
+        path: of the finished output.
+        job: everything the lines depend on, as JSON.
 
     Attributes:
-        done: number of the last line that is there; 0 before the first.
-        lines: that are there.
-        failed: lines among them with an error.
+        done: number of the last line written; 0 before the first.
+        lines: number of lines written.
+        failed: number of these that have an error.
 
     Raises:
-        RequestError: the output exists, another process writes it, or what is there is another's.
+        RequestError: the output exists, another process is writing it, or the unfinished output
+            belongs to another batch.
     """
 
     def __init__(self, path: Path, job: dict[str, Any]) -> None:
@@ -54,7 +55,7 @@ class OutputJournal:
         if self.path.exists():
             if not self._part.stat().st_size:
                 self._part.unlink()
-            raise RequestError(f"{self.path} exists already; remove it, or name another output")
+            raise RequestError(f"{self.path} exists; remove it, or name another output")
         if self._part.stat().st_size:
             self._check(job)
         else:
@@ -68,23 +69,23 @@ class OutputJournal:
 
     def _check(self, job: dict[str, Any]) -> None:
         try:
-            found = json.loads(self._job.read_bytes())
+            description = json.loads(self._job.read_bytes())
         except (OSError, ValueError):
-            found = None
-        if found != job:
-            known = found if isinstance(found, dict) else {}
+            description = None
+        if description != job:
+            known = description if isinstance(description, dict) else {}
             other = [key for key in job if known.get(key) != job[key]]
             raise RequestError(
-                f"{self._part} is of a job with another {' and '.join(other) or 'setting'}; remove "
-                "it to begin anew, or ask for the same to go on"
+                f"{self._part} belongs to a batch with another {' and '.join(other) or 'setting'}; "
+                "remove it to start over, or repeat the former command to continue"
             )
 
     def add(self, number: int, line: dict[str, Any]) -> None:
         """Write the next line, at once.
 
         Args:
-            number: of the input's line, above `done`.
-            line: with `error`, None where there is none.
+            number: of the input line, above `done`.
+            line: with an `error`, None where there is none.
         """
         text = json.dumps({"id": _name(number), **line})
         self._file.write(text.encode() + b"\n")
@@ -96,14 +97,14 @@ class OutputJournal:
             self._synced = monotonic()
 
     def finish(self) -> None:
-        """Give the output its name; nothing can be added any more."""
+        """Rename the output to its final name; nothing can be added any more."""
         os.fsync(self._file.fileno())
         self._part.replace(self.path)
         self._job.unlink(missing_ok=True)
         self._file.close()
 
     def close(self) -> None:
-        """Leave what is there for another time; nothing where there is nothing."""
+        """Close the file and keep it for a later run; delete it if it has no line."""
         if not self._file.closed and not self.lines:
             self._part.unlink()
             self._job.unlink(missing_ok=True)
@@ -115,12 +116,12 @@ def _name(number: int) -> str:
 
 
 def _whole(file: BinaryIO, done: int) -> Iterator[tuple[bytes, int, bool]]:
-    """The lines before the first that is not whole: each with its number, and whether it failed."""
+    """Yield the complete lines from the start, with their numbers and whether they failed."""
     for line in file:
         try:
-            found = json.loads(line)
-            number = int(found["id"].removeprefix(_name(0)[:-1]))
-            failed = found["error"] is not None
+            row = json.loads(line)
+            number = int(row["id"].removeprefix(_name(0)[:-1]))
+            failed = row["error"] is not None
         except (ValueError, LookupError, TypeError, AttributeError):
             return
         if not line.endswith(b"\n") or number <= done:

@@ -1,7 +1,7 @@
-"""How many tokens a pass may carry besides its trees, so that no stream waits for long.
+"""Bounds the prompt tokens of a pass, so that no running stream waits for long.
 
-Parts of prompts (Sarathi-Serve, arXiv 2403.02310), and what drafts and guides must read of a text
-before they can be used, come from one budget: each token at the price of its model.
+Parts of prompts (Sarathi-Serve, arXiv 2403.02310) and the tokens that draft models and guides must
+read before they can be used share one budget: each token counts by the cost of its model.
 """
 
 from __future__ import annotations
@@ -11,61 +11,69 @@ import numpy as np
 from paceline.decoding.governor import Governor
 from paceline.engines.base import Engine
 
-CHUNK = 256  # tokens of prompts in a pass that nobody waits for, and most that a model reads
-_LEAST = 8  # tokens of prompts in a pass that somebody waits for
+CHUNK = 256  # prompt tokens of a pass without streams; maximum that a model reads in a pass
+_MIN_TOKENS = 8  # prompt tokens of a pass with streams
 
 
 def prefill_tokens(governor: Governor, streams: int, prefill_slowdown: float) -> int:
-    """Tokens of prompts that a pass with so many streams may carry.
+    """Return the prompt tokens that a pass may carry next to the running streams.
 
     Args:
-        governor: knows how long passes take.
-        streams: requests that get a tree.
-        prefill_slowdown: the pass may take so many times as long as without.
+        governor: predicts the time of a pass.
+        streams: requests that decode in it.
+        prefill_slowdown: maximum time of the pass, relative to one without prompt tokens.
     """
     if not streams:
         return CHUNK
     sizes = np.arange(1, CHUNK + 1)
     slow = governor.seconds(streams + sizes) > prefill_slowdown * governor.seconds(streams)
-    return max(int(slow.argmax()), _LEAST) if slow.any() else CHUNK
+    return max(int(slow.argmax()), _MIN_TOKENS) if slow.any() else CHUNK
 
 
-def price(engine: Engine, target: Engine) -> float:
-    """What a token costs in an engine, in tokens of the target: by the size of their weights."""
+def relative_cost(engine: Engine, target: Engine) -> float:
+    """Return the cost of a token in tokens of `target`, by the size of their weights."""
     own, other = engine.weight_bytes, target.weight_bytes
     return own / other if own and other else 1.0
 
 
 class PassBudget:
-    """What drafts and guides may still read in a pass.
+    """The tokens that draft models and guides may still read in a pass.
 
     Args:
         tokens: that the pass may carry.
-        alone: nobody else waits: parts of prompts leave as much to models besides.
+        alone: no other request waits; prompt parts then leave the budget untouched.
     """
 
     def __init__(self, tokens: int, alone: bool) -> None:
         self._alone, self._left = alone, float(CHUNK if alone else tokens)
-        self._promised = _LEAST
+        self._promised = _MIN_TOKENS
 
-    def part(self, size: int, cost: float) -> int:
-        """Of a part of a prompt, as many tokens as may be run where they cost so much more."""
+    def fit_part(self, size: int, extra_cost: float) -> int:
+        """Return how many of a prompt part's tokens may run, and charge them.
+
+        Args:
+            size: of the part.
+            extra_cost: of each token in draft models and guides.
+        """
         if self._alone:
             return size
-        fitting = max(int(size / (1.0 + cost)), min(size, _LEAST))
-        self._left -= fitting * (1.0 + cost)
+        fitting = max(int(size / (1.0 + extra_cost)), min(size, _MIN_TOKENS))
+        self._left -= fitting * (1.0 + extra_cost)
         return fitting
 
-    def may(self, cost: float) -> int:
-        """Tokens that may be read at this cost for each."""
+    def allowance(self, cost: float) -> int:
+        """Return the number of tokens that may be read at `cost` each."""
         return min(max(int(self._left / cost), 0), CHUNK) if cost else CHUNK
 
-    def must(self, cost: float) -> int:
-        """As `may`, but somebody can always go on."""
-        found = max(self.may(cost), self._promised)
+    def min_allowance(self, cost: float) -> int:
+        """Return the same as `allowance`, but at least 8 at the first call of a pass.
+
+        So some request always makes progress.
+        """
+        tokens = max(self.allowance(cost), self._promised)
         self._promised = 0
-        return found
+        return tokens
 
     def spend(self, tokens: int, cost: float) -> None:
-        """So many were read at this cost for each."""
+        """Charge `tokens` at `cost` each."""
         self._left -= tokens * cost

@@ -1,4 +1,4 @@
-"""Runs what belongs to a pass: trees, and texts for drafts and guides; finds memory for it."""
+"""Runs the model, draft models and guides of a pass, and reclaims memory when it runs out."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from paceline.serving.scheduler import Scheduler
 
 
 class PassRunner:
-    """Runs turns; what goes wrong with one stops no other.
+    """Runs batch entries; a failure of one does not stop the others.
 
     Args:
         engine: runs the model.
-        scheduler: is told who had to give its memory up.
-        memory: is asked who yields.
-        max_running: requests by their names, as the worker keeps them.
-        stats: counts.
+        scheduler: is notified of preemptions.
+        memory: decides what is evicted.
+        slots: all requests by id, shared with the worker.
+        stats: counters, updated here.
 
     Attributes:
-        give_way: lets a search yield; whether one did.
+        give_way: preempts one running search; returns whether one was preempted.
     """
 
     def __init__(
@@ -46,47 +46,50 @@ class PassRunner:
         self.give_way: Callable[[], bool] = lambda: False
 
     def make_room(self, parts: list[BatchEntry], entries: list[BatchEntry], nodes: int) -> None:
-        """Before anything is run: let the model, drafts and guides find what they will need."""
-        wanted = [(part, len(part.tree)) for part in parts] + [(entry, nodes) for entry in entries]
-        slots = [(self._slots[entry.id], entry.run, more) for entry, more in wanted]
+        """Reclaim the memory that the model, draft models and guides will need in this pass."""
+        sizes = [(part, len(part.tree)) for part in parts] + [(entry, nodes) for entry in entries]
+        slots = [(self._slots[entry.id], entry.run, size) for entry, size in sizes]
         self._memory.make_room(
-            [(run, more, None if slot.parked else slot.drafter) for slot, run, more in slots]
+            [(run, size, None if slot.parked else slot.drafter) for slot, run, size in slots]
         )
 
-    def read(
+    def prefill_models(
         self, parts: list[BatchEntry], entries: list[BatchEntry], pass_budget: PassBudget
     ) -> list[BatchEntry]:
-        """Let drafts and guides read along with parts of prompts; the turns that can have a tree.
+        """Let draft models and guides read prompt parts; return the entries that can have a tree.
 
-        Those whose guides lack much of the text wait, and have these read what the pass can carry.
+        Entries whose guides lag far behind the text skip the pass; these guides read what it can
+        carry.
         """
         for part in parts:
-            self._guide(part, len(part.tree))
+            self._prefill_guides(part, len(part.tree))
             try:
-                self._draft(self._slots[part.id], len(part.tree))
+                self._prefill_drafter(self._slots[part.id], len(part.tree))
             except Exception as error:
                 part.error = error
         lagging = [entry for entry in entries if self._lags(entry)]
         for entry in lagging:
             cost = self._slots[entry.id].guiding
-            pass_budget.spend(self._guide(entry, pass_budget.must(cost)), cost)
+            pass_budget.spend(self._prefill_guides(entry, pass_budget.min_allowance(cost)), cost)
         return [entry for entry in entries if entry not in lagging]
 
-    def follow(self, pass_budget: PassBudget, entry: BatchEntry) -> bool:
-        """Let a draft catch up with the text, before it guesses; whether it has."""
+    def catch_up(self, pass_budget: PassBudget, entry: BatchEntry) -> bool:
+        """Let a draft model catch up with the text; return whether it has."""
         slot = self._slots[entry.id]
         if not slot.drafting:
             return True
-        pass_budget.spend(self._draft(slot, pass_budget.may(slot.drafting)), slot.drafting)
+        pass_budget.spend(
+            self._prefill_drafter(slot, pass_budget.allowance(slot.drafting)), slot.drafting
+        )
         drafter = entry.run.drafter
         return not isinstance(drafter, ModelBacked) or drafter.ready(entry.run.text)
 
-    def look(self, entries: list[BatchEntry]) -> list[BatchEntry]:
-        """Let the guides of each request run its tree; those whose guides have."""
-        return [entry for entry in entries if self._looked(entry)]
+    def run_guides(self, entries: list[BatchEntry]) -> list[BatchEntry]:
+        """Let the guides of each request run its tree; return the entries whose guides have."""
+        return [entry for entry in entries if self._run_guides_of(entry)]
 
     def forward(self, entries: list[BatchEntry]) -> dict[str, Floats]:
-        """The logits of each turn; of those that had to give their memory up, none."""
+        """Return the logits of each entry by id; preempted requests are left out."""
         while entries := [entry for entry in entries if entry.run.sequence and not entry.error]:
             rows = [
                 entry.run.wants_prefill_logits if entry.run.missing else True for entry in entries
@@ -95,28 +98,31 @@ class PassRunner:
             try:
                 logits = self._engine.forward(batch, rows)
             except MemoryFullError as error:
-                self._relieve(entries[0], error)
+                self._reclaim_for(entries[0], error)
             except PacelineError as error:
-                self._blame(entries, error)
+                self._find_faulty(entries, error)
             else:
-                sizes = [len(t.tree) * shown for t, shown in zip(entries, rows, strict=True)]
+                sizes = [
+                    len(each.tree) * has_logits
+                    for each, has_logits in zip(entries, rows, strict=True)
+                ]
                 split = np.split(logits, np.cumsum(sizes)[:-1])
                 give_hidden(self._engine, [entry.run for entry in entries], sizes)
                 return {entry.id: part for entry, part in zip(entries, split, strict=True)}
         return {}
 
-    def yields(self) -> bool:
-        """Give memory up for a search; or those that run may yet end."""
-        return self._spared(1) or bool(self._scheduler.running)
+    def reclaim_for_search(self) -> bool:
+        """Reclaim memory for a search; return False if that is in vain."""
+        return self._reclaim(1) or bool(self._scheduler.running)
 
     def preempt(self, job_id: str) -> None:
-        """Let a request give its memory up, and wait again."""
+        """Drop a request's KV cache and put it back into the queue."""
         self._slots[job_id].run.close()
         if self._scheduler.jobs[job_id].stage != "waiting":
             self._scheduler.preempt(job_id)
         self._stats.preempted += 1
 
-    def _looked(self, entry: BatchEntry) -> bool:
+    def _run_guides_of(self, entry: BatchEntry) -> bool:
         while (
             entry.run.sequence and not entry.error and not (entry.run.guides and self._lags(entry))
         ):
@@ -124,65 +130,69 @@ class PassRunner:
                 entry.run.run_guides(entry.tree)
                 return True
             except MemoryFullError as error:
-                self._relieve(entry, error)
+                self._reclaim_for(entry, error)
             except Exception as error:
                 entry.error = error
         return False
 
     def _lags(self, entry: BatchEntry) -> bool:
-        """Whether its guides lack too much for a tree."""
+        """Return whether its guides lag too far behind for a tree."""
         try:
             return entry.run.guide_lag > 0
         except Exception as error:
             entry.error = error
         return True
 
-    def _guide(self, entry: BatchEntry, most: int) -> int:
-        """Let guides read up to so many tokens; how many they did."""
+    def _prefill_guides(self, entry: BatchEntry, max_tokens: int) -> int:
+        """Let guides read up to `max_tokens` tokens; return how many they read."""
         try:
-            return entry.run.advance_guides(most) if entry.run.sequence and not entry.error else 0
+            return (
+                entry.run.advance_guides(max_tokens)
+                if entry.run.sequence and not entry.error
+                else 0
+            )
         except MemoryFullError as error:
-            self._relieve(entry, error)
+            self._reclaim_for(entry, error)
         except Exception as error:
             entry.error = error
         return 0
 
-    def _draft(self, slot: Slot, most: int) -> int:
-        """Let a draft read up to so many tokens; how many it did."""
+    def _prefill_drafter(self, slot: Slot, max_tokens: int) -> int:
+        """Let a draft model read up to `max_tokens` tokens; return how many it read."""
         drafter = slot.run.drafter
         if not slot.drafting or not isinstance(drafter, ModelBacked):
             return 0
         try:
-            return drafter.follow(slot.run.text, 0 if slot.parked else most)
+            return drafter.follow(slot.run.text, 0 if slot.parked else max_tokens)
         except MemoryFullError:
             if not self._memory.ease(1):
                 self._park(slot)
         return 0
 
     def _park(self, slot: Slot) -> bool:
-        """Let a draft give its memory up until another request is over; whether it had any."""
+        """Drop a draft model's KV cache until a request ends; return whether it had any."""
         if slot.parked or slot.drafter is None:
             return False
         slot.parked = True
         return self._memory.park(slot.drafter)
 
-    def _relieve(self, entry: BatchEntry, error: MemoryFullError) -> None:
-        """Let a turn have more memory: of the least important one that can yield."""
+    def _reclaim_for(self, entry: BatchEntry, error: MemoryFullError) -> None:
+        """Reclaim memory for an entry, at last by preempting the least important request."""
         running = self._scheduler.running
-        if self._spared(len(running)):
+        if self._reclaim(len(running)):
             return
         if len(running) > 1:
             self.preempt(running[-1].id)
         elif not self.give_way():
             entry.error = error
 
-    def _spared(self, pages: int) -> bool:
-        """Whether texts of the past, or drafts, gave memory up for about so many pages."""
+    def _reclaim(self, pages: int) -> bool:
+        """Evict cached prefixes or drafts for about `pages` pages; return whether any were."""
         running = reversed(self._scheduler.running)
         return self._memory.ease(pages) or any(self._park(self._slots[job.id]) for job in running)
 
-    def _blame(self, entries: list[BatchEntry], error: PacelineError) -> None:
-        """Find out whose tree a pass was refused for: the others are run without it."""
+    def _find_faulty(self, entries: list[BatchEntry], error: PacelineError) -> None:
+        """Find the entry whose tree the engine refused; the others run without it."""
         for entry in entries:
             assert entry.run.sequence is not None
             try:

@@ -1,8 +1,8 @@
-"""What earlier requests have computed, kept for those that begin with the same tokens.
+"""Keeps computed prefixes for later requests that begin with the same tokens.
 
 A radix tree over tokens (SGLang, Zheng et al. 2024, section 3). Every node holds a sequence of the
-engine that ends where the node does; where forks share pages, a node costs those behind its
-parent's only.
+engine that ends where the node does; where forks share pages, a node costs only the pages behind
+its parent's.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from paceline.errors import MemoryFullError, RequestError
 
 @dataclass(slots=True)
 class PrefixStatistics:
-    """What a cache has been good for.
+    """Hit counts of a cache.
 
     Attributes:
         lookups: calls of `match`.
-        hits: those that found a token or more.
-        asked: tokens that were looked up.
-        saved: those that were found, and need not be computed.
-        evicted: ends of texts that were given up.
+        hits: calls that matched at least one token.
+        asked: tokens looked up.
+        saved: tokens matched, which need not be computed.
+        evicted: texts whose end was evicted.
     """
 
     lookups: int = 0
@@ -42,22 +42,21 @@ class PrefixStatistics:
 class _PrefixNode:
     tokens: Tokens  # behind the parent's
     sequence: Cached  # of all tokens from the root on
-    parent: _PrefixNode | None = None  # None: the root, or given up
+    parent: _PrefixNode | None = None  # None: the root, or evicted
     children: dict[int, _PrefixNode] = field(default_factory=dict)  # by their first token
-    used: int = 0  # when, by the clock of the cache
+    used: int = 0  # time of the last use, by the counter of the cache
     pinned: bool = False
 
 
 class PrefixCache:
-    """Finds the longest beginning of a text that the engine has computed before.
+    """Finds the longest prefix of a text that the engine has computed before.
 
-    Keys and values depend on the tokens up to their position, so what is found is what the engine
-    would compute: bit by bit where it is `invariant`. For one thread at a time.
+    Keys and values depend on the tokens up to their position only, so a match is what the engine
+    would compute: bit for bit where the engine is `invariant`. Not thread-safe.
 
     Args:
         engine: whose sequences are kept.
-        limit: most pages that the cache may hold, each counted once. They are among those that
-            `Engine.memory` counts as used.
+        limit: maximum pages of the cache, each counted once; `Engine.memory` counts them as used.
 
     Raises:
         MethodError: the engine does not count its pages.
@@ -66,7 +65,7 @@ class PrefixCache:
 
     def __init__(self, engine: Engine, limit: int) -> None:
         if limit < 0:
-            raise RequestError(f"a prefix cache of {limit} pages, expected 0 or more")
+            raise RequestError(f"the prefix cache has a limit of {limit} pages, expected 0 or more")
         self.engine = engine
         self.limit = limit
         self.statistics = PrefixStatistics()
@@ -76,29 +75,29 @@ class PrefixCache:
 
     @property
     def pages(self) -> int:
-        """Pages that are held, each counted once."""
+        """Return the number of pages held, each counted once."""
         return len(self._held)
 
     def holds(self, page: int) -> bool:
-        """Whether a page is among those of the cache."""
+        """Return whether the cache holds a page."""
         return page in self._held
 
     def idle(self, held: set[int]) -> int:
-        """Pages that only the cache holds; `held` are those of other sequences."""
+        """Return the number of pages that only the cache holds, given those of other sequences."""
         return len(self._held.keys() - held)
 
     def __len__(self) -> int:
-        """Nodes of the tree."""
+        """Return the number of nodes."""
         return sum(1 for _ in self._nodes())
 
     def match(self, tokens: Tokens) -> tuple[Cached, int]:
-        """A new sequence of the longest known beginning of `tokens` [S], and its length.
+        """Return a new sequence with the longest known prefix of `tokens` [S], and its length.
 
         The sequence is the caller's, to extend and to release. Leave out the last token of a
-        prompt: it is run to get logits.
+        prompt: it must be run to get logits.
 
         Raises:
-            MemoryFullError: the engine copies what it forks, and has no room.
+            MemoryFullError: the engine copies what it forks, and has no free page.
         """
         node, _, length = self._walk(tokens)
         sequence = self._copy(node.sequence, length)
@@ -110,17 +109,17 @@ class PrefixCache:
         return sequence, length
 
     def insert(self, tokens: Tokens, sequence: Cached, pin: bool = False) -> bool:
-        """Keep `tokens` [S], which the first positions of `sequence` hold; it stays the caller's.
+        """Keep `tokens` [S], computed in the first positions of `sequence`.
 
         Args:
             tokens: a text.
-            sequence: one that begins with it.
-            pin: keep the text, whoever else needs room, until `unpin`.
+            sequence: begins with the text; it stays the caller's.
+            pin: do not evict the text until `unpin`.
 
         Returns:
-            whether the text is known now. It is not where it takes more pages than the limit
-            leaves beside pinned texts, or the engine has no room for a copy; where pins are the
-            reason, other texts may have been given up in vain.
+            whether the text is in the cache now. It is not if it needs more pages than the limit
+            leaves next to pinned texts, or the engine has no page for a copy; if pins are the
+            reason, other texts may have been evicted in vain.
 
         Raises:
             RequestError: the sequence is shorter than the text.
@@ -137,8 +136,8 @@ class PrefixCache:
                 node = self._split(node, inside, length)
             if length < len(tokens):
                 parent, node = node, self._attach(node, tokens[length:], sequence, len(tokens))
-                if _spare(parent):  # the longer text says it all
-                    self._give_up(parent)
+                if _removable(parent):  # the longer text contains this one
+                    self._evict(parent)
         except MemoryFullError:
             return False
         self._touch(node)
@@ -149,34 +148,36 @@ class PrefixCache:
         return True
 
     def unpin(self, tokens: Tokens) -> None:
-        """Let a text go when there is need.
+        """Allow a text to be evicted again.
 
         Raises:
             RequestError: it is not pinned.
         """
         node, inside, length = self._walk(tokens)
         if length < len(tokens) or inside < len(node.tokens) or not node.pinned:
-            raise RequestError(f"this text of {len(tokens)} tokens is not pinned")
+            raise RequestError(
+                f"this text of {len(tokens)} tokens is not pinned; unpin a pinned one"
+            )
         node.pinned = False
 
     def shrink(self, pages: int) -> int:
-        """Give up texts, those used longest ago first, until so many pages fewer are held.
+        """Evict texts, the least recently used first, until this many pages fewer are held.
 
         Returns:
-            how many pages fewer. Those that running sequences hold, too, are not free yet.
+            by how many pages the cache shrank. Pages that running sequences share are not free yet.
         """
         before = self.pages
         self._shrink_to(before - pages)
         return before - self.pages
 
     def clear(self) -> None:
-        """Give up everything, pinned texts too."""
+        """Evict everything, pinned texts included."""
         for node in list(self._nodes()):
             node.pinned = False
         self._shrink_to(0)
 
     def _nodes(self) -> Iterator[_PrefixNode]:
-        """All but the root."""
+        """Yield all nodes but the root."""
         left = list(self._root.children.values())
         while left:
             node = left.pop()
@@ -184,7 +185,7 @@ class PrefixCache:
             yield node
 
     def _walk(self, tokens: Tokens) -> tuple[_PrefixNode, int, int]:
-        """The last node on the way of `tokens`, how many of its own fit, and how many of all."""
+        """Return the last node along `tokens`, and how many of its and of all tokens match."""
         node, inside, length = self._root, 0, 0
         while length < len(tokens) and inside == len(node.tokens):
             child = node.children.get(int(tokens[length]))
@@ -200,7 +201,7 @@ class PrefixCache:
         return copy
 
     def _split(self, node: _PrefixNode, inside: int, length: int) -> _PrefixNode:
-        """A new node in front of one that keeps what follows its first `inside` tokens."""
+        """Insert a node in front of one that keeps what follows its first `inside` tokens."""
         parent = node.parent
         assert parent is not None  # the root has no tokens to split
         upper = _PrefixNode(
@@ -222,21 +223,23 @@ class PrefixCache:
 
     def _touch(self, node: _PrefixNode) -> None:
         self._clock += 1
-        way: _PrefixNode | None = node
-        while way:
-            way.used, way = self._clock, way.parent
+        ancestor: _PrefixNode | None = node
+        while ancestor:
+            ancestor.used, ancestor = self._clock, ancestor.parent
 
     def _shrink_to(self, pages: int) -> None:
-        """Give up nodes until no more than `pages` are held, or only pinned texts are left."""
+        """Evict nodes until at most `pages` pages are held, or only pinned texts are left."""
         while self.pages > max(pages, 0):
-            oldest = min(filter(_spare, self._nodes()), key=lambda node: node.used, default=None)
+            oldest = min(
+                filter(_removable, self._nodes()), key=lambda node: node.used, default=None
+            )
             if oldest is None:
                 return
-            self._give_up(oldest)
+            self._evict(oldest)
             self.statistics.evicted += not oldest.children
 
-    def _give_up(self, node: _PrefixNode) -> None:
-        """Let a leaf go, or join a node with its only child, which knows its text, too."""
+    def _evict(self, node: _PrefixNode) -> None:
+        """Remove a leaf, or merge a node into its only child, which has its text too."""
         parent, first = node.parent, int(node.tokens[0])
         assert parent is not None
         del parent.children[first]
@@ -251,13 +254,13 @@ class PrefixCache:
         self.engine.release(node.sequence)
 
 
-def _spare(node: _PrefixNode) -> bool:
-    """Whether a node can be given up without others."""
+def _removable(node: _PrefixNode) -> bool:
+    """Return whether a node can be removed without others."""
     return len(node.children) < 2 and not node.pinned and node.parent is not None
 
 
 def _common(a: Tokens, b: Tokens) -> int:
-    """How many tokens two texts begin with alike."""
+    """Return the length of the common prefix of two texts."""
     size = min(len(a), len(b))
-    parted = np.flatnonzero(a[:size] != b[:size])
-    return int(parted[0]) if len(parted) else size
+    different = np.flatnonzero(a[:size] != b[:size])
+    return int(different[0]) if len(different) else size

@@ -1,9 +1,9 @@
-"""Searches beside the requests of a worker: one pass of one search between two of its own.
+"""Runs searches between the passes of a worker, one pass of one search at a time.
 
-A strategy is written as a loop that calls its engine. Here it runs in a thread of its own that is
-awake only while the worker's waits for it, from one pass to the next: never do two threads compute,
-and who streams waits for one pass of a search at most. Nothing of a search is told before its end,
-so one that has to give its memory up is begun anew later.
+A strategy is written as a loop that calls its engine. Here it runs in a thread of its own, which is
+awake only while the worker's thread waits for it, from one pass to the next: two threads never
+compute at once, and a stream waits for one pass of a search at most. A search reports nothing
+before its end, so one that is preempted simply starts over later.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ if TYPE_CHECKING:
     from paceline.lm import LM
 
 _log = logging.getLogger(__name__)
-_ACTIVE = 4  # searches that take turns
+_MAX_RUNNING = 4  # searches
 _AGING = 30.0  # seconds of waiting that weigh as much as one step of priority
 
 
 class SearchQueue:
-    """The searches of a worker, whose thread alone may use it.
+    """The searches of a worker; used by the worker's thread only.
 
-    They take turns, and where others run, no more than their `share` of the time. A search gets its
-    memory before it begins: the worker keeps it `reserved`.
+    Searches take turns and, next to other requests, use no more than their `share` of the time. A
+    search starts when there is memory for all of it: the worker keeps `reserved` pages free.
 
     Args:
         lm: the model.
-        queue: most searches that wait.
-        pages: of the engine's memory that searches may take.
-        relieve: makes room for a pass, or lets it be tried later; false where that is in vain.
+        queue: maximum number of waiting searches.
+        pages: of the engine's memory that a search may need.
+        relieve: makes room for a pass, or allows a later retry; returns False if that is in vain.
         stats: of the worker.
-        share: seconds that searches may take for each second of the others' passes.
+        share: seconds of searches for each second of other passes.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SearchQueue:
     ) -> None:
         self._lm, self._queue, self._pages = lm, queue, pages
         self._relieve, self._stats, self.share = relieve, stats, share
-        self._credit = 0.0  # seconds that may be taken
+        self._credit = 0.0  # seconds that searches may use
         self._orders = count()
         self._begun: dict[str, int] = {}  # client -> its last search that began
         self.waiting: list[_QueuedSearch] = []
@@ -71,26 +71,26 @@ class SearchQueue:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Return whether no search waits or runs."""
         return not self.waiting and not self.running
 
     @property
     def reserved(self) -> int:
-        """Pages that are kept for those that run, and for the next that may begin."""
+        """Return the pages kept for running searches, and for the next one that may start."""
         following = self._next()
         kept = sum(max(each.pages - each.held, 0) for each in self.running)
         return kept + (following.pages if following else 0)
 
     def submit(self, job: Job) -> None:
-        """Hand one in.
+        """Submit a search.
 
         Raises:
-            PacelineError: it cannot be run, or too many wait.
+            PacelineError: it cannot be run, or the queue is full.
         """
         assert job.strategy is not None
         search = _QueuedSearch(job, self._lm, self._relieve, next(self._orders), monotonic())
         if any(each.job.id == job.id for each in [*self.waiting, *self.running]):
-            raise RequestError(f"a request {job.id!r} is under way; give this one another name")
+            raise RequestError(f"a request {job.id!r} is running; give this one another name")
         if search.pages > self._pages:
             raise RequestError(
                 f"the search may need {search.pages} pages of memory, and there are {self._pages}; "
@@ -101,16 +101,16 @@ class SearchQueue:
         self.waiting.append(search)
 
     def cancel(self, job_id: str) -> list[JobEvent]:
-        """Give one up; nothing comes of it where it is over already."""
-        found = [each for each in [*self.waiting, *self.running] if each.job.id == job_id]
-        return [self._end(each, "cancelled") for each in found]
+        """Cancel a search; return no event if it has ended already."""
+        searches = [each for each in [*self.waiting, *self.running] if each.job.id == job_id]
+        return [self._end(each, "cancelled") for each in searches]
 
     def close(self, finish: str, error: str = "") -> list[JobEvent]:
-        """Give all up."""
+        """End all searches."""
         return [self._end(each, finish, error) for each in [*self.waiting, *self.running]]
 
     def give_way(self) -> bool:
-        """Let the last that was begun wait again, without its memory; false where none runs."""
+        """Preempt the search that was submitted last; return False if none runs."""
         if not self.running:
             return False
         last = max(self.running, key=lambda search: search.order)
@@ -121,11 +121,11 @@ class SearchQueue:
         return True
 
     def step(self, pages: int, alone: bool) -> list[JobEvent]:
-        """One pass of the next search.
+        """Run one pass of the next search.
 
         Args:
-            pages: that can be had, those that are reserved included.
-            alone: nobody else has anything to run, so that there will never be more.
+            pages: that can be had, the reserved ones included.
+            alone: no other request runs or waits, so that there will never be more pages.
         """
         now = monotonic()
         late = [each for each in [*self.waiting, *self.running] if each.late(now)]
@@ -144,12 +144,12 @@ class SearchQueue:
         return events
 
     def worked(self, seconds: float) -> None:
-        """Others had a pass of so many seconds; credit is not saved up."""
+        """Credit the time of a pass of other requests; credit does not accumulate."""
         self._credit = min(self._credit, 0.0) + self.share * seconds
 
     def _next(self) -> _QueuedSearch | None:
-        """Who begins next: the most urgent, of these who has waited longest since its last one."""
-        if not self.waiting or len(self.running) >= _ACTIVE:
+        """Return the search to start next: by priority, then by the client served longest ago."""
+        if not self.waiting or len(self.running) >= _MAX_RUNNING:
             return None
         now = monotonic()
         return min(
@@ -169,23 +169,23 @@ class SearchQueue:
         self._begun[search.job.client] = next(self._orders)
 
     def _end(self, search: _QueuedSearch, finish: str, error: str = "") -> JobEvent:
-        """What its owner is told; `finish` where nothing was found."""
+        """Return the last event of a search; `finish` applies if it has no output."""
         if search in self.running:
             self.running.remove(search)
         else:
             self.waiting.remove(search)
         search.stop()
-        if not search.found:
+        if not search.outputs:
             if search.error is not None:
-                error = error or self._told(search.job.id, search.error)
+                error = error or self._message(search.job.id, search.error)
             return JobEvent(search.job.id, finish=finish, output=Output(), error=error)
-        best = search.found[0]
+        best = search.outputs[0]
         self._stats.passes += best.passes
         self._stats.nodes += best.nodes
-        self._stats.tokens += sum(len(each.tokens) for each in search.found)
-        return JobEvent(search.job.id, finish=best.finish, output=best, found=search.found)
+        self._stats.tokens += sum(len(each.tokens) for each in search.outputs)
+        return JobEvent(search.job.id, finish=best.finish, output=best, found=search.outputs)
 
-    def _told(self, job_id: str, error: Exception) -> str:
+    def _message(self, job_id: str, error: Exception) -> str:
         if isinstance(error, PacelineError):
             return str(error)
         _log.error("request %s failed", job_id, exc_info=error)
@@ -193,17 +193,17 @@ class SearchQueue:
 
 
 class _QueuedSearch:
-    """One search, and its thread once it has begun."""
+    """A search, and its thread once it has started."""
 
     def __init__(
         self, job: Job, lm: LM, relieve: Callable[[], bool], order: int, arrived: float
     ) -> None:
         assert job.strategy is not None
         self.job, self.order, self.arrived = job, order, arrived
-        self.found: list[SearchOutput] = []
+        self.outputs: list[SearchOutput] = []
         self.error: Exception | None = None
         self._strategy, self._lm, self._relieve = job.strategy, lm, relieve
-        self._engine = TurnTakingEngine(lm.engine, self._turn, relieve)
+        self._engine = TurnTakingEngine(lm.engine, self._wait_for_turn, relieve)
         self._task = Task(self._engine, job.request, self._stream)
         self._strategy.check(self._task)
         self.pages = _pages(self._strategy, self._task)
@@ -213,19 +213,19 @@ class _QueuedSearch:
 
     @property
     def held(self) -> int:
-        """Pages that it has."""
+        """Return the pages that it holds."""
         return self._engine.held
 
     def late(self, now: float) -> bool:
-        """Whether its time is over."""
+        """Return whether its deadline has passed."""
         return self.job.deadline is not None and self.job.deadline <= now
 
     def again(self) -> _QueuedSearch:
-        """The same, from its beginning."""
+        """Return the same search, not started."""
         return _QueuedSearch(self.job, self._lm, self._relieve, self.order, self.arrived)
 
     def step(self) -> bool:
-        """Go on to the next pass; whether it is over."""
+        """Run up to the next pass; return whether the search has ended."""
         if self._thread is None:
             self._thread = Thread(target=self._work, name="paceline-search", daemon=True)
             self._thread.start()
@@ -237,7 +237,7 @@ class _QueuedSearch:
         return self._over
 
     def stop(self) -> None:
-        """Give everything back."""
+        """End the thread and release all memory."""
         self._leaving = True
         if self._thread is not None:
             self.step()
@@ -245,7 +245,7 @@ class _QueuedSearch:
     def _work(self) -> None:
         self._go.acquire()
         try:
-            self.found = self._strategy.run(self._task)
+            self.outputs = self._strategy.run(self._task)
         except _LeavingError:
             pass
         except Exception as error:
@@ -254,8 +254,8 @@ class _QueuedSearch:
             self._over = True
             self._paused.release()
 
-    def _turn(self) -> None:
-        """Called before each pass: let the worker go on."""
+    def _wait_for_turn(self) -> None:
+        """Pause before each pass, and let the worker go on."""
         self._paused.release()
         self._go.acquire()
         if self._leaving:
@@ -266,13 +266,14 @@ class _QueuedSearch:
 
 
 class _LeavingError(Exception):
-    """The search is given up."""
+    """The search is cancelled."""
 
 
 def _pages(strategy: Strategy, task: Task) -> int:
-    """Pages that it may come to hold: of each text the beginning once, and each hypothesis' own.
+    """Return the pages that a search may come to hold.
 
-    Those of guides are counted in pages of the model.
+    These are the prefix of each text once and the own pages of each hypothesis; those of guides are
+    counted in pages of the model.
     """
     width = strategy.width if isinstance(strategy, Beam) else 1
     nodes = strategy.k if isinstance(strategy, ContrastiveSearch) else 1

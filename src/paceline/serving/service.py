@@ -1,4 +1,4 @@
-"""A worker in a thread of its own, for callers that live in an event loop."""
+"""Runs a worker in a thread of its own, for callers in an event loop."""
 
 from __future__ import annotations
 
@@ -20,26 +20,33 @@ from paceline.serving.worker import Worker
 
 _log = logging.getLogger(__name__)
 _Sink = Callable[[JobEvent], None]
-_WAITING = 64  # events that a reader may be behind before they are merged
+_BACKLOG = 64  # events that a reader may lag behind before they are merged
 
 
 class StoppingError(BusyError):
-    """The service is about to stop."""
+    """The service is shutting down."""
 
 
 class Observer(Protocol):
-    """Sees every request; called in the worker's thread, so it must be quick."""
+    """Sees every request; it is called in the worker's thread, so it must be quick."""
 
-    def took(self, job: Job) -> None:
-        """A request was handed in."""
+    def on_submit(self, job: Job) -> None:
+        """Record that a request was submitted."""
 
-    def saw(self, job: Job, event: JobEvent) -> None:
-        """Something came of it; with a `finish`, for the last time."""
+    def on_event(self, job: Job, event: JobEvent) -> None:
+        """Record an event; one with a `finish` is the last of its request."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLoad:
-    """How much there is to do: requests without and with a place, pages, and bytes of guides."""
+    """The current load.
+
+    Attributes:
+        waiting: number of waiting requests.
+        running: number of running requests.
+        memory: pages of the model's engine.
+        guides: bytes of keys and values of guide models.
+    """
 
     waiting: int = 0
     running: int = 0
@@ -48,10 +55,10 @@ class ServiceLoad:
 
 
 class Mailbox:
-    """Events on their way to one reader, in its loop.
+    """Events on their way to one reader, in the reader's event loop.
 
-    A reader that is slow gets fewer, larger events: their text, tokens and log probabilities are
-    joined, and of their trees the last is left. So what waits for it is bounded by its answer.
+    A slow reader gets fewer, larger events: their texts, tokens and log-probabilities are joined,
+    and only the last tree is kept. So its backlog is bounded by the size of its answer.
     """
 
     def __init__(self) -> None:
@@ -59,14 +66,14 @@ class Mailbox:
         self._some = asyncio.Event()
 
     def put(self, event: JobEvent) -> None:
-        """Deliver."""
-        if len(self._events) >= _WAITING:
+        """Add an event."""
+        if len(self._events) >= _BACKLOG:
             event = merged(self._events.pop(), event)
         self._events.append(event)
         self._some.set()
 
     async def get(self) -> JobEvent:
-        """The next; waits for it."""
+        """Wait for the next event and return it."""
         while not self._events:
             self._some.clear()
             await self._some.wait()
@@ -74,7 +81,7 @@ class Mailbox:
 
 
 def merged(first: JobEvent, then: JobEvent) -> JobEvent:
-    """Two events of a request as one."""
+    """Return two successive events of a request as one."""
     return replace(
         then,
         text=first.text + then.text,
@@ -91,11 +98,11 @@ def merged(first: JobEvent, then: JobEvent) -> JobEvent:
 
 
 class EventStream(AsyncIterator[JobEvent]):
-    """What comes of a request. To close it before its end, or to let it go, cancels the request.
+    """The events of a request. Closing it early, or dropping it, cancels the request.
 
     Args:
-        events: as they come.
-        leave: cancels.
+        events: where they arrive.
+        leave: cancels the request.
     """
 
     def __init__(self, events: Mailbox, leave: Callable[[], None]) -> None:
@@ -114,7 +121,7 @@ class EventStream(AsyncIterator[JobEvent]):
         return event
 
     async def aclose(self) -> None:
-        """Leave."""
+        """Cancel the request if it has not ended."""
         self._close()
 
     def __del__(self) -> None:
@@ -127,10 +134,15 @@ class EventStream(AsyncIterator[JobEvent]):
 
 
 class Service:
-    """Takes requests from any event loop; a thread runs the passes.
+    """Takes requests from any event loop and runs them in one thread.
 
     Args:
-        worker: nobody else may use it once the service is started.
+        worker: must not be used by others once the service is started.
+
+    Attributes:
+        failures: passes that failed because of a bug.
+        load: of the last pass.
+        observers: see all requests.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -144,38 +156,38 @@ class Service:
         self.observers: list[Observer] = []
 
     def start(self) -> None:
-        """Begin to work."""
+        """Start the thread."""
         self._thread.start()
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
+        """Return whether requests are accepted."""
         return self._thread.is_alive() and not self._draining
 
     @property
     def draining(self) -> bool:
-        """Whether no more requests are taken."""
+        """Return whether requests are refused because the service is shutting down."""
         return self._draining
 
     @property
     def idle(self) -> bool:
-        """Whether everybody was told the end."""
+        """Return whether every request has got its last event."""
         return not self._sinks
 
     def drain(self) -> None:
-        """Take no more requests; those under way go on."""
+        """Refuse new requests; running ones continue."""
         self._draining = True
 
     async def stream(self, job: Job) -> EventStream:
-        """Hand a request in, wait until it is taken, and return what comes of it.
+        """Submit a request, wait until it is accepted, and return its events.
 
-        Whoever leaves the iteration before its end, or never begins it, cancels the request; no
-        later than after the pass that is under way it is gone.
+        Leaving the iteration early, or never starting it, cancels the request; it is gone after the
+        current pass at the latest.
 
         Raises:
             PacelineError: it cannot be run.
-            BusyError: there are too many.
-            StoppingError: the service is about to stop.
+            BusyError: the queue is full.
+            StoppingError: the service is shutting down.
         """
         loop = asyncio.get_running_loop()
         events = Mailbox()
@@ -188,21 +200,21 @@ class Service:
         def submit() -> None:
             try:
                 if self._draining:
-                    raise StoppingError("the server is about to stop; try another")
+                    raise StoppingError("the server is shutting down; try another")
                 self.worker.submit(job)
             except Exception as error:
-                if not isinstance(error, PacelineError):  # a bug, but nobody else's
+                if not isinstance(error, PacelineError):  # a bug, but other requests can go on
                     _log.exception("request %s was not taken", job.id)
                 _post(loop, settle, error)
                 return
             self._sinks[job.id] = job, lambda e: _post(loop, events.put, e)
             _post(loop, settle, None)
             for observer in self.observers:
-                observer.took(job)
+                observer.on_submit(job)
 
         self._inbox.put(submit)
         if self._ended:
-            self._commands(wait=False)  # nobody else will answer
+            self._commands(wait=False)  # the thread has ended
         try:
             await taken
         except asyncio.CancelledError:
@@ -211,11 +223,11 @@ class Service:
         return EventStream(events, lambda: self.cancel(job.id))
 
     def cancel(self, job_id: str) -> None:
-        """Give a request up, from any thread."""
+        """Cancel a request, from any thread."""
         self._inbox.put(lambda: self._send(self.worker.cancel(job_id)))
 
     def stop(self, seconds: float = 0.0) -> None:
-        """Take no more requests, give those under way so many seconds, and end the thread."""
+        """Refuse new requests, give running ones `seconds` to finish, and end the thread."""
         self._draining = True
         end = monotonic() + seconds
         if not self._thread.is_alive():
@@ -237,12 +249,12 @@ class Service:
         try:
             while not self._stopped:
                 try:
-                    self._weigh()
+                    self._measure_load()
                     self._commands(wait=self.worker.idle)
                     if not self._stopped and not self.worker.idle:
                         self._send(self.worker.step())
                 except Exception:
-                    # A bug. Those under way are told; those to come may fare better.
+                    # A bug: end the running requests with an error; later ones may succeed.
                     _log.exception("a pass failed")
                     self.failures += 1
                     self._send(self.worker.close("error", FAILED))
@@ -250,13 +262,13 @@ class Service:
             self._end()
 
     def _end(self) -> None:
-        """Nobody works any more: refuse those that come, and tell those that are left."""
-        self._draining = self._ended = True  # first, so that no command falls between
+        """Refuse requests and end those that are left, after the thread has ended."""
+        self._draining = self._ended = True  # first, so that no command is lost in between
         self._commands(wait=False)
         self._send([JobEvent(each, finish="error", error=FAILED) for each in list(self._sinks)])
 
-    def _weigh(self) -> None:
-        """Look at the load here, where nobody changes it meanwhile."""
+    def _measure_load(self) -> None:
+        """Measure the load in the worker's thread, where nothing changes it meanwhile."""
         running, searches = len(self.worker.scheduler.running), self.worker.searches
         waiting = len(self.worker.scheduler.jobs) - running + len(searches.waiting)
         running += len(searches.running)
@@ -266,7 +278,7 @@ class Service:
         self.load = ServiceLoad(waiting, running, lm.engine.memory, guides)
 
     def _commands(self, wait: bool) -> None:
-        """Do what was asked for since the last pass."""
+        """Run the commands that were queued since the last pass."""
         for _ in range(self._inbox.qsize() or wait):
             try:
                 command = self._inbox.get(timeout=None if wait else 0.0)
@@ -283,13 +295,13 @@ class Service:
             if event.finish is not None:
                 del self._sinks[event.id]
             for observer in self.observers:
-                observer.saw(job, event)
+                observer.on_event(job, event)
             sink(event)
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *args: object) -> None:
-    """Call something in a loop, which may be closed by now: then nobody listens."""
+    """Call a function in a loop; do nothing if the loop is closed, since nobody listens then."""
     try:
         loop.call_soon_threadsafe(call, *args)
     except RuntimeError:
-        _log.debug("an event found its loop closed")
+        _log.debug("an event was dropped: its loop is closed")

@@ -1,4 +1,4 @@
-"""Everything that `paceline serve` can be told: flags before environment before file."""
+"""The settings of `paceline serve`: flags override the environment, which overrides the file."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ EARLIER_NAMES = {
     "stall": "prefill_slowdown",
     "prefixes": "prefix_cache",
 }
-_HIDDEN = ("keys", "watermark")  # never told
+_HIDDEN = ("keys", "watermark")  # never shown
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 class Size(int):
-    """Bytes, written as `2GB` or `512MiB`."""
+    """A number of bytes, written as `2GB` or `512MiB`."""
 
     @classmethod
     def parse(cls, text: str) -> Size:
-        """Read a size.
+        """Parse a size.
 
         Raises:
-            ValueError: it is none.
+            ValueError: it is malformed.
         """
         found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]i?B)?", text.strip(), re.I)
         if not found:
@@ -54,42 +54,51 @@ _BODY = Size(10**6)
 
 @dataclass(frozen=True)
 class SettingInfo:
-    """What a setting is, the numbers that it may be, and what stands between texts of a list."""
+    """Describes a setting.
+
+    Attributes:
+        text: its help.
+        min: smallest number allowed.
+        max: largest number allowed.
+        separator: between the texts of a list.
+    """
 
     text: str
-    least: float | None = None
-    most: float | None = None
-    between: str = ","
+    min: float | None = None
+    max: float | None = None
+    separator: str = ","
 
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """See the module's text. Every field is a flag, a variable and a key of the file."""
+    """Every field is a flag, an environment variable and a key of the settings file."""
 
     model: Annotated[
-        str | None, SettingInfo("Folder or hub id of a checkpoint; else the embedded one.")
+        str | None, SettingInfo("Folder or hub id of a checkpoint. Default: the embedded model.")
     ] = None
     name: Annotated[
-        str | None, SettingInfo("What the model is called; else the last part of its path.")
+        str | None, SettingInfo("Name of the model in the API. Default: the last part of its path.")
     ] = None
     host: Annotated[str, SettingInfo("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, SettingInfo("0 takes a free one.", 0, 65535)] = 8000
-    drafter: Annotated[str, SettingInfo("NAME[:key=value,...]; see `paceline methods`.")] = "blend"
+    port: Annotated[int, SettingInfo("Port to listen on; 0 picks a free one.", 0, 65535)] = 8000
+    drafter: Annotated[
+        str, SettingInfo("Drafting method, NAME[:key=value,...]; see `paceline methods`.")
+    ] = "blend"
     budget: Annotated[
-        str, SettingInfo("Most nodes of a tree beyond its root; auto sizes by cost.")
+        str, SettingInfo("Maximum nodes of a tree beyond its root; auto: chosen by cost.")
     ] = "auto"
-    engine: Annotated[str, SettingInfo("auto, native or reference.")] = "auto"
-    format: Annotated[str, SettingInfo("Of the weights, as in `paceline generate`.")] = "auto"
+    engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
+    format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
-        str, SettingInfo("Of cached keys and values: fp32, fp16, int8; auto: fp32.")
+        str, SettingInfo("Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
     ] = "auto"
-    device: Annotated[str | None, SettingInfo("Of the reference engine, e.g. cuda.")] = None
+    device: Annotated[str | None, SettingInfo("Device of the reference engine, e.g. cuda.")] = None
     threads: Annotated[
-        int | None, SettingInfo("Of the native engine; else all usable cores.", 1, 1024)
+        int | None, SettingInfo("Threads of the native engine. Default: all usable cores.", 1, 1024)
     ] = None
     max_running: Annotated[int, SettingInfo("Maximum number of running requests.", 1, 4096)] = 32
     queue: Annotated[
-        int, SettingInfo("Most requests that wait; those to come are told to try again.", 0)
+        int, SettingInfo("Maximum number of queued requests; further ones get status 429.", 0)
     ] = 256
     prefill_slowdown: Annotated[
         float,
@@ -99,74 +108,81 @@ class ServerSettings:
     ] = 2.0
     memory: Annotated[
         Size | None,
-        SettingInfo(
-            "Most memory of the process, e.g. 2GB: weights, keys and values, everything.", 1
-        ),
+        SettingInfo("Memory limit of the process, weights and KV caches included, e.g. 2GB.", 1),
     ] = None
     prefix_cache: Annotated[
         float,
         SettingInfo("Share of the KV memory that finished requests' prefixes may fill.", 0, 1),
     ] = 0.5
     watermark: Annotated[
-        str | None, SettingInfo("Of every answer: key=SECRET, and more as in `paceline generate`.")
+        str | None,
+        SettingInfo("Watermark of every answer: key=SECRET, and more as in `paceline generate`."),
     ] = field(default=None, repr=False)
     watermark_choice: Annotated[
-        bool, SettingInfo("Requests may bring a watermark of their own, or do without.")
+        bool, SettingInfo("Let requests bring a watermark of their own, or turn it off.")
     ] = False
     guides: Annotated[
         tuple[str, ...],
-        SettingInfo("NAME=GUIDE with ; between them: guides that requests may name.", between=";"),
+        SettingInfo(
+            "Guides that requests may name: NAME=GUIDE, separated by semicolons.", separator=";"
+        ),
     ] = ()
-    max_tokens: Annotated[int | None, SettingInfo("Most tokens of an answer.", 1)] = None
+    max_tokens: Annotated[int | None, SettingInfo("Maximum tokens of an answer.", 1)] = None
     default_tokens: Annotated[
         int | None,
         SettingInfo(
-            "Tokens of an answer where the body names no number; else the context's rest.", 1
+            "Tokens of an answer if the body gives no number. Default: the rest of the context.", 1
         ),
     ] = None
-    max_prompt: Annotated[int | None, SettingInfo("Most tokens of a prompt.", 1)] = None
+    max_prompt: Annotated[int | None, SettingInfo("Maximum tokens of a prompt.", 1)] = None
     max_answers: Annotated[
-        int, SettingInfo("Most answers to one request, over all its prompts.", 1)
+        int, SettingInfo("Maximum answers to one request, over all its prompts.", 1)
     ] = 128
-    max_body: Annotated[Size, SettingInfo("Most bytes of a body.", 1)] = _BODY
-    max_connections: Annotated[int, SettingInfo("Most connections at once.", 1)] = 1024
-    head_seconds: Annotated[float, SettingInfo("For the head of a request to arrive.", 0.01)] = 10.0
-    body_seconds: Annotated[float, SettingInfo("For its body.", 0.01)] = 30.0
+    max_body: Annotated[Size, SettingInfo("Maximum size of a body.", 1)] = _BODY
+    max_connections: Annotated[int, SettingInfo("Maximum open connections.", 1)] = 1024
+    head_seconds: Annotated[
+        float, SettingInfo("Seconds for the head of a request to arrive.", 0.01)
+    ] = 10.0
+    body_seconds: Annotated[float, SettingInfo("Seconds for its body to arrive.", 0.01)] = 30.0
     write_seconds: Annotated[
-        float, SettingInfo("For a reader to take a piece of its stream.", 0.01)
+        float, SettingInfo("Seconds for a client to read a piece of its stream.", 0.01)
     ] = 60.0
     idle_seconds: Annotated[
-        float, SettingInfo("That a connection without requests is kept.", 0.01)
+        float, SettingInfo("Seconds until an idle connection is closed.", 0.01)
     ] = 15.0
-    drain: Annotated[
-        float, SettingInfo("Seconds for those under way when the server is to stop.", 0)
-    ] = 30.0
+    drain: Annotated[float, SettingInfo("Seconds to finish running requests at shutdown.", 0)] = (
+        30.0
+    )
     replicas: Annotated[
         int | None, SettingInfo("Engines on a Ray cluster, all behind this address.", 1, 4096)
     ] = None
     ray: Annotated[
-        str | None, SettingInfo("Address of the Ray cluster; else one is started here.")
+        str | None, SettingInfo("Address of the Ray cluster. Default: one is started here.")
     ] = None
     keys: Annotated[
         tuple[str, ...],
-        SettingInfo("API keys, NAME:KEY with commas between. In the environment only."),
+        SettingInfo("API keys, NAME:KEY, separated by commas. In the environment only."),
     ] = field(default=(), repr=False)
-    keys_file: Annotated[Path | None, SettingInfo("API keys, NAME:KEY in each line.")] = None
+    keys_file: Annotated[Path | None, SettingInfo("File of API keys, NAME:KEY in each line.")] = (
+        None
+    )
     request_rate: Annotated[
         float | None,
-        SettingInfo("Requests a minute of each key, or address where there are no keys.", 0.001),
+        SettingInfo(
+            "Requests per minute of each key, or of each address if there are no keys.", 0.001
+        ),
     ] = None
     token_rate: Annotated[
-        float | None, SettingInfo("Tokens a minute likewise, read or written.", 0.001)
+        float | None, SettingInfo("Tokens per minute, read or written, likewise.", 0.001)
     ] = None
     cors: Annotated[
-        tuple[str, ...], SettingInfo("Origins whose pages may use the API; * is any.")
+        tuple[str, ...], SettingInfo("Origins whose pages may use the API; *: any.")
     ] = ()
     log_prompts: Annotated[bool, SettingInfo("Write prompts and answers to the log.")] = False
 
     def __post_init__(self) -> None:
-        for name, (kind, about) in _told().items():
-            _check(name, kind, about, getattr(self, name))
+        for name, (kind, info) in _described().items():
+            _check(name, kind, info, getattr(self, name))
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
         if self.guides:
@@ -176,57 +192,62 @@ class ServerSettings:
     def read(
         cls, flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
     ) -> ServerSettings:
-        """The settings that flags, environment and file give; None in a flag says nothing.
+        """Combine the settings of flags, environment and file.
+
+        Args:
+            flags: by name of the setting; None is not given.
+            environ: the environment; variables begin with `PREFIX`.
+            file: TOML, or JSON if it ends in `.json`.
 
         Raises:
-            RequestError: a name is unknown, or a value cannot be.
+            RequestError: a name is unknown, or a value is malformed or out of range.
         """
         given = _from_file(file) if file else {}
         given |= _from_environment(environ)
         given |= {name: value for name, value in flags.items() if value is not None}
-        told = _told()
-        return cls(**{name: _read(name, *told[name], value) for name, value in given.items()})
+        described = _described()
+        return cls(**{name: _read(name, *described[name], value) for name, value in given.items()})
 
     def shown(self) -> dict[str, Any]:
-        """As JSON can hold it; keys are not told, only their names, nor that of the watermark."""
-        found: dict[str, Any] = {}
+        """Return the settings for JSON; of keys only the names, of the watermark not the key."""
+        shown: dict[str, Any] = {}
         for each in fields(self):
             value = getattr(self, each.name)
-            found[each.name] = str(value) if isinstance(value, Path | Size) else value
+            shown[each.name] = str(value) if isinstance(value, Path | Size) else value
         if self.watermark is not None:
             operator_policy = _operator_policy()
-            found["watermark"] = operator_policy.shown(
+            shown["watermark"] = operator_policy.shown(
                 operator_policy.parse_watermark(self.watermark)
             )
-        return found | {"keys": [key.partition(":")[0] for key in self.keys]}
+        return shown | {"keys": [key.partition(":")[0] for key in self.keys]}
 
 
 def names(secret: bool = False) -> list[str]:
-    """Every setting; those that belong in no file and no flag only where `secret`."""
+    """Return the names of all settings; the secret ones only if `secret`."""
     return [each.name for each in fields(ServerSettings) if secret or each.name != "keys"]
 
 
 def flag(name: str) -> str:
-    """How a setting is called on the command line."""
+    """Return the command-line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def kind_of(name: str) -> Any:
-    """The type of a setting, without None."""
-    return _plain(_told()[name][0])
+    """Return the type of a setting, without None."""
+    return _plain(_described()[name][0])
 
 
 def rows() -> Iterator[tuple[str, str, str]]:
-    """Name, default and meaning of each setting."""
+    """Yield name, default and help of each setting."""
     defaults = ServerSettings()
-    for name, (_, about) in _told().items():
+    for name, (_, info) in _described().items():
         default = getattr(defaults, name)
-        yield name, "" if default in (None, ()) else str(default), about.text
+        yield name, "" if default in (None, ()) else str(default), info.text
 
 
 @cache
-def _told() -> dict[str, tuple[Any, SettingInfo]]:
-    """Type and meaning of each setting."""
+def _described() -> dict[str, tuple[Any, SettingInfo]]:
+    """Return the type and the description of each setting."""
     hints = get_type_hints(ServerSettings, include_extras=True)
     return {each.name: get_args(hints[each.name])[:2] for each in fields(ServerSettings)}
 
@@ -238,11 +259,15 @@ def _from_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise RequestError(f"cannot read the settings in {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"{path} is no {path.suffix[1:] or 'toml'}: {error!s:.100}") from None
+        raise RequestError(
+            f"{path} is not valid {path.suffix[1:] or 'toml'}: {error!s:.100}"
+        ) from None
     if not isinstance(found, dict):
-        raise RequestError(f"{path} holds no table of settings")
+        raise RequestError(f"{path} is not a table of settings; write NAME = VALUE lines")
     if "keys" in found:
-        raise RequestError(f"{path} has keys; name a file of their own in keys_file")
+        raise RequestError(
+            f"{path} has keys; put them into a separate file and name it in keys_file"
+        )
     for name in found:
         new = EARLIER_NAMES.get(name)
         if new in found:
@@ -255,7 +280,7 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    found = {}
+    given = {}
     for variable, value in environ.items():
         if not variable.startswith(PREFIX):
             continue
@@ -269,29 +294,29 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
         if name not in names(secret=True):
             known = [PREFIX + each.upper() for each in names(secret=True)]
             raise RequestError(unknown("variable", variable, known))
-        found[name] = value
-    return found
+        given[name] = value
+    return given
 
 
 def _operator_policy() -> ModuleType:
-    """Import the module, which needs the model's, only where an operator sets a policy."""
+    """Import the module only where it is needed: it imports much."""
     from paceline.serving import operator_policy
 
     return operator_policy
 
 
 def _plain(kind: Any) -> Any:
-    """The type without None."""
+    """Return a type without None."""
     parts = [part for part in get_args(kind) if part is not type(None)]
     return parts[0] if parts and get_origin(kind) is not tuple else kind
 
 
-def _read(name: str, kind: Any, about: SettingInfo, value: Any) -> Any:
-    """A value of the file, or the text of a flag or a variable, in the setting's type."""
+def _read(name: str, kind: Any, info: SettingInfo, value: Any) -> Any:
+    """Convert a value of the file, or the text of a flag or variable, to the setting's type."""
     plain = _plain(kind)
     try:
         if get_origin(plain) is tuple:
-            parts = value.split(about.between) if isinstance(value, str) else value
+            parts = value.split(info.separator) if isinstance(value, str) else value
             return tuple(str(part).strip() for part in parts if str(part).strip())
         if plain is Size:
             return Size(value) if type(value) is int else Size.parse(str(value))
@@ -305,19 +330,19 @@ def _read(name: str, kind: Any, about: SettingInfo, value: Any) -> Any:
         raise RequestError(f"{name} is {_shown(name, value)}: {said}") from None
 
 
-def _check(name: str, kind: Any, about: SettingInfo, value: Any) -> None:
-    """Refuse a value of another type, or out of range."""
-    plain, least, most = _plain(kind), about.least, about.most
+def _check(name: str, kind: Any, info: SettingInfo, value: Any) -> None:
+    """Refuse a value of another type or out of range."""
+    plain, minimum, maximum = _plain(kind), info.min, info.max
     if value is None and type(None) in get_args(kind):
         return
-    wanted = tuple if get_origin(plain) is tuple else plain
-    if not isinstance(value, wanted) or (isinstance(value, bool) and plain is not bool):
+    expected = tuple if get_origin(plain) is tuple else plain
+    if not isinstance(value, expected) or (isinstance(value, bool) and plain is not bool):
         raise RequestError(f"{name} is {_shown(name, value)}: {_expected(plain)}")
-    if least is None:
+    if minimum is None:
         return
     number = float(value)  # type: ignore[arg-type]
-    if not least <= number <= (most or sys.float_info.max):
-        span = f"{least:g} to {most:g}" if most is not None else f"{least:g} or more"
+    if not minimum <= number <= (maximum or sys.float_info.max):
+        span = f"{minimum:g} to {maximum:g}" if maximum is not None else f"{minimum:g} or more"
         raise RequestError(f"{name} is {value}, expected {span}")
 
 
@@ -326,5 +351,5 @@ def _shown(name: str, value: object) -> str:
 
 
 def _expected(kind: Any) -> str:
-    what = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    return f"expected {what.get(kind, 'a path' if kind is Path else 'a list of texts')}"
+    what = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    return f"expected {what.get(kind, 'a path' if kind is Path else 'a list of strings')}"

@@ -1,4 +1,4 @@
-"""An engine whose passes wait for their turn."""
+"""An engine wrapper whose passes wait for their turn."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from paceline.engines.view import View
 from paceline.engines.wrapper import EngineWrapper
 from paceline.errors import MemoryFullError
 
-_CHUNK = 64  # tokens of a prompt in a pass
+_CHUNK = 64  # prompt tokens in a pass
 
 
 class TurnTakingEngine(EngineWrapper):
-    """Runs each pass of a search when the worker says that it is its turn.
+    """Runs each pass of a search when the worker lets it.
 
     Args:
-        inner: runs the passes.
-        turn: returns when the next pass may run.
-        relieve: frees memory for a pass that lacks it; whether any was freed.
+        engine: runs the passes.
+        turn: returns when a pass may run.
+        relieve: see `SearchQueue`.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class TurnTakingEngine(EngineWrapper):
 
     @property
     def held(self) -> int:
-        """Number of pages that its sequences hold, shared ones counted once."""
+        """Return the pages that its sequences hold."""
         return len({page for each in self._open.values() for page in self.inner.pages(each)})
 
     def open(self) -> Cached:
@@ -53,7 +53,7 @@ class TurnTakingEngine(EngineWrapper):
         rows: Rows = "all",
         view: View | None = None,
     ) -> Floats:
-        """Run trees when it is the search's turn; see `Engine.forward`."""
+        """Run a pass when it is its turn; see `Engine`."""
         return self._in_turn(lambda: self.inner.forward(batch, rows, view))
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
@@ -67,7 +67,7 @@ class TurnTakingEngine(EngineWrapper):
         observe: Callable[[int, TokenTree, Floats], None] | None = None,
         chunk: int = 256,
     ) -> None:
-        """Commit tokens in small chunks, so that others do not wait long; see `Engine.extend`."""
+        """Run a text in small parts, so that others do not wait long; see `Engine`."""
         super().extend(sequence, tokens, observe, min(chunk, _CHUNK))
 
     def _in_turn(self, run: Callable[[], Floats]) -> Floats:

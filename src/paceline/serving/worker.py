@@ -1,13 +1,14 @@
 """Runs the passes of many requests on one engine, as the scheduler plans them.
 
-All trees and parts of prompts of a pass are one batch. What a request gets does not depend on the
-others: its tokens are drawn from its own rows by its own noise, and the engine's rows do not depend
-on the batch. One thread drives a worker; `serving/service.py` has it.
+All trees and prompt parts of a pass are one batch. A request's output does not depend on the other
+requests: its tokens are drawn from its own logits with its own noise, and the engine's logits do
+not depend on the batch. A worker belongs to one thread; `serving/service.py` runs it in one.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
@@ -34,26 +35,46 @@ from paceline.serving.search_queue import SearchQueue
 if TYPE_CHECKING:
     from paceline.lm import LM
 
-_LITTLE = 0.1  # of the time, for searches
+_MIN_SEARCH_SHARE = 0.1  # seconds of searches for each second of passes
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Pass:
+    """One pass as it is prepared.
+
+    Attributes:
+        parts: parts of prompts.
+        decoding: requests that get a tree.
+        max_nodes: maximum nodes of each tree.
+        budget: prompt tokens that draft models and guides may still read.
+        ready: those of `decoding` whose draft models and guides have caught up.
+    """
+
+    parts: list[BatchEntry]
+    decoding: list[BatchEntry]
+    max_nodes: int
+    budget: PassBudget
+    ready: list[BatchEntry] = field(default_factory=list)
+
+
 class Worker:
-    """See the module's text.
+    """Continuous batching with speculative decoding on one engine.
 
     Args:
-        lm: the model, its drafter's method, and the budget of requests that name none.
-        max_running: most requests that run at once.
-        queue: most requests that wait.
-        prefill_slowdown: a pass with parts of prompts may take so many times as long as without.
-        memory: most bytes of keys and values, of drafters and guides, too; None takes a context of
-            the model for each place, and as many for these as they want.
-        prefix_cache: share of the memory that texts of the past may fill, for requests that begin
-            alike; running requests can have it back.
+        lm: the model, with the drafting method and budget of requests that give none.
+        max_running: maximum number of running requests.
+        queue: maximum number of waiting requests.
+        prefill_slowdown: maximum time of a pass with prompt tokens, relative to one without.
+        memory: maximum bytes of keys and values, those of draft models and guides included; None
+            allows one context of the model for each running request, and does not limit draft
+            models and guides.
+        prefix_cache: share of the memory that cached prefixes may fill, 0 to 1; running requests
+            can reclaim it.
 
     Raises:
-        PacelineError: as `DrafterPool` and `known_cost`; or the memory cannot hold one request.
+        PacelineError: see `DrafterPool` and `known_cost`; or the memory cannot hold one request.
     """
 
     def __init__(
@@ -68,33 +89,35 @@ class Worker:
         self.lm, self.prefill_slowdown, self.stats = lm, prefill_slowdown, WorkerStats()
         self.scheduler = Scheduler(max_running, queue=queue, loss=PAGE)
         self.memory = KVBudget(lm.engine, self.scheduler, memory, prefix_cache)
-        self.memory.know(lm.guide_models.loaded, loaded=True)
+        self.memory.register(lm.guide_models.loaded, loaded=True)
         self._pools = DrafterPools(lm, known_cost(lm.engine), self.memory)
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._slots: dict[str, Slot] = {}
         self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._slots, self.stats)
-        share = max(prefill_slowdown - 1, _LITTLE)
+        share = max(prefill_slowdown - 1, _MIN_SEARCH_SHARE)
         half = self.scheduler.capacity // PAGE // 2
-        self.searches = SearchQueue(lm, queue, half, self._runner.yields, self.stats, share)
+        self.searches = SearchQueue(
+            lm, queue, half, self._runner.reclaim_for_search, self.stats, share
+        )
         self._runner.give_way = self.searches.give_way
 
     @property
     def prefix_cache(self) -> PrefixCache:
-        """Texts of the past."""
+        """Return the cache of earlier texts."""
         return self.memory.prefix_cache
 
     @property
     def governor(self) -> Governor:
-        """Sizes the trees of requests that name no drafter."""
+        """Return the governor of requests that use the model's own drafting method."""
         return self._pools.own.governor
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
+        """Return whether no request and no search is unfinished."""
         return not self.scheduler.jobs and self.searches.idle
 
     def submit(self, job: Job) -> None:
-        """Hand a request in.
+        """Submit a request.
 
         Raises:
             PacelineError: it cannot be run, or the queue is full.
@@ -102,25 +125,27 @@ class Worker:
         if job.strategy is not None:
             self.searches.submit(job)
             return
-        # Without a budget nothing is guessed, and nothing learnt from the prompt.
+        # With a budget of 0 the drafter never proposes, so it need not read the prompt either.
         used = [slot.pool for slot in self._slots.values()]
         pool = self._pools.of("plain" if self._budget_of(job) == 0 else job.drafter, used)
         first = pool.first
         if job.request.prediction and not first.uses_prediction and self._budget_of(job) != 0:
-            raise RequestError(f"the drafter {job.drafter} has no use for a prediction")
+            raise RequestError(
+                f"the drafter {job.drafter} cannot use a prediction; leave prediction out"
+            )
         stream = text_of(job.request, self.lm.tokenizer)
         budget = self._budget_of(job)
         sized = pool.governor if budget is None else Fixed(budget)
         rejects = follows_rejection(job.request, first, sized)
         run = Session(self.lm.engine, first, job.request, stream, rejects=rejects)
         for guide in run.guides:
-            self.memory.know(engine for engine, _ in guide.positions(len(job.request.prompt)))
+            self.memory.register(engine for engine, _ in guide.positions(len(job.request.prompt)))
         self.scheduler.submit(
             ScheduledJob(
                 job.id,
                 text=len(job.request.prompt),
-                most=self.memory.most(run),
-                cost=self.memory.cost(run),
+                most=self.memory.max_positions(run),
+                cost=self.memory.token_cost(run),
                 client=job.client,
                 priority=job.priority,
                 deadline=job.deadline,
@@ -131,68 +156,35 @@ class Worker:
         self._slots[job.id] = Slot(job, run, pool)
 
     def cancel(self, job_id: str) -> list[JobEvent]:
-        """Give a request up; nothing comes of it where it is over already."""
+        """Cancel a request; return no event if it has ended already."""
         return self._end(job_id, "cancelled") or self.searches.cancel(job_id)
 
     def step(self) -> list[JobEvent]:
-        """One pass; what came of it, and who is over."""
-        events = []
-        if not self.searches.idle:
-            events = self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
+        """Run one pass in five phases: schedule, draft, guide, forward, commit.
+
+        Returns:
+            what happened to requests in it, those that ended included.
+        """
+        events = self._step_search()
         begun = perf_counter()
-        running = self.scheduler.running
-        streams = sum(not job.missing for job in running)
-        tokens = prefill_tokens(self.governor, streams, self.prefill_slowdown)
-        free = self._free()
-        # Those that run go on meanwhile, but none is admitted beside them.
-        left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
-        plan = self.scheduler.plan(monotonic(), left, tokens)
-        events += [event for each in plan.expired for event in self._end(each, "deadline")]
-        for each in plan.preempted:
-            self._runner.preempt(each)
-        events += [event for each in plan.admitted for event in self._open(each)]
-        pass_budget = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
-        parts = [
-            self._part(each, size, pass_budget)
-            for each, size in plan.parts
-            if each in self._slots and self._run(each).missing
-        ]
-        entries = [self._turn(each) for each in plan.decoding]
-        every = [*parts, *entries]
-        self._runner.make_room(parts, entries, plan.nodes)
-        start = perf_counter()
-        entries = self._runner.read(parts, entries, pass_budget)
-        groups = self._groups(entries)
-        other_tokens = sum(len(part.tree) for part in parts) + len(entries)
-        follow = partial(self._runner.follow, pass_budget)
-        for pool, group in groups:
-            pool.draft(group, plan.nodes, other_tokens - len(group), follow)
+        batch = self._schedule(events)
+        scheduled = perf_counter()
+        groups = self._draft(batch)
         drafted = perf_counter()
-        entries = self._runner.look(entries)
-        looked = perf_counter()
-        logits = self._runner.forward([*parts, *entries])
+        batch.ready = self._runner.run_guides(batch.ready)
+        guided = perf_counter()
+        logits = self._runner.forward([*batch.parts, *batch.ready])
         passed = perf_counter()
-        nodes = sum(len(entry.tree) for entry in every if entry.id in logits)
-        for part in parts:
-            if part.id in logits:
-                self._ran(part, logits[part.id])
-        for pool, group in groups:
-            done = [entry for entry in group if entry.id in logits]
-            pool.take_in(done, [logits[entry.id] for entry in done])
-            pool.settle(done, passed - drafted, nodes)
-        for entry in every:
-            events += self._told(entry, logits.get(entry.id))
-        self.stats.passes += bool(nodes)
-        self.stats.nodes += nodes
-        self.stats.draft += drafted - start
-        self.stats.guide += looked - drafted
-        self.stats.forward += passed - looked
+        events += self._commit(batch, groups, logits, passed - drafted)
+        self.stats.draft += drafted - scheduled
+        self.stats.guide += guided - drafted
+        self.stats.forward += passed - guided
         self.stats.walk += perf_counter() - passed
         self.searches.worked(perf_counter() - begun)
         return events
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
-        """Give everything up, texts of the past too."""
+        """End all requests, and clear the prefix cache."""
         events = [event for each in list(self._slots) for event in self._end(each, finish, error)]
         events += self.searches.close(finish, error)
         self.prefix_cache.clear()
@@ -201,22 +193,90 @@ class Worker:
                 drafter.release()
         return events
 
+    def _step_search(self) -> list[JobEvent]:
+        """Run one pass of a search, if there is one."""
+        if self.searches.idle:
+            return []
+        return self.searches.step(self._free() // PAGE, not self.scheduler.jobs)
+
+    def _schedule(self, events: list[JobEvent]) -> _Pass:
+        """Decide what the next pass runs, and reclaim memory for it.
+
+        Args:
+            events: requests that end before the pass are added.
+        """
+        running = self.scheduler.running
+        streams = sum(not job.missing for job in running)
+        tokens = prefill_tokens(self.governor, streams, self.prefill_slowdown)
+        free = self._free()
+        # Pages of the next search are kept: running requests go on, but none is admitted meanwhile.
+        left = max(free - self.searches.reserved * PAGE, min(free, 2 * PAGE * len(running)))
+        plan = self.scheduler.plan(monotonic(), left, tokens)
+        for each in plan.expired:
+            events += self._end(each, "deadline")
+        for each in plan.preempted:
+            self._runner.preempt(each)
+        for each in plan.admitted:
+            events += self._open(each)
+        pass_budget = PassBudget(tokens, alone=not streams or len(self.scheduler.running) < 2)
+        parts = [
+            self._part(each, size, pass_budget)
+            for each, size in plan.parts
+            if each in self._slots and self._run(each).missing
+        ]
+        decoding = [self._entry(each) for each in plan.decoding]
+        self._runner.make_room(parts, decoding, plan.nodes)
+        return _Pass(parts, decoding, plan.nodes, pass_budget)
+
+    def _draft(self, batch: _Pass) -> list[tuple[DrafterPool, list[BatchEntry]]]:
+        """Draft a tree for each decoding request; return them by the pool of their drafter."""
+        batch.ready = self._runner.prefill_models(batch.parts, batch.decoding, batch.budget)
+        groups: dict[DrafterPool, list[BatchEntry]] = {}
+        for entry in batch.ready:
+            groups.setdefault(self._slots[entry.id].pool, []).append(entry)
+        other_tokens = sum(len(part.tree) for part in batch.parts) + len(batch.ready)
+        catch_up = partial(self._runner.catch_up, batch.budget)
+        for pool, group in groups.items():
+            pool.draft(group, batch.max_nodes, other_tokens - len(group), catch_up)
+        return list(groups.items())
+
+    def _commit(
+        self,
+        batch: _Pass,
+        groups: list[tuple[DrafterPool, list[BatchEntry]]],
+        logits: dict[str, Floats],
+        seconds: float,
+    ) -> list[JobEvent]:
+        """Walk the trees, let drafters and the governor learn, and return the events.
+
+        Args:
+            batch: the pass.
+            groups: its trees by the pool of their drafter.
+            logits: by id of the request.
+            seconds: that model and guides took.
+        """
+        entries = [*batch.parts, *batch.decoding]
+        nodes = sum(len(entry.tree) for entry in entries if entry.id in logits)
+        for part in batch.parts:
+            if part.id in logits:
+                self._commit_part(part, logits[part.id])
+        for pool, group in groups:
+            done = [entry for entry in group if entry.id in logits]
+            pool.commit(done, [logits[entry.id] for entry in done])
+            pool.record(done, seconds, nodes)
+        self.stats.passes += bool(nodes)
+        self.stats.nodes += nodes
+        return [event for entry in entries for event in self._events(entry, logits.get(entry.id))]
+
     def _run(self, job_id: str) -> Session:
         return self._slots[job_id].run
 
     def _budget_of(self, job: Job) -> int | None:
-        wished = self._budget if job.budget is None else job.budget
-        return wished if isinstance(wished, int) else None
-
-    def _groups(self, entries: list[BatchEntry]) -> list[tuple[DrafterPool, list[BatchEntry]]]:
-        """The turns by where their drafters are from."""
-        groups: dict[DrafterPool, list[BatchEntry]] = {}
-        for entry in entries:
-            groups.setdefault(self._slots[entry.id].pool, []).append(entry)
-        return list(groups.items())
+        requested = self._budget if job.budget is None else job.budget
+        return requested if isinstance(requested, int) else None
 
     def _free(self) -> int:
-        """Positions of memory that can be had."""
+        """Return the positions of memory that running requests can have."""
         return self.memory.free([self._run(job.id) for job in self.scheduler.running])
 
     def _open(self, job_id: str) -> list[JobEvent]:
@@ -226,49 +286,49 @@ class Worker:
                 slot.drafter = slot.run.drafter = slot.pool.take()
             try:
                 sequence, slot.cached = self.prefix_cache.match(slot.run.text[:-1])
-            except MemoryFullError:  # an engine that copies what it forks
+            except MemoryFullError:  # this engine copies what it forks
                 sequence, slot.cached = None, 0
             slot.run.open(sequence)
             slot.weigh(self.lm.engine)
         except Exception as error:
             return self._fail(job_id, error)
         self.stats.cached_tokens += slot.cached
-        self._tell(job_id)
+        self._report(job_id)
         return []
 
     def _part(self, job_id: str, size: int, pass_budget: PassBudget) -> BatchEntry:
         slot = self._slots[job_id]
-        size = pass_budget.part(size, slot.guiding + slot.drafting)
+        size = pass_budget.fit_part(size, slot.guiding + slot.drafting)
         return BatchEntry(job_id, slot.run, tree=slot.run.next_part(size))
 
-    def _turn(self, job_id: str) -> BatchEntry:
+    def _entry(self, job_id: str) -> BatchEntry:
         slot = self._slots[job_id]
         budget = self._budget_of(slot.job)
         return BatchEntry(job_id, slot.run, budget, said=len(slot.run.output.tokens))
 
-    def _tell(self, job_id: str) -> None:
-        """Let the scheduler know where a request stands."""
+    def _report(self, job_id: str) -> None:
+        """Report a request's progress to the scheduler."""
         run = self._run(job_id)
         self.scheduler.ran(job_id, run.sequence.length if run.sequence else 0, len(run.text))
 
-    def _ran(self, part: BatchEntry, logits: Floats) -> None:
+    def _commit_part(self, part: BatchEntry, logits: Floats) -> None:
         try:
             part.run.commit_part(part.tree, logits if len(logits) else None)
-        except Exception as error:  # of a drafter that learns from prompts
+        except Exception as error:  # a drafter that learns from prompts failed
             part.error = error
             return
         self.stats.prompt_tokens += len(part.tree)
-        self._tell(part.id)
+        self._report(part.id)
         if not part.run.missing:
             self._keep(part.run)
 
     def _keep(self, run: Session) -> None:
-        """Let later requests begin with what this one has run."""
+        """Put the computed part of a text into the prefix cache."""
         if run.sequence:
             self.prefix_cache.insert(run.text[: run.sequence.length], run.sequence)
 
-    def _told(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
-        """What a request is told after a pass."""
+    def _events(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
+        """Return the events of a request after a pass."""
         if entry.error:
             return self._fail(entry.id, entry.error)
         if entry.walked is None or logits is None:
@@ -277,16 +337,16 @@ class Worker:
         event = entry.event(logits, self._slots[entry.id].job.logprobs)
         self.stats.count(event)
         if not run.done:
-            self._tell(entry.id)
+            self._report(entry.id)
             return [event]
         return [event, *self._end(entry.id, run.output.finish)]
 
     def _fail(self, job_id: str, error: Exception) -> list[JobEvent]:
-        """End a request alone: by its own fault, or by a bug in what works for it."""
+        """End one request with an error, its own or a bug in what works for it."""
         if isinstance(error, PacelineError):
             return self._end(job_id, "error", str(error))
         _log.error("request %s failed", job_id, exc_info=error)
-        self._slots[job_id].drafter = None  # it may be the one that is broken
+        self._slots[job_id].drafter = None  # it may be at fault
         return self._end(job_id, "error", FAILED_ALONE)
 
     def _end(self, job_id: str, finish: str, error: str = "") -> list[JobEvent]:
@@ -299,7 +359,7 @@ class Worker:
         try:
             slot.run.close()
         except Exception:
-            _log.exception("request %s did not end well", job_id)
+            _log.exception("request %s could not be closed", job_id)
         if slot.drafter is not None:
             slot.pool.give(slot.drafter)
         for other in self._slots.values():

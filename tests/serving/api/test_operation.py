@@ -216,9 +216,9 @@ def test_a_full_queue_sends_away_for_as_long_as_it_takes(service, monkeypatch):
         now = 0.0
         paced = Departures(lambda: now)
         ask = Job("a", Request((1,), 1))
-        paced.took(ask)
+        paced.on_submit(ask)
         now = 6.5
-        paced.saw(ask, JobEvent("a", finish="stop"))
+        paced.on_event(ask, JobEvent("a", finish="stop"))
         server.config.app.state.context.departures = paced
         found = post(port)
         assert (found.status_code, found.headers["Retry-After"]) == (429, "7")

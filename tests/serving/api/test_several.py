@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from paceline.serving import search_queue
-from paceline.serving.batch import BatchSettings, InputLine, answered
+from paceline.serving.batch import BatchSettings, InputLine, run_batch
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
 from tests.serving.api.test_openai import OPENING, TALK, alone
@@ -145,7 +145,9 @@ def test_a_batch_searches_too(lm):
     ]
     worker = Worker(lm, queue=10**6)
     lines = [InputLine(place, json.dumps(row).encode()) for place, row in enumerate(rows, 1)]
-    found = [line["response"]["body"] for _, line in answered(worker, lines, BatchSettings("tiny"))]
+    found = [
+        line["response"]["body"] for _, line in run_batch(worker, lines, BatchSettings("tiny"))
+    ]
     worker.close()
     texts = [[c.get("text") or c["message"]["content"] for c in each["choices"]] for each in found]
     assert texts[0] == searched(lm, "beam:returned=2")

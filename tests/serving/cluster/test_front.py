@@ -230,7 +230,7 @@ def test_a_front_that_drains_takes_no_more():
 
     asyncio.run(front({"type": "http", "method": "POST", "path": "/", "headers": []}, None, send))
     assert (heard[0]["status"], fleet.asked) == (503, [])
-    assert b"about to stop" in heard[1]["body"]
+    assert b"shutting down" in heard[1]["body"]
 
 
 def test_a_request_keeps_its_id_and_its_route_is_known():

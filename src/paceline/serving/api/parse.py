@@ -188,7 +188,7 @@ def _options(
         "ignore_eos": body.ignore_eos,
         "prediction": expected,
         "guide": _guides(lm, body, limits),
-        "watermark": limits.steering.mark(body.watermark),
+        "watermark": limits.steering.watermark_of(body.watermark),
     }
     if wanted.strategy is None:
         return found
@@ -198,7 +198,7 @@ def _options(
 def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMethod]:
     """The guides that the body names, and its own guidance."""
     names = [body.guide] if isinstance(body.guide, str) else body.guide or []
-    found, own = limits.steering.named(names), body.guidance
+    found, own = limits.steering.guides_of(names), body.guidance
     if own is None:
         return found
     _check_text(lm, "guidance.negative", own.negative, limits)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 from ray.data import DataContext
 
-from paceline.serving.batch import BatchSettings, InputLine, answered, read_lines
+from paceline.serving.batch import BatchSettings, InputLine, read_lines, run_batch
 from paceline.serving.worker import Worker
 
 _SIZE = 256  # lines of a block, less where there would be few blocks
@@ -40,7 +40,7 @@ def blocks(path: Path, after: int, size: int) -> list[LineBlock]:
     return found
 
 
-def answered_by(
+def run_batch_on_cluster(
     build: Callable[[], Worker],
     replicas: int,
     path: Path,
@@ -110,7 +110,7 @@ class _BatchActor:
             InputLine(int(number), bytes(text))
             for number, text in zip(batch["number"], batch["text"], strict=True)
         ]
-        found = list(answered(self._worker, lines, self._settings))
+        found = list(run_batch(self._worker, lines, self._settings))
         return {
             "number": [number for number, _ in found],
             "line": [json.dumps(line) for _, line in found],

@@ -98,7 +98,7 @@ class ReplicaProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI; of HTTP only."""
         if self.draining and scope["method"] == "POST":
-            said = "the server is about to stop; try another"
+            said = "the server is shutting down; try another"
             await refusal(503, said, "server_error", wait=5)(scope, receive, send)
             return
         try:
