@@ -1,105 +1,36 @@
-// The native engine as Python sees it: models and sequences.
+// Bindings of the native engine: models and their sequences.
 
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <numeric>
 #include <optional>
-#include <stdexcept>
 
+#include "bindings/arrays.hpp"
+#include "bindings/checks.hpp"
+#include "bindings/model_config.hpp"
+#include "engine/pass.hpp"
 #include "kernels/isa.hpp"
-#include "engine/model.hpp"
+#include "support/file_mapping.hpp"
+
+namespace paceline {
 
 namespace nb = nanobind;
 
-using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
-using Mixed = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Weighting = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Angles = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
-
 namespace {
 
-constexpr size_t kMostThreads = 1024;
+using Ints = arrays::Input<int32_t, 1>;
+using Matrix32 = arrays::Input<float, 2>;
+using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
+using Logits = arrays::Array2<float>;
 
-[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
-
-size_t size_of(nb::handle object, const char* name, size_t low = 1, size_t high = size_t{1} << 31) {
-    const auto value = nb::cast<int64_t>(object.attr(name));
-    if (value < static_cast<int64_t>(low) || value > static_cast<int64_t>(high))
-        refuse(std::string(name) + " is " + std::to_string(value) + ", expected " +
-               std::to_string(low) + " to " + std::to_string(high));
-    return static_cast<size_t>(value);
-}
-
-float cap_of(nb::handle object, const char* name) {
-    nb::object value = object.attr(name);
-    return value.is_none() ? 0.0f : nb::cast<float>(value);
-}
-
-Activation activation_of(const std::string& name) {
-    const std::pair<const char*, Activation> known[] = {{"silu", Activation::silu},
-                                                        {"gelu", Activation::gelu},
-                                                        {"gelu_tanh", Activation::gelu_tanh},
-                                                        {"relu", Activation::relu},
-                                                        {"relu2", Activation::relu2}};
-    for (const auto& [text, activation] : known)
-        if (name == text) return activation;
-    refuse("activation '" + name + "' has no kernel");
-}
-
-LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
-    LayerShape shape{};
-    shape.heads = size_of(layer, "heads");
-    shape.kv_heads = size_of(layer, "kv_heads");
-    shape.head_dim = size_of(layer, "head_dim", 1, kLargestHead);
-    shape.intermediate = size_of(layer, "intermediate");
-    if (shape.heads % shape.kv_heads) refuse("heads must be a multiple of kv_heads");
-    if (!layer.attr("window").is_none()) shape.window = size_of(layer, "window");
-    nb::object rope = layer.attr("rope");
-    shape.rope = -1;
-    if (rope.is_none()) return shape;
-    shape.rope_dim = size_of(rope, "dim", 2, shape.head_dim);
-    if (shape.rope_dim % 2) refuse("the rotated part of a head must be even");
-    const auto found = std::find_if(ropes.begin(), ropes.end(),
-                                    [&](const nb::object& other) { return other.equal(rope); });
-    shape.rope = static_cast<int>(found - ropes.begin());
-    if (found == ropes.end()) ropes.push_back(rope);
-    return shape;
-}
-
-Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
-    Shape shape{};
-    shape.vocabulary = size_of(config, "vocab_size");
-    shape.hidden = size_of(config, "hidden_size");
-    shape.context = size_of(config, "context");
-    for (nb::handle layer : config.attr("layers")) shape.layers.push_back(layer_of(layer, ropes));
-    const auto norm = nb::cast<std::string>(config.attr("norm"));
-    if (norm != "rms" && norm != "layer") refuse("norm '" + norm + "' has no kernel");
-    shape.centred_norm = norm == "layer";
-    shape.norm_eps = nb::cast<float>(config.attr("norm_eps"));
-    shape.norm_offset = nb::cast<float>(config.attr("norm_offset"));
-    shape.activation = activation_of(nb::cast<std::string>(config.attr("activation")));
-    shape.gated = nb::cast<bool>(config.attr("gated"));
-    shape.parallel = nb::cast<bool>(config.attr("parallel"));
-    shape.tied = nb::cast<bool>(config.attr("tied"));
-    shape.learned_positions = nb::cast<bool>(config.attr("learned_positions"));
-    shape.position_offset = size_of(config, "position_offset", 0);
-    shape.attention_scale = nb::cast<float>(config.attr("attention_scale"));
-    shape.embedding_scale = nb::cast<float>(config.attr("embedding_scale"));
-    shape.attention_softcap = cap_of(config, "attention_softcap");
-    shape.logit_softcap = cap_of(config, "logit_softcap");
-    shape.ropes = ropes.size();
-    return shape;
-}
+constexpr size_t kMaxThreads = 1024;
+constexpr size_t kMappedBytes = size_t{1} << 16;  // smaller weights are not worth giving back
 
 constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4", "ternary"};
 constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8"};
@@ -115,13 +46,12 @@ Kind kind_of(const char* what, const std::string& name, const char* const (&name
 }
 
 size_t threads_of(int64_t threads) {
-    if (threads < 1 || threads > static_cast<int64_t>(kMostThreads))
-        refuse("threads is " + std::to_string(threads) + ", expected 1 to " +
-               std::to_string(kMostThreads));
-    return static_cast<size_t>(threads);
+    return static_cast<size_t>(
+        in_range<int64_t>("threads", threads, 1, static_cast<int64_t>(kMaxThreads)));
 }
 
-// A model and what its sequences share. One call at a time; others wait.
+// A model and what its sequences share. One call at a time holds `busy`; others wait, without the
+// interpreter's lock.
 struct Engine {
     Engine(Shape shape, const Kernels& kernels, Format format, Format head,
            CacheFormat cache_format, size_t threads, std::vector<nb::object> ropes)
@@ -137,38 +67,65 @@ struct Engine {
 
 struct Sequence {
     std::shared_ptr<Engine> engine;
-    std::optional<Cache> cache;
+    std::optional<KVCache> cache;
 
-    Sequence(std::shared_ptr<Engine> engine, Cache cache)
+    Sequence(std::shared_ptr<Engine> engine, KVCache cache)
         : engine(std::move(engine)), cache(std::move(cache)) {}
     Sequence(Sequence&&) = default;
 
-    Cache& open() {
+    KVCache& open() {
         if (!cache) refuse("this sequence has been released");
         return *cache;
     }
 };
 
-std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& format,
+// Run `use` alone, while other Python threads go on.
+template <class Use>
+auto locked(Engine& engine, Use use) {
+    nb::gil_scoped_release unlocked;
+    std::lock_guard lock(engine.busy);
+    return use();
+}
+
+template <class Use>
+auto locked(Sequence& sequence, Use use) {
+    return locked(*sequence.engine, [&] { return use(sequence.open()); });
+}
+
+std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storage,
                                     const std::string& head, const std::string& kv_format,
                                     const std::string& isa, int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
     return std::make_shared<Engine>(
-        std::move(shape), choose(isa), kind_of<Format>("format", format, kFormats),
+        std::move(shape), choose(isa), kind_of<Format>("format", storage, kFormats),
         kind_of<Format>("format", head, kFormats),
         kind_of<CacheFormat>("kv format", kv_format, kCacheFormats), threads_of(threads),
         std::move(ropes));
 }
 
-// Bits of bf16 come as uint16.
-Given::Type type_of(const std::string& name, const Weight& weight) {
-    if (weight.dtype() == nb::dtype<float>()) return Given::Type::fp32;
-    if (weight.dtype() == nb::dtype<uint16_t>()) return Given::Type::bf16;
+// bf16 comes as its bits, uint16.
+TensorSource::Type type_of(const std::string& name, const Weight& weight) {
+    if (weight.dtype() == nb::dtype<float>()) return TensorSource::Type::fp32;
+    if (weight.dtype() == nb::dtype<uint16_t>()) return TensorSource::Type::bf16;
     if (weight.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
-        weight.dtype().bits == 16)
-        return Given::Type::fp16;
+        weight.dtype().bits == 16 && weight.dtype().lanes == 1)
+        return TensorSource::Type::fp16;
     refuse("weight '" + name + "' has an unknown type, expected float32, float16 or uint16");
+}
+
+// Only pages of a file that nobody writes may be given back: others would lose what they hold.
+bool shows_a_file(const Weight& weight) {
+    ptrdiff_t first = 0, last = weight.itemsize();
+    if (!weight.size()) return false;
+    for (size_t axis = 0; axis < weight.ndim(); ++axis) {
+        const ptrdiff_t reach = (static_cast<ptrdiff_t>(weight.shape(axis)) - 1) *
+                                weight.stride(axis) * static_cast<ptrdiff_t>(weight.itemsize());
+        (reach < 0 ? first : last) += reach;
+    }
+    const auto* data = static_cast<const uint8_t*>(weight.data());
+    return first == 0 && static_cast<size_t>(last) >= kMappedBytes &&
+           is_read_only_file(data, static_cast<size_t>(last));
 }
 
 void set_weight(Engine& engine, const std::string& name, Weight weight, bool mapped) {
@@ -177,181 +134,337 @@ void set_weight(Engine& engine, const std::string& name, Weight weight, bool map
                " axes, expected 1 or 2");
     const bool matrix = weight.ndim() == 2;
     const ptrdiff_t size = weight.itemsize();
-    const Given given{.data = static_cast<const uint8_t*>(weight.data()),
-                      .type = type_of(name, weight),
-                      .rows = matrix ? weight.shape(0) : 1,
-                      .columns = weight.shape(matrix),
-                      .row_step = matrix ? weight.stride(0) * size : 0,
-                      .column_step = weight.stride(matrix) * size,
-                      .matrix = matrix,
-                      .mapped = mapped};
-    nb::gil_scoped_release unlocked;
-    std::lock_guard lock(engine.busy);
-    if (engine.ready) refuse("the model is already loaded");
-    engine.model.set(name, given);
+    const TensorSource source{.data = static_cast<const uint8_t*>(weight.data()),
+                              .type = type_of(name, weight),
+                              .rows = matrix ? weight.shape(0) : 1,
+                              .columns = weight.shape(matrix),
+                              .row_step = matrix ? weight.stride(0) * size : 0,
+                              .column_step = weight.stride(matrix) * size,
+                              .matrix = matrix,
+                              .mapped = mapped && shows_a_file(weight)};
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        engine.model.set(name, source);
+    });
+}
+
+std::vector<std::vector<float>> get_weight(Engine& engine, const std::string& name) {
+    return locked(engine, [&] { return engine.model.weights.get(name); });
 }
 
 void finish_loading(Engine& engine) {
-    engine.model.finish();
-    engine.ready = true;
+    locked(engine, [&] {
+        engine.model.finish();
+        engine.ready = true;
+    });
 }
 
-void extend_rope(Engine& engine, size_t index, Angles cosines, Angles sines) {
+void extend_rope(Engine& engine, size_t index, Matrix32 cosines, Matrix32 sines) {
     const bool same = cosines.shape(0) == sines.shape(0) && cosines.shape(1) == sines.shape(1);
     const auto uses = [&](const LayerShape& layer) {
-        return layer.rope == static_cast<int>(index) && layer.rope_dim / 2 == cosines.shape(1);
+        return layer.rope >= 0 && static_cast<size_t>(layer.rope) == index &&
+               layer.rope_dim / 2 == cosines.shape(1);
     };
     const auto& layers = engine.model.shape.layers;
     if (!same || std::none_of(layers.begin(), layers.end(), uses))
         refuse("cosines and sines must both be [positions, dim / 2]");
-    nb::gil_scoped_release unlocked;
-    std::lock_guard lock(engine.busy);
-    engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size());
+    locked(engine, [&] {
+        engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size());
+    });
 }
 
-Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t vocabulary) {
+// An array [rows, columns] of floats in a shared buffer.
+Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t columns) {
     auto* held = new std::shared_ptr<Buffer>(buffer);
     nb::capsule owner(
         held, [](void* p) noexcept { delete static_cast<std::shared_ptr<Buffer>*>(p); });
-    return Logits(buffer->floats(), {rows, vocabulary}, owner);
+    return Logits(buffer->floats(), {rows, columns}, owner);
 }
 
-// An array as it is: a copy in another type would hide a mistake, and cost time.
-Ints ints_of(nb::handle object) {
+// What a pass reads: copies, because other Python threads could change the arrays meanwhile.
+struct PassInput {
+    struct Entry {
+        nb::object owner;  // keeps `sequence` alive
+        Sequence* sequence;
+        std::vector<int32_t> tokens, parents;
+        size_t nodes;
+        bool rows;               // whether its logits are wanted
+        size_t mixed = 1;        // tokens that each node mixes
+        std::vector<float> weights;  // [nodes, mixed]; empty: each is 1
+    };
+    std::vector<Entry> entries;
+    std::optional<std::vector<int32_t>> layers, positions, tokens, exits;
+
+    View view() const {
+        const auto part = [](const auto& values) -> std::optional<std::span<const int32_t>> {
+            if (!values) return std::nullopt;
+            return std::span<const int32_t>(*values);
+        };
+        return {part(layers), part(positions), part(tokens), part(exits)};
+    }
+
+    std::vector<Branch> branches() const {
+        std::vector<Branch> branches;
+        for (const Entry& entry : entries)
+            branches.push_back({&entry.sequence->open(), entry.tokens.data(), entry.parents.data(),
+                                entry.nodes, entry.rows, entry.mixed,
+                                entry.weights.empty() ? nullptr : entry.weights.data()});
+        return branches;
+    }
+};
+
+// The values of an int32 array. It is not converted: that would hide a mistake, and cost time.
+std::vector<int32_t> ints_of(nb::handle object) {
     Ints array;
     if (!nb::try_cast(object, array, false))
         refuse("tokens, parents and what a view has must be int32 arrays");
-    return array;
+    return {array.data(), array.data() + array.size()};
 }
 
-Cache& cache_of(Engine& engine, Sequence& sequence) {
-    if (sequence.engine.get() != &engine) refuse("a sequence belongs to another engine");
-    return sequence.open();
+std::optional<std::vector<int32_t>> optional_ints(nb::handle object) {
+    if (object.is_none()) return std::nullopt;
+    return ints_of(object);
 }
 
-Logits run(Engine& engine, const std::vector<Branch>& branches, const View& view) {
+Sequence& sequence_of(Engine& engine, nb::handle object) {
+    Sequence* sequence = nullptr;
+    if (!nb::try_cast(object, sequence) || !sequence)
+        refuse("a batch has (sequence, tokens, parents) entries");
+    if (sequence->engine.get() != &engine) refuse("a sequence belongs to another engine");
+    return *sequence;
+}
+
+Logits run(Engine& engine, const PassInput& input) {
     size_t nodes = 0;
-    for (const Branch& branch : branches) nodes += branch.rows ? branch.nodes : 0;
+    for (const auto& entry : input.entries) nodes += entry.rows ? entry.nodes : 0;
+    const View view = input.view();
     const size_t rows = nodes * view.heads();
     const size_t columns = view.tokens ? view.tokens->size() : engine.model.shape.vocabulary;
     std::shared_ptr<Buffer> logits;
-    {
-        nb::gil_scoped_release unlocked;
-        std::lock_guard lock(engine.busy);
+    locked(engine, [&] {
+        if (!engine.ready) refuse("the model is not loaded");
         if (engine.logits->size() < rows * columns * sizeof(float))
             engine.logits = std::make_shared<Buffer>(rows * columns * sizeof(float));
         logits = engine.logits;
-        engine.model.forward(branches, nodes ? logits->floats() : nullptr, view);
-    }
+        run_pass(engine.model, input.branches(), nodes ? logits->floats() : nullptr, view);
+    });
     return as_array(logits, rows, columns);
 }
 
-// A chain of nodes, each a weighted sum of the embeddings of some tokens.
-Logits forward_mixed(Engine& engine, Sequence& sequence, Mixed tokens, Weighting weights) {
-    const size_t nodes = tokens.shape(0);
-    if (!engine.ready) refuse("the model is not loaded");
-    if (weights.shape(0) != nodes || weights.shape(1) != tokens.shape(1))
+Logits forward_mixed(Engine& engine, nb::object sequence, arrays::Input<int32_t, 2> tokens,
+                     Matrix32 weights) {
+    const size_t nodes = tokens.shape(0), mixed = tokens.shape(1);
+    if (weights.shape(0) != nodes || weights.shape(1) != mixed)
         refuse("tokens and weights differ in size");
     std::vector<int32_t> parents(nodes);
     std::iota(parents.begin(), parents.end(), -1);
-    Cache& cache = cache_of(engine, sequence);
-    return run(engine,
-               {{&cache, tokens.data(), parents.data(), nodes, true, tokens.shape(1),
-                 weights.data()}},
-               {});
+    PassInput input;
+    Sequence* of = &sequence_of(engine, sequence);
+    input.entries.push_back({sequence,
+                             of,
+                             {tokens.data(), tokens.data() + tokens.size()},
+                             std::move(parents),
+                             nodes,
+                             true,
+                             mixed,
+                             {weights.data(), weights.data() + weights.size()}});
+    for (const float weight : input.entries[0].weights)
+        if (!std::isfinite(weight)) refuse("weights of a mixture must be finite");
+    return run(engine, input);
 }
 
-// `rows` says of each entry whether its logits are wanted.
 Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
                nb::object positions, nb::object tokens, nb::object exits) {
-    std::vector<Ints> arrays;  // keep the memory that the branches point to
-    std::vector<Branch> branches;
-    arrays.reserve(2 * batch.size() + 4);
-    if (!engine.ready) refuse("the model is not loaded");
-    if (rows.size() != batch.size()) refuse("a batch needs to know of each entry if its rows are wanted");
+    PassInput input;
+    if (rows.size() != batch.size())
+        refuse("a batch needs to know of each entry if its rows are wanted");
     for (nb::handle item : batch) {
-        const auto entry = nb::cast<nb::tuple>(item);
-        if (entry.size() != 3) refuse("a batch has (sequence, tokens, parents) entries");
-        Cache* cache = &cache_of(engine, nb::cast<Sequence&>(entry[0]));
-        for (const Branch& other : branches)
-            if (other.cache == cache) refuse("a sequence appears twice in the batch");
-        arrays.push_back(ints_of(entry[1]));
-        arrays.push_back(ints_of(entry[2]));
-        const Ints &ids = arrays[arrays.size() - 2], &parents = arrays.back();
+        if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 3)
+            refuse("a batch has (sequence, tokens, parents) entries");
+        const auto entry = nb::borrow<nb::tuple>(item);
+        Sequence* sequence = &sequence_of(engine, entry[0]);
+        for (const auto& other : input.entries)
+            if (other.sequence == sequence) refuse("a sequence appears twice in the batch");
+        std::vector<int32_t> ids = ints_of(entry[1]), parents = ints_of(entry[2]);
         if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
-        branches.push_back({cache, ids.data(), parents.data(), ids.size(), rows[branches.size()]});
+        const size_t nodes = ids.size();
+        input.entries.push_back({nb::object(entry[0]), sequence, std::move(ids),
+                                 std::move(parents), nodes, rows[input.entries.size()], 1, {}});
     }
-    const auto part = [&](nb::handle object) -> std::optional<std::span<const int32_t>> {
-        if (object.is_none()) return std::nullopt;
-        const Ints& array = arrays.emplace_back(ints_of(object));
-        return std::span(array.data(), array.size());
-    };
-    return run(engine, branches, {part(layers), part(positions), part(tokens), part(exits)});
+    input.layers = optional_ints(layers);
+    input.positions = optional_ints(positions);
+    input.tokens = optional_ints(tokens);
+    input.exits = optional_ints(exits);
+    return run(engine, input);
 }
 
-// What the head was given in the last pass with logits, a copy.
 Logits hidden(Engine& engine) {
     const size_t width = engine.model.shape.hidden;
     std::shared_ptr<Buffer> states;
     size_t rows = 0;
-    {
-        nb::gil_scoped_release unlocked;
-        std::lock_guard lock(engine.busy);
-        rows = engine.model.hidden_rows();
-        if (rows) {
-            states = std::make_shared<Buffer>(rows * width * sizeof(float));
-            engine.model.hidden(states->floats());
-        }
-    }
-    if (!rows) refuse("the last pass made no logits, so that it has no hidden states");
+    locked(engine, [&] {
+        rows = engine.model.hidden_rows;
+        if (!rows) refuse("the last pass made no logits, so that it has no hidden states");
+        states = std::make_shared<Buffer>(rows * width * sizeof(float));
+        engine.model.hidden(states->floats());
+    });
     return as_array(states, rows, width);
 }
 
-// Part of a pass -> seconds, busy seconds, bytes, multiply-adds, since profiling was switched on.
 nb::dict profile_of(Engine& engine) {
-    nb::dict parts;
-    for (size_t i = 0; i < kPartCount; ++i) {
-        const Spent& spent = engine.model.profile[i];
-        parts[kPartNames[i]] = nb::make_tuple(spent.seconds, spent.busy, spent.bytes, spent.macs);
+    const Profile profile = locked(engine, [&] { return engine.model.profile; });
+    nb::dict stages;
+    for (size_t i = 0; i < kStageCount; ++i) {
+        const Spent& spent = profile[i];
+        stages[kStageNames[i]] = nb::make_tuple(spent.seconds, spent.busy, spent.bytes, spent.macs);
     }
-    return parts;
+    return stages;
 }
 
 void set_profiling(Engine& engine, bool on) {
-    std::lock_guard lock(engine.busy);
-    engine.model.profiling = on;
-    if (on) engine.model.profile = {};
+    locked(engine, [&] {
+        engine.model.profiling = on;
+        if (on) engine.model.profile = {};
+    });
 }
 
-// Pages that are used, those with several holders, those in memory, and how many there may be.
 nb::tuple count_pages(Engine& engine) {
-    const Pages::Count count = engine.model.memory.count();
+    const PagePool::Count count = engine.model.memory.count();
     nb::object limit = count.limit == SIZE_MAX ? nb::none() : nb::object(nb::int_(count.limit));
     return nb::make_tuple(count.used, count.shared, count.reserved, limit);
 }
 
 void set_page_limit(Engine& engine, std::optional<size_t> pages) {
-    nb::gil_scoped_release unlocked;
-    std::lock_guard lock(engine.busy);
-    engine.model.memory.set_limit(pages.value_or(SIZE_MAX));
+    locked(engine, [&] { engine.model.memory.set_limit(pages.value_or(SIZE_MAX)); });
 }
 
-// What tells the pages of a sequence from all others.
+void set_threads(Engine& engine, int64_t threads) {
+    const size_t count = threads_of(threads);
+    locked(engine, [&] { engine.model.set_threads(count); });
+}
+
+// The addresses of a sequence's pages, which tell them from all others.
 std::vector<uintptr_t> pages_of(Sequence& sequence) {
     std::vector<uintptr_t> pages;
-    nb::gil_scoped_release unlocked;
-    std::lock_guard lock(sequence.engine->busy);
-    if (sequence.cache)
+    locked(*sequence.engine, [&] {
+        if (!sequence.cache) return;
         for (const Page* page : sequence.cache->pages())
             pages.push_back(reinterpret_cast<uintptr_t>(page));
+    });
     return pages;
 }
 
-template <class Use>
-auto locked(Sequence& sequence, Use use) {
-    nb::gil_scoped_release unlocked;
-    std::lock_guard lock(sequence.engine->busy);
-    return use(sequence.open());
+void commit(Sequence& sequence, Ints path) {
+    const std::vector<int32_t> nodes(path.data(), path.data() + path.size());
+    locked(sequence, [&](KVCache& cache) { cache.commit(nodes.data(), nodes.size()); });
+}
+
+void bind_sequence(nb::module_& m) {
+    nb::class_<Sequence>(m, "NativeSequence", "Keys and values of one sequence.")
+        .def_prop_ro("length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; },
+                     "Committed positions; 0 once it is released.")
+        .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; },
+                     "Memory of its pages, those shared with other sequences included.")
+        .def_prop_ro("pages", &pages_of, "Identities of its pages, in order of position.")
+        .def("commit", &commit, nb::arg("path"),
+             nb::sig("def commit(self, path: Tokens) -> None"),
+             "Keep the nodes of `path` of the last pass, root first; forget the others.")
+        .def(
+            "truncate",
+            [](Sequence& s, size_t length) {
+                locked(s, [&](KVCache& cache) { cache.truncate(length); });
+            },
+            nb::arg("length"), "Keep the first `length` committed positions.")
+        .def(
+            "fork",
+            [](Sequence& s) {
+                return Sequence{s.engine, locked(s, [](KVCache& cache) { return cache.fork(); })};
+            },
+            "Return a sequence with the same committed positions, which shares their pages.")
+        .def(
+            "release", [](Sequence& s) { locked(*s.engine, [&] { s.cache.reset(); }); },
+            "Give the memory back. The sequence cannot be used any more.");
+}
+
+void bind_passes(nb::class_<Engine>& model) {
+    model
+        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
+             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
+             nb::arg("tokens") = nb::none(), nb::arg("exits") = nb::none(),
+             nb::sig("def forward(self, batch: list[Any], rows: Items[bool], "
+                     "layers: Tokens | None = None, positions: Tokens | None = None, "
+                     "tokens: Tokens | None = None, exits: Tokens | None = None) -> Floats"),
+             "Run (sequence, tokens, parents) entries and return the logits, float32 [N, V], of\n"
+             "those entries whose `rows` is true. The other arguments are those of a `View`. The\n"
+             "next pass overwrites the array.")
+        .def("forward_mixed", &forward_mixed, nb::arg("sequence"), nb::arg("tokens").noconvert(),
+             nb::arg("weights").noconvert(),
+             nb::sig("def forward_mixed(self, sequence: NativeSequence, tokens: Tokens, "
+                     "weights: Floats) -> Floats"),
+             "Run a chain of nodes, each the sum of the embeddings of `tokens` [N, M] times\n"
+             "`weights` [N, M], and return its logits, float32 [N, V].")
+        .def("hidden", &hidden, nb::sig("def hidden(self) -> Floats"),
+             "Return a copy of the head's input in the last pass, float32 [N, hidden].")
+        .def(
+            "open",
+            [](std::shared_ptr<Engine> engine) { return Sequence{engine, engine->model.open()}; },
+            nb::sig("def open(self) -> NativeSequence"), "Return a new, empty sequence.")
+        .def("profile", &profile_of,
+             nb::sig("def profile(self) -> dict[str, tuple[float, float, float, float]]"),
+             "Return seconds, busy seconds, bytes and multiply-adds of each stage of the passes\n"
+             "since profiling was switched on.")
+        .def_prop_rw("profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
+                     "Whether passes are timed; switching it on forgets the profile so far.");
+}
+
+void bind_loading(nb::class_<Engine>& model) {
+    model
+        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
+             nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"))
+        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
+             nb::arg("mapped") = false,
+             nb::sig("def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None"),
+             "Store a weight under its canonical name, e.g. `layers.3.q`. `mapped`: it shows a\n"
+             "file, whose pages may be given back to the system once they are read.")
+        .def("get", &get_weight, nb::arg("name"),
+             nb::sig("def get(self, name: str) -> list[list[float]]"),
+             "Return a matrix as it is stored, row by row.")
+        .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
+        .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
+             nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),
+             "Append angles [positions, dim / 2] to a rotary embedding of `ropes`.");
+}
+
+void bind_properties(nb::class_<Engine>& model) {
+    model
+        .def_prop_ro("ropes", [](Engine& e) { return e.ropes; },
+                     nb::sig("def ropes(self) -> list[Rope]"),
+                     "The distinct rotary embeddings of the layers.")
+        .def_prop_ro("rope_positions",
+                     [](Engine& e) { return locked(e, [&] { return e.model.rope_positions(); }); },
+                     "Positions that every rotary embedding covers.")
+        .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); },
+                     "The instruction set of the kernels.")
+        .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; },
+                     "Bytes of the matrices that every pass reads.")
+        .def_prop_ro("page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); },
+                     "Bytes of a page of keys and values.")
+        .def_prop_ro("pages", &count_pages,
+                     nb::sig("def pages(self) -> tuple[int, int, int, int | None]"),
+                     "Pages in use, pages that several sequences share, pages in memory, the limit.")
+        .def("set_page_limit", &set_page_limit, nb::arg("pages").none(),
+             nb::sig("def set_page_limit(self, pages: int | None) -> None"),
+             "Limit the pages in memory; None: no limit.")
+        .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); },
+                     "Bytes of keys and values of one position.")
+        .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
+                     [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; },
+                     "A pass of fewer estimated microseconds stays on the calling thread.")
+        .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; },
+                     "Numbers in the matrices that every pass reads.")
+        .def_prop_rw("threads",
+                     [](Engine& e) { return locked(e, [&] { return e.model.threads(); }); },
+                     &set_threads, "Threads of a pass, 1 to 1024.");
 }
 
 }  // namespace
@@ -359,67 +472,13 @@ auto locked(Sequence& sequence, Use use) {
 void bind_engine(nb::module_& m) {
     nb::exception<MemoryFull>(m, "MemoryFullError", PyExc_ValueError);
     nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
-    m.def("isas", [] {
-        std::vector<std::string> names;
-        for (const Kernels* kernels : runnable()) names.emplace_back(kernels->isa);
-        return names;
-    }, "Instruction sets whose kernels run on this machine, the fastest first.");
-
-    nb::class_<Sequence>(m, "Sequence")
-        .def_prop_ro("length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; })
-        .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; })
-        .def_prop_ro("pages", &pages_of)
-        .def("commit", [](Sequence& s, Ints path) {
-            locked(s, [&](Cache& cache) { cache.commit(path.data(), path.size()); });
-        })
-        .def("truncate", [](Sequence& s, size_t length) {
-            locked(s, [&](Cache& cache) { cache.truncate(length); });
-        })
-        .def("fork", [](Sequence& s) {
-            return Sequence{s.engine, locked(s, [](Cache& cache) { return cache.fork(); })};
-        })
-        .def("release", [](Sequence& s) {
-            std::lock_guard lock(s.engine->busy);
-            s.cache.reset();
-        }, nb::call_guard<nb::gil_scoped_release>());
-
-    nb::class_<Engine>(m, "Model")
-        .def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
-             nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"))
-        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
-             nb::arg("mapped") = false)
-        .def("get", [](Engine& e, const std::string& name) { return e.model.weights.get(name); },
-             nb::arg("name"))
-        .def("finish", &finish_loading)
-        .def("extend_rope", &extend_rope)
-        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
-             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
-             nb::arg("tokens") = nb::none(), nb::arg("exits") = nb::none())
-        .def("forward_mixed", &forward_mixed, nb::arg("sequence"),
-             nb::arg("tokens").noconvert(), nb::arg("weights").noconvert())
-        .def("hidden", &hidden)
-        .def("open", [](std::shared_ptr<Engine> engine) {
-            return Sequence{engine, engine->model.open()};
-        })
-        .def("profile", &profile_of)
-        .def_prop_rw("profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
-                     nb::call_guard<nb::gil_scoped_release>())
-        .def_prop_ro("ropes", [](Engine& e) { return e.ropes; })
-        .def_prop_ro("rope_positions", [](Engine& e) { return e.model.rope_positions(); })
-        .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); })
-        .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; })
-        .def_prop_ro("page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); })
-        .def_prop_ro("pages", &count_pages)
-        .def("set_page_limit", &set_page_limit, nb::arg("pages").none())
-        .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); })
-        .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
-                     [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; })
-        .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; })
-        .def_prop_rw("threads", [](Engine& e) { return e.model.threads(); },
-                     [](Engine& e, int64_t threads) {
-                         const size_t wished = threads_of(threads);
-                         nb::gil_scoped_release unlocked;
-                         std::lock_guard lock(e.busy);
-                         e.model.set_threads(wished);
-                     });
+    bind_sequence(m);
+    nb::class_<Engine> model(
+        m, "NativeModel",
+        "Weights, kernels and threads. Methods raise ValueError for what they cannot use.");
+    bind_loading(model);
+    bind_passes(model);
+    bind_properties(model);
 }
+
+}  // namespace paceline

@@ -1,28 +1,24 @@
-// The Python module `paceline._native`: one `bind_*` for each source file that offers something.
+// The Python module `paceline._native`.
 
 #include <nanobind/nanobind.h>
 
-namespace nb = nanobind;
+namespace paceline {
 
-void bind_bandwidth(nb::module_& m);
-void bind_drafting(nb::module_& m);
-void bind_engine(nb::module_& m);
-void bind_governor(nb::module_& m);
-void bind_guesses(nb::module_& m);
-void bind_mask(nb::module_& m);
-void bind_noise(nb::module_& m);
-void bind_rank(nb::module_& m);
-void bind_tournament(nb::module_& m);
+void bind_corpora(nanobind::module_& m);
+void bind_drafting(nanobind::module_& m);
+void bind_engine(nanobind::module_& m);
+void bind_governor(nanobind::module_& m);
+void bind_machine(nanobind::module_& m);
+void bind_sampling(nanobind::module_& m);
+
+}  // namespace paceline
 
 NB_MODULE(_native, m) {
-    m.doc() = "Paceline's native kernels.";
-    bind_bandwidth(m);
-    bind_drafting(m);
-    bind_engine(m);
-    bind_governor(m);
-    bind_guesses(m);
-    bind_mask(m);
-    bind_noise(m);
-    bind_rank(m);
-    bind_tournament(m);
+    m.doc() = "The compiled part of Paceline: engine, drafters, sampling; `native/` holds its source.";
+    paceline::bind_machine(m);
+    paceline::bind_sampling(m);
+    paceline::bind_drafting(m);
+    paceline::bind_corpora(m);
+    paceline::bind_governor(m);
+    paceline::bind_engine(m);
 }

@@ -6,21 +6,22 @@
 
 namespace paceline {
 
-Blend::Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
+SourceBlend::SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
              size_t reach, size_t follow, size_t members)
-    : mixer(std::make_shared<Mixer>(orders, skips, k, capacity, keep, rate,
-                                    Suffix::kKinds + members * kDepths)),
+    : mixer(std::make_shared<ContextMixer>(orders, skips, k, capacity, keep, rate,
+                                    SuffixMatcher::kKinds + members * kDepths)),
       // Here the mixer learns what a match is worth.
-      suffix(reach, follow, 0.0f) {}
+      suffix(reach, follow, 0.0f),
+      members_(members) {}
 
-void Blend::reset() {
-    mixer->reset();
+void SourceBlend::reset() {
     suffix.reset();
-    foresight.reset();
+    mixer->reset();
+    draw_model.reset();
     proposals.clear();
 }
 
-void Blend::start(const int32_t* context, size_t length, std::vector<Proposal> heard) {
+void SourceBlend::start(const int32_t* context, size_t length, std::vector<Proposal> heard) {
     suffix.extend(context, length, std::numeric_limits<size_t>::max());
     suffix.start();
     proposals = std::move(heard);
@@ -28,11 +29,11 @@ void Blend::start(const int32_t* context, size_t length, std::vector<Proposal> h
     depths_.assign(1, 0);
 }
 
-int32_t Blend::place(size_t node, size_t proposal) const {
+int32_t SourceBlend::place(size_t node, size_t proposal) const {
     return places_[node * proposals.size() + proposal];
 }
 
-void Blend::follow(const Growth& tree, size_t node) {
+void SourceBlend::follow(const DraftTree& tree, size_t node) {
     for (size_t next = depths_.size(); next <= node; ++next) {
         const auto parent = static_cast<size_t>(tree.parents[next]);
         for (size_t i = 0; i < proposals.size(); ++i) {
@@ -48,32 +49,32 @@ void Blend::follow(const Growth& tree, size_t node) {
     }
 }
 
-const Voices& Blend::voices(const Growth& tree, size_t node) {
-    voices_.clear();
-    suffix.voices(tree, node, voices_);
+const Predictions& SourceBlend::predictions(const DraftTree& tree, size_t node) {
+    predictions_.clear();
+    suffix.predictions(tree, node, predictions_);
     if (!proposals.empty()) follow(tree, node);
     for (size_t i = 0; i < proposals.size(); ++i) {
         const Proposal& heard = proposals[i];
         const int32_t here = place(node, i);
         if (here < 0) continue;
-        const size_t first = voices_.shares.size();
+        const size_t first = predictions_.successors.size();
         for (size_t at = 1; at < heard.tokens.size(); ++at)
             if (heard.parents[at] == here)
-                voices_.shares.push_back({heard.tokens[at], heard.scores[at]});
-        const size_t last = voices_.shares.size();
+                predictions_.successors.push_back({heard.tokens[at], heard.scores[at]});
+        const size_t last = predictions_.successors.size();
         if (last == first) continue;
-        std::stable_sort(voices_.shares.begin() + static_cast<std::ptrdiff_t>(first),
-                         voices_.shares.end(),
-                         [](const Share& a, const Share& b) { return a.chance > b.chance; });
+        std::stable_sort(predictions_.successors.begin() + static_cast<std::ptrdiff_t>(first),
+                         predictions_.successors.end(),
+                         [](const Successor& a, const Successor& b) { return a.prob > b.prob; });
         const size_t depth = std::min(depths_[node], kDepths - 1);
-        voices_.each.push_back({Suffix::kKinds + heard.member * kDepths + depth, first, last,
+        predictions_.each.push_back({SuffixMatcher::kKinds + heard.member * kDepths + depth, first, last,
                                 static_cast<int16_t>(2 + heard.member)});
     }
-    return voices_;
+    return predictions_;
 }
 
-void Blend::successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
-    const Voices& said = voices(tree, node);
+void SourceBlend::successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out) {
+    const Predictions& said = predictions(tree, node);
     for (const Proposal& heard : proposals) {
         if (!heard.certain) continue;
         const int32_t here = place(node, static_cast<size_t>(&heard - proposals.data()));
@@ -87,8 +88,8 @@ void Blend::successors(const Growth& tree, size_t node, std::vector<Candidate>& 
     mixer->successors(tree.last(node), said, out);
 }
 
-void Blend::learn(const Growth& tree, size_t node, int32_t drawn) {
-    mixer->learn(tree.last(node), voices(tree, node), drawn);
+void SourceBlend::learn(const DraftTree& tree, size_t node, int32_t drawn) {
+    mixer->learn(tree.last(node), predictions(tree, node), drawn);
 }
 
 }  // namespace paceline

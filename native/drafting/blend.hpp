@@ -17,9 +17,9 @@ namespace paceline {
 // Origin 0 are the contexts of the mixer, 1 the matches, 2 and on the members. At a node that a
 // member's tree holds, too, its children there are one more voice; the kind is the depth. A copy is
 // for another text at the same time; both learn from both.
-class Blend {
+class SourceBlend {
 public:
-    Blend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
+    SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
           size_t reach, size_t follow, size_t members);
 
     // What a member proposes for the tree that grows next; `certain`: nothing else can follow.
@@ -34,30 +34,32 @@ public:
     void start(const int32_t* context, size_t length, std::vector<Proposal> proposals);
 
     // As `grow` asks.
-    void successors(const Growth& tree, size_t node, std::vector<Candidate>& out);
+    void successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out);
 
     // `drawn` came after a node of the tree that starts where `start` said.
-    void learn(const Growth& tree, size_t node, int32_t drawn);
+    void learn(const DraftTree& tree, size_t node, int32_t drawn);
 
     void reset();
 
     size_t width() const { return mixer->width(); }
+    size_t members() const { return members_; }
 
-    std::shared_ptr<Mixer> mixer;
-    Suffix suffix;
-    Foresight foresight;
+    std::shared_ptr<ContextMixer> mixer;
+    SuffixMatcher suffix;
+    DrawModel draw_model;
     std::vector<Proposal> proposals;
 
 private:
+    size_t members_;
     static constexpr size_t kDepths = 6;
 
-    const Voices& voices(const Growth& tree, size_t node);
-    void follow(const Growth& tree, size_t node);
+    const Predictions& predictions(const DraftTree& tree, size_t node);
+    void follow(const DraftTree& tree, size_t node);
     int32_t place(size_t node, size_t proposal) const;
 
     std::vector<int32_t> places_;  // of each node, its place in each proposal, or -1
     std::vector<size_t> depths_;
-    Voices voices_;
+    Predictions predictions_;
 };
 
 }  // namespace paceline

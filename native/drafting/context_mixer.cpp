@@ -33,7 +33,7 @@ void logarithms(float* y, size_t n) {
 
 }  // namespace
 
-Mixer::Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
+ContextMixer::ContextMixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
              size_t kinds)
     : table(capacity, k),
       orders_(orders),
@@ -45,7 +45,7 @@ Mixer::Mixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep,
     reset();
 }
 
-void Mixer::reset() {
+void ContextMixer::reset() {
     table.clear();
     biases.assign(contexts_ + 1, 0.0f);
     weights.clear();
@@ -65,7 +65,7 @@ void Mixer::reset() {
     }
 }
 
-uint64_t Mixer::key(const int32_t* last, size_t context) const {
+uint64_t ContextMixer::key(const int32_t* last, size_t context) const {
     uint64_t hash = hashed(0x9e3779b97f4a7c15ULL, static_cast<int32_t>(context));
     if (context > skips_) {
         for (size_t i = 0; i < context - skips_; ++i) {
@@ -80,42 +80,42 @@ uint64_t Mixer::key(const int32_t* last, size_t context) const {
     return hash ? hash : 1;
 }
 
-void Mixer::find_keys(const int32_t* last) {
+void ContextMixer::find_keys(const int32_t* last) {
     keys_.resize(contexts_);
     for (size_t context = 0; context < contexts_; ++context) keys_[context] = key(last, context);
 }
 
-size_t Mixer::candidate(int32_t token) {
+size_t ContextMixer::candidate(int32_t token) {
     size_t slot = static_cast<uint32_t>(token) * 2654435769u >> 25;
     for (; slots_[slot]; slot = (slot + 1) & (kSlots - 1))
         if (tokens_[slots_[slot] - 1] == token) return slots_[slot] - 1;
     if (count_ == kMost) return kMost;
     tokens_[count_] = token;
-    chances_[count_] = 0.0f;
+    probs_[count_] = 0.0f;
     named_[count_] = 0;
     said_[count_].fill(0.0f);
     slots_[slot] = static_cast<uint8_t>(++count_);
     return count_ - 1;
 }
 
-void Mixer::add(const Share* shares, size_t count, size_t weight, int16_t origin) {
+void ContextMixer::add(const Successor* successors, size_t count, size_t weight, int16_t origin) {
     const float w = weights[weight], v = weights[weight + 1];
     const size_t first = likelihoods_.size();
     Source source{weight, first, first, false, 0.0f};
     float rest = 1.0f;
     for (size_t i = 0; i < count; ++i) {
-        rest -= shares[i].chance;
-        likelihoods_.push_back(1.0f + shares[i].chance / kFloor);
+        rest -= successors[i].prob;
+        likelihoods_.push_back(1.0f + successors[i].prob / kFloor);
     }
     likelihoods_.push_back(1.0f + std::max(rest, 0.0f) / kFloor);
     logarithms(likelihoods_.data() + first, count + 1);
     source.rest = likelihoods_.back();
     for (size_t i = 0; i < count; ++i) {
-        const size_t at = candidate(shares[i].token);
+        const size_t at = candidate(successors[i].token);
         if (at == kMost) continue;
         const float likelihood = likelihoods_[first + i];
         const float said = i ? w * likelihood : w * likelihood + v;
-        chances_[at] += said;
+        probs_[at] += said;
         named_[at] |= 1u << origin;
         said_[at][static_cast<size_t>(origin)] += said;
         source.leads |= !i;
@@ -123,11 +123,11 @@ void Mixer::add(const Share* shares, size_t count, size_t weight, int16_t origin
         candidates_.push_back(static_cast<uint8_t>(at));
     }
     likelihoods_.resize(source.last);
-    chances_[kMost] += w * source.rest;
+    probs_[kMost] += w * source.rest;
     sources_.push_back(source);
 }
 
-void Mixer::mix(const int32_t* last, const Voices& voices) {
+void ContextMixer::mix(const int32_t* last, const Predictions& predictions) {
     find_keys(last);
     for (const uint64_t key : keys_) if (key) table.fetch_set(key);
     slots_.fill(0);
@@ -135,7 +135,7 @@ void Mixer::mix(const int32_t* last, const Voices& voices) {
     candidates_.clear();
     likelihoods_.clear();
     count_ = set_ = known_ = 0;
-    chances_[kMost] = 0.0f;
+    probs_[kMost] = 0.0f;
     for (const uint64_t key : keys_) if (key) table.fetch_row(key);
     for (size_t context = contexts_; context-- > 0;) {
         const auto row = keys_[context] ? table.find(keys_[context]) : SuccessorTable::Row{};
@@ -143,30 +143,30 @@ void Mixer::mix(const int32_t* last, const Voices& voices) {
         ++known_;
         if (!set_) set_ = context + 1;
         size_t count = 0;
-        while (count < table.k && row.shares[count].token >= 0) ++count;
+        while (count < table.k && row.successors[count].token >= 0) ++count;
         const size_t weight = ((set_ * contexts_ + context) * kBuckets + bucket(row.count)) * 2;
-        add(row.shares, count, weight, 0);
+        add(row.successors, count, weight, 0);
     }
     const size_t ours = (contexts_ + 1) * contexts_ * kBuckets;
-    for (const Voice& voice : voices.each)
-        add(voices.shares.data() + voice.first, voice.last - voice.first,
-            (ours + set_ * kinds_ + voice.kind) * 2, voice.origin);
+    for (const Prediction& prediction : predictions.each)
+        add(predictions.successors.data() + prediction.first, prediction.last - prediction.first,
+            (ours + set_ * kinds_ + prediction.kind) * 2, prediction.origin);
     normalise();
 }
 
-// Scores become chances that sum to one with that of another token.
-void Mixer::normalise() {
-    chances_[kMost] += biases[set_];
-    float largest = chances_[kMost], sum = 0.0f;
-    for (size_t i = 0; i < count_; ++i) largest = std::max(largest, chances_[i]);
-    for (size_t i = 0; i < count_; ++i) sum += chances_[i] = std::exp(chances_[i] - largest);
-    sum += chances_[kMost] = std::exp(chances_[kMost] - largest);
-    for (size_t i = 0; i < count_; ++i) chances_[i] /= sum;
-    chances_[kMost] /= sum;
+// Scores become probabilities that sum to one with that of another token.
+void ContextMixer::normalise() {
+    probs_[kMost] += biases[set_];
+    float largest = probs_[kMost], sum = 0.0f;
+    for (size_t i = 0; i < count_; ++i) largest = std::max(largest, probs_[i]);
+    for (size_t i = 0; i < count_; ++i) sum += probs_[i] = std::exp(probs_[i] - largest);
+    sum += probs_[kMost] = std::exp(probs_[kMost] - largest);
+    for (size_t i = 0; i < count_; ++i) probs_[i] /= sum;
+    probs_[kMost] /= sum;
 }
 
 // Of those that named a candidate, who spoke for it most.
-int16_t Mixer::loudest(size_t candidate) const {
+int16_t ContextMixer::loudest(size_t candidate) const {
     const uint32_t named = named_[candidate];
     int16_t best = static_cast<int16_t>(std::countr_zero(named));
     for (auto i = static_cast<int16_t>(best + 1); named >> i; ++i)
@@ -174,23 +174,23 @@ int16_t Mixer::loudest(size_t candidate) const {
     return best;
 }
 
-void Mixer::successors(const int32_t* last, const Voices& voices, std::vector<Candidate>& out) {
-    mix(last, voices);
+void ContextMixer::successors(const int32_t* last, const Predictions& predictions, std::vector<Candidate>& out) {
+    mix(last, predictions);
     for (size_t i = 0; i < count_; ++i)
-        out.push_back({tokens_[i], chances_[i], named_[i], loudest(i)});
+        out.push_back({tokens_[i], probs_[i], named_[i], loudest(i)});
 }
 
-void Mixer::learn(const int32_t* last, const Voices& voices, int32_t drawn) {
-    mix(last, voices);
-    // What each chance should have been more: 1 for what came.
+void ContextMixer::learn(const int32_t* last, const Predictions& predictions, int32_t drawn) {
+    mix(last, predictions);
+    // What each probability should have been more: 1 for what came.
     std::array<float, kMost + 1> missed;
     bool known = false;
     for (size_t i = 0; i < count_; ++i) {
         known |= tokens_[i] == drawn;
-        missed[i] = (tokens_[i] == drawn ? 1.0f : 0.0f) - chances_[i];
+        missed[i] = (tokens_[i] == drawn ? 1.0f : 0.0f) - probs_[i];
     }
-    missed[kMost] = (known ? 0.0f : 1.0f) - chances_[kMost];
-    // Many contexts that agree move the chance together: each takes its part of the step.
+    missed[kMost] = (known ? 0.0f : 1.0f) - probs_[kMost];
+    // Many contexts that agree move the probability together: each takes its part of the step.
     const float rate = rate_ / static_cast<float>(std::max<size_t>(known_, 1));
     const auto moved = [](float weight, float step) {
         return std::clamp(weight + step, -kLargest, kLargest);
@@ -206,7 +206,7 @@ void Mixer::learn(const int32_t* last, const Voices& voices, int32_t drawn) {
     biases[set_] = moved(biases[set_], rate * missed[kMost]);
 }
 
-void Mixer::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
+void ContextMixer::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
     find_keys(last);
     table.observe(keys_.data(), contexts_, top, p, n, keep_);
 }

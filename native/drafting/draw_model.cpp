@@ -31,19 +31,19 @@ void add_unnamed(std::span<const uint32_t> allowed, float share,
 
 float left_over(const std::vector<Candidate>& successors) {
     float rest = 1.0f;
-    for (const Candidate& one : successors) rest -= one.chance;
+    for (const Candidate& one : successors) rest -= one.prob;
     return std::max(rest, 0.0f);
 }
 
 }  // namespace
 
-void Foresight::start(std::vector<uint64_t> noise) {
+void DrawModel::start(std::vector<uint64_t> noise) {
     noise_ = std::move(noise);
     nodes_.clear();
     seen_.clear();
 }
 
-void Foresight::look(const Growth& tree, size_t node, std::span<const uint32_t> allowed,
+void DrawModel::look(const DraftTree& tree, size_t node, std::span<const uint32_t> allowed,
                      std::vector<Candidate>& successors) {
     while (nodes_.size() <= node) {
         const size_t next = nodes_.size();
@@ -54,7 +54,7 @@ void Foresight::look(const Growth& tree, size_t node, std::span<const uint32_t> 
     if (nodes_[node].depth < noise_.size()) judge(nodes_[node], successors);
 }
 
-void Foresight::allow(std::span<const uint32_t> allowed, std::vector<Candidate>& successors) {
+void DrawModel::allow(std::span<const uint32_t> allowed, std::vector<Candidate>& successors) {
     const auto can = [&](const Candidate& one) {
         const auto token = static_cast<size_t>(one.token);
         return token / 32 < allowed.size() && allowed[token / 32] >> token % 32 & 1;
@@ -68,32 +68,32 @@ void Foresight::allow(std::span<const uint32_t> allowed, std::vector<Candidate>&
         add_unnamed(allowed, std::max(sum, kLeast) / std::max(unnamed, 1.0f), successors);
         sum = 0.0f;
     }
-    for (const Candidate& one : successors) sum += one.chance;
-    for (Candidate& one : successors) one.chance /= std::max(sum, kLeast);
+    for (const Candidate& one : successors) sum += one.prob;
+    for (Candidate& one : successors) one.prob /= std::max(sum, kLeast);
 }
 
-void Foresight::judge(Node& node, std::vector<Candidate>& successors) {
+void DrawModel::judge(Node& node, std::vector<Candidate>& successors) {
     const auto [a, b, c, d] = *weights;
     const float rest = left_over(successors);
     const uint64_t start = noise_[node.depth];
     node.first = seen_.size();
     for (const Candidate& one : successors) {
-        const float log = std::log(std::max(one.chance, kLeast)), noise = gumbel(start, one.token);
+        const float log = std::log(std::max(one.prob, kLeast)), noise = gumbel(start, one.token);
         seen_.push_back({one.token, log, noise, a * log + b * noise});
     }
     const float log = std::log(std::max(rest, kLeast));
     seen_.push_back({-1, log, 1.0f, c * log + d});
     node.last = seen_.size();
-    float largest = seen_.back().chance, sum = 0.0f;
-    for (size_t i = node.first; i < node.last; ++i) largest = std::max(largest, seen_[i].chance);
+    float largest = seen_.back().prob, sum = 0.0f;
+    for (size_t i = node.first; i < node.last; ++i) largest = std::max(largest, seen_[i].prob);
     for (size_t i = node.first; i < node.last; ++i)
-        sum += seen_[i].chance = std::exp(seen_[i].chance - largest);
-    for (size_t i = node.first; i < node.last; ++i) seen_[i].chance /= sum;
+        sum += seen_[i].prob = std::exp(seen_[i].prob - largest);
+    for (size_t i = node.first; i < node.last; ++i) seen_[i].prob /= sum;
     for (size_t i = 0; i < successors.size(); ++i)
-        successors[i].chance = seen_[node.first + i].chance;
+        successors[i].prob = seen_[node.first + i].prob;
 }
 
-void Foresight::learn(const int32_t* drawn, size_t count) {
+void DrawModel::learn(const int32_t* drawn, size_t count) {
     size_t node = 0;
     for (size_t i = 0; i < count && node < nodes_.size(); ++i) {
         if (nodes_[node].first < nodes_[node].last) learn(nodes_[node], drawn[i]);
@@ -106,14 +106,14 @@ void Foresight::learn(const int32_t* drawn, size_t count) {
     nodes_.clear();
 }
 
-void Foresight::learn(const Node& node, int32_t drawn) {
+void DrawModel::learn(const Node& node, int32_t drawn) {
     size_t target = node.last - 1;
     for (size_t i = node.first; i < node.last; ++i)
         if (seen_[i].token == drawn) target = i;
     Weights slope{};
     for (size_t i = node.first; i < node.last; ++i) {
         const Seen& one = seen_[i];
-        const float step = (i == target ? 1.0f : 0.0f) - one.chance;
+        const float step = (i == target ? 1.0f : 0.0f) - one.prob;
         const size_t kind = one.token < 0 ? 2 : 0;
         slope[kind] += step * one.log;
         slope[kind + 1] += step * one.noise;

@@ -1,4 +1,4 @@
-// What is known of the next draws beyond chances: the tokens that a control allows, and the noise.
+// What is known of the next draws beyond probabilities: the tokens that a control allows, and the noise.
 
 #pragma once
 
@@ -13,24 +13,24 @@
 
 namespace paceline {
 
-// The walk draws the token with the largest log chance + noise, and its noise is a function of the
-// seed, the position and the token. So of successors with the chances p(t), and with what they leave
-// over, r, for all others, the chance that t is drawn is the softmax of
+// The walk draws the token with the largest log probability + noise, and its noise is a function of the
+// seed, the position and the token. So of successors with the probabilities p(t), and with what they leave
+// over, r, for all others, the probability that t is drawn is the softmax of
 //
 //     a * log p(t) + b * noise(t)     and     c * log r + d     for another one
 //
-// where a, b, c, d follow the gradient of the log chance of what was drawn. Without noise the
-// chances stay. Where only some tokens are allowed, they share what the others had; where these are
+// where a, b, c, d follow the gradient of the log probability of what was drawn. Without noise the
+// probabilities stay. Where only some tokens are allowed, they share what the others had; where these are
 // few, those that nobody names share what is left over. A copy is for another text at the same time;
 // both learn from both.
-class Foresight {
+class DrawModel {
 public:
     // A tree grows; where the noise of the draws below each depth starts, empty without noise.
     void start(std::vector<uint64_t> noise);
 
     // The successors of a node, of all nodes in order. `allowed`, a bit for each token, may be
     // empty: then all are.
-    void look(const Growth& tree, size_t node, std::span<const uint32_t> allowed,
+    void look(const DraftTree& tree, size_t node, std::span<const uint32_t> allowed,
               std::vector<Candidate>& successors);
 
     // What was drawn from the root of that tree on. Learns once.
@@ -48,7 +48,7 @@ private:
 
     struct Seen {
         int32_t token;
-        float log, noise, chance;
+        float log, noise, prob;
     };
     struct Node {
         size_t parent, depth;

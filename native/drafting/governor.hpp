@@ -1,4 +1,4 @@
-// What sizing trees needs in every pass: chances by what came true, the best nodes of all trees,
+// What sizing trees needs in every pass: probabilities by what came true, the best nodes of all trees,
 // and the time of a pass. `decoding/governor.py` decides with them.
 
 #pragma once
@@ -19,12 +19,12 @@ struct Nodes {
 
 // How often guesses come true, compared with their scores, by origin and depth. Counts fade with
 // every tree that is learnt; `prior` guesses at face value damp the start.
-class Calibration {
+class AcceptanceRates {
 public:
-    Calibration(double decay, double prior) : decay_(decay), prior_(prior) {}
+    AcceptanceRates(double decay, double prior) : decay_(decay), prior_(prior) {}
 
-    // Append the chance that each node is reached and accepted.
-    void chances(const Nodes& tree, std::vector<double>& out);
+    // Append the probability that each node is reached and accepted.
+    void path_probs(const Nodes& tree, std::vector<double>& out);
 
     // Every child of an accepted node was put to the test.
     void learn(const Nodes& tree, const std::vector<int32_t>& path);
@@ -41,18 +41,18 @@ private:
 };
 
 // T(n): seconds of a pass over n nodes, between and beyond some known sizes.
-class Curve {
+class CostCurve {
 public:
-    Curve(std::vector<double> sizes, std::vector<double> seconds);
+    CostCurve(std::vector<double> sizes, std::vector<double> seconds);
 
     double at(double size) const;
 
     // The largest n up to `most` more nodes with which a pass beats plain ones if all of them are
     // right; 0 if none does.
-    size_t useful(size_t requests, size_t most) const;
+    size_t max_useful(size_t requests, size_t max_nodes) const;
 
     // Seconds that a further node costs, if as many come as are cheapest.
-    double price(size_t size) const;
+    double marginal_seconds(size_t size) const;
 
     // A pass over `size` nodes took so many times what was expected: most changes near it.
     void correct(double size, double ratio);
@@ -61,13 +61,13 @@ public:
 };
 
 // The nodes of some trees, the likeliest first, their roots before all others.
-class Ranking {
+class NodeRanking {
 public:
-    Ranking(const std::vector<double>& chances, const std::vector<size_t>& sizes);
+    NodeRanking(const std::vector<double>& probs, const std::vector<size_t>& sizes);
 
     // How many nodes besides the roots give the most tokens a second, where passes take `curve`,
     // read from `first` nodes on, and `more` seconds.
-    size_t best(const Curve& curve, size_t first, double more) const;
+    size_t best(const CostCurve& curve, size_t first, double more) const;
 
     // For each node whether it is a root or one of the first `count` others.
     std::vector<uint8_t> keep(size_t count) const;

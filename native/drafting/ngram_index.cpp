@@ -2,12 +2,12 @@
 
 namespace paceline {
 
-Lookup::Lookup(size_t longest, size_t k, size_t capacity, float keep, float rate)
+NgramIndex::NgramIndex(size_t longest, size_t k, size_t capacity, float keep, float rate)
     : table_(capacity, k), longest_(longest), keep_(keep), rate_(rate) {
     reset();
 }
 
-void Lookup::reset() {
+void NgramIndex::reset() {
     table_.clear();
     text_ = 0;
     begin();
@@ -17,25 +17,25 @@ void Lookup::reset() {
         reliability.push_back(1.0f - doubt);
 }
 
-void Lookup::begin() {
+void NgramIndex::begin() {
     ++text_;
     indexed_ = 0;
     last_.assign(longest_, -1);
 }
 
-uint64_t Lookup::key(const int32_t* last, size_t n) const {
+uint64_t NgramIndex::key(const int32_t* last, size_t n) const {
     if (last[n - 1] < 0) return 0;
     uint64_t hash = hashed(text_ * 0x9e3779b97f4a7c15ULL, static_cast<int32_t>(n));
     for (size_t i = 0; i < n; ++i) hash = hashed(hash, last[i]);
     return hash ? hash : 1;
 }
 
-bool Lookup::unseen(const std::vector<Candidate>& out, int32_t token) const {
+bool NgramIndex::unseen(const std::vector<Candidate>& out, int32_t token) const {
     return std::none_of(out.begin(), out.end(),
                         [token](const Candidate& other) { return other.token == token; });
 }
 
-void Lookup::extend(const int32_t* text, size_t length, size_t learn_from) {
+void NgramIndex::extend(const int32_t* text, size_t length, size_t learn_from) {
     const float certain = 1.0f;
     for (; indexed_ < length; ++indexed_) {
         const int32_t token = text[indexed_];
@@ -48,34 +48,34 @@ void Lookup::extend(const int32_t* text, size_t length, size_t learn_from) {
     }
 }
 
-void Lookup::successors(const int32_t* last, std::vector<Candidate>& out) {
+void NgramIndex::successors(const int32_t* last, std::vector<Candidate>& out) {
     float left = 1.0f;
     for (size_t n = longest_; n > 0; --n) {
         const uint64_t hash = key(last, n);
         const auto row = hash ? table_.find(hash) : SuccessorTable::Row{};
         float mass = 0.0f;
         const size_t known = out.size();
-        for (size_t i = 0; row.count && i < table_.k && row.shares[i].token >= 0; ++i)
-            if (unseen(out, row.shares[i].token)) {
-                out.push_back({row.shares[i].token, row.shares[i].chance});
-                mass += row.shares[i].chance;
+        for (size_t i = 0; row.count && i < table_.k && row.successors[i].token >= 0; ++i)
+            if (unseen(out, row.successors[i].token)) {
+                out.push_back({row.successors[i].token, row.successors[i].prob});
+                mass += row.successors[i].prob;
             }
         if (out.size() == known) continue;
         const float share = left * reliability[n - 1] / mass;
-        for (size_t i = known; i < out.size(); ++i) out[i].chance *= share;
+        for (size_t i = known; i < out.size(); ++i) out[i].prob *= share;
         left *= 1.0f - reliability[n - 1];
     }
 }
 
-void Lookup::learn(const int32_t* last, int32_t token) {
+void NgramIndex::learn(const int32_t* last, int32_t token) {
     named_.clear();
     for (size_t n = longest_; n > 0; --n) {
         const uint64_t hash = key(last, n);
         const auto row = hash ? table_.find(hash) : SuccessorTable::Row{};
         const size_t known = named_.size();
-        for (size_t i = 0; row.count && i < table_.k && row.shares[i].token >= 0; ++i)
-            if (unseen(named_, row.shares[i].token))
-                named_.push_back({row.shares[i].token, row.shares[i].chance});
+        for (size_t i = 0; row.count && i < table_.k && row.successors[i].token >= 0; ++i)
+            if (unseen(named_, row.successors[i].token))
+                named_.push_back({row.successors[i].token, row.successors[i].prob});
         if (named_.size() == known) continue;
         const bool hit = !unseen(named_, token);
         reliability[n - 1] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[n - 1]);

@@ -7,12 +7,12 @@
 namespace paceline {
 
 // An index of every n-gram of one text, n from `longest` down to 1, and the successors each had,
-// the recent weighing more. The longest n-gram that stood before speaks first, with the chance that
+// the recent weighing more. The longest n-gram that stood before speaks first, with the probability that
 // its length proved to deserve; what it leaves over goes to the next shorter, tokens already named
 // left out.
-class Lookup {
+class NgramIndex {
 public:
-    Lookup(size_t longest, size_t k, size_t capacity, float keep, float rate);
+    NgramIndex(size_t longest, size_t k, size_t capacity, float keep, float rate);
 
     // A new text begins. Forgets the old one at no cost: its rows are no longer found.
     void begin();
@@ -28,11 +28,11 @@ public:
 
     // As `grow` asks.
     void start() {}
-    void successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
+    void successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out) {
         successors(tree.last(node), out);
     }
 
-    std::vector<float> reliability;  // [longest], chance that an n-gram of n+1 tokens names the next
+    std::vector<float> reliability;  // [longest], probability that an n-gram of n+1 tokens names the next
 
 private:
     uint64_t key(const int32_t* last, size_t n) const;

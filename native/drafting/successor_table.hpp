@@ -12,16 +12,16 @@
 
 namespace paceline {
 
-// A successor and the chance that it comes next.
-struct Share {
+// A successor and the probability that it comes next.
+struct Successor {
     int32_t token;
-    float chance;
+    float prob;
 
-    // The likelier first, of equal ones the lower token. Chances are positive: their bits have the
+    // The likelier first, of equal ones the lower token. Probabilities are positive: their bits have the
     // same order.
-    bool operator<(const Share& other) const { return rank() > other.rank(); }
+    bool operator<(const Successor& other) const { return rank() > other.rank(); }
     uint64_t rank() const {
-        return uint64_t{std::bit_cast<uint32_t>(chance)} << 32 | ~static_cast<uint32_t>(token);
+        return uint64_t{std::bit_cast<uint32_t>(prob)} << 32 | ~static_cast<uint32_t>(token);
     }
 };
 
@@ -29,27 +29,27 @@ struct Share {
 // spoke for it most.
 struct Candidate {
     int32_t token;
-    float chance;
+    float prob;
     uint32_t named = 1;
     int16_t origin = 0;
 };
 
 // What one source says of the next token: shares `first` to `last` of those of all voices. How far
 // such a kind of source is trusted is learnt.
-struct Voice {
+struct Prediction {
     size_t kind;
     size_t first, last;
     int16_t origin;
 };
 
 // Kept from node to node, so that little is allocated.
-struct Voices {
-    std::vector<Voice> each;
-    std::vector<Share> shares;
+struct Predictions {
+    std::vector<Prediction> each;
+    std::vector<Successor> successors;
 
     void clear() {
         each.clear();
-        shares.clear();
+        successors.clear();
     }
 };
 
@@ -68,7 +68,7 @@ public:
 
     struct Row {
         uint32_t count = 0;  // observations; 0 when the context is unknown
-        const Share* shares = nullptr;  // k of them, best first, then some with token -1
+        const Successor* successors = nullptr;  // k of them, best first, then some with token -1
     };
 
     Row find(uint64_t key) const;
@@ -92,7 +92,7 @@ public:
     };
 
     Way* ways() const { return reinterpret_cast<Way*>(ways_.bytes()); }         // [rows]
-    Share* shares() const { return reinterpret_cast<Share*>(shares_.bytes()); }  // [rows, k]
+    Successor* successors() const { return reinterpret_cast<Successor*>(successors_.bytes()); }  // [rows, k]
 
     const size_t rows, k;
     uint32_t clock = 0;  // observations so far
@@ -104,18 +104,18 @@ private:
     void tick();
     void hear(const int32_t* top, const float* p, size_t n);
     uint16_t& slot(int32_t token);
-    void move(Share* row, uint32_t seen, float keep);
+    void move(Successor* row, uint32_t seen, float keep);
 
-    Buffer ways_, shares_;
-    std::vector<Share> heard_, merged_;
+    Buffer ways_, successors_;
+    std::vector<Successor> heard_, merged_;
     std::vector<uint16_t> slots_;  // of what was heard, by hash: its place and one
 };
 
 // A tree under construction. Each node carries its last `width` tokens, newest first, -1 before the
 // first: what its successors may depend on.
-class Growth {
+class DraftTree {
 public:
-    Growth(const int32_t* context, size_t length, size_t width) : width_(width) {
+    DraftTree(const int32_t* context, size_t length, size_t width) : width_(width) {
         tokens.push_back(context[length - 1]);
         parents.push_back(-1);
         scores.push_back(1.0f);
@@ -128,7 +128,7 @@ public:
     void add(int32_t parent, Candidate child) {
         tokens.push_back(child.token);
         parents.push_back(parent);
-        scores.push_back(child.chance);
+        scores.push_back(child.prob);
         named.push_back(child.named);
         origins.push_back(child.origin);
         const size_t start = last_.size(), above = static_cast<size_t>(parent) * width_;
@@ -140,7 +140,7 @@ public:
     const int32_t* last(size_t node) const { return last_.data() + node * width_; }
 
     std::vector<int32_t> tokens, parents;
-    std::vector<float> scores;  // chance of each node, given its parent
+    std::vector<float> scores;  // probability of each node, given its parent
     std::vector<uint32_t> named;
     std::vector<int16_t> origins;
 
@@ -150,12 +150,12 @@ private:
 };
 
 // Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(node, out)`
-// appends to `out` the distinct successors of a node with their chances; it is asked once for each
-// node but the last, in order. Paths with a chance below `least` are left out.
+// appends to `out` the distinct successors of a node with their probabilities; it is asked once for each
+// node but the last, in order. Paths with a probability below `least` are left out.
 template <class Successors>
-void grow(Growth& tree, size_t budget, float least, Successors&& successors) {
+void grow(DraftTree& tree, size_t budget, float least, Successors&& successors) {
     struct Open {
-        float path;  // chance that the whole path is accepted
+        float path;  // probability that the whole path is accepted
         int32_t parent;
         Candidate child;
         bool operator<(const Open& other) const {
@@ -172,7 +172,7 @@ void grow(Growth& tree, size_t budget, float least, Successors&& successors) {
         successors(node, found);
         const size_t room = budget - node;
         for (const Candidate& child : found) {
-            const Open one{path[node] * child.chance, static_cast<int32_t>(node), child};
+            const Open one{path[node] * child.prob, static_cast<int32_t>(node), child};
             const bool full = open.size() == room;
             if (one.path < least || (full && one < open.front())) continue;
             auto place = std::lower_bound(open.begin(), open.end(), one);

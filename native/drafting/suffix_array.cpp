@@ -100,7 +100,7 @@ std::vector<int32_t> suffix_array(const std::vector<int32_t>& text, int32_t alph
     return Sorter(text, alphabet).sort();
 }
 
-Suffixes::Suffixes(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest,
+CorpusMatcher::CorpusMatcher(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest,
                    size_t k, size_t samples, float rate)
     : text_(text),
       suffixes_(suffixes),
@@ -112,7 +112,7 @@ Suffixes::Suffixes(const int32_t* text, const int32_t* suffixes, size_t size, si
     reset();
 }
 
-void Suffixes::reset() {
+void CorpusMatcher::reset() {
     begin();
     reliability.clear();
     // A quarter of the doubt goes with each further token: it is not the text that goes on here.
@@ -121,13 +121,13 @@ void Suffixes::reset() {
         reliability.insert(reliability.end(), kBuckets, 1.0f - doubt);
 }
 
-int32_t Suffixes::token(size_t rank, size_t offset) const {
+int32_t CorpusMatcher::token(size_t rank, size_t offset) const {
     const size_t at = static_cast<size_t>(suffixes_[rank]) + offset;
     return at < size_ ? text_[at] : -2;
 }
 
-Suffixes::Match Suffixes::narrow(Match match, int32_t next) const {
-    const auto bound = [&](size_t low, size_t high, int32_t value) {
+CorpusMatcher::Match CorpusMatcher::narrow(Match match, int32_t next) const {
+    const auto bound = [&](size_t low, size_t high, int64_t value) {
         while (low < high) {
             const size_t middle = low + (high - low) / 2;
             if (token(middle, match.length) < value)
@@ -138,16 +138,16 @@ Suffixes::Match Suffixes::narrow(Match match, int32_t next) const {
         return low;
     };
     const size_t first = bound(match.first, match.last, next);
-    return {first, bound(first, match.last, next + 1), match.length + 1};
+    return {first, bound(first, match.last, int64_t{next} + 1), match.length + 1};
 }
 
-Suffixes::Match Suffixes::find(const int32_t* last, size_t n) const {
+CorpusMatcher::Match CorpusMatcher::find(const int32_t* last, size_t n) const {
     Match match{0, size_, 0};
     for (size_t i = n; i-- > 0 && match.first < match.last;) match = narrow(match, last[i]);
     return match;
 }
 
-std::vector<Suffixes::Match> Suffixes::matches(const int32_t* last) const {
+std::vector<CorpusMatcher::Match> CorpusMatcher::matches(const int32_t* last) const {
     size_t known = 0, most = 0;
     while (most < longest_ && last[most] >= 0) ++most;
     // What occurs with n tokens occurs with fewer.
@@ -168,7 +168,7 @@ std::vector<Suffixes::Match> Suffixes::matches(const int32_t* last) const {
     return found;
 }
 
-void Suffixes::name(const std::vector<Match>& from, std::vector<Candidate>& out,
+void CorpusMatcher::name(const std::vector<Match>& from, std::vector<Candidate>& out,
                     std::vector<Named>& by) const {
     std::vector<Candidate> found;
     for (const Match& match : from) {
@@ -180,7 +180,7 @@ void Suffixes::name(const std::vector<Match>& from, std::vector<Candidate>& out,
             const int32_t next = token(rank, match.length);
             if (next < 0) continue;
             if (!found.empty() && found.back().token == next)
-                found.back().chance += 1.0f;  // they come in order
+                found.back().prob += 1.0f;  // they come in order
             else if (std::none_of(out.begin(), out.end(), [next](const Candidate& other) {
                          return other.token == next;
                      }))
@@ -189,7 +189,7 @@ void Suffixes::name(const std::vector<Match>& from, std::vector<Candidate>& out,
         if (found.empty()) continue;
         std::stable_sort(
             found.begin(), found.end(),
-            [](const Candidate& a, const Candidate& b) { return a.chance > b.chance; });
+            [](const Candidate& a, const Candidate& b) { return a.prob > b.prob; });
         found.resize(std::min(k_, found.size()));
         const size_t first = out.size();
         out.insert(out.end(), found.begin(), found.end());
@@ -198,20 +198,20 @@ void Suffixes::name(const std::vector<Match>& from, std::vector<Candidate>& out,
     }
 }
 
-void Suffixes::successors(const std::vector<Match>& from, std::vector<Candidate>& out) const {
+void CorpusMatcher::successors(const std::vector<Match>& from, std::vector<Candidate>& out) const {
     std::vector<Named> by;
     name(from, out, by);
     float left = 1.0f;
     for (const Named& named : by) {
         float mass = 0.0f;
-        for (size_t i = named.first; i < named.last; ++i) mass += out[i].chance;
+        for (size_t i = named.first; i < named.last; ++i) mass += out[i].prob;
         const float share = left * reliability[named.kind] / mass;
-        for (size_t i = named.first; i < named.last; ++i) out[i].chance *= share;
+        for (size_t i = named.first; i < named.last; ++i) out[i].prob *= share;
         left *= 1.0f - reliability[named.kind];
     }
 }
 
-void Suffixes::extend(const int32_t* text, size_t length, size_t learn_from) {
+void CorpusMatcher::extend(const int32_t* text, size_t length, size_t learn_from) {
     read_ = std::max(read_, learn_from);
     Ints last(longest_);
     for (; read_ < length; ++read_) {
@@ -228,7 +228,7 @@ void Suffixes::extend(const int32_t* text, size_t length, size_t learn_from) {
     }
 }
 
-void Suffixes::propose(Growth& tree, size_t budget) const {
+void CorpusMatcher::propose(DraftTree& tree, size_t budget) const {
     std::vector<std::vector<Match>> known;  // of each node, which `grow` asks in order
     grow(tree, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
         std::vector<Match> here;

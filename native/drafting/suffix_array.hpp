@@ -16,12 +16,12 @@ std::vector<int32_t> suffix_array(const std::vector<int32_t>& text, int32_t alph
 // Looks up what followed a context in a corpus of `size` tokens; a negative one ends a document.
 // `suffixes` is its suffix array; both stay where they are and are only read.
 //
-// The longest match speaks first, with the chance that matches of its length and number proved to
+// The longest match speaks first, with the probability that matches of its length and number proved to
 // deserve; what it leaves over goes to a few shorter ones. Of a match that occurs more than
 // `samples` times as many are looked at, evenly spread.
-class Suffixes {
+class CorpusMatcher {
 public:
-    Suffixes(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest, size_t k,
+    CorpusMatcher(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest, size_t k,
              size_t samples, float rate);
 
     void begin() { read_ = 0; }
@@ -29,7 +29,7 @@ public:
     // From `learn_from` on, what was drawn teaches the reliabilities.
     void extend(const int32_t* text, size_t length, size_t learn_from);
 
-    void propose(Growth& tree, size_t budget) const;
+    void propose(DraftTree& tree, size_t budget) const;
 
     void reset();
 
@@ -37,7 +37,7 @@ public:
 
     static constexpr size_t kBuckets = 4;  // occurrences: 1, 2-3, 4-15, more
 
-    std::vector<float> reliability;  // [longest, kBuckets], chance that a match names the next
+    std::vector<float> reliability;  // [longest, kBuckets], probability that a match names the next
 
 private:
     static constexpr size_t kLevels = 3;  // matches asked at one position

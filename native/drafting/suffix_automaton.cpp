@@ -1,10 +1,11 @@
 #include "drafting/suffix_automaton.hpp"
 
 #include <algorithm>
+#include <stdexcept>
 
 namespace paceline {
 
-void Automaton::clear() {
+void SuffixAutomaton::clear() {
     states_.assign(1, {0, 0, -1, -1});
     edges_.clear();
     from_.clear();
@@ -12,17 +13,17 @@ void Automaton::clear() {
     pushed_ = 0;
 }
 
-size_t Automaton::bytes() const {
+size_t SuffixAutomaton::bytes() const {
     return states_.capacity() * sizeof(State) + edges_.capacity() * sizeof(Edge) +
            (from_.capacity() + slots_.capacity()) * sizeof(int32_t);
 }
 
-int32_t Automaton::add(uint32_t length) {
+int32_t SuffixAutomaton::add(uint32_t length) {
     states_.push_back({length, 0, 0, -1});
     return static_cast<int32_t>(states_.size() - 1);
 }
 
-size_t Automaton::slot(int32_t state, int32_t token) const {
+size_t SuffixAutomaton::slot(int32_t state, int32_t token) const {
     const uint64_t hash = hashed(hashed(0x9e3779b97f4a7c15ULL, state), token);
     size_t at = hash & (slots_.size() - 1);
     while (slots_[at] >= 0 && (from_[slots_[at]] != state || edges_[slots_[at]].token != token))
@@ -30,15 +31,15 @@ size_t Automaton::slot(int32_t state, int32_t token) const {
     return at;
 }
 
-int32_t Automaton::find(int32_t state, int32_t token) const { return slots_[slot(state, token)]; }
+int32_t SuffixAutomaton::find(int32_t state, int32_t token) const { return slots_[slot(state, token)]; }
 
-void Automaton::widen() {
+void SuffixAutomaton::widen() {
     slots_.assign(slots_.size() * 2, -1);
     for (size_t edge = 0; edge < edges_.size(); ++edge)
         slots_[slot(from_[edge], edges_[edge].token)] = static_cast<int32_t>(edge);
 }
 
-void Automaton::connect(int32_t state, int32_t token, int32_t to) {
+void SuffixAutomaton::connect(int32_t state, int32_t token, int32_t to) {
     if (edges_.size() * 2 >= slots_.size()) widen();
     const auto edge = static_cast<int32_t>(edges_.size());
     slots_[slot(state, token)] = edge;
@@ -49,7 +50,7 @@ void Automaton::connect(int32_t state, int32_t token, int32_t to) {
     states_[state].first = edge;
 }
 
-void Automaton::to_front(int32_t state, int32_t edge) {
+void SuffixAutomaton::to_front(int32_t state, int32_t edge) {
     State& at = states_[state];
     if (at.first == edge) return;
     Edge& one = edges_[edge];
@@ -62,7 +63,7 @@ void Automaton::to_front(int32_t state, int32_t edge) {
 }
 
 // `from` reaches by `edge` a state that has longer strings, too: give the shorter ones their own.
-int32_t Automaton::clone(int32_t from, int32_t token, int32_t edge) {
+int32_t SuffixAutomaton::clone(int32_t from, int32_t token, int32_t edge) {
     const int32_t whole = edges_[edge].to;
     const int32_t copy = add(states_[from].length + 1);
     states_[copy].count = states_[whole].count;
@@ -80,7 +81,7 @@ int32_t Automaton::clone(int32_t from, int32_t token, int32_t edge) {
     return copy;
 }
 
-Automaton::Reader Automaton::push(Reader last, int32_t token) {
+SuffixAutomaton::Reader SuffixAutomaton::push(Reader last, int32_t token) {
     ++pushed_;
     int32_t state = last;
     const int32_t edge = find(state, token);
@@ -115,12 +116,12 @@ Automaton::Reader Automaton::push(Reader last, int32_t token) {
     return last;
 }
 
-Automaton::Match Automaton::now(Reader last) const {
+SuffixAutomaton::Match SuffixAutomaton::now(Reader last) const {
     const int32_t state = states_[last].first >= 0 || last == 0 ? last : states_[last].link;
     return {state, states_[state].length};
 }
 
-Automaton::Match Automaton::advance(Match match, int32_t token) const {
+SuffixAutomaton::Match SuffixAutomaton::advance(Match match, int32_t token) const {
     for (int32_t state = match.state; state >= 0; state = states_[state].link) {
         if (state != match.state) match.length = states_[state].length;
         const int32_t edge = find(state, token);
@@ -129,13 +130,13 @@ Automaton::Match Automaton::advance(Match match, int32_t token) const {
     return {};
 }
 
-Automaton::Match Automaton::shorter(Match match) const {
+SuffixAutomaton::Match SuffixAutomaton::shorter(Match match) const {
     if (match.state <= 0) return {};
     const int32_t link = states_[match.state].link;
     return {link, states_[link].length};
 }
 
-void Automaton::successors(int32_t state, size_t most, std::vector<Share>& out) const {
+void SuffixAutomaton::successors(int32_t state, size_t most, std::vector<Successor>& out) const {
     for (int32_t e = states_[state].first; e >= 0 && most > 0; e = edges_[e].next, --most)
         out.push_back({edges_[e].token, static_cast<float>(states_[edges_[e].to].count)});
 }
@@ -156,17 +157,18 @@ size_t kind_of(uint32_t length, float count) {
 
 }  // namespace
 
-Suffix::Suffix(size_t capacity, size_t k, float rate) : capacity_(capacity), k_(k), rate_(rate) {
+SuffixMatcher::SuffixMatcher(size_t capacity, size_t k, float rate) : capacity_(capacity), k_(k), rate_(rate) {
     reset();
 }
 
-void Suffix::reset() {
+void SuffixMatcher::reset() {
+    if (texts->held) throw std::logic_error("a tree that grows cannot forget its texts");
     texts->young.clear();
     texts->old.clear();
     texts->read.clear();
     texts->aged = length_ = 0;
     texts->writer = nullptr;
-    generation_ = ++texts->generation;
+    generation_ = texts->generation += 2;  // one more is what ageing counts
     last_ = 0;
     in_old_ = {};
     std::vector<float>& reliability = texts->reliability;
@@ -178,7 +180,7 @@ void Suffix::reset() {
     }
 }
 
-void Suffix::begin() {
+void SuffixMatcher::begin() {
     length_ = 0;
     generation_ = texts->generation;
     last_ = 0;
@@ -186,7 +188,7 @@ void Suffix::begin() {
     texts->writer = nullptr;
 }
 
-void Suffix::age() {
+void SuffixMatcher::age() {
     std::swap(texts->old, texts->young);
     texts->young.clear();
     std::vector<int32_t>& read = texts->read;
@@ -196,16 +198,16 @@ void Suffix::age() {
 }
 
 // Automata that others have aged or emptied are followed.
-void Suffix::keep_up() {
+void SuffixMatcher::keep_up() {
     if (generation_ == texts->generation) return;
     const bool aged = texts->generation == generation_ + 1 && texts->old.size();
-    in_old_ = aged ? texts->old.now(last_) : Automaton::Match{};
+    in_old_ = aged ? texts->old.now(last_) : SuffixAutomaton::Match{};
     last_ = 0;
     generation_ = texts->generation;
 }
 
-void Suffix::push(int32_t token) {
-    if (texts->young.size() >= std::max<size_t>(capacity_ / 2, 1)) age();
+void SuffixMatcher::push(int32_t token) {
+    if (texts->young.size() >= std::max<size_t>(capacity_ / 2, 1) && !texts->held) age();
     keep_up();
     if (texts->writer != this && !texts->read.empty() && texts->read.back() >= 0)
         texts->read.push_back(-1);
@@ -215,11 +217,11 @@ void Suffix::push(int32_t token) {
     texts->read.push_back(token);
 }
 
-void Suffix::replay(const int32_t* tokens, size_t count, size_t boundary) {
+void SuffixMatcher::replay(const int32_t* tokens, size_t count, size_t boundary) {
     reset();
-    Automaton::Reader at = 0;
+    SuffixAutomaton::Reader at = 0;
     for (size_t i = 0; i < count; ++i) {
-        Automaton& side = i < boundary ? texts->old : texts->young;
+        SuffixAutomaton& side = i < boundary ? texts->old : texts->young;
         at = tokens[i] < 0 || i == boundary ? 0 : at;
         if (tokens[i] >= 0) at = side.push(at, tokens[i]);
     }
@@ -227,19 +229,19 @@ void Suffix::replay(const int32_t* tokens, size_t count, size_t boundary) {
     texts->aged = boundary;
 }
 
-void Suffix::extend(const int32_t* text, size_t length, size_t learn_from) {
+void SuffixMatcher::extend(const int32_t* text, size_t length, size_t learn_from) {
     keep_up();
     for (; length_ < length; ++length_) {
         const int32_t token = text[length_];
         if (length_ >= learn_from) {
             found_.clear();
             gather({texts->young.now(last_), in_old_}, found_);
-            for (const Voice& one : found_.each) {
-                const Share* shares = found_.shares.data();
-                const bool hit = std::any_of(shares + one.first, shares + one.last,
-                                             [=](const Share& c) { return c.token == token; });
-                float& chance = texts->reliability[one.kind];
-                chance += rate_ * ((hit ? 1.0f : 0.0f) - chance);
+            for (const Prediction& one : found_.each) {
+                const Successor* successors = found_.successors.data();
+                const bool hit = std::any_of(successors + one.first, successors + one.last,
+                                             [=](const Successor& c) { return c.token == token; });
+                float& prob = texts->reliability[one.kind];
+                prob += rate_ * ((hit ? 1.0f : 0.0f) - prob);
                 if (hit) break;
             }
         }
@@ -247,47 +249,47 @@ void Suffix::extend(const int32_t* text, size_t length, size_t learn_from) {
     }
 }
 
-Suffix::Place Suffix::advance(const Place& place, int32_t token) const {
+SuffixMatcher::Place SuffixMatcher::advance(const Place& place, int32_t token) const {
     return {texts->young.advance(place.young, token), texts->old.advance(place.old, token)};
 }
 
-void Suffix::start() {
+void SuffixMatcher::start() {
     keep_up();
     places_.assign(1, {texts->young.now(last_), in_old_});
 }
 
 // The longest matches of both automata, each with the tokens that no longer one named.
-void Suffix::gather(const Place& place, Voices& out) const {
-    const size_t begin = out.shares.size(), most = out.each.size() + kLevels;
-    Automaton::Match young = place.young, old = place.old;
+void SuffixMatcher::gather(const Place& place, Predictions& out) const {
+    const size_t begin = out.successors.size(), most = out.each.size() + kLevels;
+    SuffixAutomaton::Match young = place.young, old = place.old;
     while (out.each.size() < most && (young.length || old.length)) {
         const bool from_young = young.length >= old.length;
-        const Automaton& side = from_young ? texts->young : texts->old;
-        Automaton::Match& match = from_young ? young : old;
-        const size_t first = out.shares.size();
-        side.successors(match.state, k_, out.shares);
+        const SuffixAutomaton& side = from_young ? texts->young : texts->old;
+        SuffixAutomaton::Match& match = from_young ? young : old;
+        const size_t first = out.successors.size();
+        side.successors(match.state, k_, out.successors);
         float count = 0.0f, mass = 0.0f;
         size_t last = first;
-        for (size_t i = first; i < out.shares.size(); ++i) {
-            const Share one = out.shares[i];
-            count += one.chance;
-            const auto named = out.shares.begin() + static_cast<std::ptrdiff_t>(begin);
-            const auto here = out.shares.begin() + static_cast<std::ptrdiff_t>(first);
-            if (std::any_of(named, here, [=](const Share& c) { return c.token == one.token; }))
+        for (size_t i = first; i < out.successors.size(); ++i) {
+            const Successor one = out.successors[i];
+            count += one.prob;
+            const auto named = out.successors.begin() + static_cast<std::ptrdiff_t>(begin);
+            const auto here = out.successors.begin() + static_cast<std::ptrdiff_t>(first);
+            if (std::any_of(named, here, [=](const Successor& c) { return c.token == one.token; }))
                 continue;
-            mass += one.chance;
-            out.shares[last++] = one;
+            mass += one.prob;
+            out.successors[last++] = one;
         }
-        out.shares.resize(last);
+        out.successors.resize(last);
         if (mass > 0.0f) {
-            for (size_t i = first; i < last; ++i) out.shares[i].chance /= mass;
+            for (size_t i = first; i < last; ++i) out.successors[i].prob /= mass;
             out.each.push_back({kind_of(match.length, count), first, last, kOrigin});
         }
         match = side.shorter(match);
     }
 }
 
-void Suffix::voices(const Growth& tree, size_t node, Voices& out) {
+void SuffixMatcher::predictions(const DraftTree& tree, size_t node, Predictions& out) {
     while (places_.size() <= node) {
         const size_t next = places_.size();
         places_.push_back(
@@ -296,17 +298,17 @@ void Suffix::voices(const Growth& tree, size_t node, Voices& out) {
     gather(places_[node], out);
 }
 
-void Suffix::successors(const Growth& tree, size_t node, std::vector<Candidate>& out) {
+void SuffixMatcher::successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out) {
     found_.clear();
-    voices(tree, node, found_);
+    predictions(tree, node, found_);
     float left = 1.0f;
-    for (const Voice& one : found_.each) {
-        const float chance = texts->reliability[one.kind];
+    for (const Prediction& one : found_.each) {
+        const float prob = texts->reliability[one.kind];
         for (size_t i = one.first; i < one.last; ++i) {
-            const Share& share = found_.shares[i];
-            out.push_back({share.token, share.chance * left * chance});
+            const Successor& share = found_.successors[i];
+            out.push_back({share.token, share.prob * left * prob});
         }
-        left *= 1.0f - chance;
+        left *= 1.0f - prob;
     }
 }
 

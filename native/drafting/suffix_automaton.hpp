@@ -16,9 +16,9 @@ namespace paceline {
 // The suffix automaton of several texts, grown token by token (Blumer et al., The smallest
 // automaton recognizing the subwords of a text, 1985). A state is a set of strings that stand at
 // the same places; it knows how often, and which tokens followed, the latest first.
-class Automaton {
+class SuffixAutomaton {
 public:
-    Automaton() { clear(); }
+    SuffixAutomaton() { clear(); }
 
     // Where a text stands that is being read; several may be read in turns. 0: at its beginning.
     using Reader = int32_t;
@@ -44,7 +44,7 @@ public:
     Match shorter(Match match) const;
 
     // The latest `most` distinct tokens that followed, with how often each did.
-    void successors(int32_t state, size_t most, std::vector<Share>& out) const;
+    void successors(int32_t state, size_t most, std::vector<Successor>& out) const;
 
     size_t size() const { return pushed_; }  // tokens
     size_t bytes() const;
@@ -75,22 +75,23 @@ private:
     size_t pushed_ = 0;
 };
 
-// The texts that several `Suffix` share.
+// The texts that several `SuffixMatcher` share.
 struct Texts {
-    Automaton young, old;
+    SuffixAutomaton young, old;
     std::vector<int32_t> read;       // what both have read, -1 between texts
     size_t aged = 0;                 // where in `read` the young one begins
     size_t generation = 0;           // how often a young one grew old, or all was forgotten
+    size_t held = 0;                 // trees that are growing: nothing may be forgotten
     const void* writer = nullptr;    // whose text `read` ends with
-    std::vector<float> reliability;  // [kKinds], chance that such a match names the next token
+    std::vector<float> reliability;  // [kKinds], probability that such a match names the next token
 };
 
 // Both the latest texts and those before them: when the young automaton has `capacity / 2` tokens
 // it grows old, and what was old is forgotten. A copy is for another text at the same time; both
 // learn from both.
-class Suffix {
+class SuffixMatcher {
 public:
-    Suffix(size_t capacity, size_t k, float rate);
+    SuffixMatcher(size_t capacity, size_t k, float rate);
 
     // A new text begins.
     void begin();
@@ -103,13 +104,21 @@ public:
     // A tree is about to grow from the end of the text.
     void start();
 
-    // The successors of a node of that tree with their chances; as `grow` asks.
-    void successors(const Growth& tree, size_t node, std::vector<Candidate>& out);
+    // The successors of a node of that tree with their probabilities; as `grow` asks.
+    void successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out);
 
     // Forget everything and read again what `read` and `aged` were. A new text comes next.
     void replay(const int32_t* read, size_t count, size_t aged);
 
+    // Throws std::logic_error while a tree grows.
     void reset();
+
+    // While the result lives, a tree grows whose nodes refer to the automata: nothing is forgotten.
+    auto hold() const {
+        ++texts->held;
+        const auto release = [texts = texts](void*) { --texts->held; };
+        return std::unique_ptr<void, decltype(release)>(texts.get(), release);
+    }
 
     size_t bytes() const { return texts->young.bytes() + texts->old.bytes(); }
 
@@ -118,17 +127,17 @@ public:
     static constexpr int16_t kOrigin = 1;  // in a blend
 
     // The matches at a node, the longest first: the tokens that followed, with their shares.
-    void voices(const Growth& tree, size_t node, Voices& out);
+    void predictions(const DraftTree& tree, size_t node, Predictions& out);
 
     std::shared_ptr<Texts> texts = std::make_shared<Texts>();
 
 private:
     struct Place {
-        Automaton::Match young, old;
+        SuffixAutomaton::Match young, old;
     };
 
     Place advance(const Place& place, int32_t token) const;
-    void gather(const Place& place, Voices& out) const;
+    void gather(const Place& place, Predictions& out) const;
     void push(int32_t token);
     void age();
     void keep_up();
@@ -137,10 +146,10 @@ private:
     float rate_;
     size_t length_ = 0;  // of the text that was read last
     size_t generation_ = 0;
-    Automaton::Reader last_ = 0;  // the end of the text in the young automaton
-    Automaton::Match in_old_;     // and in the old one
+    SuffixAutomaton::Reader last_ = 0;  // the end of the text in the young automaton
+    SuffixAutomaton::Match in_old_;     // and in the old one
     std::vector<Place> places_;
-    Voices found_;
+    Predictions found_;
 };
 
 }  // namespace paceline

@@ -14,7 +14,7 @@ uint64_t edge(int32_t parent, int32_t token) {
 
 }  // namespace
 
-Trie::Trie(size_t depth, size_t k, size_t capacity, float here, float rate)
+TokenTrie::TokenTrie(size_t depth, size_t k, size_t capacity, float here, float rate)
     : depth_(depth), k_(k), capacity_(std::max(capacity, 4 * depth)), here_(here), rate_(rate) {
     size_t slots = 16;
     while (slots < 2 * capacity_) slots *= 2;
@@ -22,7 +22,7 @@ Trie::Trie(size_t depth, size_t k, size_t capacity, float here, float rate)
     reset();
 }
 
-void Trie::reset() {
+void TokenTrie::reset() {
     clear();
     text_ = 0;
     begin();
@@ -33,7 +33,7 @@ void Trie::reset() {
         reliability.insert(reliability.end(), kBuckets, 1.0f - doubt);
 }
 
-void Trie::clear() {
+void TokenTrie::clear() {
     tokens.assign(1, -1);
     parents.assign(1, -1);
     counts.assign(1, 0.0f);
@@ -44,7 +44,7 @@ void Trie::clear() {
     std::fill(slots_.begin(), slots_.end(), 0);
 }
 
-void Trie::begin() {
+void TokenTrie::begin() {
     ++text_;
     read_ = 0;
     cursors_.assign(depth_, -1);
@@ -52,7 +52,7 @@ void Trie::begin() {
     last_.assign(depth_ - 1, -1);
 }
 
-int32_t Trie::child(int32_t parent, int32_t token) const {
+int32_t TokenTrie::child(int32_t parent, int32_t token) const {
     const size_t mask = slots_.size() - 1;
     for (size_t slot = edge(parent, token) & mask; slots_[slot]; slot = (slot + 1) & mask) {
         const auto node = static_cast<int32_t>(slots_[slot] - 1);
@@ -61,13 +61,13 @@ int32_t Trie::child(int32_t parent, int32_t token) const {
     return -1;
 }
 
-int32_t Trie::find(const int32_t* last, size_t n) const {
+int32_t TokenTrie::find(const int32_t* last, size_t n) const {
     int32_t node = 0;
     for (size_t i = n; i-- > 0 && node >= 0;) node = last[i] < 0 ? -1 : child(node, last[i]);
     return node;
 }
 
-int32_t Trie::add(int32_t parent, int32_t token, float count) {
+int32_t TokenTrie::add(int32_t parent, int32_t token, float count) {
     const auto node = static_cast<int32_t>(tokens.size());
     tokens.push_back(token);
     parents.push_back(parent);
@@ -84,11 +84,11 @@ int32_t Trie::add(int32_t parent, int32_t token, float count) {
     return node;
 }
 
-float Trie::weight(int32_t node) const {
+float TokenTrie::weight(int32_t node) const {
     return counts[node] + (seen_in_[node] == text_ ? here_ * seen_[node] : 0.0f);
 }
 
-void Trie::insert(int32_t token) {
+void TokenTrie::insert(int32_t token) {
     if (tokens.size() + depth_ > capacity_) squeeze();
     for (size_t d = depth_; d-- > 0;) {
         int32_t node = cursors_[d] < 0 ? -1 : child(cursors_[d], token);
@@ -106,7 +106,7 @@ void Trie::insert(int32_t token) {
     last_[0] = token;
 }
 
-void Trie::squeeze() {
+void TokenTrie::squeeze() {
     // What this text holds is spared at first.
     for (bool spare = true; spare || tokens.size() > capacity_ - capacity_ / 4; spare = false) {
         std::vector<bool> kept(tokens.size());
@@ -121,7 +121,7 @@ void Trie::squeeze() {
     for (size_t d = 1; d < depth_; ++d) cursors_[d] = find(last_.data(), d);
 }
 
-void Trie::keep(const std::vector<bool>& kept) {
+void TokenTrie::keep(const std::vector<bool>& kept) {
     std::vector<int32_t> old_tokens, old_parents;
     std::vector<float> old_counts, old_seen;
     std::vector<uint32_t> old_seen_in;
@@ -140,20 +140,20 @@ void Trie::keep(const std::vector<bool>& kept) {
     }
 }
 
-void Trie::load(const int32_t* token, const int32_t* parent, const float* count, size_t n) {
+void TokenTrie::load(const int32_t* token, const int32_t* parent, const float* count, size_t n) {
     clear();
     for (size_t i = 0; i < n; ++i) add(parent[i], token[i], count[i]);
     begin();
 }
 
-void Trie::extend(const int32_t* text, size_t length, size_t learn_from) {
+void TokenTrie::extend(const int32_t* text, size_t length, size_t learn_from) {
     for (; read_ < length; ++read_) {
         if (read_ >= learn_from) learn(last_.data(), text[read_]);
         insert(text[read_]);
     }
 }
 
-void Trie::name(const int32_t* last, std::vector<Candidate>& out, std::vector<Named>& by) {
+void TokenTrie::name(const int32_t* last, std::vector<Candidate>& out, std::vector<Named>& by) {
     by.clear();
     for (size_t n = depth_ - 1; n > 0; --n) {
         const int32_t node = find(last, n);
@@ -171,7 +171,7 @@ void Trie::name(const int32_t* last, std::vector<Candidate>& out, std::vector<Na
         const size_t kept = std::min(k_, found_.size());
         std::partial_sort(found_.begin(), found_.begin() + static_cast<std::ptrdiff_t>(kept),
                           found_.end(), [](const Candidate& a, const Candidate& b) {
-                              return a.chance != b.chance ? a.chance > b.chance : a.token < b.token;
+                              return a.prob != b.prob ? a.prob > b.prob : a.token < b.token;
                           });
         const size_t first = out.size();
         out.insert(out.end(), found_.begin(), found_.begin() + static_cast<std::ptrdiff_t>(kept));
@@ -179,19 +179,19 @@ void Trie::name(const int32_t* last, std::vector<Candidate>& out, std::vector<Na
     }
 }
 
-void Trie::successors(const int32_t* last, std::vector<Candidate>& out) {
+void TokenTrie::successors(const int32_t* last, std::vector<Candidate>& out) {
     name(last, out, by_);
     float left = 1.0f;
     for (const Named& named : by_) {
         float mass = 0.0f;
-        for (size_t i = named.first; i < named.last; ++i) mass += out[i].chance;
+        for (size_t i = named.first; i < named.last; ++i) mass += out[i].prob;
         const float share = left * reliability[named.kind] / mass;
-        for (size_t i = named.first; i < named.last; ++i) out[i].chance *= share;
+        for (size_t i = named.first; i < named.last; ++i) out[i].prob *= share;
         left *= 1.0f - reliability[named.kind];
     }
 }
 
-void Trie::learn(const int32_t* last, int32_t token) {
+void TokenTrie::learn(const int32_t* last, int32_t token) {
     std::vector<Candidate> out;
     name(last, out, by_);
     for (const Named& named : by_) {

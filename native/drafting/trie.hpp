@@ -8,12 +8,12 @@ namespace paceline {
 
 // Node 0 is the root. Each token of a text extends the branches that the last tokens began, so that
 // the trie holds, up to `depth` tokens long, whatever was read, and how often. The longest context
-// that the trie knows speaks first, with the chance that such contexts proved to deserve; what it
+// that the trie knows speaks first, with the probability that such contexts proved to deserve; what it
 // leaves over goes to the next shorter. When `capacity` nodes are full, what was seen once goes and
 // all counts are halved.
-class Trie {
+class TokenTrie {
 public:
-    Trie(size_t depth, size_t k, size_t capacity, float here, float rate);
+    TokenTrie(size_t depth, size_t k, size_t capacity, float here, float rate);
 
     // A new text begins; the old ones stay.
     void begin();
@@ -29,13 +29,14 @@ public:
     void load(const int32_t* tokens, const int32_t* parents, const float* counts, size_t n);
 
     size_t width() const { return depth_ - 1; }
+    size_t capacity() const { return capacity_; }
 
     static constexpr size_t kBuckets = 4;  // sightings of a context: 1, 2-3, 4-9, more
 
     std::vector<int32_t> tokens;     // [nodes]
     std::vector<int32_t> parents;    // [nodes], -1 for the root
     std::vector<float> counts;       // [nodes], sightings in all texts, fading
-    std::vector<float> reliability;  // [depth - 1, kBuckets], chance that a context names the next
+    std::vector<float> reliability;  // [depth - 1, kBuckets], probability that a context names the next
 
 private:
     struct Named {

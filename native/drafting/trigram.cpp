@@ -4,57 +4,57 @@
 
 namespace paceline {
 
-Trigram::Trigram(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate)
+TrigramSearch::TrigramSearch(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate)
     : table(capacity, k), explore_(explore), keep_(keep), rate_(rate), depth_(depth) {
     reset();
 }
 
-void Trigram::reset() {
+void TrigramSearch::reset() {
     table.clear();
     reliability.clear();
-    // Before anything is learnt a successor has the chance that the table says.
+    // Before anything is learnt a successor has the probability that the table says.
     for (size_t rank = 0; rank < kRanks; ++rank)
-        for (size_t i = 0; i < kChances; ++i)
-            reliability.push_back((static_cast<float>(i) + 0.5f) / kChances);
+        for (size_t i = 0; i < kProbSteps; ++i)
+            reliability.push_back((static_cast<float>(i) + 0.5f) / kProbSteps);
 }
 
-size_t Trigram::kind(size_t rank, float p) const {
-    const auto step = static_cast<size_t>(std::max(p, 0.0f) * kChances);
-    return std::min(rank, kRanks - 1) * kChances + std::min(step, kChances - 1);
+size_t TrigramSearch::kind(size_t rank, float p) const {
+    const auto step = static_cast<size_t>(std::clamp(p, 0.0f, 1.0f) * kProbSteps);
+    return std::min(rank, kRanks - 1) * kProbSteps + std::min(step, kProbSteps - 1);
 }
 
-SuccessorTable::Row Trigram::row(const int32_t* last) const {
+SuccessorTable::Row TrigramSearch::row(const int32_t* last) const {
     if (last[1] < 0) return {};
     const uint64_t hash = hashed(hashed(0x9e3779b97f4a7c15ULL, last[1]), last[0]);
     return table.find(hash ? hash : 1);
 }
 
-void Trigram::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
+void TrigramSearch::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {
     if (last[1] < 0) return;
     const uint64_t hash = hashed(hashed(0x9e3779b97f4a7c15ULL, last[1]), last[0]);
     const uint64_t key = hash ? hash : 1;
     table.observe(&key, 1, top, p, n, keep_);
 }
 
-void Trigram::learn(const int32_t* last, int32_t drawn) {
+void TrigramSearch::learn(const int32_t* last, int32_t drawn) {
     const auto known = row(last);
-    for (size_t i = 0; known.count && i < table.k && known.shares[i].token >= 0; ++i) {
-        float& chance = reliability[kind(i, known.shares[i].chance)];
-        chance += rate_ * ((known.shares[i].token == drawn ? 1.0f : 0.0f) - chance);
+    for (size_t i = 0; known.count && i < table.k && known.successors[i].token >= 0; ++i) {
+        float& prob = reliability[kind(i, known.successors[i].prob)];
+        prob += rate_ * ((known.successors[i].token == drawn ? 1.0f : 0.0f) - prob);
     }
 }
 
-std::vector<Trigram::Child> Trigram::children(const int32_t* last) const {
+std::vector<TrigramSearch::Child> TrigramSearch::children(const int32_t* last) const {
     std::vector<Child> found;
     const auto known = row(last);
-    for (size_t i = 0; known.count && i < table.k && known.shares[i].token >= 0; ++i) {
-        const Share& one = known.shares[i];
-        found.push_back({{one.token, one.chance}, kind(i, one.chance), -1, 0.0f, 0.0f});
+    for (size_t i = 0; known.count && i < table.k && known.successors[i].token >= 0; ++i) {
+        const Successor& one = known.successors[i];
+        found.push_back({{one.token, one.prob}, kind(i, one.prob), -1, 0.0f, 0.0f});
     }
     return found;
 }
 
-Trigram::Child* Trigram::choose(std::vector<Child>& among) const {
+TrigramSearch::Child* TrigramSearch::choose(std::vector<Child>& among) const {
     float visits = 1.0f;
     for (const Child& child : among) visits += child.visits;
     const float weight =
@@ -62,13 +62,13 @@ Trigram::Child* Trigram::choose(std::vector<Child>& among) const {
     Child* best = nullptr;
     float most = 0.0f;
     for (Child& child : among) {
-        const float worth = child.value + weight * child.guess.chance / (1.0f + child.visits);
+        const float worth = child.value + weight * child.guess.prob / (1.0f + child.visits);
         if (!best || worth > most) best = &child, most = worth;
     }
     return best;
 }
 
-void Trigram::propose(Growth& tree, size_t budget) const {
+void TrigramSearch::propose(DraftTree& tree, size_t budget) const {
     std::vector<std::vector<Child>> below{children(tree.last(0))};
     std::vector<Child*> branch;
     // A simulation may end where no tri-gram is known: such ends must not hold the search up.
@@ -89,12 +89,12 @@ void Trigram::propose(Growth& tree, size_t budget) const {
         float value = 0.0f;
         for (size_t i = branch.size(); i-- > 0;) {
             Child& child = *branch[i];
-            value = child.guess.chance * (1.0f + value);
+            value = child.guess.prob * (1.0f + value);
             child.visits += 1.0f;
             child.value += (value / kMean - child.value) / child.visits;
         }
     }
-    // Siblings exclude each other: their chances are at most 1 together.
+    // Siblings exclude each other: their probabilities are at most 1 together.
     std::vector<float> sums(tree.tokens.size(), 0.0f);
     for (size_t i = 1; i < tree.tokens.size(); ++i) sums[tree.parents[i]] += tree.scores[i];
     for (size_t i = 1; i < tree.tokens.size(); ++i)

@@ -12,28 +12,28 @@ namespace paceline {
 //
 //     Q + (c + log((N + kBase + 1) / kBase)) * P * sqrt(N) / (1 + n)
 //
-// P the tri-gram's chance, n the child's visits, N those of all its siblings, and Q the mean value
+// P the tri-gram's probability, n the child's visits, N those of all its siblings, and Q the mean value
 // of the visits; it ends with a new node. A visit's value at a child is the number of tokens that
 // the branch from there on is expected to add: P + P P' + ..., over kMean so that it stays near 1.
-class Trigram {
+class TrigramSearch {
 public:
-    Trigram(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate);
+    TrigramSearch(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate);
 
-    void propose(Growth& tree, size_t budget) const;
+    void propose(DraftTree& tree, size_t budget) const;
 
     // The model's likeliest successors of two tokens, newest first.
     void observe(const int32_t* last, const int32_t* top, const float* p, size_t n);
 
-    // The chances learn that `drawn` came after two tokens.
+    // The probabilities learn that `drawn` came after two tokens.
     void learn(const int32_t* last, int32_t drawn);
 
     void reset();
 
     static constexpr size_t kWidth = 2;
-    static constexpr size_t kRanks = 4, kChances = 10;  // of reliability
+    static constexpr size_t kRanks = 4, kProbSteps = 10;  // of reliability
 
     SuccessorTable table;
-    std::vector<float> reliability;  // [kRanks, kChances], chance that a successor is drawn
+    std::vector<float> reliability;  // [kRanks, kChances], probability that a successor is drawn
 
 private:
     static constexpr float kBase = 19652.0f;

@@ -3,6 +3,8 @@
 #include <stdexcept>
 #include <string>
 
+namespace paceline {
+
 namespace {
 
 size_t pages_for(size_t positions) { return (positions + kCacheBlock - 1) / kCacheBlock; }
@@ -17,18 +19,18 @@ PageLayout::PageLayout(const Shape& shape, const CacheKernels& given) : kernels(
     }
 }
 
-Page* Cache::copied_first() const {
+Page* KVCache::copied_first() const {
     if (length_ % kCacheBlock == 0) return nullptr;
     Page* last = pages_[length_ / kCacheBlock];
     return memory_->holders(last) > 1 ? last : nullptr;
 }
 
-size_t Cache::missing(size_t nodes) const {
+size_t KVCache::missing(size_t nodes) const {
     const size_t wanted = pages_for(length_ + nodes);
     return wanted > pages_.size() ? wanted - pages_.size() : 0;
 }
 
-void Cache::prepare(size_t nodes) {
+void KVCache::prepare(size_t nodes) {
     parents_.clear();
     if (Page* shared = copied_first()) {
         Page* own = memory_->take();
@@ -40,18 +42,18 @@ void Cache::prepare(size_t nodes) {
     for (size_t more = missing(nodes); more > 0; --more) add(memory_->take());
 }
 
-void Cache::add(Page* page) {
+void KVCache::add(Page* page) {
     pages_.push_back(page);
     data_.push_back(page->data);
 }
 
 // Gives the pages behind the first `count` back.
-void Cache::keep(size_t count) {
+void KVCache::keep(size_t count) {
     for (; pages_.size() > count; pages_.pop_back(), data_.pop_back()) memory_->drop(pages_.back());
 }
 
-Cache Cache::fork() const {
-    Cache other(*layout_, *memory_);
+KVCache KVCache::fork() const {
+    KVCache other(*layout_, *memory_);
     other.length_ = length_;
     other.pages_.reserve(pages_for(length_));
     other.data_.reserve(pages_for(length_));
@@ -62,7 +64,7 @@ Cache Cache::fork() const {
     return other;
 }
 
-void Cache::move(size_t from, size_t to) {
+void KVCache::move(size_t from, size_t to) {
     for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
         for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
             copy(layer, head, from, block(layer, head, to), to % kCacheBlock);
@@ -70,7 +72,7 @@ void Cache::move(size_t from, size_t to) {
 
 // Writes behind the committed positions only: a fork that was made since the pass, and so shares
 // the page, does not read there and copies it before it writes.
-void Cache::commit(const int32_t* path, size_t count) {
+void KVCache::commit(const int32_t* path, size_t count) {
     if (parents_.empty()) throw std::invalid_argument("there is no forward pass to commit");
     if (viewed_) throw std::invalid_argument("the last forward pass was a view, to draft only");
     for (size_t i = 0; i < count; ++i) {
@@ -86,7 +88,7 @@ void Cache::commit(const int32_t* path, size_t count) {
     keep(pages_for(length_));
 }
 
-void Cache::truncate(size_t length) {
+void KVCache::truncate(size_t length) {
     if (length > length_)
         throw std::invalid_argument("cannot truncate " + std::to_string(length_) +
                                     " positions to " + std::to_string(length));
@@ -94,3 +96,5 @@ void Cache::truncate(size_t length) {
     parents_.clear();
     keep(pages_for(length_));
 }
+
+}  // namespace paceline

@@ -11,6 +11,8 @@
 #include "engine/page_pool.hpp"
 #include "engine/shape.hpp"
 
+namespace paceline {
+
 // Where the layers lie in a page.
 struct PageLayout {
     PageLayout(const Shape& shape, const CacheKernels& kernels);
@@ -23,11 +25,11 @@ struct PageLayout {
     size_t bytes = 0;
 };
 
-class Cache {
+class KVCache {
 public:
-    Cache(const PageLayout& layout, Pages& memory) : layout_(&layout), memory_(&memory) {}
-    Cache(Cache&&) = default;
-    ~Cache() { keep(0); }
+    KVCache(const PageLayout& layout, PagePool& memory) : layout_(&layout), memory_(&memory) {}
+    KVCache(KVCache&&) = default;
+    ~KVCache() { keep(0); }
 
     size_t length() const { return length_; }
     size_t bytes() const { return pages_.size() * layout_->bytes; }
@@ -49,7 +51,7 @@ public:
     // Throws std::invalid_argument if `length` is more than there is.
     void truncate(size_t length);
     // Shares every page; takes none.
-    Cache fork() const;
+    KVCache fork() const;
 
     // Bytes of one head's block, and of all heads' blocks for the same positions.
     size_t block_bytes(size_t layer) const { return layout_->layers[layer].block; }
@@ -79,10 +81,12 @@ private:
     void move(size_t from, size_t to);
 
     const PageLayout* layout_;
-    Pages* memory_;
+    PagePool* memory_;
     std::vector<Page*> pages_;
     std::vector<const uint8_t*> data_;  // of the pages
     std::vector<int32_t> parents_;  // of the last tree; empty when there is nothing to commit
     bool viewed_ = false;           // that tree saw a part of the model only
     size_t length_ = 0;
 };
+
+}  // namespace paceline

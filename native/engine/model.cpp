@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "engine/pass.hpp"
+namespace paceline {
 
 namespace {
 
@@ -23,7 +23,7 @@ Model::Model(Shape given, const Kernels& kernels, Format format, Format head,
       layout(shape, cache_kernels),
       memory(layout.bytes),
       weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
-      ropes_(shape.ropes),
+      ropes(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 
 void Model::finish() {
@@ -32,22 +32,10 @@ void Model::finish() {
     parameters = weights.parameters();
 }
 
-void Model::forward(const std::vector<Branch>& batch, float* logits, const View& view) {
-    hidden_rows_ = 0;
-    if (batch.empty()) return;
-    const auto pass = std::make_shared<Pass>(*this, batch, logits, view);
-    pool_->run(pass, pass->threads());
-    if (profiling) pass->account(profile);
-    for (const Branch& branch : batch)
-        branch.cache->remember(branch.parents, branch.nodes, view.partial());
-    if (!logits) return;
-    for (const Branch& branch : batch) hidden_rows_ += branch.rows ? branch.nodes : 0;
-}
-
 void Model::hidden(float* out) const {
     const size_t stride = padded(shape.hidden);
-    for (size_t row = 0; row < hidden_rows_; ++row)
-        std::copy_n(work_.normed.floats() + row * stride, shape.hidden, out + row * shape.hidden);
+    for (size_t row = 0; row < hidden_rows; ++row)
+        std::copy_n(work.normed.floats() + row * stride, shape.hidden, out + row * shape.hidden);
 }
 
 void Model::set_threads(size_t threads) {
@@ -58,12 +46,14 @@ size_t Model::rope_positions() const {
     size_t covered = SIZE_MAX;
     for (const LayerShape& layer : shape.layers)
         if (layer.rope >= 0)
-            covered = std::min(covered, ropes_[layer.rope].cosines.size() / (layer.rope_dim / 2));
+            covered = std::min(covered, ropes[layer.rope].cosines.size() / (layer.rope_dim / 2));
     return covered;
 }
 
 void Model::extend_rope(size_t index, const float* cosines, const float* sines, size_t count) {
-    RopeTable& table = ropes_.at(index);
+    RopeTable& table = ropes.at(index);
     table.cosines.insert(table.cosines.end(), cosines, cosines + count);
     table.sines.insert(table.sines.end(), sines, sines + count);
 }
+
+}  // namespace paceline

@@ -13,6 +13,8 @@
 #include "engine/shape.hpp"
 #include "engine/weights.hpp"
 
+namespace paceline {
+
 // Angles of one kind of rotary embedding, [positions][dim / 2].
 struct RopeTable {
     std::vector<float> cosines, sines;
@@ -20,7 +22,7 @@ struct RopeTable {
 
 // One sequence of a batch and the nodes to run for it.
 struct Branch {
-    Cache* cache;
+    KVCache* cache;
     const int32_t* tokens;  // [nodes][mixed]
     const int32_t* parents;
     size_t nodes;
@@ -67,23 +69,15 @@ public:
         return static_cast<double>(layout.bytes) / kCacheBlock;
     }
     // A new, empty sequence.
-    Cache open() { return Cache(layout, memory); }
+    KVCache open() { return KVCache(layout, memory); }
 
     // See Weights::set.
-    void set(const std::string& name, const Given& weight) { weights.set(name, weight, *pool_); }
+    void set(const std::string& name, const TensorSource& weight) { weights.set(name, weight, *pool_); }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
 
-    // Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null.
-    // Nothing is committed.
-    // Throws std::invalid_argument for bad tokens, parents, positions or views, and MemoryFull,
-    // before any work.
-    void forward(const std::vector<Branch>& batch, float* logits, const View& view = {});
-
-    // Rows of the last pass with logits that `hidden` can give; none after another pass.
-    size_t hidden_rows() const { return hidden_rows_; }
-    // Copies what the head was given in that pass, [rows][hidden].
+    // Copies what the head was given in the last pass with logits, [hidden_rows][hidden].
     void hidden(float* out) const;
 
     void set_threads(size_t threads);
@@ -96,7 +90,7 @@ public:
     const Kernels& kernels;
     const CacheKernels& cache_kernels;
     const PageLayout layout;
-    Pages memory;  // of all sequences
+    PagePool memory;  // of all sequences
     Weights weights;
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.
@@ -104,11 +98,14 @@ public:
     size_t bytes = 0, parameters = 0;  // of the matrices, once the model is finished
     bool profiling = false;
     Profile profile{};  // of the passes that were run while `profiling`
+    std::vector<RopeTable> ropes;
+    Workspace work;
+    size_t hidden_rows = 0;  // that `hidden` can give; 0 after a pass without logits
+
+    Pool& pool() const { return *pool_; }
 
 private:
-    friend class Pass;
-    std::vector<RopeTable> ropes_;
-    Workspace work_;
-    size_t hidden_rows_ = 0;
     std::unique_ptr<Pool> pool_;  // last: its threads end before what they use
 };
+
+}  // namespace paceline

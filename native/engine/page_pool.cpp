@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+namespace paceline {
+
 namespace {
 
 constexpr size_t kLargestSlab = size_t{16} << 20;  // bytes, where a page is smaller than that
@@ -22,12 +24,12 @@ Slab::Slab(size_t count, size_t page_bytes) : data(count * page_bytes), pages(co
     }
 }
 
-Pages::Count Pages::count() const {
+PagePool::Count PagePool::count() const {
     std::lock_guard lock(guard_);
     return {used_, shared_, reserved_, limit_};
 }
 
-void Pages::set_limit(size_t pages) {
+void PagePool::set_limit(size_t pages) {
     std::lock_guard lock(guard_);
     trim(0);
     if (reserved_ > pages)
@@ -36,25 +38,25 @@ void Pages::set_limit(size_t pages) {
     limit_ = pages;
 }
 
-void Pages::check(size_t pages) const {
+void PagePool::check(size_t pages) const {
     std::lock_guard lock(guard_);
     if (pages > limit_ - used_) throw MemoryFull(pages, limit_ - used_);
 }
 
 // The first one, so that the last ones can go back. Slabs double, as far as the limit allows.
-Slab& Pages::slab_with_room() {
+Slab& PagePool::slab_with_room() {
     for (const auto& slab : slabs_)
         if (!slab->free.empty()) return *slab;
     const size_t most = std::max<size_t>(kLargestSlab / page_bytes_, 1);
-    const size_t wished = std::clamp<size_t>(reserved_, 1, most);
-    const size_t count = std::min(wished, limit_ - reserved_);
+    const size_t requested = std::clamp<size_t>(reserved_, 1, most);
+    const size_t count = std::min(requested, limit_ - reserved_);
     if (!count) throw MemoryFull(1, 0);
     slabs_.push_back(std::make_unique<Slab>(count, page_bytes_));
     reserved_ += count;
     return *slabs_.back();
 }
 
-Page* Pages::take() {
+Page* PagePool::take() {
     std::lock_guard lock(guard_);
     Slab& slab = slab_with_room();
     Page* page = slab.free.back();
@@ -64,12 +66,12 @@ Page* Pages::take() {
     return page;
 }
 
-void Pages::hold(Page* page) {
+void PagePool::hold(Page* page) {
     std::lock_guard lock(guard_);
     if (++page->holders == 2) ++shared_;
 }
 
-void Pages::drop(Page* page) {
+void PagePool::drop(Page* page) {
     std::lock_guard lock(guard_);
     if (--page->holders == 1) --shared_;
     if (page->holders) return;
@@ -79,13 +81,13 @@ void Pages::drop(Page* page) {
     if (slab.free.size() == slab.pages.size()) trim(1);
 }
 
-uint32_t Pages::holders(const Page* page) const {
+uint32_t PagePool::holders(const Page* page) const {
     std::lock_guard lock(guard_);
     return page->holders;
 }
 
 // Gives empty slabs back but for `kept`, so that a sequence that comes and goes costs nothing.
-void Pages::trim(size_t kept) {
+void PagePool::trim(size_t kept) {
     std::erase_if(slabs_, [&](const std::unique_ptr<Slab>& slab) {
         if (slab->free.size() < slab->pages.size()) return false;
         if (kept) return --kept, false;
@@ -93,3 +95,5 @@ void Pages::trim(size_t kept) {
         return true;
     });
 }
+
+}  // namespace paceline

@@ -9,6 +9,8 @@
 
 #include "support/buffer.hpp"
 
+namespace paceline {
+
 // More pages are wanted than the limit leaves. Nothing has been done.
 struct MemoryFull : std::runtime_error {
     MemoryFull(size_t needed, size_t free);
@@ -32,13 +34,13 @@ struct Slab {
 };
 
 // Counts its pages, and never asks the system for more than the limit. Threads may share it.
-class Pages {
+class PagePool {
 public:
     struct Count {
         size_t used, shared, reserved, limit;  // pages; those of all slabs; SIZE_MAX: no limit
     };
 
-    explicit Pages(size_t page_bytes) : page_bytes_(page_bytes) {}
+    explicit PagePool(size_t page_bytes) : page_bytes_(page_bytes) {}
 
     size_t page_bytes() const { return page_bytes_; }
     Count count() const;
@@ -62,3 +64,5 @@ private:
     std::vector<std::unique_ptr<Slab>> slabs_;
     size_t used_ = 0, shared_ = 0, reserved_ = 0, limit_ = SIZE_MAX;
 };
+
+}  // namespace paceline

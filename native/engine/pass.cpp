@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <stdexcept>
 #include <string>
+
+namespace paceline {
 
 namespace {
 
@@ -29,7 +32,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     : model_(model),
       shape_(model.shape),
       kernels_(model.kernels),
-      work_(model.work_),
+      work_(model.work),
       batch_(batch),
       view_(view),
       logits_(logits),
@@ -45,7 +48,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
         n_ += branch.nodes;
     }
     if (headed_.empty()) logits_ = nullptr;
-    find_joints();
+    find_shared_spans();
     threads_ = worthwhile_threads();
     model_.memory.check(missing_pages());
     for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
@@ -176,14 +179,14 @@ void Pass::reserve() {
         for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
             product(*matrix);
         states = std::max(states, before_[i].states.back());
-        if (!joints_.empty()) {
-            const Attention job = join(i, joints_[0], 0, nullptr);
+        if (!shared_spans_.empty()) {
+            const Attention job = join(i, shared_spans_[0], 0, nullptr);
             const size_t bytes = kernels_.attention_bytes(job, kMostQueries);
-            scratch = std::max(scratch, bytes_of_guests() + bytes);
+            scratch = std::max(scratch, shared_node_bytes() + bytes);
         }
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
-                                                                 sharing(layer, branch).tile));
+                                                                 query_split(layer, branch).tile));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -203,17 +206,17 @@ void Pass::reserve() {
     for (Buffer& buffer : work_.scratch) buffer.reserve(scratch);
 }
 
-void Pass::add_chunks(Part part, Work work, size_t index, size_t chunks) {
+void Pass::add_chunks(Stage part, Work work, size_t index, size_t chunks) {
     phases_.push_back({part, work, index, chunks});
     add_phase(chunks);
 }
 
-void Pass::add(Part part, Work work, size_t index, size_t things, size_t least) {
+void Pass::add(Stage part, Work work, size_t index, size_t things, size_t least) {
     const size_t most = threads_ == 1 ? 1 : kChunks * threads_;
     add_chunks(part, work, index, std::clamp<size_t>(things / least, 1, most));
 }
 
-void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+void Pass::multiply_later(Stage part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
                           size_t stride, Product job, std::optional<size_t> count) {
     const FormatKernels& format = *matrix.format;
     job.panels = matrix.data.bytes();
@@ -225,12 +228,12 @@ void Pass::multiply_later(Part part, const Matrix& matrix, const Buffer& bias, c
     const bool arranged = format.arranged_bytes(n, matrix.inputs) > 0;
     if (arranged) job.x = work_.arranged.bytes();
     products_.push_back({&matrix, rows.floats(), stride, job});
-    if (arranged) add(Part::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
+    if (arranged) add(Stage::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
     add(part, &Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
 }
 
 void Pass::plan() {
-    add_rows(&Pass::embed, 0, Part::embed);
+    add_rows(&Pass::embed, 0, Stage::embed);
     size_t heads = 0;
     for (size_t i = 0; i < layers_.size(); ++i) {
         if (logits_ && heads + 1 < view_.heads() &&
@@ -243,11 +246,11 @@ void Pass::plan() {
 
 // The logits of what the layers before `layer` give, behind those of `place` other heads.
 void Pass::plan_head(size_t layer, size_t place) {
-    add(Part::norm, &Pass::enter_head, layer, headed_.size(), 1);
+    add(Stage::norm, &Pass::enter_head, layer, headed_.size(), 1);
     const Weights& weights = model_.weights;
     const auto& tokens = view_.tokens;
     const size_t size = tokens ? tokens->size() : shape_.vocabulary;
-    multiply_later(Part::head, tokens ? weights.part_of_head : weights.head,
+    multiply_later(Stage::head, tokens ? weights.part_of_head : weights.head,
                    tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_ + place * headed_.size() * size,
@@ -260,27 +263,27 @@ void Pass::plan_layer(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
-    multiply_later(Part::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+    multiply_later(Stage::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
-    add(Part::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
-    if (view_.positions) add(Part::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
-    add_chunks(Part::attention, &Pass::attend, layer, before_[layer].calls.back());
+    if (view_.positions) add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    add_chunks(Stage::attention, &Pass::attend, layer, before_[layer].calls.back());
     if (before_[layer].states.back())
-        add(Part::attention, &Pass::combine, layer, n_ * shape.heads, 8);
+        add(Stage::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
-    multiply_later(Part::output, weights.o, weights.o_bias, work_.attended, attended_,
+    multiply_later(Stage::output, weights.o, weights.o_bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
     add_rows(&Pass::enter_mlp, layer);
-    multiply_later(Part::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+    multiply_later(Stage::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
                    {.activation = shape_.activation,
                     .gated = shape_.gated,
                     .out = work_.wide.floats(),
                     .stride = wide_,
                     .rows = padded(shape.intermediate)});
     if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
-    multiply_later(Part::down, weights.down, weights.down_bias, work_.wide, wide_,
+    multiply_later(Stage::down, weights.down, weights.down_bias, work_.wide, wide_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 
@@ -290,14 +293,14 @@ void Pass::work(size_t phase, size_t chunk, size_t thread) {
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
-    const Linear& linear = products_[product];
+    const PendingProduct& linear = products_[product];
     linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n, linear.matrix->inputs,
                                    work_.arranged.bytes(), chunk, chunks);
 }
 
 void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
-    const Linear& linear = products_[product];
-    const auto [begin, end] = share(linear.matrix->panels, chunk, chunks, kGrain);
+    const PendingProduct& linear = products_[product];
+    const auto [begin, end] = chunk_range(linear.matrix->panels, chunk, chunks, kGrain);
     linear.matrix->format->multiply(linear.job, begin, end, scratch.bytes());
 }
 
@@ -318,7 +321,7 @@ void Pass::mix(const Branch& branch, size_t node, float* x, float* other) const 
 
 void Pass::embed(size_t, size_t chunk, size_t chunks, Buffer& scratch) {
     const Weights& weights = model_.weights;
-    const auto [begin, end] = share(n_, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
         const Branch& branch = batch_[branch_of_[i]];
         float* x = row(work_.x, i, hidden_);
@@ -351,7 +354,7 @@ void Pass::merge(const Norm& post, size_t index) {
 
 void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const Norm* before = norm_before(layer);
-    const auto [begin, end] = share(n_, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
         if (before) merge(*before, i);
         norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
@@ -360,7 +363,7 @@ void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 }
 
 void Pass::attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
-    const auto [begin, end] = share(n_, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i)
         norm_row(model_.weights.layers[layer].attn_inner_norm, row(work_.attended, i, attended_),
                  row(work_.attended, i, attended_), shape_.layers[layer].query_size());
@@ -368,7 +371,7 @@ void Pass::attention_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffe
 
 void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerWeights& weights = model_.weights.layers[layer];
-    const auto [begin, end] = share(n_, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
         float* x = row(work_.x, i, hidden_);
         float* normed = row(work_.normed, i, hidden_);
@@ -379,7 +382,7 @@ void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 }
 
 void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
-    const auto [begin, end] = share(n_, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i)
         norm_row(model_.weights.layers[layer].mlp_inner_norm, row(work_.wide, i, wide_),
                  row(work_.wide, i, wide_), shape_.layers[layer].intermediate);
@@ -388,7 +391,7 @@ void Pass::mlp_inner_norm(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 // Leaves x and y as they are: behind an exit, the next layer goes on from them.
 void Pass::enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch) {
     const Norm* before = norm_before(layer);
-    const auto [begin, end] = share(headed_.size(), chunk, chunks);
+    const auto [begin, end] = chunk_range(headed_.size(), chunk, chunks);
     for (size_t k = begin; k < end; ++k) {
         float* x = row(work_.x, headed_[k], hidden_);
         if (before) {
@@ -416,7 +419,7 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerShape& shape = shape_.layers[layer];
     const LayerWeights& weights = model_.weights.layers[layer];
     const size_t dim = shape.head_dim, heads = shape.heads + shape.kv_heads;
-    const auto [begin, end] = share(n_ * heads, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_ * heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t node = item / heads, head = item % heads;
         const Branch& branch = batch_[branch_of_[node]];
@@ -427,7 +430,7 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
                               : qkv + shape.keys_at() + (head - shape.heads) * dim;
         norm_head(query ? weights.q_norm : weights.k_norm, values, dim);
         if (shape.rope >= 0) {
-            const RopeTable& rope = model_.ropes_[shape.rope];
+            const RopeTable& rope = model_.ropes[shape.rope];
             const size_t at = position * (shape.rope_dim / 2);
             rotate_head(values, rope.cosines.data() + at, rope.sines.data() + at, shape.rope_dim);
         }
@@ -441,3 +444,17 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
         }
     }
 }
+
+void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view) {
+    model.hidden_rows = 0;
+    if (batch.empty()) return;
+    const auto pass = std::make_shared<Pass>(model, batch, logits, view);
+    model.pool().run(pass, pass->threads());
+    if (model.profiling) pass->account(model.profile);
+    for (const Branch& branch : batch)
+        branch.cache->remember(branch.parents, branch.nodes, view.partial());
+    if (!logits) return;
+    for (const Branch& branch : batch) model.hidden_rows += branch.rows ? branch.nodes : 0;
+}
+
+}  // namespace paceline

@@ -6,6 +6,8 @@
 
 #include "engine/model.hpp"
 
+namespace paceline {
+
 constexpr size_t kMostQueries = 96;  // of a call: as many as share what it reads of the cache
 
 class Pass : public Task {
@@ -27,7 +29,7 @@ private:
     using Work = void (Pass::*)(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
     // `index` is a layer, or a product's place in `products_`.
     struct Phase {
-        Part part;
+        Stage part;
         Work work;
         size_t index, chunks;
     };
@@ -37,23 +39,23 @@ private:
         std::vector<std::vector<double>> busy;  // [thread][phase]
     };
     // How the queries of one kv head are cut into calls.
-    struct Sharing {
+    struct QuerySplit {
         size_t tile, tiles, spans;
-        size_t joint;  // spans, the first ones, that others compute, too
+        size_t shared_span;  // spans, the first ones, that others compute, too
         bool apart;    // one call for each span
-        size_t calls() const { return apart ? tiles * (spans - joint) : tiles; }
+        size_t calls() const { return apart ? tiles * (spans - shared_span) : tiles; }
     };
     // Calls and floats of states that the branches before each one have, and all of them.
     struct Before {
         std::vector<size_t> calls, states;
     };
     // A span that several branches have in the same pages.
-    struct Joint {
+    struct SharedSpan {
         size_t span, nodes;
         std::vector<size_t> branches;
     };
     // A matrix, the rows that it multiplies, and what becomes of the results.
-    struct Linear {
+    struct PendingProduct {
         const Matrix* matrix;
         const float* rows;
         size_t stride;
@@ -71,12 +73,12 @@ private:
     void plan();
     void plan_layer(size_t layer);
     void plan_head(size_t layer, size_t place);
-    void add_chunks(Part part, Work work, size_t index, size_t chunks);
-    void add(Part part, Work work, size_t index, size_t things, size_t least);
-    void add_rows(Work work, size_t layer, Part part = Part::norm) {
+    void add_chunks(Stage part, Work work, size_t index, size_t chunks);
+    void add(Stage part, Work work, size_t index, size_t things, size_t least);
+    void add_rows(Work work, size_t layer, Stage part = Stage::norm) {
         add(part, work, layer, n_, 1);
     }
-    void multiply_later(Part part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
+    void multiply_later(Stage part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
                         size_t stride, Product job, std::optional<size_t> count = {});
     void run(const Phase& phase, size_t chunk, size_t thread) {
         (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
@@ -106,11 +108,11 @@ private:
     size_t seen(const Branch& branch) const;
     size_t blocks_of_view() const;
     void reserve_view();
-    Sharing sharing(const LayerShape& layer, size_t branch) const;
-    void find_joints();
-    size_t joint_calls(const LayerShape& layer, const Joint& joint) const;
-    Attention join(size_t layer, const Joint& joint, size_t head, Guest* guests) const;
-    size_t bytes_of_guests() const;
+    QuerySplit query_split(const LayerShape& layer, size_t branch) const;
+    void find_shared_spans();
+    size_t shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const;
+    Attention join(size_t layer, const SharedSpan& shared_span, size_t head, SharedNode* shared_nodes) const;
+    size_t shared_node_bytes() const;
     void count_calls(size_t layer);
     Attention attention(size_t layer, size_t branch, size_t head) const;
     float* row(const Buffer& rows, size_t index, size_t stride) const {
@@ -133,11 +135,18 @@ private:
     std::vector<size_t> headed_;                          // nodes whose logits are wanted
     std::vector<bool> chain_;                             // of each branch
     std::vector<int32_t> deepest_;                        // of each branch
-    std::vector<Joint> joints_;
+    std::vector<SharedSpan> shared_spans_;
     std::vector<Before> before_;                          // of each layer
-    std::vector<size_t> joint_spans_;                     // of each branch
+    std::vector<size_t> shared_span_counts_;                     // of each branch
     std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
     std::vector<Phase> phases_;
-    std::vector<Linear> products_;
+    std::vector<PendingProduct> products_;
     Clock clock_;
 };
+
+// Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null. Nothing
+// is committed. Throws std::invalid_argument for bad tokens, parents, positions or views, and
+// MemoryFull, before any work.
+void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
+
+}  // namespace paceline

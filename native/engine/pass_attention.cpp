@@ -6,6 +6,8 @@
 
 #include "engine/pass.hpp"
 
+namespace paceline {
+
 namespace {
 
 // Of a branch for a kv head: with more it computes for longer than it reads, and gains nothing by
@@ -36,7 +38,7 @@ void Pass::reserve_view() {
 // Puts what a view sees, and the nodes behind it, side by side.
 void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const size_t heads = shape_.layers[layer].kv_heads, count = view_.positions->size();
-    const auto [begin, end] = share(batch_.size() * heads, chunk, chunks);
+    const auto [begin, end] = chunk_range(batch_.size() * heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t b = item / heads, head = item % heads;
         const Branch& branch = batch_[b];
@@ -58,68 +60,68 @@ void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 
 // A call takes many queries, so that the cache is read once for them; if that leaves threads
 // without work, spans are computed apart, or the queries shared out.
-Pass::Sharing Pass::sharing(const LayerShape& layer, size_t branch) const {
+Pass::QuerySplit Pass::query_split(const LayerShape& layer, size_t branch) const {
     const size_t queries = batch_[branch].nodes * (layer.heads / layer.kv_heads);
     const size_t columns = seen(batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
     const size_t wanted = threads_ == 1 ? 1 : kCallsForEach * threads_;
     const size_t heads = batch_.size() * layer.kv_heads, spans = parts(columns, kSpan);
-    const size_t joint = joint_spans_[branch];
+    const size_t shared_span = shared_span_counts_[branch];
     size_t tiles = parts(queries, kMostQueries);
-    const bool few = heads * tiles < wanted, apart = joint || (few && spans > 1);
+    const bool few = heads * tiles < wanted, apart = shared_span || (few && spans > 1);
     if (few && !apart) tiles = std::min(parts(wanted, heads), parts(queries, 2));
     const size_t tile = parts(queries, tiles);
-    return {tile, parts(queries, tile), spans, joint, apart};
+    return {tile, parts(queries, tile), spans, shared_span, apart};
 }
 
 // Branches whose next span ends in the same page share all pages before it, too: a page is only
 // ever shared with those before it. Who has many queries stays alone.
-void Pass::find_joints() {
-    joint_spans_.assign(batch_.size(), 0);
+void Pass::find_shared_spans() {
+    shared_span_counts_.assign(batch_.size(), 0);
     if (view_.positions || batch_.size() == 1) return;
     const size_t group = shape_.layers[0].heads / shape_.layers[0].kv_heads;
     for (size_t span = 0, found = 1; found; ++span) {
-        std::map<const uint8_t*, Joint> by_page;
+        std::map<const uint8_t*, SharedSpan> by_page;
         const size_t end = (span + 1) * kSpan;
         for (size_t b = 0; b < batch_.size(); ++b) {
-            const Cache& cache = *batch_[b].cache;
-            if (joint_spans_[b] < span || cache.length() < end) continue;
+            const KVCache& cache = *batch_[b].cache;
+            if (shared_span_counts_[b] < span || cache.length() < end) continue;
             if (batch_[b].nodes * group > kFewQueries) continue;
-            Joint& joint = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
-            joint.span = span;
-            joint.nodes += batch_[b].nodes;
-            joint.branches.push_back(b);
+            SharedSpan& shared_span = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
+            shared_span.span = span;
+            shared_span.nodes += batch_[b].nodes;
+            shared_span.branches.push_back(b);
         }
         found = 0;
-        for (auto& [page, joint] : by_page) {
-            if (joint.branches.size() < 2) continue;
-            for (const size_t b : joint.branches) joint_spans_[b] = span + 1;
-            joints_.push_back(std::move(joint));
+        for (auto& [page, shared_span] : by_page) {
+            if (shared_span.branches.size() < 2) continue;
+            for (const size_t b : shared_span.branches) shared_span_counts_[b] = span + 1;
+            shared_spans_.push_back(std::move(shared_span));
             ++found;
         }
     }
 }
 
-size_t Pass::joint_calls(const LayerShape& layer, const Joint& joint) const {
-    return layer.kv_heads * parts(joint.nodes * (layer.heads / layer.kv_heads), kMostQueries);
+size_t Pass::shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const {
+    return layer.kv_heads * parts(shared_span.nodes * (layer.heads / layer.kv_heads), kMostQueries);
 }
 
-size_t Pass::bytes_of_guests() const { return padded(n_) * sizeof(Guest); }
+size_t Pass::shared_node_bytes() const { return padded(n_) * sizeof(SharedNode); }
 
 // All queries that the branches of a joint have for a kv head.
-Attention Pass::join(size_t layer, const Joint& joint, size_t head, Guest* guests) const {
+Attention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head, SharedNode* shared_nodes) const {
     const size_t state = kernels_.state_floats(shape_.layers[layer].head_dim);
-    Attention job = attention(layer, joint.branches[0], head);
-    for (size_t b : joint.branches) {
+    Attention job = attention(layer, shared_span.branches[0], head);
+    for (size_t b : shared_span.branches) {
         const Attention own = attention(layer, b, head);
-        for (size_t i = 0; guests && i < own.nodes; ++i)
-            *guests++ = {own.queries + i * own.query_stride,
+        for (size_t i = 0; shared_nodes && i < own.nodes; ++i)
+            *shared_nodes++ = {own.queries + i * own.query_stride,
                          own.length + static_cast<size_t>(own.depths[i]),
                          own.states + i * own.group * own.spans * state, own.spans};
     }
-    job.last_page = (joint.span + 1) * kSpan / kCacheBlock - 1;
+    job.last_page = (shared_span.span + 1) * kSpan / kCacheBlock - 1;
     job.length = job.root = job.nodes = 0;
     job.chain = true;
-    job.count = joint.nodes * job.group;
+    job.count = shared_span.nodes * job.group;
     return job;
 }
 
@@ -128,12 +130,12 @@ void Pass::count_calls(size_t layer) {
     const LayerShape& shape = shape_.layers[layer];
     Before& before = before_[layer];
     size_t calls = 0, states = 0;
-    for (const Joint& joint : joints_) calls += joint_calls(shape, joint);
+    for (const SharedSpan& shared_span : shared_spans_) calls += shared_span_calls(shape, shared_span);
     for (size_t branch = 0; branch <= batch_.size(); ++branch) {
         before.calls.push_back(calls);
         before.states.push_back(states);
         if (branch == batch_.size()) break;
-        const Sharing shared = sharing(shape, branch);
+        const QuerySplit shared = query_split(shape, branch);
         calls += shape.kv_heads * shared.calls();
         if (shared.apart)
             states += batch_[branch].nodes * shape.heads * shared.spans *
@@ -145,7 +147,7 @@ void Pass::count_calls(size_t layer) {
 Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     const LayerShape& shape = shape_.layers[layer];
     const Branch& branch = batch_[b];
-    const Cache& cache = *branch.cache;
+    const KVCache& cache = *branch.cache;
     const size_t group = shape.heads / shape.kv_heads;
     const bool part = view_.positions.has_value();
     Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
@@ -169,10 +171,10 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
                   .group = group,
                   .first = 0,
                   .count = branch.nodes * group,
-                  .spans = sharing(shape, b).spans,
+                  .spans = query_split(shape, b).spans,
                   .states = nullptr,
-                  .guests = nullptr};
-    if (!sharing(shape, b).apart) return job;
+                  .shared_nodes = nullptr};
+    if (!query_split(shape, b).apart) return job;
     job.states = work_.states.floats() + before_[layer].states[b] +
                  head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
     return job;
@@ -183,30 +185,30 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
 void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const LayerShape& shape = shape_.layers[layer];
     size_t left = chunk;
-    for (const Joint& joint : joints_) {
-        const size_t calls = joint_calls(shape, joint), tiles = calls / shape.kv_heads;
+    for (const SharedSpan& shared_span : shared_spans_) {
+        const size_t calls = shared_span_calls(shape, shared_span), tiles = calls / shape.kv_heads;
         if (left >= calls) {
             left -= calls;
             continue;
         }
-        auto* guests = reinterpret_cast<Guest*>(scratch.bytes());
-        Attention job = join(layer, joint, left / tiles, guests);
-        job.guests = guests;
-        std::tie(job.first, job.count) = share(job.count, left % tiles, tiles);
+        auto* shared_nodes = reinterpret_cast<SharedNode*>(scratch.bytes());
+        Attention job = join(layer, shared_span, left / tiles, shared_nodes);
+        job.shared_nodes = shared_nodes;
+        std::tie(job.first, job.count) = chunk_range(job.count, left % tiles, tiles);
         job.count -= job.first;
-        return model_.cache_kernels.attend(job, joint.span, joint.span + 1,
-                                           scratch.bytes() + bytes_of_guests());
+        return model_.cache_kernels.attend(job, shared_span.span, shared_span.span + 1,
+                                           scratch.bytes() + shared_node_bytes());
     }
     const auto& calls = before_[layer].calls;
     const auto behind = std::ranges::upper_bound(calls, chunk);
     const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
-    const Sharing shared = sharing(shape, b);
+    const QuerySplit shared = query_split(shape, b);
     Attention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();
-    const size_t own = shared.spans - shared.joint;
+    const size_t own = shared.spans - shared.shared_span;
     const size_t tile = shared.apart ? call / own : call;
-    const size_t span = shared.apart ? shared.joint + call % own : 0;
+    const size_t span = shared.apart ? shared.shared_span + call % own : 0;
     job.first = tile * shared.tile;
     job.count = std::min(shared.tile, job.count - job.first);
     model_.cache_kernels.attend(job, span, shared.apart ? span + 1 : shared.spans,
@@ -217,7 +219,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
 void Pass::combine(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const LayerShape& shape = shape_.layers[layer];
     const size_t group = shape.heads / shape.kv_heads;
-    const auto [begin, end] = share(n_ * shape.kv_heads, chunk, chunks);
+    const auto [begin, end] = chunk_range(n_ * shape.kv_heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t node = item / shape.kv_heads, b = branch_of_[node];
         const Attention job = attention(layer, b, item % shape.kv_heads);
@@ -226,3 +228,5 @@ void Pass::combine(size_t layer, size_t chunk, size_t chunks, Buffer&) {
         for (size_t head = 0; head < group; ++head) kernels_.combine(job, query + head);
     }
 }
+
+}  // namespace paceline

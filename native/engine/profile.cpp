@@ -2,6 +2,8 @@
 
 #include "engine/pass.hpp"
 
+namespace paceline {
+
 void Pass::start_clock() {
     clock_.starts.assign(phases_.size(), 0.0);
     clock_.busy.assign(model_.threads(), std::vector<double>(phases_.size(), 0.0));
@@ -31,9 +33,9 @@ Spent Pass::moved(const Phase& phase) const {
             spent.bytes += static_cast<double>(rows * stride) / kCacheBlock;
             spent.macs += static_cast<double>(2 * branch.nodes * rows * shape.query_size());
         }
-        for (const Joint& joint : joints_) {
+        for (const SharedSpan& shared_span : shared_spans_) {
             const size_t stride = batch_[0].cache->stride(phase.index);
-            spent.bytes -= static_cast<double>((joint.branches.size() - 1) * stride) * kSpan /
+            spent.bytes -= static_cast<double>((shared_span.branches.size() - 1) * stride) * kSpan /
                            kCacheBlock;
         }
     }
@@ -52,3 +54,5 @@ void Pass::account(Profile& profile) const {
         spent.macs += more.macs;
     }
 }
+
+}  // namespace paceline

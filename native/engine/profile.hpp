@@ -5,9 +5,11 @@
 #include <chrono>
 #include <cstddef>
 
-enum class Part { embed, norm, arrange, qkv, rotate, attention, output, up, down, head, count };
-constexpr size_t kPartCount = static_cast<size_t>(Part::count);
-constexpr const char* kPartNames[kPartCount] = {"embed",  "norm",      "arrange", "qkv", "rotate",
+namespace paceline {
+
+enum class Stage { embed, norm, arrange, qkv, rotate, attention, output, up, down, head, count };
+constexpr size_t kStageCount = static_cast<size_t>(Stage::count);
+constexpr const char* kStageNames[kStageCount] = {"embed",  "norm",      "arrange", "qkv", "rotate",
                                             "attention", "output", "up",      "down", "head"};
 
 struct Spent {
@@ -16,9 +18,11 @@ struct Spent {
     double bytes = 0;    // of weights, or of cached keys and values
     double macs = 0;     // multiply-adds
 };
-using Profile = std::array<Spent, kPartCount>;
+using Profile = std::array<Spent, kStageCount>;
 
 inline double now() {
     const auto since = std::chrono::steady_clock::now().time_since_epoch();
     return std::chrono::duration<double>(since).count();
 }
+
+}  // namespace paceline

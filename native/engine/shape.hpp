@@ -6,6 +6,8 @@
 
 #include "kernels/kernels.hpp"
 
+namespace paceline {
+
 struct LayerShape {
     size_t heads, kv_heads, head_dim, intermediate;
     size_t window;  // 0: all
@@ -32,3 +34,5 @@ struct Shape {
     float attention_softcap, logit_softcap;  // 0: none
     size_t ropes;
 };
+
+}  // namespace paceline

@@ -7,6 +7,8 @@
 #include <unistd.h>
 #endif
 
+namespace paceline {
+
 namespace {
 
 struct Fp32 {
@@ -56,7 +58,7 @@ bool read_as(const uint8_t* from, ptrdiff_t step, size_t count, float* out) {
 
 }  // namespace
 
-bool Given::read(size_t row, float* out) const {
+bool TensorSource::read(size_t row, float* out) const {
     const uint8_t* from = data + static_cast<ptrdiff_t>(row) * row_step;
     switch (type) {
         case Type::fp32: return read_as<Fp32>(from, column_step, columns, out);
@@ -65,7 +67,7 @@ bool Given::read(size_t row, float* out) const {
     }
 }
 
-void Given::forget(size_t first, size_t last) const {
+void TensorSource::forget(size_t first, size_t last) const {
 #if defined(__linux__)
     // Columns may be the outer axis; then rows are not together, and all are forgotten at the end.
     const bool together = row_step >= column_step;
@@ -81,3 +83,5 @@ void Given::forget(size_t first, size_t last) const {
     (void)first, (void)last;
 #endif
 }
+
+}  // namespace paceline

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-struct Given {
+namespace paceline {
+
+struct TensorSource {
     enum class Type { fp32, fp16, bf16 };
 
     // Row `row` as `columns` floats. False: one of them is infinite or no number.
@@ -20,3 +22,5 @@ struct Given {
     bool matrix;
     bool mapped;  // a read-only view of a file
 };
+
+}  // namespace paceline

@@ -6,6 +6,8 @@
 #include <memory>
 #include <stdexcept>
 
+namespace paceline {
+
 namespace {
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
@@ -19,7 +21,7 @@ std::string extent(size_t rows, size_t columns, bool matrix) {
     return text += std::to_string(columns) + "]";
 }
 
-void expect(const std::string& name, const Given& weight, size_t rows, size_t columns,
+void expect(const std::string& name, const TensorSource& weight, size_t rows, size_t columns,
             bool matrix) {
     if (weight.matrix == matrix && weight.rows == rows && weight.columns == columns) return;
     refuse("weight '" + name + "' has shape " +
@@ -33,12 +35,12 @@ Buffer zeros(size_t floats) {
     return buffer;
 }
 
-void read(const std::string& name, const Given& weight, size_t row, float* out) {
+void read(const std::string& name, const TensorSource& weight, size_t row, float* out) {
     if (!weight.read(row, out)) refuse("weight '" + name + "' holds NaN or infinite values");
 }
 
 // Puts a bias beside the panels that it belongs to; see Matrix::pack.
-void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, const Given& weight,
+void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, const TensorSource& weight,
                 size_t first, size_t every) {
     if (!bias) bias = zeros(matrix.panels * kPanel);
     std::vector<float> from(weight.columns);
@@ -47,7 +49,7 @@ void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, con
         bias.floats()[(first + row / kPanel * every) * kPanel + row % kPanel] = from[row];
 }
 
-void set_norm(Norm& norm, const std::string& name, const Given& weight, size_t size, bool bias,
+void set_norm(Norm& norm, const std::string& name, const TensorSource& weight, size_t size, bool bias,
               float offset) {
     expect(name, weight, 1, size, false);
     Buffer& to = bias ? norm.bias : norm.weight;
@@ -59,7 +61,7 @@ void set_norm(Norm& norm, const std::string& name, const Given& weight, size_t s
 // The panels of one weight, each thread with room for sixteen rows as floats.
 class Packing : public Task {
 public:
-    Packing(Matrix& to, const Given& weight, size_t first, size_t every, size_t threads)
+    Packing(Matrix& to, const TensorSource& weight, size_t first, size_t every, size_t threads)
         : to_(to), weight_(weight), first_(first), every_(every) {
         const size_t floats = padded(weight.rows) * to.inputs;
         chunks_ = floats / kChunk + 1;
@@ -75,7 +77,7 @@ private:
 
     void work(size_t, size_t chunk, size_t thread) override {
         const size_t panels = padded(weight_.rows) / kPanel;
-        const auto [begin, end] = share(panels, chunk, chunks_);
+        const auto [begin, end] = chunk_range(panels, chunk, chunks_);
         const size_t last = std::min(end * kPanel, weight_.rows);
         for (size_t panel = begin; panel < end; ++panel) pack(panel, rows_[thread].floats());
         if (begin < end) weight_.forget(begin * kPanel, last);
@@ -90,7 +92,7 @@ private:
     }
 
     Matrix& to_;
-    const Given& weight_;
+    const TensorSource& weight_;
     const size_t first_, every_;
     size_t chunks_;
     std::vector<Buffer> rows_;
@@ -104,7 +106,7 @@ Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
     data = Buffer(panels * panel_bytes);
 }
 
-void Matrix::pack(const std::string& name, const Given& weight, size_t first, size_t every,
+void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
                   Pool& pool) {
     const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
     pool.run(packing, pool.size());
@@ -136,7 +138,7 @@ Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKe
     if (!shape.tied) untied_embedding = Matrix(head_format, head.panels, head.inputs);
 }
 
-void Weights::set(const std::string& name, const Given& weight, Pool& pool) {
+void Weights::set(const std::string& name, const TensorSource& weight, Pool& pool) {
     const std::string suffix = ".bias", prefix = "layers.";
     const bool bias = name.size() > suffix.size() && name.ends_with(suffix);
     const std::string stem = bias ? name.substr(0, name.size() - suffix.size()) : name;
@@ -152,7 +154,7 @@ void Weights::set(const std::string& name, const Given& weight, Pool& pool) {
     set_layer(index, std::string(end + 1), weight, bias, pool);
 }
 
-void Weights::set_global(const std::string& name, const Given& weight, bool bias,
+void Weights::set_global(const std::string& name, const TensorSource& weight, bool bias,
                          Pool& pool) {
     const size_t vocabulary = shape_.vocabulary, hidden = shape_.hidden;
     if (name == "final_norm")
@@ -180,7 +182,7 @@ void Weights::set_global(const std::string& name, const Given& weight, bool bias
     }
 }
 
-void Weights::set_layer(size_t index, const std::string& part, const Given& weight, bool bias,
+void Weights::set_layer(size_t index, const std::string& part, const TensorSource& weight, bool bias,
                         Pool& pool) {
     const LayerShape& shape = shape_.layers[index];
     LayerWeights& layer = layers[index];
@@ -234,7 +236,7 @@ void Weights::set_layer(size_t index, const std::string& part, const Given& weig
     refuse("weight '" + name + "' is not part of this model");
 }
 
-void Weights::pack(const std::string& name, const Given& weight, Matrix& matrix, size_t first,
+void Weights::pack(const std::string& name, const TensorSource& weight, Matrix& matrix, size_t first,
                    size_t every, Pool& pool) {
     matrix.pack(name, weight, first, every, pool);
     places_[name] = {&matrix, weight.rows, first, every};
@@ -309,3 +311,5 @@ size_t Weights::parameters() const {
     each_matrix([&](const Matrix& matrix) { total += matrix.panels * kPanel * matrix.inputs; });
     return total;
 }
+
+}  // namespace paceline

@@ -13,6 +13,8 @@
 #include "support/thread_pool.hpp"
 #include "engine/shape.hpp"
 
+namespace paceline {
+
 // A matrix in panels of sixteen output rows, in one of the formats.
 struct Matrix {
     Matrix() = default;
@@ -20,7 +22,7 @@ struct Matrix {
 
     // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
     // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
-    void pack(const std::string& name, const Given& weight, size_t first, size_t every,
+    void pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
               Pool& pool);
     // Some rows of it, bit for bit, in panels of their own.
     Matrix gather(std::span<const int32_t> rows) const;
@@ -58,7 +60,7 @@ public:
     // Takes one weight under its canonical name, e.g. `layers.3.q` or `layers.3.q.bias`.
     // Throws std::invalid_argument for a name or shape that does not belong to the model, and for
     // values that cannot be stored.
-    void set(const std::string& name, const Given& weight, Pool& pool);
+    void set(const std::string& name, const TensorSource& weight, Pool& pool);
     // The matrix `name` as it is stored, in floats, row by row.
     // Throws std::invalid_argument if no such matrix has been set.
     std::vector<std::vector<float>> get(const std::string& name) const;
@@ -82,8 +84,8 @@ public:
     Norm final_norm;
 
 private:
-    void set_global(const std::string& name, const Given& weight, bool bias, Pool& pool);
-    void set_layer(size_t index, const std::string& part, const Given& weight, bool bias,
+    void set_global(const std::string& name, const TensorSource& weight, bool bias, Pool& pool);
+    void set_layer(size_t index, const std::string& part, const TensorSource& weight, bool bias,
                    Pool& pool);
     template <class Use>
     void each_matrix(Use use) const;
@@ -94,7 +96,7 @@ private:
         const Matrix* matrix;
         size_t rows, first, every;
     };
-    void pack(const std::string& name, const Given& weight, Matrix& matrix, size_t first,
+    void pack(const std::string& name, const TensorSource& weight, Matrix& matrix, size_t first,
               size_t every, Pool& pool);
 
     const Shape& shape_;
@@ -103,3 +105,5 @@ private:
     std::vector<int32_t> chosen_;  // rows of `part_of_head`
     bool embedding_given_ = false, head_given_ = false;
 };
+
+}  // namespace paceline

@@ -10,6 +10,8 @@
 
 #include "kernels/cached.hpp"
 
+namespace paceline {
+
 namespace {
 
 constexpr float kNothing = -3e38f;  // the largest score of no scores; finite, so that exp works
@@ -19,7 +21,7 @@ constexpr size_t kPanels = kCacheBlock / kPanel;
 // its values.
 static size_t state_floats(size_t head_dim) { return 2 * kPanel + padded(head_dim); }
 
-struct Parts {
+struct AttentionScratch {
     float* queries;  // [tile][D][T]
     float* sums;     // [tile][D / 16][T][16]
     float* totals;   // [query][state]: of the spans so far
@@ -37,7 +39,7 @@ INLINE size_t slots_of(const Attention& job) {
     return padded(job.length % kCacheBlock + job.nodes) + kCacheBlock;
 }
 
-INLINE size_t divide(const Attention& job, size_t queries, float* at, Parts* parts) {
+INLINE size_t divide(const Attention& job, size_t queries, float* at, AttentionScratch* parts) {
     const size_t width = width_for(queries), count = room(tiling(queries, kWidest));
     const size_t slots = slots_of(job), dim = job.head_dim;
     const auto take = [&](size_t floats) {
@@ -60,7 +62,7 @@ INLINE size_t divide(const Attention& job, size_t queries, float* at, Parts* par
 }
 
 static size_t attention_bytes(const Attention& job, size_t queries) {
-    Parts parts;
+    AttentionScratch parts;
     return divide(job, queries, nullptr, &parts) * sizeof(float);
 }
 
@@ -160,7 +162,7 @@ INLINE F16 score(const Attention& job, const uint8_t* block, const float* scores
 
 // Rows are columns: committed ones, and the nodes of a chain.
 template <class Number, int T>
-static void see_block(const Attention& job, const Group& group, const Parts& parts, size_t begin) {
+static void see_block(const Attention& job, const Group& group, const AttentionScratch& parts, size_t begin) {
     const size_t end = begin + kCacheBlock < group.to ? begin + kCacheBlock : group.to;
     const size_t count = end - begin, panels = padded(count) / kPanel;
     const uint8_t* block = block_at(job, begin);
@@ -194,7 +196,7 @@ static void see_block(const Attention& job, const Group& group, const Parts& par
 
 // Scores of the rows of a tree, from the block on in which it begins: [t][slot].
 template <class Number, int T>
-static void score_slots(const Attention& job, const Group& group, const Parts& parts,
+static void score_slots(const Attention& job, const Group& group, const AttentionScratch& parts,
                         size_t first, size_t end) {
     const size_t room = slots_of(job);
     for (size_t begin = first; begin < end; begin += kCacheBlock) {
@@ -223,7 +225,7 @@ INLINE void each_seen(const Attention& job, size_t node, size_t start, size_t be
 
 // Columns of a tree lie where its branches put them, so each query finds its own.
 template <class Number, int T>
-static void see_tree(const Attention& job, const Group& group, const Parts& parts, size_t begin) {
+static void see_tree(const Attention& job, const Group& group, const AttentionScratch& parts, size_t begin) {
     const size_t first = job.length / kCacheBlock * kCacheBlock, room = slots_of(job);
     const size_t last = (job.first + group.first + group.count - 1) / job.group;
     const size_t end = job.length + last + 1;  // rows after the last are not seen
@@ -291,7 +293,7 @@ static void finish(const Attention& job, size_t query, const float* total) {
     }
 }
 
-INLINE Group group_of(const Attention& job, const Parts& parts, const Tiling& tiles, size_t tile) {
+INLINE Group group_of(const Attention& job, const AttentionScratch& parts, const Tiling& tiles, size_t tile) {
     Group group{tile * tiles.width, tiles.tokens(tile), SIZE_MAX, 0, nullptr, nullptr};
     group.queries = parts.queries + tile * tiles.width * job.head_dim;
     group.sums = parts.sums + tile * tiles.width * padded(job.head_dim);
@@ -308,7 +310,7 @@ INLINE void load_queries(const Attention& job, const Group& group, size_t width)
     for (size_t t = 0; t < width; ++t) {
         const size_t query = job.first + group.first + (t < group.count ? t : 0);
         const size_t node = query / job.group;
-        const float* of_node = job.guests ? job.guests[node].queries
+        const float* of_node = job.shared_nodes ? job.shared_nodes[node].queries
                                           : job.queries + node * job.query_stride;
         const float* from = of_node + (job.first_head + query % job.group) * job.head_dim;
         for (size_t d = 0; d < job.head_dim; ++d)
@@ -319,14 +321,14 @@ INLINE void load_queries(const Attention& job, const Group& group, size_t width)
 // What span `span` gives to a query of the job.
 INLINE float* state_at(const Attention& job, size_t query, size_t span) {
     const size_t state = state_floats(job.head_dim);
-    if (!job.guests) return job.states + (query * job.spans + span) * state;
-    const Guest& guest = job.guests[query / job.group];
-    return guest.states + (query % job.group * guest.spans + span) * state;
+    if (!job.shared_nodes) return job.states + (query * job.spans + span) * state;
+    const SharedNode& shared_node = job.shared_nodes[query / job.group];
+    return shared_node.states + (query % job.group * shared_node.spans + span) * state;
 }
 
 // The columns of one span.
 template <class Number>
-static void see_span(const Attention& job, const Tiling& tiles, const Parts& parts, size_t span) {
+static void see_span(const Attention& job, const Tiling& tiles, const AttentionScratch& parts, size_t span) {
     const size_t end = (span + 1) * kSpan;
     for (size_t begin = span * kSpan; begin < end; begin += kCacheBlock)
         for (size_t tile = 0; tile < tiles.count; ++tile) {
@@ -345,14 +347,14 @@ template <class Number>
 static void attend(const Attention& job, size_t first_span, size_t last_span, void* scratch) {
     const Tiling tiles = tiling(job.count, kWidest);
     const size_t dim = job.head_dim, state = state_floats(dim);
-    Parts parts;
+    AttentionScratch parts;
     divide(job, job.count, static_cast<float*>(scratch), &parts);
     for (size_t tile = 0; tile < tiles.count; ++tile)
         load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
     for (size_t query = 0; query < job.count; ++query) {
         const size_t node = (job.first + query) / job.group;
         const size_t depth =
-            job.guests ? job.guests[node].column : static_cast<size_t>(job.depths[node]);
+            job.shared_nodes ? job.shared_nodes[node].column : static_cast<size_t>(job.depths[node]);
         parts.start[query] = static_cast<int32_t>(window_start(job, depth));
         parts.last[query] = static_cast<int32_t>(job.length + depth);
         clear(parts.totals + query * state, dim);
@@ -399,3 +401,5 @@ static const CacheKernels fp16_cache = cache_kernels<Fp16>;
 static const CacheKernels int8_cache = cache_kernels<Bytes>;
 
 }  // namespace
+
+}  // namespace paceline

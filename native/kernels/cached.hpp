@@ -8,6 +8,8 @@
 
 #include "kernels/formats/floats.hpp"
 
+namespace paceline {
+
 namespace {
 
 // Whole numbers from -127 to 127, as floats; the scale of a position is applied elsewhere.
@@ -113,3 +115,5 @@ struct Block {
 };
 
 }  // namespace
+
+}  // namespace paceline

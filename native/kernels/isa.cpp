@@ -3,6 +3,8 @@
 #include <cstdlib>
 #include <stdexcept>
 
+namespace paceline {
+
 extern const Kernels kernels_portable;
 #if defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
@@ -30,8 +32,8 @@ std::vector<const Kernels*> runnable() {
 const Kernels& choose(const std::string& name) {
     const auto found = runnable();
     if (name.empty()) {
-        const char* wished = std::getenv("PACELINE_ISA");
-        return wished && *wished ? choose(wished) : *found.front();
+        const char* requested = std::getenv("PACELINE_ISA");
+        return requested && *requested ? choose(requested) : *found.front();
     }
     std::string names;
     for (const Kernels* kernels : found) {
@@ -41,3 +43,5 @@ const Kernels& choose(const std::string& name) {
     throw std::invalid_argument("instruction set '" + name + "' does not run here; choose one of " +
                                 names);
 }
+
+}  // namespace paceline

@@ -6,9 +6,13 @@
 
 #include "kernels/kernels.hpp"
 
+namespace paceline {
+
 // Runnable here, the fastest first.
 std::vector<const Kernels*> runnable();
 
 // The kernels called `name`; when it is empty, those that PACELINE_ISA names or the fastest.
 // Throws std::invalid_argument.
 const Kernels& choose(const std::string& name);
+
+}  // namespace paceline

@@ -14,6 +14,8 @@
 #define TEXT_(a) #a
 #define TEXT(a) TEXT_(a)
 
+namespace paceline {
+
 extern const Kernels JOIN(kernels_, PACELINE_ISA);
 const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .isa = TEXT(PACELINE_ISA),
@@ -28,3 +30,5 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .read = read,
     .top = top,
 };
+
+}  // namespace paceline

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace paceline {
+
 constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
 constexpr size_t kCacheBlock = 64;   // positions of a block of the cache
 constexpr size_t kSpan = 256;        // positions whose softmax is computed apart from the others
@@ -43,7 +45,7 @@ struct NormJob {
 };
 
 // A node of a call that several sequences share.
-struct Guest {
+struct SharedNode {
     const float* queries;  // head h: queries[h * D]
     size_t column;         // its own, the last that it sees
     float* states;         // [query of the kv head][spans][state]
@@ -77,7 +79,7 @@ struct Attention {
     float* states;  // [query][spans][state]: what each span gives, for `combine`; or null
     // The nodes, where they belong to several sequences that share the pages of a span; or null.
     // Then `length` and `root` are 0, and `states` are those of the guests.
-    const Guest* guests;
+    const SharedNode* shared_nodes;
 };
 
 // How keys and values are kept, in blocks of `kCacheBlock` positions of one head.
@@ -129,3 +131,5 @@ struct Kernels {
     // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.
     void (*top)(const float* row, size_t size, size_t k, int32_t* tokens, float* probs);
 };
+
+}  // namespace paceline

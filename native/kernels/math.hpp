@@ -4,6 +4,8 @@
 #include "kernels/kernels.hpp"
 #include "kernels/simd.hpp"
 
+namespace paceline {
+
 namespace {
 
 constexpr float kExpLow = -86.0f;  // below: 0, so that masked scores (-inf) weigh nothing
@@ -71,3 +73,5 @@ INLINE F16 activate(F16 x, Activation kind) {
 INLINE F16 softcap(F16 x, float cap) { return splat(cap) * tanh(x / splat(cap)); }
 
 }  // namespace
+
+}  // namespace paceline

@@ -19,6 +19,8 @@
 #include "kernels/math.hpp"
 #include "kernels/tiles.hpp"
 
+namespace paceline {
+
 namespace {
 
 constexpr size_t kBlock = 256;  // inputs that several tiles use before the next ones are read
@@ -183,3 +185,5 @@ static void multiply(const Product& job, size_t first, size_t last, void* scratc
 }
 
 }  // namespace
+
+}  // namespace paceline

@@ -3,6 +3,8 @@
 
 #include "kernels/math.hpp"
 
+namespace paceline {
+
 namespace {
 
 // Rows are padded with zeros, so a square of the padding adds nothing; a centred one is masked.
@@ -82,3 +84,5 @@ static void top(const float* row, size_t size, size_t k, int32_t* tokens, float*
 }
 
 }  // namespace
+
+}  // namespace paceline

@@ -18,6 +18,8 @@
 
 #define INLINE_MEMBER static inline __attribute__((always_inline))
 
+namespace paceline {
+
 namespace {
 
 constexpr int kLanes = 16;
@@ -129,3 +131,5 @@ INLINE F16 lane_index() {
 }
 
 }  // namespace
+
+}  // namespace paceline

@@ -5,6 +5,8 @@
 
 #include "kernels/simd.hpp"
 
+namespace paceline {
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -61,3 +63,5 @@ INLINE void with_width(size_t width, Use&& use) {
 }
 
 }  // namespace
+
+}  // namespace paceline

@@ -1,18 +1,15 @@
-// How fast this machine reads memory: the ceiling of plain decoding.
-
-#include <nanobind/nanobind.h>
+#include "support/bandwidth.hpp"
 
 #include <algorithm>
 #include <chrono>
 #include <memory>
-#include <stdexcept>
 #include <vector>
 
-#include "support/buffer.hpp"
 #include "kernels/isa.hpp"
+#include "support/buffer.hpp"
 #include "support/thread_pool.hpp"
 
-namespace nb = nanobind;
+namespace paceline {
 
 namespace {
 
@@ -25,7 +22,7 @@ public:
 
 protected:
     void work(size_t, size_t chunk, size_t) override {
-        const auto [begin, end] = share(buffer_.size(), chunk, sums_.size(), 4096);
+        const auto [begin, end] = chunk_range(buffer_.size(), chunk, sums_.size(), 4096);
         sums_[chunk] = kernels_.read(buffer_.floats() + begin / sizeof(float), end - begin);
     }
 
@@ -35,11 +32,9 @@ private:
     std::vector<float> sums_;
 };
 
-// Bytes per second of the median of `repeats` reads of one buffer by all threads.
+}  // namespace
+
 double read_bandwidth(size_t threads, size_t megabytes, size_t repeats) {
-    if (!threads || threads > 1024 || !megabytes || megabytes > (size_t{1} << 20) || !repeats)
-        throw std::invalid_argument("threads, megabytes and repeats must be positive and sane");
-    nb::gil_scoped_release unlocked;
     const Kernels& kernels = choose("");
     const size_t bytes = megabytes << 20;
     Buffer buffer(bytes);
@@ -56,10 +51,4 @@ double read_bandwidth(size_t threads, size_t megabytes, size_t repeats) {
     return static_cast<double>(bytes) / seconds[repeats / 2];
 }
 
-}  // namespace
-
-void bind_bandwidth(nb::module_& m) {
-    m.def("read_bandwidth", &read_bandwidth, nb::arg("threads"), nb::arg("megabytes") = 256,
-          nb::arg("repeats") = 8,
-          "Bytes per second at which `threads` threads read memory that no cache holds.");
-}
+}  // namespace paceline

@@ -13,6 +13,8 @@
 #include <sys/mman.h>
 #endif
 
+namespace paceline {
+
 class Buffer {
 public:
     Buffer() = default;
@@ -58,3 +60,5 @@ private:
     uint8_t* data_ = nullptr;
     size_t size_ = 0;
 };
+
+}  // namespace paceline

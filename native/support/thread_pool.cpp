@@ -4,6 +4,8 @@
 #include <immintrin.h>
 #endif
 
+namespace paceline {
+
 namespace {
 
 constexpr int kSpins = 2000;  // some tens of microseconds, then the core is given up
@@ -99,3 +101,5 @@ void Pool::drive(Task& task, size_t thread) {
         begin = end;
     }
 }
+
+}  // namespace paceline

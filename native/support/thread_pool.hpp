@@ -14,8 +14,10 @@
 #include <utility>
 #include <vector>
 
+namespace paceline {
+
 // The part of `count` things that chunk `index` of `chunks` covers, in multiples of `grain`.
-inline std::pair<size_t, size_t> share(size_t count, size_t index, size_t chunks,
+inline std::pair<size_t, size_t> chunk_range(size_t count, size_t index, size_t chunks,
                                        size_t grain = 1) {
     const size_t grains = (count + grain - 1) / grain;
     const auto edge = [&](size_t i) {
@@ -69,3 +71,5 @@ private:
     std::atomic<uint32_t> round_{0};
     std::atomic<bool> closing_{false};
 };
+
+}  // namespace paceline

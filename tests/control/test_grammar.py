@@ -131,7 +131,7 @@ def test_masks_leave_what_their_bits_say(size, seed, share):
     allowed = random.random(size) < share
     bits = np.packbits(np.pad(allowed, (0, -size % 32)), bitorder="little").view(np.uint32)
     logits = random.normal(size=size).astype(np.float32)
-    assert np.array_equal(_native.masked(logits, bits), np.where(allowed, logits, -np.inf))
+    assert np.array_equal(_native.mask_logits(logits, bits), np.where(allowed, logits, -np.inf))
 
 
 @given(st.data())

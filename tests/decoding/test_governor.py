@@ -68,7 +68,7 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
     guess = TokenTree(tree.tokens, tree.parents, scores, tree.origin)
     governor = Governor(FLAT)
-    chances = sorted(governor.calibration.chances([guess]).tolist(), reverse=True)
+    chances = sorted(governor.calibration.path_probs([guess]).tolist(), reverse=True)
     rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
     [chosen] = governor.prune([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
@@ -83,7 +83,7 @@ def test_scores_are_calibrated_by_what_came_true():
         while accepted < 3 and generator.random() < 0.3:
             accepted += 1
         calibration.learn([guess], [list(range(accepted + 1))])
-    assert calibration.chances([guess])[1] == pytest.approx(0.3, abs=0.1)
+    assert calibration.path_probs([guess])[1] == pytest.approx(0.3, abs=0.1)
 
 
 class SlowCalibration:
@@ -135,11 +135,11 @@ def scored(tree, random):
 )
 def test_the_calibration_agrees_with_the_reference(passes, seed, decay):
     random = np.random.default_rng(seed)
-    fast, slow = _native.Calibration(decay, 0.5), SlowCalibration(decay, 0.5)
+    fast, slow = _native.AcceptanceRates(decay, 0.5), SlowCalibration(decay, 0.5)
     for shapes in passes:
         found, paths = zip(*(scored(shape, random) for shape in shapes), strict=True)
         expected = np.concatenate([slow.chances(tree) for tree in found])
-        assert fast.chances(found) == pytest.approx(expected, rel=1e-6)
+        assert fast.path_probs(found) == pytest.approx(expected, rel=1e-6)
         fast.learn(found, paths)
         for tree, path in zip(found, paths, strict=True):
             slow.learn(tree, path)
@@ -147,7 +147,7 @@ def test_the_calibration_agrees_with_the_reference(passes, seed, decay):
 
 def test_a_calibration_refuses_trees_without_their_paths():
     with pytest.raises(ValueError, match="path"):
-        _native.Calibration(0.98, 0.5).learn([TokenTree.root(1)], [])
+        _native.AcceptanceRates(0.98, 0.5).learn([TokenTree.root(1)], [])
 
 
 @given(
@@ -157,16 +157,16 @@ def test_a_calibration_refuses_trees_without_their_paths():
 def test_the_curve_agrees_with_the_reference(steps, sizes):
     known = np.cumsum([gap for gap, _ in steps])
     times = np.array([seconds for _, seconds in steps])
-    curve = _native.Curve(known, times)
+    curve = _native.CostCurve(known, times)
     slope = (times[-1] - times[-2]) / (known[-1] - known[-2]) if len(steps) > 1 else 0.0
     expected = np.interp(sizes, known, times) + slope * np.maximum(np.array(sizes) - known[-1], 0)
     assert curve.each(np.array(sizes, np.float64)) == pytest.approx(expected, abs=1e-6)
     for size in sizes:
         more = [(curve.at(size + n) - curve.at(size)) / n for n in range(1, size + 1)]
-        assert curve.price(size) == pytest.approx(min(more), abs=1e-6)
+        assert curve.marginal_seconds(size) == pytest.approx(min(more), abs=1e-6)
         every = range(1, 100)
         useful = [n for n in every if (size + n) * curve.at(size) > size * curve.at(size + n)]
-        assert curve.useful(size, 99) == max(useful, default=0)
+        assert curve.max_useful(size, 99) == max(useful, default=0)
 
 
 @given(
@@ -177,13 +177,13 @@ def test_the_curve_agrees_with_the_reference(steps, sizes):
 def test_the_likeliest_nodes_of_all_trees_come_first(shapes, seed, more):
     random = np.random.default_rng(seed)
     found = [scored(shape, random)[0] for shape in shapes]
-    chances = _native.Calibration(0.98, 0.5).chances(found)
+    chances = _native.AcceptanceRates(0.98, 0.5).path_probs(found)
     sizes = [len(tree) for tree in found]
     roots = np.cumsum([0, *sizes[:-1]])
     others = sorted(np.delete(chances, roots).tolist(), reverse=True)
-    ranking = _native.Ranking(chances, sizes)
+    ranking = _native.NodeRanking(chances, sizes)
     assert ranking.tokens == pytest.approx(len(found) + np.cumsum([0.0, *others]))
-    curve, first = _native.Curve(FLAT.nodes, FLAT.seconds), len(found) + 3
+    curve, first = _native.CostCurve(FLAT.nodes, FLAT.seconds), len(found) + 3
     rates = [t / (curve.at(first + n) + more) for n, t in enumerate(ranking.tokens)]
     best = ranking.best(curve, first, more)
     assert rates[best] == max(rates)
@@ -197,8 +197,8 @@ def test_the_likeliest_nodes_of_all_trees_come_first(shapes, seed, more):
 
 def test_a_ranking_refuses_chances_of_other_trees():
     for sizes in ([2], [1, 3], [3, 0]):
-        with pytest.raises(ValueError, match=r"chance|root"):
-            _native.Ranking(np.ones(3), sizes)
+        with pytest.raises(ValueError, match=r"probability|root"):
+            _native.NodeRanking(np.ones(3), sizes)
 
 
 @given(shapes=st.lists(trees(), min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
@@ -208,7 +208,7 @@ def test_what_need_not_be_proposed_would_not_have_been_kept(shapes, seed):
     governor = Governor(FLAT)
     assert governor.min_path_prob() == 0.0, "nothing is known yet"
     kept = governor.prune(found, 0.1)
-    chances = governor.calibration.chances(kept)
+    chances = governor.calibration.path_probs(kept)
     assert (chances >= governor.min_path_prob()).all()
     assert governor.min_path_prob() <= 0.5
 
@@ -339,7 +339,7 @@ def test_the_joint_choice_is_the_best_of_all(found, other_tokens, seed):
     """Against every set of nodes that has all roots, and with a node its parent."""
     found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
     governor, drafting = Governor(FLAT), 0.1
-    chances = [governor.calibration.chances([tree]) for tree in found]
+    chances = [governor.calibration.path_probs([tree]) for tree in found]
     alone = FLAT.at(len(found))
     ride = float(governor.seconds(len(found) + other_tokens)) - alone
 
@@ -351,7 +351,7 @@ def test_the_joint_choice_is_the_best_of_all(found, other_tokens, seed):
     kept = governor.prune(found, drafting, other_tokens)
     sizes = sum(map(len, kept))
     best = max(rate(masks) for masks in product(*map(closed, found)))
-    tokens = sum(float(governor.calibration.chances([tree]).sum()) for tree in kept)
+    tokens = sum(float(governor.calibration.path_probs([tree]).sum()) for tree in kept)
     got = tokens / (float(governor.seconds(sizes + other_tokens)) - ride + drafting)
     if len(found) > 1 and best <= 1.05 * len(found) / alone:  # beside others a gain must be clear
         assert sizes == len(found)

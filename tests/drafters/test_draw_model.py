@@ -19,7 +19,7 @@ START = (1.0, 1.0, 1.0, 0.5772)
 
 
 def native(rate=0.0):
-    return _native.Blend(2, 1, K, 1 << 10, 0.6, rate, 1 << 10, 8, 0)
+    return _native.SourceBlend(2, 1, K, 1 << 10, 0.6, rate, 1 << 10, 8, 0)
 
 
 def taught(random, blend, context=(3, 5)):
@@ -135,7 +135,7 @@ def test_how_far_to_believe_the_noise_is_learnt(believed):
     text = taught(random, blend)
     plain = first(blend, text)
     tokens, logits = np.array(list(plain)), np.log(list(plain.values()))
-    assert blend.foresight == pytest.approx(START, abs=1e-3)
+    assert blend.draw_weights == pytest.approx(START, abs=1e-3)
     for seed in range(300):
         tree = TokenTree.chain(grow_blend(blend, text, 1, [stream(seed, 2)])[0])
         noise = gumbel(seed if believed else seed + 1000, 2, tokens)
@@ -144,23 +144,23 @@ def test_how_far_to_believe_the_noise_is_learnt(believed):
         draws = np.array([drawn, 1][: len(path)], np.int32)
         rows = np.zeros((2, 1), np.int32), np.full((2, 1), np.nan, np.float32)
         blend.observe(*step_arrays(Step(text, tree, *rows, np.array(path, np.int32), draws)), True)
-    assert blend.foresight[1] > 1.2 if believed else blend.foresight[1] < 0.5
+    assert blend.draw_weights[1] > 1.2 if believed else blend.draw_weights[1] < 0.5
     blend.reset()
-    assert blend.foresight == pytest.approx(START, abs=1e-3)
+    assert blend.draw_weights == pytest.approx(START, abs=1e-3)
 
 
 def test_both_of_two_learn_what_either_does():
     blend = native()
-    blend.fork().foresight = [2.0, 1.0, 0.5, 0.0]
-    assert list(blend.foresight) == [2.0, 1.0, 0.5, 0.0]
+    blend.fork().draw_weights = [2.0, 1.0, 0.5, 0.0]
+    assert list(blend.draw_weights) == [2.0, 1.0, 0.5, 0.0]
 
 
 def test_what_was_learnt_is_carried_on():
     method = drafters.parse("blend:warm=false")
     one, other = method.build(Target(VOCAB)), method.build(Target(VOCAB))
-    one._blend.foresight = [2.0, 1.5, 0.5, 0.25]
+    one._blend.draw_weights = [2.0, 1.5, 0.5, 0.25]
     other.load(one.state())
-    assert list(other._blend.foresight) == [2.0, 1.5, 0.5, 0.25]
+    assert list(other._blend.draw_weights) == [2.0, 1.5, 0.5, 0.25]
     for wrong in ([9.0] * 4, [np.nan] * 4, [1.0] * 3):
         with pytest.raises(MethodError, match="weights"):
             other.load(one.state() | {"foresight": np.array(wrong, np.float32)})

@@ -301,7 +301,7 @@ def test_embedding_and_head_have_their_own_format(tiny_model) -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.float16, np.uint16])
 def test_weights_must_be_finite(value: float, kind: type, tiny_model) -> None:
     engine = native(tiny_model("llama"))
-    model = _native.Model(engine.config, "int8", "int8", "fp32", "", 2)
+    model = _native.NativeModel(engine.config, "int8", "int8", "fp32", "", 2)
     for name, shape in (("layers.0.q", (40, 40)), ("final_norm", (40,))):
         values = np.ones(shape, np.float32)
         values[(-1,) * len(shape)] = value
@@ -480,14 +480,14 @@ def test_top_ranks_and_normalises() -> None:
     for vocabulary in (1, 5, 16, 37, 1000):
         logits = rng.normal(0, 3, (4, vocabulary)).astype(np.float32).round(1)
         k = min(8, vocabulary)
-        tokens, probs = _native.top(logits, k)
+        tokens, probs = _native.top_k(logits, k)
         order = np.argsort(-logits, axis=1, kind="stable")[:, :k]
         np.testing.assert_array_equal(tokens, order)
         exact = np.exp(logits - logits.max(1, keepdims=True)).astype(np.float64)
         exact /= exact.sum(1, keepdims=True)
         np.testing.assert_allclose(probs, np.take_along_axis(exact, order, 1), rtol=1e-5)
     with pytest.raises(ValueError, match="between 1 and V"):
-        _native.top(logits, 2000)
+        _native.top_k(logits, 2000)
 
 
 def test_top_of_what_masks_allow() -> None:
@@ -499,8 +499,10 @@ def test_top_of_what_masks_allow() -> None:
         padded = np.pad(allowed, ((0, 0), (0, -vocabulary % 32)))
         masks = np.packbits(padded, axis=1, bitorder="little").view(np.uint32)
         left = np.where(allowed, logits, np.float32(-np.inf))
-        for got, expected in zip(_native.top(logits, 4, masks), _native.top(left, 4), strict=True):
+        for got, expected in zip(
+            _native.top_k(logits, 4, masks), _native.top_k(left, 4), strict=True
+        ):
             np.testing.assert_array_equal(got, expected)
         for wrong in (masks[:3], masks[:, :0]):
             with pytest.raises(ValueError, match="masks need V bits"):
-                _native.top(logits, 4, np.ascontiguousarray(wrong))
+                _native.top_k(logits, 4, np.ascontiguousarray(wrong))

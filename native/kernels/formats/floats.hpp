@@ -6,6 +6,8 @@
 
 #include "kernels/matmul.hpp"
 
+namespace paceline {
+
 namespace {
 
 struct Fp32 {
@@ -214,3 +216,5 @@ static const FormatKernels bf16_kernels = panel_kernels<FloatWeights<Bf16>>;
 static const FormatKernels fp16_kernels = panel_kernels<FloatWeights<Fp16>>;
 
 }  // namespace
+
+}  // namespace paceline

@@ -6,6 +6,8 @@
 
 #include "kernels/formats/floats.hpp"
 
+namespace paceline {
+
 namespace {
 
 constexpr size_t kBlockInputs = 32;
@@ -192,3 +194,5 @@ struct PairProducts {
 };
 
 }  // namespace
+
+}  // namespace paceline

@@ -6,6 +6,8 @@
 
 #include "kernels/formats/integer_pairs.hpp"
 
+namespace paceline {
+
 namespace {
 
 constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
@@ -179,3 +181,5 @@ static const FormatKernels int8_kernels = panel_kernels<IntWeights<Int8>>;
 static const FormatKernels int4_kernels = panel_kernels<IntWeights<Int4>>;
 
 }  // namespace
+
+}  // namespace paceline

@@ -7,6 +7,8 @@
 
 #include "kernels/formats/integer_pairs.hpp"
 
+namespace paceline {
+
 namespace {
 
 struct Ternary {
@@ -102,3 +104,5 @@ struct TernaryWeights : PairProducts<Ternary> {
 static const FormatKernels ternary_kernels = panel_kernels<TernaryWeights>;
 
 }  // namespace
+
+}  // namespace paceline

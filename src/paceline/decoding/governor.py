@@ -100,14 +100,14 @@ def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray
     return accepted[tree.parents] & (tree.parents >= 0), accepted
 
 
-def _calibration() -> _native.Calibration:
+def _calibration() -> _native.AcceptanceRates:
     """How often guesses come true, compared with their scores, by origin and depth.
 
     Counts fade by a fiftieth with every tree, so that a text that changes is followed. A guess's
     chance is its score times accepted / predicted of its kind; half a guess at face value damps
     the start.
     """
-    return _native.Calibration(decay=0.98, prior=0.5)
+    return _native.AcceptanceRates(decay=0.98, prior=0.5)
 
 
 @dataclass
@@ -129,7 +129,7 @@ class Governor:
     patience: int = 4
     rest: int = 8
     longest_rest: int = 256
-    calibration: _native.Calibration = field(default_factory=_calibration)
+    calibration: _native.AcceptanceRates = field(default_factory=_calibration)
     passes: int = 0
     plain_passes: int = 0
     probes: int = 0
@@ -138,7 +138,7 @@ class Governor:
     def __post_init__(self) -> None:
         if self.max_nodes is None:
             self.max_nodes = _largest_useful(self.cost)
-        self._curve = _native.Curve(self.cost.nodes, self.cost.seconds)  # as passes correct it
+        self._curve = _native.CostCurve(self.cost.nodes, self.cost.seconds)  # as passes correct it
         self._drafting = 0.0  # seconds, running mean
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
@@ -149,7 +149,7 @@ class Governor:
         self._min_path_prob = 0.0
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
-        self._last: tuple[_native.Ranking, int, float] | None = None
+        self._last: tuple[_native.NodeRanking, int, float] | None = None
 
     def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
@@ -163,7 +163,7 @@ class Governor:
             return max_nodes
         # Some guess better than others: twice an equal share leaves a choice. But nodes that are
         # never chosen cost time, too: no more than a few times what was kept of late.
-        share = -(-2 * self._curve.useful(requests, requests * max_nodes) // requests)
+        share = -(-2 * self._curve.max_useful(requests, requests * max_nodes) // requests)
         return min(max_nodes, share, 4 + int(3 * self._kept))
 
     def nodes_for_forced(self) -> int:
@@ -183,8 +183,8 @@ class Governor:
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
         requests, first = len(trees), len(trees) + other_tokens
-        probs = self.calibration.chances(trees)
-        ranking = _native.Ranking(probs, [len(tree) for tree in trees])
+        probs = self.calibration.path_probs(trees)
+        ranking = _native.NodeRanking(probs, [len(tree) for tree in trees])
         plain = self._at(requests)
         more = max(seconds, requests * self._drafting) - self._other_seconds(requests, other_tokens)
         self._last = ranking, first, more
@@ -197,7 +197,9 @@ class Governor:
         sure = 1.0 if requests == 1 else _CLEAR
         worth = rate > sure * requests / plain
         best = best if worth or requests == 1 else 0
-        gain = rate * self._curve.price(first + best)  # by a further node, if it is to pay
+        gain = rate * self._curve.marginal_seconds(
+            first + best
+        )  # by a further node, if it is to pay
         if best:
             gain = min(gain, ranking.tokens[best] - ranking.tokens[best - 1])
         self._min_path_prob = _SURE * min(gain, 1.0)

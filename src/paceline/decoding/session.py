@@ -269,7 +269,7 @@ class Session:
         hidden, self.hidden = self.hidden, None
         if self.drafter.top_k or hidden is not None:
             k = min(max(1, self.drafter.top_k), logits.shape[1])
-            tokens, probs = _native.top(logits, k, masks)
+            tokens, probs = _native.top_k(logits, k, masks)
             self.drafter.observe(Step(context, tree, tokens, probs, path, drawn, hidden))
 
 

@@ -147,7 +147,7 @@ class _Blend(ModelBacked):
         self._target, self._vocab_size = target, target.vocab_size
         self._members = [member.build(target) for member in method.methods()]
         recycle, suffix = Recycle(), Suffix()
-        self._blend = _native.Blend(
+        self._blend = _native.SourceBlend(
             recycle.orders,
             recycle.skips,
             recycle.k,
@@ -291,7 +291,7 @@ class _Blend(ModelBacked):
 
     def state(self) -> State:
         state = mixer_state(self._blend.mixer) | automata_state(self._blend.suffix)
-        state["foresight"] = np.array(self._blend.foresight, np.float32)
+        state["foresight"] = np.array(self._blend.draw_weights, np.float32)
         for i, member in enumerate(self._members):
             state |= {f"{i}.{name}": array for name, array in member.state().items()}
         return state
@@ -313,7 +313,7 @@ class _Blend(ModelBacked):
             right = foresight.dtype == np.float32 and foresight.shape == (4,)
             if not right or not (np.abs(foresight) <= _LARGEST).all():
                 raise MethodError("this state of blend holds impossible weights; reset it")
-            self._blend.foresight = foresight.tolist()
+            self._blend.draw_weights = foresight.tolist()
         for member, part in zip(self._members, parts, strict=True):
             if part or member.state():
                 member.load(part)

@@ -56,7 +56,7 @@ class Datastore(DraftMethod):
             raise MethodError("datastore needs the model's tokenizer to know its file by")
         corpus = open_corpus(Path(self.path), target.tokenizer, target.vocab_size)
         try:
-            native = _native.Corpus(
+            native = _native.CorpusMatcher(
                 corpus.tokens, corpus.suffixes, self.longest, self.k, self.samples, self.rate
             )
         except ValueError as error:
@@ -67,7 +67,7 @@ class Datastore(DraftMethod):
 class _Datastore(Drafter):
     origins = ("datastore",)
 
-    def __init__(self, native: _native.Corpus) -> None:
+    def __init__(self, native: _native.CorpusMatcher) -> None:
         self._native = native
         self._prompt = 0
 

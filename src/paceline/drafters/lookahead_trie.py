@@ -66,7 +66,7 @@ class _LookaheadTrie(Drafter):
     def __init__(self, method: LookaheadTrie, vocab_size: int) -> None:
         self._method = method
         self._vocab_size = vocab_size
-        self._trie = _native.Trie(
+        self._trie = _native.TokenTrie(
             method.branch, method.k, method.capacity, method.here, method.rate
         )
         self._prompt = 0

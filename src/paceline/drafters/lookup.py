@@ -58,7 +58,7 @@ class _Lookup(Drafter):
     origins = ("lookup",)
 
     def __init__(self, method: Lookup) -> None:
-        self._index = _native.Lookup(
+        self._index = _native.NgramIndex(
             method.longest, method.k, method.capacity, method.keep, method.rate
         )
         self._prompt = 0

@@ -282,7 +282,7 @@ class Drafts(ModelDrafter):
         if self._rest and self._translation:
             logits = self._translation.begun(logits, tree, self._rest)
         for follower in larger:
-            unsure = _native.top(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
+            unsure = _native.top_k(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
             if not unsure.any() or follower.room(context) < int(tree.depths().max()):
                 break
             better = follower.run(context, tree, self._view)[-fresh:]

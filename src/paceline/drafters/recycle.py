@@ -104,7 +104,7 @@ class _Recycle(Drafter):
     def __init__(self, method: Recycle, target: Target) -> None:
         self.top_k = min(method.k, target.vocab_size)
         self._vocab_size = target.vocab_size
-        self._mixer = _native.Mixer(
+        self._mixer = _native.ContextMixer(
             method.orders, method.skips, method.k, method.capacity, method.keep, method.rate
         )
         self._prompt = 0
@@ -140,7 +140,7 @@ _ROWS = ("keys", "counts", "written", "tokens", "probs")
 _WEIGHTS = ("weights", "biases")
 
 
-def mixer_state(mixer: _native.Mixer) -> State:
+def mixer_state(mixer: _native.ContextMixer) -> State:
     """What a mixer has learnt; rows that are in use only."""
     arrays = mixer.arrays()
     used = np.flatnonzero(arrays["keys"])
@@ -149,7 +149,7 @@ def mixer_state(mixer: _native.Mixer) -> State:
     return state | {"rows": used, "clock": np.array([mixer.clock], np.uint32)}
 
 
-def load_mixer(mixer: _native.Mixer, state: State, vocab_size: int) -> None:
+def load_mixer(mixer: _native.ContextMixer, state: State, vocab_size: int) -> None:
     """Take over what `mixer_state` gave.
 
     Raises:

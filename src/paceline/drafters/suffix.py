@@ -61,7 +61,7 @@ class _Suffix(Drafter):
     origins = ("suffix",)
 
     def __init__(self, method: Suffix, vocab_size: int) -> None:
-        self._automata = _native.Suffix(method.capacity, method.k, method.rate)
+        self._automata = _native.SuffixMatcher(method.capacity, method.k, method.rate)
         self._vocab_size = vocab_size
         self._capacity = method.capacity
         self._prompt = 0
@@ -89,7 +89,7 @@ class _Suffix(Drafter):
         self._automata.reset()
 
 
-def automata_state(automata: _native.Suffix) -> State:
+def automata_state(automata: _native.SuffixMatcher) -> State:
     """What the automata have read, where the young one begins, and the chances of matches."""
     return {
         "read": automata.read(),
@@ -98,7 +98,9 @@ def automata_state(automata: _native.Suffix) -> State:
     }
 
 
-def load_automata(automata: _native.Suffix, state: State, capacity: int, vocab_size: int) -> None:
+def load_automata(
+    automata: _native.SuffixMatcher, state: State, capacity: int, vocab_size: int
+) -> None:
     """Read again what `automata_state` gave.
 
     Raises:

@@ -72,7 +72,7 @@ class _Trigram(Drafter):
         self.top_k = min(method.k, vocab_size)
         self._method = method
         self._vocab_size = vocab_size
-        self._native = _native.Trigram(
+        self._native = _native.TrigramSearch(
             method.k, method.capacity, method.explore, method.depth, method.keep, method.rate
         )
         self._prompt = 0

@@ -96,7 +96,9 @@ class NativeEngine(Engine):
         self.kv_format = kv_format
         count = default_threads() if threads is None else threads
         try:
-            self._model = _native.Model(config, parsed.layers, parsed.head, kv_format, isa, count)
+            self._model = _native.NativeModel(
+                config, parsed.layers, parsed.head, kv_format, isa, count
+            )
         except ValueError as error:
             raise MethodError(str(error)) from None
         if kv_limit is not None:
@@ -286,8 +288,8 @@ def _pages(rows: Sequence[tuple[int, int]]) -> int:
     return sum(Memory.pages(size + more) - Memory.pages(size) + 1 for size, more in rows)
 
 
-def _own(sequence: Cached) -> _native.Sequence:
-    if not isinstance(sequence, _native.Sequence):
+def _own(sequence: Cached) -> _native.NativeSequence:
+    if not isinstance(sequence, _native.NativeSequence):
         raise RequestError("this sequence belongs to another engine")
     return sequence
 

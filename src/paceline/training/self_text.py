@@ -93,7 +93,7 @@ def selftext(
 def _write(engine: Engine, texts: list[_SelfText], temperature: float, seed: int) -> None:
     """One more token of each text."""
     logits = engine.forward([(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts])
-    top_tokens, top_probs = _native.top(logits, min(_TOP, logits.shape[1]))
+    top_tokens, top_probs = _native.top_k(logits, min(_TOP, logits.shape[1]))
     for i, text in enumerate(texts):
         engine.commit(text.sequence, [0])
         text.top_tokens.append(top_tokens[i].copy())

@@ -65,7 +65,7 @@ class Matcher:
             if not self._follow(wanted):
                 return logits
             known = self._made()
-        return _native.masked(logits, known)
+        return _native.mask_logits(logits, known)
 
     def masks(self, history: list[int]) -> Callable[[Sequence[int]], Mask | None]:
         """What may follow `history` and some more tokens; see `Masking`."""

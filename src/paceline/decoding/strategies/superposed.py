@@ -171,7 +171,7 @@ class _Superposition:
         `logits` [1, V] are those of the superposed node.
         """
         width, alpha = self._settings.width, self._settings.alpha
-        best, probs = _native.top(logits, min(width, logits.shape[1]))
+        best, probs = _native.top_k(logits, min(width, logits.shape[1]))
         tokens, base = best[0], np.maximum(probs[0].astype(np.float64), np.finfo(np.float32).tiny)
         drafts = [draft for draft in self.drafts if draft.ended]
         for draft in self.drafts:

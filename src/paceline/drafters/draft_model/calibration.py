@@ -71,7 +71,7 @@ class Calibration:
                 known = np.arange(scores.shape[1], dtype=np.int32) if ids is None else ids
                 scores += np.stack([self._at(p, known) for p in positions.tolist()])
         sharper = scores * np.float32(self._sharpness[self._kind])
-        tokens, chances = _native.top(sharper, min(k, scores.shape[1]))
+        tokens, chances = _native.top_k(sharper, min(k, scores.shape[1]))
         return tokens if ids is None else ids[tokens], chances
 
     def learn(self, token: int, tokens: Tokens, chances: Floats) -> None:
