@@ -13,6 +13,7 @@ from paceline.registry import (
     controls,
     drafters,
     guides,
+    kv_policies,
     required,
     strategies,
     watermarks,
@@ -74,6 +75,12 @@ def order() -> str:
 SEARCHES = (
     "Searches over the same engine, by `--strategy NAME:SETTING=VALUE` and `LM.search`. Their "
     "outputs are not plain decoding's, which is what lossy means here; see [search](search.md)."
+)
+
+KV_POLICIES = (
+    "Bound the rows of keys and values that every head keeps: `--kv-policy NAME:key=value,...` and "
+    "`kv_policy=` in Python. A policy acts at committed lengths that are multiples of its `every`, "
+    "so that drafting, chunks and batches cannot change what it keeps."
 )
 
 # One small schema for each keyword, after draft 2020-12; `type` is not worth a row.
@@ -148,6 +155,7 @@ def pages() -> dict[Path, str]:
             family("Strategies", strategies, SEARCHES),
             keywords(),
             family("Watermarks", watermarks, "How to use them: [Watermarks](watermarks.md)."),
+            family("KV policies", kv_policies, KV_POLICIES),
         ]
     )
     return {ROOT / "docs" / "methods.md": methods + "\n", **serving()}

@@ -16,7 +16,7 @@ LAYERS = [
     ["abilities", "core", "errors", "noise", "registry", "cache_dir", "machine", "sandbox"],
     ["models"],
     ["engines"],
-    ["compress", "control", "drafters", "watermarks"],
+    ["compress", "control", "drafters", "kvcache", "watermarks"],
     ["decoding", "training"],
     ["loading", "request_builder"],
     ["serving"],  # is handed an LM, and knows no more than its type
@@ -36,6 +36,7 @@ SHARED = {
     "watermark": {"base"},
     "pruner": {"base"},
     "quantizer": {"base"},
+    "kv policy": {"base"},
 }
 
 

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from operator import ge
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:
+    from paceline.kvcache.base import Policy
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
@@ -189,6 +192,7 @@ class Request:
     walk: str = "gumbel"
     continues: bool = False
     parser: Parser | None = None  # of the output, for schemas and tools
+    kv_policy: Policy | None = None  # bounds the rows of the cache; lossy
     noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
 
 

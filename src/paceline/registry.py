@@ -2,7 +2,8 @@
 
 A method is a frozen dataclass; its fields are its settings. `recycle:tree=paper,k=8` names one
 with settings. The entry-point groups are `paceline.drafters`, `paceline.control`,
-`paceline.control.guides`, `paceline.decoding.strategies` and `paceline.watermarks`.
+`paceline.control.guides`, `paceline.decoding.strategies`, `paceline.watermarks` and
+`paceline.kvcache`.
 """
 
 from __future__ import annotations
@@ -222,6 +223,7 @@ controls = Registry("control", "paceline.control")
 guides = Registry("guide", "paceline.control.guides")
 strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
+kv_policies = Registry("kv policy", "paceline.kvcache")
 pruners = Registry("pruner", "paceline.compress.prune")
 quantizers = Registry("quantizer", "paceline.compress.quantize")
 
@@ -234,6 +236,7 @@ FAMILIES: dict[str, Registry] = {
         guides,
         strategies,
         watermarks,
+        kv_policies,
         pruners,
         quantizers,
     )

@@ -89,7 +89,7 @@ class Generation:
         session, budget = self._session, self._budget
         assert session.sequence is not None
         start = perf_counter()
-        nodes = budget.nodes_wanted() if session.room else 0
+        nodes = budget.nodes_wanted() if session.levels else 0
         tree = session.propose(
             nodes, 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
         )

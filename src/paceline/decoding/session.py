@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline import _native
+from paceline.abilities import Ability
 from paceline.control.capabilities import FiltersDrafts, MasksTokens, RunsModel
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.filter_tree import filter_tree
@@ -17,7 +18,8 @@ from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
-from paceline.errors import RequestError
+from paceline.errors import MethodError, RequestError
+from paceline.kvcache.base import Policy
 
 # Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
@@ -48,6 +50,7 @@ class Session:
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
+        MethodError: the request's KV policy does not go with the engine, drafter or a guide.
     """
 
     def __init__(
@@ -65,6 +68,9 @@ class Session:
         self.done = False
         self.hidden: Floats | None = None
         self._engine, self._stream, self._margins = engine, stream, margins
+        self._policy = request.kv_policy
+        if self._policy is not None:
+            check_policy(self._policy, engine, drafter, request)
         self._rejects = rejects
         # The rejection walk needs every guess that was drawn, in vain or not.
         filters = [c for c in request.controls if isinstance(c, FiltersDrafts)]
@@ -93,8 +99,19 @@ class Session:
 
     @property
     def room(self) -> int:
-        """Levels that a tree may have below its root, which yields a token already."""
+        """Tokens that may follow the one that the next pass yields in any case."""
         return self._limit - len(self.output.tokens) - 1
+
+    @property
+    def levels(self) -> int:
+        """Levels that a tree may have below its root.
+
+        The walk must end where a KV policy acts: what lies behind is computed without the rows
+        that it drops.
+        """
+        if self._policy is None or self.sequence is None:
+            return self.room
+        return min(self.room, self._policy.distance(self.sequence.length) - 1)
 
     @property
     def wants_prefill_logits(self) -> bool:
@@ -102,8 +119,19 @@ class Session:
         return self.drafter.learns_from_prompt and not self.output.tokens
 
     def open(self, sequence: Cached | None = None) -> None:
-        """Begin, in `sequence`, which may hold a beginning of the text; else in a new one."""
+        """Begin, in `sequence`, which may hold a beginning of the text; else in a new one.
+
+        Raises:
+            RequestError: the request has a KV policy, which has not seen that beginning.
+        """
+        if self._policy is not None and sequence is not None and sequence.length:
+            raise RequestError(
+                f"a request under the KV policy {self._policy.name} starts with an empty cache: "
+                "what was computed before was not computed under the policy"
+            )
         self.sequence = self._engine.open() if sequence is None else sequence
+        if self._policy is not None:
+            self._policy.begin(self._engine, self.sequence)
         if not self._begun:
             self.drafter.begin(self.request)
             self._begun = True
@@ -114,6 +142,8 @@ class Session:
         if self.wants_prefill_logits:
             max_tokens = min(max_tokens, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
         start = self.sequence.length
+        if self._policy is not None:
+            max_tokens = min(max_tokens, self._policy.distance(start))
         return TokenTree.chain(self._tokens[start : start + min(max_tokens, self.missing)])
 
     def commit_part(self, tree: TokenTree, logits: Floats | None) -> None:
@@ -123,7 +153,7 @@ class Session:
         if self.wants_prefill_logits and logits is not None:
             drawn = self._tokens[start + 1 : start + 1 + len(tree)]
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
-        self._engine.commit(self.sequence, nodes)
+        self._commit(nodes)
 
     def propose(self, nodes: int, forced_nodes: int = 0, min_path_prob: float = 0.0) -> TokenTree:
         """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
@@ -137,14 +167,15 @@ class Session:
                 self.drafter.attach(self.sequence)
             self._attached = True
         self._proposed = None
-        if not nodes and forced_nodes and self.room:
-            return self.drafter.forced_tree(self.text, min(forced_nodes, self.room))
-        if not nodes or not self.room:
+        levels = self.levels
+        if not nodes and forced_nodes and levels:
+            return self.drafter.forced_tree(self.text, min(forced_nodes, levels))
+        if not nodes or not levels:
             return TokenTree.root(self._history[-1])
         self._proposed = self.drafter.propose(self.text, nodes, min_path_prob)
-        tree = self._proposed.cut(self.room)
+        tree = self._proposed.cut(levels)
         if self._filters:
-            tree = filter_tree(tree, self._filters, self._history, nodes).cut(self.room)
+            tree = filter_tree(tree, self._filters, self._history, nodes).cut(levels)
         return tree
 
     def begin_guides(self) -> None:
@@ -186,7 +217,7 @@ class Session:
             q = np.zeros_like(logits)
             if self._proposed is not None and isinstance(self.drafter, ModelBacked):
                 rows = self.drafter.distributions()
-                q = q if rows is None else rows[self._proposed.depths() <= self.room]
+                q = q if rows is None else rows[self._proposed.depths() <= self.levels]
             walked = rejection_walk(tree, logits, q, self._history, self.request)
         elif self.drafter.rollback is not None:
             leniency = self.drafter.rollback
@@ -195,7 +226,7 @@ class Session:
             walked = walk(tree, logits, self._history, self.request, self._margins)
         # All of them, also those behind a stop: the sequence holds their keys and values.
         self._tokens[len(self._history) - len(walked.drawn) : len(self._history)] = walked.drawn
-        self._engine.commit(self.sequence, walked.path)
+        self._commit(walked.path)
         self.output.passes += 1
         self.output.nodes += len(tree)
         return walked
@@ -245,6 +276,13 @@ class Session:
         self._guided = False
         for guide in self.guides:
             guide.release()
+
+    def _commit(self, path: Sequence[int] | Tokens) -> None:
+        """Keep the rows of accepted nodes, and let the KV policy act where it is time."""
+        assert self.sequence is not None
+        self._engine.commit(self.sequence, path)
+        if self._policy is not None:
+            self._policy.act(self._engine, self.sequence)
 
     def _masks(self, context: Tokens, tree: TokenTree) -> NDArray[np.uint32] | None:
         """A row of bits for each node [N, V / 32], all set where no control has said anything."""
@@ -308,3 +346,23 @@ def check_request(engine: Engine, request: Request) -> None:
         raise RequestError(f"max_new_tokens is {request.max_new_tokens}, expected at least 1")
     if not 0 <= request.temperature < np.inf:
         raise RequestError(f"temperature is {request.temperature}, expected 0 or more")
+
+
+def check_policy(policy: Policy, engine: Engine, drafter: Drafter, request: Request) -> None:
+    """Refuse a KV policy beside what does not go with it.
+
+    Raises:
+        MethodError: names both and the reason.
+    """
+    policy.check(engine)
+    if Ability.POSITIONS in drafter.needs:
+        raise MethodError(
+            f"the drafter {drafter.origins[0]} chooses which positions to attend to, and the KV "
+            f"policy {policy.name} drops them; leave one of them out"
+        )
+    guide = next((c for c in request.controls if isinstance(c, RunsModel)), None)
+    if guide is not None:
+        raise MethodError(
+            f"the KV policy {policy.name} bounds the cache of the model alone, and a guide keeps "
+            "texts of its own beside it; leave one of them out"
+        )

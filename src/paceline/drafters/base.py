@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paceline.abilities import Ability
 from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.models.tokenizer import Tokenizer
 from paceline.registry import Method
@@ -57,6 +58,7 @@ class Drafter(ABC):
         needs_hidden: needs the target's hidden states of each pass in `observe`.
         rollback: of a lossy drafter: accept a draft token if its surprise under the model is at
             most this, in nats. None: the model alone decides.
+        needs: what it uses of the target's engine when it drafts.
     """
 
     origins: tuple[str, ...]
@@ -66,6 +68,7 @@ class Drafter(ABC):
     certain: bool = False
     needs_hidden: bool = False
     rollback: float | None = None
+    needs: frozenset[Ability] = frozenset()
 
     def fork(self) -> Drafter | None:
         """Return a drafter for a concurrent request, which shares what either of them learns.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from paceline import _native
+from paceline.abilities import Ability
 from paceline.control.base import paths
 from paceline.control.capabilities import Mask, MasksTokens
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
@@ -161,6 +162,7 @@ class _Blend(ModelBacked):
         self.origins = (*_OWN, *(member.name for member in method.methods()))
         self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
         self.needs_hidden = any(member.needs_hidden for member in self._members)
+        self.needs = frozenset[Ability]().union(*(member.needs for member in self._members))
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()
         self._start = start_of(self, target, method.warm)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paceline.abilities import Ability
 from paceline.core import Exactness, Tokens
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings
@@ -68,6 +69,7 @@ class SparseKV(DraftSettings):
 
 class _SparseKV(SelfDrafter):
     origins = ("sparse_kv",)
+    needs = frozenset({Ability.POSITIONS})
     _method: SparseKV
 
     def view(self, context: Tokens) -> View | None:

@@ -110,7 +110,7 @@ class DrafterPool:
             try:
                 if (
                     nodes
-                    and entry.run.room
+                    and entry.run.levels
                     and (entry.run.drafter is self._no_drafts or not ready(entry))
                 ):
                     entry.late, nodes = True, 0

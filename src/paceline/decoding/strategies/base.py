@@ -135,6 +135,11 @@ class Strategy(Method, ABC):
                 f"{self.name} draws nothing, so that this watermark cannot mark its output; "
                 "leave it out"
             )
+        if request.kv_policy is not None:
+            raise MethodError(
+                f"{self.name} forks and cuts texts, and the KV policy {request.kv_policy.name} "
+                "drops rows that cannot be brought back; leave one of them out"
+            )
         if request.prediction and not self.drafts:
             raise RequestError(f"{self.name} drafts nothing; leave the prediction out")
         self._check_guides([c for c in request.controls if isinstance(c, RunsModel)])

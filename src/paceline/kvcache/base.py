@@ -1,0 +1,177 @@
+"""The contract of a KV policy, in two levels: which rows to keep, and a score of each row.
+
+The law: a policy acts only when the committed length is a multiple of its `every`, and reads only
+what is committed. Whoever drives a sequence lets no chunk of a prompt and no tree reach beyond
+the next multiple, so that every position is computed with the rows that plain decoding, one token
+at a time, would have left it. Speculation, chunks, batches and threads then cannot change what a
+policy keeps, and the output under a policy is the same for every drafter.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.abilities import Ability
+from paceline.core import Tokens
+from paceline.engines.base import Cached, Engine
+from paceline.errors import MethodError
+from paceline.registry import Method, check_range, kv_policies
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCache:
+    """What a policy may read of one layer's cache: committed state, the same for any drafter.
+
+    Attributes:
+        index: of the layer.
+        layers: number of layers of the model.
+        length: positions committed so far, evicted ones too.
+        positions: int32 [H_kv, S], positions of the rows that are held, increasing in every head.
+        mass: float64 [H_kv, S], attention that each row received; None unless the policy needs it.
+    """
+
+    index: int
+    layers: int
+    length: int
+    positions: Tokens
+    mass: Scores | None = None
+
+    @property
+    def attention_mass(self) -> Scores:
+        """Attention that each row received from all committed positions, float64 [H_kv, S].
+
+        Raises:
+            MethodError: the policy's `needs` do not name `Ability.ATTENTION_MASS`.
+        """
+        if self.mass is None:
+            raise MethodError("this policy reads the attention mass, which its needs do not name")
+        return self.mass
+
+
+@dataclass(frozen=True)
+class Policy(Method, ABC):
+    """Bounds the rows that every KV head holds. A method writes `keep`.
+
+    Attributes:
+        budget: rows that a head keeps whenever the policy acts.
+        sinks: first positions of the text, which are always kept.
+        every: the policy acts at committed lengths that are multiples of it; in between a head
+            grows to `budget + every` rows. Chunks of prompts are no longer than this.
+    """
+
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.EVICT})
+
+    budget: int = 1024
+    sinks: int = 4
+    every: int = 64
+
+    def __post_init__(self) -> None:
+        check_range(1, 1 << 30, self.name, budget=self.budget, every=self.every)
+        check_range(0, self.budget, self.name, sinks=self.sinks)
+
+    @abstractmethod
+    def keep(self, layer: LayerCache) -> Tokens:
+        """Return which rows of a layer stay.
+
+        A pure function of `layer`. It is called when the layer holds more than `budget` rows.
+
+        Returns:
+            indices of rows, increasing, int32 [H_kv, K] with K up to `budget`.
+        """
+
+    def check(self, engine: Engine) -> None:
+        """Refuse an engine that lacks what the policy needs.
+
+        Raises:
+            MethodError: as said.
+        """
+        lacking = sorted(need.value for need in self.needs - engine.abilities)
+        if lacking:
+            raise MethodError(
+                f"the KV policy {self.name} needs {' and '.join(lacking)}, which the engine "
+                f"{engine.name} does not offer; use native or reference"
+            )
+
+    def begin(self, engine: Engine, sequence: Cached) -> None:
+        """Prepare an empty sequence."""
+        if Ability.ATTENTION_MASS in self.needs:
+            engine.track_attention(sequence)
+
+    def distance(self, length: int) -> int:
+        """Return how many positions may be committed, from `length` on, before the policy acts."""
+        return self.every - length % self.every
+
+    def max_rows(self, length: int) -> int:
+        """Return the most rows that a sequence of up to `length` positions ever holds in a head."""
+        return min(length, self.budget + self.every)
+
+    def act(self, engine: Engine, sequence: Cached) -> bool:
+        """Evict rows if this is the length to do it; return whether any were.
+
+        Raises:
+            MemoryFullError: as `Engine.evict`.
+        """
+        held = engine.row_count(sequence)
+        if sequence.length % self.every or held <= self.budget:
+            return False
+        weighs, layers = Ability.ATTENTION_MASS in self.needs, len(engine.config.layers)
+        kept = []
+        for index in range(layers):
+            positions = engine.rows(sequence, index)
+            mass = engine.attention_mass(sequence, index) if weighs else None
+            layer = LayerCache(index, layers, sequence.length, positions, mass)
+            over = positions.shape[1] > self.budget
+            kept.append(self.keep(layer) if over else np.arange(positions.shape[1], dtype=np.int32))
+        engine.evict(sequence, kept)
+        return True
+
+
+@dataclass(frozen=True)
+class ScoringPolicy(Policy):
+    """Keeps the rows with the highest scores besides the first and the last. Write `score`.
+
+    Attributes:
+        budget, sinks, every: as of `Policy`.
+        recent: last positions of the text, which are always kept.
+    """
+
+    recent: int = 512
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(0, self.budget - self.sinks, self.name, recent=self.recent)
+
+    @abstractmethod
+    def score(self, layer: LayerCache) -> Scores:
+        """Return what each row is worth, float64 [H_kv, S]; higher stays. Pure."""
+
+    def keep(self, layer: LayerCache) -> Tokens:
+        """Return the sinks, the recent rows, and the best of the others; of equals the earlier."""
+        scores = np.array(self.score(layer), np.float64)
+        if scores.shape != layer.positions.shape:
+            raise MethodError(
+                f"{self.name} scored {list(scores.shape)} rows, expected "
+                f"{list(layer.positions.shape)}"
+            )
+        always = layer.positions < self.sinks
+        always |= layer.positions >= layer.length - self.recent
+        scores[always] = np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.budget]
+        return np.sort(order, axis=1).astype(np.int32)
+
+
+def parse_policy(text: str) -> Policy:
+    """Return the policy that `NAME[:key=value,...]` names.
+
+    Raises:
+        MethodError: a name or setting is unknown, or a value is out of range.
+    """
+    policy: Policy = kv_policies.parse(text)
+    return policy

@@ -1,0 +1,126 @@
+"""Under a KV policy the output is that of plain decoding under it, whatever guesses and batches."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.control.base import bind
+from paceline.control.temperature import Temperature
+from paceline.core import Request
+from paceline.decoding.governor import Fixed
+from paceline.decoding.loop import Generation
+from paceline.drafters.base import Target
+from paceline.engines import open_engine
+from paceline.kvcache.base import parse_policy
+from paceline.models import load
+from paceline.models.vocabulary import Vocabulary
+from paceline.registry import drafters
+from tests.conftest import shared
+
+POLICIES = (
+    "sliding_window:budget=24,sinks=2,every=8",
+    "sliding_window:budget=10,sinks=1,every=5",
+    "h2o:budget=24,recent=8,every=8",
+    "h2o:budget=9,recent=2,sinks=1,every=3",
+)
+DRAFTERS = (
+    "hostile",
+    "recycle",
+    "token_recycling",
+    "lookup",
+    "suffix",
+    "blend",
+    "lookahead_trie",
+    "lookahead",
+    "layer_skip:skip=1+2",
+)
+PROMPTS = (
+    "Once upon a time, there was a little girl named Lily. She loved to play in the park. Once",
+    "Tom had a dog",
+)
+
+
+class Setting:
+    """An engine, and what plain decoding under a policy gives in it."""
+
+    def __init__(self, name: str) -> None:
+        self.model = load(shared("models", "stories260K"))
+        self.engine = open_engine(self.model, name)
+        self.prompts = [tuple(self.model.tokenizer.encode(text)) for text in PROMPTS]
+        self.vocabulary = Vocabulary(
+            self.engine.config.vocab_size, self.model.tokenizer, lambda: None
+        )
+        self.plain = cache(lambda *key: self.output(*key, "plain", 0))
+
+    def output(self, policy: str, prompt: int, heat: float, drafter: str, nodes: int) -> list[int]:
+        request = Request(
+            self.prompts[prompt],
+            70,
+            temperature=heat,
+            seed=7,
+            kv_policy=parse_policy(policy) if policy else None,
+        )
+        request = bind([Temperature(heat)] if heat else [], request, self.vocabulary)
+        target = Target(self.engine.config.vocab_size, self.engine, self.model.tokenizer)
+        built = drafters.parse(drafter).build(target)
+        tokens = Generation(self.engine, built, request, Fixed(nodes)).run().tokens
+        assert self.engine.memory.used == 0
+        return tokens
+
+
+@pytest.fixture(scope="module", params=["reference"])
+def setting(request):
+    if request.param == "reference":
+        pytest.importorskip("torch").set_num_threads(1)
+    return Setting(request.param)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_drafting_changes_nothing(setting, data) -> None:
+    key = (
+        data.draw(st.sampled_from(POLICIES)),
+        data.draw(st.integers(0, 1)),
+        data.draw(st.sampled_from((0.0, 0.8))),
+    )
+    drafter, nodes = data.draw(st.sampled_from(DRAFTERS)), data.draw(st.sampled_from((1, 4, 13)))
+    expected = setting.plain(*key)
+    if setting.engine.name == "native":
+        setting.engine.threads = data.draw(st.integers(1, 2))
+    assert setting.output(*key, drafter, nodes) == expected
+
+
+def test_a_policy_changes_the_output_and_a_large_budget_does_not(setting) -> None:
+    """Else the tests above would prove nothing."""
+    full = setting.plain("", 0, 0.0)
+    assert any(setting.plain(policy, 0, 0.0) != full for policy in POLICIES)
+    assert setting.plain("h2o:budget=512", 0, 0.0) == full
+    assert setting.plain("sliding_window:budget=512", 0, 0.0) == full
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_chunks_end_where_the_policy_acts(setting, policy: str) -> None:
+    """The prompt's rows are those of a prompt that is run token by token."""
+    engine, chosen = setting.engine, parse_policy(policy)
+    prompt = np.array(setting.prompts[0], np.int32)
+    sequences = []
+    for chunk in (1, 4, 256):
+        sequence = engine.open()
+        chosen.begin(engine, sequence)
+        while (start := sequence.length) < len(prompt):
+            size = min(chunk, chosen.distance(start))
+            engine.extend(sequence, prompt[start : start + size])
+            chosen.act(engine, sequence)
+        sequences.append(sequence)
+    for index in range(len(engine.config.layers)):
+        first, *others = [engine.rows(sequence, index) for sequence in sequences]
+        assert first.shape[1] <= chosen.max_rows(len(prompt))
+        for rows in others:
+            np.testing.assert_array_equal(rows, first)
+    for sequence in sequences:
+        engine.release(sequence)

@@ -1,0 +1,147 @@
+"""What each policy keeps, when it acts, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tiny
+from paceline.abilities import Ability
+from paceline.core import Exactness, Request
+from paceline.decoding.session import Session
+from paceline.drafters.base import Target
+from paceline.errors import MethodError, RequestError
+from paceline.kvcache.base import LayerCache, ScoringPolicy, parse_policy
+from paceline.kvcache.h2o import H2O
+from paceline.kvcache.sliding_window import SlidingWindow
+from paceline.registry import drafters, kv_policies
+from tests.engines.test_eviction import ENGINES, LAYERS
+from tests.toy import ToyEngine
+
+EXAMPLES = [example for kind in kv_policies.methods().values() for example in kind.examples]
+
+
+def cache(positions, length: int, mass=None) -> LayerCache:
+    return LayerCache(0, 1, length, np.array(positions, np.int32), mass)
+
+
+def test_every_policy_is_lossy_and_has_examples() -> None:
+    for name, kind in kv_policies.methods().items():
+        assert kind.exactness is Exactness.LOSSY, name
+        assert kind.examples, name
+
+
+def test_a_sliding_window_keeps_sinks_and_the_end() -> None:
+    policy = SlidingWindow(budget=5, sinks=2)
+    kept = policy.keep(cache([[0, 1, 4, 5, 6, 7, 8, 9]] * 2, 10))
+    assert kept.tolist() == [[0, 1, 5, 6, 7]] * 2
+
+
+def test_h2o_keeps_what_was_attended_to_and_the_end_in_each_head() -> None:
+    mass = np.array([[5.0, 1.0, 9.0, 2.0, 0.0, 0.0], [0.0, 7.0, 1.0, 8.0, 9.0, 0.0]])
+    policy = H2O(budget=4, recent=2)
+    kept = policy.keep(cache([[0, 1, 2, 3, 4, 5], [0, 2, 3, 4, 5, 6]], 7, mass))
+    assert kept.tolist() == [[0, 2, 3, 5], [1, 3, 4, 5]]  # positions 5 and 6 are the recent ones
+    equal = policy.keep(cache([[0, 1, 2, 3, 4, 5]], 6, np.ones((1, 6))))
+    assert equal.tolist() == [[0, 1, 4, 5]], "of equals the earlier stays"
+
+
+@given(st.data())
+def test_a_scoring_policy_keeps_its_budget_in_order(data) -> None:
+    budget = data.draw(st.integers(1, 20))
+    sinks = data.draw(st.integers(0, budget))
+    recent = data.draw(st.integers(0, budget - sinks))
+    length = data.draw(st.integers(budget + 1, 60))
+    held = data.draw(st.integers(budget + 1, length))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    positions = np.sort([rng.choice(length, held, replace=False) for _ in range(3)], 1)
+    mass = rng.random((3, held))
+    kept = H2O(budget, sinks, recent=recent).keep(cache(positions, length, mass))
+    assert kept.shape == (3, budget)
+    assert kept.dtype == np.int32
+    assert (np.diff(kept, axis=1) > 0).all()
+    for own, rows, scores in zip(positions, kept, mass, strict=True):
+        must = (own < sinks) | (own >= length - recent)
+        assert set(np.flatnonzero(must)) <= set(rows)
+        dropped = np.setdiff1d(np.arange(held), rows)
+        chosen = [row for row in rows if not must[row]]
+        assert not chosen or scores[dropped].max() <= scores[chosen].min()
+
+
+@ENGINES
+@pytest.mark.parametrize("spec", EXAMPLES)
+def test_a_policy_acts_at_multiples_only_and_bounds_memory(create, spec: str) -> None:
+    engine, policy = create(), parse_policy(spec)
+    sequence = engine.open()
+    policy.begin(engine, sequence)
+    text = tiny.tokens(min(engine.config.context, policy.budget + 3 * policy.every))
+    acted, peak = [], 0
+    while sequence.length < len(text):
+        end = sequence.length + min(policy.distance(sequence.length), 5)
+        engine.extend(sequence, text[sequence.length : end])
+        peak = max(peak, engine.row_count(sequence))
+        if policy.act(engine, sequence):
+            acted.append(sequence.length)
+            assert engine.row_count(sequence) == policy.budget
+    assert peak <= policy.max_rows(len(text))
+    wanted = [n for n in range(1, len(text) + 1) if n % policy.every == 0 and n > policy.budget]
+    assert acted == wanted
+    for index in LAYERS:
+        rows = engine.rows(sequence, index)
+        assert (np.diff(rows, axis=1) > 0).all()
+        assert (rows[:, : policy.sinks] == np.arange(policy.sinks)).all()
+        assert (rows[:, -1] == len(text) - 1).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("h20", "unknown kv policy 'h20'; did you mean h2o"),
+        ("h2o:budget=0", "budget is 0"),
+        ("h2o:every=0", "every is 0"),
+        ("h2o:budget=8,recent=9", "recent is 9, expected 0 to 8"),
+        ("sliding_window:sinks=5,budget=4", "sinks is 5"),
+        ("sliding_window:recent=5", "unknown setting of sliding_window 'recent'"),
+    ],
+)
+def test_mistakes_are_named(spec: str, said: str) -> None:
+    with pytest.raises(MethodError, match=said):
+        parse_policy(spec)
+
+
+def session(engine, spec: str, drafter: str = "plain", **request) -> Session:
+    method = drafters.parse(drafter).build(Target(engine.config.vocab_size, engine))
+    return Session(engine, method, Request((1, 2), 4, kv_policy=parse_policy(spec), **request))
+
+
+@ENGINES
+def test_what_does_not_go_together_is_refused_by_name(create) -> None:
+    engine = create()
+    with pytest.raises(MethodError, match=r"sparse_kv chooses .* h2o drops"):
+        session(engine, "h2o", "sparse_kv")
+    with pytest.raises(MethodError, match=r"h2o needs attention mass and evict, .* engine toy"):
+        session(ToyEngine(), "h2o")
+    found = session(engine, "h2o")
+    with pytest.raises(RequestError, match="h2o starts with an empty cache"):
+        found.open(engine.start(tiny.tokens(3)))
+
+
+def test_a_policy_that_scores_wrongly_or_reads_what_it_did_not_ask_for_is_named() -> None:
+    @dataclass(frozen=True)
+    class Wrong(ScoringPolicy):
+        name = "wrong"
+        needs = frozenset({Ability.EVICT})
+        by_mass: bool = False
+
+        def score(self, layer):
+            return layer.attention_mass if self.by_mass else np.zeros(3)
+
+    layer = cache([[0, 1, 2, 3]], 4)
+    with pytest.raises(MethodError, match=r"wrong scored \[3\] rows, expected \[1, 4\]"):
+        Wrong(budget=2, sinks=0, recent=0).keep(layer)
+    with pytest.raises(MethodError, match="its needs do not name"):
+        Wrong(budget=2, sinks=0, recent=0, by_mass=True).keep(layer)
