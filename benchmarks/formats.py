@@ -21,7 +21,7 @@ from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine
 from paceline.measuring.perplexity import predict
 from paceline.models import Model, load
 
-HEADS = ("int4,head=int4", "int4,head=fp16", "ternary,head=fp32")  # besides each format's own
+HEADS = ("int4:head=int4", "int4:head=fp16", "ternary:head=fp32")  # besides each format's own
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 STORIES = DATA / "stories-val" / "soda-tinystories-instruct_val.txt.gz"
 WIKITEXT = DATA / "wikitext-2" / "valid.tokens.txt.gz"

@@ -185,7 +185,7 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--format", action="append", help="one of FORMATS, or with ,head=FORMAT")
+    parser.add_argument("--format", action="append", help="one of FORMATS, or with :head=FORMAT")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--repeat", type=int, default=9)

@@ -13,7 +13,17 @@ PACKAGE = Path(paceline.__file__).parent
 
 # From the bottom up. A module may import its own layer and those below it.
 LAYERS = [
-    ["abilities", "core", "errors", "noise", "registry", "cache_dir", "machine", "sandbox"],
+    [
+        "abilities",
+        "core",
+        "errors",
+        "method_spec",
+        "noise",
+        "registry",
+        "cache_dir",
+        "machine",
+        "sandbox",
+    ],
     ["models"],
     ["engines"],
     ["compress", "control", "drafters", "kvcache", "watermarks"],

@@ -373,7 +373,7 @@ def test_int8_is_half_the_file_and_nearly_the_same_model(tokenizer: Path, tmp_pa
     export(_lively(), TINY, tmp_path / "wide", tokenizer)
     convert(tmp_path / "wide", tmp_path / "narrow")
     wide, narrow = LM(tmp_path / "wide", budget=0), LM(tmp_path / "narrow", budget=0)
-    assert narrow.engine.format == "int8,head=bf16"
+    assert narrow.engine.format == "int8:head=bf16"
     found = [evaluate.bits_per_byte(lm, [text(3)])["bits_per_byte"] for lm in (wide, narrow)]
     assert found[1] == pytest.approx(found[0], rel=0.005)
     sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("wide", "narrow")]

@@ -47,7 +47,7 @@ class LM:
         print(lm.generate("Once upon a time").text)
 
     Args:
-        model: a folder, a hub id, or None for the small embedded model; `A|B` or `A@0.7|B@0.3`
+        model: a folder, a hub id, or None for the small embedded model; `A:weight=0.7+B:weight=0.3`
             are several with the same tokens, whose weighted mean is decoded.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
@@ -57,7 +57,7 @@ class LM:
         threads: of the native engine; None takes the cores this process may use.
         device: of the reference engine, e.g. `cuda`.
         format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`, `ternary`; `auto` is the
-            checkpoint's. `,head=FORMAT` after it is that of embedding and head.
+            checkpoint's. `:head=FORMAT` after it is that of embedding and head.
         kv_format: of the native engine's cached keys and values: `fp32`, `fp16`, `int8`; `auto` is
             `fp32`.
 

@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar, get_type_hints
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, get_type_hints
 from paceline.abilities import Ability
 from paceline.core import Exactness
 from paceline.errors import MethodError, unknown
+from paceline.method_spec import MethodSpec, parse_spec, parse_specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,10 @@ class Registry:
     Args:
         family: singular, as users read it, e.g. `drafter`.
         package: where our own methods live, one module each, e.g. `paceline.drafters`.
+
+    Attributes:
+        unavailable: modules and entry points that could not be imported, with the package that
+            they need and that is not installed.
     """
 
     def __init__(self, family: str, package: str) -> None:
@@ -86,6 +92,7 @@ class Registry:
         self.package = package
         self._methods: dict[str, type[Any]] = {}
         self._aliases: dict[str, str] = {}
+        self.unavailable: dict[str, str] = {}
         self._loaded = False
 
     def register(
@@ -123,15 +130,38 @@ class Registry:
         return decorate
 
     def methods(self) -> dict[str, type[Any]]:
-        """Import the family and return every registered method by name, ours first."""
+        """Import the family and return every registered method by name, ours first.
+
+        A module whose import fails for want of another package makes no method; `unavailable`
+        names the package.
+        """
         if not self._loaded:
             self._loaded = True
             package = importlib.import_module(self.package)
             for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{self.package}.{module.name}")
+                self._attempt(
+                    module.name, partial(importlib.import_module, f"{self.package}.{module.name}")
+                )
             for entry in entry_points(group=self.package):
-                entry.load()
+                self._attempt(entry.name, entry.load)
         return self._methods
+
+    def _attempt(self, name: str, load: Callable[[], object]) -> None:
+        try:
+            load()
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "paceline"):
+                raise
+            self.unavailable[name] = package
+
+    def visible(self) -> dict[str, type[Any]]:
+        """Return the methods that users are told of: all but the hidden ones."""
+        return {name: kind for name, kind in self.methods().items() if not kind.hidden}
+
+    def names(self) -> list[str]:
+        """Return every name that is understood, earlier ones included."""
+        return [*self.methods(), *self._aliases]
 
     def current_name(self, name: str) -> str:
         """Return the name that replaced `name`; `name` itself if none did."""
@@ -142,33 +172,60 @@ class Registry:
         """Return the method that is called `name` now, or was earlier.
 
         Raises:
-            MethodError: there is none; the sentence names the nearest ones.
+            MethodError: there is none; the sentence names the nearest ones, or the package that
+                is not installed.
         """
         methods = self.methods()
         method = methods.get(self.current_name(name))
+        if method is None and name in self.unavailable:
+            package = self.unavailable[name]
+            raise MethodError(f"the {self.family} {name} needs {package}; pip install {package}")
         if method is None:
-            known = [each for each, kind in methods.items() if not kind.hidden]
-            raise MethodError(unknown(self.family, name, known))
+            raise MethodError(unknown(self.family, name, self.visible()))
         return method
 
-    def parse(self, text: str) -> Any:
+    def parse(self, text: str, positional: bool = False) -> Any:
         """Build the method that `NAME[:key=value,...]` names, with its settings.
+
+        Args:
+            text: see `method_spec`.
+            positional: leading values may stand without their keys, in the order of the settings.
 
         Raises:
             MethodError: unknown name or setting, a value of the wrong type, or a required setting
                 is missing.
         """
-        name, _, settings = text.partition(":")
-        method = self.find(name)
-        fields = {f.name: f for f in dataclasses.fields(method)}
+        return self.build(parse_spec(text, self._keys if positional else self._no_keys))
+
+    def parse_several(self, text: str, positional: bool = False) -> list[Any]:
+        """Build the methods that `SPEC+SPEC` names.
+
+        Raises:
+            MethodError: as `parse`.
+        """
+        keys = self._keys if positional else self._no_keys
+        return [self.build(spec) for spec in parse_specs(text, self.names(), keys)]
+
+    def _keys(self, name: str) -> list[str]:
+        return [each.name for each in dataclasses.fields(self.find(name))]
+
+    def _no_keys(self, name: str) -> list[str]:
+        self.find(name)
+        return []
+
+    def build(self, spec: MethodSpec) -> Any:
+        """Build the method that a specification names.
+
+        Raises:
+            MethodError: as `parse`.
+        """
+        name, method = spec.name, self.find(spec.name)
+        known = {f.name for f in dataclasses.fields(method)}
         hints = get_type_hints(method)
         values: dict[str, Any] = {}
-        for item in filter(None, settings.split(",")):
-            key, equals, value = item.partition("=")
-            if key not in fields:
-                raise MethodError(unknown(f"setting of {name}", key, fields))
-            if not equals:
-                raise MethodError(f"{name}:{item} has no value; write {key}=VALUE")
+        for key, value in spec.settings.items():
+            if key not in known:
+                raise MethodError(unknown(f"setting of {name}", key, known))
             values[key] = _convert(f"{name}:{key}", value, hints[key])
         missing = [key for key in required(method) if key not in values]
         if missing:
@@ -181,7 +238,8 @@ class Registry:
         Raises:
             MethodError: as `parse`.
         """
-        return self.parse(f"{name}:{dataclasses.fields(self.find(name))[0].name}={value}")
+        key = dataclasses.fields(self.find(name))[0].name
+        return self.build(MethodSpec(name, {key: str(value)}))
 
 
 def required(method: type[Any]) -> list[str]:

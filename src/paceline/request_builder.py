@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from paceline.control.base import ControlMethod, bind
 from paceline.control.grammar import Grammar
-from paceline.control.guides.base import GuideMethod, guided, parse_guide
+from paceline.control.guides.base import GuideMethod, guided, parse_guides
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.keywords import Keywords
 from paceline.control.sampler_spec import SamplerSpec
@@ -169,7 +169,11 @@ class RequestBuilder:
 
     def _steered(self, request: Request, guide: Guides) -> Request:
         chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
-        methods = [parse_guide(item) if isinstance(item, str) else item for item in chosen]
+        methods = [
+            guide
+            for item in chosen
+            for guide in (parse_guides(item) if isinstance(item, str) else [item])
+        ]
         return guided(request, methods, self.guide_models) if methods else request
 
     @cached_property

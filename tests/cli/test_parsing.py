@@ -32,6 +32,9 @@ from paceline.registry import drafters
         (["lookup", "recycle"], ["lookup", "recycle"]),
         ([" lookup , lookup ;; "], ["lookup"]),
         ([""], []),
+        (["recycle:k=8,keep=0.5+lookup"], ["recycle:k=8,keep=0.5", "lookup"]),
+        (['datastore:path="a,b+c"+lookup'], ['datastore:path="a,b+c"', "lookup"]),
+        (["blend:members=trie+forced,lookup"], ['blend:members="trie+forced"', "lookup"]),
     ],
 )
 def test_drafter_lists(texts, found):
@@ -40,7 +43,8 @@ def test_drafter_lists(texts, found):
 
 
 names = st.from_regex(
-    r"[a-z]{1,5}(:[a-z]{1,3}=[a-z0-9]{1,3}(,[a-z]{1,3}=[a-z0-9]{1,3}){0,2})?", fullmatch=True
+    r"[a-z]{1,5}(:[a-z]=[a-z0-9]{1,3}(,[a-z]{2}=[a-z0-9]{1,3})?(,[a-z]{3}=[a-z0-9]{1,3})?)?",
+    fullmatch=True,
 )
 
 
@@ -52,17 +56,25 @@ def test_joining_and_splitting_are_inverse(texts):
 
 
 def test_samplers_become_controls():
-    controls, heat = parse_sampler("min_p=0.1, temperature=0.8,top_k=7,repetition_penalty=1.3")
+    controls, temperature = parse_sampler(
+        "min_p=0.1, temperature=0.8,top_k=7,repetition_penalty=1.3"
+    )
     assert controls == [MinP(0.1), TopK(7), RepetitionPenalty(1.3)]
-    assert heat == 0.8
+    assert temperature == 0.8
     assert parse_sampler(None) == (None, None)
     assert parse_sampler("") == ([], None)
+    long = parse_sampler(
+        "min_p:p=0.1+temperature:value=0.8+top_k:k=7+repetition_penalty:penalty=1.3"
+    )
+    assert long == (controls, temperature)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("min_p", "has no value"),
+        ("min_p=0.1,top_k", "has no value"),
+        ("min_p:p=0.1+top_k:40", "has no key"),
+        ("temperature:value=1+temperature:value=2", "one setting"),
         ("minp=0.1", "did you mean min_p"),
         ("min_p=2", "min_p is 2"),
         ("min_p=x", "expected float"),

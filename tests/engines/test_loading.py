@@ -121,7 +121,7 @@ def test_values_of_a_file_are_checked(tmp_path: Path) -> None:
 
 def test_auto_is_ternary_for_a_checkpoint_that_is(tmp_path: Path) -> None:
     real = load(shared("models", "bitstories-1M"))
-    assert open_engine(real).format == "ternary,head=fp32"
+    assert open_engine(real).format == "ternary:head=fp32"
     assert open_engine(load(shared("models", "stories260K"))).format == "fp32"
     tiny.save("bitnet", tmp_path)  # its weights were never rounded
     assert open_engine(load(tmp_path)).format == "fp32"

@@ -23,7 +23,7 @@ from tests.conftest import shared
 
 TOLERANCE = 1e-4
 ISAS = _native.isas()
-SPECS = (*FORMATS, "ternary,head=fp32", "int4,head=int4", "bf16,head=int8")
+SPECS = (*FORMATS, "ternary:head=fp32", "int4:head=int4", "bf16:head=int8")
 VARIED = ("llama-gqa-tied-bias", "gemma2", "gpt_neox", "opt", "smollm3-window", "bitnet-silu-tied")
 
 
@@ -222,7 +222,7 @@ def test_formats_round_weights_as_they_say(storage: str, name: str, tiny_model) 
     ids = tiny.tokens(40)
     expected = run(ReferenceEngine(model.config, rounded), ids, 64)
     for isa in ISAS:
-        engine = native(model, format=f"{storage},head={storage}", isa=isa)
+        engine = native(model, format=f"{storage}:head={storage}", isa=isa)
         for weight in ("embed", "layers.0.q", "layers.1.v", "layers.2.up", "layers.2.down"):
             np.testing.assert_array_equal(stored(engine, weight), rounded[weight])
         logits = run(engine, ids, 64)
@@ -244,7 +244,7 @@ def test_ternary_keeps_a_bitnet_checkpoint(name: str) -> None:
     """Every weight to the bit, and logits up to the int16 rounding of activations."""
     model = load(shared("models", name))
     exact = NativeEngine(model.config, model.weights, format="fp32")
-    engine = NativeEngine(model.config, model.weights, format="ternary,head=fp32")
+    engine = NativeEngine(model.config, model.weights, format="ternary:head=fp32")
     assert engine.weight_bytes < 0.13 * exact.weight_bytes
     for weight, values in model.weights.to_arrays().items():
         if values.ndim == 2:
@@ -283,16 +283,16 @@ def test_embedding_and_head_have_their_own_format(tiny_model) -> None:
     for name in ("llama", "llama-gqa-tied-bias"):
         model = tiny_model(name)
         ids = tiny.tokens(20)
-        engine = native(model, format="int4,head=fp32")
-        assert engine.format == "int4,head=fp32"
+        engine = native(model, format="int4:head=fp32")
+        assert engine.format == "int4:head=fp32"
         np.testing.assert_array_equal(stored(engine, "embed"), model.weights["embed"])
-        assert native(model, format="int4").format == "int4,head=int8"
-        assert native(model, format="int4,head=int4").format == "int4"
-        assert native(model, format="int8,head=int8").format == native(model, format="int8").format
+        assert native(model, format="int4").format == "int4:head=int8"
+        assert native(model, format="int4:head=int4").format == "int4"
+        assert native(model, format="int8:head=int8").format == native(model, format="int8").format
         expected = run(native(model, format="fp32"), ids, 64)
         errors = [
             np.abs(run(native(model, format=text), ids, 64) - expected).max()
-            for text in ("fp32,head=int4", "fp32,head=int8", "fp32,head=fp32")
+            for text in ("fp32:head=int4", "fp32:head=int8", "fp32:head=fp32")
         ]
         assert errors[0] > 4 * errors[1] > errors[2] == 0
 
@@ -449,8 +449,8 @@ def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(MethodError, match="unknown format 'float7'"):
         native(model, format="float7")
     for text, said in (
-        ("int4,head=int3", "unknown format of the head 'int3'"),
-        ("int8,head=ternary", "unknown format of the head 'ternary'"),
+        ("int4:head=int3", "unknown format of the head 'int3'"),
+        ("int8:head=ternary", "unknown format of the head 'ternary'"),
         ("int8,", "not of the form"),
         ("int8,tail=fp32", "not of the form"),
     ):

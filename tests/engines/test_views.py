@@ -133,7 +133,7 @@ def test_the_logits_of_some_tokens_are_those_of_all(tiny_model, data) -> None:
         }
         model = type(model)(model.path, model.config, weights, model.defaults)
     with mock.patch.object(formats, "HEADS", FORMATS):
-        engine = native(model, format=f"fp32,head={head}", isa=isa)
+        engine = native(model, format=f"fp32:head={head}", isa=isa)
     sequence, tree = engine.start(tiny.tokens(9)), data.draw(trees(30))
     plain = engine.forward([(sequence, tree)]).copy()
     for _ in range(2):

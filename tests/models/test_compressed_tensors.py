@@ -110,7 +110,7 @@ def greedy(folder: Path, **options: Any) -> np.ndarray:
 def test_a_packed_checkpoint_is_the_model_in_int8(checkpoint):
     model = load(checkpoint)
     assert model.weights.formats() == ("f32", "int8")
-    assert open_engine(model).format == "int8,head=fp32"
+    assert open_engine(model).format == "int8:head=fp32"
     exact = greedy(checkpoint, weight_format="fp32")
     np.testing.assert_allclose(greedy(checkpoint, name="reference"), exact, atol=1e-3, rtol=0)
     plain = greedy(shared("models", "TinyStories-656K"))

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from paceline.watermarks.base import Watermark as Mark
 
 _DRAFTERS_HELP = (
-    "Drafters, separated by ';' or ','; repeatable. A ',' before KEY=VALUE continues the settings "
-    "of the drafter before it: 'recycle:tree=paper,k=8,lookup' names two. "
-    "'all' names every exact one that needs nothing else."
+    "Drafters with + between them, or repeat the option: 'recycle:k=8,keep=0.5+lookup' names two. "
+    "'all' names every exact drafter that needs nothing else."
 )
 
 Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
 Models = Annotated[
-    str, typer.Argument(help="Folder or hub id of a checkpoint; 'A@0.7|B@0.3' is an ensemble.")
+    str,
+    typer.Argument(
+        help="Folder or hub id of a checkpoint; 'A:weight=0.7+B:weight=0.3' is an ensemble."
+    ),
 ]
 ModelOption = Annotated[
     str | None, typer.Option(help="As in `paceline bench`; the embedded checkpoint if left out.")
@@ -56,8 +58,7 @@ Walk = Annotated[
 Watermark = Annotated[
     str | None,
     typer.Option(
-        help="key=SECRET[,kind=exponential|inverse|green|synthid][,SETTING=VALUE]; "
-        "see `paceline methods`."
+        help="exponential|inverse|green|synthid:key=SECRET[,SETTING=VALUE]; see `paceline methods`."
     ),
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
@@ -77,7 +78,7 @@ class EngineOptions:
         typer.Option(
             "--format",
             help="Of the weights: fp32, bf16, fp16, int8, int4, ternary; auto: as stored. "
-            "',head=FORMAT' after it is that of embedding and head.",
+            "':head=FORMAT' after it is that of embedding and head.",
         ),
     ] = "auto"
     kv_format: Annotated[

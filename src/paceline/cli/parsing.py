@@ -13,18 +13,17 @@ if TYPE_CHECKING:
 
 
 def split_drafters(texts: Sequence[str]) -> list[str]:
-    """The drafters that `--drafters` names, each once; see its help for the syntax."""
-    drafters: list[str] = []
-    for text in texts:
-        for group in text.split(";"):
-            names: list[str] = []
-            for item in filter(None, map(str.strip, group.split(","))):
-                if names and "=" in item.partition(":")[0]:
-                    names[-1] += f",{item}"
-                else:
-                    names.append(item)
-            drafters += names
-    return list(dict.fromkeys(drafters))
+    """Return the drafters that `--drafters` names, each once; see its help for the syntax.
+
+    Raises:
+        MethodError: a setting has no value, or is given twice.
+    """
+    from paceline.method_spec import split_list
+    from paceline.registry import drafters
+
+    names = [*drafters.names(), "all"]
+    specs = [str(spec) for text in texts for spec in split_list(text, names)]
+    return list(dict.fromkeys(specs))
 
 
 def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[str]]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 
 from paceline.control.base import ControlMethod, chain
 from paceline.errors import MethodError, RequestError, unknown
+from paceline.method_spec import MethodSpec, parse_specs
 from paceline.registry import controls
+
+_LONG = re.compile(r"\s*\w+\s*(?:[:+]|$)")
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,16 @@ class SamplerSpec:
 
     @classmethod
     def parse(cls, text: str) -> SamplerSpec:
-        """`NAME=VALUE,...`, VALUE being the first setting; `NAME.SETTING=VALUE` for the others.
+        """Parse `NAME:key=value,...+NAME:key=value`, or the short form `NAME=VALUE,...`.
+
+        In the short form VALUE is the first setting, and `NAME.SETTING=VALUE` gives the others.
 
         Raises:
             MethodError: unknown control or setting, or one given twice.
             RequestError: a value out of range, or not a number.
         """
+        if _LONG.match(text):
+            return cls._read(parse_specs(text, [*controls.methods(), "temperature"]))
         found: dict[str, object] = {}
         for item in filter(None, map(str.strip, text.split(","))):
             name, equals, value = item.partition("=")
@@ -51,22 +59,31 @@ class SamplerSpec:
         Raises:
             MethodError, RequestError: as `parse`.
         """
-        temperature: float | None = None
-        values: dict[str, list[str]] = {}
+        specs: dict[str, dict[str, str]] = {}
         for key, value in settings.items():
-            if key == "temperature":
-                temperature = number(key, _text(value))
-                continue
             name, dot, setting = key.partition(".")
             kind = controls.methods().get(name)
             if kind is None:
-                raise MethodError(unknown("control", name, controls.methods()))
-            first = fields(kind)[0].name
-            text = f"{setting if dot else first}={_text(value)}"
-            values.setdefault(name, []).append(text)
-        return cls(
-            temperature, tuple(controls.parse(f"{n}:{','.join(v)}") for n, v in values.items())
-        )
+                raise MethodError(unknown("control", name, controls.visible()))
+            given = specs.setdefault(name, {})
+            setting = setting if dot else fields(kind)[0].name
+            if setting in given:
+                raise MethodError(f"{name}.{setting} is given twice in the sampler; give one")
+            given[setting] = _text(value)
+        return cls._read([MethodSpec(name, given) for name, given in specs.items()])
+
+    @classmethod
+    def _read(cls, specs: Iterable[MethodSpec]) -> SamplerSpec:
+        temperature: float | None = None
+        methods = []
+        for spec in specs:
+            if spec.name == "temperature":
+                if list(spec.settings) != ["value"] or temperature is not None:
+                    raise MethodError("temperature has one setting; write temperature:value=NUMBER")
+                temperature = number("temperature", spec.settings["value"])
+            else:
+                methods.append(controls.build(spec))
+        return cls(temperature, tuple(methods))
 
     def __post_init__(self) -> None:
         if self.temperature is not None and not 0 <= self.temperature < float("inf"):

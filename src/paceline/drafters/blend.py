@@ -97,8 +97,8 @@ class Blend(DraftMethod):
 
     def methods(self) -> list[DraftMethod]:
         """The members' settings."""
-        named = filter(None, self.members.split("+"))
-        return [drafters.parse(text.replace(";", ",")) for text in named]
+        earlier = '"' not in self.members  # commas were written as semicolons
+        return drafters.parse_several(self.members.replace(";", ",") if earlier else self.members)
 
     def build(self, target: Target) -> Drafter:
         """A drafter that has learnt nothing yet, and its members."""

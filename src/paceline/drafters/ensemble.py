@@ -19,11 +19,11 @@ from paceline.registry import Source, drafters
 class Ensemble(DraftSettings):
     """One member of an ensemble guesses, all of them check.
 
-    For models that run as one, `--model 'A@0.7|B@0.3'`. A member drafts on its own part of the
-    sequence, which follows the ensemble: no cache besides. `member=turns` lets them take turns, as
-    the paper does, which favours none; where one is much smaller, name it. The output is that of
-    decoding the ensemble plainly. A pass runs the drafting member's rows again: the paper's reuse
-    of them is missing. The tree grows as that of `model`.
+    For models that run as one, `--model 'A:weight=0.7+B:weight=0.3'`. A member drafts on its own
+    part of the sequence, which follows the ensemble: no cache besides. `member=turns` lets them
+    take turns, as the paper does, which favours none; where one is much smaller, name it. The
+    output is that of decoding the ensemble plainly. A pass runs the drafting member's rows again:
+    the paper's reuse of them is missing. The tree grows as that of `model`.
 
     State: as `model`. Cost of a proposal: up to `depth` passes of a member.
     Good for: ensembles, of which plain decoding runs every member at every token.

@@ -12,6 +12,7 @@ from paceline.core import Floats, TokenTree
 from paceline.engines.base import Cached, Engine, Rows
 from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError, RequestError
+from paceline.method_spec import MethodSpec, parse_specs
 
 
 @dataclass(eq=False)
@@ -127,23 +128,33 @@ def _own(sequence: Cached) -> EnsembleSequence:
 
 
 def parse_ensemble(text: str) -> list[tuple[str, float]]:
-    """Models and weights of `A|B`, `A@0.7|B@0.3`; one without a weight has 1.
+    """Parse models and weights, `A:weight=0.7+B:weight=0.3`; a model without a weight has 1.
+
+    `A@0.7|B@0.3` and `A|B` are the earlier spelling. A path with a `+` stands in JSON quotes.
 
     Raises:
         ModelError: a model is missing.
         MethodError: a weight is no number.
     """
+    if ":weight=" in text:
+        return [_weighted(spec, text) for spec in parse_specs(text)]
     if "|" not in text:
         return [(text, 1.0)]
-    found = []
+    pairs = []
     for item in text.split("|"):
         source, _, weight = item.rpartition("@") if "@" in item else (item, "", "1")
-        if not source:
-            raise ModelError(f"the ensemble {text!r} lacks a model; write A|B or A@0.7|B@0.3")
-        try:
-            found.append((source, float(weight)))
-        except ValueError:
-            raise MethodError(
-                f"{weight!r} in {text!r} is no weight, expected a number after @"
-            ) from None
-    return found
+        pairs.append(_weighted(MethodSpec(source, {"weight": weight}), text))
+    return pairs
+
+
+def _weighted(spec: MethodSpec, text: str) -> tuple[str, float]:
+    if not spec.name:
+        raise ModelError(f"the ensemble {text!r} lacks a model; write A:weight=0.7+B:weight=0.3")
+    other = [key for key in spec.settings if key != "weight"]
+    if other:
+        raise MethodError(f"{other[0]!r} in {text!r} is no setting of a model, expected weight")
+    weight = spec.settings.get("weight", "1")
+    try:
+        return spec.name, float(weight)
+    except ValueError:
+        raise MethodError(f"{weight!r} in {text!r} is no weight, expected a number") from None

@@ -110,8 +110,8 @@ def _native(
     stored -= packed
     kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
     if packed:  # int8 also holds blocks of 4 bits whose scales int4 would have to move
-        return load(f"int8,head={kept}")
+        return load(f"int8:head={kept}")
     if model.config.family == "bitnet":
         with suppress(NotTernaryError):
-            return load(f"ternary,head={kept}")
+            return load(f"ternary:head={kept}")
     return load(kept)

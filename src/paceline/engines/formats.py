@@ -1,10 +1,11 @@
-"""How weights are stored: `int4`, or `int4,head=bf16` where embedding and head have their own."""
+"""How weights are stored: `int4`, or `int4:head=bf16` where embedding and head have their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from paceline.errors import MethodError, ModelError, unknown
+from paceline.method_spec import parse_spec
 
 FORMATS = ("fp32", "bf16", "fp16", "int8", "int4", "ternary")
 HEADS = ("fp32", "bf16", "fp16", "int8", "int4")
@@ -27,23 +28,25 @@ class Format:
     head: str
 
     def __str__(self) -> str:
-        return self.layers if self.layers == self.head else f"{self.layers},head={self.head}"
+        return self.layers if self.layers == self.head else f"{self.layers}:head={self.head}"
 
 
 def parse_format(text: str) -> Format:
-    """`LAYERS` or `LAYERS,head=HEAD`.
+    """Parse `LAYERS` or `LAYERS:head=HEAD`; `LAYERS,head=HEAD` is the earlier spelling.
 
     Raises:
         MethodError: another form, or an unknown name.
     """
-    layers, comma, rest = text.partition(",")
+    earlier = "," in text and ":" not in text
+    spec = parse_spec(text.replace(",", ":", 1) if earlier else text)
+    layers = spec.name
     if layers not in FORMATS:
         raise MethodError(unknown("format", layers, FORMATS))
-    if not comma:
+    if text == layers:
         return Format(layers, _HEADS.get(layers, layers))
-    key, _, head = rest.partition("=")
-    if key != "head":
-        raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT,head=FORMAT")
+    if list(spec.settings) != ["head"]:
+        raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT:head=FORMAT")
+    head = spec.settings["head"]
     if head not in HEADS:
         raise MethodError(unknown("format of the head", head, HEADS))
     return Format(layers, head)

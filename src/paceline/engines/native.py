@@ -54,7 +54,7 @@ class NativeEngine(Engine):
             holds, a few rows at a time, so that memory peaks little above the final size.
         threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
             physical core. The logits do not depend on it.
-        format: how matrices are stored, one of `FORMATS`, with `,head=` and another where
+        format: how matrices are stored, one of `FORMATS`, with `:head=` and another where
             embedding and head have their own; see `formats`.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.

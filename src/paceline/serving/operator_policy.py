@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -71,7 +70,7 @@ def negative(text: str, scale: float, stop: float) -> Cfg:
     Raises:
         RequestError: a number is out of range.
     """
-    return Cfg(negative=json.dumps(text), scale=scale, stop=stop)
+    return Cfg(negative=text, scale=scale, stop=stop)
 
 
 def parse_guides(texts: Iterable[str]) -> dict[str, GuideMethod]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from hashlib import blake2b
 
 from paceline.core import Request
 from paceline.errors import MethodError, RequestError, unknown
+from paceline.method_spec import MethodSpec, parse_spec
 from paceline.registry import Method, watermarks
 
 
@@ -77,12 +79,29 @@ class Watermark(Method, ABC):
         """
 
 
+_NAMED = re.compile(r"\s*\w+\s*:")
+
+
 def parse_watermark(text: str) -> Watermark:
-    """`key=SECRET[,kind=KIND][,SETTING=VALUE...]`; a key has no comma.
+    """Build the watermark that `KIND:key=SECRET[,SETTING=VALUE...]` names.
+
+    `key=SECRET[,kind=KIND][,SETTING=VALUE...]` is the earlier spelling.
 
     Raises:
         PacelineError: what is missing, unknown, given twice or out of range.
     """
+    if _NAMED.match(text):
+        try:
+            spec = parse_spec(text.strip())
+        except MethodError:
+            raise MethodError(  # without its text, which may be part of a key
+                "a setting of the watermark has no value or is given twice; write KIND:key=SECRET, "
+                "and a key with a comma in JSON quotes"
+            ) from None
+        if not spec.settings.get("key"):
+            raise MethodError("a watermark needs a key; write KIND:key=SECRET")
+        mark: Watermark = watermarks.build(spec)
+        return mark
     given: dict[str, str] = {}
     for item in filter(None, map(str.strip, text.split(","))):
         name, equals, value = item.partition("=")
@@ -98,8 +117,7 @@ def parse_watermark(text: str) -> Watermark:
     kind = given.pop("kind", "exponential")
     if kind not in watermarks.methods():
         raise MethodError(unknown("watermark", kind, watermarks.methods()))
-    settings = ",".join(f"{name}={value}" for name, value in given.items())
-    found: Watermark = watermarks.parse(f"{kind}:{settings}")
+    found: Watermark = watermarks.build(MethodSpec(kind, given))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
+from paceline.control.guides.base import GuideMethod, Logs, log_softmax
 from paceline.control.guides.bayes.class_guide import ClassGuide, Sums, wanted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
@@ -29,7 +29,7 @@ class Air(GuideMethod):
     Attributes:
         model: folder or hub id of a class-conditional model with the same tokens. The paper tunes
             a prefix for each class; here the class is named by text. Required.
-        positive: text that stands for the attribute, or in JSON quotes. Required.
+        positive: text that stands for the attribute. Required.
         negative: that of its opposite. Required.
         omega: strength, 0 to 1000. Default 20, that of the authors' program.
     """
@@ -48,12 +48,10 @@ class Air(GuideMethod):
 
     def __post_init__(self) -> None:
         require(0 <= self.omega <= 1000, "air:omega", self.omega, "0 to 1000")
-        quoted("air:positive", self.positive)
-        quoted("air:negative", self.negative)
 
     def bind(self, request: Request, models: GuideModels) -> Control:
         """With two texts of the model."""
-        codes = (quoted("air", self.positive), quoted("air", self.negative))
+        codes = (self.positive, self.negative)
         streams = [models.lag(self.model, code, request) for code in codes]
         first = max(len(request.prompt), 1)
         return ClassGuide(self.edit, reconstructed, streams, request, first)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Self
 
@@ -197,39 +196,25 @@ def plausible(logits: Floats, alpha: float) -> NDArray[np.bool_]:
     return found
 
 
-def quoted(name: str, text: str) -> str:
-    r"""A text setting; in `"quotes"` it is read as JSON: `\u002c` is a comma, `\n` a new line.
-
-    Raises:
-        MethodError: the quotes do not hold a JSON string.
-    """
-    if not text.startswith('"'):
-        return text
-    try:
-        found: str = json.loads(text)
-    except json.JSONDecodeError:
-        raise MethodError(
-            f"{name} is {text}, expected text, or a JSON string, where a comma is \\u002c"
-        ) from None
-    return found
-
-
 def parse_guide(text: str) -> GuideMethod:
-    """The guide that `NAME:key=value,...` names; first values may stand without their keys.
+    """Build the guide that `NAME:key=value,...` names.
+
+    Leading values may stand without their keys, an earlier spelling.
 
     Raises:
         MethodError: as `Registry.parse`.
     """
-    name, colon, settings = text.strip().partition(":")
-    kind = guides.methods().get(name)
-    keys = [field.name for field in fields(kind)] if kind else []
-    items = settings.split(",")
-    for place, (key, item) in enumerate(zip(keys, items, strict=False)):
-        if "=" in item or not item:
-            break
-        items[place] = f"{key}={item}"
-    found: GuideMethod = guides.parse(name + colon + ",".join(items))
-    return found
+    guide: GuideMethod = guides.parse(text.strip(), positional=True)
+    return guide
+
+
+def parse_guides(text: str) -> list[GuideMethod]:
+    """Build the guides that are named in `text`, with `+` between them.
+
+    Raises:
+        MethodError: as `Registry.parse`.
+    """
+    return guides.parse_several(text.strip(), positional=True)
 
 
 def guided(request: Request, methods: Sequence[GuideMethod], models: GuideModels) -> Request:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import Guide, GuideMethod, quoted
+from paceline.control.guides.base import Guide, GuideMethod
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.guides.guide_stream import GuideStream
 from paceline.control.logits import softmax
@@ -55,11 +55,10 @@ class Cfg(GuideMethod):
     def __post_init__(self) -> None:
         require(0 <= self.scale <= 100, "cfg:scale", self.scale, "0 to 100")
         require(0 <= self.stop <= 1, "cfg:stop", self.stop, "0 to 1")
-        quoted("cfg:negative", self.negative)
 
     def bind(self, request: Request, models: GuideModels) -> Control:
         """With a second sequence of the model."""
-        own = models.tokenizer.encode(quoted("cfg:negative", self.negative))
+        own = models.tokenizer.encode(self.negative)
         if own == models.tokenizer.encode(""):
             own = [*own, *request.prompt[-1:]]
         stream = models.open_stream(models.engine, request, own, len(request.prompt))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline.control.base import require
-from paceline.control.guides.base import GuideMethod, Logs, log_softmax, quoted
+from paceline.control.guides.base import GuideMethod, Logs, log_softmax
 from paceline.control.guides.bayes.class_guide import ClassGuide, Sums, wanted
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
@@ -57,12 +57,10 @@ class Gedi(GuideMethod):
         for name, largest in {"omega": 1000.0, "rho": 1.0, "tau": 1.0, "alpha": 1000.0}.items():
             value = getattr(self, name)
             require(0 <= value <= largest, f"gedi:{name}", value, f"0 to {largest:g}")
-        quoted("gedi:positive", self.positive)
-        quoted("gedi:negative", self.negative)
 
     def bind(self, request: Request, models: GuideModels) -> Control:
         """With two texts of the model."""
-        codes = (quoted("gedi", self.positive), quoted("gedi", self.negative))
+        codes = (self.positive, self.negative)
         streams = [models.lag(self.model, code, request) for code in codes]
         return ClassGuide(self.edit, log_softmax, streams, request, first=1)
 
