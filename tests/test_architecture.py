@@ -26,7 +26,7 @@ LAYERS = [
     ],
     ["models"],
     ["engines"],
-    ["compress", "control", "drafters", "kvcache", "watermarks"],
+    ["attention", "compress", "control", "drafters", "kvcache", "watermarks"],
     ["decoding", "training"],
     ["loading", "request_builder"],
     ["serving"],  # is handed an LM, and knows no more than its type
@@ -44,6 +44,7 @@ SHARED = {
     "guide": {"base", "guide_models", "guide_stream"},
     "strategy": {"base"},
     "watermark": {"base"},
+    "attention pattern": {"base"},
     "pruner": {"base"},
     "quantizer": {"base"},
     "kv policy": {"base"},

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import NamedTuple, Unpack
 
 from paceline import registry
+from paceline.attention.base import Pattern
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Governor
@@ -60,6 +61,8 @@ class LM:
             checkpoint's. `:head=FORMAT` after it is that of embedding and head.
         kv_format: of the native engine's cached keys and values: `fp32`, `fp16`, `int8`; `auto` is
             `fp32`.
+        attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
+            and of the reference engine only. None reads all.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
@@ -76,6 +79,7 @@ class LM:
         device: str | None = None,
         format: str = "auto",  # noqa: A002 (its name everywhere)
         kv_format: str = "auto",
+        attention: str | Pattern | None = None,
     ) -> None:
         start = perf_counter()
         self.drafter_method = (
@@ -88,6 +92,7 @@ class LM:
             device=device,
             weight_format=format,
             kv_format=kv_format,
+            attention=attention,
         )
         self.model, self.engine = loaded.model, loaded.engine
         self.tokenizer = self.model.tokenizer

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from paceline import registry
+from paceline.attention.base import Pattern
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
 from paceline.engines.base import Engine
@@ -37,12 +39,14 @@ def open_model(
     device: str | None,
     weight_format: str,
     kv_format: str,
+    attention: str | Pattern | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, or several as an ensemble; the arguments are those of `LM`.
 
     Raises:
         ModelError, MethodError: what is wrong and what to do, in one sentence.
     """
+    pattern = registry.patterns.parse(attention) if isinstance(attention, str) else attention
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
     models = [load(part) for part, _ in parts]
     engines = [
@@ -53,6 +57,7 @@ def open_model(
             device=device,
             weight_format=weight_format,
             kv_format=kv_format,
+            pattern=pattern,
         )
         for each in models
     ]

@@ -282,6 +282,7 @@ guides = Registry("guide", "paceline.control.guides")
 strategies = Registry("strategy", "paceline.decoding.strategies")
 watermarks = Registry("watermark", "paceline.watermarks")
 kv_policies = Registry("kv policy", "paceline.kvcache")
+patterns = Registry("attention pattern", "paceline.attention")
 pruners = Registry("pruner", "paceline.compress.prune")
 quantizers = Registry("quantizer", "paceline.compress.quantize")
 
@@ -295,6 +296,7 @@ FAMILIES: dict[str, Registry] = {
         strategies,
         watermarks,
         kv_policies,
+        patterns,
         pruners,
         quantizers,
     )

@@ -84,6 +84,13 @@ class EngineOptions:
     kv_format: Annotated[
         str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
     ] = "auto"
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="Attention pattern, NAME:key=value,...; lossy, reference engine only. "
+            "See `paceline methods`."
+        ),
+    ] = None
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
         """A model in that engine."""
@@ -98,6 +105,7 @@ class EngineOptions:
             device=self.device,
             format=self.weight_format,
             kv_format=self.kv_format,
+            attention=self.attention,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence, Sized
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,9 @@ from paceline.engines.pages import PAGE, Memory
 from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Whose logits a pass returns: of every tree, of none, or of those marked in a list.
 Rows = Literal["all", "none"] | Sequence[bool]
@@ -58,6 +61,18 @@ class PageLender(Protocol):
         ...
 
 
+class AttentionPattern(Protocol):
+    """What an engine asks of `attention.base.Pattern`."""
+
+    name: ClassVar[str]
+
+    def mask(
+        self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
+    ) -> Tensor:
+        """Return which rows each query may read; see `attention.base.Pattern`."""
+        ...
+
+
 class Engine(ABC):
     """Runs one model.
 
@@ -72,6 +87,7 @@ class Engine(ABC):
         abilities: the parts of a `View` that `forward` can leave out: `layers` (and their
             `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
             if `hidden()` can be asked.
+        pattern: which cached positions are read; None: all that the model's own windows show.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
@@ -85,6 +101,7 @@ class Engine(ABC):
     invariant: bool
     tolerance: float
     abilities: frozenset[Ability] = frozenset()
+    pattern: AttentionPattern | None = None
     shared: PageLender | None = None
     threads: int | None = None
     device: str | None = None

@@ -56,5 +56,8 @@ def _key(engine: Engine) -> str:
     threads = engine.threads
     formats = (engine.format, engine.kv_format)
     members = [member.config for member in getattr(engine, "members", ())]
-    parts = (__version__, machine(), engine.name, formats, threads, engine.config, members)
+    parts = (
+        *(__version__, machine(), engine.name, formats, engine.pattern),
+        *(threads, engine.config, members),
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

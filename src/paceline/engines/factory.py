@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from paceline.engines.base import Engine
+from paceline.engines.base import AttentionPattern, Engine
 from paceline.errors import MethodError, unknown
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def open_engine(
     weight_format: str = "auto",
     kv_format: str = "auto",
     kv_limit: int | None = None,
+    pattern: AttentionPattern | None = None,
 ) -> Engine:
     """Open an engine and load the model's weights into it.
 
@@ -49,6 +50,7 @@ def open_engine(
             format, in the reference engine fp32.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
             nothing.
+        pattern: attention pattern of the reference engine.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
 
     Raises:
@@ -64,14 +66,26 @@ def open_engine(
                 f"the reference engine caches keys and values in the format of its weights, not in "
                 f"{kv_format!r}; leave kv_format out"
             )
-        return _reference(model, "cpu" if device is None else device, weight_format, kv_limit)
+        place = "cpu" if device is None else device
+        return _reference(model, place, weight_format, kv_limit, pattern)
+    if pattern is not None:
+        raise MethodError(
+            f"the attention pattern {pattern.name} needs the reference engine, and the native "
+            "engine has no attention patterns yet; add --engine reference"
+        )
     if device is not None:
         raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
     kept = "fp32" if kv_format == "auto" else kv_format
     return _native(model, threads, weight_format, kept, kv_limit)
 
 
-def _reference(model: Model, device: str, weight_format: str, kv_limit: int | None) -> Engine:
+def _reference(
+    model: Model,
+    device: str,
+    weight_format: str,
+    kv_limit: int | None,
+    pattern: AttentionPattern | None,
+) -> Engine:
     try:
         from paceline.engines.reference import DTYPES, ReferenceEngine
     except ModuleNotFoundError as error:
@@ -83,7 +97,12 @@ def _reference(model: Model, device: str, weight_format: str, kv_limit: int | No
             f"expected auto, {', '.join(DTYPES)}"
         )
     return ReferenceEngine(
-        model.config, model.weights, device=device, dtype=dtype, kv_limit=kv_limit
+        model.config,
+        model.weights,
+        device=device,
+        dtype=dtype,
+        kv_limit=kv_limit,
+        pattern=pattern,
     )
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, wanted
+from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.view import View
@@ -37,6 +37,7 @@ class ReferenceEngine(Engine):
         weights: canonical name -> float32 array or stored matrix; read layer by layer.
         device: any torch device.
         dtype: of weights and activations; norms and softmax are computed in float32.
+        pattern: which cached positions are read; None: all that the model shows.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
 
     Raises:
@@ -66,8 +67,12 @@ class ReferenceEngine(Engine):
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         kv_limit: int | None = None,
+        pattern: AttentionPattern | None = None,
     ) -> None:
         self.config = config
+        self.pattern = pattern
+        if pattern is not None:
+            self.abilities = self.abilities - {Ability.EVICT, Ability.ATTENTION_MASS}
         self._device = _device(device)
         self.device = str(self._device)
         self.dtype = dtype
@@ -258,6 +263,7 @@ class ReferenceEngine(Engine):
         sequence.viewed, sequence.weights = view.partial, []
         tracked = sequence.mass is not None and not view.partial
         states, where = [], self._tensor(positions)
+        chain = bool((tree.parents == np.arange(-1, len(tree) - 1)).all())
         run = range(len(config.layers)) if view.layers is None else view.layers
         for place, index in enumerate(run):
             if view.exits is not None and place in view.exits:
@@ -265,10 +271,14 @@ class ReferenceEngine(Engine):
             layer, weights = config.layers[index], self._layers[index]
             seen = visible(sequence, index, layer, tree, view.positions)
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
+            hidden: blocks.Mask = mask
+            if self.pattern is not None:
+                held = self._tensor(np.r_[: sequence.length, positions])
+                hidden = partial(self._hide, index, mask, where, held, chain)
             rotation = blocks.rotation_of(layer, where)
             cache = partial(self._cache, sequence, index)
             tap = sequence.note if tracked else None
-            x = blocks.block(x, config, layer, weights, mask, rotation, cache, tap)
+            x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
         states = [blocks.norm(state, config, outer, "final_norm") for state in [*states, x]]
@@ -280,6 +290,21 @@ class ReferenceEngine(Engine):
         ids = None if view.tokens is None else self._tensor(view.tokens.astype(np.int64))
         logits = blocks.head(x, self.config, self._outer, ids)
         return np.asarray(logits.cpu().numpy(), np.float32)
+
+    def _hide(
+        self,
+        layer: int,
+        mask: Tensor,
+        at: Tensor,
+        held: Tensor,
+        chain: bool,
+        queries: Tensor,
+        keys: Tensor,
+    ) -> Tensor:
+        """Return the mask [H, N, S] of a layer with what the attention pattern leaves out."""
+        assert self.pattern is not None
+        read = self.pattern.mask(layer, queries, keys, at, held, chain)
+        return mask.masked_fill(~read, -torch.inf)
 
     def _cache(
         self, sequence: ReferenceCache, index: int, keys: Tensor, values: Tensor

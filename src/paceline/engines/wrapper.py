@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, PageLender, Rows
+from paceline.engines.base import AttentionPattern, Cached, Engine, PageLender, Rows
 from paceline.engines.pages import Memory
 from paceline.engines.view import View
 
@@ -37,6 +37,11 @@ class EngineWrapper(Engine):
     @shared.setter
     def shared(self, lender: PageLender | None) -> None:
         self.inner.shared = lender
+
+    @property
+    def pattern(self) -> AttentionPattern | None:  # type: ignore[override]  # an attribute there
+        """Attention pattern; see `Engine.pattern`."""
+        return self.inner.pattern
 
     @property
     def weight_bytes(self) -> int | None:  # type: ignore[override]  # an attribute there

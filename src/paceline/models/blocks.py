@@ -28,6 +28,9 @@ Tap = Callable[[str, Tensor], object]
 # Takes the new keys and values [..., G, T, D]; returns all that are attended to [..., G, S, D].
 Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rotation = tuple[Tensor, Tensor]  # cosines and sines [T, R]
+# Float32 [T, S] or [H, T, S], 0 where a position is seen and -inf elsewhere; or a function of the
+# rotated queries [..., H, T, D] and keys [..., G, S, D] that returns such a tensor.
+Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -80,7 +83,7 @@ def block(
     config: ModelConfig,
     layer: LayerConfig,
     weights: LayerWeights,
-    mask: Tensor,
+    mask: Mask,
     rotation: Rotation | None,
     cache: Cache | None = None,
     tap: Tap | None = None,
@@ -92,7 +95,7 @@ def block(
         config: the model's shape.
         layer: the layer's shape.
         weights: the layer's tensors.
-        mask: float32 [T, S], 0 where a position is seen and -inf elsewhere.
+        mask: which positions are seen.
         rotation: of the T positions; None where the layer has no rotary embedding.
         cache: gives the keys and values of earlier positions; None where there are none.
         tap: sees the input of every matrix.
@@ -112,7 +115,7 @@ def attention(
     config: ModelConfig,
     layer: LayerConfig,
     weights: LayerWeights,
-    mask: Tensor,
+    mask: Mask,
     rotation: Rotation | None,
     cache: Cache | None = None,
     tap: Tap | None = None,
@@ -127,6 +130,8 @@ def attention(
     if rotation is not None:
         q, k = rotate(q, *rotation), rotate(k, *rotation)
     keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
+    if not isinstance(mask, Tensor):
+        mask = mask(q, keys)
     groups = layer.heads // layer.kv_heads
     keys, values = keys.repeat_interleave(groups, -3), values.repeat_interleave(groups, -3)
     scores = (q @ keys.transpose(-1, -2)).float() * config.attention_scale  # [..., H, T, S]

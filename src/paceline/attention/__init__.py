@@ -1,0 +1,1 @@
+"""Attention patterns, one a file: which cached positions a query reads."""
