@@ -128,5 +128,5 @@ def test_predictions_out_of_bounds_are_refused():
 def test_states_with_impossible_chances_are_refused():
     state = build().state()
     state["chances"][0, 0] = float("nan")
-    with pytest.raises(MethodError, match="outside"):
+    with pytest.raises(MethodError, match="impossible chances"):
         build().load(state)

@@ -1,4 +1,4 @@
-"""What the controls leave no choice about."""
+"""Draft the tokens that the request's controls force."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from paceline.registry import Source, drafters
 @drafters.register("forced", Exactness.EXACT)
 @dataclass(frozen=True)
 class Forced(DraftMethod):
-    """Where the request's controls leave one continuation, that is the draft, with certainty.
+    """Draft the only continuation that the controls allow, with probability 1.
 
-    A grammar that has come to `{"name":` in a schema knows the next tokens without the model; a
-    forced first token is known, too. Nothing is learnt. Costs nothing without such a control.
+    After `{"name":` a grammar may know the next tokens without the model; a forced first token is
+    known, too. Nothing is learnt.
+
+    State: none. Cost of a proposal: none without such a control.
     Good for: JSON with a schema, templates, choices; alone, or as a member of `blend`.
     """
 
     source = Source(note="ours; after jump-forward decoding, Zheng et al., SGLang, 2312.07104")
+    examples = ("forced",)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that asks the controls."""
+        """Return a drafter that asks the controls."""
         return _Forced()
 
 
@@ -42,9 +45,9 @@ class _Forced(Drafter):
         if self._controls and budget:
             history = context.tolist()
             for control in self._controls:
-                found = control.forced(history)
-                if found:
-                    return TokenTree.chain([root, *found[:budget]])
+                tokens = control.forced(history)
+                if tokens:
+                    return TokenTree.chain([root, *tokens[:budget]])
         return TokenTree.root(root)
 
     def reset(self) -> None:

@@ -1,4 +1,4 @@
-"""Random trees, for tests: a drafter may cost time, never correctness."""
+"""Random trees, for tests: a drafter can cost time, never correctness."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from paceline.registry import Source, drafters
 @drafters.register("hostile", Exactness.EXACT, hidden=True)
 @dataclass(frozen=True)
 class Hostile(DraftMethod):
-    """Valid trees of any shape and size up to the budget, with random tokens and random scores.
+    """Propose valid trees of any shape and size, with random tokens and random scores.
 
     State: none. Cost of a proposal: linear in the budget.
     Good for: tests only.
 
     Attributes:
-        seed: of the trees. Default 0: a failure repeats.
+        seed: of the random numbers, 0 or more. Default 0: a failure repeats.
     """
 
     source = Source()
+    examples = ("hostile",)
 
     seed: int = 0
 
@@ -33,7 +34,7 @@ class Hostile(DraftMethod):
             raise MethodError(f"hostile:seed is {self.seed}, expected 0 or more")
 
     def build(self, target: Target) -> Drafter:
-        """A drafter of random trees over the vocabulary."""
+        """Return a drafter of random trees over the vocabulary."""
         return _Hostile(self.seed, target.vocab_size)
 
 
@@ -51,8 +52,7 @@ class _Hostile(Drafter):
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         random = self._random
         tokens, parents, edges = [int(context[-1])], [-1], set()
-        # 0 gives chains, 1 gives bushes.
-        bushy = random.random()
+        bushy = random.random()  # 0 gives chains, 1 gives bushes
         for _ in range(random.integers(0, budget, endpoint=True)):
             last = len(tokens) - 1
             parent = (

@@ -1,4 +1,4 @@
-"""Lookahead decoding: guesses that the model itself refines, pass by pass, into n-grams."""
+"""Lookahead decoding: the model refines guesses, pass by pass, into n-grams."""
 
 from __future__ import annotations
 
@@ -10,45 +10,50 @@ import numpy as np
 
 from paceline.core import Exactness, Floats, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
-from paceline.errors import MethodError
+from paceline.drafters.state import checked
 from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("lookahead", Exactness.EXACT, aliases=("jacobi",))
 @dataclass(frozen=True)
 class Lookahead(DraftMethod):
-    """Guesses further ahead ride along in every pass and are replaced by what the model says.
+    """Run guesses further ahead in every pass, and replace them by what the model predicts.
 
-    A part of the tree is a chain of guesses for the next `window` tokens. What the model finds
-    likeliest behind each of them is the chain of the next pass (Jacobi's iteration: its fixed
-    point is greedy decoding). Read across passes, token i of one chain, i + 1 of the next and so
-    on form n-grams, which a pool keeps; those that begin with the last token are the tree's other
-    branches. How often branches and chain are right at each depth is learnt, so that the scores
-    are chances.
+    A part of the tree is a chain of guesses for the next `window` tokens. The model's most likely
+    token after each of them becomes the chain of the next pass (Jacobi's iteration: its fixed point
+    is greedy decoding). Read across passes, token i of one chain, i + 1 of the next and so on form
+    n-grams, which a pool keeps; those that begin with the last token are the tree's other branches.
+    How often branches and chain are right at each depth is learnt, so that scores are
+    probabilities.
 
-    What differs from the paper, because all guesses live in one token tree: a guess sees the
-    whole chain before it, where the paper's mask lets it see its own trajectory of n - 1 passes;
-    and the chain is verified like any branch. New guesses at the chain's end are tokens of the
-    context, where the paper takes random ones.
+    All guesses are in one token tree. So a guess sees the whole chain before it, where the paper's
+    mask lets it see its own trajectory of n - 1 passes, and the chain is verified like any branch.
+    New guesses at the chain's end are tokens of the context, where the paper takes random ones.
 
-    State: the pool, 4n bytes an n-gram, and 64 floats; carried across requests. Memory: the pool
-    as Python tuples, some 500 bytes an n-gram. Cost of a proposal: 5 microseconds a node,
-    and as much to learn from it.
-    Good for: the comparison with the other drafters; text that nothing resembles, on machines
-    where nodes cost nothing. A governor that sizes the tree cuts the chain, which is seldom right.
+    State: the pool, 4n bytes an n-gram, and 64 floats; carried across requests. Memory: the pool as
+    Python tuples, some 500 bytes an n-gram. Cost of a proposal: 5 microseconds a node, and as much
+    to learn from it.
+    Good for: comparison; text that resembles nothing seen before, on machines where nodes cost
+    nothing. A governor that sizes the tree cuts the chain, which is seldom right.
+
+    Based on Fu et al., Break the Sequential Dependency, arXiv 2402.02057.
 
     Attributes:
         window: guesses of the chain. Default 16, about the paper's 15.
         n: tokens of an n-gram. Default 4: longer ones are rarely completed.
         verified: n-grams kept for each first token, the recent ones. Default 15, the paper's.
-        share: of the budget, the chain's part. Default 0.5, the paper's.
-        rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
-        capacity: n-grams in the pool; those unseen for longest give way. Default 16384.
+        share: the chain's part of the budget, 0 to 1. Default 0.5, the paper's.
+        rate: learning rate of the probabilities, 0 to 1. Default 0.02: about 50 tokens.
+        capacity: n-grams in the pool; the least recently seen are replaced. Default 16384.
     """
 
     source = Source(
-        authors="Fu et al.", title="Break the Sequential Dependency", arxiv="2402.02057"
+        authors="Fu et al.",
+        title="Break the Sequential Dependency",
+        arxiv="2402.02057",
+        note="all guesses are in one token tree, without the paper's mask",
     )
+    examples = ("lookahead", "lookahead:window=1,n=2,verified=1,share=0.9,capacity=4")
 
     window: int = 16
     n: int = 4
@@ -65,7 +70,7 @@ class Lookahead(DraftMethod):
         check_range(1, 1 << 24, "lookahead", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter with an empty pool."""
+        """Return a drafter with an empty pool."""
         return _Lookahead(self, target.vocab_size)
 
 
@@ -75,7 +80,7 @@ _DEPTHS, _RANKS = 8, 4
 
 
 class _Pool:
-    """N-grams by their first token, the latest last. Bounded for each token and as a whole."""
+    """N-grams by their first token, the latest last; bounded for each token and in all."""
 
     def __init__(self, each: int, capacity: int) -> None:
         self._each, self._capacity = each, capacity
@@ -97,7 +102,7 @@ class _Pool:
                 del self._by_first[oldest[0]]
 
     def after(self, token: int) -> list[Gram]:
-        """What follows `token`, the latest first."""
+        """Return what follows `token`, the latest first."""
         return [gram[1:] for gram in reversed(self._by_first.get(token, ()))]
 
 
@@ -113,12 +118,12 @@ class _Lookahead(Drafter):
     def reset(self) -> None:
         self._pool = _Pool(self._method.verified, self._method.capacity)
         doubt = np.linspace(0.7, 0.5, _DEPTHS, dtype=np.float32)[:, None]
-        self._chances = np.empty((2, _DEPTHS, _RANKS), np.float32)  # of chain, of n-grams
-        self._chances[0], self._chances[1] = 0.1, (1 - doubt) / np.arange(1, _RANKS + 1)
+        self._probs = np.empty((2, _DEPTHS, _RANKS), np.float32)  # [chain or n-grams, depth, rank]
+        self._probs[0], self._probs[1] = 0.1, (1 - doubt) / np.arange(1, _RANKS + 1)
         self._forget_text()
 
     def _forget_text(self) -> None:
-        # Rows of the last passes: position of the first token, and the model's likeliest.
+        # Rows of the last passes: position of the first token, and the most likely tokens.
         self._rows: deque[tuple[int, Gram]] = deque(maxlen=self._method.n)
         self._edges: dict[tuple[int, int], int] = {}  # parent and token to node
         self._cells: list[tuple[int, int, int]] = [(0, 0, 0)]
@@ -135,20 +140,20 @@ class _Lookahead(Drafter):
         tokens, parents = [root], [-1]
         self._edges, self._cells = {}, [(0, 0, 0)]
 
-        def add(path: Sequence[int], source: int, rank: int, most: int) -> None:
+        def add(path: Sequence[int], source: int, rank: int, limit: int) -> None:
             node = 0
             for token in path:
-                found = self._edges.get((node, token))
-                if found is None:
-                    if len(tokens) > most:
+                child = self._edges.get((node, token))
+                if child is None:
+                    if len(tokens) > limit:
                         return
-                    found = self._edges[node, token] = len(tokens)
+                    child = self._edges[node, token] = len(tokens)
                     tokens.append(token)
                     parents.append(node)
                     depths.append(depths[node] + 1)
-                    depth = min(depths[found], _DEPTHS) - 1
+                    depth = min(depths[child], _DEPTHS) - 1
                     self._cells.append((source, depth, min(rank, _RANKS - 1)))
-                node = found
+                node = child
 
         self._chain = self._next_chain(context)
         grams = self._pool.after(root)
@@ -162,7 +167,7 @@ class _Lookahead(Drafter):
         return single_origin_tree(np.array(tokens, np.int32), above, self._scores(above))
 
     def _next_chain(self, context: Tokens) -> list[int]:
-        """What the last pass found likeliest from here on, then tokens of the context."""
+        """Return what the last pass predicted from here on, then tokens of the context."""
         size, chain = len(context), []
         if self._rows:
             start, row = self._rows[-1]
@@ -172,8 +177,8 @@ class _Lookahead(Drafter):
         return chain[: self._method.window]
 
     def _scores(self, parents: Tokens) -> Floats:
-        """The learnt chance of each node; siblings exclude each other, so at most 1 together."""
-        scores: Floats = self._chances[tuple(np.array(self._cells).T)]
+        """Return the learnt probability of each node; those of siblings add up to 1 at most."""
+        scores: Floats = self._probs[tuple(np.array(self._cells).T)]
         scores[0] = 1.0
         sums = np.bincount(parents[1:], scores[1:], minlength=len(parents))
         scores[1:] /= np.maximum(sums[parents[1:]], 1.0)
@@ -181,7 +186,7 @@ class _Lookahead(Drafter):
 
     def observe(self, step: Step) -> None:
         tree, top = step.tree, step.top_tokens[:, 0].tolist()
-        # The tree may be a part of what was proposed.
+        # The tree may have lost nodes since it was proposed.
         known, nodes = {0: 0}, [0]
         for node in range(1, len(tree)):
             parent = nodes[tree.parents[node]]
@@ -204,10 +209,10 @@ class _Lookahead(Drafter):
             if parent in drawn and nodes[node] > 0:
                 cell = self._cells[nodes[node]]
                 hit = drawn[parent] == step.tree.tokens[node]
-                self._chances[cell] += self._method.rate * (hit - self._chances[cell])
+                self._probs[cell] += self._method.rate * (hit - self._probs[cell])
 
     def _collect(self) -> None:
-        """Pool the n-grams that end in the last row."""
+        """Add the n-grams that end in the last row to the pool."""
         rows = list(self._rows)
         if len(rows) < self._method.n:
             return
@@ -225,21 +230,12 @@ class _Lookahead(Drafter):
 
     def state(self) -> State:
         grams = np.array(list(self._pool.all), np.int32).reshape(-1, self._method.n)
-        return {"grams": grams, "chances": self._chances.copy()}
+        return {"grams": grams, "chances": self._probs.copy()}
 
     def load(self, state: State) -> None:
-        if state.keys() != {"grams", "chances"}:
-            raise MethodError("this state is not of lookahead; reset it")
-        grams, chances = state["grams"], state["chances"]
-        if grams.dtype != np.int32 or grams.ndim != 2 or grams.shape[1] != self._method.n:
-            raise MethodError("this state is of a lookahead with another `n`; reset it")
-        if chances.dtype != np.float32 or chances.shape != self._chances.shape:
-            raise MethodError("this state is not of lookahead; reset it")
-        if ((grams < 0) | (grams >= self._vocab_size)).any():
-            raise MethodError("this state of lookahead holds impossible tokens; reset it")
-        if not ((chances >= 0) & (chances <= 1)).all():
-            raise MethodError("this state of lookahead holds chances outside 0..1; reset it")
+        ranges = {"grams": (0, self._vocab_size - 1), "chances": (0, 1)}
+        checked("lookahead", state, self.state(), ranges, rows=("grams",))
         self.reset()
-        for gram in grams.tolist():
+        for gram in state["grams"].tolist():
             self._pool.add(tuple(gram))
-        self._chances = chances.copy()
+        self._probs = state["chances"].copy()

@@ -1,4 +1,4 @@
-"""Lookahead's trie: branches of prompts and outputs, whoever asked for them."""
+"""The trie of Lookahead (PIA): branches of the prompts and outputs of all requests."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
+from paceline.drafters.state import checked
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
@@ -16,31 +17,38 @@ from paceline.registry import Source, check_range, drafters
 @drafters.register("lookahead_trie", Exactness.EXACT, aliases=("trie",))
 @dataclass(frozen=True)
 class LookaheadTrie(DraftMethod):
-    """Repeats what was said before, in this text or in earlier ones.
+    """Repeat what was read or written before, in this text or in earlier ones.
 
     Every run of `branch` tokens of every prompt and output is a branch of one trie, with counts.
-    The last `branch - 1` tokens are looked up, then ever fewer of them; the longest that is known
-    speaks first, its likeliest continuations are branches of the tree, and each is looked up again
-    until the budget is full. What this text said counts `here` times more. When the trie is full,
-    what was seen once goes and all counts are halved, as in the paper; the present text is spared
-    where that suffices. How often a context of each length and frequency is right is learnt on the
-    way, so that the scores are chances. The paper takes the branches of one match by frequency
-    alone. What a request's last pass drew is not read.
+    The last `branch - 1` tokens are looked up, then fewer and fewer of them. The longest that is
+    known comes first, its most likely continuations are branches of the tree, and each is looked up
+    again until the budget is full. Counts of this text weigh `here` times more. When the trie is
+    full, what was seen once is dropped and all counts are halved, as in the paper; the present text
+    is spared where that suffices. How often a context of each length and frequency is right is
+    learnt, so that scores are probabilities. The tokens of a request's last pass are not read.
 
     State: 12 bytes for each node in use and 4 floats for each length; carried across requests.
     Memory: `capacity` nodes of about 40 bytes. Cost of a proposal: 3 to 5 microseconds a node.
     Good for: services whose requests resemble each other (templates, retrieved passages, forms).
 
+    Based on Zhao et al., Lookahead, arXiv 2312.12728.
+
     Attributes:
         branch: tokens of the longest branch, its context included. Default 8, about the paper's.
         k: continuations of each context. Default 8.
-        here: weight of this text's sightings above those of others. Default 1.
-        rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
+        here: weight of this text's counts above those of others. Default 1.
+        rate: learning rate of the probabilities, 0 to 1. Default 0.02: about 50 tokens.
         capacity: nodes kept; a token takes up to `branch` of them. Default 262144.
     """
 
-    source = Source(authors="Zhao et al.", title="Lookahead", arxiv="2312.12728")
+    source = Source(
+        authors="Zhao et al.",
+        title="Lookahead",
+        arxiv="2312.12728",
+        note="the paper takes the branches of one match by frequency alone",
+    )
     catalogue = (42,)
+    examples = ("lookahead_trie", "lookahead_trie:branch=2,k=1,here=0,capacity=256")
 
     branch: int = 8
     k: int = 8
@@ -56,7 +64,7 @@ class LookaheadTrie(DraftMethod):
         check_range(256, 1 << 28, "lookahead_trie", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter with an empty trie."""
+        """Return a drafter with an empty trie."""
         return _LookaheadTrie(self, target.vocab_size)
 
 
@@ -81,7 +89,7 @@ class _LookaheadTrie(Drafter):
 
     def state(self) -> State:
         arrays = {name: array.copy() for name, array in self._trie.arrays().items()}
-        return arrays | {name: arrays[name][1:] for name in _NODES}  # the root says nothing
+        return arrays | {name: arrays[name][1:] for name in _NODES}  # all but the root
 
     def load(self, state: State) -> None:
         self._check(state)
@@ -94,27 +102,20 @@ class _LookaheadTrie(Drafter):
 
     def _check(self, state: State) -> None:
         """Refuse a state of other settings, or one that is no trie over this vocabulary."""
-        mine = self._trie.arrays()
-        if state.keys() != mine.keys() or any(
-            state[name].dtype != mine[name].dtype or state[name].ndim != 1 for name in mine
-        ):
-            raise MethodError("this state is not of a lookahead_trie; reset it")
-        tokens, parents, counts = (state[name] for name in _NODES)
-        n, chances = len(tokens), state["reliability"]
-        if not len(parents) == len(counts) == n or chances.shape != mine["reliability"].shape:
-            raise MethodError("this state is of a lookahead_trie with another `branch`; reset it")
+        ranges = {
+            "tokens": (0, self._vocab_size - 1),
+            "counts": (float(np.finfo(np.float32).tiny), np.inf),
+            "reliability": (0, 1),
+        }
+        checked("lookahead_trie", state, self._trie.arrays(), ranges, rows=_NODES)
+        tokens, parents = state["tokens"], state["parents"]
+        n = len(tokens)
         if n >= self._method.capacity:
             raise MethodError(
                 f"this state has {n} nodes, more than lookahead_trie:capacity="
                 f"{self._method.capacity}; raise it or reset the state"
             )
         impossible = MethodError("this state of lookahead_trie holds impossible branches; reset it")
-        if not np.isfinite(counts).all() or (counts <= 0).any():
-            raise impossible
-        if not ((chances >= 0) & (chances <= 1)).all():
-            raise impossible
-        if ((tokens < 0) | (tokens >= self._vocab_size)).any():
-            raise impossible
         if ((parents < 0) | (parents > np.arange(n))).any():
             raise impossible
         depths = np.zeros(n + 1, np.int32)

@@ -1,4 +1,4 @@
-"""Prompt lookup: what followed the last tokens where they stood before, as a tree."""
+"""Prompt lookup: a tree of what followed the last tokens where they occurred before."""
 
 from __future__ import annotations
 
@@ -7,36 +7,40 @@ from dataclasses import dataclass
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
-from paceline.errors import MethodError
+from paceline.drafters.state import checked
 from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("lookup", Exactness.EXACT)
 @dataclass(frozen=True)
 class Lookup(DraftMethod):
-    """Copies from the prompt and the output.
+    """Copy what followed the last tokens where they occurred before, in the prompt or the output.
 
-    The last `longest` tokens are looked up in the text so far, then ever fewer of them. The
-    longest match speaks first; its continuations, the recent and the frequent ones, are branches,
+    The last `longest` tokens are looked up in the text so far, then fewer and fewer of them. The
+    longest match comes first; its continuations, the recent and the frequent ones, are branches,
     and each branch is looked up again until the budget is full. How often a match of each length
-    is right is learnt on the way, so that the scores are chances. The index takes `longest`
-    entries a token as the text grows; nothing is searched.
+    is right is learnt, so that scores are probabilities. The index gets `longest` entries a token
+    as the text grows; nothing is searched.
 
     State: one float for each length; the index holds one text and is not carried. Memory:
     `capacity` rows of 16 + 8k bytes. Cost of a proposal: about a microsecond a node.
     Good for: summaries, editing, code, questions about a given text.
 
+    Based on Saxena, Prompt Lookup Decoding, 2023, with trees for its one chain.
+
     Attributes:
-        longest: tokens of the longest match. Default 4: longer ones are rarely righter.
+        longest: tokens of the longest match. Default 4: longer ones are rarely right more often.
         k: continuations kept for each match. Default 4.
-        keep: share of the old when a continuation is seen again. Default 0.45: the most recent is
-            always first, the others follow by frequency with the old ones fading.
-        rate: speed at which the chance of each length is learnt. Default 0.02: about 50 tokens.
-        capacity: matches kept, rounded up to a power of two; those unseen for longest give way.
+        keep: weight of the old, 0 to 1, when a continuation occurs again. Default 0.45: the most
+            recent is always first, the others follow by frequency, with the old ones fading.
+        rate: learning rate of the probability of each length, 0 to 1. Default 0.02: about 50
+            tokens.
+        capacity: matches kept, rounded up to a power of two; the least recently seen are replaced.
             Default 32768: texts of 8000 tokens.
     """
 
     source = Source(authors="Saxena", title="Prompt Lookup Decoding, 2023")
+    examples = ("lookup", "lookup:longest=1,k=1,capacity=8")
 
     longest: int = 4
     k: int = 4
@@ -50,7 +54,7 @@ class Lookup(DraftMethod):
         check_range(8, 1 << 28, "lookup", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter with an empty index."""
+        """Return a drafter with an empty index."""
         return _Lookup(self)
 
 
@@ -75,12 +79,8 @@ class _Lookup(Drafter):
         return {"reliability": self._index.reliability().copy()}
 
     def load(self, state: State) -> None:
-        learnt, mine = state.get("reliability"), self._index.reliability()
-        if learnt is None or learnt.shape != mine.shape or learnt.dtype != mine.dtype:
-            raise MethodError("this state is not of a lookup with the same `longest`; reset it")
-        if not ((learnt >= 0) & (learnt <= 1)).all():
-            raise MethodError("this state of lookup holds chances outside 0..1; reset it")
-        mine[:] = learnt
+        checked("lookup", state, self.state(), {"reliability": (0, 1)})
+        self._index.reliability()[:] = state["reliability"]
 
     def reset(self) -> None:
         self._index.reset()

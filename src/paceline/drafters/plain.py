@@ -1,4 +1,4 @@
-"""Plain decoding: no guess at all."""
+"""Plain decoding: no draft at all."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from paceline.registry import Source, drafters
 @drafters.register("plain", Exactness.EXACT)
 @dataclass(frozen=True)
 class Plain(DraftMethod):
-    """One token a pass; what everything else is measured against.
+    """Generate one token a pass; the baseline that everything else is measured against.
 
-    The tree is its root, whatever the budget: the pass, the walk and the commit are those of plain
-    decoding, and nothing is kept or learnt.
+    The tree is its root, whatever the budget: pass, walk and commit are those of plain decoding.
+    Nothing is kept or learnt.
 
     State: none. Cost of a proposal: the making of one node.
     Good for: the baseline, and machines on which a second row costs as much as a second pass.
     """
 
     source = Source()
+    examples = ("plain",)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that never guesses."""
+        """Return a drafter that proposes nothing."""
         return _Plain()
 
 

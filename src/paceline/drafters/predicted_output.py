@@ -1,4 +1,4 @@
-"""Predicted output: the user says what the answer will mostly be."""
+"""Predicted output: the request brings a text that the output will mostly repeat."""
 
 from __future__ import annotations
 
@@ -11,35 +11,40 @@ import numpy as np
 
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
-from paceline.errors import MethodError, RequestError
+from paceline.drafters.state import checked
+from paceline.errors import RequestError
 from paceline.registry import Source, check_range, drafters
 
 
 @drafters.register("predicted_output", Exactness.EXACT, aliases=("phrases",))
 @dataclass(frozen=True)
 class PredictedOutput(DraftMethod):
-    """Follows a text that the user gives with the request, and finds back to it after an edit.
+    """Follow a text that comes with the request, and find the way back to it after an edit.
 
     The output is aligned with the prediction token by token. While they agree, the prediction's
-    next tokens are the branch. Where they part, the places are guessed at which they meet again:
-    behind what was inserted, behind what was replaced, and wherever the last tokens stand in the
-    prediction, the longest match first, then the nearest. Each place is a branch, and how often
-    each kind of place is right is learnt on the way, so that the scores are chances. Without a
-    prediction it is plain decoding.
+    next tokens are the branch. Where they differ, candidates are positions at which they may meet
+    again: after an insertion, after a replacement, and wherever the last tokens occur in the
+    prediction, the longest match first, then the nearest. Each position is a branch, and how often
+    each kind of position is right is learnt, so that scores are probabilities. Without a prediction
+    it is plain decoding.
 
     State: 20 floats; the prediction lives with its request. Memory: 16 bytes for each token of the
     prediction. Cost of a proposal: 5 to 10 microseconds a node and 30 for each new token, more
     where that token is frequent in a long prediction.
     Good for: editing, correcting, translating templates and code, extraction from a document.
 
+    Based on Yang et al., Inference with Reference, arXiv 2304.04487, with alignment and trees for
+    its copied spans.
+
     Attributes:
-        branches: places followed at once. Default 4.
-        rate: speed at which the chances are learnt. Default 0.05: about 20 tokens; the chance to
-            meet again differs from task to task.
+        branches: positions followed at once. Default 4.
+        rate: learning rate of the probabilities, 0 to 1. Default 0.05: about 20 tokens; how likely
+            it is to meet again differs from task to task.
         capacity: most tokens of a prediction. Default 65536.
     """
 
     source = Source(authors="Yang et al.", title="Inference with Reference", arxiv="2304.04487")
+    examples = ("predicted_output", "predicted_output:branches=1")
 
     branches: int = 4
     rate: float = 0.05
@@ -51,22 +56,22 @@ class PredictedOutput(DraftMethod):
         check_range(1, 1 << 24, "predicted_output", capacity=self.capacity)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that waits for a request with a prediction."""
+        """Return a drafter for requests with a prediction."""
         return _PredictedOutput(self, target.vocab_size)
 
 
-class _Place(NamedTuple):
-    """Where the output may stand: behind token `at` of the prediction, which -1 precedes."""
+class _Position(NamedTuple):
+    """Where the output may be: after token `at` of the prediction; -1 is before the first."""
 
     at: int
     length: int  # tokens before it that agree
-    kind: int  # of how it was found, without the length
+    kind: int  # how it was found
 
 
 _FOLLOWED, _MATCHED, _REPLACED, _INSERTED = range(4)
-_LENGTHS = 5  # 0 or 1, 2-3, 4-7, 8-15, more; for the last two kinds the tokens since they parted
-_ANCHOR = 2  # tokens that must agree for an alignment to be believed
-# Before anything is learnt.
+_LENGTHS = 5  # 0 or 1, 2-3, 4-7, 8-15, more; for the last two kinds the tokens since they differ
+_ANCHOR = 2  # tokens that must agree to accept an alignment
+# Probabilities [kind, length] before anything is learnt.
 _START = (
     (0.6, 0.85, 0.9, 0.95, 0.98),
     (0.3, 0.5, 0.7, 0.8, 0.9),
@@ -85,7 +90,7 @@ class _PredictedOutput(Drafter):
         self.reset()
 
     def reset(self) -> None:
-        self._chances = np.array(_START, np.float32)
+        self._probs = np.array(_START, np.float32)
         self._start((), 0)
 
     def begin(self, request: Request) -> None:
@@ -100,12 +105,12 @@ class _PredictedOutput(Drafter):
 
     def _start(self, prediction: tuple[int, ...], read: int) -> None:
         self._prediction = np.array(prediction, np.int32)
-        self._by_token = self._prediction.argsort(kind="stable")  # its places
+        self._by_token = self._prediction.argsort(kind="stable")  # its positions by token
         self._sorted = self._prediction[self._by_token]
-        self._found = np.zeros(0, np.int64)  # places of the last token
-        self._lengths = np.zeros(0, np.int64)  # tokens up to each that agree
+        self._matches = np.zeros(0, np.int64)  # positions of the last token
+        self._lengths = np.zeros(0, np.int64)  # tokens up to each of them that agree
         self._read = read  # tokens of the context
-        self._aligned = -1  # the place last believed
+        self._aligned = -1  # the last accepted position
         self._parted = 0  # tokens since then
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
@@ -118,14 +123,14 @@ class _PredictedOutput(Drafter):
         return self._grow(int(context[-1]), budget)
 
     def _follow(self, token: int) -> None:
-        """Align the next token of the output."""
+        """Align the next token of the output with the prediction."""
         first, last = self._sorted.searchsorted((token, token + 1))
-        found = self._by_token[first:last]
-        lengths = np.ones(len(found), np.int64)
-        if len(self._found):
-            before = self._found.searchsorted(found - 1).clip(max=len(self._found) - 1)
-            lengths += np.where(self._found[before] == found - 1, self._lengths[before], 0)
-        self._found, self._lengths = found, lengths
+        matches = self._by_token[first:last]
+        lengths = np.ones(len(matches), np.int64)
+        if len(self._matches):
+            before = self._matches.searchsorted(matches - 1).clip(max=len(self._matches) - 1)
+            lengths += np.where(self._matches[before] == matches - 1, self._lengths[before], 0)
+        self._matches, self._lengths = matches, lengths
         onward = self._aligned + 1
         inside = not self._parted and onward < len(self._prediction)
         if inside and self._prediction[onward] == token:
@@ -138,98 +143,94 @@ class _PredictedOutput(Drafter):
             self._parted += 1
 
     def _nearest(self, count: int) -> list[tuple[int, int]]:
-        """Places where the last tokens stand, and how many: the most first, then the nearest."""
-        away = self._found - (self._aligned + self._parted)
+        """Return positions of the last tokens and how many match: most first, then the nearest."""
+        away = self._matches - (self._aligned + self._parted)
         rank = (2 * np.abs(away) + (away > 0)) - (self._lengths << 32)
         best = np.arange(len(rank))
         if len(rank) > count:
             best = rank.argpartition(count)[:count]
         best = best[rank[best].argsort()]
-        return list(zip(self._found[best].tolist(), self._lengths[best].tolist(), strict=True))
+        return list(zip(self._matches[best].tolist(), self._lengths[best].tolist(), strict=True))
 
-    def _places(self) -> list[_Place]:
-        """Where the output may stand, the likeliest kind first."""
-        parted, found = self._parted, []
+    def _positions(self) -> list[_Position]:
+        """Return where the output may be, the most likely kind first."""
+        parted, candidates = self._parted, []
         if not parted:
-            found.append(_Place(self._aligned, self._agreed(), _FOLLOWED))
+            candidates.append(_Position(self._aligned, self._agreed(), _FOLLOWED))
         for at, length in self._nearest(self._method.branches):
-            found.append(_Place(at, length, _MATCHED))
+            candidates.append(_Position(at, length, _MATCHED))
         if parted:
-            found.append(_Place(self._aligned + parted, parted, _REPLACED))
-            found.append(_Place(self._aligned, parted, _INSERTED))
-        kept: dict[int, _Place] = {}
-        for place in found:
-            kept.setdefault(place.at, place)
+            candidates.append(_Position(self._aligned + parted, parted, _REPLACED))
+            candidates.append(_Position(self._aligned, parted, _INSERTED))
+        kept: dict[int, _Position] = {}
+        for position in candidates:
+            kept.setdefault(position.at, position)
         return list(kept.values())[: self._method.branches]
 
     def _agreed(self) -> int:
-        """Tokens that agree up to the alignment."""
+        """Return how many tokens agree up to the alignment."""
         if self._aligned < 0:
             return 0
-        return int(self._lengths[self._found.searchsorted(self._aligned)])
+        return int(self._lengths[self._matches.searchsorted(self._aligned)])
 
-    def _named(self, places: list[_Place]) -> Iterator[tuple[int, tuple[int, int]]]:
-        """The tokens that places name, each once, with the kind of the first place to do so."""
-        named: set[int] = set()
-        for place in places:
-            if place.at + 1 < len(self._prediction):
-                token = int(self._prediction[place.at + 1])
-                if token not in named:
-                    named.add(token)
-                    yield token, _cell(place)
+    def _next(self, positions: list[_Position]) -> Iterator[tuple[int, tuple[int, int]]]:
+        """Yield the tokens that follow some positions, each once, with the first one's cell."""
+        seen: set[int] = set()
+        for position in positions:
+            if position.at + 1 < len(self._prediction):
+                token = int(self._prediction[position.at + 1])
+                if token not in seen:
+                    seen.add(token)
+                    yield token, _cell(position)
 
     def _learn(self, token: int) -> None:
-        for guess, cell in self._named(self._places()):
+        for guess, cell in self._next(self._positions()):
             hit = guess == token
-            self._chances[cell] += self._method.rate * (hit - self._chances[cell])
+            self._probs[cell] += self._method.rate * (hit - self._probs[cell])
             if hit:
                 return
 
-    def _onward(self, places: list[_Place], token: int) -> list[_Place]:
-        """The places after `token`, of those that named it."""
+    def _after(self, positions: list[_Position], token: int) -> list[_Position]:
+        """Return the positions one token on, of those that `token` follows."""
         return [
-            _Place(at + 1, length + 1 if kind <= _MATCHED else 1, min(kind, _MATCHED))
-            for at, length, kind in places
+            _Position(at + 1, length + 1 if kind <= _MATCHED else 1, min(kind, _MATCHED))
+            for at, length, kind in positions
             if at + 1 < len(self._prediction) and self._prediction[at + 1] == token
         ]
 
     def _grow(self, root: int, budget: int) -> TokenTree:
-        """The likeliest paths first, until the budget is full."""
+        """Grow the tree best-first by path probability until the budget is full."""
         tokens, parents, scores = [root], [-1], [1.0]
-        paths, places = [1.0], [self._places()]
+        paths, positions = [1.0], [self._positions()]
         waiting: list[tuple[float, int, int, float]] = []
         for node in range(budget):
             left = 1.0
-            for token, cell in self._named(places[node]):
-                chance = float(self._chances[cell])
-                entry = (-paths[node] * left * chance, node, token, left * chance)
-                heapq.heappush(waiting, entry)
-                left *= 1.0 - chance
+            for token, cell in self._next(positions[node]):
+                probability = float(self._probs[cell])
+                score = left * probability
+                heapq.heappush(waiting, (-paths[node] * score, node, token, score))
+                left *= 1.0 - probability
             if not waiting:
                 break
-            path, parent, token, chance = heapq.heappop(waiting)
+            path, parent, token, score = heapq.heappop(waiting)
             tokens.append(token)
             parents.append(parent)
-            scores.append(chance)
+            scores.append(score)
             paths.append(-path)
-            places.append(self._onward(places[parent], token))
+            positions.append(self._after(positions[parent], token))
         return single_origin_tree(
             np.array(tokens, np.int32), np.array(parents, np.int32), np.array(scores, np.float32)
         )
 
     def state(self) -> State:
-        return {"chances": self._chances.copy()}
+        return {"chances": self._probs.copy()}
 
     def load(self, state: State) -> None:
-        learnt, mine = state.get("chances"), self._chances
-        if learnt is None or learnt.shape != mine.shape or learnt.dtype != mine.dtype:
-            raise MethodError("this state is not of predicted_output; reset it")
-        if not ((learnt >= 0) & (learnt <= 1)).all():
-            raise MethodError("this state of predicted_output holds chances outside 0..1; reset it")
-        self._chances = learnt.copy()
+        checked("predicted_output", state, self.state(), {"chances": (0, 1)})
+        self._probs = state["chances"].copy()
 
 
-def _cell(place: _Place) -> tuple[int, int]:
-    """Where the chance of a place is kept."""
-    length = max(place.length, 1).bit_length() - 1
-    return place.kind, min(length, _LENGTHS - 1)
+def _cell(position: _Position) -> tuple[int, int]:
+    """Return where the probability of a position is kept."""
+    length = max(position.length, 1).bit_length() - 1
+    return position.kind, min(length, _LENGTHS - 1)

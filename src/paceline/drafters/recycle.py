@@ -1,16 +1,15 @@
-"""Recycling: what the model thought after like contexts is the guess of what it thinks next."""
+"""Recycling: predict the next token from the model's own predictions in similar contexts."""
 
 from __future__ import annotations
 
 from copy import copy
 from dataclasses import dataclass, fields
 
-import numpy as np
-
 from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
 from paceline.drafters.history.warm_start import start_of
+from paceline.drafters.state import load_table, table_state
 from paceline.drafters.token_recycling import TokenRecycling
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
@@ -91,7 +90,7 @@ class Recycle(DraftMethod):
                 )
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that has observed nothing yet."""
+        """Return a drafter that has observed nothing yet."""
         if self.tree == "best":
             return _Recycle(self, target)
         return TokenRecycling(self.tree).build(target)
@@ -120,7 +119,7 @@ class _Recycle(Drafter):
         return single_origin_tree(*self._mixer.propose(context, budget, min_path_prob))
 
     def observe(self, step: Step) -> None:
-        # The prompt's own tokens were not drawn from the model: they teach the weights nothing.
+        # Tokens of the prompt were not drawn from the model: the weights learn nothing from them.
         drawn = len(step.context) >= self._prompt
         self._mixer.observe(*step_arrays(step), drawn)
 
@@ -136,53 +135,15 @@ class _Recycle(Drafter):
             self.load(self._start)
 
 
-_ROWS = ("keys", "counts", "written", "tokens", "probs")
-_WEIGHTS = ("weights", "biases")
-
-
 def mixer_state(mixer: _native.ContextMixer) -> State:
-    """What a mixer has learnt; rows that are in use only."""
-    arrays = mixer.arrays()
-    used = np.flatnonzero(arrays["keys"])
-    state = {name: arrays[name][used] for name in _ROWS}
-    state |= {name: arrays[name].copy() for name in _WEIGHTS}
-    return state | {"rows": used, "clock": np.array([mixer.clock], np.uint32)}
+    """Return what a mixer has learnt: the contexts in use, and the weights."""
+    return table_state(mixer.arrays(), mixer.clock)
 
 
 def load_mixer(mixer: _native.ContextMixer, state: State, vocab_size: int) -> None:
-    """Take over what `mixer_state` gave.
+    """Restore what `mixer_state` returned.
 
     Raises:
         MethodError: the state belongs to other settings or another vocabulary.
     """
-    arrays = mixer.arrays()
-    _check(state, arrays, vocab_size)
-    mixer.reset()
-    for name in _ROWS:
-        arrays[name][state["rows"]] = state[name]
-    for name in _WEIGHTS:
-        arrays[name][:] = state[name]
-    mixer.clock = int(state["clock"][0])
-
-
-def _check(state: State, arrays: State, vocab_size: int) -> None:
-    """Refuse a state that this table cannot hold, or that could guess impossible tokens."""
-    other = MethodError("this state is of a recycle with other settings; reset it")
-    if state.keys() != {*_ROWS, *_WEIGHTS, "rows", "clock"}:
-        raise other
-    rows, clock = state["rows"], state["clock"]
-    if rows.dtype != np.int64 or rows.ndim != 1 or clock.dtype != np.uint32 or clock.shape != (1,):
-        raise other
-    for name in _ROWS + _WEIGHTS:
-        mine, theirs = arrays[name], state[name]
-        length = len(rows) if name in _ROWS else len(mine)
-        if theirs.dtype != mine.dtype or theirs.shape != (length, *mine.shape[1:]):
-            raise other
-    if len(rows) and (rows[0] < 0 or rows[-1] >= len(arrays["keys"]) or (np.diff(rows) <= 0).any()):
-        raise other
-    tokens = np.sort(state["tokens"], axis=1)
-    twice = (tokens[:, 1:] == tokens[:, :-1]) & (tokens[:, 1:] >= 0)
-    possible = (tokens >= -1) & (tokens < vocab_size)
-    floats = [state["probs"], *(state[name] for name in _WEIGHTS)]
-    if twice.any() or not possible.all() or not all(np.isfinite(f).all() for f in floats):
-        raise MethodError("this state of recycle holds impossible successors; reset it")
+    mixer.clock = load_table("recycle", state, mixer.arrays(), vocab_size, mixer.reset)

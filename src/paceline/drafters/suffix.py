@@ -1,4 +1,4 @@
-"""Suffix: what followed the longest match, in this text or in earlier ones."""
+"""Suffix automata: a tree of what followed the longest match in this text or earlier ones."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from paceline import _native
 from paceline.core import Exactness, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
+from paceline.drafters.state import checked
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, drafters
 
@@ -17,31 +18,36 @@ from paceline.registry import Source, check_range, drafters
 @drafters.register("suffix", Exactness.EXACT)
 @dataclass(frozen=True)
 class Suffix(DraftMethod):
-    """Copies from everything that was read and written, by a suffix automaton.
+    """Copy what followed the longest match in everything read and written, by a suffix automaton.
 
-    The automaton knows the longest end of the text that stood anywhere before, with no limit to
-    its length, and finds the next one in O(1) amortised as the text grows. Its continuations
-    share the chance that matches of such a length and count have proven to deserve, by how often
-    each came; what they leave over goes to the next shorter match, four in all. Every branch
-    follows its own match, so the tree goes on where two earlier texts part.
+    The automaton knows the longest suffix of the text that occurred anywhere before, with no limit
+    to its length, and finds the next one in O(1) amortised as the text grows. Its continuations
+    share, in proportion to their counts, the learnt probability that a match of such a length and
+    count is right; the rest goes to the next shorter match, four in all. Every branch follows its
+    own match, so the tree goes on where two earlier texts part.
 
-    State: the tokens read, 4 bytes each, and 21 chances; carried across requests. Memory: about
-    150 bytes for each token in reach, at most `capacity`. Cost of a proposal: about a
-    microsecond a node.
+    State: the tokens read, 4 bytes each, and 21 probabilities; carried across requests. Memory:
+    about 150 bytes for each of at most `capacity` tokens. Cost of a proposal: about a microsecond a
+    node.
     Good for: long repeats: code, forms, documents quoted at length, the same question again.
 
+    Based on Hu et al., SAM Decoding, arXiv 2411.10666, and Blumer et al., 1985.
+
     Attributes:
-        capacity: tokens in reach. When the younger half is full the older one is forgotten.
-            Default 262144: some hundred requests.
+        capacity: tokens kept. When the younger half is full the older one is forgotten. Default
+            262144: some hundred requests.
         k: continuations of a match, the latest ones. Default 8.
-        rate: speed at which the chances are learnt. Default 0.02: about 50 tokens.
+        rate: learning rate of the probabilities, 0 to 1. Default 0.02: about 50 tokens.
     """
 
     source = Source(
-        authors="Blumer et al.",
-        title="The smallest automaton recognizing the subwords of a text, 1985",
-        note="Hu et al., SAM Decoding, arXiv 2411.10666",
+        authors="Hu et al.",
+        title="SAM Decoding",
+        arxiv="2411.10666",
+        note="automaton by Blumer et al., The smallest automaton recognizing the subwords of a "
+        "text, 1985",
     )
+    examples = ("suffix", "suffix:capacity=8,k=1")
 
     capacity: int = 1 << 18
     k: int = 8
@@ -53,7 +59,7 @@ class Suffix(DraftMethod):
         check_range(0.0, 1.0, "suffix", rate=self.rate)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that has read nothing yet."""
+        """Return a drafter that has read nothing yet."""
         return _Suffix(self, target.vocab_size)
 
 
@@ -90,7 +96,7 @@ class _Suffix(Drafter):
 
 
 def automata_state(automata: _native.SuffixMatcher) -> State:
-    """What the automata have read, where the young one begins, and the chances of matches."""
+    """Return what the automata read, where the younger one begins, and learnt probabilities."""
     return {
         "read": automata.read(),
         "aged": np.array([automata.aged], np.int64),
@@ -101,27 +107,16 @@ def automata_state(automata: _native.SuffixMatcher) -> State:
 def load_automata(
     automata: _native.SuffixMatcher, state: State, capacity: int, vocab_size: int
 ) -> None:
-    """Read again what `automata_state` gave.
+    """Read again what `automata_state` returned.
 
     Raises:
         MethodError: the state is of something else, of another vocabulary or a larger capacity.
     """
-    for name, array in automata_state(automata).items():
-        found = state.get(name)
-        if (
-            found is None
-            or (found.dtype, found.ndim) != (array.dtype, 1)
-            or (name != "read" and found.shape != array.shape)
-        ):
-            raise MethodError(f"this state is not of suffix: {name} is missing or has changed")
-    read, chances = state["read"], state["reliability"]
-    half, split = max(capacity // 2, 1), int(state["aged"][0])
+    ranges = {"read": (-1, vocab_size - 1), "reliability": (0, 1)}
+    checked("suffix", state, automata_state(automata), ranges, rows=("read",))
+    read, split = state["read"], int(state["aged"][0])
     sizes = (int((part >= 0).sum()) for part in (read[:split], read[split:]))
-    if not 0 <= split <= len(read) or max(sizes) > half:
+    if not 0 <= split <= len(read) or max(sizes) > max(capacity // 2, 1):
         raise MethodError("this state of suffix was kept with a larger capacity; reset it")
-    if len(read) and (read.min() < -1 or read.max() >= vocab_size):
-        raise MethodError("this state of suffix holds impossible tokens; reset it")
-    if not ((chances >= 0) & (chances <= 1)).all():
-        raise MethodError("this state of suffix holds impossible chances; reset it")
     automata.replay(read, split)
-    automata.reliability()[:] = chances
+    automata.reliability()[:] = state["reliability"]

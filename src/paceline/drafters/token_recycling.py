@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Exactness, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree
+from paceline.drafters.state import check_successors, checked
 from paceline.errors import MethodError
 from paceline.registry import Source, drafters
 
@@ -165,17 +166,10 @@ class _TokenRecycling(Drafter):
         return {"matrix": self._matrix[:-1].copy()}
 
     def load(self, state: State) -> None:
-        rows = state.get("matrix")
-        mine = self._matrix[:-1]
-        if rows is None or rows.shape != mine.shape or rows.dtype != mine.dtype:
-            raise MethodError(
-                f"this state is not of token_recycling over {self._vocab_size} tokens; reset it"
-            )
-        ranked = np.sort(rows, axis=1)
-        twice = (ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] >= 0)
-        if rows.min() < -1 or rows.max() >= self._vocab_size or twice.any():
-            raise MethodError("this state of token_recycling holds impossible successors; reset it")
-        mine[:] = rows
+        mine, ranges = {"matrix": self._matrix[:-1]}, {"matrix": (-1, self._vocab_size - 1)}
+        checked("token_recycling", state, mine, ranges)
+        check_successors("token_recycling", state["matrix"])
+        self._matrix[:-1] = state["matrix"]
 
     def reset(self) -> None:
         self._matrix.fill(-1)
