@@ -1,10 +1,16 @@
-"""The vocabulary of Paceline: whoever has read this file can read any other.
+"""The types that every other module speaks; read this file first.
 
-Axes, named once: B batch, N tree nodes, S cached positions, H heads, D head size, V vocabulary,
-K top tokens, A accepted nodes.
+Speculative decoding here is one loop. A drafter proposes a `TokenTree` of likely next tokens. The
+engine runs the model over all its nodes in one forward pass. The walk starts at the root and draws
+one token from the model's own distribution at each node it visits: if a child holds that token, it
+steps into the child, otherwise it stops. The drawn tokens are committed, and the drafter is shown
+the `Step`. The draw never depends on the drafter, so the output is that of plain decoding.
 
-All speculation is one walk. A drafter guesses a `TokenTree`, the engine runs the model once over
-it, and the walk draws one token at each node it visits. What happened is a `Step`.
+A `Request` says what to generate, a `Control` edits the distribution at a node, and the result is
+an `Output`.
+
+Axes of arrays, named here once: B batch, N tree nodes, S cached positions, H heads, D head size,
+V vocabulary, K top tokens, A accepted nodes.
 """
 
 from __future__ import annotations
@@ -23,44 +29,47 @@ if TYPE_CHECKING:
 
 Tokens = NDArray[np.int32]
 Floats = NDArray[np.float32]
-State = dict[str, NDArray[Any]]  # what a drafter learnt, as named arrays; safetensors can hold it
+State = dict[str, NDArray[Any]]  # what a drafter has learned, as arrays that safetensors can hold
 
 
 class Parsed(NamedTuple):
-    """What a text says beyond its characters.
+    """An output's text, parsed.
 
     Attributes:
-        value: the value or object of the request's schema; None where the text is cut short.
-        tool_calls: the whole calls in the text, each a `control.structured.tools.ToolCall`.
+        value: the value or object that the request's schema describes; None if there is no schema,
+            or if the text was cut short.
+        tool_calls: the complete tool calls in the text, `control.structured.tools.ToolCall` each.
     """
 
     value: Any
     tool_calls: list[Any]
 
 
-Parser = Callable[[str], Parsed]
+Parser = Callable[[str], Parsed]  # from the output's text
 
 
 class Exactness(Enum):
-    """What a method promises about the output, compared with plain decoding and the same seed."""
+    """What a method guarantees about the output, compared with plain decoding at the same seed."""
 
     EXACT = "exact"  # the same tokens
-    DISTRIBUTION = "distribution"  # the same law, other tokens
-    LOSSY = "lossy"  # another output, with a measured loss
+    DISTRIBUTION = "distribution"  # other tokens, drawn from the same distribution
+    LOSSY = "lossy"  # another distribution; the loss is measured
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenTree:
-    """Guesses for the next tokens. Node 0 is the last committed token; a child follows its parent.
+    """Drafted continuations. Node 0, the root, is the last committed token; children follow it.
 
     Attributes:
         tokens: int32 [N], token of each node.
         parents: int32 [N], `parents[0] == -1` and `0 <= parents[i] < i`.
-        scores: float32 [N] in [0, 1], estimated chance that a node is accepted given its parent is.
-        origin: int16 [N], which of the drafter's `origins` guessed the node; -1 for the root.
+        scores: float32 [N] in [0, 1], estimated probability that a node is accepted, given that its
+            parent is.
+        origin: int16 [N], index into the drafter's `origins` of what drafted the node; -1 for the
+            root.
 
     Raises:
-        ValueError: an invariant is broken, or two siblings hold the same token.
+        ValueError: the arrays do not form such a tree, or two siblings hold the same token.
     """
 
     tokens: Tokens
@@ -84,12 +93,12 @@ class TokenTree:
 
     @classmethod
     def root(cls, token: int) -> TokenTree:
-        """The tree of one node: plain decoding."""
+        """Return the tree of one node, which is plain decoding."""
         return cls.chain([token])
 
     @classmethod
     def chain(cls, tokens: ArrayLike, score: float = 1.0, origin: int = 0) -> TokenTree:
-        """A tree without branches over `tokens` [N]."""
+        """Return a tree without branches; `tokens` [N] begins with the root."""
         n = len(ids := np.asarray(tokens, np.int32))
         scores, origins = np.full(n, score, np.float32), np.full(n, origin, np.int16)
         scores[:1], origins[:1] = 1.0, -1
@@ -99,12 +108,12 @@ class TokenTree:
         return len(self.tokens)
 
     def child(self, node: int, token: int) -> int | None:
-        """The child of `node` that holds `token`, or None."""
-        found = ((self.parents == node) & (self.tokens == token)).nonzero()[0]
-        return int(found[0]) if len(found) else None
+        """Return the child of `node` that holds `token`, or None."""
+        children = ((self.parents == node) & (self.tokens == token)).nonzero()[0]
+        return int(children[0]) if len(children) else None
 
     def keep(self, kept: NDArray[np.bool_]) -> TokenTree:
-        """The nodes of the mask `kept` [N]; with every node its parent must be kept."""
+        """Return the nodes in the mask `kept` [N]; with a node its parent must be kept."""
         if kept.all():
             return self
         parents = (kept.cumsum(dtype=np.int32) - 1)[self.parents[kept]]
@@ -112,11 +121,11 @@ class TokenTree:
         return TokenTree(self.tokens[kept], parents, self.scores[kept], self.origin[kept])
 
     def cut(self, depth: int) -> TokenTree:
-        """The tree without the nodes deeper than `depth`."""
+        """Return the tree without the nodes deeper than `depth`."""
         return self if depth >= len(self) - 1 else self.keep(self.depths() <= depth)
 
     def depths(self) -> Tokens:
-        """Distance of every node from the root, int32 [N]."""
+        """Return the distance of every node from the root, int32 [N]."""
         depths = [0]
         for parent in self.parents[1:].tolist():
             depths.append(depths[parent] + 1)
@@ -125,14 +134,15 @@ class TokenTree:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One forward pass and what was made of it.
+    """One forward pass over a tree, and which of its nodes were accepted.
 
     Attributes:
         context: int32 [S], every committed token up to and including the root of `tree`.
-        tree: what was guessed.
-        top_tokens: int32 [N, K], likeliest successors of every node, rejected ones too, best first.
+        tree: what was drafted.
+        top_tokens: int32 [N, K], most likely successors of every node, best first; rejected nodes
+            have them, too.
         top_probs: float32 [N, K], their probabilities at temperature 1, before any control.
-        path: int32 [A], the accepted nodes from the root on, `path[0] == 0`.
+        path: int32 [A], the accepted nodes from the root down, `path[0] == 0`.
         drawn: int32 [A], the token drawn at each node of `path`: `drawn[:-1]` are the tokens of
             `path[1:]`, `drawn[-1]` is the next root.
         hidden: float32 [N, D], the hidden states that the output head was given, for drafters with
@@ -155,30 +165,41 @@ class Step:
 
 
 class Control(Protocol):
-    """Edits the distribution at a visited node; pure. May also be a `control.base.Filtering`."""
+    """Edits the distribution at a visited node. Optional abilities: `control/capabilities.py`."""
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Return the edited logits [V]; `history` is the prompt and all tokens drawn so far.
+        """Return the edited logits [V].
 
-        The input must not be written to. `-inf` forbids a token; one must stay allowed.
+        A pure function of its arguments: it may be called several times for one position, and must
+        not write to its inputs.
+
+        Args:
+            logits: float32 [V], from the model or the control before; `-inf` forbids a token. At
+                least one token must stay allowed.
+            history: the prompt and all tokens drawn so far.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks for.
+    """What to generate.
 
     Attributes:
         prompt: token ids, at least one.
-        continues: the output's text goes on where the prompt's ends; otherwise it begins anew.
         max_new_tokens: upper limit of the output, in tokens.
-        temperature: 0 is greedy.
-        seed: keys the noise of every draw, with the position.
-        controls: applied in order to the logits of each visited node.
-        stop_tokens: end the output and are part of `Output.tokens`, not of `Output.text`.
+        temperature: divides the logits before a draw; 0 is greedy decoding.
+        seed: keys the noise of every draw, together with the position.
+        controls: edit the logits of each visited node, in this order.
+        stop_tokens: end the output; they are part of `Output.tokens`, not of `Output.text`.
         stop_strings: end the output; neither they nor what follows is part of the text.
-        prediction: what the output is expected to be, for drafters that follow it.
-        walk: `gumbel`, or `rejection`: the same law, other tokens; see `decoding/rejection.py`.
+        prediction: token ids that the output is expected to resemble, for drafters that use them.
+        walk: `gumbel`, or `rejection`: other tokens from the same distribution; see
+            `decoding/rejection.py`.
+        continues: whether the output continues the prompt's text; otherwise it begins a new text,
+            as an answer does, and a leading space is dropped where the tokenizer adds one.
+        parser: reads the value of a schema and tool calls out of the output's text.
+        kv_policy: bounds the rows of the KV cache; lossy. None keeps all rows.
+        noise: a watermark's replacement for the seed's noise, by position; see `noise.noise_of`.
     """
 
     prompt: tuple[int, ...]
@@ -191,36 +212,39 @@ class Request:
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     continues: bool = False
-    parser: Parser | None = None  # of the output, for schemas and tools
-    kv_policy: Policy | None = None  # bounds the rows of the cache; lossy
-    noise: Callable[[int], int | None] | None = None  # a watermark's; see `noise.noise_of`
+    parser: Parser | None = None
+    kv_policy: Policy | None = None
+    noise: Callable[[int], int | None] | None = None
 
 
 @dataclass(slots=True)
 class Seconds:
-    """Where the wall time of one request went, in seconds; from `draft` on, parts of `decode`."""
+    """Wall time of one request, in seconds; `draft` and what follows are parts of `decode`."""
 
     load: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
-    draft: float = 0.0  # proposing, and learning from passes
+    draft: float = 0.0  # proposing trees, and learning from passes
     forward: float = 0.0
-    walk: float = 0.0  # draws, and keeping the rows of the accepted nodes
-    guide: float = 0.0  # passes of guides; those over the prompt are part of `prefill`
+    walk: float = 0.0  # draws, and committing the accepted nodes
+    guide: float = 0.0  # passes of guides; over the prompt they are part of `prefill`
 
 
 @dataclass(slots=True)
 class Output:
-    """What a request gave.
+    """The result of a request.
 
     Attributes:
-        tokens: the new tokens.
+        tokens: the new token ids.
         text: the tokens as text, without stop tokens and stop strings.
-        finish: `stop`, `length` (max_new_tokens), `context` (model's limit) or `interrupted`.
+        finish: why it ended: `stop`, `length` (`max_new_tokens`), `context` (the model's limit) or
+            `interrupted`.
         passes: forward passes after the prefill.
         nodes: tree nodes in those passes, roots included.
-        accepted: tokens accepted from each origin of the drafter.
-        margins: distance between the two best perturbed logits at each token, when asked for.
+        accepted: number of accepted tokens by origin of the drafter.
+        margins: distance of the two best perturbed logits at each token, where it was requested.
+        seconds: where the time went.
+        parser: the request's.
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -235,31 +259,36 @@ class Output:
 
     @property
     def parsed(self) -> Any:
-        """The value or object of the request's schema; None without one, or where it is cut."""
+        """Value of the request's schema; None without a schema, or if the text was cut short."""
         return self.parser(self.text).value if self.parser else None
 
     @property
     def tool_calls(self) -> list[Any]:
-        """Calls of the request's tools, each a `control.tools.ToolCall`; whole ones only."""
+        """Complete calls of the request's tools, each a `control.structured.tools.ToolCall`."""
         return self.parser(self.text).tool_calls if self.parser else []
 
     @property
     def tokens_per_pass(self) -> float:
-        """New tokens for each forward pass after the prefill; plain decoding has 1."""
+        """New tokens per forward pass after the prefill; 1 in plain decoding."""
         return len(self.tokens) / self.passes if self.passes else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """New tokens for each second of decoding; prefill and load apart."""
+        """New tokens per second of decoding, without prefill and load."""
         return len(self.tokens) / self.seconds.decode if self.seconds.decode else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """T(n): measured seconds of one forward pass over n nodes."""
+    """T(n): measured seconds of one forward pass over n nodes.
 
-    nodes: tuple[int, ...]  # increasing sizes that were measured
-    seconds: tuple[float, ...]  # median time at each size
+    Attributes:
+        nodes: sizes that were measured, increasing.
+        seconds: median time at each size.
+    """
+
+    nodes: tuple[int, ...]
+    seconds: tuple[float, ...]
 
     def __post_init__(self) -> None:
         rising = all(a < b for a, b in zip(self.nodes, self.nodes[1:], strict=False))
@@ -267,5 +296,5 @@ class Cost:
             raise ValueError("a cost curve needs increasing sizes and one time for each")
 
     def at(self, n: int) -> float:
-        """Seconds of a pass over `n` nodes, interpolated; constant outside the measured range."""
+        """Return the seconds of a pass over `n` nodes, interpolated; constant outside the range."""
         return float(np.interp(n, self.nodes, self.seconds))

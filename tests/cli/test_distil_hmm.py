@@ -36,7 +36,7 @@ def test_an_hmm_leads_to_keywords(paceline, model, tmp_path):
         (("--keywords", "dog", "--sampler", "letters=g"), "breaks the rules of letters"),
         (("--keywords", "dog", "--max-new-tokens", 1), "allow more"),
         (("--sampler", "letters.most=-1"), "at least 0"),
-        (("--sampler", "sounds="), "asks for nothing"),
+        (("--sampler", "sounds="), "has no setting"),
         (("--sampler", "letters.longest=3"), "did you mean least"),
     ],
 )

@@ -183,7 +183,7 @@ def test_bytes_that_are_no_character_spoil_no_keyword():
 
 def test_a_tight_length_is_enough(lm):
     request = lm.request("Once", keywords=["umbrella", "dog"])
-    need = int(request.controls[-1].spotter.steps[request.controls[-1]._states[0]])
+    need = int(request.controls[-1].automaton.steps[request.controls[-1]._states[0]])
     for temperature in (0.0, 2.0):
         output = lm.generate(
             "Once", keywords="umbrella;dog", max_new_tokens=need, temperature=temperature
@@ -217,7 +217,7 @@ def test_drafts_are_dropped_where_tokens_are_forbidden(lm, hmm_file, tokens, pas
     ("words", "said"),
     [
         ("", "needs a word"),
-        ('"dog;park', r"no JSON string|words with"),
+        ('"dog;park', r"not a JSON string|words separated"),
         ("dog;;park", "is empty"),
         ("dog|", "is empty"),
         ('"\\ud800"', "half a character"),
@@ -242,7 +242,7 @@ def test_what_cannot_be_is_refused(lm, hmm_file, tmp_path):
         lm.request("x", keywords="dog", stop=["."])
     with pytest.raises(RequestError, match="breaks the rules of letters"):
         lm.request("x", keywords=["tree", "dog"], controls="letters=e")
-    with pytest.raises(RequestError, match="too many to be told apart"):
+    with pytest.raises(RequestError, match="too many keywords to track"):
         lm.request("x", keywords=[f"word{i}" for i in range(30)])
     lm.request("x", keywords=Keywords.of([f"w{i}" for i in range(30)], ordered=True))
     many = Keywords.of([f"word{i}" for i in range(5)], hmm=hmm_file)
@@ -261,7 +261,7 @@ def test_what_cannot_be_is_refused(lm, hmm_file, tmp_path):
         lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path / "small")))
     broken = Hmm(small.initial * 2, small.transition, small.emission)
     write_hmm(tmp_path / "broken", broken, lm.tokenizer)
-    with pytest.raises(ModelError, match="is no HMM"):
+    with pytest.raises(ModelError, match="is not an HMM"):
         lm.request("x", keywords=Keywords("dog", hmm=str(tmp_path / "broken")))
 
 

@@ -164,12 +164,12 @@ def test_none_offers_none(lm):
 @pytest.mark.parametrize(
     ("tools", "choice", "said"),
     [
-        ({"name": "f"}, "auto", "no list"),
-        ("f", "auto", "no list"),
+        ({"name": "f"}, "auto", "not a list"),
+        ("f", "auto", "not a list"),
         ([], "required", "0 tools"),
         ([{"name": f"f{i}"} for i in range(200)], "auto", "200 tools"),
-        ([3], "auto", "tool 1 is no function"),
-        ([CLOCK, {"type": "function"}], "auto", "tool 2 is no function"),
+        ([3], "auto", "tool 1 is not a function"),
+        ([CLOCK, {"type": "function"}], "auto", "tool 2 is not a function"),
         ([{"name": "a b"}], "auto", "'a b'"),
         ([{"name": "none"}], "auto", "none of auto"),
         ([CLOCK, CLOCK], "auto", "two tools are called clock"),

@@ -17,10 +17,10 @@ from paceline.registry import Source, controls
 @controls.register("bad_words", Exactness.EXACT)
 @dataclass(frozen=True)
 class BadWords(ControlMethod):
-    r"""Words that never occur in the output.
+    r"""Forbid words anywhere in the output.
 
-    A text is compared byte by byte: it cannot come about by any division into tokens, nor across
-    the end of the prompt. Ids forbid just this run of tokens.
+    Texts are compared byte by byte, so that no tokenisation of one can occur, nor one that begins
+    at the end of the prompt. Token ids forbid exactly that sequence of tokens.
 
     Attributes:
         words: quoted texts, token ids and runs of ids, `;` between them, as in `"damn";13;40 41`;
@@ -30,13 +30,14 @@ class BadWords(ControlMethod):
     words: str
 
     order = 31
+    examples = ('bad_words:words=" the";"m";410 411',)
     source = Source(note="ours for texts; for ids as in Hugging Face transformers, bad_words_ids")
 
     def __post_init__(self) -> None:
         words("bad_words", self.words)
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the tokens that could complete a word."""
+        """Look up the tokens that could complete a word."""
         items = words("bad_words", self.words)
         runs = [item for item in items if not isinstance(item, str)]
         for run in runs:
@@ -46,7 +47,7 @@ class BadWords(ControlMethod):
 
 
 class _BadWord:
-    """A word, and for each part of it that the output may end with, the tokens that complete it."""
+    """One word, and for each prefix that the output may end with, the tokens that complete it."""
 
     def __init__(self, text: bytes, vocabulary: Vocabulary) -> None:
         self.text = text

@@ -1,4 +1,4 @@
-"""What the files of this folder share: the contract of a control, and where it stands in order."""
+"""Contract of controls: a method's settings become an object that edits logits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from paceline.registry import Method
 
 @dataclass(frozen=True)
 class ControlMethod(Method, ABC):
-    """Settings of a control: its fields. `bind` makes of them what edits logits.
+    """Settings of a control. `bind` turns them into an object that edits logits.
 
     Attributes:
-        order: controls are applied from the lowest up: biases 10, penalties 20, what is forbidden
-            or forced 30, temperature 40, truncation 60.
-        paths: its settings that name places on this machine: a server's clients may not set them.
+        order: controls are applied in increasing order: biases 10, penalties 20, forbidden and
+            forced tokens 30, temperature 40, truncation 60.
+        paths: names of settings that are paths on this machine; clients of a server may not set
+            them.
     """
 
     order: ClassVar[int]
@@ -31,19 +32,19 @@ class ControlMethod(Method, ABC):
 
     @abstractmethod
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """The control for one request.
+        """Return the control for one request.
 
         Raises:
-            PacelineError: the request or the model lacks something, in one sentence.
+            PacelineError: the request or the model lacks something that the control needs.
         """
 
 
 @dataclass(frozen=True)
 class Stateless(ControlMethod):
-    """A method that is its own control: it needs to know nothing of the request."""
+    """A method that is its own control, as it needs nothing of the request."""
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """Itself."""
+        """Return the method itself."""
         return self
 
     @abstractmethod
@@ -72,57 +73,58 @@ class Force:
 
 
 def paths(tree: TokenTree) -> list[tuple[int, ...]]:
-    """The tokens from below the root of a tree to each node."""
-    found: list[tuple[int, ...]] = [()]
+    """Return for every node of a tree the tokens on the path to it, without the root."""
+    paths: list[tuple[int, ...]] = [()]
     for token, parent in zip(tree.tokens[1:].tolist(), tree.parents[1:].tolist(), strict=True):
-        found.append((*found[parent], token))
-    return found
+        paths.append((*paths[parent], token))
+    return paths
 
 
 M = TypeVar("M", bound=ControlMethod)
 
 
 def chain(methods: Iterable[M]) -> tuple[M, ...]:
-    """The methods in the order in which they are applied.
+    """Return the methods in the order in which they are applied.
 
     Raises:
-        MethodError: one is there twice.
+        MethodError: two are of one kind.
     """
-    found = tuple(sorted(methods, key=lambda method: method.order))
-    kinds = [type(method) for method in found]
+    ordered = tuple(sorted(methods, key=lambda method: method.order))
+    kinds = [type(method) for method in ordered]
     for kind in kinds:
         if kinds.count(kind) > 1:
             raise MethodError(f"{getattr(kind, 'name', kind.__name__)} is given twice; give one")
-    return found
+    return ordered
 
 
 def bind(methods: Iterable[ControlMethod], request: Request, vocabulary: Vocabulary) -> Request:
-    """`request` with the controls of `methods`, in their order.
+    """Return `request` with the controls of `methods`, in their order.
 
     Raises:
-        PacelineError: one cannot be had.
+        PacelineError: one of them cannot be bound.
     """
     controls = tuple(method.bind(request, vocabulary) for method in chain(methods))
-    judges = [control for control in controls if isinstance(control, RejectsText)]
+    rejecting = [control for control in controls if isinstance(control, RejectsText)]
     for control in controls:
         if isinstance(control, RequiresText):
-            control.check_possible(judges)
+            control.check_possible(rejecting)
     return replace(request, controls=controls)
 
 
 def shared(a: list[int], b: list[int]) -> int:
-    """How many first items are the same."""
+    """Return the length of the common prefix of two lists."""
     if b[: len(a)] == a:
         return len(a)
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def require(condition: bool, name: str, found: float, expected: str) -> None:
-    """Refuse a setting in one sentence.
+def require(condition: bool, name: str, value: float, expected: str) -> None:
+    """Refuse a setting unless `condition` holds.
 
     Raises:
-        RequestError: unless `condition`; a NaN never meets one.
+        RequestError: names the setting, its value and what was expected. A NaN is always refused,
+            as no comparison with it holds.
     """
     if not condition:
-        raise RequestError(f"{name} is {found}, expected {expected}")
+        raise RequestError(f"{name} is {value}, expected {expected}")

@@ -1,4 +1,4 @@
-"""Basis-aware truncation: low probabilities that the output head cannot have meant as zero."""
+"""Basis-aware truncation: keep improbable tokens that the output head cannot give probability 0."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls
 
-_LIKELY = 256  # tokens that a search looks at; what it finds is checked on all
-_STEPS = 24  # of a search
-_MARGIN = 1e-6  # relative; a proof nearer than this may be rounding
+_LIKELY = 256  # tokens that the search uses; a proof is then checked on the whole vocabulary
+_STEPS = 24  # iterations of the search
+_MARGIN = 1e-6  # relative slack, so that rounding cannot make a proof
 
 Doubles = NDArray[np.float64]
 
@@ -25,25 +25,25 @@ Doubles = NDArray[np.float64]
 @controls.register("basis_aware", Exactness.EXACT)
 @dataclass(frozen=True)
 class BasisAware(ControlMethod):
-    """Eta sampling that keeps tokens below its cutoff, too, where they must be meant.
+    """Eta sampling that also keeps tokens below its cutoff that provably have true probability.
 
     A model's hidden state is far smaller than its vocabulary, so training can only match the true
     distribution in the directions of the output head. A token is kept if no distribution without
-    it agrees in these with the model's, within the error that the cutoff allows. That is a linear
-    programme; by Farkas' lemma a direction in which the sides differ proves that it has no
-    solution, and such a direction is searched by affine scaling (Dikin, 1967). A token for which
-    none is found is dropped, so what is kept is proven, and a proof may be missed.
+    it agrees with the model's in these directions, within the error that the cutoff allows. That is
+    a linear programme: by Farkas' lemma, a direction in which the two sides differ proves that it
+    has no solution. Such a direction is searched for by affine scaling (Dikin, 1967). A token
+    without a proof is dropped; so every token that is kept is proven, but a proof may be missed.
 
-    For temperature 1: the theory is about the model's own probabilities. On small models nearly
-    all tested tokens are proven, so `tests` says how many come back. Costs milliseconds a token:
-    3 with a vocabulary of 512, 25 with one of 14,019.
+    Use it at temperature 1, as the theory is about the model's own probabilities. On small models
+    nearly all tested tokens are proven, so that `tests` decides how many are kept. A token costs 3
+    ms with a vocabulary of 512, 25 ms with one of 14,019.
 
     Attributes:
-        epsilon: in (0, 1), as of `eta`. Default 0.02,
-            above what `eta` takes, since tokens below it come back.
-        rank: directions of the head, the strongest first. Default 20, as in the paper.
-        tests: tokens below the cutoff that are tested, the likeliest first; the rest are dropped,
-            where the paper tests each token that it has drawn. Default 8.
+        epsilon: in (0, 1), as in `eta`. Default 0.02, larger than that of `eta`, since tokens below
+            the cutoff may be kept.
+        rank: number of directions of the head, strongest first. Default 20, the paper's.
+        tests: number of tokens below the cutoff that are tested, most likely first; the rest are
+            dropped. The paper tests each drawn token instead. Default 8.
     """
 
     epsilon: float = 0.02
@@ -51,6 +51,7 @@ class BasisAware(ControlMethod):
     tests: int = 8
 
     order = 59
+    examples = ("basis_aware", "basis_aware:epsilon=0.05,tests=4")
     source = Source(
         authors="Finlayson et al.",
         title="Closing the Curious Case of Neural Text Degeneration",
@@ -65,10 +66,10 @@ class BasisAware(ControlMethod):
         require(1 <= self.tests <= 64, "basis_aware:tests", self.tests, "1 to 64")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the directions of the model's head.
+        """Compute the directions of the model's output head, once per model.
 
         Raises:
-            MethodError: the model has no head of its own.
+            MethodError: the engine runs several models, or the head is followed by a softcap.
         """
         known = _known.setdefault(vocabulary, {})
         if self.rank not in known:
@@ -81,7 +82,7 @@ class _BasisAware:
         self._method, self._directions = method, directions
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Keep what is above the cutoff, and what is proven of the rest."""
+        """Keep the tokens above the cutoff, and those below it that are proven."""
         p = softmax(logits)
         epsilon = self._method.epsilon
         cutoff = min(epsilon, epsilon**0.5 * np.exp(-entropy(p)))
@@ -97,7 +98,7 @@ _known: WeakKeyDictionary[Vocabulary, dict[int, Doubles]] = WeakKeyDictionary()
 
 
 def directions(head: Floats, rank: int) -> Doubles:
-    """The first left singular vectors of a head [V, D], [V, R]; R is `rank`, or D if less."""
+    """Return the leading left singular vectors [V, R] of a head [V, D]; R = min(`rank`, D)."""
     weights = head.astype(np.float64)
     _, vectors = np.linalg.eigh(weights.T @ weights)
     found = weights @ vectors[:, ::-1][:, :rank]
@@ -107,11 +108,12 @@ def directions(head: Floats, rank: int) -> Doubles:
 def proven(
     p: Doubles, directions: Doubles, tokens: NDArray[Any], cutoff: float
 ) -> NDArray[np.bool_]:
-    """Which of `tokens` [T] no distribution lacks that agrees with `p` [V] in `directions` [V, R].
+    """Return which `tokens` [T] must have probability in any distribution that agrees with `p` [V].
 
-    With d the row of a direction minus the tested token's, the token is proven by any m for which
-    h = 1 + d @ m is on the whole so small that sum of p * (k * max(h, 0) + max(-h, 0)) over the
-    other tokens is below the token's own p; k = cutoff / (1 - cutoff) is the error allowed.
+    It must agree in `directions` [V, R]. With d the rows of the directions minus that of the tested
+    token, any m [R] is a proof if h = 1 + d @ m is so small that the sum over the other tokens of
+    p * (k * max(h, 0) + max(-h, 0)) is below the token's own p. The allowed error is
+    k = cutoff / (1 - cutoff).
     """
     k = cutoff / (1.0 - cutoff)
     likely = np.argpartition(p, -min(_LIKELY, len(p)))[-_LIKELY:]
@@ -120,7 +122,7 @@ def proven(
     ridge = 1e-12 * np.eye(directions.shape[1])
     enough = p[tokens] * (1.0 - _MARGIN)
     found = np.zeros(len(tokens), bool)
-    y = np.zeros_like(weights)  # of the dual: d.T @ y = 0, -weights <= y <= k * weights
+    y = np.zeros_like(weights)  # of the dual problem: d.T @ y = 0, -weights <= y <= k * weights
     for _ in range(_STEPS):
         room = np.minimum(weights + y, k * weights - y) ** 2
         matrix = d.transpose(0, 2, 1) @ (d * room[..., None])
@@ -130,7 +132,7 @@ def proven(
         near = np.flatnonzero(~found & ((weights * _bent(h, k)).sum(1) < enough))
         if len(near):
             found[near] = _loss(p, directions, tokens[near], m[near], k) < enough[near]
-        if (found | (y.sum(1) >= p[tokens])).all():  # what y reaches, no m is below
+        if (found | (y.sum(1) >= p[tokens])).all():  # weak duality: no m is below what y reaches
             break
         step = room * h
         bound = np.where(step > 0, k * weights - y, weights + y)
@@ -145,7 +147,7 @@ def _bent(h: Doubles, k: float) -> Doubles:
 
 
 def _loss(p: Doubles, directions: Doubles, tokens: NDArray[Any], m: Doubles, k: float) -> Doubles:
-    """The sum in `proven` for `m` [T, R], over the whole vocabulary; [T]."""
+    """Return the sum in `proven` for `m` [T, R] over the whole vocabulary, [T]."""
     own = np.einsum("tr,tr->t", directions[tokens], m)
     loss = p * _bent(1.0 + m @ directions.T - own[:, None], k)
     loss[np.arange(len(tokens)), tokens] = 0.0

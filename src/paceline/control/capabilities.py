@@ -1,4 +1,7 @@
-"""Optional capabilities of a control, which the loop, drafters and searches look for."""
+"""Optional capabilities of a control, which the loop, drafters and searches check for.
+
+A control has one if it has its members; nothing needs to be inherited.
+"""
 
 from __future__ import annotations
 
@@ -14,89 +17,94 @@ from paceline.engines.base import Cached, Engine
 
 @runtime_checkable
 class ForcesTokens(Protocol):
-    """A control that may leave no choice; the drafter `forced` asks it."""
+    """A control that may leave only one token; the drafter `forced` drafts these."""
 
     def forced(self, history: list[int]) -> list[int]:
-        """The tokens that must come next after `history`; empty where there is a choice."""
+        """Return the tokens that must follow `history`; empty if there is a choice."""
         ...
 
 
 @runtime_checkable
 class FiltersDrafts(Protocol):
-    """A control that knows which guesses are in vain; they are dropped before a pass."""
+    """A control that knows which drafted nodes it will reject; they are dropped before a pass."""
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
-        """Which nodes of `tree` can be drawn, bool [N]; with a node its parent. Always the root.
+        """Return which nodes of `tree` can be drawn, bool [N].
 
-        `history` ends with the root. Of a node that cannot be drawn nothing is said.
+        The root is kept always, and a node only with its parent. False means that the node cannot
+        be drawn; True is no promise.
+
+        Args:
+            history: ends with the root.
+            tree: the draft.
         """
         ...
 
 
 @runtime_checkable
 class RejectsText(Protocol):
-    """A control that knows of texts that can never be part of an output."""
+    """A control that knows texts which can never be part of an output."""
 
     name: str
 
     def can_contain(self, text: str) -> bool:
-        """Whether `text` can stand behind a boundary of words in some output."""
+        """Return whether some output can contain `text` at the beginning of a word."""
         ...
 
 
 @runtime_checkable
 class RequiresText(Protocol):
-    """A control that wants texts in the output: it is told of those that may forbid them."""
+    """A control that requires texts in the output, and checks them against other controls."""
 
-    def check_possible(self, judges: Sequence[RejectsText]) -> None:
-        """Look whether what is wanted can be had.
+    def check_possible(self, rejecting: Sequence[RejectsText]) -> None:
+        """Check the required texts against the controls that may reject them.
 
         Raises:
-            RequestError: it cannot.
+            RequestError: one of the texts can never occur.
         """
         ...
 
 
 @runtime_checkable
 class RunsModel(Protocol):
-    """A control that runs a model: once over each tree, not once at each node.
+    """A control that runs a model, once over each tree instead of once at each node.
 
-    `apply` then finds its row. Asked about a text that was not looked at, it runs it by itself: a
-    caller who needs further rows of the last pass must have copied them, for guides may share the
-    engine.
+    `apply` then reads its row of logits. For a text that is not in the last tree, `apply` runs the
+    model itself. Guides may share the target's engine, so a caller that needs more rows of the
+    engine's last pass must copy them before.
     """
 
     def begin(self, sequence: Cached) -> None:
-        """A request starts. `sequence` follows the loop; it may be viewed in `run_tree` only."""
+        """Start a request. `sequence` is the target's own; only `run_tree` may view it."""
         ...
 
     def lag(self, context: Tokens) -> int:
-        """Tokens that a text of its own lacks; 0 where they can ride with the next tree."""
+        """Return how many tokens are unread; 0 where the next tree's pass can include them."""
         ...
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
         """Read `context` [S] but its last token, at most `max_tokens` more; return how many.
 
-        Whatever is left unread, `run_tree` reads.
+        Tokens left unread are read by `run_tree`.
         """
         ...
 
     def positions(self, length: int) -> Sequence[tuple[Engine, int]]:
-        """The positions of each text of its own, and in which engine, for `length` tokens."""
+        """Return engine and number of positions of every sequence of its own at `length` tokens."""
         ...
 
     def run_tree(self, context: Tokens, tree: TokenTree) -> None:
-        """`tree`, whose root is `context[-1]`, is about to be run; it may not be kept."""
+        """Run the model over `tree`, whose root is `context[-1]`, before the target does."""
         ...
 
     def release(self) -> None:
-        """The request has ended, or was interrupted: give all sequences back."""
+        """Release all sequences: the request has ended or was interrupted."""
         ...
 
 
 @runtime_checkable
 class Forkable(RunsModel, Control, Protocol):
-    """A guide that can follow several texts, each by a fork of its own: searches need it.
+    """A guide that can follow several texts, each in a fork of its own. Searches need it.
 
     Attributes:
         grows: a text may only be asked about after all that it begins with, one token apart.
@@ -105,62 +113,67 @@ class Forkable(RunsModel, Control, Protocol):
     append_only: bool
 
     def fork(self, context: Tokens, target: Cached | None) -> Self:
-        """Another, to go its own way from what this one has read of `context` [S].
+        """Return a guide that shares what this one has read of `context` [S].
 
-        `target` holds the context but its last token; where it is None, `begin` comes.
+        Args:
+            context: the text so far.
+            target: the fork's sequence of the target, which holds the context but its last token.
+                None: `begin` will be called.
         """
         ...
 
     def ranking_logits(self, logits: Floats, history: list[int]) -> Floats:
-        """As `apply`; but where that depends on the temperature, as if it were 1.
+        """Return what `apply` returns at temperature 1.
 
-        What searches compare are chances, not draws.
+        Searches rank by probability, and draw nothing.
         """
         ...
 
 
 @runtime_checkable
 class ExtendsDrafts(FiltersDrafts, Protocol):
-    """A control that knows what must follow a guess; it is guessed, too."""
+    """A control that knows which tokens must follow a drafted node; they are drafted, too."""
 
     def extensions(
         self, history: list[int], tree: TokenTree
     ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
-        """As `allows`; and by node the tokens that must follow it, where `tree` has not the first.
+        """Return the mask of `allows`, and for some nodes the tokens that must follow.
 
-        Never of the root: what must follow that is the drafter's to say.
+        A node is listed if `tree` lacks the first of these tokens. The root never is: drafting what
+        must follow it is left to the drafter.
         """
         ...
 
 
-Mask = NDArray[np.uint32]  # a bit for each token [V / 32], lowest first; none beyond V
+Mask = NDArray[np.uint32]  # uint32 [ceil(V / 32)]: one bit per token, lowest first, 0 beyond V
 
 
 @runtime_checkable
 class MasksTokens(Protocol):
-    """A control that says at once which tokens may come next; drafts grow by it."""
+    """A control that gives the set of allowed tokens as a bit mask, for drafters to grow within."""
 
     def masks(self, history: list[int]) -> Callable[[Sequence[int]], Mask | None]:
-        """Of tokens that come after `history`: the mask behind them; None where nothing is said.
+        """Return a function from tokens after `history` to the mask of what may follow them.
 
-        Nothing follows what cannot be drawn, nor a stop token. Ask before other questions.
+        It gives None where the control does not know, and an empty mask after a stop token or after
+        tokens that cannot be drawn. Call this before the control's other methods in a pass.
         """
         ...
 
     def known(self, history: list[int], tree: TokenTree) -> dict[int, Mask]:
-        """By node of `tree`, whose root `history` ends with, the masks that were asked for."""
+        """Return, by node of `tree`, the masks that were computed; its root ends `history`."""
         ...
 
 
 @runtime_checkable
 class SingleSequence(Protocol):
-    """A control that follows one growing text: asked about another in between it would err."""
+    """A control with state for one growing text: it cannot serve several texts in turn."""
 
     single_sequence: bool
 
 
 @runtime_checkable
 class LowEntropy(Protocol):
-    """A control that leaves the seed little to say: samples of one prompt are hardly different."""
+    """A control under which samples of one prompt hardly differ, whatever the seed."""
 
     low_entropy: bool

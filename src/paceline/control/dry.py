@@ -12,13 +12,13 @@ from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary, words
 from paceline.registry import Source, controls
 
-_LONGEST = 50  # tokens of a repetition that are looked at; the penalty is prohibitive long before
+_LONGEST = 50  # longest repetition that is measured, in tokens; its penalty is prohibitive already
 
 
 @controls.register("dry", Exactness.EXACT)
 @dataclass(frozen=True)
 class Dry(ControlMethod):
-    """Make the token that would continue a repetition less likely, the longer the repetition is.
+    """Penalise the token that would continue a repetition, the more the longer it is.
 
     If the last L tokens occurred before, followed by t, the logit of t falls by
     multiplier * base^(L - allowed).
@@ -26,10 +26,11 @@ class Dry(ControlMethod):
     Attributes:
         multiplier: 0 to 100; 0 does nothing. Default 0.8, the author's.
         base: 1 to 10. Default 1.75, the author's.
-        allowed: tokens that may be repeated freely, at least 1. Default 2, the author's.
-        reach: last tokens of prompt and output that are looked at; 0 is all. Default 0.
-        breakers: token ids and quoted texts, `;` between them; repetitions end at tokens that
-            contain one. Default the author's: newline, colon, quote, asterisk.
+        allowed: length of the shortest repetition that is penalised, at least 1. Default 2, the
+            author's.
+        reach: number of last tokens of prompt and output that are searched; 0 is all. Default 0.
+        breakers: token ids and quoted texts, separated by `;`. A repetition ends at a token that
+            contains one. Default the author's: newline, colon, quote, asterisk.
     """
 
     multiplier: float = 0.8
@@ -39,6 +40,7 @@ class Dry(ControlMethod):
     breakers: str = r'"\n";":";"\"";"*"'
 
     order = 23
+    examples = ("dry", "dry:multiplier=2,allowed=1")
     source = Source(
         authors="P. E. Weidmann", title="DRY, text-generation-webui pull request 5677, 2024"
     )
@@ -51,7 +53,7 @@ class Dry(ControlMethod):
         words("dry:breakers", self.breakers)
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the tokens that break repetitions."""
+        """Look up the tokens that end repetitions."""
         breaks = np.zeros(vocabulary.size, bool)
         for item in words("dry:breakers", self.breakers):
             if isinstance(item, str):

@@ -9,18 +9,18 @@ from paceline.control.logits import entropy, softmax
 from paceline.core import Exactness, Floats
 from paceline.registry import Source, controls
 
-_COLDEST = 1e-3
+_MIN_SCALE = 1e-3
 
 
 @controls.register("dynamic_temperature", Exactness.EXACT)
 @dataclass(frozen=True)
 class DynamicTemperature(Stateless):
-    """Cool the distribution where the model is sure: T = T0 * base^(theta / entropy).
+    """Lower the temperature where entropy is low: T = T0 * base^(theta / entropy).
 
-    T0 is the request's temperature, so this works with it, not instead of it.
+    T0 is the request's temperature; both apply.
 
     Attributes:
-        theta: strength, 0 to 10; 0 does nothing. Default 0.1, the paper's range being 0.1 to 1.
+        theta: strength, 0 to 10; 0 does nothing. Default 0.1; the paper uses 0.1 to 1.
         base: in (0, 1). Default 0.8, the paper's.
     """
 
@@ -28,6 +28,7 @@ class DynamicTemperature(Stateless):
     base: float = 0.8
 
     order = 39
+    examples = ("dynamic_temperature",)
     source = Source(authors="Zhang et al.", title="EDT", arxiv="2403.14541", section="section 3.3")
     catalogue = (280,)
 
@@ -36,9 +37,9 @@ class DynamicTemperature(Stateless):
         require(0 < self.base < 1, "dynamic_temperature:base", self.base, "between 0 and 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Divide by base^(theta / entropy), at least 0.001."""
+        """Divide the logits by base^(theta / entropy), which is kept at 0.001 or more."""
         if self.theta == 0:
             return logits
         spread = max(entropy(softmax(logits)), 1e-9)
-        scaled: Floats = logits / max(self.base ** (self.theta / spread), _COLDEST)
+        scaled: Floats = logits / max(self.base ** (self.theta / spread), _MIN_SCALE)
         return scaled

@@ -13,7 +13,7 @@ from paceline.registry import Source, controls
 @controls.register("epsilon", Exactness.EXACT)
 @dataclass(frozen=True)
 class Epsilon(Stateless):
-    """Keep the tokens with a probability of at least `cutoff`, and always the likeliest.
+    """Keep the tokens with a probability of at least `cutoff`, and the most likely one always.
 
     Attributes:
         cutoff: probability in [0, 1); 0 keeps all. Default 0.0006, within the 0.0003 to 0.0009
@@ -23,6 +23,7 @@ class Epsilon(Stateless):
     cutoff: float = 6e-4
 
     order = 65
+    examples = ("epsilon",)
     source = Source(
         authors="Hewitt et al.",
         title="Truncation Sampling as LM Desmoothing",
@@ -34,7 +35,7 @@ class Epsilon(Stateless):
         require(0 <= self.cutoff < 1, "epsilon", self.cutoff, "0 to below 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare p with the cutoff."""
+        """Keep the tokens at or above the cutoff."""
         if self.cutoff == 0:
             return logits
         return keep_only(logits, (softmax(logits) >= self.cutoff) | (logits == logits.max()))

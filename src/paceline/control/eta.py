@@ -15,7 +15,7 @@ from paceline.registry import Source, controls
 @controls.register("eta", Exactness.EXACT)
 @dataclass(frozen=True)
 class Eta(Stateless):
-    """Epsilon sampling with a cutoff that falls where the distribution is flat.
+    """Epsilon sampling with a cutoff that is lower where entropy is high.
 
     Attributes:
         epsilon: in [0, 1); the cutoff is min(epsilon, sqrt(epsilon) * exp(-entropy)); 0 keeps
@@ -25,6 +25,7 @@ class Eta(Stateless):
     epsilon: float = 6e-4
 
     order = 66
+    examples = ("eta",)
     source = Source(
         authors="Hewitt et al.",
         title="Truncation Sampling as LM Desmoothing",
@@ -36,7 +37,7 @@ class Eta(Stateless):
         require(0 <= self.epsilon < 1, "eta", self.epsilon, "0 to below 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare p with the cutoff; the likeliest token is always kept."""
+        """Keep the tokens at or above the cutoff, and the most likely one."""
         if self.epsilon == 0:
             return logits
         p = softmax(logits)

@@ -25,13 +25,14 @@ class FrequencyPenalty(ControlMethod):
     penalty: float = 0.5
 
     order = 21
+    examples = ("frequency_penalty",)
     source = Source(title="OpenAI API reference, frequency and presence penalties")
 
     def __post_init__(self) -> None:
         require(-2 <= self.penalty <= 2, "frequency_penalty", self.penalty, "-2 to 2")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """Counts from the end of the prompt."""
+        """Return the control; it counts tokens after the prompt."""
         return _Frequency(self.penalty, len(request.prompt))
 
 

@@ -1,4 +1,4 @@
-"""Grammars: the output is a JSON value, matches a regular expression, or follows Lark rules."""
+"""Grammars: JSON schemas, regular expressions and Lark rules."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls
 
-_LONGEST = 1 << 20  # characters of a grammar
-_COMPILED = 64  # grammars kept for each model
-_STACK = 1 << 29  # bytes of address space, of which only what is used takes memory
-_DIVIDED = 4096  # texts whose tokens are remembered
+_LONGEST = 1 << 20  # characters of a grammar, at most
+_COMPILED = 64  # compiled grammars kept for each model
+_STACK = 1 << 29  # bytes of address space; only pages that are touched take memory
+_CACHED_TEXTS = 4096  # tokenised texts that are kept
 _KINDS = ("regex", "json", "lark")
 _SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_DEEPEST = 100  # levels of a schema; the compiler's own limit ends in a stack overflow beyond
+_DEEPEST = 100  # levels of nesting in a schema; much deeper ones overflow the compiler's stack
 
 
 @controls.register("grammar", Exactness.EXACT)
 @dataclass(frozen=True)
 class Grammar(ControlMethod):
-    """The output follows a grammar to its end, unless `max_new_tokens` cuts it.
+    """Restrict the output to a grammar, up to its end unless `max_new_tokens` cuts it.
 
-    Only tokens with which the text can still follow it are allowed, and the end only where it is
-    whole. Where it leaves one continuation, that is the tokens that the tokenizer makes of it:
-    the `forced` drafter offers them, and drafts that break the grammar are dropped before a pass.
-    Compiled once for a model, by llguidance (`paceline[grammar]`).
+    A token is allowed if some text that follows the grammar continues with it, and a stop token
+    where the text is complete. Where only one continuation is left, its tokens are those that the
+    tokenizer gives for it; the `forced` drafter drafts them. Drafted nodes that break the grammar
+    are dropped before a pass. Grammars are compiled by llguidance (`paceline[grammar]`), once for
+    a model.
 
-    JSON has its keys in the order of the schema, and spaces after commas and colons only;
-    `x-guidance` in the schema, which is llguidance's, can change the spaces. A keyword that cannot
-    be enforced is refused by name.
+    JSON objects have their keys in the order of the schema, with spaces only after commas and
+    colons; llguidance's `x-guidance` in the schema can change the spaces. A schema keyword that
+    cannot be enforced is refused by name.
 
     Attributes:
         text: the grammar, at most a million characters.
@@ -50,6 +51,7 @@ class Grammar(ControlMethod):
     kind: str = "regex"
 
     order = 38
+    examples = ("grammar:text=( the end| of a day|a| b[a-z]*)+[.]",)
     source = Source(
         title="llguidance, github.com/guidance-ai/llguidance",
         note="forced tokens as drafts are ours",
@@ -67,30 +69,37 @@ class Grammar(ControlMethod):
 
     @classmethod
     def schema(cls, schema: object) -> Grammar:
-        """Of a JSON schema: as text, as what JSON has, or a pydantic model."""
+        """Make the grammar of a JSON schema: text, a JSON value, or a pydantic model.
+
+        Raises:
+            RequestError: JSON cannot hold the schema.
+        """
         made = getattr(schema, "model_json_schema", None)
-        found = made() if callable(made) else schema
-        if isinstance(found, str):
-            return cls(found, "json")
+        value = made() if callable(made) else schema
+        if isinstance(value, str):
+            return cls(value, "json")
         try:
-            return cls(json.dumps(found), "json")
+            return cls(json.dumps(value), "json")
         except (TypeError, ValueError, RecursionError):
-            raise RequestError("the schema is nothing that JSON can hold") from None
+            raise RequestError(
+                "JSON cannot hold the schema; give a dict, JSON text or a pydantic model"
+            ) from None
 
     @classmethod
     def choice(cls, texts: Iterable[str]) -> Grammar:
-        """One of `texts`, which may not be empty.
+        """Make the grammar that allows exactly the given texts.
 
         Raises:
-            RequestError: there is none, or one is empty.
+            RequestError: there is no text, or one is empty.
         """
-        found = list(dict.fromkeys(texts))
-        if not found or "" in found:
+        options = list(dict.fromkeys(texts))
+        if not options or "" in options:
             raise RequestError("a choice needs texts that are not empty, as in yes|no")
-        return cls("start: " + " | ".join(json.dumps(t, ensure_ascii=False) for t in found), "lark")
+        rules = " | ".join(json.dumps(text, ensure_ascii=False) for text in options)
+        return cls(f"start: {rules}", "lark")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """A matcher at the end of the prompt.
+        """Return a matcher that starts at the end of the prompt.
 
         Raises:
             MethodError: llguidance is not installed.
@@ -99,15 +108,15 @@ class Grammar(ControlMethod):
         if not request.stop_tokens:
             raise RequestError(
                 "a grammar ends with a stop token, and this request has none; "
-                "leave --ignore-eos away, or take a checkpoint that names one"
+                "leave --ignore-eos out, or take a checkpoint that names one"
             )
         stops = tuple(sorted(request.stop_tokens))
 
-        def anew() -> Any:
+        def recompile() -> Any:
             _known[vocabulary][1].pop((self, stops), None)
             return _compiled(self, vocabulary, stops)
 
-        return Matcher(_compiled(self, vocabulary, stops), request, vocabulary, anew)
+        return Matcher(_compiled(self, vocabulary, stops), request, vocabulary, recompile)
 
 
 # ------------------------------------------------------------------------------------ compiling
@@ -117,11 +126,11 @@ _known: WeakKeyDictionary[Vocabulary, _Known] = WeakKeyDictionary()
 
 
 class _Tokens:
-    """A vocabulary as llguidance asks for one; does not keep it, so that a model can go."""
+    """A vocabulary in llguidance's interface. Holds it weakly, so that a model can be freed."""
 
     def __init__(self, vocabulary: Vocabulary, stops: tuple[int, ...]) -> None:
         self._vocabulary = ref(vocabulary)
-        self._divided: dict[bytes, list[int]] = {}
+        self._tokenised: dict[bytes, list[int]] = {}
         self.tokens = vocabulary.pieces
         self.eos_token_id, self.bos_token_id = stops[0], None
         self.special_token_ids = sorted({*vocabulary.tokenizer.silent, *stops})
@@ -131,15 +140,15 @@ class _Tokens:
         if vocabulary is None:
             return []
         text = text if isinstance(text, bytes) else text.encode()
-        if text not in self._divided:  # the keys of a schema are asked for again and again
-            if len(self._divided) >= _DIVIDED:
-                self._divided.clear()
-            self._divided[text] = vocabulary.inside(text)
-        return self._divided[text]
+        if text not in self._tokenised:  # the keys of a schema come again and again
+            if len(self._tokenised) >= _CACHED_TEXTS:
+                self._tokenised.clear()
+            self._tokenised[text] = vocabulary.inside(text)
+        return self._tokenised[text]
 
 
 def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) -> Any:
-    """A matcher at the beginning of a grammar."""
+    """Return a matcher at the beginning of a grammar, from the cache or compiled."""
     try:
         from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
     except ImportError:
@@ -165,7 +174,7 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
                 matcher.compute_bitmask()
             return matcher
 
-        matcher = _deep(compiled)
+        matcher = _on_large_stack(compiled)
         if matcher.is_error():
             raise RequestError(refusal(matcher))
         while len(matchers) >= _COMPILED:
@@ -177,19 +186,19 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
 _one_at_a_time = Lock()
 
 
-def _deep(call: Callable[[], Any]) -> Any:
-    """What `call` gives on a stack of its own: the compiler recurses along references and rules.
+def _on_large_stack(call: Callable[[], Any]) -> Any:
+    """Run `call` in a thread with a large stack, as the compiler recurses along rules.
 
     Raises:
         RequestError: there is no memory for the stack, or the compiler gave up.
     """
-    found: list[Any] = []
+    results: list[Any] = []
     failed: list[BaseException] = []
 
     def run() -> None:
         try:
-            found.append(call())
-        except BaseException as error:  # a panic of the compiler is no Exception
+            results.append(call())
+        except BaseException as error:  # a panic of the compiler is not an Exception
             failed.append(error)
 
     with _one_at_a_time:
@@ -205,11 +214,15 @@ def _deep(call: Callable[[], Any]) -> Any:
     if failed:
         message = " ".join(str(failed[0]).split())
         raise RequestError(f"the grammar cannot be used: {message:.200}")
-    return found[0]
+    return results[0]
 
 
 def _check_json(text: str) -> None:
-    """Refuse what is no JSON, and what is nested so deep that it can only be hostile."""
+    """Refuse text that is not a JSON object, or that is nested too deeply.
+
+    Raises:
+        RequestError: says what is wrong and where.
+    """
     try:
         schema = json.loads(text)
     except json.JSONDecodeError as error:
@@ -224,11 +237,11 @@ def _check_json(text: str) -> None:
     if level:
         raise RequestError(f"the schema is nested more than {_DEEPEST} levels deep")
     if not isinstance(schema, dict):
-        raise RequestError("the schema is no object; {} is that of any JSON value")
+        raise RequestError("the schema is not an object; {} allows any JSON value")
 
 
 def embedded(schema: Mapping[str, Any]) -> str:
-    """A JSON schema as a part of Lark rules.
+    """Return a JSON schema in the form in which Lark rules can embed it.
 
     Raises:
         RequestError: as `Grammar.schema`.

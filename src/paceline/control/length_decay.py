@@ -11,24 +11,25 @@ from paceline.core import Control, Exactness, Floats, Request
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls
 
-_MOST = np.float32(1e30)
+_MAX_GAIN = np.float32(1e30)
 
 
 @controls.register("length_decay", Exactness.EXACT)
 @dataclass(frozen=True)
 class LengthDecay(ControlMethod):
-    """From some length on make the end of the output ever more likely.
+    """Raise the logits of stop tokens exponentially after a given length.
 
     Attributes:
-        start: new tokens after which it begins, at least 0.
-        factor: 1 to 10; the logit z of a stop token grows by |z| * (factor^n - 1), n tokens past
-            `start`. Default 1.05, which doubles |z| after 14.
+        start: number of new tokens after which it begins, at least 0.
+        factor: 1 to 10; n tokens past `start`, the logit z of a stop token grows by
+            |z| * (factor^n - 1). Default 1.05, which adds |z| after 14 tokens.
     """
 
     start: int
     factor: float = 1.05
 
     order = 24
+    examples = ("length_decay:start=2,factor=1.3",)
     source = Source(title="Hugging Face transformers, exponential_decay_length_penalty")
 
     def __post_init__(self) -> None:
@@ -36,7 +37,7 @@ class LengthDecay(ControlMethod):
         require(1 <= self.factor <= 10, "length_decay:factor", self.factor, "1 to 10")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the request's stop tokens."""
+        """Return the control for the request's stop tokens."""
         return _LengthDecay(
             len(request.prompt) + self.start, self.factor, sorted(request.stop_tokens)
         )
@@ -54,6 +55,8 @@ class _LengthDecay:
             return logits
         edited = logits.copy()
         stops = [stop for stop in self.stops if np.isfinite(logits[stop])]
-        grown = min(past * np.log(self.factor), 60.0)
-        edited[stops] += np.minimum(np.abs(logits[stops]) * np.float32(np.expm1(grown)), _MOST)
+        log_growth = min(past * np.log(self.factor), 60.0)
+        edited[stops] += np.minimum(
+            np.abs(logits[stops]) * np.float32(np.expm1(log_growth)), _MAX_GAIN
+        )
         return edited

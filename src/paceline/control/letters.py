@@ -1,4 +1,4 @@
-"""Letters of the text and of its words."""
+"""Constraints on letters: lipograms, anagrams and word lengths."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from paceline.registry import Source, controls
 
 APOSTROPHES = "'\u2019"
 ASCII = set(map(chr, range(128)))
-_LONGEST = 64  # letters of a word, where no limit is given and something must be counted
+_LONGEST = 64  # letters of a word where the settings give no limit
 
 
 @controls.register("letters", Exactness.EXACT)
 @dataclass(frozen=True)
 class Letters(ControlMethod):
-    """Which letters the output is made of: lipograms, anagrams, words of some length.
+    """Constrain the letters of the output: lipograms, anagrams, word lengths.
 
-    A word is a run of letters; an apostrophe inside joins it and is no letter. Case makes no
-    difference, accents do: `e` is not `é`. The output alone is looked at, so that a word which the
-    prompt began counts from where the output goes on. An output that ended by itself follows the
-    rules to its last word; one that `max_new_tokens` cut says so (`length`) and may break off
-    in a word.
+    A word is a run of letters; an apostrophe inside joins it and is not a letter. Case is ignored,
+    accents are not: `e` is not `é`. Only the output counts, so a word that the prompt began counts
+    from where the output begins. An output that ends with a stop token follows the rules to its
+    last word; one that `max_new_tokens` cuts finishes with `length` and may end within a word.
 
     Attributes:
-        ban: letters that never occur, as in `e`.
-        only: letters that words are made of; empty allows all.
-        anagram: words are made of some of these letters, each used as often as it is here.
-        every: letters that every word has, all of them.
-        text: letters that the whole text has, all of them, before it may end.
-        least: letters of the shortest word. Default 0: any.
-        most: letters of the longest word. Default 0: any.
+        ban: letters that may not occur, as in `e`.
+        only: letters that words may contain; empty allows all.
+        anagram: letters that words are made of, each at most as often as given here.
+        every: letters that each word must contain, all of them.
+        text: letters that the whole text must contain, all of them, before it may end.
+        least: minimum letters of a word. Default 0: any.
+        most: maximum letters of a word. Default 0: any.
     """
 
     ban: str = ""
@@ -48,6 +47,7 @@ class Letters(ControlMethod):
     most: int = 0
 
     order = 33
+    examples = ("letters:ban=q,most=9",)
     source = Source(
         authors="Roush et al.",
         title="Most Language Models Can Be Poets Too",
@@ -58,11 +58,11 @@ class Letters(ControlMethod):
 
     def __post_init__(self) -> None:
         if not any(getattr(self, field.name) for field in fields(self)):
-            raise MethodError("letters asks for nothing; write e.g. letters=e or letters.most=4")
+            raise MethodError("letters has no setting; write e.g. letters=e or letters.most=4")
         for name in ("ban", "only", "anagram", "every", "text"):
             wrong = next((c for c in getattr(self, name) if not c.isalpha()), None)
             if wrong is not None:
-                raise MethodError(f"letters.{name} has {wrong!r}, expected letters alone")
+                raise MethodError(f"letters.{name} has {wrong!r}, expected letters only")
         require(self.least >= 0, "letters.least", self.least, "at least 0")
         require(self.most >= 0, "letters.most", self.most, "at least 0")
         self._check()
@@ -70,46 +70,49 @@ class Letters(ControlMethod):
     def _check(self) -> None:
         """Refuse rules that no word can follow."""
         allowed, every, text = self._allowed(), _fold(self.every), _fold(self.text)
-        for name, wanted in (("every", every), ("text", text)):
-            lost = [c for c in wanted if c in _fold(self.ban) or (allowed and c not in allowed)]
+        for name, required in (("every", every), ("text", text)):
+            lost = [c for c in required if c in _fold(self.ban) or (allowed and c not in allowed)]
             if lost:
-                raise RequestError(f"letters.{name} wants {lost[0]!r}, which another rule forbids")
+                raise RequestError(
+                    f"letters.{name} requires {lost[0]!r}, which another rule forbids"
+                )
         if (self.only or self.anagram) and not allowed:
-            raise RequestError("the rules of letters leave no letter to write with")
-        most = self.most or _LONGEST
+            raise RequestError("the rules of letters allow no letter")
+        longest = self.most or _LONGEST
         if self.anagram:
-            most = min(most, sum(_counts(self.anagram)[c] for c in allowed))
-        # A letter of the text must find room beside those of every word.
-        least = max(self.least, len({*every}) + any(c not in every for c in text))
-        if least > most:
+            longest = min(longest, sum(_counts(self.anagram)[c] for c in allowed))
+        # A required letter of the text must fit beside those of every word.
+        shortest = max(self.least, len({*every}) + any(c not in every for c in text))
+        if shortest > longest:
             raise RequestError(
-                f"the rules of letters want words of at least {least} letters and allow {most}"
+                f"the rules of letters require words of at least {shortest} letters "
+                f"and allow {longest}"
             )
 
     def _allowed(self) -> set[str]:
-        """What words are made of; empty where every letter will do that is not banned."""
+        """Return the letters that words may contain; empty if only `ban` restricts them."""
         sets = [set(_fold(given)) for given in (self.only, self.anagram) if given]
         return set.intersection(*sets) - set(_fold(self.ban)) if sets else set()
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """At the beginning of the output.
+        """Return the control for an output after the prompt.
 
         Raises:
-            RequestError: stop strings could end the text where it must not end.
+            RequestError: stop strings could end the text where the rules forbid it.
         """
         if request.stop_strings and (self.every or self.text or self.least):
             raise RequestError(
-                "letters cannot hold off stop strings where it sets every, text or least; "
+                "letters cannot prevent stop strings where every, text or least is set; "
                 "leave one of them out"
             )
         return TextControl("letters", self, _Letters(self), request, vocabulary)
 
 
 class _Word(NamedTuple):
-    """Behind some text: of the running word its size and letters, and what the text has."""
+    """State after some text: the current word, and what it and the text still lack."""
 
     size: int = 0
-    joined: bool = False  # an apostrophe came last
+    joined: bool = False  # the last character was an apostrophe
     used: tuple[int, ...] = ()
     missing: frozenset[str] = frozenset()
     text: frozenset[str] = frozenset()
@@ -120,7 +123,7 @@ class _Letters(CharAutomaton):
         self._banned = frozenset(_fold(method.ban))
         self._only = method._allowed() if method.only or method.anagram else None
         self._counts = _counts(method.anagram) if method.anagram else Counter[str]()
-        self._places = {letter: place for place, letter in enumerate(sorted(self._counts))}
+        self._places = {letter: index for index, letter in enumerate(sorted(self._counts))}
         self._every = frozenset(_fold(method.every))
         self._least, self._most = method.least, method.most
         named = method.ban + method.only + method.anagram + method.every + method.text
@@ -147,14 +150,14 @@ class _Letters(CharAutomaton):
             return None
         used = word.used
         if self._places:
-            place = self._places[letter]
-            if used[place] == self._counts[letter]:
+            index = self._places[letter]
+            if used[index] == self._counts[letter]:
                 return None
-            used = (*used[:place], used[place] + 1, *used[place + 1 :])
+            used = (*used[:index], used[index] + 1, *used[index + 1 :])
         missing = word.missing - {letter}
         if self._most and word.size + 1 + len(missing) > self._most:
             return None
-        # Beyond what is asked for a word's size makes no difference: there are few states.
+        # Larger sizes than the rules ask for are one state, which keeps states few.
         size = min(word.size + 1, max(self._least, self._most, 1))
         return _Word(size, False, used, missing, word.text - {letter})
 

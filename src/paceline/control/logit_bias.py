@@ -17,28 +17,29 @@ from paceline.registry import Source, controls
 @controls.register("logit_bias", Exactness.EXACT)
 @dataclass(frozen=True)
 class LogitBias(ControlMethod):
-    """Add a number to the logits of chosen tokens.
+    """Add constants to the logits of given tokens.
 
     Attributes:
-        biases: `ID=NUMBER`, `;` between them, each -100 to 100, as in `13=-5;42=2.5`.
+        biases: `ID=NUMBER` items separated by `;`, each -100 to 100, as in `13=-5;42=2.5`.
     """
 
     biases: str
 
     order = 10
+    examples = ("logit_bias:biases=410=4;415=-100",)
     source = Source(title="OpenAI API reference, logit_bias")
 
     def __post_init__(self) -> None:
         self.pairs()
 
     def pairs(self) -> dict[int, float]:
-        """Token -> bias.
+        """Return the bias of each token.
 
         Raises:
-            MethodError: the text is no such list.
+            MethodError: `biases` is not such a list, or names a token twice.
             RequestError: a bias is out of range.
         """
-        found: dict[int, float] = {}
+        biases: dict[int, float] = {}
         for item in filter(None, map(str.strip, self.biases.split(";"))):
             token, _, bias = map(str.strip, item.partition("="))
             try:
@@ -48,13 +49,13 @@ class LogitBias(ControlMethod):
             except ValueError:
                 raise MethodError(f"logit_bias has {item!r}, expected ID=NUMBER") from None
             require(-100 <= value <= 100, "logit_bias", value, "-100 to 100")
-            if int(token) in found:
+            if int(token) in biases:
                 raise MethodError(f"logit_bias names token {token} twice; give one bias")
-            found[int(token)] = value
-        return found
+            biases[int(token)] = value
+        return biases
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the tokens looked up."""
+        """Return the control; tokens must be in the vocabulary."""
         pairs = self.pairs()
         tokens = vocabulary.known("logit_bias", pairs)
         return _LogitBias(tokens, np.array([pairs[int(t)] for t in tokens], np.float32))

@@ -1,4 +1,4 @@
-"""Minimal length."""
+"""Minimum length."""
 
 from __future__ import annotations
 
@@ -15,30 +15,35 @@ from paceline.registry import Source, controls
 @controls.register("min_length", Exactness.EXACT)
 @dataclass(frozen=True)
 class MinLength(ControlMethod):
-    """Forbid the tokens that end the output until it has some length.
+    """Forbid stop tokens until the output has a minimum length.
 
-    Stop strings are text and still end it: with them this control is refused.
+    Stop strings cannot be forbidden, so the two are refused together.
 
     Attributes:
-        tokens: new tokens before the end, at least 0.
+        tokens: minimum number of new tokens before a stop token, at least 0.
     """
 
     tokens: int
 
     order = 32
+    examples = ("min_length:tokens=6",)
     source = Source(title="Hugging Face transformers, min_new_tokens")
 
     def __post_init__(self) -> None:
         require(self.tokens >= 0, "min_length", self.tokens, "at least 0")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the request's stop tokens."""
+        """Return the control for the request's stop tokens.
+
+        Raises:
+            RequestError: the request has stop strings, or allows fewer new tokens.
+        """
         if request.stop_strings:
-            raise RequestError("min_length cannot hold off stop strings; leave one of them out")
+            raise RequestError("min_length cannot prevent stop strings; leave one of them out")
         if self.tokens > request.max_new_tokens:
             raise RequestError(
                 f"min_length is {self.tokens}, expected at most the {request.max_new_tokens} "
-                "new tokens that may come"
+                "new tokens that the request allows"
             )
         return _MinLength(len(request.prompt) + self.tokens, sorted(request.stop_tokens))
 

@@ -15,15 +15,16 @@ from paceline.registry import Source, controls
 @controls.register("min_p", Exactness.EXACT)
 @dataclass(frozen=True)
 class MinP(Stateless):
-    """Keep the tokens at least `p` times as likely as the likeliest.
+    """Keep the tokens at least `p` times as likely as the most likely one.
 
     Attributes:
-        p: share of the largest probability in [0, 1]; 0 keeps all.
+        p: fraction of the largest probability, in [0, 1]; 0 keeps all. Default 0.05.
     """
 
     p: float = 0.05
 
     order = 62
+    examples = ("min_p", "min_p:p=0.02")
     source = Source(
         authors="Minh et al.", title="Turning Up the Heat: Min-p Sampling", arxiv="2407.01082"
     )
@@ -33,7 +34,7 @@ class MinP(Stateless):
         require(0 <= self.p <= 1, "min_p", self.p, "0 to 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare log-probabilities: logit >= best + log(p)."""
+        """Keep logits of at least max + log(p)."""
         if self.p == 0:
             return logits
         return keep_only(logits, logits >= logits.max() + np.float32(np.log(self.p)))

@@ -18,10 +18,11 @@ from paceline.registry import Source, controls
 @controls.register("mirostat", Exactness.EXACT)
 @dataclass(frozen=True)
 class Mirostat(ControlMethod):
-    """Steer the surprise of the drawn tokens to a target by moving a cut on it.
+    """Keep the surprise of drawn tokens near a target by moving a threshold.
 
-    Tokens more surprising than mu are dropped; after each token mu moves by the distance of its
-    surprise from the target. It starts at twice the target.
+    Tokens with more surprise (-log2 p) than the threshold mu are dropped. After each token, mu
+    moves by `eta` times the distance of its surprise from the target. mu starts at twice the
+    target.
 
     Attributes:
         tau: target surprise in bits, 0 to 64. Default 5, that of the author's and llama.cpp's
@@ -33,12 +34,13 @@ class Mirostat(ControlMethod):
     eta: float = 0.1
 
     order = 69
+    examples = ("mirostat", "mirostat:tau=1.5,eta=0.5")
     source = Source(
         authors="Basu et al.",
         title="Mirostat",
         arxiv="2007.14966",
         section="section 5",
-        note="version 2 cuts by surprise itself",
+        note="version 2, which thresholds the surprise itself",
     )
 
     def __post_init__(self) -> None:
@@ -46,15 +48,15 @@ class Mirostat(ControlMethod):
         require(0 <= self.eta <= 1, "mirostat:eta", self.eta, "0 to 1")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With mu at its start."""
+        """Return the control with mu at its start."""
         return _Mirostat(self, len(request.prompt))
 
 
 class _Mirostat:
-    """The surprise of a drawn token is known only from the logits it was drawn from.
+    """Keeps mu by position, as a token's surprise is known only from the logits it was drawn from.
 
-    So mu is kept by position: a walk draws once at each, in order, whoever drafted. Asked again at
-    a position, it answers from the same mu.
+    A walk draws once at each position, in order, whatever the drafter. A repeated call at one
+    position uses the same mu.
     """
 
     single_sequence = True
@@ -65,14 +67,14 @@ class _Mirostat:
         self._bits: NDArray[np.float64] = np.zeros(0)  # surprises at the last position
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        place = len(history) - self._start
-        if place == 0:
+        position = len(history) - self._start
+        if position == 0:
             self._mu = [2 * self._method.tau]
-        elif place == len(self._mu):
+        elif position == len(self._mu):
             error = float(self._bits[history[-1]]) - self._method.tau
             self._mu.append(self._mu[-1] - self._method.eta * error)
-        elif place != len(self._mu) - 1:
-            raise RequestError("mirostat was asked out of order; use one request at a time")
+        elif position != len(self._mu) - 1:
+            raise RequestError("mirostat was called out of order; use one request at a time")
         bits: NDArray[np.float64] = surprise(softmax(logits)) / np.log(2)
         self._bits = bits
-        return keep_only(logits, (bits <= self._mu[place]) | (logits == logits.max()))
+        return keep_only(logits, (bits <= self._mu[position]) | (logits == logits.max()))

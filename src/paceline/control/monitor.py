@@ -1,4 +1,4 @@
-"""Monitor-guided decoding of Python: behind a dot only attributes that exist."""
+"""Monitor-guided decoding of Python: after a dot only attributes that exist."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls
 
-_LARGEST = 1 << 22  # characters that are analysed
-_KNOWN = 256  # dots whose names are remembered
+_LARGEST = 1 << 22  # characters that are analysed, at most
+_KNOWN = 256  # dots whose attribute names are cached
 _NAME = rb"[A-Za-z0-9_\x80-\xff]*"
 _AFTER_DOT = re.compile(rb"[A-Za-z0-9_\x80-\xff)\]}'\"]\.(" + _NAME + rb")\Z")
 _BEGINS = re.compile(_NAME)
@@ -29,19 +29,19 @@ _PART = bytes(byte for byte in range(256) if _BEGINS.fullmatch(bytes([byte])))
 @controls.register("monitor", Exactness.EXACT)
 @dataclass(frozen=True)
 class Monitor(ControlMethod):
-    """Python code in which every attribute exists, as far as static analysis knows.
+    """Write Python in which every attribute exists, as far as static analysis can tell.
 
-    Behind the dot of `value.` only tokens are allowed that begin or continue the name of one of its
-    attributes, and other tokens only behind a whole name. What they are is asked once at each dot,
-    of jedi (`paceline[monitor]`), which reads prompt and output and runs none of it. Where jedi
-    knows nothing, fails, or knows no name that the tokens can write, nothing is forbidden; so it is
-    in strings, comments and numbers. Attributes that come about at run time are unknown to it.
+    After the dot of `value.`, only tokens are allowed that begin or continue the name of one of its
+    attributes; other tokens may follow a complete name. The names come from jedi
+    (`paceline[monitor]`), which is called once per dot, and reads prompt and output without running
+    them. Nothing is forbidden where jedi fails, knows no attributes, or knows none that the tokens
+    can spell, nor in strings, comments and numbers. Attributes created at run time are unknown.
 
     Attributes:
-        project: folder in which imported modules are looked for, besides those installed.
-            Default `.`, where the program runs.
-        before: a file whose text stands before the prompt, e.g. what it is to continue. Default
-            none.
+        project: folder to import modules from, besides the installed ones. Default `.`, the
+            current directory.
+        before: path of a file whose text precedes the prompt, e.g. the file that is continued.
+            Default none.
     """
 
     project: str = "."
@@ -58,7 +58,7 @@ class Monitor(ControlMethod):
     catalogue = (441,)
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """At the end of the prompt.
+        """Return the control for an output after the prompt.
 
         Raises:
             MethodError: jedi is not installed, or the tokens have no text of their own.
@@ -75,19 +75,19 @@ class Monitor(ControlMethod):
 
 
 class Analysis:
-    """What jedi says of a text.
+    """Asks jedi for the attributes after a text.
 
     Args:
-        project: folder of modules.
-        before: text that stands before every other.
-        path: the file that the text is part of, for relative imports; may be empty.
+        project: folder to import modules from.
+        before: text that precedes every other.
+        path: file that the text belongs to, for relative imports; may be empty.
     """
 
     def __init__(self, project: str, before: str = "", path: str = "") -> None:
         self._project, self._before, self._path = project, before, path
 
     def __call__(self, code: str) -> list[str]:
-        """The attributes of what stands before the dot at the end of `code`; empty if unknown."""
+        """Return the attributes of the value before the dot that ends `code`; empty if unknown."""
         import jedi
 
         code = self._before + code
@@ -104,14 +104,14 @@ class Analysis:
                 project=jedi.Project(self._project),
                 environment=jedi.InterpreterEnvironment(),
             )
-            found = script.complete(*place)
-            return [each.name for each in found if each.type != "keyword"]
-        except Exception:  # of whatever kind: an analysis that fails is none
+            names = script.complete(*place)
+            return [each.name for each in names if each.type != "keyword"]
+        except Exception:  # a failed analysis forbids nothing
             return []
 
 
 def _is_access(code: str, place: tuple[int, int]) -> bool:
-    """Whether the dot that ends `code` at `place` is no part of a number, string or comment."""
+    """Return whether the dot at `place` is an attribute access, not in a number or string."""
     import parso
 
     parse: Any = parso.parse
@@ -120,20 +120,20 @@ def _is_access(code: str, place: tuple[int, int]) -> bool:
         return False
     while leaf is not None and leaf.start_pos[0] == place[0]:
         if leaf.type == "error_leaf" and leaf.value[-1:] in ("'", '"'):
-            return False  # a string that is not closed
+            return False  # an unterminated string
         leaf = leaf.get_previous_leaf()
     return True
 
 
 class _Name(NamedTuple):
-    """Behind a dot: the attributes, and what is written of one."""
+    """After a dot: the possible attributes, and the part of a name that is written."""
 
     names: frozenset[bytes]
     part: bytes
 
 
 class _Monitor:
-    """Pure: the names behind a dot are kept by the text before it."""
+    """Restricts names after dots. Pure; names are cached by the text before the dot."""
 
     def __init__(
         self, analysis: Callable[[str], list[str]], request: Request, vocabulary: Vocabulary
@@ -146,7 +146,7 @@ class _Monitor:
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """See `core.Control`."""
-        name = self._behind_dot(history)
+        name = self._after_dot(history)
         row = None if name is None else self._row(name)
         if row is None or not np.isfinite(logits[row]).any():
             return logits
@@ -154,8 +154,8 @@ class _Monitor:
         return edited
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
-        """See `Filtering`. Within a name; behind it the analysis would cost more than the nodes."""
-        states = [self._behind_dot(history)]
+        """See `FiltersDrafts`. Only within a name: more analysis would cost more than it saves."""
+        states = [self._after_dot(history)]
         kept = np.ones(len(tree), bool)
         for node in range(1, len(tree)):
             parent, token = int(tree.parents[node]), int(tree.tokens[node])
@@ -173,19 +173,19 @@ class _Monitor:
         piece = self._pieces[token]
         return bool(piece) and _BEGINS.fullmatch(piece) is not None
 
-    def _behind_dot(self, history: list[int]) -> _Name | None:
-        """Where a name is being written behind a dot whose attributes are known."""
+    def _after_dot(self, history: list[int]) -> _Name | None:
+        """Return the state if a name is being written after a dot with known attributes."""
         if history[-1] in self._stops:
             return None
         tail = b""
         for token in reversed(history):
             tail = self._pieces[token] + tail
             if len(tail.rstrip(_PART)) > 1:
-                break  # the dot and what is before it, or no dot
-        found = _AFTER_DOT.search(tail)
-        if found is None:
+                break  # has the dot and what is before it, or has no dot
+        match = _AFTER_DOT.search(tail)
+        if match is None:
             return None
-        part = found[1]
+        part = match[1]
         text = b"".join(self._pieces[token] for token in history)
         text = text[: len(text) - len(part)]
         if self._strips and text.startswith(b" "):
@@ -198,7 +198,7 @@ class _Monitor:
         return _Name(self._known[text], part) if self._known[text] else None
 
     def _row(self, name: _Name) -> NDArray[np.bool_]:
-        """Tokens [V] with which an attribute's name goes on, or behind which it is whole."""
+        """Return the tokens, bool [V], that continue a name or follow a complete one."""
         if name not in self._rows:
             row = np.zeros(len(self._pieces), bool)
             rests = {n[len(name.part) :] for n in name.names if n.startswith(name.part)}
@@ -214,7 +214,7 @@ class _Monitor:
 
 
 class _TokenIndex(NamedTuple):
-    """Tokens by the part of a name that they begin with: nothing but that, or something more."""
+    """Tokens by the part of a name that they begin with: only that, or with more after it."""
 
     inside: dict[bytes, list[int]]
     ending: dict[bytes, list[int]]
@@ -225,14 +225,14 @@ _by_vocabulary: WeakKeyDictionary[Vocabulary, _TokenIndex] = WeakKeyDictionary()
 
 def _tokens(vocabulary: Vocabulary) -> _TokenIndex:
     if vocabulary not in _by_vocabulary:
-        found = _TokenIndex({}, {})
+        index = _TokenIndex({}, {})
         for token, piece in enumerate(vocabulary.pieces):
             begins = _BEGINS.match(piece)
             part = begins[0] if begins else b""
             if piece:
-                by = found.inside if part == piece else found.ending
+                by = index.inside if part == piece else index.ending
                 by.setdefault(part, []).append(token)
-        _by_vocabulary[vocabulary] = found
+        _by_vocabulary[vocabulary] = index
     return _by_vocabulary[vocabulary]
 
 

@@ -1,4 +1,4 @@
-"""No n-gram twice."""
+"""Blocking of repeated n-grams."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from paceline.registry import Source, controls
 @controls.register("no_repeat_ngram", Exactness.EXACT)
 @dataclass(frozen=True)
 class NoRepeatNgram(Stateless):
-    """Forbid every token that would complete a run of `n` tokens which prompt or output has.
+    """Forbid every token that would complete an n-gram that prompt or output already contains.
 
     Attributes:
-        n: at least 1. Default 3, the paper's for summaries.
+        n: length in tokens, at least 1. Default 3, the paper's for summaries.
     """
 
     n: int = 3
 
     order = 30
+    examples = ("no_repeat_ngram",)
     source = Source(
         authors="Paulus et al.",
         title="A Deep Reinforced Model for Summarization",
@@ -36,10 +37,10 @@ class NoRepeatNgram(Stateless):
         require(self.n >= 1, "no_repeat_ngram", self.n, "at least 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare the last n - 1 tokens with every run."""
+        """Find the earlier n-grams that begin with the last n - 1 tokens."""
         if len(history) < self.n:
             return logits
         text = np.asarray(history, np.int64)
-        runs = sliding_window_view(text, self.n)
-        same = (runs[:, :-1] == text[len(text) - self.n + 1 :]).all(1)
-        return forbid(logits, runs[same, -1])
+        ngrams = sliding_window_view(text, self.n)
+        same = (ngrams[:, :-1] == text[len(text) - self.n + 1 :]).all(1)
+        return forbid(logits, ngrams[same, -1])

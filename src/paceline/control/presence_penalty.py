@@ -15,23 +15,24 @@ from paceline.registry import Source, controls
 @controls.register("presence_penalty", Exactness.EXACT)
 @dataclass(frozen=True)
 class PresencePenalty(ControlMethod):
-    """Make every token of the output less likely, however often it occurred there.
+    """Subtract a constant from the logit of every token that the output already has.
 
     Attributes:
-        penalty: -2 to 2, taken from the logit; 0 does nothing. Default 0.5, as of
+        penalty: -2 to 2, subtracted from the logit; 0 does nothing. Default 0.5, as in
             `frequency_penalty`.
     """
 
     penalty: float = 0.5
 
     order = 22
+    examples = ("presence_penalty",)
     source = Source(title="OpenAI API reference, frequency and presence penalties")
 
     def __post_init__(self) -> None:
         require(-2 <= self.penalty <= 2, "presence_penalty", self.penalty, "-2 to 2")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """Looks from the end of the prompt."""
+        """Return the control; it sees the tokens after the prompt."""
         return _Presence(self.penalty, len(request.prompt))
 
 

@@ -14,16 +14,17 @@ from paceline.registry import Source, controls
 @controls.register("repetition_penalty", Exactness.EXACT)
 @dataclass(frozen=True)
 class RepetitionPenalty(Stateless):
-    """Make every token of the prompt and the output less likely, once, however often it occurred.
+    """Penalise every token of prompt and output, once, however often it occurred.
 
     Attributes:
-        penalty: 0.01 to 100; 1 does nothing, above 1 discourages. Positive logits are divided by
-            it, negative ones multiplied.
+        penalty: 0.01 to 100; 1 does nothing, above 1 penalises. Positive logits are divided by it,
+            negative ones multiplied. Default 1.1.
     """
 
     penalty: float = 1.1
 
     order = 20
+    examples = ("repetition_penalty", "repetition_penalty:penalty=1.2")
     source = Source(
         authors="Keskar et al.", title="CTRL", arxiv="1909.05858", section="section 4.1"
     )
@@ -37,6 +38,6 @@ class RepetitionPenalty(Stateless):
             return logits
         seen = np.unique(np.asarray(history, np.int64))
         edited = logits.copy()
-        found = logits[seen]
-        edited[seen] = np.where(found > 0, found / self.penalty, found * self.penalty)
+        old = logits[seen]
+        edited[seen] = np.where(old > 0, old / self.penalty, old * self.penalty)
         return edited

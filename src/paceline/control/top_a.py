@@ -22,13 +22,14 @@ class TopA(Stateless):
     a: float = 0.2
 
     order = 64
+    examples = ("top_a",)
     source = Source(authors="BlinkDL", title="RWKV-LM, the top-a sampling method, 2022")
 
     def __post_init__(self) -> None:
         require(0 <= self.a <= 1, "top_a", self.a, "0 to 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare p with a * max(p)^2."""
+        """Keep probabilities of at least a * max(p)^2."""
         if self.a == 0:
             return logits
         p = softmax(logits)

@@ -15,15 +15,16 @@ from paceline.registry import Source, controls
 @controls.register("top_k", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopK(Stateless):
-    """Keep the k likeliest tokens, and all that equal the last of them.
+    """Keep the k most likely tokens, and ties with the last of them.
 
     Attributes:
-        k: tokens, at least 1.
+        k: number of tokens, at least 1. Default 50.
     """
 
     k: int = 50
 
     order = 60
+    examples = ("top_k", "top_k:k=5")
     source = Source(
         authors="Fan et al.",
         title="Hierarchical Neural Story Generation",

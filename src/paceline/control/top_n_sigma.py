@@ -15,16 +15,17 @@ from paceline.registry import Source, controls
 @controls.register("top_n_sigma", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopNSigma(Stateless):
-    """Keep the logits within `n` standard deviations of the best: the same set at any temperature.
+    """Keep logits within `n` standard deviations of the largest: one set at every temperature.
 
     Attributes:
-        n: standard deviations of the allowed logits, 0 to 100; 0 keeps the best only. Default 1,
+        n: number of standard deviations, 0 to 100; 0 keeps the largest only. Default 1,
             the paper's.
     """
 
     n: float = 1.0
 
     order = 67
+    examples = ("top_n_sigma",)
     source = Source(
         authors="Tang et al.",
         title="Top-nsigma: Not All Logits Are You Need",
@@ -36,7 +37,7 @@ class TopNSigma(Stateless):
         require(0 <= self.n <= 100, "top_n_sigma", self.n, "0 to 100")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Compare with max - n * sigma; forbidden tokens have no part in sigma."""
+        """Keep logits of at least max - n * sigma; forbidden tokens do not count for sigma."""
         allowed = logits[np.isfinite(logits)].astype(np.float64)
         if len(allowed) < 2:
             return logits

@@ -15,15 +15,16 @@ from paceline.registry import Source, controls
 @controls.register("top_p", Exactness.EXACT)
 @dataclass(frozen=True)
 class TopP(Stateless):
-    """Keep the smallest set of likeliest tokens whose probabilities sum to `p` or more.
+    """Keep the smallest set of most likely tokens whose probabilities sum to `p` or more.
 
     Attributes:
-        p: probability mass in (0, 1]; 1 keeps all.
+        p: probability mass in (0, 1]; 1 keeps all. Default 0.95.
     """
 
     p: float = 0.95
 
     order = 61
+    examples = ("top_p", "top_p:p=0.9")
     source = Source(
         authors="Holtzman et al.",
         title="The Curious Case of Neural Text Degeneration",
@@ -34,7 +35,7 @@ class TopP(Stateless):
         require(0 < self.p <= 1, "top_p", self.p, "above 0 and at most 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Forbid the tokens outside the nucleus; of equal ones the lower id is kept first."""
+        """Forbid the tokens outside the nucleus; among ties, lower ids are kept first."""
         if self.p == 1:
             return logits
         order = np.argsort(-logits, kind="stable")

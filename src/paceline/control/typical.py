@@ -15,9 +15,9 @@ from paceline.registry import Source, controls
 @controls.register("typical", Exactness.EXACT)
 @dataclass(frozen=True)
 class Typical(Stateless):
-    """Keep the tokens whose surprise is nearest to the expected one, up to a mass.
+    """Keep the tokens whose surprise is nearest to the entropy, up to a probability mass.
 
-    The likeliest token may be among those that are dropped, also when decoding is greedy.
+    The most likely token may be dropped, also in greedy decoding.
 
     Attributes:
         mass: probability to keep, in (0, 1]; 1 keeps all. Default 0.95, the best on stories in
@@ -27,6 +27,7 @@ class Typical(Stateless):
     mass: float = 0.95
 
     order = 63
+    examples = ("typical",)
     source = Source(
         authors="Meister et al.",
         title="Locally Typical Sampling",
@@ -38,7 +39,7 @@ class Typical(Stateless):
         require(0 < self.mass <= 1, "typical", self.mass, "above 0 and at most 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Sort by |surprise - entropy|; what is as far as the last kept token is kept, too."""
+        """Sort by |surprise - entropy|; ties with the last kept token are kept."""
         if self.mass == 1:
             return logits
         p = softmax(logits)

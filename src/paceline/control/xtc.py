@@ -13,26 +13,27 @@ from paceline.models.vocabulary import Vocabulary
 from paceline.noise import gumbel
 from paceline.registry import Source, controls
 
-_OTHER = 0x585443  # keeps its noise apart from that of the draws
+_OTHER = 0x585443  # separates its noise from that of the draws
 
 
 @controls.register("xtc", Exactness.EXACT)
 @dataclass(frozen=True)
 class Xtc(ControlMethod):
-    """Now and then drop all tokens of some chance but the least likely of them, for variety.
+    """At random positions drop all tokens above a probability but the least likely of them.
 
-    Whether it acts at a position depends on the request's seed and the position alone.
+    Whether it acts at a position depends only on the request's seed and the position.
 
     Attributes:
-        threshold: tokens at least as likely are top choices, in [0, 1]; above 0.5 there is never
-            more than one, and nothing to drop. Default 0.1, the author's.
-        probability: of acting at a position. Default 0.5, the author's.
+        threshold: in [0, 1]; tokens at least this likely are top choices. Above 0.5 there is never
+            more than one, and nothing is dropped. Default 0.1, the author's.
+        probability: probability of acting at a position. Default 0.5, the author's.
     """
 
     threshold: float = 0.1
     probability: float = 0.5
 
     order = 68
+    examples = ("xtc", "xtc:threshold=0.05")
     source = Source(
         authors="P. E. Weidmann",
         title="Exclude Top Choices, text-generation-webui pull request 6335, 2024",
@@ -43,7 +44,7 @@ class Xtc(ControlMethod):
         require(0 <= self.probability <= 1, "xtc:probability", self.probability, "0 to 1")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
-        """With the request's seed."""
+        """Return the control, keyed by the request's seed."""
         return _Xtc(self, request.seed)
 
 

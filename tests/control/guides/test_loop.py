@@ -243,7 +243,7 @@ def test_guidance_stops_for_good_where_both_agree():
 def test_what_depends_on_the_order_says_so():
     beside = ToyBeside()
     control = toy_request(beside, SPECS["adaptive"]).controls[0]
-    with pytest.raises(RequestError, match=r"cfg:stop was asked out of order"):
+    with pytest.raises(RequestError, match=r"cfg:stop was called out of order"):
         control.apply(beside.engine.logits_after([1]), [1, 2, 3, 4, 5])
 
 
@@ -267,9 +267,9 @@ def test_guides_with_a_defined_order_compose():
     found = run(beside, Root(), request)
     assert run(beside, Oracle(beside.engine), request).tokens == found.tokens
     assert beside.opened == 0
-    with pytest.raises(MethodError, match="no order is defined for the guides cfg and contrastive"):
+    with pytest.raises(MethodError, match="the guides cfg and contrastive have no order"):
         guided(plain, [parse_guide("cfg"), parse_guide("contrastive:b")], beside)
-    with pytest.raises(MethodError, match="no order is defined for the guides air and gedi"):
+    with pytest.raises(MethodError, match="the guides air and gedi have no order"):
         guided(plain, [parse_guide("air:b,x,y"), parse_guide("gedi:b,x,y")], beside)
 
 

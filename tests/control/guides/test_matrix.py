@@ -122,7 +122,7 @@ def test_a_code_stands_behind_the_token_that_begins_every_text(copies):
     assert prompt[0] == 1  # BOS
     code = model.tokenizer.encode(" happy", special=False)
     for text, expected in ((prompt, [1, *code, *prompt[1:]]), (prompt[1:], [*code, *prompt[1:]])):
-        stream = beside.lag(str(copies[0]), " happy", Request(tuple(text), 4))
+        stream = beside.conditioned(str(copies[0]), " happy", Request(tuple(text), 4))
         assert stream._own(np.array(text, np.int32)).tolist() == expected
 
 

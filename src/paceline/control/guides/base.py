@@ -1,4 +1,4 @@
-"""What guides share: their contract, their place in the order, and how they find their rows."""
+"""Contract of guides, their order, and how they find their rows of logits."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Logs = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class GuideMethod(Method, ABC):
-    """Settings of a guide: its fields. `bind` makes of them what edits logits.
+    """Settings of a guide. `bind` turns them into an object that edits logits.
 
     Attributes:
-        order: guides come before all other controls; those that set the model's own logits against
-            others 1, those that add to the result 2, those that weigh it 3. One of each.
-        passes: what it costs for each tree, in words.
+        order: guides come before all other controls: those that contrast the model's logits with
+            others 1, those that add to the result 2, those that reweight it 3. At most one each.
+        passes: forward passes for each tree, in words.
     """
 
     order: ClassVar[int]
@@ -37,21 +37,21 @@ class GuideMethod(Method, ABC):
 
     @abstractmethod
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """The guide for one request.
+        """Return the guide for one request.
 
         Raises:
-            PacelineError: a model is missing or does not fit, in one sentence.
+            PacelineError: a model is missing or does not fit.
         """
 
 
 class Guide:
-    """A guide at work: a `control.base.Branching`.
+    """A guide of one request; it is `Forkable`.
 
     Args:
-        edit: makes of the logits [V], and of a row of each voice, the guided logits [V].
-        voices: are run once over each tree.
-        request: whose text they read.
-        law: as `edit`, where searches compare chances; the same if None.
+        edit: from the logits [V] and one row of each stream to the guided logits [V].
+        streams: run once over each tree.
+        request: whose text they follow.
+        ranking_edit: `edit` at temperature 1, by which searches rank; None: the same.
     """
 
     append_only = False
@@ -67,39 +67,39 @@ class Guide:
         self.streams, self._prompt = streams, request.prompt
         self.target: Cached | None = None
         self._context: list[int] = []
-        self._tree: TokenTree | None = None  # whose rows are there
-        self._rows: list[Floats] = []  # [N, V] of each voice
+        self._tree: TokenTree | None = None  # of the rows
+        self._rows: list[Floats] = []  # [N, V] for each stream
 
     def begin(self, sequence: Cached) -> None:
-        """See `Looking`.
+        """See `RunsModel`.
 
         Raises:
-            RequestError: the request is under way already.
+            RequestError: the request is running already.
         """
         if self.target is not None:
             raise RequestError(
-                "a guide follows one text at a time, and this request is under way; make another"
+                "a guide follows one text at a time, and this request is running; make another"
             )
         self.target = sequence
 
     def lag(self, context: Tokens) -> int:
-        """See `Looking`."""
+        """See `RunsModel`."""
         return max(stream.lag(context) for stream in self.streams)
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        """See `Looking`."""
+        """See `RunsModel`."""
         return max(stream.follow(context, max_tokens) for stream in self.streams)
 
     def positions(self, length: int) -> list[tuple[Engine, int]]:
-        """See `Looking`."""
+        """See `RunsModel`."""
         return [(stream.engine, stream.length(length)) for stream in self.streams]
 
     def run_tree(self, context: Tokens, tree: TokenTree) -> None:
-        """See `Looking`."""
+        """See `RunsModel`."""
         run_trees_together([(self, context, tree)])
 
     def fork(self, context: Tokens, target: Cached | None) -> Self:
-        """See `Branching`."""
+        """See `Forkable`."""
         other = copy(self)
         other.target = target
         other.streams = streams = list[GuideStream]()
@@ -112,24 +112,26 @@ class Guide:
         return other
 
     def release(self) -> None:
-        """See `Looking`."""
+        """See `RunsModel`."""
         self.target = self._tree = None
         self._rows = []
         for stream in self.streams:
             stream.release()
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Guide the logits [V] at the end of `history`; what is forbidden stays so."""
+        """Guide the logits [V] at the end of `history`; forbidden tokens stay forbidden."""
         return self._guide(logits, history, self._edit)
 
     def ranking_logits(self, logits: Floats, history: list[int]) -> Floats:
-        """See `Branching`."""
+        """See `Forkable`."""
         return self._guide(logits, history, self._ranking_edit)
 
     def _guide(self, logits: Floats, history: list[int], edit: Callable[..., Floats]) -> Floats:
         node = self._node(history)
         if node is None:
-            logits = logits.copy()  # they may be the last pass's of an engine that is to run now
+            logits = (
+                logits.copy()
+            )  # a view of the last pass of an engine that runs again now, perhaps
             context, tree = np.array(history, np.int32), TokenTree.root(history[-1])
             self.prepare(context)
             self.keep(context, tree, [stream.run(context, tree) for stream in self.streams])
@@ -140,20 +142,20 @@ class Guide:
     def guided(
         self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
     ) -> Floats:
-        """The guided logits [V], by a row of each voice."""
+        """Return the guided logits [V], given one row of each stream."""
         return edit(logits, *rows)
 
     def prepare(self, context: Tokens) -> bool:
-        """Make ready to run a tree behind `context` [S]; false where nothing needs to be run."""
+        """Prepare to run a tree after `context` [S]; return False if nothing needs to run."""
         self._tree = None
         return True
 
     def keep(self, context: Tokens, tree: TokenTree, rows: list[Floats]) -> None:
-        """The rows [N, V] of every voice over a tree."""
+        """Keep the rows [N, V] of every stream over a tree."""
         self._rows, self._context, self._tree = rows, context.tolist(), tree
 
     def _node(self, history: list[int]) -> int | None:
-        """The node of the last tree at which `history` ends."""
+        """Return the node of the last tree at which `history` ends, or None."""
         size = len(self._context)
         if self._tree is None or history[:size] != self._context:
             return None
@@ -164,9 +166,9 @@ class Guide:
 
 
 def run_trees_together(asked: Sequence[tuple[Guide, Tokens, TokenTree]]) -> None:
-    """Let guides of one kind, each with a text and a tree of its own, share a pass of each voice.
+    """Run several guides of one kind, each with its own text and tree, in one pass per stream.
 
-    They are forks of one, or made by one method for several requests.
+    They are forks of one guide, or made by one method for several requests.
     """
     ready = [(guide, context, tree) for guide, context, tree in asked if guide.prepare(context)]
     if not ready:
@@ -183,17 +185,20 @@ def run_trees_together(asked: Sequence[tuple[Guide, Tokens, TokenTree]]) -> None
 
 
 def log_softmax(logits: Floats | Logs) -> Logs:
-    """Log probabilities of `logits` [..., V]."""
+    """Return the log-probabilities of `logits` [..., V], float64."""
     shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    found: Logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return found
+    logs: Logs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return logs
 
 
 def plausible(logits: Floats, alpha: float) -> NDArray[np.bool_]:
-    """The tokens [V] at least `alpha` times as likely as the best (Li et al., 2210.15097, 3.2)."""
+    """Return the tokens, bool [V], at least `alpha` times as likely as the best.
+
+    Li et al., arXiv 2210.15097, section 3.2.
+    """
     with np.errstate(divide="ignore"):
-        found: NDArray[np.bool_] = logits - logits.max() >= np.log(alpha)
-    return found
+        kept: NDArray[np.bool_] = logits - logits.max() >= np.log(alpha)
+    return kept
 
 
 def parse_guide(text: str) -> GuideMethod:
@@ -218,16 +223,16 @@ def parse_guides(text: str) -> list[GuideMethod]:
 
 
 def guided(request: Request, methods: Sequence[GuideMethod], models: GuideModels) -> Request:
-    """`request` with guides before its other controls, in their order.
+    """Return `request` with guides before its other controls, in their order.
 
     Raises:
-        MethodError: two of them have one place in the order.
-        PacelineError: one cannot be had.
+        MethodError: two guides have the same `order`.
+        PacelineError: a guide cannot be bound.
     """
-    found = sorted(methods, key=lambda method: method.order)
-    for a, b in pairwise(found):
+    ordered = sorted(methods, key=lambda method: method.order)
+    for a, b in pairwise(ordered):
         if a.order == b.order:
             names = " and ".join(getattr(m, "name", type(m).__name__) for m in (a, b))
-            raise MethodError(f"no order is defined for the guides {names}; give one of them")
-    bound = tuple(method.bind(request, models) for method in found)
+            raise MethodError(f"the guides {names} have no order between them; give one of them")
+    bound = tuple(method.bind(request, models) for method in ordered)
     return replace(request, controls=(*bound, *request.controls))

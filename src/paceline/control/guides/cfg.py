@@ -20,21 +20,21 @@ from paceline.registry import Source, guides
 @guides.register("cfg", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Cfg(GuideMethod):
-    """Away from another prompt: other + scale * (logits - other), both by the model itself.
+    """Steer away from another prompt: other + scale * (logits - other), both by the model itself.
 
-    `other` are its logits when the output so far stands behind `negative` instead of the prompt.
-    With the question but without its document there, and scale = 1 + a, this is context-aware
-    decoding (Shi et al., arXiv 2305.14739).
+    `other` are its logits when the output so far follows `negative` instead of the prompt. If that
+    is the question without its document, and scale = 1 + a, this is context-aware decoding (Shi et
+    al., arXiv 2305.14739).
 
-    Adaptive Guidance ends it where it has become needless. For text: once the two distributions
-    differ in no more than `stop` of their mass (total variation) at a drawn token, the rest of the
-    output is the model's own, and costs no more passes. The paper compares image noise by cosine.
+    Adaptive Guidance ends where guidance has no effect any more. For text: once the two
+    distributions differ by at most `stop` in total variation at a drawn token, the rest of the
+    output is the model's own and costs no more passes. The paper compares image noise by cosine.
 
     Attributes:
-        negative: the other prompt, as text or in JSON quotes. Default: only the prompt's last
-            token, behind a BOS token if texts begin with one.
+        negative: the other prompt. Default: the prompt's last token only,
+            after a BOS token if texts begin with one.
         scale: 0 to 100. Default 1.5, the paper's; 1 changes nothing.
-        stop: 0 to 1. Default 0: never, unless they are equal.
+        stop: 0 to 1. Default 0: guide to the end.
     """
 
     negative: str = ""
@@ -42,6 +42,7 @@ class Cfg(GuideMethod):
     stop: float = 0.0
 
     order = 1
+    examples = ("cfg", "cfg:negative=Once,scale=2", "cfg:negative=Once,stop=0.3")
     passes = "one of the model itself, until `stop`"
     source = Source(
         authors="Sanchez et al.",
@@ -57,7 +58,7 @@ class Cfg(GuideMethod):
         require(0 <= self.stop <= 1, "cfg:stop", self.stop, "0 to 1")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With a second sequence of the model."""
+        """Open a second sequence of the model."""
         own = models.tokenizer.encode(self.negative)
         if own == models.tokenizer.encode(""):
             own = [*own, *request.prompt[-1:]]
@@ -67,43 +68,43 @@ class Cfg(GuideMethod):
         return Guide(self.edit, [stream], request)
 
     def edit(self, logits: Floats, other: Floats) -> Floats:
-        """The formula above, over [V]; exactly `logits` at scale 1."""
+        """Return the guided logits [V]; exactly `logits` at scale 1."""
         guided: Floats = logits + (self.scale - 1) * (logits - other)
         return guided
 
 
 class _Adaptive(Guide):
-    """Where the end is depends on what was drawn before, so a text is asked about in order."""
+    """Guidance that ends. Where depends on earlier draws, so positions must come in order."""
 
     append_only = True
 
     def __init__(self, method: Cfg, stream: GuideStream, request: Request) -> None:
         super().__init__(method.edit, [stream], request)
         self._stop = method.stop
-        self._reached = len(request.prompt) - 1  # longest text asked about
+        self._reached = len(request.prompt) - 1  # longest text seen
         self._end: int | None = None  # length of the text at which the two agreed
 
     def prepare(self, context: Tokens) -> bool:
-        """See `Guide`; nothing is run behind the end."""
+        """See `Guide`; nothing runs after guidance has ended."""
         return not self._ended(len(context)) and super().prepare(context)
 
     def lag(self, context: Tokens) -> int:
-        """See `Looking`; nothing is lacking behind the end."""
+        """See `RunsModel`; nothing is unread after guidance has ended."""
         return 0 if self._ended(len(context)) else super().lag(context)
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        """See `Looking`; nothing is read behind the end."""
+        """See `RunsModel`; nothing is read after guidance has ended."""
         return 0 if self._ended(len(context)) else super().follow(context, max_tokens)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Guide, up to the end."""
+        """Guide the logits [V] until guidance ends."""
         size = len(history)
-        if size == len(self._prompt):  # from the beginning, perhaps again
+        if size == len(self._prompt):  # from the beginning, perhaps once more
             self._reached, self._end = size - 1, None
         if self._ended(size):
             return logits
         if size > self._reached + 1:
-            raise RequestError("cfg:stop was asked out of order; use one request at a time")
+            raise RequestError("cfg:stop was called out of order; use one request at a time")
         self._reached = size
         return super().apply(logits, history)
 
@@ -112,7 +113,7 @@ class _Adaptive(Guide):
     def guided(
         self, logits: Floats, rows: list[Floats], history: list[int], edit: Callable[..., Floats]
     ) -> Floats:
-        """Guide, and see whether this was the last token that needs it."""
+        """Return the guided logits, and note whether guidance ends with this token."""
         difference = softmax(logits) - softmax(rows[0])
         agree = 0.5 * float(np.abs(difference).sum()) <= self._stop
         self._end = len(history) if agree else None

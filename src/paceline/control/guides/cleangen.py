@@ -17,22 +17,22 @@ from paceline.registry import Source, guides
 @guides.register("cleangen", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class CleanGen(GuideMethod):
-    """Replace tokens that the model likes suspiciously more than a reference does.
+    """Replace tokens that are suspiciously more likely under the model than under a reference.
 
-    A token is suspicious where p(token) >= factor * reference(token): a back door, perhaps. The
-    paper draws, and where the token is suspicious takes the reference's instead. The law of that,
-    in one draw: every token keeps its chance unless suspicious, and the chance of all suspicious
-    ones together is spread by the reference. At temperature 0 its limit: the model's best token,
-    or the reference's best if that is suspicious; so does the paper.
+    A token is suspicious if p(token) >= factor * reference(token), perhaps due to a back door. The
+    paper draws from the model, and replaces a suspicious token by one of the reference. The same
+    distribution in one draw: other tokens keep their probability, and the total of the suspicious
+    ones is distributed as the reference says. At temperature 0 this is the model's best token, or
+    the reference's best if that is suspicious, as in the paper.
 
-    The paper's horizon is a way to save passes of the reference: the model drafts k tokens, one
-    pass checks them, and what follows the first replaced one is dropped. That is a draft tree, so
-    no setting of its own is needed: the drafter `layer_skip:skip=none,width=1,depth=4,stop=depth`
+    The paper's horizon saves passes of the reference: the model drafts k tokens, one pass checks
+    them, and what follows the first replaced token is dropped. That is a draft tree, so it needs no
+    setting here: the drafter `layer_skip:skip=none,width=1,depth=4,stop=depth`
     with a budget of 4 is the paper's k = 4, and a drafter cheaper than the model saves more.
-    The output stays that of token by token, replacements drawn as everything else.
+    The output is that of decoding token by token.
 
     Attributes:
-        reference: folder or hub id of a model that nobody tampered with in the same way. Required.
+        reference: folder or hub id of a model without the same back door. Required.
         factor: 1 to a million. Default 20, the paper's alpha.
     """
 
@@ -50,7 +50,7 @@ class CleanGen(GuideMethod):
         require(1 <= self.factor <= 1e6, "cleangen:factor", self.factor, "1 to 1000000")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With the reference beside the target."""
+        """Open a stream of the reference."""
         stream = models.stream(self.reference, request)
         edit, ranking_edit = (
             partial(self.edit, temperature=temperature)
@@ -59,7 +59,7 @@ class CleanGen(GuideMethod):
         return Guide(edit, [stream], request, ranking_edit)
 
     def edit(self, logits: Floats, reference: Floats, temperature: float) -> Floats:
-        """The logits [V] that, divided by `temperature`, are the law above.
+        """Return logits [V] that, divided by `temperature`, give the distribution above.
 
         Suspicion is judged at temperature 1; token and replacement are drawn at `temperature`.
         """

@@ -16,15 +16,15 @@ from paceline.registry import Source, guides
 @guides.register("contrastive", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveDecoding(GuideMethod):
-    """Prefer what the model knows and a weaker one does not: (1 + beta) * logits - beta * amateur.
+    """Prefer tokens that the model rates above a weaker one: (1 + beta) * logits - beta * amateur.
 
-    Only tokens at least alpha times as likely as the model's best may be drawn, so that what both
-    hold unlikely is not praised for its distance.
+    Only tokens at least alpha times as likely as the model's best are kept, so that tokens which
+    both models find unlikely are not rewarded for their difference.
 
     Attributes:
         amateur: folder or hub id of the weaker model. Required.
-        alpha: 0 to 1. Default 0.1, that of both papers.
-        beta: strength, 0 to 100. Default 0.5, that of O'Brien and Lewis; the first paper's
+        alpha: 0 to 1. Default 0.1, as in both papers.
+        beta: strength, 0 to 100. Default 0.5, as of O'Brien and Lewis; the first paper's
             log p - log p_amateur is its limit.
     """
 
@@ -46,10 +46,10 @@ class ContrastiveDecoding(GuideMethod):
         require(0 <= self.beta <= 100, "contrastive:beta", self.beta, "0 to 100")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With the amateur beside the target."""
+        """Open a stream of the amateur."""
         return Guide(self.edit, [models.stream(self.amateur, request)], request)
 
     def edit(self, logits: Floats, amateur: Floats) -> Floats:
-        """The formula above, over [V]."""
+        """Return the guided logits [V]."""
         guided = logits + self.beta * (logits - amateur)
         return np.where(plausible(logits, self.alpha), guided, -np.inf).astype(np.float32)

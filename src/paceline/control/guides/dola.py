@@ -32,15 +32,17 @@ _DEEP, _PART = 40, 20  # of a model deeper than 40 layers, the first or last 20
 class Dola(GuideMethod):
     """Contrast the model with its own early layers: log p - log p_early.
 
-    `early` is the exit, of some candidates, whose distribution is farthest from the model's by
-    Jensen-Shannon divergence. Only tokens at least alpha times as likely as the best may be drawn.
-    An exit behind the first j layers is a view of the target's own sequence; one pass over the
-    layers of the last candidate has them all. The authors advise a repetition penalty of 1.2.
+    `early` is that candidate layer's exit whose distribution is farthest from the model's in
+    Jensen-Shannon divergence. Only tokens at least alpha times as likely as the best are kept. An
+    exit after the first j layers is a view of the target's own sequence, and one pass over the
+    layers up to the last candidate computes them all. The authors advise a repetition penalty of
+    1.2.
 
     Attributes:
-        layers: candidates: `low` or `high`, every second exit of that half (of 20 layers, in a
-            model deeper than 40), or numbers as in 0+2; 0 is the embedding. Default `low`. Where
-            embedding and head are tied, `low` starts at 2 if it can: exit 0 would repeat the token.
+        layers: candidate exits: `low` or `high` for every second exit of that half (of the first or
+            last 20 layers, in a model of more than 40), or numbers as in 0+2; 0 is the embedding.
+            Default `low`. With a tied head, `low` starts at 2 if possible, as exit 0 would repeat
+            the token.
         alpha: 0 to 1. Default 0.1, the paper's.
     """
 
@@ -48,6 +50,7 @@ class Dola(GuideMethod):
     alpha: float = 0.1
 
     order = 1
+    examples = ("dola:layers=0",)
     passes = "one of the model's first j layers, j the last candidate"
     source = Source(authors="Chuang et al.", title="DoLa", arxiv="2309.03883", section="section 2")
 
@@ -55,10 +58,10 @@ class Dola(GuideMethod):
         require(0 <= self.alpha <= 1, "dola:alpha", self.alpha, "0 to 1")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With views of the target.
+        """Open a view of the target's early layers.
 
         Raises:
-            MethodError: the engine has none, or the model no such layers.
+            MethodError: the engine cannot leave out layers, or the model lacks these layers.
         """
         engine = models.engine
         if "layers" not in engine.abilities:
@@ -70,7 +73,7 @@ class Dola(GuideMethod):
         return Guide(self.edit, [_Exits(engine, exits)], request)
 
     def edit(self, logits: Floats, early: Floats) -> Floats:
-        """The formula above; `early` are the candidates' logits [J, V]."""
+        """Return the guided logits [V]; `early` are the candidates' logits [J, V]."""
         own, others = log_softmax(logits), log_softmax(early)
         farthest = others[int(divergence(own, others).argmax())]
         kept = plausible(logits, self.alpha)
@@ -78,7 +81,7 @@ class Dola(GuideMethod):
 
 
 class _Exits(GuideStream):
-    """The logits behind some of the first layers, [N, J, V]."""
+    """Gives the logits [N, J, V] after some of the first layers."""
 
     def __init__(self, engine: Engine, exits: list[int]) -> None:
         super().__init__(engine, engine.config.vocab_size)
@@ -88,20 +91,20 @@ class _Exits(GuideStream):
         self._count = len(exits)
 
     def lag(self, context: Tokens) -> int:
-        """Nothing: the target's own sequence is there."""
+        """Return 0: the target's own sequence is used."""
         return 0
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        """Nothing, likewise."""
+        """Return 0, likewise."""
         return 0
 
     def length(self, context: int) -> int:
-        """None, likewise."""
+        """Return 0, likewise."""
         return 0
 
     @staticmethod
     def together(asked: Sequence[GuidePass]) -> list[Floats]:
-        """See `GuideStream`; without the target's sequence, in one that follows the text."""
+        """Run several in one pass; without a target's sequence, in one that follows the text."""
         first = asked[0].stream
         assert isinstance(first, _Exits)
         entries = [
@@ -115,26 +118,26 @@ class _Exits(GuideStream):
         return np.split(rows, np.cumsum([len(tree) for _, tree in entries])[:-1])
 
     def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
-        """See `GuideStream`; all of the text is committed, for views commit nothing."""
+        """Return sequence and tree; all of the text is committed, as views commit nothing."""
         self.follower.follow(context)
         return self.follower.ready(context, tree)
 
 
 def divergence(own: Logs, others: Logs) -> NDArray[np.float64]:
-    """Jensen-Shannon divergence, in nats, of log probabilities [V] from each of some [J, V]."""
+    """Return the Jensen-Shannon divergence of `own` [V] from each of `others` [J, V], in nats."""
     middle = np.logaddexp(own, others) - np.log(2)
     with np.errstate(invalid="ignore"):  # 0 log 0
         to_own = np.nan_to_num(np.exp(own) * (own - middle)).sum(-1)
         to_others = np.nan_to_num(np.exp(others) * (others - middle)).sum(-1)
-    found: NDArray[np.float64] = (to_own + to_others) / 2
-    return found
+    nats: NDArray[np.float64] = (to_own + to_others) / 2
+    return nats
 
 
 def candidates(text: str, count: int, tied: bool) -> list[int]:
-    """The exits that `dola:layers` names, in a model of `count` layers.
+    """Return the exits that `dola:layers` names in a model of `count` layers.
 
     Raises:
-        MethodError: they are none.
+        MethodError: the text does not name exits of the model.
     """
     if text in ("low", "high"):
         half = _PART if count > _DEEP else count // 2

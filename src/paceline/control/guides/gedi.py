@@ -8,7 +8,7 @@ import numpy as np
 
 from paceline.control.base import require
 from paceline.control.guides.base import GuideMethod, Logs, log_softmax
-from paceline.control.guides.bayes.class_guide import ClassGuide, Sums, wanted
+from paceline.control.guides.bayes.class_guide import ClassGuide, Sums, class_log_probs
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.registry import Source, guides
@@ -19,22 +19,24 @@ from paceline.registry import Source, guides
 class Gedi(GuideMethod):
     """Prefer tokens after which a class is likelier, by Bayes' rule over a class-conditional model.
 
-    p(token) * P(class | text, token) ** omega, where the class's chance is made of what a small
-    model gives the text and the token behind the code of the class, against the code of its
-    opposite, both to the power alpha / length. Then tokens are left out that speak against the
-    class: in order of its chance, the last 1 - rho of the mass, but none above tau.
+    The distribution is p(token) * P(class | text, token) ** omega. The probability of the class
+    comes from a small model: the likelihood of text and token after the code of the class, against
+    that after the code of its opposite, both to the power alpha / length. Then tokens that speak
+    against the class are dropped: in order of the class's probability, the last 1 - rho of the
+    mass, but none with a class probability above tau.
 
-    The whole text counts, its first token apart; a code stands behind a BOS token. Both classes are
-    taken to be as likely at first.
+    All of the text counts but its first token; a code follows a BOS token. Both classes have prior
+    1/2.
 
     Attributes:
-        model: folder or hub id of a class-conditional model with the same tokens. Required.
-        positive: code of the class, as text or in JSON quotes. Required.
+        model: folder or hub id of a class-conditional model with the same tokenizer. Required.
+        positive: code of the class. Required.
         negative: code of its opposite. Required.
         omega: strength, 0 to 1000. Default 30, the paper's.
-        rho: mass that is kept at least, 0 to 1; 1 leaves out nothing. Default 0.8, the paper's.
-        tau: chance of the class above which a token is kept, 0 to 1. Default 0.8, the paper's.
-        alpha: scale of the length-normalised evidence, 0 to 1000. Default 1: a trained GeDi brings
+        rho: probability mass that is kept at least, 0 to 1; 1 drops nothing. Default 0.8, as in the
+            paper.
+        tau: class probability above which a token is kept, 0 to 1. Default 0.8, the paper's.
+        alpha: scale of the length-normalised evidence, 0 to 1000. Default 1: a trained GeDi has
             its own.
     """
 
@@ -59,15 +61,15 @@ class Gedi(GuideMethod):
             require(0 <= value <= largest, f"gedi:{name}", value, f"0 to {largest:g}")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With two texts of the model."""
+        """Open a stream of the model for each class."""
         codes = (self.positive, self.negative)
-        streams = [models.lag(self.model, code, request) for code in codes]
+        streams = [models.conditioned(self.model, code, request) for code in codes]
         return ClassGuide(self.edit, log_softmax, streams, request, first=1)
 
     def edit(self, logits: Floats, scores: list[Logs], sums: Sums, count: int) -> Floats:
-        """The formula above; `scores` are log chances of every token [V] in each class."""
+        """Return the guided logits [V]; `scores` are log-probabilities of tokens by class."""
         scale = self.alpha / (count + 1)
-        class_log_prob = wanted(
+        class_log_prob = class_log_probs(
             [scale * (score + s) for score, s in zip(scores, sums, strict=True)]
         )
         weighed = log_softmax(logits) + self.omega * class_log_prob

@@ -1,4 +1,4 @@
-"""Other models, and other texts, beside the model that is guided."""
+"""Other models, and the same model on other texts, for guides."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from paceline.models.tokenizer import Tokenizer, same_tokens
 
 
 class GuideModels:
-    """Runs other models, or other texts, beside the model that is guided.
+    """Opens models for guides, and streams that follow a request's text.
 
     Args:
-        engine: runs that model; others get engines of its kind, which are kept.
-        tokenizer: its tokens.
+        engine: runs the guided model; other models get engines of its kind, which are kept.
+        tokenizer: of the guided model.
 
     Attributes:
-        seconds: that opening checkpoints took.
+        seconds: time spent on opening checkpoints.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
@@ -32,22 +32,22 @@ class GuideModels:
 
     @property
     def loaded(self) -> list[Engine]:
-        """Those that were opened."""
+        """Engines of the models that were opened."""
         return list(self._engines.values())
 
     def open(self, source: str) -> Engine:
-        """The engine of a checkpoint, opened once.
+        """Return the engine of a checkpoint, which is opened once.
 
         Raises:
             ModelError: it cannot be loaded.
-            MethodError: it has other tokens.
+            MethodError: its tokenizer differs from the guided model's.
         """
         if source not in self._engines:
             start = perf_counter()
             model = load(source)
             if not same_tokens(model.tokenizer, self.tokenizer):
                 raise MethodError(
-                    f"the guide {source} has other tokens than the model that it shall guide; "
+                    f"the guide {source} has other tokens than the model to be guided; "
                     "take one with the same tokenizer"
                 )
             self._engines[source] = open_like(self.engine, model)
@@ -55,11 +55,11 @@ class GuideModels:
         return self._engines[source]
 
     def stream(self, source: str, request: Request) -> GuideStream:
-        """A checkpoint that reads the request's own text."""
+        """Return a stream of a checkpoint over the request's own text."""
         return self.open_stream(self.open(source), request)
 
-    def lag(self, source: str, code: str, request: Request) -> GuideStream:
-        """A checkpoint that reads the request's text behind `code`, and both behind a BOS token."""
+    def conditioned(self, source: str, code: str, request: Request) -> GuideStream:
+        """Return a stream of a checkpoint over BOS, `code` and then the request's text."""
         begin = self.tokenizer.encode("")
         if not begin or list(request.prompt[: len(begin)]) != begin:
             begin = []
@@ -69,10 +69,10 @@ class GuideModels:
     def open_stream(
         self, engine: Engine, request: Request, begin: Sequence[int] = (), instead: int = 0
     ) -> GuideStream:
-        """An engine that reads `begin` instead of the first `instead` tokens of the prompt.
+        """Return a stream over `begin` in place of the first `instead` tokens of the prompt.
 
         Raises:
-            RequestError: its context is too small for the longest output.
+            RequestError: the engine's context is too small for the longest output.
         """
         max_tokens = min(request.max_new_tokens, self.engine.config.context - len(request.prompt))
         longest = len(begin) - instead + len(request.prompt) + max_tokens - 1  # the last is not run

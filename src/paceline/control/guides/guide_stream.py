@@ -1,4 +1,4 @@
-"""A text as one model reads it, beside the text of the model that is guided."""
+"""One model's sequence that follows the target's text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from paceline.engines.follower import Follower
 
 
 class GuideStream:
-    """Runs trees behind the target's text, or behind another that goes on like it.
+    """Runs trees after the target's text, or after one with another beginning.
 
     Args:
         engine: runs the model.
         size: of the target's vocabulary.
-        begin: tokens in place of the first `instead` tokens of the target's text.
+        begin: tokens that replace the first `instead` tokens of the target's text.
         instead: how many are replaced.
     """
 
@@ -32,48 +32,48 @@ class GuideStream:
         self.size, self._begin, self._instead = size, np.array(begin, np.int32), instead
 
     def lag(self, context: Tokens) -> int:
-        """Tokens that it must still read to run a tree behind the target's text [S]."""
+        """Return how many tokens of the target's text [S] are unread."""
         return self.follower.behind(self._own(context))
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        """Read the target's text [S] except its last token, at most `max_tokens` tokens more."""
+        """Read the target's text [S] but its last token, at most `max_tokens`; return how many."""
         return self.follower.follow(self._own(context), max_tokens)
 
     def length(self, context: int) -> int:
-        """Positions that it takes for so many tokens of the target's text."""
+        """Return the number of positions that `context` tokens of the target's text take."""
         return context + len(self._begin) - self._instead
 
     def run(self, context: Tokens, tree: TokenTree, target: Cached | None = None) -> Floats:
-        """Logits [N, V] of a tree whose root is `context[-1]`; see `GuidePass`."""
+        """Return the logits [N, V] of a tree whose root is `context[-1]`; see `GuidePass`."""
         return self.together([GuidePass(self, context, tree, target)])[0]
 
     @staticmethod
     def together(asked: Sequence[GuidePass]) -> list[Floats]:
-        """As `run` of each, in one pass; the voices are of one kind, and have one engine."""
+        """Run several streams in one pass; they are of one kind, and share an engine."""
         entries = [each.stream.ready(each.context, each.tree) for each in asked]
         logits = asked[0].stream.engine.forward(entries)
         parts = np.split(logits, np.cumsum([len(tree) for _, tree in entries])[:-1])
-        found = []
+        logits_of = []
         for each, (_, tree), rows in zip(asked, entries, parts, strict=True):
             each.stream.follower.ran(tree)
-            found.append(fitted(rows[-len(each.tree) :], each.stream.size))
-        return found
+            logits_of.append(fitted(rows[-len(each.tree) :], each.stream.size))
+        return logits_of
 
     def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
-        """What the engine is to run for a tree; see `Follower.ready`."""
+        """Return the sequence and tree that the engine must run; see `Follower.ready`."""
         own = self._own(context)
-        if own[-1] != tree.tokens[0]:  # the root is among what `begin` replaces
+        if own[-1] != tree.tokens[0]:  # the root is one of the replaced tokens
             tree = replace(tree, tokens=np.append(own[-1:], tree.tokens[1:]))
         return self.follower.ready(own, tree)
 
     def fork(self, context: Tokens) -> Self:
-        """Another, to go its own way from what this one has read of the text [S]."""
+        """Return a stream that shares what this one has read of the text [S]."""
         other = copy(self)
         other.follower = self.follower.fork(self._own(context))
         return other
 
     def release(self) -> None:
-        """Give the sequence back."""
+        """Release the sequence."""
         self.follower.reset()
 
     def _own(self, context: Tokens) -> Tokens:
@@ -83,12 +83,12 @@ class GuideStream:
 
 
 class GuidePass(NamedTuple):
-    """What a voice is asked to run.
+    """A tree for a stream to run.
 
     Attributes:
         context: the target's text [S].
         tree: its root is `context[-1]`.
-        target: the target's own sequence, which holds the text before the root, if there is.
+        target: the target's own sequence, which holds the text before the root; may be None.
     """
 
     stream: GuideStream
@@ -98,9 +98,9 @@ class GuidePass(NamedTuple):
 
 
 def fitted(rows: Floats, size: int) -> Floats:
-    """A copy of a guide's logits [N, V'] for a vocabulary of `size`.
+    """Return a copy of a guide's logits [N, V'] for a vocabulary of `size`.
 
-    Padding that only the target has gets the guide's lowest logit.
+    Padding tokens that only the target has get the guide's lowest logit.
     """
     lacking = size - rows.shape[1]
     if lacking <= 0:

@@ -14,13 +14,13 @@ from paceline.registry import Source, guides
 @guides.register("proxy", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class ProxyTuning(GuideMethod):
-    """Add what tuning did to a small model: logits + alpha * (tuned - base).
+    """Add the effect of tuning a small model: logits + alpha * (tuned - base).
 
-    The model gets a small model's tuning without a change to its weights.
+    The large model is steered like the small tuned one, without a change to its weights.
 
     Attributes:
         tuned: folder or hub id of the small tuned model. Required.
-        base: of the same small model before its tuning. Required.
+        base: folder or hub id of the same model before tuning. Required.
         alpha: strength, -100 to 100. Default 1, the paper's.
     """
 
@@ -42,11 +42,11 @@ class ProxyTuning(GuideMethod):
         require(abs(self.alpha) <= 100, "proxy:alpha", self.alpha, "-100 to 100")
 
     def bind(self, request: Request, models: GuideModels) -> Control:
-        """With both models beside the target."""
+        """Open streams of both models."""
         streams = [models.stream(self.tuned, request), models.stream(self.base, request)]
         return Guide(self.edit, streams, request)
 
     def edit(self, logits: Floats, tuned: Floats, base: Floats) -> Floats:
-        """The formula above, over [V]."""
+        """Return the guided logits [V]."""
         guided: Floats = logits + self.alpha * (tuned - base)
         return guided

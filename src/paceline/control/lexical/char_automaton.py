@@ -1,4 +1,4 @@
-"""Constraints on the text itself: an automaton over its characters, asked token by token."""
+"""Constraints on text: an automaton over characters, applied token by token."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
 
 State = Hashable
-_ROWS = 1 << 25  # bytes of the rows that are remembered of one method
-_METHODS = 4  # whose rows are remembered for each model
-_SAMPLES = 1 << 12  # characters that are looked at among those that half a one may become
+_ROWS = 1 << 25  # bytes of cached rows of one method
+_METHODS = 4  # methods with cached rows for each model
+_SAMPLES = 1 << 12  # characters that are tried among those that an incomplete one may become
 
 
 class CharAutomaton(ABC):
@@ -26,8 +26,8 @@ class CharAutomaton(ABC):
 
     Attributes:
         start: the state before the first character.
-        special: characters beyond ASCII that are not treated as others of their kind: letters,
-            numbers, and what is neither.
+        special: characters beyond ASCII that `step` treats unlike others of their kind; the kinds
+            are letters, numbers and all others.
     """
 
     start: State
@@ -35,15 +35,15 @@ class CharAutomaton(ABC):
 
     @abstractmethod
     def step(self, state: State, character: str) -> State | None:
-        """The state behind one more character; None where it is forbidden."""
+        """Return the state after one more character; None if it is forbidden."""
 
     @abstractmethod
     def whole(self, state: State) -> bool:
-        """Whether the text may end here."""
+        """Return whether the text may end in this state."""
 
 
 class _Bytes:
-    """An automaton over bytes: half a character is part of its state, what is none forbidden."""
+    """A character automaton over UTF-8 bytes: an incomplete character is part of the state."""
 
     def __init__(self, inner: CharAutomaton) -> None:
         self._inner = inner
@@ -64,7 +64,7 @@ class _Bytes:
         return None if after is None else (after, b"")
 
     def _hopeful(self, own: State, half: bytes) -> bool:
-        """Whether half a character can become one that is allowed."""
+        """Return whether an incomplete character can become one that is allowed."""
         special = [c for c in self._inner.special if c.encode().startswith(half)]
         tried = (*special, *_samples(half))
         return any(self._inner.step(own, character) is not None for character in tried)
@@ -75,7 +75,7 @@ class _Bytes:
 
 @lru_cache(maxsize=1 << 15)
 def _samples(half: bytes) -> tuple[str, ...]:
-    """One character of each kind among those that begin with `half`."""
+    """Return one character of each kind among those whose bytes begin with `half`."""
     size = 2 + (half[0] >= 0xE0) + (half[0] >= 0xF0)
     left = size - len(half)
     first = half[0] & (0x7F >> size)
@@ -92,17 +92,17 @@ def _samples(half: bytes) -> tuple[str, ...]:
 
 
 class TextControl:
-    """Allows the tokens with which an automaton lives on, and the end where the text is whole.
+    """Allows the tokens that an automaton accepts, and stop tokens where the text may end.
 
-    Special tokens add nothing to the text and change nothing. Pure: a history is followed from
-    what it shares with the last one, so that questions may come in any order.
+    Special tokens add no text and leave the state as it is. Pure: a history is followed from its
+    common prefix with the last one, so that calls may come in any order.
 
     Args:
         name: of the method, for messages.
-        method: its settings; requests with the same share what they find out.
-        automaton: over the output.
+        method: its settings; requests with the same settings share cached rows.
+        automaton: over the output's characters.
         request: where the output begins, and what ends it.
-        vocabulary: the tokens.
+        vocabulary: the model's tokens and their text.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TextControl:
         self._rows = _rows(vocabulary, (method, request.stop_tokens))
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Forbid what the automaton does."""
+        """Forbid the tokens that the automaton rejects."""
         state = self._follow(history)
         if state is None:
             return logits
@@ -130,14 +130,14 @@ class TextControl:
         return edited
 
     def can_contain(self, text: str) -> bool:
-        """Whether a text may begin an output, and so stand anywhere; see `Judging`."""
+        """Return whether `text` may begin an output, and so occur anywhere; see `RejectsText`."""
         state: State | None = self._inner.start
         for character in text:
             state = None if state is None else self._inner.step(state, character)
         return state is not None
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
-        """Which nodes of a tree [N] can be drawn; see `Filtering`."""
+        """Return which nodes of a tree can be drawn, bool [N]; see `FiltersDrafts`."""
         states = [self._follow(history)]
         kept = np.zeros(len(tree), bool)
         kept[0] = True
@@ -145,7 +145,7 @@ class TextControl:
             before, token = states[tree.parents[node]], int(tree.tokens[node])
             after = None
             if before is not None and token in self._stops:
-                kept[node] = self._automaton.whole(before)  # nothing comes after it
+                kept[node] = self._automaton.whole(before)  # nothing follows a stop token
             elif before is not None:
                 after = self._after(before, token)
                 kept[node] = after is not None
@@ -161,7 +161,7 @@ class TextControl:
         return after
 
     def _row(self, state: tuple[State, bytes]) -> NDArray[np.bool_]:
-        """Which tokens are allowed, bool [V]. Pieces with one beginning share its steps."""
+        """Return the allowed tokens, bool [V]. Tokens with a common prefix share its steps."""
         known = self._rows.get(state)
         if known is not None:
             return known
@@ -169,7 +169,7 @@ class TextControl:
         path = [state]
         for piece, same, tokens in self._sorted:
             if same >= len(path):
-                continue  # what it shares with the one before is forbidden
+                continue  # its common prefix with the piece before is forbidden
             del path[same + 1 :]
             for byte in piece[same:]:
                 after = self._automaton.step(path[-1], byte)
@@ -185,18 +185,18 @@ class TextControl:
         return row
 
     def _follow(self, history: list[int]) -> tuple[State, bytes] | None:
-        """The state at the end of a history; None behind a stop token, where a walk may look."""
-        wanted = history[self._start :]
-        same = shared(self._taken, wanted)
+        """Return the state at the end of a history; None after a stop token."""
+        output = history[self._start :]
+        same = shared(self._taken, output)
         del self._taken[same:], self._states[same + 1 :]
-        for token in wanted[same:]:
+        for token in output[same:]:
             if token in self._stops:
                 return None
             after = self._after(self._states[-1], token)
             if after is None:
                 raise RequestError(
-                    f"token {token} at position {self._start + len(self._taken)} is not what "
-                    f"{self.name} allows; a control that forces tokens contradicts it"
+                    f"token {token} at position {self._start + len(self._taken)} is not "
+                    f"allowed by {self.name}; a control that forces tokens contradicts it"
                 )
             self._taken.append(token)
             self._states.append(after)
@@ -208,7 +208,7 @@ _all_rows: WeakKeyDictionary[Vocabulary, dict[Hashable, _Rows]] = WeakKeyDiction
 
 
 def _rows(vocabulary: Vocabulary, key: Hashable) -> _Rows:
-    """What is known of a method from earlier requests."""
+    """Return the cached rows of a method."""
     known = _all_rows.setdefault(vocabulary, {})
     if key not in known and len(known) >= _METHODS:
         del known[next(iter(known))]
@@ -220,16 +220,19 @@ _known: WeakKeyDictionary[Vocabulary, _Sorted] = WeakKeyDictionary()
 
 
 def _sorted(vocabulary: Vocabulary) -> _Sorted:
-    """Every piece once, in order, with the bytes it shares with the one before and its tokens."""
+    """Return the distinct pieces, sorted, with their common prefix's length and their tokens.
+
+    The prefix is that with the piece before.
+    """
     if vocabulary not in _known:
         tokens: dict[bytes, list[int]] = {}
         for token, piece in enumerate(vocabulary.pieces):
             tokens.setdefault(piece, []).append(token)
-        found: _Sorted = []
+        entries: _Sorted = []
         last = b""
         for piece in sorted(tokens):
             same = shared(list(last), list(piece))
-            found.append((piece, same, np.array(tokens[piece], np.int64)))
+            entries.append((piece, same, np.array(tokens[piece], np.int64)))
             last = piece
-        _known[vocabulary] = found
+        _known[vocabulary] = entries
     return _known[vocabulary]

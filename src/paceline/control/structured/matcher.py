@@ -1,4 +1,4 @@
-"""What a compiled grammar says of a text: which tokens may follow, and which must."""
+"""A compiled grammar at work: which tokens may follow a text, and which must."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from paceline.errors import RequestError
 from paceline.models.vocabulary import Vocabulary
 
 _Path = tuple[int, ...]
-_KEPT = 64  # masks that have a place; more get another
+_KEPT = 64  # rows of the buffer that masks are written to; a full one is replaced
 
 
 class Matcher:
-    """Follows a history by going back to what they share, so one serves any order of questions.
+    """Follows a history by rolling back to the common prefix, so that calls may come in any order.
 
-    The masks below the last history that a draft was made for are kept: made while the matcher is
-    there anyway, and its tables are in the processor's caches, which the model's pass empties.
+    The history that a draft was last made for is the base. Masks of tokens after it are cached:
+    they are computed while drafting, when the matcher's tables are in the processor's caches, which
+    the model's pass empties.
 
     Args:
-        start: a compiled grammar's matcher at its beginning; stays there.
+        start: a compiled grammar's matcher at its beginning; it is copied.
         request: where the output begins, and what ends it.
         vocabulary: the tokens.
-        anew: compiles the grammar again. Copies of a matcher share the states of its lexer, whose
-            number is limited: other requests, and guesses, may have used them up.
+        recompile: compiles the grammar again. Copies of a matcher share the states of its lexer,
+            whose number is limited, and other requests and drafts may have used them up.
     """
 
     def __init__(
-        self, start: Any, request: Request, vocabulary: Vocabulary, anew: Callable[[], Any]
+        self, start: Any, request: Request, vocabulary: Vocabulary, recompile: Callable[[], Any]
     ) -> None:
-        self._beginning, self._matcher, self._anew = start, start.deep_copy(), anew
-        self._vocabulary = vocabulary  # the matcher asks it
+        self._beginning, self._matcher, self._recompile = start, start.deep_copy(), recompile
+        self._vocabulary = vocabulary  # keeps it alive: the matcher holds it weakly
         self._start = len(request.prompt)
         self._stops = request.stop_tokens
-        self._base: list[int] = []  # what the matcher has taken: this,
-        self._path: list[int] = []  # then this
-        self._masks: dict[_Path, Mask] = {}  # by what comes after the base
+        self._base: list[int] = []  # tokens that the matcher has consumed: the base,
+        self._path: list[int] = []  # then these
+        self._masks: dict[_Path, Mask] = {}  # by the tokens after the base
         words = (vocabulary.size + 31) // 32
         self._rows = np.zeros((_KEPT, words), np.uint32)
         self._place, self._used = self._rows.ctypes.data, 0
         self._nothing = np.zeros(words, np.uint32)
-        # The space that decoding drops at the beginning would be lost to the grammar's text.
+        # Decoding drops a leading space, which the grammar would count as text.
         self._lost = np.zeros(words, np.uint32)
         silent = vocabulary.tokenizer.silent
         goes_on = request.continues and not silent.issuperset(request.prompt)
@@ -57,42 +58,42 @@ class Matcher:
             self._lost[token // 32] |= np.uint32(1 << token % 32)
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        """Forbid what the grammar does."""
-        wanted = history[self._start :]
+        """Forbid the tokens that the grammar does not allow."""
+        output = history[self._start :]
         below = len(self._base)
-        known = self._masks.get(tuple(wanted[below:])) if wanted[:below] == self._base else None
+        known = self._masks.get(tuple(output[below:])) if output[:below] == self._base else None
         if known is None:
-            if not self._follow(wanted):
+            if not self._follow(output):
                 return logits
-            known = self._made()
+            known = self._computed()
         return _native.mask_logits(logits, known)
 
     def masks(self, history: list[int]) -> Callable[[Sequence[int]], Mask | None]:
-        """What may follow `history` and some more tokens; see `Masking`."""
-        return self._mask if self._settle(history) else lambda _: None
+        """Return the masks of what may follow `history` and more tokens; see `MasksTokens`."""
+        return self._mask if self._set_base(history) else lambda _: None
 
     def known(self, history: list[int], tree: TokenTree) -> dict[int, Mask]:
-        """The masks of nodes that were asked for; see `Masking`."""
+        """Return the masks that were computed for nodes of `tree`; see `MasksTokens`."""
         if not self._masks or history[self._start :] != self._base:
             return {}
-        found = {node: self._masks.get(path) for node, path in enumerate(paths(tree))}
-        return {node: bits for node, bits in found.items() if bits is not None}
+        masks = {node: self._masks.get(path) for node, path in enumerate(paths(tree))}
+        return {node: bits for node, bits in masks.items() if bits is not None}
 
     def forced(self, history: list[int]) -> list[int]:
-        """The tokens that must follow; empty where there is a choice."""
-        if not self._settle(history):
+        """Return the tokens that must follow; empty where there is a choice."""
+        if not self._set_base(history):
             return []
         return self._chain(())
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
-        """Which nodes of a tree [N] the grammar allows, given that their parents are drawn."""
+        """Return which nodes of a tree the grammar allows, bool [N]."""
         return self.extensions(history, tree)[0]
 
     def extensions(
         self, history: list[int], tree: TokenTree
     ) -> tuple[NDArray[np.bool_], dict[int, list[int]]]:
-        """The same, and what the grammar forces after allowed nodes."""
-        if not self._settle(history):
+        """Return the same, and the tokens that must follow allowed nodes; see `ExtendsDrafts`."""
+        if not self._set_base(history):
             return np.ones(len(tree), bool), {}
         found, parents = paths(tree), tree.parents.tolist()
         kept = np.zeros(len(tree), bool)
@@ -111,7 +112,7 @@ class Matcher:
         return kept, chains
 
     def _mask(self, path: Sequence[int]) -> Mask | None:
-        """The mask behind the base and `path`; None where the grammar cannot say it."""
+        """Return the mask after the base and `path`; None if the matcher fails on it."""
         key = tuple(path)
         known = self._masks.get(key)
         if known is not None:
@@ -119,26 +120,30 @@ class Matcher:
         if not self._go(key):
             return self._nothing
         try:
-            made = self._made()
+            made = self._computed()
         except RequestError:
             if not key:
                 raise
-            self._renew()  # nothing is known behind a guess; it may never be drawn
+            self._renew()  # only a drafted path failed, which may never be drawn
             return None
         self._masks[key] = made
         self._used += 1
         return made
 
     def _chain(self, path: _Path) -> list[int]:
-        """What must follow the base and `path`."""
+        """Return the tokens that must follow the base and `path`."""
         known = self._masks.get(path)
         if known is not None and np.count_nonzero(known) > 1:
             return []
-        found: list[int] = self._matcher.compute_ff_tokens() if self._go(path) else []
-        return found
+        forced: list[int] = self._matcher.compute_ff_tokens() if self._go(path) else []
+        return forced
 
-    def _made(self) -> Mask:
-        """The mask where the matcher is, in the next free place."""
+    def _computed(self) -> Mask:
+        """Compute the mask at the matcher's position, in the next free row.
+
+        Raises:
+            RequestError: the matcher fails, also when compiled again.
+        """
         if self._used == _KEPT:
             self._rows, self._used = np.zeros_like(self._rows), 0
             self._place = self._rows.ctypes.data
@@ -155,12 +160,12 @@ class Matcher:
         return bits
 
     def _forget(self) -> None:
-        """Another base: what is known was of the old one."""
+        """Drop the cached masks, as the base changes."""
         self._masks.clear()
         self._used = 0
 
     def _go(self, path: _Path) -> bool:
-        """Go behind the base and `path`; False where nothing can follow."""
+        """Move the matcher after the base and `path`; return False if nothing can follow."""
         same = shared(self._path, list(path))
         if same < len(self._path):
             self._matcher.rollback(len(self._path) - same)
@@ -176,38 +181,42 @@ class Matcher:
         return count == len(new)
 
     def _renew(self) -> None:
-        """A matcher that is at the base, and has no error."""
+        """Put a matcher without errors at the base."""
         self._matcher, self._path = self._beginning.deep_copy(), []
         if self._matcher.try_consume_tokens(self._base) < len(self._base):
             self._restart()
 
     def _restart(self) -> None:
-        """A matcher of its own, where this one was."""
-        self._beginning = self._anew()
+        """Compile the grammar again, and go to where the matcher was."""
+        self._beginning = self._recompile()
         self._matcher = self._beginning.deep_copy()
         self._matcher.try_consume_tokens([*self._base, *self._path])
 
-    def _settle(self, history: list[int]) -> bool:
-        """As `_follow`; the base is then the history."""
-        wanted = history[self._start :]
-        if wanted == self._base and not self._path:
+    def _set_base(self, history: list[int]) -> bool:
+        """Make the history the base; return False if it passes a stop token."""
+        output = history[self._start :]
+        if output == self._base and not self._path:
             return True
-        if not self._follow(wanted):
+        if not self._follow(output):
             return False
-        if len(self._base) < len(wanted):
+        if len(self._base) < len(output):
             self._forget()
-        self._base, self._path = wanted, []
+        self._base, self._path = output, []
         return True
 
-    def _follow(self, wanted: list[int]) -> bool:
-        """Go to the end of an output; False if it goes past a stop token, where a walk may look."""
-        if wanted[: len(self._base)] != self._base:
-            same = shared(self._base, wanted)
+    def _follow(self, output: list[int]) -> bool:
+        """Move the matcher to the end of an output; return False if it passes a stop token.
+
+        Raises:
+            RequestError: the output is not in the grammar.
+        """
+        if output[: len(self._base)] != self._base:
+            same = shared(self._base, output)
             self._matcher.rollback(len(self._path) + len(self._base) - same)
             del self._base[same:]
             self._path = []
             self._forget()
-        rest = wanted[len(self._base) :]
+        rest = output[len(self._base) :]
         ended = not self._stops.isdisjoint(rest)
         if ended:
             rest = list(takewhile(lambda token: token not in self._stops, rest))
@@ -232,7 +241,7 @@ class Matcher:
 
 
 def refusal(matcher: Any) -> str:
-    """One sentence for an error that may run over many lines, with where it is."""
+    """Return one sentence for a matcher's error, which may have many lines, with its place."""
     message = matcher.get_error().partition("<state>")[0]
     if message.startswith("NoExtension"):
         return "the grammar allows no text from here on"

@@ -1,4 +1,4 @@
-"""What an output follows, and what it says beyond its text: the value of a schema, calls."""
+"""Grammars that an output must follow, and parsers of its value or tool calls."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ def followed(
     tools: Tools | None,
     template: ChatTemplate | None,
 ) -> tuple[list[Grammar], Parser | None]:
-    """What an output follows, and how it is read.
+    """Return the grammars that an output follows, and the parser of its text.
 
     Raises:
-        RequestError: a schema or grammar beside tools; else as `Grammar` and `style_of`.
+        RequestError: there are tools and also a schema or grammar; or as `Grammar` and `style_of`.
     """
-    found = [Grammar.schema(schema)] if schema is not None else []
+    grammars = [Grammar.schema(schema)] if schema is not None else []
     if grammar is not None:
-        found.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
+        grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
     if tools is None:
-        json_ = any(each.kind == "json" for each in found)
-        return found, _of_schema(schema) if json_ else None
-    if found:
+        json_ = any(each.kind == "json" for each in grammars)
+        return grammars, _schema_parser(schema) if json_ else None
+    if grammars:
         raise RequestError(
-            "there are tools beside a schema or grammar, and an output follows one of them; "
-            "leave one out, or say tool_choice none"
+            "there are tools and a schema or grammar, and an output follows one of them; "
+            "leave one out, or set tool_choice to none"
         )
     style = style_of(template.source if template else "")
     calls = tools.grammar(style)
     return [calls] if calls else [], tools.parser(style)
 
 
-def _of_schema(schema: object) -> Parser:
-    """Reads the object of a pydantic model, or else what JSON says; None where it is cut short.
+def _schema_parser(schema: object) -> Parser:
+    """Return a parser that makes an object of a pydantic model, or else the JSON value.
 
-    A model may check more than its schema says: reading raises a RequestError where it refuses.
+    Text that was cut short gives None. A model may check more than its schema expresses: the parser
+    raises a RequestError if it rejects the value.
     """
     make = getattr(schema, "model_validate", None)
 
@@ -62,4 +63,6 @@ def _made(make: Callable[[object], Any], value: object) -> Any:
         return make(value)
     except ValueError as error:  # pydantic's ValidationError is one
         lines = " ".join(str(error).split())
-        raise RequestError(f"the model refuses what its schema allows: {lines:.200}") from None
+        raise RequestError(
+            f"the pydantic model rejects a value that its schema allows: {lines:.200}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Tool calls: functions offered to a model, the grammar of their calls, and calls in a text."""
+"""Tool calls: functions offered to a model, the grammar of calls, and parsing of calls."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from paceline.models.tokenizer import Tokenizer
 Choice = str | Mapping[str, Any]
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MOST = 128  # tools of a request
+_MAX_TOOLS = 128
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A function that the model wants to have called."""
+    """A call that the model asks for."""
 
     name: str
     arguments: dict[str, Any]
@@ -30,14 +30,14 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class Style:
-    """How a family of models writes calls.
+    """The syntax in which a family of models writes calls.
 
     Attributes:
-        marker: what its chat template holds, and the others' do not.
-        begin: before the JSON of a call.
-        end: after it.
+        marker: text that identifies the family's chat template.
+        begin: text before the JSON of a call.
+        end: text after it.
         arguments: key of the arguments.
-        many: whether there may be several calls, one after the other.
+        many: whether several calls may follow each other.
     """
 
     marker: str
@@ -48,14 +48,14 @@ class Style:
 
 
 PLAIN = Style("")
-STYLES = {  # the first whose marker the template holds; else PLAIN
+STYLES = {  # the first whose marker is in the template; else PLAIN
     "hermes": Style("<tool_call>", "<tool_call>\n", "\n</tool_call>", many=True),  # Qwen2.5, Qwen3
     "llama": Style('"parameters":', arguments="parameters"),  # Llama 3.1 and 3.2
 }
-# Calls that are no JSON, or marked by tokens without text.
+# Calls that are not JSON, or that are marked by tokens without text.
 _OTHERS = ("<function=", "[TOOL_CALLS]", "<\uff5ctool", "<|channel|>", "```tool_code")
 
-_TOLD = """You can call these functions:
+_INSTRUCTIONS = """You can call these functions:
 {tools}
 To call one, answer with JSON alone: {{"name": NAME, "arguments": {{...}}}}"""
 
@@ -66,9 +66,9 @@ class Tools:
 
     Attributes:
         functions: JSON schema of the arguments by name.
-        given: as templates expect them.
-        choice: `auto` (text or calls, as the model likes), `required` (calls), or a tool's name
-            (one call of it).
+        given: the tools in the form that chat templates expect.
+        choice: `auto` (the model decides), `required` (calls only), or a tool's name (one call of
+            it).
     """
 
     functions: Mapping[str, Mapping[str, Any]]
@@ -77,38 +77,38 @@ class Tools:
 
     @classmethod
     def of(cls, tools: object, choice: object = "auto") -> Tools | None:
-        """From what OpenAI's API takes; None where no tool may be called.
+        """Build it from the arguments of OpenAI's API; None if no tool may be called.
 
         Args:
             tools: each `{"type": "function", "function": {"name", "description", "parameters"}}`,
-                or what is in `function` alone.
+                or the value of `function` alone.
             choice: `auto`, `none`, `required`, a name, or
                 `{"type": "function", "function": {"name": NAME}}`.
 
         Raises:
-            RequestError: says which tool is wrong, or that the choice is none of them.
+            RequestError: names the tool that is wrong, or a choice that does not exist.
         """
         if not isinstance(tools, Sequence) or isinstance(tools, str | bytes):
-            raise RequestError("the tools are no list of functions")
-        if not 0 < len(tools) <= _MOST:
-            raise RequestError(f"there are {len(tools)} tools, expected 1 to {_MOST}")
+            raise RequestError("the tools are not a list of functions")
+        if not 0 < len(tools) <= _MAX_TOOLS:
+            raise RequestError(f"there are {len(tools)} tools, expected 1 to {_MAX_TOOLS}")
         functions: dict[str, Mapping[str, Any]] = {}
         given = []
-        for place, tool in enumerate(tools, 1):
-            function = _function(tool, f"tool {place}")
+        for number, tool in enumerate(tools, 1):
+            function = _function(tool, f"tool {number}")
             if function["name"] in functions:
                 raise RequestError(f"two tools are called {function['name']}; rename one")
             functions[function["name"]] = function["parameters"]
             given.append({"type": "function", "function": function})
-        wanted = _wanted(choice)
-        if wanted == "none":
+        name = _chosen(choice)
+        if name == "none":
             return None
-        if wanted not in ("auto", "required", *functions):
-            raise RequestError(unknown("tool", wanted, ["auto", "none", "required", *functions]))
-        return cls(functions, tuple(given), wanted)
+        if name not in ("auto", "required", *functions):
+            raise RequestError(unknown("tool", name, ["auto", "none", "required", *functions]))
+        return cls(functions, tuple(given), name)
 
     def encode(self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[int]:
-        """Token ids of a conversation that offers them.
+        """Return the token ids of a conversation that offers the tools.
 
         Raises:
             RequestError: as `Tokenizer.encode_chat`.
@@ -119,16 +119,16 @@ class Tools:
         return tokenizer.encode_chat(self.with_tools(messages))
 
     def with_tools(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-        """`messages` with the tools in words, for a template that takes none."""
+        """Return `messages` with the tools described in text, for templates without tools."""
         tools = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in self.given)
-        words = _TOLD.format(tools=tools)
+        words = _INSTRUCTIONS.format(tools=tools)
         if messages and messages[0].get("role") == "system":
             first, *rest = messages
             return [{**first, "content": f"{first.get('content')}\n\n{words}"}, *rest]
         return [{"role": "system", "content": words}, *messages]
 
     def grammar(self, style: Style) -> Grammar | None:
-        """What an output follows that has to call; None where it need not."""
+        """Return the grammar of an output that must consist of calls; None if it need not."""
         if self.choice == "auto":
             return None
         named = self.choice != "required"
@@ -156,9 +156,9 @@ class Tools:
         if style.begin:
             begin, end = style.begin.strip(), style.end.strip()
             texts = re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, re.DOTALL)
-            return [call for found in texts if (call := self._call(_json(found)))]
-        found = [self._call(value) for value in _values(text)]
-        return [call for call in found if call] if all(found) else []
+            return [call for each in texts if (call := self._call(_json(each)))]
+        calls = [self._call(value) for value in _values(text)]
+        return [call for call in calls if call] if all(calls) else []
 
     def _call(self, value: object) -> ToolCall | None:
         if not isinstance(value, dict):
@@ -170,10 +170,10 @@ class Tools:
 
 
 def style_of(template: str) -> Style:
-    """How the model of a chat template writes calls; PLAIN where nothing says so, or `""`.
+    """Return the style of a chat template's model; PLAIN if the template shows none.
 
     Raises:
-        RequestError: in a way that is not known.
+        RequestError: the template has a style that is not supported.
     """
     other = next((marker for marker in _OTHERS if marker in template), None)
     if other is not None and "tools" in template:
@@ -185,30 +185,32 @@ def style_of(template: str) -> Style:
 
 
 def _function(tool: object, where: str) -> dict[str, Any]:
-    """Name, description and parameters of a tool."""
-    found = tool.get("function", tool) if isinstance(tool, Mapping) else None
-    if not isinstance(found, Mapping) or not isinstance(found.get("name"), str):
-        raise RequestError(f"{where} is no function with a name")
-    if not _NAME.fullmatch(found["name"]) or found["name"] in ("auto", "none", "required"):
+    """Check a tool; return its name, description and parameters."""
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(f"{where} is not a function with a name")
+    if not _NAME.fullmatch(function["name"]) or function["name"] in ("auto", "none", "required"):
         raise RequestError(
-            f"{where} is called {found['name']!r:.80}, expected letters, digits, _, - and ., at "
+            f"{where} is called {function['name']!r:.80}, expected letters, digits, _, - and ., at "
             "most 64, and none of auto, none and required"
         )
-    parameters = found.get("parameters")
+    parameters = function.get("parameters")
     parameters = _NOTHING if parameters is None else parameters
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
-        raise RequestError(f"the parameters of {found['name']} are no JSON schema of an object")
-    description = found.get("description") or ""
+        raise RequestError(
+            f"the parameters of {function['name']} are not a JSON schema of an object"
+        )
+    description = function.get("description") or ""
     if not isinstance(description, str):
-        raise RequestError(f"the description of {found['name']} is no text")
+        raise RequestError(f"the description of {function['name']} is not text")
     return {
-        "name": found["name"],
+        "name": function["name"],
         "description": description,
         "parameters": {**parameters, "type": "object"},
     }
 
 
-def _wanted(choice: object) -> str:
+def _chosen(choice: object) -> str:
     if isinstance(choice, Mapping):
         function = choice.get("function", choice)
         choice = function.get("name") if isinstance(function, Mapping) else None
@@ -218,17 +220,17 @@ def _wanted(choice: object) -> str:
 
 
 def _values(text: str) -> list[object]:
-    """The JSON values of which a text consists, with `;` or spaces between; none if it does not."""
+    """Return the JSON values in a text, separated by `;` or spaces; none if it has other text."""
     rest = text.strip().removeprefix("<|python_tag|>").lstrip()
-    found: list[object] = []
+    values: list[object] = []
     while rest:
         try:
             value, end = json.JSONDecoder().raw_decode(rest)
         except (ValueError, RecursionError):
             return []
-        found.append(value)
+        values.append(value)
         rest = rest[end:].lstrip("; \n")
-    return found
+    return values
 
 
 def _json(text: str) -> object:

@@ -1,4 +1,4 @@
-"""What `gedi` and `air` share: two class-conditional readings of a text, weighed by Bayes' rule."""
+"""Class-conditional guidance by Bayes' rule, for `gedi` and `air`."""
 
 from __future__ import annotations
 
@@ -10,29 +10,33 @@ from paceline.control.guides.base import Guide, Logs
 from paceline.control.guides.guide_stream import GuideStream
 from paceline.core import Floats, Request, Tokens, TokenTree
 
-# The prompt's logits are made in pieces of at most this many floats.
+# Logits of the prompt are computed in chunks of at most this many floats.
 _LOGITS = 1 << 23
 
 Sums = tuple[float, float]
 
 
-def wanted(evidence: Sequence[Logs]) -> Logs:
-    """Log chance of the first class after each token [V], both being as likely before."""
-    found: Logs = evidence[0] - np.logaddexp(evidence[0], evidence[1])
-    return found
+def class_log_probs(evidence: Sequence[Logs]) -> Logs:
+    """Return the log-probability of the first of two classes after each token, [V].
+
+    Args:
+        evidence: log-likelihood [V] of the text under each class; both have prior 1/2.
+    """
+    log_probs: Logs = evidence[0] - np.logaddexp(evidence[0], evidence[1])
+    return log_probs
 
 
 class ClassGuide(Guide):
     """Keeps, for each class, the sum of the scores of a text's tokens.
 
-    Sums are made token by token, in order: the same floats however the text was drafted.
+    Sums are accumulated token by token, so that the floats do not depend on drafting.
 
     Args:
-        weigh: makes of the logits [V], the scores [V] of every token in each class, the sums
-            before it and the number of tokens in them the guided logits [V].
-        score: scores of every token [V], by a class's logits there.
-        voices: of the class that is wanted, and of the other.
-        request: whose text they read.
+        weigh: from the logits [V], the scores [V] of every token in each class, the sums before it
+            and the number of tokens in these to the guided logits [V].
+        score: from a class's logits [V] to the score of every token [V].
+        streams: of the desired class, and of the other.
+        request: whose text they follow.
         first: position of the first token whose score counts, at least 1.
     """
 
@@ -47,11 +51,11 @@ class ClassGuide(Guide):
         super().__init__(weigh, streams, request)
         self._score, self._first = score, first
         self._sums: Sums = (0.0, 0.0)  # over the context of the last tree
-        self._scored = np.empty(0, np.int32)  # the text that was read last
-        self._read: Sums = (0.0, 0.0)  # over it
+        self._scored = np.empty(0, np.int32)  # the text that was scored last
+        self._read: Sums = (0.0, 0.0)  # over that text
 
     def lag(self, context: Tokens) -> int:
-        """See `Looking`."""
+        """See `RunsModel`."""
         if self._after(context.tolist()) is not None:
             return 0
         known = self._known(context)
@@ -59,9 +63,9 @@ class ClassGuide(Guide):
         return before + max(len(context) - known, 0)
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
-        """See `Looking`: tokens are scored as they are read."""
+        """See `RunsModel`; tokens are scored as they are read."""
         known = self._known(context)
-        if known == self._first:  # what does not count is read without scores
+        if known == self._first:  # tokens that do not count are read without scores
             read = super().follow(context[:known], max_tokens)
             if read and max_tokens is not None:
                 return read
@@ -70,7 +74,7 @@ class ClassGuide(Guide):
         return self._score_more(context, len(context) if max_tokens is None else max_tokens)
 
     def release(self) -> None:
-        """See `Looking`."""
+        """See `RunsModel`."""
         super().release()
         self._scored = self._scored[:0]
 
@@ -84,14 +88,14 @@ class ClassGuide(Guide):
         return edit(logits, scores, sums, len(history) - self._first)
 
     def prepare(self, context: Tokens) -> bool:
-        """See `Guide`; knows the sums over `context` from the last tree, or makes them anew."""
+        """See `Guide`; takes the sums over `context` from the last tree, or computes them."""
         sums = self._after(context.tolist())
         self._tree = None
         self._sums = self._summed(context) if sums is None else sums
         return True
 
     def _after(self, history: list[int]) -> Sums | None:
-        """The sums over a text that goes on from the last tree's, along its nodes."""
+        """Return the sums over a text that follows nodes of the last tree; None for other texts."""
         size = len(self._context)
         if self._tree is None or history[:size] != self._context:
             return None
@@ -105,18 +109,18 @@ class ClassGuide(Guide):
         return sums
 
     def _known(self, context: Tokens) -> int:
-        """How many tokens of `context` are scored; those before the first count as such."""
+        """Return how many tokens of `context` are scored, counting those before the first."""
         size = len(self._scored)
         same = size <= len(context) and np.array_equal(self._scored, context[:size])
         return max(size if same else 0, self._first)
 
     def _summed(self, context: Tokens) -> Sums:
-        """The sums over `context`."""
+        """Return the sums over `context`."""
         self._score_more(context, len(context))
         return self._read if len(context) > self._first else (0.0, 0.0)
 
     def _score_more(self, context: Tokens, max_tokens: int) -> int:
-        """Score up to `max_tokens` tokens more of `context`, run in pieces; how many there were."""
+        """Score up to `max_tokens` more of `context`, in chunks; return how many were scored."""
         begin = self._known(context)
         if begin == self._first:
             self._scored, self._read = self._scored[:0], (0.0, 0.0)
@@ -131,5 +135,5 @@ class ClassGuide(Guide):
         return max(end - begin, 0)
 
     def _added(self, sums: Sums, rows: list[Floats], token: int) -> Sums:
-        wanted, other = (float(self._score(row)[token]) for row in rows)
-        return sums[0] + wanted, sums[1] + other
+        own, other = (float(self._score(row)[token]) for row in rows)
+        return sums[0] + own, sums[1] + other
