@@ -42,8 +42,10 @@ def expected(lm, search):
 
 def found(events, name):
     [event] = [event for event in events if event.id == name and event.finish]
-    assert event.output is event.found[0]
-    return [(each.tokens, each.text, each.finish, each.score, each.passes) for each in event.found]
+    assert event.output is event.outputs[0]
+    return [
+        (each.tokens, each.text, each.finish, each.score, each.passes) for each in event.outputs
+    ]
 
 
 def no_threads():
@@ -240,7 +242,7 @@ def test_a_search_is_late_or_cancelled_without_a_trace(lm):
         worker.submit(ask(lm, "late", Beam(2), tokens=50, deadline=0.0))
         worker.submit(ask(lm, "gone", Beam(2), tokens=50))
         [event] = worker.step()
-        assert (event.id, event.finish, event.error, event.found) == ("late", "deadline", "", ())
+        assert (event.id, event.finish, event.error, event.outputs) == ("late", "deadline", "", ())
         for _ in range(5):
             assert worker.step() == []
         [event] = worker.cancel("gone")

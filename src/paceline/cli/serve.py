@@ -134,6 +134,7 @@ def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
 
 
 def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Service]:
+    from paceline.serving import playground
     from paceline.serving.api import create_app
     from paceline.serving.api.parse import RequestLimits
     from paceline.serving.service import Service
@@ -148,7 +149,7 @@ def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Servi
         steering=steering,
     )
     name = settings.name or lm.model.path.name
-    app = create_app(service, name, limits, rules, settings.cors)
+    app = create_app(service, name, limits, rules, settings.cors, [playground.router])
     return app, service
 
 

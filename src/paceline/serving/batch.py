@@ -110,12 +110,12 @@ class _PendingLine:
     custom_id: str
     body: _Body | None = None
     prompts: int = 1
-    answers: list[Choice] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     error: dict[str, str] | None = None
 
     @property
     def done(self) -> bool:
-        return all(answer.last for answer in self.answers)
+        return all(choice.last for choice in self.choices)
 
 
 def run_batch(
@@ -136,7 +136,7 @@ def run_batch(
             more = line is not None
             if line is not None:
                 waiting.append(pending := _start_line(worker, line, settings))
-                open_ |= {answer.job.id: (pending, answer) for answer in pending.answers}
+                open_ |= {choice.job.id: (pending, choice) for choice in pending.choices}
         if not worker.idle:
             for event in worker.step():
                 _note(worker, event, open_)
@@ -148,14 +148,14 @@ def run_batch(
 def _note(worker: Worker, event: JobEvent, open_: dict[str, tuple[_PendingLine, Choice]]) -> None:
     if event.id not in open_:
         return
-    pending, answer = open_[event.id]
-    answer.add(event)
+    pending, choice = open_[event.id]
+    choice.add(event)
     if event.finish is None:
         return
     del open_[event.id]
     if event.finish == "error" and pending.error is None:
         pending.error = {"code": "failed", "message": event.error}
-        for other in pending.answers:
+        for other in pending.choices:
             for cancelled in worker.cancel(other.job.id):
                 _note(worker, cancelled, open_)
 
@@ -169,7 +169,7 @@ def _start_line(worker: Worker, line: InputLine, settings: BatchSettings) -> _Pe
         pending.body = _body(row)
         _submit(worker, pending, pending.body, settings)
     except PacelineError as error:
-        pending.answers.clear()
+        pending.choices.clear()
         pending.error = {"code": "invalid_request", "message": str(error)}
     return pending
 
@@ -191,10 +191,10 @@ def _submit(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchS
     try:
         for index, job in enumerate(jobs):
             worker.submit(job)
-            pending.answers.append(Choice(job, index))
+            pending.choices.append(Choice(job, index))
     except PacelineError:
-        for answer in pending.answers:
-            worker.cancel(answer.job.id)
+        for choice in pending.choices:
+            worker.cancel(choice.job.id)
         raise
 
 
@@ -265,12 +265,12 @@ def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> di
     }
     name, lm = f"line-{pending.number}", worker.lm
     if pending.error is None and pending.body is not None:
-        answers = formatting.found(pending.answers)
+        choices = formatting.expand_searches(pending.choices)
         if isinstance(pending.body, ChatBody):
             heading = formatting.head(name, "chat.completion", settings.name)
-            body = chat.reply(pending.body, heading, answers, lm)
+            body = chat.reply(pending.body, heading, choices, lm)
         else:
             heading = formatting.head(name, "text_completion", settings.name)
-            body = completions.reply(pending.body, heading, answers, pending.prompts, lm)
+            body = completions.reply(pending.body, heading, choices, pending.prompts, lm)
         output["response"] = {"status_code": 200, "request_id": name, "body": body}
     return output

@@ -78,7 +78,7 @@ class JobEvent:
         output: complete at the end.
         cached: prompt tokens taken from the prefix cache, at the end.
         error: what went wrong, in one sentence.
-        found: all outputs of a search, best first, at the end.
+        outputs: all outputs of a search, best first, at the end.
     """
 
     id: str
@@ -96,7 +96,7 @@ class JobEvent:
     output: Output | None = None
     cached: int = 0
     error: str = ""
-    found: Sequence[Output] = ()
+    outputs: Sequence[Output] = ()
 
 
 @dataclass

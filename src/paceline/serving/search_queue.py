@@ -183,7 +183,7 @@ class SearchQueue:
         self._stats.passes += best.passes
         self._stats.nodes += best.nodes
         self._stats.tokens += sum(len(each.tokens) for each in search.outputs)
-        return JobEvent(search.job.id, finish=best.finish, output=best, found=search.outputs)
+        return JobEvent(search.job.id, finish=best.finish, output=best, outputs=search.outputs)
 
     def _message(self, job_id: str, error: Exception) -> str:
         if isinstance(error, PacelineError):

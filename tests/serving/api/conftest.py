@@ -11,6 +11,7 @@ import uvicorn
 
 import paceline
 from paceline import LM
+from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.service import Service
 from paceline.serving.worker import Worker
@@ -56,7 +57,7 @@ def service(lm):
 
 @pytest.fixture(scope="package")
 def address(service):
-    with served(create_app(service, "tiny")) as found:
+    with served(create_app(service, "tiny", routers=[playground.router])) as found:
         yield found
 
 

@@ -13,6 +13,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
 from paceline.serving.api.parse import RequestLimits
@@ -64,7 +65,8 @@ def small(service):
     """A server that answers with few tokens only."""
     before = list(service.observers)
     limits = RequestLimits(new_tokens=4, answers=8)
-    app = create_app(service, "tiny", limits, Rules(max_body=200_000))
+    rules = Rules(max_body=200_000)
+    app = create_app(service, "tiny", limits, rules, routers=[playground.router])
     with served(app) as address:
         yield app, address
     service.observers[:] = before

@@ -206,7 +206,7 @@ def test_models_tokens_and_health(client, address, lm):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"magic": 1}, "magic: is no parameter of this server"),
+        ({"magic": 1}, "magic: is not a parameter of this server"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
@@ -221,8 +221,8 @@ def test_models_tokens_and_health(client, address, lm):
         ({"speculation": {"drafter": "model:path=/etc"}}, "this server has plain"),
         ({"speculation": {"drafter": "recycle"}, "prediction": {"content": "a"}}, "prediction"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
-        ({"sampler": "monitor=."}, "monitor.project names a place on the server"),
-        ({"sampler": "keywords=dog,keywords.hmm=x"}, "keywords.hmm names a place"),
+        ({"sampler": "monitor=."}, "monitor.project names a path on the server"),
+        ({"sampler": "keywords=dog,keywords.hmm=x"}, "keywords.hmm names a path"),
         ({"sampler": "keywords=umbrella", "max_tokens": 1}, "allow more"),
     ],
 )

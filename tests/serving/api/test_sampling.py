@@ -46,7 +46,7 @@ SAMPLERS = {  # as text, or as an object
     "typical": "typical=0.4",
     "xtc": "xtc=0.1,xtc.probability=0.9",
 }
-REFUSED = {"monitor": "monitor.project names a place on the server"}
+REFUSED = {"monitor": "monitor.project names a path on the server"}
 
 
 @pytest.mark.parametrize("name", controls.methods())
@@ -135,10 +135,10 @@ def test_the_names_of_other_servers_are_ours(name):
         ({"temperature": 1.0, "sampler": "temperature=0.5"}, "give one of them"),
         ({"sampler": {"top_z": 3}}, "unknown control 'top_z'"),
         ({"sampler": {"dry.bass": 3}}, "unknown setting of dry 'bass'"),
-        ({"sampler": {"sounds": "day", "sounds.dictionary": "/etc/passwd"}}, "names a place"),
-        ({"sampler": {"keywords": "dog,hmm=/etc/passwd"}}, "keywords.hmm names a place"),
-        ({"sampler": {"keywords": "dog", "keywords.hmm": "/etc/passwd"}}, "names a place"),
-        ({"sampler": {"monitor": "/etc", "monitor.before": "passwd"}}, "names a place"),
+        ({"sampler": {"sounds": "day", "sounds.dictionary": "/etc/passwd"}}, "names a path"),
+        ({"sampler": {"keywords": "dog,hmm=/etc/passwd"}}, "keywords.hmm names a path"),
+        ({"sampler": {"keywords": "dog", "keywords.hmm": "/etc/passwd"}}, "names a path"),
+        ({"sampler": {"monitor": "/etc", "monitor.before": "passwd"}}, "names a path"),
         ({"sampler": [1]}, "sampler"),
         ({"sampler": {"top_k": {"a": {"b": 1}}}}, "sampler"),
     ],

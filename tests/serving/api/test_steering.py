@@ -190,7 +190,7 @@ def test_guides_guidance_and_watermarks_go_together(ask, lm):
         ({"guide": ["calm", "late"]}, "have no order between them"),
         ({"guide": "calm", "guidance": {}}, "have no order between them"),
         ({"guidance": {"scale": -1}}, "guidance.scale"),
-        ({"guidance": {"negative": "a", "model": "/etc"}}, "guidance.model: is no parameter"),
+        ({"guidance": {"negative": "a", "model": "/etc"}}, "guidance.model: is not a parameter"),
         ({"guidance": {"negative": "a " * 3000}}, "a guide sees"),
         ({"watermark": True}, "watermark"),
         ({"watermark": "key"}, "has no value"),
@@ -212,8 +212,10 @@ def test_guides_are_told_in_the_metrics(ask, service, monkeypatch):
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
         return float(values[f"paceline_{name}"])
 
-    held, weigh = [], service._weigh
-    monkeypatch.setattr(service, "_weigh", lambda: (weigh(), held.append(service.load.guides)))
+    held, weigh = [], service._measure_load
+    monkeypatch.setattr(
+        service, "_measure_load", lambda: (weigh(), held.append(service.load.guides))
+    )
     body = {"guide": "kind", "watermark": False}
     options = {"model": "tiny", "prompt": OPENING, "max_tokens": 9, **HOT}
     client.completions.create(**options, extra_body=body)

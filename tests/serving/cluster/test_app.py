@@ -14,6 +14,7 @@ import pytest
 
 import paceline
 from paceline import LM
+from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
 from paceline.serving.api.server import DrainingServer
@@ -102,7 +103,9 @@ def fleet(folder):
     ]
 
     def made(service):
-        return lambda rates: create_app(service, "tiny", rules=Rules(KEYS, rates))
+        return lambda rates: create_app(
+            service, "tiny", rules=Rules(KEYS, rates), routers=[playground.router]
+        )
 
     yield Fleet([Replica(made(each), name) for each, name in zip(services, "xy", strict=True)])
     for service in services:

@@ -7,6 +7,7 @@ import time
 import httpx2 as httpx
 import pytest
 
+from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
 from paceline.serving.api_keys import ApiKeys
@@ -259,7 +260,8 @@ def test_the_page_is_used_by_keyboard(page):
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, service):
     secret = "a-key-that-nobody-guesses"
-    app = create_app(service, "tiny", rules=Rules(keys=ApiKeys([f"me:{secret}"])))
+    rules = Rules(keys=ApiKeys([f"me:{secret}"]))
+    app = create_app(service, "tiny", rules=rules, routers=[playground.router])
     with served(app) as address:
         found = Watched(browser, address)
         key = found.page.get_by_label("API key")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.core import TokenTree
-from paceline.serving.api.formatting import traced as told
+from paceline.serving.api.formatting import traced as trace
 from paceline.serving.messages import JobEvent
 from paceline.serving.service import merged
 
@@ -59,10 +59,10 @@ def test_passes_that_a_slow_reader_gets_as_one_lose_no_text(lm):
     one = replace(one, sources=("b",), at=1.0, passes=1)
     two = replace(one, text="z", tokens=[8], origins=[None], tree=trees[1], path=[0], texts=["z"])
     over = JobEvent("a", finish="stop")
-    found = told(merged(merged(one, replace(two, at=2.0)), over), lm)
+    found = trace(merged(merged(one, replace(two, at=2.0)), over), lm)
     assert found["texts"] == ["x", "y", "z"]
     assert found["tokens"] == [6, 7, 8]
     assert found["origins"] == ["b", None, None]
     assert (found["at"], found["passes"]) == (2.0, 2)
     assert found["tree"]["path"] == [0]
-    assert told(merged(one, over), lm)["tree"]["origins"] == [None, "b"]
+    assert trace(merged(one, over), lm)["tree"]["origins"] == [None, "b"]

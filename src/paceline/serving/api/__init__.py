@@ -1,4 +1,4 @@
-"""The HTTP API: OpenAI's shapes, and what this server adds to them."""
+"""The HTTP API: OpenAI's endpoints, and this server's additions."""
 
 from paceline.serving.api.app import create_app
 

@@ -1,4 +1,4 @@
-"""The application in front of a service."""
+"""The HTTP application in front of a service."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import APIRouter, FastAPI, Response
 from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from paceline import __version__
-from paceline.serving import playground
 from paceline.serving.api import chat, completions, responses, tokenize
 from paceline.serving.api.dependencies import Dependencies, Here
 from paceline.serving.api.errors import describe, install
@@ -21,7 +20,7 @@ from paceline.serving.api.parse import RequestLimits
 from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
-METRICS = "text/plain; version=1.0.0; charset=utf-8"  # the type of what Prometheus reads
+METRICS = "text/plain; version=1.0.0; charset=utf-8"  # media type of the metrics
 
 
 def create_app(
@@ -30,15 +29,17 @@ def create_app(
     limits: RequestLimits | None = None,
     rules: Rules | None = None,
     cors: Sequence[str] = (),
+    routers: Sequence[APIRouter] = (),
 ) -> FastAPI:
-    """The API of a service, which starts and stops with it if it is not started.
+    """Return the API of a service, which is started and stopped with the application.
 
     Args:
-        service: runs requests.
-        name: what the model is called.
-        limits: what may be asked for.
-        rules: who may ask, how much and how long.
-        cors: origins whose pages may ask; `*` is any.
+        service: runs the requests; not started.
+        name: of the model.
+        limits: what a request may ask for.
+        rules: who may use the API, how much and how long.
+        cors: origins whose pages may use it; `*` is any.
+        routers: further routes, such as the playground's.
     """
     rules, metrics = rules or Rules(), Metrics(service)
     service.observers.append(metrics)
@@ -55,27 +56,27 @@ def create_app(
     app.state.context = here = Dependencies(service, name, limits or RequestLimits())
     service.observers.append(here.departures)
     install(app)
-    for part in (completions, chat, responses, tokenize):
-        app.include_router(part.router)
-    app.include_router(playground.router)
+    own = (completions.router, chat.router, responses.router, tokenize.router)
+    for router in (*own, *routers):
+        app.include_router(router)
     inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
     app.add_middleware(RequestGuard, **inside, draining=lambda: service.draining)
     open_to(app, cors)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the process lives."""
+        """Return 200 as long as the process lives."""
         return {"status": "ok"}
 
-    @app.get("/ready", responses={503: {"description": "Not now."}})
+    @app.get("/ready", responses={503: {"description": "Not accepting requests."}})
     async def ready(here: Here) -> JSONResponse:
-        """Whether requests are taken."""
-        taken = here.service.ready
-        return JSONResponse({"ready": taken}, 200 if taken else 503)
+        """Return 200 while requests are accepted, else 503."""
+        accepting = here.service.ready
+        return JSONResponse({"ready": accepting}, 200 if accepting else 503)
 
     @app.get("/metrics", response_class=Response)
-    async def told() -> Response:
-        """What Prometheus reads."""
+    async def metrics_page() -> Response:
+        """Return the metrics for Prometheus."""
         return Response(metrics.text(), media_type=METRICS)
 
     app.state.metrics = metrics
@@ -84,7 +85,7 @@ def create_app(
 
 
 def open_to(app: FastAPI, origins: Sequence[str]) -> None:
-    """Let pages of these origins ask."""
+    """Let pages of these origins use the API."""
     if origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,4 +1,4 @@
-"""`/v1/chat/completions`: the next turn of a conversation."""
+"""`/v1/chat/completions`: the next message of a conversation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
-from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
+from paceline.serving.api.dependencies import (
+    Dependencies,
+    Here,
+    client_of,
+    new_id,
+    submit_jobs,
+    with_details,
+)
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.schemas import ChatBody
@@ -23,36 +30,36 @@ router = APIRouter()
 
 @router.post("/v1/chat/completions", response_model=None)
 async def chat(body: ChatBody, request: Request, here: Here) -> Any:
-    """Answer in a conversation."""
+    """Answer the last message of a conversation."""
     here.check_model(body.model)
-    name, client = named("chatcmpl"), client_of(request, body.user)
+    name, client = new_id("chatcmpl"), client_of(request, body.user)
     jobs = await asyncio.to_thread(chat_jobs, here.lm, body, name, client, here.limits)
-    answering = await opened(here, request, jobs)
+    collector = await submit_jobs(here, request, jobs)
     if body.stream:
         heading = formatting.head(name, "chat.completion.chunk", here.name)
-        pieces = _pieces(body, here, heading, answering)
-        return answering.streamed(formatting.sse(pieces))
-    passes = await answering.finish(request, here.lm, body.trace)
-    found = reply(
-        body, formatting.head(name, "chat.completion", here.name), answering.answers, here.lm
+        pieces = _pieces(body, here, heading, collector)
+        return collector.streamed(formatting.sse(pieces))
+    passes = await collector.finish(request, here.lm, body.trace)
+    response = reply(
+        body, formatting.head(name, "chat.completion", here.name), collector.choices, here.lm
     )
-    found["paceline"] |= passes
-    return found
+    response["paceline"] |= passes
+    return response
 
 
 def reply(
-    body: ChatBody, heading: dict[str, Any], answers: Sequence[Choice], lm: LM
+    body: ChatBody, heading: dict[str, Any], choices: Sequence[Choice], lm: LM
 ) -> dict[str, Any]:
-    """The whole answer, of answers that are over."""
-    choices = []
-    for place, answer in enumerate(formatting.best(answers, 1, body.n or 1)):
-        logprobs = formatting.chat_logprobs(answer.logprobs, lm) if body.logprobs else None
-        shown = {"index": place, "message": formatting.message(answer), "logprobs": logprobs}
-        choices.append(shown | {"finish_reason": answer.finish})
+    """Return the complete response for finished choices."""
+    rendered = []
+    for index, choice in enumerate(formatting.best(choices, 1, body.n or 1)):
+        logprobs = formatting.chat_logprobs(choice.logprobs, lm) if body.logprobs else None
+        fields = {"index": index, "message": formatting.message(choice), "logprobs": logprobs}
+        rendered.append(fields | {"finish_reason": choice.finish})
     return heading | {
-        "choices": choices,
-        "usage": formatting.usage(answers),
-        "paceline": formatting.speculation(answers),
+        "choices": rendered,
+        "usage": formatting.usage(choices),
+        "paceline": formatting.speculation(choices),
     }
 
 
@@ -60,30 +67,30 @@ async def _pieces(
     body: ChatBody,
     here: Dependencies,
     heading: dict[str, Any],
-    answering: ChoiceCollector,
+    collector: ChoiceCollector,
 ) -> AsyncIterator[dict[str, Any]]:
-    for answer in answering.answers:
-        yield heading | {"choices": [_delta(answer, {"role": "assistant", "content": ""})]}
-    async for answer, event in answering.events():
+    for choice in collector.choices:
+        yield heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
+    async for choice, event in collector.events():
         change: dict[str, Any] = {"content": event.text} if event.text else {}
-        if answer.job.request.parser:  # a call is told whole, or not at all
-            change = _whole(answer) if event.finish else {}
+        if choice.job.request.parser:  # a tool call is sent whole, or not at all
+            change = _whole(choice) if event.finish else {}
         if change or event.finish or event.logprobs or body.trace:
-            shown = _delta(answer, change)
+            fields = _delta(choice, change)
             if event.logprobs:
-                shown["logprobs"] = formatting.chat_logprobs(event.logprobs, here.lm)
-            yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
+                fields["logprobs"] = formatting.chat_logprobs(event.logprobs, here.lm)
+            yield with_details(heading | {"choices": [fields]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
+        yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
 
 
-def _delta(answer: Choice, change: dict[str, Any]) -> dict[str, Any]:
-    finish = answer.finish
-    return {"index": answer.index, "delta": change, "logprobs": None, "finish_reason": finish}
+def _delta(choice: Choice, change: dict[str, Any]) -> dict[str, Any]:
+    finish = choice.finish
+    return {"index": choice.index, "delta": change, "logprobs": None, "finish_reason": finish}
 
 
-def _whole(answer: Choice) -> dict[str, Any]:
-    calls = formatting.message(answer).get("tool_calls")
+def _whole(choice: Choice) -> dict[str, Any]:
+    calls = formatting.message(choice).get("tool_calls")
     if not calls:
-        return {"content": answer.text}
-    return {"tool_calls": [{"index": place} | call for place, call in enumerate(calls)]}
+        return {"content": choice.text}
+    return {"tool_calls": [{"index": index} | call for index, call in enumerate(calls)]}

@@ -1,4 +1,4 @@
-"""How many answers a body wants, compared or searched for, as other servers name it."""
+"""How many choices a body requests, and whether they are compared or searched for."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from paceline.registry import strategies
 from paceline.serving.api.schemas import MultiChoiceBody
 
 _BEAM_ONLY = ("length_penalty", "early_stopping")
-_WIDTH = 4  # where the body says nothing: that of transformers
+_WIDTH = 4  # beams by default, as in transformers
 _NOT_SEARCHED = {
-    "stream": "is told when all of it is known",
-    "logprobs": "tells none",
-    "speculation": "guesses nothing",
-    "prediction": "guesses nothing",
-    "trace": "guesses nothing",
+    "stream": "returns its results at the end only",
+    "logprobs": "reports no logprobs",
+    "speculation": "drafts nothing",
+    "prediction": "drafts nothing",
+    "trace": "drafts nothing",
 }
 
 
 class ChoicePlan(NamedTuple):
-    """What is wanted for each prompt.
+    """What to run for each prompt.
 
     Attributes:
-        requests: so many, with a seed each; one for a search.
-        compared: the likeliest are told, the others only compared with them.
-        strategy: of the search.
+        requests: number of requests, each with its own seed; one for a search.
+        compared: only the most likely choices are returned (`best_of`).
+        strategy: of the search, None without one.
     """
 
     requests: int
@@ -38,20 +38,27 @@ class ChoicePlan(NamedTuple):
     strategy: Strategy | None = None
 
 
-def plan_choices(body: MultiChoiceBody, prompts: int, most: int) -> ChoicePlan:
-    """What a body wants for each of its prompts, `most` answers in all.
+def plan_choices(body: MultiChoiceBody, prompts: int, max_choices: int) -> ChoicePlan:
+    """Return what to run for each prompt of a body.
+
+    Args:
+        body: of the request.
+        prompts: their number.
+        max_choices: maximum number of choices over all prompts.
 
     Raises:
-        PacelineError: too much, or the body contradicts itself.
+        PacelineError: too many choices, or the body contradicts itself.
     """
     n, strategy = body.n or 1, _strategy(body)
     width = getattr(strategy, "width", max(n, body.best_of or 1))
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true")
     if body.best_of is not None and body.best_of < n:
-        raise RequestError(f"best_of is {body.best_of}, expected n = {n} at least")
-    if width * prompts > most:
-        raise RequestError(f"{prompts} prompts with {width} answers each are more than {most}")
+        raise RequestError(f"best_of is {body.best_of}, expected n = {n} or more")
+    if width * prompts > max_choices:
+        raise RequestError(
+            f"{prompts} prompts with {width} answers each exceed the maximum of {max_choices}"
+        )
     if strategy:
         return ChoicePlan(1, strategy=strategy)
     if width > n and body.stream:
@@ -60,10 +67,10 @@ def plan_choices(body: MultiChoiceBody, prompts: int, most: int) -> ChoicePlan:
 
 
 def check_differ(request: Request, count: int) -> None:
-    """Refuse to compare answers that are the same, as the strategy best_of does.
+    """Refuse to compare choices that would be identical, as the strategy `best_of` does.
 
     Raises:
-        RequestError: as said.
+        RequestError: the temperature is 0, or the watermark leaves no choice.
     """
     if request.temperature == 0:
         raise RequestError(
@@ -71,23 +78,23 @@ def check_differ(request: Request, count: int) -> None:
         )
     if any(isinstance(control, LowEntropy) for control in request.controls):
         raise RequestError(
-            "the watermark all but settles what follows a prompt, so that the answers of best_of "
+            "the watermark nearly determines the text after a prompt, so the answers of best_of "
             "would hardly differ; take kind=exponential or kind=green, or leave best_of out"
         )
 
 
 def _strategy(body: MultiChoiceBody) -> Strategy | None:
-    """The search of a body; None where it asks for none."""
+    """Return the search strategy of a body, None if it requests none."""
     if body.strategy is None and not body.use_beam_search:
         for name in _BEAM_ONLY:
             if getattr(body, name) is not None:
                 raise RequestError(f"{name} needs use_beam_search: true")
         return None
-    asked = "strategy" if body.strategy is not None else "use_beam_search"
+    field = "strategy" if body.strategy is not None else "use_beam_search"
     for name, why in _NOT_SEARCHED.items():
         value = getattr(body, name)
         if value is not None and value is not False:
-            raise RequestError(f"{asked} {why}; leave {name} out")
+            raise RequestError(f"{field} {why}; leave {name} out")
     return _beam(body) if body.strategy is None else _named(body, body.strategy)
 
 
@@ -101,13 +108,13 @@ def _beam(body: MultiChoiceBody) -> Beam:
 def _named(body: MultiChoiceBody, text: str) -> Strategy:
     for name in ("use_beam_search", "n", "best_of", *_BEAM_ONLY):
         if getattr(body, name) is not None:
-            raise RequestError(f"strategy has settings of its own; leave {name} out")
+            raise RequestError(f"strategy has its own settings; leave {name} out")
     if text.partition(":")[0] == "best_of":
-        raise RequestError("best_of is a field of its own; give best_of: 8")
-    found = strategies.parse(text)
-    if not isinstance(found, Beam | ContrastiveSearch):
+        raise RequestError("best_of is a separate field; give best_of: 8")
+    strategy = strategies.parse(text)
+    if not isinstance(strategy, Beam | ContrastiveSearch):
         raise RequestError(
-            f"the strategy {found.name} cannot be had over the API, which has beam, diverse and "
-            "contrastive; use `paceline generate --strategy`"
+            f"the strategy {strategy.name} is not available over the API, which has beam, "
+            "diverse and contrastive; use `paceline generate --strategy`"
         )
-    return found
+    return strategy

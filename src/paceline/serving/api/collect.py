@@ -1,4 +1,4 @@
-"""The answers to a request while they grow, and what becomes of them when nobody waits."""
+"""Collects a request's choices as they grow, and cancels them when nobody waits any more."""
 
 from __future__ import annotations
 
@@ -23,57 +23,57 @@ if TYPE_CHECKING:
 
 
 class ChoiceCollector:
-    """The answers to one request.
+    """The choices of one HTTP request.
 
     Attributes:
-        answers: one for each ask, in their order; of a search, once it is over, all that it found.
+        choices: one for each job, in their order; after a search all of its outputs.
     """
 
     def __init__(self, service: Service, jobs: Sequence[Job]) -> None:
-        self.answers = [Choice(job, place) for place, job in enumerate(jobs)]
+        self.choices = [Choice(job, index) for index, job in enumerate(jobs)]
         self._service = service
         self._streams: list[AsyncIterator[JobEvent]] = []
 
     async def open(self) -> None:
-        """Hand all asks in, or none where one is refused.
+        """Submit all jobs, or none if one is refused.
 
         Raises:
-            PacelineError: as `Service.stream`.
+            PacelineError: see `Service.stream`.
         """
         try:
-            for answer in self.answers:
-                self._streams.append(await self._service.stream(answer.job))
+            for choice in self.choices:
+                self._streams.append(await self._service.stream(choice.job))
         except BaseException:
             self.cancel()
             raise
 
     def cancel(self) -> None:
-        """Give up what is not over yet."""
-        for answer in self.answers[: len(self._streams)]:
-            if answer.last is None:
-                self._service.cancel(answer.job.id)
+        """Cancel the unfinished choices."""
+        for choice in self.choices[: len(self._streams)]:
+            if choice.last is None:
+                self._service.cancel(choice.job.id)
 
     async def events(self) -> AsyncIterator[tuple[Choice, JobEvent]]:
-        """The events of all answers as they come; each is added to its answer.
+        """Yield the events of all choices as they come; each is added to its choice.
 
-        Whoever leaves early cancels them.
+        Leaving the iteration early cancels the choices.
         """
-        # One at a time: what a slow reader leaves behind is kept by the service, which merges it.
+        # One at a time: the service keeps, and merges, the backlog of a slow reader.
         ready: asyncio.Queue[tuple[Choice, JobEvent]] = asyncio.Queue(1)
 
-        async def follow(answer: Choice, stream: AsyncIterator[JobEvent]) -> None:
+        async def follow(choice: Choice, stream: AsyncIterator[JobEvent]) -> None:
             async for event in stream:
-                await ready.put((answer, event))
+                await ready.put((choice, event))
 
-        pairs = zip(self.answers, self._streams, strict=True)
+        pairs = zip(self.choices, self._streams, strict=True)
         tasks = [asyncio.create_task(follow(*pair)) for pair in pairs]
         left = len(tasks)
         try:
             while left:
-                answer, event = await ready.get()
-                answer.add(event)
+                choice, event = await ready.get()
+                choice.add(event)
                 left -= event.finish is not None
-                yield answer, event
+                yield choice, event
         finally:
             for task in tasks:
                 task.cancel()
@@ -81,12 +81,12 @@ class ChoiceCollector:
             self.cancel()
 
     async def finish(self, request: Request, lm: LM, trace: bool = False) -> dict[str, Any]:
-        """Wait for all answers; the passes of the first, where they are wanted.
+        """Wait for all choices; return the passes of the first one if `trace`.
 
         Raises:
-            RequestError: one failed.
-            FailedError: by our fault.
-            LeftError: the client is gone; the answers are given up.
+            RequestError: a choice failed.
+            FailedError: a choice failed because of a bug.
+            LeftError: the client is gone; the choices are cancelled.
         """
         waiting = asyncio.create_task(self._finish(lm, trace))
         leaving = asyncio.create_task(_left(request))
@@ -94,7 +94,7 @@ class ChoiceCollector:
             await asyncio.wait([waiting, leaving], return_when=asyncio.FIRST_COMPLETED)
             if waiting.done():
                 return waiting.result()
-            raise LeftError("the client left")
+            raise LeftError("the client closed the connection")
         finally:
             for task in (waiting, leaving):
                 task.cancel()
@@ -104,30 +104,30 @@ class ChoiceCollector:
 
     async def _finish(self, lm: LM, trace: bool) -> dict[str, Any]:
         passes = []
-        async for answer, event in self.events():
-            if trace and answer.index == 0 and event.tokens:
+        async for choice, event in self.events():
+            if trace and choice.index == 0 and event.tokens:
                 passes.append(formatting.traced(event, lm))
             if event.finish == "error":
                 bug = event.error in (FAILED, FAILED_ALONE)
                 raise (FailedError if bug else RequestError)(event.error)
-        self.answers[:] = formatting.found(self.answers)
+        self.choices[:] = formatting.expand_searches(self.choices)
         return {"trace": passes} if trace else {}
 
     def streamed(self, pieces: AsyncIterator[str]) -> StreamingResponse:
-        """A response of server-sent events; when its reader leaves, the answers are given up."""
+        """Return a stream of server-sent events; when its reader leaves, cancel the choices."""
         return _Streamed(self, pieces)
 
 
 class _Streamed(StreamingResponse):
-    def __init__(self, answering: ChoiceCollector, pieces: AsyncIterator[str]) -> None:
+    def __init__(self, collector: ChoiceCollector, pieces: AsyncIterator[str]) -> None:
         super().__init__(pieces, media_type="text/event-stream")
-        self._answering = answering
+        self._collector = collector
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._answering.cancel()
+            self._collector.cancel()
 
 
 async def _left(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""`/v1/completions`: texts continued."""
+"""`/v1/completions`: continuations of texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
-from paceline.serving.api.dependencies import Dependencies, Here, client_of, named, opened, told
+from paceline.serving.api.dependencies import (
+    Dependencies,
+    Here,
+    client_of,
+    new_id,
+    submit_jobs,
+    with_details,
+)
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.parse import completion_jobs
 from paceline.serving.api.schemas import CompletionBody
@@ -23,37 +30,39 @@ router = APIRouter()
 
 @router.post("/v1/completions", response_model=None)
 async def completions(body: CompletionBody, request: Request, here: Here) -> Any:
-    """Continue texts."""
+    """Continue one or more texts."""
     here.check_model(body.model)
-    name, client = named("cmpl"), client_of(request, body.user)
-    asked = await asyncio.to_thread(completion_jobs, here.lm, body, name, client, here.limits)
-    jobs = [job for each in asked for job in each]
-    answering = await opened(here, request, jobs)
+    name, client = new_id("cmpl"), client_of(request, body.user)
+    jobs_by_prompt = await asyncio.to_thread(
+        completion_jobs, here.lm, body, name, client, here.limits
+    )
+    jobs = [job for each in jobs_by_prompt for job in each]
+    collector = await submit_jobs(here, request, jobs)
     heading = formatting.head(name, "text_completion", here.name)
     if body.stream:
-        echoes = [_echo(body, answer, here.lm) for answer in answering.answers]
-        pieces = _pieces(body, here, heading, answering, echoes)
-        return answering.streamed(formatting.sse(pieces))
-    passes = await answering.finish(request, here.lm, body.trace)
-    found = reply(body, heading, answering.answers, len(asked), here.lm)
-    found["paceline"] |= passes
-    return found
+        echoes = [_echo(body, choice, here.lm) for choice in collector.choices]
+        pieces = _pieces(body, here, heading, collector, echoes)
+        return collector.streamed(formatting.sse(pieces))
+    passes = await collector.finish(request, here.lm, body.trace)
+    response = reply(body, heading, collector.choices, len(jobs_by_prompt), here.lm)
+    response["paceline"] |= passes
+    return response
 
 
 def reply(
-    body: CompletionBody, heading: dict[str, Any], answers: Sequence[Choice], prompts: int, lm: LM
+    body: CompletionBody, heading: dict[str, Any], choices: Sequence[Choice], prompts: int, lm: LM
 ) -> dict[str, Any]:
-    """The whole answer, of answers that are over."""
-    choices = []
-    for place, answer in enumerate(formatting.best(answers, prompts, body.n or 1)):
-        shown = _choice(answer, _echo(body, answer, lm) + answer.text) | {"index": place}
+    """Return the complete response for finished choices."""
+    rendered = []
+    for index, choice in enumerate(formatting.best(choices, prompts, body.n or 1)):
+        fields = _choice(choice, _echo(body, choice, lm) + choice.text) | {"index": index}
         if body.logprobs is not None:
-            shown["logprobs"] = formatting.completion_logprobs(answer, lm)
-        choices.append(shown)
+            fields["logprobs"] = formatting.completion_logprobs(choice, lm)
+        rendered.append(fields)
     return heading | {
-        "choices": choices,
-        "usage": formatting.usage(answers),
-        "paceline": formatting.speculation(answers),
+        "choices": rendered,
+        "usage": formatting.usage(choices),
+        "paceline": formatting.speculation(choices),
     }
 
 
@@ -61,27 +70,27 @@ async def _pieces(
     body: CompletionBody,
     here: Dependencies,
     heading: dict[str, Any],
-    answering: ChoiceCollector,
+    collector: ChoiceCollector,
     echoes: Sequence[str],
 ) -> AsyncIterator[dict[str, Any]]:
-    for answer, echo in zip(answering.answers, echoes, strict=True):
+    for choice, echo in zip(collector.choices, echoes, strict=True):
         if echo:
-            yield heading | {"choices": [_choice(answer, echo)]}
-    async for answer, event in answering.events():
+            yield heading | {"choices": [_choice(choice, echo)]}
+    async for choice, event in collector.events():
         if event.text or event.finish or event.logprobs or body.trace:
-            shown = _choice(answer, event.text)
+            fields = _choice(choice, event.text)
             if event.logprobs:
-                part = Choice(answer.job, 0, logprobs=event.logprobs)
-                shown["logprobs"] = formatting.completion_logprobs(part, here.lm)
-            yield told(heading | {"choices": [shown]}, body.trace, event, here.lm)
+                part = Choice(choice.job, 0, logprobs=event.logprobs)
+                fields["logprobs"] = formatting.completion_logprobs(part, here.lm)
+            yield with_details(heading | {"choices": [fields]}, body.trace, event, here.lm)
     if body.stream_options and body.stream_options.include_usage:
-        yield heading | {"choices": [], "usage": formatting.usage(answering.answers)}
+        yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
 
 
-def _echo(body: CompletionBody, answer: Choice, lm: LM) -> str:
-    return lm.tokenizer.decode(answer.job.request.prompt) if body.echo else ""
+def _echo(body: CompletionBody, choice: Choice, lm: LM) -> str:
+    return lm.tokenizer.decode(choice.job.request.prompt) if body.echo else ""
 
 
-def _choice(answer: Choice, text: str) -> dict[str, Any]:
-    finish = answer.finish
-    return {"index": answer.index, "text": text, "logprobs": None, "finish_reason": finish}
+def _choice(choice: Choice, text: str) -> dict[str, Any]:
+    finish = choice.finish
+    return {"index": choice.index, "text": text, "logprobs": None, "finish_reason": finish}

@@ -1,4 +1,4 @@
-"""What routes share: the service, its limits, and who asks."""
+"""What the routes share: the service, its limits, and the identity of clients."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Dependencies:
     """What routes need.
 
     Attributes:
-        service: runs requests.
-        name: what the model is called.
-        limits: what may be asked for.
-        departures: how soon places come free.
+        service: runs the requests.
+        name: of the model.
+        limits: what a request may ask for.
+        departures: estimates when a request can be admitted.
     """
 
     service: Service
@@ -39,45 +39,45 @@ class Dependencies:
 
     @property
     def lm(self) -> LM:
-        """The model."""
+        """Return the model."""
         return self.service.worker.lm
 
     def retry(self) -> int:
-        """Seconds after which one who is sent away now should try again."""
+        """Return the seconds after which a refused client should try again."""
         return self.departures.wait(self.service.load.waiting)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model.
 
         Raises:
-            NotFoundError: it is not here.
+            NotFoundError: `name` is not the model served here.
         """
         if name is not None and name != self.name:
             raise NotFoundError(f"there is no model {name!r} here, only {self.name!r}")
 
 
-def _context(request: Request) -> Dependencies:
+def _dependencies(request: Request) -> Dependencies:
     context: Dependencies = request.app.state.context
     return context
 
 
-Here = Annotated[Dependencies, Depends(_context)]
+Here = Annotated[Dependencies, Depends(_dependencies)]
 
 
-async def opened(here: Dependencies, request: Request, jobs: Sequence[Job]) -> ChoiceCollector:
-    """The answers to a request, handed in.
+async def submit_jobs(here: Dependencies, request: Request, jobs: Sequence[Job]) -> ChoiceCollector:
+    """Submit the jobs of a request and return their choices.
 
     Raises:
-        PacelineError: as `Service.stream`.
+        PacelineError: see `Service.stream`.
     """
-    answering = ChoiceCollector(here.service, jobs)
-    await answering.open()
-    request.state.answers = answering.answers
-    return answering
+    collector = ChoiceCollector(here.service, jobs)
+    await collector.open()
+    request.state.choices = collector.choices
+    return collector
 
 
-def told(piece: dict[str, Any], trace: bool, event: JobEvent, lm: LM) -> dict[str, Any]:
-    """A piece of a stream, with what went wrong, or with its pass where it is looked at."""
+def with_details(piece: dict[str, Any], trace: bool, event: JobEvent, lm: LM) -> dict[str, Any]:
+    """Return a piece of a stream with its error, if it failed, and its pass, if traced."""
     if event.finish == "error":
         piece["error"] = {"message": event.error, "type": "server_error"}
     if trace and event.tokens:
@@ -86,11 +86,11 @@ def told(piece: dict[str, Any], trace: bool, event: JobEvent, lm: LM) -> dict[st
 
 
 def client_of(request: Request, user: str | None = None) -> str:
-    """Whose request it is: that of a key, else of the user it names, else of an address."""
+    """Return the client's name: its API key's, else the user it names, else its address."""
     key: str | None = getattr(request.state, "key", None)
     return key or user or (request.client.host if request.client else "")
 
 
-def named(kind: str) -> str:
-    """A name for a request that no other has."""
+def new_id(kind: str) -> str:
+    """Return a unique id for a request."""
     return f"{kind}-{secrets.token_hex(12)}"

@@ -1,4 +1,4 @@
-"""What goes wrong, in OpenAI's shape: one sentence, and the right status."""
+"""Errors in OpenAI's format: one sentence, and the matching status code."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from paceline.serving.scheduler import BusyError
 from paceline.serving.service import StoppingError
 
 _log = logging.getLogger(__name__)
-_STOPPING = 5  # seconds until another may stand in for a server that stops
+_STOPPING = 5  # seconds after which another server may have taken over
 _ALWAYS = ("/health", "/ready")
 _STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
 _REFUSALS = {
-    "400": "Something in the request cannot be.",
-    "401": "There is no such API key.",
-    "404": "There is no such model.",
-    "408": "The body did not come in time.",
+    "400": "Something in the request is invalid.",
+    "401": "Unknown API key.",
+    "404": "Unknown model.",
+    "408": "The body did not arrive in time.",
     "413": "The body is too large.",
-    "429": "Too much was asked for; Retry-After says when to try again.",
-    "500": "A bug; the log says more.",
-    "503": "The server is about to stop.",
+    "429": "Too many requests; see Retry-After.",
+    "500": "A bug; see the log.",
+    "503": "The server is shutting down.",
 }
 _SHAPE = {
     "type": "object",
@@ -49,15 +49,15 @@ _SHAPE = {
 
 
 class NotFoundError(PacelineError):
-    """Something that is not here was named."""
+    """A name that does not exist here was given."""
 
 
 class FailedError(PacelineError):
-    """A bug of ours; the log has it."""
+    """A bug; the log has it."""
 
 
 class LeftError(PacelineError):
-    """Who asked is gone."""
+    """The client closed the connection."""
 
 
 def refusal(
@@ -68,19 +68,28 @@ def refusal(
     code: str | None = None,
     wait: float | None = None,
 ) -> JSONResponse:
-    """An error as OpenAI's clients read it; `wait` seconds are the time to try again."""
+    """Return an error response in OpenAI's format.
+
+    Args:
+        status: of HTTP.
+        message: one sentence.
+        kind: OpenAI's error type.
+        param: the field at fault.
+        code: OpenAI's error code.
+        wait: seconds after which the client may try again.
+    """
     error = {"message": printable(message), "type": kind, "param": param, "code": code}
     headers = {} if wait is None else {"Retry-After": str(ceil(wait))}
     return JSONResponse({"error": error}, status, headers=headers)
 
 
 def printable(text: str) -> str:
-    """The text as UTF-8 can hold it: what a client sent may have half characters."""
+    """Return the text with lone surrogates escaped, so that it can be written as UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
 def install(app: FastAPI) -> None:
-    """Let the application answer errors so."""
+    """Let the application answer exceptions with these errors."""
 
     @app.exception_handler(PacelineError)
     async def wrong(request: Request, error: PacelineError) -> JSONResponse:
@@ -94,20 +103,20 @@ def install(app: FastAPI) -> None:
         if isinstance(error, FailedError):
             return refusal(500, str(error), "server_error")
         if isinstance(error, LeftError):
-            return refusal(499, str(error))  # nobody reads it, but the log
+            return refusal(499, str(error))  # nobody reads it; for the log
         return refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(printable(str(part)) for part in first["loc"] if part != "body")
-        said = first["msg"]
+        location = ".".join(printable(str(part)) for part in first["loc"] if part != "body")
+        reason = first["msg"]
         if first["type"] == "extra_forbidden":
-            said = "is no parameter of this server"
+            reason = "is not a parameter of this server"
         elif first["type"] == "json_invalid":
-            said = f"is no JSON: {first.get('ctx', {}).get('error', said)}"
-            place = "the body"
-        return refusal(400, f"{place or 'the body'}: {said}", param=place or None)
+            reason = f"is not JSON: {first.get('ctx', {}).get('error', reason)}"
+            location = "the body"
+        return refusal(400, f"{location or 'the body'}: {reason}", param=location or None)
 
     @app.exception_handler(HTTPException)
     async def http(_: Request, error: HTTPException) -> JSONResponse:
@@ -120,22 +129,22 @@ def install(app: FastAPI) -> None:
 
 
 def describe(app: FastAPI) -> None:
-    """Let the application's OpenAPI document tell its refusals, and its streams."""
+    """Add refusals and streams to the application's OpenAPI document."""
     original = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            found = original()
-            for path, operations in found["paths"].items():
+            document = original()
+            for path, operations in document["paths"].items():
                 for method, operation in operations.items():
                     _describe(operation["responses"], path, method)
-        return app.openapi_schema or found
+        return app.openapi_schema or document
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _describe(answers: dict[str, Any], path: str, method: str) -> None:
-    answers.pop("422", None)  # it is 400 here
+    answers.pop("422", None)  # invalid bodies get 400 here
     for status, about in _REFUSALS.items():
         content = {"application/json": {"schema": _SHAPE}}
         if path not in _ALWAYS:

@@ -1,4 +1,4 @@
-"""From the worker's events to OpenAI's answers, whole or streamed."""
+"""Formats the worker's events as OpenAI's responses, whole or streamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paceline.serving.messages import Job, JobEvent, Logprob
 if TYPE_CHECKING:
     from paceline.lm import LM
 
-# Why an answer ends -> what OpenAI calls it.
+# `finish` of an event -> finish_reason of OpenAI.
 FINISH = {
     "stop": "stop",
     "length": "length",
@@ -27,11 +27,13 @@ FINISH = {
 
 @dataclass
 class Choice:
-    """One choice as it grows.
+    """A choice of a response as it grows.
 
     Attributes:
-        job: what was asked for.
-        index: of the choice.
+        job: that produces it.
+        index: among the choices.
+        text: so far, as are `tokens` and `logprobs`.
+        last: the last event, None before it.
     """
 
     job: Job
@@ -42,7 +44,7 @@ class Choice:
     last: JobEvent | None = None
 
     def add(self, event: JobEvent) -> None:
-        """What came next."""
+        """Append an event."""
         self.text += event.text
         self.tokens += event.tokens
         self.logprobs += event.logprobs
@@ -51,7 +53,7 @@ class Choice:
 
     @property
     def finish(self) -> str | None:
-        """As OpenAI calls it; `tool_calls` where the answer has some."""
+        """Return OpenAI's finish reason, None before the end; `tool_calls` if there are any."""
         if self.last is None or self.last.finish is None:
             return None
         calls = self.job.request.parser and self.calls
@@ -59,54 +61,54 @@ class Choice:
 
     @property
     def calls(self) -> list[Any]:
-        """Whole tool calls in the text."""
+        """Return the complete tool calls in the text."""
         parser = self.job.request.parser
         return list(parser(self.text).tool_calls) if parser else []
 
     @property
     def likelihood(self) -> float:
-        """Mean log probability of the tokens."""
+        """Return the mean log-probability of the tokens."""
         return sum(each.logprob for each in self.logprobs) / max(len(self.logprobs), 1)
 
 
-def found(answers: Sequence[Choice]) -> list[Choice]:
-    """The answers, with all outputs of those that are searches."""
-    return [each for answer in answers for each in _outputs(answer)]
+def expand_searches(choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices, with each search replaced by its outputs."""
+    return [each for choice in choices for each in _outputs(choice)]
 
 
-def _outputs(answer: Choice) -> list[Choice]:
-    if answer.last is None or not answer.last.found:
-        return [answer]
-    several, read = [], answer.last.cached
-    for place, output in enumerate(answer.last.found):
-        if place:  # the work and the prompt count once
-            output, read = replace(output, passes=0, nodes=0), len(answer.job.request.prompt)
-        last = replace(answer.last, output=output, finish=output.finish, cached=read)
-        several.append(Choice(answer.job, place, output.text, output.tokens, last=last))
+def _outputs(choice: Choice) -> list[Choice]:
+    if choice.last is None or not choice.last.outputs:
+        return [choice]
+    several, cached = [], choice.last.cached
+    for index, output in enumerate(choice.last.outputs):
+        if index:  # count the work and the prompt once
+            output, cached = replace(output, passes=0, nodes=0), len(choice.job.request.prompt)
+        last = replace(choice.last, output=output, finish=output.finish, cached=cached)
+        several.append(Choice(choice.job, index, output.text, output.tokens, last=last))
     return several
 
 
-def best(answers: Sequence[Choice], prompts: int, n: int) -> list[Choice]:
-    """The `n` likeliest answers to each prompt, the likeliest first where there is a choice."""
-    each = len(answers) // prompts
-    if each == n or answers[0].job.strategy:
-        return list(answers)
-    groups = (answers[place : place + each] for place in range(0, len(answers), each))
+def best(choices: Sequence[Choice], prompts: int, n: int) -> list[Choice]:
+    """Return the `n` most likely choices of each prompt, most likely first if there were more."""
+    each = len(choices) // prompts
+    if each == n or choices[0].job.strategy:
+        return list(choices)
+    groups = (choices[start : start + each] for start in range(0, len(choices), each))
     return [a for group in groups for a in sorted(group, key=lambda a: -a.likelihood)[:n]]
 
 
-def usage(answers: Sequence[Choice]) -> dict[str, Any]:
-    """What was read and written; the prompts of several choices count once each."""
+def usage(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return the token counts; a prompt with several choices counts once."""
     prompts: dict[str, Choice] = {}
-    for answer in answers:
-        prompts.setdefault(answer.job.id.rpartition("-")[0], answer)
-    read = sum(len(answer.job.request.prompt) for answer in prompts.values())
-    written = sum(len(answer.tokens) for answer in answers)
+    for choice in choices:
+        prompts.setdefault(choice.job.id.rpartition("-")[0], choice)
+    read = sum(len(choice.job.request.prompt) for choice in prompts.values())
+    written = sum(len(choice.tokens) for choice in choices)
     hits = dict.fromkeys(("accepted", "rejected"), 0)
-    for answer in answers:
-        expected = len(answer.job.request.prediction)
-        if expected and answer.last and answer.last.output:
-            accepted = answer.last.output.accepted.get("predicted_output", 0)
+    for choice in choices:
+        expected = len(choice.job.request.prediction)
+        if expected and choice.last and choice.last.output:
+            accepted = choice.last.output.accepted.get("predicted_output", 0)
             hits["accepted"] += accepted
             hits["rejected"] += max(expected - accepted, 0)
     cached = sum(a.last.cached for a in prompts.values() if a.last)
@@ -122,9 +124,9 @@ def usage(answers: Sequence[Choice]) -> dict[str, Any]:
     }
 
 
-def speculation(answers: Sequence[Choice]) -> dict[str, Any]:
-    """What drafting did for the answers."""
-    outputs = [answer.last.output for answer in answers if answer.last and answer.last.output]
+def speculation(choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return what drafting did for the choices."""
+    outputs = [choice.last.output for choice in choices if choice.last and choice.last.output]
     passes = sum(output.passes for output in outputs)
     accepted: dict[str, int] = {}
     for output in outputs:
@@ -140,13 +142,13 @@ def speculation(answers: Sequence[Choice]) -> dict[str, Any]:
 
 
 def traced(event: JobEvent, lm: LM) -> dict[str, Any]:
-    """A pass, looked at closely: its tokens with who guessed each, and its tree.
+    """Return a pass in detail: its tokens with the drafter that proposed each, and its tree.
 
-    `texts` are what each token made certain: joined, they are the answer. `at` is when the pass was
-    over, in seconds of this server's clock. For a slow reader several `passes` come as one: then
-    the tree is the last one's.
+    `texts` are what each token made certain; joined, they are the answer. `at` is the end of the
+    pass in seconds of this server's clock. For a slow reader several `passes` are merged into one;
+    the tree is then that of the last one.
     """
-    found: dict[str, Any] = {
+    details: dict[str, Any] = {
         "tokens": event.tokens,
         "texts": event.texts,
         "origins": event.origins,
@@ -155,40 +157,40 @@ def traced(event: JobEvent, lm: LM) -> dict[str, Any]:
     }
     if event.tree is not None:
         names = [*event.sources, None]  # the root's origin is -1
-        found["tree"] = {
+        details["tree"] = {
             "tokens": [lm.tokenizer.decode([int(token)]) for token in event.tree.tokens],
             "parents": event.tree.parents.tolist(),
             "scores": [round(float(score), 4) for score in event.tree.scores],
             "origins": [names[origin] for origin in event.tree.origin],
             "path": event.path,
         }
-    return found
+    return details
 
 
-def completion_logprobs(answer: Choice, lm: LM) -> dict[str, Any] | None:
-    """The older shape, of completions."""
-    if answer.job.logprobs is None:
+def completion_logprobs(choice: Choice, lm: LM) -> dict[str, Any] | None:
+    """Return log-probabilities in the format of completions."""
+    if choice.job.logprobs is None:
         return None
     pieces, offsets, at = [], [], 0
-    detokenizer = pieces_of(answer.job.request, lm.tokenizer)
-    for each in answer.logprobs:
+    detokenizer = pieces_of(choice.job.request, lm.tokenizer)
+    for each in choice.logprobs:
         offsets.append(at)
         piece = detokenizer.push(each.token)
         at += len(piece)
         pieces.append(lm.tokenizer.decode([each.token]))
     return {
         "tokens": pieces,
-        "token_logprobs": [each.logprob for each in answer.logprobs],
+        "token_logprobs": [each.logprob for each in choice.logprobs],
         "top_logprobs": [
             {lm.tokenizer.decode([token]): logprob for token, logprob in each.top}
-            for each in answer.logprobs
+            for each in choice.logprobs
         ],
         "text_offset": offsets,
     }
 
 
-def chat_logprobs(told: Sequence[Logprob], lm: LM) -> dict[str, Any]:
-    """The newer shape, of conversations."""
+def chat_logprobs(logprobs: Sequence[Logprob], lm: LM) -> dict[str, Any]:
+    """Return log-probabilities in the format of chat completions."""
 
     def one(token: int, logprob: float) -> dict[str, Any]:
         piece = lm.tokenizer.decode([token])
@@ -197,39 +199,39 @@ def chat_logprobs(told: Sequence[Logprob], lm: LM) -> dict[str, Any]:
     return {
         "content": [
             one(each.token, each.logprob) | {"top_logprobs": [one(*top) for top in each.top]}
-            for each in told
+            for each in logprobs
         ]
     }
 
 
 def head(job_id: str, kind: str, model: str) -> dict[str, Any]:
-    """What every answer and every piece of one begins with."""
+    """Return the fields that every response, and every piece of a stream, begins with."""
     return {"id": job_id, "object": kind, "created": int(time()), "model": model}
 
 
-def message(answer: Choice) -> dict[str, Any]:
-    """An assistant's turn."""
-    calls = answer.calls
-    found: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+def message(choice: Choice) -> dict[str, Any]:
+    """Return the assistant's message."""
+    calls = choice.calls
+    fields: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if calls:
-        found["content"] = None
-        found["tool_calls"] = [tool_call(call, answer, place) for place, call in enumerate(calls)]
-    return found
+        fields["content"] = None
+        fields["tool_calls"] = [tool_call(call, choice, index) for index, call in enumerate(calls)]
+    return fields
 
 
-def tool_call(call: Any, answer: Choice, place: int) -> dict[str, Any]:
-    """A call, with a name of its own."""
+def tool_call(call: Any, choice: Choice, index: int) -> dict[str, Any]:
+    """Return a tool call, with an id of its own."""
     arguments = call.arguments
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
     return {
-        "id": f"call_{answer.job.id}_{place}",
+        "id": f"call_{choice.job.id}_{index}",
         "type": "function",
         "function": {"name": call.name, "arguments": text},
     }
 
 
 async def sse(pieces: AsyncIterator[dict[str, Any]]) -> AsyncIterator[str]:
-    """Server-sent events, closed as OpenAI does."""
+    """Yield pieces as server-sent events, ending with OpenAI's `[DONE]`."""
     async for piece in pieces:
         yield f"data: {json.dumps(piece, ensure_ascii=False)}\n\n"
     yield "data: [DONE]\n\n"

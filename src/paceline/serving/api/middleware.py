@@ -1,4 +1,4 @@
-"""In front of all routes: who asks, how much, how long, and what is written down about it."""
+"""Checks in front of all routes: API keys, rates, sizes and timeouts; writes the access log."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_OPEN = re.compile("/|/health|/ready|/playground/.*")  # without a key; pages ask with one
+_OPEN = re.compile("/|/health|/ready|/playground/.*")  # need no key
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Rules:
     """What the guard lets through.
 
     Attributes:
-        keys: who may ask; empty lets everybody.
-        rates: how much.
-        max_body: bytes.
-        body_seconds: for a body to arrive.
-        write_seconds: for a reader to take a piece.
-        log_prompts: prompts and answers are written to the log.
+        keys: who may use the API; empty admits everybody.
+        rates: of each client.
+        max_body: maximum bytes of a body.
+        body_seconds: maximum time for a body to arrive.
+        write_seconds: maximum time for a client to read a piece of a response.
+        log_prompts: write prompts and answers to the log.
     """
 
     keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
@@ -54,14 +54,14 @@ class Rules:
 
 
 class RequestGuard:
-    """See the module's text.
+    """ASGI middleware that applies the rules.
 
     Args:
-        app: what is behind.
-        rules: what is let through.
-        metrics: are told of every request.
-        draining: whether the server is about to stop.
-        lm: turns prompts into text for the log; None where no answers are known.
+        app: the application behind it.
+        rules: to apply.
+        metrics: count every request.
+        draining: returns whether the server is shutting down.
+        lm: decodes prompts for the log; None where no choices are known.
     """
 
     def __init__(
@@ -80,122 +80,130 @@ class RequestGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        visit = _Exchange(scope, send, self._rules.write_seconds, self._draining)
+        exchange = _Exchange(scope, send, self._rules.write_seconds, self._draining)
         try:
-            refused = self._refused(scope, visit) or await self._pass_on(scope, receive, visit)
+            refused = self._refused(scope, exchange) or await self._pass_on(
+                scope, receive, exchange
+            )
             if refused:
-                await refused(scope, receive, visit.send)
+                await refused(scope, receive, exchange.send)
         except LeftError:
             pass
         except Exception as error:
-            if visit.cut:
+            if exchange.cut:
                 return
-            visit.failed = True
-            _log.exception("a request failed", extra={"told": {"request": visit.id}})
-            if visit.status:
-                raise ConnectionAbortedError from error  # the server closes the connection
-            await refusal(500, FAILED, "server_error")(scope, receive, visit.send)
+            exchange.failed = True
+            _log.exception("a request failed", extra={"fields": {"request": exchange.id}})
+            if exchange.status:
+                raise ConnectionAbortedError from error  # the server then closes the connection
+            await refusal(500, FAILED, "server_error")(scope, receive, exchange.send)
         finally:
-            self._write_down(scope, visit)
+            self._log_request(scope, exchange)
 
-    def _refused(self, scope: Scope, visit: _Exchange) -> Response | None:
-        """Refuse who has no key, or asks too often."""
+    def _refused(self, scope: Scope, exchange: _Exchange) -> Response | None:
+        """Refuse requests with an unknown key, or above the rate limit."""
         if self._rules.keys and not _OPEN.fullmatch(scope["path"]):
-            visit.client = self._rules.keys.name_of(_bearer(scope))
-            if visit.client is None:
-                said = "there is no such API key here; send one as 'Authorization: Bearer KEY'"
-                found = refusal(401, said, code="invalid_api_key")
-                found.headers["WWW-Authenticate"] = "Bearer"
-                return found
-            scope["state"]["key"] = visit.client
+            exchange.client = self._rules.keys.name_of(_bearer(scope))
+            if exchange.client is None:
+                reason = "the API key is unknown; send a valid one as 'Authorization: Bearer KEY'"
+                response = refusal(401, reason, code="invalid_api_key")
+                response.headers["WWW-Authenticate"] = "Bearer"
+                return response
+            scope["state"]["key"] = exchange.client
         if scope["method"] != "POST":
             return None
-        wait = self._rules.rates.admit(visit.payer, monotonic())
+        wait = self._rules.rates.admit(exchange.payer, monotonic())
         if not wait:
             return None
-        said = f"too much was asked for in a minute; try again in {ceil(wait)} s"
-        return refusal(429, said, "rate_limit_error", code="rate_limit_exceeded", wait=wait)
+        reason = f"the rate limit is exceeded; try again in {ceil(wait)} s"
+        return refusal(429, reason, "rate_limit_error", code="rate_limit_exceeded", wait=wait)
 
-    async def _pass_on(self, scope: Scope, receive: Receive, visit: _Exchange) -> Response | None:
-        """Let a request through when its body is there, or say why not."""
+    async def _pass_on(
+        self, scope: Scope, receive: Receive, exchange: _Exchange
+    ) -> Response | None:
+        """Pass a request on once its body has arrived; return the refusal otherwise."""
         try:
             async with asyncio.timeout(self._rules.body_seconds):
                 body = await self._body(scope, receive)
         except TimeoutError:
-            return _closing(refusal(408, f"no body came in {self._rules.body_seconds:g} s"))
+            return _closing(
+                refusal(408, f"the body did not arrive within {self._rules.body_seconds:g} s")
+            )
         if body is None:
-            said = f"the body has more than {self._rules.max_body} bytes; send less"
-            return _closing(refusal(413, said))
+            reason = f"the body has more than {self._rules.max_body} bytes; send less"
+            return _closing(refusal(413, reason))
         if _SURROGATE.search(body) and not _is_unicode(body):
-            return refusal(400, "the body has half of a character, a lone surrogate; send UTF-8")
+            return refusal(400, "the body has a lone surrogate; send valid UTF-8")
         first: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
         async def again() -> Message:
             return first.pop() if first else await receive()
 
-        await self._app(scope, again, visit.send)
+        await self._app(scope, again, exchange.send)
         return None
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The whole body; None where it is too large."""
-        told = dict(scope["headers"]).get(b"content-length", b"0")
-        if int(told) > self._rules.max_body:  # digits: the server has checked it
+        """Return the whole body; None if it is too large."""
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if int(length) > self._rules.max_body:  # the server has checked that it is a number
             return None
         body = bytearray()
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise LeftError("the client left before its body was there")
+                raise LeftError("the client left before its body had arrived")
             body += message.get("body", b"")
             if len(body) > self._rules.max_body:
                 return None
             if not message.get("more_body", False):
                 return bytes(body)
 
-    def _write_down(self, scope: Scope, visit: _Exchange) -> None:
+    def _log_request(self, scope: Scope, exchange: _Exchange) -> None:
         route = getattr(scope.get("route"), "path", "other")
-        status = visit.status if visit.status or visit.failed else 499  # nobody was there
+        status = (
+            exchange.status if exchange.status or exchange.failed else 499
+        )  # the client had left
         self._metrics.requests.labels(route, status).inc()
-        told: dict[str, Any] = {
-            "request": visit.id,
-            "client": visit.client,
-            "address": visit.address,
+        fields: dict[str, Any] = {
+            "request": exchange.id,
+            "client": exchange.client,
+            "address": exchange.address,
             "method": scope["method"],
             "path": scope["path"],
             "status": status,
-            "seconds": round(monotonic() - visit.start, 4),
+            "seconds": round(monotonic() - exchange.start, 4),
         }
-        if visit.cut:
-            told["cut"] = f"nothing was read for {self._rules.write_seconds:g} s"
-        answers = scope["state"].get("answers", ())
-        tokens = sum(_tokens(answer) for answer in answers)
-        self._rules.rates.charge(visit.payer, tokens, monotonic())
-        if answers:
-            told["answers"] = [dict(self._told(answer)) for answer in answers]
-        _log.info("request", extra={"told": told})
+        if exchange.cut:
+            fields["cut"] = f"the client read nothing for {self._rules.write_seconds:g} s"
+        choices = scope["state"].get("choices", ())
+        tokens = sum(_tokens(choice) for choice in choices)
+        self._rules.rates.charge(exchange.payer, tokens, monotonic())
+        if choices:
+            fields["answers"] = [dict(self._choice_fields(choice)) for choice in choices]
+        _log.info("request", extra={"fields": fields})
 
-    def _told(self, answer: Choice) -> Iterator[tuple[str, Any]]:
-        yield "id", answer.job.id
-        yield "prompt_tokens", len(answer.job.request.prompt)
-        yield "tokens", len(answer.tokens)
-        yield "finish", answer.finish or "cancelled"
-        if answer.last:
-            yield "cached", answer.last.cached
+    def _choice_fields(self, choice: Choice) -> Iterator[tuple[str, Any]]:
+        yield "id", choice.job.id
+        yield "prompt_tokens", len(choice.job.request.prompt)
+        yield "tokens", len(choice.tokens)
+        yield "finish", choice.finish or "cancelled"
+        if choice.last:
+            yield "cached", choice.last.cached
         if self._rules.log_prompts and self._lm:
-            yield "prompt", self._lm.tokenizer.decode(list(answer.job.request.prompt))
-            yield "text", answer.text
+            yield "prompt", self._lm.tokenizer.decode(list(choice.job.request.prompt))
+            yield "text", choice.text
 
 
 class _Exchange:
-    """A request on its way through, and what it is sent."""
+    """A request and its response on their way through."""
 
     def __init__(
         self, scope: Scope, send: Send, seconds: float, draining: Callable[[], bool]
     ) -> None:
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        self.id = given if _ID.fullmatch(given) else secrets.token_hex(12)
+        requested = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        self.id = requested if _ID.fullmatch(requested) else secrets.token_hex(12)
         self.start, self.status = monotonic(), 0
-        self.failed = self.cut = False  # by a bug; because it did not read
+        self.failed = self.cut = False  # because of a bug; because the client did not read
         self.client: str | None = None
         self.address: str = (scope["client"] or ("",))[0]
         self._send, self._seconds, self._draining = send, seconds, draining
@@ -204,11 +212,11 @@ class _Exchange:
 
     @property
     def payer(self) -> str:
-        """Whose rates count: the key's, or else the address's."""
+        """Return whose rates apply: the name of the key, or else the address."""
         return self.client or self.address
 
     async def send(self, message: Message) -> None:
-        """Send with the request's id, and not for ever: who does not read is cut off."""
+        """Send a message with the request id; abort the connection if nobody reads it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
@@ -221,25 +229,25 @@ class _Exchange:
             self.cut = True
             if transport := self._state.get("transport"):
                 transport.abort()
-                await asyncio.sleep(0)  # until the server knows
+                await asyncio.sleep(0)  # let the server notice
             raise
 
 
 def _is_unicode(body: bytes) -> bool:
-    """Whether all texts of a JSON document can be written as UTF-8."""
+    """Return whether all strings of a JSON document can be written as UTF-8."""
     try:
         json.dumps(json.loads(body), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         return False
     except (ValueError, RecursionError):
-        pass  # it is no JSON; who reads it will say so
+        pass  # not JSON; the route will say so
     return True
 
 
-def _tokens(answer: Choice) -> int:
-    """What was read and written for an answer; what was known from before is free."""
-    cached = answer.last.cached if answer.last else 0
-    return len(answer.job.request.prompt) - cached + len(answer.tokens)
+def _tokens(choice: Choice) -> int:
+    """Return the tokens read and written for a choice; cached ones are free."""
+    cached = choice.last.cached if choice.last else 0
+    return len(choice.job.request.prompt) - cached + len(choice.tokens)
 
 
 def _bearer(scope: Scope) -> bytes:
@@ -248,6 +256,6 @@ def _bearer(scope: Scope) -> bytes:
 
 
 def _closing(response: Response) -> Response:
-    """What is left of the body is not read."""
+    """Let the connection be closed, since the rest of the body is not read."""
     response.headers["Connection"] = "close"
     return response

@@ -1,4 +1,4 @@
-"""From a body to what the worker is asked for."""
+"""Turns request bodies into jobs for the worker."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class RequestLimits:
     """What a request may ask for.
 
     Attributes:
-        new_tokens: most tokens of an answer.
-        prompt_tokens: most tokens of a prompt.
-        default_tokens: where the body names no number; None takes what is left of the context.
+        new_tokens: maximum tokens of an answer; None: the context.
+        prompt_tokens: maximum tokens of a prompt; None: the context.
+        default_tokens: if the body gives no number; None allows the rest of the context.
         drafters: what `speculation.drafter` may name.
-        answers: most answers to one request, over all its prompts.
-        steering: what marks and steers answers.
+        answers: maximum answers to one request, over all its prompts.
+        steering: the operator's watermark and guides.
     """
 
     new_tokens: int | None = None
@@ -65,56 +65,58 @@ class RequestLimits:
 def completion_jobs(
     lm: LM, body: CompletionBody, job_id: str, client: str, limits: RequestLimits
 ) -> list[list[Job]]:
-    """The answers wanted to each prompt.
+    """Return the jobs for each prompt of a body.
 
     Raises:
-        PacelineError: something in the body cannot be.
+        PacelineError: something in the body is invalid.
     """
     prompts = _prompts(body.prompt)
-    wanted = plan_choices(body, len(prompts), limits.answers)
-    options = _options(lm, body, limits, wanted, _grammar(body, None))
-    options["max_new_tokens"] = _most(lm, body.max_tokens, limits, options["watermark"])
-    asked = []
-    for place, prompt in enumerate(prompts):
+    plan = plan_choices(body, len(prompts), limits.answers)
+    options = _options(lm, body, limits, plan, _grammar(body, None))
+    options["max_new_tokens"] = _max_tokens(lm, body.max_tokens, limits, options["watermark"])
+    jobs_by_prompt = []
+    for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             _check_text(lm, "the prompt", prompt, limits)
         make = partial(lm.request, prompt, **options)
-        name = f"{job_id}-{place}"
-        asked.append(_answers(name, make, wanted, body, client, limits, body.logprobs))
-    return asked
+        name = f"{job_id}-{index}"
+        jobs_by_prompt.append(_jobs(name, make, plan, body, client, limits, body.logprobs))
+    return jobs_by_prompt
 
 
 def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestLimits) -> list[Job]:
-    """The answers wanted to a conversation.
+    """Return the jobs for a conversation.
 
     Raises:
-        PacelineError: something in the body cannot be.
+        PacelineError: something in the body is invalid.
     """
     if body.max_tokens and body.max_completion_tokens:
         raise RequestError("max_tokens and max_completion_tokens are both given; give one")
     if body.top_logprobs is not None and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true")
     messages = [message_of(message) for message in body.messages]
-    said = "".join(str(message.get("content", "")) for message in messages)
-    _check_text(lm, "the conversation", said, limits)
-    wanted = plan_choices(body, 1, limits.answers)
-    options = _options(lm, body, limits, wanted, _grammar(body, body.response_format))
+    text = "".join(str(message.get("content", "")) for message in messages)
+    _check_text(lm, "the conversation", text, limits)
+    plan = plan_choices(body, 1, limits.answers)
+    options = _options(lm, body, limits, plan, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
     if body.tool_choice is not None:
         choice = body.tool_choice
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
-    wished = body.max_completion_tokens or body.max_tokens
-    most = _most(lm, wished, limits, options["watermark"])
-    make: Callable[..., Request] = partial(lm.request, messages, max_new_tokens=most, **options)
+    requested = body.max_completion_tokens or body.max_tokens
+    max_tokens = _max_tokens(lm, requested, limits, options["watermark"])
+    make: Callable[..., Request] = partial(
+        lm.request, messages, max_new_tokens=max_tokens, **options
+    )
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _answers(job_id, make, wanted, body, client, limits, logprobs)
+    return _jobs(job_id, make, plan, body, client, limits, logprobs)
 
 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:
-    """A request of whose calls the first counts."""
+    """Return a request of whose tool calls only the first counts."""
     request = make(seed=seed)
     parser = request.parser
     if parser is None:
@@ -128,11 +130,11 @@ def _calling_once(make: Callable[..., Request], seed: int) -> Request:
 
 
 def message_of(message: Message) -> dict[str, Any]:
-    """A message as chat templates take it."""
-    found = message.model_dump(exclude_none=True)
+    """Return a message as chat templates take it."""
+    fields = message.model_dump(exclude_none=True)
     if message.content is not None:
-        found["content"] = _joined(message.content)
-    return found
+        fields["content"] = _joined(message.content)
+    return fields
 
 
 def _joined(content: str | list[TextPart]) -> str:
@@ -149,129 +151,131 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str 
     return [each for each in prompt if not isinstance(each, int)]
 
 
-def _most(lm: LM, wished: int | None, limits: RequestLimits, mark: Watermark | None) -> int:
-    """Tokens of an answer at most."""
-    if wished is not None and limits.new_tokens is not None and wished > limits.new_tokens:
-        raise RequestError(f"max_tokens is {wished}, this server gives {limits.new_tokens} at most")
-    if wished is not None:
-        return wished
-    found = limits.default_tokens or lm.engine.config.context
+def _max_tokens(
+    lm: LM, requested: int | None, limits: RequestLimits, mark: Watermark | None
+) -> int:
+    """Return the maximum tokens of an answer."""
+    if requested is not None and limits.new_tokens is not None and requested > limits.new_tokens:
+        raise RequestError(f"max_tokens is {requested}, expected {limits.new_tokens} or less")
+    if requested is not None:
+        return requested
+    tokens = limits.default_tokens or lm.engine.config.context
     longest = mark.longest if mark else None
-    return min(found, limits.new_tokens or found, longest or found)
+    return min(tokens, limits.new_tokens or tokens, longest or tokens)
 
 
 def _check_text(lm: LM, what: str, text: str, limits: RequestLimits) -> None:
-    """Refuse, before it takes time and memory, what is too long however it is divided."""
-    most, who = lm.engine.config.context, "the model sees"
-    if limits.prompt_tokens is not None and limits.prompt_tokens < most:
-        most, who = limits.prompt_tokens, "this server takes"
+    """Refuse a text that is too long however it is tokenized, before that takes time and memory."""
+    maximum, who = lm.engine.config.context, "the model sees"
+    if limits.prompt_tokens is not None and limits.prompt_tokens < maximum:
+        maximum, who = limits.prompt_tokens, "this server takes"
     size = len(text.encode(errors="replace"))
-    if size > (most + 1) * lm.vocabulary.longest:
-        raise RequestError(f"{what} has {size} bytes, and {who} {most} tokens; shorten it")
+    if size > (maximum + 1) * lm.vocabulary.longest:
+        raise RequestError(f"{what} has {size} bytes, and {who} {maximum} tokens; shorten it")
 
 
 def _options(
     lm: LM,
     body: CompletionBody | ChatBody,
     limits: RequestLimits,
-    wanted: ChoicePlan,
+    plan: ChoicePlan,
     grammar: Grammar | None,
 ) -> dict[str, Any]:
-    """The options of `LM.request` that all prompts of a body share."""
-    expected = _joined(body.prediction.content) if body.prediction else None
-    if expected is not None:
-        _check_text(lm, "the prediction", expected, replace(limits, prompt_tokens=None))
-    found = {
+    """Return the options of `LM.request` that all prompts of a body share."""
+    prediction = _joined(body.prediction.content) if body.prediction else None
+    if prediction is not None:
+        _check_text(lm, "the prediction", prediction, replace(limits, prompt_tokens=None))
+    options = {
         **sampling(body),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
-        "prediction": expected,
+        "prediction": prediction,
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.watermark_of(body.watermark),
     }
-    if wanted.strategy is None:
-        return found
-    return dict(lm.request_builder.without_sampling(cast(RequestOptions, found)))
+    if plan.strategy is None:
+        return options
+    return dict(lm.request_builder.without_sampling(cast(RequestOptions, options)))
 
 
 def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMethod]:
-    """The guides that the body names, and its own guidance."""
+    """Return the guides that the body names, and its own guidance."""
     names = [body.guide] if isinstance(body.guide, str) else body.guide or []
-    found, own = limits.steering.guides_of(names), body.guidance
+    guides, own = limits.steering.guides_of(names), body.guidance
     if own is None:
-        return found
+        return guides
     _check_text(lm, "guidance.negative", own.negative, limits)
     _check_prompt("guidance.negative", len(lm.tokenizer.encode(own.negative)), limits)
-    return [*found, negative(own.negative, own.scale, own.stop)]
+    return [*guides, negative(own.negative, own.scale, own.stop)]
 
 
 def _check_prompt(what: str, tokens: int, limits: RequestLimits) -> None:
     if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
         raise RequestError(
-            f"{what} has {tokens} tokens, and this server takes {limits.prompt_tokens} at most"
+            f"{what} has {tokens} tokens, expected {limits.prompt_tokens} or fewer; shorten it"
         )
 
 
 def _grammar(body: SamplingBody, form: ResponseFormat | None) -> Grammar | None:
-    found = []
+    grammars = []
     if body.guided_json is not None:
-        found.append(Grammar.schema(body.guided_json))
+        grammars.append(Grammar.schema(body.guided_json))
     if body.guided_regex is not None:
-        found.append(Grammar(body.guided_regex))
+        grammars.append(Grammar(body.guided_regex))
     if body.guided_choice is not None:
-        found.append(Grammar.choice(body.guided_choice))
+        grammars.append(Grammar.choice(body.guided_choice))
     if body.guided_grammar is not None:
-        found.append(Grammar(body.guided_grammar, "lark"))
+        grammars.append(Grammar(body.guided_grammar, "lark"))
     if form and form.json_schema is not None and form.type != "json_schema":
         raise RequestError(f"response_format {form.type} takes no json_schema; leave one out")
     if form and form.type == "json_object":
-        found.append(Grammar.schema({"type": "object"}))
+        grammars.append(Grammar.schema({"type": "object"}))
     if form and form.type == "json_schema":
         if form.json_schema is None or form.json_schema.schema_ is None:
             raise RequestError("response_format json_schema needs json_schema with a schema")
-        found.append(Grammar.schema(form.json_schema.schema_))
-    if len(found) > 1:
+        grammars.append(Grammar.schema(form.json_schema.schema_))
+    if len(grammars) > 1:
         raise RequestError("several grammars are given; give one of response_format and guided_*")
-    return found[0] if found else None
+    return grammars[0] if grammars else None
 
 
-def _answers(
+def _jobs(
     name: str,
     make: Callable[..., Request],
-    wanted: ChoicePlan,
+    plan: ChoicePlan,
     body: SamplingBody,
     client: str,
     limits: RequestLimits,
     logprobs: int | None,
 ) -> list[Job]:
-    """The same request with seeds that follow each other; controls are each answer's own."""
-    wish = body.speculation
-    drafter = wish.drafter if wish else None
+    """Return the same request with successive seeds; each has controls of its own."""
+    speculation = body.speculation
+    drafter = speculation.drafter if speculation else None
     if drafter is not None and drafters.current_name(drafter) not in limits.drafters:
         known = ", ".join(limits.drafters)
         raise RequestError(f"speculation.drafter is {drafter!r}, this server has {known}")
     seed = secrets.randbits(32) if body.seed is None else body.seed
     deadline = None if body.timeout is None else monotonic() + body.timeout
 
-    def jobs() -> Iterator[Job]:
-        for place in range(wanted.requests):
-            request = make(seed=seed + place)
+    def make_jobs() -> Iterator[Job]:
+        for index in range(plan.requests):
+            request = make(seed=seed + index)
             _check_prompt("the prompt", len(request.prompt), limits)
             yield Job(
-                id=f"{name}-{place}",
+                id=f"{name}-{index}",
                 request=request,
                 client=client,
                 priority=body.priority,
                 deadline=deadline,
-                drafter=wish.drafter if wish else None,
-                budget=wish.budget if wish else None,
-                logprobs=0 if logprobs is None and wanted.compared else logprobs,
-                strategy=wanted.strategy,
-                after=f"{name}-0" if place else None,
+                drafter=speculation.drafter if speculation else None,
+                budget=speculation.budget if speculation else None,
+                logprobs=0 if logprobs is None and plan.compared else logprobs,
+                strategy=plan.strategy,
+                after=f"{name}-0" if index else None,
             )
 
-    found = list(jobs())
-    if wanted.compared:
-        check_differ(found[0].request, wanted.requests)
-    return found
+    jobs = list(make_jobs())
+    if plan.compared:
+        check_differ(jobs[0].request, plan.requests)
+    return jobs

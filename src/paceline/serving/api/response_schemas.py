@@ -1,4 +1,4 @@
-"""The body of `POST /v1/responses`, and the conversation that it is."""
+"""The body of `POST /v1/responses`, and its conversion to a chat body."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from paceline.serving.api.schemas import (
 
 
 class ResponseTextPart(TextPart):
-    """A piece of a text, maybe of an earlier answer, where it came with empty lists."""
+    """A part of a text; parts of earlier responses come with empty lists."""
 
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
 
 
 class ResponseMessage(Strict):
-    """One turn; `id` and `status` are those of an earlier answer."""
+    """A message; `id` and `status` are those of an earlier response."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -41,7 +41,7 @@ class ResponseMessage(Strict):
 
 
 class FunctionCall(CalledFunction):
-    """A call that an earlier answer made."""
+    """A call that an earlier response made."""
 
     type: Literal["function_call"]
     call_id: str
@@ -50,7 +50,7 @@ class FunctionCall(CalledFunction):
 
 
 class FunctionOutput(Strict):
-    """What came of a call."""
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -66,13 +66,13 @@ class ResponseTool(FunctionBody):
 
 
 class ResponseToolChoice(FunctionName):
-    """The one function that is to be called."""
+    """The function that must be called."""
 
     type: Literal["function"]
 
 
 class ResponseTextFormat(Strict):
-    """The form of the answer."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -82,13 +82,13 @@ class ResponseTextFormat(Strict):
 
 
 class ResponseTextOptions(Strict):
-    """What is said of the text."""
+    """Options of the text."""
 
     format: ResponseTextFormat | None = None
 
 
 class ResponseBody(SamplingBody):
-    """`POST /v1/responses`; nothing is stored, so each brings its whole conversation."""
+    """`POST /v1/responses`; nothing is stored, so each request brings its whole conversation."""
 
     input: (
         str | Annotated[list[ResponseMessage | FunctionCall | FunctionOutput], Field(min_length=1)]
@@ -105,13 +105,13 @@ class ResponseBody(SamplingBody):
 
     @field_validator("store", "previous_response_id", "background")
     @classmethod
-    def _nothing_is_kept(cls, value: object) -> object:
+    def _nothing_is_stored(cls, value: object) -> object:
         if value:
             raise ValueError("this server stores no responses; send the whole conversation")
         return value
 
     def as_chat(self) -> ChatBody:
-        """The same, asked as a conversation."""
+        """Return the equivalent chat body."""
         messages = [_message(item) for item in self._items()]
         if self.instructions is not None:
             messages.insert(0, Message(role="system", content=self.instructions))

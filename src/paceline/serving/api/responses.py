@@ -1,4 +1,4 @@
-"""`/v1/responses`: the next turn of a conversation, in OpenAI's newer shape; nothing is stored."""
+"""`/v1/responses`: the next message of a conversation, in OpenAI's newer format."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
-from paceline.serving.api.dependencies import Here, client_of, named, opened
+from paceline.serving.api.dependencies import Here, client_of, new_id, submit_jobs
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.response_schemas import ResponseBody
@@ -23,27 +23,27 @@ _Object = dict[str, Any]
 
 @router.post("/v1/responses", response_model=None)
 async def responses(body: ResponseBody, request: Request, here: Here) -> Any:
-    """Answer in a conversation."""
+    """Answer the last message of a conversation."""
     here.check_model(body.model)
-    name, client = named("resp"), client_of(request, body.user)
+    name, client = new_id("resp"), client_of(request, body.user)
     jobs = await asyncio.to_thread(chat_jobs, here.lm, body.as_chat(), name, client, here.limits)
-    answering = await opened(here, request, jobs)
-    shape = _ResponseBuilder(body, formatting.head(name, "response", here.name))
+    collector = await submit_jobs(here, request, jobs)
+    builder = _ResponseBuilder(body, formatting.head(name, "response", here.name))
     if body.stream:
-        return answering.streamed(_sse(_events(shape, answering)))
-    await answering.finish(request, here.lm)
-    return shape.response(answering.answers[0])
+        return collector.streamed(_sse(_events(builder, collector)))
+    await collector.finish(request, here.lm)
+    return builder.response(collector.choices[0])
 
 
 class _ResponseBuilder:
-    """How an answer is told."""
+    """Builds the response objects of one request."""
 
     def __init__(self, body: ResponseBody, head: _Object) -> None:
         created = head.pop("created")
-        said = body.model_dump(include={"instructions", "max_output_tokens", "temperature"})
-        said |= body.model_dump(include={"top_p", "metadata", "user"})
+        fields = body.model_dump(include={"instructions", "max_output_tokens", "temperature"})
+        fields |= body.model_dump(include={"top_p", "metadata", "user"})
         self._head = head | {"created_at": created, "error": None, "incomplete_details": None}
-        self._head |= said | {
+        self._head |= fields | {
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
@@ -54,14 +54,14 @@ class _ResponseBuilder:
         }
         self._id = head["id"]
 
-    def response(self, answer: Choice) -> _Object:
-        """The whole of it, as far as it has come."""
-        found = self._head | {"status": self.status(answer), "output": [], "usage": None}
-        if answer.last is None:
-            return found
-        usage = formatting.usage([answer])
-        found["output"] = self.items(answer)
-        found["usage"] = {
+    def response(self, choice: Choice) -> _Object:
+        """Return the response as far as it has come."""
+        response = self._head | {"status": self.status(choice), "output": [], "usage": None}
+        if choice.last is None:
+            return response
+        usage = formatting.usage([choice])
+        response["output"] = self.items(choice)
+        response["usage"] = {
             "input_tokens": usage["prompt_tokens"],
             "input_tokens_details": {
                 "cached_tokens": usage["prompt_tokens_details"]["cached_tokens"],
@@ -71,27 +71,27 @@ class _ResponseBuilder:
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": usage["total_tokens"],
         }
-        found["paceline"] = formatting.speculation([answer])
-        if found["status"] == "failed":
-            found["error"] = {"code": "server_error", "message": answer.last.error}
-        if found["status"] == "incomplete":
-            why = "max_output_tokens" if answer.finish == "length" else answer.finish
-            found["incomplete_details"] = {"reason": why}
-        return found
+        response["paceline"] = formatting.speculation([choice])
+        if response["status"] == "failed":
+            response["error"] = {"code": "server_error", "message": choice.last.error}
+        if response["status"] == "incomplete":
+            why = "max_output_tokens" if choice.finish == "length" else choice.finish
+            response["incomplete_details"] = {"reason": why}
+        return response
 
-    def status(self, answer: Choice) -> str:
-        """How far it has come."""
-        if answer.finish is None:
+    def status(self, choice: Choice) -> str:
+        """Return its status."""
+        if choice.finish is None:
             return "in_progress"
-        if answer.finish in ("stop", "tool_calls"):
+        if choice.finish in ("stop", "tool_calls"):
             return "completed"
-        return "failed" if answer.finish == "error" else "incomplete"
+        return "failed" if choice.finish == "error" else "incomplete"
 
-    def items(self, answer: Choice) -> list[_Object]:
-        """A message, or the calls that it is."""
-        calls = formatting.message(answer).get("tool_calls", [])
+    def items(self, choice: Choice) -> list[_Object]:
+        """Return the output: a message, or tool calls."""
+        calls = formatting.message(choice).get("tool_calls", [])
         if not calls:
-            return [self.message(answer, self.status(answer), [_text(answer.text)])]
+            return [self.message(choice, self.status(choice), [_text(choice.text)])]
         return [
             {
                 "type": "function_call",
@@ -103,40 +103,40 @@ class _ResponseBuilder:
             for call in calls
         ]
 
-    def message(self, answer: Choice, status: str, content: list[_Object]) -> _Object:
-        """A turn of the assistant."""
-        item = {"type": "message", "id": f"msg_{answer.job.id}", "status": status}
+    def message(self, choice: Choice, status: str, content: list[_Object]) -> _Object:
+        """Return the assistant's message."""
+        item = {"type": "message", "id": f"msg_{choice.job.id}", "status": status}
         return item | {"role": "assistant", "content": content}
 
 
-async def _events(shape: _ResponseBuilder, answering: ChoiceCollector) -> AsyncIterator[_Object]:
-    [answer] = answering.answers
-    yield {"type": "response.created", "response": shape.response(answer)}
-    yield {"type": "response.in_progress", "response": shape.response(answer)}
-    # What may be a call is told whole: only its end says what it is.
-    whole = answer.job.request.parser is not None
-    opening = shape.message(answer, "in_progress", [])
+async def _events(builder: _ResponseBuilder, collector: ChoiceCollector) -> AsyncIterator[_Object]:
+    [choice] = collector.choices
+    yield {"type": "response.created", "response": builder.response(choice)}
+    yield {"type": "response.in_progress", "response": builder.response(choice)}
+    # Text that may be a tool call is sent whole: only its end shows which it is.
+    whole = choice.job.request.parser is not None
+    opening = builder.message(choice, "in_progress", [])
     place = {"item_id": opening["id"], "output_index": 0, "content_index": 0}
     if not whole:
         yield {"type": "response.output_item.added", "output_index": 0, "item": opening}
         yield {"type": "response.content_part.added", **place, "part": _text("")}
-    async for _, event in answering.events():
+    async for _, event in collector.events():
         if event.text and not whole:
             yield _delta(place, event.text)
-    if whole and shape.items(answer)[0]["type"] == "function_call":
-        for piece in _calls(shape.items(answer)):
+    if whole and builder.items(choice)[0]["type"] == "function_call":
+        for piece in _calls(builder.items(choice)):
             yield piece
     else:
         if whole:
             yield {"type": "response.output_item.added", "output_index": 0, "item": opening}
             yield {"type": "response.content_part.added", **place, "part": _text("")}
-            yield _delta(place, answer.text)
+            yield _delta(place, choice.text)
         done = {"type": "response.output_text.done", **place}
-        yield done | {"text": answer.text, "logprobs": []}
-        yield {"type": "response.content_part.done", **place, "part": _text(answer.text)}
-        [item] = shape.items(answer)
+        yield done | {"text": choice.text, "logprobs": []}
+        yield {"type": "response.content_part.done", **place, "part": _text(choice.text)}
+        [item] = builder.items(choice)
         yield {"type": "response.output_item.done", "output_index": 0, "item": item}
-    yield {"type": f"response.{shape.status(answer)}", "response": shape.response(answer)}
+    yield {"type": f"response.{builder.status(choice)}", "response": builder.response(choice)}
 
 
 def _calls(items: list[_Object]) -> list[_Object]:
@@ -144,13 +144,13 @@ def _calls(items: list[_Object]) -> list[_Object]:
     for index, item in enumerate(items):
         kind, place = "response.function_call_arguments", {"output_index": index}
         opening = item | {"arguments": "", "status": "in_progress"}
-        said = place | {"item_id": item["id"]}
+        address = place | {"item_id": item["id"]}
         events += [
             {"type": "response.output_item.added", **place, "item": opening},
-            {"type": f"{kind}.delta", **said, "delta": item["arguments"]},
+            {"type": f"{kind}.delta", **address, "delta": item["arguments"]},
             {
                 "type": f"{kind}.done",
-                **said,
+                **address,
                 "name": item["name"],
                 "arguments": item["arguments"],
             },
@@ -175,7 +175,7 @@ def _text(text: str) -> _Object:
 
 
 def _dumped(value: Any) -> Any:
-    """A part of the body as it came."""
+    """Return a part of the body as it came."""
     if hasattr(value, "model_dump"):
         return value.model_dump(by_alias=True, exclude_none=True)
     return value

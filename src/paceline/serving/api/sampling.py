@@ -1,4 +1,4 @@
-"""The controls that a body names, by the names of other servers or as `--sampler` has them."""
+"""The controls that a body names, by the fields of other servers or as in `--sampler`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from paceline.serving.api.schemas import SamplingBody
 
 
 class _Field(NamedTuple):
-    """A field of the body: its setting, what switches it off, the field that it needs."""
+    """A field of the body: its control setting, what turns it off, and a field it requires."""
 
     key: str
     off: Callable[[Any], bool] | None = None
@@ -46,11 +46,11 @@ _FIELDS = {
 
 
 def sampling(body: SamplingBody) -> dict[str, Any]:
-    """`temperature` and `controls` as `LM.request` takes them; None leaves them to the checkpoint.
+    """Return `temperature` and `controls` for `LM.request`; None leaves them to the checkpoint.
 
     Raises:
-        PacelineError: a control is unknown, out of range, given twice, or names a place on this
-            machine; or a field lacks another.
+        PacelineError: a control is unknown, out of range, given twice, or names a path on the
+            server; or a field lacks the one it requires.
     """
     named = _named(body)
     if body.sampler is None:
@@ -62,7 +62,7 @@ def sampling(body: SamplingBody) -> dict[str, Any]:
     heats = {heat for heat in (body.temperature, own.temperature) if heat is not None}
     if len(heats) > 1:
         raise RequestError(
-            f"temperature is {body.temperature:g} and sampler says {own.temperature:g}; "
+            f"temperature is {body.temperature:g}, and in sampler it is {own.temperature:g}; "
             "give one of them"
         )
     methods = (*SamplerSpec.of(named or {}).methods, *own.methods)
@@ -73,9 +73,9 @@ def sampling(body: SamplingBody) -> dict[str, Any]:
 
 
 def _named(body: SamplingBody) -> Mapping[str, object] | None:
-    """The settings that the fields of a body are; empty where they only switch something off."""
+    """Return the settings that the fields give; empty if they only turn something off."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
-    found: dict[str, object] = {}
+    settings: dict[str, object] = {}
     for name, value in given.items():
         field = _FIELDS[name]
         other = field.needs or name
@@ -83,11 +83,11 @@ def _named(body: SamplingBody) -> Mapping[str, object] | None:
             raise RequestError(f"{name} needs {other}; give both")
         off = _FIELDS[other].off
         if not (off and off(given[other])):
-            found[field.key] = value
-    if "mirostat" in found:  # a mode and no setting; the other modes are none of ours
-        del found["mirostat"]
-        found.setdefault("mirostat.tau", 5.0)
-    return found if given else None
+            settings[field.key] = value
+    if "mirostat" in settings:  # a mode, not a setting; only mode 2 exists here
+        del settings["mirostat"]
+        settings.setdefault("mirostat.tau", 5.0)
+    return settings if given else None
 
 
 def _check_paths(method: ControlMethod) -> None:
@@ -95,5 +95,5 @@ def _check_paths(method: ControlMethod) -> None:
         if getattr(method, name):
             control = getattr(method, "name", type(method).__name__)
             raise RequestError(
-                f"{control}.{name} names a place on the server, which requests may not"
+                f"{control}.{name} names a path on the server, which is not allowed; remove it"
             )

@@ -1,4 +1,4 @@
-"""Bodies of requests. A field that is not known is refused: nothing is ever quietly ignored."""
+"""Request bodies. Unknown fields are refused: nothing is silently ignored."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ Count = Annotated[int, Field(ge=1, le=128)]
 
 
 class Strict(BaseModel):
-    """No unknown fields, no silent conversions, no numbers beyond numbers."""
+    """Forbids unknown fields, silent conversions, infinities and NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Speculation(Strict):
-    """How this request is to be sped up; its text does not depend on it."""
+    """How this request is sped up; its text does not depend on it."""
 
     drafter: str | None = Field(None, description="One of the server's drafters, or `plain`.")
     budget: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] | None = None
 
 
 class StreamOptions(Strict):
-    """What a stream tells besides."""
+    """What a stream contains besides the text."""
 
     include_usage: bool = False
 
 
 class GuidanceBody(Strict):
-    """Classifier-free guidance: away from another prompt, by the model itself."""
+    """Classifier-free guidance: away from another prompt, with the same model."""
 
-    negative: str = Field("", description="The other prompt; else the prompt's last token.")
+    negative: str = Field("", description="The other prompt. Default: the prompt's last token.")
     scale: Annotated[float, Field(ge=0, le=100)] = 1.5
     stop: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 class SamplingBody(Strict):
-    """What every way to generate shares; names as OpenAI and other servers have them."""
+    """Fields of all endpoints that generate, named as by OpenAI and other servers."""
 
     model: str | None = None
     temperature: float | None = Field(None, ge=0, le=100)
@@ -66,7 +66,7 @@ class SamplingBody(Strict):
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None
     sampler: str | dict[str, Setting] | None = Field(
-        None, description="Any control, as `--sampler` has it or by NAME and NAME.SETTING."
+        None, description="Any control, as in `--sampler` or by NAME and NAME.SETTING."
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
@@ -75,7 +75,7 @@ class SamplingBody(Strict):
     user: str | None = None
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     timeout: Annotated[float, Field(gt=0, le=86400)] | None = Field(
-        None, description="Seconds; then what there is comes with the reason `timeout`."
+        None, description="Seconds; the unfinished answer then ends with the reason `timeout`."
     )
     guided_json: dict[str, Any] | str | bool | None = None
     guided_regex: str | None = None
@@ -84,24 +84,24 @@ class SamplingBody(Strict):
     guide: Texts | None = Field(None, description="Names of the server's guides.")
     guidance: GuidanceBody | None = None
     watermark: str | Literal[False] | None = Field(
-        None, description="As `--watermark` has it, or `false`, where the server lets choose."
+        None, description="As in `--watermark`, or `false`, if the server allows it."
     )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
 
 
 class MultiChoiceBody(SamplingBody):
-    """What ways to generate share that give several answers."""
+    """Fields of endpoints that return several choices."""
 
     n: Count | None = None
     best_of: Count | None = None
     use_beam_search: bool | None = None
     length_penalty: Annotated[float, Field(ge=-100, le=100)] | None = None
     early_stopping: bool | Literal["never"] | None = None
-    strategy: str | None = Field(None, description="Search, as `--strategy` has it.")
+    strategy: str | None = Field(None, description="Search strategy, as in `--strategy`.")
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
-    trace: bool = Field(False, description="Tell who guessed each token, and the trees.")
+    trace: bool = Field(False, description="Return the drafter of each token, and the trees.")
 
 
 class CompletionBody(MultiChoiceBody):
@@ -115,28 +115,28 @@ class CompletionBody(MultiChoiceBody):
 
 
 class TextPart(Strict):
-    """A piece of a message's text."""
+    """A part of a message's text."""
 
     type: Literal["text", "input_text", "output_text"]
     text: str
 
 
 class Prediction(Strict):
-    """What the output is expected to be; it makes it faster, not different."""
+    """The expected output; it makes generation faster, not different."""
 
     type: Literal["content"] = "content"
     content: str | list[TextPart]
 
 
 class CalledFunction(Strict):
-    """A function and its arguments, as JSON text."""
+    """A function and its arguments as JSON text."""
 
     name: str
     arguments: str
 
 
 class ToolCallBody(Strict):
-    """A call that an assistant made."""
+    """A call that the assistant made."""
 
     id: str
     type: Literal["function"] = "function"
@@ -144,7 +144,7 @@ class ToolCallBody(Strict):
 
 
 class Message(Strict):
-    """One turn of a conversation."""
+    """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -163,7 +163,7 @@ class FunctionBody(Strict):
 
 
 class Tool(Strict):
-    """A tool; functions only."""
+    """A tool; only functions exist."""
 
     type: Literal["function"]
     function: FunctionBody
@@ -176,7 +176,7 @@ class FunctionName(Strict):
 
 
 class NamedToolChoice(Strict):
-    """The one tool that is to be called."""
+    """The tool that must be called."""
 
     type: Literal["function"]
     function: FunctionName
@@ -192,7 +192,7 @@ class SchemaBody(Strict):
 
 
 class ResponseFormat(Strict):
-    """The form of the answer."""
+    """The format of the answer."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaBody | None = None

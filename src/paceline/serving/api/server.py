@@ -1,4 +1,4 @@
-"""The HTTP server: one that waits neither for heads that do not come nor for readers for ever."""
+"""The HTTP server: limits connections and the time for request heads; drains at shutdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paceline.serving.api.errors import refusal
 from paceline.serving.settings import ServerSettings
 
 _log = logging.getLogger(__name__)
-_FLUSH = 5  # seconds to send what is ready when the server stops
+_FLUSH = 5  # seconds to send pending data at shutdown
 _FULL = bytes(refusal(503, "too many connections; try again later", "server_error").body)
 _HEAD = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: %d\r\n"
@@ -26,22 +26,27 @@ _HEAD = (
 
 
 class TimeoutProtocol(H11Protocol):
-    """Closes a connection on which the head of a request takes too long, or that is one too many.
+    """Closes connections whose request head takes too long, and those above the limit.
 
-    uvicorn itself has a time limit between requests only. The application gets the transport, to
-    cut off who does not read.
+    uvicorn limits only the time between requests. The application gets the transport, to abort
+    connections whose client does not read.
+
+    Attributes:
+        head_seconds: maximum time for a head to arrive.
+        max_connections: maximum open connections.
+        retry: returns the seconds for Retry-After.
     """
 
     head_seconds = 10.0
-    most = 1024
+    max_connections = 1024
     retry: Callable[[], int] = staticmethod(lambda: 1)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See `asyncio.Protocol`."""
-        self._patience: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
         self.app_state = self.app_state | {"transport": transport}
         super().connection_made(transport)
-        if len(self.connections) > self.most:
+        if len(self.connections) > self.max_connections:
             transport.write(_HEAD % (self.retry(), len(_FULL)) + _FULL)
             transport.close()
         else:
@@ -55,44 +60,44 @@ class TimeoutProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         super().connection_lost(exc)
-        self._calm()
+        self._stop_timer()
 
     def _wait_for_head(self) -> None:
         if self.conn.their_state is not h11.IDLE:
-            self._calm()
-        elif self._patience is None and self.timeout_keep_alive_task is None:
-            self._patience = self.loop.call_later(self.head_seconds, self.transport.abort)
+            self._stop_timer()
+        elif self._head_timer is None and self.timeout_keep_alive_task is None:
+            self._head_timer = self.loop.call_later(self.head_seconds, self.transport.abort)
 
-    def _calm(self) -> None:
-        if self._patience:
-            self._patience.cancel()
-        self._patience = None
+    def _stop_timer(self) -> None:
+        if self._head_timer:
+            self._head_timer.cancel()
+        self._head_timer = None
 
 
 class Stoppable(Protocol):
-    """What is behind a server: a service, or the front of many."""
+    """What is behind a server: a service, or a proxy of many."""
 
     @property
     def idle(self) -> bool:
-        """Whether everybody was told the end."""
+        """Return whether every request has got its end."""
 
     def drain(self) -> None:
-        """Take no more requests; those under way go on."""
+        """Refuse new requests; running ones continue."""
 
     def stop(self) -> None:
-        """Give those under way up and tell them, from any thread."""
+        """End the running requests, from any thread."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Drains at the first signal: takes no more requests, and stops when those under way are over.
+    """Drains at the first signal: refuses new requests, and stops once the running ones have ended.
 
-    Those that are not when `drain` seconds are over are told so. A second signal stops at once.
+    Requests that have not ended after `drain` seconds are cancelled. A second signal stops at once.
     """
 
     def __init__(self, app: Any, service: Stoppable, settings: ServerSettings) -> None:
         limits = {
             "head_seconds": settings.head_seconds,
-            "most": settings.max_connections,
+            "max_connections": settings.max_connections,
             "retry": staticmethod(app.state.context.retry),
         }
         protocol = type("Protocol", (TimeoutProtocol,), limits)
@@ -120,7 +125,7 @@ class DrainingServer(uvicorn.Server):
         self._end = monotonic() + self._seconds
 
     async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether to stop."""
+        """Check ten times a second whether to stop."""
         over = self._end is not None and (self._service.idle or monotonic() >= self._end)
         if over:
             await asyncio.to_thread(self._service.stop)

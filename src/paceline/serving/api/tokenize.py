@@ -1,4 +1,4 @@
-"""`/tokenize`, `/detokenize` and `/v1/models`: what the model is and how it reads."""
+"""`/tokenize`, `/detokenize` and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ router = APIRouter()
 
 @router.get("/v1/models")
 async def models(here: Here) -> dict[str, Any]:
-    """What is served."""
+    """List the model."""
     return {"object": "list", "data": [_model(here)]}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, here: Here) -> dict[str, Any]:
-    """The model, if it is the one."""
+    """Return the model, if it is this one."""
     here.check_model(name)
     return _model(here)
 
 
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, here: Here) -> dict[str, Any]:
-    """A text's tokens."""
+    """Return the tokens of a text or a conversation."""
     here.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give one of prompt and messages")
@@ -44,12 +44,12 @@ async def tokenize(body: TokenizeBody, here: Here) -> dict[str, Any]:
 
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, here: Here) -> dict[str, Any]:
-    """The text of tokens."""
+    """Return the text of tokens."""
     here.check_model(body.model)
     size = here.lm.engine.config.vocab_size
     wrong = next((token for token in body.tokens if not 0 <= token < size), None)
     if wrong is not None:
-        raise RequestError(f"token {wrong} is outside the vocabulary of {size}")
+        raise RequestError(f"token {wrong} is outside the vocabulary, expected 0 to {size - 1}")
     return {"prompt": here.lm.tokenizer.decode(body.tokens)}
 
 

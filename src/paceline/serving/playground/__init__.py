@@ -1,4 +1,4 @@
-"""The playground at `/`: one page that asks this server, and nobody else."""
+"""The playground at `/`: a page that sends requests to this server only."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _HEADERS = {
 _KINDS = {"css": "text/css", "html": "text/html", "js": "text/javascript", "svg": "image/svg+xml"}
 _PAGE = files("paceline.serving.playground") / "page"
 _FILES = {file.name: file for file in _PAGE.iterdir()}
-_FILES["report.css"] = files("paceline.measuring.report") / "page.css"  # both look alike
+_FILES["report.css"] = files("paceline.measuring.report") / "page.css"  # shared style
 
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
-    """The page."""
+    """Return the page."""
     return _sent("index.html")
 
 
 @router.get("/playground/{name}", include_in_schema=False)
 async def part(name: str) -> Response:
-    """What the page is made of."""
+    """Return a file of the page."""
     if name not in _FILES:
-        raise NotFoundError(f"the playground has no {name!r}")
+        raise NotFoundError(f"the playground has no file {name!r}")
     return _sent(name)
 
 
 @router.get("/v1/playground", include_in_schema=False)
 async def facts(here: Here) -> dict[str, Any]:
-    """What the page shows and offers; below `/v1`, where a key may be asked for."""
+    """Return what the page shows; below `/v1`, where a key may be required."""
     method = here.lm.drafter_method
     return {
         "model": here.name,
