@@ -125,7 +125,7 @@ def compare(arms: dict[str, Arm], batches: Sequence[Prompts]) -> dict[str, Any]:
 @contextmanager
 def _worker(options: argparse.Namespace, folder: Path) -> Iterator[Fresh]:
     """One model for all rows; each row has a worker and drafters that know nothing."""
-    lm = LM(options.model, format=options.format, threads=options.threads)
+    lm = LM(options.model, dtype=options.format, threads=options.threads)
 
     @contextmanager
     def fresh(users: int) -> Iterator[dict[str, Arm]]:

@@ -83,7 +83,7 @@ class Checkpoint(NamedTuple):
 
 def our_arms(options: argparse.Namespace) -> tuple[list[Arm], LM, list[Governor]]:
     """Plain decoding, then one arm for each drafter, with its governor."""
-    settings = {"format": options.format, "threads": options.threads, "budget": "auto"}
+    settings = {"dtype": options.format, "threads": options.threads, "budget": "auto"}
     lms = [LM(options.model, drafter=name, **settings) for name in options.drafter]
 
     governors = [lm.budget for lm in lms if isinstance(lm.budget, Governor)]

@@ -77,7 +77,7 @@ def round_of(lm: LM, arm: Arm, guide: str, asked: list[list[int]]) -> list[Outpu
 def table(path: Path, options: argparse.Namespace) -> str:
     """One model under each guide."""
     lm = LM(
-        path, drafter="blend", budget=options.budget, threads=options.threads, format=options.format
+        path, drafter="blend", budget=options.budget, threads=options.threads, dtype=options.format
     )
     asked = [ids[:PROMPT] for ids in prompts(lm, slice(options.count))]
     arms = [

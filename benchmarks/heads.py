@@ -55,7 +55,7 @@ def main() -> None:
     print("| format, nodes | " + " | ".join(titles) + " |")
     print("| --- |" + " --- |" * len(titles))
     for name in options.formats:
-        lm = LM(options.model, drafter="plain", threads=1, format=name)
+        lm = LM(options.model, drafter="plain", threads=1, dtype=name)
         for nodes in (1, 8):
             cells = microseconds(lm, nodes, options.sizes).values()
             print(f"| {name}, {nodes} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")

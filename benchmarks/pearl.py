@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--format", default="int8")
     parser.add_argument("--only-waits", action="store_true", help="Leave the first table out.")
     options = parser.parse_args()
-    lm = LM(options.target, drafter="plain", format=options.format, threads=options.cores)
+    lm = LM(options.target, drafter="plain", dtype=options.format, threads=options.cores)
     requests = [
         lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
         for prompt in prompts(lm, slice(options.count))

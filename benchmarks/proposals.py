@@ -144,7 +144,7 @@ def taught(lm: LM, name: str, count: int, teacher: LM | None, lessons: Prompts) 
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    lm = LM(options.model, drafter="plain", format=options.format, threads=options.threads)
+    lm = LM(options.model, drafter="plain", dtype=options.format, threads=options.threads)
     teacher = LM(options.teacher, drafter="plain", threads=1) if options.teacher else None
     if teacher is not None and not same_tokens(lm.tokenizer, teacher.tokenizer):
         raise SystemExit(f"{options.teacher} has other tokens than {options.model}")

@@ -15,6 +15,7 @@ PACKAGE = Path(paceline.__file__).parent
 LAYERS = [
     [
         "abilities",
+        "arguments",
         "core",
         "errors",
         "method_spec",
@@ -28,7 +29,7 @@ LAYERS = [
     ["engines"],
     ["attention", "compress", "control", "drafters", "kvcache", "watermarks"],
     ["decoding", "training"],
-    ["loading", "request_builder"],
+    ["loading", "request_builder", "request_options", "scoring"],
     ["serving"],  # is handed an LM, and knows no more than its type
     ["lm"],  # generates several prompts at once by serving's worker
     ["planning", "measuring"],

@@ -307,7 +307,7 @@ def test_what_is_exported_is_what_was_trained(
     expected = rounded(ids)[0].detach()
     oracle = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     torch.testing.assert_close(oracle(ids).logits[0].detach(), expected, atol=1e-3, rtol=1e-3)
-    engine = LM(tmp_path, format="fp32", budget=0).engine
+    engine = LM(tmp_path, dtype="fp32", budget=0).engine
     rows: list[np.ndarray] = []
     engine.start(ids[0].numpy().astype(np.int32), lambda _, __, found: rows.append(found.copy()))
     ours = torch.from_numpy(np.concatenate(rows))
@@ -360,7 +360,7 @@ def test_bits_per_byte_are_the_trained_models_own(tokenizer: Path, tmp_path: Pat
     for weight in model.parameters():
         weight.data = weight.data.bfloat16().float()
     export(model, TINY, tmp_path, tokenizer)
-    lm = LM(tmp_path, format="fp32", drafter="plain", budget=0)
+    lm = LM(tmp_path, dtype="fp32", drafter="plain", budget=0)
     said = text(3)
     found = evaluate.bits_per_byte(lm, [said])
     ids = torch.tensor([[END_OF_TEXT, *lm.tokenizer.encode(said, special=False)]])[:, :128]

@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=50, help="of each of BLiMP's 67 paradigms")
     parser.add_argument("--passages", type=int, default=500, help="of LAMBADA")
     options = parser.parse_args()
-    lm = LM(options.model, format=options.format or "auto", drafter="plain", budget=0)
+    lm = LM(options.model, dtype=options.format or "auto", drafter="plain", budget=0)
     found = measure(lm, options.shared, options.bytes, options.pairs, options.passages)
     print(json.dumps(found, indent=2))
     if options.format:

@@ -230,9 +230,9 @@ class Seconds:
     guide: float = 0.0  # passes of guides; over the prompt they are part of `prefill`
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Output:
-    """The result of a request.
+    """The result of a request; `print(output)` prints its text.
 
     Attributes:
         tokens: the new token ids.
@@ -256,6 +256,16 @@ class Output:
     margins: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
     parser: Parser | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else self.text[:60] + "..."
+        return (
+            f"{type(self).__name__}({text!r}, {len(self.tokens)} tokens, finish={self.finish!r}, "
+            f"{self.tokens_per_pass:.2f} tokens/pass)"
+        )
 
     @property
     def parsed(self) -> Any:

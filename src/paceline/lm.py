@@ -1,16 +1,19 @@
-"""The front door: a checkpoint, an engine and a drafter, ready to generate."""
+"""The Python API: a checkpoint, an engine and a drafter, ready to generate."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple, Unpack
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack, overload
 
 from paceline import registry
+from paceline.arguments import check_text, check_texts, check_tokens, wrong
 from paceline.attention.base import Pattern
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Output, Request, Tokens
-from paceline.decoding.governor import Governor
+from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.beam import Beam
@@ -19,20 +22,31 @@ from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
-from paceline.errors import MethodError, RequestError
+from paceline.errors import MethodError, RequestError, unknown
 from paceline.loading import open_budget, open_model
 from paceline.models.vocabulary import Vocabulary
-from paceline.request_builder import Controls, Guides, Prompt, RequestBuilder, RequestOptions
+from paceline.request_builder import RequestBuilder, check_messages
+from paceline.request_options import (
+    Controls,
+    Guides,
+    Prompt,
+    Prompts,
+    RequestOptions,
+    held_prompt,
+    read_options,
+    several_prompts,
+)
+from paceline.scoring import Score, score_tokens
 
-__all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions"]
+__all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions", "Score"]
 
 
 class Completion(NamedTuple):
-    """One of several continuations.
+    """One of several continuations, as the deprecated `LM.complete` returns them.
 
     Attributes:
         text: without a stop token at its end.
-        score: logarithm of the chance that the model gives all its tokens.
+        score: logarithm of the probability that the model gives all its tokens.
         tokens: token ids.
     """
 
@@ -44,53 +58,77 @@ class Completion(NamedTuple):
 class LM:
     """A language model on this machine.
 
-        lm = LM("path/to/checkpoint")
-        print(lm.generate("Once upon a time").text)
+        with LM("path/to/checkpoint") as lm:
+            print(lm.generate("Once upon a time", max_new_tokens=60))
 
     Args:
-        model: a folder, a hub id, or None for the small embedded model; `A:weight=0.7+B:weight=0.3`
-            are several with the same tokens, whose weighted mean is decoded.
+        model: a folder, a hub id such as `owner/name`, or None for the small embedded model.
+            `A:weight=0.7+B:weight=0.3` are several models with the same tokenizer, decoded by the
+            weighted mean of their distributions.
+        dtype: format of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4` or `ternary`; `auto`
+            is the checkpoint's. `:head=FORMAT` after it is that of embedding and head.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.
-        budget: most nodes of a draft tree beyond its root, or `auto`: as many as pay for
-            themselves by this machine's measured cost, down to plain decoding.
-        threads: of the native engine; None takes the cores this process may use.
-        device: of the reference engine, e.g. `cuda`.
-        format: of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4`, `ternary`; `auto` is the
-            checkpoint's. `:head=FORMAT` after it is that of embedding and head.
-        kv_format: of the native engine's cached keys and values: `fp32`, `fp16`, `int8`; `auto` is
-            `fp32`.
+        budget: largest number of nodes of a draft tree beyond its root, or `auto`: as many as pay
+            for themselves by this machine's measured cost, down to plain decoding.
+        threads: number of threads of the native engine; None takes the cores that this process
+            may use.
+        device: device of the reference engine, e.g. `cuda`.
+        kv_format: format of the native engine's cached keys and values: `fp32`, `fp16`, `int8`;
+            `auto` is `fp32`.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
+        format: earlier name of `dtype`; deprecated.
+
+    Attributes:
+        model: the checkpoint; the first one of several.
+        tokenizer: its tokenizer.
+        engine: runs the model.
+        drafter: proposes tokens.
+        drafter_method: the drafter's settings.
+        draft_target: what the drafter knows of the model; builds further drafters.
+        budget: sizes draft trees.
+        request_builder: turns prompts and options into requests.
 
     Raises:
-        ModelError, MethodError: what is wrong and what to do, in one sentence.
+        ModelError, MethodError, RequestError: what is wrong and what to do, in one sentence.
     """
 
     def __init__(
         self,
         model: str | Path | None = None,
         *,
+        dtype: str = "auto",
         engine: str = "auto",
         drafter: str | DraftMethod = "blend",
         budget: int | str = "auto",
         threads: int | None = None,
         device: str | None = None,
-        format: str = "auto",  # noqa: A002 (its name everywhere)
         kv_format: str = "auto",
         attention: str | Pattern | None = None,
+        format: str | None = None,  # noqa: A002 (deprecated)
+        **unexpected: NoReturn,
     ) -> None:
         start = perf_counter()
-        self.drafter_method = (
-            registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
-        )
+        if unexpected:
+            known = [name for name in LM.__init__.__annotations__ if name not in _NO_ARGUMENTS]
+            raise MethodError(unknown("argument of LM", next(iter(unexpected)), known))
+        if format is not None:
+            if dtype != "auto":
+                raise MethodError("dtype and format are both given, and are one; leave format out")
+            warnings.warn("LM(format=) is now LM(dtype=)", DeprecationWarning, stacklevel=2)
+            dtype = format
+        method = registry.drafters.parse(drafter) if isinstance(drafter, str) else drafter
+        if not isinstance(method, DraftMethod):
+            raise wrong("the drafter", drafter, "a name or a DraftMethod")
+        self.drafter_method = method
         loaded = open_model(
             model,
             engine,
             threads=threads,
             device=device,
-            weight_format=format,
+            weight_format=dtype,
             kv_format=kv_format,
             attention=attention,
         )
@@ -100,67 +138,130 @@ class LM:
         one = None if isinstance(self.engine, EnsembleEngine) else self.model
         self.draft_target = Target(vocab_size, self.engine, self.tokenizer, loaded.trace, one)
         self.budget = open_budget(budget, self.engine)
-        self.drafter = self.drafter_method.build(self.draft_target)
+        self.drafter = method.build(self.draft_target)
         self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
+        self._name = self.model.path.name
         self._load_seconds = perf_counter() - start
 
-    @property
-    def guide_models(self) -> GuideModels:
-        """Models that guides run, opened on first use."""
-        return self.request_builder.guide_models
+    # ------------------------------------------------------------------------------- generating
 
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """The tokens and the text of each."""
-        return self.request_builder.vocabulary
-
-    def request(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
-        """Build the `Request` that `generate` would run."""
-        return self.request_builder.build(prompt, **options)
-
-    def stream(self, request: Request) -> Generation:
-        """Start a request; iterate over the result for its text."""
-        text = text_of(request, self.tokenizer)
-        generation = Generation(self.engine, self.drafter, request, self.budget, text)
-        generation.output.seconds.load = self._load_seconds + self.guide_models.seconds
-        return generation
-
+    @overload
     def generate(
         self,
         prompt: Prompt,
         *,
         strategy: str | Strategy | None = None,
         **options: Unpack[RequestOptions],
-    ) -> Output:
-        """The whole answer to `prompt`; the options are those of `request` and `search`."""
+    ) -> Output: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Prompts,
+        *,
+        strategy: str | Strategy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> list[Output]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Prompts,
+        *,
+        strategy: str | Strategy | None = None,
+        **options: Unpack[RequestOptions],
+    ) -> Output | list[Output]:
+        """Return the output for a prompt, or a list of outputs for a list of prompts.
+
+        A list is run in one batch. Each output is that of its prompt alone, token for token, if
+        the drafter is exact.
+
+        Args:
+            prompt: text, token ids or chat messages; or a list of these.
+            strategy: a search instead, see `search`; the best output is returned. Several prompts
+                are searched one after the other.
+            options: see `RequestOptions`.
+
+        Raises:
+            RequestError, MethodError: what was found, what is expected.
+        """
+        prompts = several_prompts(prompt)
         if strategy is not None:
-            return self.search(prompt, strategy, **options)[0]
-        return self.stream(self.request(prompt, **options)).run()
+            if prompts is None:
+                return self.search(prompt, strategy, **options)[0]  # type: ignore[arg-type]
+            return [self.search(each, strategy, **options)[0] for each in prompts]
+        if prompts is None:
+            return self.stream(prompt, **options).run()  # type: ignore[arg-type]
+        read = read_options(options)
+        return self._run_batch([self.request_builder.build_checked(p, *read) for p in prompts])
+
+    def stream(self, prompt: Prompt | Request, **options: Unpack[RequestOptions]) -> Generation:
+        """Start a generation; iterate over the result for its text, piece by piece.
+
+        Args:
+            prompt: text, token ids or chat messages; or a `Request`, then without options.
+            options: see `RequestOptions`.
+
+        Returns:
+            an iterator of text, whose `output` is complete at its end, and which `run()` runs to
+            that end.
+
+        Raises:
+            RequestError, MethodError: what was found, what is expected.
+        """
+        if not isinstance(prompt, Request):
+            request = self.request(prompt, **options)
+        elif options:
+            raise RequestError("a Request has its options already; leave the others out")
+        else:
+            request = prompt
+        text = text_of(request, self.tokenizer)
+        generation = Generation(self.engine, self.drafter, request, self.budget, text)
+        generation.output.seconds.load = self._load_seconds + self.guide_models.seconds
+        return generation
+
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], **options: Unpack[RequestOptions]
+    ) -> Output:
+        """Return the answer to a conversation.
+
+        Args:
+            messages: each a dict with `role` and `content`, as the chat template expects them.
+            options: see `RequestOptions`; with `tools` the calls are in `Output.tool_calls`.
+
+        Raises:
+            RequestError: the model has no chat template, the template refuses the messages, or as
+                `generate`.
+        """
+        return self.stream(check_messages(messages), **options).run()
 
     def search(
         self, prompt: Prompt, strategy: str | Strategy, **options: Unpack[RequestOptions]
     ) -> list[SearchOutput]:
-        """The outputs of a search, best first, e.g. `search("Once", "beam:width=8,returned=3")`.
+        """Return the outputs of a search, best first.
+
+            lm.search("Once upon a time", "beam:width=8,returned=3")
 
         Args:
-            prompt: as of `request`.
-            strategy: `NAME[:key=value,...]` or a `Strategy`. Those that draw nothing take none of
+            prompt: text, token ids or chat messages.
+            strategy: `NAME[:key=value,...]` or a `Strategy`. Those that draw nothing use none of
                 the checkpoint's defaults that sample: temperature, top_k, top_p, min_p.
-            options: those of `request`.
+            options: see `RequestOptions`.
 
         Raises:
             RequestError, MethodError: the strategy cannot follow the request.
         """
         method = registry.strategies.parse(strategy) if isinstance(strategy, str) else strategy
+        if not isinstance(method, Strategy):
+            raise wrong("the strategy", strategy, "a name or a Strategy")
         if not method.draws:
             options = self.request_builder.without_sampling(options)
+        values, samplers = read_options(options)
+        held = held_prompt(prompt)
 
         def rebind(seed: int) -> Request:
-            again = options.copy()
-            again["seed"] = seed
-            return self.request(prompt, **again)
+            return self.request_builder.build_checked(held, {**values, "seed": seed}, samplers)
 
-        request = self.request(prompt, **options)
+        request = rebind(values["seed"])
         task = Task(
             self.engine,
             request,
@@ -176,6 +277,142 @@ class LM:
             output.seconds.load = self._load_seconds
         return outputs
 
+    def _known_texts(self) -> list[Tokens]:
+        """Return the texts that `paceline warm` recorded for this model."""
+        trace = self.draft_target.trace
+        return [trace.tokens[text] for text in trace.texts()] if trace else []
+
+    def request(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
+        """Return the `Request` that `generate` would run.
+
+        Raises:
+            RequestError, MethodError: what was found, what is expected.
+        """
+        return self.request_builder.build(prompt, **options)
+
+    def _run_batch(self, requests: list[Request]) -> list[Output]:
+        try:
+            self.engine.memory  # noqa: B018 (raises where the engine cannot share it out)
+        except MethodError:
+            return [self.stream(request).run() for request in requests]
+        from paceline.serving.offline import run_batch  # serving is needed for lists only
+
+        outputs = run_batch(self, requests)
+        for output in outputs:
+            output.seconds.load = self._load_seconds
+        return outputs
+
+    # ---------------------------------------------------------------------------- text and tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, with the tokens that begin every text.
+
+        Raises:
+            RequestError: it is no text, or holds a lone surrogate.
+        """
+        return self.tokenizer.encode(check_text("the text", text))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of token ids, without special tokens.
+
+        Raises:
+            RequestError: one is no integer or outside the vocabulary.
+        """
+        ids = check_tokens("the tokens", tokens, self.engine.config.vocab_size)
+        return self.tokenizer.decode(ids)
+
+    @overload
+    def score(self, texts: str) -> Score: ...
+
+    @overload
+    def score(self, texts: list[str]) -> list[Score]: ...
+
+    def score(self, texts: str | list[str]) -> Score | list[Score]:
+        """Return the log-probability that the model gives to a text, or to each of several.
+
+        Raises:
+            RequestError: one is no text, or longer than the model's context.
+            ModelError: the model's logits are not finite.
+        """
+        scores = [score_tokens(self.engine, self.encode(t)) for t in check_texts("texts", texts)]
+        return scores[0] if isinstance(texts, str) else scores
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The tokens and the text of each."""
+        return self.request_builder.vocabulary
+
+    @property
+    def guide_models(self) -> GuideModels:
+        """Models that guides run, opened on first use."""
+        return self.request_builder.guide_models
+
+    # -------------------------------------------------------------------------- what was learnt
+
+    def reset(self) -> None:
+        """Forget what the drafter and the governor have learnt."""
+        self.drafter.reset()
+        if isinstance(self.budget, Governor):
+            self.budget = Governor(self.budget.cost)
+
+    def save_learnt(self, path: str | Path) -> None:
+        """Write what the drafter has learnt to a safetensors file.
+
+        Raises:
+            ModelError: the file cannot be written.
+        """
+        write_learnt(Path(path), self.drafter.state())
+
+    def load_learnt(self, path: str | Path) -> None:
+        """Let the drafter continue from what `save_learnt` wrote.
+
+        Raises:
+            ModelError: the file cannot be read.
+            MethodError: it is of another drafter, other settings or another vocabulary.
+        """
+        try:
+            self.drafter.load(read_learnt(Path(path)))
+        except MethodError as error:
+            raise MethodError(f"{path}: {error}") from None
+
+    # ---------------------------------------------------------------------------------- lifetime
+
+    def close(self) -> None:
+        """Give up the model: the memory of its weights, cache, guides and drafters is freed.
+
+        Later calls raise a RequestError. To close twice is harmless. A generation that is under
+        way keeps what it needs until it is dropped.
+        """
+        self.__dict__.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if "engine" not in self.__dict__:
+            return "LM(closed)"
+        engine = self.engine
+        parts = [repr(self._name), f"dtype={engine.format!r}", f"engine={engine.name!r}"]
+        if engine.threads is not None:
+            parts.append(f"threads={engine.threads}")
+        if engine.device is not None:
+            parts.append(f"device={engine.device!r}")
+        parts.append(f"drafter={self.drafter_method.name!r}")
+        nodes = self.budget.nodes if isinstance(self.budget, Fixed) else "auto"
+        return f"LM({', '.join(parts)}, budget={nodes!r})"
+
+    if not TYPE_CHECKING:  # mypy shall still know which attributes there are
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name in _PARTS and not self.__dict__:
+                raise RequestError("this model is closed; open it again with LM(...)")
+            raise AttributeError(f"LM has no attribute {name!r}")
+
+    # --------------------------------------------------------------------------------- deprecated
+
     def complete(
         self,
         prompt: Prompt,
@@ -185,25 +422,28 @@ class LM:
         method: str = "beam",
         alpha: float | None = None,
     ) -> list[Completion]:
-        """Several continuations of `prompt`, likeliest first. Lossy: there may be likelier ones.
+        """Return several continuations of a prompt, most probable first; use `search` instead.
+
+        Deprecated: `search(prompt, "beam:width=3,returned=3,length_penalty=0")` or
+        `search(prompt, "superposed:returned=3")`.
 
         Args:
-            prompt: as for `request`.
+            prompt: text, token ids or chat messages.
             n: how many.
-            max_new_tokens: upper limit of each; the model's stop tokens end one before.
-            method: `beam`, n nodes a pass; or `superposed`, one node a pass and, with small models,
-                far less likely continuations; see `decoding/strategies/superposed.py`.
+            max_new_tokens: upper limit of each, in tokens.
+            method: `beam` or `superposed`.
             alpha: of `superposed`: weight, 0 to 1, of n-grams of the prompt and of what
                 `paceline warm` kept. None is 0.
 
         Raises:
             MethodError, RequestError: what is wrong and what to do.
         """
+        warnings.warn("LM.complete is now LM.search", DeprecationWarning, stacklevel=2)
         if method not in ("beam", "superposed"):
             raise MethodError(f"the method is {method!r}, expected beam or superposed")
         if method == "beam" and alpha is not None:
             raise RequestError("beam search uses no n-grams; leave alpha out, or take superposed")
-        room = self.engine.config.context - len(self.request_builder.encode(prompt, None)[0])
+        room = self.engine.config.context - len(self.request_builder.encode(prompt)[0])
         if not 1 <= max_new_tokens <= max(room, 1):
             raise RequestError(
                 f"continuations of {max_new_tokens} tokens are asked for, expected 1 to {room}: "
@@ -217,33 +457,17 @@ class LM:
         found = self.search(prompt, strategy, max_new_tokens=max_new_tokens, controls=())
         return [Completion(one.text, one.score, tuple(one.tokens)) for one in found]
 
-    def _known_texts(self) -> list[Tokens]:
-        """Return the texts that `paceline warm` recorded for this model."""
-        trace = self.draft_target.trace
-        return [trace.tokens[text] for text in trace.texts()] if trace else []
 
-    def reset(self) -> None:
-        """Forget what the drafter and the governor learnt."""
-        self.drafter.reset()
-        if isinstance(self.budget, Governor):
-            self.budget = Governor(self.budget.cost)
-
-    def save_learnt(self, path: str | Path) -> None:
-        """Keep what the drafter learnt in a safetensors file.
-
-        Raises:
-            ModelError: the file cannot be written.
-        """
-        write_learnt(Path(path), self.drafter.state())
-
-    def load_learnt(self, path: str | Path) -> None:
-        """Let the drafter go on from what `save_learnt` kept.
-
-        Raises:
-            ModelError: the file cannot be read.
-            MethodError: it is of another drafter, other settings or another vocabulary.
-        """
-        try:
-            self.drafter.load(read_learnt(Path(path)))
-        except MethodError as error:
-            raise MethodError(f"{path}: {error}") from None
+_NO_ARGUMENTS = ("format", "unexpected", "return")  # of LM, in a hint
+_PARTS = (
+    "model",
+    "engine",
+    "tokenizer",
+    "drafter",
+    "drafter_method",
+    "draft_target",
+    "budget",
+    "request_builder",
+    "_load_seconds",
+    "_name",
+)

@@ -1,4 +1,4 @@
-"""A checkpoint opened in an engine."""
+"""Opens checkpoints in engines."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from paceline import registry
+from paceline.arguments import check_integer, check_text, described, wrong
 from paceline.attention.base import Pattern
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
@@ -18,12 +19,12 @@ from paceline.models.trace import Trace, known_trace
 
 
 class LoadedModel(NamedTuple):
-    """A model that can be run.
+    """A checkpoint and the engine that runs it.
 
     Attributes:
-        model: the checkpoint; the first of an ensemble.
-        engine: runs it, or all of the ensemble.
-        trace: what `paceline warm` kept of it, if anything; nothing of an ensemble.
+        model: the checkpoint; the first one of an ensemble.
+        engine: runs it, or all models of the ensemble.
+        trace: texts and predictions that `paceline warm` kept, if any; None for an ensemble.
     """
 
     model: Model
@@ -41,12 +42,20 @@ def open_model(
     kv_format: str,
     attention: str | Pattern | None = None,
 ) -> LoadedModel:
-    """Open a checkpoint, or several as an ensemble; the arguments are those of `LM`.
+    """Open a checkpoint, or several as an ensemble, with the arguments of `LM`.
 
     Raises:
-        ModelError, MethodError: what is wrong and what to do, in one sentence.
+        ModelError, MethodError, RequestError: what is wrong and what to do, in one sentence.
     """
+    if source is not None and not isinstance(source, str | Path):
+        raise wrong("the model", source, "a folder, a hub id, or None for the embedded model")
+    for name, value in (("engine", engine), ("dtype", weight_format), ("kv_format", kv_format)):
+        check_text(name, value)
+    threads = None if threads is None else check_integer("threads", threads)
+    device = None if device is None else check_text("device", device)
     pattern = registry.patterns.parse(attention) if isinstance(attention, str) else attention
+    if pattern is not None and not isinstance(pattern, Pattern):
+        raise wrong("attention", attention, "a name or a Pattern")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
     models = [load(part) for part, _ in parts]
     engines = [
@@ -65,20 +74,20 @@ def open_model(
         _check_tokens(models)
         whole = EnsembleEngine(engines, [weight for _, weight in parts])
         return LoadedModel(models[0], whole, None)
-    [opened] = engines
-    return LoadedModel(models[0], opened, known_trace(models[0], opened.config.vocab_size))
+    [only] = engines
+    return LoadedModel(models[0], only, known_trace(models[0], only.config.vocab_size))
 
 
 def open_budget(budget: int | str, engine: Engine) -> Budget:
-    """How many nodes trees have: a number, or `auto` by this machine's measured cost.
+    """Return what sizes draft trees: a fixed number, or `auto` by this machine's measured cost.
 
     Raises:
         RequestError: it is neither.
     """
-    if isinstance(budget, int):
+    if isinstance(budget, int) and not isinstance(budget, bool):
         return Fixed(budget)
-    if budget != "auto":
-        raise RequestError(f"the budget is {budget!r}, expected a number of nodes or auto")
+    if not isinstance(budget, str) or budget != "auto":
+        raise RequestError(f"the budget is {described(budget)}, expected a number of nodes or auto")
     from paceline.engines.cost_cache import known_cost
 
     return Governor(known_cost(engine))

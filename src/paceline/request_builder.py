@@ -1,14 +1,14 @@
-"""What a user asks for, turned into a `Request`."""
+"""Builds a `Request` from a prompt and user options."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, Unpack, cast
 
+from paceline.arguments import check_items, check_tokens, wrong
 from paceline.control.base import ControlMethod, bind
-from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod, guided, parse_guides
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.keywords import Keywords
@@ -24,32 +24,11 @@ from paceline.errors import MethodError, RequestError
 from paceline.models import Model
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import Vocabulary
-from paceline.watermarks.base import Watermark, parse_watermark
+from paceline.registry import controls
+from paceline.request_options import Prompt, RequestOptions, read_options
+from paceline.watermarks.base import parse_watermark
 
-Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 _NO_TOOLS = ("auto", "none")  # choices that need none
-Controls = str | Mapping[str, object] | Sequence[ControlMethod]
-Guides = str | GuideMethod | Sequence[str | GuideMethod]
-
-
-class RequestOptions(TypedDict, total=False):
-    """RequestOptions of a request, as `LM.request` explains them."""
-
-    max_new_tokens: int
-    temperature: float | None
-    seed: int
-    controls: Controls | None
-    schema: object
-    grammar: Grammar | str | None
-    keywords: Keywords | str | Sequence[str] | None
-    guide: Guides
-    tools: Sequence[Mapping[str, Any]]
-    tool_choice: Choice
-    stop: Sequence[str]
-    ignore_eos: bool
-    prediction: str | Sequence[int] | None
-    walk: str
-    watermark: Watermark | str | None
 
 
 class RequestBuilder:
@@ -67,82 +46,52 @@ class RequestBuilder:
     ) -> None:
         self.model, self.tokenizer, self.engine, self.drafter = model, tokenizer, engine, drafter
 
-    def build(
-        self,
-        prompt: Prompt,
-        *,
-        max_new_tokens: int = 256,
-        temperature: float | None = None,
-        seed: int = 0,
-        controls: Controls | None = None,
-        schema: object = None,
-        grammar: Grammar | str | None = None,
-        keywords: Keywords | str | Sequence[str] | None = None,
-        guide: Guides = (),
-        tools: Sequence[Mapping[str, Any]] = (),
-        tool_choice: Choice = "auto",
-        stop: Sequence[str] = (),
-        ignore_eos: bool = False,
-        prediction: str | Sequence[int] | None = None,
-        walk: str = "gumbel",
-        watermark: Watermark | str | None = None,
-    ) -> Request:
-        """Turn what a user gives into a `Request`.
+    def build(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
+        """Return the `Request` that a prompt and options ask for.
 
         Args:
-            prompt: text, chat messages (`role`, `content`) or token ids.
-            max_new_tokens: upper limit of the output.
-            temperature: 0 is greedy; None takes the checkpoint's default.
-            seed: the same seed gives the same output, whatever the drafter.
-            controls: besides temperature; as `SamplerSpec.parse` or `SamplerSpec.of` read them, or
-                methods. None takes the checkpoint's defaults.
-            schema: a JSON schema that the output follows: a mapping, text, or a pydantic model.
-            grammar: what else it follows: Lark rules, `Grammar(regex)`, `Grammar.choice(texts)`.
-            keywords: words that the output has, in any order, as a list or as `dog;ice cream`;
-                `Keywords` has more settings.
-            guide: other models or other texts that steer it: `NAME:key=value,...` or a
-                `GuideMethod`, or several whose order is defined.
-            tools: functions that the model may call, as OpenAI's API takes them; chat messages
-                offer them to the model, other prompts have to do so themselves.
-            tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
-            stop: strings that end the output.
-            ignore_eos: go on past the checkpoint's stop tokens.
-            prediction: what the output is expected to be, as text or token ids: a draft, a
-                template, the document to edit. It makes the output no different, only faster.
-            walk: `gumbel` draws what plain decoding draws; `rejection`, for draft models, by the
-                same law but other tokens.
-            watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`: text that the key recognises.
+            prompt: text, token ids, or chat messages with `role` and `content`.
+            options: see `RequestOptions`.
 
         Raises:
-            RequestError: a number out of range, or a prediction that the drafter cannot use.
+            RequestError, MethodError: what was found, what is expected.
+        """
+        return self.build_checked(prompt, *read_options(options))
+
+    def build_checked(
+        self, prompt: Prompt, values: Mapping[str, Any], samplers: Mapping[str, object]
+    ) -> Request:
+        """Return the `Request` of a prompt and of options that `read_options` has read.
+
+        Raises:
+            RequestError, MethodError: as `build`.
         """
         defaults = self.model.defaults
-        sampling = _sampling(defaults.samplers() if controls is None else controls, temperature)
-        temperature = sampling.temperature
-        temperature = defaults.temperature if temperature is None else temperature
-        offered = Tools.of(tools, tool_choice) if tools or tool_choice not in _NO_TOOLS else None
+        spec = self._sampling(values["controls"], samplers, values["temperature"])
+        temperature = defaults.temperature if spec.temperature is None else spec.temperature
+        offered = _tools(values["tools"], values["tool_choice"])
         template = self.tokenizer.template if offered else None
-        grammars, parser = followed(schema, grammar, offered, template)
+        grammars, parser = followed(values["schema"], values["grammar"], offered, template)
         tokens, continues = self.encode(prompt, offered)
         request = Request(
             prompt=tuple(tokens),
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=values["max_new_tokens"],
             temperature=temperature,
-            seed=seed,
-            stop_tokens=frozenset() if ignore_eos else frozenset(defaults.stop_tokens),
-            stop_strings=tuple(stop),
-            prediction=self._predicted(prediction),
-            walk=walk,
+            seed=values["seed"],
+            stop_tokens=frozenset() if values["ignore_eos"] else frozenset(defaults.stop_tokens),
+            stop_strings=tuple(values["stop"]),
+            prediction=self._predicted(values["prediction"]),
+            walk=values["walk"],
             continues=continues,
             parser=parser,
         )
         scaling = (Temperature(temperature),) if temperature > 0 else ()
-        bound = (*sampling.methods, *scaling, *grammars, *_keywords(keywords))
-        request = self._steered(self._bound(request, bound), guide)
-        if watermark is None:
-            return request
-        mark = parse_watermark(watermark) if isinstance(watermark, str) else watermark
-        return mark.mark(request)
+        keywords = () if values["keywords"] is None else (values["keywords"],)
+        request = self._bound(request, (*spec.methods, *scaling, *grammars, *keywords))
+        request = self._guided(request, values["guide"])
+        mark = values["watermark"]
+        mark = parse_watermark(mark) if isinstance(mark, str) else mark
+        return request if mark is None else mark.mark(request)
 
     def without_sampling(self, options: RequestOptions) -> RequestOptions:
         """Return `options` for a strategy that draws nothing.
@@ -154,10 +103,39 @@ class RequestBuilder:
         if deterministic.get("temperature") is None:
             deterministic["temperature"] = 0.0
         if deterministic.get("controls") is None:
-            samplers = SamplerSpec.of(self.model.defaults.samplers()).methods
-            kept = [control for control in samplers if control.order < TEMPERATURE]
-            deterministic["controls"] = kept
+            given = cast(Mapping[str, object], options)
+            deterministic["controls"] = {
+                name: value
+                for name, value in self.model.defaults.samplers().items()
+                if controls.find(name).order < TEMPERATURE and given.get(name) is None
+            }
         return deterministic
+
+    def _sampling(
+        self,
+        given: str | Mapping[str, object] | Sequence[ControlMethod] | None,
+        samplers: Mapping[str, object],
+        temperature: float | None,
+    ) -> SamplerSpec:
+        """Join `controls`, samplers by name and the checkpoint's defaults.
+
+        Raises:
+            RequestError: two temperatures are given, and differ.
+        """
+        if given is None:
+            given, samplers = {**self.model.defaults.samplers(), **samplers}, {}
+            given = {name: value for name, value in given.items() if value is not None}
+        if isinstance(given, str):
+            spec = SamplerSpec.parse(given)
+        elif isinstance(given, Mapping):
+            spec = SamplerSpec.of(given)
+        else:
+            spec = SamplerSpec(methods=tuple(given))
+        named = SamplerSpec.of({k: value for k, value in samplers.items() if value is not None})
+        values = [value for value in (temperature, spec.temperature) if value is not None]
+        if len(set(values)) > 1:
+            raise RequestError(f"temperature is {values[0]:g} and {values[1]:g}; give one of them")
+        return SamplerSpec(values[0] if values else None, (*spec.methods, *named.methods))
 
     def _bound(self, request: Request, controls: Sequence[ControlMethod]) -> Request:
         room = self.engine.config.context - len(request.prompt)
@@ -167,12 +145,11 @@ class RequestBuilder:
             request = replace(request, max_new_tokens=room)
         return bind(controls, request, self.vocabulary)
 
-    def _steered(self, request: Request, guide: Guides) -> Request:
-        chosen = [guide] if isinstance(guide, str | GuideMethod) else guide
+    def _guided(self, request: Request, guides: Sequence[str | GuideMethod]) -> Request:
         methods = [
-            guide
-            for item in chosen
-            for guide in (parse_guides(item) if isinstance(item, str) else [item])
+            method
+            for item in guides
+            for method in (parse_guides(item) if isinstance(item, str) else [item])
         ]
         return guided(request, methods, self.guide_models) if methods else request
 
@@ -194,7 +171,7 @@ class RequestBuilder:
         weights = self.model.weights
         return weights.dense("head" if "head" in weights else "embed")
 
-    def _predicted(self, prediction: str | Sequence[int] | None) -> tuple[int, ...]:
+    def _predicted(self, prediction: str | Sequence[object] | None) -> tuple[int, ...]:
         if prediction is None:
             return ()
         if not self.drafter.uses_prediction:
@@ -204,37 +181,47 @@ class RequestBuilder:
             )
         if isinstance(prediction, str):
             return tuple(self.tokenizer.encode(prediction, special=False))
-        return tuple(int(token) for token in prediction)
+        return check_tokens("the prediction", prediction, self.engine.config.vocab_size)
 
-    def encode(self, prompt: Prompt, tools: Tools | None) -> tuple[list[int], bool]:
-        """The prompt's tokens, and whether the output goes on in its text; a chat's does not."""
+    def encode(self, prompt: Prompt, tools: Tools | None = None) -> tuple[list[int], bool]:
+        """Return the prompt's tokens, and whether the output's text continues the prompt's.
+
+        The answer to chat messages begins anew; that to other prompts continues them.
+
+        Raises:
+            RequestError: the prompt is neither text nor token ids nor messages, or the chat
+                template refuses the messages.
+        """
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt), True
-        messages = [item for item in prompt if isinstance(item, dict)]
-        if messages and tools:
+        items = check_items("the prompt", prompt, "text, token ids or chat messages")
+        if not any(isinstance(item, Mapping) for item in items):
+            return list(check_tokens("the prompt", items, self.engine.config.vocab_size)), True
+        messages = check_messages(items)
+        if tools:
             return tools.encode(messages, self.tokenizer), False
-        if messages:
-            return self.tokenizer.encode_chat(messages), False
-        return [int(token) for token in prompt if not isinstance(token, dict)], True
+        return self.tokenizer.encode_chat(messages), False
 
 
-def _sampling(controls: Controls, temperature: float | None) -> SamplerSpec:
-    """What was asked for; a temperature in both places must be the same."""
-    if isinstance(controls, str):
-        spec = SamplerSpec.parse(controls)
-    elif isinstance(controls, Mapping):
-        spec = SamplerSpec.of(controls)
-    else:
-        spec = SamplerSpec(methods=tuple(controls))
-    values = [value for value in (temperature, spec.temperature) if value is not None]
-    if len(set(values)) > 1:
-        raise RequestError(f"temperature is {values[0]:g} and {values[1]:g}; give one of them")
-    return SamplerSpec(values[0] if values else None, spec.methods)
+def check_messages(messages: object) -> list[dict[str, Any]]:
+    """Return chat messages as a list.
+
+    Raises:
+        RequestError: one is no mapping with a `role`.
+    """
+    items = check_items("messages", messages, _MESSAGES)
+    if not items:
+        raise wrong("messages", messages, _MESSAGES)
+    for item in items:
+        if not isinstance(item, Mapping):
+            raise wrong("a message", item, 'a dict such as {"role": "user", "content": "Hi"}')
+        if not isinstance(item.get("role"), str):
+            raise wrong("the role of a message", item.get("role"), "text such as user")
+    return [dict(item) for item in items]
 
 
-def _keywords(given: Keywords | str | Sequence[str] | None) -> list[Keywords]:
-    if given is None:
-        return []
-    if isinstance(given, str):
-        return [Keywords(given)]
-    return [given if isinstance(given, Keywords) else Keywords.of(given)]
+_MESSAGES = 'a list such as [{"role": "user", "content": "Hi"}]'
+
+
+def _tools(tools: Sequence[Mapping[str, Any]], choice: Choice) -> Tools | None:
+    return Tools.of(tools, choice) if tools or choice not in _NO_TOOLS else None

@@ -164,8 +164,8 @@ def test_none_offers_none(lm):
 @pytest.mark.parametrize(
     ("tools", "choice", "said"),
     [
-        ({"name": "f"}, "auto", "not a list"),
-        ("f", "auto", "not a list"),
+        ({"name": "f"}, "auto", "expected a list of functions"),
+        ("f", "auto", "expected a list of functions"),
         ([], "required", "0 tools"),
         ([{"name": f"f{i}"} for i in range(200)], "auto", "200 tools"),
         ([3], "auto", "tool 1 is not a function"),

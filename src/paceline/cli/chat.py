@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paceline.cli import options
+from paceline.cli import options, parsing
 from paceline.cli.decode_options import LearningDraftOptions, describe, stream, summary
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
@@ -38,7 +38,7 @@ def chat(
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
     requested: RequestOptions = {**sampling.request_options(), **constraints.request_options()}
     pattern = _pattern(template)
-    requested["stop"] = [*requested["stop"], *_ends(pattern)]
+    requested["stop"] = [*parsing.stops(sampling.stop), *_ends(pattern)]
     lm = drafting.open(engine, model)
     if pattern is None:
         _try_template(lm)

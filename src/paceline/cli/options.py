@@ -103,7 +103,7 @@ class EngineOptions:
             budget=budget,
             threads=self.threads,
             device=self.device,
-            format=self.weight_format,
+            dtype=self.weight_format,
             kv_format=self.kv_format,
             attention=self.attention,
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from paceline.control.base import ControlMethod
 from paceline.control.logits import forbid
 from paceline.core import Control, Exactness, Floats, Request
+from paceline.errors import MethodError
 from paceline.models.vocabulary import Vocabulary, words
 from paceline.registry import Source, controls
 
@@ -34,7 +35,9 @@ class BadWords(ControlMethod):
     source = Source(note="ours for texts; for ids as in Hugging Face transformers, bad_words_ids")
 
     def __post_init__(self) -> None:
-        words("bad_words", self.words)
+        for item in words("bad_words", self.words):
+            if isinstance(item, str) and item != item.encode(errors="replace").decode():
+                raise MethodError("a bad word holds half a character (a lone surrogate)")
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
         """Look up the tokens that could complete a word."""

@@ -14,7 +14,7 @@ from paceline.control.guides.base import GuideMethod
 from paceline.core import Parsed, Request
 from paceline.errors import RequestError
 from paceline.registry import drafters
-from paceline.request_builder import RequestOptions
+from paceline.request_options import RequestOptions
 from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
