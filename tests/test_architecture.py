@@ -18,6 +18,8 @@ LAYERS = [
         "arguments",
         "core",
         "errors",
+        "features",
+        "method_card",
         "method_spec",
         "noise",
         "registry",

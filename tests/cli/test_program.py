@@ -103,12 +103,52 @@ def test_version(paceline):
 def test_methods_lists_what_is_registered(paceline):
     done = paceline("methods", "--json")
     rows = {(row["family"], row["name"]): row for row in done.json["methods"]}
-    assert rows["control", "min_p"]["settings"] == {"p": 0.05}
+    min_p = rows["control", "min_p"]["settings"]
+    assert [(each["name"], each["type"], each["default"]) for each in min_p] == [
+        ("p", "float", 0.05)
+    ]
+    assert min_p[0]["doc"]
     assert rows["drafter", "plain"]["exactness"] == "exact"
     assert all(
         {"needs", "source", "catalogue", "summary", "hidden"} <= set(r) for r in rows.values()
     )
-    assert "min_p" in paceline("methods").out
+    shown = paceline("methods").out
+    assert "min_p" in shown
+    assert "chunked prefill" in shown
+    assert "hostile" not in shown
+
+
+def test_methods_of_one_family_and_one_method(paceline):
+    shown = paceline("methods", "drafters").out
+    assert "lookup" in shown
+    assert "min_p" not in shown
+    one = paceline("methods", "drafter", "trie").out
+    assert one.startswith("drafter lookahead_trie\n")
+    assert "catalogue 42: served whole" in one
+    assert "capacity (int, default 262144): " in one
+    feature = paceline("methods", "features", "chunked prefill").out
+    assert "catalogue 353: served in part; missing: chunks of equal size" in feature
+    assert "unknown family 'drofter'; did you mean drafter" in paceline("methods", "drofter").err
+    assert "unknown drafter 'lokup'" in paceline("methods", "drafter", "lokup").err
+    assert "unknown feature 'x'" in paceline("methods", "feature", "x").err
+
+
+def test_methods_without_torch_are_listed_as_such():
+    code = """if True:
+        import sys
+        sys.modules["torch"] = None
+        import importlib.util as util
+        real = util.find_spec
+        util.find_spec = lambda name, *more: None if name == "torch" else real(name, *more)
+        from paceline.cli import main
+        sys.argv = ["paceline", "methods", "--json"]
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    rows = json.loads(done.stdout)["methods"]
+    assert {"medusa", "lookup"} <= {row["name"] for row in rows}
+    for row in rows:
+        assert row["available"] == ("torch" not in row["needs"]), row
 
 
 def test_doctor_says_what_the_machine_offers(paceline, monkeypatch):

@@ -56,6 +56,10 @@ class Grammar(ControlMethod):
         title="llguidance, github.com/guidance-ai/llguidance",
         note="forced tokens as drafts are ours",
     )
+    catalogue = (276, 117)
+    missing = {
+        117: "its stack that branches and rolls back; llguidance reads tokens with Earley items"
+    }
 
     def __post_init__(self) -> None:
         if self.kind not in _KINDS:

@@ -55,6 +55,7 @@ class Letters(ControlMethod):
         note="ours is exact",
     )
     catalogue = (30,)
+    missing = {30: "filters on meaning, and the writing studio"}
 
     def __post_init__(self) -> None:
         if not any(getattr(self, field.name) for field in fields(self)):

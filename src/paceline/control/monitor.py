@@ -56,6 +56,7 @@ class Monitor(ControlMethod):
         section="section 3",
     )
     catalogue = (441,)
+    missing = {441: "languages besides Python, and monitors other than of attribute names"}
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
         """Return the control for an output after the prompt.

@@ -52,6 +52,7 @@ class Sounds(ControlMethod):
         note="ours is exact",
     )
     catalogue = (30,)
+    missing = {30: "filters on meaning, and the writing studio"}
 
     def __post_init__(self) -> None:
         if not (self.rhyme or self.line or self.least or self.most):

@@ -39,6 +39,7 @@ class Ensemble(DraftSettings):
 
     source = Source(authors="Fu et al.", title="Speculative Ensemble", arxiv="2502.01662")
     catalogue = (229,)
+    missing = {229: "reuse of the rows that the drafting member computed; they are run again"}
     needs = frozenset({Ability.ENSEMBLE})
 
     member: str = "turns"

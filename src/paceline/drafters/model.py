@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import numpy as np
 
@@ -85,7 +84,6 @@ class DraftModel(DraftSettings):
         title="Fast Inference via Speculative Decoding",
         arxiv="2211.17192",
     )
-    catalogue: ClassVar[tuple[int, ...]] = (442, 134, 255, 224, 52)
 
     path: str = field()
     format: str = "auto"

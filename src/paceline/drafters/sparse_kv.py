@@ -47,6 +47,7 @@ class SparseKV(DraftSettings):
 
     source = Source(authors="Wu et al.", title="TokenSwift", arxiv="2502.18890")
     catalogue = (113,)
+    missing = {113: "trained heads, retrieval by attention, frequent n-grams and the penalty"}
 
     sinks: int = 16
     recent: int = 512

@@ -50,6 +50,7 @@ class Trigram(DraftMethod):
     )
     catalogue = (354,)
     examples = ("trigram", "trigram:k=1,explore=0,depth=1,capacity=8")
+    missing = {354: "tri-grams counted on a corpus beforehand"}
 
     k: int = 8
     explore: float = 1.0

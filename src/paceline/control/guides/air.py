@@ -46,6 +46,7 @@ class Air(GuideMethod):
         authors="Zhong et al.", title="Air-Decoding", arxiv="2310.14892", section="section 3"
     )
     catalogue = (92,)
+    missing = {92: "prefix-tuned class models; classes are named by text"}
 
     def __post_init__(self) -> None:
         require(0 <= self.omega <= 1000, "air:omega", self.omega, "0 to 1000")

@@ -52,6 +52,7 @@ class Cfg(GuideMethod):
         note="Castillo et al., Adaptive Guidance, arXiv 2312.12487",
     )
     catalogue = (10,)
+    missing = {10: "diffusion models; total variation stands for the cosine of images"}
 
     def __post_init__(self) -> None:
         require(0 <= self.scale <= 100, "cfg:scale", self.scale, "0 to 100")

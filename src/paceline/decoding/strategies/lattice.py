@@ -58,6 +58,7 @@ class LatticeSearch(Strategy):
         arxiv="2112.07660",
     )
     catalogue = (173,)
+    missing = {173: "merges of shorter with longer paths, and zipping backwards"}
     revisits = True
 
     def __post_init__(self) -> None:

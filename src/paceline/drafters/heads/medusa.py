@@ -36,7 +36,7 @@ class Medusa(Head):
         note="the output matrix is shared with the model, where the paper trains a copy a head",
     )
     catalogue = (474,)
-    missing = {474: "Medusa-2, which trains the model along, and typical acceptance"}  # noqa: RUF012
+    missing = {474: "Medusa-2, which trains the model along, and typical acceptance"}
 
     def shapes(self, target: HeadTarget) -> dict[str, tuple[int, ...]]:
         """Return a matrix [D, D] and a bias [D] for each depth."""

@@ -1,0 +1,236 @@
+"""What Paceline does that is no registered method, and which published systems it serves.
+
+The numbers are those of the catalogue of systems (`scripts/catalogue.tsv`). `coverage` joins them
+with the numbers that registered methods state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from paceline.registry import FAMILIES
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One thing that Paceline does without a name that users select.
+
+    Attributes:
+        name: short, unique.
+        summary: one sentence.
+        module: the file that holds it, from the root of the repository.
+        catalogue: numbers of the systems in the catalogue that it serves.
+        missing: for each of those numbers served in part only, what is missing.
+    """
+
+    name: str
+    summary: str
+    module: str
+    catalogue: tuple[int, ...] = ()
+    missing: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement that a catalogued system is served.
+
+    Attributes:
+        number: of the system.
+        by: the method, as `family name`, or the feature, as `feature name`.
+        missing: what is missing; empty where the system is served whole.
+    """
+
+    number: int
+    by: str
+    missing: str = ""
+
+    @property
+    def served(self) -> str:
+        """`whole` or `part`."""
+        return "part" if self.missing else "whole"
+
+
+# Systems that several methods serve together, and how they divide it.
+SHARED = {
+    30: "letters holds the filters on spelling, sounds those on pronunciation",
+    418: "exponential and inverse are the paper's two schemes",
+}
+
+FEATURES = (
+    # One model, one pass
+    Feature(
+        "token-tree verification",
+        "Verify a tree of drafted tokens in one pass; each node attends to its own ancestors.",
+        "native/engine/pass_attention.cpp",
+    ),
+    Feature(
+        "batch-invariant kernels",
+        "Reduce every output element in one order, whatever the batch, the tree or the threads.",
+        "native/kernels/matmul.hpp",
+    ),
+    Feature(
+        "packed passes",
+        "Run prompts and trees of many requests in one pass as one run of rows, without padding.",
+        "native/engine/pass.cpp",
+        (298, 371),
+        {371: "encoder models; the fused attention kernels for GPUs"},
+    ),
+    Feature(
+        "shared-prefix attention",
+        "Read cached pages that several requests of a pass share once for all of them, exactly.",
+        "native/engine/pass_attention.cpp",
+        (279,),
+    ),
+    Feature(
+        "weight-only formats",
+        "Multiply int8, int4 and ternary weights by activations, with grouped scales, on the CPU.",
+        "src/paceline/engines/formats.py",
+        (19, 267),
+        {
+            19: "the search for a group size for each matrix",
+            267: "the automatic choice of a recipe that meets an accuracy target",
+        },
+    ),
+    Feature(
+        "compressed caches",
+        "Keep keys and values in fp16 or int8; a pass reads them as they are.",
+        "native/engine/kv_cache.cpp",
+    ),
+    # Speculation
+    Feature(
+        "exact walk",
+        "Draw one token at each visited node with noise keyed by seed and position, so that no "
+        "drafter changes the output.",
+        "src/paceline/decoding/walk.py",
+    ),
+    Feature(
+        "rejection walk",
+        "Accept drafted tokens by the classical rejection rule, which keeps the distribution.",
+        "src/paceline/decoding/rejection.py",
+    ),
+    Feature(
+        "governor",
+        "Size each tree by the measured cost of a pass, down to plain decoding.",
+        "src/paceline/decoding/governor.py",
+    ),
+    Feature(
+        "calibration of draft probabilities",
+        "Scale a draft model's logits by a temperature that learns from accepted tokens.",
+        "src/paceline/drafters/draft_model/calibration.py",
+    ),
+    Feature(
+        "stop rules of draft models",
+        "Stop drafting by calibrated probabilities, or by a bandit (`stop=` of model drafters).",
+        "src/paceline/drafters/draft_model/stop_rules.py",
+        (442, 134, 111),
+        {
+            442: "the trained acceptance head; calibrated probabilities stand in for it",
+            134: "the early-exit head and its self-distillation; the draft is another model",
+            111: "streaming the target from storage, and the self-adjusting threshold",
+        },
+    ),
+    Feature(
+        "nested draft models",
+        "Ask the next larger draft where the smaller one is unsure (`model:path=A|B`).",
+        "src/paceline/drafters/model.py",
+        (255,),
+        {255: "one sorted checkpoint whose sub-models share weights, and its training"},
+    ),
+    Feature(
+        "draft head over frequent tokens",
+        "Compute a draft's logits for the N most frequent tokens only (`model:head=N`).",
+        "src/paceline/drafters/draft_model/frequent_tokens.py",
+        (224,),
+    ),
+    Feature(
+        "parallel drafting",
+        "Let the draft go on while the target verifies (`model:schedule=pearl`).",
+        "src/paceline/drafters/draft_model/parallel.py",
+        (52,),
+    ),
+    Feature(
+        "drafts with another tokenizer",
+        "Draft with a model of other tokens by way of the text.",
+        "src/paceline/drafters/draft_model/cross_tokenizer.py",
+    ),
+    Feature(
+        "warm start",
+        "Start learning drafters from text that the model wrote to itself (`paceline warm`).",
+        "src/paceline/drafters/history/warm_start.py",
+    ),
+    # Serving
+    Feature(
+        "scheduler",
+        "Batch continuously, fairly between clients, with preemption and deadlines.",
+        "src/paceline/serving/scheduler.py",
+    ),
+    Feature(
+        "chunked prefill",
+        "Give each pass a budget: all running requests first, then parts of prompts, sized by the "
+        "measured time of a pass (`--prefill-slowdown`).",
+        "src/paceline/serving/pass_budget.py",
+        (471, 148, 353),
+        {353: "chunks of equal size for pipelines of several devices"},
+    ),
+    Feature(
+        "prefix cache",
+        "Keep the keys and values of finished requests in a radix tree, and start from them.",
+        "src/paceline/serving/prefix_cache.py",
+    ),
+    Feature(
+        "memory limit",
+        "Hold a process's memory to a limit; drafts yield first, then cached prefixes.",
+        "src/paceline/serving/kv_budget.py",
+    ),
+    Feature(
+        "replicas",
+        "Serve from several engines on a Ray cluster; a node that fails loses no request.",
+        "src/paceline/serving/cluster/router.py",
+    ),
+    # Preparing and measuring
+    Feature(
+        "search for sampling settings",
+        "Find temperature, top-p, number and length of answers within a budget of tokens "
+        "(`paceline tune-sampling`).",
+        "src/paceline/planning/sampling_search.py",
+        (275,),
+        {275: "proposals by BlendSearch; half are drawn at random and half near the best"},
+    ),
+    Feature(
+        "proof",
+        "Compare every output with plain decoding, token by token, and tell ties from bugs.",
+        "src/paceline/measuring/proof.py",
+    ),
+    Feature(
+        "benchmark of grammars",
+        "Measure coverage, validity and mask times on the schemas of JSONSchemaBench.",
+        "benchmarks/grammars.py",
+        (491,),
+        {491: "the official JSON Schema test suite"},
+    ),
+)
+
+
+def claims() -> list[Claim]:
+    """Return every claim of every method and feature, hidden methods apart."""
+    found = [
+        Claim(number, f"feature {each.name}", each.missing.get(number, ""))
+        for each in FEATURES
+        for number in each.catalogue
+    ]
+    for family, registry in FAMILIES.items():
+        for name, method in registry.visible().items():
+            found += [
+                Claim(number, f"{family} {name}", method.missing.get(number, ""))
+                for number in method.catalogue
+            ]
+    return found
+
+
+def coverage() -> dict[int, list[Claim]]:
+    """Return the claims by number of the system; a number that is missing is not served."""
+    found: dict[int, list[Claim]] = {}
+    for claim in claims():
+        found.setdefault(claim.number, []).append(claim)
+    return dict(sorted(found.items()))

@@ -1,0 +1,64 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from paceline.features import FEATURES, SHARED, claims, coverage
+from paceline.method_card import card, numbers, settings
+from paceline.registry import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = [
+    pytest.param(method, id=f"{family}-{name}")
+    for family, registry in FAMILIES.items()
+    for name, method in registry.methods().items()
+]
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    with (ROOT / "scripts" / "catalogue.tsv").open(newline="") as file:
+        return {int(row["number"]): row for row in csv.DictReader(file, delimiter="\t")}
+
+
+def test_the_catalogue_is_that_of_the_project(catalogue):
+    path = ROOT.parent / "shared" / "methods" / "catalogue.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["id"], row["scope"], row["short"]) for row in rows] == [
+        (number, row["scope"], row["name"]) for number, row in catalogue.items()
+    ]
+
+
+def test_every_claim_is_of_a_system_of_the_catalogue(catalogue):
+    assert {claim.number for claim in claims()} <= set(catalogue)
+
+
+def test_what_is_claimed_twice_says_why():
+    twice = {number for number, several in coverage().items() if len(several) > 1}
+    assert twice == set(SHARED)
+
+
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_features_are_where_they_say(feature):
+    assert (ROOT / feature.module).is_file()
+    assert set(feature.missing) <= set(feature.catalogue)
+    assert [each.name for each in FEATURES].count(feature.name) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_describe_themselves(method):
+    row = json.loads(json.dumps(card(method)))
+    assert row["summary"]
+    assert set(method.missing) <= set(method.catalogue)
+    for setting in settings(method):
+        assert setting.doc, f"{method.name}:{setting.name} is not documented"
+
+
+def test_every_core_system_is_served_whole_in_part_or_not_at_all(catalogue):
+    page = (ROOT / "docs" / "reference" / "methods" / "coverage.md").read_text()
+    words = {None: "not yet", "whole": "whole", "part": "part"}
+    for number, row in catalogue.items():
+        if row["scope"] == "core":
+            name = row["name"].replace("|", "\\|")
+            assert f"| {number} | {name} | {words[numbers().get(number)]} |" in page
