@@ -3,6 +3,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <deque>
@@ -26,13 +27,14 @@ namespace {
 
 using Ints = arrays::Input<int32_t, 1>;
 using Matrix32 = arrays::Input<float, 2>;
+using Codes = arrays::Input<uint8_t, 2>;
+using Zeros = arrays::Input<uint16_t, 2>;
 using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
 using Logits = arrays::Array2<float>;
 
 constexpr size_t kMaxThreads = 1024;
 constexpr size_t kMappedBytes = size_t{1} << 16;  // smaller weights are not worth giving back
 
-constexpr const char* kFormats[] = {"fp32", "bf16", "fp16", "int8", "int4", "ternary"};
 constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8"};
 
 template <class Kind, size_t N>
@@ -53,9 +55,10 @@ size_t threads_of(int64_t threads) {
 // A model and what its sequences share. One call at a time holds `busy`; others wait, without the
 // interpreter's lock.
 struct Engine {
-    Engine(Shape shape, const Kernels& kernels, Format format, Format head,
+    Engine(Shape shape, const Kernels& kernels, const std::string& format, const std::string& head,
            CacheFormat cache_format, size_t threads, std::vector<nb::object> ropes)
-        : model(std::move(shape), kernels, format, head, cache_format, threads),
+        : model(std::move(shape), kernels, find_format(kernels, format),
+                find_format(kernels, head), cache_format, threads),
           ropes(std::move(ropes)) {}
 
     Model model;
@@ -98,8 +101,7 @@ std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storag
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
     return std::make_shared<Engine>(
-        std::move(shape), choose(isa), kind_of<Format>("format", storage, kFormats),
-        kind_of<Format>("format", head, kFormats),
+        std::move(shape), choose(isa), storage, head,
         kind_of<CacheFormat>("kv format", kv_format, kCacheFormats), threads_of(threads),
         std::move(ropes));
 }
@@ -148,8 +150,91 @@ void set_weight(Engine& engine, const std::string& name, Weight weight, bool map
     });
 }
 
-std::vector<std::vector<float>> get_weight(Engine& engine, const std::string& name) {
-    return locked(engine, [&] { return engine.model.weights.get(name); });
+// Arrays that describe integers with scales; `codes` may be null where they are not read.
+GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Matrix32& scales,
+                         const std::optional<Zeros>& zeros, const Ints* block_groups) {
+    const size_t rows = scales.shape(0), groups = scales.shape(1);
+    if (bits < 1 || bits > 8) refuse("codes have " + std::to_string(bits) + " bits, expected 1 to 8");
+    if (zeros && (zeros->shape(0) != rows || zeros->shape(1) != groups))
+        refuse("zero points and scales differ in size");
+    if (block_groups) {
+        if (block_groups->size() != (inputs + kBlockInputs - 1) / kBlockInputs)
+            refuse("block_groups has " + std::to_string(block_groups->size()) +
+                   " entries, expected one for every " + std::to_string(kBlockInputs) + " inputs");
+        for (size_t i = 0; i < block_groups->size(); ++i)
+            if (block_groups->data()[i] < 0 || static_cast<size_t>(block_groups->data()[i]) >= groups)
+                refuse("a block belongs to none of the groups");
+    }
+    return {.rows = rows,
+            .inputs = inputs,
+            .groups = groups,
+            .bits = bits,
+            .codes = codes,
+            .scales = scales.data(),
+            .zeros = zeros ? zeros->data() : nullptr,
+            .block_groups = block_groups ? block_groups->data() : nullptr};
+}
+
+bool format_holds(const std::string& format, int bits, Matrix32 scales,
+                  std::optional<Zeros> zeros) {
+    const FormatKernels& kernels = find_format(*runnable().back(), format);
+    const GroupedRows rows = grouped_rows(bits, nullptr, 0, scales, zeros, nullptr);
+    nb::gil_scoped_release unlocked;
+    return kernels.holds && kernels.holds(rows);
+}
+
+void load_weight(Engine& engine, const std::string& name, int bits, Codes codes, Matrix32 scales,
+                 std::optional<Zeros> zeros, Ints block_groups, std::optional<Ints> order) {
+    const size_t inputs = codes.shape(1);
+    if (codes.shape(0) != scales.shape(0)) refuse("codes and scales differ in rows");
+    const GroupedRows rows =
+        grouped_rows(bits, codes.data(), inputs, scales, zeros, &block_groups);
+    std::vector<int32_t> places;
+    if (order) {
+        places.assign(order->data(), order->data() + order->size());
+        std::vector<bool> taken(inputs);
+        for (const int32_t k : places) {
+            if (k < 0 || static_cast<size_t>(k) >= inputs || taken[static_cast<size_t>(k)])
+                refuse("order names no input, or one twice");
+            taken[static_cast<size_t>(k)] = true;
+        }
+        if (places.size() != inputs) refuse("order and codes differ in inputs");
+    }
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        for (size_t i = 0; i < codes.size(); ++i)
+            if (codes.data()[i] >> bits) refuse("a code has more than its bits");
+        engine.model.load(name, rows, places);
+    });
+}
+
+void set_format(Engine& engine, const std::string& name, const std::string& format) {
+    locked(engine, [&] {
+        engine.model.weights.set_format(name, find_format(engine.model.kernels, format));
+    });
+}
+
+Logits get_weight(Engine& engine, const std::string& name) {
+    const auto [rows, inputs] = locked(engine, [&] { return engine.model.weights.extent_of(name); });
+    auto values = std::make_unique<float[]>(rows * inputs);
+    locked(engine, [&, width = inputs] {
+        engine.model.weights.get(name, [&](size_t row, const std::vector<float>& from) {
+            std::copy(from.begin(), from.end(), values.get() + row * width);
+        });
+    });
+    return arrays::owned(std::move(values), rows, inputs);
+}
+
+// Name, format of the head beside it, whether a head may have it, and bits of a weight.
+std::vector<std::tuple<std::string, std::string, bool, double>> weight_formats() {
+    constexpr size_t kInputs = 4096;
+    std::vector<std::tuple<std::string, std::string, bool, double>> formats;
+    for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
+        const double bytes = static_cast<double>((*at)->panel_bytes(kInputs));
+        formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
+                             8 * bytes / static_cast<double>(kPanel * kInputs));
+    }
+    return formats;
 }
 
 void finish_loading(Engine& engine) {
@@ -427,8 +512,20 @@ void bind_loading(nb::class_<Engine>& model) {
              "Store a weight under its canonical name, e.g. `layers.3.q`. `mapped`: it shows a\n"
              "file, whose pages may be given back to the system once they are read.")
         .def("get", &get_weight, nb::arg("name"),
-             nb::sig("def get(self, name: str) -> list[list[float]]"),
-             "Return a matrix as it is stored, row by row.")
+             nb::sig("def get(self, name: str) -> Floats"),
+             "Return a matrix as it is stored, float32 [out, in].")
+        .def("set_format", &set_format, nb::arg("name"), nb::arg("weight_format"),
+             nb::sig("def set_format(self, name: str, weight_format: str) -> None"),
+             "Choose the format of the matrix that a weight is part of, before it has values.")
+        .def("load", &load_weight, nb::arg("name"), nb::arg("bits"), nb::arg("codes").noconvert(),
+             nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+             nb::arg("block_groups").noconvert(), nb::arg("order").noconvert().none(),
+             nb::sig("def load(self, name: str, bits: int, codes: NDArray[np.uint8], "
+                     "scales: Floats, zeros: NDArray[np.uint16] | None, block_groups: Tokens, "
+                     "order: Tokens | None) -> None"),
+             "Store a matrix of integers as it is: codes [out, in] with scales and zero points\n"
+             "[out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at\n"
+             "each place.")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
         .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
              nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),
@@ -472,6 +569,17 @@ void bind_properties(nb::class_<Engine>& model) {
 void bind_engine(nb::module_& m) {
     nb::exception<MemoryFull>(m, "MemoryFullError", PyExc_ValueError);
     nb::exception<NotTernary>(m, "NotTernaryError", PyExc_ValueError);
+    m.attr("BLOCK_INPUTS") = kBlockInputs;
+    m.def("weight_formats", &weight_formats,
+          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float]]"),
+          "Return the formats of weights: name, format of embedding and head where none is named,\n"
+          "whether these may have it, and bits of a weight.");
+    m.def("format_holds", &format_holds, nb::arg("name"), nb::arg("bits"),
+          nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+          nb::sig("def format_holds(name: str, bits: int, scales: Floats, "
+                  "zeros: NDArray[np.uint16] | None) -> bool"),
+          "Return whether a format keeps integers with scales and zero points [out, groups] as\n"
+          "they are.");
     bind_sequence(m);
     nb::class_<Engine> model(
         m, "NativeModel",

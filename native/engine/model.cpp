@@ -5,24 +5,14 @@
 
 namespace paceline {
 
-namespace {
-
-const FormatKernels& kernels_for(const Kernels& kernels, Format format) {
-    const FormatKernels* found = kernels.formats[static_cast<size_t>(format)];
-    if (!found) throw std::invalid_argument("this format has no kernels here");
-    return *found;
-}
-
-}  // namespace
-
-Model::Model(Shape given, const Kernels& kernels, Format format, Format head,
-             CacheFormat cache_format, size_t threads)
+Model::Model(Shape given, const Kernels& kernels, const FormatKernels& format,
+             const FormatKernels& head, CacheFormat cache_format, size_t threads)
     : shape(std::move(given)),
       kernels(kernels),
       cache_kernels(*kernels.caches[static_cast<size_t>(cache_format)]),
       layout(shape, cache_kernels),
       memory(layout.bytes),
-      weights(shape, kernels_for(kernels, format), kernels_for(kernels, head)),
+      weights(shape, format, head),
       ropes(shape.ropes),
       pool_(std::make_unique<Pool>(threads)) {}
 

@@ -61,8 +61,8 @@ struct Workspace {
 class Model {
 public:
     // `head` is the format of the embedding and of the head.
-    Model(Shape shape, const Kernels& kernels, Format format, Format head,
-          CacheFormat cache_format, size_t threads);
+    Model(Shape shape, const Kernels& kernels, const FormatKernels& format,
+          const FormatKernels& head, CacheFormat cache_format, size_t threads);
 
     // Bytes that one position takes in the cache.
     double position_bytes() const {
@@ -73,6 +73,11 @@ public:
 
     // See Weights::set.
     void set(const std::string& name, const TensorSource& weight) { weights.set(name, weight, *pool_); }
+
+    // See Weights::load.
+    void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order) {
+        weights.load(name, rows, order, *pool_);
+    }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();

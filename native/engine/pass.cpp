@@ -294,8 +294,10 @@ void Pass::work(size_t phase, size_t chunk, size_t thread) {
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
     const PendingProduct& linear = products_[product];
+    const std::vector<int32_t>& order = linear.matrix->order;
     linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n, linear.matrix->inputs,
-                                   work_.arranged.bytes(), chunk, chunks);
+                                   order.empty() ? nullptr : order.data(), work_.arranged.bytes(),
+                                   chunk, chunks);
 }
 
 void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {

@@ -13,6 +13,7 @@ namespace {
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 enum Part : unsigned { q, k, v, o, gate, up, down, parts };
+constexpr unsigned kEmbed = 1, kHead = 2;
 constexpr const char* kPartNames[parts] = {"q", "k", "v", "o", "gate", "up", "down"};
 
 std::string extent(size_t rows, size_t columns, bool matrix) {
@@ -98,16 +99,53 @@ private:
     std::vector<Buffer> rows_;
 };
 
+// The panels of one matrix of integers.
+class Loading : public Task {
+public:
+    Loading(Matrix& to, const GroupedRows& rows, size_t first, size_t every)
+        : to_(to), rows_(rows), first_(first), every_(every), panels_(padded(rows.rows) / kPanel) {
+        chunks_ = padded(rows.rows) * to.inputs / kChunk + 1;
+        add_phase(chunks_);
+    }
+
+private:
+    static constexpr size_t kChunk = size_t{1} << 18;
+
+    void work(size_t, size_t chunk, size_t) override {
+        const auto [begin, end] = chunk_range(panels_, chunk, chunks_);
+        for (size_t panel = begin; panel < end; ++panel) {
+            const size_t row = panel * kPanel;
+            GroupedRows part = rows_;
+            part.rows = std::min(rows_.rows - row, kPanel);
+            part.codes += row * rows_.inputs;
+            part.scales += row * rows_.groups;
+            if (part.zeros) part.zeros += row * rows_.groups;
+            to_.format->load(part, to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes);
+        }
+    }
+
+    Matrix& to_;
+    const GroupedRows& rows_;
+    const size_t first_, every_, panels_;
+    size_t chunks_;
+};
+
 }  // namespace
 
 Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
-    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {
+    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {}
+
+void Matrix::reserve() {
+    if (data) return;
     if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
     data = Buffer(panels * panel_bytes);
 }
 
 void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
                   Pool& pool) {
+    if (!order.empty()) refuse("weight '" + name + "' has its inputs in order, others have not");
+    loaded = true;
+    reserve();
     const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
     pool.run(packing, pool.size());
     weight.forget(0, weight.rows);
@@ -117,9 +155,23 @@ void Matrix::pack(const std::string& name, const TensorSource& weight, size_t fi
                          "number with either sign; choose another format");
 }
 
+void Matrix::load(const std::string& name, const GroupedRows& rows,
+                  std::span<const int32_t> inputs_order, size_t first, size_t every, Pool& pool) {
+    if (!format->holds || !format->holds(rows))
+        refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
+    if (loaded && !std::ranges::equal(order, inputs_order))
+        refuse("weight '" + name + "' has its inputs in another order than others");
+    order.assign(inputs_order.begin(), inputs_order.end());
+    loaded = true;
+    reserve();
+    pool.run(std::make_shared<Loading>(*this, rows, first, every), pool.size());
+}
+
 Matrix Matrix::gather(std::span<const int32_t> rows) const {
     Matrix part(*format, padded(rows.size()) / kPanel, inputs);
+    part.reserve();
     part.data.zero();
+    part.order = order;
     for (size_t i = 0; i < rows.size(); ++i) {
         const size_t row = static_cast<size_t>(rows[i]);
         format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,
@@ -129,117 +181,140 @@ Matrix Matrix::gather(std::span<const int32_t> rows) const {
 }
 
 void Matrix::unpack(size_t row, float scale, float* out) const {
-    format->unpack(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, scale, out);
+    const uint8_t* panel = data.bytes() + row / kPanel * panel_bytes;
+    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, scale, out);
+    std::vector<float> placed(inputs);
+    format->unpack(panel, row % kPanel, inputs, scale, placed.data());
+    for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
 }
 
 Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format)
-    : layers(shape.layers.size()), shape_(shape), format_(format) {
-    head = Matrix(head_format, padded(shape.vocabulary) / kPanel, shape.hidden);
-    if (!shape.tied) untied_embedding = Matrix(head_format, head.panels, head.inputs);
+    : layers(shape.layers.size()), shape_(shape) {
+    const size_t panels = padded(shape.vocabulary) / kPanel, hidden = shape.hidden;
+    head = Matrix(head_format, panels, hidden);
+    if (!shape.tied) untied_embedding = Matrix(head_format, panels, hidden);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        const LayerShape& layer = shape.layers[i];
+        const size_t wide = padded(layer.intermediate) / kPanel;
+        layers[i].qkv = Matrix(format, layer.qkv_size() / kPanel, hidden);
+        layers[i].o = Matrix(format, padded(hidden) / kPanel, layer.query_size());
+        layers[i].gate_up = Matrix(format, (shape.gated ? 2 : 1) * wide, hidden);
+        layers[i].down = Matrix(format, padded(hidden) / kPanel, layer.intermediate);
+    }
 }
 
-void Weights::set(const std::string& name, const TensorSource& weight, Pool& pool) {
-    const std::string suffix = ".bias", prefix = "layers.";
-    const bool bias = name.size() > suffix.size() && name.ends_with(suffix);
-    const std::string stem = bias ? name.substr(0, name.size() - suffix.size()) : name;
-    if (!stem.starts_with(prefix)) return set_global(stem, weight, bias, pool);
+std::pair<size_t, std::string> Weights::layer_of(const std::string& name) const {
+    const std::string prefix = "layers.";
     size_t index = 0;
-    const char* begin = stem.data() + prefix.size();
-    const auto [end, error] = std::from_chars(begin, stem.data() + stem.size(), index);
-    if (error != std::errc() || end == stem.data() + stem.size() || *end != '.')
+    const char *begin = name.data() + prefix.size(), *last = name.data() + name.size();
+    const auto [end, error] = std::from_chars(begin, last, index);
+    if (error != std::errc() || end == last || *end != '.')
         refuse("weight '" + name + "' is not part of a decoder");
     if (index >= layers.size())
         refuse("weight '" + name + "' belongs to none of the " + std::to_string(layers.size()) +
                " layers");
-    set_layer(index, std::string(end + 1), weight, bias, pool);
+    return {index, std::string(end + 1)};
 }
 
-void Weights::set_global(const std::string& name, const TensorSource& weight, bool bias,
-                         Pool& pool) {
-    const size_t vocabulary = shape_.vocabulary, hidden = shape_.hidden;
-    if (name == "final_norm")
-        return set_norm(final_norm, name, weight, hidden, bias, shape_.norm_offset);
-    if (name == "head" && bias) {
-        expect("head.bias", weight, 1, vocabulary, false);
-        return place_bias(head_bias, head, "head.bias", weight, 0, 1);
-    }
-    if (bias) refuse("weight '" + name + "' takes no bias");
-    if (name == "embed") {
-        expect(name, weight, vocabulary, hidden, true);
-        embedding_given_ = true;
-        pack(name, weight, shape_.tied ? head : untied_embedding, 0, 1, pool);
-    } else if (name == "head" && !shape_.tied) {
-        expect(name, weight, vocabulary, hidden, true);
-        pack(name, weight, head, 0, 1, pool);
-        head_given_ = true;
-    } else if (name == "positions" && shape_.learned_positions) {
-        expect(name, weight, position_rows(), hidden, true);
-        positions = Buffer(position_rows() * hidden * sizeof(float));
-        for (size_t row = 0; row < position_rows(); ++row)
-            read(name, weight, row, positions.floats() + row * hidden);
-    } else {
-        refuse("weight '" + name + "' is not part of this model");
-    }
+Weights::Slot Weights::slot_of(const std::string& stem) {
+    const size_t vocabulary = shape_.vocabulary;
+    if (stem == "embed")
+        return {shape_.tied ? &head : &untied_embedding, nullptr, vocabulary, 0, 1, &seen_, kEmbed};
+    if (stem == "head") return {&head, &head_bias, shape_.tied ? 0 : vocabulary, 0, 1, &seen_, kHead};
+    if (!stem.starts_with("layers.")) return {};
+    const auto [index, part] = layer_of(stem);
+    return layer_slot(index, part);
 }
 
-void Weights::set_layer(size_t index, const std::string& part, const TensorSource& weight, bool bias,
-                        Pool& pool) {
+Weights::Slot Weights::layer_slot(size_t index, const std::string& part) {
     const LayerShape& shape = shape_.layers[index];
     LayerWeights& layer = layers[index];
-    const std::string name =
-        "layers." + std::to_string(index) + "." + part + (bias ? ".bias" : "");
-    const size_t hidden = shape_.hidden, wide = shape.intermediate;
-
-    const auto linear = [&](Part which, Matrix& matrix, Buffer& biases, size_t panels, size_t rows,
-                            size_t inputs, size_t first, size_t every) {
-        if (!matrix.format) matrix = Matrix(format_, panels, inputs);
-        if (bias) {
-            expect(name, weight, 1, rows, false);
-            return place_bias(biases, matrix, name, weight, first, every);
-        }
-        expect(name, weight, rows, inputs, true);
-        pack(name, weight, matrix, first, every, pool);
-        layer.seen |= 1u << which;
+    const size_t hidden = shape_.hidden, wide = shape.intermediate, gates = shape_.gated ? 2 : 1;
+    const auto attention = [&](Part which, size_t rows, size_t at) -> Slot {
+        return {&layer.qkv, &layer.qkv_bias, rows, at / kPanel, 1, &layer.seen, 1u << which};
     };
-    const auto attention = [&](Part which, size_t rows, size_t at) {
-        linear(which, layer.qkv, layer.qkv_bias, shape.qkv_size() / kPanel, rows, hidden,
-               at / kPanel, 1);
+    const auto widen = [&](Part which, size_t first) -> Slot {
+        return {&layer.gate_up, &layer.gate_up_bias, wide, first, gates, &layer.seen, 1u << which};
     };
-    const auto norm = [&](Norm& to, size_t size) {
-        set_norm(to, name, weight, size, bias, shape_.norm_offset);
-    };
-    const size_t gates = shape_.gated ? 2 : 1, wide_panels = padded(wide) / kPanel;
-    const auto widen = [&](Part which, size_t first) {
-        linear(which, layer.gate_up, layer.gate_up_bias, gates * wide_panels, wide, hidden, first,
-               gates);
-    };
-
     if (part == "q") return attention(Part::q, shape.query_size(), 0);
     if (part == "k") return attention(Part::k, shape.kv_size(), shape.keys_at());
     if (part == "v") return attention(Part::v, shape.kv_size(), shape.values_at());
-    if (part == "o")
-        return linear(Part::o, layer.o, layer.o_bias, padded(hidden) / kPanel, hidden,
-                      shape.query_size(), 0, 1);
+    if (part == "o") return {&layer.o, &layer.o_bias, hidden, 0, 1, &layer.seen, 1u << Part::o};
     if (part == "gate" && shape_.gated) return widen(Part::gate, 0);
     if (part == "up") return widen(Part::up, gates - 1);
     if (part == "down")
-        return linear(Part::down, layer.down, layer.down_bias, padded(hidden) / kPanel, hidden,
-                      wide, 0, 1);
-    if (part == "q_norm") return norm(layer.q_norm, shape.head_dim);
-    if (part == "k_norm") return norm(layer.k_norm, shape.head_dim);
-    if (part == "attn_inner_norm") return norm(layer.attn_inner_norm, shape.query_size());
-    if (part == "attn_post_norm") return norm(layer.attn_post_norm, hidden);
-    if (part == "mlp_inner_norm") return norm(layer.mlp_inner_norm, wide);
-    if (part == "mlp_post_norm") return norm(layer.mlp_post_norm, hidden);
-    if (part == "attn_norm") return norm(layer.attn_norm, hidden);
-    if (part == "mlp_norm") return norm(layer.mlp_norm, hidden);
-    refuse("weight '" + name + "' is not part of this model");
+        return {&layer.down, &layer.down_bias, hidden, 0, 1, &layer.seen, 1u << Part::down};
+    return {};
 }
 
-void Weights::pack(const std::string& name, const TensorSource& weight, Matrix& matrix, size_t first,
-                   size_t every, Pool& pool) {
-    matrix.pack(name, weight, first, every, pool);
-    places_[name] = {&matrix, weight.rows, first, every};
+Norm* Weights::norm_of(const std::string& stem, size_t& size) {
+    size = shape_.hidden;
+    if (stem == "final_norm") return &final_norm;
+    if (!stem.starts_with("layers.")) return nullptr;
+    const auto [index, part] = layer_of(stem);
+    LayerWeights& layer = layers[index];
+    if (part == "attn_norm") return &layer.attn_norm;
+    if (part == "attn_post_norm") return &layer.attn_post_norm;
+    if (part == "mlp_norm") return &layer.mlp_norm;
+    if (part == "mlp_post_norm") return &layer.mlp_post_norm;
+    const LayerShape& shape = shape_.layers[index];
+    size = shape.head_dim;
+    if (part == "q_norm") return &layer.q_norm;
+    if (part == "k_norm") return &layer.k_norm;
+    size = shape.query_size();
+    if (part == "attn_inner_norm") return &layer.attn_inner_norm;
+    size = shape.intermediate;
+    if (part == "mlp_inner_norm") return &layer.mlp_inner_norm;
+    return nullptr;
+}
+
+void Weights::set(const std::string& name, const TensorSource& weight, Pool& pool) {
+    const std::string suffix = ".bias";
+    const bool bias = name.size() > suffix.size() && name.ends_with(suffix);
+    const std::string stem = bias ? name.substr(0, name.size() - suffix.size()) : name;
+    size_t size = 0;
+    if (Norm* norm = norm_of(stem, size))
+        return set_norm(*norm, name, weight, size, bias, shape_.norm_offset);
+    if (name == "positions" && shape_.learned_positions) return set_positions(weight);
+    const Slot slot = slot_of(stem);
+    if (bias && slot.matrix && !slot.bias) refuse("weight '" + stem + "' takes no bias");
+    if (bias && slot.matrix) {
+        const size_t rows = slot.matrix == &head ? shape_.vocabulary : slot.rows;
+        expect(name, weight, 1, rows, false);
+        return place_bias(*slot.bias, *slot.matrix, name, weight, slot.first, slot.every);
+    }
+    if (!slot.rows) refuse("weight '" + name + "' is not part of this model");
+    expect(name, weight, slot.rows, slot.matrix->inputs, true);
+    slot.matrix->pack(name, weight, slot.first, slot.every, pool);
+    places_[name] = {slot.matrix, slot.rows, slot.first, slot.every};
+    *slot.seen |= slot.mark;
+}
+
+void Weights::set_positions(const TensorSource& weight) {
+    const size_t hidden = shape_.hidden;
+    expect("positions", weight, position_rows(), hidden, true);
+    positions = Buffer(position_rows() * hidden * sizeof(float));
+    for (size_t row = 0; row < position_rows(); ++row)
+        read("positions", weight, row, positions.floats() + row * hidden);
+}
+
+void Weights::set_format(const std::string& name, const FormatKernels& format) {
+    const Slot slot = slot_of(name);
+    if (!slot.rows) refuse("weight '" + name + "' is no matrix of this model");
+    if (slot.matrix->data) refuse("weight '" + name + "' comes too late to choose a format");
+    *slot.matrix = Matrix(format, slot.matrix->panels, slot.matrix->inputs);
+}
+
+void Weights::load(const std::string& name, const GroupedRows& rows,
+                   std::span<const int32_t> order, Pool& pool) {
+    const Slot slot = slot_of(name);
+    if (!slot.rows) refuse("weight '" + name + "' is no matrix of this model");
+    if (rows.rows != slot.rows || rows.inputs != slot.matrix->inputs)
+        refuse("weight '" + name + "' has shape " + extent(rows.rows, rows.inputs, true) +
+               ", expected " + extent(slot.rows, slot.matrix->inputs, true));
+    slot.matrix->load(name, rows, order, slot.first, slot.every, pool);
+    places_[name] = {slot.matrix, slot.rows, slot.first, slot.every};
+    *slot.seen |= slot.mark;
 }
 
 void Weights::choose(std::span<const int32_t> tokens) {
@@ -254,23 +329,18 @@ void Weights::choose(std::span<const int32_t> tokens) {
     chosen_.assign(tokens.begin(), tokens.end());
 }
 
-std::vector<std::vector<float>> Weights::get(const std::string& name) const {
-    const auto found = places_.find(name);
-    if (found == places_.end()) refuse("no matrix '" + name + "' has been set");
-    const auto& [matrix, rows, first, every] = found->second;
-    std::vector<std::vector<float>> out(rows, std::vector<float>(matrix->inputs));
-    for (size_t row = 0; row < rows; ++row)
-        matrix->unpack((first + row / kPanel * every) * kPanel + row % kPanel, 1.0f,
-                       out[row].data());
-    return out;
+const Weights::Place& Weights::place_of(const std::string& name) const {
+    const auto place = places_.find(name);
+    if (place == places_.end()) refuse("no matrix '" + name + "' has been set");
+    return place->second;
 }
 
 void Weights::check() const {
     const auto need = [](bool given, const std::string& name) {
         if (!given) refuse("weight '" + name + "' is missing");
     };
-    need(embedding_given_, "embed");
-    need(shape_.tied || head_given_, "head");
+    need(seen_ & kEmbed, "embed");
+    need(shape_.tied || seen_ & kHead, "head");
     need(!shape_.learned_positions || positions, "positions");
     need(bool(final_norm), "final_norm");
     for (size_t i = 0; i < layers.size(); ++i) {

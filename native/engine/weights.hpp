@@ -18,12 +18,19 @@ namespace paceline {
 // A matrix in panels of sixteen output rows, in one of the formats.
 struct Matrix {
     Matrix() = default;
+    // `reserve` gives it memory.
     Matrix(const FormatKernels& format, size_t panels, size_t inputs);
+    void reserve();
 
     // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
     // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
     void pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
               Pool& pool);
+    // Puts integers and scales there as they are; `order` says which input comes at each place.
+    // Throws std::invalid_argument if the format cannot hold them, or the order is not that of
+    // the other weights in this matrix.
+    void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
+              size_t first, size_t every, Pool& pool);
     // Some rows of it, bit for bit, in panels of their own.
     Matrix gather(std::span<const int32_t> rows) const;
     // Row `row` times `scale`, `inputs` floats.
@@ -32,6 +39,8 @@ struct Matrix {
     const FormatKernels* format = nullptr;
     size_t panels = 0, inputs = 0, panel_bytes = 0;
     Buffer data;
+    std::vector<int32_t> order;  // the input at each place; empty: they are in order
+    bool loaded = false;         // whether a weight set `order`
 };
 
 // Weights that the ternary format cannot hold.
@@ -61,9 +70,29 @@ public:
     // Throws std::invalid_argument for a name or shape that does not belong to the model, and for
     // values that cannot be stored.
     void set(const std::string& name, const TensorSource& weight, Pool& pool);
-    // The matrix `name` as it is stored, in floats, row by row.
+    // Chooses the format of the matrix that the weight `name` is part of.
+    // Throws std::invalid_argument if there is none, or it holds weights already.
+    void set_format(const std::string& name, const FormatKernels& format);
+    // Takes one matrix as integers; see Matrix::load.
+    void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
+              Pool& pool);
+    // The matrix `name` as it is stored, in floats, row by row: `use(row, inputs, values)`.
     // Throws std::invalid_argument if no such matrix has been set.
-    std::vector<std::vector<float>> get(const std::string& name) const;
+    template <class Use>
+    void get(const std::string& name, Use use) const {
+        const auto& [matrix, rows, first, every] = place_of(name);
+        std::vector<float> values(matrix->inputs);
+        for (size_t row = 0; row < rows; ++row) {
+            matrix->unpack((first + row / kPanel * every) * kPanel + row % kPanel, 1.0f,
+                           values.data());
+            use(row, values);
+        }
+    }
+    // Rows and inputs of the matrix `name`.
+    std::pair<size_t, size_t> extent_of(const std::string& name) const {
+        const Place& place = place_of(name);
+        return {place.rows, place.matrix->inputs};
+    }
     // Throws std::invalid_argument with the name of a missing weight.
     void check() const;
     // Of the matrices that every pass multiplies with, padding included.
@@ -84,9 +113,20 @@ public:
     Norm final_norm;
 
 private:
-    void set_global(const std::string& name, const TensorSource& weight, bool bias, Pool& pool);
-    void set_layer(size_t index, const std::string& part, const TensorSource& weight, bool bias,
-                   Pool& pool);
+    // A matrix and the panels that a weight takes in it; `rows` is 0 if it is no matrix.
+    struct Slot {
+        Matrix* matrix = nullptr;
+        Buffer* bias = nullptr;
+        size_t rows = 0, first = 0, every = 1;
+        unsigned* seen = nullptr;
+        unsigned mark = 0;
+    };
+    Slot slot_of(const std::string& stem);
+    Slot layer_slot(size_t index, const std::string& part);
+    // The layer that a name begins with, and the rest of the name.
+    std::pair<size_t, std::string> layer_of(const std::string& name) const;
+    Norm* norm_of(const std::string& stem, size_t& size);
+    void set_positions(const TensorSource& weight);
     template <class Use>
     void each_matrix(Use use) const;
     size_t position_rows() const { return shape_.context + shape_.position_offset; }
@@ -96,14 +136,12 @@ private:
         const Matrix* matrix;
         size_t rows, first, every;
     };
-    void pack(const std::string& name, const TensorSource& weight, Matrix& matrix, size_t first,
-              size_t every, Pool& pool);
+    const Place& place_of(const std::string& name) const;
 
     const Shape& shape_;
-    const FormatKernels& format_;
     std::map<std::string, Place> places_;
     std::vector<int32_t> chosen_;  // rows of `part_of_head`
-    bool embedding_given_ = false, head_given_ = false;
+    unsigned seen_ = 0;            // embedding and head
 };
 
 }  // namespace paceline

@@ -44,4 +44,13 @@ const Kernels& choose(const std::string& name) {
                                 names);
 }
 
+const FormatKernels& find_format(const Kernels& kernels, const std::string& name) {
+    std::string names;
+    for (const FormatKernels* const* format = kernels.formats; *format; ++format) {
+        if (name == (*format)->name) return **format;
+        names += (names.empty() ? "" : ", ") + std::string((*format)->name);
+    }
+    throw std::invalid_argument("format '" + name + "' is unknown; choose one of " + names);
+}
+
 }  // namespace paceline

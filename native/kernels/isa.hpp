@@ -15,4 +15,7 @@ std::vector<const Kernels*> runnable();
 // Throws std::invalid_argument.
 const Kernels& choose(const std::string& name);
 
+// The weight format called `name`. Throws std::invalid_argument.
+const FormatKernels& find_format(const Kernels& kernels, const std::string& name);
+
 }  // namespace paceline

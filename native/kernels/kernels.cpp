@@ -5,9 +5,8 @@
 // it might be the copy that the machine cannot run.
 
 #include "kernels/attention.hpp"
-#include "kernels/formats/integers.hpp"
+#include "kernels/formats/all.hpp"
 #include "kernels/rows.hpp"
-#include "kernels/formats/ternary.hpp"
 
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
@@ -19,8 +18,7 @@ namespace paceline {
 extern const Kernels JOIN(kernels_, PACELINE_ISA);
 const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .isa = TEXT(PACELINE_ISA),
-    .formats = {&fp32_kernels, &bf16_kernels, &fp16_kernels, &int8_kernels, &int4_kernels,
-                &ternary_kernels},
+    .formats = all_formats,
     .norm = norm,
     .add = add,
     .caches = {&fp32_cache, &fp16_cache, &int8_cache},

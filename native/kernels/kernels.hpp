@@ -13,10 +13,10 @@ constexpr size_t kPanel = 16;  // output rows that one panel holds, side by side
 constexpr size_t kCacheBlock = 64;   // positions of a block of the cache
 constexpr size_t kSpan = 256;        // positions whose softmax is computed apart from the others
 constexpr size_t kLargestHead = 1024;
+constexpr size_t kBlockInputs = 32;  // inputs that share a scale in the integer formats
 
 inline size_t padded(size_t size) { return (size + kPanel - 1) / kPanel * kPanel; }
 
-enum class Format { fp32, bf16, fp16, int8, int4, ternary, count };
 enum class CacheFormat { fp32, fp16, int8, count };
 enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
 
@@ -95,21 +95,43 @@ struct CacheKernels {
     void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
 };
 
+// Rows of integers as a file holds them: input k of row r is (code - zero) * scale.
+struct GroupedRows {
+    size_t rows, inputs, groups;
+    int bits;                     // of a code
+    const uint8_t* codes;         // [rows][inputs]; not read by `holds`
+    const float* scales;          // [rows][groups]
+    const uint16_t* zeros;        // [rows][groups]; null: all are half the range
+    const int32_t* block_groups;  // the group of every kBlockInputs inputs
+
+    int zero(size_t row, size_t group) const {
+        return zeros ? zeros[row * groups + group] : 1 << (bits - 1);
+    }
+};
+
 // How one weight format is stored and multiplied.
 struct FormatKernels {
+    const char* name;
+    const char* head;  // format of embedding and head where none is named
+    bool for_heads;    // whether embedding and head may have this format
     size_t (*panel_bytes)(size_t inputs);
     // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero. False: the format
     // cannot hold these weights.
     bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
+    // Whether `load` keeps these integers and scales as they are. Null, as `load`: it keeps none.
+    bool (*holds)(const GroupedRows&);
+    // Puts up to 16 rows that the format holds into one panel; missing rows are zero.
+    void (*load)(const GroupedRows&, uint8_t* panel);
     // Row `lane` of a panel times `scale`.
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
     // Row `lane` of a panel, bit for bit, to row `to_lane` of another.
     void (*copy)(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to, size_t to_lane);
     // Bytes that n rows take after `arrange`; 0 when the row itself is read.
     size_t (*arranged_bytes)(size_t n, size_t inputs);
-    // Lays n rows out for the product; part `part` of `parts` of the work.
-    void (*arrange)(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                    size_t part, size_t parts);
+    // Lays n rows out for the product; part `part` of `parts` of the work. `order` says which
+    // input comes at each place; null: they stay in order. Float formats take no other.
+    void (*arrange)(const float* rows, size_t stride, size_t n, size_t inputs,
+                    const int32_t* order, void* out, size_t part, size_t parts);
     // Panels first .. last - 1; `scratch` holds `scratch_bytes(n)`.
     void (*multiply)(const Product&, size_t first, size_t last, void* scratch);
     size_t (*scratch_bytes)(size_t n);
@@ -117,7 +139,7 @@ struct FormatKernels {
 
 struct Kernels {
     const char* isa;
-    const FormatKernels* formats[static_cast<size_t>(Format::count)];
+    const FormatKernels* const* formats;  // the last is followed by null
     void (*norm)(const NormJob&, const float* x, float* out);
     void (*add)(float* x, const float* y, size_t size);  // size is padded
     const CacheKernels* caches[static_cast<size_t>(CacheFormat::count)];

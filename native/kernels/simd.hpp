@@ -124,6 +124,20 @@ INLINE Shorts widen(PlainBytes half) { return WIDEN(cvtepu8_epi16, Shorts, half)
 INLINE Int widen(PlainShorts half) { return WIDEN(cvtepu16_epi32, Int, half); }
 #undef WIDEN
 
+// Part `part` of sixteen bytes, as ints.
+INLINE Int widen_bytes(const uint8_t* from, int part) {
+    from += part * kRegLanes;
+#if defined(__AVX512F__)
+    return (Int)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+#elif defined(__AVX2__)
+    return (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
+#else
+    Int out = {};
+    for (int lane = 0; lane < kRegLanes; ++lane) out[lane] = from[lane];
+    return out;
+#endif
+}
+
 // 0, 1, ... 15: to mask the end of a row.
 INLINE F16 lane_index() {
     static const float index[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

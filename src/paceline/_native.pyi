@@ -419,6 +419,20 @@ class MemoryFullError(ValueError):
 class NotTernaryError(ValueError):
     pass
 
+BLOCK_INPUTS: int = 32
+
+def weight_formats() -> list[tuple[str, str, bool, float]]:
+    """
+    Return the formats of weights: name, format of embedding and head where none is named,
+    whether these may have it, and bits of a weight.
+    """
+
+def format_holds(name: str, bits: int, scales: Floats, zeros: NDArray[np.uint16] | None) -> bool:
+    """
+    Return whether a format keeps integers with scales and zero points [out, groups] as
+    they are.
+    """
+
 class NativeSequence:
     """Keys and values of one sequence."""
 
@@ -464,8 +478,29 @@ class NativeModel:
         file, whose pages may be given back to the system once they are read.
         """
 
-    def get(self, name: str) -> list[list[float]]:
-        """Return a matrix as it is stored, row by row."""
+    def get(self, name: str) -> Floats:
+        """Return a matrix as it is stored, float32 [out, in]."""
+
+    def set_format(self, name: str, weight_format: str) -> None:
+        """
+        Choose the format of the matrix that a weight is part of, before it has values.
+        """
+
+    def load(
+        self,
+        name: str,
+        bits: int,
+        codes: NDArray[np.uint8],
+        scales: Floats,
+        zeros: NDArray[np.uint16] | None,
+        block_groups: Tokens,
+        order: Tokens | None,
+    ) -> None:
+        """
+        Store a matrix of integers as it is: codes [out, in] with scales and zero points
+        [out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at
+        each place.
+        """
 
     def finish(self) -> None:
         """Check that no weight is missing; then passes can run."""

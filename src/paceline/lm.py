@@ -66,7 +66,8 @@ class LM:
             `A:weight=0.7+B:weight=0.3` are several models with the same tokenizer, decoded by the
             weighted mean of their distributions.
         dtype: format of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4` or `ternary`; `auto`
-            is the checkpoint's. `:head=FORMAT` after it is that of embedding and head.
+            keeps every matrix as the checkpoint stores it. `:head=FORMAT` after it sets that of
+            embedding and head; `paceline.engines.formats.FORMATS` lists all.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.

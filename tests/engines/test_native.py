@@ -166,7 +166,7 @@ def test_many_nodes_and_long_prompts_keep_every_bit(storage: str) -> None:
 
 def stored(engine: NativeEngine, name: str) -> np.ndarray:
     """A matrix as the engine holds it."""
-    return np.array(engine._model.get(name), np.float32)
+    return engine.dense(name)
 
 
 def bf16(values: np.ndarray) -> np.ndarray:
@@ -175,17 +175,22 @@ def bf16(values: np.ndarray) -> np.ndarray:
     return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).view(np.float32)
 
 
+def fp16(values: np.ndarray) -> np.ndarray:
+    """Rounded to fp16."""
+    return values.astype(np.float16).astype(np.float32)
+
+
 def in_blocks(
-    values: np.ndarray, low: int, factors: tuple[float, ...], rounds: int = 1
+    values: np.ndarray, low: int, factors: tuple[float, ...], rounds: int = 1, to=bf16
 ) -> np.ndarray:
-    """Integers from `low` to `-1 - low` with one bf16 scale for 32 inputs, as floats again."""
+    """Integers from `low` to `-1 - low` with one scale for 32 inputs, as floats again."""
     rows, inputs = values.shape
     blocks = np.pad(values, ((0, 0), (0, -inputs % 32))).reshape(rows, -1, 32)
     edge = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)
     least = np.full_like(edge, np.inf)
     best = np.zeros_like(blocks)
     for factor in factors:
-        scale = bf16(edge / np.float32(low) * np.float32(factor))
+        scale = to(edge / np.float32(low) * np.float32(factor))
         for _ in range(rounds):
             inverse = np.divide(1, scale, out=np.zeros_like(scale), where=np.abs(scale) > 1e-30)
             numbers = np.rint(np.clip(blocks * inverse, low, -1 - low))
@@ -194,8 +199,24 @@ def in_blocks(
             best = np.where(error < least, found, best)
             least = np.minimum(error, least)
             square = in_order(np.square(numbers))
-            scale = bf16(in_order(blocks * numbers) / np.maximum(square, 1))
+            scale = to(in_order(blocks * numbers) / np.maximum(square, 1))
     return best.reshape(rows, -1)[:, :inputs]
+
+
+def between(values: np.ndarray, top: int) -> np.ndarray:
+    """Codes 0 to `top` from the smallest to the largest of 32 inputs, as floats again."""
+    rows, inputs = values.shape
+    blocks = np.pad(values, ((0, 0), (0, -inputs % 32))).reshape(rows, -1, 32)
+    low, high = np.minimum(blocks.min(-1), 0)[..., None], np.maximum(blocks.max(-1), 0)[..., None]
+    scale = fp16((high - low) / np.float32(top))
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale > 0)
+
+    def code(x: np.ndarray) -> np.ndarray:
+        return np.floor(np.clip(x, 0, top) + np.float32(0.5))
+
+    zero = code(-low * inverse)
+    found = (code(blocks * inverse + zero) - zero) * scale
+    return found.reshape(rows, -1)[:, :inputs]
 
 
 def in_order(values: np.ndarray) -> np.ndarray:
@@ -203,11 +224,16 @@ def in_order(values: np.ndarray) -> np.ndarray:
     return np.add.accumulate(values, -1, np.float32)[..., -1:]
 
 
+FOUR_BITS = (1.12, 1.03, 0.94, 0.85, 0.76)
 ROUNDED = {
     "bf16": bf16,
-    "fp16": lambda values: values.astype(np.float16).astype(np.float32),
+    "fp16": fp16,
     "int8": lambda values: in_blocks(values, -128, (1.0, 1.008)),
-    "int4": lambda values: in_blocks(values, -8, (1.12, 1.03, 0.94, 0.85, 0.76), 2),
+    "int4": lambda values: in_blocks(values, -8, FOUR_BITS, 2),
+    "int8_fp16": lambda values: in_blocks(values, -128, (1.0, 1.008), to=fp16),
+    "int4_fp16": lambda values: in_blocks(values, -8, FOUR_BITS, 2, fp16),
+    "int8_zero": lambda values: between(values, 255),
+    "int4_zero": lambda values: between(values, 15),
 }
 
 

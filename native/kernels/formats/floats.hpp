@@ -79,6 +79,13 @@ struct Fp16 {
         bits = (bits + 0xfff + (bits >> 13 & 1)) >> 13;
         return static_cast<uint16_t>(bits | (value < 0.0f ? 0x8000u : 0u));
     }
+    static Reg part(const uint8_t* from, int part) { return read(from, part, 0); }
+    static F16 rounded(F16 value) {
+        float lanes[kPanel];
+        store(lanes, value);
+        for (float& lane : lanes) lane = from(to(lane));
+        return load(lanes);
+    }
     static float from(uint16_t stored) {
         const uint32_t bits = (stored & 0x7fffu) << 13;
         float size;
@@ -186,8 +193,8 @@ struct FloatWeights {
     }
 
     // Rows [n][stride] to tiles [K][T]; part `part` of `parts` takes its share of the inputs.
-    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                        size_t part, size_t parts) {
+    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, const int32_t*,
+                        void* out, size_t part, size_t parts) {
         const Tiling tiles = tiling(n, kMost);
         const size_t whole = steps(inputs) * kInputs;
         const size_t begin = whole * part / parts, end = whole * (part + 1) / parts;
@@ -204,16 +211,32 @@ struct FloatWeights {
     }
 };
 
+// The entry of a format W in the list. `head` names the format of embedding and head beside it.
 template <class W>
-constexpr FormatKernels panel_kernels = {
-    W::panel_bytes,    W::pack,    W::unpack,   W::copy,
-    W::arranged_bytes, W::arrange, multiply<W>, multiply_scratch<W>,
-};
+constexpr FormatKernels format_kernels(const char* name, const char* head, bool for_heads = true) {
+    FormatKernels kernels{};
+    kernels.name = name;
+    kernels.head = head;
+    kernels.for_heads = for_heads;
+    kernels.panel_bytes = W::panel_bytes;
+    kernels.pack = W::pack;
+    if constexpr (requires { W::load; }) {
+        kernels.holds = W::holds;
+        kernels.load = W::load;
+    }
+    kernels.unpack = W::unpack;
+    kernels.copy = W::copy;
+    kernels.arranged_bytes = W::arranged_bytes;
+    kernels.arrange = W::arrange;
+    kernels.multiply = multiply<W>;
+    kernels.scratch_bytes = multiply_scratch<W>;
+    return kernels;
+}
 
 using Fp32Weights = FloatWeights<Fp32>;
-static const FormatKernels fp32_kernels = panel_kernels<Fp32Weights>;
-static const FormatKernels bf16_kernels = panel_kernels<FloatWeights<Bf16>>;
-static const FormatKernels fp16_kernels = panel_kernels<FloatWeights<Fp16>>;
+static const FormatKernels fp32_kernels = format_kernels<Fp32Weights>("fp32", "fp32");
+static const FormatKernels bf16_kernels = format_kernels<FloatWeights<Bf16>>("bf16", "bf16");
+static const FormatKernels fp16_kernels = format_kernels<FloatWeights<Fp16>>("fp16", "fp16");
 
 }  // namespace
 

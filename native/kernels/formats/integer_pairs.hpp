@@ -10,7 +10,6 @@ namespace paceline {
 
 namespace {
 
-constexpr size_t kBlockInputs = 32;
 constexpr size_t kPairs = kBlockInputs / 2;
 constexpr float kActivationMost = 32767.0f;
 
@@ -39,16 +38,15 @@ INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
 
 // What formats share that keep weights as integers. `Stored` says how:
 //   kAtOnce         pairs of sixteen rows that come with one read
-//   kOffset         what was added to each number
+//   kLead           words of a token before the pairs of a block, 0 or 1: `lead(sum)` of its values
 //   kEach           registers for each sum: 2 if blocks are scaled and added up, else 1
 //   load(from, i)   one read, part i of a register
 //   pair(read, q)   pair q of it
 template <class Stored>
 struct PairProducts {
-    // For each block a token has its pairs, and before them the sum of its values times the offset
-    // if there is one.
+    // For each block a token has its pairs, and before them what `Stored` makes of their sum.
     using Word = int32_t;
-    static constexpr size_t kLead = Stored::kOffset ? 1 : 0;
+    static constexpr size_t kLead = Stored::kLead;
     static constexpr size_t kInputs = kBlockInputs, kSpan = kLead + kPairs;
     static constexpr size_t kRead = Stored::kBlockBytes * Stored::kAtOnce / kPairs;
     static constexpr bool kCompact = true;
@@ -132,8 +130,8 @@ struct PairProducts {
     }
 
     // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
-    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, void* out,
-                        size_t part, size_t parts) {
+    static void arrange(const float* rows, size_t stride, size_t n, size_t inputs,
+                        const int32_t* order, void* out, size_t part, size_t parts) {
         const Tiling tiles = tiling(n, kMost);
         const size_t all = blocks(inputs);
         const size_t begin = all * part / parts, end = all * (part + 1) / parts;
@@ -152,20 +150,22 @@ struct PairProducts {
                 if (begin == 0) scales[first + t] = most / kActivationMost;
                 const float inverse = most > 0.0f ? kActivationMost / most : 0.0f;
                 for (size_t block = begin; block < end; ++block)
-                    arrange_block(row, inputs, block, inverse, words + block * kSpan * width + t,
-                                  width);
+                    arrange_block(row, inputs, order, block, inverse,
+                                  words + block * kSpan * width + t, width);
             }
         }
     }
 
     // One block of one token: what leads, then the pairs, `width` words apart.
-    static void arrange_block(const float* row, size_t inputs, size_t block, float inverse,
-                              int32_t* to, size_t width) {
+    static void arrange_block(const float* row, size_t inputs, const int32_t* order, size_t block,
+                              float inverse, int32_t* to, size_t width) {
         alignas(64) float values[kBlockInputs];
         alignas(64) int32_t numbers[kBlockInputs];
         const size_t first = block * kBlockInputs;
         const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
-        for (size_t k = 0; k < kBlockInputs; ++k) values[k] = k < count ? row[first + k] : 0.0f;
+        for (size_t k = 0; k < kBlockInputs; ++k)
+            values[k] = k < count ? row[order ? static_cast<size_t>(order[first + k]) : first + k]
+                                  : 0.0f;
         const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
         for (size_t k = 0; k < kBlockInputs; k += kPanel) {
             const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
@@ -180,7 +180,7 @@ struct PairProducts {
             const uint32_t low = static_cast<uint32_t>(a) & 0xffff;
             to[(kLead + pair) * width] = static_cast<int32_t>(low | static_cast<uint32_t>(b) << 16);
         }
-        if (kLead) to[0] = -Stored::kOffset * sum;
+        if constexpr (kLead > 0) to[0] = Stored::lead(sum);
     }
 
     static float largest_size(const float* row, size_t inputs) {

@@ -13,7 +13,8 @@ namespace {
 
 struct Ternary {
     static constexpr size_t kBlockBytes = 128, kAtOnce = 8;
-    static constexpr int kOffset = 0, kEach = 1;
+    static constexpr size_t kLead = 0;
+    static constexpr int kEach = 1;
     static Shorts load(const uint8_t* from, int part) { return ((const LooseShorts*)from)[part]; }
     static Shorts pair(Shorts read, size_t q) { return (read << (14 - 2 * q)) >> 14; }
 };
@@ -101,7 +102,8 @@ struct TernaryWeights : PairProducts<Ternary> {
     }
 };
 
-static const FormatKernels ternary_kernels = panel_kernels<TernaryWeights>;
+static const FormatKernels ternary_kernels =
+    format_kernels<TernaryWeights>("ternary", "int8", false);
 
 }  // namespace
 

@@ -77,8 +77,8 @@ class EngineOptions:
         str,
         typer.Option(
             "--format",
-            help="Of the weights: fp32, bf16, fp16, int8, int4, ternary; auto: as stored. "
-            "':head=FORMAT' after it is that of embedding and head.",
+            help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
+            "of docs/native-engine.md; ':head=FORMAT' sets that of embedding and head.",
         ),
     ] = "auto"
     kv_format: Annotated[

@@ -124,13 +124,9 @@ def _native(
 
     if weight_format != "auto":
         return load(weight_format)
-    stored = set(model.weights.formats())
-    packed = stored - STORED.keys()
-    stored -= packed
-    kept = STORED[stored.pop()] if len(stored) == 1 else "fp32"
-    if packed:  # int8 also holds blocks of 4 bits whose scales int4 would have to move
-        return load(f"int8:head={kept}")
     if model.config.family == "bitnet":
+        stored = set(model.weights.formats())
+        kept = STORED.get(stored.pop(), "fp32") if len(stored) == 1 else "fp32"
         with suppress(NotTernaryError):
             return load(f"ternary:head={kept}")
-    return load(kept)
+    return load("auto")

@@ -1,15 +1,22 @@
-"""How weights are stored: `int4`, or `int4:head=bf16` where embedding and head have their own."""
+"""Weight formats of the native engine: `int4`, or `int4:head=bf16` with one for embedding and head.
+
+Names, default formats of heads and sizes are those of the compiled kernels
+(`native/kernels/formats/all.hpp`).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paceline import _native
 from paceline.errors import MethodError, ModelError, unknown
 from paceline.method_spec import parse_spec
 
-FORMATS = ("fp32", "bf16", "fp16", "int8", "int4", "ternary")
-HEADS = ("fp32", "bf16", "fp16", "int8", "int4")
-_HEADS = {"int4": "int8", "ternary": "int8"}  # unless said otherwise; the others are their own
+_KNOWN = _native.weight_formats()
+FORMATS = tuple(name for name, _, _, _ in _KNOWN)
+HEADS = tuple(name for name, _, for_heads, _ in _KNOWN if for_heads)
+BITS = {name: bits for name, _, _, bits in _KNOWN}  # of a weight
+_DEFAULT_HEADS = {name: head for name, head, _, _ in _KNOWN}
 
 
 class NotTernaryError(ModelError):
@@ -18,10 +25,10 @@ class NotTernaryError(ModelError):
 
 @dataclass(frozen=True)
 class Format:
-    """Of the matrices in the layers, and of embedding and head.
+    """Formats of the matrices in the layers, and of embedding and head.
 
-    Embedding and head are a small part of a large model and feel coarse rounding most: int8 is
-    their default beside int4 and ternary.
+    Embedding and head are a small part of a large model and feel coarse rounding most: 8 bits are
+    their default beside 4 bits and ternary.
     """
 
     layers: str
@@ -43,7 +50,7 @@ def parse_format(text: str) -> Format:
     if layers not in FORMATS:
         raise MethodError(unknown("format", layers, FORMATS))
     if text == layers:
-        return Format(layers, _HEADS.get(layers, layers))
+        return Format(layers, _DEFAULT_HEADS[layers])
     if list(spec.settings) != ["head"]:
         raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT:head=FORMAT")
     head = spec.settings["head"]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
-from paceline.engines.formats import FORMATS, NotTernaryError, parse_format
+from paceline.engines.formats import FORMATS, Format, NotTernaryError, parse_format
+from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
-from paceline.models.formats.safetensors import Stored, is_mapped
-from paceline.models.tensors import Dense, Linear, to_dense
-from paceline.models.weights import Weights
+from paceline.models.tensors import Linear
 
 __all__ = ["FORMATS", "KV_FORMATS", "NativeEngine", "default_threads"]
 
@@ -50,12 +49,14 @@ class NativeEngine(Engine):
 
     Args:
         config: the model's shape.
-        weights: canonical name -> float32 array. Those of a checkpoint are read in the type it
-            holds, a few rows at a time, so that memory peaks little above the final size.
+        weights: canonical name -> float32 array or stored matrix. Those of a checkpoint are read
+            as it holds them, a few rows at a time, so that memory peaks little above the final
+            size.
         threads: how many threads share a pass; None reads PACELINE_THREADS, or takes one for each
             physical core. The logits do not depend on it.
         format: how matrices are stored, one of `FORMATS`, with `:head=` and another where
-            embedding and head have their own; see `formats`.
+            embedding and head have their own, see `formats`; or `auto`, which keeps every matrix
+            as it is stored.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
@@ -91,13 +92,13 @@ class NativeEngine(Engine):
         kv_limit: int | None = None,
     ) -> None:
         self.config = config
-        parsed = parse_format(format)
-        self.format = str(parsed)
+        chosen = None if format == "auto" else parse_format(format)
+        first = chosen or Format("fp32", "fp32")
         self.kv_format = kv_format
         count = default_threads() if threads is None else threads
         try:
             self._model = _native.NativeModel(
-                config, parsed.layers, parsed.head, kv_format, isa, count
+                config, first.layers, first.head, kv_format, isa, count
             )
         except ValueError as error:
             raise MethodError(str(error)) from None
@@ -106,11 +107,22 @@ class NativeEngine(Engine):
         self._ropes = self._model.ropes
         self._rope_end = 0
         try:
-            for name in weights:
-                self._model.set(name, *_values(weights, name))
+            formats = load_weights(self._model, weights, chosen)
             self._model.finish()
         except _native.NotTernaryError as error:
             raise NotTernaryError(str(error)) from None
+        except ValueError as error:
+            raise ModelError(str(error)) from None
+        self.format = str(chosen or formats)
+
+    def dense(self, name: str) -> Floats:
+        """Return the matrix `name` as the engine holds it, float32 [out, in].
+
+        Raises:
+            ModelError: the engine holds no such matrix.
+        """
+        try:
+            return self._model.get(name)
         except ValueError as error:
             raise ModelError(str(error)) from None
 
@@ -272,15 +284,6 @@ class NativeEngine(Engine):
         for sequence, tree in batch:
             self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")
-
-
-def _values(weights: Mapping[str, Linear | Floats], name: str) -> tuple[NDArray[Any], bool]:
-    """Return a weight as float32, float16 or the bits of bfloat16; whether it shows a file."""
-    weight = weights.stored(name) if isinstance(weights, Weights) else weights[name]
-    if not isinstance(weight, Dense | Stored):
-        return np.asarray(to_dense(weight), np.float32), False
-    values = np.require(weight.values, requirements="A")
-    return values, is_mapped(values)
 
 
 def _pages(rows: Sequence[tuple[int, int]]) -> int:

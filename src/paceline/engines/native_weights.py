@@ -1,0 +1,186 @@
+"""How weights go into the native engine: kept as they are stored where a format holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline import _native
+from paceline.core import Floats
+from paceline.engines.formats import BITS, Format
+from paceline.errors import ModelError
+from paceline.models.formats.safetensors import Stored, is_mapped
+from paceline.models.tensors import Dense, Grouped, Linear, narrow, to_dense
+from paceline.models.weights import Weights
+
+FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
+_FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
+
+Weight = Linear | Stored | Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """A matrix of integers as the kernels take it: every 32 inputs in a row belong to one group.
+
+    Attributes:
+        bits: of a code.
+        codes: uint8 [out, in], inputs in the order of `order`.
+        scales: float32 [out, groups].
+        zeros: uint16 [out, groups], or None for half the range.
+        block_groups: int32 [blocks], the group of each block.
+        order: int32 [in], which input comes at each place; None where they are in order.
+    """
+
+    bits: int
+    codes: NDArray[np.uint8]
+    scales: Floats
+    zeros: NDArray[np.uint16] | None
+    block_groups: NDArray[np.int32]
+    order: NDArray[np.int32] | None
+
+    @classmethod
+    def of(cls, matrix: Linear) -> Blocks | None:
+        """Return a matrix in blocks; None where it has minima, or its groups do not fall so."""
+        if not isinstance(matrix, Grouped) or matrix.minima is not None:
+            return None
+        groups, codes, order = matrix.groups.astype(np.int32), matrix.codes, None
+        if matrix.g_idx is not None:
+            order = np.argsort(groups, kind="stable").astype(np.int32)
+            groups, codes = groups[order], np.ascontiguousarray(codes[:, order])
+        starts = groups[:: _native.BLOCK_INPUTS]
+        if not np.array_equal(np.repeat(starts, _native.BLOCK_INPUTS)[: len(groups)], groups):
+            return None
+        starts = np.ascontiguousarray(starts)
+        return cls(matrix.bits, codes, matrix.scales, matrix.zeros, starts, order)
+
+    def fits(self, name: str) -> bool:
+        """Whether a format keeps these integers and scales as they are."""
+        return _native.format_holds(name, self.bits, self.scales, self.zeros)
+
+
+def load_weights(
+    model: _native.NativeModel,
+    weights: Mapping[str, Linear | Floats],
+    chosen: Format | None,
+) -> Format:
+    """Put all weights into a model, those that lie in one matrix of the kernels together.
+
+    Args:
+        model: takes them.
+        weights: by canonical name. Those of a checkpoint are read as it holds them.
+        chosen: the formats, or None to keep each matrix as it is stored.
+
+    Returns:
+        the formats in use; several of the layers are joined by `+`, the largest part first.
+
+    Raises:
+        ModelError, ValueError: a weight does not belong to the model, or cannot be kept.
+    """
+    sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of the layers; of embedding and head
+    done: set[str] = set()
+    for name in weights:
+        if name in done:
+            continue
+        parts = _beside(name, weights)
+        done.update(parts)
+        read = {part: _read(weights, part) for part in parts}
+        matrices = [weight for weight in read.values() if isinstance(weight, Linear)]
+        if not matrices or name == "positions":
+            for part, weight in read.items():
+                model.set(part, *_floats(weight))
+            continue
+        in_layers = name.startswith("layers.")
+        blocks = _blocks(matrices)
+        form = _kept(matrices, blocks)
+        if chosen is not None:
+            form = chosen.layers if in_layers else chosen.head
+        count = sizes[0] if in_layers else sizes[1]
+        count[form] = count.get(form, 0) + sum(each.shape[0] * each.shape[1] for each in matrices)
+        model.set_format(name, form)
+        if blocks and all(each.fits(form) for each in blocks):
+            for part, block in zip(read, blocks, strict=True):
+                _load(model, part, block)
+        else:
+            for part, weight in read.items():
+                model.set(part, *_floats(weight))
+    names = ["+".join(sorted(each, key=lambda form: -each[form])) for each in sizes]
+    return Format(names[0] or names[1], names[1])
+
+
+def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
+    model.load(
+        name,
+        block.bits,
+        block.codes,
+        block.scales,
+        block.zeros,
+        block.block_groups,
+        block.order,
+    )
+
+
+def _beside(name: str, weights: Mapping[str, Linear | Floats]) -> list[str]:
+    """Return the weights that lie in one matrix of the kernels with `name`, itself included."""
+    stem, _, part = name.rpartition(".")
+    fused = _FUSED.get(part)
+    if not stem.startswith("layers.") or fused is None:
+        return [name]
+    names = [f"{stem}.{other}" for other, into in _FUSED.items() if into == fused]
+    return [other for other in names if other in weights]
+
+
+def _read(weights: Mapping[str, Linear | Floats], name: str) -> Weight:
+    if isinstance(weights, Weights):
+        return weights.stored(name)
+    weight = weights[name]
+    if isinstance(weight, Linear):
+        return weight
+    array = np.asarray(weight, np.float32)
+    return Dense(array) if array.ndim == 2 else array
+
+
+def _floats(weight: Weight) -> tuple[NDArray[np.generic], bool]:
+    """Return a weight as float32, float16 or the bits of bfloat16; whether it shows a file."""
+    if not isinstance(weight, Dense | Stored):
+        return to_dense(weight), False
+    values = np.require(weight.values, requirements="A")
+    return values, is_mapped(values)
+
+
+def _blocks(matrices: Sequence[Linear]) -> list[Blocks]:
+    """Return all matrices in blocks with one order of inputs, or nothing."""
+    found: list[Blocks] = []
+    for matrix in matrices:
+        block = Blocks.of(matrix)
+        if block is None or (found and not _same_order(found[0].order, block.order)):
+            return []
+        found.append(block)
+    return found
+
+
+def _same_order(one: NDArray[np.int32] | None, other: NDArray[np.int32] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
+
+
+def _kept(matrices: Sequence[Linear], blocks: Sequence[Blocks]) -> str:
+    """Return the smallest format that keeps all matrices as they are."""
+    types = {matrix.dtype if isinstance(matrix, Dense) else "" for matrix in matrices}
+    if "" not in types:
+        return FLOATS[types.pop()] if len(types) == 1 else "fp32"
+    if blocks:
+        for name in sorted(BITS, key=lambda form: BITS[form]):
+            if all(block.fits(name) for block in blocks):
+                return name
+    for kind in ("BF16", "F16"):
+        with suppress(ModelError):
+            for matrix in matrices:
+                narrow(matrix.dense(), kind)
+            return FLOATS[kind]
+    return "fp32"
