@@ -90,7 +90,7 @@ def index_page() -> str:
         page = f"{slug(registry.family)}.md"
         rows = [
             (
-                f"[`{name}`]({page}#{name.replace('_', '-')})",
+                f"[`{name}`]({page}#{name})",
                 method.exactness.value,
                 summary(method),
             )
@@ -106,6 +106,8 @@ def index_page() -> str:
         "What has no name to select.",
         table("feature,what it does,where", rows),
     ]
+    pages = "\n".join(f"{slug(registry.family)}" for registry in FAMILIES.values())
+    parts.append(f"```{{toctree}}\n:hidden:\n\n{pages}\ncoverage\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -164,7 +166,7 @@ def guides_lead() -> str:
     """Return what a guide is."""
     return (
         "A guide is a control that runs another model, or another text, over each tree. `--guide "
-        "NAME:key=value,...` and `guide=` in Python; [Guidance](../../guidance.md) says how they "
+        "NAME:key=value,...` and `guide=` in Python; [Guidance](../../guides/steer-with-models.md) says how they "
         "compose."
     )
 
@@ -189,13 +191,13 @@ def strategies_lead() -> str:
     return (
         "Searches over the same engine, by `--strategy NAME:key=value,...` and `LM.search`. Their "
         "outputs are not plain decoding's, which is what lossy means here; see "
-        "[search](../../search.md)."
+        "[search](../../guides/search.md)."
     )
 
 
 def watermarks_lead() -> str:
     """Return where watermarks are explained."""
-    return "How to use them: [Watermarks](../../watermarks.md)."
+    return "How to use them: [Watermarks](../../guides/watermark.md)."
 
 
 LEADS = {
@@ -282,7 +284,7 @@ def pages() -> dict[Path, str]:
 
 def serving() -> dict[Path, str]:
     """Return the page about the server, with its table of settings as it is now."""
-    page = ROOT / "docs" / "serving.md"
+    page = ROOT / "docs" / "guides" / "serve.md"
     rows = "\n".join(
         f"| `{name}` | {f'`{default}`' if default else ''} | {about} |"
         for name, default, about in server_settings.rows()

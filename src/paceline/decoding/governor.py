@@ -274,7 +274,7 @@ class Governor:
         return forward
 
     def report(self) -> dict[str, object]:
-        """What it did and why, for bench and JSON; `docs/bench-json.md` says what is what."""
+        """Return what it did and why; `docs/reference/bench-json.md` has the fields."""
         return {
             "reason": self._reason(),
             "passes": self.passes,

@@ -1,4 +1,4 @@
-"""Results as JSON documents and as tables. `docs/bench-json.md` says what the fields mean."""
+"""Results as JSON documents and as tables; `docs/reference/bench-json.md` has the fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plots of a bench's document; `docs/bench-json.md` says what its fields mean."""
+"""The plots of a bench's document; `docs/reference/bench-json.md` says what its fields mean."""
 
 from __future__ import annotations
 
