@@ -166,8 +166,8 @@ def guides_lead() -> str:
     """Return what a guide is."""
     return (
         "A guide is a control that runs another model, or another text, over each tree. `--guide "
-        "NAME:key=value,...` and `guide=` in Python; [Guidance](../../guides/steer-with-models.md) says how they "
-        "compose."
+        "NAME:key=value,...` and `guide=` in Python; "
+        "[Guidance](../../guides/steer-with-models.md) says how they compose."
     )
 
 
