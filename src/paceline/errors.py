@@ -1,4 +1,4 @@
-"""What Paceline says to a user who can mend it: what was found, what was expected, what to do."""
+"""User-facing errors: one sentence with what was found, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class PacelineError(Exception):
-    """A user's error, told in one sentence. The CLI prints it and exits with 2."""
+    """An error that the user can fix, in one sentence. The CLI prints it and exits with 2."""
 
 
 class ModelError(PacelineError):
@@ -19,7 +19,7 @@ class RequestError(PacelineError):
 
 
 class MemoryFullError(RequestError):
-    """More pages of keys and values are wanted than the limit leaves. Nothing was changed."""
+    """The KV cache needs more pages than its limit leaves. Nothing was changed."""
 
 
 class MethodError(PacelineError):
@@ -27,7 +27,7 @@ class MethodError(PacelineError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """One sentence for a name that does not exist, with the nearest ones that do."""
+    """Return a sentence for a name that does not exist, with the nearest ones that do."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."

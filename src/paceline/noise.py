@@ -1,9 +1,9 @@
 """Gumbel noise that depends on (seed, position, token) alone.
 
 Drawing `argmax(logits + noise)` draws from softmax(logits) (Gumbel-max, e.g. arXiv 1411.0030,
-section 2). Because the noise of a position is fixed by the seed, the token drawn there is fixed by
-the logits: however the model came to be run at that position, the output is the same. A draft
-model may draw with the same noise, which makes agreement likely.
+section 2). The seed fixes the noise of every position, so the logits alone decide the token drawn
+there, however the model came to be run at that position. A draft model may draw with the same
+noise, which makes agreement likely.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paceline.core import Request
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
-# Noise lies in (-3.7, 37.5): a token this far below the best logit can never win.
+# Noise lies in (-3.7, 37.5), so a token this far below the largest logit is never drawn.
 REACH = 42.0
 
 
@@ -33,18 +33,18 @@ def _mix_all(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def stream(seed: int, position: int) -> int:
-    """Where the noise of `position` starts, a hash of it and the seed; see `gumbel`."""
+    """Return the start of the noise stream of `position`: a hash of it and the seed."""
     return _mix((_mix((seed + _GOLDEN) & _MASK) + (position + 1) * _GOLDEN) & _MASK)
 
 
 def streams(seeds: NDArray[np.uint64], positions: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """`stream` for arrays that broadcast."""
+    """Return `stream` of arrays that broadcast."""
     steps = (positions.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     return _mix_all(_mix_all(seeds + np.uint64(_GOLDEN)) + steps)
 
 
 def bits(start: int | NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.uint64]:
-    """64 random bits for `tokens`, which broadcast with the streams' starts.
+    """Return 64 random bits for each of `tokens`, which broadcast with the streams' starts.
 
     Element `t` is entry t + 1 of the SplitMix64 stream (Steele, Lea and Flood 2014, figure 17)
     that begins at `start`.
@@ -54,18 +54,18 @@ def bits(start: int | NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArra
 
 
 def uniform(start: int | NDArray[np.uint64], tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Uniform numbers in (0, 1) for `tokens`, float64; see `bits`."""
+    """Return uniform numbers in (0, 1) for `tokens`, float64; see `bits`."""
     return ((bits(start, tokens) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
 def perturbation(start: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Standard Gumbel noise of the stream at `start` for `tokens` [n], float64 [n]."""
+    """Return standard Gumbel noise of the stream at `start` for `tokens` [n], float64 [n]."""
     noise: NDArray[np.float64] = -np.log(-np.log(uniform(start, tokens)))
     return noise
 
 
 def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Standard Gumbel noise for `tokens` [n] at `position`, float64 [n]: see `stream`.
+    """Return standard Gumbel noise for `tokens` [n] at `position`, float64 [n]: see `stream`.
 
     Args:
         seed: any integer; taken modulo 2^64.
@@ -76,9 +76,10 @@ def gumbel(seed: int, position: int, tokens: NDArray[np.integer]) -> NDArray[np.
 
 
 def noise_of(request: Request, position: int) -> int | None:
-    """Where the noise of a draw at `position` starts; None: the best edited logit is drawn.
+    """Return the start of the noise stream of a draw at `position`; None for a draw without noise.
 
-    A watermark's `Request.noise`, of the position, takes the place of the seed's.
+    Without noise the largest edited logit is drawn. A watermark's `Request.noise` replaces the
+    noise of the seed.
     """
     if request.temperature == 0:
         return None

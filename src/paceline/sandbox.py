@@ -1,10 +1,12 @@
-"""Runs a program that a model wrote, so that it can do no more than compute and print.
+"""Runs a program that a model wrote, which can do no more than compute and print.
 
-What holds a program, on Linux with x86-64: a seccomp filter of allowed system calls, behind which
-there are no files to write, no network, no processes, threads or signals; limits of time, memory
-and output; an empty folder, an empty environment and an isolated interpreter without packages.
-What does not: it may read every file that this user may read, though it can send nothing anywhere
-but to us; and a hole in the kernel is a hole here. Strangers' programs belong in a virtual machine.
+On Linux with x86-64, a program is confined by a seccomp filter of allowed system calls: it can
+write no files, open no network connections, and start no processes or threads. Time, memory and
+output are limited; the folder and the environment are empty, and the interpreter has no packages.
+
+Not prevented: it can read every file that this user can read, though it can send the contents
+nowhere but to us; and a vulnerability of the kernel is one of the sandbox. Run programs of
+strangers in a virtual machine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from time import perf_counter
 
 from paceline.errors import MethodError
 
-# Allowed system calls of x86-64 by number: to read, to print, to compute, to end.
+# Allowed system calls of x86-64 by number: those to read, print, compute and exit.
 _ALLOWED = {
     0: "read", 1: "write", 3: "close", 4: "stat", 5: "fstat", 6: "lstat", 8: "lseek", 9: "mmap",
     10: "mprotect", 11: "munmap", 12: "brk", 13: "rt_sigaction", 14: "rt_sigprocmask",
@@ -36,7 +38,7 @@ _ALLOWED = {
     332: "statx", 439: "faccessat2",
 }  # fmt: skip
 
-# Runs in the child: takes the limits upon itself, then becomes the program.
+# Runs in the child process: sets its own limits, then executes the program.
 _LAUNCHER = r"""
 import sys
 def main(path, cpu, memory, output, *allowed):
@@ -100,12 +102,12 @@ print("held")
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """What one run of a program may use.
+    """Limits of one run of a program.
 
     Attributes:
-        seconds: of processor time, rounded up, and of time by the clock twice as much.
-        megabytes: of address space, the interpreter's own 30 included.
-        output: bytes that it may print.
+        seconds: processor time, rounded up; the limit of wall time is twice as much.
+        megabytes: address space, including about 30 for the interpreter.
+        output: bytes of output.
     """
 
     seconds: float = 2.0
@@ -119,8 +121,8 @@ class ProgramResult:
 
     Attributes:
         ended: `exit`, `error` (it raised, or was killed by a limit) or `timeout`.
-        output: what it printed, at most as much as it may.
-        seconds: by the clock.
+        output: what it printed, up to the limit.
+        seconds: wall time.
     """
 
     ended: str
@@ -130,17 +132,17 @@ class ProgramResult:
 
 @cache
 def check_sandbox() -> None:
-    """Try whether programs can be held here.
+    """Check that programs can be confined on this machine.
 
     Raises:
-        MethodError: they cannot.
+        MethodError: they cannot; no program is run then.
     """
     where = f"{platform.system()} on {platform.machine()}"
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise MethodError(f"programs are run on Linux with x86-64 only, and this is {where}")
-    ran = run_program(_PROBE, "", SandboxLimits(10.0))
-    if (ran.ended, ran.output) != ("exit", "held\n"):
-        raise MethodError("this system lets no program be held by seccomp; none is run")
+    result = run_program(_PROBE, "", SandboxLimits(10.0))
+    if (result.ended, result.output) != ("exit", "held\n"):
+        raise MethodError("this system cannot confine programs with seccomp, so none is run")
 
 
 def run_program(program: str, given: str, limits: SandboxLimits | None = None) -> ProgramResult:

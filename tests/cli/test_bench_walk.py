@@ -58,7 +58,7 @@ def test_greedy_decoding_has_one_walk(bench):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--drafters", "lookup"), "knows what its guesses were drawn from, and lookup does not"),
+        (("--drafters", "lookup"), "knows the distribution of its drafts, and lookup does not"),
         (("--budget", "4,auto"), "needs a fixed budget"),
         (("--choice", "yes|no"), "leave the grammar out"),
         (("--walk", "moon"), "the walk is 'moon', expected gumbel or rejection"),

@@ -233,7 +233,7 @@ def test_the_report_says_what_was_done():
     assert report["probes"] > 0
     assert report["regret_seconds"] >= -report["saved_seconds"] > 0
     assert re.match(
-        r"plain: (no tree pays, best expected 1\.\d\d tokens|guesses lost)", why(governor)
+        r"plain: (no tree pays, best expected 1\.\d\d tokens|drafting has lost)", why(governor)
     )
 
 
@@ -243,9 +243,9 @@ def why(governor):
 
 def test_the_reason_follows_from_the_last_tree():
     governor = Governor(FLAT)
-    assert why(governor) == "plain: no tree was asked for yet"
+    assert why(governor) == "plain: no tree was drafted yet"
     governor.prune([TokenTree.root(0)], 0.0)
-    assert why(governor) == "drafting: the drafter had no guess"
+    assert why(governor) == "drafting: the drafter proposed nothing"
     governor.prune([TokenTree.chain([0, 1], score=0.5)], 0.25)
     assert why(governor) == "drafting: best expected 1.50 tokens for 1.25 of the cost"
     governor.prune([TokenTree.chain([0, 1], score=0.25)], 0.5)
@@ -253,7 +253,7 @@ def test_the_reason_follows_from_the_last_tree():
     for _ in range(2):
         governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
     assert governor.nodes_wanted() == 0
-    assert why(governor) == "plain: guesses lost all the time that they may for now"
+    assert why(governor) == "plain: drafting has lost all the time that they may for now"
 
 
 def test_where_no_tree_can_pay_none_is_asked_for():

@@ -11,9 +11,9 @@ from paceline import LM
 from paceline.control.lexical.hmm import blank, read_hmm
 from paceline.errors import ModelError, RequestError
 from paceline.training.baum_welch import improve
-from paceline.training.hmm import Distillation, Recipe
+from paceline.training.hmm import Distillation, HmmRecipe
 
-RECIPE = Recipe(states=4, samples=6, length=12, rounds=3, seed=1)
+RECIPE = HmmRecipe(states=4, samples=6, length=12, rounds=3, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_a_broken_off_distillation_goes_on(lm, tmp_path):
 def test_what_was_kept_of_another_recipe_is_refused(lm, tmp_path):
     work = Distillation(lm.engine, lm.model, tmp_path / "out", RECIPE)
     work.write()
-    other = Recipe(states=5, samples=6, length=12, rounds=3, seed=1)
+    other = HmmRecipe(states=5, samples=6, length=12, rounds=3, seed=1)
     with pytest.raises(ModelError, match="another recipe"):
         Distillation(lm.engine, lm.model, tmp_path / "out", other)
     (tmp_path / "out.work").write_bytes(b"x")
@@ -121,4 +121,4 @@ def test_what_was_kept_of_another_recipe_is_refused(lm, tmp_path):
 @pytest.mark.parametrize("name", ["states", "samples", "length", "rounds"])
 def test_a_recipe_of_nothing_is_refused(name):
     with pytest.raises(RequestError, match=name):
-        Recipe(**{name: 0})
+        HmmRecipe(**{name: 0})

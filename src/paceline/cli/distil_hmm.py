@@ -33,9 +33,9 @@ def distil_hmm(
     until all is done: the same command goes on where it was stopped.
     """
     check_target(out)
-    from paceline.training.hmm import Distillation, Recipe
+    from paceline.training.hmm import Distillation, HmmRecipe
 
-    recipe = Recipe(states, samples, length, rounds, seed)
+    recipe = HmmRecipe(states, samples, length, rounds, seed)
     lm = engine.open(model, "plain", 0)
     start = perf_counter()
     work = Distillation(lm.engine, lm.model, out, recipe)

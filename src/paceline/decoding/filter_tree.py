@@ -1,4 +1,4 @@
-"""Drafts as the controls leave them: nothing in vain, and with what must follow."""
+"""Dropping of drafted nodes that controls will reject, and adding of tokens that must follow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from paceline.core import TokenTree
 def filter_tree(
     tree: TokenTree, controls: Sequence[FiltersDrafts], history: list[int], max_nodes: int
 ) -> TokenTree:
-    """`tree` without guesses that no control lets through, with what one says must follow others.
+    """Return `tree` without the nodes that controls reject, and with the tokens they force.
 
-    The chances of siblings share what a dropped one had. Of more than `max_nodes` nodes below the
-    root the likeliest stay.
+    The score of a dropped node is shared out among its siblings. Of more than `max_nodes` nodes
+    below the root, the most likely are kept.
     """
     for control in controls if len(tree) > 1 else ():
         if isinstance(control, ExtendsDrafts):
@@ -41,9 +41,9 @@ def _kept(tree: TokenTree, kept: NDArray[np.bool_]) -> TokenTree:
 
 
 def _continued(tree: TokenTree, chains: Mapping[int, list[int]], names: list[int]) -> TokenTree:
-    """`tree` with certain chains after nodes; `names` [N] are what `chains` calls its nodes.
+    """Return `tree` with forced chains after some nodes; `names` [N] are its nodes in `chains`.
 
-    They count as guesses of who guessed the node.
+    The new nodes have the origin of the node that they follow.
     """
     if not chains:
         return tree
@@ -72,6 +72,6 @@ def _likeliest(tree: TokenTree, max_nodes: int) -> TokenTree:
     for node, parent in enumerate(tree.parents.tolist()[1:], 1):
         path_probs[node] *= path_probs[parent]
     kept = np.zeros(len(tree), bool)
-    # Parents come first, since their chance is as high and the order stable.
+    # The sort is stable, so a parent precedes its children where they are equally likely.
     kept[np.argsort(-np.array(path_probs), kind="stable")[: max_nodes + 1]] = True
     return tree.keep(kept)

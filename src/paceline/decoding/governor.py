@@ -1,9 +1,9 @@
 """How many nodes a pass should have: as many as pay for themselves on this machine, maybe none.
 
-A tree of n nodes costs T(n) and the drafter's own time; its best n nodes gain A(n) tokens, one for
-the root and, for every other node, the chance that it is accepted. The governor keeps the nodes
-that maximise A(n) / (T(n) + drafting), and falls to plain decoding when none does. It never bets
-more than it may lose: a ledger of time won and lost against plain decoding bounds the regret.
+A tree of n nodes costs T(n) plus the drafter's time. Its best n nodes are expected to gain A(n)
+tokens: one for the root and, for every other node, the probability that it is accepted. The
+governor keeps the nodes that maximise A(n) / (T(n) + drafting), and falls back to plain decoding if
+none pay. A ledger of time won and lost against plain decoding bounds its regret.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Trees = Sequence[TokenTree]
 Paths = Sequence[list[int]]
 
 
-_SURE = 0.5  # share of the chance that pays below which a guess surely does not
-_CLEAR = 1.05  # times plain decoding's speed, from where requests that share passes draft
+_SURE = 0.5  # fraction of the break-even probability below which a node is not proposed
+_CLEAR = 1.05  # gain over plain decoding from which requests that share passes draft
 
 
 class Budget(Protocol):
@@ -35,25 +35,25 @@ class Budget(Protocol):
     """
 
     def nodes_wanted(self, requests: int = 1) -> int:
-        """Nodes to ask each request's drafter for; 0 leaves them alone: the plain path."""
+        """Return how many nodes each request's drafter may propose; 0: decode plainly."""
         ...
 
     def nodes_for_forced(self) -> int:
-        """Nodes for guesses that are certain, where `nodes_wanted` has just given 0."""
+        """Return how many forced nodes may be drafted, where `nodes_wanted` has just given 0."""
         ...
 
     def min_path_prob(self) -> float:
-        """Chance of a whole path below which a guess need not be proposed: it will not be kept."""
+        """Return the path probability below which a node need not be proposed."""
         ...
 
     def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
-        """The parts of the proposals worth running; `seconds` is what they cost."""
+        """Return the parts of the trees that are worth running; drafting them took `seconds`."""
         ...
 
     def record(
         self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
-        """What became of the trees; seconds of drafting, learning included, and of the pass."""
+        """Record accepted paths, and the seconds of drafting with learning and of the pass."""
         ...
 
 
@@ -62,7 +62,7 @@ class Fixed:
     """Always the same budget.
 
     Attributes:
-        nodes: beyond the root.
+        nodes: below the root.
     """
 
     nodes: int
@@ -76,11 +76,11 @@ class Fixed:
         return self.nodes
 
     def nodes_for_forced(self) -> int:
-        """See `Budget`: none, since it rests where nothing is to be guessed at all."""
+        """See `Budget`: none, since a fixed budget of 0 drafts nothing."""
         return 0
 
     def min_path_prob(self) -> float:
-        """See `Budget`: every node is wanted."""
+        """See `Budget`: all nodes are wanted."""
         return 0.0
 
     def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
@@ -94,33 +94,33 @@ class Fixed:
 
 
 def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """The nodes that were put to the test, and the accepted ones with the root; bool [N] each."""
+    """Return the nodes that were tested, and the accepted ones with the root, bool [N] each."""
     accepted = np.zeros(len(tree), bool)
     accepted[path] = True
     return accepted[tree.parents] & (tree.parents >= 0), accepted
 
 
 def _calibration() -> _native.AcceptanceRates:
-    """How often guesses come true, compared with their scores, by origin and depth.
+    """Return a calibration of scores by acceptance, for each origin and depth.
 
-    Counts fade by a fiftieth with every tree, so that a text that changes is followed. A guess's
-    chance is its score times accepted / predicted of its kind; half a guess at face value damps
-    the start.
+    Counts decay by 2 % with every tree, so that a changing text is followed. The probability of a
+    node is its score times accepted / predicted of its kind; half a node that was accepted as
+    predicted is the prior.
     """
     return _native.AcceptanceRates(decay=0.98, prior=0.5)
 
 
 @dataclass
 class Governor:
-    """Sizes every tree by measured cost; see the module's text.
+    """Sizes every tree by measured cost; see the module's docstring.
 
     Attributes:
         cost: T(n), refined by every pass.
         most: largest budget that is ever asked for; None takes the size where even certain
             guesses would not pay.
-        risk: share of plain decoding's time that may be lost by guessing wrong.
-        patience: passes in a row without a worthwhile guess before the drafter is left alone.
-        rest: passes it is then left alone; doubled each time, up to `longest_rest`.
+        risk: fraction of plain decoding's time that may be lost on rejected drafts.
+        patience: consecutive passes without a worthwhile node before the drafter rests.
+        rest: passes that it then rests; doubled each time, up to `longest_rest`.
     """
 
     cost: Cost
@@ -145,7 +145,7 @@ class Governor:
         self._idle = 0
         self._resting = 0
         self._next_rest = self.rest
-        self._tired = 0  # requests of the pass after which it rests
+        self._tired = 0  # number of requests in the pass after which it rests
         self._min_path_prob = 0.0
         self._off = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
@@ -153,7 +153,9 @@ class Governor:
 
     def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
-        if self._resting and 2 * requests <= self._tired:  # what did not pay with load now may
+        if (
+            self._resting and 2 * requests <= self._tired
+        ):  # drafting that did not pay under load may pay now
             self._resting, self._next_rest = 0, self.rest
         if self._resting > 0 or self._balance < 0:
             self._off = True
@@ -161,24 +163,24 @@ class Governor:
         max_nodes = self.max_nodes or 0
         if requests == 1:
             return max_nodes
-        # Some guess better than others: twice an equal share leaves a choice. But nodes that are
-        # never chosen cost time, too: no more than a few times what was kept of late.
+        # Drafters differ: twice an equal share leaves a choice. But nodes that are dropped cost
+        # time, so no more than a few times as many as were kept recently.
         share = -(-2 * self._curve.max_useful(requests, requests * max_nodes) // requests)
         return min(max_nodes, share, 4 + int(3 * self._kept))
 
     def nodes_for_forced(self) -> int:
-        """See `Budget`: what is certain is no bet, so neither rest nor ledger keeps it back."""
+        """See `Budget`: forced nodes are no risk, so neither rest nor ledger holds them back."""
         return self.max_nodes or 0
 
     def min_path_prob(self) -> float:
         """See `Budget`: half of what the last node gained in the last pass, or had to gain.
 
-        Half, since scores are only near to the chances that the next `prune` goes by.
+        Half, since scores only approximate the probabilities by which the next `prune` decides.
         """
         return self._min_path_prob
 
     def prune(self, trees: Trees, seconds: float, other_tokens: int = 0) -> list[TokenTree]:
-        """Keep the likeliest nodes of all trees up to the size with the most tokens a second.
+        """Keep the most likely nodes of all trees, up to the size with the most tokens a second.
 
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
@@ -193,13 +195,11 @@ class Governor:
         # The proposal is paid for already; where plain would have won, `nodes_wanted` remembers.
         best = ranking.best(self._curve, first, more)
         rate = ranking.tokens[best] / (self._at(first + best) + more)
-        # Beside others a gain must be clear: what a choice costs them is not all measured.
+        # With several requests a gain must be clear, as not all costs to the others are measured.
         sure = 1.0 if requests == 1 else _CLEAR
         worth = rate > sure * requests / plain
         best = best if worth or requests == 1 else 0
-        gain = rate * self._curve.marginal_seconds(
-            first + best
-        )  # by a further node, if it is to pay
+        gain = rate * self._curve.marginal_seconds(first + best)  # of a further node, for it to pay
         if best:
             gain = min(gain, ranking.tokens[best] - ranking.tokens[best - 1])
         self._min_path_prob = _SURE * min(gain, 1.0)
@@ -225,7 +225,7 @@ class Governor:
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
         self._resting -= self._resting > 0
         plain = self._at(requests)
-        if nodes == requests and draft == 0.0:  # the plain path: leave next to nothing of us in it
+        if nodes == requests and draft == 0.0:  # the plain path: spend next to no time here
             self.plain_passes += 1
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             if requests > 1 or self.plain_passes % 16 == 0:
@@ -234,7 +234,7 @@ class Governor:
         forward = self._refine(nodes, forward, other_tokens) - self._other_seconds(
             requests, other_tokens
         )
-        if self._off:  # certain guesses while the drafter rests: they say nothing about it
+        if self._off:  # forced nodes while the drafter rests say nothing about it
             won = sum(map(len, paths)) * plain / requests - draft - forward
             self._saved += won
             self._worst = min(self._worst, self._saved)
@@ -249,7 +249,7 @@ class Governor:
         self._balance = min(self._balance + won + self.risk * plain, 3.0 * plain)
 
     def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
-        """T(n) as passes corrected it; beyond the largest known size it goes on as steeply."""
+        """Return T(n) as corrected by passes, continued linearly beyond the largest size."""
         sizes = np.asarray(size, np.float64)
         return self._curve.each(sizes.reshape(-1)).reshape(sizes.shape)
 
@@ -261,11 +261,11 @@ class Governor:
         return self._at(requests + other_tokens) - self._at(requests) if other_tokens else 0.0
 
     def _refine(self, nodes: int, forward: float, other_tokens: int) -> float:
-        """Correct T(n) by a pass, most where it was run; return its time without hiccups.
+        """Correct T(n) by a measured pass, most at its own size; return its time without outliers.
 
-        Other work on the machine slows every size: all of the curve follows a little. A pass that
-        was interrupted says nothing about speculation: it counts at most twice what was expected.
-        One with parts of prompts, which have other rows and sequences, says nothing about trees.
+        Other load on the machine slows all sizes, so all of the curve follows a little. A pass that
+        was interrupted counts at most twice the expected time. One with parts of prompts, which
+        have other rows and sequences, does not correct the curve.
         """
         expected = self._at(nodes + other_tokens)
         forward = min(forward, 2.0 * expected)
@@ -289,21 +289,21 @@ class Governor:
         }
 
     def _reason(self) -> str:
-        """Why the next pass would be plain, or else what the last tree promised."""
+        """Return why the next pass would be plain, or else what the last tree promised."""
         if not self.max_nodes:
             two = self.cost.at(2) / self.cost.at(1)
             return f"plain: no tree can pay, 2 nodes cost {two:.2f} plain passes"
         if self._balance < 0:
-            return "plain: guesses lost all the time that they may for now"
+            return "plain: drafting has lost all the time that it may for now"
         if self._last is None:
-            return "plain: no tree was asked for yet"
+            return "plain: no tree was drafted yet"
         ranking, first, more = self._last
         requests = len(ranking.sizes)
         tokens = np.array(ranking.tokens) / requests
         passes = self.seconds(first + np.arange(len(tokens))) + more
         costs = passes / self._at(requests)
         if len(tokens) == 1:
-            return ("plain" if self._resting else "drafting") + ": the drafter had no guess"
+            return ("plain" if self._resting else "drafting") + ": the drafter proposed nothing"
         best = 1 + int(np.argmax(tokens[1:] / costs[1:]))
         promise = f"best expected {tokens[best]:.2f} tokens for {costs[best]:.2f} of the cost"
         if tokens[best] > costs[best]:
@@ -312,6 +312,6 @@ class Governor:
 
 
 def _largest_useful(cost: Cost) -> int:
-    """Nodes beyond the root past which a pass costs more than a chain of right guesses gains."""
+    """Return the nodes below the root at which even a chain of accepted nodes stops to pay."""
     useful = [n for n in cost.nodes if n * cost.at(1) > cost.at(n)]
     return min(max(useful, default=1), 64) - 1

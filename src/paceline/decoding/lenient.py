@@ -1,4 +1,4 @@
-"""The lenient walk, for lossy drafters: a guess that the model finds likely enough will do."""
+"""The lenient walk of lossy drafters: a node is accepted if it is likely enough."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def lenient_walk(
 ) -> WalkResult:
     """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
 
-    As the ordinary walk, but where no child holds the drawn token, the likeliest guess stands if
-    the model's own surprise at it, -log p after the controls, is at most `rollback` nats: BiLD's
-    rollback policy (arXiv 2302.07863).
+    Like `walk`, except that where no child holds the drawn token, the most likely child is accepted
+    if its surprise, -log p after the controls, is at most `rollback` nats: BiLD's rollback policy
+    (arXiv 2302.07863).
     """
     walked = WalkResult([0], [], [])
     while True:

@@ -1,4 +1,4 @@
-"""Draft, forward, walk, commit, for one request; `serving` does the same for many."""
+"""The decoding loop of one request: draft, forward, walk, commit. `serving` runs many at once."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from paceline.errors import MemoryFullError, MethodError
 
 
 class Generation:
-    """One request under way. Iterating gives the text as it becomes certain.
+    """A running request. Iterating yields the text as soon as it is final.
 
-    `output` is complete when the iteration has ended, also by `close()`; a `KeyboardInterrupt`
-    ends it with `finish == "interrupted"` and what there is.
+    `output` is complete when the iteration has ended. A `KeyboardInterrupt` ends it with
+    `finish == "interrupted"` and the text so far.
 
     Args:
         engine: runs the model.
-        drafter: guesses; what it has learnt stays with it.
-        request: what is asked for.
-        budget: how many nodes beyond the root each tree may have.
+        drafter: proposes trees; it keeps what it learns.
+        request: what to generate.
+        budget: decides how many nodes below the root each tree may have.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
-        margins: record how near each draw was, for `measuring.proof`.
-        sequence: holds a beginning of the prompt, and is released at the end; None starts anew.
+        margins: record `Output.margins`, for `measuring.proof`.
+        sequence: holds a prefix of the prompt, and is released at the end; None opens a new one.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -64,7 +64,7 @@ class Generation:
             session.close()
 
     def run(self) -> Output:
-        """The whole output at once."""
+        """Run to the end; return the output."""
         for _ in self:
             pass
         return self.output
@@ -78,14 +78,14 @@ class Generation:
             rows: Rows = "all" if session.wants_prefill_logits else "none"
             logits = self._engine.forward([(session.sequence, tree)], rows)
             session.commit_part(tree, logits)
-        with suppress(MemoryFullError):  # without room there are no guesses
+        with suppress(MemoryFullError):  # without room, nothing is drafted
             if isinstance(session.drafter, ModelBacked):
                 session.drafter.follow(session.text)
         session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
     def _step(self) -> str:
-        """One pass: draft, forward, walk, commit, learn."""
+        """Run one pass: draft, forward, walk, commit, learn. Return its text."""
         session, budget = self._session, self._budget
         assert session.sequence is not None
         start = perf_counter()
@@ -116,10 +116,10 @@ class Generation:
 
 
 def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:
-    """Whether the rejection walk is wanted, and can be done.
+    """Return whether the request uses the rejection walk.
 
     Raises:
-        MethodError: it is wanted, and cannot.
+        MethodError: it asks for one, which the drafter or the budget does not allow.
     """
     if request.walk == "gumbel" or (request.walk == "rejection" and request.temperature == 0):
         return False  # greedy decoding has one walk
@@ -129,12 +129,12 @@ def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> boo
     if drafter.rollback is not None or not known:
         names = ", ".join(drafter.origins)
         raise MethodError(
-            f"the rejection walk needs a drafter that knows what its guesses were drawn from, and "
+            f"the rejection walk needs a drafter that knows the distribution of its drafts, and "
             f"{names} does not; use a draft model with the target's tokens, or walk=gumbel"
         )
     if not isinstance(budget, Fixed):
         raise MethodError(
-            "the rejection walk needs a fixed budget: auto leaves out guesses by what was drawn, "
-            "which changes the law; give a number of nodes"
+            "the rejection walk needs a fixed budget: auto drops nodes by what was drawn, "
+            "which changes the distribution; give a number of nodes"
         )
     return True

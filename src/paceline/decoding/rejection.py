@@ -1,10 +1,11 @@
-"""The rejection walk: the same law as plain decoding, from guesses that were drawn by chance.
+"""The rejection walk: the distribution of plain decoding, from randomly drawn drafts.
 
-Leviathan et al. (arXiv 2211.17192, algorithm 1): a guess x that was drawn from q is accepted with
-chance min(1, p(x) / q(x)); if it is not, p becomes what q did not cover, max(0, p - q) normalised.
-Siblings drawn without replacement are tried in their order, each from q without those before it, as
-in Sequoia (arXiv 2402.12374); what is left of p in the end gives the token. So every token follows
-p, whatever q is; but which token, the guesses decide as well as the seed.
+Leviathan et al. (arXiv 2211.17192, algorithm 1): a token x that was drafted from q is accepted with
+probability min(1, p(x) / q(x)); otherwise p becomes the residual max(0, p - q), normalised.
+Siblings that were drawn without replacement are tried in order, each against q without the ones
+before it, as in Sequoia (arXiv 2402.12374); if all are rejected, the token is drawn from the
+residual. So every token has distribution p whatever q is, but the token itself depends on the
+drafts as well as the seed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats, Request, TokenTree
 from paceline.decoding.walk import WalkResult, edited
 
-_STREAM = 2  # tells these random numbers from those that drafters draw with the same seed
+_STREAM = 2  # separates these random numbers from those of drafters with the same seed
 
 
 def rejection_walk(
@@ -24,9 +25,10 @@ def rejection_walk(
     """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
 
     Args:
-        tree: the children of a node are draws from its row of `q`, in their order.
-        logits: of the model; the request's controls, temperature among them, make p of them.
-        q: [N, V], what the children of each node were drawn from, without replacement.
+        tree: the children of a node were drawn from its row of `q`, in this order.
+        logits: from the model; with the request's controls, temperature included, they give p.
+        q: [N, V], distribution that the children of each node were drawn from, without
+            replacement.
         history: the prompt and all tokens drawn so far.
         request: its temperature is above 0.
 
@@ -50,18 +52,18 @@ def rejection_walk(
 
 
 def settle(
-    p: NDArray[np.float64], q: Floats, guesses: list[int], random: np.random.Generator
+    p: NDArray[np.float64], q: Floats, drafts: list[int], random: np.random.Generator
 ) -> tuple[int, int | None]:
-    """A token that follows p [V], and which of the guesses drawn from q [V] it is, if any."""
+    """Draw a token from p [V], given drafts from q [V]; return it and its index among them."""
     rest = q.astype(np.float64)
-    for place, token in enumerate(guesses):
+    for place, token in enumerate(drafts):
         rest = rest / rest.sum()
         if random.random() * rest[token] < p[token]:
             return token, place
-        uncovered = np.maximum(p - rest, 0.0)
-        total = uncovered.sum()
-        if total > 0:  # else p and q are the same but for rounding: nothing is to be refused
-            p = uncovered / total
+        residual = np.maximum(p - rest, 0.0)
+        total = residual.sum()
+        if total > 0:  # else p equals q up to rounding, and nothing is rejected
+            p = residual / total
         rest[token] = 0.0
     bounds = np.cumsum(p)
     return int(np.searchsorted(bounds, random.random() * bounds[-1], side="right")), None

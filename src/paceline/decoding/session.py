@@ -1,4 +1,4 @@
-"""One request under way: what it runs next, and what it makes of the logits."""
+"""A running request: what it runs next, and what follows from the logits."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError, RequestError
 from paceline.kvcache.base import Policy
 
-# Prompt logits that a learning drafter looks at are made in pieces of at most this many floats.
+# Prompt logits for drafters that learn from it come in chunks of at most this many floats.
 _PREFILL_LOGITS = 1 << 23
 
 
 class Session:
-    """A request, its text so far, and its sequence; whoever drives it decides on the passes.
+    """A request with its text so far and its sequence. Its caller runs the forward passes.
 
     Call `open`. While tokens are `missing`, run the `next_part` and `commit_part` it. Then, until
     `done`: `propose` a tree, `run_guides` over it, run the engine over it, `verify` its logits,
     `learn` from them, and `accept` the text.
-    `close` gives the sequence back, and can be followed by another `open`: the text is run anew.
+    `close` releases the sequence; another `open` may follow, and runs the text again.
 
     Args:
         engine: runs the model.
-        drafter: guesses; what it has learnt stays with it.
-        request: what is asked for.
+        drafter: proposes trees; it keeps what it learns.
+        request: what to generate.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
-        margins: record how near each draw was.
-        rejects: walk by the rejection rule.
+        margins: record `Output.margins`.
+        rejects: use the rejection walk.
 
     Attributes:
-        output: complete when `done`; but for its seconds.
+        output: complete when `done`, except its seconds.
         sequence: None while closed.
         guides: controls that run models of their own.
         hidden: hidden states [N, D] of the last tree, set by whoever runs the passes if the
@@ -72,7 +72,7 @@ class Session:
         if self._policy is not None:
             check_policy(self._policy, engine, drafter, request)
         self._rejects = rejects
-        # The rejection walk needs every guess that was drawn, in vain or not.
+        # Rejection sampling needs every drafted sibling, including those that controls will reject.
         filters = [c for c in request.controls if isinstance(c, FiltersDrafts)]
         self._filters = [] if rejects else filters
         self._masking = next((c for c in self._filters if isinstance(c, MasksTokens)), None)
@@ -88,12 +88,12 @@ class Session:
 
     @property
     def text(self) -> Tokens:
-        """Every committed token [S]: prompt and output; a view that the next pass changes."""
+        """All committed tokens [S], prompt and output; a view that the next pass changes."""
         return self._tokens[: len(self._history)]
 
     @property
     def missing(self) -> int:
-        """Tokens that the sequence lacks; the last one is the next root, and never missing."""
+        """Number of tokens that the sequence lacks. The last token, the next root, never counts."""
         held = 0 if self.sequence is None else self.sequence.length
         return len(self._history) - 1 - held
 
@@ -115,11 +115,11 @@ class Session:
 
     @property
     def wants_prefill_logits(self) -> bool:
-        """Whether `commit_part` wants logits: the drafter learns from the prompt."""
+        """Whether `commit_part` needs logits, as the drafter learns from the prompt."""
         return self.drafter.learns_from_prompt and not self.output.tokens
 
     def open(self, sequence: Cached | None = None) -> None:
-        """Begin, in `sequence`, which may hold a beginning of the text; else in a new one.
+        """Open the request in `sequence`, which may hold a prefix of the text, or in a new one.
 
         Raises:
             RequestError: the request has a KV policy, which has not seen that beginning.
@@ -137,7 +137,7 @@ class Session:
             self._begun = True
 
     def next_part(self, max_tokens: int = 256) -> TokenTree:
-        """The next missing tokens, at most `max_tokens`, as a chain."""
+        """Return the next missing tokens, at most `max_tokens`, as a chain."""
         assert self.sequence is not None
         if self.wants_prefill_logits:
             max_tokens = min(max_tokens, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
@@ -147,7 +147,7 @@ class Session:
         return TokenTree.chain(self._tokens[start : start + min(max_tokens, self.missing)])
 
     def commit_part(self, tree: TokenTree, logits: Floats | None) -> None:
-        """A `next_part` was run; `logits` [N, V] if the run `wants_prefill_logits`."""
+        """Commit a `next_part`; `logits` [N, V] are needed if it `wants_prefill_logits`."""
         assert self.sequence is not None
         start, nodes = self.sequence.length, np.arange(len(tree), dtype=np.int32)
         if self.wants_prefill_logits and logits is not None:
@@ -156,7 +156,7 @@ class Session:
         self._commit(nodes)
 
     def propose(self, nodes: int, forced_nodes: int = 0, min_path_prob: float = 0.0) -> TokenTree:
-        """What the drafter guesses, with at most `nodes` beyond the root; with 0 it rests.
+        """Return the drafter's tree of at most `nodes` below the root; with 0 the drafter rests.
 
         Paths with a probability below `min_path_prob` need not be proposed. At rest, the drafter
         is still asked for at most `forced_nodes` nodes of forced tokens.
@@ -179,7 +179,7 @@ class Session:
         return tree
 
     def begin_guides(self) -> None:
-        """Let guides read the text, once; else the first `run_guides` does."""
+        """Let guides read the text. Without this, the first `run_guides` does."""
         if not self._guided:
             self.advance_guides()
 
@@ -187,7 +187,7 @@ class Session:
         """Let every guide read up to `max_tokens` more; return the largest number read.
 
         Raises:
-            MemoryFullError: there is no room for their texts. They can `advance_guides` on later.
+            MemoryFullError: there is no room for their sequences. Call it again later.
         """
         if not self._guided and self.sequence is not None:
             self._guided = True
@@ -197,21 +197,21 @@ class Session:
 
     @property
     def guide_lag(self) -> int:
-        """Tokens that a guide has not read; above 0, `run_guides` takes more than one pass."""
+        """Most tokens that a guide has not read; above 0, `run_guides` takes several passes."""
         return max((guide.lag(self.text) for guide in self.guides), default=0)
 
     def run_guides(self, tree: TokenTree) -> None:
-        """Let guides run the tree, before the model does.
+        """Let guides run their models over the tree, before the target does.
 
         Raises:
-            MemoryFullError: there is no room for it. They can `run_guides` again.
+            MemoryFullError: there is no room for it. Call it again later.
         """
         self.begin_guides()
         for guide in self.guides:
             guide.run_tree(self.text, tree)
 
     def verify(self, tree: TokenTree, logits: Floats) -> WalkResult:
-        """Walk the tree over its logits [N, V], and keep the rows of the accepted nodes."""
+        """Walk the tree over its logits [N, V], and commit the accepted nodes."""
         assert self.sequence is not None
         if self._rejects:
             q = np.zeros_like(logits)
@@ -224,7 +224,7 @@ class Session:
             walked = lenient_walk(tree, logits, self._history, self.request, leniency)
         else:
             walked = walk(tree, logits, self._history, self.request, self._margins)
-        # All of them, also those behind a stop: the sequence holds their keys and values.
+        # All of them, also those after a stop, as the sequence holds their keys and values.
         self._tokens[len(self._history) - len(walked.drawn) : len(self._history)] = walked.drawn
         self._commit(walked.path)
         self.output.passes += 1
@@ -232,7 +232,7 @@ class Session:
         return walked
 
     def learn(self, tree: TokenTree, logits: Floats, walked: WalkResult) -> None:
-        """Let the drafter see the pass, if it guessed for it."""
+        """Show the pass to the drafter, if it drafted for it."""
         if self._proposed is not None:
             context = self._tokens[: len(self._history) - len(walked.drawn)]
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
@@ -243,7 +243,7 @@ class Session:
         """Append the drawn tokens up to the first that ends the output.
 
         Returns:
-            the text that each of them made certain; the last one's, all the rest when `done`.
+            the text that became final with each of them; when `done`, the last has all the rest.
         """
         output, texts = self.output, list[str]()
         for place, token in enumerate(walked.drawn):
@@ -269,7 +269,7 @@ class Session:
         return texts
 
     def close(self) -> None:
-        """Give the sequence back, and those of guides."""
+        """Release the sequence, and those of guides."""
         sequence, self.sequence, self._attached = self.sequence, None, False
         if sequence is not None:
             self._engine.release(sequence)
@@ -285,7 +285,7 @@ class Session:
             self._policy.act(self._engine, self.sequence)
 
     def _masks(self, context: Tokens, tree: TokenTree) -> NDArray[np.uint32] | None:
-        """A row of bits for each node [N, V / 32], all set where no control has said anything."""
+        """Return bit masks of allowed tokens [N, V / 32], all set where no control gave one."""
         if not self._masking:
             return None
         known = self._masking.known(context.tolist(), tree)
@@ -349,7 +349,7 @@ def check_request(engine: Engine, request: Request) -> None:
 
 
 def check_policy(policy: Policy, engine: Engine, drafter: Drafter, request: Request) -> None:
-    """Refuse a KV policy beside what does not go with it.
+    """Refuse a KV policy with an engine, drafter or guide that it does not go with.
 
     Raises:
         MethodError: names both and the reason.

@@ -1,4 +1,4 @@
-"""From tokens to text a user may see: stop strings are cut, and nothing is shown too early."""
+"""Streaming of text: stop strings are cut, and text that may become one is held back."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from paceline.models.detokenize import Decoder, Detokenizer
 
 
 class StreamingDecoder(Protocol):
-    """Turns tokens into text bit by bit; see `models.detokenize.Detokenizer`."""
+    """Decodes tokens incrementally; see `models.detokenize.Detokenizer`."""
 
     def push(self, token: int) -> str:
-        """Text that `token` completes; may be empty."""
+        """Return the text that `token` completes; may be empty."""
         ...
 
     def flush(self) -> str:
-        """Text still held back."""
+        """Return the text that is still held back."""
         ...
 
 
 class TextStream:
-    """Text of a growing output that never runs past a stop string.
+    """Text of a growing output, up to the first stop string.
 
-    Text that may be the beginning of a stop string is held back until that is decided.
+    Text that may begin a stop string is held back until it does or does not.
     """
 
     def __init__(self, pieces: StreamingDecoder, stops: tuple[str, ...] = ()) -> None:
@@ -33,11 +33,11 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Text that may be shown now. `stopped` tells whether a stop string was completed."""
+        """Return the text that is final now. Sets `stopped` if a stop string is complete."""
         return self._release(self._pieces.push(token))
 
     def flush(self) -> str:
-        """The rest, when the output has ended."""
+        """Return the rest, when the output has ended."""
         if self.stopped:
             return ""
         text = self._release(self._pieces.flush())
@@ -47,10 +47,10 @@ class TextStream:
 
     def _release(self, text: str) -> str:
         self._held += text
-        found = [at for at in map(self._held.find, self._stops) if at >= 0]
-        if found:
+        starts = [at for at in map(self._held.find, self._stops) if at >= 0]
+        if starts:
             self.stopped = True
-            shown, self._held = self._held[: min(found)], ""
+            shown, self._held = self._held[: min(starts)], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
@@ -59,17 +59,17 @@ class TextStream:
 
 
 def text_of(request: Request, tokenizer: Decoder) -> TextStream:
-    """The text of a request's output."""
+    """Return the text stream of a request's output."""
     return TextStream(pieces_of(request, tokenizer), request.stop_strings)
 
 
 def pieces_of(request: Request, tokenizer: Decoder) -> Detokenizer:
-    """What makes that text of tokens, stop strings and what follows them included."""
+    """Return the decoder of a request's output, which does not cut stop strings."""
     return Detokenizer(tokenizer, request.prompt if request.continues else ())
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
+    """Return the length of the longest proper prefix of `stop` that `text` ends with."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

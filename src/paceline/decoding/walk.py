@@ -1,8 +1,8 @@
-"""The walk: one draw at each visited node, from the model's own distribution there.
+"""The walk: draw one token at each visited node from the model's own distribution.
 
-At a node one token is drawn. If a child holds it, the walk steps into the child; otherwise it
-stops and the drawn token is the next root. Nothing in it depends on who guessed the tree, so the
-output is that of plain decoding, which is the walk of a tree with one node.
+If a child holds the drawn token, the walk steps into the child; otherwise it stops, and the token
+is the next root. Nothing depends on how the tree was drafted, so the output is that of plain
+decoding, which is the walk of a tree with one node.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paceline.noise import REACH, noise_of, perturbation
 
 
 class WalkResult(NamedTuple):
-    """The accepted nodes, root first, the token drawn at each, and its margin if asked for."""
+    """The accepted nodes, root first, the token drawn at each, and its margin if requested."""
 
     path: list[int]
     drawn: list[int]
@@ -30,16 +30,16 @@ def draw(
 ) -> tuple[int, float]:
     """Draw the token that follows `history` from `logits` [V], float32.
 
-    The token maximises logit + noise; of equal ones the lowest id wins. At temperature 0 there is
-    no noise. A `Temperature` control has divided the logits before. A watermark may have brought
-    other noise than the seed's: `Request.noise`.
+    The token maximises logit + noise; among equals the lowest id wins. At temperature 0 there is no
+    noise. The logits are divided by the temperature before, by a `Temperature` control. The noise
+    comes from the seed, or from a watermark's `Request.noise`.
 
     Returns:
-        the token, and how far it was ahead of the second (infinite when not asked for).
+        the token, and the margin to the second best (infinite if not requested).
 
     Raises:
-        RequestError: the controls left no token.
-        ModelError: the model gave logits that are not numbers.
+        RequestError: the controls allow no token.
+        ModelError: the model's logits are not finite.
     """
     logits = edited(logits, history, request)
     best = int(logits.argmax())
@@ -51,7 +51,7 @@ def draw(
     if start is not None:
         tokens = (
             np.flatnonzero(logits >= top - REACH).astype(np.int32)
-            if want_margin  # the second best counts, too
+            if want_margin  # the second best is needed, too
             else _native.contenders(logits, start)
         )
         scores = scores[tokens] + perturbation(start, tokens)
@@ -63,7 +63,7 @@ def draw(
 
 
 def edited(logits: Floats, history: list[int], request: Request) -> Floats:
-    """`logits` [V] as the request's controls leave them.
+    """Return `logits` [V] after the request's controls.
 
     Raises:
         RequestError, ModelError: as `draw`.

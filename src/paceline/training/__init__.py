@@ -1,1 +1,1 @@
-"""Training: data from the model itself, and models learnt from it."""
+"""Training: data that the model writes itself, and models learned from it."""

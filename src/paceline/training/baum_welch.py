@@ -1,4 +1,4 @@
-"""Learning a hidden Markov model by expectation-maximisation (Baum 1970; Rabiner 1989, III.C)."""
+"""Baum-Welch training of hidden Markov models (Baum 1970; Rabiner 1989, III.C)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from paceline.control.lexical.hmm import Doubles, Hmm
 from paceline.core import Tokens
 
-_PRIOR = 1e-3  # occurrences added to what was counted, so that nothing is impossible
-_BATCH = 1 << 21  # positions x states at once: 16 MB for each of a few arrays
+_PRIOR = 1e-3  # pseudo-count, so that no probability is 0
+_BATCH = 1 << 21  # positions x states of a batch: 16 MB for each of a few arrays
 
 
 class Counts(NamedTuple):
-    """Expected occurrences of first states [Z], pairs [Z, Z], states and tokens [Z, V]."""
+    """Expected counts of first states [Z], transitions [Z, Z] and emissions [Z, V]."""
 
     initial: Doubles
     transition: Doubles
@@ -24,10 +24,10 @@ class Counts(NamedTuple):
 
 
 def improve(hmm: Hmm, texts: Sequence[Tokens]) -> tuple[Hmm, float]:
-    """One round over `texts`: the HMM that explains them better, and how well `hmm` did.
+    """Run one round of expectation-maximisation over `texts`.
 
     Returns:
-        the better HMM, and the mean log likelihood of a token under `hmm`, in nats.
+        the improved HMM, and the mean log-likelihood of a token under `hmm`, in nats.
     """
     shapes = (hmm.initial.shape, hmm.transition.shape, hmm.emission.shape)
     counts = Counts(*(np.full(shape, _PRIOR) for shape in shapes))
@@ -41,7 +41,7 @@ def improve(hmm: Hmm, texts: Sequence[Tokens]) -> tuple[Hmm, float]:
 def _batches(
     texts: Sequence[Tokens], states: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
-    """Texts of like lengths side by side: tokens [T, N], and which of them are some, [T, N]."""
+    """Yield batches of texts of similar length: tokens [T, N], and a mask of real ones [T, N]."""
     ordered = sorted((text for text in texts if len(text)), key=len, reverse=True)
     while ordered:
         longest = len(ordered[0])
@@ -56,26 +56,26 @@ def _batches(
 
 
 def _count(hmm: Hmm, tokens: NDArray[np.int64], inside: NDArray[np.bool_], counts: Counts) -> float:
-    """Add to `counts` what one batch [T, N] has; its log likelihood."""
-    # Behind the end of a text everything is as likely: nothing is learnt there.
+    """Add the expected counts of one batch [T, N] to `counts`; return its log-likelihood."""
+    # After the end of a text all tokens have likelihood 1, so nothing is learned there.
     seen = np.where(inside[..., None], hmm.emission.T[tokens], 1.0)  # [T, N, Z]
     before = np.empty_like(seen)  # P(state | tokens up to here)
     scale = np.empty(tokens.shape)
-    guess = np.broadcast_to(hmm.initial, seen.shape[1:])
+    predicted = np.broadcast_to(hmm.initial, seen.shape[1:])
     for t in range(len(tokens)):
-        both = guess * seen[t]
+        both = predicted * seen[t]
         scale[t] = both.sum(1)
         before[t] = both / scale[t, :, None]
-        guess = before[t] @ hmm.transition
+        predicted = before[t] @ hmm.transition
     after = np.ones(seen.shape[1:])  # P(tokens from here on | state), scaled
     pairs = np.zeros_like(hmm.transition)
     shares = np.empty_like(seen)  # P(state | all tokens)
     for t in reversed(range(len(tokens))):
         shares[t] = before[t] * after
         if t:
-            coming = seen[t] * after / scale[t, :, None]
-            pairs += before[t - 1].T @ (coming * inside[t, :, None])
-            after = coming @ hmm.transition.T
+            later = seen[t] * after / scale[t, :, None]
+            pairs += before[t - 1].T @ (later * inside[t, :, None])
+            after = later @ hmm.transition.T
     counts.initial[...] += shares[0].sum(0)
     counts.transition[...] += pairs * hmm.transition
     flat, order = shares[inside], np.argsort(tokens[inside], kind="stable")

@@ -1,4 +1,4 @@
-"""A hidden Markov model learnt from what a language model writes; it can be broken off."""
+"""Distillation of a language model into a hidden Markov model; it can be interrupted."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from paceline.models.model import Model
 from paceline.training.baum_welch import improve
 from paceline.training.self_text import selftext
 
-_TEXTS = 64  # written between two savings
+_TEXTS = 64  # texts between two checkpoints
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How an HMM is made.
+class HmmRecipe:
+    """Settings of a distillation.
 
     Attributes:
-        states: hidden ones. More know the model better; a round takes their square.
-        samples: texts that the model writes, at temperature 1; more where it ends them early.
-        length: tokens of one at most.
-        rounds: of expectation-maximisation over all texts.
-        seed: of the texts and of where learning starts.
+        states: number of hidden states. More fit the model better; a round costs their square.
+        samples: number of texts that the model writes, at temperature 1; more if some end early.
+        length: maximum tokens of a text.
+        rounds: number of rounds of expectation-maximisation.
+        seed: of the texts and of the initial HMM.
     """
 
     states: int = 64
@@ -51,13 +51,13 @@ class Recipe:
 
     @property
     def tokens(self) -> int:
-        """How many the model writes."""
+        """Total number of tokens to write."""
         return self.samples * self.length
 
 
 @dataclass
 class _HmmWork:
-    """What there is so far: texts one behind the other, and the HMM after some rounds."""
+    """State so far: the concatenated texts, and the HMM after some rounds."""
 
     tokens: Tokens
     starts: Tokens
@@ -67,29 +67,29 @@ class _HmmWork:
 
 
 class Distillation:
-    """The way from a model to an HMM in a file.
+    """Distils a language model into an HMM in a file.
 
-    What is done is kept beside the file, in `.work` behind its name, until the HMM is complete: the
-    same recipe goes on from there.
+    The state is kept in a file with the suffix `.work` until the HMM is complete, and the same
+    settings resume from it.
 
     Args:
         engine: runs the model.
-        model: its tokenizer and defaults are needed.
-        out: a safetensors file.
-        recipe: how.
+        model: gives the tokenizer and defaults.
+        out: path of the safetensors file to write.
+        recipe: the settings.
 
     Raises:
-        ModelError: what was kept is of another recipe, or damaged.
+        ModelError: the kept state belongs to other settings, or is damaged.
     """
 
-    def __init__(self, engine: Engine, model: Model, out: Path, recipe: Recipe) -> None:
+    def __init__(self, engine: Engine, model: Model, out: Path, recipe: HmmRecipe) -> None:
         self._engine, self._model, self._out, self._recipe = engine, model, out, recipe
         self._side = out.with_name(out.name + ".work")
         self._mark = json.dumps({"model": model.fingerprint(), **asdict(recipe)}).encode()
         self._work = _resume(self._side, self._mark, engine.config.vocab_size)
 
     def write(self, progress: Progress = lambda count: None) -> None:
-        """Let the model write; `progress` is called with numbers of tokens."""
+        """Let the model write the texts; `progress` is called with numbers of new tokens."""
         work, recipe, model = self._work, self._recipe, self._model
         progress(len(work.tokens))
         while len(work.tokens) < recipe.tokens:
@@ -108,10 +108,10 @@ class Distillation:
             self._keep()
 
     def learn(self, progress: Progress = lambda count: None) -> tuple[Hmm, float]:
-        """Learn from what was written and write the file; `progress` is called with rounds.
+        """Learn from the texts and write the file; `progress` is called with numbers of rounds.
 
         Returns:
-            the HMM, and the mean log likelihood of a token before the last round, in nats.
+            the HMM, and the mean log-likelihood of a token before the last round, in nats.
 
         Raises:
             ModelError: the file cannot be written.
@@ -159,7 +159,8 @@ def _resume(path: Path, mark: bytes, vocabulary: int) -> _HmmWork:
     try:
         if arrays["mark"].tobytes() != mark:
             raise ModelError(
-                f"{path} is of another recipe or model; delete it, or give what it was begun with"
+                f"{path} belongs to other settings or another model; "
+                "delete it, or give the settings that it was begun with"
             )
         work = _HmmWork(arrays["tokens"], arrays["starts"], None, int(arrays["rounds"][0]))
         if work.rounds:

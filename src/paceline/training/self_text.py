@@ -1,4 +1,4 @@
-"""What a model writes when nobody asks it anything, and what it thinks at every token."""
+"""Text that a model generates without a prompt, with its top-k predictions at every token."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
 from paceline.models.trace import Trace
 
-_TOP = 16  # successors kept; no drafter looks at more by default
-_LENGTH = 400  # tokens of one text at most, if nothing else is said
-_STREAMS = 16  # texts written at once: a pass over many sequences costs little more than one
+_TOP = 16  # successors kept per token; no drafter uses more by default
+_LENGTH = 400  # default maximum of tokens in one text
+_STREAMS = 16  # texts written at once, as a pass over many sequences costs little more than one
 
 
 class _SelfText:
-    """One text under way."""
+    """One running text."""
 
     def __init__(self, sequence: Cached, tokens: list[int]) -> None:
         self.sequence, self.tokens = sequence, tokens
@@ -38,20 +38,20 @@ def selftext(
     progress: Callable[[int], None] = lambda count: None,
     longest: int = _LENGTH,
 ) -> Trace:
-    """Let a model write `tokens` tokens or a few more, several texts side by side.
+    """Let a model write `tokens` tokens or a few more, several texts at once.
 
-    Half of the texts begin with `opening` alone, the others with one more token, each of the
-    vocabulary in turn in an order that `seed` shuffles; without an `opening` all do.
+    Half of the texts begin with `opening` only, the others with one more token, which runs through
+    the vocabulary in an order shuffled by `seed`. Without `opening`, all begin with such a token.
 
     Args:
         engine: runs the model.
-        tokens: how many to write in all; texts under way are cut there.
-        opening: what the tokenizer puts before every text, perhaps nothing.
+        tokens: how many to write in total; running texts are cut there.
+        opening: tokens that the tokenizer puts before every text; may be empty.
         stop_tokens: end a text.
-        temperature: of the draws; lower ones are nearer to what greedy users will ask for.
+        temperature: of the draws; lower values are closer to greedy outputs.
         seed: keys the draws.
         progress: called with the number of new tokens after each pass.
-        longest: tokens of one text at most.
+        longest: maximum tokens of one text.
 
     Raises:
         RequestError: a number is out of range.
@@ -72,7 +72,7 @@ def selftext(
                 if not opening or opened % 2:
                     start.append(int(first[opened // (2 if opening else 1) % len(first)]))
                 sequence = engine.start(np.array(start[:-1], np.int32))
-                # The opening's own rows are no thoughts of this text: it starts with its root.
+                # Predictions within the opening are not kept: the text starts at its root.
                 running.append(_SelfText(sequence, start))
                 opened += 1
             _write(engine, running, temperature, seed + opened)
@@ -91,7 +91,7 @@ def selftext(
 
 
 def _write(engine: Engine, texts: list[_SelfText], temperature: float, seed: int) -> None:
-    """One more token of each text."""
+    """Write one more token of each text."""
     logits = engine.forward([(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts])
     top_tokens, top_probs = _native.top_k(logits, min(_TOP, logits.shape[1]))
     for i, text in enumerate(texts):
@@ -109,7 +109,7 @@ def _write(engine: Engine, texts: list[_SelfText], temperature: float, seed: int
 
 
 def _joined(texts: list[_SelfText]) -> Trace:
-    # A text's last token was never run, and its opening's rows were not asked for.
+    # A text's last token was never run, and predictions within its opening are not kept.
     kept = [text.tokens[-1 - len(text.top_tokens) : -1] for text in texts]
     sizes = [len(tokens) for tokens in kept]
     return Trace(

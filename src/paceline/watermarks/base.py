@@ -1,4 +1,4 @@
-"""What the files of this folder share: the contract of a watermark, its key, its verdict."""
+"""Contract of watermarks: key, marking, detection."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from paceline.registry import Method, watermarks
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What a detector says of a text.
+    """Result of a detector on a text.
 
     Attributes:
-        p: chance that a text which knows nothing of the key scores as high; at most, where the
-            score is discrete.
-        score: what is compared; `measure` names it.
+        p: p-value: probability that a text independent of the key scores as high; an upper bound
+            if the score is discrete.
+        score: the test statistic, named by `measure`.
         measure: alignment, z or weighted mean.
-        scored: tokens that count.
+        scored: number of tokens that count.
     """
 
     p: float
@@ -34,10 +34,10 @@ class Detection:
 
 @dataclass(frozen=True)
 class Watermark(Method, ABC):
-    """Settings of a watermark: its fields. `mark` puts it into a request, `detect` finds it.
+    """Settings of a watermark. `mark` adds it to a request, `detect` finds it in a text.
 
     Attributes:
-        key: secret text; who has it can detect, and forge. Not shown by `repr`.
+        key: secret text; anyone who has it can detect and forge the watermark. Not shown by `repr`.
     """
 
     key: str = field(repr=False)
@@ -46,36 +46,37 @@ class Watermark(Method, ABC):
         if not self.key:
             raise RequestError("the watermark's key is empty; give a secret text, key=...")
         if self.key != self.key.encode(errors="replace").decode():
-            raise RequestError("the watermark's key holds half a character (a lone surrogate)")
+            raise RequestError("the watermark's key contains half a character (a lone surrogate)")
 
     @property
     def longest(self) -> int | None:
-        """Most tokens of an output that it can mark; None: any number."""
+        """Maximum number of output tokens that it can mark; None: any number."""
         return None
 
     @property
     def seed(self) -> int:
-        """64 bits of the key."""
+        """A 64-bit hash of the key."""
         return int.from_bytes(blake2b(self.key.encode(), digest_size=8).digest(), "little")
 
     @abstractmethod
     def mark(self, request: Request) -> Request:
-        """The request with the watermark, which acts after all of its controls.
+        """Return the request with the watermark, which acts after all controls.
 
         Raises:
-            PacelineError: the request leaves no room for it, in one sentence.
+            PacelineError: the request cannot carry it.
         """
 
     @abstractmethod
     def detect(self, tokens: Sequence[int], resamples: int = 999) -> Detection:
-        """Look for the watermark in a text.
+        """Test a text for the watermark.
 
         Args:
-            tokens: of the text, in the tokens of the model that is said to have written it.
-            resamples: random keys to compare with, where the law of the score is not known.
+            tokens: the text, tokenised as by the model that is supposed to have written it.
+            resamples: number of random keys to compare with, where the distribution of the score
+                is unknown.
 
         Raises:
-            RequestError: the text is too short to say anything.
+            RequestError: the text is too short.
         """
 
 

@@ -14,29 +14,31 @@ from paceline.registry import Source, watermarks
 from paceline.watermarks.keys.alignment import Seeds
 from paceline.watermarks.keys.sequence import KeySequence
 
-_BITS = 12  # of u: as many as a detector needs
+_BITS = 12  # precision of u in detection
 
 
 @watermarks.register("exponential", Exactness.DISTRIBUTION)
 @dataclass(frozen=True)
 class Exponential(KeySequence):
-    """Draw the token that minimises -log(u) / p, where u are uniform numbers that the key gives.
+    """Draw the token that minimises -log(u) / p, with uniform numbers u derived from the key.
 
-    That is the walk's own draw, whose Gumbel noise is -log(-log(u)): only its key changes, from
-    the request's seed to the secret. So draft models go on sharing the noise, and it costs nothing.
+    That is the walk's own draw, whose Gumbel noise is -log(-log(u)), keyed by the secret instead of
+    the request's seed. So draft models still share the noise, and it costs nothing.
 
-    Detection aligns the text with the sequence and compares with random keys. A token earns the
-    log of how much likelier its u is beside this element than by chance: u^(1/p - 1) / p, averaged
-    over all p since the detector does not know the model. On low-entropy text that finds more than
-    the paper's -log(1 - u), whose rare large values come by chance, too.
+    Detection aligns the text with the key sequence and compares with random keys. The score of a
+    token is the log of the likelihood ratio of its u at this element, u^(1/p - 1) / p, averaged
+    over p, as the detector does not know the model. On low-entropy text this detects more than the
+    paper's -log(1 - u), whose rare large values also occur without a watermark.
 
     Attributes:
-        key: secret; see `Watermark`.
-        length: of the key sequence, in tokens: the longest output and the number of different
-            outputs of a prompt. Detection's time and false alignments grow with it. Default 256,
+        key: secret text; see `Watermark`.
+        length: length of the key sequence in tokens, which is also the longest output and the
+            number of different outputs of a prompt. Detection time and false alignments grow with
+            it. Default 256,
             the paper's.
     """
 
+    examples = ("exponential:key=secret,length=64",)
     source = Source(
         authors="Kuditipudi et al.",
         title="Robust Distortion-free Watermarks for Language Models",
@@ -61,7 +63,7 @@ class Exponential(KeySequence):
 
 @lru_cache(maxsize=1)
 def _earned() -> Floats:
-    """Log of u^(1/p - 1) / p averaged over p, for each u of `_BITS` bits; mean -0.25."""
+    """Return log of u^(1/p - 1) / p averaged over p, for each u of `_BITS` bits; mean -0.25."""
     u = (np.arange(1 << _BITS) + 0.5) / (1 << _BITS)
     p = (np.arange(256) + 0.5) / 256
     found: Floats = np.log((u[:, None] ** (1 / p - 1) / p).mean(1)).astype(np.float32)

@@ -16,29 +16,31 @@ from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.keys.context import context_stream, context_streams, windows
 
-_KEPT = 1 << 20  # bytes of lists kept for a request
+_KEPT = 1 << 20  # bytes of green lists that are cached for a request
 
 
 @watermarks.register("green", Exactness.LOSSY)
 @dataclass(frozen=True)
 class Green(Watermark):
-    """Make a share of the tokens likelier at each position: those that a keyed hash calls green.
+    """Raise the logits of a random part of the tokens, the green list, at each position.
 
-    The hash is of the key, the tokens before and the token itself. It acts after all controls,
-    temperature and truncation included, so `delta` is in log odds of what may be drawn; the law of
-    the text changes, also when decoding is greedy. The known baseline.
+    A hash of the key, the preceding tokens and the token itself decides which are green. It acts
+    after all controls, temperature and truncation included, so `delta` is in log odds of the final
+    distribution. The distribution of the text changes, and greedy decoding is marked, too. The
+    standard baseline.
 
-    Detection counts green tokens over the distinct runs of context and token; p is the binomial
-    tail. An edit spoils the runs that it touches.
+    Detection counts green tokens over distinct n-grams of context and token; p is the binomial
+    tail. An edit affects the n-grams that contain it.
 
     Attributes:
-        key: secret; see `Watermark`.
-        gamma: share of green tokens, in (0, 1). Default 0.25, as in the paper's examples.
+        key: secret text; see `Watermark`.
+        gamma: fraction of green tokens, in (0, 1). Default 0.25, as in the paper's examples.
         delta: added to the logits of green tokens, 0 to 100. Default 2, as there.
-        context: tokens before that the hash sees, 1 to 16. Default 1, the paper's: most robust to
-            edits, most easily learnt from texts.
+        context: number of preceding tokens in the hash, 1 to 16. Default 1, the paper's, which is
+            the most robust to edits and the easiest to learn from texts.
     """
 
+    examples = ("green:key=secret",)
     source = Source(
         authors="Kirchenbauer et al.",
         title="A Watermark for Large Language Models",
@@ -72,7 +74,7 @@ class Green(Watermark):
 
 
 def tail(count: int, of: int, prob: float) -> float:
-    """P(at least `count` of `of` independent events happen)."""
+    """Return P(at least `count` of `of` independent events of probability `prob` occur)."""
     k = np.arange(1, of + 1)
     logs = np.cumsum(np.log((of - k + 1) / k * (prob / (1 - prob))))
     logs = np.concatenate([[0.0], logs]) + of * np.log1p(-prob)
@@ -80,7 +82,7 @@ def tail(count: int, of: int, prob: float) -> float:
 
 
 class _Greener:
-    """Adds delta to the green tokens."""
+    """Adds delta to the logits of green tokens."""
 
     def __init__(self, method: Green) -> None:
         self._method, self._seed = method, method.seed

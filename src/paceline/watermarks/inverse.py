@@ -14,28 +14,29 @@ from paceline.registry import Source, watermarks
 from paceline.watermarks.keys.alignment import Seeds
 from paceline.watermarks.keys.sequence import KeySequence
 
-_ORDER = 0x6F72646572  # keeps the order of the tokens apart from the numbers of the sequence
+_ORDER = 0x6F72646572  # separates the permutation's random numbers from those of the sequence
 _ONE = np.zeros(1, np.int64)
 
 
 @watermarks.register("inverse", Exactness.DISTRIBUTION)
 @dataclass(frozen=True)
 class Inverse(KeySequence):
-    """Put the tokens into a secret order and draw the one whose share of the sum holds u.
+    """Permute the tokens secretly, and draw by inverting the cumulative distribution at u.
 
-    The key gives the order and one uniform number u for each position: a token comes when u lies
-    between the sum of the probabilities before it and the sum that includes it. The walk has no
-    noise then, and draft models guess without it.
+    The key gives the permutation, and one uniform number u for each position: the token is drawn
+    whose interval of the cumulative distribution contains u. The walk then has no noise, and draft
+    models draft without it.
 
-    Detection aligns the text with the sequence: beside an element at distance d from its place in
-    the order a token earns log 2 (1 - d)^2, near to how much likelier d is than by chance, measured
-    on small models. Much weaker than `exponential` at the same length: no d says much.
+    Detection aligns the text with the key sequence. At distance d between u and a token's position
+    in the permutation, the score is log 2 (1 - d)^2, close to the likelihood ratio measured on
+    small models. Much weaker than `exponential` at the same length, as no d is strong evidence.
 
     Attributes:
-        key: secret; see `Watermark`.
-        length: of the key sequence; see `exponential`.
+        key: secret text; see `Watermark`.
+        length: length of the key sequence; see `exponential`.
     """
 
+    examples = ("inverse:key=secret,length=64",)
     source = Source(
         authors="Kuditipudi et al.",
         title="Robust Distortion-free Watermarks for Language Models",
@@ -65,10 +66,10 @@ def _order(seeds: Seeds) -> Seeds:
 
 
 class _Drawn:
-    """Scores whose best is the draw: minus twice the distance of u from each token's share.
+    """Gives scores whose maximum is the draw: -2 times the distance of u from a token's interval.
 
-    A change of the logits by e moves a share by e / 2 at most, so the scores' margin is in units
-    of logits.
+    A change of the logits by e moves an interval by at most e / 2, so the margin of the scores is
+    in units of logits.
     """
 
     def __init__(self, method: Inverse, request: Request) -> None:

@@ -18,30 +18,31 @@ from paceline.registry import Source, watermarks
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.keys.context import context_stream, context_streams, windows
 
-_LANES = 32  # sums side by side
-_NEVER = np.float32(1e-30)  # a chance that no draw meets; far smaller numbers are slow
+_LANES = 32  # partial sums
+_NEVER = np.float32(1e-30)  # a probability that is never drawn; denormal numbers would be slow
 
 
 @watermarks.register("synthid", Exactness.DISTRIBUTION)
 @dataclass(frozen=True)
 class Synthid(Watermark):
-    """Let candidates play a knock-out tournament of several layers, each won by a secret bit.
+    """Let candidates play a tournament of several layers, each decided by a secret bit.
 
-    The bits of a token are a keyed hash of it and the tokens before. In a layer two candidates
-    meet and the one with bit 1 goes on; over whole distributions that is
-    p(x) <- p(x) (1 + g(x) - sum of p g), after all controls. The walk's noise draws from what is
-    left. Averaged over keys the law of a text is that of plain sampling: where a context was seen
-    before in the output, nothing is done.
+    The bits g of a token are a keyed hash of it and the preceding tokens. In each layer, the
+    candidate with bit 1 wins against one with bit 0; for whole distributions that is
+    p(x) <- p(x) (1 + g(x) - sum of p g), after all controls. The walk draws from the result.
+    Averaged over keys, texts have the distribution of plain sampling: a position whose context
+    occurred before in the output is left unmarked.
 
-    Detection is the mean bit over the tokens, early layers weighing more; p is the normal tail.
-    An edit spoils the `context` tokens after it, too.
+    The test statistic is the mean bit over the tokens, with larger weights for early layers; p is
+    the normal tail. An edit also affects the `context` tokens after it.
 
     Attributes:
-        key: secret; see `Watermark`.
-        layers: 1 to 64 bits a token. Default 30, the paper's.
-        context: tokens before that the hash sees, 1 to 16. Default 4, the paper's.
+        key: secret text; see `Watermark`.
+        layers: number of layers, which is bits per token, 1 to 64. Default 30, the paper's.
+        context: number of preceding tokens in the hash, 1 to 16. Default 4, the paper's.
     """
 
+    examples = ("synthid:key=secret,layers=8,context=2",)
     source = Source(
         authors="Dathathri et al.",
         title="Scalable watermarking for identifying large language model outputs",
@@ -85,9 +86,9 @@ class Synthid(Watermark):
 
 @dataclass(frozen=True)
 class _Tournament:
-    """Edits the distribution by one tournament; `start` is where the output begins."""
+    """Edits the distribution by one tournament; `start` is the output's first position."""
 
-    low_entropy: ClassVar[bool] = True  # see `control.base.Settling`
+    low_entropy: ClassVar[bool] = True  # see `control.capabilities.LowEntropy`
 
     method: Synthid
     seed: int
@@ -100,16 +101,16 @@ class _Tournament:
             return logits
         top = logits.max()
         if not np.isfinite(top):
-            return logits  # the walk says what is wrong
+            return logits  # the walk reports the error
         p = np.exp(logits - top)
         p /= np.float32(p.sum(dtype=np.float64))
         p = _native.tournament(p, context_stream(self.seed, context), self.method.layers)
         with np.errstate(divide="ignore"):
-            found: Floats = np.log(p)
-        return found
+            logs: Floats = np.log(p)
+        return logs
 
     def _seen(self, history: list[int], context: list[int]) -> bool:
-        """Whether a token of the output was drawn after the same context."""
+        """Return whether a token of the output was drawn after the same context."""
         size = len(context)
         for end in range(max(self.start, size), len(history)):
             if history[end - 1] == context[-1] and history[end - size : end] == context:
@@ -118,9 +119,9 @@ class _Tournament:
 
 
 def tournament(probs: Floats, start: int, layers: int) -> Floats:
-    """What `_native.tournament` gives, to the last bit: `probs` [V] after all layers.
+    """Return `probs` [V] after all layers: the slow reference of `_native.tournament`, bit for bit.
 
-    The chance of bit 1 is summed in lanes, so that its order is the same on every machine.
+    The probability of bit 1 is summed in fixed lanes, so that its order is the same everywhere.
     """
     tokens = np.flatnonzero(probs)
     p = np.pad(probs[tokens], (0, -len(tokens) % _LANES))

@@ -1,4 +1,4 @@
-"""What the files of this folder share: the contract of a search, its task and its outputs."""
+"""Contract of search strategies: the task, the strategy and its outputs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from paceline.registry import Method
 
 @dataclass(slots=True)
 class SearchOutput(Output):
-    """One output of a search; its passes, nodes and seconds are those of the whole search.
+    """One output of a search. Passes, nodes and seconds are those of the whole search.
 
     Attributes:
-        score: what outputs were ranked by, the higher the better; each strategy says what it is.
+        score: what outputs are ranked by, higher is better; each strategy defines it.
     """
 
     score: float = 0.0
@@ -31,18 +31,18 @@ class SearchOutput(Output):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is searched, and with what.
+    """A request to search, and what to search with.
 
     Attributes:
         engine: runs the model.
-        request: what is asked for.
+        request: what to generate.
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
-        rebind: makes the request again for another seed, with controls of its own; some controls
-            follow one text only.
-        drafter: for strategies that draft; None decodes plainly.
-        another: makes one more, for texts side by side.
-        budget: how many nodes a draft tree may have.
-        known_texts: gives texts [S] whose n-grams a strategy may count.
+        rebind: builds the request for another seed, with new controls, as some controls follow one
+            text only.
+        drafter: for strategies that draft; None: decode plainly.
+        another: makes one more drafter, for texts that share passes.
+        budget: decides how many nodes a draft tree may have.
+        known_texts: returns texts, each [S], whose n-grams a strategy may count.
     """
 
     engine: Engine
@@ -55,10 +55,10 @@ class Task:
     known_texts: Callable[[], Sequence[Tokens]] = tuple
 
     def seeded(self, seed: int) -> Request:
-        """The request with another seed.
+        """Return the request with another seed.
 
         Raises:
-            MethodError: its noise is bound to its seed, and nothing makes it again.
+            MethodError: its noise is bound to its seed, and there is no `rebind`.
         """
         if self.rebind:
             return self.rebind(seed)
@@ -68,12 +68,12 @@ class Task:
 
     @property
     def limit(self) -> int:
-        """Most new tokens that the request and the model's context allow."""
+        """Maximum number of new tokens that the request and the model's context allow."""
         room = self.engine.config.context - len(self.request.prompt)
         return min(self.request.max_new_tokens, room)
 
     def read(self, tokens: Sequence[int]) -> tuple[str, bool]:
-        """Text of new tokens, and whether a stop token or stop string ends them."""
+        """Return the text of new tokens, and whether a stop token or stop string ends them."""
         ended = bool(tokens) and tokens[-1] in self.request.stop_tokens
         if self.stream is None:
             return "", ended
@@ -82,7 +82,7 @@ class Task:
         return text + stream.flush(), ended or stream.stopped
 
     def ends(self, tokens: Sequence[int]) -> bool:
-        """Whether a stop token or stop string ends new `tokens`."""
+        """Return whether a stop token or stop string ends new `tokens`."""
         if tokens[-1] in self.request.stop_tokens or not self.request.stop_strings:
             return tokens[-1] in self.request.stop_tokens
         return self.read(tokens)[1]
@@ -90,11 +90,11 @@ class Task:
 
 @dataclass(frozen=True)
 class Strategy(Method, ABC):
-    """Settings of a search: the fields of a subclass are its hyper-parameters.
+    """Settings of a search.
 
     Attributes:
-        draws: it draws tokens, so that temperature and seed matter; the others are deterministic.
-        revisits: it goes back to texts that it left.
+        draws: whether it draws tokens, so that temperature and seed matter.
+        revisits: whether it returns to texts that it has left.
     """
 
     draws: ClassVar[bool] = False
@@ -102,24 +102,24 @@ class Strategy(Method, ABC):
 
     @property
     def drafts(self) -> bool:
-        """Whether it goes through the walk, so that a drafter makes it faster."""
+        """Whether it uses the walk, so that a drafter makes it faster."""
         return False
 
     @abstractmethod
     def run(self, task: Task) -> list[SearchOutput]:
-        """The outputs, best first; after a `KeyboardInterrupt` what there is, so marked.
+        """Return the outputs, best first; after a `KeyboardInterrupt` those so far, marked as such.
 
         Every sequence is released, whatever happens.
 
         Raises:
-            PacelineError: the task is not one for this strategy, in one sentence.
+            PacelineError: the strategy cannot follow the task.
         """
 
     def check(self, task: Task) -> None:
         """Refuse a request that this strategy cannot follow.
 
         Raises:
-            RequestError, MethodError: what is wrong and what to do.
+            RequestError, MethodError: says what is wrong and what to do.
         """
         request = task.request
         check_request(task.engine, request)
@@ -129,7 +129,7 @@ class Strategy(Method, ABC):
                 "leave it out, or give 0"
             )
         if request.walk != "gumbel":
-            raise MethodError(f"{self.name} knows one walk; leave --walk {request.walk} out")
+            raise MethodError(f"{self.name} has no other walk; leave --walk {request.walk} out")
         if request.noise is not None and not self.draws:
             raise RequestError(
                 f"{self.name} draws nothing, so that this watermark cannot mark its output; "
@@ -152,7 +152,7 @@ class Strategy(Method, ABC):
             )
 
     def _check_guides(self, guides: list[RunsModel]) -> None:
-        """Refuse guides that cannot go where this search goes."""
+        """Refuse guides that cannot follow the texts of this search."""
         for guide in guides:
             if not isinstance(guide, Forkable):
                 raise MethodError(
@@ -161,6 +161,6 @@ class Strategy(Method, ABC):
                 )
             if self.revisits and guide.append_only:
                 raise MethodError(
-                    f"{self.name} goes back to texts that it left, and cfg:stop follows texts that "
-                    "grow; leave stop out, or take beam"
+                    f"{self.name} returns to texts that it left, and cfg:stop follows texts that "
+                    "only grow; leave stop out, or take beam"
                 )

@@ -23,12 +23,12 @@ _WIDEST = 1024  # hypotheses; each has a cache
 @strategies.register("beam", Exactness.LOSSY)
 @dataclass(frozen=True)
 class Beam(Strategy):
-    """Keep the `width` likeliest texts, one pass for each token of all of them.
+    """Keep the `width` most likely texts; one pass extends all of them by a token.
 
-    Every step continues each hypothesis by every token and keeps the best by the sum of log
-    chances; ended ones are ranked by that sum over length ** `length_penalty`, which is their
-    score. Controls apply at each hypothesis' own node: they forbid, or add to a log chance; the
-    rest is not normalised again. Nothing is drawn and nothing drafted; the outputs are those of
+    Every step extends each hypothesis by every token and keeps the best by total log-probability.
+    Ended hypotheses are ranked by that total over length ** `length_penalty`, which is their score.
+    Controls apply at each hypothesis' own node: they forbid tokens or add to log-probabilities,
+    which are not normalised again. Nothing is drawn and nothing drafted; the outputs are those of
     transformers.
 
     Cost: one pass over `width` nodes a token, and a copy of a cache where a hypothesis splits.
@@ -36,13 +36,13 @@ class Beam(Strategy):
     Good for: translation and other short answers with one right text. Open-ended text gets dull.
 
     Attributes:
-        width: hypotheses under way, 1 to 1024. Default 4; more is rarely better.
+        width: running hypotheses, 1 to 1024. Default 4; more is rarely better.
         returned: outputs given, 1 to `width`. Default 1.
         length_penalty: exponent of the length in the score; above 0 favours long outputs.
-            Default 1: the mean log chance.
-        early_stopping: `true` ends with `width` ended texts; `false` when the best under way would
-            rank below all of them now; `never` when it could not come to rank above one at any
-            length. Default `false`, that of transformers.
+            Default 1: the mean log-probability.
+        early_stopping: `true` stops when `width` texts have ended; `false` when the best running
+            text ranks below all of them at its present length; `never` when it cannot rank above
+            one at any length. Default `false`, as in transformers.
     """
 
     width: int = 4
@@ -50,6 +50,7 @@ class Beam(Strategy):
     length_penalty: float = 1.0
     early_stopping: str = "false"
 
+    examples = ("beam", "beam:width=3,returned=2")
     source = Source(
         authors="Lowerre",
         title="The Harpy Speech Recognition System, 1976",
@@ -67,13 +68,13 @@ class Beam(Strategy):
             )
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """The best `returned` texts."""
+        """Return the best `returned` texts."""
         self.check(task)
         return beam_search(task, self, 1, 0.0)
 
 
 class FinishedHypothesis(NamedTuple):
-    """A text that is whole."""
+    """A text that has ended."""
 
     tokens: list[int]
     score: float
@@ -81,7 +82,7 @@ class FinishedHypothesis(NamedTuple):
 
 
 class BeamGroup:
-    """Hypotheses that compete with each other: those under way, and the best that have ended."""
+    """Hypotheses that compete with each other: the running ones, and the best ended ones."""
 
     def __init__(self, task: Task, settings: Beam, width: int) -> None:
         self._task, self._settings, self.width = task, settings, width
@@ -93,12 +94,17 @@ class BeamGroup:
     def choose(
         self, log_probs: NDArray[np.float64], penalties: NDArray[np.float64] | float
     ) -> list[tuple[Hypothesis, int, float]]:
-        """Which continuations of `running` go on; those that end join `ended`.
+        """Return the continuations of `running` that go on; those that end join `ended`.
 
-        `log_probs` float64 [B, V] are log chances; `penalties` [V] weigh in this choice only.
+        Args:
+            log_probs: float64 [B, V], of the next tokens.
+            penalties: [V], subtracted for this choice only, not from scores.
+
+        Returns:
+            (parent, token, score) of each; empty when the group is done.
         """
         scores = log_probs + np.array([h.score for h in self.running])[:, None]
-        # So many that enough are left to go on even if each end of a text is among them.
+        # Enough to leave `width` that go on, even if every way to end a text is among them.
         spare = max(2, 1 + len(self._task.request.stop_tokens))
         going: list[tuple[Hypothesis, int, float]] = []
         ended: list[FinishedHypothesis] = []
@@ -118,14 +124,14 @@ class BeamGroup:
         return [] if self.done else going
 
     def rest(self) -> list[FinishedHypothesis]:
-        """Those under way as they are, after an interruption."""
+        """Return the running hypotheses as they are, after an interruption."""
         tokens = [h.history[self._start :] for h in self.running]
         scores = [h.score for h in self.running]
         pairs = zip(tokens, scores, strict=True)
         return [FinishedHypothesis(t, self._ranked(s, len(t)), False) for t, s in pairs if t]
 
     def _hopeless(self, score: float, size: int) -> bool:
-        """Whether none under way, the best at `score`, is worth going on with."""
+        """Return whether no running hypothesis, the best having `score`, can still matter."""
         settings = self._settings
         if len(self.ended) < self.width:
             return False
@@ -140,7 +146,7 @@ class BeamGroup:
 
 
 def beam_search(task: Task, settings: Beam, groups: int, penalty: float) -> list[SearchOutput]:
-    """Beam search in `groups` of one width each; see `Beam` and `diverse.DiverseBeam`."""
+    """Run beam search in `groups` of equal width; see `Beam` and `diverse.DiverseBeam`."""
     state = [BeamGroup(task, settings, settings.width // groups) for _ in range(groups)]
     with Search(task) as search:
         first = search.start()
@@ -163,7 +169,7 @@ def _choose(
     rows: Sequence[NDArray[np.float64]],
     penalty: float,
 ) -> None:
-    """One step of every group; a token that earlier groups took costs later ones `penalty`."""
+    """Run one step of every group; a token that earlier groups took costs later ones `penalty`."""
     taken = np.zeros(len(rows[0]))
     chosen, counts, start = [], [], 0
     for group in groups:

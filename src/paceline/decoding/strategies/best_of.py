@@ -27,22 +27,22 @@ class BestOf(Strategy):
     """Draw `n` samples and keep the best.
 
     Sample i is, token for token, what plain decoding gives with seed + i; only the choice is
-    new. `together` samples share each pass, and each is drafted, by a drafter of its own that
-    learns with the others where the method can. A fixed budget holds for each tree; auto is
-    shared by all of a pass, and so are the passes of guides.
+    lossy. `together` samples share each pass, and each has a drafter of its own that learns with
+    the others where the method can. A fixed budget applies to each tree; auto is shared by all
+    trees of a pass, and so are the passes of guides.
 
-    The score of a sample is the mean log chance that the model itself, without controls, gives
-    its tokens; from Python, `scorer` may rank by the text instead.
+    The score of a sample is the mean log-probability of its tokens under the model without
+    controls; from Python, `scorer` may rank by the text instead.
 
     Cost: `n` samples, `together` of them for little more than one. Memory: `together` + 1 caches,
     and as many drafters.
-    Good for: answers that can be judged.
+    Good for: answers whose quality can be scored.
 
     Attributes:
         n: samples, 1 to 1024. Default 8.
         returned: outputs given, 1 to `n`. Default 1.
-        together: samples in a pass, 1 to 1024. Default 8.
-        scorer: text -> score, the higher the better. From Python only.
+        together: samples that share a pass, 1 to 1024. Default 8.
+        scorer: text -> score, higher is better. From Python only.
     """
 
     n: int = 8
@@ -51,6 +51,7 @@ class BestOf(Strategy):
     scorer: Callable[[str], float] | None = field(default=None, repr=False)
 
     draws = True
+    examples = ("best_of:n=3,returned=2",)
     source = Source(
         authors="Stiennon et al.",
         title="Learning to summarize from human feedback",
@@ -63,11 +64,11 @@ class BestOf(Strategy):
 
     @property
     def drafts(self) -> bool:
-        """Samples go through the walk."""
+        """Whether it uses the walk: samples do."""
         return True
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """The best `returned` samples."""
+        """Return the best `returned` samples."""
         self.check(task)
         if task.request.temperature == 0 and self.n > 1:
             raise RequestError(
@@ -75,7 +76,7 @@ class BestOf(Strategy):
             )
         if self.n > 1 and any(isinstance(c, LowEntropy) for c in task.request.controls):
             raise MethodError(
-                "the watermark all but settles what follows a prompt, so that the samples of "
+                "the watermark all but fixes what follows a prompt, so that the samples of "
                 "best_of would hardly differ; take kind=exponential or kind=green"
             )
         seeds = range(task.request.seed, task.request.seed + self.n)
@@ -99,7 +100,7 @@ class BestOf(Strategy):
 
 
 def _sample_drafters(task: Task, count: int) -> list[Drafter]:
-    """A drafter for each sample of a pass."""
+    """Return a drafter for each sample of a pass."""
     plain = drafters.parse("plain")
     target = Target(task.engine.config.vocab_size)
     if task.drafter is None:
@@ -115,9 +116,9 @@ def _side_by_side(
     sample_drafters: list[Drafter],
     first: bool,
 ) -> list[SearchOutput]:
-    """One sample for each request, all of them in each pass.
+    """Draw one sample for each request, all of them in each pass.
 
-    The `first` time one of them runs the prompt again, so that its drafter can learn from it.
+    In the `first` batch, one sample runs the prompt again, so that its drafter can learn from it.
     """
     task, engine = search.task, search.engine
     budget: Budget = task.budget if task.drafter is not None else Fixed(0)
@@ -158,7 +159,7 @@ def _side_by_side(
 
 
 def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float]:
-    """One pass of several samples; the log chances of the tokens that each was given by it."""
+    """Run one pass of several samples; return the sum of log-probabilities of each one's tokens."""
     begun = perf_counter()
     nodes = budget.nodes_wanted(len(live))
     forced_nodes, min_path_prob = 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
@@ -188,13 +189,13 @@ def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float
 
 
 def _hypothesis(each: Session) -> Hypothesis:
-    """What a sample has come to."""
+    """Return a sample's text so far as a hypothesis."""
     assert each.sequence is not None
     return Hypothesis(each.text.tolist(), 0.0, each.sequence, branching(each.guides))
 
 
 def _log_probs(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:
-    """Log chance, in nats, of each token drawn on a path."""
+    """Return the log-probability, in nats, of each token drawn on a path."""
     found = []
     for node, token in zip(path, drawn, strict=True):
         wide = logits[node].astype(np.float64) - float(logits[node].max())

@@ -20,27 +20,28 @@ from paceline.registry import Source, check_range, strategies
 @strategies.register("contrastive", Exactness.LOSSY)
 @dataclass(frozen=True)
 class ContrastiveSearch(Strategy):
-    """Of the `k` likeliest tokens take one that is likely and says something new.
+    """Take one of the `k` most likely tokens that is likely and unlike what came before.
 
-    A token is worth (1 - penalty) * chance - penalty * similarity, where the similarity is the
-    largest cosine between its hidden state and that of any token before it, prompt included.
-    The candidates are the children of one tree, so that one pass gives the states of all of them
-    and what follows each. Chances are those that the controls leave. The score of the output is
-    the mean worth of its tokens.
+    The value of a token is (1 - penalty) * probability - penalty * similarity, where the similarity
+    is the largest cosine between its hidden state and that of any token before it, prompt included.
+    The candidates are the children of one tree, so one pass gives the states of all of them and the
+    logits after each. Probabilities are those after the controls. The score of an output is the
+    mean value of its tokens.
 
     Cost: a pass over `k` + 1 nodes for each token, and the prompt's rows in the prefill.
     Memory: one hidden state for each position.
-    Good for: open-ended text that neither repeats itself nor wanders; of models whose hidden
-    states differ enough from token to token.
+    Good for: open-ended text that neither repeats nor drifts, with models whose hidden states
+    differ enough from token to token.
 
     Attributes:
-        k: candidates, 1 to 256. Default 4.
+        k: number of candidates, 1 to 256. Default 4.
         penalty: the paper's alpha, 0 to 1; 0 is greedy. Default 0.6.
     """
 
     k: int = 4
     penalty: float = 0.6
 
+    examples = ("contrastive", "contrastive:k=3,penalty=0.4")
     source = Source(
         authors="Su et al.",
         title="A Contrastive Framework for Neural Text Generation",
@@ -53,7 +54,7 @@ class ContrastiveSearch(Strategy):
         check_range(0, 1, self.name, penalty=self.penalty)
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """One text."""
+        """Return one output."""
         self.check(task)
         engine = task.engine
         if "hidden" not in engine.abilities:
@@ -96,30 +97,30 @@ class _States:
         self._count, self._most = 0, context
 
     def add(self, states: Floats) -> None:
-        """Of the next positions, [N, hidden]."""
+        """Append the states of the next positions, [N, hidden]."""
         end = self._count + len(states)
         if end > len(self._rows):
             grown = np.zeros((max(end, min(2 * len(self._rows), self._most)), states.shape[1]))
             grown[: self._count] = self._rows[: self._count]
             self._rows = grown
-        for row in states:  # one by one: the same bits however many come at once
+        for row in states:  # one by one, so that the bits do not depend on how many come at once
             self._rows[self._count] = _unit(row)
             self._count += 1
 
     def nearest(self, state: Floats) -> float:
-        """The largest cosine to any of them."""
+        """Return the largest cosine of `state` with any of them."""
         products = np.einsum("sh,h->s", self._rows[: self._count], _unit(state))
         return float(products.max())
 
 
 def _unit(state: Floats) -> NDArray[np.float64]:
     wide = state.astype(np.float64)
-    found: NDArray[np.float64] = wide / max(float(np.sqrt((wide * wide).sum())), 1e-30)
-    return found
+    unit: NDArray[np.float64] = wide / max(float(np.sqrt((wide * wide).sum())), 1e-30)
+    return unit
 
 
 def _fan(root: int, children: Tokens) -> TokenTree:
-    """A root and its children."""
+    """Return the tree of a root and its children."""
     n = len(children)
     parents = np.zeros(n + 1, np.int32)
     parents[0] = -1

@@ -1,4 +1,4 @@
-"""Lattice search: best-first, with hypotheses that have come to the same point made one."""
+"""Lattice search: best-first search that merges hypotheses with the same recent tokens."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from paceline.registry import Source, check_range, strategies
 @strategies.register("lattice", Exactness.LOSSY)
 @dataclass(frozen=True)
 class LatticeSearch(Strategy):
-    """Follow the best open branch to its end, and merge branches that say the same from there on.
+    """Complete the best open branch greedily, and merge branches with the same recent tokens.
 
-    The open branch with the best mean log chance is completed greedily; what else was likely on
-    the way stays open. No branch is pruned while passes are left. A branch whose last `suffix`
-    tokens are those of a node that was run already, no less deep and no more than `stretch`
-    deeper, joins it and costs no pass: the lattice then holds every beginning with every end.
-    Nodes on from there keep the chances of the context that came first, so that the score of a
-    joined path, its mean log chance, is an estimate. The paper merges shorter with longer and
-    zips backwards, too.
+    The open branch with the best mean log-probability is completed greedily; other likely tokens on
+    the way stay open. No branch is pruned while nodes are left to spend. A branch whose last
+    `suffix` tokens are those of a node that was run already, at the same depth or up to `stretch`
+    deeper, joins it and costs no pass: the lattice then contains every beginning with every end.
+    Nodes after a join keep the probabilities of the context that came first, so the score of a
+    joined path, its mean log-probability, is an estimate. The paper also merges in the other
+    direction, and backwards.
 
-    Cost: `nodes` nodes, `width` of them a pass, and the rows of a branch that is taken up again.
+    Cost: `nodes` nodes, `width` of them a pass, and the rows of a branch that is resumed.
     Memory: `width` caches; a list of tokens for each open branch.
     Good for: thousands of variants of one answer, to choose from by other means.
 
     Attributes:
-        nodes: of the model, spent; 1 to 1000000. Default 512.
-        width: branches that are completed side by side, 1 to 256. Default 4.
-        top: successors of a node that stay open, 1 to 256. Default 5.
-        least: least chance of those, 0 to 1. Default 0.05.
-        suffix: tokens that must agree, 1 to 64. Default 4, the paper's.
-        stretch: how much deeper the joined node may be, in tokens. Default 4.
+        nodes: number of nodes to run, 1 to 1000000. Default 512.
+        width: branches that are completed in parallel, 1 to 256. Default 4.
+        top: number of successors of a node that stay open, 1 to 256. Default 5.
+        least: their minimum probability, 0 to 1. Default 0.05.
+        suffix: number of last tokens that must agree, 1 to 64. Default 4, the paper's.
+        stretch: by how many tokens the joined node may be deeper. Default 4.
         returned: outputs given. Default 4.
     """
 
@@ -52,6 +52,7 @@ class LatticeSearch(Strategy):
     stretch: int = 4
     returned: int = 4
 
+    examples = ("lattice:nodes=30,width=3",)
     source = Source(
         authors="Xu et al.",
         title="Massive-scale Decoding for Text Generation using Lattices",
@@ -70,14 +71,14 @@ class LatticeSearch(Strategy):
         check_range(1, 4096, self.name, returned=self.returned)
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """The best `returned` paths of the lattice; where none is whole, the longest beginning."""
+        """Return the best `returned` paths; if none is complete, the longest beginning."""
         self.check(task)
         search = Search(task)
         lattice = Lattice(self, task)
         with search:
             lattice.search(search)
         paths = lattice.best(self.returned)
-        if not paths:  # Ctrl-C, or too few nodes: the longest beginning
+        if not paths:  # Ctrl-C, or too few nodes
             node = max(lattice.nodes, key=lambda node: len(node.tokens))
             if not node.tokens and not search.interrupted:
                 raise dead_end(len(task.request.prompt))
@@ -90,10 +91,10 @@ class LatticeNode:
     """A point of the lattice, after one token.
 
     Attributes:
-        tokens: new tokens of the path that came here first.
-        score: sum of its log chances.
-        into: nodes before this one, and the log chance of the step from each.
-        end: whether a text ends here: `stop`, `limit`, or not.
+        tokens: new tokens of the first path to it.
+        score: total log-probability of that path.
+        into: nodes before this one, and the log-probability of the step from each.
+        end: why a text ends here: `stop` or `limit`; empty if none does.
     """
 
     tokens: tuple[int, ...]
@@ -103,7 +104,7 @@ class LatticeNode:
 
 
 class Lattice:
-    """Nodes and the steps between them; steps lead from a depth to a greater one only."""
+    """Nodes and the steps between them; every step leads to a greater depth."""
 
     def __init__(self, settings: LatticeSearch, task: Task) -> None:
         self._settings, self._task = settings, task
@@ -115,7 +116,7 @@ class Lattice:
         self._serial = count()
 
     def search(self, search: Search) -> None:
-        """Spend the passes."""
+        """Run nodes until all are spent, or nothing is open."""
         first = search.start()
         spent, most = 0, self._settings.nodes
         cursors = [
@@ -141,7 +142,7 @@ class Lattice:
                     at[id(cursor)] = node
 
     def _take(self) -> LatticeNode | None:
-        """The best open step that leads to a new node."""
+        """Pop the best open step that leads to a new node, and return the node."""
         while self._open:
             _, _, parent, token, log_prob = heapq.heappop(self._open)
             node = self._step(parent, token, log_prob)
@@ -150,7 +151,7 @@ class Lattice:
         return None
 
     def _expand(self, node: LatticeNode, log_probs: NDArray[np.float64]) -> LatticeNode | None:
-        """Open what may follow `node`; the likeliest is gone to at once, if it is new."""
+        """Open the successors of `node`; return the most likely one if it is a new node."""
         tokens = best(log_probs, self._settings.top)
         floor = np.log(self._settings.least) if self._settings.least else -np.inf
         for token in tokens[1:]:
@@ -165,7 +166,7 @@ class Lattice:
         heapq.heappush(self._open, (-mean, next(self._serial), parent, token, log_prob))
 
     def _step(self, parent: LatticeNode, token: int, log_prob: float) -> LatticeNode | None:
-        """The node after a step if it must be run; None where it ends a text or joins another."""
+        """Return the node after a step; None if it ends a text or joins another, and is not run."""
         tokens = (*parent.tokens, token)
         twin = self._twin(tokens)
         if twin is not None:
@@ -183,7 +184,7 @@ class Lattice:
         return None if node.end else node
 
     def _twin(self, tokens: tuple[int, ...]) -> LatticeNode | None:
-        """The node that a path with these new tokens joins."""
+        """Return the node that a path with these new tokens joins, or None."""
         depth = len(tokens)
         for node in self._known.get(tokens[-self._settings.suffix :], ()):
             deeper = len(node.tokens) - depth
@@ -192,16 +193,16 @@ class Lattice:
         return None
 
     def count(self) -> int:
-        """How many whole texts the lattice holds."""
+        """Return the number of complete texts in the lattice."""
         ways = {id(self.root): 1}
         for node in self._in_order():
             ways[id(node)] = sum(ways[id(parent)] for parent, _ in node.into)
         return sum(ways[id(node)] for node in self.nodes if node.end)
 
     def best(self, number: int) -> list[tuple[list[int], float, bool]]:
-        """Tokens, mean log chance and whether they are ended, of the best whole texts found.
+        """Return tokens, mean log-probability and whether stopped, of the best complete texts.
 
-        At each node the `number` best ways to it are kept, by their mean.
+        At each node the `number` best paths to it are kept, by their mean.
         """
         ways: dict[int, list[tuple[float, tuple[int, ...]]]] = {id(self.root): [(0.0, ())]}
         whole: list[tuple[list[int], float, bool]] = []
@@ -220,10 +221,10 @@ class Lattice:
         return whole[:number]
 
     def _in_order(self) -> Iterator[LatticeNode]:
-        """Every node but the root, none before those that lead to it."""
+        """Iterate over all nodes but the root, parents first."""
         return iter(sorted(self.nodes[1:], key=lambda node: len(node.tokens)))
 
 
 def _rank(score: float, tokens: tuple[int, ...]) -> tuple[float, tuple[int, ...]]:
-    """Sort key: the best mean first."""
+    """Return a sort key that puts the best mean first."""
     return -score / len(tokens), tokens

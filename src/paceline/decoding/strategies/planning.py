@@ -22,7 +22,7 @@ from paceline.registry import Source, check_range, strategies
 from paceline.sandbox import SandboxLimits, check_sandbox, run_program
 
 _BASE = 10.0  # the paper's c_base
-_ROUNDS = 50  # a completion; most rounds meet one that is known
+_ROUNDS = 50  # rounds per completion, at most; most rounds meet a known completion
 
 
 @strategies.register("planning", Exactness.LOSSY)
@@ -30,30 +30,30 @@ _ROUNDS = 50  # a completion; most rounds meet one that is known
 class Planning(Strategy):
     """Search for a program that passes tests: Monte Carlo tree search over tokens.
 
-    A node is a beginning of the output, its children are the `k` likeliest next tokens. Each round
-    goes down by the paper's P-UCB (the best reward below, plus what the model likes and was
-    seldom tried), opens a node, lets the model complete it greedily, and runs the program: its
-    reward is the share of tests passed, which goes up to all nodes above. Completions go through
-    the walk, so that they are drafted as usual, exactly, and ever better: they resemble each
-    other. One that is known already, being that of a node above, costs nothing. Ends with a
-    reward of 1. The score of an output is its reward.
+    A node is a prefix of the output, and its children are the `k` most likely next tokens. Each
+    round descends by the paper's P-UCB (best reward below, plus a bonus for likely and rarely
+    visited children), expands a node, completes it greedily and runs the program. The reward is the
+    share of tests passed, and is backed up to all nodes above. Completions use the walk, so they
+    are drafted exactly, and ever better, as they resemble each other. A completion that is known
+    from a node above costs nothing. The search ends at a reward of 1. The score of an output is its
+    reward.
 
-    Candidates are run by the sandbox of `sandbox.py` (Linux, x86-64), and only with
-    `run_programs=true`. From Python, `reward` may judge the text instead; nothing is run then.
+    Programs run in the sandbox of `sandbox.py` (Linux, x86-64), and only with `run_programs=true`.
+    From Python, `reward` may score the text instead; then nothing is run.
 
-    Cost: `rollouts` completions, and a pass for each node that is opened. Memory: two caches.
-    Good for: small programs of a model that is right now and then.
+    Cost: `rollouts` completions, and a pass for each expanded node. Memory: two caches.
+    Good for: small programs, with a model that is right occasionally.
 
     Attributes:
-        tests: file with a JSON object {"input": ..., "output": ...} on each line: what a program
-            reads and must print, spaces at the end apart. Default none, for `reward`.
-        head: file with what stands before the output in the program. Default none.
-        run_programs: whether candidate programs may be run. Default false.
-        rollouts: completions, 1 to 100000. Default 32.
-        k: children of a node, 1 to 256. Default 3, the paper's.
+        tests: path of a file with a JSON object {"input": ..., "output": ...} on each line: what a
+            program reads and must print, up to trailing space. Default none, for `reward`.
+        head: path of a file whose text precedes the output in the program. Default none.
+        run_programs: whether programs of the model may be run. Default false.
+        rollouts: number of completions, 1 to 100000. Default 32.
+        k: number of children of a node, 1 to 256. Default 3, the paper's.
         explore: the paper's c, 0 to 1000. Default 4, the paper's.
-        seconds: processor time of one run, 0.1 to 60. Default 2.
-        megabytes: address space of one run, 32 to 16384. Default 256.
+        seconds: limit of processor time of one run, 0.1 to 60. Default 2.
+        megabytes: limit of address space of one run, 32 to 16384. Default 256.
         returned: outputs given, the best ones. Default 1.
         reward: text -> reward, 0 to 1. From Python only.
     """
@@ -86,11 +86,11 @@ class Planning(Strategy):
 
     @property
     def drafts(self) -> bool:
-        """Completions go through the walk."""
+        """Whether it uses the walk: completions do."""
         return True
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """The programs with the best rewards."""
+        """Return the programs with the best rewards."""
         self.check(task)
         planner = _Planner(self, task, self.reward or _Tests(self))
         with Search(task) as search:
@@ -105,7 +105,7 @@ class Planning(Strategy):
 
 
 class _Tests:
-    """Judges a text as a program: the share of the tests that it passes."""
+    """Scores a text as a program: the share of tests that it passes."""
 
     def __init__(self, settings: Planning) -> None:
         if not settings.run_programs:
@@ -119,18 +119,18 @@ class _Tests:
 
     def __call__(self, text: str) -> float:
         runs = [(run_program(self._head + text, a, self._limits), b) for a, b in self._tests]
-        passed = sum(ran.ended == "exit" and _same(ran.output, b) for ran, b in runs)
+        passed = sum(result.ended == "exit" and _same(result.output, b) for result, b in runs)
         return passed / len(runs)
 
 
 @dataclass(slots=True, eq=False)
 class _PlanNode:
-    """A beginning of the output.
+    """A prefix of the output.
 
     Attributes:
-        chance: of its last token, given those before.
-        value: best reward of a program that begins so.
-        children: None until it is opened.
+        prob: probability of its last token, given those before.
+        value: best reward of a program with this prefix.
+        children: None until it is expanded.
         closed: nothing below can be new.
     """
 
@@ -143,12 +143,12 @@ class _PlanNode:
 
 
 class _Planner:
-    """The tree, and the programs that are known."""
+    """The search tree, and the rewards of known programs."""
 
-    def __init__(self, settings: Planning, task: Task, judge: Callable[[str], float]) -> None:
-        self._settings, self._task, self._judge = settings, task, judge
-        self.known: dict[tuple[int, ...], float] = {}  # whole outputs -> reward
-        self._greedy: dict[tuple[int, ...], tuple[int, ...]] = {}  # beginning -> its completion
+    def __init__(self, settings: Planning, task: Task, score: Callable[[str], float]) -> None:
+        self._settings, self._task, self._score = settings, task, score
+        self.known: dict[tuple[int, ...], float] = {}  # complete outputs -> reward
+        self._greedy: dict[tuple[int, ...], tuple[int, ...]] = {}  # prefix -> its greedy completion
 
     def plan(self, search: Search) -> None:
         """Search until a program is right, or the rollouts are spent."""
@@ -181,7 +181,7 @@ class _Planner:
                 return
 
     def _descend(self, root: _PlanNode) -> list[_PlanNode]:
-        """From the root to a node that is not opened yet."""
+        """Return the path from the root to a node that is not expanded."""
         path = [root]
         while children := path[-1].children:
             node = path[-1]
@@ -191,13 +191,13 @@ class _Planner:
         return path
 
     def _ucb(self, parent: _PlanNode, child: _PlanNode) -> float:
-        """The paper's P-UCB of a child."""
+        """Return the paper's P-UCB of a child."""
         beta = log((parent.visits + _BASE + 1) / _BASE) + self._settings.explore
         tried = sqrt(log(max(parent.visits, 1))) / (1 + child.visits)
         return child.value + beta * child.prob * tried
 
     def _children(self, node: _PlanNode, probs: NDArray[np.float64]) -> list[_PlanNode]:
-        """What may follow a node; those that end the output are judged at once, and closed."""
+        """Return the children of a node; those that end the output are scored at once."""
         order = np.argsort(-probs, kind="stable")[: self._settings.k]
         children = []
         for token in order[probs[order] > 0]:
@@ -210,7 +210,7 @@ class _Planner:
         return children
 
     def _complete(self, search: Search, beginning: tuple[int, ...], held: Hypothesis) -> None:
-        """Let the model go on from a beginning, and judge what it writes."""
+        """Complete a prefix greedily, and score the result."""
         task = self._task
         request = replace(
             task.seeded(task.request.seed),
@@ -223,13 +223,13 @@ class _Planner:
             return
         tokens = (*beginning, *output.tokens)
         self._rewarded(tokens)
-        # Greedy decoding from anywhere on the way comes to the same end.
+        # Greedy decoding from any prefix on the way gives the same completion.
         for size in range(len(beginning), len(tokens) + 1):
             self._greedy.setdefault(tokens[:size], tokens)
 
     def _rewarded(self, tokens: tuple[int, ...]) -> float:
         if tokens not in self.known:
-            self.known[tokens] = self._judge(self._task.read(tokens)[0])
+            self.known[tokens] = self._score(self._task.read(tokens)[0])
         return self.known[tokens]
 
 
@@ -243,10 +243,10 @@ def _read(name: str) -> str:
 
 
 def _read_tests(name: str) -> list[tuple[str, str]]:
-    """Inputs and expected outputs.
+    """Read inputs and expected outputs.
 
     Raises:
-        RequestError: there are none, or a line is none, with its number.
+        RequestError: there are none, or a line is malformed.
     """
     if not name:
         raise MethodError("planning needs tests; write planning:tests=FILE,run_programs=true")
@@ -261,7 +261,7 @@ def _read_tests(name: str) -> list[tuple[str, str]]:
             pair = None, None
         if not all(isinstance(text, str) for text in pair):
             raise RequestError(
-                f'line {number} of {name} is no test; write {{"input": "...", "output": "..."}}'
+                f'line {number} of {name} is not a test; write {{"input": "...", "output": "..."}}'
             )
         found.append(pair)
     if not found:
@@ -270,6 +270,6 @@ def _read_tests(name: str) -> list[tuple[str, str]]:
 
 
 def _same(printed: str, expected: str) -> bool:
-    """Whether two outputs are the same but for spaces at the ends of lines and of the text."""
+    """Return whether two outputs are equal up to spaces at the ends of lines and of the text."""
     lines = [[line.rstrip() for line in text.rstrip().splitlines()] for text in (printed, expected)]
     return lines[0] == lines[1]

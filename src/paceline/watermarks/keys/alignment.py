@@ -1,4 +1,4 @@
-"""Where a text runs along a key sequence, and how surprising that is under another key."""
+"""Alignment of a text with a key sequence, and its p-value by random keys."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 
 Seeds = NDArray[np.uint64]
-_CELLS = 1 << 13  # floats of a row that are worked on at once: within a small cache
-_ENOUGH = 10  # keys as good as the true one; more would not make a poor p much clearer
+_CELLS = 1 << 13  # floats that are processed at once, to fit a small cache
+_ENOUGH = 10  # random keys as good as the true one after which a p-value is clear enough
 
 
 def best_alignment(rows: Floats, order: NDArray[np.integer], gap: float) -> Floats:
-    """The best local alignment of a text with circular key sequences, [B].
+    """Return the score of the best local alignment of a text with circular key sequences, [B].
 
-    Smith and Waterman (1981) over the costs of Kuditipudi et al. (arXiv 2307.15593, definition 5):
-    a token stands beside an element of the key and earns its score, or stands alone for `gap`; an
-    element alone costs `gap`, too, at most two of them in a row.
+    Smith and Waterman (1981) with the costs of Kuditipudi et al. (arXiv 2307.15593, definition 5):
+    a token is aligned with a key element and scores, or is skipped at cost `gap`; an element can be
+    skipped at cost `gap`, too, at most two in a row.
 
     Args:
-        rows: [D, B, L], what each distinct token earns beside each element of B keys. Negative on
-            average, so that a text that knows nothing of the key aligns in short pieces only.
-        order: [M], the text as indices of `rows`.
+        rows: [D, B, L], score of each distinct token at each element of B keys. Negative on
+            average, so that an unrelated text aligns in short pieces only.
+        order: [M], the text as indices into `rows`.
         gap: at least 0.
     """
     best = np.zeros(rows.shape[1:], np.float32)
@@ -41,17 +41,17 @@ def best_alignment(rows: Floats, order: NDArray[np.integer], gap: float) -> Floa
 def resampled(
     score: Callable[[Seeds], Floats], seed: int, length: int, resamples: int
 ) -> tuple[float, float]:
-    """A score and its p-value by random keys, exact for every text.
+    """Return a score and its p-value from random keys, which is exact for every text.
 
-    (1 + keys as good) / (1 + keys tried); once ten keys are as good it is ten / keys tried
-    (Besag and Clifford, Sequential Monte Carlo p-values, 1991), so that an unmarked text is
-    dismissed soon.
+    It is (1 + keys as good) / (1 + keys tried), or ten / keys tried once ten keys are as good
+    (Besag and Clifford, Sequential Monte Carlo p-values, 1991), so that unmarked texts are
+    dismissed quickly.
 
     Args:
-        score: of keys [B].
+        score: from keys [B] to scores [B].
         seed: the true key.
-        length: elements of a key, which say how many are tried at once.
-        resamples: keys to try.
+        length: elements of a key, which decides how many are tried at once.
+        resamples: number of keys to try.
     """
     random = np.random.default_rng(0)
     found = score(np.array([seed], np.uint64))[0]

@@ -1,4 +1,4 @@
-"""What watermarks by the tokens before share: random bits keyed by a context."""
+"""Random bits keyed by the preceding tokens."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from paceline.noise import stream, streams
 
 
 def context_stream(seed: int, context: Sequence[int]) -> int:
-    """Where the random bits of the tokens after `context` start; see `noise.bits`."""
+    """Return the start of the random stream for tokens after `context`; see `noise.bits`."""
     for token in context:
         seed = stream(seed, token)
     return seed
 
 
 def context_streams(seed: int, contexts: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """`context_stream` of contexts [M, H]: [M]."""
+    """Return `context_stream` of contexts [M, H], [M]."""
     starts = np.full(len(contexts), seed, np.uint64)
     for column in contexts.T:
         starts = streams(starts, column)
@@ -26,7 +26,7 @@ def context_streams(seed: int, contexts: NDArray[np.int64]) -> NDArray[np.uint64
 
 
 def windows(tokens: Sequence[int], size: int) -> NDArray[np.int64]:
-    """Every run of `size` tokens, int64 [M, size]; none where the text is shorter."""
+    """Return all n-grams of `size` tokens, int64 [M, size]; none if the text is shorter."""
     ids = np.asarray(tokens, np.int64)
     if len(ids) < size:
         return np.zeros((0, size), np.int64)

@@ -1,4 +1,4 @@
-"""Watermarks by a sequence of random numbers that the key gives, one for each position."""
+"""Watermarks keyed by position: the key gives a sequence of random numbers."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from paceline.noise import stream
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.keys.alignment import Seeds, best_alignment, resampled
 
-_OFFSET = 0x6F6666736574  # keeps offsets apart from the noise of the same seed
+_OFFSET = 0x6F6666736574  # separates offsets from the noise of the same seed
 
 
 @dataclass(frozen=True)
 class KeySequence(Watermark):
-    """The draw at a position is a function of the logits and one element of the sequence.
+    """A watermark whose draw at a position depends on the logits and one element of a sequence.
 
-    The sequence is circular; a request starts where its seed says, so that seeds still give
-    different texts: as many as the sequence has elements. Averaged over keys, a text has the law
-    of plain sampling, as no element is used twice in it.
+    The sequence is circular, and a request's seed decides where it starts; so seeds still give
+    different texts, as many as the sequence has elements. Averaged over keys, a text has the
+    distribution of plain sampling, as it uses no element twice.
     """
 
     min_tokens: ClassVar[int] = 2
-    gap: ClassVar[float] = 2.0  # of a token or an element that stands alone, as what tokens earn
+    gap: ClassVar[float] = 2.0  # cost of a skipped token or element, in units of token scores
 
     length: int = 256
 
@@ -40,11 +40,11 @@ class KeySequence(Watermark):
 
     @property
     def longest(self) -> int | None:
-        """See `Watermark`: no element is used twice."""
+        """Maximum number of output tokens: no element is used twice."""
         return self.length
 
     def check(self, request: Request) -> None:
-        """Refuse what has no noise to replace.
+        """Refuse a request without noise to replace.
 
         Raises:
             PacelineError: greedy decoding, another walk, or more tokens than elements.
@@ -67,11 +67,11 @@ class KeySequence(Watermark):
             )
 
     def element(self, request: Request, position: int) -> int:
-        """Which element of the sequence the draw at `position` uses."""
+        """Return the index of the element that the draw at `position` uses."""
         return (stream(request.seed, _OFFSET) + position) % self.length
 
     def detect(self, tokens: Sequence[int], resamples: int = 999) -> Detection:
-        """See `Watermark`; edits of the text cost score, not the alignment."""
+        """See `Watermark`; edits of the text lower the score but keep the alignment."""
         enough(len(tokens), self.min_tokens)
         if resamples < 1:
             raise RequestError(f"resamples is {resamples}, expected at least 1")
@@ -85,7 +85,7 @@ class KeySequence(Watermark):
 
     @abstractmethod
     def rows(self, seeds: Seeds, tokens: NDArray[np.int64]) -> Floats:
-        """What `tokens` [D] earn beside each element of the keys `seeds` [B], float32 [D, B, L].
+        """Return the score of `tokens` [D] at each element of the keys `seeds` [B], [D, B, L].
 
-        Negative on average where text and key have nothing to do with each other.
+        Scores are negative on average if text and key are unrelated.
         """

@@ -1,4 +1,4 @@
-"""How searches score what may come next, and choose."""
+"""Scores of next tokens in searches, and choice of the best."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from paceline.errors import ModelError, RequestError
 
 
 def log_probs(logits: Floats, history: list[int], request: Request) -> NDArray[np.float64]:
-    """Log chances [V] by a model's `logits`, plus what the controls add; -inf where they forbid.
+    """Return log-probabilities [V] of `logits`, plus what the controls add; -inf if forbidden.
 
-    They are not normalised again: of the texts that the controls allow, a search shall find the
-    one that the model likes best, and not one that it was forced into.
+    They are not normalised after the controls: among the allowed texts, a search must find the one
+    that the model finds most likely, not one that controls forced it into.
 
     Raises:
-        ModelError: the model gave logits that are not numbers.
+        ModelError: the model's logits are not finite.
     """
     wide = logits.astype(np.float64)
     top = float(wide.max())
@@ -28,16 +28,16 @@ def log_probs(logits: Floats, history: list[int], request: Request) -> NDArray[n
     total = top + float(np.log(np.exp(wide - top).sum()))
     for control in request.controls:
         logits = control.apply(logits, history)
-    found: NDArray[np.float64] = logits.astype(np.float64) - total
-    return found
+    scores: NDArray[np.float64] = logits.astype(np.float64) - total
+    return scores
 
 
 def best(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
-    """Flat places of the `count` best finite scores, best first; of equal ones the lower first."""
+    """Return flat indices of the `count` best finite scores, best first, ties by index."""
     flat = scores.ravel()
     if count < len(flat):
-        least = np.partition(flat, len(flat) - count)[len(flat) - count]
-        places = np.flatnonzero(flat >= least)
+        smallest = np.partition(flat, len(flat) - count)[len(flat) - count]
+        places = np.flatnonzero(flat >= smallest)
     else:
         places = np.arange(len(flat))
     places = places[np.isfinite(flat[places])]
@@ -45,5 +45,5 @@ def best(scores: NDArray[np.float64], count: int) -> NDArray[np.intp]:
 
 
 def dead_end(position: int) -> RequestError:
-    """The error of a search that is left with nothing."""
+    """Return the error of a search without any allowed token."""
     return RequestError(f"the controls allow no token at position {position}")

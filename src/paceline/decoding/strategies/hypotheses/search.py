@@ -1,4 +1,4 @@
-"""A search under way: hypotheses side by side, their rows of logits, and what they cost."""
+"""A running search: its hypotheses, their logits, and what they cost."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ Guides = tuple[Forkable, ...]
 
 @dataclass(slots=True, eq=False)
 class Hypothesis:
-    """A text under way: `sequence` holds all of `history` but its last token.
+    """A running text; `sequence` holds all of `history` but its last token.
 
     Attributes:
         history: the prompt and the new tokens.
-        score: sum of their log chances, in nats.
-        guides: read the text beside the model, each with caches of its own.
+        score: total log-probability of the new tokens, in nats.
+        guides: forks of the request's guides, which follow this text.
     """
 
     history: list[int]
@@ -48,12 +48,12 @@ class Hypothesis:
 
 
 class Search:
-    """What a search has open, all of which is released at the end, and its cost.
+    """Sequences of a search, all released at the end, and its cost.
 
-    As a context it swallows a `KeyboardInterrupt` and remembers it in `interrupted`.
+    As a context manager it suppresses a `KeyboardInterrupt` and sets `interrupted`.
 
     Attributes:
-        request: the task's, without guides: rows are guided before a search sees them.
+        request: the task's request without guides, which act on logits before a search sees them.
     """
 
     def __init__(self, task: Task) -> None:
@@ -86,7 +86,7 @@ class Search:
     # ------------------------------------------------------------------ hypotheses
 
     def start(self, observe: Callable[[int, TokenTree, Floats], None] | None = None) -> Hypothesis:
-        """The prompt, run but for its last token."""
+        """Run the prompt but its last token; return it as a hypothesis."""
         begun = perf_counter()
         request = self.task.request
         sequence = self.engine.start(np.array(request.prompt[:-1], np.int32), observe)
@@ -100,7 +100,7 @@ class Search:
         return Hypothesis(list(request.prompt), 0.0, sequence, guides)
 
     def fork(self, parent: Hypothesis, history: list[int]) -> Hypothesis:
-        """Another of the same committed positions, which goes on to be `history`."""
+        """Return a fork of a hypothesis with the same committed positions and another `history`."""
         sequence = self.engine.fork(parent.sequence)
         self._live.append(sequence)
         guides = self._fork_guides(parent, history, sequence)
@@ -116,7 +116,7 @@ class Search:
         return tuple(forks)
 
     def release(self, hypothesis: Hypothesis) -> None:
-        """Give one back before the end."""
+        """Release one hypothesis before the end."""
         self._live = [other for other in self._live if other is not hypothesis.sequence]
         self.engine.release(hypothesis.sequence)
         for guide in hypothesis.guides:
@@ -124,16 +124,16 @@ class Search:
             guide.release()
 
     def move(self, hypothesis: Hypothesis, history: Sequence[int]) -> None:
-        """Let a hypothesis go on from another text; what both begin with stays."""
+        """Move a hypothesis to another text; the common prefix stays in its cache."""
         sequence = hypothesis.sequence
-        wanted = list(history[:-1])
-        same = shared(hypothesis.history[: sequence.length], wanted)
+        target = list(history[:-1])
+        same = shared(hypothesis.history[: sequence.length], target)
         if same < sequence.length:
             self.engine.truncate(sequence, same)
-        if same < len(wanted):
-            self.engine.extend(sequence, np.array(wanted[same:], np.int32))
+        if same < len(target):
+            self.engine.extend(sequence, np.array(target[same:], np.int32))
             self.cost.passes += 1
-            self.cost.nodes += len(wanted) - same
+            self.cost.nodes += len(target) - same
         hypothesis.history = list(history)
 
     def grow(
@@ -141,8 +141,8 @@ class Search:
     ) -> list[Hypothesis]:
         """Return the successors of `live` after `next_logits`: one for each (parent, token, score).
 
-        What a parent holds goes to its first child, its other children get forks; one without
-        children is released. So never more are open than there are hypotheses.
+        A parent's sequence goes to its first child, and other children get forks; a parent without
+        children is released. So there are never more sequences than hypotheses.
         """
         parents = {id(parent) for parent, _, _ in chosen}
         for hypothesis in live:
@@ -164,18 +164,18 @@ class Search:
     # ------------------------------------------------------------------------ rows
 
     def forward(self, batch: Sequence[tuple[Hypothesis, TokenTree]]) -> Floats:
-        """One pass over all trees, whose roots end the texts; see `Engine.forward`.
+        """Run one pass over all trees, whose roots end the texts; see `Engine.forward`.
 
-        Guides have looked at them before: `guided` finds their rows.
+        Guides run before it, so that `guided` finds their rows.
         """
         begun = perf_counter()
-        _look(batch)
-        looked = perf_counter() if batch[0][0].guides else begun
+        _run_guides(batch)
+        guided = perf_counter() if batch[0][0].guides else begun
         logits = self.engine.forward([(each.sequence, tree) for each, tree in batch])
         self.cost.passes += 1
         self.cost.nodes += sum(len(tree) for _, tree in batch)
-        self.cost.seconds.guide += looked - begun
-        self.cost.seconds.forward += perf_counter() - looked
+        self.cost.seconds.guide += guided - begun
+        self.cost.seconds.forward += perf_counter() - guided
         return logits
 
     def forward_mixed(self, hypothesis: Hypothesis, tokens: Tokens, weights: Floats) -> Floats:
@@ -197,28 +197,28 @@ class Search:
         return logits
 
     def guided(self, hypothesis: Hypothesis, logits: Floats) -> Floats:
-        """The logits [V] at the end of a hypothesis as its guides leave them."""
+        """Return the logits [V] at the end of a hypothesis after its guides."""
         for guide in hypothesis.guides:
             logits = guide.ranking_logits(logits, hypothesis.history)
         return logits
 
     def next_logits(self, live: Sequence[Hypothesis]) -> list[Floats]:
-        """Guided logits [V] of what follows each hypothesis, in one pass."""
+        """Return the guided logits [V] after each hypothesis, in one pass."""
         rows = self.forward([(each, TokenTree.root(each.history[-1])) for each in live])
         return [self.guided(each, row) for each, row in zip(live, rows, strict=True)]
 
     def log_probs(self, live: Sequence[Hypothesis]) -> list[NDArray[np.float64]]:
-        """Log chances [V] of what follows each hypothesis, in one pass; see `log_probs`."""
+        """Return the log-probabilities [V] after each hypothesis, in one pass; see `scores`."""
         rows = zip(live, self.next_logits(live), strict=True)
         return [log_probs(row, each.history, self.request) for each, row in rows]
 
     # --------------------------------------------------------------------- outputs
 
     def decode(self, request: Request, held: Hypothesis) -> Output:
-        """A text through the loop, drafted by the task's drafter, plainly without one.
+        """Decode a request in the loop, with the task's drafter if there is one.
 
-        `held` is the request's prompt; forks of what it holds go on. The first text is run from its
-        beginning, so that a drafter can learn from the prompt.
+        A fork of `held`, whose text is the request's prompt, continues. The first request runs its
+        prompt from the beginning instead, so that a drafter can learn from it.
         """
         task = self.task
         drafter, budget = task.drafter, task.budget
@@ -236,7 +236,7 @@ class Search:
         return output
 
     def branch(self, request: Request, held: Hypothesis) -> Request:
-        """`request`, its guides being those of a hypothesis, of which it is a longer text."""
+        """Return `request` with forks of a hypothesis' guides; its text extends the hypothesis."""
         own = without_guides(request)
         return replace(own, controls=(*self._fork_guides(held, held.history), *own.controls))
 
@@ -250,7 +250,7 @@ class Search:
             cost.accepted[name] = cost.accepted.get(name, 0) + count
 
     def found(self, tokens: Sequence[int], score: float, ended: bool) -> SearchOutput:
-        """An output of this search."""
+        """Return an output of this search."""
         task = self.task
         finish = "length" if task.limit == task.request.max_new_tokens else "context"
         if self.interrupted and not ended and len(tokens) < task.limit:
@@ -268,18 +268,18 @@ class Search:
 
 
 def branching(controls: Iterable[object]) -> Guides:
-    """The guides among some controls."""
+    """Return the guides among some controls."""
     return tuple(control for control in controls if isinstance(control, Forkable))
 
 
 def without_guides(request: Request) -> Request:
-    """`request` with its other controls."""
+    """Return `request` without its guides."""
     others = tuple(c for c in request.controls if not isinstance(c, RunsModel))
     return replace(request, controls=others)
 
 
-def _look(batch: Sequence[tuple[Hypothesis, TokenTree]]) -> None:
-    """Let the guides of every text look at its tree; each guide with its forks in one pass."""
+def _run_guides(batch: Sequence[tuple[Hypothesis, TokenTree]]) -> None:
+    """Run the guides of every text over its tree, each guide with its forks in one pass."""
     for forks in zip(*(each.guides for each, _ in batch), strict=True):
         asked = [(fork, each.text, tree) for fork, (each, tree) in zip(forks, batch, strict=True)]
         ours = [(fork, text, tree) for fork, text, tree in asked if isinstance(fork, Guide)]
