@@ -33,21 +33,10 @@ SAMPLERS = {
     "hot": (1.0, "min_p:p=0.02"),
     "penalised": (1.0, "repetition_penalty:penalty=1.2"),
 }
-NEEDED = {
-    "logit_bias": "logit_bias:biases=410=4;415=-100",
-    "bad_words": 'bad_words:words=" the";"m";410 411',
-    "first_token": "first_token:token=410",
-    "last_token": "last_token:token=2",
-    "min_length": "min_length:tokens=6",
-    "length_decay": "length_decay:start=2,factor=1.3",
-    "dry": "dry:multiplier=2,allowed=1",
-    "mirostat": "mirostat:tau=1.5,eta=0.5",
-    "grammar": "grammar:text=( the end| of a day|a| b[a-z]*)+[.]",
-    "letters": "letters:ban=q,most=9",
+FILES = {  # controls whose settings name files
     "sounds": "sounds:most=2,dictionary={folder}/sounds",
     "monitor": "monitor:before={folder}/code",
     "keywords": "keywords:words=dog;a,hmm={folder}/hmm",
-    "xtc": "xtc:threshold=0.05",
 }
 CONTROLS = sorted(controls.methods())
 CROSSED = ["lookup", "recycle", "hostile", "suffix", "lookahead_trie", "blend"]
@@ -65,7 +54,7 @@ SPOKEN = (
 
 @pytest.fixture(scope="module")
 def needed(tmp_path_factory):
-    """The settings of `NEEDED`, with the files that they name."""
+    """The last example of each control, or settings with the files that they name."""
     folder = tmp_path_factory.mktemp("needed")
     lines = (f"{word} W ER1 D" for word in SPOKEN.split())
     (folder / "sounds").write_text("\n".join(lines))
@@ -73,7 +62,8 @@ def needed(tmp_path_factory):
     model = load(shared("models", "stories260K"))
     size = model.config.vocab_size
     write_hmm(folder / "hmm", blank(4, np.ones(size), 0), model.tokenizer)
-    return {name: text.replace("{folder}", str(folder)) for name, text in NEEDED.items()}
+    found = {name: kind.examples[-1] for name, kind in controls.methods().items() if kind.examples}
+    return found | {name: text.replace("{folder}", str(folder)) for name, text in FILES.items()}
 
 
 @pytest.fixture(scope="module", params=["native", "reference"])
@@ -159,7 +149,7 @@ def test_every_control_gives_plain_decodings_output_with_every_drafter(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "min_p:p=0.02", NEEDED["grammar"]], ids=["", "min_p", "grammar"]
+    "text", ["", "min_p:p=0.02", controls.find("grammar").examples[0]], ids=["", "min_p", "grammar"]
 )
 @pytest.mark.parametrize("kind", watermarks.methods())
 def test_every_watermark_gives_plain_decodings_output_with_every_drafter(

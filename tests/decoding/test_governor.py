@@ -253,7 +253,7 @@ def test_the_reason_follows_from_the_last_tree():
     for _ in range(2):
         governor.record([TokenTree.chain([0, 1])], [[0]], 2.0, 2.0)
     assert governor.nodes_wanted() == 0
-    assert why(governor) == "plain: drafting has lost all the time that they may for now"
+    assert why(governor) == "plain: drafting has lost all the time that it may for now"
 
 
 def test_where_no_tree_can_pay_none_is_asked_for():

@@ -111,7 +111,7 @@ def test_what_was_kept_of_another_recipe_is_refused(lm, tmp_path):
     work = Distillation(lm.engine, lm.model, tmp_path / "out", RECIPE)
     work.write()
     other = HmmRecipe(states=5, samples=6, length=12, rounds=3, seed=1)
-    with pytest.raises(ModelError, match="another recipe"):
+    with pytest.raises(ModelError, match="belongs to other settings"):
         Distillation(lm.engine, lm.model, tmp_path / "out", other)
     (tmp_path / "out.work").write_bytes(b"x")
     with pytest.raises(ModelError):
