@@ -133,7 +133,7 @@ def test_what_cannot_be_searched_is_refused_and_nothing_stays_open():
         Beam().run(Task(engine, Request((1, 2), 9, controls=(Guide(),))))
     with pytest.raises(RequestError, match="cannot mark"):
         Beam().run(Task(engine, Request((1, 2), 9, noise=lambda position: 1)))
-    with pytest.raises(MethodError, match="one walk"):
+    with pytest.raises(MethodError, match="no other walk"):
         Beam().run(Task(engine, Request((1, 2), 9, walk="rejection")))
     steered = bind([Mirostat()], Request((1, 2), 9), None)
     with pytest.raises(MethodError, match="mirostat"):
