@@ -14,7 +14,6 @@ source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "Paceline"
-html_static_path = ["_static"]
 html_theme_options = {"source_repository": "", "navigation_with_keys": True}
 
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import suppress
+from dataclasses import FrozenInstanceError
 
 import jsonschema
 import pytest
@@ -226,3 +227,30 @@ JSONS = st.recursive(
 def test_any_tools_work_or_are_refused(lm, tools, choice):
     with suppress(PacelineError):
         lm.generate("Once", tools=tools or (), tool_choice=choice, max_new_tokens=3)
+
+
+def test_tools_and_calls_cannot_be_changed():
+    tools = Tools.of([CLOCK])
+    for value, name in ((tools, "choice"), (ToolCall("f", {}), "name"), (PLAIN, "begin")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, "x")
+
+
+def test_instructions_keep_the_characters_of_a_description():
+    tools = Tools.of([{"name": "uhr", "description": "Zeit in Zürich 🕐"}])
+    [message] = tools.with_tools([])
+    assert "Zürich 🕐" in message["content"]
+    first, second = tools.with_tools([{"role": "system", "content": "Kurz."}, {"role": "user"}])
+    assert first["content"].startswith("Kurz.\n\nYou can call")
+    assert second == {"role": "user"}
+
+
+def test_a_request_has_one_to_128_tools():
+    many = [{"name": f"f{number}"} for number in range(128)]
+    assert len(Tools.of(many).functions) == 128
+    for wrong in ([], [*many, {"name": "more"}]):
+        with pytest.raises(RequestError, match="expected 1 to 128"):
+            Tools.of(wrong)
+    assert Tools.of([{"name": "f" * 64}]).functions
+    with pytest.raises(RequestError, match="at most 64"):
+        Tools.of([{"name": "f" * 65}])

@@ -45,3 +45,30 @@ def test_the_shown_text_is_cut_at_the_first_stop_that_completes(text, stops):
     first = min(end for end, _ in ends) if ends else None
     cut = min(at for end, at in ends if end == first) if ends else len(text)
     assert show(text, tuple(stops))[0] == text[:cut]
+
+
+def test_without_stop_strings_nothing_is_held_back():
+    assert show("ab", ())[2] == ["a", "b", ""]
+    assert show("ab", ("", ""))[2] == ["a", "b", ""]
+
+
+class Bytes:
+    """Gives all its text at the end, as a decoder does that waits for a character."""
+
+    def __init__(self):
+        self.held = ""
+
+    def push(self, token):
+        self.held += chr(token)
+        return ""
+
+    def flush(self):
+        return self.held
+
+
+def test_a_stop_string_in_the_text_that_comes_last_is_found():
+    stream = TextStream(Bytes(), ("b",))
+    assert [stream.push(ord(letter)) for letter in "abc"] == ["", "", ""]
+    assert stream.flush() == "a"
+    assert stream.stopped
+    assert stream.flush() == ""

@@ -110,3 +110,43 @@ def test_long_byte_runs_are_not_held_back_for_ever() -> None:
     pieces = stream(tokenizer, tokenizer.encode("你好" * 20))
     assert "".join(pieces) == "你好" * 20
     assert sum(map(bool, pieces)) > 5
+
+
+class ByteDecoder:
+    """Token i is byte i; some tokens are marked as byte tokens, token 256 is silent."""
+
+    silent = frozenset({256})
+
+    def __init__(self, byte_tokens: Sequence[int]) -> None:
+        self.byte_tokens = frozenset(byte_tokens)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode(errors="replace")
+
+
+def test_a_run_of_byte_tokens_is_held_for_sixteen_tokens() -> None:
+    pieces = stream(ByteDecoder([97]), [97] * 20)  # type: ignore[arg-type]
+    assert pieces == [""] * 15 + ["a" * 16] + [""] * 4 + ["aaaa"]
+
+
+def test_half_a_character_is_held_for_twenty_tokens() -> None:
+    pieces = stream(ByteDecoder([]), [0xE4] * 22)  # type: ignore[arg-type]
+    assert pieces[:19] == [""] * 19
+    assert pieces[19] == "\ufffd" * 20
+    assert "".join(pieces) == "\ufffd" * 22
+
+
+def test_silent_tokens_give_no_text_and_nothing_is_flushed_twice() -> None:
+    detokenizer = Detokenizer(ByteDecoder([97]))  # type: ignore[arg-type]
+    assert [detokenizer.push(token) for token in (98, 256, 97)] == ["b", "", ""]
+    assert detokenizer.flush() == "a"
+    assert detokenizer.flush() == ""
+    assert detokenizer.push(98) == "b"
+
+
+def test_the_text_before_is_read_back_to_the_start_of_a_run_of_bytes() -> None:
+    before = [98] * 10 + [97] * 30
+    detokenizer = Detokenizer(ByteDecoder([97]), before)  # type: ignore[arg-type]
+    assert len(detokenizer._window) == 31  # the run, and the token before it
+    assert len(Detokenizer(ByteDecoder([]), before)._window) == 16  # type: ignore[arg-type]
+    assert len(Detokenizer(ByteDecoder([]), [256, 98])._window) == 1  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import ModelError
+from paceline.models.formats import safetensors as module
 from paceline.models.formats.safetensors import open_tensors, read_file
 
 FLOATS = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -91,6 +92,24 @@ def test_no_safetensors_file(tmp_path: Path, data: bytes) -> None:
         read_file(path)
     with pytest.raises(ModelError, match="cannot read"):
         read_file(tmp_path)
+
+
+def test_a_header_ends_within_the_file_and_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.safetensors", b"{}")
+    assert read_file(path) == {}
+    path.write_bytes((3).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelError, match="10 bytes cannot hold a header of 3 bytes"):
+        read_file(path)
+    path.write_bytes(b"\0" * 7)
+    with pytest.raises(ModelError, match="7 bytes cannot hold a header of 0 bytes"):
+        read_file(path)
+    assert module._LARGEST_HEADER == 100_000_000
+    monkeypatch.setattr(module, "_LARGEST_HEADER", 20)
+    assert read_file(write(path, b"{}".ljust(20))) == {}
+    with pytest.raises(ModelError, match="29 bytes cannot hold a header of 21 bytes"):
+        read_file(write(path, b"{}".ljust(21)))
 
 
 def test_shards(tmp_path: Path) -> None:

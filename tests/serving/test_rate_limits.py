@@ -126,3 +126,55 @@ def test_a_client_that_waits_whole_seconds_gets_in(rate):
     while not rates.admit("a", now):
         pass
     assert rates.admit("a", now + ceil(rates.admit("a", now))) == 0
+
+
+def test_a_bucket_holds_one_minute_and_at_least_one_request():
+    rates = RateLimits(requests=1)
+    assert rates.admit("a", 0.0) == 0
+    assert rates.admit("a", 600.0) == 0  # ten minutes of rest, and still one at once
+    assert rates.admit("a", 600.0) == pytest.approx(60)
+    slow = RateLimits(requests=0.5)
+    assert slow.admit("a", 0.0) == 0
+    assert slow.admit("a", 0.0) == pytest.approx(120)
+    assert [RateLimits(requests=3).admit("a", 0.0) for _ in range(3)] == [0, 0, 0]
+    many = RateLimits(requests=3)
+    assert [many.admit("a", 0.0) for _ in range(4)] == [0, 0, 0, pytest.approx(20)]
+
+
+def test_a_clock_that_goes_back_gives_nothing():
+    rates = RateLimits(requests=60)
+    for _ in range(60):
+        assert rates.admit("a", 100.0) == 0
+    assert rates.admit("a", 50.0) > 0
+    assert rates.admit("a", 101.0) == 0
+    assert rates.admit("a", 101.0) == pytest.approx(1)
+
+
+def test_a_bucket_that_is_nearly_full_is_kept(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_CLIENTS", 2)
+    rates = RateLimits(requests=60)
+    for name in ("a", "b", "c"):
+        assert rates.admit(name, 0.0) == 0
+    rates.admit("d", 0.5)  # half a request is still missing from each
+    assert {client for _, client in rates._buckets} == {"a", "b", "c", "d"}
+    rates.admit("e", 1.0)
+    assert {client for _, client in rates._buckets} == {"d", "e"}
+
+
+def test_tokens_are_refused_at_zero_and_debts_block_requests_without_a_charge():
+    rates = RateLimits(requests=60, tokens=60)
+    rates.charge("a", 60, 0.0)
+    assert rates.admit("a", 0.0) == pytest.approx(1)  # until the first token is there
+    assert rates._buckets["requests", "a"].level == 60
+    assert rates.admit("a", 1.0) == 0
+    assert rates._buckets["requests", "a"].level == 59
+
+
+def test_the_mean_is_of_thirty_two_ends():
+    ends = Ends()
+    for seconds in [100.0] + [1.0] * 31:
+        ends.on_submit("a")
+        ends.on_event("a", seconds)
+    assert ends.wait(0) == ceil((100 + 31) / 32)
+    assert module._KEPT == 32
+    assert ends.wait(10**6) == module._MAX_WAIT == 60
