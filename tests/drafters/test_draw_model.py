@@ -162,7 +162,7 @@ def test_what_was_learnt_is_carried_on():
     other.load(one.state())
     assert list(other._blend.draw_weights) == [2.0, 1.5, 0.5, 0.25]
     for wrong in ([9.0] * 4, [np.nan] * 4, [1.0] * 3):
-        with pytest.raises(MethodError, match="weights"):
+        with pytest.raises(MethodError, match="foresight"):
             other.load(one.state() | {"foresight": np.array(wrong, np.float32)})
 
 

@@ -1,4 +1,4 @@
-"""Blend: every source of guesses at once, in one tree, each as far as it is worth its time."""
+"""Blend: every source of drafts in one tree, each as far as it is worth its time."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, step_arrays
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
+from paceline.drafters.state import checked
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
 from paceline.errors import MethodError
 from paceline.noise import noise_of
@@ -26,36 +27,36 @@ from paceline.registry import Source, check_range, drafters
 if TYPE_CHECKING:
     from paceline.engines.base import Cached, Engine
 
-_MOST_MEMBERS = 14  # origins are numbered in four bits
+_MAX_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
 _ASK = ("worth", "always")
-_LARGEST = 8.0  # weight of what is foreseen
+_LARGEST = 8.0  # limit of the weights of the known noise
 _Allowed = Callable[[Sequence[int]], Mask | None]
 
 
 @drafters.register("blend", Exactness.EXACT)
 @dataclass(frozen=True)
 class Blend(DraftMethod):
-    """One mixture of all that can be known about the next token; ours, the default.
+    """Blend every source of drafts into one tree, each as far as it is worth its time; the default.
 
     `recycle` keeps the model's distributions by context, `suffix` the continuations of the longest
-    matches; `members` are further drafters, whose trees are asked for. At every node of the tree
-    all of them speak: the chance of a token is the softmax of their weighted log chances (see
-    `recycle`), so the same guess from several sources is one node with one chance, and each
-    source also continues what another guessed. How far a kind of source is trusted (a context by
-    its length and how often it was seen, a match by its length and count, a member by its depth)
-    is learnt from every drawn token. The tree grows best-first by the chance of whole paths.
+    matches; `members` are further drafters, which propose trees. All of them contribute at every
+    node of the tree: the probability of a token is the softmax of their weighted log probabilities
+    (see `recycle`). So the same token from several sources is one node with one probability, and
+    each source also continues what another proposed. How far to trust a kind of source (a context
+    by its length and count, a match by its length and count, a member by its depth) is learnt from
+    every drawn token. The tree grows best-first by path probability.
 
-    When sampling, the noise that the walk will draw with is known, and says which of the likely
-    tokens wins; how far to believe it is learnt, too. Under a grammar only what it allows is
-    guessed, and where that is little, all of it.
+    When sampling, the noise that the walk will draw with is known and tells which of the likely
+    tokens wins; how much to rely on it is learnt, too. Under a grammar only allowed tokens are
+    proposed, and all of them where there are few.
 
-    A member is asked while its guesses pay: an accepted token is credited in equal parts to
-    those that named it, at the time that a token takes now. One that costs more than it brings
-    rests, ever longer, and is tried again.
+    A member is asked while its drafts pay: an accepted token is credited in equal parts to the
+    members that proposed it, at the time that a token takes now. A member that costs more than it
+    gains rests for longer and longer, and is tried again.
 
-    State: that of `recycle` and `suffix`, and of each member. Cost of a proposal: some 2
-    microseconds a node, and the members' own.
+    State: that of `recycle`, `suffix` and each member. Cost of a proposal: some 2 microseconds a
+    node, and the members' own.
     Good for: everything.
 
     Attributes:
@@ -63,15 +64,17 @@ class Blend(DraftMethod):
             `predicted_output+model:path=FOLDER;format=int8`. Default `predicted_output+forced`,
             which cost nothing unless the request has a prediction or controls.
         capacity: contexts kept, as of `recycle`. Default 262144.
-        reach: tokens in reach, as of `suffix`. Default 262144.
-        rate: learning rate of the weights. Default 0.05: half that of `recycle`, since a warm start
-            has taught them.
-        ask: `worth` lets members rest as said; `always` does not, so that trees depend on nothing
-            but the text. Default worth.
-        warm: start from what `paceline warm` kept of this model, where it did. Default true.
+        reach: tokens kept, as `capacity` of `suffix`. Default 262144.
+        rate: learning rate of the weights, 0 to 1. Default 0.05: half that of `recycle`, since a
+            warm start has trained them.
+        ask: `worth` lets members rest as described; `always` does not, so that trees depend on
+            nothing but the text. Default worth.
+        warm: start from the trace that `paceline warm` recorded of this model, if there is one.
+            Default true.
     """
 
     source = Source(note="ours; mixing in the logistic domain after Mahoney, PAQ, 2005")
+    examples = ("blend", "blend:members=,capacity=8,reach=8")
 
     members: str = "predicted_output+forced"
     capacity: int = 1 << 18
@@ -87,30 +90,30 @@ class Blend(DraftMethod):
         if self.ask not in _ASK:
             raise MethodError(f"blend:ask is {self.ask!r}, expected {' or '.join(_ASK)}")
         methods = self.methods()
-        if len(methods) > _MOST_MEMBERS:
-            raise MethodError(f"blend has {len(methods)} members, expected {_MOST_MEMBERS} at most")
+        if len(methods) > _MAX_MEMBERS:
+            raise MethodError(f"blend has {len(methods)} members, expected {_MAX_MEMBERS} at most")
         for method in methods:
             if isinstance(method, (Blend, Recycle, Suffix)):
                 raise MethodError(
-                    f"blend:members names {type(method).__name__.lower()}, which it has in itself"
+                    f"blend:members names {method.name}, which it has in itself; leave it out"
                 )
 
     def methods(self) -> list[DraftMethod]:
-        """The members' settings."""
+        """Return the members' settings."""
         earlier = '"' not in self.members  # commas were written as semicolons
         return drafters.parse_several(self.members.replace(";", ",") if earlier else self.members)
 
     def build(self, target: Target) -> Drafter:
-        """A drafter that has learnt nothing yet, and its members."""
+        """Return a drafter and its members, which have learnt nothing yet."""
         return _Blend(self, target)
 
 
 @dataclass
 class _Worth:
-    """Whether a member's guesses are worth its time. Means over about 20 passes."""
+    """Whether a member is worth its time. Means over about 20 passes."""
 
     seconds: float = 0.0  # of a proposal
-    gained: float = 0.0  # accepted tokens credited for a proposal
+    gained: float = 0.0  # accepted tokens credited to a proposal
     asked: int = 0
     resting: int = 0
     rest: int = 16
@@ -119,7 +122,7 @@ class _Worth:
     LONGEST: ClassVar[int] = 1024
 
     def record(self, seconds: float, gained: float, token: float) -> None:
-        """One proposal and what came of it; `token` is the seconds that a token takes."""
+        """Record a proposal and its credit; `token` is the seconds that a token takes."""
         self.asked += 1
         self.seconds += 0.05 * (seconds - self.seconds) if self.asked > 1 else seconds
         self.gained += 0.05 * (gained - self.gained) if self.asked > 1 else gained
@@ -133,10 +136,10 @@ class _Worth:
 
 @dataclass
 class _Asked:
-    """One pass: who was asked, what it cost, and who named which node."""
+    """One pass: which members were asked, what each cost, and which proposed each node."""
 
     seconds: dict[int, float] = field(default_factory=dict)
-    named: dict[tuple[int, ...], int] = field(default_factory=dict)  # empty if no member guessed
+    named: dict[tuple[int, ...], int] = field(default_factory=dict)  # empty if no member proposed
     at: float = 0.0
 
 
@@ -166,7 +169,7 @@ class _Blend(ModelBacked):
         self.uses_prediction = any(member.uses_prediction for member in self._members)
         self._forget()
         self._start = start_of(self, target, method.warm)
-        self._forget()  # a replay has no passes: what members are worth is not to be had from it
+        self._forget()  # a replay has no passes, and so measures no member
 
     def fork(self) -> Drafter:
         other = copy(self)
@@ -181,7 +184,7 @@ class _Blend(ModelBacked):
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt, self._request = 0, Request((), 0)
-        self._silent: set[int] = set()  # members that this request leaves nothing to say
+        self._silent: set[int] = set()  # members that have nothing to propose for this request
         self._starts: dict[int, int | None] = {}  # of the noise, by position
         self._masking: MasksTokens | None = None
 
@@ -192,7 +195,7 @@ class _Blend(ModelBacked):
         for i, member in enumerate(self._members):
             member.begin(request)
             if member.uses_prediction and request.prediction:
-                self._worth[i] = _Worth()  # it knows something new
+                self._worth[i] = _Worth()  # it has something new to follow
             if member.certain and request.controls:
                 self._worth[i] = _Worth()
         self._silent = {
@@ -247,7 +250,7 @@ class _Blend(ModelBacked):
         return tree
 
     def _foreseen(self, context: Tokens, budget: int) -> tuple[list[int], _Allowed | None]:
-        """Where the noise of the next draws starts, and what a grammar allows behind them."""
+        """Return where the noise of the next draws starts, and what a grammar allows there."""
         noise = []
         for position in range(len(context), len(context) + budget):
             if position not in self._starts:
@@ -261,9 +264,9 @@ class _Blend(ModelBacked):
     def forced_tree(self, context: Tokens, budget: int) -> TokenTree:
         for origin, member in enumerate(self._members, len(_OWN)):
             if member.certain:
-                found = member.propose(context, budget)
-                if len(found) > 1:
-                    return TokenTree.chain(found.tokens, origin=origin)
+                tree = member.propose(context, budget)
+                if len(tree) > 1:
+                    return TokenTree.chain(tree.tokens, origin=origin)
         return TokenTree.root(int(context[-1]))
 
     def observe(self, step: Step) -> None:
@@ -276,15 +279,15 @@ class _Blend(ModelBacked):
         self._blend.observe(*step_arrays(step), drawn)
 
     def _settle(self, step: Step) -> None:
-        """Credit the accepted nodes to the members that named them."""
+        """Credit the accepted nodes to the members that proposed them."""
         asked, accepted = self._asked, len(step.path)
         if asked.at:
             token = (perf_counter() - asked.at) / accepted
             self._token += 0.05 * (token - self._token) if self._token else token
         credit: list[int] = []
         if asked.named:
-            found = paths(step.tree)
-            credit = [asked.named.get(found[node], 0) for node in step.path.tolist()]
+            by_node = paths(step.tree)
+            credit = [asked.named.get(by_node[node], 0) for node in step.path.tolist()]
         for i, seconds in asked.seconds.items():
             bit = 1 << i + len(_OWN)
             gained = sum(1 / named.bit_count() for named in credit if named & bit)
@@ -312,9 +315,8 @@ class _Blend(ModelBacked):
         load_mixer(self._blend.mixer, own, self._vocab_size)
         load_automata(self._blend.suffix, mine, self._method.reach, self._vocab_size)
         if foresight is not None:
-            right = foresight.dtype == np.float32 and foresight.shape == (4,)
-            if not right or not (np.abs(foresight) <= _LARGEST).all():
-                raise MethodError("this state of blend holds impossible weights; reset it")
+            like = {"foresight": np.empty(4, np.float32)}
+            checked("blend", {"foresight": foresight}, like, {"foresight": (-_LARGEST, _LARGEST)})
             self._blend.draw_weights = foresight.tolist()
         for member, part in zip(self._members, parts, strict=True):
             if part or member.state():

@@ -1,4 +1,4 @@
-"""The members of an ensemble draft for all of it."""
+"""The members of an ensemble draft for the whole of it."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from paceline.registry import Source, drafters
 @drafters.register("ensemble", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(DraftSettings):
-    """One member of an ensemble guesses, all of them check.
+    """Draft with one member of an ensemble, and verify with all of them.
 
-    For models that run as one, `--model 'A:weight=0.7+B:weight=0.3'`. A member drafts on its own
-    part of the sequence, which follows the ensemble: no cache besides. `member=turns` lets them
-    take turns, as the paper does, which favours none; where one is much smaller, name it. The
-    output is that of decoding the ensemble plainly. A pass runs the drafting member's rows again:
-    the paper's reuse of them is missing. The tree grows as that of `model`.
+    For models that run as one, `--model 'A@0.7|B@0.3'`. A member drafts on its own part of the
+    ensemble's sequence: there is no further cache. `member=turns` lets them take turns, as in the
+    paper, which favours none; if one is much smaller, name it. The output is that of decoding the
+    ensemble plainly. The tree grows as that of `model`.
 
     State: as `model`. Cost of a proposal: up to `depth` passes of a member.
-    Good for: ensembles, of which plain decoding runs every member at every token.
+    Good for: ensembles, for which plain decoding runs every member at every token.
+
+    Based on Fu et al., Speculative Ensemble, arXiv 2502.01662.
 
     Attributes:
-        member: number of the member that drafts, counted from 0, or `turns`.
-        width: nodes that each draft pass adds. Default 4.
-        depth: most draft passes for a proposal. Default 4: members are large.
-        stop: `confidence`, `bandit` or `depth`, as of `model`.
-        threshold: of `confidence`. Default 0.5.
-        rate: of learning the sharpness. Default 0.02.
+        member: number of the member that drafts, counted from 0, or `turns`. Default turns.
+        depth: as of `model`. Default 4: members are large.
+        threshold: as of `model`. Default 0.5: a pass costs a good part of the ensemble's.
+        width, stop, rate: as of `model`.
     """
 
     source = Source(authors="Fu et al.", title="Speculative Ensemble", arxiv="2502.01662")
     catalogue = (229,)
     missing = {229: "reuse of the rows that the drafting member computed; they are run again"}
+    examples = ("ensemble", "ensemble:member=1,depth=2")
     needs = frozenset({Ability.ENSEMBLE})
 
     member: str = "turns"
@@ -47,7 +47,11 @@ class Ensemble(DraftSettings):
     threshold: float = 0.5
 
     def build(self, target: Target) -> Drafter:
-        """A drafter on the members of the target's engine."""
+        """Return a drafter on the members of the target's engine.
+
+        Raises:
+            MethodError: it is no ensemble, or has no such member.
+        """
         engine = target.engine
         if not isinstance(engine, EnsembleEngine):
             raise MethodError("the drafter ensemble needs an ensemble; give the model as 'A|B'")

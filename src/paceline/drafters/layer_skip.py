@@ -60,7 +60,7 @@ class LayerSkip(DraftSettings):
         arxiv="2309.08168",
         note="layers are found by a greedy search",
     )
-    examples = ("layer_skip:skip=1+2,stop=bandit", "layer_skip:skip=none,width=1,stop=depth")
+    examples = ("layer_skip", "layer_skip:skip=1+2,stop=bandit")
 
     skip: str = ""
     depth: int = 4

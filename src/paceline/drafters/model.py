@@ -34,49 +34,52 @@ SCHEDULES = ("serial", "pearl")
 @drafters.register("model", Exactness.EXACT)
 @dataclass(frozen=True, kw_only=True)
 class DraftModel(DraftSettings):
-    """A smaller model of the same tokens guesses; of other tokens, by way of the text.
+    """Draft with a smaller model: another checkpoint, with the target's vocabulary or another.
 
-    Each draft pass runs the `width` likeliest nodes that were not run yet, and the tree is the
-    best `budget` nodes by path chance. When sampling, the draft looks at the noise that the walk
-    will draw with: where draft and target think alike, they draw alike. Its chances are
-    sharpened by what came true.
+    Each draft pass runs the `width` most likely nodes that were not run yet, and the tree is the
+    best `budget` nodes by path probability. When sampling, the draft uses the noise that the walk
+    will draw with, so that draft and target draw alike where they agree. Its probabilities are
+    calibrated by which drafts were accepted. Keys and values follow the committed text from request
+    to request. Nothing is drafted beyond the draft's own context.
 
-    Its keys and values follow the committed text, from request to request. `path=A|B` names
-    drafts from the smallest on: where the first is less sure than `trust`, the next is asked (S2D).
-    A draft with other tokens reads the text up to the last word, must first guess that word, and
-    its guesses are tokenised anew; it cannot share the noise, and special tokens are lost on it.
-    Beyond the draft's own context nothing is guessed. `head=N` guesses only the N most frequent
-    tokens, and reads only their rows of the draft's head (FR-Spec): those of the trace that
-    `paceline warm` made of the target or, failing that, of the draft, and of the requests so far.
-    `schedule=pearl` lets the draft go on, in one thread more, while the target verifies (PEARL): a
-    proposal waits for `wait` draft passes at most, for none where all was foreseen. That thread
-    wants a core of its own: give the target one thread fewer than there are cores. It changes which
-    guesses there are in time, so that trees differ from run to run; the output does not.
+    `path=A|B` names drafts from the smallest on: where the first is less certain than `trust`, the
+    next is asked (S2D). `head=N` proposes only the N most frequent tokens, and reads only their
+    rows of the draft's head (FR-Spec): those of the trace that `paceline warm` made of the target
+    or, failing that, of the draft, and of the requests so far. `schedule=pearl` lets the draft
+    continue in a thread of its own while the target verifies (PEARL). That thread wants a core:
+    give the target one thread fewer than there are cores. Which drafts are ready in time then
+    differs from run to run, and so do the trees; the output does not.
+
+    A draft with another vocabulary reads the text up to the last word, must first propose that
+    word, and its drafts are tokenised again; it cannot use the noise, and special tokens are lost.
 
     State: one sharpness each for greedy and sampled requests, counts of `stop=bandit`, of the
-    rejection walk and of the tokens for `head`; the draft's weights and cache. Cost of a proposal:
-    up to `depth` passes of the draft, whose rows so far are run again in each; all of it is charged
-    to drafting.
+    rejection walk and of the tokens for `head`. Memory: the draft's weights and cache. Cost of a
+    proposal: up to `depth` passes of the draft, each over all nodes so far; all of it is charged to
+    drafting.
     Good for: targets at least ten times larger than a draft of the same family.
+
+    Based on Leviathan et al., arXiv 2211.17192; trees grow as in EAGLE-2, arXiv 2406.16858.
 
     Attributes:
         path: folder or hub id of the draft; several, from small to large, with |. Required.
-        format: of the draft's weights, e.g. int8. Default auto: as stored.
-        trust: with several drafts, the chance of the best successor below which the next larger
-            draft is asked. Default 0.5.
-        schedule: `serial`: drafts while the target waits; or `pearl`. Default serial.
-        wait: of `pearl`: draft passes that a proposal waits for, counting one that was made while
-            the target verified; up to there `stop` decides. Default 1, as in the paper.
-        head: how many tokens the draft may guess. Default 0: all. Worth setting where the head is
-            a good part of the draft: a vocabulary of tens of thousands and few layers.
-        width: nodes that each draft pass adds. Default 4: more passes hide behind one of the
+        format: weight format of the draft, e.g. int8. Default auto: as stored.
+        trust: with several drafts, the probability of the best successor below which the next
+            larger draft is asked. Default 0.5.
+        schedule: `serial` drafts while the target waits; or `pearl`. Default serial.
+        wait: of `pearl`: draft passes that a proposal waits for, counting one that ran while the
+            target verified; up to there `stop` decides. Default 1, as in the paper.
+        head: number of tokens that the draft may propose. Default 0: all. Worth setting where the
+            head is a good part of the draft: a vocabulary of tens of thousands and few layers.
+        width: nodes that each draft pass runs. Default 4: more passes hide behind one of the
             target than rows do.
         depth: most draft passes for a proposal. Default 8.
-        stop: ends drafting before: `confidence` when a further pass is reached with too small a
-            chance (SpecDec++'s rule), `bandit` by Thompson sampling (EESD), `depth` never.
-        threshold: of `confidence`. Default 0.2: a draft pass that costs a tenth of the target's
-            pays from there on.
-        rate: of learning the sharpness. Default 0.02: about 50 tokens.
+        stop: ends drafting before that: `confidence` when the next pass is reached with too small
+            a probability (SpecDec++), `bandit` by Thompson sampling (EESD), `depth` never.
+            Default confidence.
+        threshold: of `confidence`. Default 0.2: from there a draft pass that costs a tenth of the
+            target's pays.
+        rate: learning rate of the sharpness, 0 to 1. Default 0.02: about 50 tokens.
     """
 
     source = Source(
@@ -102,21 +105,26 @@ class DraftModel(DraftSettings):
             )
         check_range(1, 64, "model", wait=self.wait)
         if self.schedule == "serial" and self.wait != type(self).wait:
-            raise MethodError("model:schedule=serial waits for all passes; leave wait out")
+            raise MethodError("model:schedule=serial waits for all draft passes; leave wait out")
         ends = (self.stop, self.threshold) == (type(self).stop, type(self).threshold)
         if self.schedule == "pearl" and self.wait == 1 and not ends:
             raise MethodError(
-                "model:schedule=pearl drafts until the target is done, so that stop and threshold "
-                "are for nothing; leave them out, or set wait above 1"
+                "model:schedule=pearl drafts until the target is done and does not use stop and "
+                "threshold; leave them out, or set wait above 1"
             )
         if "" in self.path.split("|"):
             raise MethodError(f"model:path is {self.path!r}, expected folders, with | between them")
 
     def build(self, target: Target) -> Drafter:
-        """A drafter with the drafts in engines like the target's."""
+        """Load the drafts into engines like the target's.
+
+        Raises:
+            MethodError: a setting does not fit the drafts, e.g. another vocabulary with `pearl`.
+            ModelError: a draft cannot be read.
+        """
         models = [load(path) for path in self.path.split("|")]
-        kinds = [_translation(model, target) for model in models]
-        other = next((kind for kind in kinds if kind), None)
+        translations = [_translation(model, target) for model in models]
+        other = next(filter(None, translations), None)
         if other and len(models) > 1:
             raise MethodError(
                 "model:path names several drafts, and not all have the target's tokens; "
@@ -124,8 +132,8 @@ class DraftModel(DraftSettings):
             )
         if self.schedule == "pearl" and other:
             raise MethodError(
-                "model:schedule=pearl needs a draft with the target's tokens: what others guess is "
-                "tokenised anew; leave schedule out"
+                "model:schedule=pearl needs a draft with the target's tokens: drafts in others are "
+                "tokenised again; leave schedule out"
             )
         engines = [_open(model, target, self.format, self.schedule) for model in models]
         return Drafts(
@@ -143,13 +151,13 @@ class DraftModel(DraftSettings):
         target: Target,
         translation: CrossTokenizer | None,
     ) -> FrequentTokens | None:
-        """The tokens that may be guessed; None where these are all."""
+        """Return the tokens that may be proposed; None if these are all."""
         size = min(target.vocab_size, *(engine.config.vocab_size for engine in engines))
         if not 0 < self.head < size:
             return None
         if translation is not None:
             raise MethodError(
-                "model:head needs a draft with the target's tokens: others must first guess the "
+                "model:head needs a draft with the target's tokens: others must first propose the "
                 "rest of a word, whatever it is; leave head out"
             )
         unable = next((e.name for e in engines if "tokens" not in e.abilities), None)
@@ -167,15 +175,15 @@ class DraftModel(DraftSettings):
 
 
 class Drafts(ModelDrafter):
-    """Drafts from the smallest on, each with a cache of its own.
+    """Draft models from the smallest on, each with a cache of its own.
 
     Args:
         method: the settings.
         vocab_size: of the target.
         followers: run the drafts.
-        translation: between the target's tokens and those of the only draft; None where they are
-            the same.
-        frequent: the tokens that may be guessed; None for all.
+        translation: between the target's tokens and those of the only draft; None if they are the
+            same.
+        frequent: the tokens that may be proposed; None for all.
     """
 
     origins = ("model",)
@@ -195,11 +203,13 @@ class Drafts(ModelDrafter):
         self._pearl = ParallelDrafter(method.wait) if method.schedule == "pearl" else None
         self.has_draft_probs = self.has_draft_probs and self._pearl is None
         self._view: View | None = None
-        self._rest = ""  # end of the text that guesses in other tokens must begin with
-        self._known: tuple[bytes, tuple[Tokens, str]] | None = None  # a text and it in own tokens
+        self._rest = ""  # end of the text that drafts in other tokens must begin with
+        self._known: tuple[bytes, tuple[Tokens, str]] | None = (
+            None  # a text, and it in draft tokens
+        )
 
     def fork(self) -> Drafter | None:
-        """See `Drafter`; with `pearl` an engine is one drafter's, whose thread runs it."""
+        """Return a fork, see `Drafter`; None with `pearl`, whose thread owns the engine."""
         if self._pearl is not None:
             return None
         other = super().fork()
@@ -220,7 +230,7 @@ class Drafts(ModelDrafter):
 
     @property
     def engines(self) -> Sequence[Engine]:
-        """Those of the drafts."""
+        """Engines of the drafts."""
         return [follower.engine for follower in self._followers]
 
     def follow(self, context: Tokens, max_tokens: int | None = None) -> int:
@@ -233,13 +243,13 @@ class Drafts(ModelDrafter):
         return max(follower.follow(own, max_tokens) for follower in self._followers)
 
     def ready(self, context: Tokens) -> bool:
-        """See `Drafter`: the smallest draft guesses without the others."""
+        """Return whether the smallest draft, which drafts without the others, has caught up."""
         return not self._followers[0].behind(self._own(context)[0])
 
     def release(self) -> None:
         """See `Drafter`."""
         if self._pearl is not None:
-            with suppress(Exception):  # what ended its thread is nothing to whoever wants memory
+            with suppress(Exception):  # an error of its thread does not concern the caller
                 self._pearl.forget()
         for follower in self._followers:
             follower.reset()
@@ -257,7 +267,7 @@ class Drafts(ModelDrafter):
             return TokenTree.root(int(context[-1]))
         try:
             tree = self.grow(own, budget)
-        except MemoryFullError:  # the pass can do without, and so can who blends this with others
+        except MemoryFullError:  # the pass can do without a draft
             return TokenTree.root(int(context[-1]))
         if self._translation is None:
             return tree
@@ -306,11 +316,11 @@ class Drafts(ModelDrafter):
             self._frequent.reset()
 
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
-        """The text so far in the draft's tokens, and the end of it that they do not say."""
+        """Return the text so far in draft tokens, and the end of it that they leave out."""
         if self._translation is None:
             return context, ""
         text = context.tobytes()
-        if self._known is None or self._known[0] != text:  # asked for a few times in each pass
+        if self._known is None or self._known[0] != text:  # called a few times in each pass
             self._known = text, self._translation.into(context)
         return self._known[1]
 
@@ -318,12 +328,12 @@ class Drafts(ModelDrafter):
 def _open(model: Model, target: Target, weight_format: str, schedule: str) -> Engine:
     engine = open_like(target.engine, model, weight_format)
     if schedule == "pearl" and isinstance(engine, NativeEngine):
-        engine.threads = 1  # the others run the target meanwhile
+        engine.threads = 1  # the other threads run the target meanwhile
     return engine
 
 
 def _translation(model: Model, target: Target) -> CrossTokenizer | None:
-    """None where draft and target have the same tokens."""
+    """Return a translation between draft and target; None if they share a vocabulary."""
     theirs, size = target.tokenizer, model.config.vocab_size
     if theirs is None:
         if size == target.vocab_size:

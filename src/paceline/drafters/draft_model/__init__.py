@@ -1,1 +1,1 @@
-"""What drafters that run a model share."""
+"""Shared by the drafters that run a model: growth, calibration, stop rules, tokenizers."""

@@ -1,4 +1,4 @@
-"""What all drafters share that run a model, or a part of one, to grow their trees."""
+"""Settings and base class of drafters that run a model, or a part of one, to grow trees."""
 
 from __future__ import annotations
 
@@ -32,12 +32,16 @@ class DraftSettings(DraftMethod):
     """Settings of a drafter that runs a model.
 
     Attributes:
-        width: nodes that each draft pass adds to those that were run; 1 is a chain with the
-            second-best guesses around it.
-        depth: most draft passes for a proposal, which is the depth of the deepest node.
-        stop: when drafting ends before: `confidence`, `bandit` or `depth` (never).
-        threshold: of `confidence`: least chance that a further pass is for anything.
-        rate: of learning how sharp the draft's chances are.
+        width: nodes that each draft pass runs, 1 to 64; 1 is a chain with its runners-up around
+            it. Default 4: more passes hide behind one pass of the target than rows do.
+        depth: most draft passes for a proposal, and so the depth of the deepest node. Default 8.
+        stop: when drafting ends before that: `confidence` when the next pass is reached with too
+            small a probability (SpecDec++'s rule), `bandit` by Thompson sampling (EESD), `depth`
+            never. Default confidence.
+        threshold: of `confidence`: smallest probability that the next pass is of use. Default 0.2:
+            from there a draft pass that costs a tenth of the target's pays.
+        rate: learning rate of the sharpness of draft probabilities, 0 to 1. Default 0.02: about 50
+            tokens.
     """
 
     width: int = 4
@@ -55,55 +59,55 @@ class DraftSettings(DraftMethod):
                 f"{name}:stop is {self.stop!r}, expected {', '.join(stop_rules.NAMES)}"
             )
         if self.stop != "confidence" and self.threshold != type(self).threshold:
-            raise MethodError(f"{name}:stop={self.stop} has no use for threshold; leave it out")
+            raise MethodError(f"{name}:stop={self.stop} does not use threshold; leave it out")
 
 
 class ModelDrafter(ModelBacked):
-    """Grows trees by passes; a subclass says what a pass is.
+    """Grows trees by draft passes; a subclass runs one pass.
 
     Args:
         method: the settings.
         vocab_size: of the target.
-        shared: the passes speak the target's tokens.
+        shared: draft and target share a vocabulary.
     """
 
     def __init__(self, method: DraftSettings, vocab_size: int, shared: bool = True) -> None:
         self._method = method
         self._vocab_size = vocab_size
-        self._chances = Calibration(method.rate, vocab_size, shared)
+        self._calibration = Calibration(method.rate, vocab_size, shared)
         self._stop = stop_rules.stop_rule(method.stop, method.threshold)
         self._request = Request((0,), 1)
         self._last: GrownTree | None = None
-        self._length = 0  # of the context of the last proposal
+        self._length = 0  # of the last proposal's context
         self.has_draft_probs = shared
 
-    ids: Tokens | None = None  # tokens that the logits of `run` belong to, if not all
+    ids: Tokens | None = None  # tokens that the columns of `run` belong to; None: the first V
 
     @abstractmethod
     def room(self, context: Tokens) -> int:
-        """Levels below the root that can be run; negative where not even the root can."""
+        """Return how many levels below the root can be run; negative if the root cannot."""
 
     @abstractmethod
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
-        """One pass: logits [fresh, V] of the last nodes of a tree with the root `context[-1]`."""
+        """Run a tree below `context[-1]` in a pass; return logits [fresh, V] of its last nodes."""
 
     def fork(self) -> Drafter | None:
-        """See `Drafter`: it runs the same model, on a text of its own."""
+        """Return a drafter that runs the same model on a text of its own; see `Drafter`."""
         other = copy(self)
-        other._chances, other._stop = self._chances.fork(), copy(self._stop)
+        other._calibration, other._stop = self._calibration.fork(), copy(self._stop)
         return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
         self._request, self._last = request, None
-        self._chances.begin(request)
+        self._calibration.begin(request)
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         """See `Drafter`."""
         return self.grow(context, budget)
 
     def grow(self, context: Tokens, budget: int) -> TokenTree:
-        """Learn from what became of the last tree, and grow the next one."""
+        """Learn from what was accepted of the last tree, and grow the next one."""
         self._settle(context)
         seed, position = self._request.seed, len(context)
         method, levels = self._method, self.room(context)
@@ -114,23 +118,25 @@ class ModelDrafter(ModelBacked):
             return self.run(context, tree, fresh)
 
         def judge(logits: Floats, depths: Tokens) -> tuple[Tokens, Floats]:
-            return self._chances.judge(logits, depths + position, min(budget, _CHILDREN), self.ids)
+            return self._calibration.judge(
+                logits, depths + position, min(budget, _CHILDREN), self.ids
+            )
 
         random = np.random.default_rng((seed % (1 << 64), position, _STREAM))
 
         def draw(logits: Floats, counts: list[int]) -> tuple[Floats, list[Tokens]]:
-            return self._chances.draw(logits, counts, random, self.ids)
+            return self._calibration.draw(logits, counts, random, self.ids)
 
         root = int(context[-1])
         if self._samples:
-            growth = sample(root, limits, run, draw, self._chances.ranks())
+            growth = sample(root, limits, run, draw, self._calibration.ranks())
         else:
             growth = self.expand(context, limits, run, judge)
         self._last, self._length = growth, position
         return growth.tree
 
     def expand(self, context: Tokens, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
-        """The tree below `context[-1]`."""
+        """Return the tree below `context[-1]`."""
         return grow(int(context[-1]), limits, run, judge)
 
     def distributions(self) -> Floats | None:
@@ -144,28 +150,28 @@ class ModelDrafter(ModelBacked):
 
     def state(self) -> State:
         """See `Drafter`."""
-        return self._chances.state() | self._stop.state()
+        return self._calibration.state() | self._stop.state()
 
     def load(self, state: State) -> None:
         """See `Drafter`."""
         if state.keys() != self.state().keys():
-            raise MethodError("this state is not of a model drafter with this `stop`; reset it")
-        self._chances.load(state)
+            raise MethodError(f"this state is not of {self.origins[0]} with this stop; reset it")
+        self._calibration.load(state)
         self._stop.load(state)
 
     def reset(self) -> None:
         """See `Drafter`."""
-        self._chances.reset()
+        self._calibration.reset()
         self._stop.reset()
         self._last = None
 
     @property
     def _samples(self) -> bool:
-        """Siblings are draws from the draft's distribution, for the rejection walk."""
+        """Whether siblings are drawn from the draft's distribution, for the rejection walk."""
         return self._request.walk == "rejection" and self._request.temperature > 0
 
     def _settle(self, context: Tokens) -> None:
-        """Learn from the tokens that came after the root of the last tree."""
+        """Learn from the tokens that followed the root of the last tree."""
         last, self._last = self._last, None
         if last is None or len(context) <= self._length:
             return
@@ -184,8 +190,8 @@ class ModelDrafter(ModelBacked):
     def _learn(self, last: GrownTree, node: int, token: int, child: int | None) -> None:
         tokens, scores = last.rows[node]
         if not self._samples:
-            self._chances.learn(token, tokens, scores)
+            self._calibration.learn(token, tokens, scores)
             return
         siblings = np.flatnonzero(last.tree.parents == node).tolist()
         tested = len(siblings) if child is None else siblings.index(child) + 1
-        self._chances.rank(tested, child is not None)
+        self._calibration.rank(tested, child is not None)

@@ -1,4 +1,4 @@
-"""What a draft model's logits say about the target's next draw."""
+"""Calibrated probabilities of the target's next draw from a draft model's logits."""
 
 from __future__ import annotations
 
@@ -9,26 +9,28 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.core import Floats, Request, State, Tokens
+from paceline.drafters.state import checked
 from paceline.errors import MethodError
 from paceline.noise import noise_of, perturbation
 
-_LIMIT = 8.0  # of the sharpness, both ways
-_START = (2.0, 1.4)  # sharpness greedy and sampled, where small pairs of models end up
-_RANKS = 8  # siblings told apart
+_LIMIT = 8.0  # the sharpness is between 1 / 8 and 8
+_START = (2.0, 1.4)  # sharpness, greedy and sampled, to which small pairs of models converge
+_RANKS = 8  # siblings with a probability of their own
 
 
 class Calibration:
-    """Calibration of successors under the request's temperature and the noise of its walk.
+    """Probabilities of successors under the request's temperature and the noise of its walk.
 
-    Two models agree more often on which token wins than either is sure of it: a chance is the
-    softmax of the draft's perturbed logits times a sharpness, which follows the gradient of the
-    log chance of every token that came. One for greedy and one for sampled requests.
+    Two models agree more often on which token wins than either is sure of it. So a probability is
+    the softmax of the draft's perturbed logits times a sharpness, which follows the gradient of the
+    log probability of every token that was drawn. There is one sharpness for greedy requests and
+    one for sampled ones.
 
     Args:
-        rate: of learning the sharpness.
+        rate: learning rate of the sharpness.
         vocab_size: tokens of the target; draft logits beyond it are ignored.
-        shared: draft and target have the same tokens, so that the noise of the walk says which of
-            them it will draw.
+        shared: draft and target share a vocabulary, so that the known noise of the walk tells
+            which of the likely tokens it will draw.
     """
 
     def __init__(self, rate: float, vocab_size: int, shared: bool = True) -> None:
@@ -37,50 +39,50 @@ class Calibration:
         self._tested: NDArray[np.float64] = np.empty(_RANKS)
         self._accepted: NDArray[np.float64] = np.empty(_RANKS)
         self._noise: dict[int, Floats] = {}
-        self._ids = np.empty(0, np.int32)  # tokens that it is for
-        self._heat, self._request = 0.0, Request((), 0)
+        self._ids = np.empty(0, np.int32)  # tokens that `_noise` is for
+        self._temperature, self._request = 0.0, Request((), 0)
         self.reset()
 
     def fork(self) -> Calibration:
-        """Those of another request at the same time; what either learns both know."""
+        """Return the calibration of a concurrent request; what either learns is shared."""
         other = copy(self)
         other._noise = {}
         return other
 
     def begin(self, request: Request) -> None:
-        """A new request: its temperature and its noise."""
-        self._heat, self._request = request.temperature, request
+        """Start a request with its temperature and its noise."""
+        self._temperature, self._request = request.temperature, request
         self._noise.clear()
 
     def judge(
         self, logits: Floats, positions: Tokens, k: int, ids: Tokens | None = None
     ) -> tuple[Tokens, Floats]:
-        """The `k` likeliest draws [n, k], best first, at `positions` [n], and their chances.
+        """Return the `k` most likely draws [n, k], best first, and their probabilities [n, k].
 
         Args:
             logits: [n, V] of the draft.
-            positions: index in the whole sequence of the token that each row foretells.
+            positions: int32 [n], index in the whole sequence of the token that each row predicts.
             k: how many; at most the smaller vocabulary.
-            ids: increasing, the tokens that the logits belong to if they are not the first V;
-                others have no chance.
+            ids: increasing, the tokens that the columns belong to if they are not the first V;
+                others have probability 0.
         """
         scores = self._cut(logits, ids)
-        if self._heat > 0:
-            scores = scores / np.float32(self._heat)
+        if self._temperature > 0:
+            scores = scores / np.float32(self._temperature)
             if self._shared:
                 known = np.arange(scores.shape[1], dtype=np.int32) if ids is None else ids
                 scores += np.stack([self._at(p, known) for p in positions.tolist()])
         sharper = scores * np.float32(self._sharpness[self._kind])
-        tokens, chances = _native.top_k(sharper, min(k, scores.shape[1]))
-        return tokens if ids is None else ids[tokens], chances
+        tokens, probs = _native.top_k(sharper, min(k, scores.shape[1]))
+        return tokens if ids is None else ids[tokens], probs
 
-    def learn(self, token: int, tokens: Tokens, chances: Floats) -> None:
-        """`token` came where `judge` had given these successors [k] these chances."""
-        known = chances > 0
-        logs = np.log(chances[known])
-        found = np.flatnonzero(tokens[known] == token)
-        mean = float(chances[known] @ logs / chances[known].sum())
-        slope = (float(logs[found[0]]) if len(found) else float(logs.min())) - mean
+    def learn(self, token: int, tokens: Tokens, probs: Floats) -> None:
+        """Record that `token` was drawn where `judge` had returned `tokens` and `probs` [k]."""
+        known = probs > 0
+        logs = np.log(probs[known])
+        places = np.flatnonzero(tokens[known] == token)
+        mean = float(probs[known] @ logs / probs[known].sum())
+        slope = (float(logs[places[0]]) if len(places) else float(logs.min())) - mean
         sharper = self._sharpness[self._kind] * np.exp(self._rate * np.clip(slope, -1.0, 1.0))
         self._sharpness[self._kind] = np.clip(sharper, 1.0 / _LIMIT, _LIMIT)
 
@@ -91,11 +93,15 @@ class Calibration:
         random: np.random.Generator,
         ids: Tokens | None = None,
     ) -> tuple[Floats, list[Tokens]]:
-        """The draft's distributions [n, V of the target], and draws without replacement.
+        """Return the draft's distributions [n, V of the target] and draws without replacement.
 
-        `ids` as for `judge`.
+        Args:
+            logits: [n, V] of the draft.
+            counts: draws wanted of each row.
+            random: source of the draws.
+            ids: as for `judge`.
         """
-        scores = self._cut(logits, ids).astype(np.float64) / self._heat
+        scores = self._cut(logits, ids).astype(np.float64) / self._temperature
         powers = np.exp(scores - scores.max(1, keepdims=True))
         rows = np.zeros((len(scores), self._vocab_size), np.float32)
         rows[:, slice(scores.shape[1]) if ids is None else ids] = powers / powers.sum(
@@ -109,40 +115,36 @@ class Calibration:
         return rows, drawn
 
     def ranks(self) -> list[float]:
-        """Chance that the first, second, ... of drawn siblings is accepted after the others."""
+        """Return the probability that each drawn sibling is accepted if those before are not."""
         return list((self._accepted / self._tested).tolist())
 
     def rank(self, tested: int, accepted: bool) -> None:
-        """So many siblings were tried; the last of them was accepted, or none was."""
+        """Record that `tested` siblings were tried, and whether the last of them was accepted."""
         self._tested[:tested] += 1.0
         if accepted and 0 < tested <= _RANKS:
             self._accepted[tested - 1] += 1.0
 
     def state(self) -> State:
-        """Sharpness, and how often each sibling was tested and accepted."""
+        """Return the sharpness, and how often each sibling was tested and accepted."""
         return {
             "sharpness": self._sharpness.copy(),
             "ranks": np.stack([self._tested, self._accepted]),
         }
 
     def load(self, state: State) -> None:
-        """Take over what `state` gave.
+        """Restore what `state` returned; other names are ignored.
 
         Raises:
             MethodError: it is not such a state.
         """
-        sharpness, ranks = state["sharpness"], state["ranks"]
-        right = sharpness.shape == (2,) and ranks.shape == (2, _RANKS)
-        right = right and sharpness.dtype == ranks.dtype == np.float64
-        if not (
-            right
-            and ((sharpness >= 1.0 / _LIMIT) & (sharpness <= _LIMIT)).all()
-            and (np.isfinite(ranks) & (ranks > 0)).all()
-            and (ranks[1] <= ranks[0]).all()
-        ):
-            raise MethodError("this state holds impossible chances of a draft model; reset it")
-        self._sharpness = sharpness.copy()
-        self._tested, self._accepted = ranks.copy()
+        own: State = {name: state[name] for name in ("sharpness", "ranks") if name in state}
+        tiny = float(np.finfo(np.float64).tiny)
+        ranges = {"sharpness": (1.0 / _LIMIT, _LIMIT), "ranks": (tiny, np.inf)}
+        checked("a draft model", own, self.state(), ranges)
+        tested, accepted = own["ranks"].copy()
+        if (accepted > tested).any():
+            raise MethodError("this state of a draft model holds impossible ranks; reset it")
+        self._sharpness, self._tested, self._accepted = own["sharpness"].copy(), tested, accepted
 
     def reset(self) -> None:
         """Forget what was learnt."""
@@ -153,13 +155,13 @@ class Calibration:
 
     @property
     def _kind(self) -> int:
-        return int(self._heat > 0)
+        return int(self._temperature > 0)
 
     def _cut(self, logits: Floats, ids: Tokens | None) -> Floats:
         return logits[:, : self._vocab_size] if ids is None else logits
 
     def _at(self, position: int, ids: Tokens) -> Floats:
-        """The noise of a position [V]; kept, since every proposal looks some positions ahead."""
+        """Return the noise of a position [V]; kept, as proposals look some positions ahead."""
         if not np.array_equal(ids, self._ids):
             self._ids = ids
             self._noise.clear()

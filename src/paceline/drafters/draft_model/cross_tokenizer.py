@@ -1,4 +1,4 @@
-"""Between two tokenizers, by way of the text, for a draft with other tokens than the target."""
+"""Translation between two tokenizers by way of text, for a draft with another vocabulary."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.drafters.base import single_origin_tree
 from paceline.models.tokenizer import Tokenizer
 
-_TAIL = 8  # tokens before a guess that are tokenised with it
+_TAIL = 8  # tokens before a draft that are tokenised with it
 _BROKEN = "\ufffd"  # what decoding makes of half a character
-_HEALED = 4  # last tokens of a text that may be tokenised anew
+_HEALED = 4  # last tokens of a text that may be tokenised again
 _NONE = np.empty(0, np.int32)
-_APART = "\n"  # hardly any token begins before and ends after it
+_APART = "\n"  # hardly any token spans it
 
 
 class CrossTokenizer:
-    """Turns the target's text into the draft's tokens, and the draft's guesses into the target's.
+    """Translates the target's text into draft tokens, and drafts into the target's tokens.
 
     Args:
         draft, target: their tokenizers.
@@ -30,10 +30,10 @@ class CrossTokenizer:
         self._draft, self._target, self._vocab_size = draft, target, vocab_size
 
     def into(self, context: Tokens) -> tuple[Tokens, str]:
-        """The text of `context` in the draft's tokens, and the end of it that they do not say.
+        """Return the text of `context` in the draft's tokens, and its end that they leave out.
 
-        A text that stops inside or right before a word is cut before it, as its tokens might
-        become others; guesses must begin with the rest ("token healing"). No tokens where the draft
+        A text that stops inside or right before a word is cut before that word, whose tokens may
+        still change; drafts must begin with the rest ("token healing"). No tokens if the draft
         cannot read the text. Tokenises all of it: linear in its length.
         """
         text = self._target.decode(context.tolist())
@@ -41,7 +41,7 @@ class CrossTokenizer:
             return _NONE, ""
         ids = self._draft.encode(text)
         whole = len(ids) - (text[-1].isalnum() or text[-1] == " ")
-        found = _NONE, ""
+        partial = _NONE, ""
         for count in range(whole, max(whole - _HEALED, 0), -1):
             said = self._said(ids[:count])
             if not text.startswith(said):
@@ -49,12 +49,12 @@ class CrossTokenizer:
             rest = text[len(said) :]
             if not rest[:1].strip() or not said[-1:].strip():  # a word begins here
                 return np.array(ids[:count], np.int32), rest
-            if not len(found[0]):
-                found = np.array(ids[:count], np.int32), rest
-        return found
+            if not len(partial[0]):
+                partial = np.array(ids[:count], np.int32), rest
+        return partial
 
     def begun(self, logits: Floats, tree: TokenTree, rest: str) -> Floats:
-        """`logits` [n, V] of the last nodes of `tree`, without tokens that `rest` rules out."""
+        """Return `logits` [n, V] of the last nodes of `tree`, minus tokens that `rest` excludes."""
         logits = logits.copy()
         for row, node in zip(logits, range(len(tree) - len(logits), len(tree)), strict=True):
             path = _path(tree, node)
@@ -73,16 +73,16 @@ class CrossTokenizer:
     def back(
         self, context: Tokens, own: Tokens, rest: str, tree: TokenTree, budget: int
     ) -> TokenTree:
-        """A tree of the target's tokens after `context`.
+        """Translate a tree of draft tokens into one of the target's tokens after `context`.
 
         Args:
             context: in the target's tokens.
-            own: the same text in the draft's, as far as `into` keeps it.
-            rest: the end of the text that `own` does not say.
-            tree: guesses after `own`.
+            own: the same text in the draft's tokens, as far as `into` keeps it.
+            rest: the end of the text that `own` leaves out.
+            tree: the draft after `own`.
             budget: most nodes of the result beyond its root.
         """
-        chances = _path_chances(tree)
+        probs = _path_probs(tree)
         inner = set(tree.parents.tolist())
         reached: dict[tuple[int, ...], float] = {(): 1.0}
         for leaf in range(1, len(tree)):
@@ -90,18 +90,18 @@ class CrossTokenizer:
                 continue
             path = _path(tree, leaf)
             ends, text = self._text(own, rest, tree.tokens[path])
-            before, chance = tuple[int, ...](), 1.0
+            before, probability = tuple[int, ...](), 1.0
             for token, end in self._retokenised(context, text):
                 if token >= self._vocab_size:
                     break
                 before = (*before, token)
                 node = path[min(int(np.searchsorted(ends, end)), len(path) - 1)]
-                chance = min(chance, chances[node])
-                reached[before] = max(reached.get(before, 0.0), chance)
+                probability = min(probability, probs[node])
+                reached[before] = max(reached.get(before, 0.0), probability)
         return _tree(int(context[-1]), reached, budget)
 
     def _text(self, own: Tokens, rest: str, path: Tokens) -> tuple[list[int], str]:
-        """The text of a guessed path after `rest`, and where each of its tokens ends in it."""
+        """Return the text of a draft path after `rest`, and where each of its tokens ends in it."""
         tail = own[-_TAIL:].tolist()
         start = len(self._said(tail))
         ids, ends, text = path.tolist(), list[int](), ""
@@ -113,35 +113,35 @@ class CrossTokenizer:
         return ends, text[len(rest) :].rstrip(_BROKEN).rstrip(" ") if fits else ""
 
     def _said(self, ids: list[int]) -> str:
-        """The text of some of the draft's tokens, spaces at its end included."""
+        """Return the text of some draft tokens, trailing spaces included."""
         if self._letter is None:
             return self._draft.decode(ids)
         return self._draft.decode([*ids, self._letter])[:-1]
 
     @cached_property
     def _letter(self) -> int | None:
-        """A token that is one letter, wherever it stands."""
+        """A token that is one letter in any context."""
         letters = (i for i in range(len(self._draft)) if self._draft.token(i) in ascii_letters)
         return next((i for i in letters if len(self._draft.decode([i, i])) == 2), None)
 
     @cached_property
     def _pieces(self) -> list[str]:
-        """The text of each token of the draft inside a text."""
+        """The text of each draft token inside a text."""
         before = [] if self._letter is None else [self._letter]
         return [self._said([*before, i])[len(before) :] for i in range(len(self._draft))]
 
     @cached_property
     def _by_letter(self) -> dict[str, list[int]]:
-        """The draft's tokens by the first letter of their text."""
-        found: dict[str, list[int]] = {}
+        """The draft tokens by the first letter of their text."""
+        groups: dict[str, list[int]] = {}
         for token, piece in enumerate(self._pieces):
-            found.setdefault(piece[:1], []).append(token)
-        return found
+            groups.setdefault(piece[:1], []).append(token)
+        return groups
 
     def _retokenised(self, context: Tokens, text: str) -> list[tuple[int, int]]:
-        """The target's tokens of `text` after `context`, and where each ends in it.
+        """Return the target's tokens of `text` after `context`, and where each ends in it.
 
-        None where the tokenizer would rather join the text with what stands before it.
+        None if the tokenizer would join the text with what is before it.
         """
         for before in (self._target.decode(context[-_TAIL:].tolist()), _APART):
             base = self._target.encode(before, special=False)
@@ -154,15 +154,15 @@ class CrossTokenizer:
         return []
 
 
-def _path_chances(tree: TokenTree) -> list[float]:
-    chances: list[float] = tree.scores.tolist()
+def _path_probs(tree: TokenTree) -> list[float]:
+    probs: list[float] = tree.scores.tolist()
     for node in range(1, len(tree)):
-        chances[node] *= chances[tree.parents[node]]
-    return chances
+        probs[node] *= probs[tree.parents[node]]
+    return probs
 
 
 def _path(tree: TokenTree, node: int) -> list[int]:
-    """The nodes from below the root to `node`."""
+    """Return the nodes from below the root to `node`."""
     path = []
     while node > 0:
         path.append(node)
@@ -171,7 +171,7 @@ def _path(tree: TokenTree, node: int) -> list[int]:
 
 
 def _tree(root: int, reached: dict[tuple[int, ...], float], budget: int) -> TokenTree:
-    """The likeliest of some token strings, each with all its beginnings, below a root."""
+    """Return the tree of the most likely token sequences, each with all its prefixes."""
     best = sorted(reached, key=lambda string: (-reached[string], len(string)))[: budget + 1]
     place = {string: node for node, string in enumerate(best)}
     above = [place[string[:-1]] if string else -1 for string in best]

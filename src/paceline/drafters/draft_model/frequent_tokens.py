@@ -1,4 +1,4 @@
-"""Which tokens a draft model may guess: those that come most often."""
+"""The tokens that a draft model may propose: the most frequent ones (FR-Spec)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import State, Tokens
-from paceline.errors import MethodError
+from paceline.drafters.state import checked
 from paceline.models.trace import Trace
 
-_EVERY = 64  # new tokens after which the list is made anew: each new list costs a copy of its rows
+_EVERY = 64  # new tokens after which the list is renewed: each new list costs a copy of its rows
 
 
 class FrequentTokens:
-    """The most frequent tokens of what was seen; of equally frequent ones the lower ids.
+    """The most frequent tokens so far; of equally frequent ones those with the lower ids.
 
-    Tokenizers that are built by merging give frequent tokens low ids, so that a list of nothing but
-    low ids is a start. A trace of the model (`paceline warm`) is a better one: each token counts
-    by how often it came, and by the chances it had.
+    Tokenizers built by merging give frequent tokens low ids, so that the lowest ids are a start. A
+    trace of the model (`paceline warm`) is a better one: each token counts by how often it was
+    generated, plus the sum of the probabilities that it had.
 
     Args:
-        size: how many.
-        vocab_size: tokens are below it.
-        trace: of the model that drafts, or of the one it drafts for.
+        size: number of tokens in the list.
+        vocab_size: every token is below it.
+        trace: of the draft model, or of the target.
+
+    Attributes:
+        tokens: the list, int32, increasing.
     """
 
     def __init__(self, size: int, vocab_size: int, trace: Trace | None = None) -> None:
@@ -35,37 +38,35 @@ class FrequentTokens:
         self.reset()
 
     def begin(self, prompt: Tokens) -> None:
-        """A new request; all its tokens count."""
+        """Start a request and count the tokens of its prompt."""
         self._seen = 0
         self._count(prompt)
         self._choose()
 
     def follow(self, context: Tokens) -> Tokens:
-        """The list after `context` [S], which begins with the prompt: increasing ids, int32."""
+        """Count new tokens of `context` [S], which begins with the prompt; return the list."""
         if len(context) - self._seen >= _EVERY:
             self._count(context)
             self._choose()
         return self.tokens
 
     def state(self) -> State:
-        """How often each token was seen, float64 [V]."""
+        """Return how often each token occurred, float64 [V]."""
         return {"frequent": self._counts.copy()}
 
     def load(self, state: State) -> None:
-        """Take over what `state` gave.
+        """Restore what `state` returned; other names are ignored.
 
         Raises:
             MethodError: it is not such a state, or of another vocabulary.
         """
-        counts = state["frequent"]
-        right = counts.dtype == np.float64 and counts.shape == (self._vocab_size,)
-        if not (right and (np.isfinite(counts) & (counts >= 0)).all()):
-            raise MethodError("this state counts the tokens of another vocabulary; reset it")
-        self._counts = counts.copy()
+        own = {"frequent": state["frequent"]} if "frequent" in state else {}
+        checked("a draft model with head", own, self.state(), {"frequent": (0, np.inf)})
+        self._counts = own["frequent"].copy()
         self._choose()
 
     def reset(self) -> None:
-        """Forget what was seen, but for the trace."""
+        """Forget what was counted, except for the trace."""
         self._counts = self._start.copy()
         self._seen = 0
         self._choose()

@@ -1,4 +1,4 @@
-"""Self-speculation: a part of the target drafts for all of it, and shares its keys and values."""
+"""Self-speculation: a part of the target drafts for all of it, with the same keys and values."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from paceline.errors import MethodError
 
 
 class SelfDrafter(ModelDrafter):
-    """Runs views of the target's engine on the sequence of the request under way.
+    """Drafts with views of the target's engine on the request's own sequence.
 
     Args:
         method: the settings.
-        target: has an engine.
+        engine: the target's; it can run the views.
     """
 
     def __init__(self, method: DraftSettings, engine: Engine) -> None:
@@ -27,7 +27,7 @@ class SelfDrafter(ModelDrafter):
 
     @abstractmethod
     def view(self, context: Tokens) -> View | None:
-        """The part that drafts after `context`; None where it should not."""
+        """Return the part of the model that drafts after `context`; None if it should not."""
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
@@ -52,7 +52,7 @@ class SelfDrafter(ModelDrafter):
 
 
 def viewable(target: Target, method: str, part: str) -> Engine:
-    """The target's engine, if it can leave out `part`.
+    """Return the target's engine, which can leave out `part` of the model.
 
     Raises:
         MethodError: it cannot, or there is none.

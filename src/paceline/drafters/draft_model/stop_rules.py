@@ -1,4 +1,4 @@
-"""When a draft model stops drafting and hands its tree over."""
+"""Rules that end drafting before the deepest level."""
 
 from __future__ import annotations
 
@@ -8,44 +8,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.core import State
-from paceline.errors import MethodError
+from paceline.drafters.state import checked
 
 NAMES = ("confidence", "bandit", "depth")
 
 
-class Stop(Protocol):
-    """Decides before every pass of a draft model but the first."""
+class StopRule(Protocol):
+    """Decides before each pass of a draft model but the first."""
 
     def begin(self, seed: int, position: int) -> None:
-        """A proposal begins at a position of a request with a seed."""
+        """Start a proposal at `position` of a request with `seed`."""
         ...
 
     def more(self, passes: int, reach: float) -> bool:
-        """After `passes`, is one worth it whose nodes are reached with the chance `reach`?"""
+        """Return whether to run another pass, whose nodes are reached with probability `reach`."""
         ...
 
     def learn(self, offered: int, accepted: int) -> None:
-        """Of a tree's `offered` levels so many were accepted."""
+        """Record that `accepted` of `offered` draft levels were accepted."""
         ...
 
     def state(self) -> State:
-        """What was learnt."""
+        """Return what was learnt."""
         ...
 
     def load(self, state: State) -> None:
-        """Take it over."""
+        """Restore what `state` returned; other names are ignored."""
         ...
 
     def reset(self) -> None:
-        """Forget it."""
+        """Forget what was learnt."""
         ...
 
 
 class Confidence:
-    """Stops when what would be run is reached with a chance below `threshold`.
+    """Stops when the next nodes are reached with a probability below `threshold`.
 
-    On a chain this is SpecDec++'s rule (arXiv 2405.19715): stop when the chance that
-    something was rejected already is above one minus the threshold. The chances are the draft's
+    On a chain this is SpecDec++'s rule (arXiv 2405.19715): stop when the probability that a token
+    has already been rejected exceeds one minus the threshold. The probabilities are the draft's
     calibrated ones, where the paper trains a head.
     """
 
@@ -53,31 +53,31 @@ class Confidence:
         self._threshold = threshold
 
     def begin(self, seed: int, position: int) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
 
     def more(self, passes: int, reach: float) -> bool:
-        """See `Stop`."""
+        """See `StopRule`."""
         return reach >= self._threshold
 
     def learn(self, offered: int, accepted: int) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
 
     def state(self) -> State:
-        """See `Stop`."""
+        """See `StopRule`."""
         return {}
 
     def load(self, state: State) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
 
     def reset(self) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
 
 
 class Bandit(Confidence):
     """Thompson sampling, as in EESD (arXiv 2406.03853).
 
-    The chance that a drafted level is accepted has a Beta posterior. Before each pass one chance
-    is drawn from it, and with that chance drafting goes on.
+    The probability that a draft level is accepted has a Beta posterior. Before each pass a
+    probability is drawn from it, and drafting goes on with that probability.
     """
 
     _PRIOR = (2.0, 1.0)  # go on at first: what is never drafted is never learnt
@@ -87,41 +87,40 @@ class Bandit(Confidence):
         self._counts: NDArray[np.float64] = np.array(self._PRIOR)
 
     def begin(self, seed: int, position: int) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
         self._random = np.random.default_rng((seed % (1 << 64), position))
 
     def more(self, passes: int, reach: float) -> bool:
-        """See `Stop`."""
+        """See `StopRule`."""
         return bool(self._random.random() < self._random.beta(*self._counts))
 
     def learn(self, offered: int, accepted: int) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
         self._counts[0] += accepted
         self._counts[1] += accepted < offered
 
     def state(self) -> State:
-        """See `Stop`."""
+        """See `StopRule`."""
         return {"bandit": self._counts.copy()}
 
     def load(self, state: State) -> None:
-        """See `Stop`.
+        """See `StopRule`.
 
         Raises:
-            MethodError: the counts are none.
+            MethodError: it is not such a state.
         """
-        counts = state["bandit"]
-        right = counts.shape == (2,) and counts.dtype == np.float64
-        if not (right and (np.isfinite(counts) & (counts > 0)).all()):
-            raise MethodError("this state holds impossible counts of a bandit; reset it")
-        self._counts = counts.copy()
+        own = {"bandit": state["bandit"]} if "bandit" in state else {}
+        tiny = float(np.finfo(np.float64).tiny)
+        checked("a draft model with stop=bandit", own, self.state(), {"bandit": (tiny, np.inf)})
+        self._counts = own["bandit"].copy()
 
     def reset(self) -> None:
-        """See `Stop`."""
+        """See `StopRule`."""
         self._counts = np.array(self._PRIOR)
 
 
-def stop_rule(name: str, threshold: float) -> Stop:
-    """The rule of that name; `depth` stops at the deepest level only."""
+def stop_rule(name: str, threshold: float) -> StopRule:
+    """Return the rule of that name; `depth` stops at the deepest level only."""
     if name == "bandit":
         return Bandit()
     return Confidence(threshold if name == "confidence" else 0.0)

@@ -1,4 +1,4 @@
-"""Trees grown by a model that drafts: a few passes, each over the most promising new nodes."""
+"""Trees grown by a draft model: a few passes, each over the most promising new nodes."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.drafters.base import single_origin_tree
 
 Run = Callable[[TokenTree, int], Floats]
-"""Logits [n, V] of the last n nodes of a tree, after one pass over it."""
+"""Run one pass over a tree; return logits [n, V] of its last n nodes."""
 
 Judge = Callable[[Floats, Tokens], tuple[Tokens, Floats]]
-"""For logits [n, V] of nodes at depths [n]: their likeliest successors [n, K], best first, and the
-chance [n, K] that each is the one, given its parent."""
+"""Given logits [n, V] of nodes at depths [n]: return their most likely successors [n, K], best
+first, and the probability [n, K] of each given its parent."""
 
 Draw = Callable[[Floats, list[int]], tuple[Floats, list[Tokens]]]
-"""For logits [n, V]: the distributions q [n, V], and so many draws from each, none twice."""
+"""Given logits [n, V] and counts: return distributions [n, V] and draws without replacement."""
 
 Continue = Callable[[int, float], bool]
-"""After this many passes, is another one worth it that is reached with that chance?"""
+"""Given the passes so far and the probability of reaching the next: whether to run it."""
 
 
 class GrowthLimits(NamedTuple):
-    """How far a tree may grow.
+    """Limits of the growth of a tree.
 
     Attributes:
         budget: most nodes beyond the root.
-        width: nodes that each pass adds to those that were run.
-        passes: most of them.
-        levels: deepest node that may be run; negative where not even the root may.
-        more: ends it before.
+        width: nodes that each pass runs in addition.
+        passes: most passes.
+        levels: depth of the deepest node that may be run; negative if the root may not.
+        more: whether to run another pass.
     """
 
     budget: int
@@ -44,11 +44,11 @@ class GrowthLimits(NamedTuple):
 
 
 class GrownTree(NamedTuple):
-    """A tree, and for each of its nodes that was run what was thought to follow it.
+    """A tree, and the predictions at those of its nodes that were run.
 
     Attributes:
-        tree: the guesses.
-        rows: node -> what the judge, or the sampler, said of it.
+        tree: the proposal.
+        rows: node to what `Judge` returned for it, or to its draws and distribution.
     """
 
     tree: TokenTree
@@ -56,25 +56,25 @@ class GrownTree(NamedTuple):
 
 
 class _Nodes:
-    """Nodes as they are added; the ones that were run are a tree of their own."""
+    """Nodes in the order in which they are added; those that were run form a tree, too."""
 
     def __init__(self, root: int) -> None:
         self.tokens, self.parents, self.depths = [root], [-1], [0]
-        self.scores, self.chances = [1.0], [1.0]
+        self.scores, self.path_probs = [1.0], [1.0]
         self.run: list[int] = []  # nodes in the order in which they were run
         self.place: dict[int, int] = {}  # node -> index in `run`
 
     def add(self, parent: int, tokens: Sequence[int], scores: Sequence[float]) -> None:
-        """Children of a node."""
+        """Add children to a node."""
         n = len(tokens)
         self.tokens += tokens
         self.parents += [parent] * n
         self.depths += [self.depths[parent] + 1] * n
         self.scores += scores
-        self.chances += [self.chances[parent] * score for score in scores]
+        self.path_probs += [self.path_probs[parent] * score for score in scores]
 
     def expand(self, nodes: list[int], run: Run) -> Floats:
-        """Run some nodes, whose parents were run before; logits [n, V]."""
+        """Run some nodes whose parents were run before; return their logits [n, V]."""
         for node in nodes:
             self.place[node] = len(self.run)
             self.run.append(node)
@@ -84,18 +84,18 @@ class _Nodes:
         return run(single_origin_tree(tokens, np.array(parents, np.int32), ones), len(nodes))
 
     def best(self, budget: int) -> list[int]:
-        """The likeliest `budget` nodes besides the root, likeliest first, parents before theirs."""
-        chances = np.array(self.chances[1:])
-        order = np.argsort(-chances, kind="stable")[:budget] + 1
-        return [node for node in order.tolist() if self.chances[node] > 0]
+        """Return the `budget` most likely nodes besides the root, best first, parents first."""
+        probs = np.array(self.path_probs[1:])
+        order = np.argsort(-probs, kind="stable")[:budget] + 1
+        return [node for node in order.tolist() if self.path_probs[node] > 0]
 
     def fresh(self, best: list[int], width: int, levels: int) -> list[int]:
-        """The first `width` of some nodes that were not run yet and may be."""
+        """Return the first `width` of some nodes that may be run and have not been."""
         new = (n for n in best if n not in self.place and self.depths[n] <= levels)
         return [node for _, node in zip(range(width), new, strict=False)]
 
     def tree(self, nodes: list[int]) -> TokenTree:
-        """The root and some nodes, parents before theirs."""
+        """Return the tree of some nodes, the root first and parents before children."""
         index = {node: place for place, node in enumerate(nodes)}
         parents = [index.get(self.parents[node], -1) for node in nodes]
         return single_origin_tree(
@@ -106,28 +106,28 @@ class _Nodes:
 
 
 class GrowingTree:
-    """A tree that grows pass by pass, and can be carried on below one of its nodes."""
+    """A tree that grows pass by pass, and can continue from one of its nodes."""
 
     def __init__(self, root: int) -> None:
         self._nodes = _Nodes(root)
         self._rows: dict[int, tuple[Tokens, Floats]] = {}
 
     def begun(self) -> bool:
-        """Whether the root was run."""
+        """Return whether the root was run."""
         return bool(self._rows)
 
     def frontier(self, budget: int, width: int, levels: int) -> list[int]:
-        """The nodes to run next: the likeliest among the best `budget`; first of all the root."""
+        """Return the nodes to run next: the likeliest of the best `budget`; at first the root."""
         if not self._rows:
             return [0] if budget > 0 and levels >= 0 else []
         return self._nodes.fresh(self._nodes.best(budget), width, levels)
 
     def reach(self, frontier: list[int]) -> float:
-        """The chance that one of some nodes is reached."""
-        return sum(self._nodes.chances[node] for node in frontier)
+        """Return the total path probability of the frontier."""
+        return sum(self._nodes.path_probs[node] for node in frontier)
 
     def step(self, frontier: list[int], run: Run, judge: Judge) -> None:
-        """One pass over all that was run and a frontier."""
+        """Run one pass over a frontier and all nodes that were run before."""
         nodes = self._nodes
         logits = nodes.expand(frontier, run)
         tokens, scores = judge(logits, np.array([nodes.depths[n] for n in frontier], np.int32))
@@ -136,21 +136,21 @@ class GrowingTree:
             nodes.add(node, tokens[place].tolist(), scores[place].tolist())
 
     def growth(self, budget: int) -> GrownTree:
-        """The root and the best `budget` nodes."""
+        """Return the root and the best `budget` nodes."""
         kept = [0, *self._nodes.best(budget)]
         index = {node: place for place, node in enumerate(kept)}
         rows = {index[node]: row for node, row in self._rows.items() if node in index}
         return GrownTree(self._nodes.tree(kept), rows)
 
     def below(self, tokens: Sequence[int]) -> GrowingTree | None:
-        """The part below the path from the root that holds `tokens`; None where there is none."""
+        """Return the part below the path that holds `tokens`; None if there is none."""
         nodes, root = self._nodes, 0
         for token in tokens:
             children = (n for n, parent in enumerate(nodes.parents) if parent == root)
-            found = next((n for n in children if nodes.tokens[n] == token), None)
-            if found is None:
+            child = next((n for n in children if nodes.tokens[n] == token), None)
+            if child is None:
                 return None
-            root = found
+            root = child
         part, place = GrowingTree(nodes.tokens[root]), {root: 0}
         for node in range(root + 1, len(nodes.tokens)):
             parent = place.get(nodes.parents[node])
@@ -166,16 +166,16 @@ class GrowingTree:
 
 
 def grow(root: int, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
-    """The likeliest nodes that a few passes find below the token `root`.
+    """Return the most likely nodes that a few passes find below the token `root`.
 
-    Each pass runs the likeliest nodes, among the best `budget` so far, that were not run yet,
-    together with those that were; EAGLE-2's growth (arXiv 2406.16858) with the best of all levels
-    as candidates.
+    Each pass runs the most likely nodes that were not run yet, among the best `budget` so far,
+    together with those that were. This is EAGLE-2's growth (arXiv 2406.16858) with the best nodes
+    of all levels as candidates.
     """
-    budget, width, most, levels, more = limits
+    budget, width, max_passes, levels, more = limits
     growing, passes = GrowingTree(root), 0
     frontier = growing.frontier(budget, width, levels)
-    while frontier and passes < most:
+    while frontier and passes < max_passes:
         growing.step(frontier, run, judge)
         passes += 1
         frontier = growing.frontier(budget, width, levels)
@@ -187,17 +187,17 @@ def grow(root: int, limits: GrowthLimits, run: Run, judge: Judge) -> GrownTree:
 def sample(
     root: int, limits: GrowthLimits, run: Run, draw: Draw, ranks: Sequence[float]
 ) -> GrownTree:
-    """A tree whose siblings are draws from the draft's own distribution, without replacement.
+    """Return a tree whose siblings are drawn from the draft's distribution without replacement.
 
-    The rejection walk needs them so: how many children a node has must not depend on them. The
-    shape of the whole tree is settled before anything is drawn, best for `ranks`, the chances that
-    the first, second, ... child is accepted if those before it are not (Sequoia, arXiv 2402.12374).
-    Each pass runs a level. The rows of the result are the distributions.
+    The rejection walk requires that the number of a node's children does not depend on the draws.
+    So the shape of the whole tree is chosen before anything is drawn, the best for `ranks`: the
+    probabilities that the first, second, ... child is accepted if those before it are not (Sequoia,
+    arXiv 2402.12374). Each pass runs one level. The rows of the result are the distributions.
     """
-    budget, width, most, levels, more = limits
-    nodes, shape = _Nodes(root), _shape(budget, width, min(most - 1, levels), ranks)
+    budget, width, max_passes, levels, more = limits
+    nodes, shape = _Nodes(root), _shape(budget, width, min(max_passes - 1, levels), ranks)
     rows: dict[int, tuple[Tokens, Floats]] = {}
-    level, passes = [(0, 0)], 0  # nodes that have children, and their place in the shape
+    level, passes = [(0, 0)], 0  # nodes with children, and their index in the shape
     while level:
         logits = nodes.expand([node for node, _ in level], run)
         passes += 1
@@ -210,33 +210,35 @@ def sample(
             children = zip(range(first, first + len(drawn)), shape[place], strict=False)
             below += [(child, theirs) for child, theirs in children if shape[theirs]]
         level = below
-        if not more(passes, sum(nodes.chances[node] for node, _ in level)):
+        if not more(passes, sum(nodes.path_probs[node] for node, _ in level)):
             break
     return GrownTree(nodes.tree(list(range(len(nodes.tokens)))), rows)
 
 
 def _shape(budget: int, width: int, levels: int, ranks: Sequence[float]) -> list[list[int]]:
-    """The children of each node of the tree that gains most, the root first."""
+    """Return the children of each node of the tree with the largest gain, the root first."""
     shape: list[list[int]] = [[]]
-    depths, chances = [0], [1.0]
+    depths, probs = [0], [1.0]
     scores = _unconditional(ranks[:width])
-    heap = [(-scores[0], 0)] if levels >= 0 else []  # minus the chance of the next child, parent
+    heap = (
+        [(-scores[0], 0)] if levels >= 0 else []
+    )  # minus the probability of the next child, parent
     while heap and len(shape) <= budget:
-        chance, parent = heappop(heap)
+        negative, parent = heappop(heap)
         node = len(shape)
         shape[parent].append(node)
         shape.append([])
         depths.append(depths[parent] + 1)
-        chances.append(-chance)
+        probs.append(-negative)
         if len(shape[parent]) < len(scores):
-            heappush(heap, (-chances[parent] * scores[len(shape[parent])], parent))
+            heappush(heap, (-probs[parent] * scores[len(shape[parent])], parent))
         if depths[node] <= levels:
-            heappush(heap, (chance * scores[0], node))
+            heappush(heap, (negative * scores[0], node))
     return shape
 
 
 def _unconditional(ranks: Sequence[float]) -> list[float]:
-    """Chance of each child from its chance after those before it were refused."""
+    """Return the probability of each child, from those given that earlier ones were rejected."""
     scores, left = [], 1.0
     for rank in ranks:
         scores.append(left * rank)

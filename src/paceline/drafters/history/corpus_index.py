@@ -1,6 +1,6 @@
-"""A tokenised corpus with its suffix array in one safetensors file, which is read in place.
+"""A tokenised corpus with its suffix array in one safetensors file, mapped into memory.
 
-Tensors: `tokens` int32 [N], with -1 behind every document; `suffixes` int32 [N], the starts of its
+Tensors: `tokens` int32 [N], with -1 after every document; `suffixes` int32 [N], the starts of its
 suffixes in order; `tokenizer` uint8 [32], the fingerprint of the tokenizer that made the tokens.
 """
 
@@ -25,7 +25,7 @@ from paceline.models.formats.writer import Pending, write_safetensors
 from paceline.models.tokenizer import Tokenizer
 
 _PIECE = 1 << 18  # characters of plain text that are tokenised at once
-_MOST = (1 << 31) - 1
+_MAX_TOKENS = (1 << 31) - 1
 _UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".xz": lzma.LZMAFile,
@@ -34,7 +34,7 @@ _UNPACK: dict[str, Callable[[IO[bytes]], Any]] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CorpusIndex:
-    """Tokens and suffixes int32 [N], views of a mapped file where they were read from one."""
+    """Tokens and suffixes, int32 [N] each; views of the mapped file if read from one."""
 
     tokens: Tokens
     suffixes: Tokens
@@ -42,12 +42,12 @@ class CorpusIndex:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What was tokenised.
+    """A tokenised corpus.
 
     Attributes:
         tokens: int32 [N].
-        documents: how many.
-        complete: all of the texts were read, the limit was not met.
+        documents: number of documents that were read to their end.
+        complete: whether all texts were read before the limit.
     """
 
     tokens: Tokens
@@ -61,46 +61,46 @@ def tokenise(
     limit: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Read:
-    """The tokens of some texts, at most `limit`, one document in memory at a time.
+    """Tokenise texts up to a limit, with one document in memory at a time.
 
     A `.jsonl` file has an object with `text` a line, each a document; any other file is a document
     of plain text. Both may be compressed (`.gz`, `.xz`).
 
     Args:
         paths: the files, in order.
-        tokenizer: of the model that is to use them.
+        tokenizer: of the model that will use the corpus.
         limit: most tokens.
-        progress: told how many bytes of the files were read since it was told last.
+        progress: called with the number of bytes read since the last call.
 
     Raises:
         RequestError: a file cannot be read, a line is no such object, or there is no token.
     """
-    found: list[Tokens] = []
+    parts: list[Tokens] = []
     size = documents = 0
     end = np.array([-1], np.int32)
     for path in paths:
         for text, ends in _texts(path, progress):
             ids = np.array(tokenizer.encode(text, special=False), np.int32)
-            found += [ids, end] if ends else [ids]
+            parts += [ids, end] if ends else [ids]
             size += len(ids) + ends
             documents += ends
             if size > limit:
-                return Read(np.concatenate(found)[:limit], documents, False)
-    tokens = np.concatenate(found) if found else end
+                return Read(np.concatenate(parts)[:limit], documents, False)
+    tokens = np.concatenate(parts) if parts else end
     if tokens.max() < 0:
         raise RequestError(f"{', '.join(map(str, paths))}: there is no text in it")
     return Read(tokens, documents, True)
 
 
 def write_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer) -> None:
-    """Sort the suffixes and write the file. It appears under its name when it is complete.
+    """Sort the suffixes and write the file, which appears under its name when it is complete.
 
     Raises:
         RequestError: too many tokens.
         ModelError: it cannot be written.
     """
-    if len(tokens) > _MOST:
-        raise RequestError(f"the corpus has {len(tokens)} tokens, expected at most {_MOST}")
+    if len(tokens) > _MAX_TOKENS:
+        raise RequestError(f"the corpus has {len(tokens)} tokens, expected at most {_MAX_TOKENS}")
     suffixes = _native.suffix_array(tokens)
     mark = np.frombuffer(tokenizer.fingerprint(), np.uint8)
     write_safetensors(
@@ -114,7 +114,7 @@ def write_corpus(path: Path, tokens: Tokens, tokenizer: Tokenizer) -> None:
 
 
 def open_corpus(path: Path, tokenizer: Tokenizer, vocab_size: int) -> CorpusIndex:
-    """A file that `write_corpus` wrote, mapped.
+    """Map a file that `write_corpus` wrote.
 
     Raises:
         MethodError: it is something else, or of another tokenizer.
@@ -133,21 +133,23 @@ def open_corpus(path: Path, tokenizer: Tokenizer, vocab_size: int) -> CorpusInde
         )
     tokens = tensors["tokens"]
     if not len(tokens) or tokens.min() < -1 or tokens.max() >= vocab_size:
-        raise MethodError(f"{path} holds tokens that the model lacks; make it anew")
+        raise MethodError(
+            f"{path} holds tokens that the model lacks; make it again with `paceline index-corpus`"
+        )
     return CorpusIndex(tokens, tensors["suffixes"])
 
 
 def _texts(path: Path, progress: Callable[[int], None]) -> Iterator[tuple[str, bool]]:
-    """Pieces of text, and whether a document ends with each."""
+    """Yield pieces of text, and whether a document ends with each."""
     lined = path.suffix == ".jsonl" or path.name.endswith((".jsonl.gz", ".jsonl.xz"))
     try:
         with path.open("rb") as raw, _text(path, raw) as file:
-            told = 0
+            counted = 0
             for piece in _lines(path, file) if lined else _pieces(file):
                 yield piece
-                progress(raw.tell() - told)
-                told = raw.tell()
-            progress(path.stat().st_size - told)
+                progress(raw.tell() - counted)
+                counted = raw.tell()
+            progress(path.stat().st_size - counted)
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except (lzma.LZMAError, EOFError, gzip.BadGzipFile) as error:

@@ -1,4 +1,4 @@
-"""What a drafter has learnt, in a safetensors file."""
+"""A drafter's learned state in a safetensors file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paceline.models.formats.writer import Pending, type_name, write_safetensors
 
 
 def write_learnt(path: Path, state: State) -> None:
-    """Keep what `Drafter.state()` gave.
+    """Write what `Drafter.state()` returned.
 
     Raises:
         ModelError: the file cannot be written.
@@ -27,7 +27,7 @@ def write_learnt(path: Path, state: State) -> None:
 
 
 def read_learnt(path: Path) -> State:
-    """What `write_learnt` kept, for `Drafter.load()`, which checks it.
+    """Read what `write_learnt` wrote, for `Drafter.load()`, which checks it.
 
     Raises:
         ModelError: the file cannot be read, or is damaged.

@@ -1,4 +1,4 @@
-"""What a model thought while it wrote something: a start for drafters that learn from it."""
+"""Warm start: drafters learn from a model's recorded generations before the first request."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _CHUNK = 64  # tokens observed at once
 
 
 def replay(trace: Trace, drafter: Drafter) -> None:
-    """Let a drafter live through the texts as if it had been there when they were written."""
+    """Replay recorded generations through `drafter.observe`, as if it had drafted them."""
     k = min(drafter.top_k, trace.top_tokens.shape[1])
     for text in trace.texts():
         tokens = trace.tokens[text]
         drafter.begin(Request(prompt=(int(tokens[0]),), max_new_tokens=len(tokens)))
-        # After the last token comes, for all that is known, the likeliest.
+        # What followed the last token is not recorded: take the most likely token.
         drawn = np.append(tokens[1:], trace.top_tokens[text][-1, :1])
         for at in range(0, len(tokens), _CHUNK if k else len(tokens)):
             here = slice(at, at + _CHUNK)
@@ -32,11 +32,11 @@ def replay(trace: Trace, drafter: Drafter) -> None:
                     drawn[here],
                 )
             )
-        drafter.propose(tokens, 0)  # those that read the text read it to its end
+        drafter.propose(tokens, 0)  # drafters that index the text index all of it
 
 
 def start_of(drafter: Drafter, target: Target, warm: bool) -> State:
-    """Where a drafter starts from, which becomes its state; empty without a trace or a wish."""
+    """Replay the target's trace if there is one and `warm`; return the state, else an empty one."""
     if not warm or target.trace is None:
         return {}
     replay(target.trace, drafter)
