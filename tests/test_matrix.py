@@ -6,39 +6,49 @@ import pytest
 from paceline.control.base import bind
 from paceline.control.lexical.hmm import blank, write_hmm
 from paceline.control.temperature import Temperature
-from paceline.core import Request
+from paceline.core import Exactness, Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
+from paceline.drafters.history.corpus_index import write_corpus
 from paceline.engines import open_engine
 from paceline.models import load
 from paceline.models.vocabulary import Vocabulary
-from paceline.registry import controls, drafters, required, watermarks
+from paceline.registry import controls, drafters, watermarks
 from paceline.watermarks.base import parse_watermark
 from tests.conftest import shared
 
-VARIANTS = [
-    *sorted(
-        name
-        for name, method in drafters.methods().items()
-        if not [*required(method), *method.needs]
-    ),
-    "token_recycling:tree=static",
-    "layer_skip:skip=1+2,stop=bandit",
-    "sparse_kv:sinks=2,recent=4,retrieved=16,least=1.0",
-]
+# Settings that name files, as `files` makes them; every other drafter names its own examples.
+WITH_FILES = {
+    "datastore": ["datastore:path={folder}/corpus"],
+    "model": ["model:path={model},format=fp32", "model:path={model},width=1,stop=bandit"],
+}
+DRAFTERS = {
+    name: list(method.examples) or WITH_FILES[name]
+    for name, method in drafters.methods().items()
+    if method.__module__.startswith("paceline.")
+    and method.exactness is Exactness.EXACT
+    and not method.needs
+}
+VARIANTS = [spec for specs in DRAFTERS.values() for spec in specs]
 SAMPLERS = {
     "greedy": (0.0, ""),
     "warm": (0.7, "top_p:p=0.9"),
     "hot": (1.0, "min_p:p=0.02"),
     "penalised": (1.0, "repetition_penalty:penalty=1.2"),
 }
-FILES = {  # controls whose settings name files
+# Controls with settings that name files; every other control names its own examples.
+CONTROLS_WITH_FILES = {
     "sounds": "sounds:most=2,dictionary={folder}/sounds",
     "monitor": "monitor:before={folder}/code",
     "keywords": "keywords:words=dog;a,hmm={folder}/hmm",
 }
-CONTROLS = sorted(controls.methods())
+OWN_CONTROLS = {
+    name: method
+    for name, method in controls.methods().items()
+    if method.__module__.startswith("paceline.")
+}
+CONTROLS = sorted(OWN_CONTROLS)
 CROSSED = ["lookup", "recycle", "hostile", "suffix", "lookahead_trie", "blend"]
 PROMPTS = [
     "Once upon a time, there was a little girl named Lily.",
@@ -53,17 +63,26 @@ SPOKEN = (
 
 
 @pytest.fixture(scope="module")
-def needed(tmp_path_factory):
-    """The last example of each control, or settings with the files that they name."""
-    folder = tmp_path_factory.mktemp("needed")
+def files(tmp_path_factory):
+    """What the settings with files call `folder` and `model`."""
+    folder = tmp_path_factory.mktemp("files")
     lines = (f"{word} W ER1 D" for word in SPOKEN.split())
     (folder / "sounds").write_text("\n".join(lines))
     (folder / "code").write_text("class Lily:\n    played = wanted = 1\n")
-    model = load(shared("models", "stories260K"))
-    size = model.config.vocab_size
-    write_hmm(folder / "hmm", blank(4, np.ones(size), 0), model.tokenizer)
-    found = {name: kind.examples[-1] for name, kind in controls.methods().items() if kind.examples}
-    return found | {name: text.replace("{folder}", str(folder)) for name, text in FILES.items()}
+    path = shared("models", "stories260K")
+    tokenizer, size = load(path).tokenizer, load(path).config.vocab_size
+    write_hmm(folder / "hmm", blank(4, np.ones(size), 0), tokenizer)
+    corpus = np.array([*tokenizer.encode(SPOKEN), -1], np.int32)
+    write_corpus(folder / "corpus", corpus, tokenizer)
+    return {"folder": folder, "model": path}
+
+
+@pytest.fixture(scope="module")
+def control_specs(files):
+    """One specification of each control, by name."""
+    specs = {name: method.examples[-1] for name, method in OWN_CONTROLS.items() if method.examples}
+    specs |= {name: text.format(**files) for name, text in CONTROLS_WITH_FILES.items()}
+    return specs
 
 
 @pytest.fixture(scope="module", params=["native", "reference"])
@@ -79,9 +98,16 @@ def setting(request):
     return engine, [tuple(model.tokenizer.encode(prompt)) for prompt in PROMPTS], {}
 
 
+def build(name, setting, files):
+    """Build a drafter of `VARIANTS`."""
+    engine, tokenizer = setting[0], load(files["model"]).tokenizer
+    target = Target(engine.config.vocab_size, engine, tokenizer)
+    return drafters.parse(name.format(**files)).build(target)
+
+
 def run(engine, drafter, prompt, sampler, seed, budget):
-    heat, text = SAMPLERS[sampler]
-    request = Request(prompt, 40, heat, seed)
+    temperature, text = SAMPLERS[sampler]
+    request = Request(prompt, 40, temperature, seed)
     return controlled(engine, drafter, request, filter(None, [text]), budget)
 
 
@@ -96,14 +122,13 @@ def controlled(engine, drafter, request, texts, budget, watermark=None):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_output_is_that_of_plain_decoding(setting, name, sampler):
+def test_the_output_is_that_of_plain_decoding(setting, files, name, sampler):
     engine, prompts, plain = setting
-    drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
+    drafter = build(name, setting, files)
     for seed, prompt in enumerate(prompts if engine.invariant else prompts[:1]):
         key = (prompt, sampler)
         if key not in plain:
-            nothing = drafters.parse("plain").build(Target(engine.config.vocab_size, engine))
-            plain[key] = run(engine, nothing, prompt, sampler, seed, 0)
+            plain[key] = run(engine, build("plain", setting, files), prompt, sampler, seed, 0)
             assert plain[key].passes == 40
         output = run(engine, drafter, prompt, sampler, seed, budget=12)
         assert_same(engine, output, plain[key])
@@ -133,13 +158,13 @@ def built(setting):
 
 @pytest.mark.parametrize("name", [name for name in CONTROLS if name != "temperature"])
 def test_every_control_gives_plain_decodings_output_with_every_drafter(
-    setting, built, needed, name
+    setting, built, control_specs, name
 ):
     engine, prompts, _ = setting
-    text = needed.get(name, name)
+    text = control_specs[name]
     accepted = 0
-    for heat in (0.0, 1.0):
-        request = Request(prompts[0], 14, heat, 5, stop_tokens=frozenset({2, 13}))
+    for temperature in (0.0, 1.0):
+        request = Request(prompts[0], 14, temperature, 5, stop_tokens=frozenset({2, 13}))
         plain = controlled(engine, built["plain"], request, [text], 0)
         for drafter in CROSSED:
             output = controlled(engine, built[drafter], request, [text], 8)
@@ -149,7 +174,7 @@ def test_every_control_gives_plain_decodings_output_with_every_drafter(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "min_p:p=0.02", controls.find("grammar").examples[0]], ids=["", "min_p", "grammar"]
+    "text", ["", "min_p:p=0.02", OWN_CONTROLS["grammar"].examples[0]], ids=["", "min_p", "grammar"]
 )
 @pytest.mark.parametrize("kind", watermarks.methods())
 def test_every_watermark_gives_plain_decodings_output_with_every_drafter(
@@ -157,8 +182,8 @@ def test_every_watermark_gives_plain_decodings_output_with_every_drafter(
 ):
     engine, prompts, _ = setting
     mark, accepted = f"key=secret,kind={kind}", 0
-    for heat in (0.0, 1.0) if kind == "green" else (1.0,):
-        request = Request(prompts[0], 24, heat, 5, stop_tokens=frozenset({2, 13}))
+    for temperature in (0.0, 1.0) if kind == "green" else (1.0,):
+        request = Request(prompts[0], 24, temperature, 5, stop_tokens=frozenset({2, 13}))
         texts = list(filter(None, [text]))
         unmarked = controlled(engine, built["plain"], request, texts, 0)
         plain = controlled(engine, built["plain"], request, texts, 0, mark)
@@ -171,11 +196,11 @@ def test_every_watermark_gives_plain_decodings_output_with_every_drafter(
 
 
 @pytest.mark.parametrize("apart", [("last_token",), ("keywords", "sounds")])
-def test_all_controls_at_once(setting, built, needed, apart):
+def test_all_controls_at_once(setting, built, control_specs, apart):
     engine, prompts, _ = setting
     request = Request(prompts[0], 20, 1.0, 5, stop_tokens=frozenset({2}))
     texts = [
-        needed.get(name, name)
+        control_specs[name]
         for name in CONTROLS
         if name not in ("temperature", "grammar", "first_token", *apart)
     ]
@@ -184,11 +209,11 @@ def test_all_controls_at_once(setting, built, needed, apart):
         assert_same(engine, controlled(engine, built[drafter], request, texts, 8), plain)
 
 
-def test_state_that_is_carried_changes_no_token(setting):
+def test_state_that_is_carried_changes_no_token(setting, files):
     engine, prompts, _ = setting
     for name in VARIANTS if engine.invariant else VARIANTS[::3]:
-        drafter = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
+        drafter = build(name, setting, files)
         first = run(engine, drafter, prompts[0], "hot", 3, 12)
-        other = drafters.parse(name).build(Target(engine.config.vocab_size, engine))
+        other = build(name, setting, files)
         other.load(drafter.state())
         assert_same(engine, run(engine, other, prompts[0], "hot", 3, 12), first)

@@ -13,45 +13,33 @@ from paceline.core import Request
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
+from paceline.drafters.draft_model.base import DraftSettings
 from paceline.drafters.history.corpus_index import write_corpus
 from paceline.errors import MethodError
 from paceline.models.tokenizer import open_tokenizer
-from paceline.registry import drafters
+from paceline.registry import drafters, required
 from tests.byte_tokenizer import byte_level
 from tests.drafters.steps import asked, check_tree, random_step
 from tests.toy import ToyEngine
 
-SPECS = (
-    "plain",
-    "hostile",
-    "lookup",
-    "lookup:longest=1,k=1,capacity=8",
-    "recycle",
-    "recycle:orders=1,skips=0,k=1,capacity=8",
-    "recycle:orders=3,skips=4,k=5,capacity=64,keep=0.0,rate=1.0",
-    "token_recycling:tree=static",
-    "token_recycling:tree=paper",
-    "suffix",
-    "suffix:capacity=8,k=1",
-    "blend",
-    "blend:members=,capacity=8,reach=8",
-    "lookahead_trie",
-    "lookahead_trie:branch=2,k=1,here=0,capacity=256",
-    "trigram",
-    "trigram:k=1,explore=0,depth=1,capacity=8",
-    "predicted_output",
-    "predicted_output:branches=1",
-    "lookahead",
-    "lookahead:window=1,n=2,verified=1,share=0.9,capacity=4",
-    "datastore",
-    "datastore:longest=2,k=1,samples=1",
-)
-LEARNING = [spec for spec in SPECS if not spec.startswith(("plain", "hostile"))]
+# Drafters without a model of their own; `tests/test_matrix.py` runs the others on engines.
+METHODS = [
+    method
+    for method in drafters.methods().values()
+    if method.__module__.startswith("paceline.") and not issubclass(method, DraftSettings)
+]
+# Settings of methods that need a file, which `built` makes.
+WITH_FILES = {"datastore": ("", "longest=2,k=1,samples=1")}
+SPECS = [
+    *(example for method in METHODS for example in method.examples),
+    *(f"{name}:{settings}".rstrip(":") for name, all_ in WITH_FILES.items() for settings in all_),
+]
+LEARNING = [spec for spec in SPECS if not spec.startswith(("plain", "hostile", "forced"))]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def no_time_passes():
-    """So that `blend` asks its members always: how long they take differs from run to run."""
+    """Let `blend` ask its members always: how long they take differs from run to run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paceline.drafters.blend.perf_counter", lambda: 1.0)
         yield
@@ -94,6 +82,14 @@ def same(a, b):
     )
 
 
+def test_every_drafter_has_examples_or_files():
+    for method in METHODS:
+        assert bool(required(method)) == (method.name in WITH_FILES), method
+        assert method.examples or required(method), method
+        for example in method.examples:
+            assert type(drafters.parse(example)) is method
+
+
 @pytest.mark.parametrize("spec", ["recycle", "suffix", "lookup", "blend"])
 def test_what_is_too_unlikely_is_left_out_and_nothing_else(spec):
     random = np.random.default_rng(0)
@@ -102,13 +98,13 @@ def test_what_is_too_unlikely_is_left_out_and_nothing_else(spec):
     drafter.begin(asked(context))
     for _ in range(30):
         whole = drafter.propose(np.array(context, np.int32), 24)
-        chances = [1.0]
+        probs = [1.0]
         for score, parent in zip(whole.scores[1:], whole.parents[1:], strict=True):
-            chances.append(chances[parent] * float(score))
+            probs.append(probs[parent] * float(score))
         limit = float(random.choice([1e-4, 0.01, 0.2, 1.0]))
         part = drafter.propose(np.array(context, np.int32), 24, limit)
-        likely = sum(chance >= limit * (1 + 1e-5) for chance in chances)
-        assert likely <= len(part) <= sum(c >= limit * (1 - 1e-5) for c in chances)
+        likely = sum(p >= limit * (1 + 1e-5) for p in probs)
+        assert likely <= len(part) <= sum(p >= limit * (1 - 1e-5) for p in probs)
         assert part.tokens.tolist() == whole.tokens[: len(part)].tolist()
         assert part.parents.tolist() == whole.parents[: len(part)].tolist()
         step = random_step(random, whole, context, 40, max(drafter.top_k, 1))
@@ -128,7 +124,7 @@ def test_trees_are_valid_and_within_the_budget(spec, seed, vocab):
 @pytest.mark.parametrize("spec", SPECS)
 @settings(deadline=None, max_examples=10)
 @given(seed=st.integers(0, 2**32 - 1), vocab=st.integers(1, 40), turns=st.data())
-def test_drafters_beside_each_other_guess_validly(spec, seed, vocab, turns):
+def test_concurrent_drafters_propose_valid_trees(spec, seed, vocab, turns):
     first = built(spec, vocab)
     drafters_ = [first, *(first.fork() or built(spec, vocab) for _ in range(2))]
     lives = [live(d, np.random.default_rng(seed + i), vocab, 8) for i, d in enumerate(drafters_)]
@@ -137,7 +133,7 @@ def test_drafters_beside_each_other_guess_validly(spec, seed, vocab, turns):
 
 
 @pytest.mark.parametrize("spec", ["recycle", "suffix", "blend"])
-def test_drafters_beside_each_other_learn_from_each_other(spec):
+def test_forks_learn_from_each_other(spec):
     random, text = np.random.default_rng(5), list(range(1, 9))
     first = built(spec, 40)
     other = first.fork()
