@@ -54,5 +54,5 @@ def test_counts_go_round_and_foreign_ones_are_refused():
     other.load(one.state())
     assert other.tokens.tolist() == [4, 9]
     for counts in (np.zeros(19), np.zeros(20, np.int64), np.full(20, np.nan), np.full(20, -1.0)):
-        with pytest.raises(MethodError, match="another vocabulary"):
+        with pytest.raises(MethodError, match=r"another vocabulary|impossible frequent"):
             other.load({"frequent": counts})

@@ -173,7 +173,7 @@ def test_foreign_states_are_refused():
         ("model:path=a,width=0", "model:width is 0"),
         ("model:path=a,depth=65", "model:depth is 65"),
         ("model:path=a,stop=never", "model:stop is 'never'"),
-        ("model:path=a,stop=depth,threshold=0.5", "no use for threshold"),
+        ("model:path=a,stop=depth,threshold=0.5", "does not use threshold"),
         ("model:path=a,trust=nan", "model:trust is nan"),
         ("model:path=a,head=-1", "model:head is -1"),
     ],

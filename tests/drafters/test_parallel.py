@@ -240,7 +240,7 @@ def fixed():
     ("spec", "said"),
     [
         ("schedule=never", "model:schedule is 'never', expected serial, pearl"),
-        ("schedule=pearl,stop=depth", "stop and threshold are for nothing; leave them out"),
+        ("schedule=pearl,stop=depth", "does not use stop and threshold; leave them out"),
         ("schedule=pearl,threshold=0.5", "leave them out, or set wait above 1"),
         ("schedule=pearl,wait=0", "model:wait is 0"),
         ("wait=2", "leave wait out"),

@@ -38,8 +38,8 @@ def checked(
         shape = (length, *array.shape[1:]) if name in rows else array.shape
         if found.dtype != array.dtype or found.shape != shape:
             raise MethodError(
-                f"this state is of {method} with other settings: {name} is {found.dtype} "
-                f"{found.shape}, expected {array.dtype} {shape}; reset it"
+                f"this state is of {method} with other settings or another vocabulary: {name} is "
+                f"{found.dtype} {found.shape}, expected {array.dtype} {shape}; reset it"
             )
         low, high = ranges.get(name, (-np.inf, np.inf))
         possible = (found >= low) & (found <= high) & np.isfinite(found)

@@ -61,7 +61,7 @@ class FrequentTokens:
             MethodError: it is not such a state, or of another vocabulary.
         """
         own = {"frequent": state["frequent"]} if "frequent" in state else {}
-        checked("a draft model with head", own, self.state(), {"frequent": (0, np.inf)})
+        checked("model:head", own, self.state(), {"frequent": (0, np.inf)})
         self._counts = own["frequent"].copy()
         self._choose()
 
