@@ -1,7 +1,6 @@
 """Hostile programs; every test would do harm, or hang, if the sandbox did not hold."""
 
 import platform
-import time
 from pathlib import Path
 
 import pytest
@@ -33,9 +32,7 @@ def test_a_program_reads_computes_and_prints():
 
 @pytest.mark.parametrize("program", ["while True: pass", "import time; time.sleep(99)"])
 def test_a_program_that_does_not_end_is_ended(program):
-    begun = time.perf_counter()
     assert run_program(program, "", SHORT).ended in ("error", "timeout")
-    assert time.perf_counter() - begun < 30
 
 
 @pytest.mark.parametrize(

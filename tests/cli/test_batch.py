@@ -35,16 +35,30 @@ def test_a_batch_that_is_killed_goes_on_where_it_stopped(paceline, source, tmp_p
     assert done.code == 1  # a line failed
     assert (done.json["lines"], done.json["failed"], done.json["before"]) == (40, 1, 0)
 
-    code = "import sys; from paceline.cli import main; main()"
+    # After four lines the process waits for its end, however fast it is.
+    code = """if True:
+        import time
+        from paceline.cli import main
+        from paceline.serving.output_journal import OutputJournal
+        add = OutputJournal.add
+
+        def add_four(journal, number, line):
+            add(journal, number, line)
+            while journal.lines == 4:
+                time.sleep(1)
+
+        OutputJournal.add = add_four
+        main()
+    """
     words = [sys.executable, "-c", code, "batch", source, killed, "--max-running", "1"]
     part = tmp_path / "killed.jsonl.part"
     process = subprocess.Popen([*words, "--budget", "0"], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") > 3):
+    while process.poll() is None and not (part.exists() and part.read_bytes().count(b"\n") == 4):
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     lines = part.read_bytes().count(b"\n")
-    assert 3 < lines < 40
+    assert lines == 4
     assert not killed.exists()
     done = paceline("batch", source, killed, "--json")
     assert (done.json["lines"], done.json["failed"], done.json["before"]) == (40, 1, lines)

@@ -25,9 +25,9 @@ def heed_ctrl_c():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def start(*words, **options):
+def start(*words, program=PROGRAM, **options):
     return subprocess.Popen(
-        [*PROGRAM, *map(str, words)],
+        [*program, *map(str, words)],
         stdout=options.pop("stdout", subprocess.PIPE),
         stderr=subprocess.PIPE,
         text=True,
@@ -171,8 +171,27 @@ def test_an_unknown_verb_or_option_is_one_sentence(paceline):
         assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
 
 
+# A program whose generation waits after 40 passes, until it is interrupted.
+WAITING = """if True:
+    import time
+    from paceline.cli import main
+    from paceline.decoding.session import Session
+    accept, passes = Session.accept, []
+
+    def accept_forty(*args):
+        passes.append(1)
+        if len(passes) > 40:
+            time.sleep(1000)
+        return accept(*args)
+
+    Session.accept = accept_forty
+    main()
+"""
+
+
 def test_ctrl_c_keeps_the_text_and_exits_with_130(story):
-    process = start(*story, "--engine", "reference", "--max-new-tokens", 500)
+    words = (*story, "--max-new-tokens", 500)
+    process = start(*words, program=[sys.executable, "-c", WAITING])
     first = process.stdout.read(20)
     process.send_signal(signal.SIGINT)
     code, rest, err = finish(process)

@@ -48,7 +48,7 @@ def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
     if draft:
         words += ["--drafter", f"model:path={shared('models', draft)}", "--budget", "6"]
     promise = least_memory(*words) + 4  # a few pages: less than eight long answers want
-    words += ["--memory", f"{promise}MB"]
+    words += ["--memory", f"{promise}MB", "--drain", "600"]
     with started(*words) as server:
         said = next(server.stderr)
         log = []

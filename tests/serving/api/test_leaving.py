@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from tests.serving.halting import halt
+
 BODY = {"prompt": "Once upon a time", "max_tokens": 400, "ignore_eos": True, "n": 3}
 
 
@@ -21,12 +23,12 @@ def until(true):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_takes_its_work_along(address, service, stream):
+def test_a_client_that_leaves_takes_its_work_along(address, service, monkeypatch, stream):
+    halt(monkeypatch, service.worker, tokens=9)
     host, port = address.removeprefix("http://").split(":")
     made = service.worker.stats.tokens
     with socket.create_connection((host, int(port))) as client:
         client.sendall(raw("/v1/completions", BODY | {"stream": stream}))
-        until(lambda: service.worker.scheduler.jobs)
         until(lambda: service.worker.stats.tokens > made)
         assert not stream or client.recv(1)
     until(lambda: service.worker.idle and service.idle)

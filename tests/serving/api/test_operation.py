@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import threading
-import time
 
 import httpx2 as httpx
 import openai
@@ -27,6 +26,7 @@ from paceline.serving.service import Service
 from paceline.serving.settings import ServerSettings
 from paceline.serving.worker import Worker
 from tests.serving.api.test_leaving import raw, until
+from tests.serving.halting import halt
 
 OPENING = "Once upon a time"
 BODY = {"prompt": OPENING, "max_tokens": 4, "temperature": 0.0}
@@ -139,16 +139,17 @@ def test_tokens_are_limited(service):
 
 
 def test_large_and_slow_bodies_are_refused(service):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with running(service, Rules(max_body=1000, body_seconds=0.2)) as (port, _):
+        late = spoken(port, head + b"Content-Length: 50\r\n\r\n{")
+        assert b" 408 " in late.splitlines()[0]
+    with running(service, Rules(max_body=1000, body_seconds=600.0)) as (port, _):
         assert post(port).status_code == 200
         assert post(port, BODY | {"prompt": "x" * 1000}).status_code == 413
-        head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         chunk = b"3e8\r\n" + b" " * 1000 + b"\r\n"
         streamed = spoken(port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 3)
         assert b" 413 " in streamed.splitlines()[0]
         assert b"more than 1000 bytes" in streamed
-        late = spoken(port, head + b"Content-Length: 50\r\n\r\n{")
-        assert b" 408 " in late.splitlines()[0]
         assert post(port).status_code == 200
 
 
@@ -157,20 +158,29 @@ def test_half_open_connections_are_closed(service, said):
     with running(service, head_seconds=0.1) as (port, server):
         assert spoken(port, said) == b""
         until(lambda: not server.server_state.connections)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-            assert client.get("/health").status_code == 200
-            time.sleep(0.3)  # an idle connection may be older than a head may be late
-            assert client.get("/health").status_code == 200
+
+
+def test_the_time_for_a_head_does_not_run_between_requests(service):
+    with (
+        running(service, head_seconds=600.0) as (port, server),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        assert client.get("/health").status_code == 200
+        [connection] = server.server_state.connections
+        until(lambda: connection.timeout_keep_alive_task)  # it is idle
+        assert connection._head_timer is None
+        assert client.get("/health").status_code == 200
 
 
 def test_what_is_not_read_is_cut_off_and_holds_nobody_up(service, caplog):
     caplog.set_level(logging.INFO, "paceline.serving")
+    before = service.worker.stats.tokens
     long = {"prompt": OPENING, "max_tokens": 400, "ignore_eos": True, "n": 8, "stream": True}
     with running(service, Rules(write_seconds=0.5)) as (port, server), socket.socket() as slow:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(("127.0.0.1", port))
         slow.sendall(raw("/v1/completions", long))
-        until(lambda: service.worker.scheduler.jobs)
+        until(lambda: service.worker.stats.tokens > before)
         assert post(port).status_code == 200
         until(lambda: not server.server_state.connections and service.idle)
     told = [getattr(record, "fields", {}) for record in caplog.records]
@@ -226,7 +236,7 @@ def test_a_full_queue_sends_away_for_as_long_as_it_takes(service, monkeypatch):
 
 
 def test_too_many_connections_are_sent_away(service):
-    with running(service, max_connections=2) as (port, server):
+    with running(service, max_connections=2, head_seconds=600.0) as (port, server):
         idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2)]
         until(lambda: len(server.server_state.connections) == 2)
         answer = spoken(port, b"")
@@ -270,6 +280,7 @@ def test_metrics_tell_what_was_done(service, lm):
         post(port, BODY | {"max_tokens": 30} | guessed)
         post(port, BODY | {"prompt": []})
         httpx.get(f"http://127.0.0.1:{port}/secret/path")
+        until(lambda: not service.load.running)  # it is measured before the next wait
         text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
     assert float(values["paceline_generated_tokens_total"]) == before + 30
@@ -321,12 +332,7 @@ def test_the_end_waits_for_those_under_way_and_takes_no_more(lm, monkeypatch):
 
 def test_unfinished_requests_are_cancelled_at_the_end(lm, monkeypatch):
     service = Service(Worker(lm))
-    step = service.worker.step
-
-    def step_until_shutdown():  # after the first token nothing more is computed
-        return [] if service.worker.stats.tokens else step()
-
-    monkeypatch.setattr(service.worker, "step", step_until_shutdown)
+    halt(monkeypatch, service.worker)
     service.start()
     long = {"prompt": OPENING, "max_tokens": 400, "ignore_eos": True, "stream": True}
     with (

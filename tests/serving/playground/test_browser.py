@@ -11,6 +11,7 @@ from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.api.middleware import Rules
 from paceline.serving.api_keys import ApiKeys
+from tests.serving.halting import halt
 from tests.serving.playground.conftest import Watched, served
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -218,7 +219,8 @@ def test_a_conversation(page):
 
 
 @pytest.mark.parametrize("way", ["Stop", "Escape"])
-def test_a_run_can_be_stopped(page, service, slow, way):
+def test_a_run_can_be_stopped(page, service, monkeypatch, way):
+    halt(monkeypatch, service.worker, tokens=9)
     fill(page, max_tokens=400, seed=1, temperature=0.8)
     page.locator("#seed").press("Control+Enter")
     expect(page.locator("#paced .token").nth(4)).to_be_attached()
