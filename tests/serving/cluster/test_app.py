@@ -196,7 +196,7 @@ def test_a_key_has_its_rate_once(fleet):
 
 
 def test_tokens_are_paid_wherever_they_were_drawn(fleet, monkeypatch):
-    monkeypatch.setattr(module, "_BILLING", 0.01)
+    monkeypatch.setattr(module, "_USAGE_SECONDS", 0.01)
     charged = []
     charge = RateLimits.charge
 

@@ -112,7 +112,7 @@ def test_a_server_outlives_a_node(nodes, lm):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         reader.join()
-        assert any("is tried again" in line for line in told), told
+        assert any("is retried" in line for line in told), told
     finally:
         process.kill()
         reader.join()

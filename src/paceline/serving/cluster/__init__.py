@@ -1,1 +1,1 @@
-"""Several engines on a Ray cluster: servers behind one address, and workers on one batch."""
+"""Several engines on a Ray cluster: servers behind one address, and workers for one batch."""

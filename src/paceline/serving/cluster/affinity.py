@@ -1,8 +1,9 @@
-"""Which replica a request goes to: the one that knows the beginning of its prompt, if it can.
+"""Chooses the replica for a request: if possible the one that has computed its prefix before.
 
-Replicas are ranked by a hash of the beginning and their own name (rendezvous hashing, Thaler and
-Ravishankar 1998), so that a replica that comes or goes moves no other's requests; one with more
-than its share is passed over (consistent hashing with bounded loads, arXiv 1608.01350).
+Replicas are ranked by a hash of the prompt's beginning and the replica's name (rendezvous hashing,
+Thaler and Ravishankar 1998), so that a replica that joins or leaves moves no other replica's
+requests; one with more than its share of the load comes last (consistent hashing with bounded
+loads, arXiv 1608.01350).
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from hashlib import blake2b
 from math import ceil
 from typing import Any
 
-_TEXT = 512  # characters of a prompt that count
-_TOKENS = 128  # or tokens
-_SHARE = 1.25  # of the mean load that one may bear
+_TEXT = 512  # characters of a prompt that are hashed
+_TOKENS = 128  # tokens of a prompt that are hashed
+_SHARE = 1.25  # maximum load of a replica, relative to the mean
 
 
 def beginning(body: object) -> str:
-    """What requests have in common that should meet on one replica; empty where nothing is.
+    """Return the prefix by which requests meet on one replica; empty without one.
 
-    Of a conversation it is all up to the first thing that the user says, which stays as it is when
-    the conversation grows.
+    For a conversation this is everything up to the first message of the user, which stays the same
+    as the conversation grows.
     """
     if not isinstance(body, dict):
         return ""
     if isinstance(body.get("messages"), list):
-        return _said(body["messages"])[:_TEXT]
+        return _first_messages(body["messages"])[:_TEXT]
     prompt = body.get("prompt", body.get("input"))
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
         prompt = prompt[0]
@@ -35,28 +36,28 @@ def beginning(body: object) -> str:
     return prompt[:_TEXT] if isinstance(prompt, str) else ""
 
 
-def _said(messages: list[Any]) -> str:
-    found = []
+def _first_messages(messages: list[Any]) -> str:
+    parts = []
     for message in messages:
         if isinstance(message, dict):
-            found.append(f"{message.get('role')}: {message.get('content')!s}")
+            parts.append(f"{message.get('role')}: {message.get('content')!s}")
             if message.get("role") == "user":
                 break
-    return "\n".join(found)
+    return "\n".join(parts)
 
 
 def ranked(key: str, loads: Mapping[str, int]) -> list[str]:
-    """The replicas in the order in which to try them.
+    """Return the replicas in the order in which to try them.
 
     Args:
-        key: a request's beginning; one without goes to the least loaded.
-        loads: requests under way at each.
+        key: a request's beginning; with an empty one the least loaded replica comes first.
+        loads: number of running requests of each replica.
     """
-    most = ceil(_SHARE * (sum(loads.values()) + 1) / max(len(loads), 1))
+    max_load = ceil(_SHARE * (sum(loads.values()) + 1) / max(len(loads), 1))
 
     def rank(name: str) -> tuple[bool | int, bytes]:
         text = f"{key}\0{name}".encode(errors="surrogatepass")
-        full = loads[name] >= most if key else loads[name]
+        full = loads[name] >= max_load if key else loads[name]
         return full, blake2b(text, digest_size=8).digest()
 
     return sorted(loads, key=rank)

@@ -1,4 +1,4 @@
-"""The application in front of replicas: what holds for all of them is kept here, once."""
+"""The application in front of replicas: keys, rates, limits and metrics are kept here, once."""
 
 from __future__ import annotations
 
@@ -21,77 +21,79 @@ from paceline.serving.cluster.usage import UsageLedger
 from paceline.serving.metrics import RequestMetrics
 
 _log = logging.getLogger(__name__)
-_BILLING = 1.0  # seconds between bills
+_USAGE_SECONDS = 1.0  # between two reports of usage
 
 
 def create_front(
     front: ReplicaProxy, fleet: ReplicaSet, rules: Rules | None = None, cors: Sequence[str] = ()
 ) -> FastAPI:
-    """One address for a fleet: keys, rates, limits and metrics of the whole.
+    """Return the application at the one address of all replicas.
 
     Args:
-        front: passes on what is not answered here.
+        front: passes requests on to replicas.
         fleet: the replicas.
-        rules: who may ask, how much and how long.
-        cors: origins whose pages may ask; `*` is any.
+        rules: who may use the API, how much and how long.
+        cors: origins whose pages may use it; `*` is any.
     """
-    rules, visits, said = rules or Rules(), RequestMetrics(), merged_metrics.MergedMetrics()
-    till = UsageLedger(rules.rates)
+    rules, requests, merged = rules or Rules(), RequestMetrics(), merged_metrics.MergedMetrics()
+    ledger = UsageLedger(rules.rates)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        billing = asyncio.create_task(_bill(fleet, till)) if rules.rates.tokens else None
+        usage_task = (
+            asyncio.create_task(_collect_usage(fleet, ledger)) if rules.rates.tokens else None
+        )
         yield
-        if billing:
-            billing.cancel()
+        if usage_task:
+            usage_task.cancel()
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install(app)
-    app.add_middleware(RequestGuard, rules=rules, metrics=visits, draining=lambda: front.draining)
+    app.add_middleware(RequestGuard, rules=rules, metrics=requests, draining=lambda: front.draining)
     open_to(app, cors)
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether this process lives."""
+        """Return 200 as long as this process lives."""
         return {"status": "ok"}
 
     @app.get("/ready")
     async def ready() -> JSONResponse:
-        """Whether requests are taken, and by how many."""
+        """Return whether requests are accepted, and the number of replicas."""
         running = await fleet.running()
-        taken = running > 0 and not front.draining
-        told = {"ready": taken, "replicas": running, "wanted": fleet.size}
-        return JSONResponse(told, 200 if taken else 503)
+        accepting = running > 0 and not front.draining
+        state = {"ready": accepting, "replicas": running, "wanted": fleet.size}
+        return JSONResponse(state, 200 if accepting else 503)
 
     @app.get("/metrics")
-    async def told() -> Response:
-        """What Prometheus reads."""
-        heard = dict(await fleet.each("measured"))
-        own = [*visits.families(), *_counts(front, fleet, len(heard))]
+    async def metrics_page() -> Response:
+        """Return the metrics for Prometheus."""
+        measured = dict(await fleet.each("measured"))
+        own = [*requests.families(), *_counts(front, fleet, len(measured))]
         names = {family.name for family in own}
-        rest = [family for family in said.of(heard) if family.name not in names]
+        rest = [family for family in merged.of(measured) if family.name not in names]
         return Response(merged_metrics.text([*own, *rest]), media_type=METRICS)
 
     app.router.default = front
-    app.state.context = front  # where the server asks when who finds no connection may come again
+    app.state.context = front  # for the server: `retry`
     return app
 
 
-def _counts(front: ReplicaProxy, fleet: ReplicaSet, heard: int) -> list[Metric]:
+def _counts(front: ReplicaProxy, fleet: ReplicaSet, measured: int) -> list[Metric]:
     return [
-        GaugeMetricFamily("paceline_replicas", "Replicas that told their numbers.", heard),
-        GaugeMetricFamily("paceline_replicas_wanted", "Replicas there should be.", fleet.size),
+        GaugeMetricFamily("paceline_replicas", "Replicas that reported their metrics.", measured),
+        GaugeMetricFamily("paceline_replicas_wanted", "Replicas that should exist.", fleet.size),
         CounterMetricFamily(
-            "paceline_moved_requests", "Times that a request was tried again.", front.moved
+            "paceline_moved_requests", "Requests retried on another replica.", front.moved
         ),
     ]
 
 
-async def _bill(fleet: ReplicaSet, till: UsageLedger) -> None:
-    """Ask again and again what is owed."""
+async def _collect_usage(fleet: ReplicaSet, ledger: UsageLedger) -> None:
+    """Ask the replicas for their token usage again and again."""
     while True:
-        await asyncio.sleep(_BILLING)
+        await asyncio.sleep(_USAGE_SECONDS)
         try:
-            till.take(await fleet.each("bill", till.paid), monotonic())
-        except Exception:  # a bug, or Ray's; what is owed is told again
-            _log.exception("no bills came")
+            ledger.take(await fleet.each("usage", ledger.charged), monotonic())
+        except Exception:  # a bug, ours or Ray's; the usage is reported again
+            _log.exception("usage could not be collected")

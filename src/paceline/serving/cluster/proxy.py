@@ -1,4 +1,4 @@
-"""Requests on their way to replicas. A replica that dies takes none with it."""
+"""Passes requests on to replicas; a request survives the death of its replica."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from paceline.serving.cluster.resume import ResumedStream, SeamError
 from paceline.serving.cluster.resume_responses import ResumedItems
 
 _log = logging.getLogger(__name__)
-_SPLICED: dict[str, type[ResumedStream] | type[ResumedItems]] = {
+_RESUMABLE: dict[str, type[ResumedStream] | type[ResumedItems]] = {
     "/v1/completions": ResumedStream,
     "/v1/chat/completions": ResumedStream,
     "/v1/responses": ResumedItems,
@@ -28,16 +28,16 @@ _SPLICED: dict[str, type[ResumedStream] | type[ResumedItems]] = {
 _KEPT = ("method", "path", "raw_path", "query_string", "client", "server", "scheme")
 _ID = b"x-request-id"
 _TRIES = 8
-_PAUSE = 0.25  # seconds before a request is tried again, the first time
-_FULL = (429, 503)  # what a replica says that others may not say later
+_PAUSE = 0.25  # seconds before the first retry; doubles with each
+_FULL = (429, 503)  # a later attempt may succeed
 
 
 class ReplicaSet(Protocol):
     """The replicas.
 
     Attributes:
-        size: how many there should be.
-        lost: what `ask` raises when a replica dies.
+        size: number of replicas that should exist.
+        lost: exceptions that `handle` raises when a replica dies.
     """
 
     size: int
@@ -46,60 +46,60 @@ class ReplicaSet(Protocol):
     def handle(
         self, scope: dict[str, Any], body: bytes, key: str
     ) -> AsyncGenerator[ResponsePart, None]:
-        """A replica's answer to a scope, a body and a key."""
+        """Yield a replica's response to a request, given its beginning as the key."""
 
     async def each(self, method: str, *args: Any) -> list[Any]:
-        """What each living replica returns; nothing of those that do not answer."""
+        """Return the result of a method of each living replica that answers."""
 
     async def running(self) -> int:
-        """How many live."""
+        """Return the number of living replicas."""
 
 
 class _LaterError(Exception):
-    """The replica that should go on with a stream has no place now."""
+    """The replica that should continue a stream has no capacity now."""
 
 
 class ReplicaProxy:
-    """An ASGI application that lets replicas answer, and what `DrainingServer` stops.
+    """An ASGI application that lets replicas answer; a `Stoppable` behind `DrainingServer`.
 
     Args:
         fleet: the replicas.
 
     Attributes:
-        moved: times that a request was tried again.
-        draining: no more requests are taken.
+        moved: number of retries.
+        draining: new requests are refused.
     """
 
     def __init__(self, fleet: ReplicaSet) -> None:
         self._fleet = fleet
         self.moved = 0
         self.draining = False
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def idle(self) -> bool:
-        """Whether everybody was told the end."""
-        return not self._under_way
+        """Return whether every request has got its end."""
+        return not self._running
 
     def retry(self) -> int:
-        """Seconds after which who finds no connection may try again."""
+        """Return the seconds after which a client without a connection may try again."""
         return 1
 
     def drain(self) -> None:
-        """Take no more requests; those under way go on."""
+        """Refuse new requests; running ones continue."""
         self.draining = True
 
     def stop(self) -> None:
-        """Give those under way up and tell them, from any thread."""
+        """End the running requests, from any thread."""
         self.draining = True
-        for task in self._under_way.copy():
+        for task in self._running.copy():
             task.get_loop().call_soon_threadsafe(task.cancel)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI; of HTTP only."""
+        """Handle a request of HTTP; see ASGI."""
         if self.draining and scope["method"] == "POST":
-            said = "the server is shutting down; try another"
-            await refusal(503, said, "server_error", wait=5)(scope, receive, send)
+            reason = "the server is shutting down; try another"
+            await refusal(503, reason, "server_error", wait=5)(scope, receive, send)
             return
         try:
             body = await _read(receive)
@@ -108,22 +108,22 @@ class ReplicaProxy:
         sent = _ClientResponse(scope, receive, send)
         answering = asyncio.create_task(self._answer(scope, body, sent))
         leaving = asyncio.create_task(_left(receive))
-        self._under_way.add(answering)
+        self._running.add(answering)
         try:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
             if answering.cancelled():
-                await sent.fail("the server stopped before the answer was whole")
+                await sent.fail("the server stopped before the answer was complete")
             elif answering.done():
                 answering.result()
         finally:
             answering.cancel()
             leaving.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
-            self._under_way.discard(answering)
+            self._running.discard(answering)
 
     async def _answer(self, scope: Scope, body: bytes, sent: _ClientResponse) -> None:
         body, key = seeded(scope["path"], body)
-        kept, why = _passed_on(scope), "no replica is there to answer; try again"
+        kept, why = _passed_on(scope), "no replica could answer; try again"
         for attempt in range(_TRIES):
             if attempt:
                 self.moved += 1
@@ -135,14 +135,14 @@ class ReplicaProxy:
                 await sent.end()
                 return
             except self._fleet.lost:
-                _log.warning("a replica died; its request is tried again")
+                _log.warning("a replica died; its request is retried")
                 try:
                     sent.again()
                 except SeamError as error:
                     why = f"a replica died, and {error}"
                     break
             except _LaterError:
-                why = "a replica died, and the others have no place now"
+                why = "a replica died, and the others are full; try again"
             except SeamError as error:
                 why = f"a replica died, and {error}"
                 break
@@ -150,27 +150,27 @@ class ReplicaProxy:
 
 
 class _ClientResponse:
-    """What a client was told of an answer, over all attempts.
+    """What a client was sent of a response, over all attempts.
 
-    Streams are told as they come. Other answers are told when they are whole, so that another
-    attempt may begin anew.
+    Streams are sent as they come. Other responses are sent once they are complete, so that an
+    attempt may start over.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
         self._stream = self._over = False
         self._start: dict[str, Any] = {}
-        self._said = bytearray()  # of a stream: told; of another answer: kept
-        self._at = monotonic()  # when something was told
-        self._splice: ResumedStream | ResumedItems | None = None
+        self._sent = bytearray()  # of a stream: sent; of another response: kept back
+        self._at = monotonic()  # time of the last send
+        self._resumed: ResumedStream | ResumedItems | None = None
         self._rest = b""
 
     async def add(self, part: ResponsePart) -> None:
-        """Take the next part of an attempt in.
+        """Process the next part of an attempt.
 
         Raises:
-            SeamError: what was told does not go on so.
-            _LaterError: it may go on later.
+            SeamError: it does not continue what was sent.
+            _LaterError: a later attempt may.
         """
         if not isinstance(part, bytes):
             if not self._stream:
@@ -178,19 +178,19 @@ class _ClientResponse:
             elif part.status in _FULL:
                 raise _LaterError
             elif part.status != 200:
-                raise SeamError(f"another refuses it with status {part.status}")
+                raise SeamError(f"another one refused the request with status {part.status}")
             return
-        if self._splice:
+        if self._resumed:
             *events, self._rest = (self._rest + part).split(b"\n\n")
-            part = b"".join(self._splice.rest(event) for event in events)
-        self._said += part
+            part = b"".join(self._resumed.rest(event) for event in events)
+        self._sent += part
         if self._stream and part:
             self._at = monotonic()
             await self._body(part, True)
 
     async def _begin(self, head: ResponsePart) -> None:
         assert not isinstance(head, bytes)
-        self._scope["route"] = head  # its path is counted
+        self._scope["route"] = head  # for the metrics by path
         headers = [(name, value) for name, value in head.headers if name != _ID]
         self._start = {"type": "http.response.start", "status": head.status, "headers": headers}
         kinds = [value for name, value in headers if name == b"content-type"]
@@ -202,25 +202,25 @@ class _ClientResponse:
         """Prepare for another attempt.
 
         Raises:
-            SeamError: there can be none.
+            SeamError: the response cannot be continued.
         """
         if not self._stream:
-            self._said.clear()
+            self._sent.clear()
             return
-        splice = _SPLICED.get(self._scope["path"])
-        if splice is None:
-            raise SeamError("the rest cannot be told")
-        self._splice, self._rest = splice(bytes(self._said), lambda: monotonic() - self._at), b""
+        resumed = _RESUMABLE.get(self._scope["path"])
+        if resumed is None:
+            raise SeamError("the rest of this stream cannot be reconstructed")
+        self._resumed, self._rest = resumed(bytes(self._sent), lambda: monotonic() - self._at), b""
 
     async def end(self) -> None:
-        """The answer is whole."""
+        """Send what is left; the response is complete."""
         self._over = True
         if not self._stream:
             await self._send(self._start)
-        await self._body(b"" if self._stream else bytes(self._said), False)
+        await self._body(b"" if self._stream else bytes(self._sent), False)
 
     async def fail(self, why: str) -> None:
-        """There is no going on; who is being told the end is told no more."""
+        """End the response with an error, unless its end is being sent."""
         if self._over:
             return
         if self._stream:
@@ -234,30 +234,32 @@ class _ClientResponse:
 
 
 def seeded(path: str, body: bytes) -> tuple[bytes, str]:
-    """A body that gives the same answer wherever it is run, and the beginning of its prompt."""
+    """Return a body with a seed, so that every replica gives the same answer, and its beginning."""
     try:
-        found = json.loads(body)
+        fields = json.loads(body)
     except (ValueError, RecursionError):
         return body, ""
-    key = beginning(found)
-    if path in _SPLICED and isinstance(found, dict) and found.get("seed") is None:
-        found["seed"] = secrets.randbits(32)
-        body = json.dumps(found, ensure_ascii=False, separators=(",", ":")).encode(
+    key = beginning(fields)
+    if path in _RESUMABLE and isinstance(fields, dict) and fields.get("seed") is None:
+        fields["seed"] = secrets.randbits(32)
+        body = json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode(
             errors="surrogatepass"
         )
     return body, key
 
 
 def _passed_on(scope: Scope) -> dict[str, Any]:
-    """What a replica is told of a request, with the id that it has here."""
+    """Return the scope for a replica, with the id that the request has here."""
     kept = {name: scope[name] for name in _KEPT if name in scope}
-    given = scope.get("state", {}).get("request")
-    headers = [(name, value) for name, value in scope["headers"] if not (given and name == _ID)]
-    return kept | {"headers": headers + ([(_ID, given.encode())] if given else [])}
+    request_id = scope.get("state", {}).get("request")
+    headers = [
+        (name, value) for name, value in scope["headers"] if not (request_id and name == _ID)
+    ]
+    return kept | {"headers": headers + ([(_ID, request_id.encode())] if request_id else [])}
 
 
 async def _read(receive: Receive) -> bytes:
-    """The body.
+    """Return the whole body.
 
     Raises:
         ConnectionError: the client left before its end.

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine."""
+"""Joins a Ray cluster, or starts one on this machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from paceline.errors import RequestError
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Join the cluster at `address`, or start one here; leave it again.
+    """Join the cluster at `address`, or start one here; leave it at the end.
 
     Raises:
-        RequestError: there is none.
+        RequestError: it cannot be joined.
     """
     own: dict[str, Any] = {"log_to_driver": False}
     if address in (None, "local"):
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
         own["include_dashboard"] = False
     else:
         _reach(str(address))
@@ -32,7 +32,7 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.init(address=address or "local", logging_level=logging.WARNING, **own)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RequestError(f"cannot join the Ray cluster at {address}: {error}") from None
-    with redirect_stdout(sys.stderr):  # Ray tells of dead nodes there, some at its end
+    with redirect_stdout(sys.stderr):  # Ray writes about dead nodes there, even at its end
         try:
             yield
         finally:
@@ -40,10 +40,10 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _reach(address: str) -> None:
-    """Refuse at once what Ray would try to reach for minutes.
+    """Refuse at once an address that Ray would try to reach for minutes.
 
     Raises:
-        RequestError: nobody listens there.
+        RequestError: nothing listens there.
     """
     host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and "/" not in host):
@@ -55,12 +55,12 @@ def _reach(address: str) -> None:
 
 
 def nodes() -> int:
-    """Machines in the cluster that have processors."""
+    """Return the number of nodes in the cluster that have processors."""
     return len(_processors())
 
 
 def processors(replicas: int) -> int:
-    """Threads for each of so many engines, that all processors of the cluster have work."""
+    """Return the threads for each of `replicas` engines, so that all processors are used."""
     known = _processors()
     return max(min(max(known), sum(known) // replicas), 1)
 

@@ -1,4 +1,4 @@
-"""A server without a socket: an ASGI application that is called."""
+"""A server without a socket: an ASGI application that is called directly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from paceline.serving.rate_limits import RateLimits
 
 
 class ResponseHead(NamedTuple):
-    """How an answer begins: its status, its headers, and the path of the route that gives it."""
+    """The start of a response.
+
+    Attributes:
+        status: of HTTP.
+        headers: names and values.
+        path: of the route that answers.
+    """
 
     status: int
     headers: list[tuple[bytes, bytes]]
@@ -30,33 +36,32 @@ class Replica:
     """One engine and its API.
 
     Args:
-        build: makes the application, where the replica is, with rates that it tells of what is
-            used.
-        name: no other's.
+        build: makes the application on the replica's node, given the rate limits that record usage.
+        name: unique.
     """
 
     def __init__(self, build: Callable[[RateLimits], FastAPI], name: str = "") -> None:
-        self._owed, self._name = UsageMeter(), name
-        self._app = build(self._owed)
+        self._meter, self._name = UsageMeter(), name
+        self._app = build(self._meter)
         self._started: asyncio.Task[object] | None = None
 
-    async def bill(self, paid: Mapping[str, int]) -> UsageReport:
-        """What its clients owe; see `UsageMeter.bill`."""
-        return self._owed.bill(self._name, paid)
+    async def usage(self, charged: Mapping[str, int]) -> UsageReport:
+        """Return the token usage of its clients; see `UsageMeter.report`."""
+        return self._meter.report(self._name, charged)
 
     async def measured(self) -> tuple[str, list[Metric]]:
-        """Its name and its metrics."""
+        """Return its name and its metrics."""
         metrics: Metrics = self._app.state.metrics
         return self._name, metrics.families()
 
     async def handle(
         self, scope: dict[str, Any], body: bytes, key: str
     ) -> AsyncIterator[ResponsePart]:
-        """Answer a request; who stops listening gives it up.
+        """Yield the response to a request; leaving the iteration cancels it.
 
         Args:
             scope: of ASGI.
-            body: whole.
+            body: complete.
             key: for the router.
         """
         del key
@@ -75,7 +80,7 @@ class Replica:
             return {"type": "http.disconnect"}
 
         async def send(message: Any) -> None:
-            if not gone.is_set():  # else nobody takes it away
+            if not gone.is_set():  # otherwise nobody would take it
                 await messages.put(message)
 
         async def run() -> None:

@@ -1,8 +1,8 @@
-"""A stream that broke off, gone on with by another replica.
+"""Continues a broken stream with the answer of another replica.
 
-The same seed gives the same text wherever it is run. So the request is run again from its
-beginning, and what was told already is left out: whoever reads the stream sees no seam. What is
-left out must be what was told, letter by letter and token by token.
+The same seed gives the same text on every replica. So the request is run again from its beginning,
+and what was sent already is left out: the client sees no seam. What is left out must equal what was
+sent, character by character and token by token.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ _Some = TypeVar("_Some", str, list[str], list[int])
 
 
 class SeamError(Exception):
-    """The stream cannot be gone on with; says why."""
+    """The stream cannot be continued; says why."""
 
 
 class ResumedStream:
-    """What a client was told of choices, and what is new in another stream of the same.
+    """What a client was sent of each choice, and what is new in another stream of the same request.
 
     Args:
-        told: the events so far, whole, each with the blank line after it.
-        ago: seconds since the last of them.
+        sent: the events so far, complete, each with the blank line after it.
+        ago: returns the seconds since the last of them.
 
     Raises:
-        SeamError: it holds what cannot be told apart piece by piece.
+        SeamError: an event has content that cannot be compared piece by piece.
     """
 
-    def __init__(self, told: bytes, ago: Callable[[], float] = float) -> None:
+    def __init__(self, sent: bytes, ago: Callable[[], float] = float) -> None:
         self._head: dict[str, Any] = {}
         self._choices: defaultdict[int, _UnmatchedChoice] = defaultdict(_UnmatchedChoice)
-        self._ends: set[bytes] = set()  # that belong to no choice
-        self._at: float | None = None  # of the last pass, by the clock of who told it
-        self._ago, self._later = ago, 0.0  # what the other's clock is behind
-        for event in filter(None, told.split(b"\n\n")):
+        self._ends: set[bytes] = set()  # events that belong to no choice
+        self._at: float | None = None  # time of the last pass, on the clock of its replica
+        self._ago, self._later = ago, 0.0  # by how much the other clock is behind
+        for event in filter(None, sent.split(b"\n\n")):
             self._take(event)
 
     def _take(self, event: bytes) -> None:
@@ -61,10 +61,10 @@ class ResumedStream:
             known.traced += trace.get("tokens", [])
 
     def rest(self, event: bytes) -> bytes:
-        """An event of the other stream, less what was told; nothing where nothing is left.
+        """Return an event of the other stream without what was sent; empty if nothing is left.
 
         Raises:
-            SeamError: it is another text, or as above.
+            SeamError: its text differs; or see the class.
         """
         if event == _DONE:
             return b"" if event in self._ends else event + b"\n\n"
@@ -79,18 +79,18 @@ class ResumedStream:
         return b"data: " + json.dumps(piece | self._head, ensure_ascii=False).encode() + b"\n\n"
 
     def _new(self, piece: dict[str, Any], choice: dict[str, Any]) -> bool:
-        """Cut from a piece what was told; whether anything is left."""
+        """Remove from a piece what was sent; return whether anything is left."""
         known = self._choices[choice["index"]]
         if known.over:
             return False
         text, tokens, traced = _text(choice), _tokens(choice["logprobs"]), _traced(piece)
-        known.text, told = _met(known.text, text)
+        known.text, cut = _met(known.text, text)
         known.tokens, named = _met(known.tokens, tokens)
         known.traced, drawn = _met(known.traced, traced)
         if choice["finish_reason"] is not None and (known.text or known.tokens or known.traced):
             raise SeamError("another replica's answer is shorter")
-        if told:
-            _cut_text(choice, told)
+        if cut:
+            _cut_text(choice, cut)
         if named:
             choice["logprobs"] = _cut_logprobs(choice["logprobs"], named)
         if drawn:
@@ -99,13 +99,13 @@ class ResumedStream:
             choice.get("delta", {}).pop("role", None)
         if len(traced) > drawn:
             self._set_clock(piece["paceline"])
-        said = len(text) > told or len(tokens) > named or len(traced) > drawn or not known.begun
+        anything = len(text) > cut or len(tokens) > named or len(traced) > drawn or not known.begun
         known.begun = True
         calls = bool(choice.get("delta", {}).get("tool_calls"))
-        return said or calls or choice["finish_reason"] is not None
+        return anything or calls or choice["finish_reason"] is not None
 
     def _set_clock(self, trace: dict[str, Any]) -> None:
-        """Let the time of a pass go on from the clock of who died, with the seconds between."""
+        """Let the times of passes continue on the clock of the replica that died."""
         if self._at is not None:
             self._later, self._at = self._at + self._ago() - trace["at"], None
         trace["at"] = round(trace["at"] + self._later, 6)
@@ -113,7 +113,7 @@ class ResumedStream:
 
 @dataclass
 class _UnmatchedChoice:
-    """What was told of a choice and has not been met again."""
+    """What was sent of a choice and has not been seen again in the other stream."""
 
     text: str = ""
     tokens: list[str] = field(default_factory=list)  # with their log probabilities
@@ -123,14 +123,14 @@ class _UnmatchedChoice:
 
 
 def _met(known: _Some, new: _Some) -> tuple[_Some, int]:
-    """What is still to be met, and how much of `new` was met now.
+    """Return what is still unmatched, and how much of `new` was matched.
 
     Raises:
         SeamError: they differ.
     """
     size = min(len(known), len(new))
     if known[:size] != new[:size]:
-        raise SeamError("another replica answers otherwise")
+        raise SeamError("another replica's answer differs")
     return known[size:], size
 
 
@@ -142,7 +142,7 @@ def _read(event: bytes) -> dict[str, Any]:
             choice["finish_reason"]
         _traced(piece)
     except (ValueError, LookupError, TypeError, AttributeError):
-        raise SeamError("the rest cannot be told") from None
+        raise SeamError("the rest of this stream cannot be reconstructed") from None
     return piece
 
 
@@ -163,25 +163,25 @@ def _traced(piece: dict[str, Any]) -> list[int]:
     return list(piece["paceline"]["tokens"]) if "paceline" in piece else []
 
 
-def _cut_text(choice: dict[str, Any], told: int) -> None:
+def _cut_text(choice: dict[str, Any], cut: int) -> None:
     if "delta" in choice:
-        choice["delta"]["content"] = choice["delta"]["content"][told:]
+        choice["delta"]["content"] = choice["delta"]["content"][cut:]
     else:
-        choice["text"] = choice["text"][told:]
+        choice["text"] = choice["text"][cut:]
 
 
-def _cut_logprobs(logprobs: dict[str, Sequence[Any]], told: int) -> dict[str, Any] | None:
-    left = {name: each[told:] for name, each in logprobs.items()}
+def _cut_logprobs(logprobs: dict[str, Sequence[Any]], cut: int) -> dict[str, Any] | None:
+    left = {name: each[cut:] for name, each in logprobs.items()}
     offsets = left.get("text_offset", [])
     if offsets:
         left["text_offset"] = [each - offsets[0] for each in offsets]
     return left if any(left.values()) else None
 
 
-def _cut_trace(piece: dict[str, Any], told: int) -> None:
-    """What is left came of two passes as one, one of them of the replica that died."""
+def _cut_trace(piece: dict[str, Any], cut: int) -> None:
+    """Remove tokens that were sent; the rest then belongs to two passes merged into one."""
     trace = piece["paceline"]
-    trace |= {name: trace[name][told:] for name in _LISTS}
+    trace |= {name: trace[name][cut:] for name in _LISTS}
     if trace["tokens"]:
         trace["passes"] += 1
     else:

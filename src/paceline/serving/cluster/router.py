@@ -1,4 +1,4 @@
-"""The way to a replica, as Ray Serve asks for it."""
+"""Ray Serve's router: chooses the replica of a request."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class AffinityRouter(RequestRouter):
         candidate_replicas: list[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """The replicas in the order in which to try them."""
+        """Return the replicas in the order in which to try them."""
         key = ""
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True

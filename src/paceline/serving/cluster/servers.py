@@ -21,19 +21,19 @@ from paceline.serving.rate_limits import RateLimits
 from paceline.serving.settings import ServerSettings
 
 _APP, _NAME = "paceline", "replica"
-_PATIENCE = 5.0  # seconds for an answer about the state of things
-_CHECKS = 2.0  # seconds between looks whether a replica lives
+_PATIENCE = 5.0  # seconds to wait for a status
+_CHECKS = 2.0  # seconds between health checks
 
 
 class _RayReplica(Replica):
-    """A replica that knows what Ray calls it."""
+    """A replica named by Ray."""
 
     def __init__(self, build: Callable[[RateLimits], FastAPI]) -> None:
         super().__init__(build, serve.get_replica_context().replica_tag)
 
 
 class RayReplicaSet:
-    """The replicas of a deployment; see `Fleet`."""
+    """The replicas of a deployment; see `ReplicaSet`."""
 
     lost = (RayActorError, ObjectLostError, WorkerCrashedError)
 
@@ -44,7 +44,7 @@ class RayReplicaSet:
     async def handle(
         self, scope: dict[str, Any], body: bytes, key: str
     ) -> AsyncGenerator[ResponsePart, None]:
-        """See `Fleet`."""
+        """See `ReplicaSet`."""
         parts = self._ask.remote(scope, body, key=key)
         try:
             async for part in parts:
@@ -53,17 +53,17 @@ class RayReplicaSet:
             parts.cancel()
 
     async def each(self, method: str, *args: Any) -> list[Any]:
-        """See `Fleet`."""
+        """See `ReplicaSet`."""
         try:
-            found = await self._handle.broadcast(method, *args).results_async(
+            results = await self._handle.broadcast(method, *args).results_async(
                 timeout_s=_PATIENCE, return_exceptions=True
             )
         except (TimeoutError, DeploymentUnavailableError):
             return []
-        return [each for each in found if not isinstance(each, BaseException)]
+        return [each for each in results if not isinstance(each, BaseException)]
 
     async def running(self) -> int:
-        """See `Fleet`; Ray's controller knows, within seconds."""
+        """Return the number of living replicas; Ray's controller notices a death within seconds."""
         try:
             status = await asyncio.wait_for(asyncio.to_thread(serve.status), _PATIENCE)
             known = status.applications[_APP].deployments[_NAME].replica_states
@@ -80,15 +80,15 @@ def replicated(
     ongoing: int,
     settings: ServerSettings,
 ) -> Iterator[RayReplicaSet]:
-    """So many servers on the cluster that is joined.
+    """Run `replicas` servers on the joined cluster.
 
     Args:
-        build: makes a replica's application, where it is, with so many threads, and rates that it
-            tells of what is used.
+        build: makes a replica's application on its node, given its threads and the rate limits that
+            record usage.
         replicas: their number.
-        threads: processors that each takes.
-        ongoing: most requests under way at each; more wait in front.
-        settings: of the server: `drain`.
+        threads: processors of each.
+        ongoing: maximum running requests of each; further ones wait in front.
+        settings: of the server; `drain` is used.
     """
     logs = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="Disabled", logging_config=logs)

@@ -1,7 +1,7 @@
-"""What answers cost, on its way from the replicas to the one place where rates are kept.
+"""Carries token usage from the replicas to the one place where rates are limited.
 
-A replica tells what was used since the bill that was paid last, as often as it is asked: a bill
-that is lost comes again with the next, and none is paid twice.
+A replica reports the usage since the last report that was charged, as often as it is asked: a lost
+report is included in the next one, and none is charged twice.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from paceline.serving.rate_limits import RateLimits
 
 
 class UsageReport(NamedTuple):
-    """What the clients of a replica owe.
+    """The token usage of a replica's clients.
 
     Attributes:
         replica: its name.
-        number: of the bill, from 1 on.
-        tokens: of each client, since the bill that was paid last.
+        number: of the report, from 1.
+        tokens: of each client, since the last report that was charged.
     """
 
     replica: str
@@ -30,9 +30,9 @@ class UsageReport(NamedTuple):
 
 @dataclass
 class UsageMeter(RateLimits):
-    """At a replica: refuses nobody, and notes what is used."""
+    """Replica side: records token usage; never rejects."""
 
-    _told: Counter[str] = field(default_factory=Counter)  # on the last bill
+    _reported: Counter[str] = field(default_factory=Counter)  # in the last report
     _since: Counter[str] = field(default_factory=Counter)
     _number: int = 0
 
@@ -41,36 +41,39 @@ class UsageMeter(RateLimits):
         if tokens:
             self._since[client] += tokens
 
-    def bill(self, replica: str, paid: Mapping[str, int]) -> UsageReport:
-        """What is owed.
+    def report(self, replica: str, charged: Mapping[str, int]) -> UsageReport:
+        """Return the usage that was not charged yet.
 
         Args:
-            replica: this one.
-            paid: the number of the bill of each replica that was paid last.
+            replica: name of this replica.
+            charged: number of the last report of each replica that was charged.
         """
-        if paid.get(replica) == self._number:
-            self._told.clear()
-        self._told += self._since
+        if charged.get(replica) == self._number:
+            self._reported.clear()
+        self._reported += self._since
         self._since.clear()
         self._number += 1
-        return UsageReport(replica, self._number, dict(self._told))
+        return UsageReport(replica, self._number, dict(self._reported))
 
 
 class UsageLedger:
-    """At the front: takes bills.
+    """Front side: charges reports.
 
     Args:
         rates: of all clients.
+
+    Attributes:
+        charged: number of the last report of each replica that was charged.
     """
 
     def __init__(self, rates: RateLimits) -> None:
         self._rates = rates
-        self.paid: dict[str, int] = {}
+        self.charged: dict[str, int] = {}
 
-    def take(self, bills: Iterable[UsageReport], now: float) -> None:
-        """Charge what they say; an old one says nothing new."""
-        for bill in bills:
-            if bill.number > self.paid.get(bill.replica, 0):
-                self.paid[bill.replica] = bill.number
-                for client, tokens in bill.tokens.items():
+    def take(self, reports: Iterable[UsageReport], now: float) -> None:
+        """Charge reports; one that was charged before is ignored."""
+        for report in reports:
+            if report.number > self.charged.get(report.replica, 0):
+                self.charged[report.replica] = report.number
+                for client, tokens in report.tokens.items():
                     self._rates.charge(client, tokens, now)

@@ -40,11 +40,11 @@ def test_each_token_is_paid_for_once(steps):
         elif what == "late":  # what came before comes again
             till.take(old, 0.0)
         else:
-            bill = replicas[name].bill(name, till.paid)
+            bill = replicas[name].report(name, till.charged)
             if what == "paid":
                 old.append(bill)
                 till.take([bill], 0.0)
-    till.take([owed.bill(name, till.paid) for name, owed in replicas.items()], 0.0)
+    till.take([owed.report(name, till.charged) for name, owed in replicas.items()], 0.0)
     assert rates.charged == used
 
 
@@ -53,5 +53,5 @@ def test_a_replica_refuses_nobody_and_forgets_what_is_paid():
     owed.charge("ann", 10**9, 0.0)
     owed.charge("bob", 0, 0.0)
     assert owed.admit("ann", 0.0) == 0
-    till.take([owed.bill("x", till.paid)], 0.0)
-    assert owed.bill("x", till.paid).tokens == {}
+    till.take([owed.report("x", till.charged)], 0.0)
+    assert owed.report("x", till.charged).tokens == {}

@@ -162,14 +162,14 @@ def test_a_stream_that_cannot_be_gone_on_with_says_so(said, path):
     parts = [SSE, *sse([said])]
     status, body, _, asked = run([[*parts[:2], DeadError], parts], path)
     assert (status, len(asked)) == (200, 1)
-    assert said_last(body) == "a replica died, and the rest cannot be told"
+    assert said_last(body) == "a replica died, and the rest of this stream cannot be reconstructed"
 
 
 def test_a_refusal_of_the_second_replica_ends_the_stream():
     parts = [SSE, *sse([event(0, "a")])]
     _, body, _, asked = run([[*parts[:2], DeadError], [ResponseHead(400, []), b"{}"]])
     assert len(asked) == 2
-    assert said_last(body) == "a replica died, and another refuses it with status 400"
+    assert said_last(body) == "a replica died, and another one refused the request with status 400"
 
 
 def test_a_replica_without_a_place_is_asked_again():
@@ -179,7 +179,7 @@ def test_a_replica_without_a_place_is_asked_again():
     assert choices(body)[0] == {0: "ab"}
     assert moved == 3
     _, body, moved, _ = run([[*parts[:2], DeadError], full])
-    assert said_last(body) == "a replica died, and the others have no place now"
+    assert said_last(body) == "a replica died, and the others are full; try again"
     assert moved == 7
 
 
@@ -192,7 +192,7 @@ def test_nobody_left():
 def test_a_front_that_stops_tells_those_under_way():
     parts = [SSE, *sse([event(0, "a")])[:1], None]
     _, body, _, _ = run([parts], during=lambda front, _: front.stop())
-    assert said_last(body) == "the server stopped before the answer was whole"
+    assert said_last(body) == "the server stopped before the answer was complete"
 
 
 def test_an_answer_that_was_not_told_yet_is_refused_at_the_end():
