@@ -26,7 +26,7 @@ from typing import Any
 
 import gguf_file
 
-from paceline.measuring.load.client import Server, request
+from paceline.measuring.load.client import ServerAddress, request
 from paceline.measuring.load.run import Reply, Traffic, drive, first_model, sender, summary
 from paceline.models import load
 
@@ -47,7 +47,7 @@ class Client:
     """
 
     def __init__(self, url: str, tokens: int, **extra: Any) -> None:
-        self.server, self.tokens, self.extra = Server.parse(url), tokens, extra
+        self.server, self.tokens, self.extra = ServerAddress.parse(url), tokens, extra
         self.model = asyncio.run(first_model(self.server))
 
     def body(self, prompt: Prompt, tokens: int | None = None, **extra: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def running(words: Callable[[int], list[str]], log: Path) -> Iterator[str]:
 
 def _answers(url: str) -> bool:
     try:
-        asyncio.run(first_model(Server.parse(url)))
+        asyncio.run(first_model(ServerAddress.parse(url)))
     except Exception:
         return False
     return True

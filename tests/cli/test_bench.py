@@ -22,7 +22,7 @@ def _oracle(monkeypatch, toy):
 
 
 def schema():
-    page = Path(__file__).parents[2] / "docs" / "bench-json.md"
+    page = Path(__file__).parents[2] / "docs" / "reference" / "bench-json.md"
     return json.loads(re.search(r"```json\n(.*?)```", page.read_text(), re.S)[1])
 
 

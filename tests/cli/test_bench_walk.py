@@ -18,7 +18,7 @@ def bench(paceline, prompts, monkeypatch):
     return lambda *more: paceline(*words, "--budget", 4, *drafters, *more)
 
 
-def test_the_rejection_walk_is_equal_in_law_not_in_text(bench, tmp_path):
+def test_the_rejection_walk_is_equal_in_distribution_not_in_text(bench, tmp_path):
     out, html = tmp_path / "found.json", tmp_path / "page.html"
     done = bench("--walk", "rejection", "--temperature", 1.5, "--out", out, "--html", html)
     assert done.code == 0
@@ -31,12 +31,12 @@ def test_the_rejection_walk_is_equal_in_law_not_in_text(bench, tmp_path):
     assert drafted["different"] > 0
     assert drafted["tokens"] == plain["tokens"] == 36
     for answer in drafted["answers"]:
-        assert answer["equal"] == ("text" if answer["identical"] else "law")
-    assert "the rejection walk, equal in law, not in text" in done.out
-    assert " law " in done.out
+        assert answer["equal"] == ("text" if answer["identical"] else "distribution")
+    assert "the rejection walk, equal in distribution, not in text" in done.out
+    assert " distr. " in done.out
     assert "differ from" not in done.err
     page = html.read_text()
-    assert "3 outputs come from the rejection walk: equal in law, not in text." in page
+    assert "3 outputs come from the rejection walk: equal in distribution, not in text." in page
     assert "identical to plain decoding, token by token" not in page
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
-from paceline.measuring.baseline import Asking
+from paceline.measuring.baseline import TurnOptions
 from paceline.measuring.bench import bench
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.report.document import bench_document
@@ -15,7 +15,7 @@ from tests.measuring.toy_lm import Broken, Knowing, ToyLM
 from tests.toy import Oracle
 
 DIALOGUES = [Dialogue(("Once upon",), "text", 1), Dialogue(("One", "Two"), "qa", 3)]
-SCHEMA = Path(__file__).parents[2] / "docs" / "bench-json.md"
+SCHEMA = Path(__file__).parents[2] / "docs" / "reference" / "bench-json.md"
 
 
 def bench_schema():
@@ -28,7 +28,7 @@ def _no_memory_test(monkeypatch):
 
 
 def run(lm, **options):
-    asking = Asking(12, ignore_eos=True)
+    asking = TurnOptions(12, ignore_eos=True)
     return bench(
         lm,
         {"oracle": Knowing(lm.engine)},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paceline.core import Cost
 from paceline.measuring import bench as module
 from paceline.measuring.bandwidth import Bandwidth
-from paceline.measuring.baseline import Asking
+from paceline.measuring.baseline import TurnOptions
 from paceline.measuring.bench import bench
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.report.document import bench_document, conditions
@@ -27,7 +27,7 @@ VOID = {"meta"}
 def document(drafters, budgets=(2, 8, "auto")):
     lm = ToyLM()
     methods = {name: Knowing(lm.engine) for name in drafters}
-    asking = Asking(12, ignore_eos=True)
+    asking = TurnOptions(12, ignore_eos=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "measure_bandwidth", lambda threads: Bandwidth(1e9, 1 << 28, 2))
         patch.setattr(module, "measure_cost", lambda engine: Cost((1, 8, 64), (1e-3, 1e-3, 9e-3)))

@@ -3,7 +3,7 @@ import pytest
 
 from paceline.core import TokenTree
 from paceline.errors import ModelError
-from paceline.measuring.inflate import Shape, inflate
+from paceline.measuring.inflate import TargetShape, inflate
 from paceline.models import load
 from tests.conftest import shared
 
@@ -18,11 +18,11 @@ def logits(model):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("stories260K", Shape(512, 11, 32, 4, 600)),
-        ("stories260K", Shape(128, 5, 16, 8, 172)),
-        ("TinyStories-656K", Shape(256, 3, 16, 8, 400)),
-        ("bitstories-1M", Shape(256, 9, 16, 8, 640)),
-        ("bitstories-3M", Shape(1024, 9, 16, 8, 300)),
+        ("stories260K", TargetShape(512, 11, 32, 4, 600)),
+        ("stories260K", TargetShape(128, 5, 16, 8, 172)),
+        ("TinyStories-656K", TargetShape(256, 3, 16, 8, 400)),
+        ("bitstories-1M", TargetShape(256, 9, 16, 8, 640)),
+        ("bitstories-3M", TargetShape(1024, 9, 16, 8, 300)),
     ],
 )
 def test_a_grown_model_computes_what_it_did(name, shape, tmp_path):
@@ -39,11 +39,11 @@ def test_a_grown_model_computes_what_it_did(name, shape, tmp_path):
 @pytest.mark.parametrize(
     ("name", "shape", "said"),
     [
-        ("tinystories-instruct-3m-chat", Shape(512, 9, 16, 8, 600), "not gpt_neo"),
-        ("stories260K", Shape(96, 5, 8, 4, 172), "no multiple of 8"),
-        ("stories260K", Shape(128, 4, 8, 4, 172), "cannot hold"),
-        ("stories260K", Shape(100, 5, 8, 4, 172), "multiple of its heads"),
-        ("bitstories-1M", Shape(256, 9, 16, 4, 640), "2 query heads"),
+        ("tinystories-instruct-3m-chat", TargetShape(512, 9, 16, 8, 600), "not gpt_neo"),
+        ("stories260K", TargetShape(96, 5, 8, 4, 172), "no multiple of 8"),
+        ("stories260K", TargetShape(128, 4, 8, 4, 172), "cannot hold"),
+        ("stories260K", TargetShape(100, 5, 8, 4, 172), "multiple of its heads"),
+        ("bitstories-1M", TargetShape(256, 9, 16, 4, 640), "2 query heads"),
     ],
 )
 def test_shapes_that_cannot_hold_the_model_are_refused(name, shape, said, tmp_path):

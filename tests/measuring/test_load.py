@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import PacelineError, RequestError
-from paceline.measuring.load.client import Server
+from paceline.measuring.load.client import ServerAddress
 from paceline.measuring.load.run import (
     Reply,
     Traffic,
@@ -153,7 +153,9 @@ def test_the_summary_of_known_replies():
 
 def ask(script, count=1, timeout=20.0, body=None):
     with serving(script) as fake:
-        send = sender(Server.parse(fake.url, "secret"), lambda n: body or {"prompt": "x"}, timeout)
+        send = sender(
+            ServerAddress.parse(fake.url, "secret"), lambda n: body or {"prompt": "x"}, timeout
+        )
 
         async def run():
             return [await send(number, 0.0) for number in range(count)]
@@ -193,8 +195,8 @@ def test_the_servers_count_of_tokens_is_believed():
         (answer(sse(piece("Once"), done=False), how="chunked")[:-9], "broken", ""),
         (answer(sse(piece("x")))[:-3], "broken", "too early"),
         (answer(sse({"error": {"message": "no"}})), "in the stream", "no"),
-        (answer(b"data: [1]\n\n"), "broken", "no completion"),
-        (answer(b'data: {"choices": [7]}\n\n'), "broken", "no completion"),
+        (answer(b"data: [1]\n\n"), "broken", "not a completion"),
+        (answer(b'data: {"choices": [7]}\n\n'), "broken", "not a completion"),
         (b"SSH-2.0-OpenSSH\r\n", "broken", "not HTTP"),
         (b"", "broken", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", "broken", ""),
@@ -211,7 +213,7 @@ def test_bad_answers_are_counted_by_kind(said, error, detail):
 
 def test_nobody_there_and_nobody_answering():
     with serving(lambda *_: b"") as fake:
-        gone = Server.parse(fake.url)
+        gone = ServerAddress.parse(fake.url)
     send = sender(gone, lambda n: {"prompt": "x"}, 5.0)
     assert asyncio.run(send(0, 0.0)).error == "connection"
     with pytest.raises(PacelineError, match="cannot reach 127"):
@@ -225,7 +227,7 @@ def test_nobody_there_and_nobody_answering():
     async def silent():
         server = await asyncio.start_server(listens, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        send = sender(Server("127.0.0.1", port, "/v1"), lambda n: {"prompt": "x"}, 0.05)
+        send = sender(ServerAddress("127.0.0.1", port, "/v1"), lambda n: {"prompt": "x"}, 0.05)
         async with server:
             reply = await send(0, 0.0)
             await asyncio.sleep(0.01)  # the server sees that its client left
@@ -238,20 +240,22 @@ def test_nobody_there_and_nobody_answering():
     "url", ["", "ftp://x", "http://", "http://u:p@x", "http://x:99999", "http://x/?a=b", "http://é"]
 )
 def test_what_is_no_address_is_refused(url):
-    with pytest.raises(RequestError, match="is no address"):
-        Server.parse(url)
+    with pytest.raises(RequestError, match="is not an address"):
+        ServerAddress.parse(url)
 
 
 def test_addresses():
-    assert Server.parse("127.0.0.1:80").path == "/v1"
-    assert Server.parse("https://x.org/api/v1/") == Server("x.org", 443, "/api/v1", True)
-    with pytest.raises(RequestError, match="no header"):
-        Server.parse("x", "a\r\nb")
+    assert ServerAddress.parse("127.0.0.1:80").path == "/v1"
+    assert ServerAddress.parse("https://x.org/api/v1/") == ServerAddress(
+        "x.org", 443, "/api/v1", True
+    )
+    with pytest.raises(RequestError, match="HTTP header"):
+        ServerAddress.parse("x", "a\r\nb")
 
 
 def test_a_servers_first_model_is_found():
     async def model(url):
-        return await first_model(Server.parse(url))
+        return await first_model(ServerAddress.parse(url))
 
     with serving(lambda *_: answer(b'{"data": [{"id": "tiny"}]}')) as fake:
         assert asyncio.run(model(fake.url)) == "tiny"

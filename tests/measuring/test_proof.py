@@ -6,7 +6,7 @@ import pytest
 from paceline.core import Output, Request
 from paceline.decoding.governor import Fixed
 from paceline.errors import RequestError
-from paceline.measuring.baseline import Asking, decode, plain_drafter, plain_turns
+from paceline.measuring.baseline import TurnOptions, decode, plain_drafter, plain_turns
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.proof import compare, prove
 from paceline.measuring.report.document import proof_document
@@ -18,7 +18,7 @@ DIALOGUES = [Dialogue(("Once upon",), "text", 1), Dialogue(("One", "Two"), "qa",
 
 def run(lm, heats=(0.0, 0.7), dialogues=DIALOGUES, length=12):
     return prove(
-        lm, {"oracle": Knowing(lm.engine)}, dialogues, heats, Asking(length), lambda: Fixed(8)
+        lm, {"oracle": Knowing(lm.engine)}, dialogues, heats, TurnOptions(length), lambda: Fixed(8)
     )
 
 
@@ -41,7 +41,7 @@ def test_a_planted_bug_is_found_where_it_is():
     at = proof.first.difference
     assert (proof.total("bugs"), proof.total("ties"), proof.total("identical")) == (1, 0, 0)
     assert at.position == 5
-    (turn,) = plain_turns(ToyLM(), DIALOGUES[:1], Asking(12))
+    (turn,) = plain_turns(ToyLM(), DIALOGUES[:1], TurnOptions(12))
     logits = engine.logits_after([*turn.request.prompt, *turn.plain.tokens[:5]])
     second, first = np.argsort(logits)[-2:]
     assert (at.expected, at.found) == (first, second)
@@ -114,7 +114,7 @@ def test_an_output_that_ends_elsewhere_is_a_bug():
 
 def test_later_turns_are_asked_after_the_plain_answers():
     lm = ToyLM()
-    one, two = plain_turns(lm, DIALOGUES[1:], Asking(4, seed=7))
+    one, two = plain_turns(lm, DIALOGUES[1:], TurnOptions(4, seed=7))
     text = "\n".join(["One", lm.tokenizer.decode(one.plain.tokens), "Two"])
     assert two.request.prompt == tuple(lm.tokenizer.encode(text))
     assert [one.request.seed, two.request.seed] == [7, 8]
@@ -125,7 +125,7 @@ def test_long_prompts_keep_their_last_tokens_and_are_counted():
     lm = ToyLM(ToyEngine(context=20))
     proof = run(lm, heats=(0.0,), length=8, dialogues=[Dialogue(("x" * 50 + "yz",), "text", 1)])
     assert proof.clipped == 1
-    (turn,) = plain_turns(lm, [Dialogue(("x" * 50 + "yz",), "text", 1)], Asking(8))
+    (turn,) = plain_turns(lm, [Dialogue(("x" * 50 + "yz",), "text", 1)], TurnOptions(8))
     assert turn.request.prompt == tuple(lm.tokenizer.encode("x" * 10 + "yz"))
     assert len(turn.plain.tokens) == 8
 
@@ -133,7 +133,7 @@ def test_long_prompts_keep_their_last_tokens_and_are_counted():
 @pytest.mark.parametrize("length", [0, 64, 10**12])
 def test_an_answer_that_leaves_no_room_is_refused(length):
     with pytest.raises(RequestError, match="expected 1 to 63"):
-        list(plain_turns(ToyLM(), DIALOGUES, Asking(length)))
+        list(plain_turns(ToyLM(), DIALOGUES, TurnOptions(length)))
 
 
 def test_an_interrupt_ends_the_proof():

@@ -4,18 +4,18 @@ from hypothesis import strategies as st
 
 from paceline.core import TokenTree
 from paceline.decoding.governor import Fixed
-from paceline.measuring.baseline import Asking, decode, plain_turns
+from paceline.measuring.baseline import TurnOptions, decode, plain_turns
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.recording import Watched, trace, watched
+from paceline.measuring.recording import RecordingBudget, recording_budget, trace
 from paceline.models.detokenize import Detokenizer
 from tests.measuring.toy_lm import Letters, ToyLM
 from tests.toy import Oracle
 
 
-@given(st.integers(0, 12), st.integers(1, 20), st.sampled_from([Watched, watched]))
+@given(st.integers(0, 12), st.integers(1, 20), st.sampled_from([RecordingBudget, recording_budget]))
 def test_every_token_of_an_answer_is_traced_to_its_guess(budget, length, watch):
     lm = ToyLM()
-    asking = Asking(length, ignore_eos=True)
+    asking = TurnOptions(length, ignore_eos=True)
     (turn,) = plain_turns(lm, [Dialogue(("Once",), "text", 1)], asking)
     seen = watch(Fixed(budget))
     output = decode(lm, Oracle(lm.engine), turn.request, seen)

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from paceline.errors import MethodError, RequestError
 from paceline.planning.sampling_search import (
-    Economy,
     Example,
-    Settings,
-    Space,
+    SamplingSearch,
+    SamplingSettings,
+    SearchSpace,
     Trial,
     _slack,
     read_examples,
@@ -43,14 +43,14 @@ class Coins:
 
 
 def economy(per_question=100, budget=20_000, write=None, **options):
-    return Economy(
+    return SamplingSearch(
         EXAMPLES,
         write or Coins(),
         lambda tokens: "right" if 7 in tokens else "wrong",
         lambda text, answer: float(text == "right"),
         per_question,
         budget,
-        **{"space": Space(n=(1, 8), tokens=(4, 32)), **options},
+        **{"space": SearchSpace(n=(1, 8), tokens=(4, 32)), **options},
     )
 
 
@@ -64,11 +64,11 @@ def test_it_finds_settings_that_pay_and_keeps_both_budgets():
     assert best.settings.max_new_tokens >= 10
     assert best.cost <= 100
     assert search.spent < 20_000 + 8 * 32
-    assert {trial.verdict for trial in trials} >= {"whole", "dear", "behind"}
+    assert {trial.verdict for trial in trials} >= {"whole", "expensive", "behind"}
     for trial in trials:
-        dearest = trial.settings.max_new_tokens * trial.settings.n
+        largest = trial.settings.max_new_tokens * trial.settings.n
         assert trial.n <= trial.settings.n
-        assert 0 < trial.cost <= dearest
+        assert 0 < trial.cost <= largest
         assert trial.verdict != "whole" or (trial.cost <= 100 and trial.examples == 12)
 
 
@@ -87,12 +87,12 @@ def test_the_seed_decides_and_an_interrupted_search_goes_on_as_if_nothing_was(se
     assert rest.trials == whole.trials
 
 
-def test_what_was_too_dear_is_not_tried_again():
+def test_what_was_too_expensive_is_not_tried_again():
     search = economy(per_question=60)
     trials = list(search.run())
     for place, trial in enumerate(trials):
         for before in trials[:place]:
-            if before.verdict == "dear":
+            if before.verdict == "expensive":
                 assert (
                     trial.settings.n < before.n
                     or trial.settings.max_new_tokens < before.settings.max_new_tokens
@@ -118,7 +118,7 @@ def test_a_trial_is_given_up_before_all_examples_only_where_bounds_say_so():
     for trial in search.run():
         whole = economy(per_question=1e9, budget=10**9)._try(trial.settings)
         assert whole.verdict == "whole"
-        if trial.verdict == "dear":
+        if trial.verdict == "expensive":
             wrong += whole.cost <= 90
         if trial.verdict == "behind":
             wrong += whole.score > max(t.score for t in search.trials if t.verdict == "whole")
@@ -137,7 +137,7 @@ def test_the_bound_shrinks_to_nothing(total):
 @given(st.integers(0, 10**6))
 def test_proposals_stay_within_the_limits(seed):
     rng = np.random.default_rng(seed)
-    space = Space((0.0, 0.7), (0.3, 0.9), (2, 5), (10, 20))
+    space = SearchSpace((0.0, 0.7), (0.3, 0.9), (2, 5), (10, 20))
     settings = space.draw(rng)
     for _ in range(4):
         assert 0 <= settings.temperature <= 0.7
@@ -150,7 +150,7 @@ def test_proposals_stay_within_the_limits(seed):
 def test_a_model_answers_with_the_beginning_of_a_longer_answer():
     lm = ToyLM(stop_tokens=(3,))
     write, read = writer(lm, stop=["zz"]), reader(lm, ["zz"])
-    settings = Settings(1.3, 0.9, 1, 30)
+    settings = SamplingSettings(1.3, 0.9, 1, 30)
     long = write("Once", settings, 5)
     for length in (1, 4, 30):
         assert write("Once", replace(settings, max_new_tokens=length), 5) == long[:length]
@@ -160,15 +160,15 @@ def test_a_model_answers_with_the_beginning_of_a_longer_answer():
 
 def test_bad_input_is_refused(tmp_path):
     for space in ({"n": (0, 3)}, {"tokens": (5, 4)}, {"top_p": (0, 1)}, {"top_p": (0.5, 2)}):
-        with pytest.raises(RequestError, match="no limits"):
-            Space(**space)
+        with pytest.raises(RequestError, match="expected increasing limits"):
+            SearchSpace(**space)
     with pytest.raises(RequestError, match="no examples"):
-        Economy([], Coins(), str, scorer("exact"), 1, 1)
+        SamplingSearch([], Coins(), str, scorer("exact"), 1, 1)
     with pytest.raises(RequestError, match="above 0"):
         economy(per_question=float("nan"))
     odd = economy()
     odd.score = lambda text, answer: 2.0
-    with pytest.raises(RequestError, match="scorer gave 2"):
+    with pytest.raises(RequestError, match="scorer returned 2"):
         list(odd.run())
     path = tmp_path / "examples.jsonl"
     for content in (b'{"prompt": "a"}', b"[]", b'{"prompt": "", "answer": ""}', b"[" * 99_999):
@@ -187,13 +187,13 @@ def test_scorers_by_name():
     assert scorer("exact")("42.", "42") == 0
     assert scorer("regex")("it is 42.", r"\b4\d\b") == 1
     assert scorer("regex")("it is 422.", r"\b4\d\b") == 0
-    with pytest.raises(RequestError, match="no regular expression"):
+    with pytest.raises(RequestError, match="not a regular expression"):
         scorer("regex")("", "(")
     assert scorer("command", "grep -q")("it is 42", "42") == 1
     assert scorer("command", "grep -q")("it is 42", "43") == 0
     assert scorer("command", "echo 0.25 #")("text", "answer") == 0.25
     for printed in ("much", "2", "nan"):
-        with pytest.raises(RequestError, match="expected a number of 0 to 1"):
+        with pytest.raises(RequestError, match="expected a number from 0 to 1"):
             scorer("command", f"echo {printed} #")("", "")
     with pytest.raises(RequestError, match="took more than"):
         scorer("command", "sleep 5 #", 0.1)("", "")
@@ -203,5 +203,5 @@ def test_scorers_by_name():
 
 
 def test_trials_survive_a_file():
-    trial = Trial(Settings(0.5, 1.0, 2, 16), "whole", 0.5, 20.0, 2, 4, 99, 1)
+    trial = Trial(SamplingSettings(0.5, 1.0, 2, 16), "whole", 0.5, 20.0, 2, 4, 99, 1)
     assert Trial.read(json.loads(json.dumps(asdict(trial)))) == trial

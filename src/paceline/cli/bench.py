@@ -16,7 +16,7 @@ from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from paceline.control.grammar import Grammar
-    from paceline.measuring.baseline import Asking
+    from paceline.measuring.baseline import TurnOptions
     from paceline.measuring.prompts import Dialogue
 
 
@@ -71,11 +71,11 @@ class RoundOptions:
         typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
     ] = StateChoice.carried
 
-    def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> Asking:
+    def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> TurnOptions:
         """How the turns are asked."""
-        from paceline.measuring.baseline import Asking
+        from paceline.measuring.baseline import TurnOptions
 
-        return Asking(
+        return TurnOptions(
             self.max_new_tokens,
             self.temperature,
             self.seed,
@@ -161,7 +161,7 @@ def bench(
 def settings(
     prompt_options: BenchPromptOptions,
     rounds: RoundOptions,
-    asking: Asking,
+    asking: TurnOptions,
     budgets: list[int | str],
     job: evaluation.EvaluationJob,
 ) -> dict[str, Any]:

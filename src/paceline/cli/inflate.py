@@ -22,11 +22,11 @@ def inflate(
     json: options.Json = False,
 ) -> None:
     """Grow a model with zeros: its outputs stay, its time becomes that of the larger shape."""
-    from paceline.measuring.inflate import Shape
+    from paceline.measuring.inflate import TargetShape
     from paceline.measuring.inflate import inflate as grow
     from paceline.models import load
 
-    shape = Shape(hidden, layers, heads, kv_heads, intermediate)
+    shape = TargetShape(hidden, layers, heads, kv_heads, intermediate)
     grow(load(model), out, shape)
     size = (out / "model.safetensors").stat().st_size
     if json:

@@ -17,7 +17,7 @@ from paceline.errors import PacelineError, RequestError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from paceline.measuring.load.client import Server
+    from paceline.measuring.load.client import ServerAddress
     from paceline.measuring.load.run import Reply, Traffic
 
 _ROWS = {
@@ -146,7 +146,7 @@ def load_test(
     import asyncio
 
     from paceline.machine import machine, versions
-    from paceline.measuring.load.client import Server
+    from paceline.measuring.load.client import ServerAddress
     from paceline.measuring.load.run import summary
 
     report.check()
@@ -154,7 +154,7 @@ def load_test(
     body_options.extra()
     texts = [dialogue.turns[0] for dialogue in prompt_options.read()]
     traffic = arrivals.traffic(len(texts))
-    server = Server.parse(url, os.environ.get(body_options.key_variable, ""))
+    server = ServerAddress.parse(url, os.environ.get(body_options.key_variable, ""))
     name, replies = asyncio.run(run(server, body_options, texts, traffic))
     if not replies:
         raise PacelineError("no request was due before the end; ask for more seconds")
@@ -179,7 +179,7 @@ def load_test(
 
 
 async def run(
-    server: Server, body_options: BodyOptions, texts: list[str], traffic: Traffic
+    server: ServerAddress, body_options: BodyOptions, texts: list[str], traffic: Traffic
 ) -> tuple[str, list[Reply]]:
     """The name of the model that was asked, and the replies."""
     from paceline.measuring.load.run import drive, first_model, sender

@@ -16,7 +16,7 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from paceline.decoding.governor import Budget
     from paceline.lm import LM
-    from paceline.measuring.baseline import Asking
+    from paceline.measuring.baseline import TurnOptions
     from paceline.measuring.proof import Proof
 
 _SHOWN = 10  # differences on the screen; the document holds all
@@ -84,11 +84,11 @@ def prove(
     report.check()
     job = evaluation.prepare(model, prompt_options, comparison.drafters, engine)
     from paceline.measuring import proof
-    from paceline.measuring.baseline import Asking
+    from paceline.measuring.baseline import TurnOptions
     from paceline.measuring.report.document import conditions, proof_document, proof_table
 
     new, seed, chat = comparison.max_new_tokens, comparison.seed, prompt_options.chat
-    asking = Asking(
+    asking = TurnOptions(
         new, seed=seed, chat=chat, grammar=rules, watermark=mark, guide=constraints.guides
     )
     sizes = partial(comparison.sizes, job.lm)
@@ -127,7 +127,7 @@ def refuse(walk: str, drafters: list[str]) -> None:
 
 def settings(
     prompt_options: ProofPromptOptions,
-    asking: Asking,
+    asking: TurnOptions,
     temperatures: list[float],
     nodes: int | str,
     job: evaluation.EvaluationJob,

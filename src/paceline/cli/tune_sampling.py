@@ -15,7 +15,7 @@ from paceline.cli.output import check_target, document, save, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.planning.sampling_search import Economy, Space, Trial
+    from paceline.planning.sampling_search import SamplingSearch, SearchSpace, Trial
     from paceline.planning.scorers import Scorer
 
 _LIMITS = "LOW..HIGH of what is tried."
@@ -67,15 +67,15 @@ class SearchOptions:
     ] = 100_000
     seed: options.PlainSeed = 0
 
-    def space(self) -> Space:
+    def space(self) -> SearchSpace:
         """The limits.
 
         Raises:
             RequestError: they are none.
         """
-        from paceline.planning.sampling_search import Space
+        from paceline.planning.sampling_search import SearchSpace
 
-        return Space(
+        return SearchSpace(
             parsing.limits("--temperature", self.temperature),
             parsing.limits("--top-p", self.top_p),
             parsing.whole_limits("--n", self.n),
@@ -109,7 +109,7 @@ def tune_sampling(
     The score of a question is that of the best of its answers. From Python, see
     `paceline.planning.sampling_search`; there the scorer is any function.
     """
-    from paceline.planning.sampling_search import Economy, read_examples, reader, writer
+    from paceline.planning.sampling_search import SamplingSearch, read_examples, reader, writer
 
     check_target(out)
     judge, space = scoring.judge(), search.space()
@@ -128,7 +128,7 @@ def tune_sampling(
     trials = recall(out, task)
     lm = engine.open(model, drafter, "auto")
     write, read = writer(lm, chat, ends), reader(lm, ends)
-    economy = Economy(
+    tuning = SamplingSearch(
         questions,
         write,
         read,
@@ -139,20 +139,20 @@ def tune_sampling(
         search.seed,
         trials,
     )
-    for trial in economy.run():
-        say(trial_line(len(economy.trials), trial))
+    for trial in tuning.run():
+        say(trial_line(len(tuning.trials), trial))
         if out:
-            save(out, {"task": task, **economy.document()})
-    say(outcome(economy))
+            save(out, {"task": task, **tuning.document()})
+    say(outcome(tuning))
     if json:
-        document({"task": task, **economy.document()})
+        document({"task": task, **tuning.document()})
 
 
-def outcome(economy: Economy) -> str:
+def outcome(tuning: SamplingSearch) -> str:
     """The best trial, in one line."""
-    if economy.best is None:
+    if tuning.best is None:
         return "no settings could be tried on all examples; give a larger budget"
-    return f"best: {trial_line(economy.trials.index(economy.best) + 1, economy.best)}"
+    return f"best: {trial_line(tuning.trials.index(tuning.best) + 1, tuning.best)}"
 
 
 def trial_line(number: int, trial: Trial) -> str:

@@ -1,4 +1,4 @@
-"""Memory: how fast this machine reads it, and how much of it one plain token needs."""
+"""Memory bandwidth of this machine, and the bytes that a plain token reads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 from paceline.engines.base import Engine
 from paceline.machine import largest_cache, usable_cores
 
-_LEAST = 256 << 20  # bytes of the buffer where no larger cache asks for more
+_MIN_BUFFER = 256 << 20  # bytes
 
 
 class Bandwidth(NamedTuple):
-    """What was measured.
+    """A measured memory bandwidth.
 
     Attributes:
-        bytes_per_second: best of several streaming reads.
-        buffer_bytes: size of what was read, at least eight times the largest cache.
-        threads: that read it.
+        bytes_per_second: the best of several streaming reads.
+        buffer_bytes: size of the buffer that was read, at least eight times the largest cache.
+        threads: number of threads that read it.
     """
 
     bytes_per_second: float
@@ -29,9 +29,14 @@ class Bandwidth(NamedTuple):
 
 
 def measure_bandwidth(threads: int | None = None, repeats: int = 4) -> Bandwidth:
-    """Read a buffer far larger than the caches; `threads` default to the usable cores."""
+    """Measure the read bandwidth with a buffer far larger than the caches.
+
+    Args:
+        threads: number of threads; None takes the usable cores.
+        repeats: number of reads, of which the best counts.
+    """
     threads = threads or usable_cores()
-    size = max(_LEAST, 8 * largest_cache())
+    size = max(_MIN_BUFFER, 8 * largest_cache())
     buffer = np.ones(size // 8, np.uint64)
     parts = np.array_split(buffer, 8 * threads)
     best = np.inf
@@ -45,11 +50,14 @@ def measure_bandwidth(threads: int | None = None, repeats: int = 4) -> Bandwidth
 
 
 def bytes_per_token(engine: Engine, context: float) -> int | None:
-    """Bytes that one plain token reads: every matrix once, and the keys and values it sees.
+    """Return the bytes that one plain token reads: every matrix, and the keys and values it sees.
 
     Args:
-        engine: what runs; None is returned where it does not tell the size of its matrices.
+        engine: runs the model.
         context: cached positions.
+
+    Returns:
+        a number of bytes; None if the engine does not report the size of its weights.
     """
     matrices = engine.weight_bytes
     if matrices is None:

@@ -1,4 +1,4 @@
-"""Plain decoding of every turn of every dialogue: what all other decoding is compared with."""
+"""Plain decoding of every turn of every dialogue: the baseline of benches and proofs."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from paceline.watermarks.base import Watermark
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
-    """How the turns are asked.
+class TurnOptions:
+    """Options with which every turn is decoded.
 
     Attributes:
-        max_new_tokens: of each answer.
+        max_new_tokens: upper limit of each answer, in tokens.
         temperature: 0 is greedy.
-        seed: of the first turn; each next one has the next seed.
-        chat: with the model's chat template; otherwise turns and answers are lines of one text.
-        ignore_eos: go on past stop tokens, so that every answer has `max_new_tokens`.
+        seed: of the first turn; every further turn has the next seed.
+        chat: use the model's chat template; otherwise turns and answers are lines of one text.
+        ignore_eos: keep generating after stop tokens, so that every answer has `max_new_tokens`.
         grammar: that answers follow.
-        guide: steers every answer, as `LM.request` reads it.
+        guide: guides of every answer, as `LM.request` takes them.
         watermark: of every answer, if any.
-        walk: of all but plain decoding, as `LM.request` reads it.
+        walk: of all arms but plain decoding, as `LM.request` takes it.
     """
 
     max_new_tokens: int
@@ -47,14 +47,14 @@ class Asking:
 
 @dataclass(frozen=True, slots=True)
 class BaselineTurn:
-    """One prompt and its plain answer.
+    """One prompt and its answer by plain decoding.
 
     Attributes:
         name: line and turn in the file.
         category: of the line.
         request: holds the earlier turns, their plain answers and this turn.
         plain: the answer, with margins.
-        clipped: the prompt's beginning was cut off to make room for the answer.
+        clipped: whether the beginning of the prompt was cut off to make room for the answer.
     """
 
     name: str
@@ -65,39 +65,41 @@ class BaselineTurn:
 
 
 def plain_drafter(lm: LM) -> Drafter:
-    """The drafter that guesses nothing."""
+    """Return the drafter that proposes nothing."""
     drafter: Drafter = drafters.parse("plain").build(lm.draft_target)
     return drafter
 
 
-def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterator[BaselineTurn]:
+def plain_turns(
+    lm: LM, dialogues: Sequence[Dialogue], options: TurnOptions
+) -> Iterator[BaselineTurn]:
     """Decode every turn plainly; a prompt too long for the context keeps its last tokens.
 
     Raises:
         RequestError: `max_new_tokens` leaves no room for a prompt.
     """
     context = lm.engine.config.context
-    room = context - asking.max_new_tokens
-    if asking.max_new_tokens < 1 or room < 1:
+    room = context - options.max_new_tokens
+    if options.max_new_tokens < 1 or room < 1:
         raise RequestError(
-            f"max_new_tokens is {asking.max_new_tokens}, expected 1 to {context - 1}: "
+            f"max_new_tokens is {options.max_new_tokens}, expected 1 to {context - 1}: "
             f"the model sees {context} tokens, prompt included"
         )
     plain = plain_drafter(lm)
-    seed = asking.seed
+    seed = options.seed
     for dialogue in dialogues:
         answers: list[str] = []
         for turn in range(len(dialogue.turns)):
-            tokens = _encode(lm, dialogue.turns[: turn + 1], answers, asking.chat)
+            tokens = _encode(lm, dialogue.turns[: turn + 1], answers, options.chat)
             request = lm.request(
                 tokens[-room:],
-                max_new_tokens=asking.max_new_tokens,
-                temperature=asking.temperature,
+                max_new_tokens=options.max_new_tokens,
+                temperature=options.temperature,
                 seed=seed,
-                ignore_eos=asking.ignore_eos,
-                grammar=asking.grammar,
-                guide=asking.guide,
-                watermark=asking.watermark,
+                ignore_eos=options.ignore_eos,
+                grammar=options.grammar,
+                guide=options.guide,
+                watermark=options.watermark,
             )
             output = decode(lm, plain, request, Fixed(0), margins=True)
             yield BaselineTurn(
@@ -110,10 +112,10 @@ def plain_turns(lm: LM, dialogues: Sequence[Dialogue], asking: Asking) -> Iterat
 def decode(
     lm: LM, drafter: Drafter, request: Request, budget: Budget, margins: bool = False
 ) -> Output:
-    """One answer.
+    """Decode one request.
 
     Raises:
-        KeyboardInterrupt: a generation that was interrupted is no measurement.
+        KeyboardInterrupt: it was interrupted; such an output is no measurement.
     """
     text = text_of(request, lm.tokenizer)
     output = Generation(lm.engine, drafter, request, budget, text, margins).run()
@@ -122,12 +124,12 @@ def decode(
     return output
 
 
-def _encode(lm: LM, said: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
+def _encode(lm: LM, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
     if not chat:
-        earlier = [part for pair in zip(said, answers, strict=False) for part in pair]
-        return lm.tokenizer.encode("\n".join([*earlier, said[-1]]))
-    messages = [{"role": "user", "content": said[0]}]
-    for answer, turn in zip(answers, said[1:], strict=True):
+        earlier = [part for pair in zip(turns, answers, strict=False) for part in pair]
+        return lm.tokenizer.encode("\n".join([*earlier, turns[-1]]))
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
         messages.append({"role": "assistant", "content": answer})
         messages.append({"role": "user", "content": turn})
     return lm.tokenizer.encode_chat(messages)

@@ -1,7 +1,8 @@
 """Speed against plain decoding, measured so that the comparison is fair.
 
-Arms take turns on every prompt, and the order rotates. All arms decode the same prompts to the
-same number of tokens. Every arm's time is compared with plain decoding's on the same prompt.
+Arms take turns on every prompt in rotating order. All arms decode the same prompts to the same
+number of tokens. The time of every arm is compared with that of plain decoding on the same
+prompt.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from paceline.engines.cost_cache import known_cost
 from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
-from paceline.measuring.baseline import Asking, BaselineTurn, decode, plain_drafter, plain_turns
+from paceline.measuring.baseline import (
+    BaselineTurn,
+    TurnOptions,
+    decode,
+    plain_drafter,
+    plain_turns,
+)
 from paceline.measuring.calibration import Reliability
-from paceline.measuring.memory import Memory, measure_memory, state_bytes
+from paceline.measuring.memory import MemoryUse, measure_memory, state_bytes
 from paceline.measuring.prompts import Dialogue
-from paceline.measuring.recording import Traced, trace, watched
+from paceline.measuring.recording import TracedToken, recording_budget, trace
 from paceline.measuring.statistics import Interval, Ratio, median_interval, total_ratio
 
 PLAIN = "plain"
@@ -34,8 +41,8 @@ STATES: tuple[State, ...] = ("carried", "reset")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One answer by one arm."""
+class ArmRun:
+    """One answer by one arm; `identical` to that of plain decoding."""
 
     seconds: Seconds
     tokens: int
@@ -44,30 +51,30 @@ class Run:
     identical: bool
 
     def decoding(self) -> float:
-        """Seconds of decoding; prefill apart."""
+        """Return the seconds of decoding, without the prefill."""
         return self.seconds.decode
 
     def whole(self) -> float:
-        """Seconds from the prompt to the last token."""
+        """Return the seconds from the prompt to the last token."""
         return self.seconds.prefill + self.seconds.decode
 
 
 @dataclass(slots=True)
 class Arm:
-    """A drafter with a budget, and its runs: for each turn by name, one run for each round.
+    """A drafter with a budget, and its runs: for each turn, by name, one run per round.
 
     Attributes:
         name: of the arm, e.g. `recycle@16`.
-        spec: the text that named the drafter.
-        budget: most nodes of a tree beyond its root, or `auto`.
+        spec: text that named the drafter.
+        budget: largest number of nodes of a tree beyond its root, or `auto`.
         drafter: with what it has learnt.
-        sizes: the budget at work.
+        sizes: the budget in use.
         state: `reset` before every prompt, or `carried` from prompt to prompt.
-        walk: by which it draws. The rejection walk's outputs have plain decoding's law, not its
-            tokens.
-        reliability: of the drafter's scores, in all runs.
+        walk: by which it draws. Outputs of the rejection walk have the distribution of plain
+            decoding, but other tokens.
+        reliability: of the drafter's scores, over all runs.
         traced: tokens of the last answer to the traced prompt.
-        bytes: of what the drafter had learnt at the end of a round, the most.
+        bytes: size of what the drafter had learnt at the end of a round, the largest.
     """
 
     name: str
@@ -77,46 +84,48 @@ class Arm:
     sizes: Budget
     state: State = "carried"
     walk: str = "gumbel"
-    runs: dict[str, list[Run]] = field(default_factory=dict)
+    runs: dict[str, list[ArmRun]] = field(default_factory=dict)
     reliability: Reliability = field(default_factory=Reliability)
-    traced: list[Traced] = field(default_factory=list)
+    traced: list[TracedToken] = field(default_factory=list)
     bytes: int = 0
 
     def reset(self, cost: Cost) -> None:
-        """Forget what drafter and governor learnt."""
+        """Forget what the drafter and the governor have learnt."""
         self.drafter.reset()
         self.sizes = sizing(self.budget, cost)
 
     def request(self, turn: BaselineTurn) -> Request:
-        """What is asked, with the arm's walk."""
+        """Return the turn's request with this arm's walk."""
         return replace(turn.request, walk=self.walk)
 
-    def seconds(self, turn: BaselineTurn, what: Callable[[Run], float] = Run.decoding) -> float:
-        """Median time for a turn."""
+    def seconds(
+        self, turn: BaselineTurn, what: Callable[[ArmRun], float] = ArmRun.decoding
+    ) -> float:
+        """Return the median time of a turn, in seconds."""
         return median(map(what, self.runs[turn.name]))
 
     def tokens_per_second(self, turns: Sequence[BaselineTurn]) -> float:
-        """Of decoding; median over `turns`."""
+        """Return the decoding speed, the median over `turns`."""
         return median(self.runs[turn.name][0].tokens / self.seconds(turn) for turn in turns)
 
     def total_tokens_per_second(self, turns: Sequence[BaselineTurn]) -> float:
-        """Of decoding: all tokens over all seconds."""
+        """Return the decoding speed: all tokens over all seconds."""
         tokens = sum(self.runs[turn.name][0].tokens for turn in turns)
         return tokens / sum(map(self.seconds, turns))
 
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Everything that was measured.
+    """All measurements of a bench.
 
     Attributes:
         turns: the prompts with their plain answers.
-        arms: plain first.
-        cost: T(n).
-        cost_context: committed positions it was measured at.
+        arms: plain decoding first.
+        cost: T(n), seconds of a pass over n nodes.
+        cost_context: committed positions at which it was measured.
         bandwidth: of memory, with as many threads as the engine has.
-        bytes_per_token: that plain decoding reads; None where the engine does not tell.
-        memory: held by the process, the weights and the longest cache.
+        bytes_per_token: bytes that plain decoding reads for a token; None if unknown.
+        memory: used by the process, the weights and the longest cache.
     """
 
     turns: list[BaselineTurn]
@@ -125,42 +134,42 @@ class Bench:
     cost_context: int
     bandwidth: Bandwidth
     bytes_per_token: int | None
-    memory: Memory
+    memory: MemoryUse
 
     @property
     def traced(self) -> BaselineTurn:
-        """The prompt whose tokens are traced: the middle one, so that nobody picks it."""
+        """The prompt whose tokens are traced: the middle one, so that none is hand-picked."""
         return middle(self.turns)
 
     @property
     def share(self) -> float | None:
-        """Share of the memory bandwidth that plain decoding reaches."""
+        """Share of the memory bandwidth that plain decoding reaches; None if unknown."""
         if self.bytes_per_token is None:
             return None
         rate = self.arms[0].tokens_per_second(self.turns)
         return self.bytes_per_token * rate / self.bandwidth.bytes_per_second
 
     def ratio(
-        self, arm: Arm, turns: Sequence[BaselineTurn], what: Callable[[Run], float]
+        self, arm: Arm, turns: Sequence[BaselineTurn], what: Callable[[ArmRun], float]
     ) -> Interval:
-        """How many times faster than plain an arm is: median over `turns`, paired by turn.
+        """Return how many times faster than plain an arm is: median over `turns`, paired by turn.
 
         Args:
-            arm: which.
-            turns: some of those measured.
-            what: the seconds of a run that count, `Run.decoding` or `Run.whole`.
+            arm: the arm.
+            turns: some of those that were measured.
+            what: seconds of a run that count, `ArmRun.decoding` or `ArmRun.whole`.
         """
         plain = self.arms[0]
         return median_interval([plain.seconds(t, what) / arm.seconds(t, what) for t in turns])
 
     def total_ratio(self, arm: Arm, turns: Sequence[BaselineTurn]) -> Ratio:
-        """The same for all of `turns` together: total tokens over total seconds of decoding."""
+        """Return the ratio of the totals: plain seconds over this arm's, of all `turns`."""
         plain = self.arms[0]
         return total_ratio([plain.seconds(t) for t in turns], [arm.seconds(t) for t in turns])
 
 
 def middle(turns: Sequence[BaselineTurn]) -> BaselineTurn:
-    """The turn in the middle."""
+    """Return the turn in the middle."""
     return turns[len(turns) // 2]
 
 
@@ -168,7 +177,7 @@ def bench(
     lm: LM,
     methods: Mapping[str, DraftMethod],
     dialogues: Sequence[Dialogue],
-    asking: Asking,
+    options: TurnOptions,
     budgets: Sequence[int | str],
     repeat: int = 3,
     states: Sequence[State] = ("carried",),
@@ -176,34 +185,34 @@ def bench(
 ) -> Bench:
     """Measure every drafter at every budget, plain decoding, T(n) and the memory bandwidth.
 
-    Each round goes over all prompts once and starts from drafters that have learnt nothing, so
-    none profits from having seen a prompt's answer in an earlier round.
+    Every round goes over all prompts once and starts from drafters that have learnt nothing, so
+    that none profits from having seen the answer to a prompt in an earlier round.
 
     Args:
         lm: gives engine and tokenizer.
         methods: drafters by name; plain decoding is always added.
         dialogues: the prompts.
-        asking: how the turns are asked; `ignore_eos` makes all answers equally long.
-        budgets: most nodes beyond the root, or `auto`; one arm for each with each drafter.
-        repeat: rounds.
-        states: drafters keep what they learnt from prompt to prompt, or are reset before each; an
-            arm for each.
+        options: of every turn; `ignore_eos` makes all answers equally long.
+        budgets: largest numbers of nodes beyond the root, or `auto`; one arm for each and drafter.
+        repeat: number of rounds.
+        states: whether drafters keep what they learn from prompt to prompt, or are reset before
+            each; one arm for each.
         progress: called after each turn of the preparation and of each round.
 
     Raises:
-        MethodError: the walk that is asked for cannot follow a drafter, a budget or a grammar.
+        MethodError: the requested walk cannot follow a drafter, a budget or a grammar.
     """
-    # What a user's governor goes by; the curve below, of a longer context, is for the report.
+    # Governors use this curve; the one below, at a longer context, is reported.
     known = known_cost(lm.engine) if "auto" in budgets else None
-    arms = list(_arms(lm, methods, asking, budgets, states, known))
+    arms = list(_arms(lm, methods, options, budgets, states, known))
     turns = []
-    for turn in plain_turns(lm, dialogues, asking):
+    for turn in plain_turns(lm, dialogues, options):
         turns.append(turn)
         progress()
     cost = measure_cost(lm.engine)
     for arm in arms:
         arm.runs = {turn.name: [] for turn in turns}
-        decode(lm, arm.drafter, arm.request(turns[0]), arm.sizes)  # warms caches up; not counted
+        decode(lm, arm.drafter, arm.request(turns[0]), arm.sizes)  # warm-up, not counted
     for round_ in range(repeat):
         for arm in arms:
             arm.reset(cost)
@@ -220,7 +229,7 @@ def bench(
 
 
 def sizing(budget: int | str, cost: Cost | None) -> Budget:
-    """What sizes the trees: a number of nodes, or `auto` for a governor, which needs the cost."""
+    """Return what sizes trees: a number of nodes, or a governor, which needs the cost."""
     if isinstance(budget, int):
         return Fixed(budget)
     assert cost is not None
@@ -230,20 +239,22 @@ def sizing(budget: int | str, cost: Cost | None) -> Budget:
 def _arms(
     lm: LM,
     methods: Mapping[str, DraftMethod],
-    asking: Asking,
+    options: TurnOptions,
     budgets: Sequence[int | str],
     states: Sequence[State],
     cost: Cost | None,
 ) -> Iterator[Arm]:
     plain = Arm(PLAIN, PLAIN, 0, plain_drafter(lm), Fixed(0))
-    asked = Request((), asking.max_new_tokens, asking.temperature, walk=asking.walk)
-    follows_rejection(replace(asked, temperature=0.0), plain.drafter, plain.sizes)  # it is a walk
+    request = Request((), options.max_new_tokens, options.temperature, walk=options.walk)
+    follows_rejection(
+        replace(request, temperature=0.0), plain.drafter, plain.sizes
+    )  # refuses an unknown walk
     yield plain
     for name, method, state in [(*item, state) for item in methods.items() for state in states]:
         for budget in budgets if name != PLAIN else ():
             drafter, sizes = method.build(lm.draft_target), sizing(budget, cost)
-            walk = "rejection" if follows_rejection(asked, drafter, sizes) else "gumbel"
-            if walk == "rejection" and not asking.ignore_eos:
+            walk = "rejection" if follows_rejection(request, drafter, sizes) else "gumbel"
+            if walk == "rejection" and not options.ignore_eos:
                 raise MethodError(
                     "answers of the rejection walk that follow a grammar are not as long as plain "
                     "decoding's, so their times cannot be compared; leave the grammar out, or use "
@@ -253,15 +264,15 @@ def _arms(
             yield Arm(title, name, budget, drafter, sizes, state, walk)
 
 
-def _run(lm: LM, arm: Arm, turn: BaselineTurn, traced: bool = False) -> Run:
-    seen = watched(arm.sizes)
+def _run(lm: LM, arm: Arm, turn: BaselineTurn, traced: bool = False) -> ArmRun:
+    seen = recording_budget(arm.sizes)
     output = decode(lm, arm.drafter, arm.request(turn), seen)
     arm.reliability.learn(seen.passes)
     if traced:
         pieces = pieces_of(turn.request, lm.tokenizer)
         arm.traced = trace(seen.passes, output.tokens, arm.drafter.origins, pieces)
     same = output.tokens == turn.plain.tokens
-    return Run(output.seconds, len(output.tokens), output.passes, output.nodes, same)
+    return ArmRun(output.seconds, len(output.tokens), output.passes, output.nodes, same)
 
 
 def _with_machine(lm: LM, turns: list[BaselineTurn], arms: list[Arm], cost: Cost) -> Bench:

@@ -1,4 +1,4 @@
-"""Reliability of scores: the chance that guesses claimed, against what came true."""
+"""Calibration of scores: the probability that a drafter claimed, and how often it was right."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from paceline.decoding.governor import judged
 
 Pass = tuple[TokenTree, list[int]]  # a tree and its accepted nodes, root first
 
-BUCKETS = 10  # of the score, equally wide
-DEPTHS = 16  # the last one holds all that is deeper
+BUCKETS = 10  # equal intervals of the score
+DEPTHS = 16  # the last one counts all deeper nodes, too
 
 
 class Reliability:
-    """Guesses counted by origin, depth and bucket of their score.
+    """Drafted nodes counted by origin, depth and bucket of their score.
 
-    Only a node whose parent was accepted was put to the test: a score is the chance that a node is
+    Only a node whose parent was accepted is tested: a score is the probability that a node is
     accepted given that its parent is.
     """
 
     def __init__(self) -> None:
-        # Tested nodes, sum of their scores, accepted ones: [3, origins, DEPTHS, BUCKETS].
+        # Tested nodes, sum of scores, accepted nodes: [3, origins, DEPTHS, BUCKETS].
         self._sums: NDArray[np.float64] = np.zeros((3, 0, DEPTHS, BUCKETS))
         # Nodes, tested or not, and sum of squared errors: [2, origins].
         self._more: NDArray[np.float64] = np.zeros((2, 0))
 
     def learn(self, passes: Sequence[Pass]) -> None:
-        """Count every guess of some passes."""
+        """Count every drafted node of some passes."""
         for tree, path in passes:
             if len(tree) > 1:
                 self._count(tree, path)
@@ -52,10 +52,10 @@ class Reliability:
         np.add.at(self._more[1], origin, (score - true) ** 2)
 
     def rows(self, origins: Sequence[str]) -> list[dict[str, Any]]:
-        """For each origin that guessed: its totals, and the same by bucket and by depth.
+        """Return, for each origin that drafted, its totals, and the same by bucket and by depth.
 
-        `brier` is the mean squared error of the scores (Brier 1950); `error` the expected
-        calibration error: the distance of predicted and observed in a bucket, mean over the nodes.
+        `brier` is the mean squared error of the scores (Brier 1950); `error` is the expected
+        calibration error: |predicted - observed| of a bucket, averaged over nodes.
         """
         guessing = np.flatnonzero(self._more[0]).tolist()
         return [self._row(index, origins[index]) for index in guessing]
@@ -81,7 +81,7 @@ class Reliability:
 
 
 def _filled(sums: NDArray[np.float64]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Places of `sums` [3, places] where nodes were tested, and their rates."""
+    """Yield the places of `sums` [3, places] at which nodes were tested, and their rates."""
     for place in np.flatnonzero(sums[0]).tolist():
         yield place, _rates(sums[:, place])
 

@@ -1,12 +1,12 @@
 """Make a small model cost what a large one costs, without changing what it computes.
 
-Real acceptance needs a real model, real speed needs a large one, and where there is no large one a
-small one is widened with zeros and deepened with layers that add nothing. Its outputs stay what
-they were (up to the rounding of a few rescaled norms); its time is that of the larger shape.
+Real acceptance rates need a real model, real speed needs a large one. Where there is no large one,
+a small one is widened with zeros and deepened with layers that add nothing. Its outputs stay the
+same (up to the rounding of a few rescaled norms); its time is that of the larger shape.
 
 - Hidden size: new columns and rows are zero. The mean square over d of D values is d / D of what
   it was, so norms take eps * d / D and their gain is multiplied by sqrt(d / D). BitNet's inner
-  norms share that eps over axes of another ratio: what they read (v, up) is scaled to match.
+  norms share that eps over axes of another ratio: their inputs (v, up) are scaled to match.
 - Head size: value i of each half goes to place i * r, where the wider head has the same angle;
   q is scaled so that the new attention scale changes nothing.
 - Heads: groups keep their key/value head; new heads write to zero columns of o. An inner norm
@@ -46,8 +46,8 @@ _COPIED = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
-class Shape:
-    """The shape to grow to; see `ModelConfig` for the words."""
+class TargetShape:
+    """The shape to grow to, in the words of `ModelConfig`."""
 
     hidden: int
     layers: int
@@ -61,7 +61,7 @@ class Shape:
         return self.hidden // self.heads
 
 
-def inflate(model: Model, out: Path, shape: Shape) -> None:
+def inflate(model: Model, out: Path, shape: TargetShape) -> None:
     """Write `model`, grown to `shape`, to the folder `out`.
 
     Raises:
@@ -74,7 +74,9 @@ def inflate(model: Model, out: Path, shape: Shape) -> None:
     source = {int(place): i for i, place in enumerate(old)}
     tensors: dict[str, Pending] = {}
 
-    def put(name: str, weight: str, rows: Axis, columns: Axis | None, scale: float = 1.0) -> None:
+    def put(
+        name: str, weight: str, rows: GrownAxis, columns: GrownAxis | None, scale: float = 1.0
+    ) -> None:
         size = (rows.size,) if columns is None else (rows.size, columns.size)
         tensors[name] = Pending(
             size, lambda: _spread(model.weights.dense(weight) * np.float32(scale), rows, columns)
@@ -82,7 +84,7 @@ def inflate(model: Model, out: Path, shape: Shape) -> None:
 
     axes = _axes(config, small, shape)
     inner_norms = config.family == "bitnet"
-    put("model.embed_tokens.weight", "embed", Axis.whole(config.vocab_size), axes["hidden"])
+    put("model.embed_tokens.weight", "embed", GrownAxis.whole(config.vocab_size), axes["hidden"])
     for place in range(shape.layers):
         old_layer = source.get(place)
         for name, module in _NAMES.items():
@@ -98,7 +100,7 @@ def inflate(model: Model, out: Path, shape: Shape) -> None:
                 put(target, weight, rows, columns, scale)
     put("model.norm.weight", "final_norm", axes["hidden"], None, axes["hidden"].gain)
     if not config.tied:
-        put("lm_head.weight", "head", Axis.whole(config.vocab_size), axes["hidden"])
+        put("lm_head.weight", "head", GrownAxis.whole(config.vocab_size), axes["hidden"])
     write_safetensors(out / "model.safetensors", tensors)
     for name in _COPIED:
         if (model.path / name).exists():
@@ -108,26 +110,26 @@ def inflate(model: Model, out: Path, shape: Shape) -> None:
 
 
 @dataclass(frozen=True)
-class Axis:
+class GrownAxis:
     """Where the old indices of an axis go: `places` [old size], in an axis of `size`."""
 
     size: int
     places: NDArray[np.int64]
 
     @classmethod
-    def whole(cls, size: int) -> Axis:
-        """An axis that stays as it is."""
+    def whole(cls, size: int) -> GrownAxis:
+        """Return an axis that stays as it is."""
         return cls(size, np.arange(size))
 
     @property
     def gain(self) -> float:
-        """What the root mean square over the axis is multiplied by, sqrt(d / D)."""
+        """Factor of the root mean square over the axis, sqrt(d / D)."""
         return float(np.sqrt(len(self.places) / self.size))
 
 
 @dataclass(frozen=True)
 class _Idle:
-    """A weight of a layer that adds nothing, with a norm like the others'."""
+    """A weight of a layer that adds nothing; its norms are like the others'."""
 
     name: str
     shape: tuple[int, ...]
@@ -143,7 +145,7 @@ class _Idle:
         return noise
 
 
-def _spread(weight: Floats, rows: Axis, columns: Axis | None) -> Floats:
+def _spread(weight: Floats, rows: GrownAxis, columns: GrownAxis | None) -> Floats:
     if columns is None:
         grown = np.zeros(rows.size, np.float32)
         grown[rows.places] = weight
@@ -153,7 +155,7 @@ def _spread(weight: Floats, rows: Axis, columns: Axis | None) -> Floats:
     return grown
 
 
-def _axes(config: ModelConfig, small: LayerConfig, shape: Shape) -> dict[str, Axis]:
+def _axes(config: ModelConfig, small: LayerConfig, shape: TargetShape) -> dict[str, GrownAxis]:
     stretch = shape.head_dim // small.head_dim
     half = np.arange(small.head_dim // 2) * stretch
     inside = np.concatenate([half, half + shape.head_dim // 2])
@@ -161,21 +163,23 @@ def _axes(config: ModelConfig, small: LayerConfig, shape: Shape) -> dict[str, Ax
     head = np.arange(small.heads)
     queries = head // group * new_group + head % group
 
-    def heads(places: NDArray[np.int64], count: int) -> Axis:
+    def heads(places: NDArray[np.int64], count: int) -> GrownAxis:
         grid = places[:, None] * shape.head_dim + inside
-        return Axis(count * shape.head_dim, grid.ravel())
+        return GrownAxis(count * shape.head_dim, grid.ravel())
 
     return {
-        "hidden": Axis(shape.hidden, np.arange(config.hidden_size)),
-        "inner": Axis(shape.intermediate, np.arange(small.intermediate)),
+        "hidden": GrownAxis(shape.hidden, np.arange(config.hidden_size)),
+        "inner": GrownAxis(shape.intermediate, np.arange(small.intermediate)),
         "queries": heads(queries, shape.heads),
-        "head": Axis(shape.head_dim, inside),
+        "head": GrownAxis(shape.head_dim, inside),
         "keys": heads(np.arange(small.kv_heads), shape.kv_heads),
     }
 
 
-def _plan(name: str, axes: dict[str, Axis], inner_norms: bool) -> tuple[Axis, Axis | None, float]:
-    """Rows, columns and scale of a weight."""
+def _plan(
+    name: str, axes: dict[str, GrownAxis], inner_norms: bool
+) -> tuple[GrownAxis, GrownAxis | None, float]:
+    """Return the axes of the rows and columns of a weight, and its scale."""
     hidden, inner, queries = axes["hidden"], axes["inner"], axes["queries"]
     norms = {"attn_norm": hidden, "mlp_norm": hidden}
     norms |= {"attn_inner_norm": queries, "mlp_inner_norm": inner}
@@ -191,7 +195,7 @@ def _plan(name: str, axes: dict[str, Axis], inner_norms: bool) -> tuple[Axis, Ax
     return rows.get(name, inner), columns.get(name, hidden), scale
 
 
-def _settings(config: ModelConfig, shape: Shape) -> dict[str, object]:
+def _settings(config: ModelConfig, shape: TargetShape) -> dict[str, object]:
     rope = config.layers[0].rope
     inner = config.family == "bitnet"
     return {
@@ -214,7 +218,7 @@ def _settings(config: ModelConfig, shape: Shape) -> dict[str, object]:
     }
 
 
-def _check(config: ModelConfig, shape: Shape) -> None:
+def _check(config: ModelConfig, shape: TargetShape) -> None:
     small = config.layers[0]
     plain = (
         config.family in ("llama", "bitnet")

@@ -1,4 +1,4 @@
-"""Bytes that a model, its cache and its drafters hold."""
+"""Memory that a model, its cache and its drafters use."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from paceline.engines.base import Engine
 from paceline.machine import peak_bytes
 
 
-class Memory(NamedTuple):
-    """What was held.
+class MemoryUse(NamedTuple):
+    """Memory in use.
 
     Attributes:
-        peak_bytes: most that this process ever had in memory, all arms and the loading included.
-        weight_bytes: of the engine's matrices; None where it does not tell.
-        cache_bytes: keys and values of the longest prompt and its answer; None likewise.
-        cache_positions: tokens of these.
+        peak_bytes: largest resident memory of this process so far, loading and all arms included.
+        weight_bytes: size of the engine's matrices; None if the engine does not report it.
+        cache_bytes: keys and values of the longest prompt and its answer; None if not reported.
+        cache_positions: number of their tokens.
     """
 
     peak_bytes: int
@@ -28,17 +28,17 @@ class Memory(NamedTuple):
     cache_positions: int
 
 
-def measure_memory(engine: Engine, longest: Sequence[int]) -> Memory:
-    """Of this process and an engine, with `longest` run once for the size of its cache."""
+def measure_memory(engine: Engine, longest: Sequence[int]) -> MemoryUse:
+    """Measure this process and an engine; `longest` is run once for the size of its cache."""
     peak = peak_bytes()
     sequence = engine.start(np.asarray(longest, np.int32))
     try:
         cache: int | None = getattr(sequence, "bytes", None)
     finally:
         engine.release(sequence)
-    return Memory(peak, engine.weight_bytes, cache, len(longest))
+    return MemoryUse(peak, engine.weight_bytes, cache, len(longest))
 
 
 def state_bytes(drafter: Drafter) -> int:
-    """What a drafter has learnt, as it would be saved."""
+    """Return the size of what a drafter has learnt, as it would be saved."""
     return sum(array.nbytes for array in drafter.state().values())

@@ -1,4 +1,4 @@
-"""How well a model predicts a text, in bits per byte: comparable between tokenizers and formats."""
+"""How well a model predicts texts, in bits per byte: comparable across tokenizers and formats."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from paceline.engines.base import Engine
 
 
 class Predicted(NamedTuple):
-    """What was measured.
+    """The likelihood of some texts.
 
     Attributes:
         nats: negative log-likelihood of all predicted tokens, summed.
-        tokens: how many were predicted.
+        tokens: number of predicted tokens.
         bytes: UTF-8 bytes of the texts.
     """
 
@@ -26,7 +26,7 @@ class Predicted(NamedTuple):
 
     @property
     def bits_per_byte(self) -> float:
-        """Bits the model needs for a byte of text."""
+        """Bits that the model needs for a byte of text."""
         return self.nats / float(np.log(2)) / self.bytes
 
     @property
@@ -38,12 +38,12 @@ class Predicted(NamedTuple):
 def predict(
     engine: Engine, texts: Iterable[tuple[list[int], int]], start: int, window: int
 ) -> Predicted:
-    """Likelihood of texts in windows of `window` tokens, each seen from its own start.
+    """Return the likelihood of texts in windows of `window` tokens, each with its own start.
 
     Args:
         engine: runs the model.
         texts: token ids of each text and its size in bytes; without begin-of-text tokens.
-        start: token that stands before the first token of every window.
+        start: token before the first token of every window.
         window: tokens predicted in a row; at most the model's context.
     """
     nats, tokens, size = 0.0, 0, 0
@@ -57,7 +57,7 @@ def predict(
 
 
 def _nats(engine: Engine, ids: np.ndarray) -> float:
-    """Negative log-likelihood of ids[1:] given what is before each."""
+    """Return the negative log-likelihood of ids[1:], each given the tokens before it."""
     total = 0.0
 
     def observe(offset: int, tree: TokenTree, logits: Floats) -> None:

@@ -14,12 +14,12 @@ _SHOWN = 5  # bad lines named in a message
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One line of a prompt file: what a user says, turn after turn.
+    """One line of a prompt file: what a user says, turn by turn.
 
     Attributes:
         turns: at least one; most files have exactly one.
-        category: for tables; `text` where the file names none.
-        line: its number in the file, from 1.
+        category: for tables; `text` if the file names none.
+        line: line number in the file, from 1.
     """
 
     turns: tuple[str, ...]
@@ -27,15 +27,15 @@ class Dialogue:
     line: int
 
     def name(self, turn: int) -> str:
-        """How reports call a turn."""
+        """Return the name of a turn in reports."""
         return f"line {self.line}" + (f" turn {turn + 1}" if len(self.turns) > 1 else "")
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[Dialogue]:
-    """The first `limit` prompts of a file.
+    """Read the first `limit` prompts of a file.
 
-    A `.jsonl` file has an object a line with `prompt` (a string) or `turns` (strings), and
-    perhaps `category`; any other file is text with one prompt a line. Empty lines are skipped.
+    A `.jsonl` file has one object per line, with `prompt` (a string) or `turns` (strings), and
+    optionally `category`; any other file is text with one prompt per line. Empty lines are skipped.
 
     Raises:
         RequestError: no such file, no prompt in it, or bad lines, by number.
@@ -47,22 +47,22 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Dialogue]:
     except OSError as error:
         raise RequestError(f"cannot read the prompts in {path}: {error.strerror}") from None
     parse = _from_json if path.suffix == ".jsonl" else _from_text
-    found: list[Dialogue] = []
+    dialogues: list[Dialogue] = []
     bad: list[str] = []
     for number, line in enumerate(lines, 1):
-        if limit is not None and len(found) == limit:
+        if limit is not None and len(dialogues) == limit:
             break
         if line.strip():
             try:
-                found.append(parse(line, number))
+                dialogues.append(parse(line, number))
             except ValueError as error:
                 bad.append(f"line {number} {error}")
     if bad:
         more = f", and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise RequestError(f"{path}: {', '.join(bad[:_SHOWN])}{more}")
-    if not found:
+    if not dialogues:
         raise RequestError(f"{path} holds no prompt")
-    return found
+    return dialogues
 
 
 def _from_text(line: str, number: int) -> Dialogue:
@@ -86,7 +86,7 @@ def _from_json(line: str, number: int) -> Dialogue:
 
 
 def _is_text(value: object) -> bool:
-    """Whether a tokenizer can read it: a lone surrogate has no UTF-8 form."""
+    """Return whether a tokenizer can read a value: a lone surrogate has no UTF-8 form."""
     if not isinstance(value, str) or not value.strip():
         return False
     return not any("\ud800" <= char <= "\udfff" for char in value)

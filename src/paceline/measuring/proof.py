@@ -1,4 +1,4 @@
-"""Proof that a drafter changes nothing: every output against plain decoding, token by token."""
+"""Proof that drafting changes nothing: every output against plain decoding, token by token."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from paceline.decoding.governor import Budget, Fixed
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.lm import LM
-from paceline.measuring.baseline import Asking, BaselineTurn, decode, plain_drafter, plain_turns
+from paceline.measuring.baseline import (
+    BaselineTurn,
+    TurnOptions,
+    decode,
+    plain_drafter,
+    plain_turns,
+)
 from paceline.measuring.prompts import Dialogue
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first place where an output leaves plain decoding.
+    """The first position at which an output differs from plain decoding.
 
     Attributes:
         position: index among the new tokens.
-        expected: plain decoding's token there; None where its output has ended.
-        found: the other token there; None where that output has ended.
-        margin: distance of the two best scores of the plain draw, in units of its scores (logits
-            over temperature, plus noise); None where plain decoding drew nothing.
-        tolerance: how far rounding may move that distance; 0 on a batch-invariant engine.
-        verdict: `tie` when rounding within the tolerance explains it, otherwise `bug`.
+        expected: plain decoding's token there; None if its output has ended.
+        found: the other token there; None if that output has ended.
+        margin: difference of the two best scores of the plain draw (logits over temperature, plus
+            noise); None if plain decoding drew nothing.
+        tolerance: how far rounding may move that difference; 0 on a batch-invariant engine.
+        verdict: `tie` if rounding within the tolerance explains it, otherwise `bug`.
     """
 
     position: int
@@ -51,25 +57,25 @@ def _shown(token: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """Moves one logit at one place, before all controls."""
+    """Moves one logit at one position, before all controls."""
 
-    place: int  # tokens before it
+    position: int  # tokens before it
     token: int
     by: float
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
-        if len(history) == self.place:
+        if len(history) == self.position:
             logits = logits.copy()
             logits[self.token] += self.by
         return logits
 
 
 def compare(lm: LM, request: Request, plain: Output, other: Output) -> Difference | None:
-    """The first difference, or None; `plain` was decoded with margins.
+    """Return the first difference, or None; `plain` was decoded with margins.
 
     Where rounding is allowed, a difference is a tie if the two best scores are within the
     tolerance, or if plain decoding itself goes the other way once one of the two logits is moved by
-    the tolerance: near the edge of a truncation (top-k, top-p, ...) a token may fall out that was
+    the tolerance: near the edge of a truncation (top-k, top-p, ...) a token may drop out that was
     far ahead.
     """
     position = 0
@@ -95,7 +101,7 @@ def compare(lm: LM, request: Request, plain: Output, other: Output) -> Differenc
 
 
 def _moved(lm: LM, request: Request, position: int, token: int, by: float) -> int | None:
-    """Plain decoding's new token at `position` once the logit of `token` is moved there."""
+    """Return plain decoding's token at `position` once the logit of `token` is moved there."""
     move = _Moved(len(request.prompt) + position, token, by)
     again = replace(request, controls=(move, *request.controls), max_new_tokens=position + 1)
     tokens = decode(lm, plain_drafter(lm), again, Fixed(0)).tokens
@@ -104,7 +110,7 @@ def _moved(lm: LM, request: Request, position: int, token: int, by: float) -> in
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A difference and where it was found."""
+    """A difference, and the drafter, prompt and temperature at which it occurred."""
 
     drafter: str
     prompt: str
@@ -118,7 +124,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Tally:
-    """What was found out about one drafter: of `pairs` outputs, how many equal the plain ones."""
+    """Counts of one drafter: of `pairs` outputs, how many equal the plain ones."""
 
     pairs: int = 0
     identical: int = 0
@@ -133,10 +139,10 @@ class Proof:
     """The result of `prove`.
 
     Attributes:
-        drafters: by the text that named them.
+        drafters: tallies by the text that named the drafter.
         prompts: turns that were decoded, once for each temperature.
         clipped: how many of them lost their beginning to fit the context.
-        findings: all differences, in the order in which they were found.
+        findings: all differences, in the order in which they occurred.
     """
 
     drafters: dict[str, Tally]
@@ -145,13 +151,13 @@ class Proof:
     findings: list[Finding] = field(default_factory=list)
 
     def total(self, what: str) -> int:
-        """Sum of a field of `Tally` over the drafters."""
+        """Return the sum of a field of `Tally` over the drafters."""
         return sum(getattr(tally, what) for tally in self.drafters.values())
 
     @property
     def first(self) -> Finding | None:
         """The first bug, or else the first tie."""
-        bugs = [found for found in self.findings if found.difference.verdict == "bug"]
+        bugs = [each for each in self.findings if each.difference.verdict == "bug"]
         return next(iter(bugs or self.findings), None)
 
 
@@ -160,30 +166,30 @@ def prove(
     methods: Mapping[str, DraftMethod],
     dialogues: Sequence[Dialogue],
     temperatures: Sequence[float],
-    asking: Asking,
+    options: TurnOptions,
     budget: Callable[[], Budget],
     progress: Callable[[], None] = lambda: None,
     reload: bool = False,
 ) -> Proof:
     """Decode every turn at every temperature plainly and with every drafter.
 
-    A drafter keeps what it learnt from prompt to prompt and from temperature to temperature: a
+    A drafter keeps what it learns from prompt to prompt and from temperature to temperature: a
     full and stale memory is the harder case.
 
     Args:
         lm: gives engine and tokenizer.
         methods: drafters by name.
         dialogues: the prompts.
-        temperatures: replace that of `asking` one after the other.
-        asking: how the turns are asked.
+        temperatures: replace that of `options` one after the other.
+        options: of every turn.
         budget: makes what sizes the trees, once for each drafter.
         progress: called after each turn.
-        reload: what each drafter learnt goes through a file between prompts, into a new drafter.
+        reload: pass what each drafter has learnt through a file into a new drafter between prompts.
     """
     built = {name: (method.build(lm.draft_target), budget()) for name, method in methods.items()}
     proof = Proof({name: Tally() for name in methods})
     for temperature in temperatures:
-        for turn in plain_turns(lm, dialogues, replace(asking, temperature=temperature)):
+        for turn in plain_turns(lm, dialogues, replace(options, temperature=temperature)):
             proof.prompts += 1
             proof.clipped += turn.clipped
             for name, (drafter, sizes) in built.items():

@@ -1,4 +1,4 @@
-"""What happened in the passes of an answer, kept for reports."""
+"""Records the passes of an answer for reports."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from paceline.models.detokenize import Detokenizer
 
 
 @dataclass
-class Watched:
-    """A budget that keeps the passes it is told of; deciding is left to `budget`."""
+class RecordingBudget:
+    """A budget that keeps the passes recorded with it; decisions are left to `budget`."""
 
     budget: Budget
     passes: list[Pass] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Watched:
 
 
 @dataclass(frozen=True)
-class WatchedFixed(Fixed):
-    """The same of a fixed budget, which stays one: the rejection walk takes no other."""
+class RecordingFixedBudget(Fixed):
+    """A fixed budget that keeps its passes; the rejection walk takes no other kind."""
 
     passes: list[Pass] = field(default_factory=list)
 
@@ -55,20 +55,22 @@ class WatchedFixed(Fixed):
         self.passes.extend(zip(trees, paths, strict=True))
 
 
-def watched(budget: Budget) -> Watched | WatchedFixed:
-    """The budget, keeping the passes it is told of."""
-    return WatchedFixed(budget.nodes) if isinstance(budget, Fixed) else Watched(budget)
+def recording_budget(budget: Budget) -> RecordingBudget | RecordingFixedBudget:
+    """Return a budget that decides as `budget` does and keeps the passes."""
+    return (
+        RecordingFixedBudget(budget.nodes) if isinstance(budget, Fixed) else RecordingBudget(budget)
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Traced:
-    """A token of an answer and who guessed it.
+class TracedToken:
+    """A token of an answer, and where it came from.
 
     Attributes:
         text: that the token completed; empty where later tokens complete a character.
-        origin: who guessed it; None where nobody did: the model's own token that ends a pass.
-        score: the chance that the guess claimed, None without one.
-        depth: in the tree; 0 for the model's own.
+        origin: which origin drafted it; None for the model's own token, which ends a pass.
+        score: probability that the draft claimed; None without one.
+        depth: in the tree; 0 for the model's own token.
         number: of the pass, from 1.
         nodes: of the pass, root included.
     """
@@ -83,12 +85,14 @@ class Traced:
 
 def trace(
     passes: Sequence[Pass], tokens: Sequence[int], origins: Sequence[str], pieces: Detokenizer
-) -> list[Traced]:
-    """One entry for each of an answer's `tokens`."""
+) -> list[TracedToken]:
+    """Return one entry for each of an answer's `tokens`."""
     texts = [pieces.push(token) for token in tokens]
     if texts:
         texts[-1] += pieces.flush()
-    return [Traced(text, *who) for text, who in zip(texts, _who(passes, origins), strict=False)]
+    return [
+        TracedToken(text, *who) for text, who in zip(texts, _who(passes, origins), strict=False)
+    ]
 
 
 def _who(

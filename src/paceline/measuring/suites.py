@@ -1,4 +1,4 @@
-"""Known benchmarks: which categories of a prompt file make one task."""
+"""Known benchmarks: which categories of a prompt file make up a task."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SUITES = {"spec-bench": _SPEC_BENCH}
 def read_tasks(
     path: Path, limit: int | None = None, suite: str | None = None, tasks: Sequence[str] = ()
 ) -> list[Dialogue]:
-    """Prompts of a file, as `read_prompts` reads them, with tasks for categories.
+    """Read the prompts of a file, as `read_prompts` does, with tasks for categories.
 
     Args:
         path: of the prompts.
-        limit: lines at most; of each task where a suite or tasks are named.
+        limit: largest number of lines; per task if a suite or tasks are named.
         suite: one of `SUITES`: its tasks replace the file's categories.
-        tasks: only these; none named takes all.
+        tasks: only these tasks; none named takes all.
 
     Raises:
         RequestError: unknown suite or task, or the file is not the suite's.
@@ -43,19 +43,19 @@ def read_tasks(
         return read_prompts(path, limit)
     if suite is not None and suite not in SUITES:
         raise RequestError(f"there is no suite {suite!r}; known: {', '.join(SUITES)}")
-    found = read_prompts(path)
+    dialogues = read_prompts(path)
     if suite is not None:
-        found = [_grouped(path, dialogue, suite) for dialogue in found]
-    known = dict.fromkeys(dialogue.category for dialogue in found)
+        dialogues = [_grouped(path, dialogue, suite) for dialogue in dialogues]
+    known = dict.fromkeys(dialogue.category for dialogue in dialogues)
     for task in tasks:
         if task not in known:
             raise RequestError(f"{path} has no task {task!r}; it has {', '.join(known)}")
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     kept = []
-    for dialogue in found:
-        seen[dialogue.category] += 1
-        wanted = not tasks or dialogue.category in tasks
-        if wanted and (limit is None or seen[dialogue.category] <= limit):
+    for dialogue in dialogues:
+        counts[dialogue.category] += 1
+        chosen = not tasks or dialogue.category in tasks
+        if chosen and (limit is None or counts[dialogue.category] <= limit):
             kept.append(dialogue)
     return kept
 

@@ -1,11 +1,11 @@
-"""Sampling settings that pay: the best score within a budget of tokens, found within another.
+"""Search for sampling settings with the best score within a budget of tokens.
 
 After Wang et al., Cost-Effective Hyperparameter Optimization for Large Language Model Generation
 Inference, arXiv 2303.04673 (EcoOptiGen; catalogue 275). A trial begins with few answers to few
-examples and doubles both. It is given up as soon as its cost must exceed what an answer may cost,
-or its score must stay behind the best; and settings that ask for no less than some that were too
-dear are not tried at all. The paper proposes settings by BlendSearch; here half of them are drawn
-at random and half near the best. A draw depends on nothing but the seed and its place, so that a
+examples and doubles both. It is given up as soon as its cost must exceed the budget of a question
+or its score must stay below the best; settings that ask for at least as much as others that were
+too expensive are not tried at all. The paper proposes settings by BlendSearch; here half of them
+are drawn at random and half near the best. A draw depends on the seed and its position only, so a
 shorter answer is the beginning of a longer one, and none is decoded twice.
 """
 
@@ -27,27 +27,27 @@ from paceline.models.detokenize import Detokenizer
 if TYPE_CHECKING:
     from paceline.lm import LM
 
-_TRIES = 64  # proposals for one trial before the search has come to its end
-_DOUBT = 0.05  # chance at which a bound may be wrong
+_TRIES = 64  # proposals for one trial before the search ends
+_DOUBT = 0.05  # probability that a bound is wrong
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question, and what its answer is judged by."""
+    """A question, and the answer that outputs are scored by."""
 
     prompt: str
     answer: str
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """What is tuned.
+class SamplingSettings:
+    """The settings that are tuned.
 
     Attributes:
         temperature: 0 is greedy.
         top_p: of the nucleus; 1 keeps all. Tuned instead of the temperature, as in the paper.
-        n: answers to a question, the best of which counts.
-        max_new_tokens: of each.
+        n: number of answers to a question, of which the best counts.
+        max_new_tokens: upper limit of each answer.
     """
 
     temperature: float
@@ -57,8 +57,8 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """The limits of the settings; `tokens` and `n` are searched by their logarithms."""
+class SearchSpace:
+    """Limits of the settings; `tokens` and `n` are searched on a logarithmic scale."""
 
     temperature: tuple[float, float] = (0.0, 1.5)
     top_p: tuple[float, float] = (0.1, 1.0)
@@ -66,48 +66,54 @@ class Space:
     tokens: tuple[int, int] = (16, 256)
 
     def __post_init__(self) -> None:
-        for name, (low, high), least in (
+        for name, (low, high), smallest in (
             ("temperature", self.temperature, 0.0),
             ("top_p", self.top_p, 1e-6),
             ("n", self.n, 1),
             ("tokens", self.tokens, 1),
         ):
-            if not least <= low <= high < float("inf") or (name == "top_p" and high > 1):
-                raise RequestError(f"{name} is to be {low:g} to {high:g}; those are no limits")
+            if not smallest <= low <= high < float("inf") or (name == "top_p" and high > 1):
+                raise RequestError(
+                    f"{name} is {low:g} to {high:g}, expected increasing limits in its range"
+                )
 
-    def cheapest(self) -> Settings:
-        """Where the search begins."""
-        return Settings(self.temperature[0], 1.0, self.n[0], self.tokens[0])
+    def cheapest(self) -> SamplingSettings:
+        """Return the settings with which the search begins."""
+        return SamplingSettings(self.temperature[0], 1.0, self.n[0], self.tokens[0])
 
-    def draw(self, rng: np.random.Generator) -> Settings:
-        """Settings from anywhere."""
-        heat, nucleus = 1.0, 1.0
+    def draw(self, rng: np.random.Generator) -> SamplingSettings:
+        """Draw settings from the whole space."""
+        temperature, nucleus = 1.0, 1.0
         if rng.random() < 0.5:
-            heat = float(rng.uniform(*self.temperature))
+            temperature = float(rng.uniform(*self.temperature))
         else:
             nucleus = float(rng.uniform(*self.top_p))
-            heat = float(np.clip(1.0, *self.temperature))
+            temperature = float(np.clip(1.0, *self.temperature))
         n, tokens = (_whole(np.exp(rng.uniform(*np.log(ends))), ends) for ends in self._sizes())
-        return self._settings(heat, nucleus, n, tokens)
+        return self._settings(temperature, nucleus, n, tokens)
 
-    def near(self, best: Settings, rng: np.random.Generator) -> Settings:
-        """Settings like the best."""
-        heat, nucleus = best.temperature, best.top_p
+    def near(self, best: SamplingSettings, rng: np.random.Generator) -> SamplingSettings:
+        """Draw settings near the best ones."""
+        temperature, nucleus = best.temperature, best.top_p
         if nucleus < 1:
             nucleus = float(np.clip(nucleus + rng.normal(0, 0.1), *self.top_p))
         else:
             spread = 0.1 * (self.temperature[1] - self.temperature[0])
-            heat = float(np.clip(heat + rng.normal(0, spread), *self.temperature))
+            temperature = float(np.clip(temperature + rng.normal(0, spread), *self.temperature))
         n, tokens = (
             _whole(size * 2 ** rng.uniform(-1, 1), ends)
             for size, ends in zip((best.n, best.max_new_tokens), self._sizes(), strict=True)
         )
-        return self._settings(heat, nucleus, n, tokens)
+        return self._settings(temperature, nucleus, n, tokens)
 
-    def _settings(self, heat: float, nucleus: float, n: int, tokens: int) -> Settings:
-        """Rounded; greedy answers are all the same, so that one is enough."""
-        heat = round(heat, 3)
-        return Settings(heat, round(nucleus, 3), n if heat else self.n[0], tokens)
+    def _settings(
+        self, temperature: float, nucleus: float, n: int, tokens: int
+    ) -> SamplingSettings:
+        """Round settings; greedy answers are all the same, so one is enough."""
+        temperature = round(temperature, 3)
+        return SamplingSettings(
+            temperature, round(nucleus, 3), n if temperature else self.n[0], tokens
+        )
 
     def _sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
         return self.n, self.tokens
@@ -120,8 +126,8 @@ def _whole(size: float, ends: tuple[int, int]) -> int:
 class Writer(Protocol):
     """Answers questions."""
 
-    def __call__(self, prompt: str, settings: Settings, seed: int) -> list[int]:
-        """The tokens of one answer; a shorter `max_new_tokens` gives its beginning."""
+    def __call__(self, prompt: str, settings: SamplingSettings, seed: int) -> list[int]:
+        """Return the tokens of one answer; a shorter `max_new_tokens` gives its beginning."""
         ...
 
 
@@ -130,17 +136,17 @@ class Trial:
     """Settings that were tried.
 
     Attributes:
-        verdict: `whole` (all examples), `dear` (an answer costs too much), `behind` (the score
-            stays behind the best) or `unfinished` (the tuning budget was spent).
-        score: mean of the examples that were looked at.
-        cost: their mean new tokens, of all n answers.
-        n: answers for which score and cost were taken; less than asked for if it was given up.
-        examples: how many were looked at.
+        verdict: `whole` (all examples), `expensive` (an answer costs too much), `behind` (the score
+            stays below the best) or `unfinished` (the tuning budget was spent).
+        score: mean over the examples that were used.
+        cost: mean of their new tokens, of all n answers.
+        n: answers over which score and cost were taken; less than requested if it was given up.
+        examples: number of examples that were used.
         spent: new tokens that the trial took.
-        skipped: settings proposed before it that are known to be too dear.
+        skipped: settings proposed before it that are known to be too expensive.
     """
 
-    settings: Settings
+    settings: SamplingSettings
     verdict: str
     score: float
     cost: float
@@ -151,24 +157,27 @@ class Trial:
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> Trial:
-        """From what `asdict` gave."""
-        return cls(**{**values, "settings": Settings(**values["settings"])})
+        """Return the trial that `asdict` turned into `values`."""
+        verdict = values["verdict"]
+        verdict = "expensive" if verdict == "dear" else verdict  # as files of earlier versions say
+        settings = SamplingSettings(**values["settings"])
+        return cls(**{**values, "settings": settings, "verdict": verdict})
 
 
 @dataclass
-class Economy:
+class SamplingSearch:
     """A search for sampling settings.
 
     Args:
-        examples: what the answers are tried on.
-        write: answers.
-        read: text of an answer's tokens.
+        examples: questions that answers are tried on.
+        write: writes answers.
+        read: returns the text of an answer's tokens.
         score: text and expected answer -> 0 to 1.
-        per_question: most new tokens that the answers to one question may take, on average.
+        per_question: largest mean number of new tokens that the answers to one question may take.
         budget: new tokens that the tuning may take; the trial that exceeds it is unfinished.
-        space: the limits of the settings.
+        space: limits of the settings.
         seed: of the proposals, the order of the examples and the answers.
-        trials: what was tried before; the search goes on from there.
+        trials: earlier trials; the search continues from there.
     """
 
     examples: Sequence[Example]
@@ -177,7 +186,7 @@ class Economy:
     score: Callable[[str, str], float]
     per_question: float
     budget: int
-    space: Space = field(default_factory=Space)
+    space: SearchSpace = field(default_factory=SearchSpace)
     seed: int = 0
     trials: list[Trial] = field(default_factory=list)
     _written: dict[tuple[float, float, int, int], tuple[int, list[int]]] = field(
@@ -211,8 +220,8 @@ class Economy:
             self.trials[-1].skipped = skipped
             yield self.trials[-1]
 
-    def _propose(self) -> tuple[Settings | None, int]:
-        """What to try next, and how many were skipped; the seed and the trials so far decide."""
+    def _propose(self) -> tuple[SamplingSettings | None, int]:
+        """Return the settings to try next, and how many were skipped, by seed and trials so far."""
         rng = np.random.default_rng([self.seed, len(self.trials)])
         known, skipped = {trial.settings for trial in self.trials}, 0
         for attempt in range(_TRIES):
@@ -225,23 +234,23 @@ class Economy:
                 settings = self.space.draw(rng)
             if settings in known:
                 continue
-            if self._is_too_dear(settings):
+            if self._is_too_expensive(settings):
                 skipped += 1
                 continue
             return settings, skipped
         return None, skipped
 
-    def _is_too_dear(self, settings: Settings) -> bool:
-        """Whether less, of both, was too dear: cost rises with answers and with their length."""
+    def _is_too_expensive(self, settings: SamplingSettings) -> bool:
+        """Return whether no more answers, no longer, were too expensive before."""
         return any(
-            trial.verdict == "dear"
+            trial.verdict == "expensive"
             and trial.n <= settings.n
             and trial.settings.max_new_tokens <= settings.max_new_tokens
             for trial in self.trials
         )
 
-    def _start(self, settings: Settings) -> int:
-        """So many answers are known not to be too dear."""
+    def _start(self, settings: SamplingSettings) -> int:
+        """Return a number of answers that is known not to be too expensive."""
         fine = [
             trial.n
             for trial in self.trials
@@ -249,7 +258,7 @@ class Economy:
         ]
         return max(1, min(settings.n, max(fine, default=1)))
 
-    def _try(self, settings: Settings) -> Trial:
+    def _try(self, settings: SamplingSettings) -> Trial:
         order = np.random.default_rng(self.seed).permutation(len(self.examples))
         taken: dict[tuple[int, int], int] = {}  # (example, answer) -> its tokens
         left = self.budget - self.spent
@@ -269,7 +278,7 @@ class Economy:
                 score, cost, seen = float(np.mean(scores)), float(np.mean(costs)), len(scores)
                 result = (score, cost, n, seen, sum(taken.values()))
                 if cost - _slack(seen, total) * n * settings.max_new_tokens > self.per_question:
-                    return Trial(settings, "dear", *result)
+                    return Trial(settings, "expensive", *result)
                 if result[-1] >= left and not (n == settings.n and seen == total):
                     return Trial(settings, "unfinished", *result)
                 beaten = incumbent is not None and score + _slack(seen, total) < incumbent.score
@@ -277,28 +286,28 @@ class Economy:
                     return Trial(settings, "behind", *result)
         return Trial(settings, "whole", *result)
 
-    def _answers(self, index: int, settings: Settings, n: int) -> list[list[int]]:
+    def _answers(self, index: int, settings: SamplingSettings, n: int) -> list[list[int]]:
         return [self._answer(index, settings, which) for which in range(n)]
 
-    def _answer(self, index: int, settings: Settings, which: int) -> list[int]:
+    def _answer(self, index: int, settings: SamplingSettings, which: int) -> list[int]:
         key = (settings.temperature, settings.top_p, index, which)
         length = settings.max_new_tokens
-        asked, tokens = self._written.get(key, (0, []))
-        if asked < length and len(tokens) == asked:
+        length_written, tokens = self._written.get(key, (0, []))
+        if length_written < length and len(tokens) == length_written:
             tokens = self.write(self.examples[index].prompt, settings, self.seed + which)
             self._written[key] = length, tokens
         return tokens[:length]
 
     def _score(self, index: int, answers: Sequence[Sequence[int]]) -> float:
-        """The score of the best of several answers."""
-        found = [self.score(self.read(a), self.examples[index].answer) for a in answers]
-        wrong = next((value for value in found if not 0 <= value <= 1), None)
+        """Return the score of the best of several answers."""
+        scores = [self.score(self.read(a), self.examples[index].answer) for a in answers]
+        wrong = next((value for value in scores if not 0 <= value <= 1), None)
         if wrong is not None:
-            raise RequestError(f"the scorer gave {wrong}, expected 0 to 1")
-        return max(found)
+            raise RequestError(f"the scorer returned {wrong}, expected 0 to 1")
+        return max(scores)
 
     def document(self) -> dict[str, Any]:
-        """What was found, for a file from which the search can go on."""
+        """Return the result, for a file from which the search can continue."""
         best = self.best
         return {
             "best": None if best is None else asdict(best),
@@ -309,7 +318,7 @@ class Economy:
 
 
 def _doubling(first: int, last: int) -> Iterator[int]:
-    """first, 2 first, ... and `last`."""
+    """Yield first, 2 first, ... and `last`."""
     size = first
     while size < last:
         yield size
@@ -318,7 +327,7 @@ def _doubling(first: int, last: int) -> Iterator[int]:
 
 
 def _slack(seen: int, total: int) -> float:
-    """How far the mean of `seen` of `total` values of 0 to 1 may be from that of all.
+    """Return how far the mean of `seen` of `total` values in 0..1 may be from that of all.
 
     Hoeffding's bound for draws without replacement, as tightened by Serfling: 0 once all are seen.
     """
@@ -328,9 +337,9 @@ def _slack(seen: int, total: int) -> float:
 
 
 def writer(lm: LM, chat: bool = False, stop: Sequence[str] = ()) -> Writer:
-    """Lets a model answer, drafted as usual; of its controls there is top_p alone."""
+    """Return what lets a model answer, drafted as usual; its only control is top_p."""
 
-    def write(prompt: str, settings: Settings, seed: int) -> list[int]:
+    def write(prompt: str, settings: SamplingSettings, seed: int) -> list[int]:
         output = lm.generate(
             [{"role": "user", "content": prompt}] if chat else prompt,
             max_new_tokens=settings.max_new_tokens,
@@ -347,7 +356,7 @@ def writer(lm: LM, chat: bool = False, stop: Sequence[str] = ()) -> Writer:
 
 
 def reader(lm: LM, stop: Sequence[str] = ()) -> Callable[[Sequence[int]], str]:
-    """Text of an answer's tokens, without stop tokens and stop strings."""
+    """Return what gives the text of an answer's tokens, without stop tokens and stop strings."""
     ends = lm.model.defaults.stop_tokens
 
     def read(tokens: Sequence[int]) -> str:
@@ -359,10 +368,10 @@ def reader(lm: LM, stop: Sequence[str] = ()) -> Callable[[Sequence[int]], str]:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Of a file with a JSON object {"prompt": ..., "answer": ...} on each line.
+    """Read a file with a JSON object {"prompt": ..., "answer": ...} on each line.
 
     Raises:
-        RequestError: it cannot be read, or a line is none, with its number.
+        RequestError: it cannot be read, or a line is no such object, with its number.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -370,7 +379,7 @@ def read_examples(path: Path) -> list[Example]:
         raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise RequestError(f"cannot read the examples in {path}: {error.strerror}") from None
-    found = []
+    examples = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -381,7 +390,8 @@ def read_examples(path: Path) -> list[Example]:
             pair = "", None
         if not (isinstance(pair[0], str) and pair[0] and isinstance(pair[1], str)):
             raise RequestError(
-                f'line {number} of {path} is no example; write {{"prompt": "...", "answer": "..."}}'
+                f"line {number} of {path} is not an example; "
+                'write {"prompt": "...", "answer": "..."}'
             )
-        found.append(Example(*pair))
-    return found
+        examples.append(Example(*pair))
+    return examples

@@ -1,4 +1,4 @@
-"""Judges of answers, by name: what `paceline tune-sampling` ranks settings by."""
+"""Scorers of answers, by name, for `paceline tune-sampling`."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ SCORERS = ("exact", "regex", "command")
 
 
 def scorer(name: str, command: str = "", seconds: float = 10.0) -> Scorer:
-    """The scorer called `name`.
+    """Return the scorer called `name`.
 
     `exact`: 1 if the text is the answer, spaces around them apart. `regex`: 1 if the answer, a
-    regular expression, is found in the text. `command`: the user's own program judges; it reads
-    the text from its input, gets the answer as its last argument, and prints a number of 0 to 1,
-    or nothing: then 1 if it exits with 0.
+    regular expression, matches somewhere in the text. `command`: the user's own program; it reads
+    the text from its standard input, gets the answer as its last argument, and prints a number from
+    0 to 1, or nothing: then the score is 1 if it exits with 0.
 
     Raises:
-        MethodError: unknown name, or a command too many or too few.
-        RequestError: a shell cannot read the command.
+        MethodError: unknown name, or a command without that scorer, or the reverse.
+        RequestError: a shell cannot parse the command.
     """
     if name not in SCORERS:
         raise MethodError(f"the scorer is {name!r}, expected {', '.join(SCORERS)}")
     if (name == "command") != bool(command):
         raise MethodError("--scorer command and --command belong together; give both or neither")
     if command:
-        _read_by_shell(command)
+        _check_syntax(command)
     if name == "exact":
         return lambda text, answer: float(text.strip() == answer.strip())
     if name == "regex":
-        return _found
-    return lambda text, answer: _told(command, text, answer, seconds)
+        return _matches
+    return lambda text, answer: _run_command(command, text, answer, seconds)
 
 
-def _found(text: str, answer: str) -> float:
+def _matches(text: str, answer: str) -> float:
     try:
         return float(re.search(answer, text) is not None)
     except re.error as error:
-        raise RequestError(f"{answer!r} is no regular expression: {error}") from None
+        raise RequestError(f"{answer!r} is not a regular expression: {error}") from None
 
 
-def _read_by_shell(command: str) -> None:
-    words = ["/bin/sh", "-n", "-c", command]  # which runs nothing
+def _check_syntax(command: str) -> None:
+    words = ["/bin/sh", "-n", "-c", command]  # checks syntax, runs nothing
     done = subprocess.run(words, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
-        raise RequestError(f"the scorer {command!r} is no command: {said}")
+        message = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        raise RequestError(f"the scorer {command!r} is not a command: {message}")
 
 
-def _told(command: str, text: str, answer: str, seconds: float) -> float:
+def _run_command(command: str, text: str, answer: str, seconds: float) -> float:
     words = ["/bin/sh", "-c", f'{command} "$@"', "sh", answer]
     try:
         done = subprocess.run(
@@ -60,7 +60,7 @@ def _told(command: str, text: str, answer: str, seconds: float) -> float:
         )
     except subprocess.TimeoutExpired:
         raise RequestError(f"the scorer {command!r} took more than {seconds:g} s") from None
-    if done.returncode in (126, 127):  # as a shell says that there is no such program
+    if done.returncode in (126, 127):  # exit codes of a shell without such a program
         raise RequestError(f"the scorer {command!r} cannot be run; name a program that can")
     printed = done.stdout.decode("utf-8", "replace").strip()
     if not printed:
@@ -71,6 +71,6 @@ def _told(command: str, text: str, answer: str, seconds: float) -> float:
         value = -1.0
     if not 0 <= value <= 1:
         raise RequestError(
-            f"the scorer {command!r} printed {printed[:80]!r}, expected a number of 0 to 1"
+            f"the scorer {command!r} printed {printed[:80]!r}, expected a number from 0 to 1"
         )
     return value

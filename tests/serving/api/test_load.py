@@ -2,12 +2,12 @@
 
 import asyncio
 
-from paceline.measuring.load.client import Server
+from paceline.measuring.load.client import ServerAddress
 from paceline.measuring.load.run import Traffic, drive, first_model, sender, summary
 
 
 def test_our_own_server_under_load(address, lm):
-    server = Server.parse(address)
+    server = ServerAddress.parse(address)
     body = {
         "prompt": "Once upon a time",
         "max_tokens": 12,
@@ -34,7 +34,7 @@ def test_our_own_server_under_load(address, lm):
 
 
 def test_a_refusal_of_our_server_is_told(address):
-    send = sender(Server.parse(address), lambda number: {"prompt": "x", "best": 1}, 60.0)
+    send = sender(ServerAddress.parse(address), lambda number: {"prompt": "x", "best": 1}, 60.0)
     reply = asyncio.run(send(0, 0.0))
     assert (reply.error, reply.tokens) == ("400", None)
     assert "best" in reply.detail

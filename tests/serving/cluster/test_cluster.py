@@ -12,7 +12,7 @@ import httpx2 as httpx
 import pytest
 
 from paceline import LM
-from paceline.measuring.load.client import Server, request
+from paceline.measuring.load.client import ServerAddress, request
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'paceline[ray]'")
 
@@ -104,7 +104,9 @@ def test_a_server_outlives_a_node(nodes, lm):
     try:
         assert listens.wait(120)
         assert process.poll() is None, told
-        server = Server.parse(next(line for line in told if "2 times" in line).split()[3][:-1])
+        server = ServerAddress.parse(
+            next(line for line in told if "2 times" in line).split()[3][:-1]
+        )
         address = f"http://{server.host}:{server.port}"
         assert ready(address) == (200, 2)
         asyncio.run(asked_while_a_node_dies(server, lm, lambda: kill(nodes, other)))

@@ -1,7 +1,7 @@
-"""As much of an HTTP client as measuring a server takes: a request, and its lines as they come.
+"""A minimal HTTP client for load tests: sends a request and yields its lines as they come.
 
-A library would hide when a byte arrived, and who has already connected; here every request has a
-connection of its own.
+A library would hide when a byte arrives, and which connections are open; here every request has
+its own connection.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from urllib.parse import urlsplit
 
 from paceline.errors import RequestError
 
-_LINE = 1 << 20  # bytes of a line of a stream at most
+_LINE = 1 << 20  # largest line of a stream, in bytes
 
 
 class BrokenError(Exception):
-    """The other side did not keep to HTTP, or ended too early."""
+    """The server did not follow HTTP, or ended too early."""
 
 
 @dataclass(frozen=True)
-class Server:
-    """Where an API is.
+class ServerAddress:
+    """The address of an API.
 
     Attributes:
         host: name or address.
-        port: of it.
-        path: that the API's paths begin with, e.g. `/v1`.
-        secure: whether it speaks TLS.
+        port: TCP port.
+        path: prefix of the API's paths, e.g. `/v1`.
+        secure: whether the server speaks TLS.
         key: sent as a bearer token; empty sends none.
     """
 
@@ -43,26 +43,28 @@ class Server:
     key: str = ""
 
     @classmethod
-    def parse(cls, url: str, key: str = "") -> Server:
-        """An address such as `http://127.0.0.1:8000`; `/v1` is added where it is missing.
+    def parse(cls, url: str, key: str = "") -> ServerAddress:
+        """Parse an address such as `http://127.0.0.1:8000`; a missing `/v1` is added.
 
         Raises:
-            RequestError: it is none.
+            RequestError: it is not an address.
         """
         try:
-            found = urlsplit(url if "://" in url else f"http://{url}")
-            port = found.port
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port
         except ValueError as error:
-            raise RequestError(f"{url!r} is no address: {error}") from None
-        plain = found.hostname and not (found.username or found.query or found.fragment)
-        if found.scheme not in ("http", "https") or not plain or not found.netloc.isascii():
-            raise RequestError(f"{url!r} is no address, expected one like http://127.0.0.1:8000")
+            raise RequestError(f"{url!r} is not an address: {error}") from None
+        plain = parts.hostname and not (parts.username or parts.query or parts.fragment)
+        if parts.scheme not in ("http", "https") or not plain or not parts.netloc.isascii():
+            raise RequestError(
+                f"{url!r} is not an address, expected one like http://127.0.0.1:8000"
+            )
         if not key.isascii() or not key.isprintable():
-            raise RequestError("the API key has characters that no header may have")
-        path = found.path.rstrip("/")
-        secure = found.scheme == "https"
+            raise RequestError("the API key has characters that an HTTP header cannot hold")
+        path = parts.path.rstrip("/")
+        secure = parts.scheme == "https"
         return cls(
-            host=str(found.hostname),
+            host=str(parts.hostname),
             port=port or (443 if secure else 80),
             path=path if path.endswith("/v1") else f"{path}/v1",
             secure=secure,
@@ -71,19 +73,19 @@ class Server:
 
 
 @dataclass
-class Answer:
-    """An answer whose body is still to come.
+class HttpResponse:
+    """A response whose body is still to come.
 
     Attributes:
-        status: of HTTP.
-        lines: of the body, without their ends; raises `BrokenError` where it ends too early.
+        status: HTTP status code.
+        lines: of the body, without line ends; raises `BrokenError` where it ends too early.
     """
 
     status: int
     lines: AsyncIterator[bytes]
 
     async def json(self) -> Any:
-        """The whole body.
+        """Read the whole body as JSON.
 
         Raises:
             BrokenError: it is not JSON.
@@ -95,12 +97,14 @@ class Answer:
 
 
 @asynccontextmanager
-async def request(server: Server, path: str, body: object = None) -> AsyncIterator[Answer]:
-    """GET, or POST of a body as JSON; the connection is closed on leaving.
+async def request(
+    server: ServerAddress, path: str, body: object = None
+) -> AsyncIterator[HttpResponse]:
+    """Send a GET, or a POST with a body as JSON; the connection is closed on leaving.
 
     Raises:
         OSError: there is no connection.
-        BrokenError: what comes is not HTTP.
+        BrokenError: the response is not HTTP.
     """
     context = ssl.create_default_context() if server.secure else None
     reader, writer = await asyncio.open_connection(
@@ -109,8 +113,8 @@ async def request(server: Server, path: str, body: object = None) -> AsyncIterat
     try:
         writer.write(_head(server, path, body))
         await writer.drain()
-        status, headers = await _answered(reader)
-        yield Answer(status, _lines(_chunks(reader, headers)))
+        status, headers = await _read_head(reader)
+        yield HttpResponse(status, _lines(_chunks(reader, headers)))
     except (asyncio.IncompleteReadError, ValueError) as error:
         raise BrokenError(str(error)) from None
     finally:
@@ -119,7 +123,7 @@ async def request(server: Server, path: str, body: object = None) -> AsyncIterat
             await writer.wait_closed()
 
 
-def _head(server: Server, path: str, body: object) -> bytes:
+def _head(server: ServerAddress, path: str, body: object) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     host = f"[{server.host}]" if ":" in server.host else server.host
     lines = [
@@ -136,8 +140,8 @@ def _head(server: Server, path: str, body: object) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + content
 
 
-async def _answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    """Status and headers of an answer."""
+async def _read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+    """Read the status and the headers of a response."""
     words = (await reader.readline()).split(None, 2)
     if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
         raise BrokenError("the answer is not HTTP")
@@ -149,7 +153,7 @@ async def _answered(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
 
 
 async def _chunks(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
-    """The body as it comes, by any of the three ways to tell its end."""
+    """Yield the body as it comes, by any of the three ways that tell where it ends."""
     if headers.get("transfer-encoding") == "chunked":
         while size := int((await _line(reader)).partition(b";")[0], 16):
             yield await reader.readexactly(size)

@@ -1,9 +1,10 @@
-"""Load on a server: requests at a rate, or from a number of users, and what they had to wait.
+"""Load tests of a server: requests at a rate or from a number of users, and their latencies.
 
-An open loop sends at Poisson arrivals whatever the server does, and counts every wait from when the
-request was due, not from when it got away: a stall is charged to all who came in it ("coordinated
-omission" leaves them out). A closed loop has users who each wait for an answer before they ask
-again; its rate gives way to a slow server, so it measures throughput better than waits.
+An open loop sends requests at Poisson arrivals whatever the server does, and measures every latency
+from when the request was due, not from when it was sent: a stall is charged to all requests that
+arrive during it ("coordinated omission" leaves them out). In a closed loop every user waits for an
+answer before asking again; its rate adapts to a slow server, so it measures throughput better than
+latency.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from typing import Any
 import numpy as np
 
 from paceline.errors import PacelineError, RequestError
-from paceline.measuring.load.client import Answer, BrokenError, Server, request
+from paceline.measuring.load.client import BrokenError, HttpResponse, ServerAddress, request
 
-_PAUSE = 0.1  # seconds that a user waits after a refusal
+_PAUSE = 0.1  # seconds that a user waits after an error
 _SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Who asks, and for how long. One of `rate` and `users` is given, and an end.
+    """The load. One of `rate` and `users` is given, and an end.
 
     Attributes:
-        rate: requests a second that arrive by chance, independent of each other.
-        users: who each ask again once they are answered.
-        requests: at most so many.
-        seconds: no request is sent after them; those under way are waited for.
+        rate: requests per second, arriving independently of each other (a Poisson process).
+        users: number of users who each send again once they are answered.
+        requests: largest number of requests.
+        seconds: no request is sent after this time; those in flight are waited for.
         seed: of the arrivals.
     """
 
@@ -44,7 +45,7 @@ class Traffic:
     seed: int = 0
 
     def check(self) -> None:
-        """Refuse what is no load.
+        """Refuse settings that describe no load.
 
         Raises:
             RequestError: neither or both of rate and users, or no end.
@@ -57,16 +58,16 @@ class Traffic:
 
 @dataclass
 class Reply:
-    """What became of a request; times are on the event loop's clock, in seconds.
+    """The outcome of a request; times are on the event loop's clock, in seconds.
 
     Attributes:
         due: when it was to be sent.
-        sent: when it was.
-        done: when it was over.
-        pieces: when each piece of text came.
-        tokens: of the answer, as the server counts them; None where it does not.
-        error: status or kind of a failure; empty where there is none.
-        detail: what the server said of it.
+        sent: when it was sent.
+        done: when it ended.
+        pieces: when each piece of text arrived.
+        tokens: of the answer, as the server counts them; None if it does not.
+        error: status or kind of a failure; empty if there is none.
+        detail: the server's message about it.
     """
 
     due: float
@@ -79,17 +80,17 @@ class Reply:
 
     @property
     def count(self) -> int:
-        """Tokens of the answer; pieces where the server does not count."""
+        """Tokens of the answer; pieces if the server does not count tokens."""
         return len(self.pieces) if self.tokens is None else self.tokens
 
     @property
     def first(self) -> float:
-        """Seconds until text came."""
+        """Time to the first text, in seconds."""
         return (self.pieces[0] if self.pieces else self.done) - self.due
 
     @property
     def each(self) -> float | None:
-        """Seconds for each token after the first; None where there is none."""
+        """Seconds per token after the first; None without any."""
         if self.count < 2 or not self.pieces:
             return None
         return (self.pieces[-1] - self.pieces[0]) / (self.count - 1)
@@ -99,7 +100,7 @@ Send = Callable[[int, float], Coroutine[Any, Any, Reply]]  # number of the reque
 
 
 async def drive(send: Send, traffic: Traffic) -> list[Reply]:
-    """Let the requests be sent; returns when all are over, in the order of their numbers.
+    """Send all requests; return their replies in the order of their numbers when all have ended.
 
     Raises:
         RequestError: as `Traffic.check`.
@@ -113,7 +114,7 @@ async def drive(send: Send, traffic: Traffic) -> list[Reply]:
 
 
 def arrivals(rate: float, seed: int) -> Iterator[float]:
-    """Seconds at which requests arrive: a Poisson process."""
+    """Yield the seconds at which requests arrive: a Poisson process."""
     draw = np.random.default_rng(seed)
     at = 0.0
     while True:
@@ -139,29 +140,29 @@ async def _closed(
     send: Send, numbers: Iterator[int], start: float, traffic: Traffic, users: int
 ) -> list[Reply]:
     loop = asyncio.get_running_loop()
-    found: dict[int, Reply] = {}
+    replies: dict[int, Reply] = {}
 
     async def user() -> None:
         while traffic.seconds is None or loop.time() - start < traffic.seconds:
             number = next(numbers, None)
             if number is None:
                 return
-            found[number] = await send(number, loop.time())
-            if found[number].error:
+            replies[number] = await send(number, loop.time())
+            if replies[number].error:
                 await asyncio.sleep(_PAUSE)
 
     async with asyncio.TaskGroup() as group:
         for _ in range(users):
             group.create_task(user())
-    return [found[number] for number in sorted(found)]
+    return [replies[number] for number in sorted(replies)]
 
 
-def sender(server: Server, bodies: Callable[[int], dict[str, Any]], timeout: float) -> Send:
-    """What sends bodies and follows their streams; a body with `messages` is a conversation.
+def sender(server: ServerAddress, bodies: Callable[[int], dict[str, Any]], timeout: float) -> Send:
+    """Return a function that sends bodies and follows their streams.
 
     Args:
-        server: where to.
-        bodies: of each number.
+        server: where to send them.
+        bodies: gives the body of each number; one with `messages` is a conversation.
         timeout: seconds after which a request is given up.
     """
 
@@ -185,15 +186,15 @@ def sender(server: Server, bodies: Callable[[int], dict[str, Any]], timeout: flo
     return send
 
 
-async def _follow(answer: Answer, reply: Reply) -> None:
-    """Note when the pieces of a stream come.
+async def _follow(answer: HttpResponse, reply: Reply) -> None:
+    """Record when the pieces of a stream arrive.
 
     Raises:
-        BrokenError: it ends too early, or is no stream of completions.
+        BrokenError: it ends too early, or is not a stream of completions.
     """
     loop = asyncio.get_running_loop()
     if answer.status != 200:
-        reply.error, reply.detail = str(answer.status), await _said(answer)
+        reply.error, reply.detail = str(answer.status), await _message(answer)
         return
     finished = False
     async for line in answer.lines:
@@ -220,26 +221,26 @@ async def _follow(answer: Answer, reply: Reply) -> None:
 
 def _piece(text: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        piece = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    choices = found.get("choices") if isinstance(found, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(each, dict) for each in choices or ()):
-        raise BrokenError("a piece of the stream is no completion")
-    return found
+        piece = None
+    choices = piece.get("choices") if isinstance(piece, dict) else None
+    if not isinstance(piece, dict) or not all(isinstance(each, dict) for each in choices or ()):
+        raise BrokenError("a piece of the stream is not a completion")
+    return piece
 
 
-async def _said(answer: Answer) -> str:
-    """The message of a refusal."""
+async def _message(answer: HttpResponse) -> str:
+    """Read the message of a refusal."""
     try:
-        found = await answer.json()
-        return str(found["error"]["message"])
+        body = await answer.json()
+        return str(body["error"]["message"])
     except (BrokenError, LookupError, TypeError):
         return ""
 
 
-async def first_model(server: Server) -> str:
-    """The name of a server's first model.
+async def first_model(server: ServerAddress) -> str:
+    """Return the name of a server's first model.
 
     Raises:
         PacelineError: it does not answer, or names none.
@@ -247,10 +248,10 @@ async def first_model(server: Server) -> str:
     where = f"{server.host}:{server.port}{server.path}/models"
     try:
         async with asyncio.timeout(30), request(server, "/models") as answer:
-            found = await answer.json()
+            body = await answer.json()
         if answer.status != 200:
             raise PacelineError(f"{where} answers with {answer.status}; name the model")
-        return str(found["data"][0]["id"])
+        return str(body["data"][0]["id"])
     except (BrokenError, LookupError, TypeError):
         raise PacelineError(f"{where} names no model; name it") from None
     except TimeoutError:
@@ -262,12 +263,12 @@ async def first_model(server: Server) -> str:
 def summary(
     replies: Sequence[Reply], slo_ttft: float | None = None, slo_tpot: float | None = None
 ) -> dict[str, Any]:
-    """Waits, throughput, and how many answers came in time.
+    """Return latencies, throughput, and the number of answers that met the targets.
 
     Args:
         replies: at least one.
-        slo_ttft: seconds that the first token may take; None may take any.
-        slo_tpot: seconds that each further token may take.
+        slo_ttft: largest time to the first token, in seconds; None sets no target.
+        slo_tpot: largest time for each further token, in seconds; None sets no target.
     """
     good = [reply for reply in replies if not reply.error]
     start, end = min(reply.due for reply in replies), max(reply.done for reply in replies)
@@ -275,7 +276,7 @@ def summary(
     tokens = sum(reply.count for reply in good)
     each = [reply.each for reply in good if reply.each is not None]
     gaps = [gap for reply in good for gap in np.diff(reply.pieces).tolist()]
-    found: dict[str, Any] = {
+    document: dict[str, Any] = {
         "requests": len(replies),
         "completed": len(good),
         "errors": dict(sorted(Counter(reply.error for reply in replies if reply.error).items())),
@@ -292,14 +293,14 @@ def summary(
     }
     if slo_ttft is not None or slo_tpot is not None:
         kept = sum(_in_time(reply, slo_ttft, slo_tpot) for reply in good)
-        found["slo"] = {
+        document["slo"] = {
             "ttft": slo_ttft,
             "tpot": slo_tpot,
             "kept": kept,
             "share": kept / len(replies),
             "goodput": kept / seconds,
         }
-    return found
+    return document
 
 
 def _in_time(reply: Reply, ttft: float | None, tpot: float | None) -> bool:
@@ -307,7 +308,7 @@ def _in_time(reply: Reply, ttft: float | None, tpot: float | None) -> bool:
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
-    """In seconds; None of nothing."""
+    """Return mean, maximum and percentiles, in seconds; None of no values."""
     if not values:
         return None
     shares = np.quantile(values, list(_SHARES.values())).tolist()

@@ -15,15 +15,15 @@ from paceline.engines.base import Engine
 from paceline.lm import LM
 from paceline.machine import machine, versions
 from paceline.measuring.baseline import BaselineTurn
-from paceline.measuring.bench import Arm, Bench, Run
+from paceline.measuring.bench import Arm, ArmRun, Bench
 from paceline.measuring.proof import Difference, Finding, Proof
 
 Document = dict[str, Any]
-_PARTS = ("draft", "guide", "forward", "walk")  # of decoding
+_PARTS = ("draft", "guide", "forward", "walk")  # parts of decoding
 
 
 def conditions(lm: LM, model: str) -> Document:
-    """What every report says about where its numbers come from."""
+    """Return what every report says about the machine, the model and the engine."""
     config = lm.engine.config
     return {
         "versions": versions(),
@@ -39,7 +39,7 @@ def conditions(lm: LM, model: str) -> Document:
 
 
 def engine_facts(engine: Engine) -> Document:
-    """Name, format, threads, and what it promises about rounding."""
+    """Return name, formats, threads and rounding guarantees of an engine."""
     return {
         "name": engine.name,
         "format": engine.format,
@@ -51,7 +51,7 @@ def engine_facts(engine: Engine) -> Document:
 
 
 def proof_document(proof: Proof) -> Document:
-    """Counts over all drafters and for each, and the first difference."""
+    """Return the counts of all drafters and of each, and the differences."""
     return {
         "pairs": proof.total("pairs"),
         "identical": proof.total("identical"),
@@ -61,17 +61,17 @@ def proof_document(proof: Proof) -> Document:
         "prompts": proof.prompts,
         "clipped": proof.clipped,
         "drafters": {name: asdict(tally) for name, tally in proof.drafters.items()},
-        "differences": [_finding(found) for found in proof.findings],
+        "differences": [_finding(finding) for finding in proof.findings],
     }
 
 
-def _finding(found: Finding) -> Document:
-    row = {"drafter": found.drafter, "prompt": found.prompt, "temperature": found.temperature}
-    return {**row, **difference_document(found.difference)}
+def _finding(finding: Finding) -> Document:
+    row = {"drafter": finding.drafter, "prompt": finding.prompt, "temperature": finding.temperature}
+    return {**row, **difference_document(finding.difference)}
 
 
 def difference_document(difference: Difference) -> Document:
-    """A difference; a margin that is not finite is null."""
+    """Return a difference; a margin that is not finite becomes null."""
     row = asdict(difference)
     if row["margin"] is not None and not math.isfinite(row["margin"]):
         row["margin"] = None
@@ -79,18 +79,18 @@ def difference_document(difference: Difference) -> Document:
 
 
 def proof_table(proof: Proof) -> RenderableType:
-    """One row for each drafter."""
+    """Return a table with one row per drafter."""
     table = Table("drafter", "pairs", "identical", "ties", "bugs", "tokens/pass", box=SIMPLE)
     for name, tally in proof.drafters.items():
         rate = f"{tally.tokens / tally.passes:.2f}" if tally.passes else "-"
         counts = (tally.pairs, tally.identical, tally.ties, tally.bugs)
         table.add_row(name, *map(str, counts), rate)
-    to_the_right(table)
+    align_numbers_right(table)
     return table
 
 
 def bench_document(bench: Bench) -> Document:
-    """Every measured number."""
+    """Return every measured number of a bench."""
     return {
         "clipped": sum(turn.clipped for turn in bench.turns),
         "prompts": [
@@ -142,12 +142,12 @@ def _arm(bench: Bench, arm: Arm) -> Document:
 
 
 def _answer(arm: Arm, turn: BaselineTurn) -> Document:
-    """One prompt by one arm; the counts are those of the last round."""
+    """Return one prompt by one arm; the counts are those of the last round."""
     runs = arm.runs[turn.name]
     same = all(run.identical for run in runs)
     return {
         "identical": same,
-        "equal": "text" if same else "law" if arm.walk == "rejection" else "no",
+        "equal": "text" if same else "distribution" if arm.walk == "rejection" else "no",
         "tokens": runs[-1].tokens,
         "passes": runs[-1].passes,
         "nodes": runs[-1].nodes,
@@ -157,7 +157,7 @@ def _answer(arm: Arm, turn: BaselineTurn) -> Document:
 
 
 def _speed(bench: Bench, arm: Arm, turns: list[BaselineTurn]) -> Document:
-    """Sums over the runs of these turns, and medians over the turns."""
+    """Return sums over the runs of these turns, and medians over the turns."""
     runs = [run for turn in turns for run in arm.runs[turn.name]]
     passes = sum(run.passes for run in runs)
     tokens = sum(run.tokens for run in runs)
@@ -173,8 +173,8 @@ def _speed(bench: Bench, arm: Arm, turns: list[BaselineTurn]) -> Document:
         "tokens_per_second": arm.tokens_per_second(turns),
         "seconds": {part: _total(runs, part) for part in ("prefill", "decode", *_PARTS)},
         "pass_seconds": {part: _total(runs, part) / passes for part in ("decode", *_PARTS)},
-        "ratio": bench.ratio(arm, turns, Run.decoding)._asdict(),
-        "ratio_with_prefill": bench.ratio(arm, turns, Run.whole)._asdict(),
+        "ratio": bench.ratio(arm, turns, ArmRun.decoding)._asdict(),
+        "ratio_with_prefill": bench.ratio(arm, turns, ArmRun.whole)._asdict(),
         "total": {
             "tokens_per_second": arm.total_tokens_per_second(turns),
             "ratio": bench.total_ratio(arm, turns)._asdict(),
@@ -182,13 +182,13 @@ def _speed(bench: Bench, arm: Arm, turns: list[BaselineTurn]) -> Document:
     }
 
 
-def _total(runs: list[Run], part: str) -> float:
+def _total(runs: list[ArmRun], part: str) -> float:
     total: float = sum(getattr(run.seconds, part) for run in runs)
     return total
 
 
-def to_the_right(table: Table) -> Table:
-    """Every column but the first."""
+def align_numbers_right(table: Table) -> Table:
+    """Align every column but the first to the right."""
     for column in table.columns[1:]:
         column.justify = "right"
     return table

@@ -1,4 +1,4 @@
-"""A bench's document as one page: no script, nothing fetched, light or dark as its reader likes."""
+"""A bench's document as one HTML page: no script, nothing fetched, light or dark by preference."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from paceline.measuring.report.svg import clean
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _PARTS = ("draft", "guide", "forward", "walk")
-_MARKS, _BARS = 24, 12  # arms that one plot can show; of more, only the chosen ones
+_MARKS, _BARS = 24, 12  # arms in one plot; of more, only the chosen ones
 
 
-def page(found: Document) -> str:
-    """The whole page of what `paceline bench --json` prints; every number is the document's."""
-    arms, colours = plots.chosen(found), Colours(found)
+def page(document: Document) -> str:
+    """Return the page of what `paceline bench --json` prints; every number is the document's."""
+    arms, colours = plots.chosen(document), Colours(document)
     style = files("paceline.measuring.report").joinpath("page.css").read_text(encoding="utf-8")
-    model = found["model"]["path"].rstrip("/").rpartition("/")[2]
-    sections = [_head(found, model), *_summary(found, arms, colours)]
+    model = document["model"]["path"].rstrip("/").rpartition("/")[2]
+    sections = [_head(document, model), *_summary(document, arms, colours)]
     if arms:
-        sections += [f'<div class="cards">{"".join(_cards(found, arms, colours))}</div>']
-        sections += [*_traces(found, colours)]
-    sections += [_table(found), _conditions(found)]
+        sections += [f'<div class="cards">{"".join(_cards(document, arms, colours))}</div>']
+        sections += [*_traces(document, colours)]
+    sections += [_table(document), _conditions(document)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -37,40 +37,43 @@ def page(found: Document) -> str:
 
 
 def number(value: float | None, form: str) -> str:
-    """A number as it is shown, with its exact value in the markup."""
+    """Return a number as it is shown, with its exact value in the markup."""
     if value is None:
         return "–"
     return f'<data value="{value!r}">{format(value, form)}</data>'
 
 
-def _head(found: Document, model: str) -> str:
-    settings, engine = found["settings"], found["engine"]
+def _head(document: Document, model: str) -> str:
+    settings, engine = document["settings"], document["engine"]
     what = settings["suite"] or settings["file"].rpartition("/")[2]
-    heat = settings["temperature"]
-    drawn = f"temperature {heat:g}" if heat else "greedy"
+    temperature = settings["temperature"]
+    drawn = f"temperature {temperature:g}" if temperature else "greedy"
     threads = f", {engine['threads']} threads" if engine["threads"] else ""
     facts = (
         f"{settings['turns']} prompts of {what}, {settings['max_new_tokens']} new tokens each, "
-        f"{drawn}, {settings['repeat']} rounds. {found['machine']['processor']}, "
+        f"{drawn}, {settings['repeat']} rounds. {document['machine']['processor']}, "
         f"{engine['name']} engine, {engine['format']}{threads}. "
-        f"Paceline {found['versions']['paceline']}, commit {found['versions']['commit'] or '–'}."
+        f"Paceline {document['versions']['paceline']}, "
+        f"commit {document['versions']['commit'] or '–'}."
     )
     return f"<header><h1>{clean(model)}</h1><p>{clean(facts)}</p></header>"
 
 
-def _summary(found: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
-    """Whether outputs are equal, and a tile for each chosen arm."""
-    compared = [arm for arm in found["arms"] if arm["walk"] == "gumbel"]
+def _summary(document: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
+    """Yield whether outputs are equal, and a tile for each chosen arm."""
+    compared = [arm for arm in document["arms"] if arm["walk"] == "gumbel"]
     outputs = sum(arm["runs"] for arm in compared)
     different = sum(arm["different"] for arm in compared)
-    drawn = sum(arm["runs"] for arm in found["arms"]) - outputs
-    said = f"{different} of {outputs} outputs differ from plain decoding."
+    drawn = sum(arm["runs"] for arm in document["arms"]) - outputs
+    text = f"{different} of {outputs} outputs differ from plain decoding."
     if not different:
-        said = f"All {outputs:,} outputs are identical to plain decoding, token by token."
+        text = f"All {outputs:,} outputs are identical to plain decoding, token by token."
     if drawn:
-        law = f"{drawn:,} outputs come from the rejection walk: equal in law, not in text."
-        said = f"{said} {law}" if len(compared) > 1 else law  # plain equals itself
-    yield f'<p class="verdict {"bad" if different else "good"}">{said}</p>'
+        note = (
+            f"{drawn:,} outputs come from the rejection walk: equal in distribution, not in text."
+        )
+        text = f"{text} {note}" if len(compared) > 1 else note  # plain equals itself
+    yield f'<p class="verdict {"bad" if different else "good"}">{text}</p>'
     yield '<div class="tiles">'
     for arm in arms:
         ratio = arm["total"]["ratio"]
@@ -94,43 +97,45 @@ def _summary(found: Document, arms: list[Document], colours: Colours) -> Iterato
         )
 
 
-def _cards(found: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
-    drafters = _legend(found, colours)
-    told = "A dot is all of a task's tokens over all its seconds, its line the 95 % interval."
-    yield _card("Speed by task", told, plots.speed(found, arms, colours), drafters)
-    told = "Every further guess helps less. Large dots: what budget auto ran on average."
-    yield _card("Tokens per pass", told, plots.budgets(found, colours), drafters)
-    told = (
+def _cards(document: Document, arms: list[Document], colours: Colours) -> Iterator[str]:
+    drafters = _legend(document, colours)
+    caption = "A dot is all of a task's tokens over all its seconds, its line the 95 % interval."
+    yield _card("Speed by task", caption, plots.speed(document, arms, colours), drafters)
+    caption = "Every further node helps less. Large dots: mean size that budget auto chose."
+    yield _card("Tokens per pass", caption, plots.budgets(document, colours), drafters)
+    caption = (
         "The curve is the time of a pass over n nodes. For each arm a line leads from what its "
         "passes cost, drafting included (small), to the tokens they gained (large): the longer "
         "upwards, the faster. Rings on the curve: sizes that budget auto chose."
     )
-    every = found["arms"][1:]
+    every = document["arms"][1:]
     shown = every if len(every) <= _MARKS else arms
-    yield _card("T(n) and where arms run", told, plots.operating(found, shown, colours), drafters)
-    keys = [*((part, said) for part, said in plots.PARTS), ("rest", "the loop")]
-    legend = "".join(f'<span class="key {css}">{said}</span>' for css, said in keys)
-    told = "After ÷ the tokens that a pass yields: a pass may cost more if it yields more."
+    yield _card(
+        "T(n) and where arms run", caption, plots.operating(document, shown, colours), drafters
+    )
+    keys = [*((part, text) for part, text in plots.PARTS), ("rest", "the loop")]
+    legend = "".join(f'<span class="key {css}">{text}</span>' for css, text in keys)
+    caption = "After ÷: tokens per pass. A pass may cost more if it yields more."
     shown = every if len(every) <= _BARS else arms
-    yield _card("Where a pass's time goes", told, plots.passes(found, shown), legend)
-    for arm in plots.eager(found):
+    yield _card("Where a pass's time goes", caption, plots.passes(document, shown), legend)
+    for arm in plots.eager(document):
         if any(row["tested"] for row in arm["reliability"]):
-            told = "Scores on the diagonal can be taken at their word. Larger dots: more nodes."
+            caption = "Scores on the diagonal are calibrated. Larger dots: more nodes."
             title = f"Reliability: {arm['name']}"
-            yield _card(title, told, plots.reliability(arm, colours), _reliability(arm, colours))
+            yield _card(title, caption, plots.reliability(arm, colours), _reliability(arm, colours))
 
 
-def _card(title: str, told: str, drawing: str, legend: str) -> str:
+def _card(title: str, caption: str, drawing: str, legend: str) -> str:
     return (
-        f'<section class="card"><h2>{clean(title)}</h2><p>{told}</p>{drawing}'
+        f'<section class="card"><h2>{clean(title)}</h2><p>{caption}</p>{drawing}'
         f'<div class="legend">{legend}</div></section>'
     )
 
 
-def _legend(found: Document, colours: Colours) -> str:
-    drafters = dict.fromkeys(arm["drafter"] for arm in found["arms"][1:])
+def _legend(document: Document, colours: Colours) -> str:
+    drafters = dict.fromkeys(arm["drafter"] for arm in document["arms"][1:])
     keys = [f'<span class="key {colours[name]}">{clean(name)}</span>' for name in drafters]
-    if found["settings"]["state"] == "both":
+    if document["settings"]["state"] == "both":
         keys.append('<span class="key own">carried</span><span class="key own hollow">reset</span>')
     return "".join(keys)
 
@@ -161,16 +166,16 @@ def _reliability(arm: Document, colours: Colours) -> str:
     return f'<div class="scroll">{_rows(heads, rows)}{depth}</div>'
 
 
-def _traces(found: Document, colours: Colours) -> Iterator[str]:
-    prompt = found["trace"]["prompt"]
+def _traces(document: Document, colours: Colours) -> Iterator[str]:
+    prompt = document["trace"]["prompt"]
     yield (
-        '<section class="wide"><h2>Who guessed what</h2>'
+        '<section class="wide"><h2>Where each token came from</h2>'
         f"<p>The answer to {clean(prompt)}, with each drafter's largest trees. "
-        "A coloured token was guessed, the surer the stronger; "
+        "A coloured token was drafted, the stronger the higher its score; "
         "a grey one is the model's own, which ends a pass. Point at a token, or tap it.</p>"
     )
-    for place, arm in enumerate(plots.eager(found)):
-        tokens = found["trace"]["arms"][arm["name"]]
+    for place, arm in enumerate(plots.eager(document)):
+        tokens = document["trace"]["arms"][arm["name"]]
         origins = dict.fromkeys(token["origin"] for token in tokens if token["origin"])
         keys = [f'<span class="key {colours[name]}">{clean(name)}</span>' for name in origins]
         total = tokens[-1]["number"] if tokens else 0
@@ -195,11 +200,11 @@ def _token(token: Document, passes: int, colours: Colours) -> str:
     return f"<span {names}>{text}</span>"
 
 
-def _table(found: Document) -> str:
+def _table(document: Document) -> str:
     heads = ("arm", "× plain", "95 %", "+ prefill", "tokens/s", "tokens/pass", "nodes/pass")
     more = ("draft µs", "guides µs", "pass µs", "walk µs", "all µs", "learnt KB", "different")
     rows = []
-    for arm in found["arms"]:
+    for arm in document["arms"]:
         ratio, seconds = arm["total"]["ratio"], arm["pass_seconds"]
         rows.append(
             [
@@ -212,7 +217,7 @@ def _table(found: Document) -> str:
                 number(arm["nodes_per_pass"], ".2f"),
                 *(_scaled(seconds[part], 1e6) for part in (*_PARTS, "decode")),
                 _scaled(arm["state_bytes"], 1e-3),
-                number(arm["different"], "") if arm["walk"] == "gumbel" else "law",
+                number(arm["different"], "") if arm["walk"] == "gumbel" else "distr.",
             ]
         )
     return (
@@ -231,9 +236,9 @@ def _rows(heads: Iterable[str], rows: Iterable[list[str]]) -> str:
     return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _conditions(found: Document) -> str:
+def _conditions(document: Document) -> str:
     names = ("settings", "model", "engine", "machine", "versions", "bandwidth", "memory", "cost")
-    facts = {name: found[name] for name in (*names, "clipped", "left_out")}
+    facts = {name: document[name] for name in (*names, "clipped", "left_out")}
     text = clean(json.dumps(facts, indent=2))
     shown = f"<details><summary>Conditions</summary><pre>{text}</pre></details>"
     return f'<section class="wide">{shown}</section>'

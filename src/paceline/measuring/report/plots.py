@@ -13,47 +13,47 @@ PARTS = (("draft", "drafting"), ("guide", "guides"), ("forward", "pass"), ("walk
 
 
 class Colours:
-    """A CSS class for every drafter and origin; the same name, the same colour."""
+    """A CSS class for every drafter and origin; one name always has the same colour."""
 
     COUNT = 10
 
-    def __init__(self, found: Document) -> None:
-        arms = found["arms"]
+    def __init__(self, document: Document) -> None:
+        arms = document["arms"]
         names = [arm["drafter"] for arm in arms[1:]]
         names += [row["origin"] for arm in arms for row in arm["reliability"]]
         self.names = list(dict.fromkeys(names))
 
     def __getitem__(self, name: str) -> str:
-        """The class of a name; grey where it never guessed."""
+        """Return the class of a name; grey if it never drafted."""
         return f"c{self.names.index(name) % self.COUNT}" if name in self.names else "own"
 
     def of(self, arm: Document) -> str:
-        """The class of an arm; hollow marks tell drafters that are reset."""
+        """Return the class of an arm; hollow marks stand for drafters that are reset."""
         return self[arm["drafter"]] + (" hollow" if arm["state"] == "reset" else "")
 
 
-def chosen(found: Document) -> list[Document]:
-    """One arm for each drafter and state: with budget auto, or else the fastest in total."""
+def chosen(document: Document) -> list[Document]:
+    """Return one arm per drafter and state: with budget auto, or else the fastest in total."""
     return [
         max(arms, key=lambda arm: (arm["budget"] == "auto", arm["total"]["ratio"]["value"]))
-        for arms in _kinds(found)
+        for arms in _kinds(document)
     ]
 
 
-def eager(found: Document) -> list[Document]:
-    """One arm for each drafter and state: the one whose passes had the most nodes."""
-    return [max(arms, key=lambda arm: float(arm["nodes_per_pass"])) for arms in _kinds(found)]
+def eager(document: Document) -> list[Document]:
+    """Return one arm per drafter and state: the one whose passes had the most nodes."""
+    return [max(arms, key=lambda arm: float(arm["nodes_per_pass"])) for arms in _kinds(document)]
 
 
-def _kinds(found: Document) -> Iterable[list[Document]]:
+def _kinds(document: Document) -> Iterable[list[Document]]:
     kinds: dict[tuple[str, str], list[Document]] = {}
-    for arm in found["arms"][1:]:
+    for arm in document["arms"][1:]:
         kinds.setdefault((arm["drafter"], arm["state"]), []).append(arm)
     return kinds.values()
 
 
-def speed(found: Document, arms: Sequence[Document], colours: Colours) -> str:
-    """How many times faster than plain, with intervals, for all prompts and for each task."""
+def speed(document: Document, arms: Sequence[Document], colours: Colours) -> str:
+    """Plot the speed relative to plain decoding with intervals, for all prompts and per task."""
     rows = [("all", arms)]
     if len(arms[0]["categories"]) > 1:
         for name in arms[0]["categories"]:
@@ -83,13 +83,13 @@ def speed(found: Document, arms: Sequence[Document], colours: Colours) -> str:
 
 
 def _room(names: Iterable[str]) -> int:
-    """Units that names left of the axes take."""
+    """Return the units that names to the left of the axes take."""
     return min(180, 20 + round(8.2 * max(map(len, names))))
 
 
-def budgets(found: Document, colours: Colours) -> str:
-    """Tokens per pass against the budget."""
-    arms = found["arms"][1:]
+def budgets(document: Document, colours: Colours) -> str:
+    """Plot tokens per pass against the budget."""
+    arms = document["arms"][1:]
     fixed = [arm for arm in arms if arm["budget"] != "auto"]
     sizes = [arm["budget"] for arm in fixed] + [arm["nodes_per_pass"] - 1 for arm in arms]
     x = doubling("budget: nodes beyond the root", 1, max(2, *sizes))
@@ -111,9 +111,9 @@ def budgets(found: Document, colours: Colours) -> str:
     return plot.svg("Tokens per pass against budget")
 
 
-def operating(found: Document, arms: Sequence[Document], colours: Colours) -> str:
-    """T(n), and over it what the passes of each arm cost and gained, in plain passes."""
-    cost, base = found["cost"], found["arms"][0]["pass_seconds"]["decode"]
+def operating(document: Document, arms: Sequence[Document], colours: Colours) -> str:
+    """Plot T(n), and what the passes of each arm cost and gained, in plain passes."""
+    cost, base = document["cost"], document["arms"][0]["pass_seconds"]["decode"]
     spent = [arm["pass_seconds"]["decode"] / base for arm in arms]
     used = max(2.0, *(arm["nodes_per_pass"] for arm in arms))
     x = doubling("nodes of a pass", 1, 2 ** math.ceil(math.log2(used) + 1e-9))
@@ -153,9 +153,9 @@ def _interpolated(curve: Sequence[tuple[float, float]], n: float) -> float:
     return curve[-1][1]
 
 
-def passes(found: Document, arms: Sequence[Document]) -> str:
-    """Where the time of a mean pass goes."""
-    rows = [found["arms"][0], *arms]
+def passes(document: Document, arms: Sequence[Document]) -> str:
+    """Plot where the time of a mean pass goes."""
+    rows = [document["arms"][0], *arms]
     most = max(arm["pass_seconds"]["decode"] for arm in rows)
     unit, name = (1e3, "milliseconds") if most > 2e-3 else (1e6, "microseconds")
     x = even(f"{name} a pass", [0.0, 1.12 * unit * most])
@@ -166,9 +166,9 @@ def passes(found: Document, arms: Sequence[Document]) -> str:
         seconds = arm["pass_seconds"]
         plot.row(y, arm["name"])
         rest = seconds["decode"] - sum(seconds[part] for part, _ in PARTS)
-        named = [(part, said, seconds[part]) for part, said in PARTS]
-        for part, said, time in [*named, ("rest", "the loop around them", max(rest, 0.0))]:
-            tip = f"{arm['name']}, {said}: {unit * time:.3g} {name} a pass"
+        named = [(part, label, seconds[part]) for part, label in PARTS]
+        for part, label, time in [*named, ("rest", "the loop around them", max(rest, 0.0))]:
+            tip = f"{arm['name']}, {label}: {unit * time:.3g} {name} a pass"
             plot.bar(start, start + unit * time, y, 14, part, tip)
             start += unit * time
         plot.text(start, y, f"÷ {arm['tokens_per_pass']:.2f}", (5, 4))
@@ -176,9 +176,9 @@ def passes(found: Document, arms: Sequence[Document]) -> str:
 
 
 def reliability(arm: Document, colours: Colours) -> str:
-    """Predicted against observed chance, a line for each origin of an arm."""
+    """Plot predicted against observed probability, one line for each origin of an arm."""
     ticks = (0.0, 0.25, 0.5, 0.75, 1.0)
-    plot = Plot(Axis("predicted chance", ticks), Axis("observed", ticks))
+    plot = Plot(Axis("predicted probability", ticks), Axis("observed", ticks))
     plot.line([(0.0, 0.0), (1.0, 1.0)], "even")
     for row in arm["reliability"]:
         css = colours[row["origin"]]

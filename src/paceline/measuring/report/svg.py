@@ -1,4 +1,4 @@
-"""Small vector plots. Colours are CSS classes of the page, so that they follow its theme."""
+"""Small vector plots. Colours are CSS classes of the page, so they follow its theme."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Point = tuple[float, float]
 
 
 def clean(text: object) -> str:
-    """Text for HTML: escaped; what no page may hold is replaced by its picture."""
+    """Escape text for HTML; control characters are replaced by their Unicode pictures."""
     shown = str(text).encode("utf-8", "replace").decode()
     return "".join(
         chr(0x2400 + ord(char)) if char < " " and char not in "\t\n" else char
@@ -21,13 +21,13 @@ def clean(text: object) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """What one direction of a plot means.
+    """One direction of a plot.
 
     Attributes:
         label: with its unit.
         ticks: increasing; the first and the last are the ends of the axis.
         log: logarithmic.
-        show: a tick as text.
+        show: formats a tick.
     """
 
     label: str
@@ -36,7 +36,7 @@ class Axis:
     show: Callable[[float], str] = "{:g}".format
 
     def place(self, value: float) -> float:
-        """Where `value` lies, 0 to 1 from end to end; outside values lie on the nearer end."""
+        """Return where `value` lies, 0 to 1 from end to end; values outside are clipped."""
         low, high = self.ticks[0], self.ticks[-1]
         value = min(max(value, low), high)
         if self.log:
@@ -45,7 +45,7 @@ class Axis:
 
 
 def even(label: str, values: Iterable[float], most: int = 6) -> Axis:
-    """A linear axis over round numbers that hold all `values`."""
+    """Return a linear axis over round numbers that hold all `values`, in at most `most` steps."""
     low, high = (f(values) for f in (min, max)) if (values := [*values]) else (0.0, 1.0)
     span = high - low or abs(high) or 1.0
     scale = 10.0 ** math.floor(math.log10(span / most))
@@ -62,7 +62,7 @@ def _steps(low: float, high: float, step: float) -> tuple[int, int]:
 
 
 def doubling(label: str, low: float, high: float) -> Axis:
-    """A logarithmic axis over the powers of 2 around `low` and `high`, both above 0."""
+    """Return a logarithmic axis over the powers of 2 around `low` and `high`, both above 0."""
     first = math.floor(math.log2(low) + 1e-9)
     last = max(math.ceil(math.log2(high) - 1e-9), first + 1)
     return Axis(label, tuple(2.0**power for power in range(first, last + 1)), log=True)
@@ -74,8 +74,8 @@ class Plot:
     Args:
         x: from left to right.
         y: from bottom to top; None leaves that direction to the caller, 0 to 1.
-        height: of the whole, in units of which a page gives the plot 440 for its width.
-        left: space for what stands left of the axes.
+        height: of the whole plot; a page gives it a width of 440 of the same units.
+        left: space to the left of the axes.
     """
 
     WIDTH = 440
@@ -87,19 +87,19 @@ class Plot:
         self._axes()
 
     def at(self, x: float, y: float) -> Point:
-        """Data to units of the drawing."""
+        """Return data coordinates as units of the drawing."""
         across = self.WIDTH - self.left - self._right
         down = self.height - self._top - self._bottom
         share = self.y.place(y) if self.y else y
         return self.left + across * self.x.place(x), self._top + down * (1 - share)
 
     def line(self, points: Sequence[Point], css: str) -> None:
-        """Straight from point to point."""
+        """Add a straight line from point to point."""
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in (self.at(*point) for point in points))
         self._parts.append(f'<polyline class="line {css}" points="{path}"/>')
 
     def dot(self, x: float, y: float, css: str, tip: str, radius: float = 4.5) -> None:
-        """A mark; `tip` appears when it is pointed at."""
+        """Add a mark; `tip` appears when it is pointed at."""
         a, b = self.at(x, y)
         self._parts.append(
             f'<circle class="dot {css}" cx="{a:.1f}" cy="{b:.1f}" r="{radius:.1f}">'
@@ -107,7 +107,7 @@ class Plot:
         )
 
     def bar(self, start: float, end: float, y: float, thick: float, css: str, tip: str) -> None:
-        """A horizontal bar, `thick` units high, centred at `y`."""
+        """Add a horizontal bar, `thick` units high, centred at `y`."""
         (a, b), (c, _) = self.at(start, y), self.at(end, y)
         self._parts.append(
             f'<rect class="bar {css}" x="{a:.1f}" y="{b - thick / 2:.1f}" '
@@ -115,16 +115,16 @@ class Plot:
         )
 
     def text(self, x: float, y: float, words: str, shift: Point, anchor: str = "start") -> None:
-        """Words `shift` units right of and below a place."""
+        """Add words `shift` units to the right of and below a point."""
         a, b = self.at(x, y)
         self._words(a + shift[0], b + shift[1], words, anchor)
 
     def row(self, y: float, words: str) -> None:
-        """Words left of the axes."""
+        """Add words to the left of the axes."""
         self._words(self.left - 8, self.at(self.x.ticks[0], y)[1] + 4, words, "end", "row")
 
     def svg(self, title: str) -> str:
-        """The drawing; `title` is for readers that cannot see it."""
+        """Return the drawing; `title` is for readers that cannot see it."""
         return (
             f'<svg viewBox="0 0 {self.WIDTH} {self.height}" role="img" '
             f'aria-label="{clean(title)}">{"".join(self._parts)}</svg>'
