@@ -15,7 +15,7 @@ namespace nb = nanobind;
 namespace {
 
 // Far beyond any model, and small enough that no product of two sizes overflows.
-constexpr size_t kMaxLayers = size_t{1} << 12, kMaxHeads = size_t{1} << 16;
+constexpr size_t kMaxLayers = size_t{1} << 14, kMaxHeads = size_t{1} << 16;
 constexpr size_t kMaxWidth = size_t{1} << 22, kMaxVocabulary = size_t{1} << 24;
 constexpr size_t kMaxContext = size_t{1} << 31;
 

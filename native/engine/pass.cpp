@@ -11,6 +11,7 @@ namespace paceline {
 namespace {
 
 constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
+constexpr size_t kMaxTreeNodes = size_t{1} << 16;  // or as many as the context has positions
 constexpr size_t kChunks = 8;  // pieces of a phase for each thread
 constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
 
@@ -63,6 +64,9 @@ void Pass::check(const Branch& branch) {
     bool chain = true;
     check_positions(length);
     if (!branch.nodes) refuse("a tree needs a root");
+    if (branch.nodes > std::max(shape_.context, kMaxTreeNodes))
+        refuse("a tree has " + std::to_string(branch.nodes) + " nodes, expected at most " +
+               std::to_string(std::max(shape_.context, kMaxTreeNodes)));
     for (size_t i = 0; i < branch.nodes; ++i) {
         const int32_t parent = branch.parents[i];
         for (const int32_t token : std::span(branch.tokens + i * branch.mixed, branch.mixed))

@@ -20,14 +20,35 @@ After: logits = final_norm(x) @ head.T [+ head_bias], [softcap].
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
+from paceline.errors import ModelError, unknown
 from paceline.models.rope import Rope
+
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+_LARGEST = 2**31  # of any size
+
+
+def _check_size(name: str, value: object, low: int = 1) -> None:
+    """Raise ModelError unless `value` is a whole number from `low` to 2^31."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (whole and low <= int(value) <= _LARGEST):  # type: ignore[call-overload]
+        raise ModelError(f"{name} is {value!r:.80}, expected a whole number from {low} to 2^31")
+
+
+def _check_number(name: str, value: object, low: float = -math.inf) -> None:
+    """Raise ModelError unless `value` is a finite number of at least `low`."""
+    if not (isinstance(value, Real) and math.isfinite(value) and float(value) >= low):
+        expected = "a finite number" + ("" if low == -math.inf else f" of at least {low:g}")
+        raise ModelError(f"{name} is {value!r:.80}, expected {expected}")
 
 
 @dataclass(frozen=True, slots=True)
 class LayerConfig:
-    """One decoder layer; layers may differ.
+    """One decoder layer; layers may differ. Sizes that no decoder has raise `ModelError`.
 
     Attributes:
         heads, kv_heads: query heads, and key/value heads shared by groups of them.
@@ -44,10 +65,30 @@ class LayerConfig:
     window: int | None = None
     rope: Rope | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("heads", "kv_heads", "head_dim", "intermediate"):
+            _check_size(name, getattr(self, name))
+        if self.heads % self.kv_heads:
+            raise ModelError(
+                f"kv_heads is {self.kv_heads}, expected a divisor of {self.heads} heads"
+            )
+        if self.window is not None:
+            _check_size("window", self.window)
+        if self.rope is None:
+            return
+        _check_size("dim of a rope", self.rope.dim, low=2)
+        if self.rope.dim % 2 or self.rope.dim > self.head_dim:
+            raise ModelError(
+                f"dim of a rope is {self.rope.dim}, expected an even number up to head_dim "
+                f"{self.head_dim}"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """A decoder. See the module's text for what the fields do.
+
+    Values that no decoder has raise `ModelError`: engines rely on what is checked here.
 
     Attributes:
         family: `model_type` of the config.json it was read from.
@@ -81,3 +122,25 @@ class ModelConfig:
     logit_softcap: float | None = None
     eos: tuple[int, ...] = ()
     bos: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "context"):
+            _check_size(name, getattr(self, name))
+        _check_size("position_offset", self.position_offset, low=0)
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise ModelError(
+                f"layers is {self.layers!r:.80}, expected a tuple with a LayerConfig each"
+            )
+        for layer in self.layers:
+            if not isinstance(layer, LayerConfig):
+                raise ModelError(f"layers holds {layer!r:.80}, expected a LayerConfig")
+        if self.norm not in NORMS:
+            raise ModelError(unknown("norm", str(self.norm), NORMS))
+        if self.activation not in ACTIVATIONS:
+            raise ModelError(unknown("activation", str(self.activation), ACTIVATIONS))
+        _check_number("norm_eps", self.norm_eps, low=0.0)
+        for name in ("norm_offset", "attention_scale", "embedding_scale"):
+            _check_number(name, getattr(self, name))
+        for name in ("attention_softcap", "logit_softcap"):
+            if (cap := getattr(self, name)) is not None:
+                _check_number(name, cap, low=1e-6)
