@@ -26,6 +26,7 @@ export PYTHONPATH="$PWD/$build/site"
 # allocation that no memory can hold is an exception, as without the checks.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=0
 export UBSAN_OPTIONS=print_stacktrace=1
+export PYTHONMALLOC=malloc  # so that objects of Python are checked, too
 [ $# -gt 0 ] || set -- tests/test_native_arguments.py tests/models/test_config.py \
   tests/test_noise.py tests/drafters tests/engines/test_native.py tests/engines/test_memory.py
 LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" \

@@ -61,13 +61,13 @@ void make_rates(AcceptanceRates* self, double decay, double prior) {
     new (self) AcceptanceRates(decay, prior);
 }
 
-Array1<double> path_probs(AcceptanceRates& rates, const std::vector<nb::handle>& trees) {
+Array1<double> path_probs(AcceptanceRates& rates, const std::vector<nb::object>& trees) {
     std::vector<double> probs;
-    for (const nb::handle tree : trees) rates.path_probs(TreeArrays(tree).nodes(), probs);
+    for (const nb::object& tree : trees) rates.path_probs(TreeArrays(tree).nodes(), probs);
     return copied(probs);
 }
 
-void learn(AcceptanceRates& rates, const std::vector<nb::handle>& trees,
+void learn(AcceptanceRates& rates, const std::vector<nb::object>& trees,
            const std::vector<std::vector<int32_t>>& paths) {
     if (trees.size() != paths.size()) refuse("every tree has a path");
     for (size_t i = 0; i < trees.size(); ++i) rates.learn(TreeArrays(trees[i]).nodes(), paths[i]);

@@ -6,7 +6,8 @@
 namespace paceline {
 
 extern const Kernels kernels_portable;
-#if defined(__x86_64__)
+#if defined(PACELINE_PORTABLE_ONLY)
+#elif defined(__x86_64__)
 extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon;
@@ -14,7 +15,8 @@ extern const Kernels kernels_neon;
 
 std::vector<const Kernels*> runnable() {
     std::vector<const Kernels*> found;
-#if defined(__x86_64__)
+#if defined(PACELINE_PORTABLE_ONLY)
+#elif defined(__x86_64__)
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                         __builtin_cpu_supports("avx512bw") &&
