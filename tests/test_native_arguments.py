@@ -1,6 +1,7 @@
 """No argument of any kind ends the process: each call returns, or raises one clear exception."""
 
 import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 
 import numpy as np
@@ -449,3 +450,17 @@ def test_threads_that_release_and_load_meanwhile_do_no_harm():
     for thread in threads:
         thread.join()
     assert not failures
+
+
+class Made(Sequence):
+    """A sequence whose items are made when they are asked for."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        return TokenTree.root(index if index < 50 else [][index])
+
+
+def test_trees_that_nobody_else_holds_are_read():
+    assert (_native.AcceptanceRates(0.98, 0.5).path_probs(Made()) == 1.0).all()
