@@ -1,9 +1,12 @@
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import shared
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -22,16 +25,38 @@ def test_links_lead_somewhere(page):
         assert (page.parent / target).exists(), target
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
-
-
 def test_the_site_builds_without_warnings(tmp_path):
     words = ["-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", ROOT / "docs", tmp_path]
     done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "index.html").exists()
+
+
+RUN = [
+    ROOT / "README.md",
+    ROOT / "docs" / "quickstart.md",
+    *sorted((ROOT / "docs/guides").glob("*")),
+]
+BLOCK = re.compile(r"(<!-- not run: (.+?) -->\n)?```(sh|python)\n(.*?)```", re.S)
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
+def test_the_blocks_of_a_page_run_in_order(page, tmp_path):
+    model = shared("models", "stories260K")
+    (tmp_path / "path" / "to").mkdir(parents=True)
+    (tmp_path / "path" / "to" / "model").symlink_to(model)
+    env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "paceline"
+    program.write_text(f"#!{sys.executable}\nfrom paceline.cli import main\nmain()\n")
+    program.chmod(0o755)
+    env["PATH"] = f"{program.parent}{os.pathsep}{env['PATH']}"
+    for _, reason, kind, block in BLOCK.findall(page.read_text()):
+        if reason:
+            continue
+        run = ["bash", "-euo", "pipefail", "-c"] if kind == "sh" else [sys.executable, "-c"]
+        text = block.replace("pip install .", ": pip install .")  # it is installed
+        done = subprocess.run(
+            [*run, text], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-800:]}\n{done.stderr[-1500:]}"
