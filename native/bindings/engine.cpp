@@ -15,6 +15,7 @@
 #include "bindings/arrays.hpp"
 #include "bindings/checks.hpp"
 #include "bindings/model_config.hpp"
+#include "engine/attention_mass.hpp"
 #include "engine/pass.hpp"
 #include "kernels/isa.hpp"
 #include "support/file_mapping.hpp"
@@ -441,7 +442,74 @@ std::vector<uintptr_t> pages_of(Sequence& sequence) {
 
 void commit(Sequence& sequence, Ints path) {
     const std::vector<int32_t> nodes(path.data(), path.data() + path.size());
-    locked(sequence, [&](KVCache& cache) { cache.commit(nodes.data(), nodes.size()); });
+    locked(sequence, [&](KVCache& cache) {
+        commit_path(sequence.engine->model, cache, nodes.data(), nodes.size());
+    });
+}
+
+size_t layer_of(Sequence& sequence, int64_t layer) {
+    const size_t count = sequence.engine->model.shape.layers.size();
+    if (layer < 0 || static_cast<size_t>(layer) >= count)
+        refuse("layer " + std::to_string(layer) + " is outside the " + std::to_string(count) +
+               " layers");
+    return static_cast<size_t>(layer);
+}
+
+// One value for each row of each head of a layer: `get(cache, layer, head, row)`.
+template <class T, class Get>
+arrays::Array2<T> each_row(Sequence& sequence, int64_t index, Get get) {
+    const size_t layer = layer_of(sequence, index);
+    const size_t heads = sequence.engine->model.shape.layers[layer].kv_heads;
+    size_t rows = 0;
+    std::unique_ptr<T[]> values;
+    locked(sequence, [&](KVCache& cache) {
+        rows = cache.held(layer);
+        values = std::make_unique<T[]>(heads * rows);
+        for (size_t head = 0; head < heads; ++head)
+            for (size_t row = 0; row < rows; ++row)
+                values[head * rows + row] = get(cache, layer, head, row);
+    });
+    return arrays::owned(std::move(values), heads, rows);
+}
+
+arrays::Array2<int32_t> rows_of(Sequence& sequence, int64_t index) {
+    return each_row<int32_t>(sequence, index, [](KVCache& cache, size_t layer, size_t head,
+                                                 size_t row) {
+        const int32_t* positions = cache.positions(layer, head);
+        return positions ? positions[row] : static_cast<int32_t>(row);
+    });
+}
+
+arrays::Array2<double> attention_mass(Sequence& sequence, int64_t index) {
+    return each_row<double>(sequence, index, [](KVCache& cache, size_t layer, size_t head,
+                                                size_t row) {
+        if (!cache.tracks_attention())
+            refuse("this sequence does not track attention; `track_attention` does");
+        return cache.mass(layer, head)[row];
+    });
+}
+
+using Rows = arrays::Input<int32_t, 2>;
+
+void evict(Sequence& sequence, const std::vector<Rows>& kept) {
+    const Shape& shape = sequence.engine->model.shape;
+    if (kept.size() != shape.layers.size()) refuse("each layer needs rows to keep");
+    locked(sequence, [&](KVCache& cache) {
+        std::vector<KeptRows> layers;
+        for (size_t layer = 0; layer < kept.size(); ++layer) {
+            const size_t heads = kept[layer].shape(0), count = kept[layer].shape(1);
+            const int32_t* rows = kept[layer].data();
+            if (heads != shape.layers[layer].kv_heads) refuse("each head needs rows to keep");
+            for (size_t i = 0; i < heads * count; ++i) {
+                const int32_t low = i % count ? rows[i - 1] + 1 : 0;
+                if (rows[i] < low || static_cast<size_t>(rows[i]) >= cache.held(layer))
+                    refuse("rows to keep must increase and lie below " +
+                           std::to_string(cache.held(layer)));
+            }
+            layers.push_back({rows, count});
+        }
+        cache.evict(layers);
+    });
 }
 
 void bind_sequence(nb::module_& m) {
@@ -451,6 +519,21 @@ void bind_sequence(nb::module_& m) {
         .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; },
                      "Memory of its pages, those shared with other sequences included.")
         .def_prop_ro("pages", &pages_of, "Identities of its pages, in order of position.")
+        .def_prop_ro("row_count", [](Sequence& s) { return s.cache ? s.cache->row_count() : 0; },
+                     "Rows of the layer that holds most.")
+        .def("rows", &rows_of, nb::arg("layer"),
+             nb::sig("def rows(self, layer: int) -> Tokens"),
+             "Return the positions of the rows that a layer holds, [heads, rows].")
+        .def("attention_mass", &attention_mass, nb::arg("layer"),
+             nb::sig("def attention_mass(self, layer: int) -> NDArray[np.float64]"),
+             "Return the attention that each row of a layer received, [heads, rows].")
+        .def(
+            "track_attention",
+            [](Sequence& s) { locked(s, [](KVCache& cache) { cache.track_attention(); }); },
+            "Sum the attention that each row receives. The sequence must be empty.")
+        .def("evict", &evict, nb::arg("kept"),
+             nb::sig("def evict(self, kept: list[Tokens]) -> None"),
+             "Drop all rows but those of these indices, [heads, kept] for each layer.")
         .def("commit", &commit, nb::arg("path"),
              nb::sig("def commit(self, path: Tokens) -> None"),
              "Keep the nodes of `path` of the last pass, root first; forget the others.")

@@ -1,5 +1,7 @@
 #include "engine/kv_cache.hpp"
 
+#include <algorithm>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -19,25 +21,35 @@ PageLayout::PageLayout(const Shape& shape, const CacheKernels& given) : kernels(
     }
 }
 
-Page* KVCache::copied_first() const {
-    if (length_ % kCacheBlock == 0) return nullptr;
-    Page* last = pages_[length_ / kCacheBlock];
-    return memory_->holders(last) > 1 ? last : nullptr;
+size_t KVCache::row_count() const {
+    if (positions_.empty()) return length_;
+    size_t rows = 0;
+    for (size_t layer = 0; layer < positions_.size(); ++layer) rows = std::max(rows, held(layer));
+    return rows;
+}
+
+// Nodes are written from the page on where the layer with fewest rows ends.
+std::vector<Page*> KVCache::copied_first() const {
+    std::vector<Page*> shared;
+    size_t fewest = length_;
+    for (size_t layer = 0; layer < positions_.size(); ++layer)
+        fewest = std::min(fewest, held(layer));
+    for (size_t page = fewest / kCacheBlock; page < pages_for(row_count()); ++page)
+        if (memory_->holders(pages_[page]) > 1) shared.push_back(pages_[page]);
+    return shared;
 }
 
 size_t KVCache::missing(size_t nodes) const {
-    const size_t wanted = pages_for(length_ + nodes);
+    const size_t wanted = pages_for(row_count() + nodes);
     return wanted > pages_.size() ? wanted - pages_.size() : 0;
 }
 
 void KVCache::prepare(size_t nodes) {
     parents_.clear();
-    if (Page* shared = copied_first()) {
+    for (Page* shared : copied_first()) {
         Page* own = memory_->take();
         std::memcpy(own->data, shared->data, layout_->bytes);
-        pages_[length_ / kCacheBlock] = own;
-        data_[length_ / kCacheBlock] = own->data;
-        memory_->drop(shared);
+        replace(static_cast<size_t>(std::ranges::find(pages_, shared) - pages_.begin()), own);
     }
     for (size_t more = missing(nodes); more > 0; --more) add(memory_->take());
 }
@@ -47,6 +59,12 @@ void KVCache::add(Page* page) {
     data_.push_back(page->data);
 }
 
+void KVCache::replace(size_t page, Page* by) {
+    memory_->drop(pages_[page]);
+    pages_[page] = by;
+    data_[page] = by->data;
+}
+
 // Gives the pages behind the first `count` back.
 void KVCache::keep(size_t count) {
     for (; pages_.size() > count; pages_.pop_back(), data_.pop_back()) memory_->drop(pages_.back());
@@ -54,20 +72,34 @@ void KVCache::keep(size_t count) {
 
 KVCache KVCache::fork() const {
     KVCache other(*layout_, *memory_);
+    const size_t count = pages_for(row_count());
     other.length_ = length_;
-    other.pages_.reserve(pages_for(length_));
-    other.data_.reserve(pages_for(length_));
-    for (size_t i = 0; i < pages_for(length_); ++i) {
+    other.positions_ = positions_;
+    other.evicted_at_ = evicted_at_;
+    other.mass_ = mass_;
+    other.queries_.resize(queries_.size());
+    other.pages_.reserve(count);
+    other.data_.reserve(count);
+    for (size_t i = 0; i < count; ++i) {
         memory_->hold(pages_[i]);
         other.add(pages_[i]);
     }
     return other;
 }
 
+// Copies the row of node `from` to that of node `to`, in every layer.
 void KVCache::move(size_t from, size_t to) {
-    for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
+    for (size_t layer = 0; layer < layout_->layers.size(); ++layer) {
+        const size_t at = held(layer) + to;
         for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
-            copy(layer, head, from, block(layer, head, to), to % kCacheBlock);
+            copy(layer, head, held(layer) + from, block(layer, head, at), at % kCacheBlock);
+    }
+    for (Queries& queries : queries_) {
+        if (queries.values.empty()) continue;
+        const auto first = queries.values.begin();
+        std::copy_n(first + static_cast<ptrdiff_t>(from * queries.size), queries.size,
+                    first + static_cast<ptrdiff_t>(to * queries.size));
+    }
 }
 
 // Writes behind the committed positions only: a fork that was made since the pass, and so shares
@@ -82,19 +114,133 @@ void KVCache::commit(const int32_t* path, size_t count) {
                                         std::to_string(i) + " does not continue the path");
     }
     for (size_t i = 0; i < count; ++i)
-        if (static_cast<size_t>(path[i]) != i) move(length_ + path[i], length_ + i);
+        if (static_cast<size_t>(path[i]) != i) move(static_cast<size_t>(path[i]), i);
+    for (auto& layer : positions_)
+        for (auto& head : layer) {
+            head.resize(head.size() + count);
+            std::iota(head.end() - static_cast<ptrdiff_t>(count), head.end(),
+                      static_cast<int32_t>(length_));
+        }
+    for (auto& layer : mass_)
+        for (auto& head : layer) head.resize(head.size() + count);
     length_ += count;
     parents_.clear();
-    keep(pages_for(length_));
+    keep(pages_for(row_count()));
 }
 
 void KVCache::truncate(size_t length) {
     if (length > length_)
         throw std::invalid_argument("cannot truncate " + std::to_string(length_) +
                                     " positions to " + std::to_string(length));
+    if (length && length < evicted_at_)
+        throw std::invalid_argument("rows were evicted at " + std::to_string(evicted_at_));
+    if (length && length < length_ && tracks_attention())
+        throw std::invalid_argument("the attention of later positions was summed");
+    if (!length) {
+        positions_.clear();
+        evicted_at_ = 0;
+        for (auto& layer : mass_)
+            for (auto& head : layer) head.clear();
+    }
+    for (auto& layer : positions_)  // everything behind the last eviction is held
+        for (auto& head : layer) head.resize(head.size() - (length_ - length));
     length_ = length;
     parents_.clear();
-    keep(pages_for(length_));
+    keep(pages_for(row_count()));
+}
+
+// Whether the rows that a page is to hold are there already.
+bool KVCache::stays(std::span<const KeptRows> kept, size_t page) const {
+    for (size_t layer = 0; layer < kept.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
+            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
+            const size_t end = std::min(kept[layer].count, (page + 1) * kCacheBlock);
+            for (size_t row = page * kCacheBlock; row < end; ++row)
+                if (static_cast<size_t>(rows[row]) != row) return false;
+        }
+    return true;
+}
+
+// Copies the rows that a page is to hold to `to`, which may be that page: no row lies before the
+// place where it goes.
+void KVCache::gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) const {
+    for (size_t layer = 0; layer < kept.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
+            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
+            const size_t end = std::min(kept[layer].count, (page + 1) * kCacheBlock);
+            for (size_t row = page * kCacheBlock, run; row < end; row += run) {
+                const auto from = static_cast<size_t>(rows[row]);
+                const bool overlap =
+                    pages_[page]->data == to && from / kPanel == row / kPanel;
+                const size_t most =
+                    overlap ? 1 : kPanel - std::max(row % kPanel, from % kPanel);
+                for (run = 1; run < most && row + run < end; ++run)
+                    if (static_cast<size_t>(rows[row + run]) != from + run) break;
+                if (from == row && pages_[page]->data == to) continue;
+                copy(layer, head, from, to + offset(layer, head), row % kCacheBlock, run);
+            }
+        }
+}
+
+void KVCache::evict(std::span<const KeptRows> kept) {
+    size_t most = 0;
+    for (const KeptRows& rows : kept) most = std::max(most, rows.count);
+    std::vector<size_t> changed, copied;
+    for (size_t page = 0; page < pages_for(most); ++page) {
+        if (stays(kept, page)) continue;
+        changed.push_back(page);
+        if (memory_->holders(pages_[page]) > 1) copied.push_back(page);
+    }
+    memory_->check(copied.size());
+    std::vector<Page*> fresh;
+    try {
+        fresh.reserve(copied.size());
+        while (fresh.size() < copied.size()) fresh.push_back(memory_->take());
+    } catch (...) {
+        for (Page* page : fresh) memory_->drop(page);
+        throw;
+    }
+    parents_.clear();
+    auto next = fresh.begin();
+    for (const size_t page : changed) {
+        const bool shared = memory_->holders(pages_[page]) > 1;
+        gather(kept, page, shared ? (*next)->data : pages_[page]->data);
+        if (shared) replace(page, *next++);
+    }
+    for (size_t unused = static_cast<size_t>(fresh.end() - next); unused > 0; --unused)
+        memory_->drop(*next++);  // another holder left meanwhile
+    std::vector<std::vector<std::vector<int32_t>>> positions(kept.size());
+    for (size_t layer = 0; layer < kept.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
+            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
+            std::vector<int32_t>& own = positions[layer].emplace_back();
+            std::vector<double> mass;
+            for (size_t row = 0; row < kept[layer].count; ++row) {
+                own.push_back(positions_.empty() ? rows[row] : positions_[layer][head][rows[row]]);
+                if (tracks_attention()) mass.push_back(mass_[layer][head][rows[row]]);
+            }
+            if (tracks_attention()) mass_[layer][head] = std::move(mass);
+        }
+    positions_ = std::move(positions);
+    evicted_at_ = length_;
+    keep(pages_for(most));
+}
+
+void KVCache::track_attention() {
+    if (length_)
+        throw std::invalid_argument("attention can only be summed from the first position on");
+    mass_.clear();
+    for (const PageLayout::Layer& layer : layout_->layers) mass_.emplace_back(layer.heads);
+    queries_.resize(layout_->layers.size());
+}
+
+void KVCache::reserve_queries(size_t layer, size_t nodes, size_t size) {
+    queries_[layer].values.resize(nodes * size);
+    queries_[layer].size = size;
+}
+
+void KVCache::drop_queries() {
+    for (Queries& queries : queries_) queries = {};
 }
 
 }  // namespace paceline

@@ -1,11 +1,13 @@
-// Keys and values of one sequence, in pages of 64 positions: a page is [layer][head][block].
+// Keys and values of one sequence, in pages of 64 rows: a page is [layer][head][block].
 //
-// The kernels know what a block looks like. Nodes that are not committed yet lie behind the
-// committed positions, in the order of their tree. Forks share pages; who writes behind positions
-// that others hold, too, copies the page first.
+// The kernels know what a block looks like. A row is the key and value of one position in one head;
+// every committed position has one until `evict` drops some. Nodes that are not committed yet lie
+// behind the committed rows of their layer, in the order of their tree. Forks share pages; a page
+// that others hold, too, is copied before it is written.
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "engine/page_pool.hpp"
@@ -25,20 +27,40 @@ struct PageLayout {
     size_t bytes = 0;
 };
 
+// Rows of one layer to keep, as indices [head][count], increasing in each head.
+struct KeptRows {
+    const int32_t* rows;
+    size_t count;
+};
+
 class KVCache {
 public:
     KVCache(const PageLayout& layout, PagePool& memory) : layout_(&layout), memory_(&memory) {}
     KVCache(KVCache&&) = default;
     ~KVCache() { keep(0); }
 
+    // Positions committed so far, evicted ones too.
     size_t length() const { return length_; }
+    // Committed rows of a layer, and of the layer with most.
+    size_t held(size_t layer) const {
+        return positions_.empty() ? length_ : positions_[layer][0].size();
+    }
+    size_t row_count() const;
+    // Whether some position has no row.
+    bool evicted() const { return !positions_.empty(); }
+    // Positions of a head's rows; null where row i is position i.
+    const int32_t* positions(size_t layer, size_t head) const {
+        static constexpr int32_t kNone = 0;  // a vector without rows may have no address
+        if (positions_.empty()) return nullptr;
+        return positions_[layer][head].empty() ? &kNone : positions_[layer][head].data();
+    }
     size_t bytes() const { return pages_.size() * layout_->bytes; }
     const std::vector<Page*>& pages() const { return pages_; }
 
     // Pages that `nodes` behind the committed positions want besides those that are there.
     size_t missing(size_t nodes) const;
-    // The page that must be copied before nodes are written; null if there is none.
-    Page* copied_first() const;
+    // Pages that others hold, too, and that must be copied before nodes are written.
+    std::vector<Page*> copied_first() const;
     // Room for `nodes` behind the committed positions. Forgets earlier nodes.
     void prepare(size_t nodes);
     // Remembers the tree that the nodes belong to, for `commit`; that of a view is refused there.
@@ -48,10 +70,25 @@ public:
     }
     // Keeps the nodes of `path`, root first. Throws std::invalid_argument if it is not a path.
     void commit(const int32_t* path, size_t count);
-    // Throws std::invalid_argument if `length` is more than there is.
+    // Throws std::invalid_argument if `length` is more than there is, or lies before the last
+    // eviction, or attention is tracked; 0 is always possible.
     void truncate(size_t length);
+    // Drops all rows but these, of each layer, which must be valid indices. Forgets the nodes.
+    // Throws MemoryFull or std::bad_alloc; then nothing has been done.
+    void evict(std::span<const KeptRows> kept);
     // Shares every page; takes none.
     KVCache fork() const;
+
+    // Keeps the attention that each row receives. Throws std::invalid_argument unless empty.
+    void track_attention();
+    bool tracks_attention() const { return !mass_.empty(); }
+    // Of each row of a head, as `held`, while attention is tracked.
+    std::vector<double>& mass(size_t layer, size_t head) { return mass_[layer][head]; }
+    // Queries of the nodes [node][size], while attention is tracked; after `commit` those of the
+    // path. `reserve_queries` is called by the pass that will fill them.
+    void reserve_queries(size_t layer, size_t nodes, size_t size);
+    float* queries(size_t layer) { return queries_[layer].values.data(); }
+    void drop_queries();
 
     // Bytes of one head's block, and of all heads' blocks for the same positions.
     size_t block_bytes(size_t layer) const { return layout_->layers[layer].block; }
@@ -76,9 +113,17 @@ private:
     uint8_t* block(size_t layer, size_t head, size_t position) const {
         return pages_[position / kCacheBlock]->data + offset(layer, head);
     }
+    struct Queries {
+        std::vector<float> values;
+        size_t size = 0;  // of each node
+    };
+
     void add(Page* page);
     void keep(size_t pages);
+    void replace(size_t page, Page* by);
     void move(size_t from, size_t to);
+    bool stays(std::span<const KeptRows> kept, size_t page) const;
+    void gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) const;
 
     const PageLayout* layout_;
     PagePool* memory_;
@@ -87,6 +132,10 @@ private:
     std::vector<int32_t> parents_;  // of the last tree; empty when there is nothing to commit
     bool viewed_ = false;           // that tree saw a part of the model only
     size_t length_ = 0;
+    std::vector<std::vector<std::vector<int32_t>>> positions_;  // [layer][head][row]; see `evicted`
+    size_t evicted_at_ = 0;                                     // length at the last eviction
+    std::vector<std::vector<std::vector<double>>> mass_;        // [layer][head][row]
+    std::vector<Queries> queries_;                              // [layer]
 };
 
 }  // namespace paceline

@@ -52,7 +52,11 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     find_shared_spans();
     threads_ = worthwhile_threads();
     model_.memory.check(missing_pages());
-    for (const Branch& branch : batch) branch.cache->prepare(branch.nodes);
+    for (const Branch& branch : batch) {
+        branch.cache->prepare(branch.nodes);
+        for (size_t i = 0; keeps_queries(branch) && i < shape_.layers.size(); ++i)
+            branch.cache->reserve_queries(i, branch.nodes, shape_.layers[i].query_size());
+    }
     reserve();
     plan();
     if (model.profiling) start_clock();
@@ -63,6 +67,8 @@ void Pass::check(const Branch& branch) {
     const size_t limit = std::min(shape_.context, model_.rope_positions());
     bool chain = true;
     check_positions(length);
+    if (view_.positions && branch.cache->evicted())
+        refuse("rows of this sequence were evicted, so that a view cannot choose positions");
     if (!branch.nodes) refuse("a tree needs a root");
     if (branch.nodes > std::max(shape_.context, kMaxTreeNodes))
         refuse("a tree has " + std::to_string(branch.nodes) + " nodes, expected at most " +
@@ -135,9 +141,9 @@ void Pass::check_exits() const {
     }
 }
 
-// Committed positions that the nodes of a branch see.
-size_t Pass::seen(const Branch& branch) const {
-    return view_.positions ? view_.positions->size() : branch.cache->length();
+// Committed rows that the nodes of a branch see in a layer.
+size_t Pass::seen(size_t layer, const Branch& branch) const {
+    return view_.positions ? view_.positions->size() : branch.cache->held(layer);
 }
 
 // Sequences that share a page each write into a copy, but for the last one to hold it.
@@ -146,7 +152,7 @@ size_t Pass::missing_pages() const {
     std::map<const Page*, size_t> writers;
     for (const Branch& branch : batch_) {
         pages += branch.cache->missing(branch.nodes);
-        if (const Page* page = branch.cache->copied_first()) ++writers[page];
+        for (const Page* page : branch.cache->copied_first()) ++writers[page];
     }
     for (const auto& [page, count] : writers)
         pages += std::min<size_t>(count, model_.memory.holders(page) - 1);
@@ -190,7 +196,7 @@ void Pass::reserve() {
         }
         for (size_t branch = 0; branch < batch_.size(); ++branch)
             scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
-                                                                 query_split(layer, branch).tile));
+                                                                 query_split(i, branch).tile));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -442,10 +448,13 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
         }
         if (query) {
             for (size_t d = 0; d < dim; ++d) values[d] *= shape_.attention_scale;
+            if (!keeps_queries(branch)) continue;
+            const size_t at = (node - first_[branch_of_[node]]) * shape.query_size() + head * dim;
+            std::copy_n(values, dim, branch.cache->queries(layer) + at);
         } else {
             const size_t kv = head - shape.heads;
             branch.cache->put(layer, kv,
-                              branch.cache->length() + node - first_[branch_of_[node]], values,
+                              branch.cache->held(layer) + node - first_[branch_of_[node]], values,
                               qkv + shape.values_at() + kv * dim);
         }
     }

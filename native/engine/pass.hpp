@@ -105,10 +105,13 @@ private:
     void norm_head(const Norm& norm, float* head, size_t dim) const;
     const Norm* norm_before(size_t layer) const;
     void merge(const Norm& post, size_t row);
-    size_t seen(const Branch& branch) const;
+    size_t seen(size_t layer, const Branch& branch) const;
+    bool keeps_queries(const Branch& branch) const {
+        return branch.cache->tracks_attention() && !view_.partial();
+    }
     size_t blocks_of_view() const;
     void reserve_view();
-    QuerySplit query_split(const LayerShape& layer, size_t branch) const;
+    QuerySplit query_split(size_t layer, size_t branch) const;
     void find_shared_spans();
     size_t shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const;
     Attention join(size_t layer, const SharedSpan& shared_span, size_t head, SharedNode* shared_nodes) const;

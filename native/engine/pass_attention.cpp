@@ -60,9 +60,10 @@ void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
 
 // A call takes many queries, so that the cache is read once for them; if that leaves threads
 // without work, spans are computed apart, or the queries shared out.
-Pass::QuerySplit Pass::query_split(const LayerShape& layer, size_t branch) const {
+Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
+    const LayerShape& layer = shape_.layers[index];
     const size_t queries = batch_[branch].nodes * (layer.heads / layer.kv_heads);
-    const size_t columns = seen(batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
+    const size_t columns = seen(index, batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
     const size_t wanted = threads_ == 1 ? 1 : kCallsForEach * threads_;
     const size_t heads = batch_.size() * layer.kv_heads, spans = parts(columns, kSpan);
     const size_t shared_span = shared_span_counts_[branch];
@@ -84,7 +85,7 @@ void Pass::find_shared_spans() {
         const size_t end = (span + 1) * kSpan;
         for (size_t b = 0; b < batch_.size(); ++b) {
             const KVCache& cache = *batch_[b].cache;
-            if (shared_span_counts_[b] < span || cache.length() < end) continue;
+            if (shared_span_counts_[b] < span || cache.length() < end || cache.evicted()) continue;
             if (batch_[b].nodes * group > kFewQueries) continue;
             SharedSpan& shared_span = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
             shared_span.span = span;
@@ -135,7 +136,7 @@ void Pass::count_calls(size_t layer) {
         before.calls.push_back(calls);
         before.states.push_back(states);
         if (branch == batch_.size()) break;
-        const QuerySplit shared = query_split(shape, branch);
+        const QuerySplit shared = query_split(layer, branch);
         calls += shape.kv_heads * shared.calls();
         if (shared.apart)
             states += batch_[branch].nodes * shape.heads * shared.spans *
@@ -151,11 +152,11 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     const size_t group = shape.heads / shape.kv_heads;
     const bool part = view_.positions.has_value();
     Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
-                  .last_page = (seen(branch) + branch.nodes - 1) / kCacheBlock,
+                  .last_page = (seen(layer, branch) + branch.nodes - 1) / kCacheBlock,
                   .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
                   .head_dim = shape.head_dim,
-                  .length = seen(branch),
-                  .seen = part ? view_.positions->data() : nullptr,
+                  .length = seen(layer, branch),
+                  .seen = part ? view_.positions->data() : cache.positions(layer, head),
                   .root = cache.length(),
                   .parents = branch.parents,
                   .depths = depths_.data() + first_[b],
@@ -171,10 +172,10 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
                   .group = group,
                   .first = 0,
                   .count = branch.nodes * group,
-                  .spans = query_split(shape, b).spans,
+                  .spans = query_split(layer, b).spans,
                   .states = nullptr,
                   .shared_nodes = nullptr};
-    if (!query_split(shape, b).apart) return job;
+    if (!query_split(layer, b).apart) return job;
     job.states = work_.states.floats() + before_[layer].states[b] +
                  head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
     return job;
@@ -203,7 +204,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const auto behind = std::ranges::upper_bound(calls, chunk);
     const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
-    const QuerySplit shared = query_split(shape, b);
+    const QuerySplit shared = query_split(layer, b);
     Attention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();
     const size_t own = shared.spans - shared.shared_span;

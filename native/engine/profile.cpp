@@ -28,7 +28,7 @@ Spent Pass::moved(const Phase& phase) const {
     } else if (phase.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[phase.index];
         for (const Branch& branch : batch_) {
-            const size_t rows = seen(branch) + branch.nodes;
+            const size_t rows = seen(phase.index, branch) + branch.nodes;
             const size_t stride = branch.cache->stride(phase.index);
             spent.bytes += static_cast<double>(rows * stride) / kCacheBlock;
             spent.macs += static_cast<double>(2 * branch.nodes * rows * shape.query_size());

@@ -393,9 +393,54 @@ static void combine(const Attention& job, size_t query) {
     finish(job, query, total);
 }
 
+static size_t mass_bytes(const Attention& job) {
+    const size_t columns = job.length + job.nodes;
+    const size_t blocks = (columns + kCacheBlock - 1) / kCacheBlock + 1;
+    return (padded(job.head_dim) + blocks * kCacheBlock) * sizeof(float);
+}
+
+// One query after the other, each over aligned blocks of its own columns: what a node adds does not
+// depend on the others.
+template <class Number>
+static void add_mass(const Attention& job, double* mass, void* scratch) {
+    float* const query = static_cast<float*>(scratch);
+    float* const scores = query + padded(job.head_dim);
+    for (size_t q = job.first; q < job.first + job.count; ++q) {
+        const size_t node = q / job.group, depth = static_cast<size_t>(job.depths[node]);
+        const float* from = job.queries + node * job.query_stride +
+                            (job.first_head + q % job.group) * job.head_dim;
+        std::memcpy(query, from, job.head_dim * sizeof(float));
+        const size_t start = window_start(job, depth), last = job.length + depth;
+        const size_t first = start / kCacheBlock * kCacheBlock;
+        F16 most = splat(kNothing);
+        for (size_t begin = first; begin <= last; begin += kCacheBlock) {
+            const size_t left = last + 1 - begin, count = left < kCacheBlock ? left : kCacheBlock;
+            float* const at = scores + (begin - first);
+            multiply_keys<Number, 1>(job, begin, count, query, at);
+            for (size_t p = 0; p < padded(count) / kPanel; ++p) {
+                const F16 found = score<Number, 1>(job, block_at(job, begin), at, p, 0);
+                const F16 shown = hide(found, begin + p * kPanel, start, last);
+                store(at + p * kPanel, shown);
+                most = max(most, shown);
+            }
+        }
+        const F16 high = splat(largest(most));
+        F16 total = splat(0.0f);
+        const size_t end = padded(last + 1 - first);
+        for (size_t column = 0; column < end; column += kPanel) {
+            const F16 weight = exp(load(scores + column) - high);
+            store(scores + column, weight);
+            total = total + weight;
+        }
+        const float scale = 1.0f / sum(total);
+        for (size_t column = start; column <= last; ++column)
+            mass[column] += static_cast<double>(scores[column - first] * scale);
+    }
+}
+
 template <class Number>
 constexpr CacheKernels cache_kernels = {Block<Number>::bytes, Block<Number>::put,
-                                        Block<Number>::copy, attend<Number>};
+                                        Block<Number>::copy, attend<Number>, add_mass<Number>};
 static const CacheKernels fp32_cache = cache_kernels<Fp32>;
 static const CacheKernels fp16_cache = cache_kernels<Fp16>;
 static const CacheKernels int8_cache = cache_kernels<Bytes>;

@@ -23,6 +23,7 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .add = add,
     .caches = {&fp32_cache, &fp16_cache, &int8_cache},
     .attention_bytes = attention_bytes,
+    .mass_bytes = mass_bytes,
     .state_floats = state_floats,
     .combine = combine,
     .read = read,

@@ -93,6 +93,9 @@ struct CacheKernels {
                  size_t count, size_t head_dim);
     // Spans first .. last - 1; without `states` all of them.
     void (*attend)(const Attention&, size_t first, size_t last, void* scratch);
+    // Adds the attention that each query of a chain gives to each column to `mass` [columns];
+    // `scratch` holds `mass_bytes(job)`.
+    void (*add_mass)(const Attention&, double* mass, void* scratch);
 };
 
 // Rows of integers as a file holds them: input k of row r is (code - zero) * scale.
@@ -145,6 +148,8 @@ struct Kernels {
     const CacheKernels* caches[static_cast<size_t>(CacheFormat::count)];
     // Scratch that `attend` needs for `queries` queries.
     size_t (*attention_bytes)(const Attention&, size_t queries);
+    // Scratch that `add_mass` needs.
+    size_t (*mass_bytes)(const Attention&);
     size_t (*state_floats)(size_t head_dim);
     // The values of one query from its `states`.
     void (*combine)(const Attention&, size_t query);

@@ -448,6 +448,24 @@ class NativeSequence:
     def pages(self) -> list[int]:
         """Identities of its pages, in order of position."""
 
+    @property
+    def row_count(self) -> int:
+        """Rows of the layer that holds most."""
+
+    def rows(self, layer: int) -> Tokens:
+        """Return the positions of the rows that a layer holds, [heads, rows]."""
+
+    def attention_mass(self, layer: int) -> NDArray[np.float64]:
+        """Return the attention that each row of a layer received, [heads, rows]."""
+
+    def track_attention(self) -> None:
+        """Sum the attention that each row receives. The sequence must be empty."""
+
+    def evict(self, kept: list[Tokens]) -> None:
+        """
+        Drop all rows but those of these indices, [heads, kept] for each layer.
+        """
+
     def commit(self, path: Tokens) -> None:
         """
         Keep the nodes of `path` of the last pass, root first; forget the others.

@@ -73,7 +73,7 @@ class Setting:
         return tokens
 
 
-@pytest.fixture(scope="module", params=["reference"])
+@pytest.fixture(scope="module", params=["native", "reference"])
 def setting(request):
     if request.param == "reference":
         pytest.importorskip("torch").set_num_threads(1)

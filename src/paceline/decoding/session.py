@@ -98,6 +98,11 @@ class Session:
         return len(self._history) - 1 - held
 
     @property
+    def row_count(self) -> int:
+        """Rows of the cache that the sequence holds: fewer than its positions under a policy."""
+        return 0 if self.sequence is None else self._engine.row_count(self.sequence)
+
+    @property
     def room(self) -> int:
         """Tokens that may follow the one that the next pass yields in any case."""
         return self._limit - len(self.output.tokens) - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from paceline import _native
 from paceline.abilities import Ability
@@ -78,6 +78,8 @@ class NativeEngine(Engine):
             Ability.TOKENS,
             Ability.MIXTURES,
             Ability.HIDDEN,
+            Ability.EVICT,
+            Ability.ATTENTION_MASS,
         }
     )
 
@@ -205,7 +207,7 @@ class NativeEngine(Engine):
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:
-            if self._lent(_pages([(own.length, len(tree)) for own, tree in batch])):
+            if self._lent(_pages([(self.row_count(own), len(tree)) for own, tree in batch])):
                 return self.forward(batch, rows, view)
             raise self._full(error) from None
         except (ValueError, TypeError, RuntimeError) as error:
@@ -228,7 +230,7 @@ class NativeEngine(Engine):
                 own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
             )
         except _native.MemoryFullError as error:
-            if self._lent(_pages([(own.length, len(tokens))])):
+            if self._lent(_pages([(own.row_count, len(tokens))])):
                 return self.forward_mixed(sequence, tokens, weights)
             raise self._full(error) from None
         except ValueError as error:
@@ -255,6 +257,39 @@ class NativeEngine(Engine):
             return _own(sequence).fork()
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def rows(self, sequence: Cached, layer: int) -> Tokens:
+        """Return the positions of the rows held; see `Engine.rows`."""
+        return _own(sequence).rows(layer)
+
+    def row_count(self, sequence: Cached) -> int:
+        """Return how many rows the layer with most holds."""
+        return _own(sequence).row_count
+
+    def track_attention(self, sequence: Cached) -> None:
+        """Sum the attention that rows receive; see `Engine.track_attention`."""
+        try:
+            _own(sequence).track_attention()
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def attention_mass(self, sequence: Cached, layer: int) -> NDArray[np.float64]:
+        """Return the attention that rows received; see `Engine.attention_mass`."""
+        try:
+            return _own(sequence).attention_mass(layer)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
+        """Drop all rows but `kept`; see `Engine.evict`."""
+        own = _own(sequence)
+        rows = self.check_kept(own, kept)
+        try:
+            own.evict(rows)
+        except _native.MemoryFullError as error:
+            if self._lent(Memory.pages(own.row_count)):
+                return self.evict(sequence, kept)
+            raise self._full(error) from None
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""

@@ -138,6 +138,8 @@ class KVBudget:
     def max_positions(self, run: Session) -> int:
         """Return the positions that a request may come to occupy, in its guides too."""
         own, page = len(run.request.prompt) + run.room + 1, self.engine.memory.page_bytes
+        if run.request.kv_policy is not None:  # it has no guides
+            return run.request.kv_policy.max_rows(own)
         in_guides = self._guide_engines(run, own)
         blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
         parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]
@@ -152,7 +154,7 @@ class KVBudget:
             own = self.engine.pages(run.sequence)
             held.update(own)
             # A shared page that is not full is copied before it is written to.
-            copied += run.sequence.length % PAGE > 0 and self.prefix_cache.holds(own[-1])
+            copied += run.row_count % PAGE > 0 and self.prefix_cache.holds(own[-1])
         unused = self.limit.free(self.engine, self._drafts)
         pages = unused // self.engine.memory.page_bytes + self.prefix_cache.idle(held) - copied
         return (max(pages, 2) if len(runs) < 2 else pages) * PAGE  # one request always fits
@@ -166,7 +168,7 @@ class KVBudget:
         """
         pages = drafts = 0
         for run, more, drafter in requests:
-            length = run.sequence.length if run.sequence else 0
+            length = run.row_count
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
             engines = engines_of(drafter) if drafter is not None and self._drafts else ()

@@ -35,7 +35,9 @@ class ScheduledJob:
         deadline: on the caller's clock; past it the request ends. None sets no deadline.
         arrived: time of submission on the caller's clock.
         after: a request with the same prefix; this one waits until that one decodes.
-        held: tokens of the text in the engine's memory.
+        held: tokens of the text that were run.
+        rows: tokens that take memory: `held`, or fewer where a KV policy drops some.
+        max_rows: upper limit of `rows` under a KV policy; None: no limit.
         stage: `waiting`, `prompt` or `decoding`.
         order: number of the submission.
         reached: maximum of `held` so far; recomputed tokens are not charged to the client again.
@@ -51,6 +53,8 @@ class ScheduledJob:
     after: str | None = None
     cost: float = 1.0
     held: int = 0
+    rows: int = 0
+    max_rows: int | None = None
     stage: Stage = "waiting"
     order: int = 0
     reached: int = 0
@@ -59,6 +63,10 @@ class ScheduledJob:
     def missing(self) -> int:
         """Return the tokens to run before it decodes; the last one is the first tree's root."""
         return self.text - 1 - self.held
+
+    def bounded(self, tokens: int) -> int:
+        """Return how many rows so many tokens of its text may take."""
+        return tokens if self.max_rows is None else min(tokens, self.max_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +175,7 @@ class Scheduler:
         late = [job for job in self.jobs.values() if job.deadline is not None]
         expired = [job for job in late if job.deadline is not None and job.deadline <= now]
         for job in expired:
-            free += int(job.held * job.cost)
+            free += int(job.rows * job.cost)
             self.finished(job.id)
         running = self.running
         free -= self._losses(running)
@@ -201,19 +209,27 @@ class Scheduler:
             nodes=max(min(self.tree, int(free / _costs(decoding))), 1) if decoding else 1,
         )
 
-    def ran(self, job_id: str, held: int, text: int) -> None:
-        """Record how many tokens a request holds and has, after a pass or after its admission."""
+    def ran(self, job_id: str, held: int, text: int, rows: int | None = None) -> None:
+        """Record a request's progress after a pass or after its admission.
+
+        Args:
+            job_id: names it.
+            held: tokens of its text that were run.
+            text: tokens of its text.
+            rows: those of `held` that take memory; None: all.
+        """
         job = self.jobs[job_id]
         self._served[job.client] += max(held - job.reached, 0)
         job.reached = max(held, job.reached)
         job.held, job.text = held, text
+        job.rows = held if rows is None else rows
         job.stage = "decoding" if not job.missing else "prompt"
 
     def preempt(self, job_id: str) -> int:
         """Put a running request back into the queue; return the positions that it held."""
         job = self._running.pop(job_id)
-        held, job.held, job.stage = int(job.held * job.cost), 0, "waiting"
-        return held
+        rows, job.held, job.rows, job.stage = int(job.rows * job.cost), 0, 0, "waiting"
+        return rows
 
     def finished(self, job_id: str) -> None:
         """Remove a request that has ended or was cancelled; unknown ones are ignored."""
@@ -251,7 +267,7 @@ class Scheduler:
 
     def _admit(self, now: float, free: int, running: list[ScheduledJob]) -> list[ScheduledJob]:
         """Admit requests whose text fits next to what the running ones will need soon."""
-        free -= int(sum((job.missing + self.tree) * job.cost for job in running))
+        free -= int(sum((job.bounded(job.missing) + self.tree) * job.cost for job in running))
         full = len(running) >= self.max_running or (running and free <= self.tree)
         if full or len(self._running) == len(self.jobs):
             return []
@@ -265,7 +281,7 @@ class Scheduler:
         )
         admitted: list[ScheduledJob] = []
         for job in waiting:
-            free -= int((job.text + self.tree + self.loss) * job.cost)
+            free -= int((job.bounded(job.text) + self.tree + self.loss) * job.cost)
             alone = not running and not admitted
             # In order, so that small requests do not overtake a large one for ever.
             if len(running) + len(admitted) >= self.max_running or (free < 0 and not alone):

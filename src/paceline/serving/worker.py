@@ -19,6 +19,7 @@ from paceline.decoding.loop import follows_rejection
 from paceline.decoding.session import Session
 from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import ModelBacked
+from paceline.engines.base import Cached
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.pages import PAGE
 from paceline.errors import MemoryFullError, PacelineError, RequestError
@@ -151,6 +152,7 @@ class Worker:
                 deadline=job.deadline,
                 arrived=monotonic(),
                 after=job.after,
+                max_rows=None if job.request.kv_policy is None else self.memory.max_positions(run),
             )
         )
         self._slots[job.id] = Slot(job, run, pool)
@@ -285,7 +287,7 @@ class Worker:
             if slot.drafter is None:
                 slot.drafter = slot.run.drafter = slot.pool.take()
             try:
-                sequence, slot.cached = self.prefix_cache.match(slot.run.text[:-1])
+                sequence, slot.cached = self._cached_prefix(slot.run)
             except MemoryFullError:  # this engine copies what it forks
                 sequence, slot.cached = None, 0
             slot.run.open(sequence)
@@ -295,6 +297,16 @@ class Worker:
         self.stats.cached_tokens += slot.cached
         self._report(job_id)
         return []
+
+    def _cached_prefix(self, run: Session) -> tuple[Cached | None, int]:
+        """Return a sequence that holds the longest known beginning of a text, and its length.
+
+        A request under a KV policy computes all of its text: the policy has not seen what others
+        computed.
+        """
+        if run.request.kv_policy is not None:
+            return None, 0
+        return self.prefix_cache.match(run.text[:-1])
 
     def _part(self, job_id: str, size: int, pass_budget: PassBudget) -> BatchEntry:
         slot = self._slots[job_id]
@@ -309,7 +321,8 @@ class Worker:
     def _report(self, job_id: str) -> None:
         """Report a request's progress to the scheduler."""
         run = self._run(job_id)
-        self.scheduler.ran(job_id, run.sequence.length if run.sequence else 0, len(run.text))
+        held = run.sequence.length if run.sequence else 0
+        self.scheduler.ran(job_id, held, len(run.text), run.row_count)
 
     def _commit_part(self, part: BatchEntry, logits: Floats) -> None:
         try:
@@ -323,8 +336,11 @@ class Worker:
             self._keep(part.run)
 
     def _keep(self, run: Session) -> None:
-        """Put the computed part of a text into the prefix cache."""
-        if run.sequence:
+        """Put the computed part of a text into the prefix cache.
+
+        What was computed under a KV policy is nobody else's prefix.
+        """
+        if run.sequence and run.request.kv_policy is None:
             self.prefix_cache.insert(run.text[: run.sequence.length], run.sequence)
 
     def _events(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
