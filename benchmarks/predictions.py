@@ -3,8 +3,8 @@
     python benchmarks/predictions.py ../shared/models/bitstories-3M
 
 The prediction is plain decoding's own output, edited: each token is left out, replaced, or preceded
-by another one, with the same chance (seed 0). Prompts and lengths are those of `drafters.py`; the
-chances are carried from prompt to prompt. The outputs are compared with plain decoding's.
+by another one, with the same probability (seed 0). Prompts and lengths are those of `drafters.py`;
+learnt probabilities are carried over. The outputs are compared with plain decoding's.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from paceline import LM
 EDITS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
-def edited(tokens: list[int], share: float, vocabulary: int, chance: random.Random) -> list[int]:
+def edited(tokens: list[int], share: float, vocabulary: int, rng: random.Random) -> list[int]:
     """`tokens` with about `share` of them left out, replaced or preceded by a random one."""
     out: list[int] = []
     for token in tokens:
-        if chance.random() >= share:
+        if rng.random() >= share:
             out.append(token)
             continue
-        edit = chance.choice(("leave out", "replace", "insert"))
+        edit = rng.choice(("leave out", "replace", "insert"))
         if edit != "leave out":
-            out.append(chance.randrange(vocabulary))
+            out.append(rng.randrange(vocabulary))
         if edit == "insert":
             out.append(token)
     return out
@@ -53,9 +53,9 @@ def main() -> None:
             cells = []
             for budget in options.budgets:
                 lm = LM(model, drafter="predicted_output", budget=budget, threads=1)
-                chance, passes = random.Random(0), 0
+                rng, passes = random.Random(0), 0
                 for prompt, tokens in zip(chosen, plain, strict=True):
-                    expected = edited(tokens, share, lm.draft_target.vocab_size, chance)
+                    expected = edited(tokens, share, lm.draft_target.vocab_size, rng)
                     output = lm.generate(prompt, prediction=expected, **asked)
                     if output.tokens != tokens:
                         raise SystemExit("an output differs from plain decoding's")

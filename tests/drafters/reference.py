@@ -13,7 +13,7 @@ import numpy as np
 from paceline.core import Step
 
 Context = tuple[int, ...]
-Chances = dict[int, Any]
+Probs = dict[int, Any]
 FLOOR, LARGEST, MOST = 0.002, 8.0, 32
 
 
@@ -22,7 +22,7 @@ class Row:
     """A context's likeliest successors, best first."""
 
     count: int = 0
-    probs: Chances = field(default_factory=dict)
+    probs: Probs = field(default_factory=dict)
 
     def observe(self, seen: Iterable[tuple[int, float]], k: int, keep: float) -> None:
         # In float32, so that equals stay equal.
@@ -37,19 +37,19 @@ class Row:
 
 
 def grow(
-    context: Context, budget: int, successors: Callable[[Context], Chances]
+    context: Context, budget: int, successors: Callable[[Context], Probs]
 ) -> list[tuple[int, int, float]]:
-    """Nodes (token, parent, chance) of the tree of the likeliest paths."""
+    """Nodes (token, parent, probability) of the tree of the likeliest paths."""
     nodes, paths, texts = [(context[-1], -1, 1.0)], [1.0], [context]
     open_: list[tuple[float, int, int, float]] = []
     while len(nodes) <= budget:
         node = len(nodes) - 1
-        for token, chance in successors(texts[node]).items():
-            heapq.heappush(open_, (-paths[node] * chance, node, token, chance))
+        for token, probability in successors(texts[node]).items():
+            heapq.heappush(open_, (-paths[node] * probability, node, token, probability))
         if not open_:
             break
-        path, parent, token, chance = heapq.heappop(open_)
-        nodes.append((token, parent, chance))
+        path, parent, token, probability = heapq.heappop(open_)
+        nodes.append((token, parent, probability))
         paths.append(-path)
         texts.append((*texts[parent], token))
     return nodes
@@ -89,10 +89,10 @@ class Mixer:
             for c, row in reversed(known)
         ]
 
-    def chances(self, text: Context) -> tuple[Chances, float]:
+    def probs(self, text: Context) -> tuple[Probs, float]:
         """Of each candidate, and of another token."""
         lead, rows = self.evidence(text)
-        scores: Chances = {}
+        scores: Probs = {}
         other = self.bias.get(lead, 0.0)
         for at, row in rows:
             w, v = self.w.get(at, self.start(lead, at[1])), self.v.get(at, 0.1)
@@ -106,20 +106,20 @@ class Mixer:
 
     def learn(self, text: Context, drawn: int) -> None:
         lead, rows = self.evidence(text)
-        chances, other = self.chances(text)
+        probs, other = self.probs(text)
 
         def moved(value: float, gradient: float) -> float:
             step = self.rate / max(len(rows), 1) * gradient
             return max(-LARGEST, min(LARGEST, value + step))
 
-        missed = drawn not in chances
+        missed = drawn not in probs
         for at, row in rows:
             rest = max(1 - sum(row.probs.values()), 0.0)
             gradient = (missed - other) * math.log1p(rest / FLOOR)
             first = 0.0
             for i, (token, p) in enumerate(row.probs.items()):
-                if token in chances:
-                    error = (token == drawn) - chances[token]
+                if token in probs:
+                    error = (token == drawn) - probs[token]
                     gradient += error * math.log1p(p / FLOOR)
                     first += error * (i == 0)
             self.w[at] = moved(self.w.get(at, self.start(lead, at[1])), gradient)
@@ -141,7 +141,7 @@ class Mixer:
                 self.rows.setdefault(context, Row()).observe(seen, self.k, self.keep)
 
     def propose(self, context: Context, budget: int) -> list[tuple[int, int, float]]:
-        return grow(context, budget, lambda text: self.chances(text)[0])
+        return grow(context, budget, lambda text: self.probs(text)[0])
 
 
 class Lookup:
@@ -160,7 +160,7 @@ class Lookup:
                 row.observe([(text[at], 1.0)], self.k, self.keep)
         return rows
 
-    def by_length(self, rows: dict[Context, Row], text: Context) -> list[tuple[int, Chances]]:
+    def by_length(self, rows: dict[Context, Row], text: Context) -> list[tuple[int, Probs]]:
         """The longest match first; each with the tokens no longer one names."""
         named: set[int] = set()
         found = []
@@ -172,14 +172,14 @@ class Lookup:
                 named |= new.keys()
         return found
 
-    def chances(self, rows: dict[Context, Row], text: Context) -> Chances:
-        chances: Chances = {}
+    def probs(self, rows: dict[Context, Row], text: Context) -> Probs:
+        probs: Probs = {}
         left = 1.0
         for n, new in self.by_length(rows, text):
             share = left * self.reliability[n - 1]
-            chances |= {token: share * p / sum(new.values()) for token, p in new.items()}
+            probs |= {token: share * p / sum(new.values()) for token, p in new.items()}
             left *= 1 - self.reliability[n - 1]
-        return chances
+        return probs
 
     def learn(self, text: Context, prompt: int) -> None:
         """From every token behind the prompt."""
@@ -192,7 +192,7 @@ class Lookup:
 
     def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
         rows = self.index(text)
-        return grow(text, budget, lambda context: self.chances(rows, context))
+        return grow(text, budget, lambda context: self.probs(rows, context))
 
 
 class Suffix:
@@ -215,10 +215,10 @@ class Suffix:
             if text[end - n : end] == string
         ]
 
-    def voices(self, context: Context) -> list[tuple[int, Chances]]:
+    def voices(self, context: Context) -> list[tuple[int, Probs]]:
         """The matches of falling length, as kind and shares."""
         named: set[int] = set()
-        found: list[tuple[int, Chances]] = []
+        found: list[tuple[int, Probs]] = []
         before: list[tuple[int, int]] = []
         for n in range(len(context), 0, -1):
             places = self.occurrences(context[-n:])
@@ -244,14 +244,14 @@ class Suffix:
         by_length = next(i for i, most in enumerate((1, 2, 3, 5, 9, 19, 10**9)) if length <= most)
         return 3 * by_length + (count >= 2) + (count >= 4)
 
-    def chances(self, context: Context) -> Chances:
-        chances: Chances = {}
+    def probs(self, context: Context) -> Probs:
+        probs: Probs = {}
         left = 1.0
         for kind, shares in self.voices(context):
             reliable = self.reliability[kind]
-            chances |= {token: share * left * reliable for token, share in shares.items()}
+            probs |= {token: share * left * reliable for token, share in shares.items()}
             left *= 1 - reliable
-        return chances
+        return probs
 
     def read(self, text: Context, prompt: int) -> None:
         """A new text, token by token; those behind the prompt teach."""
@@ -266,20 +266,20 @@ class Suffix:
             self.texts[-1] = text[: at + 1]
 
     def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
-        return grow(text, budget, self.chances)
+        return grow(text, budget, self.probs)
 
 
 def escaped(
     groups: Iterable[tuple[Any, list[tuple[int, float]]]], reliability: dict[Any, float]
-) -> Chances:
+) -> Probs:
     """The first group speaks first; what it leaves over goes to the next."""
-    chances: Chances = {}
+    probs: Probs = {}
     left = 1.0
     for kind, named in groups:
         mass = sum(weight for _, weight in named)
-        chances |= {token: left * reliability[kind] * w / mass for token, w in named}
+        probs |= {token: left * reliability[kind] * w / mass for token, w in named}
         left *= 1 - reliability[kind]
-    return chances
+    return probs
 
 
 def escape_learns(
@@ -488,7 +488,7 @@ class Suffixes:
     def propose(self, text: Context, budget: int) -> list[tuple[int, int, float]]:
         first = self.patterns(text)
 
-        def successors(branch: Context) -> Chances:
+        def successors(branch: Context) -> Probs:
             grown = [(*pattern, *branch[len(text) :]) for pattern in first]
             return escaped(self.groups([g for g in grown if self.places(g)]), self.reliability)
 

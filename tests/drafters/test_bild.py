@@ -7,7 +7,7 @@ from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.loop import Generation
 from paceline.errors import MethodError
 from paceline.registry import drafters
-from tests.drafters.test_model import drafting, heated, run
+from tests.drafters.test_model import drafting, request_at, run
 from tests.test_core import tree
 from tests.toy import ToyEngine
 
@@ -35,7 +35,7 @@ def test_leniency_saves_passes_and_takes_second_choices():
         drafter, count, others = lenient(rollback), 0, []
         for first in range(8):
             prompt = (first, 2, 3)
-            output = run(drafter, heated(0.0, prompt=prompt))
+            output = run(drafter, request_at(0.0, prompt=prompt))
             share, most = surprise(output.tokens, prompt)
             assert rollback is None or most <= max(rollback, np.log(11))
             count, others = count + output.passes, [*others, share]
@@ -46,8 +46,11 @@ def test_leniency_saves_passes_and_takes_second_choices():
 
 
 def test_without_any_leniency_it_is_exact():
-    for heat in (0.0, 1.0):
-        assert run(lenient(-1.0), heated(heat)).tokens == run(drafting(), heated(heat)).tokens
+    for temperature in (0.0, 1.0):
+        assert (
+            run(lenient(-1.0), request_at(temperature)).tokens
+            == run(drafting(), request_at(temperature)).tokens
+        )
 
 
 def test_the_drawn_token_goes_before_a_guess_that_would_do():

@@ -83,13 +83,13 @@ def test_a_members_guess_is_a_node_of_its_origin(monkeypatch):
 def test_one_guess_of_two_members_is_one_node_with_a_higher_chance(monkeypatch):
     alone = with_members(monkeypatch, _Says([7]))
     both = with_members(monkeypatch, _Says([7]), _Says([7]))
-    chances = []
+    probs = []
     for drafter in (alone, both):
         drafter.begin(asked([1]))
         tree = drafter.propose(np.array([1], np.int32), 8)
         assert tree.tokens.tolist() == [1, 7]
-        chances.append(tree.scores[1])
-    assert chances[1] > chances[0]
+        probs.append(tree.scores[1])
+    assert probs[1] > probs[0]
 
 
 def test_a_source_continues_what_another_guessed(monkeypatch):

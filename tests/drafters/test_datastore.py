@@ -111,12 +111,12 @@ def test_texts_are_read_whatever_their_form(tmp_path, tokenizer):
         file.write("Two.")
     two = [*tokenizer.encode("One."), -1, *tokenizer.encode("Two."), -1]
     for names in (["a.jsonl"], ["b.jsonl.xz"], ["c.jsonl.gz"], ["d.txt", "e.txt.xz"]):
-        told = []
+        reported = []
         paths = [tmp_path / name for name in names]
-        read = corpus_index.tokenise(paths, tokenizer, 1000, told.append)
+        read = corpus_index.tokenise(paths, tokenizer, 1000, reported.append)
         assert read.tokens.tolist() == two
         assert (read.documents, read.complete) == (2, True)
-        assert sum(told) == sum(path.stat().st_size for path in paths)
+        assert sum(reported) == sum(path.stat().st_size for path in paths)
 
 
 def test_long_documents_are_read_in_pieces(tmp_path, tokenizer, monkeypatch):

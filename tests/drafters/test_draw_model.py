@@ -23,12 +23,12 @@ def native(rate=0.0):
 
 
 def taught(random, blend, context=(3, 5)):
-    """The distribution behind a context, [K] tokens and their chances."""
+    """The distribution behind a context, [K] tokens and their probabilities."""
     tokens = random.permutation(VOCAB)[:K].astype(np.int32)
-    chances = np.sort(random.dirichlet(np.ones(K)))[::-1].astype(np.float32) * 0.9
+    probs = np.sort(random.dirichlet(np.ones(K)))[::-1].astype(np.float32) * 0.9
     text = np.array(context, np.int32)
     tree, nodes = TokenTree.root(text[-1]), np.zeros(1, np.int32)
-    step = Step(text, tree, tokens[None], chances[None], nodes, nodes)
+    step = Step(text, tree, tokens[None], probs[None], nodes, nodes)
     blend.observe(*step_arrays(step), False)
     return text
 
@@ -46,7 +46,7 @@ def bits(tokens):
 
 
 def first(blend, text, noise=(), allowed=None):
-    """The root's successors and their chances: no other node has any."""
+    """The root's successors and their probabilities: no other node has any."""
     tokens, parents, scores = grow_blend(blend, text, 200, noise, allowed or only_below_root)
     assert (parents[1:] == 0).all()
     return dict(zip(tokens[1:].tolist(), scores[1:].tolist(), strict=True))
@@ -96,9 +96,9 @@ def test_what_is_forbidden_leaves_its_chance_to_the_others(random, some):
     plain = first(blend, text)
     found = first(blend, text, allowed=lambda path: bits([] if path else some))
     assert found.keys() == plain.keys() & some
-    lost = sum(chance for token, chance in plain.items() if token not in some)
-    for token, chance in found.items():
-        assert chance == pytest.approx(plain[token] / (1 - lost), rel=1e-3)
+    lost = sum(probability for token, probability in plain.items() if token not in some)
+    for token, probability in found.items():
+        assert probability == pytest.approx(plain[token] / (1 - lost), rel=1e-3)
 
 
 @given(st.integers(0, 2**32), st.sets(st.integers(0, VOCAB - 1), min_size=1, max_size=32))

@@ -50,17 +50,19 @@ def run(drafter, request, budget=8, engine=None):
     return Generation(engine or ToyEngine(), drafter, request, Fixed(budget)).run()
 
 
-def heated(heat, seed=0, length=40, prompt=(1, 2, 3)):
-    return Request(prompt, length, heat, seed, (Temperature(heat),) if heat else ())
+def request_at(temperature, seed=0, length=40, prompt=(1, 2, 3)):
+    return Request(
+        prompt, length, temperature, seed, (Temperature(temperature),) if temperature else ()
+    )
 
 
 @pytest.mark.parametrize("chosen", SETTINGS, ids=str)
-@pytest.mark.parametrize("heat", [0.0, 0.7, 1.0])
-def test_output_is_that_of_plain_decoding(chosen, heat):
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_output_is_that_of_plain_decoding(chosen, temperature):
     drafter = drafting(**chosen)
     plain = drafters.parse("plain").build(Target(11))
     for seed in range(3):
-        request = heated(heat, seed, prompt=(1, 2, 3 + seed))
+        request = request_at(temperature, seed, prompt=(1, 2, 3 + seed))
         output = run(drafter, request)
         assert output.tokens == run(plain, request).tokens
         assert output.tokens_per_pass > 1.3
@@ -83,7 +85,7 @@ def test_forty_requests_with_state_saved_and_loaded_change_no_token():
     drafter = drafting(stop="bandit")
     for number in range(40):
         prompt = tuple(int(t) for t in np.random.default_rng(number).integers(0, 11, 5))
-        request = heated((0.0, 0.7, 1.0)[number % 3], number, 12, prompt[: 1 + number % 5])
+        request = request_at((0.0, 0.7, 1.0)[number % 3], number, 12, prompt[: 1 + number % 5])
         assert run(drafter, request).tokens == run(plain, request).tokens
         if number % 8 == 7:
             state = drafter.state()
@@ -103,9 +105,9 @@ def test_reset_forgets_and_gives_the_memory_back():
 
 def test_the_noise_of_the_walk_makes_a_right_draft_certain():
     """A draft that is the target finds every token, at any temperature."""
-    for heat in (0.0, 1.0):
+    for temperature in (0.0, 1.0):
         drafter = drafting(ToyEngine(), width=8, depth=4, stop="depth")
-        output = run(drafter, heated(heat, seed=5), budget=24)
+        output = run(drafter, request_at(temperature, seed=5), budget=24)
         assert output.passes < 10
         assert output.accepted["model"] == 40 - output.passes
 
@@ -113,18 +115,18 @@ def test_the_noise_of_the_walk_makes_a_right_draft_certain():
 def test_an_unsure_draft_asks_the_next_one():
     flat = ToyEngine()
     flat.logits_after = lambda tokens: np.zeros(11, np.float32)
-    alone = run(drafting(flat), heated(0.0))
-    helped = run(drafting(flat, ToyEngine()), heated(0.0))
+    alone = run(drafting(flat), request_at(0.0))
+    helped = run(drafting(flat, ToyEngine()), request_at(0.0))
     assert helped.passes < alone.passes / 1.5
     assert helped.tokens == alone.tokens
-    sure = run(drafting(flat, ToyEngine(), trust=0.0), heated(0.0))
+    sure = run(drafting(flat, ToyEngine(), trust=0.0), request_at(0.0))
     assert sure.passes == alone.passes
 
 
 def test_a_shorter_context_ends_the_drafting_not_the_text():
     drafter = drafting(Near(context=12))
-    output = run(drafter, heated(0.0))
-    assert output.tokens == run(drafting(Near()), heated(0.0)).tokens
+    output = run(drafter, request_at(0.0))
+    assert output.tokens == run(drafting(Near()), request_at(0.0)).tokens
     assert drafter.propose(np.ones(13, np.int32), 8).tokens.tolist() == [1]
     deepest = drafter.propose(np.ones(11, np.int32), 8)
     assert deepest.depths().max() <= 2
@@ -135,8 +137,8 @@ def test_a_padded_or_smaller_vocabulary_is_no_harm():
     larger = drafting(ToyEngine(vocab_size=16))
     smaller = drafting(ToyEngine(vocab_size=7))
     for drafter in (larger, smaller):
-        for heat in (0.0, 1.0):
-            request = heated(heat)
+        for temperature in (0.0, 1.0):
+            request = request_at(temperature)
             plain = drafters.parse("plain").build(Target(11))
             assert run(drafter, request).tokens == run(plain, request).tokens
     check_tree(larger.propose(np.array([1, 2], np.int32), 9), 2, 9, 11)
@@ -146,9 +148,12 @@ def test_a_padded_or_smaller_vocabulary_is_no_harm():
 def test_logits_that_are_no_numbers_are_no_harm():
     broken = ToyEngine()
     broken.logits_after = lambda tokens: np.full(11, np.nan, np.float32)
-    for heat in (0.0, 1.0):
+    for temperature in (0.0, 1.0):
         plain = drafters.parse("plain").build(Target(11))
-        assert run(drafting(broken), heated(heat)).tokens == run(plain, heated(heat)).tokens
+        assert (
+            run(drafting(broken), request_at(temperature)).tokens
+            == run(plain, request_at(temperature)).tokens
+        )
 
 
 def test_foreign_states_are_refused():
@@ -184,9 +189,9 @@ def test_wrong_settings_are_refused_by_name(spec, said):
 
 
 def test_only_frequent_tokens_are_guessed():
-    for heat in (0.0, 1.0):
+    for temperature in (0.0, 1.0):
         drafter = drafting(head=4)
-        drafter.begin(heated(heat, prompt=(9, 10, 9)))
+        drafter.begin(request_at(temperature, prompt=(9, 10, 9)))
         context = np.array([9, 10, 9], np.int32)
         guessed = set(drafter.propose(context, 9).tokens[1:].tolist())
         assert guessed
@@ -197,21 +202,21 @@ def test_only_frequent_tokens_are_guessed():
 @given(
     st.sets(st.integers(0, 10), min_size=3), st.sampled_from([0.0, 0.7]), st.integers(0, 2**32 - 1)
 )
-def test_tokens_without_logits_are_impossible_ones(some, heat, seed):
+def test_tokens_without_logits_are_impossible_ones(some, temperature, seed):
     ids = np.array(sorted(some), np.int32)
     logits = np.random.default_rng(seed).normal(0, 3, (4, 11)).astype(np.float32)
     masked = np.full_like(logits, -np.inf)
     masked[:, ids] = logits[:, ids]
     positions = np.array([3, 4, 4, 9], np.int32)
-    chances = Calibration(0.02, 11)
-    chances.begin(heated(heat, seed))
-    tokens, likely = chances.judge(masked, positions, 3)
-    fewer, as_likely = chances.judge(logits[:, ids], positions, 3, ids)
+    calibration = Calibration(0.02, 11)
+    calibration.begin(request_at(temperature, seed))
+    tokens, likely = calibration.judge(masked, positions, 3)
+    fewer, as_likely = calibration.judge(logits[:, ids], positions, 3, ids)
     assert fewer.tolist() == tokens.tolist()
     np.testing.assert_allclose(as_likely, likely, atol=1e-6)
-    if heat:
-        rows, _ = chances.draw(masked, [1] * 4, np.random.default_rng(0))
-        same_rows, drawn = chances.draw(logits[:, ids], [3] * 4, np.random.default_rng(0), ids)
+    if temperature:
+        rows, _ = calibration.draw(masked, [1] * 4, np.random.default_rng(0))
+        same_rows, drawn = calibration.draw(logits[:, ids], [3] * 4, np.random.default_rng(0), ids)
         np.testing.assert_allclose(same_rows, rows, atol=1e-6)
         assert set(np.concatenate(drawn).tolist()) <= some
 
@@ -255,17 +260,17 @@ def test_real_pairs_decode_what_plain_decoding_does(target, drafts, settings, en
     lm = LM(shared("models", target), engine=engine, drafter="plain")
     drafter = drafters.parse(f"model:path={folders}{settings}").build(lm.draft_target)
     tokens = passes = 0
-    for seed, heat in enumerate((0.0, 0.7, 1.0)):
+    for seed, temperature in enumerate((0.0, 0.7, 1.0)):
         for prompt in ("Once upon a time, there was a little girl", "One day, a dog"):
             request = lm.request(
-                prompt, max_new_tokens=24, temperature=heat, seed=seed, ignore_eos=True
+                prompt, max_new_tokens=24, temperature=temperature, seed=seed, ignore_eos=True
             )
             plain = Generation(lm.engine, lm.drafter, request, Fixed(0), margins=True).run()
             output = Generation(lm.engine, drafter, request, Fixed(8)).run()
             differs = np.flatnonzero(np.array(output.tokens) != np.array(plain.tokens))
             if len(differs):
                 assert not lm.engine.invariant
-                assert plain.margins[differs[0]] <= lm.engine.tolerance / (heat or 1.0)
+                assert plain.margins[differs[0]] <= lm.engine.tolerance / (temperature or 1.0)
             tokens, passes = tokens + len(output.tokens), passes + output.passes
     assert tokens > 1.1 * passes
 

@@ -15,7 +15,7 @@ from paceline.models import load
 from paceline.registry import drafters
 from tests.conftest import shared
 from tests.drafters.steps import check_tree
-from tests.drafters.test_model import Near, drafting, heated, run
+from tests.drafters.test_model import Near, drafting, request_at, run
 from tests.toy import ToyEngine
 
 
@@ -47,14 +47,14 @@ class Counting(ToyEngine):
         return super().forward(batch, rows, view)
 
 
-@pytest.mark.parametrize("heat", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
 @pytest.mark.parametrize("target", [ToyEngine, Patient])
 @pytest.mark.parametrize("chosen", [{}, {"head": 6}, {"wait": 3, "stop": "bandit"}], ids=str)
-def test_output_is_that_of_plain_decoding(heat, target, chosen):
+def test_output_is_that_of_plain_decoding(temperature, target, chosen):
     drafter = drafting(schedule="pearl", **chosen)
     plain = drafters.parse("plain").build(Target(11))
     for seed in range(2):
-        request = heated(heat, seed, prompt=(1, 2, 3 + seed))
+        request = request_at(temperature, seed, prompt=(1, 2, 3 + seed))
         assert run(drafter, request, engine=target()).tokens == run(plain, request).tokens
     drafter.reset()
     assert not threads()
@@ -74,7 +74,7 @@ def test_however_the_threads_meet(pauses, seed):
             return super().forward(batch, rows, view)
 
     drafter = drafting(SlowDraft(), schedule="pearl")
-    request = heated(0.5, seed, length=12)
+    request = request_at(0.5, seed, length=12)
     plain = drafters.parse("plain").build(Target(11))
     assert run(drafter, request, engine=Slow()).tokens == run(plain, request).tokens
     drafter.reset()
@@ -84,7 +84,7 @@ def test_however_the_threads_meet(pauses, seed):
 def test_what_was_foreseen_is_proposed_without_waiting():
     draft = Counting()  # thinks what the target thinks
     drafter = drafting(draft, schedule="pearl", width=8)
-    output = run(drafter, heated(0.0), engine=Patient())
+    output = run(drafter, request_at(0.0), engine=Patient())
     assert output.accepted["model"] == 40 - output.passes
     assert output.passes < 16
     wait()
@@ -96,7 +96,7 @@ def test_a_wrong_draft_waits_for_one_pass_at_each_proposal():
     right = draft.logits_after
     draft.logits_after = lambda tokens: -right(tokens)
     drafter = drafting(draft, schedule="pearl", width=1)
-    output = run(drafter, heated(0.0), budget=1, engine=Patient())
+    output = run(drafter, request_at(0.0), budget=1, engine=Patient())
     assert "model" not in output.accepted
     assert draft.passes - draft.ahead == 1 + output.passes - 1  # the last needs no guess
     wait()
@@ -108,7 +108,7 @@ def test_it_waits_for_more_where_it_may():
         draft = Counting()
         draft.logits_after = Near().logits_after
         drafter = drafting(draft, schedule="pearl", wait=wait_for)
-        output = run(drafter, heated(0.0), engine=Patient())
+        output = run(drafter, request_at(0.0), engine=Patient())
         passes[wait_for] = output.passes
         wait()
         assert draft.passes - draft.ahead <= 1 + wait_for * output.passes
@@ -118,7 +118,7 @@ def test_it_waits_for_more_where_it_may():
 def test_trees_are_valid_and_begin_at_the_context():
     drafter = drafting(schedule="pearl")
     random = np.random.default_rng(0)
-    drafter.begin(heated(0.0))
+    drafter.begin(request_at(0.0))
     context = [1, 2, 3]
     for _ in range(30):
         budget = int(random.integers(0, 12))
@@ -147,26 +147,26 @@ def test_an_error_in_the_thread_comes_out_and_does_no_lasting_harm():
     drafter = drafting(draft, schedule="pearl")
     engine = Patient()
     with pytest.raises(ModelError, match="the draft broke"):
-        run(drafter, heated(0.0), engine=engine)
+        run(drafter, request_at(0.0), engine=engine)
     assert engine.opened == 0
     assert not threads()
     draft.broken = False
     plain = drafters.parse("plain").build(Target(11))
-    assert run(drafter, heated(0.0)).tokens == run(plain, heated(0.0)).tokens
+    assert run(drafter, request_at(0.0)).tokens == run(plain, request_at(0.0)).tokens
     wait()
     draft.broken = True  # after the last proposal: the next request says so
     drafter.propose(np.array([1, 2], np.int32), 4)
     wait()
     with pytest.raises(ModelError, match="the draft broke"):
-        drafter.begin(heated(0.0))
-    drafter.begin(heated(0.0))
+        drafter.begin(request_at(0.0))
+    drafter.begin(request_at(0.0))
 
 
 def test_threads_end_by_themselves():
     """Also behind an output that nobody reads to its end."""
     drafter = drafting(schedule="pearl", depth=64)
     for _ in range(20):
-        drafter.begin(heated(0.0))
+        drafter.begin(request_at(0.0))
         drafter.propose(np.array([1, 2, 3], np.int32), 64)
         assert len(threads()) <= 1
     wait()
@@ -176,7 +176,7 @@ def test_threads_end_by_themselves():
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.lists(st.integers(0, 4), max_size=4))
 def test_the_part_below_a_path_is_the_tree_that_would_grow_there(seed, passes, path):
-    """Where everything is run, the chances below are those of a tree that began there."""
+    """Where everything is run, the probabilities below are those of a tree that began there."""
 
     def row(text):
         return np.random.default_rng([seed, *text]).dirichlet(np.ones(5)).astype(np.float32)
@@ -202,7 +202,7 @@ def test_the_part_below_a_path_is_the_tree_that_would_grow_there(seed, passes, p
             growing.step(growing.frontier(40, 3, 9), step, judge)
         return growing
 
-    def told(growing):
+    def reported(growing):
         """Path -> (score, whether it was run)."""
         growth = growing.growth(10**6)
         tree, texts = growth.tree, [()]
@@ -212,11 +212,11 @@ def test_the_part_below_a_path_is_the_tree_that_would_grow_there(seed, passes, p
 
     whole = grown_from((), passes)
     part = whole.below(path)
-    everything = told(whole)
+    everything = reported(whole)
     if part is None:
         assert tuple(path) not in everything
         return
-    below = told(part)
+    below = reported(part)
     start = tuple(path)
     expected = {t[len(start) :]: v for t, v in everything.items() if t[: len(start)] == start}
     expected[()] = (1.0, expected[()][1])

@@ -48,7 +48,7 @@ def test_agrees_with_the_reference(seed, vocab, orders, skips, k, keep, rate):
 
 
 def assert_same(tree, nodes):
-    """The same tree, but for the order of paths whose chances rounding cannot tell apart."""
+    """The same tree, but for the order of paths whose probabilities rounding cannot tell apart."""
     assert len(tree) == len(nodes)
     mine = by_path(tree.tokens.tolist(), tree.parents.tolist(), tree.scores.tolist())
     theirs = by_path(*zip(*nodes, strict=True))

@@ -13,7 +13,7 @@ def depths(shape):
     return [len(range(*level.indices(len(shape.parents)))) for level in shape.levels]
 
 
-def chances(shape):
+def probs(shape):
     paths = [1.0]
     for parent, rank in zip(shape.parents[1:], shape.ranks[1:], strict=True):
         paths.append(paths[parent] * RANKS[rank])
@@ -41,7 +41,7 @@ def test_shapes_have_the_budget_and_parents_come_first(make, budget):
 
 def test_no_tree_of_the_size_is_likelier_than_the_static_one():
     shape = static_shape(30)
-    inside = chances(shape)
+    inside = probs(shape)
     paths = [1.0, *inside]
     taken = set(zip(shape.parents.tolist(), shape.ranks.tolist(), strict=True))
     outside = [
@@ -51,7 +51,7 @@ def test_no_tree_of_the_size_is_likelier_than_the_static_one():
         if (node, rank) not in taken
     ]
     assert max(outside) <= min(inside)
-    assert sum(inside) > sum(chances(paper_shape(30))) - 1e-9
+    assert sum(inside) > sum(probs(paper_shape(30))) - 1e-9
 
 
 def observe(drafter, tokens, top):

@@ -42,9 +42,9 @@ def path(tree, node):
 
 
 def judge(logits, depths, k=5):
-    chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    order = np.argsort(-chances, 1)[:, :k].astype(np.int32)
-    return order, np.take_along_axis(chances, order, 1)
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    order = np.argsort(-probs, 1)[:, :k].astype(np.int32)
+    return order, np.take_along_axis(probs, order, 1)
 
 
 @settings(deadline=None)
@@ -58,22 +58,22 @@ def test_trees_keep_to_their_limits_and_to_what_was_judged(limits, seed):
     assert int(growth.tree.depths().max()) <= max(limits.levels + 1, 0)
     for node in range(1, len(growth.tree)):
         above = path(growth.tree, growth.tree.parents[node])
-        tokens, chances = judge(run.after(above)[None], None)
-        known = dict(zip(tokens[0].tolist(), chances[0].tolist(), strict=True))
+        tokens, probs = judge(run.after(above)[None], None)
+        known = dict(zip(tokens[0].tolist(), probs[0].tolist(), strict=True))
         assert growth.tree.scores[node] == pytest.approx(known[int(growth.tree.tokens[node])])
 
 
 def test_with_enough_passes_the_best_tree_is_found():
     run = Thinking(1)
     grown = grow(0, GrowthLimits(12, 64, 12, 12, lambda *_: True), run, judge).tree
-    chances = {(): 1.0}
+    probs = {(): 1.0}
     best = {}
     while len(best) <= 12:
-        top = max(chances, key=chances.get)
-        best[top] = chances.pop(top)
+        top = max(probs, key=probs.get)
+        best[top] = probs.pop(top)
         tokens, scores = judge(run.after(top)[None], None)
         for token, score in zip(tokens[0].tolist(), scores[0].tolist(), strict=True):
-            chances[(*top, token)] = best[top] * score
+            probs[(*top, token)] = best[top] * score
     assert {tuple(path(grown, node)) for node in range(len(grown))} == set(best)
 
 
@@ -82,15 +82,15 @@ def test_with_enough_passes_the_best_tree_is_found():
 def test_samples_have_a_shape_that_no_draw_decides(limits, seed):
     shapes = []
     for start in (seed, seed + 1):
-        run, chances = Thinking(start), Calibration(0.1, VOCAB)
-        chances.begin(asked([0], temperature=1.0))
+        run, calibration = Thinking(start), Calibration(0.1, VOCAB)
+        calibration.begin(asked([0], temperature=1.0))
         random = np.random.default_rng(start)
         growth = sample(
             3,
             limits,
             run,
-            partial(chances.draw, random=random),
-            chances.ranks(),
+            partial(calibration.draw, random=random),
+            calibration.ranks(),
         )
         check_tree(growth.tree, 3, limits.budget, VOCAB)
         shapes.append(growth.tree.parents.tolist())
@@ -141,19 +141,19 @@ def test_the_rule_called_depth_never_stops():
     assert not stop_rule("confidence", 0.2).more(5, 0.1)
 
 
-@pytest.mark.parametrize("heat", [0.0, 1.0])
-def test_sharpness_follows_what_comes_true(heat):
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_sharpness_follows_what_comes_true(temperature):
     sharp, blunt = Calibration(0.1, VOCAB), Calibration(0.1, VOCAB)
     random = np.random.default_rng(0)
     for position in range(300):
-        for chances, right in ((sharp, True), (blunt, False)):
-            chances.begin(asked([0], temperature=heat))
+        for calibration, right in ((sharp, True), (blunt, False)):
+            calibration.begin(asked([0], temperature=temperature))
             logits = random.normal(0, 1, (1, VOCAB)).astype(np.float32)
-            tokens, scores = chances.judge(logits, np.array([position]), VOCAB)
+            tokens, scores = calibration.judge(logits, np.array([position]), VOCAB)
             assert scores.sum() == pytest.approx(1.0, abs=1e-2)
             token = tokens[0, 0] if right else random.integers(0, VOCAB)
-            chances.learn(int(token), tokens[0], scores[0])
-    kind = int(heat > 0)
+            calibration.learn(int(token), tokens[0], scores[0])
+    kind = int(temperature > 0)
     assert sharp.state()["sharpness"][kind] > 3.0
     assert blunt.state()["sharpness"][kind] < 0.6
     assert sharp.state()["sharpness"][1 - kind] == (2.0, 1.4)[1 - kind]

@@ -94,10 +94,10 @@ def test_impossible_traces_are_refused(trace):
             dataclasses.replace(trace, **{field: value})
 
 
-@pytest.mark.parametrize(("tokens", "heat"), [(0, 0.7), (10, 0.0), (10, float("nan"))])
-def test_bad_numbers_are_refused(tokens, heat):
+@pytest.mark.parametrize(("tokens", "temperature"), [(0, 0.7), (10, 0.0), (10, float("nan"))])
+def test_bad_numbers_are_refused(tokens, temperature):
     with pytest.raises(RequestError):
-        selftext(ToyEngine(), tokens, [1], frozenset(), heat)
+        selftext(ToyEngine(), tokens, [1], frozenset(), temperature)
 
 
 @pytest.mark.parametrize("name", ["recycle", "blend"])

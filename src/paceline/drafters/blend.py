@@ -226,7 +226,7 @@ class _Blend(ModelBacked):
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         asked = _Asked()
-        guesses = []
+        proposals = []
         for i, (member, worth) in enumerate(zip(self._members, self._worth, strict=True)):
             if i in self._silent:
                 continue
@@ -234,16 +234,18 @@ class _Blend(ModelBacked):
                 worth.resting -= 1
                 continue
             start = perf_counter()
-            guess = member.propose(context, budget)
+            proposal = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start
-            if len(guess) > 1:
-                guesses.append((i, member.certain, guess.tokens, guess.parents, guess.scores))
+            if len(proposal) > 1:
+                proposals.append(
+                    (i, member.certain, proposal.tokens, proposal.parents, proposal.scores)
+                )
         noise, allowed = self._foreseen(context, budget)
         tokens, parents, scores, origin, named = self._blend.propose(
-            context, budget, min_path_prob, guesses, noise, allowed
+            context, budget, min_path_prob, proposals, noise, allowed
         )
         tree = TokenTree(tokens, parents, scores, origin)
-        if guesses:
+        if proposals:
             asked.named = dict(zip(paths(tree), named.tolist(), strict=True))
         asked.at = perf_counter()
         self._asked = asked

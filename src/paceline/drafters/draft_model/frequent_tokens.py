@@ -33,8 +33,8 @@ class FrequentTokens:
         self._start: NDArray[np.float64] = np.zeros(vocab_size)
         if trace is not None:
             self._start += np.bincount(trace.tokens, minlength=vocab_size)[:vocab_size]
-            tops, chances = trace.top_tokens.ravel(), trace.top_probs.ravel()
-            self._start += np.bincount(tops, chances, minlength=vocab_size)[:vocab_size]
+            tops, probs = trace.top_tokens.ravel(), trace.top_probs.ravel()
+            self._start += np.bincount(tops, probs, minlength=vocab_size)[:vocab_size]
         self.reset()
 
     def begin(self, prompt: Tokens) -> None:
