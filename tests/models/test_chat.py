@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from byte_tokenizer import byte_level
 from paceline.errors import ModelError, RequestError
+from paceline.models import chat
 from paceline.models.chat import ChatTemplate, find_template
 from paceline.models.tokenizer import open_tokenizer
 
@@ -97,3 +100,105 @@ def test_no_template(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no chat template.*chat_template\.jinja"):
         open_tokenizer(byte_level(tmp_path)).encode_chat(MESSAGES)
     assert json.loads(render("{{ messages | tojson }}")) == MESSAGES
+
+
+DOUBLING = (
+    "{% set n = namespace(s='xx') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+)
+MACROS = (
+    "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}"
+)
+LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+HOSTILE = {
+    "product": "{{ 'x' * 3000000000 }}",
+    "product of a list": "{{ [1] * 3000000000 }}",
+    "product at run time": "{{ messages[0].content * 3000000000 }}",
+    "output in pieces": "{% for i in range(99999) %}{{ 'x' * 100000 }}{% endfor %}",
+    "nested loops": LOOPS,
+    "range": "{{ range(10 ** 12) | list | length }}",
+    "center": "{{ 'x' | center(3000000000) }}",
+    "ljust": "{{ 'x'.ljust(3000000000) }}",
+    "indent": "{{ ('x\n' * 1000000) | indent(100000) }}",
+    "format": "{{ '%3000000000d' % 1 }}",
+    "format method": "{{ '{:>3000000000}'.format(1) }}",
+    "join": "{{ ([messages[0].content * 1000000] * 100000) | join }}",
+    "replace": "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
+    "doubling": DOUBLING + "{{ n.s | length }}",
+    "power": "{{ 7 ** (7 ** 11) % 10 }}",
+    "macro": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
+    "two macros": MACROS,
+    "recursive loop": "{% for x in [[[1]]] recursive %}{{ loop([[[1]]]) }}{% endfor %}",
+    "error": "{{ raise_exception('x' * 100000000) }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_template_ends_in_one_sentence(name: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    template = ChatTemplate(HOSTILE[name])
+    for _ in range(1 if name in ("nested loops", "two macros", "power") else 2):
+        with pytest.raises(RequestError, match="the chat template") as caught:
+            template.render(MESSAGES, {})
+        assert len(str(caught.value)) < 700
+        assert "\n" not in str(caught.value)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert after - before < 100_000  # kB
+    assert ChatTemplate("{{ messages[0].content }}").render(MESSAGES, {}) == "Be kind. <é>"
+
+
+def test_limits_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="writes more than 16777216 characters"):
+        ChatTemplate(HOSTILE["output in pieces"]).render(MESSAGES, {})
+    with pytest.raises(RequestError, match="needs more than 1024 MB"):
+        ChatTemplate(HOSTILE["product"]).render(MESSAGES, {})
+    with pytest.raises(RequestError, match="takes more than 2 seconds"):
+        ChatTemplate(HOSTILE["nested loops"]).render(MESSAGES, {})
+    monkeypatch.setattr(chat, "_WALL_SECONDS", 0.2)
+    with pytest.raises(RequestError, match="takes more than 0 seconds"):
+        ChatTemplate(HOSTILE["nested loops"]).render(MESSAGES, {})
+
+
+def test_a_template_goes_on_after_its_process_ended() -> None:
+    template = ChatTemplate("{{ messages[0].content * messages[0].n }}")
+    assert template.render([{"content": "ab", "n": 2}], {}) == "abab"
+    with pytest.raises(RequestError, match="MB"):
+        template.render([{"content": "ab", "n": 3 * 10**9}], {})
+    assert template.render([{"content": "ab", "n": 3}], {}) == "ababab"
+    assert template._worker is not None
+    template._worker._process.kill()
+    with pytest.raises(RequestError, match="ends the process"):
+        template.render([{"content": "ab", "n": 3}], {})
+    assert template.render([{"content": "ab", "n": 1}], {}) == "ab"
+
+
+def test_texts_of_any_kind_pass() -> None:
+    template = ChatTemplate("{{ messages[0].content }}|{{ messages | length }}")
+    text = "".join(map(chr, (0, 10, 13, 34, 0x7F, 0xE9, 0x1F600))) + "\ud800"
+    assert template.render([{"content": text}], {}) == text + "|1"
+    long = "word " * 400_000
+    assert template.render([{"content": long}], {}) == long + "|1"
+    with pytest.raises(RequestError, match="not JSON"):
+        template.render([{"content": {1, 2}}], {})
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{{ 'x' | nothing }}", "no Filter 'nothing'"),
+        ("{{ 'x' is nothing }}", "no Test 'nothing'"),
+        ("{{ (", "not valid jinja2"),
+        ("x" * ((1 << 20) + 1), "more than 1048576"),
+        ("{{ " + "(" * 100_000 + "}}", "not valid jinja2"),
+    ],
+)
+def test_invalid_templates_are_refused_when_opened(source: str, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        ChatTemplate(source)
+
+
+def test_threads_share_a_template() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    texts = [str(number) * 1000 for number in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        done = list(pool.map(lambda text: template.render([{"content": text}], {}), texts))
+    assert done == texts

@@ -1,4 +1,4 @@
-"""Reading models: shape, weights, tokenizer."""
+"""Readers of checkpoints: configuration, weights and tokenizer."""
 
 from paceline.models.model import Model, load
 

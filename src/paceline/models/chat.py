@@ -1,57 +1,71 @@
-"""Chat templates: a checkpoint's jinja2 program that turns messages into text. Run in a sandbox."""
+"""Chat templates: a checkpoint's jinja2 program that turns messages into text.
+
+Templates are rendered in a process of their own, sandboxed and with limits; see `chat_worker`.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import weakref
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from threading import Lock
+from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import nodes
 
 from paceline.errors import ModelError, RequestError
+from paceline.models import chat_worker
 
-
-class _Generation(Extension):
-    """`{% generation %}` marks an answer for training; when generating, it is just its content."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2 reads a set)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+_LONGEST_SOURCE = 1 << 20  # characters
+_START_SECONDS = 60.0  # until the process is ready, on a busy machine
+_WALL_SECONDS = 20.0  # of one rendering, where the process gets little of a busy machine
+_ADVICE = "give the model another template"
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A chat template.
 
     Attributes:
         source: the program.
-        takes_tools: whether it looks at tools.
+        takes_tools: whether it reads `tools`.
 
     Raises:
-        ModelError: it is not valid jinja2.
+        ModelError: it is not valid jinja2, or too long.
     """
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _now
+        if len(source) > _LONGEST_SOURCE:
+            raise ModelError(
+                f"the chat template has {len(source)} characters, more than {_LONGEST_SOURCE}"
+            )
+        environment = chat_worker.make_environment()
         try:
-            self._template = environment.from_string(source)
-            read = meta.find_undeclared_variables(environment.parse(source))
+            # Only parsed: to compile it, or to ask jinja2 for its variables, would compute
+            # constant expressions, however large.
+            tree = environment.parse(source)
+            self.takes_tools = any(
+                node.name == "tools" and node.ctx == "load" for node in tree.find_all(nodes.Name)
+            )
+            for kind, known in (
+                (nodes.Filter, environment.filters),
+                (nodes.Test, environment.tests),
+            ):
+                for node in tree.find_all(kind):
+                    if node.name not in known:
+                        raise jinja2.TemplateError(f"it has no {kind.__name__} {node.name!r:.80}")
         except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelError(f"the chat template is not valid jinja2: {error}") from None
+            raise ModelError(f"the chat template is not valid jinja2: {error}"[:500]) from None
         self.source = source
-        self.takes_tools = "tools" in read
+        self._lock = Lock()
+        self._worker: _Worker | None = None
 
     def render(
         self,
@@ -59,64 +73,147 @@ class ChatTemplate:
         special: Mapping[str, str],
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The text of `messages`, up to where the answer begins; `tools` are offered in it.
+        """Return the text of `messages`, up to where the answer begins.
+
+        Args:
+            messages: `role` and `content` of each turn.
+            special: special tokens by role, e.g. `bos_token`.
+            tools: offered to the model.
 
         Raises:
-            RequestError: the template refuses them.
+            RequestError: the template refuses them, or exceeds a limit.
         """
+        values = {
+            "messages": messages,
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **special,
+        }
         try:
-            return self._template.render(
-                messages=messages,
-                tools=list(tools) or None,
-                documents=None,
-                add_generation_prompt=True,
-                **special,
-            )
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            raise RequestError(f"the chat template refuses these messages: {error}") from None
+            line = json.dumps(values).encode() + b"\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"the messages hold what is not JSON: {error!s:.200}") from None
+        with self._lock:
+            if self._worker is None:
+                self._worker = _Worker(self.source)
+            try:
+                status, text = self._worker.ask(line)
+            except _EndedError as error:
+                self._worker = None
+                raise RequestError(f"the chat template {error}; {_ADVICE}") from None
+        if status == chat_worker.TEXT:
+            return text.decode("utf-8", "surrogatepass")
+        raise RequestError(_refusal(status, text.decode("utf-8", "replace")))
+
+
+def _refusal(status: bytes, text: str) -> str:
+    if status == chat_worker.TOO_LONG:
+        return (
+            f"the chat template writes more than {chat_worker.LARGEST_OUTPUT} characters; {_ADVICE}"
+        )
+    if status == chat_worker.TOO_LARGE:
+        return f"the chat template needs more than {chat_worker.MEMORY >> 20} MB; {_ADVICE}"
+    return f"the chat template refuses these messages: {' '.join(text.split())}"
+
+
+class _EndedError(Exception):
+    """The process has ended, or was ended, without an answer."""
+
+
+class _Worker:
+    """A process that renders one template."""
+
+    def __init__(self, source: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", chat_worker.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for us
+        )
+        self._finalizer = weakref.finalize(self, _stop, self._process)
+        self._send(json.dumps(source).encode() + b"\n", time.monotonic() + _START_SECONDS)
+        self._receive(time.monotonic() + _START_SECONDS)
+
+    def ask(self, line: bytes) -> tuple[bytes, bytes]:
+        """Return status and text for a request.
+
+        Raises:
+            _EndedError: the process took too long or ended; it is of no more use.
+        """
+        end = time.monotonic() + _WALL_SECONDS
+        self._send(line, end)
+        return self._receive(end)
+
+    def _send(self, line: bytes, end: float) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except OSError:
+            raise self._ended(end) from None
+
+    def _receive(self, end: float) -> tuple[bytes, bytes]:
+        head = self._read(9, end)
+        return head[:1], self._read(int.from_bytes(head[1:], "little"), end)
+
+    def _read(self, size: int, end: float) -> bytes:
+        assert self._process.stdout is not None
+        descriptor, parts = self._process.stdout.fileno(), bytearray()
+        while len(parts) < size:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+            part = os.read(descriptor, min(size - len(parts), 1 << 20)) if ready else b""
+            if not part:
+                raise self._ended(end)
+            parts += part
+        return bytes(parts)
+
+    def _ended(self, end: float) -> _EndedError:
+        """End the process, and return why it gave no answer."""
+        late = time.monotonic() >= end
+        if not late:
+            self._process.wait()
+        self._finalizer()
+        if late or self._process.returncode == -signal.SIGPROF:
+            seconds = _WALL_SECONDS if late else chat_worker.CPU_SECONDS
+            return _EndedError(f"takes more than {seconds:.0f} seconds")
+        return _EndedError("ends the process that renders it")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            try:
+                pipe.close()
+            except OSError:
+                continue
+    process.wait()
 
 
 def find_template(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate | None:
-    """The template in chat_template.jinja or tokenizer_config.json; None if there is none.
+    """Return the template in chat_template.jinja or tokenizer_config.json; None without one.
 
-    Of several named ones, `default` is taken.
+    Of several named templates, `default` is taken.
 
     Raises:
         ModelError: it is not text, or not valid jinja2.
     """
     path = folder / "chat_template.jinja"
     try:
-        found = path.read_text("utf-8") if path.exists() else settings.get("chat_template")
+        source = path.read_text("utf-8") if path.exists() else settings.get("chat_template")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}") from None
-    if isinstance(found, list):
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
-        if found is None:
+    if isinstance(source, list):
+        named = {
+            item.get("name"): item.get("template") for item in source if isinstance(item, dict)
+        }
+        source = named.get("default")
+        if source is None:
             raise ModelError("none of the templates in tokenizer_config.json is called default")
-    if found is None:
+    if source is None:
         return None
-    if not isinstance(found, str):
+    if not isinstance(source, str):
         raise ModelError("chat_template in tokenizer_config.json is not text")
-    return ChatTemplate(found)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As templates written for transformers expect it: not escaped for HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
+    return ChatTemplate(source)

@@ -55,7 +55,7 @@ class LayerConfig:
         head_dim: size of a head.
         intermediate: width of the MLP.
         window: a position sees the last `window` positions, itself included; None sees all.
-        rope: rotary embedding, or None where positions are learnt or absent.
+        rope: rotary embedding, or None if positions are learned or absent.
     """
 
     heads: int
@@ -92,7 +92,7 @@ class ModelConfig:
 
     Attributes:
         family: `model_type` of the config.json it was read from.
-        context: most positions the model may see.
+        context: largest number of positions.
         norm: `rms` or `layer`.
         activation: `silu`, `gelu` (erf), `gelu_tanh`, `relu` or `relu2`.
         gated: the MLP has a gate.

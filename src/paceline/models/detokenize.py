@@ -1,4 +1,4 @@
-"""Streaming text: tokens come one by one, whole characters go out."""
+"""Incremental detokenisation: tokens go in one by one, whole characters come out."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ _LONGEST_RUN = 16  # tokens
 
 
 class Decoder(Protocol):
-    """What is needed of a tokenizer."""
+    """The part of a tokenizer that the detokenizer uses."""
 
     silent: frozenset[int]
     byte_tokens: frozenset[int]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`."""
+        """Return the text of `ids`."""
         ...
 
 
 class Detokenizer:
-    """The pieces that `push` and `flush` return, joined, are the decoded text of all tokens.
+    """Turns a stream of tokens into text: what `push` and `flush` return, joined, is all of it.
 
-    A token's text depends on its neighbours: a space before the first one is dropped, bytes are
-    joined to characters. So a token is decoded behind the last ones that gave text, and what is
-    new is what that adds. Only this short window is kept: the time for a token does not grow.
+    The text of a token depends on its neighbours: the first space of a text is dropped, and bytes
+    are joined to characters. So each token is decoded together with the last tokens that produced
+    text, and only the added text is returned. The window is short: the time per token is constant.
 
-    Behind a text that goes on, `before`, the first space is kept.
+    If the text continues `before`, its first space is kept.
 
-    Text is held back while it ends in half a character, and while bytes follow one another as
-    tokens of their own, since one invalid byte spoils all those around it; no longer than 16
-    tokens, or the few more that complete a character.
+    Text is held back while it ends inside a character, and while byte tokens follow one another,
+    since one invalid byte spoils its neighbours; at most for 16 tokens, plus those that complete a
+    character.
 
     Args:
         tokenizer: decodes.
-        before: tokens of the text that goes on; empty where one begins.
+        before: tokens of the text that is continued; empty at the start of a text.
     """
 
     def __init__(self, tokenizer: Decoder, before: Sequence[int] = ()) -> None:
@@ -49,7 +49,7 @@ class Detokenizer:
         self._shown: int | None = None  # characters of that text, decoded by itself
 
     def push(self, token: int) -> str:
-        """Text that `token` completes; may be empty."""
+        """Return the text that `token` completes; may be empty."""
         if token in self._tokenizer.silent:
             return ""
         self._window.append(token)
@@ -62,7 +62,7 @@ class Detokenizer:
         return self._advance(text)
 
     def flush(self) -> str:
-        """Text still held back."""
+        """Return the text that is still held back."""
         held = len(self._window) > self._read
         return self._advance(self._tokenizer.decode(self._window)) if held else ""
 

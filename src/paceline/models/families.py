@@ -1,7 +1,7 @@
-"""Families as data: how each `model_type` says its shape, and how it names its tensors.
+"""Model families as data: names of settings and tensors for each `model_type`.
 
-A family is one row of `FAMILIES`. Rows hold names, defaults and what must not be set otherwise;
-`layers.py` holds what a row cannot say: which layers have a window, which angles they rotate by.
+A family is one row of `FAMILIES`: names, defaults and settings that have only one supported value.
+`layer_variants.py` holds the rest: which layers have a window, and their rotary angles.
 The facts are those of the `transformers` implementations.
 """
 
@@ -26,24 +26,24 @@ _CAUSAL = {"use_bidirectional_attention": (False,)}
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One row.
+    """One model family.
 
     Attributes:
         layer: module of the checkpoint -> canonical name, inside a layer. Several names are fused
             along the output axis.
         outer: the same outside of the layers.
-        at: where layer i begins.
-        prefixes: taken off every tensor's name, the first that fits; checkpoints that were saved
-            without the head lack them.
+        at: prefix of the tensors of layer i.
+        prefixes: removed from the names of tensors, the first that fits; checkpoints saved without
+            the head lack them.
         aliases: other names that checkpoints use for a tensor.
-        skipped: tensors that are no weights of the text model, a regular expression.
+        skipped: regular expression of tensors that are no weights of the text model.
         transposed: matrices inside the layers are stored [in, out].
         interleaved: fused q, k, v lie head by head.
         biases: (canonical names, setting that switches their biases on, or `always`).
         names: our name of a setting -> this family's.
         defaults: our name of a setting -> its value when absent.
-        fixed: settings that would change the maths -> the values that are supported.
-        nested: where the text model's settings lie inside config.json.
+        fixed: settings that would change the computation -> supported values.
+        nested: key of the text model's settings inside config.json.
         windows, ropes: of every layer.
     """
 
@@ -71,7 +71,7 @@ class Family:
 
     @property
     def gated(self) -> bool:
-        """The MLP has a gate."""
+        """Whether the MLP has a gate."""
         return any("gate" in names.split() for names in self.layer.values())
 
 

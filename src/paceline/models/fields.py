@@ -1,4 +1,4 @@
-"""Typed reading of JSON that others wrote: a wrong type or an absurd value is a `ModelError`."""
+"""Typed access to untrusted JSON: a wrong type or a value out of range is a `ModelError`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LARGEST_FILE = 64 * 2**20  # bytes; the largest index of shards seen is a few M
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         ModelError: the file is missing, too large, not JSON, or not an object.
@@ -33,13 +33,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class Fields:
-    """Settings of one JSON object. `null` counts as absent.
+    """Settings of one JSON object; `null` counts as absent.
 
     Args:
         values: the object.
-        where: how errors call it.
+        where: name of the object in error messages.
         names: our name of a setting -> this family's name.
-        defaults: our name -> the value of an absent setting.
+        defaults: our name -> value of an absent setting.
     """
 
     def __init__(
@@ -58,16 +58,16 @@ class Fields:
         return self.values.get(self._names.get(name, name)) is not None
 
     def has_key(self, name: str) -> bool:
-        """Whether the setting is written at all, `null` included."""
+        """Return whether the setting is present, `null` included."""
         return self._names.get(name, name) in self.values
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value as it stands."""
+        """Return the value without a check."""
         value = self.values.get(self._names.get(name, name))
         return self._defaults.get(name, default) if value is None else value
 
     def fail(self, name: str, expected: str) -> ModelError:
-        """The error for a setting whose value is not what was expected."""
+        """Return the error for a setting with an unexpected value."""
         key = self._names.get(name, name)
         found = "missing" if self.get(name) is None else f"{self.get(name)!r:.80}"
         return ModelError(f"{key} in {self.where} is {found}, expected {expected}")
@@ -75,7 +75,7 @@ class Fields:
     def integer(
         self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST
     ) -> int:
-        """A whole number from `low` to `high`."""
+        """Return an integer from `low` to `high`."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.fail(name, f"a whole number from {low} to {high}")
@@ -84,7 +84,7 @@ class Fields:
     def number(
         self, name: str, default: float | None = None, low: float = 0.0, high: float = 1e12
     ) -> float:
-        """A number above `low`, up to `high`."""
+        """Return a number above `low`, up to `high`."""
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self.fail(name, "a number")
@@ -93,26 +93,26 @@ class Fields:
         return float(value)
 
     def share(self, name: str, default: float) -> float:
-        """A number from 0 to 1."""
+        """Return a number from 0 to 1."""
         value = self.get(name, default)
         return 0.0 if value == 0 and value is not False else self.number(name, default, high=1)
 
     def boolean(self, name: str, default: bool = False) -> bool:
-        """True or false."""
+        """Return a boolean."""
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.fail(name, "true or false")
         return value
 
     def text(self, name: str, default: str | None = None) -> str:
-        """A string."""
+        """Return a string."""
         value = self.get(name, default)
         if not isinstance(value, str):
             raise self.fail(name, "a string")
         return value
 
     def strings(self, name: str, length: int) -> list[str]:
-        """A list of so many strings."""
+        """Return a list of `length` strings."""
         value = self.get(name)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise self.fail(name, "a list of strings")
@@ -124,7 +124,7 @@ class Fields:
         return value
 
     def tokens(self, name: str) -> tuple[int, ...]:
-        """Token ids: a whole number, a list of them, or absent."""
+        """Return token ids, given as an integer, a list, or not at all."""
         value = self.get(name, [])
         items = value if isinstance(value, list) else [value]
         if not all(type(item) is int and -1 <= item <= LARGEST for item in items):
@@ -132,7 +132,7 @@ class Fields:
         return tuple(item for item in items if item >= 0)
 
     def table(self, name: str) -> dict[str, Any]:
-        """A nested object; empty when absent."""
+        """Return a nested object; empty when absent."""
         value = self.get(name, {})
         if not isinstance(value, dict):
             raise self.fail(name, "a JSON object")

@@ -1,4 +1,4 @@
-"""How a checkpoint wants to be sampled, by its generation_config.json."""
+"""Sampling defaults of a checkpoint, from its generation_config.json."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from paceline.models.fields import Fields, read_json
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """What holds unless a request says otherwise.
+    """Sampling settings that apply unless a request overrides them.
 
     Attributes:
-        stop_tokens: they end the output; those of config.json included.
+        stop_tokens: tokens that end the output, including those of config.json.
         temperature: 0 unless the checkpoint asks for sampling.
         top_k, top_p, min_p, repetition_penalty: None where the checkpoint says nothing.
     """
@@ -27,7 +27,7 @@ class Defaults:
     repetition_penalty: float | None = None
 
     def samplers(self) -> dict[str, float]:
-        """Name of a control -> its setting, for those that are asked for besides temperature."""
+        """Map each control besides temperature that the checkpoint sets to its value."""
         wanted = {
             "top_k": self.top_k,
             "top_p": self.top_p,
@@ -38,7 +38,7 @@ class Defaults:
 
 
 def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
-    """The defaults of a checkpoint; greedy where it has no generation_config.json.
+    """Read the defaults of a checkpoint; greedy if it has no generation_config.json.
 
     Raises:
         ModelError: the file is invalid.

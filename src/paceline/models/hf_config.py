@@ -1,4 +1,4 @@
-"""From a Hugging Face config.json to a `ModelConfig`."""
+"""Converts a Hugging Face config.json to a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _FIXED = {
 
 
 def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Family, frozenset[str]]:
-    """The shape, the family, and the canonical linear maps that have a bias.
+    """Return the model's shape, its family, and the canonical linear maps that have a bias.
 
     Raises:
         ModelError: an unknown family, or a setting that is missing, absurd or not supported.
@@ -105,7 +105,7 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
 
 
 def _flatten(values: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
-    """The text model's settings, with what only the outer object says."""
+    """Return the settings of the text model, completed from the outer object."""
     if family.nested is None:
         return values
     inner = Fields(values).table(family.nested)
@@ -145,7 +145,7 @@ def _activation(family: str, fields: Fields) -> str:
 
 
 def _optional(fields: Fields, name: str) -> float | None:
-    """A number, or None where it is written as `null` or never was."""
+    """Return a number, or None if it is `null` or absent without a default."""
     if fields.has_key(name) and name not in fields:
         return None
     return fields.number(name) if fields.get(name) is not None else None

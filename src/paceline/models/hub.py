@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a local folder, the hub's cache, or inside this package."""
+"""Finds a checkpoint: a local folder, the hub's cache, or inside this package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 def locate(source: str | Path | None) -> Path:
-    """The folder of a checkpoint.
+    """Return the folder of a checkpoint.
 
     Args:
-        source: a folder, which always wins; a hub id `owner/name`, with `@revision` if wanted; or
-            None for the model inside this package. HF_HUB_OFFLINE=1 uses only what was fetched.
+        source: a folder, which takes precedence; a hub id `owner/name`, optionally with
+            `@revision`; or None for the model inside this package. HF_HUB_OFFLINE=1 uses only
+            what was downloaded before.
 
     Raises:
         ModelError: there is no such folder, and it is no hub id or cannot be fetched.

@@ -1,4 +1,4 @@
-"""What differs from layer to layer: how far each one sees, and which angles it rotates by."""
+"""Settings that differ between layers: attention windows and rotary angles."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _KNOWN = {
 
 
 def no_windows(fields: Fields, count: int) -> list[int | None]:
-    """Every layer sees everything; a config that says otherwise is refused."""
+    """Return no window for any layer; refuse a config that asks for one."""
     if "layer_types" in fields and set(fields.strings("layer_types", count)) != {_FULL}:
         raise fields.fail("layer_types", f"{_FULL} for every layer of this family")
     return [None] * count
 
 
 def one_window(fields: Fields, count: int) -> list[int | None]:
-    """`sliding_window` in every layer; `null` means none."""
+    """Return `sliding_window` for every layer; `null` means none."""
     if "layer_types" in fields and len(set(fields.strings("layer_types", count))) > 1:
         raise fields.fail("layer_types", "the same for every layer of this family")
     written = fields.values.get("sliding_window", 0) is None
@@ -53,7 +53,7 @@ def one_window(fields: Fields, count: int) -> list[int | None]:
 
 
 def typed_windows(sliding: Callable[[Fields, int], bool]) -> Windows:
-    """Windows by `layer_types`; where that is absent, layer i has one if `sliding(fields, i)`."""
+    """Return windows by `layer_types`, or if absent, for the layers of `sliding(fields, i)`."""
 
     def windows(fields: Fields, count: int) -> list[int | None]:
         kinds = layer_types(fields, count, sliding)
@@ -65,7 +65,7 @@ def typed_windows(sliding: Callable[[Fields, int], bool]) -> Windows:
 
 
 def layer_types(fields: Fields, count: int, sliding: Callable[[Fields, int], bool]) -> list[str]:
-    """The kind of every layer, `sliding_attention` or `full_attention`."""
+    """Return the kind of every layer, `sliding_attention` or `full_attention`."""
     if "layer_types" not in fields:
         return [_SLIDING if sliding(fields, i) else _FULL for i in range(count)]
     kinds = fields.strings("layer_types", count)
@@ -76,30 +76,30 @@ def layer_types(fields: Fields, count: int, sliding: Callable[[Fields, int], boo
 
 
 def after_first_layers(fields: Fields, layer: int) -> bool:
-    """Qwen: the layers from `max_window_layers` on, if windows are switched on."""
+    """Select the layers from `max_window_layers` on, if windows are switched on (Qwen)."""
     if not fields.boolean("use_sliding_window"):
         return False
     return layer >= fields.integer("max_window_layers", 28, low=0)
 
 
 def every_other(fields: Fields, layer: int) -> bool:
-    """Gemma 2: windows in layers 0, 2, 4 ..."""
+    """Select layers 0, 2, 4 ... (Gemma 2)."""
     return layer % 2 == 0
 
 
 def five_of_six(fields: Fields, layer: int) -> bool:
-    """Gemma 3: windows in all but every sixth layer."""
+    """Select all but every sixth layer (Gemma 3)."""
     return (layer + 1) % fields.integer("sliding_window_pattern", 6) != 0
 
 
 def without_rope(fields: Fields, layer: int) -> bool:
-    """SmolLM 3: if windows are switched on, the layers that rotate nothing have one."""
+    """Select the layers without rotary embedding, if windows are switched on (SmolLM 3)."""
     switched_on = fields.boolean("use_sliding_window") and "sliding_window" in fields
     return switched_on and not _rotates(fields, layer)
 
 
 def gpt_neo_windows(fields: Fields, count: int) -> list[int | None]:
-    """`attention_types`: [[["global", "local"], 4]] means four times global, local."""
+    """Read windows from `attention_types`: [[["global", "local"], 4]] is four times the pair."""
     kinds: list[Any] = []
     try:
         for pattern, times in fields.get("attention_types", [[["global", "local"], 12]]):
@@ -113,23 +113,23 @@ def gpt_neo_windows(fields: Fields, count: int) -> list[int | None]:
 
 
 def no_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
-    """Positions are learnt."""
+    """Return no rotary embedding: positions are learned."""
     return [None] * count
 
 
 def one_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
-    """The same angles in every layer."""
+    """Return the same rotary embedding for every layer."""
     return [read_rope(fields, _scaling(fields), head_dim)] * count
 
 
 def smollm3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
-    """Every `no_rope_layer_interval`-th layer rotates nothing."""
+    """Return no rotary embedding for every `no_rope_layer_interval`-th layer."""
     rope = read_rope(fields, _scaling(fields), head_dim)
     return [rope if _rotates(fields, i) else None for i in range(count)]
 
 
 def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
-    """Layers with a window have a base of their own and no scaling."""
+    """Return a separate base without scaling for layers with a window."""
     both = fields.table("rope_parameters")
     for key in both:
         if key not in (_SLIDING, _FULL):
@@ -147,7 +147,7 @@ def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]
 
 
 def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:
-    """The angles that `scaling` (`rope_parameters`, or the older `rope_scaling`) asks for.
+    """Return the rotary embedding of `scaling` (`rope_parameters`, or the older `rope_scaling`).
 
     Raises:
         ModelError: an unknown scaling or setting, or a value out of range.
@@ -189,7 +189,7 @@ def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:
 
 
 def context(fields: Fields, ropes: list[Rope | None]) -> int:
-    """Most positions, as the scalings allow.
+    """Return the largest number of positions that the scalings allow.
 
     `linear` and `dynamic` multiply `max_position_embeddings`, except in Gemma 3, whose configs give
     the extended one; `yarn` multiplies the original one. `longrope` would need other angles for
@@ -214,7 +214,7 @@ def _scaling(fields: Fields) -> dict[str, Any]:
 
 
 def _original(fields: Fields, own: Fields, kind: str) -> int:
-    """The context that the model was trained with before it was extended."""
+    """Return the context that the model was trained with before it was extended."""
     written = fields.integer("max_position_embeddings")
     if kind == "dynamic":
         return written

@@ -1,4 +1,4 @@
-"""A checkpoint as one object: `load(source)` and what it holds."""
+"""Loads a checkpoint as one object."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Model:
     Attributes:
         path: its folder.
         config: its shape.
-        weights: its tensors, read when asked for.
-        defaults: how it wants to be sampled, and what ends its text.
+        weights: its tensors, read on access.
+        defaults: its sampling settings and stop tokens.
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Model:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer.
+        """Tokenizer of the checkpoint.
 
         Raises:
             ModelError: it has none, or an invalid one.
@@ -46,7 +46,7 @@ class Model:
         return open_tokenizer(self.path)
 
     def fingerprint(self) -> str:
-        """Tells one checkpoint from another: names, sizes and the ends of its files, hashed.
+        """Return a hash of the names, sizes and ends of its files, to identify the checkpoint.
 
         Raises:
             ModelError: a file cannot be read.
@@ -65,7 +65,7 @@ class Model:
 
 
 def load(source: str | Path | None = None) -> Model:
-    """Open a checkpoint. Checks its settings and the names and shapes of its tensors.
+    """Open a checkpoint; check its settings and the names and shapes of its tensors.
 
     Args:
         source: a folder, a hub id, or None for the embedded model; see `hub.locate`.

@@ -1,4 +1,4 @@
-"""Rotary position embedding: the angles of every position, with the scalings in use."""
+"""Rotary position embeddings: angles of every position, with the scalings in use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Rope:
     divisors: tuple[float, ...] = ()
 
     def table(self, start: int, stop: int) -> tuple[Floats, Floats]:
-        """Cosines and sines for positions `start` to `stop`, float32 [stop - start, dim / 2].
+        """Return cosines and sines of positions `start` to `stop`, float32 [stop - start, dim / 2].
 
         A row depends on its position alone, whatever the length of the sequence. `dynamic` gives
         position p the base for a sequence of p + 1 tokens: what decoding token by token over a
@@ -50,7 +50,7 @@ class Rope:
         return (np.cos(angles) * scale)[:rows], (np.sin(angles) * scale)[:rows]
 
     def _frequencies(self, positions: Floats) -> Floats:
-        """Radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
+        """Return radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
         settings = dict(self.parameters)
         steps = np.arange(0, self.dim, 2).astype(np.float32) / np.float32(self.dim)
         if self.scaling == "dynamic":
@@ -72,11 +72,11 @@ class Rope:
         return plain[None]
 
     def _yarn(self, plain: Floats, settings: dict[str, float]) -> Floats:
-        """Slow frequencies are interpolated, fast ones kept, a ramp in between."""
+        """Interpolate slow frequencies, keep fast ones, with a ramp in between."""
         original = settings["original_max_position_embeddings"]
 
         def turning(rotations: float) -> float:
-            """The dimension whose frequency makes so many rotations in the original context."""
+            """Return the dimension that makes `rotations` turns in the original context."""
             waves = original / (rotations * 2 * math.pi)
             return self.dim * math.log(waves) / (2 * math.log(self.theta))
 
@@ -90,7 +90,7 @@ class Rope:
         return plain / np.float32(settings["factor"]) * slow + plain * (1 - slow)
 
     def _amplitude(self) -> float:
-        """Factor of cosines and sines."""
+        """Return the factor of cosines and sines."""
         settings = dict(self.parameters)
         if "attention_factor" in settings:
             return settings["attention_factor"]
@@ -113,7 +113,7 @@ def _inverse(values: Floats) -> Floats:
 
 
 def _llama3(plain: Floats, settings: dict[str, float]) -> Floats:
-    """Long waves are stretched by `factor`, short ones kept, those in between blended."""
+    """Stretch long wavelengths by `factor`, keep short ones, and blend those in between."""
     original, factor = settings["original_max_position_embeddings"], settings["factor"]
     low, high = settings["low_freq_factor"], settings["high_freq_factor"]
     waves = np.float32(original) / (np.float32(2 * math.pi) / plain)  # in the original context

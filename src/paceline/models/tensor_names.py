@@ -1,9 +1,9 @@
-"""Where each canonical tensor lies in a checkpoint, and which shape it must have.
+"""Maps canonical tensor names to tensors of a checkpoint, with their shapes.
 
 Canonical names: `embed`, `positions`, `final_norm`, `head`, and in `layers.{i}.`: `attn_norm`,
 `q`, `k`, `v`, `o`, `q_norm`, `k_norm`, `attn_inner_norm`, `attn_post_norm`, `mlp_norm`, `gate`,
 `up`, `down`, `mlp_inner_norm`, `mlp_post_norm`; each with `.bias` where the model has one.
-Matrices are [out, in]. What a model lacks has no name.
+Matrices are [out, in]. Parts that a model lacks have no name.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a canonical tensor lies.
+    """Location of a canonical tensor.
 
     Attributes:
         tensor: name in the checkpoint, without its prefix.
         stored: shape of that tensor.
         shape: shape of the canonical one.
-        rows: its rows in the stored one (once turned), or None for all of them.
-        part: its place among the three parts of each head where they are interleaved, or None.
+        rows: its rows in the stored tensor (after transposition), or None for all.
+        part: its index among the three interleaved parts of each head, or None.
         turned: the stored matrix is [in, out].
     """
 
@@ -38,7 +38,7 @@ class Place:
 
 
 def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[str, Place]:
-    """Canonical name -> place, for every tensor of the model."""
+    """Return the location of every tensor of the model, by canonical name."""
     found: dict[str, Place] = {}
     outer = _outer_shapes(config)
     for module, name in family.outer.items():
@@ -92,7 +92,7 @@ def _entries(
     family: Family,
     biased: frozenset[str],
 ) -> dict[str, Place]:
-    """Weight and bias of every canonical name that one module holds."""
+    """Return the weights and biases that one module of the checkpoint holds."""
     parts = names.split()
     total = sum(shapes[name][0] for name in parts)
     entries: dict[str, Place] = {}

@@ -1,4 +1,4 @@
-"""Text to tokens and back, by a checkpoint's tokenizer.json."""
+"""Encodes and decodes text with the tokenizer.json of a checkpoint."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Tokenizer:
 
     Attributes:
         special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
-        silent: ids of special tokens, which decoding leaves out.
-        byte_tokens: ids that stand for one byte each, where the tokenizer falls back to bytes.
+        silent: ids of special tokens, which decoding skips.
+        byte_tokens: ids that stand for one byte each, if the tokenizer falls back to bytes.
         template: the chat template; None without one.
     """
 
@@ -50,7 +50,7 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of `text`, with the tokens that begin (or end) every text if `special`.
+        """Return the token ids of `text`, with the tokens that begin or end a text if `special`.
 
         Raises:
             RequestError: the text is not valid Unicode.
@@ -65,7 +65,7 @@ class Tokenizer:
     def encode_chat(
         self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:
-        """Token ids of a conversation that the model is to continue.
+        """Return the token ids of a conversation, ready for the model's answer.
 
         Args:
             messages: `role` and `content` of each turn.
@@ -79,7 +79,7 @@ class Tokenizer:
     def render_chat(
         self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> str:
-        """The text of a conversation, up to where the answer begins."""
+        """Return the text of a conversation, up to where the answer begins."""
         if self.template is None:
             raise RequestError(
                 "this model has no chat template; give it plain text, or put its template into "
@@ -88,21 +88,21 @@ class Tokenizer:
         return self.template.render(list(messages), self.special, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, without special tokens."""
+        """Return the text of `ids`, without special tokens."""
         return self._backend.decode([index for index in ids if index not in self.silent])
 
     def fingerprint(self) -> bytes:
-        """32 bytes that tell this vocabulary from another."""
+        """Return 32 bytes that identify this vocabulary."""
         vocabulary = self._backend.get_vocab(with_added_tokens=True)
         listed = sorted((index, token) for token, index in vocabulary.items())
         return sha256(repr(listed).encode()).digest()
 
     def token(self, index: int) -> str:
-        """One token as the vocabulary writes it; empty where it has none."""
+        """Return one token as the vocabulary writes it; empty if there is none."""
         return self._backend.id_to_token(index) or ""
 
     def decoder(self) -> dict[str, Any] | None:
-        """How tokens become text, as tokenizer.json describes it."""
+        """Return the decoder that tokenizer.json describes."""
         found: dict[str, Any] | None = json.loads(self._backend.to_str())["decoder"]
         return found
 
@@ -112,7 +112,7 @@ class Tokenizer:
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint.
+    """Open the tokenizer of a checkpoint.
 
     Raises:
         ModelError: tokenizer.json is missing or invalid.
@@ -135,12 +135,12 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:
-    """Whether every token that both have is the same; one may be padded."""
+    """Return whether two vocabularies agree on all common ids; one may be padded."""
     return all(a.token(i) == b.token(i) for i in range(min(len(a), len(b))))
 
 
 def _text(fields: Fields, role: str) -> str | None:
-    """A special token, written as a string or as an object with its `content`."""
+    """Return a special token, given as a string or as an object with `content`."""
     value = fields.get(role)
     if isinstance(value, dict):
         value = value.get("content")

@@ -1,4 +1,4 @@
-"""What every token adds to the text, as bytes: for whatever reasons about text token by token."""
+"""The bytes that every token adds to a text, for controls that work token by token."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from paceline.models.tokenizer import Tokenizer
 
 
 class Vocabulary:
-    """The tokens of a model.
+    """The tokens of a model and their bytes.
 
     Args:
-        size: tokens are below it; may be more than the tokenizer knows.
-        tokenizer: gives them text; None where there is none, as in tests.
-        head: gives the weights that make logits of a hidden state [V, D], or refuses.
+        size: number of token ids; may exceed those of the tokenizer.
+        tokenizer: gives them text; None if there is none, as in tests.
+        head: returns the output head [V, D], or raises.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class Vocabulary:
 
     @cached_property
     def longest(self) -> int:
-        """Bytes that no token's text goes beyond."""
+        """Length of the longest token in bytes."""
         return max(len(self.tokenizer.token(index).encode()) for index in range(self.size))
 
     @cached_property
     def pieces(self) -> list[bytes]:
-        """What each token adds inside a text, [size]; empty for special and unknown tokens.
+        """Bytes that each token adds inside a text, [size]; empty for special and unknown tokens.
 
         Raises:
             MethodError: the tokenizer's decoder is of a kind that is not known byte by byte.
@@ -86,22 +86,22 @@ class Vocabulary:
 
     @cached_property
     def strips(self) -> bool:
-        """Whether decoding drops a space from the beginning of a text."""
+        """Whether decoding drops the first space of a text."""
         return self._decoder() == "SentencePiece"
 
     def containing(self, text: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens whose bytes contain `text`."""
+        """Return the ids of the tokens whose bytes contain `text`."""
         if text not in self._containing:
             found = [token for token, own in enumerate(self.pieces) if text in own]
             self._containing[text] = np.array(found, np.int64)
         return self._containing[text]
 
     def beginning(self, text: bytes) -> NDArray[np.int64]:
-        """Ids of the tokens whose bytes begin with `text`."""
+        """Return the ids of the tokens whose bytes begin with `text`."""
         return np.array([t for t in self.containing(text) if self.pieces[t].startswith(text)], int)
 
     def inside(self, text: bytes) -> list[int]:
-        """Token ids of `text` as it stands inside another, such that their pieces are `text`.
+        """Return token ids whose pieces, inside a text, are `text`.
 
         As the tokenizer divides it behind a line break, or else the longest tokens first. Ends
         before the first byte that is in no token.
@@ -132,7 +132,7 @@ class Vocabulary:
         return max(map(len, self._by_piece))
 
     def known(self, name: str, tokens: Iterable[int]) -> NDArray[np.int64]:
-        """`tokens` as an array, if the model has them all; `name` is the setting they are from.
+        """Return `tokens` as an array; `name` is the setting they come from.
 
         Raises:
             RequestError: it has not.
@@ -150,7 +150,7 @@ class Vocabulary:
 
 
 def _kind(decoder: Any) -> str:
-    """`ByteLevel`, `SentencePiece`, or the name of what is neither."""
+    """Return `ByteLevel`, `SentencePiece`, or the name of another decoder."""
     parts = decoder.get("decoders", [decoder]) if decoder else [{"type": "nothing"}]
     names = [part["type"] for part in parts]
     if names[:3] == ["Replace", "ByteFallback", "Fuse"] or names == ["Metaspace"]:
@@ -159,7 +159,7 @@ def _kind(decoder: Any) -> str:
 
 
 def _characters() -> dict[str, int]:
-    """GPT-2's printable stand-in for each byte (Radford et al. 2019, `bytes_to_unicode`)."""
+    """Return GPT-2's printable character of each byte (Radford et al. 2019, `bytes_to_unicode`)."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     pairs = [(byte, byte) for byte in shown] + [(256 + i, byte) for i, byte in enumerate(hidden)]
@@ -188,7 +188,7 @@ _MEANINGS = {"ByteLevel": _byte_level, "SentencePiece": _sentence_piece}
 
 
 def words(name: str, text: str) -> list[tuple[int, ...] | str]:
-    r"""The items of a list such as `13;"two words";40 41`: ids, JSON strings, runs of ids.
+    r"""Split a list such as `13;"two words";40 41`: ids, JSON strings, runs of ids.
 
     In `--sampler` a comma ends the setting: write `\u002c` for one inside a string.
 

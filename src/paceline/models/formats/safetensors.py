@@ -43,17 +43,17 @@ class Stored:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of `values`."""
+        """Shape of `values`."""
         return self.values.shape
 
     @property
     def format(self) -> str:
-        """`dtype` in small letters."""
+        """Name of the type in lower case."""
         return self.dtype.lower()
 
 
 def open_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a checkpoint: `model.safetensors`, or the shards of its index.
+    """Open every tensor of a checkpoint: `model.safetensors`, or the shards of its index.
 
     Raises:
         ModelError: there are none, or a file is truncated or inconsistent.
@@ -77,7 +77,7 @@ def open_tensors(folder: Path) -> dict[str, Stored]:
 
 
 def read_file(path: Path) -> dict[str, Stored]:
-    """The tensors of one file, as views into the mapped file.
+    """Return the tensors of one file, as views into the mapped file.
 
     Raises:
         ModelError: as `open_tensors`.
@@ -145,7 +145,7 @@ def _span(path: Path, name: str, entry: Any) -> _Span:
 
 
 def _check_cover(path: Path, spans: dict[str, _Span], size: int) -> None:
-    """The tensors must fill the file: no overlap, no gap, nothing after the end."""
+    """Check that the tensors fill the file: no overlap, no gap, nothing after the end."""
     position = 0
     for name, (_, _, begin, end) in sorted(spans.items(), key=lambda item: item[1][2:]):
         if begin != position:
@@ -162,7 +162,7 @@ def _check_cover(path: Path, spans: dict[str, _Span], size: int) -> None:
 
 
 def is_mapped(values: NDArray[Any]) -> bool:
-    """Whether an array is a view of a mapped file, and not memory of its own."""
+    """Return whether an array is a view of a mapped file."""
     while isinstance(values.base, np.ndarray):
         values = values.base
     return isinstance(values.base, mmap)

@@ -18,11 +18,11 @@ from paceline.errors import ModelError
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor that is made when its turn comes.
+    """A tensor that is computed when it is written.
 
     Attributes:
         shape: of the tensor.
-        make: returns it, in the type that `dtype` names.
+        make: returns it in the type that `dtype` names.
         dtype: as the format names it, e.g. F32; see `type_name`.
     """
 
@@ -41,7 +41,7 @@ _NUMPY["BF16"] = np.dtype("<u2")  # its bits
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
-    """How the format calls a type of numpy's.
+    """Return the name that the format gives to a NumPy type.
 
     Raises:
         ModelError: it has no such type.
@@ -53,7 +53,7 @@ def type_name(dtype: np.dtype[Any]) -> str:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
-    """Write tensors in order. The file appears under its name when it is complete.
+    """Write tensors in order; the file gets its name once it is complete.
 
     Raises:
         ModelError: it cannot be written, e.g. the disk is full.
@@ -76,7 +76,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
 
 
 def write_json(path: Path, values: object) -> None:
-    """Write JSON; the file appears under its name when it is complete.
+    """Write JSON; the file gets its name once it is complete.
 
     Raises:
         ModelError: it cannot be written.
@@ -86,7 +86,7 @@ def write_json(path: Path, values: object) -> None:
 
 
 def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name and rename, so that no half-written file is ever found."""
+    """Write to a temporary name and rename, so that no half-written file is left."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
