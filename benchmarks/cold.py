@@ -75,7 +75,7 @@ def _distinct(prompts: Prompts) -> Prompts:
 
 
 def cold_part(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """A row for each level, kind of prompts and number of users."""
+    """Return a row for each level, kind of prompts and number of users."""
     model = load(options.model)
     found = suites(model, options.tokens)
     rows = []
@@ -140,7 +140,7 @@ def _worker(options: argparse.Namespace, folder: Path) -> Iterator[Fresh]:
 
 @contextmanager
 def _http(options: argparse.Namespace, folder: Path) -> Iterator[Fresh]:
-    """A server of its own for each row."""
+    """Start a server of its own for each row."""
 
     @contextmanager
     def fresh(users: int) -> Iterator[dict[str, Arm]]:
@@ -206,7 +206,7 @@ class Loop:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     speeds = row["tokens_per_second"]
     return (
         f"| {row['level']} | {row['prompts']} | {row['users']} | {speeds['auto']:.1f} "

@@ -2,7 +2,7 @@
 
     python benchmarks/completions.py ../shared/models/tinystories-instruct-3m-chat
 
-Cells are means over prompts (see `drafters.py`) of the log chance, by the model, of the best
+Cells are means over prompts (see `drafters.py`) of the log-probability, by the model, of the best
 continuation and of all of them; medians of the time, methods in turns. N-grams are those of the
 prompt, and of what `paceline warm` kept.
 """

@@ -48,7 +48,7 @@ Cell = tuple[float, ...]
 
 
 def prompts(lm: LM, documents: slice) -> Prompts:
-    """The first tokens of some of the documents that are long enough."""
+    """Return the first tokens of some of the documents that are long enough."""
     text = gzip.decompress(STORIES.read_bytes()).decode()
     stories = [story.replace("<|endoftext|>", "").strip() for story in text.split("\n\n")]
     tokens = (list(lm.tokenizer.encode(story)) for story in stories if story)

@@ -47,7 +47,7 @@ class Company:
         self.weights = np.ones(LARGE)
 
     def answers(self) -> Iterator[Session]:
-        """Requests that have run their prompts."""
+        """Return requests that have run their prompts."""
         for prompt in cycle(prompts(self.lm, slice(0, 400))):
             request = self.lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
             run = Session(self.lm.engine, self.lanes.verify(), request)

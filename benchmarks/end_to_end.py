@@ -129,7 +129,7 @@ def looked_up(runner: Runner, prompt: list[int]) -> Answer:
 
 
 def generated(tokens: list[int], seconds: float) -> Answer:
-    """What a peer's own loop gave; it knows the time after the first token only."""
+    """Return what a peer's own loop gave; it reports the time after the first token only."""
     return Answer(tokens, seconds * NEW / (NEW - 1), 0)
 
 
@@ -235,7 +235,7 @@ def _choices(runner: Runner, tokens: list[int]) -> list[int]:
 
 
 def _lookup(text: list[int]) -> list[int]:
-    """What followed the earliest place where the last tokens stood before."""
+    """Return what followed the earliest earlier occurrence of the last tokens."""
     for size in range(min(LONGEST, len(text) - 1), 0, -1):
         for at in range(len(text) - size):
             if text[at : at + size] == text[-size:]:

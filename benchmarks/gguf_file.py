@@ -255,7 +255,7 @@ def _entry(key: str, value: Value) -> bytes:
 
 
 def _typed(value: str | int | float, whole: int) -> tuple[int, bytes]:
-    """A value's type and bytes; `whole` is the type of integers."""
+    """Return a value's type and bytes; `whole` is the type of integers."""
     if isinstance(value, str):
         return TEXT, _text(value)
     if isinstance(value, int):

@@ -121,7 +121,7 @@ class _XG:
 
 
 def written(lm: LM, found: list[Any]) -> list[list[int]]:
-    """A text for each schema, without its end; nothing where it is refused."""
+    """Return a text for each schema, without its end; nothing where it is refused."""
     texts = []
     for seed, schema in enumerate(found):
         options = {"temperature": 1.0, "seed": seed, "max_new_tokens": NEW, "controls": {}}
@@ -139,7 +139,7 @@ def quantiles(seconds: list[float], unit: float) -> str:
 
 
 def apart(limit: int, call: Callable[[Callable[[Any], None]], None]) -> Iterator[Any]:
-    """What `call` tells the function that it is given, in a process with `limit` seconds to use."""
+    """Return what `call` reports from a process that may use `limit` seconds."""
     fork = get_context("fork")
     hears, tells = fork.Pipe(duplex=False)
 
@@ -190,7 +190,7 @@ def judge(library: Library, lm: LM, group: Any, tell: Callable[[Any], None]) -> 
 
 
 def sound(library: Library, lm: LM, limit: int) -> Counter[str]:
-    """What the tests of JSON Schema say, draft 2020-12, required ones."""
+    """Return the results of JSON Schema's own required tests, draft 2020-12."""
     counts: Counter[str] = Counter()
     path = SHARED / "data" / "json-schema-test-suite" / "tests.jsonl.gz"
     for line in gzip.decompress(path.read_bytes()).splitlines():
@@ -199,13 +199,13 @@ def sound(library: Library, lm: LM, limit: int) -> Counter[str]:
             continue
         for group in found["groups"]:
             counts["groups"] += 1
-            for told in apart(limit, partial(judge, library, lm, group)):
-                if told is None:
+            for result in apart(limit, partial(judge, library, lm, group)):
+                if result is None:
                     counts["compiled"] += 1
                     continue
-                kind = "valid" if told[0] else "invalid"
+                kind = "valid" if result[0] else "invalid"
                 counts[kind] += 1
-                counts[f"{kind} accepted"] += told[1]
+                counts[f"{kind} accepted"] += result[1]
     return counts
 
 
@@ -224,15 +224,15 @@ def main() -> None:
     lm.request(PROMPT, schema={})  # what is made once for a model
     for schema, text in zip(found, written(lm, found), strict=True):
         for name, library in libraries.items():
-            told = list(apart(words.limit, partial(follow, library, schema, text)))
-            first = told[0] if told else f"cut after {words.limit} seconds"
+            result = list(apart(words.limit, partial(follow, library, schema, text)))
+            first = result[0] if result else f"cut after {words.limit} seconds"
             if isinstance(first, str):
                 refused[name].append(first)
                 continue
             compiling[name].append(first)
-            masking[name] += [seconds for seconds in told[1:] if seconds is not None]
-            if told[-1] is not None:
-                print(f"{name} was cut while it followed a text, after {len(told) - 1} masks")
+            masking[name] += [seconds for seconds in result[1:] if seconds is not None]
+            if result[-1] is not None:
+                print(f"{name} was cut while it followed a text, after {len(result) - 1} masks")
     print("|  | compiled | compile ms: median | p99 | most | mask us: median | p99 | most |")
     print("|---|---|---|---|---|---|---|---|")
     for name in libraries:

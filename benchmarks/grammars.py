@@ -44,7 +44,7 @@ def schemas(count: int) -> list[dict[str, Any]]:
 
 
 def reason(error: PacelineError) -> str:
-    """What was refused, without the values that differ from schema to schema."""
+    """Return the reason for a refusal, without values that differ from schema to schema."""
     return str(error).partition(": ")[2][:60] or str(error)[:60]
 
 
@@ -129,7 +129,7 @@ def main() -> None:
 
 
 def everything(self: Any, history: list[int], tree: Any) -> Any:
-    """A filter that drops nothing and adds nothing."""
+    """Keep the whole tree: a filter that drops nothing and adds nothing."""
     return np.ones(len(tree), bool), {}
 
 
@@ -172,7 +172,7 @@ class Clock:
         kind.masks, kind._mask, kind.apply = next_pass, guess, draw
 
     def close(self) -> None:
-        """A pass is over."""
+        """Record a pass."""
         if self._pass:
             each = (self._guesses + sum(self._pass)) / len(self._pass)
             self.tokens += [each] * len(self._pass)

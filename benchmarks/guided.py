@@ -124,7 +124,7 @@ def speed(outputs: list[Output]) -> float:
 
 
 def guiding(outputs: list[Output]) -> float:
-    """The share of decoding that passes of guides took."""
+    """Return the share of decoding that passes of guides took."""
     guide = sum(output.seconds.guide for output in outputs)
     return guide / sum(output.seconds.decode for output in outputs)
 

@@ -46,7 +46,7 @@ def matrix(shape: ModelConfig, inputs: int, rows: int) -> ModelConfig:
 
 
 def passes(engine: NativeEngine, sizes: tuple[int, ...]) -> dict[int, Callable[[], object]]:
-    """A pass of each size over no cached token."""
+    """Return a pass of each size over no cached token."""
     sequence = engine.open()
     draw = np.random.default_rng(0).integers(0, engine.config.vocab_size, max(sizes))
     trees = {n: TokenTree.chain(draw[:n].astype(np.int32)) for n in sizes}

@@ -32,7 +32,7 @@ _WORD = re.compile(r"\b[a-z]{4,}\b")
 
 
 def wanted(count: int, words: int) -> list[list[str]]:
-    """Sets of words, each of one document."""
+    """Return sets of words, each of one document."""
     text = "".join(gzip.decompress(path.read_bytes()).decode() for path in STORIES.glob("*.gz"))
     documents = [part for part in text.split("<|endoftext|>") if "Story:" in part]
     generator = np.random.default_rng(0)

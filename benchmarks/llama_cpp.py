@@ -117,7 +117,7 @@ class Library:
         return next((ours for flag, ours in known.items() if f" {flag} = 1" in flags), "portable")
 
     def context_params(self) -> _ContextParams:
-        """The library's own settings, once their beginning is known to lie where it should."""
+        """Return the library's default settings, after checking where their first fields lie."""
         params: _ContextParams = self.c.llama_context_default_params()
         found = (params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max)
         if found != (512, 2048, 512, 1):
@@ -190,13 +190,13 @@ class LlamaCpp:
 
 
 def installed(build: str | None = None) -> str | None:
-    """The package that `Library(build)` would use and its version; None where there is none."""
+    """Return the package that `Library(build)` would use and its version, or None."""
     found = _find([build] if build else list(BUILDS))
     return found[1] if found else None
 
 
 def _find(builds: list[str]) -> tuple[Path, str] | None:
-    """The library of the first package that is installed, and the package's name and version."""
+    """Return the library of the first installed package, with its name and version."""
     for name in builds:
         try:
             package = distribution(name)

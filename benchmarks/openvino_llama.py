@@ -32,7 +32,7 @@ Node = Any
 
 
 def build() -> str | None:
-    """The package and its version; None where it is not installed."""
+    """Return the package and its version; None where it is not installed."""
     try:
         return f"openvino {version('openvino')}"
     except PackageNotFoundError:
@@ -78,7 +78,7 @@ class Graph:
         self._variables: list[Node] = []
 
     def model(self) -> Any:
-        """The finished graph."""
+        """Return the finished graph."""
         ids, mask, positions = (
             _input(name, [-1, -1], np.int64)
             for name in ("input_ids", "attention_mask", "position_ids")
@@ -273,7 +273,7 @@ def _codes(values: Floats, scales: Floats, limit: int) -> NDArray[np.int8]:
 
 
 def _rotate(x: Node, turn: tuple[Node, Node], dim: int) -> Node:
-    """The halves of a head, [-second, first], times the sines, plus x times the cosines."""
+    """Rotate the halves of a head: [-second, first] times the sines, plus x times the cosines."""
     half = dim // 2
     first, second = (
         op.slice(x, _const([start]), _const([stop]), _const([1]), _const([3]))

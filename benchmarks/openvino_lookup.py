@@ -17,7 +17,7 @@ NEEDED = ("openvino_genai", "openvino_tokenizers", "transformers")
 
 
 def missing() -> list[str]:
-    """Packages that this needs and that are not installed."""
+    """Return the packages that are needed and not installed."""
     return [name for name in NEEDED if find_spec(name) is None]
 
 

@@ -65,7 +65,7 @@ class Source(NamedTuple):
     path: Path | None
 
     def weights(self) -> Mapping[str, Floats]:
-        """The same values at each call, when read in the mapping's order."""
+        """Return the same values at each call, when read in the mapping's order."""
         return load(self.path).weights if self.path else RandomWeights(self.config)
 
 
@@ -135,7 +135,7 @@ def time_round(runner: Runner, config: ModelConfig, prompt: int, threads: int) -
 def compare(
     of: Source, bits: int, options: argparse.Namespace, against: Reference
 ) -> list[dict[str, Any]]:
-    """The engines of one width: a row for each, peers first."""
+    """Return a row for each engine of one width, peers first."""
     config, threads = of.config, options.threads
     prompt = min(options.prompt, config.context)
     with opened(of, bits, options.peers, options.isa, threads) as engines:

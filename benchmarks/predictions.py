@@ -4,7 +4,7 @@
 
 The prediction is plain decoding's own output, edited: each token is left out, replaced, or preceded
 by another one, with the same probability (seed 0). Prompts and lengths are those of `drafters.py`;
-learnt probabilities are carried over. The outputs are compared with plain decoding's.
+learned probabilities are carried from prompt to prompt. Outputs are compared with plain decoding's.
 """
 
 from __future__ import annotations

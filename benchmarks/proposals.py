@@ -108,7 +108,7 @@ def one_pass(engine: Engine, runs: Sequence[Session], budget: int) -> Pass:
 
 
 def row(name: str, requests: int, budget: int, found: Sequence[Pass]) -> dict[str, Any]:
-    """What the table shows of some passes."""
+    """Return what the table shows of some passes."""
     each = np.array([one.proposals for one in found])
     forward = np.array([one.forward for one in found])
     shares = each.sum(1) / forward
@@ -164,7 +164,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row of the table."""
+    """Return a row of the table."""
     return (
         f"| `{row['drafter']}` | {row['requests']} | {row['budget']} | {row['nodes']:.1f} "
         f"| {row['proposal'] * 1e6:.0f} | {row['proposal_p95'] * 1e6:.0f} "

@@ -154,7 +154,7 @@ def opened(
     threads: int,
     ours: bool = True,
 ) -> Iterator[list[Opened]]:
-    """The engines of one width: the peers, then ours."""
+    """Yield the engines of one width: the peers, then ours."""
     config = of.config
     with ExitStack() as stack:
         found: list[Opened] = []

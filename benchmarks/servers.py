@@ -65,7 +65,7 @@ class Client:
         }
 
     def load(self, users: int, prompts: Sequence[Prompt], **extra: Any) -> dict[str, Any]:
-        """A closed loop that is over when every prompt was answered.
+        """Run a closed loop until every prompt was answered.
 
         Raises:
             SystemExit: one was not, or not with so many tokens.
@@ -82,7 +82,7 @@ class Client:
         return found
 
     def text(self, prompt: Prompt, tokens: int) -> str:
-        """The beginning of an answer.
+        """Return the beginning of an answer.
 
         Raises:
             SystemExit: there is none.
@@ -109,7 +109,7 @@ def check(replies: list[Reply]) -> None:
 
 @contextmanager
 def running(words: Callable[[int], list[str]], log: Path) -> Iterator[str]:
-    """A server's process and its address, from when it answers; `words` start it on a port."""
+    """Start a server and yield its process and address once it answers."""
     port = free_port()
     url, end = f"http://{HOST}:{port}", time.monotonic() + PATIENCE
     with log.open("w") as file:
@@ -179,7 +179,7 @@ def llama_cpp(
 
 
 def build(options: argparse.Namespace, peer: str) -> str:
-    """What a peer is, for the report.
+    """Describe a peer for the report.
 
     Raises:
         SystemExit: it is not there.
@@ -206,7 +206,7 @@ def build(options: argparse.Namespace, peer: str) -> str:
 
 
 def gguf(options: argparse.Namespace, folder: Path) -> Path:
-    """The same weights as a file for llama.cpp.
+    """Write the same weights as a file for llama.cpp.
 
     Raises:
         SystemExit: it has no such format.

@@ -66,12 +66,12 @@ class Server:
         assert self.process.stderr
         for line in self.process.stderr:
             try:
-                told = json.loads(line)
+                entry = json.loads(line)
             except ValueError:
                 self.errors.append(line)
                 continue
-            self.log[str(told.get("status", told["event"]))] += 1
-            if told["level"] == "error":
+            self.log[str(entry.get("status", entry["event"]))] += 1
+            if entry["level"] == "error":
                 self.errors.append(line)
 
     def figures(self) -> dict[str, float]:
@@ -99,28 +99,28 @@ class Server:
 
 
 class Soak:
-    """Users of a server, and what they were told."""
+    """Users of a server, and the outcomes of their requests."""
 
     def __init__(self, server: Server, minutes: float, seed: int) -> None:
-        self.server, self.chance = server, random.Random(seed)
+        self.server, self.random = server, random.Random(seed)
         self.stop = time.monotonic() + 60 * minutes
         self.ending = False
-        self.told: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
         self.finished: list[tuple[dict[str, Any], list[str]]] = []
 
     def polite(self, user: int, stop: float) -> None:
         """Ask, read to the end, keep the answer; until `stop` or the server's end."""
-        chance = random.Random(user)
+        rng = random.Random(user)
         with httpx.Client(base_url=self.server.url, timeout=120) as client:
             while not self.ending and time.monotonic() < stop:
                 body = {
-                    "prompt": chance.choice(OPENINGS),
-                    "max_tokens": chance.choice((1, 7, 30, 119)),
-                    "temperature": chance.choice((0.0, 0.7, 1.0)),
-                    "seed": chance.randrange(20),
-                    "n": chance.choice((1, 1, 1, 3)),
-                    "stream": chance.random() < 0.5,
+                    "prompt": rng.choice(OPENINGS),
+                    "max_tokens": rng.choice((1, 7, 30, 119)),
+                    "temperature": rng.choice((0.0, 0.7, 1.0)),
+                    "seed": rng.randrange(20),
+                    "n": rng.choice((1, 1, 1, 3)),
+                    "stream": rng.random() < 0.5,
                 }
                 try:
                     self._ask(client, body)
@@ -135,7 +135,7 @@ class Soak:
     def _ask(self, client: httpx.Client, body: dict[str, Any]) -> None:
         texts, finishes = [""] * body["n"], [""] * body["n"]
         with client.stream("POST", "/v1/completions", json=body) as answer:
-            self.told[f"polite {answer.status_code}"] += 1
+            self.outcomes[f"polite {answer.status_code}"] += 1
             if answer.status_code != 200:
                 said = json.loads(answer.read())["error"]["message"]
                 if answer.status_code not in (429, 503) or "Retry-After" not in answer.headers:
@@ -153,7 +153,7 @@ class Soak:
             texts[choice["index"]] += choice["text"]
             finishes[choice["index"]] = choice["finish_reason"] or finishes[choice["index"]]
         for finish in finishes:
-            self.told[f"finish {finish}"] += 1
+            self.outcomes[f"finish {finish}"] += 1
         if "" in finishes or not set(finishes) <= {"stop", "length", "cancelled"}:
             self.wrong.append(f"finished with {finishes}")
         elif "cancelled" not in finishes:
@@ -163,14 +163,14 @@ class Soak:
 
     def hostile(self, user: int) -> None:
         """Something else each time."""
-        chance = random.Random(1000 + user)
+        rng = random.Random(1000 + user)
         ways = (self._leave, self._nonsense, self._large, self._half, self._slow)
         while time.monotonic() < self.stop:
-            way = chance.choice(ways)
+            way = rng.choice(ways)
             with contextlib.suppress(OSError):
-                way(chance)
-            self.told[f"hostile {way.__name__[1:]}"] += 1
-            time.sleep(chance.random() * 0.05)
+                way(rng)
+            self.outcomes[f"hostile {way.__name__[1:]}"] += 1
+            time.sleep(rng.random() * 0.05)
 
     def _connect(self) -> socket.socket:
         client = socket.socket()
@@ -179,52 +179,52 @@ class Soak:
         client.connect(("127.0.0.1", self.server.port))
         return client
 
-    def _leave(self, chance: random.Random) -> None:
-        body = {"prompt": chance.choice(OPENINGS), "max_tokens": 400, "ignore_eos": True}
-        body |= {"n": chance.randrange(1, 5), "stream": chance.random() < 0.5}
+    def _leave(self, rng: random.Random) -> None:
+        body = {"prompt": rng.choice(OPENINGS), "max_tokens": 400, "ignore_eos": True}
+        body |= {"n": rng.randrange(1, 5), "stream": rng.random() < 0.5}
         with self._connect() as client:
             client.sendall(raw(json.dumps(body).encode()))
-            time.sleep(chance.random() * 0.2)
+            time.sleep(rng.random() * 0.2)
 
-    def _nonsense(self, chance: random.Random) -> None:
+    def _nonsense(self, rng: random.Random) -> None:
         values = (None, -1, 1e999, "x", [], {}, True, "\ud800", [[]], 10**30)
         names = ("prompt", "max_tokens", "temperature", "n", "stop", "seed", "logit_bias", "x")
         body: Any = {"prompt": "a", "max_tokens": 2} | {
-            chance.choice(names): chance.choice(values) for _ in range(chance.randrange(1, 4))
+            rng.choice(names): rng.choice(values) for _ in range(rng.randrange(1, 4))
         }
         content = json.dumps(body).encode()
-        if chance.random() < 0.5:
-            content = content[: chance.randrange(len(content))] + chance.randbytes(3)
+        if rng.random() < 0.5:
+            content = content[: rng.randrange(len(content))] + rng.randbytes(3)
         self._expect_explained(raw(content))
 
-    def _large(self, chance: random.Random) -> None:
-        head = raw(b"", length=10**9) if chance.random() < 0.5 else raw(b"", length=None)
+    def _large(self, rng: random.Random) -> None:
+        head = raw(b"", length=10**9) if rng.random() < 0.5 else raw(b"", length=None)
         chunk = b"10000\r\n" + b" " * 65536 + b"\r\n"
         with self._connect() as client:
             client.sendall(head)
             with contextlib.suppress(OSError):
-                for _ in range(chance.randrange(40)):
+                for _ in range(rng.randrange(40)):
                     client.sendall(chunk)
             client.recv(100)
 
-    def _half(self, chance: random.Random) -> None:
+    def _half(self, rng: random.Random) -> None:
         content = raw(b'{"prompt": "a", "max_tokens": 2}')
         with self._connect() as client:
-            client.sendall(content[: chance.randrange(len(content))])
-            if chance.random() < 0.3:  # stay: the server must leave first
+            client.sendall(content[: rng.randrange(len(content))])
+            if rng.random() < 0.3:  # stay: the server must leave first
                 while client.recv(4096):
                     pass
 
-    def _slow(self, chance: random.Random) -> None:
+    def _slow(self, rng: random.Random) -> None:
         body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "n": 4, "stream": True}
         with self._connect() as client:
             client.sendall(raw(json.dumps(body | {"trace": True}).encode()))
-            for _ in range(chance.randrange(20)):
+            for _ in range(rng.randrange(20)):
                 if not client.recv(512):
                     return
                 time.sleep(0.05)
-            if chance.random() < 0.3:
-                time.sleep(chance.random() * 5)
+            if rng.random() < 0.3:
+                time.sleep(rng.random() * 5)
 
     def _expect_explained(self, content: bytes) -> None:
         with self._connect() as client:
@@ -236,15 +236,17 @@ class Soak:
 
 
 def raw(content: bytes, length: int | None = -1) -> bytes:
-    """A request; `length` None is chunked."""
+    """Return a request as bytes; with `length` None its body is chunked."""
     size = len(content) if length == -1 else length
-    told = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{told}"
+    framing = "Transfer-Encoding: chunked" if size is None else f"Content-Length: {size}"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}"
+    )
     return head.encode() + b"\r\n\r\n" + content
 
 
 def alone(lm: LM, body: dict[str, Any], place: int) -> str:
-    """What plain decoding writes for an answer."""
+    """Return what plain decoding writes for an answer."""
     request = lm.request(
         body["prompt"],
         max_new_tokens=body["max_tokens"],
@@ -257,14 +259,14 @@ def alone(lm: LM, body: dict[str, Any], place: int) -> str:
 
 
 def start(call: Any, *words: Any) -> threading.Thread:
-    """A user in a thread."""
+    """Start a user in a thread."""
     found = threading.Thread(target=call, args=words)
     found.start()
     return found
 
 
 def watch(server: Server, soak: Soak, users: int) -> list[dict[str, float]]:
-    """The server's figures while everybody is at it."""
+    """Return the server's figures under load."""
     threads = [start(soak.polite, user, soak.stop) for user in range(users)]
     threads += [start(soak.hostile, user) for user in range(users // 2)]
     points, begun = [], time.monotonic()
@@ -299,7 +301,7 @@ def slope(points: list[dict[str, float]]) -> float:
 
 
 def quiet(server: Server) -> dict[str, float]:
-    """The figures when nothing is under way any more."""
+    """Return the server's figures once it is idle."""
     for _ in range(600):
         found = server.figures()
         if not found["running"] and not found["queue_length"]:
@@ -344,7 +346,7 @@ def main() -> int:
         "minutes": options.minutes,
         "exit_code": code,
         "answers_compared": sum(len(texts) for _, texts in soak.finished),
-        "told": dict(sorted(soak.told.items())),
+        "outcomes": dict(sorted(soak.outcomes.items())),
         "log": dict(sorted(server.log.items())),
         "before": before,
         "after": after,

@@ -32,7 +32,7 @@ MANY = 256  # nodes whose pass is limited by arithmetic alone
 
 
 def llama(hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> ModelConfig:
-    """A Llama with tied embeddings and 32,000 tokens."""
+    """Return the shape of a Llama with tied embeddings and 32,000 tokens."""
     dim = hidden // heads
     layer = LayerConfig(heads, kv_heads, dim, intermediate, rope=Rope(1e4, dim))
     return ModelConfig(
@@ -55,7 +55,7 @@ SHAPES["tiny"] = llama(64, 2, 2, 1, 96)  # for smoke tests; says nothing
 
 
 class RandomWeights(Mapping[str, Floats]):
-    """Weights of any shape, drawn when asked for; those of layers ternary if wished."""
+    """Weights of any shape, drawn when asked for; those of layers ternary if asked for."""
 
     def __init__(self, config: ModelConfig, ternary: bool = False) -> None:
         self._ternary = ternary

@@ -29,7 +29,7 @@ _MODULES = {
 
 
 def build() -> str | None:
-    """The package and its version; None where it or torch is not installed."""
+    """Return the package and its version; None where it or torch is not installed."""
     try:
         return f"transformers {version('transformers')} (torch {version('torch')})"
     except PackageNotFoundError:

@@ -54,7 +54,7 @@ def windows(lm: LM, count: int, tokens: int) -> list[list[int]]:
 
 
 def edited(tokens: list[int], share: float, size: int, random: np.random.Generator) -> list[int]:
-    """The text after random substitutions, insertions and deletions."""
+    """Return the text after random substitutions, insertions and deletions."""
     found = list(tokens)
     for _ in range(round(share * len(tokens))):
         place, token = int(random.integers(len(found))), int(random.integers(size))

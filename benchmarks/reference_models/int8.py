@@ -18,7 +18,7 @@ DTYPES = {"_packed": "I32", "_scale": "BF16", "_shape": "I64"}
 
 
 def parts(name: str, tensor: Stored) -> dict[str, Pending]:
-    """What a tensor becomes."""
+    """Return the tensors that one tensor becomes."""
     if name.endswith(KEPT):
         return {name: Pending(tensor.shape, lambda: tensor.values, tensor.dtype)}
     packed = pack(widen(tensor.values, tensor.dtype))

@@ -168,7 +168,7 @@ class Run:
         return found
 
     def probe(self, seconds: float) -> float:
-        """Return the seconds of a step, and undo the steps that told it."""
+        """Return the seconds of a step, and undo the steps that measured it."""
         model = {name: weight.cpu().clone() for name, weight in self.model.state_dict().items()}
         while True:
             try:

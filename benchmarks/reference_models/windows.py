@@ -54,7 +54,7 @@ class Windows:
 
 
 def documents(tokens: Tensor) -> Tensor:
-    """Number the documents of windows [B, T] from 0 or 1; a new one begins at its first token."""
+    """Count documents in windows [B, T] from 0 or 1; a new one begins at its first token."""
     return (tokens == END_OF_TEXT).cumsum(dim=1, dtype=torch.int32)
 
 
