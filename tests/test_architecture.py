@@ -33,7 +33,7 @@ LAYERS = [
     ["decoding", "training"],
     ["loading", "request_builder", "request_options", "scoring"],
     ["serving"],  # is handed an LM, and knows no more than its type
-    ["lm"],  # generates several prompts at once by serving's worker
+    ["deprecated", "lm"],  # generates several prompts at once by serving's worker
     ["planning", "measuring"],
     ["cli"],
 ]

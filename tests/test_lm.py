@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import paceline
 from paceline import registry
+from paceline.deprecated import Completion
 from paceline.errors import MethodError, RequestError
-from paceline.lm import LM, Completion
+from paceline.lm import LM
 from paceline.models.chat import ChatTemplate
 from paceline.request_options import _CHECKS, _DEFAULTS, RequestOptions
 from tests.conftest import shared
@@ -103,6 +104,26 @@ def test_stop_is_one_string_or_several(lm):
         output = lm.generate(PROMPTS[0], max_new_tokens=40, stop=stop)
         assert output.finish == "stop"
         assert output.text == whole.partition("little")[0]
+
+
+def test_a_kv_policy_is_an_option(reference):
+    lm = reference
+    text = "Once upon a time, there was a little girl who had a dog and a cat"
+    options = {"max_new_tokens": 60, "temperature": 0.0}
+    policy = "sliding_window:budget=24,sinks=2,every=8"
+    limited = lm.generate(text, kv_policy=policy, **options)
+    assert limited.tokens != lm.generate(text, **options).tokens
+    assert (
+        limited.tokens
+        == lm.generate(
+            text, kv_policy=lm.request("a", kv_policy=policy).kv_policy, **options
+        ).tokens
+    )
+    assert [each.tokens for each in lm.generate([text] * 2, kv_policy=policy, **options)] == [
+        limited.tokens
+    ] * 2
+    with pytest.raises(MethodError, match="unknown kv policy 'slide'"):
+        lm.generate(text, kv_policy="slide")
 
 
 @pytest.mark.parametrize(
@@ -329,6 +350,9 @@ def test_a_closed_model_gives_its_memory_back_and_says_so():
     for call in (lambda: lm.generate("a"), lambda: lm.encode("a"), lambda: lm.engine, lm.reset):
         with pytest.raises(RequestError, match="this model is closed; open it again"):
             call()
+
+
+def test_an_attribute_that_is_not_there_is_named(lm):
     with pytest.raises(AttributeError, match="no attribute 'engin'"):
         _ = lm.engin
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Self, Unpack, overload
+from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from paceline import registry
 from paceline.arguments import check_text, check_texts, check_tokens, wrong
@@ -16,9 +16,8 @@ from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
-from paceline.decoding.strategies.beam import Beam
-from paceline.decoding.strategies.superposed import Superposed
 from paceline.decoding.text_stream import text_of
+from paceline.deprecated import Completion, complete
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
@@ -39,20 +38,6 @@ from paceline.request_options import (
 from paceline.scoring import Score, score_tokens
 
 __all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions", "Score"]
-
-
-class Completion(NamedTuple):
-    """One of several continuations, as the deprecated `LM.complete` returns them.
-
-    Attributes:
-        text: without a stop token at its end.
-        score: logarithm of the probability that the model gives all its tokens.
-        tokens: token ids.
-    """
-
-    text: str
-    score: float
-    tokens: tuple[int, ...]
 
 
 class LM:
@@ -143,8 +128,6 @@ class LM:
         self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
         self._name = self.model.path.name
         self._load_seconds = perf_counter() - start
-
-    # ------------------------------------------------------------------------------- generating
 
     @overload
     def generate(
@@ -303,8 +286,6 @@ class LM:
             output.seconds.load = self._load_seconds
         return outputs
 
-    # ---------------------------------------------------------------------------- text and tokens
-
     def encode(self, text: str) -> list[int]:
         """Return the token ids of a text, with the tokens that begin every text.
 
@@ -348,8 +329,6 @@ class LM:
         """Models that guides run, opened on first use."""
         return self.request_builder.guide_models
 
-    # -------------------------------------------------------------------------- what was learnt
-
     def reset(self) -> None:
         """Forget what the drafter and the governor have learnt."""
         self.drafter.reset()
@@ -375,8 +354,6 @@ class LM:
             self.drafter.load(read_learnt(Path(path)))
         except MethodError as error:
             raise MethodError(f"{path}: {error}") from None
-
-    # ---------------------------------------------------------------------------------- lifetime
 
     def close(self) -> None:
         """Give up the model: the memory of its weights, cache, guides and drafters is freed.
@@ -408,67 +385,13 @@ class LM:
     if not TYPE_CHECKING:  # mypy shall still know which attributes there are
 
         def __getattr__(self, name: str) -> NoReturn:
-            if name in _PARTS and not self.__dict__:
+            if not self.__dict__ and not name.startswith("__"):
                 raise RequestError("this model is closed; open it again with LM(...)")
             raise AttributeError(f"LM has no attribute {name!r}")
 
-    # --------------------------------------------------------------------------------- deprecated
-
-    def complete(
-        self,
-        prompt: Prompt,
-        n: int = 3,
-        *,
-        max_new_tokens: int = 10,
-        method: str = "beam",
-        alpha: float | None = None,
-    ) -> list[Completion]:
-        """Return several continuations of a prompt, most probable first; use `search` instead.
-
-        Deprecated: `search(prompt, "beam:width=3,returned=3,length_penalty=0")` or
-        `search(prompt, "superposed:returned=3")`.
-
-        Args:
-            prompt: text, token ids or chat messages.
-            n: how many.
-            max_new_tokens: upper limit of each, in tokens.
-            method: `beam` or `superposed`.
-            alpha: of `superposed`: weight, 0 to 1, of n-grams of the prompt and of what
-                `paceline warm` kept. None is 0.
-
-        Raises:
-            MethodError, RequestError: what is wrong and what to do.
-        """
-        warnings.warn("LM.complete is now LM.search", DeprecationWarning, stacklevel=2)
-        if method not in ("beam", "superposed"):
-            raise MethodError(f"the method is {method!r}, expected beam or superposed")
-        if method == "beam" and alpha is not None:
-            raise RequestError("beam search uses no n-grams; leave alpha out, or take superposed")
-        room = self.engine.config.context - len(self.request_builder.encode(prompt)[0])
-        if not 1 <= max_new_tokens <= max(room, 1):
-            raise RequestError(
-                f"continuations of {max_new_tokens} tokens are asked for, expected 1 to {room}: "
-                f"the model sees {self.engine.config.context} tokens, the prompt among them"
-            )
-        strategy = (
-            Beam(width=n, returned=n, length_penalty=0.0)
-            if method == "beam"
-            else Superposed(width=n, returned=n, alpha=alpha or 0.0)
-        )
-        found = self.search(prompt, strategy, max_new_tokens=max_new_tokens, controls=())
-        return [Completion(one.text, one.score, tuple(one.tokens)) for one in found]
+    def complete(self, *arguments: Any, **options: Any) -> list[Completion]:
+        """Return several continuations of a prompt; deprecated, see `deprecated.complete`."""
+        return complete(self, *arguments, **options)
 
 
 _NO_ARGUMENTS = ("format", "unexpected", "return")  # of LM, in a hint
-_PARTS = (
-    "model",
-    "engine",
-    "tokenizer",
-    "drafter",
-    "drafter_method",
-    "draft_target",
-    "budget",
-    "request_builder",
-    "_load_seconds",
-    "_name",
-)

@@ -21,6 +21,7 @@ from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, RequestError
+from paceline.kvcache.base import parse_policy
 from paceline.models import Model
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import Vocabulary
@@ -73,6 +74,7 @@ class RequestBuilder:
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
         tokens, continues = self.encode(prompt, offered)
+        policy = values["kv_policy"]
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=values["max_new_tokens"],
@@ -84,6 +86,7 @@ class RequestBuilder:
             walk=values["walk"],
             continues=continues,
             parser=parser,
+            kv_policy=parse_policy(policy) if isinstance(policy, str) else policy,
         )
         scaling = (Temperature(temperature),) if temperature > 0 else ()
         keywords = () if values["keywords"] is None else (values["keywords"],)

@@ -25,6 +25,7 @@ from paceline.control.keywords import Keywords
 from paceline.control.structured.function_schema import function_tool
 from paceline.control.structured.tools import Choice
 from paceline.errors import MethodError, unknown
+from paceline.kvcache.base import Policy
 from paceline.watermarks.base import Watermark
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
@@ -66,6 +67,8 @@ class RequestOptions(TypedDict, total=False):
             edit. It makes the output faster, never different.
         walk: `gumbel` draws the tokens of plain decoding; `rejection`, for draft models, draws
             from the same distribution, but other tokens. Default `gumbel`.
+        kv_policy: bounds the cached keys and values, as `NAME:key=value,...` or a `Policy`; lossy.
+            Default: all are kept.
         watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`, that a detector with the key finds.
         top_k: keep the k most probable tokens.
         top_p: keep the most probable tokens whose probabilities sum to p.
@@ -94,6 +97,7 @@ class RequestOptions(TypedDict, total=False):
     ignore_eos: bool | None
     prediction: str | Sequence[int] | None
     walk: str | None
+    kv_policy: Policy | str | None
     watermark: Watermark | str | None
     top_k: int | None
     top_p: float | None
@@ -243,6 +247,7 @@ _DEFAULTS: dict[str, object] = {
     "ignore_eos": False,
     "prediction": None,
     "walk": "gumbel",
+    "kv_policy": None,
     "watermark": None,
 }
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
@@ -260,5 +265,6 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "ignore_eos": check_flag,
     "prediction": _prediction,
     "walk": check_text,
+    "kv_policy": _one_of(Policy, "a KV policy such as h2o:budget=512"),
     "watermark": _one_of(Watermark, "key=SECRET,... or a Watermark"),
 }

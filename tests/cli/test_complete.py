@@ -50,7 +50,7 @@ def test_scores_are_the_models_and_beams_are_no_worse():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--max-new-tokens", "600"], "continuations of 600 tokens are asked for"),
+        (["--max-new-tokens", "600"], "continuations of 600 tokens are requested"),
         (["-n", "65"], "less than or equal to 64"),
         (["--alpha", "2"], "alpha"),
         (["--alpha", "0.5"], "beam search uses no n-grams"),
