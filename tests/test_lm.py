@@ -106,8 +106,7 @@ def test_stop_is_one_string_or_several(lm):
         assert output.text == whole.partition("little")[0]
 
 
-def test_a_kv_policy_is_an_option(reference):
-    lm = reference
+def test_a_kv_policy_is_an_option(lm):
     text = "Once upon a time, there was a little girl who had a dog and a cat"
     options = {"max_new_tokens": 60, "temperature": 0.0}
     policy = "sliding_window:budget=24,sinks=2,every=8"

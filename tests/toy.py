@@ -8,7 +8,7 @@ import numpy as np
 from paceline.core import TokenTree
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine, wanted
-from paceline.models.config import ModelConfig
+from paceline.models.config import LayerConfig, ModelConfig
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ToyEngine(Engine):
             vocab_size=vocab_size,
             hidden_size=1,
             context=context,
-            layers=(),
+            layers=(LayerConfig(heads=1, kv_heads=1, head_dim=1, intermediate=1),),
             norm="rms",
             norm_eps=1e-6,
             activation="silu",
