@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
-# Installs Paceline and lets the embedded model tell a story, then proves that nothing changed.
+# usage: bash scripts/demo.sh
+#
+# Installs Paceline into .venv and lets the embedded model tell a story; then proves that plain
+# decoding gives the same text.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
+help_of "$0" "${1:-}"
 install
 
 paceline generate "Once upon a time there was" --max-new-tokens 160 --seed 1 --budget 16 \

@@ -1,6 +1,16 @@
-# Sourced by the scripts beside it: a virtual environment in .venv, with everything pinned.
-# install EXTRAS   e.g. `install` for the default package, `install "[test]"` for all that CI needs
+# Sourced by the scripts beside it: virtual environments, with everything pinned.
 
+# help_of SCRIPT ARGUMENT   prints the comment at the top of a script for --help, and ends it
+help_of() {
+  case "$2" in
+    -h | --help)
+      sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$1"
+      exit 0
+      ;;
+  esac
+}
+
+# install EXTRAS   e.g. `install` for the default package, `install "[test]"` for all that CI needs
 install() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
   [ -x .venv/bin/python ] || python3 -m venv .venv
@@ -11,4 +21,27 @@ install() {
   esac
   .venv/bin/python -m pip install --quiet ".${1:-}"
   export PATH="$PWD/.venv/bin:$PATH"
+}
+
+# install_browser   after `install "[test]"`: Debian's chromium as root, else Playwright's own
+install_browser() {
+  local name
+  for name in chromium chromium-browser google-chrome; do
+    if command -v "$name" > /dev/null; then return; fi
+  done
+  if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null; then
+    if apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; then return; fi
+  fi > /dev/null
+  python -m playwright install --only-shell chromium > /dev/null ||
+    echo "no browser could be installed: the playground's tests will fail" >&2
+}
+
+# install_ray   after `install "[test]"`: Ray in .venv-ray, on top of the packages of .venv
+install_ray() {
+  [ -x .venv-ray/bin/python ] || python3 -m venv .venv-ray
+  local code='import sysconfig; print(sysconfig.get_path("purelib"))'
+  .venv/bin/python -c "$code" > "$(.venv-ray/bin/python -c "$code")/paceline-test.pth"
+  local ray
+  ray="$(grep -o 'ray\[[a-z,]*\]==[0-9.]*' pyproject.toml)"
+  .venv-ray/bin/python -m pip install --quiet "$ray"
 }

@@ -1,10 +1,22 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change lands: lint, types, tests. Ends with pytest's summary.
+# usage: bash scripts/test.sh [PYTEST ARGUMENTS]
+#
+# Checks everything that must hold before a change lands: format, lint, types, tests, and, without
+# arguments, the tests on a real Ray cluster. Installs what that needs into .venv and .venv-ray, and
+# a browser for the playground's tests where there is none. A skip that tests/skips.txt does not
+# name is a failure. Ends with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
+help_of "$0" "${1:-}"
 install "[test]"
+install_browser
 
 ruff format --check .
 ruff check .
 mypy --strict src
-python -m pytest -q --hypothesis-profile repeatable "$@"
+if [ $# = 0 ]; then
+  install_ray
+  .venv-ray/bin/python -c "import ray"  # without it these tests would be skipped
+  .venv-ray/bin/python -m pytest -q --strict-skips tests/serving/cluster/test_cluster.py
+fi
+python -m pytest -q --hypothesis-profile repeatable --strict-skips "$@"

@@ -26,6 +26,8 @@ REAL_MODELS = (
 
 sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`
 
+pytest_plugins = ["tests.strict_skips"]
+
 
 def shared(*parts: str) -> Path:
     """A path below ../shared; the test is skipped by name where it is missing."""

@@ -1,7 +1,6 @@
 """A real browser in front of a real server."""
 
 import shutil
-import time
 
 import pytest
 
@@ -12,10 +11,11 @@ from tests.serving.api.conftest import address, lm, served, service  # noqa: F40
 def browser():
     playwright = pytest.importorskip("playwright.sync_api")
     names = ("chromium", "chromium-browser", "google-chrome")
-    program = next(filter(None, map(shutil.which, names)), None)
-    if program is None:
-        pytest.skip(f"no browser is here: none of {', '.join(names)}")
     with playwright.sync_playwright() as running:
+        own = running.chromium.executable_path  # where Playwright installs it
+        program = next(filter(None, map(shutil.which, (*names, own))), None)
+        if program is None:
+            pytest.skip(f"no browser is here: none of {', '.join(names)}, nor Playwright's own")
         found = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield found
         found.close()
@@ -54,15 +54,3 @@ def watched(browser, address):  # noqa: F811
 @pytest.fixture
 def page(watched):
     return watched.page
-
-
-@pytest.fixture
-def slow(service, monkeypatch):  # noqa: F811
-    """Passes that take their time, as those of a large model do."""
-    step = service.worker.step
-
-    def late():
-        time.sleep(0.02)
-        return step()
-
-    monkeypatch.setattr(service.worker, "step", late)

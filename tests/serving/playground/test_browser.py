@@ -268,7 +268,7 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, service):
         found = Watched(browser, address)
         key = found.page.get_by_label("API key")
         expect(key).to_be_focused()
-        expect(found.page.get_by_role("alert")).to_contain_text("no such API key here")
+        expect(found.page.get_by_role("alert")).to_contain_text("the API key is unknown")
         key.fill("not this")
         key.press("Tab")
         expect(key).to_be_focused()
