@@ -32,7 +32,7 @@ TIMEOUT = 240.0  # seconds; a mutant that hangs counts as caught
 TESTS = {
     "decoding/text_stream": "decoding/test_text_stream.py",
     "decoding/session": "decoding/test_loop.py decoding/test_walk.py decoding/test_rejection.py "
-    "control/guides/test_loop.py serving/test_worker.py",
+    "decoding/strategies/test_best_of.py control/guides/test_loop.py serving/test_worker.py",
     "decoding/governor": "decoding/test_governor.py serving/test_drafter_pool.py",
     "control/structured/matcher": "control/test_matcher.py control/test_grammar.py",
     "control/structured/tools": "control/test_tools.py",
@@ -41,7 +41,8 @@ TESTS = {
     "serving/scheduler": "serving/test_scheduler.py",
     "serving/prefix_cache": "serving/test_prefix_cache.py",
     "serving/rate_limits": "serving/test_rate_limits.py",
-    "serving/api/middleware": "serving/api/test_operation.py serving/api/test_hostile.py",
+    "serving/api/middleware": "serving/api/test_middleware.py serving/api/test_operation.py "
+    "serving/api/test_hostile.py",
 }
 
 

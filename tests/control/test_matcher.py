@@ -167,6 +167,75 @@ def test_a_matcher_that_others_wore_out_is_made_anew(lm):
         np.testing.assert_array_equal(weak.apply(zeros, [*prompt, *text]), expected)
 
 
+class _Counting(_Weak):
+    """Counts the questions for forced tokens, over all copies."""
+
+    asked = 0
+
+    def deep_copy(self):
+        return type(self)(self._inner.deep_copy(), self._weak, self._taken)
+
+    def compute_ff_tokens(self):
+        type(self).asked += 1
+        return self._inner.compute_ff_tokens()
+
+
+def test_only_what_leaves_no_choice_is_asked_for_forced_tokens(lm):
+    request = lm.request("Once", grammar=Grammar("[ab]c[ab]"), controls={}, temperature=0)
+    [a], [b], [c] = (lm.vocabulary.inside(letter) for letter in (b"a", b"b", b"c"))
+    whole, prompt = matcher(lm, Grammar("[ab]c[ab]"))
+    found = Matcher(_Counting(whole._beginning, []), request, lm.vocabulary, lambda: None)
+    _Counting.asked = 0
+    masks = found.masks(prompt)
+    assert set(tokens_of(masks([]))) >= {a, b}
+    assert found.forced(prompt) == []
+    assert _Counting.asked == 0, "the mask has a choice"
+    assert tokens_of(masks([a])) == [c]
+    tree = TokenTree.chain([prompt[-1], a])
+    kept, chains = found.extensions(prompt, tree)
+    assert kept.tolist() == [True, True]
+    assert chains == {1: [c]}
+    assert _Counting.asked == 1
+    assert found.known(prompt, tree).keys() == {0, 1}
+    assert found.known([*prompt, a], tree) == {}
+
+
+class _WornOut(_Weak):
+    """Its second copy has no states left, and takes no tokens."""
+
+    copies = 0
+
+    def deep_copy(self):
+        self.copies += 1
+        copy = _Weak(self._inner.deep_copy(), self._weak, self._taken)
+        if self.copies == 2:
+            copy.try_consume_tokens = lambda tokens: 0
+        return copy
+
+
+@pytest.mark.parametrize("worn", [False, True])
+def test_a_grammar_is_compiled_again_only_where_its_copies_are_worn_out(lm, worn):
+    request = lm.request("Once", grammar=Grammar("[ab]+"), controls={}, temperature=0)
+    [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
+    whole, prompt = matcher(lm, Grammar("[ab]+"))
+    start = _Weak(whole._beginning, [[a, b]])
+    again = [_WornOut(whole._beginning, [[a, b]]) if worn else start, whole._beginning]
+    compiled = []
+
+    def recompile():
+        compiled.append(again[len(compiled)])
+        return compiled[-1]
+
+    weak = Matcher(start, request, lm.vocabulary, recompile)
+    masks = weak.masks([*prompt, a])
+    assert masks([b]) is None, "also when it is compiled again"
+    assert len(compiled) == 1 + worn, "and back to the base by a copy, where one can go there"
+    zeros = np.zeros(lm.vocabulary.size, np.float32)
+    expected = whole.apply(zeros, [*prompt, a])
+    np.testing.assert_array_equal(weak.apply(zeros, [*prompt, a]), expected)
+    assert len(compiled) == 1 + worn
+
+
 def test_the_space_after_the_prompt_is_part_of_the_text():
     lm = LM(shared("models", "stories260K"))
     output = lm.generate("Once upon", controls=[Grammar(r" a [a-z]{5}\.")], temperature=0.0)

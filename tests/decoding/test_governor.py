@@ -433,3 +433,79 @@ def test_prompts_that_ride_along_do_not_bend_the_curve():
         chains = [TokenTree.chain([0, 1], score=0.5)] * 4
         governor.record(chains, [[0]] * 4, 0.0, 8.0, 200)
     assert governor.report()["pass_seconds"] == before
+
+
+def pinned_run(requests=1, truth=(0.85, 0.05), drafting=0.05, **settings):
+    """400 passes of a seeded workload: what was run, and the report."""
+    cost = Cost((1, 2, 4, 8, 16, 32), (1.0, 1.05, 1.1, 1.3, 1.9, 3.2))
+    governor, random, total = Governor(cost, **settings), np.random.default_rng(5), 0
+    for step in range(400):
+        nodes = governor.nodes_wanted(requests)
+        others = int(random.integers(0, 20)) if step % 7 == 0 else 0
+        if nodes:
+            scores = [float(random.uniform(0.3, 0.9)) for _ in range(requests)]
+            trees = [TokenTree.chain(range(min(nodes, 6) + 1), score=score) for score in scores]
+            trees = governor.prune(trees, drafting * requests, others)
+        else:
+            trees = [TokenTree.root(0) for _ in range(requests)]
+            if governor.nodes_for_forced() and step % 11 == 0:
+                trees[0] = TokenTree.chain(range(3))
+        paths = []
+        for tree in trees:
+            path = [0]
+            accepted = truth[step % 160 >= 80]
+            while path[-1] + 1 < len(tree) and (not nodes or random.random() < accepted):
+                path.append(path[-1] + 1)
+            paths.append(path)
+        size = sum(map(len, trees))
+        seconds = float(np.interp(size + others, cost.nodes, cost.seconds))
+        seconds *= random.uniform(0.9, 1.1) * (30 if step % 97 == 50 else 1)
+        draft = drafting * requests * bool(nodes) * (8 if step % 53 == 30 else 1)
+        governor.record(trees, paths, draft, seconds, others)
+        total += size
+    report = governor.report()
+    numbers = [report[f"{key}_seconds"] for key in ("draft", "balance", "saved", "regret")]
+    curve = sum(report["pass_seconds"].values())
+    return [total, report["plain_passes"], report["probes"], *numbers, curve,
+            governor.min_path_prob()]  # fmt: skip
+
+
+PINNED = {
+    "one request": (
+        {},
+        [2133, 40, 10, 0.050069606, 2.973961154, 656.439739236, -0.0, 9.516470195, 0.059768786],
+    ),
+    "three requests": (
+        {"requests": 3},
+        [3491, 125, 13, 0.050071625, 3.217145321, 339.458988144, -0.0, 9.629700921, 0.220302635],
+    ),
+    "small rests": (
+        {"max_nodes": 3, "patience": 2, "rest": 4, "longest_rest": 16, "risk": 0.05},
+        [1514, 23, 11, 0.050069589, 3.01578151, 481.889300548, -0.0, 9.599622176, 0.055714668],
+    ),
+    "what never pays": (
+        {"truth": (0.05, 0.02), "drafting": 0.3},
+        [546, 333, 5, 0.286152803, 3.081454404, 56.32766647, 3.354641167, 9.823307075, 0.013477284],
+    ),
+    "what sometimes pays, for three": (
+        {"requests": 3, "truth": (0.5, 0.02), "drafting": 0.2},
+        [
+            1323,
+            319,
+            31,
+            0.198099323,
+            1.198676768,
+            -5.181089434,
+            6.785273924,
+            9.524673681,
+            0.041822183,
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PINNED)
+def test_a_seeded_run_is_pinned(name):
+    """Every constant of the ledger, the rests and the curve has a part in these numbers."""
+    settings, expected = PINNED[name]
+    assert pinned_run(**settings) == pytest.approx(expected, rel=1e-6, abs=1e-9)

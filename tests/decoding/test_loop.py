@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from paceline.control.temperature import Temperature
 from paceline.core import Request, TokenTree
 from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
+from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.errors import RequestError
@@ -148,3 +151,72 @@ def test_absurd_requests_are_refused_in_a_sentence(options, said):
     asked = Request(**{"prompt": (1,), "max_new_tokens": 5, **options})
     with pytest.raises(RequestError, match=said):
         run(ToyEngine(), Root(), asked)
+
+
+def test_hidden_states_go_to_the_drafters_that_need_them():
+    states = np.arange(12, dtype=np.float32).reshape(6, 2)
+    engine = SimpleNamespace(hidden=lambda: states)
+    sessions = [
+        SimpleNamespace(drafter=SimpleNamespace(needs_hidden=needs), hidden="old")
+        for needs in (True, False, True, True)
+    ]
+    give_hidden(engine, sessions, [2, 1, 3, 0])
+    assert sessions[0].hidden.tolist() == states[:2].tolist()
+    assert sessions[1].hidden is None
+    assert sessions[2].hidden.tolist() == states[3:].tolist()
+    assert sessions[3].hidden is None, "no rows were run for it"
+
+
+def test_hidden_states_are_left_alone_where_nobody_needs_them():
+    session = SimpleNamespace(drafter=SimpleNamespace(needs_hidden=False), hidden="old")
+    give_hidden(SimpleNamespace(), [session], [1])
+    assert session.hidden == "old"
+
+
+class Recorded(Root):
+    def __init__(self):
+        self.asked = []
+
+    def propose(self, context, budget, min_path_prob=0.0):
+        self.asked.append((budget, min_path_prob))
+        return super().propose(context, budget)
+
+    def forced_tree(self, context, budget):
+        self.asked.append(("forced", budget))
+        return super().propose(context, budget)
+
+
+def test_a_session_asks_for_what_it_is_told_to():
+    engine, drafter = ToyEngine(), Recorded()
+    session = Session(engine, drafter, request(max_new_tokens=3))
+    session.open()
+    while session.missing:
+        part = session.next_part(2)
+        session.commit_part(part, engine.forward([(session.sequence, part)]))
+    session.propose(5)
+    session.propose(5, min_path_prob=0.25)
+    assert session.room == 2
+    session.propose(0, 7)
+    session.propose(0)
+    assert drafter.asked == [(5, 0.0), (5, 0.25), ("forced", 2)]
+    session.close()
+    assert engine.opened == 0
+
+
+def test_a_session_without_room_does_not_draft():
+    engine, drafter = ToyEngine(), Recorded()
+    session = Session(engine, drafter, request(max_new_tokens=1))
+    session.open()
+    while session.missing:
+        part = session.next_part()
+        session.commit_part(part, engine.forward([(session.sequence, part)]))
+    assert session.room == 0
+    assert len(session.propose(5, 5)) == 1
+    assert drafter.asked == []
+    session.close()
+
+
+@pytest.mark.parametrize("prompt", [(), (1,) * 512, (11,), (-1,)])
+def test_prompts_that_no_engine_runs_are_refused(prompt):
+    with pytest.raises(RequestError, match=r"empty|shorten|outside"):
+        Session(ToyEngine(), Root(), Request(prompt, 5))
