@@ -11,9 +11,10 @@ from paceline.decoding.governor import Fixed
 from paceline.decoding.loop import Generation
 from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
+from paceline.decoding.walk import WalkResult
 from paceline.drafters.base import Drafter
 from paceline.errors import RequestError
-from tests.decoding.test_text_stream import Letters
+from tests.decoding.test_text_stream import Bytes, Letters
 from tests.toy import Oracle, ToyEngine
 
 
@@ -220,3 +221,20 @@ def test_a_session_without_room_does_not_draft():
 def test_prompts_that_no_engine_runs_are_refused(prompt):
     with pytest.raises(RequestError, match=r"empty|shorten|outside"):
         Session(ToyEngine(), Root(), Request(prompt, 5))
+
+
+def test_the_last_token_of_a_pass_brings_all_the_rest_of_the_text():
+    session = Session(ToyEngine(), Recorded(), request(max_new_tokens=3), TextStream(Bytes()))
+    tree = TokenTree.chain([3, 97, 98])
+    assert session.accept(tree, WalkResult([0, 1], [97, 98], [0.5, 0.25])) == ["", ""]
+    assert not session.done
+    assert session.output.accepted == {"plain": 1}
+    assert session.output.margins == []
+    assert session.accept(tree, WalkResult([0, 1, 2], [99, 100, 101], [1.0, 1.0, 1.0])) == [
+        "",
+        "",
+        "abcde",
+    ]
+    assert session.done
+    assert session.output.text == "abcde"
+    assert session.output.finish == "length"

@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paceline.decoding.text_stream import TextStream
+from paceline.core import Request
+from paceline.decoding.text_stream import TextStream, pieces_of, text_of
 
 
 class Letters:
@@ -72,3 +73,23 @@ def test_a_stop_string_in_the_text_that_comes_last_is_found():
     assert stream.flush() == "a"
     assert stream.stopped
     assert stream.flush() == ""
+
+
+class Spaces:
+    """Drops a space at the beginning of what it decodes, as SentencePiece does."""
+
+    silent = byte_tokens = frozenset()
+
+    def decode(self, ids):
+        return "".join(map(chr, ids)).removeprefix(" ")
+
+
+def test_only_an_output_that_continues_the_prompt_keeps_its_first_space():
+    for continues, expected in ((True, " b"), (False, "b")):
+        request = Request((97,), 5, continues=continues, stop_strings=("c",))
+        stream = text_of(request, Spaces())
+        shown = [stream.push(ord(letter)) for letter in " bc"]
+        assert "".join(shown) == expected
+        assert stream.stopped
+        pieces = pieces_of(request, Spaces())
+        assert "".join(pieces.push(ord(letter)) for letter in " bcd") == f"{expected}cd"

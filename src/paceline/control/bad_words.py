@@ -78,8 +78,8 @@ class _BadWords:
                 edited = forbid(edited, last)
         if self._texts:
             tail = self._tail(history)
-            found = [part for text in self._texts for part in text.forbidden(tail)]
-            edited = forbid(edited, np.concatenate(found))
+            forbidden_tokens = [part for text in self._texts for part in text.forbidden(tail)]
+            edited = forbid(edited, np.concatenate(forbidden_tokens))
         return edited
 
     def _tail(self, history: list[int]) -> bytes:

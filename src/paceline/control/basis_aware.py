@@ -101,8 +101,8 @@ def directions(head: Floats, rank: int) -> Doubles:
     """Return the leading left singular vectors [V, R] of a head [V, D]; R = min(`rank`, D)."""
     weights = head.astype(np.float64)
     _, vectors = np.linalg.eigh(weights.T @ weights)
-    found = weights @ vectors[:, ::-1][:, :rank]
-    return np.asarray(found / np.maximum(np.linalg.norm(found, axis=0), 1e-300))
+    scaled = weights @ vectors[:, ::-1][:, :rank]
+    return np.asarray(scaled / np.maximum(np.linalg.norm(scaled, axis=0), 1e-300))
 
 
 def proven(
@@ -121,7 +121,7 @@ def proven(
     d = directions[likely] - directions[tokens][:, None]  # [T, L, R]
     ridge = 1e-12 * np.eye(directions.shape[1])
     enough = p[tokens] * (1.0 - _MARGIN)
-    found = np.zeros(len(tokens), bool)
+    proven_tokens = np.zeros(len(tokens), bool)
     y = np.zeros_like(weights)  # of the dual problem: d.T @ y = 0, -weights <= y <= k * weights
     for _ in range(_STEPS):
         room = np.minimum(weights + y, k * weights - y) ** 2
@@ -129,17 +129,19 @@ def proven(
         matrix += (np.trace(matrix, axis1=1, axis2=2)[:, None, None] + 1e-300) * ridge
         m = -np.linalg.solve(matrix, (room[:, None] @ d).transpose(0, 2, 1))[..., 0]
         h = 1.0 + np.einsum("tlr,tr->tl", d, m)
-        near = np.flatnonzero(~found & ((weights * _bent(h, k)).sum(1) < enough))
+        near = np.flatnonzero(~proven_tokens & ((weights * _bent(h, k)).sum(1) < enough))
         if len(near):
-            found[near] = _loss(p, directions, tokens[near], m[near], k) < enough[near]
-        if (found | (y.sum(1) >= p[tokens])).all():  # weak duality: no m is below what y reaches
+            proven_tokens[near] = _loss(p, directions, tokens[near], m[near], k) < enough[near]
+        if (
+            proven_tokens | (y.sum(1) >= p[tokens])
+        ).all():  # weak duality: no m is below what y reaches
             break
         step = room * h
         bound = np.where(step > 0, k * weights - y, weights + y)
         with np.errstate(divide="ignore", invalid="ignore"):
             reach = np.where(step == 0, np.inf, bound / np.abs(step)).min(1)
         y += 0.95 * np.where(np.isfinite(reach), reach, 0.0)[:, None] * step
-    return found
+    return proven_tokens
 
 
 def _bent(h: Doubles, k: float) -> Doubles:

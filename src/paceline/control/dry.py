@@ -88,8 +88,8 @@ class _Dry:
             return logits
         longest = np.zeros(len(logits), np.int64)
         np.maximum.at(longest, text[long + 1], lengths[long])
-        found = np.flatnonzero(longest)
-        penalty = method.multiplier * method.base ** (longest[found] - method.allowed)
+        repeated = np.flatnonzero(longest)
+        penalty = method.multiplier * method.base ** (longest[repeated] - method.allowed)
         edited = logits.copy()
-        edited[found] -= penalty.astype(np.float32)
+        edited[repeated] -= penalty.astype(np.float32)
         return edited

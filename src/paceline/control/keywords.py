@@ -219,8 +219,8 @@ class _Guided:
         allowed = self._deadline.allowed(state, left)
         probs = self.probs(state, self._follow(history), max(left, 0))
         edited = logits + np.log(np.maximum(probs, _SMALLEST)).astype(np.float32)
-        found: Floats = np.where(allowed, edited, np.float32(-np.inf))
-        return found
+        masked: Floats = np.where(allowed, edited, np.float32(-np.inf))
+        return masked
 
     def allows(self, history: list[int], tree: TokenTree) -> NDArray[np.bool_]:
         """See `FiltersDrafts`."""
@@ -241,10 +241,10 @@ class _Guided:
         automaton = self._deadline.automaton
         targets, index = np.unique(automaton.next[state], return_inverse=True)
         both = (hidden * self._outlook[left, targets]) @ self._hmm.emission  # [targets, V]
-        found = both[index[automaton.kind], np.arange(self._size)]
-        found /= hidden @ self._hmm.emission
-        found[automaton.kind < 0] = automaton.ends[state]
-        capped: Doubles = np.minimum(found, 1.0)
+        probs = both[index[automaton.kind], np.arange(self._size)]
+        probs /= hidden @ self._hmm.emission
+        probs[automaton.kind < 0] = automaton.ends[state]
+        capped: Doubles = np.minimum(probs, 1.0)
         return capped
 
     def _follow(self, history: list[int]) -> Doubles:

@@ -25,7 +25,7 @@ def filter_tree(
             tree = _continued(_kept(tree, kept), chains, np.flatnonzero(kept).tolist())
         else:
             tree = _kept(tree, control.allows(history, tree))
-    return _likeliest(tree, max_nodes)
+    return _most_likely(tree, max_nodes)
 
 
 def _kept(tree: TokenTree, kept: NDArray[np.bool_]) -> TokenTree:
@@ -65,7 +65,7 @@ def _continued(tree: TokenTree, chains: Mapping[int, list[int]], names: list[int
     )
 
 
-def _likeliest(tree: TokenTree, max_nodes: int) -> TokenTree:
+def _most_likely(tree: TokenTree, max_nodes: int) -> TokenTree:
     if len(tree) <= max_nodes + 1:
         return tree
     path_probs = tree.scores.tolist()

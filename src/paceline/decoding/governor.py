@@ -117,7 +117,7 @@ class Governor:
     Attributes:
         cost: T(n), refined by every pass.
         most: largest budget that is ever asked for; None takes the size where even certain
-            guesses would not pay.
+            nodes would not pay.
         risk: fraction of plain decoding's time that may be lost on rejected drafts.
         patience: consecutive passes without a worthwhile node before the drafter rests.
         rest: passes that it then rests; doubled each time, up to `longest_rest`.

@@ -24,11 +24,11 @@ def lenient_walk(
         child = tree.child(node, token)
         children = np.flatnonzero(tree.parents == node)
         if child is None and len(children):
-            guess = int(children[tree.scores[children].argmax()])
+            best = int(children[tree.scores[children].argmax()])
             row = edited(logits[node], history, request).astype(np.float64)
-            surprise = np.log(np.exp(row - row.max()).sum()) + row.max() - row[tree.tokens[guess]]
+            surprise = np.log(np.exp(row - row.max()).sum()) + row.max() - row[tree.tokens[best]]
             if surprise <= rollback:
-                child, token = guess, int(tree.tokens[guess])
+                child, token = best, int(tree.tokens[best])
         history.append(token)
         walked.drawn.append(token)
         walked.margins.append(np.inf)

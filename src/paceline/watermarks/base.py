@@ -118,8 +118,8 @@ def parse_watermark(text: str) -> Watermark:
     kind = given.pop("kind", "exponential")
     if kind not in watermarks.methods():
         raise MethodError(unknown("watermark", kind, watermarks.methods()))
-    found: Watermark = watermarks.build(MethodSpec(kind, given))
-    return found
+    watermark: Watermark = watermarks.build(MethodSpec(kind, given))
+    return watermark
 
 
 def enough(count: int, min_tokens: int) -> None:

@@ -66,5 +66,5 @@ def _earned() -> Floats:
     """Return log of u^(1/p - 1) / p averaged over p, for each u of `_BITS` bits; mean -0.25."""
     u = (np.arange(1 << _BITS) + 0.5) / (1 << _BITS)
     p = (np.arange(256) + 0.5) / 256
-    found: Floats = np.log((u[:, None] ** (1 / p - 1) / p).mean(1)).astype(np.float32)
-    return found
+    scores: Floats = np.log((u[:, None] ** (1 / p - 1) / p).mean(1)).astype(np.float32)
+    return scores

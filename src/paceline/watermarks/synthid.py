@@ -73,9 +73,9 @@ class Synthid(Watermark):
         _, first = np.unique(runs[:, :-1], axis=0, return_index=True)
         runs = runs[np.sort(first)]
         enough(len(runs), 1)
-        found = bits(context_streams(self.seed, runs[:, :-1]), runs[:, -1])
+        after = bits(context_streams(self.seed, runs[:, :-1]), runs[:, -1])
         layers = np.arange(self.layers, dtype=np.uint64)
-        shares = ((found[:, None] >> layers) & np.uint64(1)).mean(0)
+        shares = ((after[:, None] >> layers) & np.uint64(1)).mean(0)
         weights = np.linspace(10.0, 1.0, self.layers)
         weights /= weights.sum()
         mean = float(weights @ shares)
@@ -132,6 +132,6 @@ def tournament(probs: Floats, start: int, layers: int) -> Floats:
         rest = 1.0 - min(sum(sums.tolist()), 1.0)
         p = p * np.where(g, np.float32(1.0 + rest), np.float32(rest))
         p[p < _NEVER] = 0.0
-    found = np.zeros_like(probs)
-    found[tokens] = p[: len(tokens)]
-    return found
+    after = np.zeros_like(probs)
+    after[tokens] = p[: len(tokens)]
+    return after

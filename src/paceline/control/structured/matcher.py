@@ -95,19 +95,19 @@ class Matcher:
         """Return the same, and the tokens that must follow allowed nodes; see `ExtendsDrafts`."""
         if not self._set_base(history):
             return np.ones(len(tree), bool), {}
-        found, parents = paths(tree), tree.parents.tolist()
+        node_paths, parents = paths(tree), tree.parents.tolist()
         kept = np.zeros(len(tree), bool)
         kept[0] = True
         followed = set[_Path]()
-        for node, path in enumerate(found[1:], 1):
+        for node, path in enumerate(node_paths[1:], 1):
             if kept[parents[node]]:
                 bits = self._mask(path[:-1])
                 kept[node] = bits is not None and bool(bits[path[-1] // 32] >> path[-1] % 32 & 1)
                 followed.add(path)
         chains = {}
         for node in np.flatnonzero(kept)[1:].tolist():
-            chain = self._chain(found[node])
-            if chain and (*found[node], chain[0]) not in followed:
+            chain = self._chain(node_paths[node])
+            if chain and (*node_paths[node], chain[0]) not in followed:
                 chains[node] = chain
         return kept, chains
 

@@ -159,7 +159,7 @@ def beam_search(task: Task, settings: Beam, groups: int, penalty: float) -> list
     if search.interrupted and len(ended) < settings.returned:
         ended += [end for group in state for end in group.rest()]
     ended.sort(key=lambda end: -end.score)
-    return [search.found(*end) for end in ended[: settings.returned]]
+    return [search.output(*end) for end in ended[: settings.returned]]
 
 
 def _choose(

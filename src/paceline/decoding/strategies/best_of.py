@@ -146,16 +146,16 @@ def _side_by_side(
     finally:
         for each in sessions:
             each.close()
-    found = []
+    outputs = []
     for each in sessions:
         output = each.output
         if not output.tokens:
             continue
-        sample = search.found(output.tokens, scores[id(each)] / len(output.tokens), False)
+        sample = search.output(output.tokens, scores[id(each)] / len(output.tokens), False)
         sample.text, sample.accepted = output.text, output.accepted
         sample.finish = output.finish if each.done else "interrupted"
-        found.append(sample)
-    return found
+        outputs.append(sample)
+    return outputs
 
 
 def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float]:
@@ -180,12 +180,12 @@ def _pass(search: Search, live: Sequence[Session], budget: Budget) -> list[float
     budget.record(trees, [w.path for w in walked], draft, passed - drafted)
     search.cost.seconds.draft += draft
     search.cost.seconds.walk += learning - passed
-    found = []
+    totals = []
     for each, tree, w, log_probs in zip(live, trees, walked, scored, strict=True):
         before = len(each.output.tokens)
         each.accept(tree, w)
-        found.append(sum(log_probs[: len(each.output.tokens) - before]))
-    return found
+        totals.append(sum(log_probs[: len(each.output.tokens) - before]))
+    return totals
 
 
 def _hypothesis(each: Session) -> Hypothesis:
@@ -196,8 +196,8 @@ def _hypothesis(each: Session) -> Hypothesis:
 
 def _log_probs(logits: Floats, path: Sequence[int], drawn: Sequence[int]) -> list[float]:
     """Return the log-probability, in nats, of each token drawn on a path."""
-    found = []
+    log_probs = []
     for node, token in zip(path, drawn, strict=True):
         wide = logits[node].astype(np.float64) - float(logits[node].max())
-        found.append(float(wide[token] - np.log(np.exp(wide).sum())))
-    return found
+        log_probs.append(float(wide[token] - np.log(np.exp(wide).sum())))
+    return log_probs

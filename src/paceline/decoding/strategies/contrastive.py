@@ -62,7 +62,7 @@ class ContrastiveSearch(Strategy):
                 f"contrastive needs hidden states, and the engine {engine.name} gives none"
             )
         tokens: list[int] = []
-        worth, ended = 0.0, False
+        total_value, ended = 0.0, False
         with Search(task) as search:
             states = _States(engine.config.hidden_size, engine.config.context)
             live = search.start(lambda _, __, ___: states.add(engine.hidden()))
@@ -81,12 +81,12 @@ class ContrastiveSearch(Strategy):
                 engine.commit(live.sequence, [0])
                 states.add(fresh[pick : pick + 1])
                 root = int(candidates[pick])
-                worth += float(values[pick])
+                total_value += float(values[pick])
                 tokens.append(root)
                 live.history.append(root)
                 row = search.guided(live, rows[1 + pick].copy())
                 ended = task.ends(tokens)
-        return [search.found(tokens, worth / max(len(tokens), 1), ended)]
+        return [search.output(tokens, total_value / max(len(tokens), 1), ended)]
 
 
 class _States:

@@ -83,7 +83,7 @@ class LatticeSearch(Strategy):
             if not node.tokens and not search.interrupted:
                 raise dead_end(len(task.request.prompt))
             paths = [(list(node.tokens), node.score / max(len(node.tokens), 1), False)]
-        return [search.found(tokens, score, ended) for tokens, score, ended in paths]
+        return [search.output(tokens, score, ended) for tokens, score, ended in paths]
 
 
 @dataclass(slots=True, eq=False)

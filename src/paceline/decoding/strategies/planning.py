@@ -96,10 +96,10 @@ class Planning(Strategy):
         with Search(task) as search:
             planner.plan(search)
         if not planner.known:
-            return [search.found([], 0.0, False)]
+            return [search.output([], 0.0, False)]
         ranked = sorted(planner.known.items(), key=lambda item: (-item[1], len(item[0])))
         return [
-            search.found(tokens, reward, bool(task.ends(tokens)))
+            search.output(tokens, reward, bool(task.ends(tokens)))
             for tokens, reward in ranked[: self.returned]
         ]
 
@@ -250,7 +250,7 @@ def _read_tests(name: str) -> list[tuple[str, str]]:
     """
     if not name:
         raise MethodError("planning needs tests; write planning:tests=FILE,run_programs=true")
-    found = []
+    tests = []
     for number, line in enumerate(_read(name).splitlines(), 1):
         if not line.strip():
             continue
@@ -263,10 +263,10 @@ def _read_tests(name: str) -> list[tuple[str, str]]:
             raise RequestError(
                 f'line {number} of {name} is not a test; write {{"input": "...", "output": "..."}}'
             )
-        found.append(pair)
-    if not found:
+        tests.append(pair)
+    if not tests:
         raise RequestError(f"{name} holds no tests")
-    return found
+    return tests
 
 
 def _same(printed: str, expected: str) -> bool:

@@ -87,7 +87,7 @@ class Superposed(Strategy):
         with Search(task) as search:
             superposition.grow(search)
         drafts = superposition.drafts[: self.returned]
-        return [search.found(draft.tokens, draft.score, draft.ended) for draft in drafts]
+        return [search.output(draft.tokens, draft.score, draft.ended) for draft in drafts]
 
 
 class Ngrams:

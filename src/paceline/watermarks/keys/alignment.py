@@ -54,14 +54,14 @@ def resampled(
         resamples: number of keys to try.
     """
     random = np.random.default_rng(0)
-    found = score(np.array([seed], np.uint64))[0]
+    own_score = score(np.array([seed], np.uint64))[0]
     batch, better, tried = max(_CELLS // length, 1), 0, 0
     while tried < resamples:
         count = min(batch, resamples - tried)
         seeds = random.integers(0, 1 << 64, count, np.uint64)
-        places = np.flatnonzero(score(seeds) >= found)
+        places = np.flatnonzero(score(seeds) >= own_score)
         if better + len(places) >= _ENOUGH:
-            return float(found), _ENOUGH / (tried + int(places[_ENOUGH - better - 1]) + 1)
+            return float(own_score), _ENOUGH / (tried + int(places[_ENOUGH - better - 1]) + 1)
         better += len(places)
         tried += count
-    return float(found), (1 + better) / (1 + tried)
+    return float(own_score), (1 + better) / (1 + tried)

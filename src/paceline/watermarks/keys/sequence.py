@@ -80,8 +80,8 @@ class KeySequence(Watermark):
         def score(seeds: Seeds) -> Floats:
             return best_alignment(self.rows(seeds, known), order, self.gap)
 
-        found, p = resampled(score, self.seed, self.length, resamples)
-        return Detection(p, found, "alignment", len(tokens))
+        statistic, p = resampled(score, self.seed, self.length, resamples)
+        return Detection(p, statistic, "alignment", len(tokens))
 
     @abstractmethod
     def rows(self, seeds: Seeds, tokens: NDArray[np.int64]) -> Floats:

@@ -249,7 +249,7 @@ class Search:
         for name, count in output.accepted.items():
             cost.accepted[name] = cost.accepted.get(name, 0) + count
 
-    def found(self, tokens: Sequence[int], score: float, ended: bool) -> SearchOutput:
+    def output(self, tokens: Sequence[int], score: float, ended: bool) -> SearchOutput:
         """Return an output of this search."""
         task = self.task
         finish = "length" if task.limit == task.request.max_new_tokens else "context"
