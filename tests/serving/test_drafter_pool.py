@@ -24,7 +24,7 @@ class FakeRun:
 
     def __init__(self, clock, seconds, error=None):
         self.clock, self.seconds, self.error = clock, seconds, error
-        self.text, self.room, self.drafter = [1], 9, None
+        self.text, self.room, self.levels, self.drafter = [1], 9, 9, None
 
     def propose(self, nodes, spare=0, min_path_prob=0.0):
         self.clock.now += self.seconds
