@@ -22,6 +22,7 @@ from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, RequestError, unknown
+from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
 from paceline.models.vocabulary import Vocabulary
 from paceline.request_builder import RequestBuilder, check_messages
@@ -65,6 +66,9 @@ class LM:
             `auto` is `fp32`.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
+        kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
+            every request that does not name its own; lossy. None keeps all rows. `score` reads
+            whole texts, without it.
         format: earlier name of `dtype`; deprecated.
 
     Attributes:
@@ -93,6 +97,7 @@ class LM:
         device: str | None = None,
         kv_format: str = "auto",
         attention: str | Pattern | None = None,
+        kv_policy: str | Policy | None = None,
         format: str | None = None,  # noqa: A002 (deprecated)
         **unexpected: NoReturn,
     ) -> None:
@@ -109,6 +114,9 @@ class LM:
         if not isinstance(method, DraftMethod):
             raise wrong("the drafter", drafter, "a name or a DraftMethod")
         self.drafter_method = method
+        policy = parse_policy(kv_policy) if isinstance(kv_policy, str) else kv_policy
+        if not isinstance(policy, Policy | None):
+            raise wrong("the KV policy", kv_policy, "a name or a Policy")
         loaded = open_model(
             model,
             engine,
@@ -125,7 +133,11 @@ class LM:
         self.draft_target = Target(vocab_size, self.engine, self.tokenizer, loaded.trace, one)
         self.budget = open_budget(budget, self.engine)
         self.drafter = method.build(self.draft_target)
-        self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
+        if policy is not None:
+            policy.check(self.engine)
+        self.request_builder = RequestBuilder(
+            self.model, self.tokenizer, self.engine, self.drafter, policy
+        )
         self._name = self.model.path.name
         self._load_seconds = perf_counter() - start
 

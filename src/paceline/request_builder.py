@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Unpack, cast
+from typing import Any, Literal, Unpack, cast
 
 from paceline.arguments import check_items, check_tokens, wrong
 from paceline.control.base import ControlMethod, bind
@@ -21,7 +21,7 @@ from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, RequestError
-from paceline.kvcache.base import parse_policy
+from paceline.kvcache.base import Policy
 from paceline.models import Model
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import Vocabulary
@@ -40,12 +40,19 @@ class RequestBuilder:
         tokenizer: of that checkpoint.
         engine: runs the model.
         drafter: tells whether it can use a prediction.
+        kv_policy: of requests that name none.
     """
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer, engine: Engine, drafter: Drafter
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        drafter: Drafter,
+        kv_policy: Policy | None = None,
     ) -> None:
         self.model, self.tokenizer, self.engine, self.drafter = model, tokenizer, engine, drafter
+        self.kv_policy = kv_policy
 
     def build(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
         """Return the `Request` that a prompt and options ask for.
@@ -74,7 +81,6 @@ class RequestBuilder:
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
         tokens, continues = self.encode(prompt, offered)
-        policy = values["kv_policy"]
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=values["max_new_tokens"],
@@ -86,7 +92,7 @@ class RequestBuilder:
             walk=values["walk"],
             continues=continues,
             parser=parser,
-            kv_policy=parse_policy(policy) if isinstance(policy, str) else policy,
+            kv_policy=self._kv_policy(values["kv_policy"]),
         )
         scaling = (Temperature(temperature),) if temperature > 0 else ()
         keywords = () if values["keywords"] is None else (values["keywords"],)
@@ -113,6 +119,12 @@ class RequestBuilder:
                 if controls.find(name).order < TEMPERATURE and given.get(name) is None
             }
         return deterministic
+
+    def _kv_policy(self, requested: Policy | Literal[False] | None) -> Policy | None:
+        """Return the policy of a request: its own, none if it says so, or the default."""
+        if requested is None:
+            return self.kv_policy
+        return requested or None
 
     def _sampling(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from paceline.control.keywords import Keywords
 from paceline.control.structured.function_schema import function_tool
 from paceline.control.structured.tools import Choice
 from paceline.errors import MethodError, unknown
-from paceline.kvcache.base import Policy
+from paceline.kvcache.base import Policy, parse_policy
 from paceline.watermarks.base import Watermark
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
@@ -67,9 +67,9 @@ class RequestOptions(TypedDict, total=False):
             edit. It makes the output faster, never different.
         walk: `gumbel` draws the tokens of plain decoding; `rejection`, for draft models, draws
             from the same distribution, but other tokens. Default `gumbel`.
-        kv_policy: bounds the cached keys and values, as `NAME:key=value,...` or a `Policy`; lossy.
-            Default: all are kept.
         watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`, that a detector with the key finds.
+        kv_policy: `NAME[:key=value,...]` or a `Policy`, which bounds the cache of keys and values;
+            lossy. `False` keeps all rows. Default: that of the `LM`.
         top_k: keep the k most probable tokens.
         top_p: keep the most probable tokens whose probabilities sum to p.
         min_p: drop tokens with less than p times the largest probability.
@@ -97,8 +97,8 @@ class RequestOptions(TypedDict, total=False):
     ignore_eos: bool | None
     prediction: str | Sequence[int] | None
     walk: str | None
-    kv_policy: Policy | str | None
     watermark: Watermark | str | None
+    kv_policy: Policy | str | Literal[False] | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -216,6 +216,12 @@ def _tool_choice(name: str, value: object) -> Any:
     return value if isinstance(value, Mapping) else check_text(name, value)
 
 
+def _kv_policy(name: str, value: object) -> Policy | Literal[False]:
+    if value is False or isinstance(value, Policy):
+        return value
+    return parse_policy(check_text(name, value, "NAME:key=value,..., a Policy, or False"))
+
+
 def _prediction(name: str, value: object) -> Any:
     return value if isinstance(value, str) else check_items(name, value, "text or token ids")
 
@@ -247,8 +253,8 @@ _DEFAULTS: dict[str, object] = {
     "ignore_eos": False,
     "prediction": None,
     "walk": "gumbel",
-    "kv_policy": None,
     "watermark": None,
+    "kv_policy": None,
 }
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "max_new_tokens": _at_least_one,
@@ -265,6 +271,6 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "ignore_eos": check_flag,
     "prediction": _prediction,
     "walk": check_text,
-    "kv_policy": _one_of(Policy, "a KV policy such as h2o:budget=512"),
     "watermark": _one_of(Watermark, "key=SECRET,... or a Watermark"),
+    "kv_policy": _kv_policy,
 }

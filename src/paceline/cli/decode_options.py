@@ -118,6 +118,7 @@ def describe(
         "temperature": request.temperature,
         "seed": request.seed,
         "walk": request.walk,
-        "lossy": lm.drafter.rollback is not None,
+        "lossy": lm.drafter.rollback is not None or request.kv_policy is not None,
+        "kv_policy": request.kv_policy and request.kv_policy.name,
         "watermark": sampling.mark and sampling.mark.name,
     }

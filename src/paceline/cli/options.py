@@ -91,6 +91,13 @@ class EngineOptions:
             "See `paceline methods`."
         ),
     ] = None
+    kv_policy: Annotated[
+        str | None,
+        typer.Option(
+            help="Policy that bounds the cache of keys and values, NAME:key=value,...; lossy. "
+            "See `paceline methods`."
+        ),
+    ] = None
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
         """A model in that engine."""
@@ -106,6 +113,7 @@ class EngineOptions:
             dtype=self.weight_format,
             kv_format=self.kv_format,
             attention=self.attention,
+            kv_policy=self.kv_policy,
         )
 
 

@@ -79,13 +79,19 @@ def _open(settings: ServerSettings) -> LM:
 
 def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
     """What marks and steers answers; the models of guides are opened."""
+    from paceline.kvcache.base import parse_policy
     from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
     from paceline.watermarks.base import parse_watermark
 
     mark = None if settings.watermark is None else parse_watermark(settings.watermark)
     guides = parse_guides(settings.guides)
     open_guides(lm, guides)
-    return OperatorPolicy(mark, settings.watermark_choice, guides)
+    policy = None if settings.kv_policy is None else parse_policy(settings.kv_policy)
+    if policy is not None or settings.kv_policy_choice:
+        (policy or parse_policy("sliding_window")).check(lm.engine)
+    return OperatorPolicy(
+        mark, settings.watermark_choice, guides, policy, settings.kv_policy_choice
+    )
 
 
 def _worker(lm: LM, settings: ServerSettings) -> Worker:

@@ -11,6 +11,7 @@ from paceline.control.guides.base import GuideMethod, guided, parse_guide
 from paceline.control.guides.cfg import Cfg
 from paceline.core import Request
 from paceline.errors import MethodError, RequestError
+from paceline.kvcache.base import Policy, parse_policy
 from paceline.watermarks.base import Watermark, parse_watermark
 
 if TYPE_CHECKING:
@@ -21,17 +22,21 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 @dataclass(frozen=True)
 class OperatorPolicy:
-    """How answers may be watermarked and guided.
+    """How answers may be watermarked and guided, and how their caches are bounded.
 
     Attributes:
         watermark: of every answer.
         choice: requests may bring a watermark of their own, or turn it off.
         guides: by the names that requests give; their models are the operator's.
+        kv_policy: bounds the cache of every request.
+        kv_policy_choice: requests may bring a KV policy of their own, or turn it off.
     """
 
     watermark: Watermark | None = None
     choice: bool = False
     guides: Mapping[str, GuideMethod] = field(default_factory=dict)
+    kv_policy: Policy | None = None
+    kv_policy_choice: bool = False
 
     def watermark_of(self, requested: str | Literal[False] | None) -> Watermark | None:
         """Return the watermark of a request.
@@ -47,6 +52,21 @@ class OperatorPolicy:
         if not self.choice:
             raise RequestError("this server chooses the watermark; leave watermark out")
         return parse_watermark(requested) if requested is not False else None
+
+    def kv_policy_of(self, requested: str | Literal[False] | None) -> Policy | None:
+        """Return the KV policy of a request.
+
+        Args:
+            requested: what the request says: a policy, False for none, None for the server's.
+
+        Raises:
+            PacelineError: requests may not choose here, or the policy is malformed.
+        """
+        if requested is None:
+            return self.kv_policy
+        if not self.kv_policy_choice:
+            raise RequestError("this server chooses the KV policy; leave kv_policy out")
+        return parse_policy(requested) if requested is not False else None
 
     def guides_of(self, names: Iterable[str]) -> list[GuideMethod]:
         """Return the guides with these names.

@@ -121,6 +121,13 @@ class ServerSettings:
     watermark_choice: Annotated[
         bool, SettingInfo("Let requests bring a watermark of their own, or turn it off.")
     ] = False
+    kv_policy: Annotated[
+        str | None,
+        SettingInfo("Policy that bounds the cache of each request, as in `paceline generate`."),
+    ] = None
+    kv_policy_choice: Annotated[
+        bool, SettingInfo("Let requests bring a KV policy of their own, or turn it off.")
+    ] = False
     guides: Annotated[
         tuple[str, ...],
         SettingInfo(
@@ -185,6 +192,8 @@ class ServerSettings:
             _check(name, kind, info, getattr(self, name))
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
+        if self.kv_policy is not None:
+            _operator_policy().parse_policy(self.kv_policy)
         if self.guides:
             _operator_policy().parse_guides(self.guides)
 

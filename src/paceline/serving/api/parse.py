@@ -193,6 +193,7 @@ def _options(
         "prediction": prediction,
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.watermark_of(body.watermark),
+        "kv_policy": limits.steering.kv_policy_of(body.kv_policy),
     }
     if plan.strategy is None:
         return options

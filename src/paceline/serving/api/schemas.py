@@ -86,6 +86,9 @@ class SamplingBody(Strict):
     watermark: str | Literal[False] | None = Field(
         None, description="As in `--watermark`, or `false`, if the server allows it."
     )
+    kv_policy: str | Literal[False] | None = Field(
+        None, description="As in `--kv-policy`, or `false`, if the server allows it."
+    )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
 
