@@ -137,6 +137,8 @@ def test_a_kv_policy_is_an_option(lm):
         ({"ignore_eos": "yes"}, "ignore_eos is 'yes', expected True or False"),
         ({"controls": [3]}, "an item of controls is 3, expected a control"),
         ({"guide": 3}, "guide is 3"),
+        ({"guide": ""}, "unknown guide ''"),
+        ({"guide": [""]}, "unknown guide ''"),
         ({"tools": 3}, "tools is 3, expected a list of functions"),
         ({"bad_words": ["\ud800"]}, "lone surrogate"),
     ],
@@ -183,6 +185,24 @@ def test_a_list_is_one_batch(lm, monkeypatch):
     monkeypatch.setattr(lm.engine, "forward", counted)
     lm.generate(PROMPTS, max_new_tokens=10, temperature=0.0)
     assert max(sizes) == len(PROMPTS)
+
+
+def test_an_interrupted_list_keeps_what_there_is(lm, monkeypatch):
+    lm.generate(PROMPTS, max_new_tokens=2)  # measures the cost of passes, once
+    calls = []
+    forward = lm.engine.forward
+
+    def interrupting(batch, *rest, **options):
+        calls.append(batch)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return forward(batch, *rest, **options)
+
+    monkeypatch.setattr(lm.engine, "forward", interrupting)
+    outputs = lm.generate(PROMPTS, max_new_tokens=100, ignore_eos=True)
+    assert {output.finish for output in outputs} == {"interrupted"}
+    assert all(0 < len(output.tokens) < 100 for output in outputs)
+    assert lm.engine.memory.used == 0
 
 
 def test_an_ensemble_takes_a_list_too():

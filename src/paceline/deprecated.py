@@ -59,7 +59,7 @@ def complete(
         raise RequestError("beam search uses no n-grams; leave alpha out, or take superposed")
     context = lm.engine.config.context
     room = context - len(lm.request_builder.encode(prompt)[0])
-    if not 1 <= max_new_tokens <= max(room, 1):
+    if room >= 1 and not 1 <= max_new_tokens <= room:
         raise RequestError(
             f"continuations of {max_new_tokens} tokens are requested, expected 1 to {room}: "
             f"the model sees {context} tokens, the prompt among them"

@@ -16,9 +16,14 @@ from tests.toy import ToyEngine
 DIALOGUES = [Dialogue(("Once upon",), "text", 1), Dialogue(("One", "Two"), "qa", 3)]
 
 
-def run(lm, heats=(0.0, 0.7), dialogues=DIALOGUES, length=12):
+def run(lm, temperatures=(0.0, 0.7), dialogues=DIALOGUES, length=12):
     return prove(
-        lm, {"oracle": Knowing(lm.engine)}, dialogues, heats, TurnOptions(length), lambda: Fixed(8)
+        lm,
+        {"oracle": Knowing(lm.engine)},
+        dialogues,
+        temperatures,
+        TurnOptions(length),
+        lambda: Fixed(8),
     )
 
 
@@ -37,7 +42,7 @@ def test_a_right_engine_has_no_bug():
 def test_a_planted_bug_is_found_where_it_is():
     prompt = len("Once upon")
     engine = Broken(length=prompt + 5, nudge=9.0)
-    proof = run(ToyLM(engine), heats=(0.0,), dialogues=DIALOGUES[:1])
+    proof = run(ToyLM(engine), temperatures=(0.0,), dialogues=DIALOGUES[:1])
     at = proof.first.difference
     assert (proof.total("bugs"), proof.total("ties"), proof.total("identical")) == (1, 0, 0)
     assert at.position == 5
@@ -58,7 +63,7 @@ def test_a_planted_bug_is_found_where_it_is():
 def test_a_near_draw_is_a_tie_only_where_rounding_is_allowed(invariant, tolerance, verdict):
     engine = Broken(length=len("Once upon") + 5, nudge=9.0)
     engine.invariant, engine.tolerance = invariant, tolerance
-    proof = run(ToyLM(engine), heats=(0.0,), dialogues=DIALOGUES[:1])
+    proof = run(ToyLM(engine), temperatures=(0.0,), dialogues=DIALOGUES[:1])
     assert proof.first.difference.verdict == verdict
 
 
@@ -123,7 +128,9 @@ def test_later_turns_are_asked_after_the_plain_answers():
 
 def test_long_prompts_keep_their_last_tokens_and_are_counted():
     lm = ToyLM(ToyEngine(context=20))
-    proof = run(lm, heats=(0.0,), length=8, dialogues=[Dialogue(("x" * 50 + "yz",), "text", 1)])
+    proof = run(
+        lm, temperatures=(0.0,), length=8, dialogues=[Dialogue(("x" * 50 + "yz",), "text", 1)]
+    )
     assert proof.clipped == 1
     (turn,) = plain_turns(lm, [Dialogue(("x" * 50 + "yz",), "text", 1)], TurnOptions(8))
     assert turn.request.prompt == tuple(lm.tokenizer.encode("x" * 10 + "yz"))

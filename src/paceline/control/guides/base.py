@@ -219,7 +219,8 @@ def parse_guides(text: str) -> list[GuideMethod]:
     Raises:
         MethodError: as `Registry.parse`.
     """
-    return guides.parse_several(text.strip(), positional=True)
+    text = text.strip()
+    return guides.parse_several(text, positional=True) if text else [guides.parse(text)]
 
 
 def guided(request: Request, methods: Sequence[GuideMethod], models: GuideModels) -> Request:
