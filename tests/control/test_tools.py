@@ -149,10 +149,10 @@ def test_a_template_that_takes_none_has_them_told(tmp_path):
     tools = Tools.of(TOOLS)
     for start in ([], [{"role": "system", "content": "Be kind."}]):
         messages = [*start, {"role": "user", "content": "Once"}]
-        told = tokenizer.decode(tools.encode(messages, tokenizer))
-        assert told.startswith("Be kind.\n\nYou can" if start else "You can")
-        assert '"weather"' in told
-        assert told.endswith("|Once|")
+        rendered = tokenizer.decode(tools.encode(messages, tokenizer))
+        assert rendered.startswith("Be kind.\n\nYou can" if start else "You can")
+        assert '"weather"' in rendered
+        assert rendered.endswith("|Once|")
         assert start in ([], [{"role": "system", "content": "Be kind."}]), "not written to"
 
 

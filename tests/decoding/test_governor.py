@@ -68,8 +68,8 @@ def test_the_choice_is_the_best_of_all_sizes(tree, seed):
     scores = np.random.default_rng(seed).random(len(tree)).astype(np.float32)
     guess = TokenTree(tree.tokens, tree.parents, scores, tree.origin)
     governor = Governor(FLAT)
-    chances = sorted(governor.calibration.path_probs([guess]).tolist(), reverse=True)
-    rates = [sum(chances[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
+    probs = sorted(governor.calibration.path_probs([guess]).tolist(), reverse=True)
+    rates = [sum(probs[:n]) / (FLAT.at(n) + 0.1) for n in range(1, len(guess) + 1)]
     [chosen] = governor.prune([guess], 0.1)
     assert rates[len(chosen) - 1] == pytest.approx(max(rates))
 
@@ -96,7 +96,7 @@ class SlowCalibration:
     def kind(self, tree, node):
         return max(int(tree.origin[node]), 0), min(int(tree.depths()[node]), 7)
 
-    def chances(self, tree):
+    def probs(self, tree):
         found = [1.0]
         for node in range(1, len(tree)):
             kind = self.kind(tree, node)
@@ -138,7 +138,7 @@ def test_the_calibration_agrees_with_the_reference(passes, seed, decay):
     fast, slow = _native.AcceptanceRates(decay, 0.5), SlowCalibration(decay, 0.5)
     for shapes in passes:
         found, paths = zip(*(scored(shape, random) for shape in shapes), strict=True)
-        expected = np.concatenate([slow.chances(tree) for tree in found])
+        expected = np.concatenate([slow.probs(tree) for tree in found])
         assert fast.path_probs(found) == pytest.approx(expected, rel=1e-6)
         fast.learn(found, paths)
         for tree, path in zip(found, paths, strict=True):
@@ -177,11 +177,11 @@ def test_the_curve_agrees_with_the_reference(steps, sizes):
 def test_the_likeliest_nodes_of_all_trees_come_first(shapes, seed, more):
     random = np.random.default_rng(seed)
     found = [scored(shape, random)[0] for shape in shapes]
-    chances = _native.AcceptanceRates(0.98, 0.5).path_probs(found)
+    probs = _native.AcceptanceRates(0.98, 0.5).path_probs(found)
     sizes = [len(tree) for tree in found]
     roots = np.cumsum([0, *sizes[:-1]])
-    others = sorted(np.delete(chances, roots).tolist(), reverse=True)
-    ranking = _native.NodeRanking(chances, sizes)
+    others = sorted(np.delete(probs, roots).tolist(), reverse=True)
+    ranking = _native.NodeRanking(probs, sizes)
     assert ranking.tokens == pytest.approx(len(found) + np.cumsum([0.0, *others]))
     curve, first = _native.CostCurve(FLAT.nodes, FLAT.seconds), len(found) + 3
     rates = [t / (curve.at(first + n) + more) for n, t in enumerate(ranking.tokens)]
@@ -190,7 +190,7 @@ def test_the_likeliest_nodes_of_all_trees_come_first(shapes, seed, more):
     kept = ranking.keep(best)
     assert kept[roots].all()
     assert kept.sum() == len(found) + best
-    assert chances[kept].sum() == pytest.approx(ranking.tokens[best])
+    assert probs[kept].sum() == pytest.approx(ranking.tokens[best])
     for tree, part in zip(found, np.split(kept, roots[1:]), strict=True):
         assert part[tree.parents[1:]][part[1:]].all(), "a node is kept with its parent"
 
@@ -208,8 +208,8 @@ def test_what_need_not_be_proposed_would_not_have_been_kept(shapes, seed):
     governor = Governor(FLAT)
     assert governor.min_path_prob() == 0.0, "nothing is known yet"
     kept = governor.prune(found, 0.1)
-    chances = governor.calibration.path_probs(kept)
-    assert (chances >= governor.min_path_prob()).all()
+    probs = governor.calibration.path_probs(kept)
+    assert (probs >= governor.min_path_prob()).all()
     assert governor.min_path_prob() <= 0.5
 
 
@@ -339,12 +339,12 @@ def test_the_joint_choice_is_the_best_of_all(found, other_tokens, seed):
     """Against every set of nodes that has all roots, and with a node its parent."""
     found = [guessed(tree, seed + place) for place, tree in enumerate(found)]
     governor, drafting = Governor(FLAT), 0.1
-    chances = [governor.calibration.path_probs([tree]) for tree in found]
+    probs = [governor.calibration.path_probs([tree]) for tree in found]
     alone = FLAT.at(len(found))
     ride = float(governor.seconds(len(found) + other_tokens)) - alone
 
     def rate(masks):
-        tokens = sum(float(c[m].sum()) for c, m in zip(chances, masks, strict=True))
+        tokens = sum(float(c[m].sum()) for c, m in zip(probs, masks, strict=True))
         nodes = sum(int(m.sum()) for m in masks)
         return tokens / (float(governor.seconds(nodes + other_tokens)) - ride + drafting)
 
