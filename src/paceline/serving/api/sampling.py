@@ -59,15 +59,15 @@ def sampling(body: SamplingBody) -> dict[str, Any]:
     own = SamplerSpec.parse(text) if isinstance(text, str) else SamplerSpec.of(text)
     for method in own.methods:
         _check_paths(method)
-    heats = {heat for heat in (body.temperature, own.temperature) if heat is not None}
-    if len(heats) > 1:
+    temperatures = {each for each in (body.temperature, own.temperature) if each is not None}
+    if len(temperatures) > 1:
         raise RequestError(
             f"temperature is {body.temperature:g}, and in sampler it is {own.temperature:g}; "
             "give one of them"
         )
     methods = (*SamplerSpec.of(named or {}).methods, *own.methods)
     return {
-        "temperature": next(iter(heats), None),
+        "temperature": next(iter(temperatures), None),
         "controls": SamplerSpec(methods=methods).methods,
     }
 

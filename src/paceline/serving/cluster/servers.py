@@ -39,13 +39,13 @@ class RayReplicaSet:
 
     def __init__(self, handle: DeploymentHandle[Any], size: int) -> None:
         self._handle, self.size = handle, size
-        self._ask = handle.options(method_name="ask", stream=True)
+        self._handle_request = handle.options(method_name="handle", stream=True)
 
     async def handle(
         self, scope: dict[str, Any], body: bytes, key: str
     ) -> AsyncGenerator[ResponsePart, None]:
         """See `ReplicaSet`."""
-        parts = self._ask.remote(scope, body, key=key)
+        parts = self._handle_request.remote(scope, body, key=key)
         try:
             async for part in parts:
                 yield part
