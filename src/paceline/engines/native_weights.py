@@ -154,13 +154,13 @@ def _floats(weight: Weight) -> tuple[NDArray[np.generic], bool]:
 
 def _blocks(matrices: Sequence[Linear]) -> list[Blocks]:
     """Return all matrices in blocks with one order of inputs, or nothing."""
-    found: list[Blocks] = []
+    blocks: list[Blocks] = []
     for matrix in matrices:
         block = Blocks.of(matrix)
-        if block is None or (found and not _same_order(found[0].order, block.order)):
+        if block is None or (blocks and not _same_order(blocks[0].order, block.order)):
             return []
-        found.append(block)
-    return found
+        blocks.append(block)
+    return blocks
 
 
 def _same_order(one: NDArray[np.int32] | None, other: NDArray[np.int32] | None) -> bool:

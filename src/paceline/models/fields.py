@@ -69,8 +69,8 @@ class Fields:
     def fail(self, name: str, expected: str) -> ModelError:
         """Return the error for a setting with an unexpected value."""
         key = self._names.get(name, name)
-        found = "missing" if self.get(name) is None else f"{self.get(name)!r:.80}"
-        return ModelError(f"{key} in {self.where} is {found}, expected {expected}")
+        shown = "missing" if self.get(name) is None else f"{self.get(name)!r:.80}"
+        return ModelError(f"{key} in {self.where} is {shown}, expected {expected}")
 
     def integer(
         self, name: str, default: int | None = None, low: int = 1, high: int = LARGEST

@@ -39,17 +39,17 @@ class Place:
 
 def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[str, Place]:
     """Return the location of every tensor of the model, by canonical name."""
-    found: dict[str, Place] = {}
+    located: dict[str, Place] = {}
     outer = _outer_shapes(config)
     for module, name in family.outer.items():
-        found |= _entries("", module, name, outer, family, biased)
+        located |= _entries("", module, name, outer, family, biased)
     for i, layer in enumerate(config.layers):
         shapes = _layer_shapes(config, layer)
         at = family.at.format(i=i)
         for module, names in family.layer.items():
             entries = _entries(at, module, names, shapes, family, biased)
-            found |= {f"layers.{i}.{name}": place for name, place in entries.items()}
-    return found
+            located |= {f"layers.{i}.{name}": place for name, place in entries.items()}
+    return located
 
 
 def _outer_shapes(config: ModelConfig) -> dict[str, Shape]:

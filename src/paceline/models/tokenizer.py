@@ -103,8 +103,8 @@ class Tokenizer:
 
     def decoder(self) -> dict[str, Any] | None:
         """Return the decoder that tokenizer.json describes."""
-        found: dict[str, Any] | None = json.loads(self._backend.to_str())["decoder"]
-        return found
+        decoder: dict[str, Any] | None = json.loads(self._backend.to_str())["decoder"]
+        return decoder
 
     def _ids(self, role: str) -> list[int]:
         index = self._backend.token_to_id(self.special[role]) if role in self.special else None
@@ -152,5 +152,5 @@ def _text(fields: Fields, role: str) -> str | None:
 def _byte_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:
     if "ByteFallback" not in repr(backend.decoder):
         return frozenset()
-    found = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
-    return frozenset(index for index in found if index is not None)
+    ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(index for index in ids if index is not None)

@@ -78,11 +78,11 @@ class Vocabulary:
             )
         tokenizer = self.tokenizer
         named = min(self.size, len(tokenizer))
-        found = [
+        pieces = [
             b"" if token in tokenizer.silent else decode(tokenizer.token(token))
             for token in range(named)
         ]
-        return found + [b""] * (self.size - named)
+        return pieces + [b""] * (self.size - named)
 
     @cached_property
     def strips(self) -> bool:
@@ -92,8 +92,8 @@ class Vocabulary:
     def containing(self, text: bytes) -> NDArray[np.int64]:
         """Return the ids of the tokens whose bytes contain `text`."""
         if text not in self._containing:
-            found = [token for token, own in enumerate(self.pieces) if text in own]
-            self._containing[text] = np.array(found, np.int64)
+            tokens = [token for token, own in enumerate(self.pieces) if text in own]
+            self._containing[text] = np.array(tokens, np.int64)
         return self._containing[text]
 
     def beginning(self, text: bytes) -> NDArray[np.int64]:
@@ -113,15 +113,15 @@ class Vocabulary:
                     if b"".join(self.pieces[t] for t in ids[cut:]) == text:
                         return ids[cut:]
                     break
-        found: list[int] = []
+        pieces: list[int] = []
         while text:
             sizes = range(min(len(text), self._longest), 0, -1)
             size = next((n for n in sizes if text[:n] in self._by_piece), 0)
             if not size:
                 break
-            found.append(self._by_piece[text[:size]])
+            pieces.append(self._by_piece[text[:size]])
             text = text[size:]
-        return found
+        return pieces
 
     @cached_property
     def _by_piece(self) -> dict[bytes, int]:
@@ -137,13 +137,13 @@ class Vocabulary:
         Raises:
             RequestError: it has not.
         """
-        found = np.fromiter(tokens, np.int64)
-        wrong = found[(found < 0) | (found >= self.size)]
+        array = np.fromiter(tokens, np.int64)
+        wrong = array[(array < 0) | (array >= self.size)]
         if len(wrong):
             raise RequestError(
                 f"{name} names token {wrong[0]}, which is outside the vocabulary of {self.size}"
             )
-        return found
+        return array
 
     def _decoder(self) -> str:
         return _kind(self.tokenizer.decoder())
@@ -195,28 +195,28 @@ def words(name: str, text: str) -> list[tuple[int, ...] | str]:
     Raises:
         MethodError: an item is neither.
     """
-    found: list[tuple[int, ...] | str] = []
+    items: list[tuple[int, ...] | str] = []
     rest = text.strip()
     while rest:
         try:
             if rest.startswith('"'):
                 item, end = json.JSONDecoder().raw_decode(rest)
-                found.append(item)
+                items.append(item)
                 rest = rest[end:].lstrip()
                 if rest and not rest.startswith(";"):
                     raise ValueError
                 rest = rest[1:].lstrip()
             else:
                 ids, _, rest = rest.partition(";")
-                found.append(tuple(_id(part) for part in ids.split()))
+                items.append(tuple(_id(part) for part in ids.split()))
                 rest = rest.lstrip()
         except ValueError:
             raise MethodError(
                 f'{name} is {text!r}, expected token ids and "quoted text" with ; between them'
             ) from None
-    if "" in found or () in found:
+    if "" in items or () in items:
         raise MethodError(f"{name} has an empty item in {text!r}")
-    return found
+    return items
 
 
 def _id(text: str) -> int:

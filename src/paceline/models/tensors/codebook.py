@@ -79,11 +79,11 @@ class Codebook(Linear):
     def dense(self) -> Floats:
         """Return the sum of the entries, in the order of the tables, times the scales."""
         rows = np.arange(len(self.codes))[:, None] % self.entries.shape[1]
-        found = [
+        parts = [
             self.entries[table, rows, self.codes[:, :, table]]
             for table in range(self.codes.shape[2])
         ]
-        values = np.ascontiguousarray(reduce(np.add, found)).reshape(self.shape)
+        values = np.ascontiguousarray(reduce(np.add, parts)).reshape(self.shape)
         if self.scales is None:
             return values
         return np.asarray(values * self.scales[:, np.arange(self.shape[1]) // self.group])
