@@ -8,7 +8,7 @@
 //   kInputs      inputs of a step
 //   kStep        bytes that a panel holds for a step
 //   kCompact     weights take less than four bytes
-//   kMost        tokens of the widest tile
+//   kMaxTokens   tokens of the widest tile
 //   panels(T)    panels that are multiplied together with a tile of T tokens: 4, 2 or 1
 //   kSpan        words that a token has for a step, after `arrange`
 //   tile<P, T>() P panels times T tokens
@@ -120,7 +120,7 @@ static void finish(const Product& job, size_t panel, size_t panels, Sums sums) {
 
 template <class W>
 static size_t multiply_scratch(size_t n) {
-    return kUnit * room(tiling(n, W::kMost)) * kPanel * sizeof(float);
+    return kUnit * room(tiling(n, W::kMaxTokens)) * kPanel * sizeof(float);
 }
 
 template <class W>
@@ -132,7 +132,7 @@ static void multiply_one_tile(const Product& job, size_t first, size_t last, flo
     for (size_t panel = first; panel < last; panel += kUnit) {
         const size_t panels = last - panel < kUnit ? last - panel : kUnit;
         const uint8_t* from = job.panels + panel * job.panel_bytes;
-        with_width<W::kMost>(tiles.width, [&](auto t) {
+        with_width<W::kMaxTokens>(tiles.width, [&](auto t) {
             constexpr int T = decltype(t)::value;
             multiply_panels<W, T>(from, job.panel_bytes, panels, x, steps, sums,
                                   {from + fetch_distance<W, T>(job.panel_bytes), W::kStep});
@@ -163,7 +163,7 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
                     const size_t part = W::kStep / tiles.count;
                     const Ahead ahead{block + count * (W::kStep + tile * part), part};
                     const Sums sums{scratch + group * stride + start * kPanel, stride, step > 0};
-                    with_width<W::kMost>(width, [&](auto t) {
+                    with_width<W::kMaxTokens>(width, [&](auto t) {
                         multiply_panels<W, decltype(t)::value>(
                             block, job.panel_bytes, grouped,
                             x + W::kSpan * (start * steps + step * width), count, sums, ahead);
@@ -177,7 +177,7 @@ static void multiply_tiles(const Product& job, size_t first, size_t last, float*
 
 template <class W>
 static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
-    const Tiling tiles = tiling(job.n, W::kMost);
+    const Tiling tiles = tiling(job.n, W::kMaxTokens);
     if (tiles.count == 1)
         multiply_one_tile<W>(job, first, last, static_cast<float*>(scratch), tiles);
     else

@@ -54,11 +54,11 @@ template <int T>
 struct Width {
     static constexpr int value = T;
 };
-template <int kMost = kWidest, size_t I = 0, class Use>
+template <int kMaxTokens = kWidest, size_t I = 0, class Use>
 INLINE void with_width(size_t width, Use&& use) {
-    if constexpr (I < sizeof(kWidths) / sizeof(int) && kWidths[I] <= kMost) {
+    if constexpr (I < sizeof(kWidths) / sizeof(int) && kWidths[I] <= kMaxTokens) {
         if (width == static_cast<size_t>(kWidths[I])) return use(Width<kWidths[I]>{});
-        with_width<kMost, I + 1>(width, static_cast<Use&&>(use));
+        with_width<kMaxTokens, I + 1>(width, static_cast<Use&&>(use));
     }
 }
 

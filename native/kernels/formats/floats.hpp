@@ -102,7 +102,7 @@ struct FloatWeights {
     static constexpr size_t kInputs = Number::kTogether, kSpan = kInputs;
     static constexpr size_t kStep = kInputs * kPanel * sizeof(Stored);
     static constexpr bool kCompact = sizeof(Stored) < 4;
-    static constexpr int kMost = kWidest;
+    static constexpr int kMaxTokens = kWidest;
     static constexpr int panels(int width) {
         int panels = 4;
         while (panels > 1 && panels * width > kSums) panels /= 2;
@@ -189,13 +189,13 @@ struct FloatWeights {
 
     // A single row is read as it is: its padding is zero.
     static size_t arranged_bytes(size_t n, size_t inputs) {
-        return n == 1 ? 0 : room(tiling(n, kMost)) * steps(inputs) * kInputs * sizeof(float);
+        return n == 1 ? 0 : room(tiling(n, kMaxTokens)) * steps(inputs) * kInputs * sizeof(float);
     }
 
     // Rows [n][stride] to tiles [K][T]; part `part` of `parts` takes its share of the inputs.
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs, const int32_t*,
                         void* out, size_t part, size_t parts) {
-        const Tiling tiles = tiling(n, kMost);
+        const Tiling tiles = tiling(n, kMaxTokens);
         const size_t whole = steps(inputs) * kInputs;
         const size_t begin = whole * part / parts, end = whole * (part + 1) / parts;
         for (size_t tile = 0; tile < tiles.count; ++tile) {

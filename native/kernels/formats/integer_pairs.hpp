@@ -11,7 +11,7 @@ namespace paceline {
 namespace {
 
 constexpr size_t kPairs = kBlockInputs / 2;
-constexpr float kActivationMost = 32767.0f;
+constexpr float kMaxActivation = 32767.0f;
 
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
 INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
@@ -60,12 +60,12 @@ struct PairProducts {
         return (Stored::kEach * width + 2) * panels * parts + 1 <= kRegisters;
     }
     static constexpr int widest() {
-        int most = 1;
+        int width_limit = 1;
         for (const int width : kWidths)
-            if (fits(1, width, 1)) most = width;
-        return most;
+            if (fits(1, width, 1)) width_limit = width;
+        return width_limit;
     }
-    static constexpr int kMost = widest();
+    static constexpr int kMaxTokens = widest();
     static constexpr int panels(int width) {
         int panels = 4;
         while (panels > 1 && !fits(panels, width, kParts)) panels /= 2;
@@ -126,13 +126,13 @@ struct PairProducts {
     }
 
     static size_t arranged_bytes(size_t n, size_t inputs) {
-        return (padded(n) + room(tiling(n, kMost)) * blocks(inputs) * kSpan) * sizeof(int32_t);
+        return (padded(n) + room(tiling(n, kMaxTokens)) * blocks(inputs) * kSpan) * sizeof(int32_t);
     }
 
     // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs,
                         const int32_t* order, void* out, size_t part, size_t parts) {
-        const Tiling tiles = tiling(n, kMost);
+        const Tiling tiles = tiling(n, kMaxTokens);
         const size_t all = blocks(inputs);
         const size_t begin = all * part / parts, end = all * (part + 1) / parts;
         float* scales = static_cast<float*>(out);
@@ -146,9 +146,9 @@ struct PairProducts {
                     continue;
                 }
                 const float* row = rows + (first + t) * stride;
-                const float most = largest_size(row, inputs);
-                if (begin == 0) scales[first + t] = most / kActivationMost;
-                const float inverse = most > 0.0f ? kActivationMost / most : 0.0f;
+                const float size = largest_size(row, inputs);
+                if (begin == 0) scales[first + t] = size / kMaxActivation;
+                const float inverse = size > 0.0f ? kMaxActivation / size : 0.0f;
                 for (size_t block = begin; block < end; ++block)
                     arrange_block(row, inputs, order, block, inverse,
                                   words + block * kSpan * width + t, width);
@@ -184,12 +184,12 @@ struct PairProducts {
     }
 
     static float largest_size(const float* row, size_t inputs) {
-        F16 most = splat(0.0f);
+        F16 sizes = splat(0.0f);
         for (size_t k = 0; k < inputs; k += kPanel) {  // padding is zero
             const F16 value = load(row + k);
-            most = max(most, max(value, splat(0.0f) - value));
+            sizes = max(sizes, max(value, splat(0.0f) - value));
         }
-        return largest(most);
+        return largest(sizes);
     }
 };
 

@@ -24,18 +24,18 @@ struct Bf16Scales : Bf16 {
 struct Fp16Scales : Fp16 {
     static constexpr size_t kHeader = kPanel * sizeof(float);
     static float row_factor(const float* scales, size_t count) {
-        float most = 0.0f;
+        float largest = 0.0f;
         bool exact = true;
         for (size_t i = 0; i < count; ++i) {
-            most = max_of(most, __builtin_fabsf(scales[i]));
+            largest = max_of(largest, __builtin_fabsf(scales[i]));
             exact = exact && from(to(scales[i])) == scales[i];
         }
-        if (exact || !(most >= 0x1p-110f)) return 1.0f;
+        if (exact || !(largest >= 0x1p-110f)) return 1.0f;
         uint32_t bits;
-        std::memcpy(&bits, &most, sizeof(bits));
+        std::memcpy(&bits, &largest, sizeof(bits));
         bits = (bits & 0x7f800000) - (15u << 23);  // so that the largest is 2^15 to 2^16
-        std::memcpy(&most, &bits, sizeof(bits));
-        return most;
+        std::memcpy(&largest, &bits, sizeof(bits));
+        return largest;
     }
     static float max_of(float a, float b) { return a > b ? a : b; }
 };
@@ -219,9 +219,9 @@ struct IntWeights : PairProducts<Stored> {
     }
 
     // Sixteen rows at once. Each tries some scales, and after each the one that fits its numbers
-    // best, and keeps that of the least squared error.
+    // best, and keeps that of the smallest squared error.
     static void pack_block(const float (&values)[kBlockInputs][kPanel], uint8_t* block) {
-        F16 edge = splat(0.0f), best = edge, least = splat(__builtin_inff());
+        F16 edge = splat(0.0f), best = edge, smallest = splat(__builtin_inff());
         for (const auto& value : values)
             edge = where_less(size(edge), size(paceline::load(value)), paceline::load(value), edge);
         for (const float factor : Stored::kFactors) {
@@ -236,8 +236,8 @@ struct IntWeights : PairProducts<Stored> {
                     cross = cross + paceline::load(value) * number;
                     square = square + number * number;
                 }
-                best = where_less(error, least, scale, best);
-                least = min(error, least);
+                best = where_less(error, smallest, scale, best);
+                smallest = min(error, smallest);
                 scale = Scales::rounded(cross / max(square, splat(1.0f)));
             }
         }

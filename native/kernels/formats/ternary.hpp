@@ -59,7 +59,7 @@ struct TernaryWeights : PairProducts<Ternary> {
 
     static size_t panel_bytes(size_t inputs) { return kHeader + blocks(inputs) * kStep; }
     // More could exceed 32 bits in a sum.
-    static size_t most_inputs() { return INT32_MAX / static_cast<size_t>(kActivationMost); }
+    static size_t max_inputs() { return INT32_MAX / static_cast<size_t>(kMaxActivation); }
 
     // The 16 bits that hold input k of a row.
     static uint16_t* word(uint8_t* panel, size_t k, size_t row) {
@@ -81,7 +81,7 @@ struct TernaryWeights : PairProducts<Ternary> {
                 *word(panel, k, row) |= static_cast<uint16_t>((from[k] > 0.0f ? 1 : 3) << shift(k));
             }
         }
-        return inputs <= most_inputs();
+        return inputs <= max_inputs();
     }
 
     // A row's words lie beside those of the others.
