@@ -136,7 +136,7 @@ def test_the_names_of_other_servers_are_ours(name):
         ({"sampler": {"top_z": 3}}, "unknown control 'top_z'"),
         ({"sampler": {"dry.bass": 3}}, "unknown setting of dry 'bass'"),
         ({"sampler": {"sounds": "day", "sounds.dictionary": "/etc/passwd"}}, "names a path"),
-        ({"sampler": {"keywords": "dog,hmm=/etc/passwd"}}, "keywords.hmm names a path"),
+        ({"sampler": {"keywords": "dog,hmm=/etc/passwd"}}, "the keywords dog,hmm=/etc/passwd need"),
         ({"sampler": {"keywords": "dog", "keywords.hmm": "/etc/passwd"}}, "names a path"),
         ({"sampler": {"monitor": "/etc", "monitor.before": "passwd"}}, "names a path"),
         ({"sampler": [1]}, "sampler"),
