@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from paceline.compatibility import ENGINE_ABILITIES, RULES
 from paceline.features import FEATURES, Claim, coverage
 from paceline.method_card import Setting, description, served, settings, summary
 from paceline.registry import FAMILIES, Registry, controls
@@ -88,7 +89,11 @@ def family_page(registry: Registry) -> str:
 
 def index_page() -> str:
     """Return the list of the pages, with every method in one line."""
-    parts = [HEAD + "# Methods", "What each family has; [what is served](coverage.md)."]
+    parts = [
+        HEAD + "# Methods",
+        "What each family has; [what is served](coverage.md); "
+        "[what goes together](../compatibility.md).",
+    ]
     for registry in FAMILIES.values():
         page = f"{slug(registry.family)}.md"
         rows = [
@@ -111,6 +116,26 @@ def index_page() -> str:
     ]
     pages = "\n".join(f"{slug(registry.family)}" for registry in FAMILIES.values())
     parts.append(f"```{{toctree}}\n:hidden:\n\n{pages}\ncoverage\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def compatibility_page() -> str:
+    """Return what does not go together, and what methods need of an engine."""
+    rules = [(rule.a.value, rule.b.value, rule.reason, rule.advice) for rule in RULES]
+    needs = [
+        (f"`{name}`", family, need.value, ENGINE_ABILITIES[need])
+        for family, registry in FAMILIES.items()
+        for name, method in sorted(registry.visible().items())
+        for need in sorted(method.needs & set(ENGINE_ABILITIES))
+    ]
+    parts = [
+        HEAD + "# What goes together",
+        "Everything does but for these pairs, each of which is refused with its reason before "
+        "anything runs.",
+        table("this,with this,because,do", rules),
+        "## What methods need of an engine",
+        table("method,family,needs,an engine that can", needs),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -282,6 +307,7 @@ def pages() -> dict[Path, str]:
         FOLDER / "index.md": index_page(),
         FOLDER / "coverage.md": coverage_page(),
         **reference_pages(FOLDER.parent),
+        FOLDER.parent / "compatibility.md": compatibility_page(),
         **serving(),
     }
 

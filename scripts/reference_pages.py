@@ -63,7 +63,7 @@ def _verbs(prefix: str, command: Any) -> list[tuple[str, Any]]:
 def _row(parameter: Any) -> list[str]:
     names = [*parameter.opts, *parameter.secondary_opts]
     if parameter.param_type_name == "argument":
-        names = [str(parameter.name).upper()]
+        names = [str(parameter.metavar or parameter.name).upper()]
     default = parameter.default
     plain = isinstance(default, SIMPLE) and default not in ("", False)
     shown = " ".join(f"`{name}`" for name in names)

@@ -16,6 +16,7 @@ LAYERS = [
     [
         "abilities",
         "arguments",
+        "compatibility",
         "core",
         "errors",
         "features",

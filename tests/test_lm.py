@@ -64,7 +64,9 @@ def test_two_temperatures_must_agree():
 
 
 def test_a_prediction_needs_a_drafter_that_follows_it():
-    with pytest.raises(RequestError, match="oracle has no use for a prediction"):
+    with pytest.raises(
+        RequestError, match="a prediction and the drafter oracle do not go together"
+    ):
         ToyLM().request("a", prediction="b")
 
 

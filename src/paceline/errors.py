@@ -26,6 +26,10 @@ class MethodError(PacelineError):
     """An unknown method or setting, or a combination that is not supported."""
 
 
+class CombinationError(MethodError, RequestError):
+    """Two things that do not go together; `compatibility.py` has the table."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return a sentence for a name that does not exist, with the nearest ones that do."""
     names = sorted(known)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, Unpack, cast
 
 from paceline.arguments import check_items, check_tokens, wrong
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, bind
 from paceline.control.guides.base import GuideMethod, guided, parse_guides
 from paceline.control.guides.guide_models import GuideModels
@@ -190,10 +191,8 @@ class RequestBuilder:
         if prediction is None:
             return ()
         if not self.drafter.uses_prediction:
-            raise RequestError(
-                f"the drafter {' and '.join(self.drafter.origins)} has no use for a prediction; "
-                "take one that follows it, e.g. predicted_output"
-            )
+            drafter = f"the drafter {' and '.join(self.drafter.origins)}"
+            check({Side.PREDICTION: "a prediction", Side.PREDICTION_FREE_DRAFTER: drafter})
         if isinstance(prediction, str):
             return tuple(self.tokenizer.encode(prediction, special=False))
         return check_tokens("the prediction", prediction, self.engine.config.vocab_size)

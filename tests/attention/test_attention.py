@@ -135,7 +135,10 @@ def test_deep_trees_stay_within_the_local_blocks(model, ids):
 
 
 def test_other_engines_and_unknown_names_are_refused(model):
-    with pytest.raises(MethodError, match="lm_infinite needs the reference engine"):
+    with pytest.raises(
+        MethodError,
+        match="the native engine and the attention pattern lm_infinite do not go together",
+    ):
         open_engine(model, "native", pattern=LmInfinite())
     with pytest.raises(MethodError, match="unknown attention pattern 'lm_infinit'"):
         LM(shared("models", MODEL), engine="reference", attention="lm_infinit")

@@ -58,8 +58,8 @@ def test_greedy_decoding_has_one_walk(bench):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--drafters", "lookup"), "knows the distribution of its drafts, and lookup does not"),
-        (("--budget", "4,auto"), "needs a fixed budget"),
+        (("--drafters", "lookup"), "the rejection walk and the drafter lookup do not go together"),
+        (("--budget", "4,auto"), "the budget auto do not go together"),
         (("--choice", "yes|no"), "leave the grammar out"),
         (("--walk", "moon"), "the walk is 'moon', expected gumbel or rejection"),
         (("--walk", "moon", "--drafters", "plain"), "the walk is 'moon'"),

@@ -79,7 +79,7 @@ def test_without_a_template_the_refusal_says_what_to_do(paceline, toy):
 
 
 @pytest.mark.parametrize(
-    ("walk", "said"), [("rejection", "the rejection walk needs a drafter"), ("moon", "'moon'")]
+    ("walk", "said"), [("rejection", "the rejection walk and the drafter"), ("moon", "'moon'")]
 )
 def test_a_walk_that_cannot_be_is_refused_before_anyone_types(paceline, toy, walk, said):
     done = paceline(*TALK, "--temperature", 1, "--walk", walk, stdin="hello\n")

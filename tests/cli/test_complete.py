@@ -55,7 +55,10 @@ def test_scores_are_the_models_and_beams_are_no_worse():
         (["--alpha", "2"], "alpha"),
         (["--alpha", "0.5"], "beam search uses no n-grams"),
         (["--method", "beams"], "expected beam or superposed"),
-        (["--method", "superposed", "--model", f"{MODEL}|{MODEL}"], "ensemble cannot; use native"),
+        (
+            ["--method", "superposed", "--model", f"{MODEL}|{MODEL}"],
+            "the engine ensemble do not go together",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(paceline, words, said):

@@ -150,8 +150,8 @@ def test_bad_input_is_refused_in_one_sentence(paceline, toy, words, said):
     [
         (("--model", "no/such/folder"), "no/such/folder"),
         (("--engine", "magic"), "unknown engine 'magic'"),
-        (("--device", "cuda", "--engine", "native"), "not on 'cuda'"),
-        (("--threads", "2", "--engine", "reference"), "threads belong to the native engine"),
+        (("--device", "cuda", "--engine", "native"), "device=cuda do not go together"),
+        (("--threads", "2", "--engine", "reference"), "threads=2 do not go together"),
         (("--drafter", "playn"), "did you mean plain"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_prediction_makes_it_faster_and_not_different(paceline, tmp_path):
 
 def test_predictions_that_cannot_be_used_are_refused(paceline, tmp_path, toy):
     path = tmp_path / "expected.txt"
-    for content, message in ((b"\xff", "not UTF-8"), (b"", "empty"), (b"abc", "no use")):
+    for content, message in ((b"\xff", "not UTF-8"), (b"", "empty"), (b"abc", "nothing reads")):
         path.write_bytes(content)
         done = paceline("generate", "Once", "--prediction", path)
         assert done.code == 2
@@ -203,10 +203,10 @@ def test_the_rejection_walk_needs_a_draft_model_and_cannot_be_checked(paceline, 
     words = ("generate", "Once", "--walk", "rejection", "--temperature", "1")
     done = paceline(*words)
     assert (done.code, done.out) == (2, "")
-    assert "oracle does not" in done.err
+    assert "the drafter oracle do not go together" in done.err
     done = paceline(*words, "--check")
     assert done.code == 2
-    assert "no output can be compared" in done.err
+    assert "--walk rejection and --check do not go together" in done.err
     assert paceline("generate", "Once", "--walk", "moon").code == 2
 
 
@@ -268,3 +268,17 @@ def test_a_tool_choice_needs_tools(paceline):
     done = paceline("generate", "Once", "--tool-choice", "required")
     assert done.code == 2
     assert "name a file" in done.err
+
+
+def test_shorthands_of_samplers_are_the_samplers(paceline):
+    words = ("generate", "Once", "--json", "--max-new-tokens", 12, "--temperature", 1, "--seed", 5)
+    short = ("--top-p", 0.5, "--top-k", 9, "--min-p", 0.01, "--repetition-penalty", 1.2)
+    sampler = "top_p=0.5,top_k=9,min_p=0.01,repetition_penalty=1.2"
+    text = paceline(*words, "--sampler", sampler).json["text"]
+    assert paceline(*words, *short).json["text"] == text
+    assert paceline(*words, *short, "--sampler", sampler).json["text"] == text
+    done = paceline(*words, "--top-k", 9, "--sampler", "top_k=8")
+    assert (done.code, done.json) == (
+        2, {"error": "--top-k is 9 and --sampler has another top_k; give one"}
+    )  # fmt: skip
+    assert "top_p" in paceline(*words, "--top-p", 3).err

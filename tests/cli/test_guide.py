@@ -49,5 +49,7 @@ def test_python_takes_texts_methods_and_several():
     assert lm.generate(**ask, guide=Cfg(negative="A dog", scale=4)).tokens == by_text.tokens
     both = lm.generate(**ask, guide=["cfg:negative=A dog,scale=4"])
     assert both.tokens == by_text.tokens
-    with pytest.raises(MethodError, match="the guides dola and cfg have no order"):
+    with pytest.raises(
+        MethodError, match="the guide dola and the guide cfg do not go together: no order"
+    ):
         lm.request("Once", guide=["dola", Cfg()])

@@ -12,6 +12,7 @@ import typer
 
 import paceline as package
 from paceline.cli import options
+from paceline.cli import serve as serve_module
 from paceline.cli.app import app
 from tests.conftest import shared
 
@@ -68,10 +69,10 @@ def test_every_verb_has_help_and_json(paceline, verb):
 
 
 def test_every_option_is_explained_and_shared_groups_look_alike(paceline):
-    words = {"EngineOptions": "What runs the model", "ConstraintOptions": "What the output follows"}
+    words = {"EngineOptions": "Model", "ConstraintOptions": "Constraints"}
     verbs = {
         "generate": words, "chat": words, "bench": words, "prove": words,
-        "complete": {"EngineOptions": "What runs the model"}, "serve": {},
+        "complete": {"EngineOptions": "Model"}, "serve": {},
     }  # fmt: skip
     for verb, panels in verbs.items():
         shown = paceline(verb, "--help").out
@@ -248,12 +249,12 @@ def test_messages_that_nobody_can_read_change_nothing():
 @pytest.mark.parametrize(
     "words", [("methods",), ("--version",), ("--help",), ("load-test", "--help")]
 )
-def test_a_reader_that_went_away_is_one_sentence(words):
+def test_a_reader_that_went_away_ends_the_program_quietly(words):
     read, write = os.pipe()
     os.close(read)
     code, _, err = finish(start(*words, stdout=write))
     os.close(write)
-    assert (code, err) == (2, "paceline: cannot write to standard output: Broken pipe\n")
+    assert (code, err) == (141, "")
 
 
 @pytest.mark.parametrize(
@@ -289,3 +290,25 @@ def test_earlier_names_of_verbs_and_options_are_understood_and_hidden(paceline):
     assert "index-corpus" in shown
     assert " index " not in shown
     assert "--token-budget" in paceline("tune-sampling", "x", "--budget", "0").err
+
+
+@pytest.mark.parametrize("verb", ["chat", "serve", "batch", "warm", "bench", "prove"])
+def test_the_model_is_an_argument_or_an_option(paceline, verb):
+    shown = paceline(verb, "--help").out
+    assert "MODEL" in shown
+    assert "--model" in shown
+
+
+def test_two_models_are_refused(paceline, tmp_path):
+    words = ("prove", "one", "--model", "two", "--prompts", tmp_path)
+    assert "the model is 'one' and --model 'two'; give one" in paceline(*words).err
+    assert "no model is named" in paceline("bench", "--prompts", tmp_path).err
+
+
+def test_verbs_are_in_panels_and_every_setting_of_the_server_too(paceline):
+    shown = paceline("--help").out
+    for panel in ("Generate", "Serve", "Prepare", "Measure", "About"):
+        assert f"─ {panel} ─" in shown
+    assert "─ Cluster ─" in paceline("serve", "--help").out
+    placed = [name for names in serve_module._PANELS.values() for name in names]
+    assert sorted(placed) == sorted(set(placed))

@@ -51,7 +51,7 @@ def test_options_that_a_search_has_no_use_for_are_refused(paceline, option, valu
     more = (f"--{option}",) if value is None else (f"--{option}", value)
     done = paceline(*words("--strategy", "beam", *more))
     assert (done.code, done.out) == (2, "")
-    assert f"leave --{option} out" in done.err
+    assert f"--{option} and --strategy beam do not go together" in done.err
 
 
 def test_what_is_wrong_is_said_in_a_sentence(paceline):
@@ -121,7 +121,7 @@ def test_tuning_goes_on_from_its_file(paceline, examples, tmp_path):
 def test_bad_tuning_options_are_refused(paceline, examples):
     for option, value, message in (
         ("--n", "1..2.5", "whole numbers"),
-        ("--n", "3..2", "no limits"),
+        ("--n", "3..2", "expected increasing limits"),
         ("--tokens", "many", "expected a number"),
         ("--scorer", "vibes", "expected exact"),
         ("--command", "true", "belong together"),

@@ -161,10 +161,10 @@ def test_greedy_decoding_has_one_walk():
 
 def test_what_cannot_be_done_is_refused():
     engine, recycle = ToyEngine(VOCAB), drafters.parse("recycle").build(Target(VOCAB))
-    with pytest.raises(MethodError, match="recycle does not"):
+    with pytest.raises(MethodError, match="the drafter recycle do not go together"):
         Generation(engine, recycle, request(0), Fixed(4))
     governor = Governor(Cost((1, 2), (1.0, 1.1)))
-    with pytest.raises(MethodError, match="needs a fixed budget"):
+    with pytest.raises(MethodError, match="the budget auto do not go together"):
         Generation(engine, drafting(), request(0), governor)
     with pytest.raises(MethodError, match="walk is 'moon'"):
         Generation(engine, drafting(), request(0, walk="moon"), Fixed(4))

@@ -254,6 +254,9 @@ def test_wrong_settings_are_refused(spec, said):
 def test_other_tokens_and_the_rejection_walk_are_refused():
     story = shared("models", "stories260K")
     tokenizer = load(shared("models", "tinystories-instruct-3m-chat")).tokenizer
-    with pytest.raises(MethodError, match="schedule=pearl needs a draft with the target's tokens"):
+    with pytest.raises(
+        MethodError,
+        match="model:schedule=pearl and a draft with another tokenizer do not go together",
+    ):
         drafters.parse(f"model:path={story},schedule=pearl").build(Target(14019, None, tokenizer))
     assert not drafting(schedule="pearl").has_draft_probs

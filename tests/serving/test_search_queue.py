@@ -300,7 +300,7 @@ def test_what_cannot_be_searched_is_refused_at_once(lm):
         with pytest.raises(RequestError, match="may need 28 pages of memory, and there are 9"):
             worker.submit(ask(lm, "large", Beam(9), tokens=40))
         hot = replace(ask(lm, "hot", Beam(2)), request=lm.request(PROMPTS[0], temperature=1.0))
-        with pytest.raises(RequestError, match="beam draws nothing"):
+        with pytest.raises(RequestError, match="the strategy draws nothing"):
             worker.submit(hot)
         worker.submit(ask(lm, "a", Beam(1)))
         with pytest.raises(BusyError, match="1 searches wait already"):

@@ -22,8 +22,8 @@ from paceline.cli.index_corpus import index_corpus
 from paceline.cli.inflate import inflate
 from paceline.cli.load_test import load_test
 from paceline.cli.methods import methods
-from paceline.cli.option_groups import Verb, spread
-from paceline.cli.output import document, drop, say, write, writing
+from paceline.cli.option_groups import Verb, either_model, spread
+from paceline.cli.output import ReaderGoneError, document, drop, say, write, writing
 from paceline.cli.prove import prove
 from paceline.cli.serve import serve
 from paceline.cli.tune_sampling import tune_sampling
@@ -34,19 +34,22 @@ from paceline.serving.settings import EARLIER_NAMES
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+_READER_GONE = 141  # as a program that SIGPIPE ended
 
 
 class VerbGroup(TyperGroup):
-    """Runs a verb. A user's error exits with 2, an interrupt with 130; others are our bugs."""
+    """Runs a verb. Errors of users exit with 2, interrupts with 130; anything else is a bug."""
 
     def main(self, args: Sequence[str] | None = None, *extra: Any, **more: Any) -> NoReturn:
-        """Run and exit."""
+        """Run the verb and exit with its status."""
         words = list(sys.argv[1:] if args is None else args) or ["--help"]
         more["standalone_mode"] = False
         try:
             code = super().main(words, *extra, **more)
         except _StoppedError:
             code = _stop("interrupted", 130, words)
+        except ReaderGoneError:
+            code = _READER_GONE
         except PacelineError as error:
             code = _stop(str(error), 2, words)
         except _UsageError as error:
@@ -58,12 +61,14 @@ class VerbGroup(TyperGroup):
             code = _stop(f"the system refused{where}: {error.strerror}", 2, words)
         try:
             write("")  # what is left
+        except ReaderGoneError:
+            code = code or _READER_GONE
         except PacelineError as error:
             code = code or _stop(str(error), 2, words)
         sys.exit(code if isinstance(code, int) else 0)
 
     def make_context(self, *words: Any, **more: Any) -> Any:
-        """Read the words before the verb; `--help` and `--version` write."""
+        """Parse the words before the verb; `--help` and `--version` print."""
         with _ended():
             return super().make_context(*words, **more)
 
@@ -79,7 +84,7 @@ class _StoppedError(Exception):
 
 @contextmanager
 def _ended() -> Iterator[None]:
-    """Ctrl-C, and a reader that went away, before typer has its own way with them."""
+    """Raise our own exceptions for Ctrl-C and a closed pipe, before typer handles them."""
     try:
         yield
     except KeyboardInterrupt:
@@ -136,30 +141,27 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-VERBS = (
-    generate,
-    complete,
-    chat,
-    serve,
-    batch,
-    load_test,
-    prove,
-    bench,
-    index_corpus,
-    inflate,
-    warm,
-    distil_hmm,
-    tune_sampling,
-    methods,
-    doctor,
-)
+PANELS: dict[str, tuple[Verb, ...]] = {
+    "Generate": (generate, chat, complete),
+    "Serve": (serve, batch),
+    "Prepare": (warm, index_corpus, inflate, distil_hmm),
+    "Measure": (bench, prove, load_test, tune_sampling),
+    "About": (methods, doctor),
+}
+# Verbs that take the model by position as well as by --model.
+EITHER_MODEL = (chat, serve, batch, warm, bench, prove, tune_sampling)
 # Earlier names of options, by verb; understood for one release and left out of the help.
 EARLIER: dict[Verb, dict[str, str]] = {
     serve: {old: new.replace("_", "-") for old, new in EARLIER_NAMES.items()},
     batch: {"places": "max-running"},
     tune_sampling: {"budget": "token-budget"},
 }
-for verb in VERBS:
-    names = EARLIER.get(verb)
-    app.command(context_settings=names and {"token_normalize_func": renamed(names)})(spread(verb))
-app.add_typer(watermark, name="watermark")
+for panel, verbs in PANELS.items():
+    for verb in verbs:
+        names = EARLIER.get(verb)
+        command = app.command(
+            rich_help_panel=panel,
+            context_settings=names and {"token_normalize_func": renamed(names)},
+        )
+        command(either_model(spread(verb)) if verb in EITHER_MODEL else spread(verb))
+app.add_typer(watermark, name="watermark", rich_help_panel="About")

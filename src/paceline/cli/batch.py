@@ -36,13 +36,16 @@ Output = Annotated[Path, typer.Argument(metavar="OUTPUT", help="File to write.")
 
 @dataclass(frozen=True)
 class LineDefaults:
-    """What lines are answered with."""
+    """Defaults of lines."""
 
-    name: Annotated[str | None, typer.Option(help="What the model is called.")] = None
+    name: Annotated[str | None, typer.Option(help="Name of the model in the output.")] = None
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of lines that name no number; else the context.")
+        int | None,
+        typer.Option(
+            min=1, help="Maximum new tokens of lines that give none; else the context's rest."
+        ),
     ] = None
-    seed: Annotated[int, typer.Option(help="Of lines that name none.")] = 0
+    seed: Annotated[int, typer.Option(help="Seed of lines that give none.")] = 0
 
     def __post_init__(self) -> None:
         if self.name == "":
@@ -51,9 +54,11 @@ class LineDefaults:
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where the work is done."""
+    """Execution."""
 
-    max_running: Annotated[int, typer.Option(min=1, help="Most requests that run at once.")] = 32
+    max_running: Annotated[int, typer.Option(min=1, help="Maximum number of running requests.")] = (
+        32
+    )
     ray: Annotated[
         str | None,
         typer.Option(help="Address of a Ray cluster that does the work; 'local' starts one here."),
@@ -80,10 +85,10 @@ def batch(
 ) -> None:
     """Answer a file of requests, many of them in each pass.
 
-    Output lines are in the order of the input's. A line that cannot be run gets an `error` and
-    does not stop the others. The output has its name when it is whole; until then it is
-    OUTPUT.part, and the same command goes on where it stopped. On a Ray cluster every node needs
-    the model where --model says. Exit 1 if a line failed.
+    Output lines are in the order of the input. A line that cannot be run gets an `error` and does
+    not stop the others. Until the output is complete it is called OUTPUT.part, and the same command
+    continues it. On a Ray cluster every node needs the model under the same path. Exit 1 if a line
+    failed.
     """
     check_target(output)
     if not source.is_file():
@@ -130,7 +135,7 @@ def _job(
     engine: options.EngineOptions,
     drafting: options.DraftOptions,
 ) -> dict[str, Any]:
-    """What the lines depend on; only a job of the same goes on."""
+    """Return what the lines depend on; only a job with the same content is continued."""
     from paceline.registry import drafters
 
     lossy = parsing.lossy({drafting.drafter: drafters.parse(drafting.drafter)})
@@ -169,7 +174,7 @@ def _answers(
     settings: BatchSettings,
     lines: int,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What came of each line after a number, by an engine here or by those of a cluster."""
+    """Yield the number and result of each line after `after`, from this process or a cluster."""
     if execution.ray is None:
         from paceline.serving.batch import read_lines, run_batch
 
@@ -196,6 +201,6 @@ def _report(
 
 
 def _written(line: dict[str, Any]) -> int:
-    """Tokens of a line's answers."""
+    """Return how many tokens a line's answers have."""
     response = line["response"]
     return int(response["body"]["usage"]["completion_tokens"]) if response else 0

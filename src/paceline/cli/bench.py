@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StateChoice(StrEnum):
-    """What drafters know when a prompt begins."""
+    """Whether drafters keep what they learned from prompt to prompt."""
 
     carried = "carried"
     reset = "reset"
@@ -30,7 +30,7 @@ class StateChoice(StrEnum):
 
 @dataclass(frozen=True)
 class BenchPromptOptions(evaluation.SuiteOptions):
-    """What is asked."""
+    """Prompts."""
 
     limit: Annotated[
         int | None,
@@ -42,7 +42,7 @@ class BenchPromptOptions(evaluation.SuiteOptions):
     chat: options.Chat = False
 
     def read(self) -> list[Dialogue]:
-        """The lines of the file, or those of some tasks.
+        """Return the lines of the file, or those of some tasks.
 
         Raises:
             RequestError: as `read_tasks`.
@@ -55,7 +55,7 @@ class BenchPromptOptions(evaluation.SuiteOptions):
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """How it is measured."""
+    """Measurement."""
 
     drafters: options.Drafters = field(default_factory=lambda: ["all"])
     budget: Annotated[
@@ -68,11 +68,11 @@ class RoundOptions:
     seed: options.Seed = 0
     state: Annotated[
         StateChoice,
-        typer.Option(help="Drafters keep what they learnt from prompt to prompt, or not; or both."),
+        typer.Option(help="Whether drafters keep what they learned from prompt to prompt."),
     ] = StateChoice.carried
 
     def asking(self, chat: bool, rules: Grammar | None, guides: tuple[str, ...]) -> TurnOptions:
-        """How the turns are asked."""
+        """Return the options of every request."""
         from paceline.measuring.baseline import TurnOptions
 
         return TurnOptions(
@@ -89,14 +89,14 @@ class RoundOptions:
 
 @dataclass(frozen=True)
 class BenchReportOptions(evaluation.ReportOptions):
-    """Where results go."""
+    """Results."""
 
     html: Annotated[
-        Path | None, typer.Option(help="Write a page with plots to this file; nothing is fetched.")
+        Path | None, typer.Option(help="Write a self-contained HTML page with plots to this file.")
     ] = None
 
     def check(self) -> None:
-        """Refuse, before the work is done, places where no file can be written.
+        """Refuse, before the work begins, paths that cannot be written.
 
         Raises:
             PacelineError: see `check_target`; or both are one.
@@ -107,7 +107,7 @@ class BenchReportOptions(evaluation.ReportOptions):
             raise RequestError(f"--out and --html both name {self.out}; give two names")
 
     def deliver(self, record: dict[str, Any]) -> None:
-        """Write page and document where they are wanted."""
+        """Write the page and the document where they were requested."""
         from paceline.measuring.report.html import page
 
         if self.html:
@@ -126,10 +126,11 @@ def bench(
 ) -> None:
     """Measure drafters against plain decoding.
 
-    Arms take turns on each prompt; each round starts from drafters that know nothing. All arms
-    decode the same number of tokens, past the end of the text if need be; outputs under a grammar
-    end with it. Turns and clipped prompts are as in `paceline prove`. With --walk rejection outputs
-    have plain decoding's distribution, not its text. Exit 1 if an output differs that must not.
+    Arms take turns on each prompt; each round starts with drafters that have learned nothing. All
+    arms decode the same number of tokens, past the end of the text if need be; outputs under a
+    grammar end with it. Turns and clipped prompts are as in `paceline prove`. With --walk rejection
+    outputs have plain decoding's distribution, not its text. Exit 1 if an output differs that must
+    not.
     """
     report.check()
     budgets, rules = parsing.budgets(rounds.budget), constraints.rules()
@@ -165,7 +166,7 @@ def settings(
     budgets: list[int | str],
     job: evaluation.EvaluationJob,
 ) -> dict[str, Any]:
-    """What was asked for, as the document tells it."""
+    """Return the settings as the document holds them."""
     return {
         "file": str(prompt_options.prompts),
         "suite": prompt_options.suite,
@@ -187,7 +188,7 @@ def settings(
 
 
 def report_differences(record: dict[str, Any], job: evaluation.EvaluationJob) -> int:
-    """Say what was left out or may differ; returns how many outputs differ that may not."""
+    """Print what was left out or may differ; return how many outputs differ that must not."""
     job.report_omissions(record["clipped"], job.turns)
     lossy = parsing.lossy(job.methods)
     for name in lossy:

@@ -76,13 +76,13 @@ def _pattern(template: str | None) -> str | None:
 
 
 def _ends(pattern: str | None) -> list[str]:
-    """A model that writes the user's next line itself has ended its turn."""
+    """Return stop strings: a model that writes the user's next line has ended its turn."""
     start = pattern.partition(USER)[0].strip() if pattern else ""
     return [f"\n{start}"] if start else []
 
 
 def _listen() -> str | None:
-    """The next line that says something, or None at the end."""
+    """Return the next line that is not blank, or None at the end."""
     while True:
         if sys.stdin.isatty():
             sys.stderr.write("> ")
@@ -98,9 +98,9 @@ def _listen() -> str | None:
 
 
 def _fit(lm: LM, pattern: str | None, talk: list[tuple[str, str]], said: str, room: int) -> Prompt:
-    """The talk so far and the new line; the oldest turns go when the context is too small.
+    """Return the conversation with the new line, without its oldest turns if it is too long.
 
-    Of a small context at most half is kept free for the answer.
+    At most half of a small context is kept free for the answer.
     """
     context = lm.engine.config.context
     room = min(room, context // 2)

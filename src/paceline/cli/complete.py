@@ -18,20 +18,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CompletionOptions:
-    """What is suggested."""
+    """Continuations."""
 
     n: Annotated[int, typer.Option("-n", min=1, max=64, help="How many continuations.")] = 3
     max_new_tokens: options.NewTokens = 10
     method: Annotated[
-        str, typer.Option(help="beam: -n nodes a pass; superposed: one, and less likely texts.")
+        str,
+        typer.Option(
+            help="beam: -n nodes a pass; superposed: one node a pass, and less likely texts."
+        ),
     ] = "beam"
     alpha: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Of superposed: weight of n-grams of the prompt and of what `paceline warm` "
-            "kept. Default 0: none.",
+            help="For superposed: weight of n-grams of the prompt and of the trace that `paceline "
+            "warm` recorded. Default 0: none.",
         ),
     ] = None
 
@@ -45,10 +48,10 @@ def complete(
     chat: options.Chat = False,
     json: options.Json = False,
 ) -> None:
-    """Suggest several continuations, likeliest first.
+    """Suggest several continuations, the most likely first.
 
-    Both methods take about the passes of one, and are lossy: likelier continuations may be
-    missed. Scores are log-probabilities under the model.
+    Both methods take about as many passes as one continuation, and are lossy: they may miss more
+    likely ones. Scores are log-probabilities under the model.
     """
     text = read_prompt(prompt)
     lm = engine.open(model)

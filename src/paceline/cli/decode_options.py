@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LearningDraftOptions(options.DraftOptions):
-    """How tokens are guessed."""
+    """Drafting."""
 
     learnt: Annotated[
         Path | None,
         typer.Option(
-            help="What the drafter learnt: read from this file if it exists, kept there at the end."
+            help="File with what the drafter learned: read if it exists, written at the end."
         ),
     ] = None
 
     def open(self, engine: options.EngineOptions, model: str | None) -> LM:
-        """A model whose drafter goes on from the file that `--learnt` names, if it is there.
+        """Open a model whose drafter starts from the file that `--learnt` names, if it exists.
 
         Raises:
             MethodError: the drafter learns nothing.
@@ -43,13 +43,13 @@ class LearningDraftOptions(options.DraftOptions):
         return lm
 
     def keep(self, lm: LM) -> None:
-        """Keep what the drafter learnt in the file that `--learnt` names."""
+        """Write what the drafter learned to the file that `--learnt` names."""
         if self.learnt is not None:
             lm.save_learnt(self.learnt)
 
 
 def stream(lm: LM, request: Request, quiet: bool) -> Output:
-    """Decode, with the text on stdout as it comes unless `quiet`; Ctrl-C keeps what there is."""
+    """Decode, printing the text as it comes unless `quiet`; Ctrl-C ends the output early."""
     generation = lm.stream(request)
     try:
         for piece in generation:
@@ -63,7 +63,7 @@ def stream(lm: LM, request: Request, quiet: bool) -> Output:
 
 
 def summary(output: Output) -> str:
-    """One line: how much, how fast, in how few passes, and what drafting cost."""
+    """Return one line: tokens, speed, tokens per pass, and the share of time spent drafting."""
     seconds = output.seconds
     drafting = seconds.draft / seconds.decode if seconds.decode else 0.0
     guiding = f", {seconds.guide / seconds.decode:.0%} guiding" if seconds.guide else ""
@@ -79,7 +79,7 @@ def summary(output: Output) -> str:
 
 
 def sizing(report: dict[str, Any]) -> str:
-    """One line: what a governor did, and why."""
+    """Return one line: what a governor did, and why."""
     drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]
     trees = f", trees of up to {max(drafted)} nodes" if drafted else ""
     probes = f", {report['probes']} to probe" if report["probes"] else ""
@@ -94,7 +94,7 @@ def describe(
     drafting: options.DraftOptions,
     sampling: options.SamplingOptions,
 ) -> dict[str, Any]:
-    """The JSON of one output."""
+    """Return the JSON of one output."""
     from paceline.decoding.governor import Governor
 
     seconds = output.seconds

@@ -18,19 +18,21 @@ def distil_hmm(
     out: Annotated[Path, typer.Argument(help="File to write, .safetensors.")],
     states: Annotated[int, typer.Option(min=1, max=4096, help="Hidden states.")] = 64,
     samples: Annotated[
-        int, typer.Option(min=1, help="Texts that the model writes; more where it ends them early.")
+        int, typer.Option(min=1, help="Texts to generate; more where the model ends them early.")
     ] = 2000,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of a text at most.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Of learning, each over all texts.")] = 20,
+    length: Annotated[int, typer.Option(min=1, help="Maximum tokens of a text.")] = 128,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Rounds of expectation maximisation, each over all texts.")
+    ] = 20,
     seed: options.PlainSeed = 0,
     *,
     engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
-    """Let a model write, and learn from that how likely words are to come.
+    """Fit a hidden Markov model to texts that a model generates.
 
-    `--keywords WORDS --hmm FILE` of `paceline generate` uses it. What is done is kept in FILE.work
-    until all is done: the same command goes on where it was stopped.
+    `--keywords WORDS --hmm FILE` of `paceline generate` uses it. Progress is kept in FILE.work, so
+    that the same command continues where it was stopped.
     """
     check_target(out)
     from paceline.training.hmm import Distillation, HmmRecipe

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What is asked."""
+    """Prompts."""
 
     prompts: Annotated[
         Path,
@@ -32,7 +32,7 @@ class PromptOptions:
     ] = None
 
     def read(self) -> list[Dialogue]:
-        """The lines of the file.
+        """Return the lines of the file.
 
         Raises:
             RequestError: it cannot be read, or holds no prompts.
@@ -44,14 +44,14 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class SuiteOptions(PromptOptions):
-    """What is asked."""
+    """Prompts."""
 
     suite: Annotated[
-        str | None, typer.Option(help="The prompts are those of a suite: spec-bench.")
+        str | None, typer.Option(help="Suite that the prompts belong to: spec-bench.")
     ] = None
 
     def read(self) -> list[Dialogue]:
-        """The lines of the file, or those of a suite's tasks.
+        """Return the lines of the file, or those of a suite's tasks.
 
         Raises:
             RequestError: as `PromptOptions.read`, or there is no such suite.
@@ -63,7 +63,7 @@ class SuiteOptions(PromptOptions):
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Where results go."""
+    """Results."""
 
     out: Annotated[Path | None, typer.Option(help="Write the JSON document to this file, too.")] = (
         None
@@ -71,7 +71,7 @@ class ReportOptions:
     json: options.Json = False
 
     def check(self) -> None:
-        """Refuse, before the work is done, a place where no file can be written.
+        """Refuse, before the work begins, a path that cannot be written.
 
         Raises:
             PacelineError: see `check_target`.
@@ -79,7 +79,7 @@ class ReportOptions:
         check_target(self.out)
 
     def deliver(self, record: dict[str, Any]) -> None:
-        """Write the document where it is wanted."""
+        """Write the document where it was requested."""
         if self.out:
             save(self.out, record)
         if self.json:
@@ -88,7 +88,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """What is measured.
+    """A model, drafters and prompts, ready to be measured.
 
     Attributes:
         lm: engine and tokenizer.
@@ -105,7 +105,7 @@ class EvaluationJob:
     left_out: list[str]
 
     def report_omissions(self, clipped: int, of: int) -> None:
-        """Say what was left out and clipped."""
+        """Print what was left out and clipped."""
         for name in self.left_out:
             say(f"left out {name}: it needs something; name it with its settings")
         if clipped:
@@ -115,7 +115,7 @@ class EvaluationJob:
 def prepare(
     model: str, prompts: PromptOptions, drafters: list[str], engine: options.EngineOptions
 ) -> EvaluationJob:
-    """Read everything that is needed; what cannot work is refused here, before the long part."""
+    """Read prompts, drafters and model; refuse here, before the long part, what cannot work."""
     dialogues = prompts.read()
     methods, left_out = parsing.find_drafters(drafters)
     lm = engine.open(model)

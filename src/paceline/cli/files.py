@@ -14,7 +14,7 @@ _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
 
 
 def read_prompt(prompt: str | None) -> str:
-    """The prompt, from stdin where it is `-`.
+    """Return the prompt, read from stdin where it is `-`.
 
     Raises:
         RequestError: it is empty, or stdin is not text.
@@ -26,7 +26,7 @@ def read_prompt(prompt: str | None) -> str:
 
 
 def read_stdin() -> str:
-    """All of stdin.
+    """Read all of stdin.
 
     Raises:
         RequestError: it is not text.
@@ -38,7 +38,7 @@ def read_stdin() -> str:
 
 
 def read_prediction(path: Path) -> str:
-    """The text that the output is expected to be.
+    """Read the text that the output is expected to be.
 
     Raises:
         RequestError: it cannot be read, is not text, or is empty.
@@ -50,7 +50,7 @@ def read_prediction(path: Path) -> str:
 
 
 def read_tools(path: Path | None, choice: str) -> list[Any]:
-    """The tools that `--tools` names.
+    """Read the tools that `--tools` names.
 
     Raises:
         RequestError: it cannot be read, holds no JSON list, or there is a choice without it.
@@ -71,7 +71,7 @@ def read_tools(path: Path | None, choice: str) -> list[Any]:
 
 
 def read_text(what: str, path: Path) -> str:
-    """The UTF-8 text of a file; `what` it holds is for the error.
+    """Read a UTF-8 text file; `what` says in errors what it holds.
 
     Raises:
         RequestError: it cannot be read, or is not text.

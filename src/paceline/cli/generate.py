@@ -13,6 +13,8 @@ from paceline.cli import decode_options, options, search
 from paceline.cli.decode_options import describe, sizing, stream, summary
 from paceline.cli.files import read_prediction, read_prompt, read_tools
 from paceline.cli.output import document, say
+from paceline.compatibility import Side
+from paceline.compatibility import check as check_sides
 from paceline.errors import MethodError
 
 if TYPE_CHECKING:
@@ -20,25 +22,21 @@ if TYPE_CHECKING:
     from paceline.core import Output, Request
     from paceline.lm import LM, Prompt, RequestOptions
 
-OTHER_TOKENS = (
-    "--walk rejection keeps the distribution of the output, not its tokens: no output can be "
-    "compared with plain decoding's; leave --check out, or use --walk gumbel"
-)
-
 
 @dataclass(frozen=True)
 class PredictionDraftOptions(decode_options.LearningDraftOptions):
-    """How tokens are guessed."""
+    """Drafting."""
 
     prediction: Annotated[
         Path | None,
         typer.Option(
-            help="A file with what the output may mostly be; for --drafter predicted_output."
+            help="A file with the text that the output will largely be, for --drafter "
+            "predicted_output."
         ),
     ] = None
 
     def expected(self) -> str | None:
-        """What the output may mostly be.
+        """Return the text that the output is expected to be, None if none is given.
 
         Raises:
             RequestError: the file cannot be read, or is empty.
@@ -48,14 +46,15 @@ class PredictionDraftOptions(decode_options.LearningDraftOptions):
 
 @dataclass(frozen=True)
 class LexicalOptions(options.ConstraintOptions):
-    """What the output follows."""
+    """Constraints."""
 
     keywords: Annotated[
         str | None,
-        typer.Option(help="Words that the output has, in any order: dog,ice cream."),
+        typer.Option(help="Words that the output must contain, in any order: dog,ice cream."),
     ] = None
     hmm: Annotated[
-        Path | None, typer.Option(help="Of `paceline distil-hmm`; leads to the keywords.")
+        Path | None,
+        typer.Option(help="File of `paceline distil-hmm`, which leads the output to the keywords."),
     ] = None
     tools: Annotated[
         Path | None,
@@ -69,7 +68,7 @@ class LexicalOptions(options.ConstraintOptions):
     ] = "auto"
 
     def words(self) -> Keywords | None:
-        """What `--keywords` and `--hmm` ask for.
+        """Return the control that `--keywords` and `--hmm` name.
 
         Raises:
             PacelineError: a word is missing.
@@ -83,7 +82,7 @@ class LexicalOptions(options.ConstraintOptions):
         return Keywords.of(self.keywords.split(","), hmm="" if self.hmm is None else str(self.hmm))
 
     def request_options(self) -> RequestOptions:
-        """What `LM.request` is told of it.
+        """Return the options of `LM.request`.
 
         Raises:
             PacelineError: what is wrong and what to do.
@@ -103,9 +102,9 @@ Strategy = Annotated[
     ),
 ]
 Check = Annotated[
-    bool, typer.Option("--check", help="Decode plainly, too, and compare; exit 1 if different.")
+    bool, typer.Option("--check", help="Decode plainly as well and compare; exit 1 if different.")
 ]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on past the end.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Keep generating after end-of-text.")]
 
 
 def generate(
@@ -147,7 +146,7 @@ def generate(
         return
     request = lm.request(messages, **requested)
     if check and request.walk != "gumbel" and request.temperature > 0:
-        raise MethodError(OTHER_TOKENS)
+        check_sides({Side.REJECTION: "--walk rejection", Side.COMPARISON: "--check"})
     if not json:
         echo(text)
     output = stream(lm, request, quiet=json)
@@ -165,14 +164,14 @@ def generate(
 
 
 def echo(prompt: str) -> None:
-    """The prompt on a terminal, faintly, so that the text goes on from it."""
+    """Show the prompt on a terminal, faintly, in front of the text."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\x1b[2m{prompt}\x1b[0m")
         sys.stderr.flush()
 
 
 def report(record: dict[str, Any], output: Output) -> None:
-    """What it cost, what a governor did, and that it may differ, in a line each."""
+    """Print cost, the governor's decisions and a warning if lossy, a line each."""
     say(summary(output))
     if record["governor"]:
         say(sizing(record["governor"]))

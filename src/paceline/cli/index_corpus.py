@@ -24,7 +24,7 @@ def index_corpus(
     ],
     out: Annotated[Path, typer.Argument(help="File to write.")],
     max_tokens: Annotated[
-        int, typer.Option(min=1, help="Stop reading there; 8 bytes a token are written.")
+        int, typer.Option(min=1, help="Maximum number of tokens; the file has 8 bytes for each.")
     ] = 10_000_000,
     json: options.Json = False,
 ) -> None:

@@ -21,7 +21,7 @@ def inflate(
     intermediate: Annotated[int, typer.Option(min=1, help="New width of the MLP.")],
     json: options.Json = False,
 ) -> None:
-    """Grow a model with zeros: its outputs stay, its time becomes that of the larger shape."""
+    """Enlarge a model with zeros: same outputs, the speed of the larger shape."""
     from paceline.measuring.inflate import TargetShape
     from paceline.measuring.inflate import inflate as grow
     from paceline.models import load

@@ -30,27 +30,32 @@ _ROWS = {
 
 @dataclass(frozen=True)
 class ArrivalOptions:
-    """When requests come."""
+    """Arrivals."""
 
     rate: Annotated[
-        float | None, typer.Option(help="Open loop: so many requests arrive a second, by chance.")
+        float | None, typer.Option(help="Open loop: requests per second, Poisson arrivals.")
     ] = None
     users: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Closed loop: each asks again once answered."),
+        typer.Option(
+            min=1,
+            max=10_000,
+            help="Closed loop: concurrent users, each sending its next request when answered.",
+        ),
     ] = None
     requests: Annotated[
-        int | None, typer.Option(min=1, help="So many; each prompt once if nothing is said.")
+        int | None, typer.Option(min=1, help="Number of requests; each prompt once by default.")
     ] = None
     seconds: Annotated[
-        float | None, typer.Option(help="Send none after them; those under way are waited for.")
+        float | None,
+        typer.Option(help="Stop sending after this time; running requests are completed."),
     ] = None
     seed: Annotated[
-        int, typer.Option(min=0, help="Of arrivals; request N is asked with SEED + N.")
+        int, typer.Option(min=0, help="Seed of the arrivals; request N is sent with seed SEED + N.")
     ] = 0
 
     def traffic(self, prompts: int) -> Traffic:
-        """When they come, where there are so many prompts.
+        """Return the arrival process for a number of prompts.
 
         Raises:
             RequestError: a number is not above 0, or both or neither loop are named.
@@ -67,10 +72,11 @@ class ArrivalOptions:
 
 @dataclass(frozen=True)
 class BodyOptions:
-    """How they are asked."""
+    """Requests."""
 
     model: Annotated[
-        str | None, typer.Option(help="Its name there; the server's first if left out.")
+        str | None,
+        typer.Option(help="Name of the model on the server; its first model by default."),
     ] = None
     chat: Annotated[bool, typer.Option("--chat", help="Ask /chat/completions.")] = False
     max_new_tokens: options.NewTokens = 100
@@ -79,15 +85,17 @@ class BodyOptions:
     ] = None
     body: Annotated[
         str | None,
-        typer.Option(help="JSON object that is added to each, e.g. '{\"ignore_eos\": true}'."),
+        typer.Option(help="JSON object added to every request, e.g. '{\"ignore_eos\": true}'."),
     ] = None
-    timeout: Annotated[float, typer.Option(help="Seconds; then a request is given up.")] = 600.0
+    timeout: Annotated[float, typer.Option(help="Seconds after which a request is abandoned.")] = (
+        600.0
+    )
     key_variable: Annotated[
         str, typer.Option(help="The environment variable that holds the API key, if there is one.")
     ] = "OPENAI_API_KEY"
 
     def extra(self) -> dict[str, Any]:
-        """What `--body` adds to each.
+        """Return the fields that `--body` adds to every request.
 
         Raises:
             RequestError: it is no JSON object.
@@ -103,7 +111,7 @@ class BodyOptions:
         return extra
 
     def build(self, model: str, text: str, seed: int) -> dict[str, Any]:
-        """The body of one request."""
+        """Return the body of one request."""
         chat: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
         body = {
             "model": model,
@@ -119,18 +127,18 @@ class BodyOptions:
 
 @dataclass(frozen=True)
 class LatencyGoals:
-    """What answers may take."""
+    """Latency goals."""
 
     slo_ttft: Annotated[
-        float | None, typer.Option(min=0, help="Seconds that a first token may take.")
+        float | None, typer.Option(min=0, help="Maximum seconds to the first token.")
     ] = None
     slo_tpot: Annotated[
-        float | None, typer.Option(min=0, help="Seconds that each further token may take.")
+        float | None, typer.Option(min=0, help="Maximum seconds for each further token.")
     ] = None
 
 
 def load_test(
-    url: Annotated[str, typer.Argument(help="Of a server, e.g. http://127.0.0.1:8000.")],
+    url: Annotated[str, typer.Argument(help="Address of a server, e.g. http://127.0.0.1:8000.")],
     *,
     prompt_options: evaluation.SuiteOptions,
     arrivals: ArrivalOptions,
@@ -140,8 +148,9 @@ def load_test(
 ) -> None:
     """Load an OpenAI-compatible server and measure it.
 
-    Of a line with several turns the first is asked. With --rate waits count from when a request
-    was due, so that a stall is charged to all who came in it. Exit 1 if no answer was complete.
+    Of a line with several turns the first is sent. With --rate latencies count from when a request
+    was due, so that a stall is charged to all requests that were due in it. Exit 1 if no answer was
+    complete.
     """
     import asyncio
 
@@ -181,7 +190,7 @@ def load_test(
 async def run(
     server: ServerAddress, body_options: BodyOptions, texts: list[str], traffic: Traffic
 ) -> tuple[str, list[Reply]]:
-    """The name of the model that was asked, and the replies."""
+    """Send the requests; return the name of the model, and the replies."""
     from paceline.measuring.load.run import drive, first_model, sender
 
     name = body_options.model or await first_model(server)
@@ -207,7 +216,7 @@ def settings(
     arrivals: ArrivalOptions,
     body_options: BodyOptions,
 ) -> dict[str, Any]:
-    """What was asked for, as the document tells it."""
+    """Return the settings as the document holds them."""
     return {
         "url": url,
         "model": name,
@@ -230,7 +239,7 @@ def _positive(name: str, value: float | None) -> None:
 
 
 def table(record: dict[str, Any]) -> RenderableType:
-    """Waits in milliseconds, and what was answered."""
+    """Return a table of latencies in milliseconds, and the totals."""
     from rich.console import Group
     from rich.table import Table
 

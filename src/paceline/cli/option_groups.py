@@ -9,11 +9,15 @@ from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Annotated, Any, get_args, get_type_hints
 
+import typer
+
+from paceline.errors import RequestError
+
 Verb = Callable[..., None]
 
 
 def spread(verb: Verb) -> Verb:
-    """The verb as typer reads it: instead of each group one option for every field.
+    """Return the verb as typer reads it: each group replaced by one option for every field.
 
     A parameter whose annotation is a dataclass is a group. Its fields are annotated as a verb's
     own options are, and the first line of its docstring is the title of their panel in `--help`.
@@ -40,6 +44,40 @@ def spread(verb: Verb) -> Verb:
     setattr(gathered, "__signature__", Signature(options))  # noqa: B010
     gathered.__annotations__ = {option.name: option.annotation for option in options}
     return gathered
+
+
+def either_model(verb: Verb) -> Verb:
+    """Let a verb with a parameter `model` take it as its last argument or as `--model`.
+
+    A verb whose `model` has no default needs one of them.
+    """
+    given = signature(verb)
+    model = given.parameters["model"]
+    required = model.default is Parameter.empty
+    (_, option) = get_args(model.annotation)
+    help_ = option.help
+    by_position = Annotated[str | None, typer.Argument(metavar="MODEL", help=help_)]
+    by_name = Annotated[str | None, typer.Option("--model", help="The same as MODEL.")]
+    keyword = Parameter.KEYWORD_ONLY
+    parameters = [
+        each.replace(annotation=by_name, default=None) if each.name == "model" else each
+        for each in given.parameters.values()
+    ]
+    parameters.append(Parameter("positional", keyword, default=None, annotation=by_position))
+
+    @wraps(verb)
+    def chosen(positional: str | None = None, **options: Any) -> None:
+        named = options.pop("model", None)
+        if None not in (positional, named) and positional != named:
+            raise RequestError(f"the model is {positional!r} and --model {named!r}; give one")
+        value = positional if named is None else named
+        if required and value is None:
+            raise RequestError("no model is named; give MODEL, a folder or hub id")
+        verb(**options, model=value)
+
+    setattr(chosen, "__signature__", Signature(parameters))  # noqa: B010
+    chosen.__annotations__ = {each.name: each.annotation for each in parameters}
+    return chosen
 
 
 def _options(group: type[Any]) -> Iterator[Parameter]:

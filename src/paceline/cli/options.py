@@ -31,21 +31,24 @@ Models = Annotated[
     ),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option(help="As in `paceline bench`; the embedded checkpoint if left out.")
+    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one by default.")
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]
 Budget = Annotated[
     str,
     typer.Option(
-        help="Most nodes of a tree beyond its root; 0 is plain, auto sizes by measured cost."
+        help="Maximum drafted tokens per pass; 0 is plain, auto sizes trees by measured cost."
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, max=1024, help="Of the native engine; all usable cores.")
+    int | None,
+    typer.Option(
+        min=1, max=1024, help="Threads of the native engine; all usable cores by default."
+    ),
 ]
 Text = Annotated[str | None, typer.Argument(help="The text to continue; - reads it from stdin.")]
-NewTokens = Annotated[int, typer.Option(min=1, help="Upper limit of an answer, in tokens.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same text, whatever the drafter.")]
 PlainSeed = Annotated[int, typer.Option("--seed", min=0, help="The same seed, the same result.")]
 Walk = Annotated[
@@ -61,17 +64,19 @@ Watermark = Annotated[
         help="exponential|inverse|green|synthid:key=SECRET[,SETTING=VALUE]; see `paceline methods`."
     ),
 ]
-Stop = Annotated[list[str] | None, typer.Option(help="Ends the text; repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).")]
 Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat template.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What runs the model."""
+    """Model."""
 
     engine: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto"
-    device: Annotated[str | None, typer.Option(help="Of the reference engine, e.g. cuda.")] = None
+    device: Annotated[
+        str | None, typer.Option(help="Device of the reference engine, e.g. cuda.")
+    ] = None
     threads: Threads = None
     weight_format: Annotated[
         str,
@@ -82,7 +87,7 @@ class EngineOptions:
         ),
     ] = "auto"
     kv_format: Annotated[
-        str, typer.Option(help="Of cached keys and values: fp32, fp16, int8; auto: fp32.")
+        str, typer.Option(help="Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
     ] = "auto"
     attention: Annotated[
         str | None,
@@ -100,7 +105,7 @@ class EngineOptions:
     ] = None
 
     def open(self, model: str | None, drafter: str = "plain", budget: int | str = 16) -> LM:
-        """A model in that engine."""
+        """Open a model in that engine."""
         from paceline.lm import LM
 
         return LM(
@@ -119,14 +124,14 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class DraftOptions:
-    """How tokens are guessed."""
+    """Drafting."""
 
     drafter: Drafter = "blend"
     budget: Budget = "auto"
 
     @property
     def nodes(self) -> int | str:
-        """The budget, read.
+        """Return the budget as a number, or `auto`.
 
         Raises:
             RequestError: it is neither a number of nodes nor `auto`.
@@ -136,19 +141,33 @@ class DraftOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How tokens are drawn."""
+    """Sampling."""
 
     max_new_tokens: NewTokens = 256
     temperature: Annotated[
-        float | None, typer.Option(help="0 is greedy; the checkpoint's default if left out.")
+        float | None, typer.Option(help="0 is greedy; the checkpoint's default if not given.")
     ] = None
     seed: Seed = 0
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8,dry=0.8,dry.allowed=3'; "
+            help="NAME=VALUE,... e.g. 'min_p=0.05,temperature=0.8,dry=0.8,dry.allowed=3', or "
+            "'min_p:p=0.05+dry:allowed=3'; "
             "see `paceline methods`."
         ),
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens that sum to this probability.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")] = (
+        None
+    )
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Keep tokens with at least this share of the best one's probability."),
+    ] = None
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="Divide the logits of tokens that occurred; 1 is none.")
     ] = None
     watermark: Watermark = None
     walk: Walk = "gumbel"
@@ -156,7 +175,7 @@ class SamplingOptions:
 
     @property
     def mark(self) -> Mark | None:
-        """What `--watermark` names.
+        """Return the watermark that `--watermark` names.
 
         Raises:
             PacelineError: as `one_watermark`.
@@ -164,13 +183,20 @@ class SamplingOptions:
         return one_watermark(self.watermark)
 
     def request_options(self) -> RequestOptions:
-        """What `LM.request` is told of it.
+        """Return the options of `LM.request`.
 
         Raises:
             PacelineError: a name is unknown, or a value cannot be.
         """
         controls, temperature = parsing.parse_sampler(self.sampler)
+        named: RequestOptions = {
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+        }
         return {
+            **parsing.beside_sampler(controls, named),
             "max_new_tokens": self.max_new_tokens,
             "temperature": parsing.one_temperature(self.temperature, temperature),
             "seed": self.seed,
@@ -183,24 +209,24 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class ConstraintOptions:
-    """What the output follows."""
+    """Constraints."""
 
     guide: Annotated[
         list[str] | None,
         typer.Option(
             help="NAME:key=value,... another model or text that steers the output, e.g. "
-            "'cfg:negative=A sad story,scale=1.5'; repeatable where an order is defined; "
+            "'cfg:negative=A sad story,scale=1.5'; + between several, or repeatable; "
             "see `paceline methods`."
         ),
     ] = None
     json_schema: Annotated[
-        Path | None, typer.Option(help="A file with a JSON schema that the output follows.")
+        Path | None, typer.Option(help="A file with a JSON schema that the output must follow.")
     ] = None
     regex: Annotated[
-        str | None, typer.Option(help="A regular expression that the output matches.")
+        str | None, typer.Option(help="A regular expression that the output must match.")
     ] = None
     grammar: Annotated[
-        Path | None, typer.Option(help="A file with Lark rules that the output follows.")
+        Path | None, typer.Option(help="A file with a Lark grammar that the output must follow.")
     ] = None
     choice: Annotated[
         str | None, typer.Option(help="The output is one of these: yes|no|maybe.")
@@ -208,11 +234,11 @@ class ConstraintOptions:
 
     @property
     def guides(self) -> tuple[str, ...]:
-        """What `--guide` names."""
+        """Return the guides that `--guide` names."""
         return tuple(self.guide or ())
 
     def rules(self) -> Grammar | None:
-        """The grammar that one of the four options gives.
+        """Return the grammar that one of the four options gives.
 
         Raises:
             PacelineError: there are several, or it cannot be read.
@@ -233,7 +259,7 @@ class ConstraintOptions:
         return None if self.choice is None else Grammar.choice(self.choice.split("|"))
 
     def request_options(self) -> RequestOptions:
-        """What `LM.request` is told of it.
+        """Return the options of `LM.request`.
 
         Raises:
             PacelineError: as `rules`.
@@ -242,7 +268,7 @@ class ConstraintOptions:
 
 
 def one_watermark(text: str | None) -> Mark | None:
-    """The watermark that `--watermark` names.
+    """Return the watermark that `--watermark` names.
 
     Raises:
         PacelineError: what is missing, unknown or out of range.

@@ -20,7 +20,7 @@ _WIDTH = 120  # of tables that go to a file or a pipe
 
 
 def write(text: str) -> None:
-    """Text to stdout, at once.
+    """Write text to stdout and flush it.
 
     Raises:
         PacelineError: the disk is full or the reader is gone.
@@ -34,33 +34,41 @@ def write(text: str) -> None:
         sys.stdout.flush()
 
 
+class ReaderGoneError(PacelineError):
+    """The reader of standard output ended, as `head` does; the program ends without a message."""
+
+
 @contextmanager
 def writing() -> Iterator[None]:
-    """Stdout that cannot be written to is an error in one sentence.
+    """Turn errors of writing to stdout into one sentence.
 
     Raises:
-        PacelineError: the disk is full or the reader is gone.
+        ReaderGoneError: the reader is gone.
+        PacelineError: the disk is full, or stdout is closed.
     """
     try:
         yield
+    except BrokenPipeError:
+        drop(sys.stdout)
+        raise ReaderGoneError("nobody reads standard output any more") from None
     except OSError as error:
         drop(sys.stdout)
         raise PacelineError(f"cannot write to standard output: {error.strerror}") from None
 
 
 def drop(stream: TextIO) -> None:
-    """Give up on a stream: Python would try once more to write what is left when it ends."""
+    """Redirect a broken stream to nowhere, so that Python does not flush it again at exit."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def document(content: dict[str, Any]) -> None:
-    """The JSON document of a verb."""
+    """Print the JSON document of a verb."""
     write(json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def say(line: str) -> None:
-    """A line to stderr, if there is anyone to read it."""
+    """Print a line to stderr, ignoring that nobody may read it."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
@@ -68,7 +76,7 @@ def say(line: str) -> None:
 
 
 def show(content: RenderableType, stdout: bool = True) -> None:
-    """A table, to stdout or stderr."""
+    """Print a table to stdout or stderr."""
     from rich.console import Console
 
     terminal = Console(stderr=not stdout)
@@ -82,7 +90,7 @@ def show(content: RenderableType, stdout: bool = True) -> None:
 
 
 def check_target(path: Path | None) -> None:
-    """Refuse a place where no file can be written, before the work is done.
+    """Refuse a path that cannot be written, before the work begins.
 
     Raises:
         PacelineError: its folder is missing, or it is something other than a file.

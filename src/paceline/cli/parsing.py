@@ -1,15 +1,16 @@
-"""The small languages in options: lists, numbers and names with settings."""
+"""Parsers of option values: lists, numbers and names with settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from paceline.errors import MethodError, RequestError
 
 if TYPE_CHECKING:
     from paceline.control.base import ControlMethod
     from paceline.drafters.base import DraftMethod
+    from paceline.request_options import RequestOptions
 
 
 def split_drafters(texts: Sequence[str]) -> list[str]:
@@ -27,7 +28,7 @@ def split_drafters(texts: Sequence[str]) -> list[str]:
 
 
 def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[str]]:
-    """The drafters by name, and those of `all` that were left out because they need something.
+    """Return the drafters by name, and those of `all` left out because they need something.
 
     Raises:
         MethodError: unknown name or setting, or none named.
@@ -51,14 +52,14 @@ def find_drafters(texts: Sequence[str]) -> tuple[dict[str, DraftMethod], list[st
 
 
 def lossy(methods: Mapping[str, DraftMethod]) -> list[str]:
-    """The names of those that may change the output."""
+    """Return the names of the drafters that may change the output."""
     from paceline.core import Exactness
 
     return [name for name, method in methods.items() if method.exactness is Exactness.LOSSY]
 
 
 def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float | None]:
-    """Controls of `--sampler`, temperature apart; None where it was not given.
+    """Return the controls of `--sampler` and its temperature; None for what is not given.
 
     Raises:
         MethodError: unknown control or setting.
@@ -73,7 +74,7 @@ def parse_sampler(text: str | None) -> tuple[list[ControlMethod] | None, float |
 
 
 def one_temperature(option: float | None, sampler: float | None) -> float | None:
-    """The temperature that `--temperature` and `--sampler` agree on.
+    """Return the temperature that `--temperature` and `--sampler` agree on.
 
     Raises:
         RequestError: they do not.
@@ -85,8 +86,32 @@ def one_temperature(option: float | None, sampler: float | None) -> float | None
     return sampler if option is None else option
 
 
+def beside_sampler(
+    controls: Sequence[ControlMethod] | None, named: RequestOptions
+) -> RequestOptions:
+    """Return the samplers of `--top-p` and its like that `--sampler` does not give already.
+
+    Raises:
+        RequestError: `--sampler` gives another value.
+        MethodError: a value is out of range.
+    """
+    from paceline.registry import controls as registry
+
+    known = {control.name: control for control in controls or ()}
+    rest: dict[str, Any] = {}
+    for name, value in named.items():
+        if value is None:
+            continue
+        if name not in known:
+            rest[name] = value
+        elif registry.single(name, value) != known[name]:
+            flag = f"--{name.replace('_', '-')}"
+            raise RequestError(f"{flag} is {value} and --sampler has another {name}; give one")
+    return cast("RequestOptions", rest)
+
+
 def stops(texts: Sequence[str] | None) -> list[str]:
-    """What `--stop` names.
+    """Return the stop strings.
 
     Raises:
         RequestError: one is empty, or no text.
@@ -100,7 +125,7 @@ def stops(texts: Sequence[str] | None) -> list[str]:
 
 
 def numbers(name: str, text: str) -> list[float]:
-    """The numbers of a comma-separated list, each once.
+    """Return the numbers of a comma-separated list, each once.
 
     Raises:
         RequestError: one of them is none, is negative, or there is none.
@@ -114,7 +139,7 @@ def numbers(name: str, text: str) -> list[float]:
 
 
 def limits(name: str, text: str) -> tuple[float, float]:
-    """The two numbers of LOW..HIGH; a single one is both.
+    """Return the two numbers of LOW..HIGH; a single one is both.
 
     Raises:
         RequestError: one of them is none.
@@ -126,7 +151,7 @@ def limits(name: str, text: str) -> tuple[float, float]:
 
 
 def whole_limits(name: str, text: str) -> tuple[int, int]:
-    """The same in whole numbers.
+    """Return the two whole numbers of LOW..HIGH.
 
     Raises:
         RequestError: one of them is none.
@@ -138,7 +163,7 @@ def whole_limits(name: str, text: str) -> tuple[int, int]:
 
 
 def one_budget(text: str) -> int | str:
-    """A number of nodes, or `auto`.
+    """Return a number of nodes, or `auto`.
 
     Raises:
         RequestError: neither.
@@ -152,7 +177,7 @@ def one_budget(text: str) -> int | str:
 
 
 def budgets(text: str) -> list[int | str]:
-    """The budgets of a comma-separated list, each once.
+    """Return the budgets of a comma-separated list, each once.
 
     Raises:
         RequestError: one is neither 0 to 4096 nor `auto`, or there is none.

@@ -1,4 +1,4 @@
-"""How far a long verb is, on a terminal's stderr."""
+"""A progress bar on a terminal's stderr."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def counting(total: int, what: str = "prompts") -> Iterator[Callable[..., None]]:
-    """A bar over `total` steps; the function it gives counts one, or as many as it is told."""
+    """Show a progress bar over `total` steps; the function it yields advances it."""
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

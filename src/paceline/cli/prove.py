@@ -11,6 +11,7 @@ import typer
 from paceline.cli import evaluation, options, parsing
 from paceline.cli.output import say, show
 from paceline.cli.progress import counting
+from paceline.compatibility import Side, check
 from paceline.errors import MethodError
 
 if TYPE_CHECKING:
@@ -24,14 +25,14 @@ _SHOWN = 10  # differences on the screen; the document holds all
 
 @dataclass(frozen=True)
 class ProofPromptOptions(evaluation.PromptOptions):
-    """What is asked."""
+    """Prompts."""
 
     chat: options.Chat = False
 
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """What is compared."""
+    """Comparison."""
 
     drafters: options.Drafters = field(default_factory=lambda: ["all"])
     temperatures: Annotated[str, typer.Option(help="Separated by commas.")] = "0,0.7,1.0"
@@ -42,12 +43,12 @@ class ComparisonOptions:
     walk: options.Walk = "gumbel"
     reload: Annotated[
         bool,
-        typer.Option("--reload", help="Save and load what drafters learnt between prompts."),
+        typer.Option("--reload", help="Save and load the drafters' state between prompts."),
     ] = False
 
     @property
     def temperature_values(self) -> list[float]:
-        """The temperatures, read.
+        """Return the temperatures as numbers.
 
         Raises:
             PacelineError: one is no number of 0 or more.
@@ -55,7 +56,7 @@ class ComparisonOptions:
         return parsing.numbers("--temperatures", self.temperatures)
 
     def sizes(self, lm: LM) -> Budget:
-        """What sizes the trees of one drafter."""
+        """Return a new budget for one drafter."""
         from paceline.decoding.governor import Fixed, Governor
         from paceline.engines.cost_cache import known_cost
 
@@ -76,7 +77,7 @@ def prove(
 
     Each turn of a line is a prompt whose context is the earlier turns and plain decoding's answers.
     Prompts that do not fit the context keep their last tokens and are counted as clipped.
-    Drafters keep what they learnt from prompt to prompt.
+    Drafters keep what they learned from prompt to prompt.
     """
     refuse(comparison.walk, comparison.drafters)
     temperatures, nodes = comparison.temperature_values, parsing.one_budget(comparison.budget)
@@ -116,13 +117,13 @@ def refuse(walk: str, drafters: list[str]) -> None:
     Raises:
         MethodError: another walk than plain decoding's, or a lossy drafter.
     """
-    if walk != "gumbel":
-        raise MethodError(
-            f"--walk {walk} cannot be proven by comparing tokens: the rejection walk keeps their "
-            "distribution only, which its statistical test checks; use --walk gumbel"
-        )
+    if walk not in ("gumbel", "rejection"):
+        raise MethodError(f"the walk is {walk!r}, expected gumbel or rejection")
+    if walk == "rejection":
+        check({Side.REJECTION: "--walk rejection", Side.COMPARISON: "a proof token by token"})
     for name in parsing.lossy(parsing.find_drafters(drafters)[0]):
-        raise MethodError(f"{name} is lossy: its output is not plain decoding's; leave it out")
+        drafter = f"the lossy drafter {name}"
+        check({Side.LOSSY_DRAFTER: drafter, Side.COMPARISON: "a proof token by token"})
 
 
 def settings(
@@ -132,7 +133,7 @@ def settings(
     nodes: int | str,
     job: evaluation.EvaluationJob,
 ) -> dict[str, Any]:
-    """What was asked for, as the document tells it."""
+    """Return the settings as the document holds them."""
     return {
         "file": str(prompt_options.prompts),
         "lines": len(job.dialogues),
@@ -149,7 +150,7 @@ def settings(
 
 
 def report_result(result: Proof, record: dict[str, Any], job: evaluation.EvaluationJob) -> None:
-    """Say what differs, what was left out, and the counts."""
+    """Print the differences, what was left out, and the counts."""
     for finding in result.findings[:_SHOWN]:
         say(str(finding))
     job.report_omissions(result.clipped, result.prompts)

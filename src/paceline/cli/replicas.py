@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
-    """What a cluster takes: joining it, batches on it, servers on it.
+    """Import the modules of a cluster: joining it, batches on it, servers on it.
 
     Raises:
         MethodError: Ray is not installed.
@@ -36,7 +36,7 @@ def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
 
 
 def model_paths(model: str | None) -> list[Path]:
-    """The folders of a model, several for an ensemble.
+    """Return the folders of a model, several for an ensemble.
 
     Raises:
         ModelError: as `load`.
@@ -57,11 +57,11 @@ def serve_replicas(
     """Serve from a cluster until a signal comes.
 
     Args:
-        build: makes a replica's application, where it is, with so many threads, and rates that it
-            tells of what is used.
-        listener: where requests come in.
+        build: makes a replica's application in its own process, given its threads and the rate
+            limits that it reports its usage to.
+        listener: accepts connections.
         settings: of the server, with `replicas`.
-        rules: what is let through, of the whole.
+        rules: of the proxy in front of all replicas.
 
     Raises:
         PacelineError: there is no such cluster.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from paceline.cli.output import document, say, write
-from paceline.errors import MethodError
+from paceline.compatibility import Side, check
 
 if TYPE_CHECKING:
     from paceline.decoding.strategies.base import SearchOutput, Strategy
@@ -18,7 +18,7 @@ _DRAFTING = ("drafter", "budget", "walk", "prediction", "learnt")
 
 
 def chosen(context: typer.Context, text: str) -> Strategy:
-    """The strategy that `--strategy` names.
+    """Return the strategy that `--strategy` names.
 
     Raises:
         MethodError: there is none such, or an option was given that it has no use for.
@@ -30,8 +30,14 @@ def chosen(context: typer.Context, text: str) -> Strategy:
     for option in idle:
         source = context.get_parameter_source(option)
         if source is not None and source.name != "DEFAULT":
-            reason = "is not plain decoding" if option == "check" else "drafts nothing"
-            raise MethodError(f"--strategy {strategy.name} {reason}; leave --{option} out")
+            own = f"--strategy {strategy.name}"
+            compared = option == "check"
+            check(
+                {
+                    Side.SEARCH if compared else Side.DRAFTLESS_SEARCH: own,
+                    Side.COMPARISON if compared else Side.DRAFT_OPTION: f"--{option}",
+                }
+            )
     return strategy
 
 

@@ -78,7 +78,7 @@ def _open(settings: ServerSettings) -> LM:
 
 
 def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
-    """What marks and steers answers; the models of guides are opened."""
+    """Return the watermark and guides of answers; opens the models of guides."""
     from paceline.kvcache.base import parse_policy
     from paceline.serving.operator_policy import OperatorPolicy, open_guides, parse_guides
     from paceline.watermarks.base import parse_watermark
@@ -193,8 +193,44 @@ def _loopback(host: str) -> bool:
         return host == "localhost"
 
 
+_PANELS = {
+    "Model": ("model", "name", "engine", "format", "kv_format", "device", "threads"),
+    "Drafting": ("drafter", "budget"),
+    "Network": (
+        "host",
+        "port",
+        "cors",
+        "head_seconds",
+        "body_seconds",
+        "write_seconds",
+        "idle_seconds",
+        "max_connections",
+        "drain",
+    ),
+    "Limits": (
+        "max_running",
+        "queue",
+        "prefill_slowdown",
+        "memory",
+        "prefix_cache",
+        "max_tokens",
+        "default_tokens",
+        "max_prompt",
+        "max_answers",
+        "max_body",
+    ),
+    "Policy": ("watermark", "watermark_choice", "guides", "kv_policy", "kv_policy_choice"),
+    "Security": ("keys_file", "request_rate", "token_rate", "log_prompts"),
+    "Cluster": ("replicas", "ray"),
+}  # of settings in --help; others are in the first panel
+
+
+def _panel(name: str) -> str | None:
+    return next((panel for panel, names in _PANELS.items() if name in names), None)
+
+
 def _signature() -> inspect.Signature:
-    """A flag for each setting; what it may be is checked where all sources meet."""
+    """Return a flag for each setting; values are checked where all sources are joined."""
 
     def parameter(name: str, kind: Any, option: Any, default: Any = None) -> inspect.Parameter:
         annotation = Annotated[kind, option]
@@ -207,12 +243,23 @@ def _signature() -> inspect.Signature:
             continue
         flag, kind = known.flag(name), known.kind_of(name)
         if kind is bool:
-            option = typer.Option(f"{flag}/--no-{flag[2:]}", help=about, show_default=default)
+            option = typer.Option(
+                f"{flag}/--no-{flag[2:]}",
+                help=about,
+                show_default=default,
+                rich_help_panel=_panel(name),
+            )
             parameters.append(parameter(name, bool | None, option))
         else:
             kinds = {int: "INTEGER", float: "NUMBER", known.Size: "SIZE", Path: "PATH"}
             metavar = kinds.get(kind, "TEXT")
-            option = typer.Option(flag, help=about, metavar=metavar, show_default=default or False)
+            option = typer.Option(
+                flag,
+                help=about,
+                metavar=metavar,
+                show_default=default or False,
+                rich_help_panel=_panel(name),
+            )
             parameters.append(parameter(name, str | None, option))
     file = typer.Option("--config", help="A .toml or .json file with settings.")
     shown = typer.Option("--show-config", help="Print what would be used, as JSON, and stop.")

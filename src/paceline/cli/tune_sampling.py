@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from paceline.planning.sampling_search import SamplingSearch, SearchSpace, Trial
     from paceline.planning.scorers import Scorer
 
-_LIMITS = "LOW..HIGH of what is tried."
+_LIMITS = "Range to search, LOW..HIGH."
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How answers are scored."""
+    """Scoring."""
 
     scorer: Annotated[
         str,
@@ -40,11 +40,11 @@ class ScoringOptions:
         ),
     ] = ""
     per_question: Annotated[
-        float, typer.Option(help="Most new tokens of all answers to a question, on average.")
+        float, typer.Option(help="Maximum new tokens of all answers to a question, on average.")
     ] = 512.0
 
     def judge(self) -> Scorer:
-        """What gives an answer its score.
+        """Return the scorer of answers.
 
         Raises:
             RequestError: there is no such scorer, or no command.
@@ -56,7 +56,7 @@ class ScoringOptions:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """What is tried."""
+    """Search."""
 
     temperature: Annotated[str, typer.Option(help=_LIMITS)] = "0..1.5"
     top_p: Annotated[str, typer.Option(help=_LIMITS)] = "0.1..1"
@@ -68,7 +68,7 @@ class SearchOptions:
     seed: options.PlainSeed = 0
 
     def space(self) -> SearchSpace:
-        """The limits.
+        """Return the limits of the search.
 
         Raises:
             RequestError: they are none.
@@ -85,7 +85,7 @@ class SearchOptions:
 
 Trials = Annotated[
     Path | None,
-    typer.Option(help="Keep the trials here after each; goes on from there if it exists."),
+    typer.Option(help="File with the trials, written after each; continued if it exists."),
 ]
 
 
@@ -149,14 +149,14 @@ def tune_sampling(
 
 
 def outcome(tuning: SamplingSearch) -> str:
-    """The best trial, in one line."""
+    """Return the best trial in one line."""
     if tuning.best is None:
         return "no settings could be tried on all examples; give a larger budget"
     return f"best: {trial_line(tuning.trials.index(tuning.best) + 1, tuning.best)}"
 
 
 def trial_line(number: int, trial: Trial) -> str:
-    """A trial in one line."""
+    """Return a trial in one line."""
     settings = trial.settings
     nucleus = f", top_p {settings.top_p:g}" if settings.top_p < 1 else ""
     return (
@@ -167,7 +167,7 @@ def trial_line(number: int, trial: Trial) -> str:
 
 
 def recall(path: Path | None, task: dict[str, Any]) -> list[Trial]:
-    """The trials that a file keeps; one that a budget cut short is made again.
+    """Return the trials that a file holds, without those that the budget cut short.
 
     Raises:
         RequestError: it is no such file, or of another task.

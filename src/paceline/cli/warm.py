@@ -15,16 +15,16 @@ from paceline.cli.progress import counting
 def warm(
     model: options.ModelOption = None,
     *,
-    tokens: Annotated[int, typer.Option(min=1, help="How many the model writes.")] = 50_000,
-    temperature: Annotated[float, typer.Option(help="Of what it writes.")] = 0.7,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate.")] = 50_000,
+    temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
     seed: options.PlainSeed = 0,
     engine: options.EngineOptions,
     json: options.Json = False,
 ) -> None:
-    """Let a model write to itself, once, so that drafters know its habits from the first request.
+    """Record text that a model generates, so that drafters know it from the first request.
 
-    What it wrote and thought is kept in the user's cache folder. `recycle` and `blend` start from
-    it; `warm=false` in their settings leaves it alone. Outputs do not change.
+    The text and the model's top predictions are kept in the user's cache folder. `recycle` and
+    `blend` start from them; `warm=false` in their settings ignores them. Outputs do not change.
     """
     from paceline.models.trace import trace_path, write_trace
     from paceline.training.self_text import selftext

@@ -1,4 +1,4 @@
-"""`paceline watermark`: was this text made with that key?"""
+"""`paceline watermark`: detect the watermark of a text."""
 
 from __future__ import annotations
 
@@ -24,20 +24,22 @@ def verbs() -> None:
 def detect(
     text: Annotated[
         Path,
-        typer.Argument(metavar="FILE", help="Holds the text; - reads it from stdin."),
+        typer.Argument(metavar="FILE", help="File with the text; - reads stdin."),
     ],
-    watermark: Annotated[
-        str, typer.Option(help="As it was given to the verb that wrote the text.")
-    ],
+    watermark: Annotated[str, typer.Option(help="As given to the verb that generated the text.")],
     model: options.ModelOption = None,
     resamples: Annotated[
-        int, typer.Option(min=1, max=10**6, help="Random keys: p is at least 1 / (resamples + 1).")
+        int,
+        typer.Option(
+            min=1, max=10**6, help="Random keys to compare with; p is at least 1 / (resamples + 1)."
+        ),
     ] = 999,
     json: options.Json = False,
 ) -> None:
-    """Say how likely it is that a text without the watermark looks as much like it.
+    """Test a text for a watermark, and print the p-value.
 
-    `--model` is the checkpoint that is said to have written the text; only its tokenizer is used.
+    The p-value is the probability that an unmarked text scores as high. `--model` is the checkpoint
+    that is said to have generated the text; only its tokenizer is used.
     """
     mark = options.one_watermark(watermark)
     assert mark is not None  # the option is required
@@ -49,12 +51,12 @@ def detect(
     if json:
         document({"kind": mark.name, "tokens": len(tokens), **asdict(detection)})
         return
-    least = (
+    bound = (
         "" if detection.p > 1 / (resamples + 1) or detection.measure != "alignment" else "at most "
     )
     verdict = "marked" if detection.p <= 0.01 else "not shown to be marked"
     write(
-        f"{verdict} (p <= 0.01): p is {least}{detection.p:.2g}, "
+        f"{verdict} (p <= 0.01): p is {bound}{detection.p:.2g}, "
         f"{detection.measure} {detection.score:.2f} over {detection.scored} of "
         f"{len(tokens)} tokens\n"
     )

@@ -10,6 +10,7 @@ from threading import Lock, Thread, stack_size
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod
 from paceline.control.structured.matcher import Matcher, refusal
 from paceline.core import Control, Exactness, Request
@@ -110,10 +111,7 @@ class Grammar(ControlMethod):
             RequestError: the grammar is invalid, unsupported, too large, or allows nothing.
         """
         if not request.stop_tokens:
-            raise RequestError(
-                "a grammar ends with a stop token, and this request has none; "
-                "leave --ignore-eos out, or take a checkpoint that names one"
-            )
+            check({Side.GRAMMAR: "a grammar", Side.NO_STOP_TOKEN: "a request without a stop token"})
         stops = tuple(sorted(request.stop_tokens))
 
         def recompile() -> Any:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, shared
 from paceline.control.capabilities import RejectsText
 from paceline.control.lexical.hmm import Doubles, Hmm, read_hmm
@@ -108,7 +109,7 @@ class Keywords(ControlMethod):
             ModelError: the HMM cannot be used.
         """
         if request.stop_strings:
-            raise RequestError("keywords cannot prevent stop strings; leave one of them out")
+            check({Side.END_CONTROL: "the control keywords", Side.STOP_STRINGS: "stop strings"})
         automaton = _automaton(self, vocabulary, tuple(sorted(request.stop_tokens)))
         pieces = vocabulary.pieces
         before = next((pieces[token] for token in reversed(request.prompt) if pieces[token]), b"")

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import NamedTuple, cast
 
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, require
 from paceline.control.lexical.char_automaton import CharAutomaton, State, TextControl
 from paceline.core import Control, Exactness, Request
@@ -102,10 +103,8 @@ class Letters(ControlMethod):
             RequestError: stop strings could end the text where the rules forbid it.
         """
         if request.stop_strings and (self.every or self.text or self.least):
-            raise RequestError(
-                "letters cannot prevent stop strings where every, text or least is set; "
-                "leave one of them out"
-            )
+            control = "the control letters with every, text or least"
+            check({Side.END_CONTROL: control, Side.STOP_STRINGS: "stop strings"})
         return TextControl("letters", self, _Letters(self), request, vocabulary)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, require
 from paceline.control.logits import forbid
 from paceline.core import Control, Exactness, Floats, Request
@@ -39,7 +40,7 @@ class MinLength(ControlMethod):
             RequestError: the request has stop strings, or allows fewer new tokens.
         """
         if request.stop_strings:
-            raise RequestError("min_length cannot prevent stop strings; leave one of them out")
+            check({Side.END_CONTROL: "the control min_length", Side.STOP_STRINGS: "stop strings"})
         if self.tokens > request.max_new_tokens:
             raise RequestError(
                 f"min_length is {self.tokens}, expected at most the {request.max_new_tokens} "

@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple, cast
 
+from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, require
 from paceline.control.letters import APOSTROPHES, ASCII
 from paceline.control.lexical.char_automaton import CharAutomaton, State, TextControl
@@ -74,7 +75,7 @@ class Sounds(ControlMethod):
                 request has stop strings.
         """
         if request.stop_strings:
-            raise RequestError("sounds cannot prevent stop strings; leave one of them out")
+            check({Side.END_CONTROL: "the control sounds", Side.STOP_STRINGS: "stop strings"})
         return TextControl("sounds", self, _automaton(self), request, vocabulary)
 
 

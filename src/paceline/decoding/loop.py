@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from time import perf_counter
 
+from paceline.compatibility import Side, check
 from paceline.core import Output, Request
 from paceline.decoding.governor import Budget, Fixed
 from paceline.decoding.session import Session, give_hidden
@@ -125,16 +126,11 @@ def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> boo
         return False  # greedy decoding has one walk
     if request.walk != "rejection":
         raise MethodError(f"the walk is {request.walk!r}, expected gumbel or rejection")
+    sides = {Side.REJECTION: "the rejection walk"}
     known = isinstance(drafter, ModelBacked) and drafter.has_draft_probs
     if drafter.rollback is not None or not known:
-        names = ", ".join(drafter.origins)
-        raise MethodError(
-            f"the rejection walk needs a drafter that knows the distribution of its drafts, and "
-            f"{names} does not; use a draft model with the target's tokens, or walk=gumbel"
-        )
+        sides[Side.PROBABILITY_FREE_DRAFTER] = f"the drafter {', '.join(drafter.origins)}"
     if not isinstance(budget, Fixed):
-        raise MethodError(
-            "the rejection walk needs a fixed budget: auto drops nodes by what was drawn, "
-            "which changes the distribution; give a number of nodes"
-        )
+        sides[Side.ADAPTIVE_BUDGET] = "the budget auto"
+    check(sides)
     return True

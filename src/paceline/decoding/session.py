@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.abilities import Ability
+from paceline.compatibility import Side, check
 from paceline.control.capabilities import FiltersDrafts, MasksTokens, RunsModel
 from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.filter_tree import filter_tree
@@ -18,7 +19,7 @@ from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MethodError, RequestError
+from paceline.errors import RequestError
 from paceline.kvcache.base import Policy
 
 # Prompt logits for drafters that learn from it come in chunks of at most this many floats.
@@ -360,14 +361,9 @@ def check_policy(policy: Policy, engine: Engine, drafter: Drafter, request: Requ
         MethodError: names both and the reason.
     """
     policy.check(engine)
+    sides = {Side.KV_POLICY: f"the KV policy {policy.name}"}
     if Ability.POSITIONS in drafter.needs:
-        raise MethodError(
-            f"the drafter {drafter.origins[0]} chooses which positions to attend to, and the KV "
-            f"policy {policy.name} drops them; leave one of them out"
-        )
-    guide = next((c for c in request.controls if isinstance(c, RunsModel)), None)
-    if guide is not None:
-        raise MethodError(
-            f"the KV policy {policy.name} bounds the cache of the model alone, and a guide keeps "
-            "texts of its own beside it; leave one of them out"
-        )
+        sides[Side.POSITION_DRAFTER] = f"the drafter {drafter.origins[0]}"
+    if any(isinstance(each, RunsModel) for each in request.controls):
+        sides[Side.GUIDE] = "a guide"
+    check(sides)

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paceline import _native
+from paceline.abilities import Ability
+from paceline.compatibility import Side, check, check_needs
 from paceline.core import Exactness, Floats, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
@@ -123,18 +125,14 @@ class DraftModel(DraftSettings):
             ModelError: a draft cannot be read.
         """
         models = [load(path) for path in self.path.split("|")]
-        translations = [_translation(model, target) for model in models]
-        other = next(filter(None, translations), None)
-        if other and len(models) > 1:
-            raise MethodError(
-                "model:path names several drafts, and not all have the target's tokens; "
-                "name one of them"
-            )
-        if self.schedule == "pearl" and other:
-            raise MethodError(
-                "model:schedule=pearl needs a draft with the target's tokens: drafts in others are "
-                "tokenised again; leave schedule out"
-            )
+        kinds = [_translation(model, target) for model in models]
+        other = next((kind for kind in kinds if kind), None)
+        sides = {Side.OTHER_TOKENS: "a draft with another tokenizer"} if other else {}
+        if len(models) > 1:
+            sides[Side.SEVERAL_DRAFTS] = "several drafts in model:path"
+        if self.schedule == "pearl":
+            sides[Side.PARALLEL_DRAFTING] = "model:schedule=pearl"
+        check(sides)
         engines = [_open(model, target, self.format, self.schedule) for model in models]
         return Drafts(
             self,
@@ -156,16 +154,10 @@ class DraftModel(DraftSettings):
         if not 0 < self.head < size:
             return None
         if translation is not None:
-            raise MethodError(
-                "model:head needs a draft with the target's tokens: others must first propose the "
-                "rest of a word, whatever it is; leave head out"
-            )
-        unable = next((e.name for e in engines if "tokens" not in e.abilities), None)
-        if unable:
-            raise MethodError(
-                f"model:head needs an engine that can leave out tokens, and {unable} cannot; "
-                "leave head out"
-            )
+            other = "a draft with another tokenizer"
+            check({Side.FREQUENT_HEAD: "model:head", Side.OTHER_TOKENS: other})
+        for engine in engines:
+            check_needs("model:head", {Ability.TOKENS}, engine.name, engine.abilities)
         traces = (
             known_trace(model, engine.config.vocab_size)
             for model, engine in zip(models, engines, strict=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from paceline.compatibility import Side, check
 from paceline.engines.base import AttentionPattern, Engine
 from paceline.errors import MethodError, unknown
 
@@ -59,22 +60,20 @@ def open_engine(
     if name not in NAMES:
         raise MethodError(unknown("engine", name, NAMES))
     if name == "reference" or (name == "auto" and device is not None):
+        sides = {Side.REFERENCE: "the reference engine"}
         if threads is not None:
-            raise MethodError("threads belong to the native engine; leave them out")
+            sides[Side.THREADS] = f"threads={threads}"
         if kv_format != "auto":
-            raise MethodError(
-                f"the reference engine caches keys and values in the format of its weights, not in "
-                f"{kv_format!r}; leave kv_format out"
-            )
+            sides[Side.KV_FORMAT] = f"kv_format={kv_format}"
+        check(sides)
         place = "cpu" if device is None else device
         return _reference(model, place, weight_format, kv_limit, pattern)
+    sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
-        raise MethodError(
-            f"the attention pattern {pattern.name} needs the reference engine, and the native "
-            "engine has no attention patterns yet; add --engine reference"
-        )
+        sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
     if device is not None:
-        raise MethodError(f"the native engine runs on the CPU, not on {device!r}; leave device out")
+        sides[Side.DEVICE] = f"device={device}"
+    check(sides)
     kept = "fp32" if kv_format == "auto" else kv_format
     return _native(model, threads, weight_format, kept, kv_limit)
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.abilities import Ability
+from paceline.compatibility import check_needs
 from paceline.core import Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
@@ -92,12 +93,7 @@ class Policy(Method, ABC):
         Raises:
             MethodError: as said.
         """
-        lacking = sorted(need.value for need in self.needs - engine.abilities)
-        if lacking:
-            raise MethodError(
-                f"the KV policy {self.name} needs {' and '.join(lacking)}, which the engine "
-                f"{engine.name} does not offer; use native or reference"
-            )
+        check_needs(f"the KV policy {self.name}", self.needs, engine.name, engine.abilities)
 
     def begin(self, engine: Engine, sequence: Cached) -> None:
         """Prepare an empty sequence."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
+from paceline.compatibility import Side, check
 from paceline.core import Cost, Request, Seconds
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import follows_rejection
@@ -19,7 +20,6 @@ from paceline.decoding.text_stream import pieces_of
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.engines.cost import context_for, measure_cost
 from paceline.engines.cost_cache import known_cost
-from paceline.errors import MethodError
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
 from paceline.measuring.baseline import (
@@ -255,11 +255,8 @@ def _arms(
             drafter, sizes = method.build(lm.draft_target), sizing(budget, cost)
             walk = "rejection" if follows_rejection(request, drafter, sizes) else "gumbel"
             if walk == "rejection" and not options.ignore_eos:
-                raise MethodError(
-                    "answers of the rejection walk that follow a grammar are not as long as plain "
-                    "decoding's, so their times cannot be compared; leave the grammar out, or use "
-                    "--walk gumbel"
-                )
+                timing = "a comparison of times under a grammar"
+                check({Side.REJECTION: "the rejection walk", Side.TIMING: timing})
             title = f"{name}@{budget}" + (f" {state}" if len(states) > 1 else "")
             yield Arm(title, name, budget, drafter, sizes, state, walk)
 

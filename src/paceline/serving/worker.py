@@ -13,6 +13,7 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
+from paceline.compatibility import Side, check
 from paceline.core import Floats
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
@@ -22,7 +23,7 @@ from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Cached
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.pages import PAGE
-from paceline.errors import MemoryFullError, PacelineError, RequestError
+from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.drafter_pool import DrafterPool, DrafterPools, Slot
 from paceline.serving.kv_budget import KVBudget
@@ -131,9 +132,8 @@ class Worker:
         pool = self._pools.of("plain" if self._budget_of(job) == 0 else job.drafter, used)
         first = pool.first
         if job.request.prediction and not first.uses_prediction and self._budget_of(job) != 0:
-            raise RequestError(
-                f"the drafter {job.drafter} cannot use a prediction; leave prediction out"
-            )
+            drafter = f"the drafter {job.drafter}"
+            check({Side.PREDICTION: "a prediction", Side.PREDICTION_FREE_DRAFTER: drafter})
         stream = text_of(job.request, self.lm.tokenizer)
         budget = self._budget_of(job)
         sized = pool.governor if budget is None else Fixed(budget)

@@ -267,9 +267,13 @@ def test_guides_with_a_defined_order_compose():
     found = run(beside, Root(), request)
     assert run(beside, Oracle(beside.engine), request).tokens == found.tokens
     assert beside.opened == 0
-    with pytest.raises(MethodError, match="the guides cfg and contrastive have no order"):
+    with pytest.raises(
+        MethodError, match="the guide cfg and the guide contrastive do not go together: no order"
+    ):
         guided(plain, [parse_guide("cfg"), parse_guide("contrastive:b")], beside)
-    with pytest.raises(MethodError, match="the guides air and gedi have no order"):
+    with pytest.raises(
+        MethodError, match="the guide air and the guide gedi do not go together: no order"
+    ):
         guided(plain, [parse_guide("air:b,x,y"), parse_guide("gedi:b,x,y")], beside)
 
 
@@ -337,7 +341,7 @@ def test_a_guide_whose_vocabulary_is_padded_otherwise():
         ("gedi:b,x,y,rho=2", "gedi:rho is 2"),
         ("air:b,x,y,omega=inf", "air:omega is inf"),
         ("dola:alpha=-1", "dola:alpha is -1"),
-        ("dola", "dola needs an engine that can leave out layers, and toy cannot"),
+        ("dola", "the guide dola and the engine toy do not go together"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_sentence(spec, said):

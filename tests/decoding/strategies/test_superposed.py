@@ -164,9 +164,11 @@ def test_an_interrupt_gives_what_there_is(lm, monkeypatch):
 
 
 def test_what_it_cannot_do_is_refused(lm):
-    with pytest.raises(MethodError, match="engine that can mix tokens, and toy cannot"):
+    with pytest.raises(MethodError, match="needs an engine that can run weighted sums"):
         superposed(ToyEngine(), np.array([1], np.int32), 2, 3)
-    with pytest.raises(MethodError, match="one row of logits for all drafts"):
+    with pytest.raises(MethodError, match="all drafts share one row"):
         superposed(lm.engine, prompt_of(lm), 2, 3, controls=(TopK(5),))
-    with pytest.raises(RequestError, match="superposed draws nothing"):
+    with pytest.raises(
+        RequestError, match="the strategy superposed do not go together: the strategy draws nothing"
+    ):
         superposed(lm.engine, prompt_of(lm), 2, 3, temperature=0.5)

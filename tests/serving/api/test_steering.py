@@ -187,8 +187,8 @@ def test_guides_guidance_and_watermarks_go_together(ask, lm):
     [
         ({"guide": "kin"}, "guide is 'kin', this server has kind, calm, late"),
         ({"guide": "cleangen:/etc"}, "this server has kind"),
-        ({"guide": ["calm", "late"]}, "have no order between them"),
-        ({"guide": "calm", "guidance": {}}, "have no order between them"),
+        ({"guide": ["calm", "late"]}, "no order is defined between them"),
+        ({"guide": "calm", "guidance": {}}, "no order is defined between them"),
         ({"guidance": {"scale": -1}}, "guidance.scale"),
         ({"guidance": {"negative": "a", "model": "/etc"}}, "guidance.model: is not a parameter"),
         ({"guidance": {"negative": "a " * 3000}}, "a guide sees"),

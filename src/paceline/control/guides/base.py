@@ -12,11 +12,12 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.compatibility import Side, check
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.guides.guide_stream import GuidePass, GuideStream
 from paceline.core import Control, Floats, Request, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MethodError, RequestError
+from paceline.errors import RequestError
 from paceline.registry import Method, guides
 
 Logs = NDArray[np.float64]
@@ -233,7 +234,7 @@ def guided(request: Request, methods: Sequence[GuideMethod], models: GuideModels
     ordered = sorted(methods, key=lambda method: method.order)
     for a, b in pairwise(ordered):
         if a.order == b.order:
-            names = " and ".join(getattr(m, "name", type(m).__name__) for m in (a, b))
-            raise MethodError(f"the guides {names} have no order between them; give one of them")
+            names = [f"the guide {getattr(each, 'name', type(each).__name__)}" for each in (a, b)]
+            check({Side.GUIDE: names[0], Side.OTHER_GUIDE: names[1]})
     bound = tuple(method.bind(request, models) for method in ordered)
     return replace(request, controls=(*bound, *request.controls))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.abilities import Ability
+from paceline.compatibility import check_needs
 from paceline.control.base import require
 from paceline.control.guides.base import (
     Guide,
@@ -51,6 +53,7 @@ class Dola(GuideMethod):
 
     order = 1
     examples = ("dola:layers=0",)
+    needs = frozenset({Ability.LAYERS})
     passes = "one of the model's first j layers, j the last candidate"
     source = Source(authors="Chuang et al.", title="DoLa", arxiv="2309.03883", section="section 2")
 
@@ -64,11 +67,7 @@ class Dola(GuideMethod):
             MethodError: the engine cannot leave out layers, or the model lacks these layers.
         """
         engine = models.engine
-        if "layers" not in engine.abilities:
-            raise MethodError(
-                f"dola needs an engine that can leave out layers, and {engine.name} cannot; "
-                "use native or reference, and one model"
-            )
+        check_needs("the guide dola", self.needs, engine.name, engine.abilities)
         exits = candidates(self.layers, len(engine.config.layers), engine.config.tied)
         return Guide(self.edit, [_Exits(engine, exits)], request)
 

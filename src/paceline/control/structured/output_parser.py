@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from paceline.compatibility import Side, check
 from paceline.control.grammar import Grammar
 from paceline.control.structured.tools import Tools, style_of
 from paceline.core import Parsed, Parser
@@ -31,10 +32,7 @@ def followed(
         json_ = any(each.kind == "json" for each in grammars)
         return grammars, _schema_parser(schema) if json_ else None
     if grammars:
-        raise RequestError(
-            "there are tools and a schema or grammar, and an output follows one of them; "
-            "leave one out, or set tool_choice to none"
-        )
+        check({Side.TOOLS: "tools", Side.GRAMMAR: "a schema or grammar"})
     style = style_of(template.source if template else "")
     calls = tools.grammar(style)
     return [calls] if calls else [], tools.parser(style)

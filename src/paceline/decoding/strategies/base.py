@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from paceline.compatibility import Side, check, check_needs
 from paceline.control.capabilities import Forkable, RunsModel, SingleSequence
 from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Budget, Fixed
@@ -14,7 +15,7 @@ from paceline.decoding.session import check_request
 from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
-from paceline.errors import MethodError, RequestError
+from paceline.errors import MethodError
 from paceline.registry import Method
 
 
@@ -123,44 +124,38 @@ class Strategy(Method, ABC):
         """
         request = task.request
         check_request(task.engine, request)
-        if request.temperature > 0 and not self.draws:
-            raise RequestError(
-                f"the temperature is {request.temperature:g}, but {self.name} draws nothing; "
-                "leave it out, or give 0"
-            )
-        if request.walk != "gumbel":
-            raise MethodError(f"{self.name} has no other walk; leave --walk {request.walk} out")
-        if request.noise is not None and not self.draws:
-            raise RequestError(
-                f"{self.name} draws nothing, so that this watermark cannot mark its output; "
-                "leave it out"
-            )
-        if request.kv_policy is not None:
-            raise MethodError(
-                f"{self.name} forks and cuts texts, and the KV policy {request.kv_policy.name} "
-                "drops rows that cannot be brought back; leave one of them out"
-            )
-        if request.prediction and not self.drafts:
-            raise RequestError(f"{self.name} drafts nothing; leave the prediction out")
-        self._check_guides([c for c in request.controls if isinstance(c, RunsModel)])
-        if not self.draws and any(
-            isinstance(control, SingleSequence) for control in request.controls
-        ):
-            raise MethodError(
-                f"{self.name} follows several texts, and one of the controls only one; "
-                "leave mirostat out"
-            )
+        check_needs(
+            f"the strategy {self.name}", self.needs, task.engine.name, task.engine.abilities
+        )
+        check(self._sides(request))
 
-    def _check_guides(self, guides: list[RunsModel]) -> None:
-        """Refuse guides that cannot follow the texts of this search."""
-        for guide in guides:
+    def _sides(self, request: Request) -> dict[Side, str]:
+        """Return what this strategy and a request bring together."""
+        own = f"the strategy {self.name}"
+        sides = {Side.SEARCH: own}
+        if not self.draws:
+            sides[Side.DRAWLESS_SEARCH] = own
+        if not self.drafts:
+            sides[Side.DRAFTLESS_SEARCH] = own
+        if self.revisits:
+            sides[Side.REVISITING_SEARCH] = own
+        if request.temperature > 0:
+            sides[Side.TEMPERATURE] = f"the temperature {request.temperature:g}"
+        if request.walk != "gumbel":
+            sides[Side.REJECTION] = f"the {request.walk} walk"
+        if request.noise is not None:
+            sides[Side.NOISE_WATERMARK] = "this watermark"
+        if request.kv_policy is not None:
+            sides[Side.KV_POLICY] = f"the KV policy {request.kv_policy.name}"
+        if request.prediction:
+            sides[Side.PREDICTION] = "a prediction"
+        if request.controls:
+            sides[Side.CONTROLS] = "controls"
+        if any(isinstance(each, SingleSequence) for each in request.controls):
+            sides[Side.ONE_TEXT_CONTROL] = "a control that follows one text, as mirostat does,"
+        for guide in (each for each in request.controls if isinstance(each, RunsModel)):
             if not isinstance(guide, Forkable):
-                raise MethodError(
-                    f"{self.name} follows several texts, and one of the guides only one; "
-                    "leave the guide out"
-                )
-            if self.revisits and guide.append_only:
-                raise MethodError(
-                    f"{self.name} returns to texts that it left, and cfg:stop follows texts that "
-                    "only grow; leave stop out, or take beam"
-                )
+                sides[Side.ONE_TEXT_GUIDE] = "a guide that follows one text"
+            elif guide.append_only:
+                sides[Side.GROWING_TEXT_GUIDE] = "the guide cfg with stop"
+        return sides

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
+from paceline.compatibility import Side
 from paceline.control.capabilities import LowEntropy
 from paceline.core import Exactness, Floats, Request
 from paceline.decoding.governor import Budget, Fixed
@@ -15,10 +16,21 @@ from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.hypotheses.search import Hypothesis, Search, branching
 from paceline.drafters.base import Drafter, Target
-from paceline.errors import MethodError, RequestError
 from paceline.registry import Source, check_range, drafters, strategies
 
 _MOST = 1024
+
+
+def comparison_sides(request: Request, count: int) -> dict[Side, str]:
+    """Return what a request and a choice among `count` answers to it bring together."""
+    if count < 2:
+        return {}
+    sides = {Side.COMPARED_ANSWERS: f"the best of {count} answers"}
+    if request.temperature == 0:
+        sides[Side.GREEDY] = "temperature 0"
+    if any(isinstance(each, LowEntropy) for each in request.controls):
+        sides[Side.DETERMINING_WATERMARK] = "this watermark"
+    return sides
 
 
 @strategies.register("best_of", Exactness.LOSSY)
@@ -67,18 +79,13 @@ class BestOf(Strategy):
         """Whether it uses the walk: samples do."""
         return True
 
+    def _sides(self, request: Request) -> dict[Side, str]:
+        """Return what this strategy and a request bring together."""
+        return super()._sides(request) | comparison_sides(request, self.n)
+
     def run(self, task: Task) -> list[SearchOutput]:
         """Return the best `returned` samples."""
         self.check(task)
-        if task.request.temperature == 0 and self.n > 1:
-            raise RequestError(
-                f"at temperature 0 all {self.n} samples of best_of are the same; give a temperature"
-            )
-        if self.n > 1 and any(isinstance(c, LowEntropy) for c in task.request.controls):
-            raise MethodError(
-                "the watermark all but fixes what follows a prompt, so that the samples of "
-                "best_of would hardly differ; take kind=exponential or kind=green"
-            )
         seeds = range(task.request.seed, task.request.seed + self.n)
         samples: list[SearchOutput] = []
         with Search(task) as search:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.abilities import Ability
-from paceline.core import Exactness, Floats, Tokens, TokenTree
+from paceline.compatibility import Side
+from paceline.core import Exactness, Floats, Request, Tokens, TokenTree
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.strategies.hypotheses.search import Hypothesis, Search
-from paceline.errors import MethodError
 from paceline.registry import Source, check_range, strategies
 
 _LONGEST = 5  # tokens of context of the longest n-gram
@@ -66,19 +66,9 @@ class Superposed(Strategy):
         check_range(1, self.width, self.name, returned=self.returned)
         check_range(0, 1, self.name, alpha=self.alpha)
 
-    def check(self, task: Task) -> None:
-        """Refuse an engine that cannot mix tokens, and controls."""
-        super().check(task)
-        if Ability.MIXTURES not in task.engine.abilities:
-            raise MethodError(
-                f"superposed decoding needs an engine that can mix tokens, and {task.engine.name} "
-                "cannot; use native or reference"
-            )
-        if task.request.controls:
-            raise MethodError(
-                "superposed decoding has one row of logits for all drafts, so controls and guides "
-                "cannot act on each; leave them out, or take beam"
-            )
+    def _sides(self, request: Request) -> dict[Side, str]:
+        """Return what this strategy and a request bring together."""
+        return super()._sides(request) | {Side.SHARED_LOGITS_SEARCH: "the strategy superposed"}
 
     def run(self, task: Task) -> list[SearchOutput]:
         """Return the best `returned` continuations."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
+from paceline.abilities import Ability
+from paceline.compatibility import check_needs
 from paceline.core import Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
@@ -60,9 +62,5 @@ def viewable(target: Target, method: str, part: str) -> Engine:
     engine = target.engine
     if engine is None:
         raise MethodError(f"{method} drafts with the target's own engine, and none was given")
-    if part not in engine.abilities:
-        raise MethodError(
-            f"{method} needs an engine that can leave out {part}, and {engine.name} cannot; "
-            "use native or reference"
-        )
+    check_needs(f"the drafter {method}", {Ability(part)}, engine.name, engine.abilities)
     return engine

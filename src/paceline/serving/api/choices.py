@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from paceline.control.capabilities import LowEntropy
+from paceline.compatibility import Side, check
 from paceline.core import Request
 from paceline.decoding.strategies.base import Strategy
 from paceline.decoding.strategies.beam import Beam
+from paceline.decoding.strategies.best_of import comparison_sides
 from paceline.decoding.strategies.contrastive import ContrastiveSearch
 from paceline.errors import RequestError
 from paceline.registry import strategies
@@ -62,7 +63,7 @@ def plan_choices(body: MultiChoiceBody, prompts: int, max_choices: int) -> Choic
     if strategy:
         return ChoicePlan(1, strategy=strategy)
     if width > n and body.stream:
-        raise RequestError("best_of cannot be streamed: all answers are compared first")
+        check({Side.COMPARED_ANSWERS: f"best_of {width}", Side.STREAM: "stream"})
     return ChoicePlan(width, compared=width > n)
 
 
@@ -72,15 +73,7 @@ def check_differ(request: Request, count: int) -> None:
     Raises:
         RequestError: the temperature is 0, or the watermark leaves no choice.
     """
-    if request.temperature == 0:
-        raise RequestError(
-            f"at temperature 0 all {count} answers of best_of are the same; give a temperature"
-        )
-    if any(isinstance(control, LowEntropy) for control in request.controls):
-        raise RequestError(
-            "the watermark nearly determines the text after a prompt, so the answers of best_of "
-            "would hardly differ; take kind=exponential or kind=green, or leave best_of out"
-        )
+    check(comparison_sides(request, count))
 
 
 def _strategy(body: MultiChoiceBody) -> Strategy | None:

@@ -10,8 +10,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from paceline.compatibility import Side, check
 from paceline.core import Floats, Request
-from paceline.errors import MethodError, RequestError
+from paceline.errors import RequestError
 from paceline.noise import stream
 from paceline.watermarks.base import Detection, Watermark, enough
 from paceline.watermarks.keys.alignment import Seeds, best_alignment, resampled
@@ -49,16 +50,12 @@ class KeySequence(Watermark):
         Raises:
             PacelineError: greedy decoding, another walk, or more tokens than elements.
         """
+        sides = {Side.NOISE_WATERMARK: f"the watermark {self.name}"}
         if request.temperature == 0:
-            raise RequestError(
-                f"the watermark {self.name} replaces the noise of sampling, and temperature 0 "
-                "has none; take a temperature above 0, or kind=green"
-            )
+            sides[Side.GREEDY] = "temperature 0"
         if request.walk != "gumbel":
-            raise MethodError(
-                f"the watermark {self.name} replaces the noise of the walk, which --walk "
-                f"{request.walk} does not use; take --walk gumbel"
-            )
+            sides[Side.REJECTION] = f"the {request.walk} walk"
+        check(sides)
         if request.max_new_tokens > self.length:
             raise RequestError(
                 f"the output may have {request.max_new_tokens} tokens and the watermark's "

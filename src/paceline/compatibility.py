@@ -1,0 +1,281 @@
+"""What does not go together, as one table that code, documentation and tests read.
+
+Whoever makes a request, a job or an engine states the sides that it has, each with the name of what
+has it, and calls `check`. A method's needs are abilities of an engine; `check_needs` compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from paceline.abilities import Ability
+from paceline.errors import CombinationError
+
+
+class Side(StrEnum):
+    """One side of a rule: a property of a request, of what drafts or searches, or of an engine."""
+
+    KV_POLICY = "a KV policy"
+    POSITION_DRAFTER = "a drafter that attends to chosen positions"
+    GUIDE = "a guide"
+    OTHER_GUIDE = "another guide with the same place in the order"
+    ONE_TEXT_GUIDE = "a guide that follows one text"
+    GROWING_TEXT_GUIDE = "a guide that follows a growing text"
+    SEARCH = "a search strategy"
+    DRAWLESS_SEARCH = "a strategy that draws nothing"
+    DRAFTLESS_SEARCH = "a strategy that drafts nothing"
+    REVISITING_SEARCH = "a strategy that goes back to texts that it left"
+    SHARED_LOGITS_SEARCH = "a strategy with one row of logits for all drafts"
+    TEMPERATURE = "a temperature above 0"
+    GREEDY = "temperature 0"
+    REJECTION = "the rejection walk"
+    ADAPTIVE_BUDGET = "an automatic budget"
+    PROBABILITY_FREE_DRAFTER = "a drafter without draft probabilities"
+    NOISE_WATERMARK = "a watermark in the noise of the draws"
+    DETERMINING_WATERMARK = "a watermark that nearly determines the text"
+    CONTROLS = "controls or guides"
+    ONE_TEXT_CONTROL = "a control that follows one text"
+    PREDICTION = "a prediction of the output"
+    PREDICTION_FREE_DRAFTER = "a drafter that reads no prediction"
+    COMPARED_ANSWERS = "answers of which the best is taken"
+    STREAM = "a stream"
+    COMPARISON = "a comparison with plain decoding"
+    LOSSY_DRAFTER = "a lossy drafter"
+    TIMING = "a comparison of times with plain decoding"
+    GRAMMAR = "a grammar or schema"
+    TOOLS = "tools"
+    NO_STOP_TOKEN = "a request without a stop token"
+    STOP_STRINGS = "stop strings"
+    END_CONTROL = "a control that decides when the text may end"
+    DRAFT_OPTION = "an option of drafting"
+    FREQUENT_HEAD = "a draft head over frequent tokens"
+    PARALLEL_DRAFTING = "parallel drafting"
+    SEVERAL_DRAFTS = "several nested drafts"
+    OTHER_TOKENS = "a draft with another tokenizer"
+    NATIVE = "the native engine"
+    REFERENCE = "the reference engine"
+    DEVICE = "a device"
+    THREADS = "a number of threads"
+    KV_FORMAT = "a format of the cache"
+    PATTERN = "an attention pattern"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Two sides that do not go together.
+
+    Attributes:
+        a, b: the sides.
+        reason: why, as a clause.
+        advice: what to do instead.
+    """
+
+    a: Side
+    b: Side
+    reason: str
+    advice: str = "leave one of them out"
+
+    @property
+    def name(self) -> str:
+        """Short and unique."""
+        return f"{self.a.name}-{self.b.name}".lower().replace("_", "-")
+
+
+S = Side
+RULES = (
+    Rule(
+        S.KV_POLICY,
+        S.POSITION_DRAFTER,
+        "the policy drops the positions that the drafter chooses from",
+    ),
+    Rule(
+        S.KV_POLICY,
+        S.GUIDE,
+        "the policy bounds the cache of the model alone, and a guide keeps texts of its own",
+    ),
+    Rule(
+        S.KV_POLICY,
+        S.SEARCH,
+        "a search forks and cuts texts, and rows that were dropped cannot be brought back",
+    ),
+    Rule(
+        S.TEMPERATURE, S.DRAWLESS_SEARCH, "the strategy draws nothing", "give temperature 0 or none"
+    ),
+    Rule(
+        S.NOISE_WATERMARK,
+        S.GREEDY,
+        "the watermark replaces the noise of sampling, and greedy decoding has none",
+        "take a temperature above 0, or the watermark green",
+    ),
+    Rule(
+        S.NOISE_WATERMARK,
+        S.REJECTION,
+        "the watermark replaces the noise of the gumbel walk",
+        "use --walk gumbel",
+    ),
+    Rule(S.NOISE_WATERMARK, S.DRAWLESS_SEARCH, "without draws there is nothing to mark"),
+    Rule(
+        S.ONE_TEXT_CONTROL,
+        S.DRAWLESS_SEARCH,
+        "the strategy follows several texts",
+        "leave the control out",
+    ),
+    Rule(S.PREDICTION, S.DRAFTLESS_SEARCH, "only drafters read it", "leave the prediction out"),
+    Rule(S.DRAFT_OPTION, S.DRAFTLESS_SEARCH, "the strategy has no drafter", "leave the option out"),
+    Rule(S.REJECTION, S.SEARCH, "strategies know one walk", "use --walk gumbel"),
+    Rule(S.COMPARISON, S.SEARCH, "its output is not that of plain decoding", "leave the check out"),
+    Rule(S.ONE_TEXT_GUIDE, S.SEARCH, "the strategy follows several texts", "leave the guide out"),
+    Rule(
+        S.GROWING_TEXT_GUIDE,
+        S.REVISITING_SEARCH,
+        "the guide stops for good where its text has grown far enough",
+        "leave stop out, or take beam",
+    ),
+    Rule(
+        S.CONTROLS,
+        S.SHARED_LOGITS_SEARCH,
+        "they act on the logits of each text, and all drafts share one row",
+        "leave them out, or take beam",
+    ),
+    Rule(
+        S.REJECTION,
+        S.PROBABILITY_FREE_DRAFTER,
+        "the walk needs the probabilities that drafts were drawn from",
+        "use a draft model with the target's tokens, or the gumbel walk",
+    ),
+    Rule(
+        S.REJECTION,
+        S.ADAPTIVE_BUDGET,
+        "auto drops drafts by what was drawn, which changes the distribution",
+        "give a number of nodes",
+    ),
+    Rule(
+        S.REJECTION,
+        S.COMPARISON,
+        "the walk keeps the distribution of the output, not its tokens; a statistical test checks "
+        "it",
+        "use --walk gumbel",
+    ),
+    Rule(
+        S.REJECTION,
+        S.TIMING,
+        "outputs under a grammar are then not as long as plain decoding's",
+        "leave the grammar out, or use --walk gumbel",
+    ),
+    Rule(
+        S.LOSSY_DRAFTER,
+        S.COMPARISON,
+        "its output is not that of plain decoding",
+        "leave the drafter out",
+    ),
+    Rule(
+        S.PREDICTION,
+        S.PREDICTION_FREE_DRAFTER,
+        "nothing reads the prediction",
+        "take a drafter that does, e.g. predicted_output",
+    ),
+    Rule(S.COMPARED_ANSWERS, S.GREEDY, "all answers are the same", "give a temperature"),
+    Rule(
+        S.COMPARED_ANSWERS,
+        S.DETERMINING_WATERMARK,
+        "the answers would hardly differ",
+        "take the watermark exponential or green, or one answer",
+    ),
+    Rule(
+        S.COMPARED_ANSWERS,
+        S.STREAM,
+        "all answers are compared before the first is sent",
+        "leave stream out",
+    ),
+    Rule(S.GUIDE, S.OTHER_GUIDE, "no order is defined between them", "give one of them"),
+    Rule(S.TOOLS, S.GRAMMAR, "an output follows one of them"),
+    Rule(
+        S.GRAMMAR,
+        S.NO_STOP_TOKEN,
+        "a stop token ends the text where the grammar allows",
+        "leave --ignore-eos out, or take a checkpoint that names a stop token",
+    ),
+    Rule(S.END_CONTROL, S.STOP_STRINGS, "the control cannot prevent stop strings"),
+    Rule(
+        S.FREQUENT_HEAD,
+        S.OTHER_TOKENS,
+        "such a draft must first guess the rest of a word, whatever it is",
+        "leave head out",
+    ),
+    Rule(
+        S.PARALLEL_DRAFTING,
+        S.OTHER_TOKENS,
+        "what such a draft guesses is tokenised anew",
+        "leave schedule out",
+    ),
+    Rule(
+        S.SEVERAL_DRAFTS,
+        S.OTHER_TOKENS,
+        "nested drafts share the tokens of the target",
+        "name one draft",
+    ),
+    Rule(S.NATIVE, S.DEVICE, "it runs on the CPU", "leave the device out"),
+    Rule(S.NATIVE, S.PATTERN, "it has no attention patterns yet", "add --engine reference"),
+    Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
+    Rule(
+        S.REFERENCE,
+        S.KV_FORMAT,
+        "it caches keys and values in the format of its weights",
+        "leave kv_format out",
+    ),
+)
+del S
+
+# What an engine must be able to do for what a method needs, and what to do where it cannot.
+ENGINE_ABILITIES = {
+    Ability.LAYERS: "run some layers only",
+    Ability.POSITIONS: "attend to some positions only",
+    Ability.TOKENS: "compute the logits of some tokens only",
+    Ability.MIXTURES: "run weighted sums of token embeddings",
+    Ability.HIDDEN: "return hidden states",
+    Ability.ATTENTION_MASS: "sum the attention of cached positions",
+    Ability.EVICT: "evict rows of its cache",
+    Ability.GRADIENT: "differentiate its blocks",
+    Ability.ENSEMBLE: "run several models as one",
+}
+
+
+def check(sides: Mapping[Side, str]) -> None:
+    """Refuse a combination.
+
+    Args:
+        sides: what is combined; for each side the name of what has it, e.g. `the drafter lookup`.
+
+    Raises:
+        CombinationError: two sides do not go together; names both, the reason and what to do.
+    """
+    for rule in RULES:
+        if rule.a in sides and rule.b in sides:
+            raise CombinationError(
+                f"{sides[rule.a]} and {sides[rule.b]} do not go together: {rule.reason}; "
+                f"{rule.advice}"
+            )
+
+
+def check_needs(
+    who: str, needs: Collection[Ability], engine: str, abilities: Collection[Ability]
+) -> None:
+    """Refuse an engine that lacks what a method needs.
+
+    Args:
+        who: the method, e.g. `the KV policy h2o`.
+        needs: of the method; those that are no abilities of engines are not looked at.
+        engine: name of the engine.
+        abilities: of the engine.
+
+    Raises:
+        CombinationError: names both and what is lacking.
+    """
+    for ability, meaning in ENGINE_ABILITIES.items():
+        if ability in needs and ability not in abilities:
+            raise CombinationError(
+                f"{who} and the engine {engine} do not go together: {who} needs an engine that can "
+                f"{meaning}; take another engine, or leave {who} out"
+            )

@@ -1,0 +1,149 @@
+"""Each rule of `compatibility.RULES`, triggered from where users meet it."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from paceline import LM
+from paceline.compatibility import RULES
+from paceline.core import Request
+from paceline.decoding.strategies.base import Task
+from paceline.decoding.strategies.beam import Beam
+from paceline.errors import CombinationError
+from paceline.kvcache.sliding_window import SlidingWindow
+from paceline.serving.api.choices import plan_choices
+from tests.cli.conftest import Result
+from tests.conftest import shared
+from tests.decoding.strategies.test_beam import Guide
+from tests.toy import ToyEngine
+
+SMALL, OTHER = "stories260K", "TinyStories-656K"
+TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
+
+
+def lm(model=None, **options):
+    return LM(model and shared("models", model), **{"budget": 4, **options})
+
+
+def search(strategy, **options):
+    engine = options.pop("engine", "auto")
+    lm(engine=engine).search("Once", strategy, max_new_tokens=4, **options)
+
+
+def generate(drafter="plain", engine="auto", **options):
+    lm(engine=engine, drafter=drafter).generate("Once", max_new_tokens=4, **options)
+
+
+def bounded(drafter, **options):
+    one = lm(engine="reference", drafter=drafter)
+    request = replace(one.request("Once", max_new_tokens=4, **options), kv_policy=SlidingWindow())
+    one.generate(request)
+
+
+def draft(model, settings, **options):
+    lm(SMALL, drafter=f"model:path={shared('models', model)}{settings}", **options)
+
+
+def rejecting(budget, drafter):
+    one = lm(SMALL, drafter=drafter, budget=budget)
+    one.generate("Once", max_new_tokens=4, walk="rejection", temperature=1)
+
+
+def command(*words, prompts=None):
+    from typer.testing import CliRunner
+
+    from paceline.cli.app import app
+
+    done = Result(CliRunner().invoke(app, list(map(str, words))))
+    assert done.code == 2
+    raise CombinationError(done.err)
+
+
+def model_drafter():
+    return f"model:path={shared('models', SMALL)}"
+
+
+def two_drafts():
+    several = f"{shared('models', OTHER)}|{shared('models', SMALL)}"
+    lm(SMALL, drafter=f"model:path={several}")
+
+
+TRIGGERS = {
+    "kv-policy-position-drafter": lambda: bounded("sparse_kv"),
+    "kv-policy-guide": lambda: bounded("plain", guide="cfg"),
+    "kv-policy-search": lambda: Beam().run(
+        Task(ToyEngine(), Request((1, 2), 9, kv_policy=SlidingWindow()))
+    ),
+    "temperature-drawless-search": lambda: search("beam", temperature=1),
+    "noise-watermark-greedy": lambda: generate(watermark="exponential:key=a", temperature=0),
+    "noise-watermark-rejection": lambda: generate(
+        watermark="exponential:key=a", temperature=1, walk="rejection"
+    ),
+    "noise-watermark-drawless-search": lambda: Beam().run(
+        Task(ToyEngine(), Request((1, 2), 9, noise=lambda *words: words))
+    ),
+    "one-text-control-drawless-search": lambda: search("beam", controls="mirostat=5"),
+    "prediction-draftless-search": lambda: search("beam", prediction="a"),
+    "draft-option-draftless-search": lambda: command(
+        "generate", "Once", "--strategy", "beam", "--budget", 3
+    ),
+    "rejection-search": lambda: search("beam", walk="rejection"),
+    "comparison-search": lambda: command("generate", "Once", "--strategy", "best_of", "--check"),
+    "one-text-guide-search": lambda: Beam().run(
+        Task(ToyEngine(), Request((1, 2), 9, controls=(Guide(),)))
+    ),
+    "growing-text-guide-revisiting-search": lambda: search("lattice", guide="cfg:stop=0.5"),
+    "controls-shared-logits-search": lambda: search("superposed", controls="min_p=0.1"),
+    "rejection-probability-free-drafter": lambda: rejecting(4, "lookup"),
+    "rejection-adaptive-budget": lambda: rejecting("auto", model_drafter()),
+    "rejection-comparison": lambda: command(
+        "prove", "", "--prompts", __file__, "--walk", "rejection"
+    ),
+    "rejection-timing": lambda: command(
+        "bench", shared("models", SMALL), "--prompts", __file__, "--limit", 1, "--regex", "a+",
+        "--walk", "rejection", "--temperature", 1, "--drafters", model_drafter(), "--budget", 3,
+    ),
+    "lossy-drafter-comparison": lambda: command(
+        "prove", "", "--prompts", __file__, "--drafters", "bild:path=x"
+    ),
+    "prediction-prediction-free-drafter": lambda: generate("lookup", prediction="a"),
+    "compared-answers-greedy": lambda: search("best_of:n=2", temperature=0),
+    "compared-answers-determining-watermark": lambda: search(
+        "best_of:n=2", temperature=1, watermark="synthid:key=a"
+    ),
+    "compared-answers-stream": lambda: plan_choices(
+        SimpleNamespace(
+            n=1, best_of=2, stream=True, stream_options=None, strategy=None, use_beam_search=None,
+            length_penalty=None, early_stopping=None,
+        ),
+        1,
+        8,
+    ),
+    "guide-other-guide": lambda: generate(guide="cfg+contrastive:x"),
+    "tools-grammar": lambda: generate(tools=[TOOL], grammar='start: "a"'),
+    "grammar-no-stop-token": lambda: generate(grammar='start: "a"', ignore_eos=True),
+    "end-control-stop-strings": lambda: generate(controls="min_length=3", stop=["a"]),
+    "frequent-head-other-tokens": lambda: draft(OTHER, ",head=100"),
+    "parallel-drafting-other-tokens": lambda: draft(OTHER, ",schedule=pearl"),
+    "several-drafts-other-tokens": two_drafts,
+    "native-device": lambda: lm(engine="native", device="cpu"),
+    "native-pattern": lambda: lm(engine="native", attention="lm_infinite"),
+    "reference-threads": lambda: lm(engine="reference", threads=2),
+    "reference-kv-format": lambda: lm(engine="reference", kv_format="int8"),
+}  # fmt: skip
+
+
+def test_every_rule_has_a_trigger():
+    assert set(TRIGGERS) == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_the_combination_is_refused_with_its_reason(rule):
+    with pytest.raises(CombinationError) as caught:
+        TRIGGERS[rule.name]()
+    said = str(caught.value)
+    assert "do not go together" in said
+    assert rule.reason in said
+    assert rule.advice in said
+    assert said.rstrip("\n").count("\n") == 0
