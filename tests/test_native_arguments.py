@@ -249,6 +249,12 @@ FUNCTIONS = {
     "contenders": mostly(FLOATS, WHOLE),
     "tournament": mostly(FLOATS, WHOLE, WHOLE),
     "suffix_array": mostly(TOKENS),
+    "format_holds": mostly(
+        st.sampled_from(("int4", "int8", "fp32", "x")),
+        st.sampled_from((0, 1, 4, 8, 9, -1, 2**31)),
+        arrays(2, np.float32),
+        st.one_of(st.none(), arrays(2, np.uint16, 0)),
+    ),
     "read_bandwidth": mostly(st.sampled_from((0, 1, 2, -1, 2**40)), SMALL, SMALL),
 }
 
@@ -333,6 +339,25 @@ def test_the_engine_survives_any_arguments(data):
     assert np.isfinite(logits).all()
 
 
+BITS_OF = st.sampled_from((0, 1, 4, 8, 9, -1, 2**31, 2**40))
+PACKED = st.one_of(
+    mostly(
+        BITS_OF,
+        arrays(2, np.uint8, 0),
+        arrays(2, np.float32),
+        st.one_of(st.none(), arrays(2, np.uint16, 0)),
+        IDS,
+        st.one_of(st.none(), IDS),
+    ),
+    st.tuples(
+        st.sampled_from((4, 8)),
+        st.just(np.ones((37, 20), np.uint8)),
+        st.just(np.ones((37, 1), np.float32)),
+        st.none(),
+        st.sampled_from((np.zeros(1, np.int32), np.ones(1, np.int32))),
+        st.sampled_from((None, np.arange(20, dtype=np.int32), np.zeros(20, np.int32))),
+    ),
+)
 NAMES = ("embed", "head", "layers.0.q", "layers.0.q.bias", "layers.1.down", "layers.9.q", "x", "")
 
 
@@ -357,6 +382,10 @@ def test_loading_survives_any_weights(data):
         elif layout == "columns":
             weight = np.asfortranarray(weight)
         attempt(model.set, name, weight, data.draw(st.booleans()))
+        if data.draw(st.booleans()):
+            attempt(model.set_format, name, data.draw(st.sampled_from(("int4", "fp16", "x", ""))))
+        if data.draw(st.booleans()):
+            attempt(model.load, name, *data.draw(PACKED))
     attempt(model.finish)
     attempt(model.forward, [(model.open(), *CHAIN)], [True])
 

@@ -1,0 +1,222 @@
+// Bindings that give a model its weights.
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+
+#include "bindings/engine.hpp"
+#include "support/file_mapping.hpp"
+
+namespace paceline {
+
+namespace nb = nanobind;
+
+namespace {
+
+using Codes = arrays::Input<uint8_t, 2>;
+using Zeros = arrays::Input<uint16_t, 2>;
+using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
+
+constexpr size_t kMappedBytes = size_t{1} << 16;  // smaller weights are not worth giving back
+
+// bf16 comes as its bits, uint16.
+TensorSource::Type type_of(const std::string& name, const Weight& weight) {
+    if (weight.dtype() == nb::dtype<float>()) return TensorSource::Type::fp32;
+    if (weight.dtype() == nb::dtype<uint16_t>()) return TensorSource::Type::bf16;
+    if (weight.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) &&
+        weight.dtype().bits == 16 && weight.dtype().lanes == 1)
+        return TensorSource::Type::fp16;
+    refuse("weight '" + name + "' has an unknown type, expected float32, float16 or uint16");
+}
+
+// Only pages of a file that nobody writes may be given back: others would lose what they hold.
+bool shows_a_file(const Weight& weight) {
+    ptrdiff_t first = 0, last = weight.itemsize();
+    if (!weight.size()) return false;
+    for (size_t axis = 0; axis < weight.ndim(); ++axis) {
+        const ptrdiff_t reach = (static_cast<ptrdiff_t>(weight.shape(axis)) - 1) *
+                                weight.stride(axis) * static_cast<ptrdiff_t>(weight.itemsize());
+        (reach < 0 ? first : last) += reach;
+    }
+    const auto* data = static_cast<const uint8_t*>(weight.data());
+    return first == 0 && static_cast<size_t>(last) >= kMappedBytes &&
+           is_read_only_file(data, static_cast<size_t>(last));
+}
+
+void set_weight(Engine& engine, const std::string& name, Weight weight, bool mapped) {
+    if (weight.ndim() != 1 && weight.ndim() != 2)
+        refuse("weight '" + name + "' has " + std::to_string(weight.ndim()) +
+               " axes, expected 1 or 2");
+    const bool matrix = weight.ndim() == 2;
+    const ptrdiff_t size = weight.itemsize();
+    const TensorSource source{.data = static_cast<const uint8_t*>(weight.data()),
+                              .type = type_of(name, weight),
+                              .rows = matrix ? weight.shape(0) : 1,
+                              .columns = weight.shape(matrix),
+                              .row_step = matrix ? weight.stride(0) * size : 0,
+                              .column_step = weight.stride(matrix) * size,
+                              .matrix = matrix,
+                              .mapped = mapped && shows_a_file(weight)};
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        engine.model.set(name, source);
+    });
+}
+
+// Arrays that describe integers with scales; `codes` may be null where they are not read.
+GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Matrix32& scales,
+                         const std::optional<Zeros>& zeros, const std::vector<int32_t>* block_groups) {
+    const size_t rows = scales.shape(0), groups = scales.shape(1);
+    if (bits < 1 || bits > 8) refuse("codes have " + std::to_string(bits) + " bits, expected 1 to 8");
+    if (zeros && (zeros->shape(0) != rows || zeros->shape(1) != groups))
+        refuse("zero points and scales differ in size");
+    if (block_groups) {
+        if (block_groups->size() != (inputs + kBlockInputs - 1) / kBlockInputs)
+            refuse("block_groups has " + std::to_string(block_groups->size()) +
+                   " entries, expected one for every " + std::to_string(kBlockInputs) + " inputs");
+        for (size_t i = 0; i < block_groups->size(); ++i)
+            if ((*block_groups)[i] < 0 || static_cast<size_t>((*block_groups)[i]) >= groups)
+                refuse("a block belongs to none of the groups");
+    }
+    return {.rows = rows,
+            .inputs = inputs,
+            .groups = groups,
+            .bits = bits,
+            .codes = codes,
+            .scales = scales.data(),
+            .zeros = zeros ? zeros->data() : nullptr,
+            .block_groups = block_groups ? block_groups->data() : nullptr};
+}
+
+bool format_holds(const std::string& format, int bits, Matrix32 scales,
+                  std::optional<Zeros> zeros) {
+    const FormatKernels& kernels = find_format(*runnable().back(), format);
+    const GroupedRows rows = grouped_rows(bits, nullptr, 0, scales, zeros, nullptr);
+    nb::gil_scoped_release unlocked;
+    return kernels.holds && kernels.holds(rows);
+}
+
+void load_weight(Engine& engine, const std::string& name, int bits, Codes codes, Matrix32 scales,
+                 std::optional<Zeros> zeros, Ints block_groups, std::optional<Ints> order) {
+    const size_t inputs = codes.shape(1);
+    if (codes.shape(0) != scales.shape(0)) refuse("codes and scales differ in rows");
+    const std::vector<int32_t> groups(block_groups.data(),
+                                      block_groups.data() + block_groups.size());
+    const GroupedRows rows = grouped_rows(bits, codes.data(), inputs, scales, zeros, &groups);
+    std::vector<int32_t> places;
+    if (order) {
+        places.assign(order->data(), order->data() + order->size());
+        std::vector<bool> taken(inputs);
+        for (const int32_t k : places) {
+            if (k < 0 || static_cast<size_t>(k) >= inputs || taken[static_cast<size_t>(k)])
+                refuse("order names no input, or one twice");
+            taken[static_cast<size_t>(k)] = true;
+        }
+        if (places.size() != inputs) refuse("order and codes differ in inputs");
+    }
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        for (size_t i = 0; i < codes.size(); ++i)
+            if (codes.data()[i] >> bits) refuse("a code has more than its bits");
+        engine.model.load(name, rows, places);
+    });
+}
+
+void set_format(Engine& engine, const std::string& name, const std::string& format) {
+    locked(engine, [&] {
+        engine.model.weights.set_format(name, find_format(engine.model.kernels, format));
+    });
+}
+
+Logits get_weight(Engine& engine, const std::string& name) {
+    const auto [rows, inputs] = locked(engine, [&] { return engine.model.weights.extent_of(name); });
+    auto values = std::make_unique<float[]>(rows * inputs);
+    locked(engine, [&, width = inputs] {
+        engine.model.weights.get(name, [&](size_t row, const std::vector<float>& from) {
+            std::copy(from.begin(), from.end(), values.get() + row * width);
+        });
+    });
+    return arrays::owned(std::move(values), rows, inputs);
+}
+
+// Name, format of the head beside it, whether a head may have it, and bits of a weight.
+std::vector<std::tuple<std::string, std::string, bool, double>> weight_formats() {
+    constexpr size_t kInputs = 4096;
+    std::vector<std::tuple<std::string, std::string, bool, double>> formats;
+    for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
+        const double bytes = static_cast<double>((*at)->panel_bytes(kInputs));
+        formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
+                             8 * bytes / static_cast<double>(kPanel * kInputs));
+    }
+    return formats;
+}
+
+void finish_loading(Engine& engine) {
+    locked(engine, [&] {
+        engine.model.finish();
+        engine.ready = true;
+    });
+}
+
+void extend_rope(Engine& engine, size_t index, Matrix32 cosines, Matrix32 sines) {
+    const bool same = cosines.shape(0) == sines.shape(0) && cosines.shape(1) == sines.shape(1);
+    const auto uses = [&](const LayerShape& layer) {
+        return layer.rope >= 0 && static_cast<size_t>(layer.rope) == index &&
+               layer.rope_dim / 2 == cosines.shape(1);
+    };
+    const auto& layers = engine.model.shape.layers;
+    if (!same || std::none_of(layers.begin(), layers.end(), uses))
+        refuse("cosines and sines must both be [positions, dim / 2]");
+    locked(engine, [&] {
+        engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size());
+    });
+}
+
+}  // namespace
+
+void bind_loading(nb::class_<Engine>& model) {
+    model
+        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
+             nb::arg("mapped") = false,
+             nb::sig("def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None"),
+             "Store a weight under its canonical name, e.g. `layers.3.q`. `mapped`: it shows a\n"
+             "file, whose pages may be given back to the system once they are read.")
+        .def("get", &get_weight, nb::arg("name"),
+             nb::sig("def get(self, name: str) -> Floats"),
+             "Return a matrix as it is stored, float32 [out, in].")
+        .def("set_format", &set_format, nb::arg("name"), nb::arg("weight_format"),
+             nb::sig("def set_format(self, name: str, weight_format: str) -> None"),
+             "Choose the format of the matrix that a weight is part of, before it has values.")
+        .def("load", &load_weight, nb::arg("name"), nb::arg("bits"), nb::arg("codes").noconvert(),
+             nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+             nb::arg("block_groups").noconvert(), nb::arg("order").noconvert().none(),
+             nb::sig("def load(self, name: str, bits: int, codes: NDArray[np.uint8], "
+                     "scales: Floats, zeros: NDArray[np.uint16] | None, block_groups: Tokens, "
+                     "order: Tokens | None) -> None"),
+             "Store a matrix of integers as it is: codes [out, in] with scales and zero points\n"
+             "[out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at\n"
+             "each place.")
+        .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
+        .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
+             nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),
+             "Append angles [positions, dim / 2] to a rotary embedding of `ropes`.");
+}
+
+void bind_formats(nb::module_& m) {
+    m.attr("BLOCK_INPUTS") = kBlockInputs;
+    m.def("weight_formats", &weight_formats,
+          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float]]"),
+          "Return the formats of weights: name, format of embedding and head where none is named,\n"
+          "whether these may have it, and bits of a weight.");
+    m.def("format_holds", &format_holds, nb::arg("name"), nb::arg("bits"),
+          nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+          nb::sig("def format_holds(name: str, bits: int, scales: Floats, "
+                  "zeros: NDArray[np.uint16] | None) -> bool"),
+          "Return whether a format keeps integers with scales and zero points [out, groups] as\n"
+          "they are.");
+}
+
+}  // namespace paceline
