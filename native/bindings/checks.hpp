@@ -1,5 +1,5 @@
-// Checks of arguments that come from Python. Every one ends in std::invalid_argument, which nanobind
-// raises as ValueError.
+// Checks of arguments that come from Python. Every one ends in std::invalid_argument, which
+// nanobind raises as ValueError.
 
 #pragma once
 
@@ -13,7 +13,7 @@
 
 namespace paceline {
 
-constexpr size_t kMaxNodes = size_t{1} << 16;   // of a draft tree, or of a step's tree
+constexpr size_t kMaxNodes = size_t{1} << 16;       // of a draft tree, or of a step's tree
 constexpr size_t kMaxTopK = (size_t{1} << 16) - 2;  // successors of one context
 constexpr size_t kMaxCapacity = size_t{1} << 30;    // rows, nodes or tokens of an index
 

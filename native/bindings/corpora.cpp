@@ -36,9 +36,8 @@ nb::tuple propose_trie(TokenTrie& trie, Tokens context, size_t budget) {
     check_context(context);
     check_budget(budget);
     DraftTree tree(context.data(), context.shape(0), trie.width());
-    grow(tree, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
-        trie.successors(tree.last(node), out);
-    });
+    grow(tree, budget, 0.0f,
+         [&](size_t node, std::vector<Candidate>& out) { trie.successors(tree.last(node), out); });
     return tree_arrays(tree);
 }
 
@@ -188,9 +187,9 @@ void bind_trigram(nb::module_& m) {
         .def("propose", &propose_trigram, nb::arg("context"), nb::arg("budget"),
              nb::sig("def propose(self, context: Tokens, budget: int) -> " PACELINE_TREE),
              "Return tokens, parents and scores of a tree; see `ContextMixer.propose`.")
-        .def("observe", &observe_trigram, nb::arg("context"), nb::arg("tokens"),
-             nb::arg("parents"), nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"),
-             nb::arg("drawn"), nb::arg("learn"), nb::sig("def observe(" PACELINE_STEP ") -> None"),
+        .def("observe", &observe_trigram, nb::arg("context"), nb::arg("tokens"), nb::arg("parents"),
+             nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
+             nb::arg("learn"), nb::sig("def observe(" PACELINE_STEP ") -> None"),
              "Store the distributions of a step; with `learn`, fit the reliabilities to what was\n"
              "drawn.")
         .def("arrays", &trigram_arrays, nb::sig("def arrays(self) -> State"),
@@ -209,7 +208,8 @@ void bind_corpus(nb::module_& m) {
              nb::arg("k"), nb::arg("samples"), nb::arg("rate"),
              nb::sig("def __init__(self, text: Tokens, suffixes: Tokens, longest: int, k: int, "
                      "samples: int, rate: float) -> None"))
-        .def("begin", [](Corpus& corpus) { corpus.matcher.begin(); }, "Begin a new text.")
+        .def(
+            "begin", [](Corpus& corpus) { corpus.matcher.begin(); }, "Begin a new text.")
         .def(
             "extend",
             [](Corpus& corpus, Tokens text, size_t learn_from) {
@@ -221,18 +221,18 @@ void bind_corpus(nb::module_& m) {
         .def("propose", &propose_corpus, nb::arg("context"), nb::arg("budget"),
              nb::sig("def propose(self, context: Tokens, budget: int) -> " PACELINE_TREE),
              "Return tokens, parents and scores of a tree; see `ContextMixer.propose`.")
-        .def("reset", [](Corpus& corpus) { corpus.matcher.reset(); },
-             "Forget what was learnt; the corpus stays.")
+        .def(
+            "reset", [](Corpus& corpus) { corpus.matcher.reset(); },
+            "Forget what was learnt; the corpus stays.")
         .def(
             "reliability",
-            [](nb::handle self) {
-                return view(self, nb::cast<Corpus&>(self).matcher.reliability);
-            },
+            [](nb::handle self) { return view(self, nb::cast<Corpus&>(self).matcher.reliability); },
             nb::sig("def reliability(self) -> Floats"),
             "Return a writable view: the probability that each kind of match is right.");
-    m.def("suffix_array", &sorted_suffixes, nb::arg("text"),
-          nb::sig("def suffix_array(text: Tokens) -> Tokens"),
-          "Return the starts of the suffixes of a text [N] in order, int32 [N]; -1 ends a document.");
+    m.def(
+        "suffix_array", &sorted_suffixes, nb::arg("text"),
+        nb::sig("def suffix_array(text: Tokens) -> Tokens"),
+        "Return the starts of the suffixes of a text [N] in order, int32 [N]; -1 ends a document.");
 }
 
 }  // namespace

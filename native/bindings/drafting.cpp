@@ -106,14 +106,14 @@ nb::tuple propose(Source& source, Tokens context, size_t budget, float min_path_
     check_budget(budget);
     DraftTree tree(context.data(), context.shape(0), source.width());
     source.start();
-    grow(tree, budget, min_path_prob, [&](size_t node, std::vector<Candidate>& out) {
-        source.successors(tree, node, out);
-    });
+    grow(tree, budget, min_path_prob,
+         [&](size_t node, std::vector<Candidate>& out) { source.successors(tree, node, out); });
     return tree_arrays(tree);
 }
 
-// Store the model's distribution at every node in the mixer. Before that, `learn(tree, node, drawn)`
-// is called for each drawn token, so that it is judged by what was known when it was drafted.
+// Store the model's distribution at every node in the mixer. Before that, `learn(tree, node,
+// drawn)` is called for each drawn token, so that it is judged by what was known when it was
+// drafted.
 template <class Learn>
 void observe(ContextMixer& mixer, const StepArrays& step, Learn&& learn) {
     const DraftTree tree = step.tree(mixer.width());
@@ -206,10 +206,10 @@ nb::tuple propose_blend(SourceBlend& blend, Tokens context, size_t budget, float
         const std::optional<Bits> bits = mask_at(allowed, tree, node);
         std::span<const uint32_t> mask;
         if (bits) mask = {bits->data(), bits->size()};
-        blend.draw_model.look(tree, node, mask, out);
+        blend.draw_model.adjust(tree, node, mask, out);
     });
     return nb::make_tuple(copied(tree.tokens), copied(tree.parents), copied(tree.scores),
-                          copied(tree.origins), copied(tree.named));
+                          copied(tree.origins), copied(tree.named_by));
 }
 
 nb::dict mixer_arrays(nb::handle self) {
@@ -273,8 +273,9 @@ void bind_blend(nb::module_& m) {
              nb::arg("learn"), nb::sig("def observe(" PACELINE_STEP ") -> None"),
              "Store the distributions of a step; with `learn`, fit the weights to what was drawn.")
         .def("reset", &SourceBlend::reset, "Forget everything.")
-        .def("fork", [](const SourceBlend& blend) { return SourceBlend(blend); },
-             "Return a copy for another text at the same time; both learn from both.")
+        .def(
+            "fork", [](const SourceBlend& blend) { return SourceBlend(blend); },
+            "Return a copy for another text at the same time; both learn from both.")
         .def_prop_ro(
             "mixer", [](SourceBlend& blend) -> ContextMixer& { return *blend.mixer; },
             nb::rv_policy::reference_internal)
@@ -339,13 +340,16 @@ void bind_matcher(nb::module_& m) {
              "Return tokens, parents and scores of a tree; see `ContextMixer.propose`.")
         .def("reset", &SuffixMatcher::reset, "Forget everything.")
         .def_prop_ro("bytes", &SuffixMatcher::bytes, "Memory of both automata.")
-        .def("fork", [](const SuffixMatcher& matcher) { return SuffixMatcher(matcher); },
-             "Return a copy for another text at the same time; both learn from both.")
-        .def_prop_ro("aged", [](const SuffixMatcher& matcher) { return matcher.texts->aged; },
-                     "How many of the tokens of `read` lie in the older automaton.")
-        .def("read", [](const SuffixMatcher& matcher) { return copied(matcher.texts->read); },
-             nb::sig("def read(self) -> Tokens"),
-             "Return the tokens that both automata hold, oldest first, -1 between texts.")
+        .def(
+            "fork", [](const SuffixMatcher& matcher) { return SuffixMatcher(matcher); },
+            "Return a copy for another text at the same time; both learn from both.")
+        .def_prop_ro(
+            "aged", [](const SuffixMatcher& matcher) { return matcher.texts->aged; },
+            "How many of the tokens of `read` lie in the older automaton.")
+        .def(
+            "read", [](const SuffixMatcher& matcher) { return copied(matcher.texts->read); },
+            nb::sig("def read(self) -> Tokens"),
+            "Return the tokens that both automata hold, oldest first, -1 between texts.")
         .def("replay", &replay, nb::arg("read"), nb::arg("aged"),
              nb::sig("def replay(self, read: Tokens, aged: int) -> None"),
              "Forget everything and read again what `read` and `aged` were.")

@@ -29,7 +29,8 @@ struct StepArrays {
 
     // Whether the model gave a distribution at `node`: nodes that it did not run have NaN.
     bool known(size_t node) const {
-        return std::all_of(probs(node), probs(node) + k(), [](float p) { return std::isfinite(p); });
+        return std::all_of(probs(node), probs(node) + k(),
+                           [](float p) { return std::isfinite(p); });
     }
 
     void check() const {
@@ -44,8 +45,7 @@ struct StepArrays {
             if (parents(i) < 0 || static_cast<size_t>(parents(i)) >= i)
                 refuse("a parent comes before its children");
         for (size_t i = 0; i < path.shape(0); ++i)
-            if (path(i) < 0 || static_cast<size_t>(path(i)) >= n)
-                refuse("a path lies in its tree");
+            if (path(i) < 0 || static_cast<size_t>(path(i)) >= n) refuse("a path lies in its tree");
     }
 
     // The tree with the last `width` tokens before each node.
@@ -68,8 +68,8 @@ nanobind::dict table_arrays(nanobind::handle owner, const SuccessorTable& table)
 void check_table(size_t capacity, size_t k);
 
 #define PACELINE_TREE "tuple[Tokens, Tokens, Floats]"
-#define PACELINE_STEP                                                               \
-    "self, context: Tokens, tokens: Tokens, parents: Tokens, top_tokens: Tokens, "  \
+#define PACELINE_STEP                                                              \
+    "self, context: Tokens, tokens: Tokens, parents: Tokens, top_tokens: Tokens, " \
     "top_probs: Floats, path: Tokens, drawn: Tokens, learn: bool"
 
 }  // namespace paceline

@@ -45,10 +45,9 @@ std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storag
                                     const std::string& isa, int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
-    return std::make_shared<Engine>(
-        std::move(shape), choose(isa), storage, head,
-        kind_of<CacheFormat>("kv format", kv_format, kCacheFormats), threads_of(threads),
-        std::move(ropes));
+    return std::make_shared<Engine>(std::move(shape), choose(isa), storage, head,
+                                    kind_of<CacheFormat>("kv format", kv_format, kCacheFormats),
+                                    threads_of(threads), std::move(ropes));
 }
 
 // An array [rows, columns] of floats in a shared buffer.
@@ -66,8 +65,8 @@ struct PassInput {
         Sequence* sequence;
         std::vector<int32_t> tokens, parents;
         size_t nodes;
-        bool rows;               // whether its logits are wanted
-        size_t mixed = 1;        // tokens that each node mixes
+        bool rows;                   // whether its logits are wanted
+        size_t mixed = 1;            // tokens that each node mixes
         std::vector<float> weights;  // [nodes, mixed]; empty: each is 1
     };
     std::vector<Entry> entries;
@@ -166,8 +165,14 @@ Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb
         std::vector<int32_t> ids = ints_of(entry[1]), parents = ints_of(entry[2]);
         if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
         const size_t nodes = ids.size();
-        input.entries.push_back({nb::object(entry[0]), sequence, std::move(ids),
-                                 std::move(parents), nodes, rows[input.entries.size()], 1, {}});
+        input.entries.push_back({nb::object(entry[0]),
+                                 sequence,
+                                 std::move(ids),
+                                 std::move(parents),
+                                 nodes,
+                                 rows[input.entries.size()],
+                                 1,
+                                 {}});
     }
     input.layers = optional_ints(layers);
     input.positions = optional_ints(positions);
@@ -306,10 +311,12 @@ void evict(Sequence& sequence, const std::vector<Rows>& kept) {
 
 void bind_sequence(nb::module_& m) {
     nb::class_<Sequence>(m, "NativeSequence", "Keys and values of one sequence.")
-        .def_prop_ro("length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; },
-                     "Committed positions; 0 once it is released.")
-        .def_prop_ro("bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; },
-                     "Memory of its pages, those shared with other sequences included.")
+        .def_prop_ro(
+            "length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; },
+            "Committed positions; 0 once it is released.")
+        .def_prop_ro(
+            "bytes", [](Sequence& s) { return s.cache ? s.cache->bytes() : 0; },
+            "Memory of its pages, those shared with other sequences included.")
         .def_prop_ro("pages", &pages_of, "Identities of its pages, in order of position.")
         .def_prop_ro("row_count", [](Sequence& s) { return s.cache ? s.cache->row_count() : 0; },
                      "Rows of the layer that holds most.")
@@ -348,9 +355,9 @@ void bind_sequence(nb::module_& m) {
 
 void bind_passes(nb::class_<Engine>& model) {
     model
-        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"),
-             nb::arg("layers") = nb::none(), nb::arg("positions") = nb::none(),
-             nb::arg("tokens") = nb::none(), nb::arg("exits") = nb::none(),
+        .def("forward", &forward, nb::arg("batch"), nb::arg("rows"), nb::arg("layers") = nb::none(),
+             nb::arg("positions") = nb::none(), nb::arg("tokens") = nb::none(),
+             nb::arg("exits") = nb::none(),
              nb::sig("def forward(self, batch: list[Any], rows: Items[bool], "
                      "layers: Tokens | None = None, positions: Tokens | None = None, "
                      "tokens: Tokens | None = None, exits: Tokens | None = None) -> Floats"),
@@ -373,40 +380,48 @@ void bind_passes(nb::class_<Engine>& model) {
              nb::sig("def profile(self) -> dict[str, tuple[float, float, float, float]]"),
              "Return seconds, busy seconds, bytes and multiply-adds of each stage of the passes\n"
              "since profiling was switched on.")
-        .def_prop_rw("profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
-                     "Whether passes are timed; switching it on forgets the profile so far.");
+        .def_prop_rw(
+            "profiling", [](Engine& e) { return e.model.profiling; }, &set_profiling,
+            "Whether passes are timed; switching it on forgets the profile so far.");
 }
 
 void bind_properties(nb::class_<Engine>& model) {
     model
-        .def_prop_ro("ropes", [](Engine& e) { return e.ropes; },
-                     nb::sig("def ropes(self) -> list[Rope]"),
-                     "The distinct rotary embeddings of the layers.")
-        .def_prop_ro("rope_positions",
-                     [](Engine& e) { return locked(e, [&] { return e.model.rope_positions(); }); },
-                     "Positions that every rotary embedding covers.")
-        .def_prop_ro("isa", [](Engine& e) { return std::string(e.model.kernels.isa); },
-                     "The instruction set of the kernels.")
-        .def_prop_ro("bytes", [](Engine& e) { return e.model.bytes; },
-                     "Bytes of the matrices that every pass reads.")
-        .def_prop_ro("page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); },
-                     "Bytes of a page of keys and values.")
-        .def_prop_ro("pages", &count_pages,
-                     nb::sig("def pages(self) -> tuple[int, int, int, int | None]"),
-                     "Pages in use, pages that several sequences share, pages in memory, the limit.")
+        .def_prop_ro(
+            "ropes", [](Engine& e) { return e.ropes; }, nb::sig("def ropes(self) -> list[Rope]"),
+            "The distinct rotary embeddings of the layers.")
+        .def_prop_ro(
+            "rope_positions",
+            [](Engine& e) { return locked(e, [&] { return e.model.rope_positions(); }); },
+            "Positions that every rotary embedding covers.")
+        .def_prop_ro(
+            "isa", [](Engine& e) { return std::string(e.model.kernels.isa); },
+            "The instruction set of the kernels.")
+        .def_prop_ro(
+            "bytes", [](Engine& e) { return e.model.bytes; },
+            "Bytes of the matrices that every pass reads.")
+        .def_prop_ro(
+            "page_bytes", [](Engine& e) { return e.model.memory.page_bytes(); },
+            "Bytes of a page of keys and values.")
+        .def_prop_ro(
+            "pages", &count_pages, nb::sig("def pages(self) -> tuple[int, int, int, int | None]"),
+            "Pages in use, pages that several sequences share, pages in memory, the limit.")
         .def("set_page_limit", &set_page_limit, nb::arg("pages").none(),
              nb::sig("def set_page_limit(self, pages: int | None) -> None"),
              "Limit the pages in memory; None: no limit.")
-        .def_prop_ro("position_bytes", [](Engine& e) { return e.model.position_bytes(); },
-                     "Bytes of keys and values of one position.")
-        .def_prop_rw("worth_waking", [](Engine& e) { return e.model.worth_waking; },
-                     [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; },
-                     "A pass of fewer estimated microseconds stays on the calling thread.")
-        .def_prop_ro("parameters", [](Engine& e) { return e.model.parameters; },
-                     "Numbers in the matrices that every pass reads.")
-        .def_prop_rw("threads",
-                     [](Engine& e) { return locked(e, [&] { return e.model.threads(); }); },
-                     &set_threads, "Threads of a pass, 1 to 1024.");
+        .def_prop_ro(
+            "position_bytes", [](Engine& e) { return e.model.position_bytes(); },
+            "Bytes of keys and values of one position.")
+        .def_prop_rw(
+            "worth_waking", [](Engine& e) { return e.model.worth_waking; },
+            [](Engine& e, double microseconds) { e.model.worth_waking = microseconds; },
+            "A pass of fewer estimated microseconds stays on the calling thread.")
+        .def_prop_ro(
+            "parameters", [](Engine& e) { return e.model.parameters; },
+            "Numbers in the matrices that every pass reads.")
+        .def_prop_rw(
+            "threads", [](Engine& e) { return locked(e, [&] { return e.model.threads(); }); },
+            &set_threads, "Threads of a pass, 1 to 1024.");
 }
 
 }  // namespace

@@ -25,8 +25,8 @@ using Logits = arrays::Array2<float>;
 struct Engine {
     Engine(Shape shape, const Kernels& kernels, const std::string& format, const std::string& head,
            CacheFormat cache_format, size_t threads, std::vector<nanobind::object> ropes)
-        : model(std::move(shape), kernels, find_format(kernels, format),
-                find_format(kernels, head), cache_format, threads),
+        : model(std::move(shape), kernels, find_format(kernels, format), find_format(kernels, head),
+                cache_format, threads),
           ropes(std::move(ropes)) {}
 
     Model model;

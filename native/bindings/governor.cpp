@@ -141,12 +141,14 @@ void bind_governor(nb::module_& m) {
                           "Seconds of a pass over n nodes; native/drafting/governor.hpp.")
         .def("__init__", &make_curve, nb::arg("sizes"), nb::arg("seconds"),
              nb::sig("def __init__(self, sizes: Items[float], seconds: Items[float]) -> None"))
-        .def("at", &CostCurve::at, nb::arg("size"), "Return the seconds of a pass over `size` nodes.")
+        .def("at", &CostCurve::at, nb::arg("size"),
+             "Return the seconds of a pass over `size` nodes.")
         .def("each", &seconds_each, nb::arg("sizes"),
              nb::sig("def each(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]"),
              "Return the seconds of passes over each of `sizes` [N], float64 [N].")
         .def("max_useful", &max_useful, nb::arg("requests"), nb::arg("max_nodes"),
-             "Return the largest n up to `max_nodes` such that a pass with n more nodes beats plain\n"
+             "Return the largest n up to `max_nodes` such that a pass with n more nodes beats "
+             "plain\n"
              "ones if all of them are accepted; 0 if none does.")
         .def("marginal_seconds", &marginal_seconds, nb::arg("size"),
              "Return the seconds that a node beyond `size` costs, if as many are added as make it\n"
@@ -159,14 +161,16 @@ void bind_governor(nb::module_& m) {
         .def("__init__", &make_ranking, nb::arg("probs"), nb::arg("sizes"),
              nb::sig("def __init__(self, probs: NDArray[np.float64], sizes: Items[int]) -> None"))
         .def("best", &NodeRanking::best, nb::arg("curve"), nb::arg("first"), nb::arg("more"),
-             "Return how many nodes besides the roots give the most tokens a second, if a pass with\n"
+             "Return how many nodes besides the roots give the most tokens a second, if a pass "
+             "with\n"
              "the roots alone has `first` nodes and every pass takes `more` seconds besides.")
         .def("keep", &keep, nb::arg("count"),
              nb::sig("def keep(self, count: int) -> NDArray[np.bool_]"),
              "Return for each node whether it is a root or one of the best `count` others.")
         .def_prop_ro("sizes", [](const NodeRanking& ranking) { return ranking.sizes; })
-        .def_prop_ro("tokens", [](const NodeRanking& ranking) { return ranking.tokens; },
-                     "Expected tokens with the roots and the best 0, 1, ... other nodes.");
+        .def_prop_ro(
+            "tokens", [](const NodeRanking& ranking) { return ranking.tokens; },
+            "Expected tokens with the roots and the best 0, 1, ... other nodes.");
 }
 
 }  // namespace paceline

@@ -39,9 +39,10 @@ double bound_read_bandwidth(size_t threads, size_t megabytes, size_t repeats) {
 void bind_machine(nb::module_& m) {
     m.def("isas", &isas,
           "Return the instruction sets whose kernels run on this machine, the fastest first.");
-    m.def("read_bandwidth", &bound_read_bandwidth, nb::arg("threads"), nb::arg("megabytes") = 256,
-          nb::arg("repeats") = 8,
-          "Return the bytes per second at which `threads` threads read memory that no cache holds.");
+    m.def(
+        "read_bandwidth", &bound_read_bandwidth, nb::arg("threads"), nb::arg("megabytes") = 256,
+        nb::arg("repeats") = 8,
+        "Return the bytes per second at which `threads` threads read memory that no cache holds.");
 }
 
 }  // namespace paceline

@@ -14,7 +14,8 @@ void bind_sampling(nanobind::module_& m);
 }  // namespace paceline
 
 NB_MODULE(_native, m) {
-    m.doc() = "The compiled part of Paceline: engine, drafters, sampling; `native/` holds its source.";
+    m.doc() =
+        "The compiled part of Paceline: engine, drafters, sampling; `native/` holds its source.";
     paceline::bind_machine(m);
     paceline::bind_sampling(m);
     paceline::bind_drafting(m);

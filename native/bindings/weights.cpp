@@ -68,9 +68,11 @@ void set_weight(Engine& engine, const std::string& name, Weight weight, bool map
 
 // Arrays that describe integers with scales; `codes` may be null where they are not read.
 GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Matrix32& scales,
-                         const std::optional<Zeros>& zeros, const std::vector<int32_t>* block_groups) {
+                         const std::optional<Zeros>& zeros,
+                         const std::vector<int32_t>* block_groups) {
     const size_t rows = scales.shape(0), groups = scales.shape(1);
-    if (bits < 1 || bits > 8) refuse("codes have " + std::to_string(bits) + " bits, expected 1 to 8");
+    if (bits < 1 || bits > 8)
+        refuse("codes have " + std::to_string(bits) + " bits, expected 1 to 8");
     if (zeros && (zeros->shape(0) != rows || zeros->shape(1) != groups))
         refuse("zero points and scales differ in size");
     if (block_groups) {
@@ -132,7 +134,8 @@ void set_format(Engine& engine, const std::string& name, const std::string& form
 }
 
 Logits get_weight(Engine& engine, const std::string& name) {
-    const auto [rows, inputs] = locked(engine, [&] { return engine.model.weights.extent_of(name); });
+    const auto [rows, inputs] =
+        locked(engine, [&] { return engine.model.weights.extent_of(name); });
     auto values = std::make_unique<float[]>(rows * inputs);
     locked(engine, [&, width = inputs] {
         engine.model.weights.get(name, [&](size_t row, const std::vector<float>& from) {
@@ -170,22 +173,21 @@ void extend_rope(Engine& engine, size_t index, Matrix32 cosines, Matrix32 sines)
     const auto& layers = engine.model.shape.layers;
     if (!same || std::none_of(layers.begin(), layers.end(), uses))
         refuse("cosines and sines must both be [positions, dim / 2]");
-    locked(engine, [&] {
-        engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size());
-    });
+    locked(engine,
+           [&] { engine.model.extend_rope(index, cosines.data(), sines.data(), cosines.size()); });
 }
 
 }  // namespace
 
 void bind_loading(nb::class_<Engine>& model) {
     model
-        .def("set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
-             nb::arg("mapped") = false,
-             nb::sig("def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None"),
-             "Store a weight under its canonical name, e.g. `layers.3.q`. `mapped`: it shows a\n"
-             "file, whose pages may be given back to the system once they are read.")
-        .def("get", &get_weight, nb::arg("name"),
-             nb::sig("def get(self, name: str) -> Floats"),
+        .def(
+            "set", &set_weight, nb::arg("name"), nb::arg("weight").noconvert(),
+            nb::arg("mapped") = false,
+            nb::sig("def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None"),
+            "Store a weight under its canonical name, e.g. `layers.3.q`. `mapped`: it shows a\n"
+            "file, whose pages may be given back to the system once they are read.")
+        .def("get", &get_weight, nb::arg("name"), nb::sig("def get(self, name: str) -> Floats"),
              "Return a matrix as it is stored, float32 [out, in].")
         .def("set_format", &set_format, nb::arg("name"), nb::arg("weight_format"),
              nb::sig("def set_format(self, name: str, weight_format: str) -> None"),

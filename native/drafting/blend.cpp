@@ -6,12 +6,12 @@
 
 namespace paceline {
 
-SourceBlend::SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
-             size_t reach, size_t follow, size_t members)
+SourceBlend::SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep,
+                         float rate, size_t reach, size_t locate, size_t members)
     : mixer(std::make_shared<ContextMixer>(orders, skips, k, capacity, keep, rate,
-                                    SuffixMatcher::kKinds + members * kDepths)),
-      // Here the mixer learns what a match is worth.
-      suffix(reach, follow, 0.0f),
+                                           SuffixMatcher::kKinds + members * kDepths)),
+      // In a blend the mixer learns how reliable matches are: a rate of 0 here.
+      suffix(reach, locate, 0.0f),
       members_(members) {}
 
 void SourceBlend::reset() {
@@ -21,29 +21,29 @@ void SourceBlend::reset() {
     proposals.clear();
 }
 
-void SourceBlend::start(const int32_t* context, size_t length, std::vector<Proposal> heard) {
+void SourceBlend::start(const int32_t* context, size_t length, std::vector<Proposal> proposal) {
     suffix.extend(context, length, std::numeric_limits<size_t>::max());
     suffix.start();
-    proposals = std::move(heard);
-    places_.assign(proposals.size(), 0);
+    proposals = std::move(proposal);
+    nodes_in_.assign(proposals.size(), 0);
     depths_.assign(1, 0);
 }
 
-int32_t SourceBlend::place(size_t node, size_t proposal) const {
-    return places_[node * proposals.size() + proposal];
+int32_t SourceBlend::node_in(size_t node, size_t proposal) const {
+    return nodes_in_[node * proposals.size() + proposal];
 }
 
-void SourceBlend::follow(const DraftTree& tree, size_t node) {
+void SourceBlend::locate(const DraftTree& tree, size_t node) {
     for (size_t next = depths_.size(); next <= node; ++next) {
         const auto parent = static_cast<size_t>(tree.parents[next]);
         for (size_t i = 0; i < proposals.size(); ++i) {
-            const Proposal& heard = proposals[i];
-            const int32_t above = place(parent, i);
-            int32_t found = -1;
-            for (size_t at = 1; above >= 0 && at < heard.tokens.size(); ++at)
-                if (heard.parents[at] == above && heard.tokens[at] == tree.tokens[next])
-                    found = static_cast<int32_t>(at);
-            places_.push_back(found);
+            const Proposal& proposal = proposals[i];
+            const int32_t above = node_in(parent, i);
+            int32_t match = -1;
+            for (size_t at = 1; above >= 0 && at < proposal.tokens.size(); ++at)
+                if (proposal.parents[at] == above && proposal.tokens[at] == tree.tokens[next])
+                    match = static_cast<int32_t>(at);
+            nodes_in_.push_back(match);
         }
         depths_.push_back(depths_[parent] + 1);
     }
@@ -52,40 +52,40 @@ void SourceBlend::follow(const DraftTree& tree, size_t node) {
 const Predictions& SourceBlend::predictions(const DraftTree& tree, size_t node) {
     predictions_.clear();
     suffix.predictions(tree, node, predictions_);
-    if (!proposals.empty()) follow(tree, node);
+    if (!proposals.empty()) locate(tree, node);
     for (size_t i = 0; i < proposals.size(); ++i) {
-        const Proposal& heard = proposals[i];
-        const int32_t here = place(node, i);
+        const Proposal& proposal = proposals[i];
+        const int32_t here = node_in(node, i);
         if (here < 0) continue;
         const size_t first = predictions_.successors.size();
-        for (size_t at = 1; at < heard.tokens.size(); ++at)
-            if (heard.parents[at] == here)
-                predictions_.successors.push_back({heard.tokens[at], heard.scores[at]});
+        for (size_t at = 1; at < proposal.tokens.size(); ++at)
+            if (proposal.parents[at] == here)
+                predictions_.successors.push_back({proposal.tokens[at], proposal.scores[at]});
         const size_t last = predictions_.successors.size();
         if (last == first) continue;
         std::stable_sort(predictions_.successors.begin() + static_cast<std::ptrdiff_t>(first),
                          predictions_.successors.end(),
                          [](const Successor& a, const Successor& b) { return a.prob > b.prob; });
         const size_t depth = std::min(depths_[node], kDepths - 1);
-        predictions_.each.push_back({SuffixMatcher::kKinds + heard.member * kDepths + depth, first, last,
-                                static_cast<int16_t>(2 + heard.member)});
+        predictions_.each.push_back({SuffixMatcher::kKinds + proposal.member * kDepths + depth,
+                                     first, last, static_cast<int16_t>(2 + proposal.member)});
     }
     return predictions_;
 }
 
 void SourceBlend::successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out) {
-    const Predictions& said = predictions(tree, node);
-    for (const Proposal& heard : proposals) {
-        if (!heard.certain) continue;
-        const int32_t here = place(node, static_cast<size_t>(&heard - proposals.data()));
-        for (size_t at = 1; here >= 0 && at < heard.tokens.size(); ++at) {
-            if (heard.parents[at] != here) continue;
-            const auto origin = static_cast<int16_t>(2 + heard.member);
-            out.push_back({heard.tokens[at], 1.0f, 1u << origin, origin});
+    const Predictions& predicted = predictions(tree, node);
+    for (const Proposal& proposal : proposals) {
+        if (!proposal.certain) continue;
+        const int32_t here = node_in(node, static_cast<size_t>(&proposal - proposals.data()));
+        for (size_t at = 1; here >= 0 && at < proposal.tokens.size(); ++at) {
+            if (proposal.parents[at] != here) continue;
+            const auto origin = static_cast<int16_t>(2 + proposal.member);
+            out.push_back({proposal.tokens[at], 1.0f, 1u << origin, origin});
             return;
         }
     }
-    mixer->successors(tree.last(node), said, out);
+    mixer->successors(tree.last(node), predicted, out);
 }
 
 void SourceBlend::learn(const DraftTree& tree, size_t node, int32_t drawn) {

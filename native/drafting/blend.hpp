@@ -1,5 +1,5 @@
-// Several sources under one mixture: the model's own distributions, the longest matches, and the
-// trees that other drafters propose.
+// Mixes several sources of predictions in one tree: the model's own distributions by context, the
+// longest matches in earlier text, and the trees that other drafters propose.
 
 #pragma once
 
@@ -14,15 +14,16 @@
 
 namespace paceline {
 
-// Origin 0 are the contexts of the mixer, 1 the matches, 2 and on the members. At a node that a
-// member's tree holds, too, its children there are one more voice; the kind is the depth. A copy is
-// for another text at the same time; both learn from both.
+// Origin 0 is the context mixer, origin 1 the suffix matcher, and origins 2 and up are the members,
+// the other drafters. At a node that also exists in a member's tree, its children there are one
+// more prediction, whose kind is the depth. A copy serves another text at the same time; copies
+// share what they learn.
 class SourceBlend {
 public:
     SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
-          size_t reach, size_t follow, size_t members);
+                size_t reach, size_t locate, size_t members);
 
-    // What a member proposes for the tree that grows next; `certain`: nothing else can follow.
+    // A member's tree. `certain`: no other token can follow its nodes.
     struct Proposal {
         size_t member;
         bool certain;
@@ -30,13 +31,13 @@ public:
         std::vector<float> scores;
     };
 
-    // The text up to its end is known, and a tree grows from there.
+    // Begin a tree at the end of `context`, with the members' trees.
     void start(const int32_t* context, size_t length, std::vector<Proposal> proposals);
 
-    // As `grow` asks.
+    // Append the candidates that may follow `node`; called by `grow`.
     void successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out);
 
-    // `drawn` came after a node of the tree that starts where `start` said.
+    // Learn that `drawn` followed a node of the tree that `start` began.
     void learn(const DraftTree& tree, size_t node, int32_t drawn);
 
     void reset();
@@ -54,10 +55,10 @@ private:
     static constexpr size_t kDepths = 6;
 
     const Predictions& predictions(const DraftTree& tree, size_t node);
-    void follow(const DraftTree& tree, size_t node);
-    int32_t place(size_t node, size_t proposal) const;
+    void locate(const DraftTree& tree, size_t node);
+    int32_t node_in(size_t node, size_t proposal) const;
 
-    std::vector<int32_t> places_;  // of each node, its place in each proposal, or -1
+    std::vector<int32_t> nodes_in_;  // [nodes, proposals], the same node in each proposal, or -1
     std::vector<size_t> depths_;
     Predictions predictions_;
 };

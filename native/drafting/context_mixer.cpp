@@ -9,13 +9,14 @@ namespace {
 
 size_t bucket(uint32_t count) { return count <= 1 ? 0 : count <= 3 ? 1 : count <= 9 ? 2 : 3; }
 
-// The weights before anything is learnt: the most exact context leads, each vaguer one has half
-// the say. The learning needs only a fair start.
-constexpr float kLead = 0.7f, kFall = 0.5f, kVague = 0.1f, kFirst = 0.1f, kHeard = 0.2f;
-constexpr float kLargest = 8.0f;
+// Initial weights: the most specific context leads, and each less specific one has half the weight
+// of the one before. Learning only needs a fair start.
+constexpr float kLeadWeight = 0.7f, kFall = 0.5f, kVague = 0.1f, kFirst = 0.1f, kOther = 0.2f;
+constexpr float kMaxWeight = 8.0f;
 
-// The logarithm of some y >= 1, nearly to a float's precision; the same on every machine, and in
-// few instructions for many at once. y = m * 2^e with m around 1; log m by its series in m - 1.
+// Replace each y >= 1 by its logarithm, nearly to a float's precision: the same on every machine,
+// and in few instructions for many at once. y = m * 2^e with m around 1; log m by its series in m -
+// 1.
 void logarithms(float* y, size_t n) {
     constexpr float kSeries[] = {7.0376836292e-2f, -1.1514610310e-1f, 1.1676998740e-1f,
                                  -1.2420140846e-1f, 1.4249322787e-1f, -1.6668057665e-1f,
@@ -33,8 +34,8 @@ void logarithms(float* y, size_t n) {
 
 }  // namespace
 
-ContextMixer::ContextMixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
-             size_t kinds)
+ContextMixer::ContextMixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep,
+                           float rate, size_t kinds)
     : table(capacity, k),
       orders_(orders),
       skips_(skips),
@@ -53,14 +54,14 @@ void ContextMixer::reset() {
         for (size_t context = 0; context < contexts_; ++context) {
             const bool vague = context <= skips_;
             const auto behind = static_cast<float>(set) - 1.0f - static_cast<float>(context);
-            const float w = vague ? kVague : kLead * std::pow(kFall, std::max(behind, 0.0f));
+            const float w = vague ? kVague : kLeadWeight * std::pow(kFall, std::max(behind, 0.0f));
             for (size_t i = 0; i < kBuckets; ++i) {
                 weights.push_back(w);
                 weights.push_back(kFirst);
             }
         }
     for (size_t i = 0; i < (contexts_ + 1) * kinds_; ++i) {
-        weights.push_back(kHeard);
+        weights.push_back(kOther);
         weights.push_back(0.0f);
     }
 }
@@ -89,11 +90,11 @@ size_t ContextMixer::candidate(int32_t token) {
     size_t slot = static_cast<uint32_t>(token) * 2654435769u >> 25;
     for (; slots_[slot]; slot = (slot + 1) & (kSlots - 1))
         if (tokens_[slots_[slot] - 1] == token) return slots_[slot] - 1;
-    if (count_ == kMost) return kMost;
+    if (count_ == kMaxCandidates) return kMaxCandidates;
     tokens_[count_] = token;
     probs_[count_] = 0.0f;
-    named_[count_] = 0;
-    said_[count_].fill(0.0f);
+    named_by_[count_] = 0;
+    support_[count_].fill(0.0f);
     slots_[slot] = static_cast<uint8_t>(++count_);
     return count_ - 1;
 }
@@ -101,7 +102,7 @@ size_t ContextMixer::candidate(int32_t token) {
 void ContextMixer::add(const Successor* successors, size_t count, size_t weight, int16_t origin) {
     const float w = weights[weight], v = weights[weight + 1];
     const size_t first = likelihoods_.size();
-    Source source{weight, first, first, false, 0.0f};
+    Term term{weight, first, first, false, 0.0f};
     float rest = 1.0f;
     for (size_t i = 0; i < count; ++i) {
         rest -= successors[i].prob;
@@ -109,33 +110,33 @@ void ContextMixer::add(const Successor* successors, size_t count, size_t weight,
     }
     likelihoods_.push_back(1.0f + std::max(rest, 0.0f) / kFloor);
     logarithms(likelihoods_.data() + first, count + 1);
-    source.rest = likelihoods_.back();
+    term.rest = likelihoods_.back();
     for (size_t i = 0; i < count; ++i) {
         const size_t at = candidate(successors[i].token);
-        if (at == kMost) continue;
+        if (at == kMaxCandidates) continue;
         const float likelihood = likelihoods_[first + i];
-        const float said = i ? w * likelihood : w * likelihood + v;
-        probs_[at] += said;
-        named_[at] |= 1u << origin;
-        said_[at][static_cast<size_t>(origin)] += said;
-        source.leads |= !i;
-        likelihoods_[source.last++] = likelihood;
+        const float added = i ? w * likelihood : w * likelihood + v;
+        probs_[at] += added;
+        named_by_[at] |= 1u << origin;
+        support_[at][static_cast<size_t>(origin)] += added;
+        term.has_top |= !i;
+        likelihoods_[term.last++] = likelihood;
         candidates_.push_back(static_cast<uint8_t>(at));
     }
-    likelihoods_.resize(source.last);
-    probs_[kMost] += w * source.rest;
-    sources_.push_back(source);
+    likelihoods_.resize(term.last);
+    probs_[kMaxCandidates] += w * term.rest;
+    terms_.push_back(term);
 }
 
 void ContextMixer::mix(const int32_t* last, const Predictions& predictions) {
     find_keys(last);
     for (const uint64_t key : keys_) if (key) table.fetch_set(key);
     slots_.fill(0);
-    sources_.clear();
+    terms_.clear();
     candidates_.clear();
     likelihoods_.clear();
     count_ = set_ = known_ = 0;
-    probs_[kMost] = 0.0f;
+    probs_[kMaxCandidates] = 0.0f;
     for (const uint64_t key : keys_) if (key) table.fetch_row(key);
     for (size_t context = contexts_; context-- > 0;) {
         const auto row = keys_[context] ? table.find(keys_[context]) : SuccessorTable::Row{};
@@ -154,56 +155,58 @@ void ContextMixer::mix(const int32_t* last, const Predictions& predictions) {
     normalise();
 }
 
-// Scores become probabilities that sum to one with that of another token.
+// Turn scores into probabilities that sum to one, that of another token included.
 void ContextMixer::normalise() {
-    probs_[kMost] += biases[set_];
-    float largest = probs_[kMost], sum = 0.0f;
+    probs_[kMaxCandidates] += biases[set_];
+    float largest = probs_[kMaxCandidates], sum = 0.0f;
     for (size_t i = 0; i < count_; ++i) largest = std::max(largest, probs_[i]);
     for (size_t i = 0; i < count_; ++i) sum += probs_[i] = std::exp(probs_[i] - largest);
-    sum += probs_[kMost] = std::exp(probs_[kMost] - largest);
+    sum += probs_[kMaxCandidates] = std::exp(probs_[kMaxCandidates] - largest);
     for (size_t i = 0; i < count_; ++i) probs_[i] /= sum;
-    probs_[kMost] /= sum;
+    probs_[kMaxCandidates] /= sum;
 }
 
-// Of those that named a candidate, who spoke for it most.
-int16_t ContextMixer::loudest(size_t candidate) const {
-    const uint32_t named = named_[candidate];
+// Return the origin that added most to a candidate's score.
+int16_t ContextMixer::main_origin(size_t candidate) const {
+    const uint32_t named = named_by_[candidate];
     int16_t best = static_cast<int16_t>(std::countr_zero(named));
     for (auto i = static_cast<int16_t>(best + 1); named >> i; ++i)
-        if ((named >> i & 1) && said_[candidate][i] > said_[candidate][best]) best = i;
+        if ((named >> i & 1) && support_[candidate][i] > support_[candidate][best]) best = i;
     return best;
 }
 
-void ContextMixer::successors(const int32_t* last, const Predictions& predictions, std::vector<Candidate>& out) {
+void ContextMixer::successors(const int32_t* last, const Predictions& predictions,
+                              std::vector<Candidate>& out) {
     mix(last, predictions);
     for (size_t i = 0; i < count_; ++i)
-        out.push_back({tokens_[i], probs_[i], named_[i], loudest(i)});
+        out.push_back({tokens_[i], probs_[i], named_by_[i], main_origin(i)});
 }
 
 void ContextMixer::learn(const int32_t* last, const Predictions& predictions, int32_t drawn) {
     mix(last, predictions);
-    // What each probability should have been more: 1 for what came.
-    std::array<float, kMost + 1> missed;
+    // The gradient of the log probability by each score: 1 for the drawn token, minus the
+    // probability.
+    std::array<float, kMaxCandidates + 1> error;
     bool known = false;
     for (size_t i = 0; i < count_; ++i) {
         known |= tokens_[i] == drawn;
-        missed[i] = (tokens_[i] == drawn ? 1.0f : 0.0f) - probs_[i];
+        error[i] = (tokens_[i] == drawn ? 1.0f : 0.0f) - probs_[i];
     }
-    missed[kMost] = (known ? 0.0f : 1.0f) - probs_[kMost];
-    // Many contexts that agree move the probability together: each takes its part of the step.
+    error[kMaxCandidates] = (known ? 0.0f : 1.0f) - probs_[kMaxCandidates];
+    // Contexts that agree move the probability together, so each takes its part of the step.
     const float rate = rate_ / static_cast<float>(std::max<size_t>(known_, 1));
-    const auto moved = [](float weight, float step) {
-        return std::clamp(weight + step, -kLargest, kLargest);
+    const auto stepped = [](float weight, float step) {
+        return std::clamp(weight + step, -kMaxWeight, kMaxWeight);
     };
-    for (const Source& source : sources_) {
-        float& w = weights[source.weight];
-        float& v = weights[source.weight + 1];
-        if (source.leads) v = moved(v, rate * missed[candidates_[source.first]]);
-        for (size_t i = source.first; i < source.last; ++i)
-            w = moved(w, rate * missed[candidates_[i]] * likelihoods_[i]);
-        w = moved(w, rate * missed[kMost] * source.rest);
+    for (const Term& term : terms_) {
+        float& w = weights[term.weight];
+        float& v = weights[term.weight + 1];
+        if (term.has_top) v = stepped(v, rate * error[candidates_[term.first]]);
+        for (size_t i = term.first; i < term.last; ++i)
+            w = stepped(w, rate * error[candidates_[i]] * likelihoods_[i]);
+        w = stepped(w, rate * error[kMaxCandidates] * term.rest);
     }
-    biases[set_] = moved(biases[set_], rate * missed[kMost]);
+    biases[set_] = stepped(biases[set_], rate * error[kMaxCandidates]);
 }
 
 void ContextMixer::observe(const int32_t* last, const int32_t* top, const float* p, size_t n) {

@@ -65,22 +65,22 @@ double CostCurve::at(double size) const {
 }
 
 size_t CostCurve::max_useful(size_t requests, size_t max_nodes) const {
-    const auto least = static_cast<double>(requests);
-    const double plain = at(least);
+    const auto nodes = static_cast<double>(requests);
+    const double plain = at(nodes);
     for (size_t more = max_nodes; more > 0; --more) {
         const auto size = static_cast<double>(requests + more);
-        if (size * plain > least * at(size)) return more;
+        if (size * plain > nodes * at(size)) return more;
     }
     return 0;
 }
 
 double CostCurve::marginal_seconds(size_t size) const {
     const double here = at(static_cast<double>(size));
-    double least = std::numeric_limits<double>::infinity();
+    double min_cost = std::numeric_limits<double>::infinity();
     for (size_t more = 1; more <= size; ++more)
-        least = std::min(least, (at(static_cast<double>(size + more)) - here) /
-                                    static_cast<double>(more));
-    return least;
+        min_cost = std::min(
+            min_cost, (at(static_cast<double>(size + more)) - here) / static_cast<double>(more));
+    return min_cost;
 }
 
 void CostCurve::correct(double size, double ratio) {
@@ -96,12 +96,12 @@ NodeRanking::NodeRanking(const std::vector<double>& probs, const std::vector<siz
     size_t root = 0;
     for (const size_t size : sizes) {
         if (root >= rank.size()) throw std::invalid_argument("every tree has a root");
-        rank[root] = 2.0;  // a probability is at most 1
+        rank[root] = 2.0;  // a probability is at max_nodes 1
         root += size;
     }
     if (root != rank.size()) throw std::invalid_argument("every node needs a probability");
     std::iota(order_.begin(), order_.end(), 0);
-    // Parents come before their children, which are as likely at most.
+    // Parents come before their children, which are at max_nodes as likely.
     std::stable_sort(order_.begin(), order_.end(),
                      [&](size_t a, size_t b) { return rank[a] > rank[b]; });
     double sum = 0.0;
@@ -112,13 +112,13 @@ NodeRanking::NodeRanking(const std::vector<double>& probs, const std::vector<siz
 }
 
 size_t NodeRanking::best(const CostCurve& curve, size_t first, double more) const {
-    size_t found = 0;
+    size_t count = 0;
     double fastest = 0.0;
     for (size_t i = 0; i < tokens.size(); ++i) {
         const double speed = tokens[i] / (curve.at(static_cast<double>(first + i)) + more);
-        if (i == 0 || speed > fastest) found = i, fastest = speed;
+        if (i == 0 || speed > fastest) count = i, fastest = speed;
     }
-    return found;
+    return count;
 }
 
 std::vector<uint8_t> NodeRanking::keep(size_t count) const {

@@ -1,5 +1,5 @@
-// What sizing trees needs in every pass: probabilities by what came true, the best nodes of all trees,
-// and the time of a pass. `decoding/governor.py` decides with them.
+// Arithmetic that sizes draft trees in every pass: calibrated path probabilities, the best nodes of
+// all trees, and the time of a pass. `decoding/governor.py` decides with them.
 
 #pragma once
 
@@ -9,7 +9,7 @@
 
 namespace paceline {
 
-// Nodes of a tree; a parent comes before its children, that of the root is -1.
+// The nodes of a tree. A parent comes before its children; the root's parent is -1.
 struct Nodes {
     const int32_t* parents;
     const float* scores;
@@ -17,8 +17,9 @@ struct Nodes {
     size_t count;
 };
 
-// How often guesses come true, compared with their scores, by origin and depth. Counts fade with
-// every tree that is learnt; `prior` guesses at face value damp the start.
+// How often drafted tokens are accepted relative to their scores, by origin and depth. Counts decay
+// with every tree that is learned from; `prior` drafted tokens that are accepted as predicted damp
+// the start.
 class AcceptanceRates {
 public:
     AcceptanceRates(double decay, double prior) : decay_(decay), prior_(prior) {}
@@ -26,7 +27,7 @@ public:
     // Append the probability that each node is reached and accepted.
     void path_probs(const Nodes& tree, std::vector<double>& out);
 
-    // Every child of an accepted node was put to the test.
+    // Record an accepted path: every child of an accepted node was tested.
     void learn(const Nodes& tree, const std::vector<int32_t>& path);
 
     static constexpr size_t kDepths = 8;
@@ -40,40 +41,42 @@ private:
     std::vector<size_t> depths_, kinds_;
 };
 
-// T(n): seconds of a pass over n nodes, between and beyond some known sizes.
+// T(n): seconds of a pass over n nodes, interpolated between measured sizes and extrapolated beyond
+// the last.
 class CostCurve {
 public:
     CostCurve(std::vector<double> sizes, std::vector<double> seconds);
 
     double at(double size) const;
 
-    // The largest n up to `most` more nodes with which a pass beats plain ones if all of them are
-    // right; 0 if none does.
+    // Return the largest n up to `max_nodes` such that a pass with n more nodes beats plain passes
+    // if all of them are accepted; 0 if there is none.
     size_t max_useful(size_t requests, size_t max_nodes) const;
 
-    // Seconds that a further node costs, if as many come as are cheapest.
+    // Return the seconds that a further node costs, if as many are added as make it cheapest.
     double marginal_seconds(size_t size) const;
 
-    // A pass over `size` nodes took so many times what was expected: most changes near it.
+    // Record that a pass over `size` nodes took `ratio` times the expected seconds; the curve
+    // changes most near that size.
     void correct(double size, double ratio);
 
     std::vector<double> sizes, seconds;
 };
 
-// The nodes of some trees, the likeliest first, their roots before all others.
+// The nodes of several trees by falling path probability, all roots first.
 class NodeRanking {
 public:
     NodeRanking(const std::vector<double>& probs, const std::vector<size_t>& sizes);
 
-    // How many nodes besides the roots give the most tokens a second, where passes take `curve`,
-    // read from `first` nodes on, and `more` seconds.
+    // Return how many nodes besides the roots give the most tokens a second. Passes take the
+    // seconds of `curve`, where the roots alone are `first` nodes, and `more` seconds besides.
     size_t best(const CostCurve& curve, size_t first, double more) const;
 
-    // For each node whether it is a root or one of the first `count` others.
+    // Return for each node whether it is a root or one of the best `count` others.
     std::vector<uint8_t> keep(size_t count) const;
 
     std::vector<size_t> sizes;
-    std::vector<double> tokens;  // expected from the roots and the first 0, 1, ... others
+    std::vector<double> tokens;  // expected tokens with the roots and the best 0, 1, ... others
 
 private:
     std::vector<size_t> order_;

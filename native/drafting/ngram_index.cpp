@@ -12,7 +12,7 @@ void NgramIndex::reset() {
     text_ = 0;
     begin();
     reliability.clear();
-    // Half of the doubt goes with each further token.
+    // Initially each further token halves the probability of error.
     for (float doubt = 0.7f; reliability.size() < longest_; doubt /= 2.0f)
         reliability.push_back(1.0f - doubt);
 }
@@ -68,16 +68,16 @@ void NgramIndex::successors(const int32_t* last, std::vector<Candidate>& out) {
 }
 
 void NgramIndex::learn(const int32_t* last, int32_t token) {
-    named_.clear();
+    candidates_.clear();
     for (size_t n = longest_; n > 0; --n) {
         const uint64_t hash = key(last, n);
         const auto row = hash ? table_.find(hash) : SuccessorTable::Row{};
-        const size_t known = named_.size();
+        const size_t known = candidates_.size();
         for (size_t i = 0; row.count && i < table_.k && row.successors[i].token >= 0; ++i)
-            if (unseen(named_, row.successors[i].token))
-                named_.push_back({row.successors[i].token, row.successors[i].prob});
-        if (named_.size() == known) continue;
-        const bool hit = !unseen(named_, token);
+            if (unseen(candidates_, row.successors[i].token))
+                candidates_.push_back({row.successors[i].token, row.successors[i].prob});
+        if (candidates_.size() == known) continue;
+        const bool hit = !unseen(candidates_, token);
         reliability[n - 1] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[n - 1]);
         if (hit) return;
     }

@@ -16,7 +16,7 @@ void fetch(const void* first, size_t bytes) {
     for (size_t i = 0; i < bytes; i += kLine) __builtin_prefetch(at + i);
 }
 
-// By insertion: they are nearly in order.
+// Insertion sort: the rows are nearly in order.
 void sort(Successor* first, Successor* last) {
     for (Successor* next = first; next != last; ++next) {
         const Successor one = *next;
@@ -52,7 +52,7 @@ size_t SuccessorTable::first_way(uint64_t key) const {
     return (key >> 8 & (rows / kWays - 1)) * kWays;
 }
 
-// Where a context's row is, or else the one that gives way to it.
+// Return the row of a context, or else the one to replace.
 size_t SuccessorTable::way(uint64_t key) const {
     const size_t first = first_way(key);
     const Way* ways = this->ways();
@@ -88,7 +88,7 @@ size_t SuccessorTable::claim(uint64_t key) {
 }
 
 void SuccessorTable::tick() {
-    if (clock == std::numeric_limits<uint32_t>::max()) {  // weeks of work: ages start anew
+    if (clock == std::numeric_limits<uint32_t>::max()) {  // after weeks of work: restart all ages
         for (size_t row = 0; row < rows; ++row) ways()[row].written = 0;
         clock = 0;
     }
@@ -97,30 +97,32 @@ void SuccessorTable::tick() {
 
 uint16_t& SuccessorTable::slot(int32_t token) {
     size_t at = (static_cast<uint32_t>(token) * 2654435769u >> 8) & (slots_.size() - 1);
-    while (slots_[at] && heard_[slots_[at] - 1u].token != token)
+    while (slots_[at] && observed_[slots_[at] - 1u].token != token)
         at = (at + 1) & (slots_.size() - 1);
     return slots_[at];
 }
 
-void SuccessorTable::hear(const int32_t* top, const float* p, size_t n) {
-    heard_.clear();
-    for (size_t i = 0; i < n; ++i) heard_.push_back({top[i], p[i]});
-    sort(heard_.data(), heard_.data() + n);
+void SuccessorTable::set_observed(const int32_t* top, const float* p, size_t n) {
+    observed_.clear();
+    for (size_t i = 0; i < n; ++i) observed_.push_back({top[i], p[i]});
+    sort(observed_.data(), observed_.data() + n);
     size_t slots = 64;
     while (slots < 4 * n) slots *= 2;
     slots_.assign(slots, 0);
-    for (size_t i = 0; i < n; ++i) slot(heard_[i].token) = static_cast<uint16_t>(i + 1);
+    for (size_t i = 0; i < n; ++i) slot(observed_[i].token) = static_cast<uint16_t>(i + 1);
     merged_.resize(n + k);
 }
 
-// One row towards what was heard. Both are merged without a branch that depends on what they hold.
+// Move one row towards the observation. Both are merged without branches that depend on their
+// values.
 void SuccessorTable::move(Successor* row, uint32_t count, float keep) {
     const auto seen = static_cast<float>(count);
     const float old = std::min(keep, seen / (seen + 1.0f)), fresh = 1.0f - old;
-    const size_t heard = heard_.size();
+    const size_t count_observed = observed_.size();
     Successor* merged = merged_.data();
-    for (size_t i = 0; i < heard; ++i) merged[i] = {heard_[i].token, heard_[i].prob * fresh};
-    size_t all = heard;  // behind what was heard, what only the row knows
+    for (size_t i = 0; i < count_observed; ++i)
+        merged[i] = {observed_[i].token, observed_[i].prob * fresh};
+    size_t all = count_observed;  // behind the observed tokens, those that only the row holds
     for (size_t i = 0; count && i < k && row[i].token >= 0; ++i) {
         const size_t place = slot(row[i].token);
         const size_t at = place ? place - 1 : all;
@@ -128,9 +130,10 @@ void SuccessorTable::move(Successor* row, uint32_t count, float keep) {
         merged[at] = {row[i].token, here + row[i].prob * old};
         all += !place;
     }
-    const Successor *a = merged, *b = merged + heard, *const middle = b, *const end = merged + all;
-    if (count) sort(merged, merged + heard);
-    sort(merged + heard, merged + all);
+    const Successor *a = merged,
+                    *b = merged + count_observed, *const middle = b, *const end = merged + all;
+    if (count) sort(merged, merged + count_observed);
+    sort(merged + count_observed, merged + all);
     size_t kept = 0;
     while (kept < k && (a != middle || b != end)) {
         const bool first = b == end || (a != middle && *a < *b);
@@ -146,7 +149,7 @@ void SuccessorTable::move(Successor* row, uint32_t count, float keep) {
 void SuccessorTable::observe(const uint64_t* keys, size_t contexts, const int32_t* top,
                              const float* p, size_t n, float keep) {
     for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_set(keys[i]);
-    hear(top, p, n);
+    set_observed(top, p, n);
     for (size_t i = 0; i < contexts; ++i) if (keys[i]) fetch_row(keys[i]);
     for (size_t i = 0; i < contexts; ++i) {
         if (!keys[i]) continue;

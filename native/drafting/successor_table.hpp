@@ -1,4 +1,5 @@
-// What drafters share: a bounded table of contexts and their successors, and best-first growth.
+// What drafters share: a bounded table of contexts and their most likely next tokens, and the
+// growth of a draft tree, best path first.
 
 #pragma once
 
@@ -12,37 +13,37 @@
 
 namespace paceline {
 
-// A successor and the probability that it comes next.
+// A token that may come next, and its probability.
 struct Successor {
     int32_t token;
     float prob;
 
-    // The likelier first, of equal ones the lower token. Probabilities are positive: their bits have the
-    // same order.
+    // More likely tokens first, of equal ones the lower token. Probabilities are positive, so their
+    // bits have the same order.
     bool operator<(const Successor& other) const { return rank() > other.rank(); }
     uint64_t rank() const {
         return uint64_t{std::bit_cast<uint32_t>(prob)} << 32 | ~static_cast<uint32_t>(token);
     }
 };
 
-// A share that may become a node; where sources are mixed, who named it (one bit each) and who
-// spoke for it most.
+// A token that may become a node of the tree. Where sources are mixed: the origins that listed it
+// (one bit each), and the one that contributed most.
 struct Candidate {
     int32_t token;
     float prob;
-    uint32_t named = 1;
+    uint32_t named_by = 1;
     int16_t origin = 0;
 };
 
-// What one source says of the next token: shares `first` to `last` of those of all voices. How far
-// such a kind of source is trusted is learnt.
+// What one source predicts: successors `first` to `last` of `Predictions`. How far a source is
+// trusted is learned for each kind.
 struct Prediction {
     size_t kind;
     size_t first, last;
     int16_t origin;
 };
 
-// Kept from node to node, so that little is allocated.
+// The predictions at one node. Reused from node to node, so that little is allocated.
 struct Predictions {
     std::vector<Prediction> each;
     std::vector<Successor> successors;
@@ -53,15 +54,15 @@ struct Predictions {
     }
 };
 
-// One more token of a context hashed into `hash`.
+// Hash one more token of a context into `hash`.
 inline uint64_t hashed(uint64_t hash, int32_t token) {
     hash = (hash ^ (static_cast<uint64_t>(static_cast<uint32_t>(token)) + 1)) * 0xff51afd7ed558ccdULL;
     return hash ^ hash >> 32;
 }
 
-// Contexts by hash, each with its k likeliest successors. Memory is fixed: sets of 8 rows; in a
-// full set the row that was not written for longest gives way. A pass of the model empties the
-// processor's caches, so that nearly every row lies in memory proper: ask for many, then wait once.
+// A hash table from contexts to their k most likely next tokens. Its memory is fixed: sets of 8
+// rows; in a full set the row written longest ago is replaced. A pass of the model evicts the table
+// from the processor's caches, so callers prefetch all rows they need before they read the first.
 class SuccessorTable {
 public:
     SuccessorTable(size_t capacity, size_t k);
@@ -73,13 +74,13 @@ public:
 
     Row find(uint64_t key) const;
 
-    // Start to load the row of a context; `fetch_set` for all of them goes before.
+    // Prefetch the row of a context; call `fetch_set` for all contexts first.
     void fetch_set(uint64_t key) const;
     void fetch_row(uint64_t key) const;
 
-    // Move the rows of some contexts towards a distribution: keep * old + (1 - keep) * new. The
-    // first observations are averaged, each weighing the same, for as long as that keeps less. A
-    // key 0 is no context.
+    // Move the rows of several contexts towards a distribution: keep * old + (1 - keep) * new. The
+    // first observations are averaged with equal weight, as long as that keeps less. Key 0 is no
+    // context.
     void observe(const uint64_t* keys, size_t contexts, const int32_t* top, const float* p,
                  size_t n, float keep);
 
@@ -92,7 +93,9 @@ public:
     };
 
     Way* ways() const { return reinterpret_cast<Way*>(ways_.bytes()); }         // [rows]
-    Successor* successors() const { return reinterpret_cast<Successor*>(successors_.bytes()); }  // [rows, k]
+    Successor* successors() const {
+        return reinterpret_cast<Successor*>(successors_.bytes());
+    }  // [rows, k]
 
     const size_t rows, k;
     uint32_t clock = 0;  // observations so far
@@ -102,24 +105,24 @@ private:
     size_t way(uint64_t key) const;
     size_t claim(uint64_t key);
     void tick();
-    void hear(const int32_t* top, const float* p, size_t n);
+    void set_observed(const int32_t* top, const float* p, size_t n);
     uint16_t& slot(int32_t token);
     void move(Successor* row, uint32_t seen, float keep);
 
     Buffer ways_, successors_;
-    std::vector<Successor> heard_, merged_;
-    std::vector<uint16_t> slots_;  // of what was heard, by hash: its place and one
+    std::vector<Successor> observed_, merged_;
+    std::vector<uint16_t> slots_;  // index of an observed token plus 1, by hash
 };
 
-// A tree under construction. Each node carries its last `width` tokens, newest first, -1 before the
-// first: what its successors may depend on.
+// A draft tree while it grows. Every node carries its last `width` tokens, newest first and -1
+// before the beginning of the text: what its successors may depend on.
 class DraftTree {
 public:
     DraftTree(const int32_t* context, size_t length, size_t width) : width_(width) {
         tokens.push_back(context[length - 1]);
         parents.push_back(-1);
         scores.push_back(1.0f);
-        named.push_back(0);
+        named_by.push_back(0);
         origins.push_back(-1);
         last_.assign(width, -1);
         for (size_t i = 0; i < std::min(width, length); ++i) last_[i] = context[length - 1 - i];
@@ -129,7 +132,7 @@ public:
         tokens.push_back(child.token);
         parents.push_back(parent);
         scores.push_back(child.prob);
-        named.push_back(child.named);
+        named_by.push_back(child.named_by);
         origins.push_back(child.origin);
         const size_t start = last_.size(), above = static_cast<size_t>(parent) * width_;
         last_.resize(start + width_);
@@ -141,7 +144,7 @@ public:
 
     std::vector<int32_t> tokens, parents;
     std::vector<float> scores;  // probability of each node, given its parent
-    std::vector<uint32_t> named;
+    std::vector<uint32_t> named_by;
     std::vector<int16_t> origins;
 
 private:
@@ -149,11 +152,11 @@ private:
     std::vector<int32_t> last_;
 };
 
-// Add the likeliest paths until `tree` has `budget` nodes beyond its root. `successors(node, out)`
-// appends to `out` the distinct successors of a node with their probabilities; it is asked once for each
-// node but the last, in order. Paths with a probability below `least` are left out.
+// Add the most likely paths until `tree` has `budget` nodes beyond its root. `successors(node,
+// out)` appends the distinct candidates that may follow a node; it is called once for each node but
+// the last, in order. Paths with a probability below `min_path_prob` are left out.
 template <class Successors>
-void grow(DraftTree& tree, size_t budget, float least, Successors&& successors) {
+void grow(DraftTree& tree, size_t budget, float min_path_prob, Successors&& successors) {
     struct Open {
         float path;  // probability that the whole path is accepted
         int32_t parent;
@@ -165,16 +168,16 @@ void grow(DraftTree& tree, size_t budget, float least, Successors&& successors) 
         }
     };
     std::vector<Open> open;  // the best last, no more than there is room for
-    std::vector<Candidate> found;
+    std::vector<Candidate> candidates;
     std::vector<float> path{1.0f};
     for (size_t node = 0; node < budget; ++node) {
-        found.clear();
-        successors(node, found);
+        candidates.clear();
+        successors(node, candidates);
         const size_t room = budget - node;
-        for (const Candidate& child : found) {
+        for (const Candidate& child : candidates) {
             const Open one{path[node] * child.prob, static_cast<int32_t>(node), child};
             const bool full = open.size() == room;
-            if (one.path < least || (full && one < open.front())) continue;
+            if (one.path < min_path_prob || (full && one < open.front())) continue;
             auto place = std::lower_bound(open.begin(), open.end(), one);
             if (!full) {
                 open.insert(place, one);

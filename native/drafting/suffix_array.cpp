@@ -34,7 +34,7 @@ public:
 private:
     bool valley(int32_t i) const { return i > 0 && small_[i] && !small_[i - 1]; }
 
-    // The order of all suffixes from that of the valleys.
+    // Derive the order of all suffixes from that of the valleys.
     void induce(const Ints& valleys) {
         order_.assign(text_.size(), -1);
         Ints place = ends_;
@@ -52,7 +52,7 @@ private:
         }
     }
 
-    // The valleys in order, once `order_` has them in order of the stretches up to the next one.
+    // Sort the valleys, once `order_` has them in order of the text up to the next valley.
     Ints sorted(const Ints& valleys) {
         const size_t count = valleys.size();
         Ints number(text_.size(), -1), ranked;
@@ -60,15 +60,15 @@ private:
         for (const int32_t at : order_)
             if (number[at] >= 0) ranked.push_back(number[at]);
         Ints names(count);
-        int32_t name = 0;
+        int32_t collect = 0;
         for (size_t i = 1; i < count; ++i) {
-            if (!equal(valleys, ranked[i - 1], ranked[i])) ++name;
-            names[ranked[i]] = name;
+            if (!equal(valleys, ranked[i - 1], ranked[i])) ++collect;
+            names[ranked[i]] = collect;
         }
-        if (static_cast<size_t>(name) + 1 < count) {
+        if (static_cast<size_t>(collect) + 1 < count) {
             Ints().swap(order_);
             Ints().swap(number);
-            ranked = suffix_array(names, name + 1);
+            ranked = suffix_array(names, collect + 1);
         }
         for (int32_t& one : ranked) one = valleys[one];
         return ranked;
@@ -76,7 +76,7 @@ private:
 
     bool equal(const Ints& valleys, int32_t a, int32_t b) const {
         const auto last = static_cast<int32_t>(valleys.size()) - 1;
-        if (a == last || b == last) return false;  // the end of the text is like nothing else
+        if (a == last || b == last) return false;  // the end of the text equals nothing
         const int32_t length = valleys[a + 1] - valleys[a];
         if (valleys[b + 1] - valleys[b] != length) return false;
         return std::equal(text_.begin() + valleys[a], text_.begin() + valleys[a] + length + 1,
@@ -85,7 +85,7 @@ private:
 
     const Ints& text_;
     int32_t size_;
-    Ints ends_;  // of each value's stretch in the order
+    Ints ends_;  // [alphabet], where each value's range in the order ends
     std::vector<bool> small_;
     Ints order_;
 };
@@ -100,8 +100,8 @@ std::vector<int32_t> suffix_array(const std::vector<int32_t>& text, int32_t alph
     return Sorter(text, alphabet).sort();
 }
 
-CorpusMatcher::CorpusMatcher(const int32_t* text, const int32_t* suffixes, size_t size, size_t longest,
-                   size_t k, size_t samples, float rate)
+CorpusMatcher::CorpusMatcher(const int32_t* text, const int32_t* suffixes, size_t size,
+                             size_t longest, size_t k, size_t samples, float rate)
     : text_(text),
       suffixes_(suffixes),
       size_(size),
@@ -115,7 +115,7 @@ CorpusMatcher::CorpusMatcher(const int32_t* text, const int32_t* suffixes, size_
 void CorpusMatcher::reset() {
     begin();
     reliability.clear();
-    // A quarter of the doubt goes with each further token: it is not the text that goes on here.
+    // Initially each further token takes a quarter off the probability of error.
     float doubt = 0.85f;
     for (size_t n = 0; n < longest_; ++n, doubt *= 0.75f)
         reliability.insert(reliability.end(), kBuckets, 1.0f - doubt);
@@ -150,7 +150,7 @@ CorpusMatcher::Match CorpusMatcher::find(const int32_t* last, size_t n) const {
 std::vector<CorpusMatcher::Match> CorpusMatcher::matches(const int32_t* last) const {
     size_t known = 0, most = 0;
     while (most < longest_ && last[most] >= 0) ++most;
-    // What occurs with n tokens occurs with fewer.
+    // A context that occurs with n tokens also occurs with fewer: bisect.
     while (known < most) {
         const size_t middle = (known + most + 1) / 2;
         const Match match = find(last, middle);
@@ -159,55 +159,54 @@ std::vector<CorpusMatcher::Match> CorpusMatcher::matches(const int32_t* last) co
         else
             most = middle - 1;
     }
-    std::vector<Match> found;
-    for (size_t n = known; n > 0 && found.size() < kLevels; --n) {
+    std::vector<Match> listed;
+    for (size_t n = known; n > 0 && listed.size() < kLevels; --n) {
         const Match match = find(last, n);
-        const size_t before = found.empty() ? 0 : found.back().last - found.back().first;
-        if (match.last - match.first > before) found.push_back(match);
+        const size_t before = listed.empty() ? 0 : listed.back().last - listed.back().first;
+        if (match.last - match.first > before) listed.push_back(match);
     }
-    return found;
+    return listed;
 }
 
-void CorpusMatcher::name(const std::vector<Match>& from, std::vector<Candidate>& out,
-                    std::vector<Named>& by) const {
-    std::vector<Candidate> found;
+void CorpusMatcher::collect(const std::vector<Match>& from, std::vector<Candidate>& out,
+                            std::vector<Group>& groups) const {
+    std::vector<Candidate> listed;
     for (const Match& match : from) {
         const size_t occurrences = match.last - match.first;
         const size_t looks = std::min(samples_, occurrences);
-        found.clear();
+        listed.clear();
         for (size_t i = 0; i < looks; ++i) {
             const size_t rank = match.first + (2 * i + 1) * occurrences / (2 * looks);
             const int32_t next = token(rank, match.length);
             if (next < 0) continue;
-            if (!found.empty() && found.back().token == next)
-                found.back().prob += 1.0f;  // they come in order
+            if (!listed.empty() && listed.back().token == next)
+                listed.back().prob += 1.0f;  // equal tokens are adjacent
             else if (std::none_of(out.begin(), out.end(), [next](const Candidate& other) {
                          return other.token == next;
                      }))
-                found.push_back({next, 1.0f});
+                listed.push_back({next, 1.0f});
         }
-        if (found.empty()) continue;
-        std::stable_sort(
-            found.begin(), found.end(),
-            [](const Candidate& a, const Candidate& b) { return a.prob > b.prob; });
-        found.resize(std::min(k_, found.size()));
+        if (listed.empty()) continue;
+        std::stable_sort(listed.begin(), listed.end(),
+                         [](const Candidate& a, const Candidate& b) { return a.prob > b.prob; });
+        listed.resize(std::min(k_, listed.size()));
         const size_t first = out.size();
-        out.insert(out.end(), found.begin(), found.end());
+        out.insert(out.end(), listed.begin(), listed.end());
         const size_t length = std::min(match.length, longest_);
-        by.push_back({(length - 1) * kBuckets + bucket(occurrences), first, out.size()});
+        groups.push_back({(length - 1) * kBuckets + bucket(occurrences), first, out.size()});
     }
 }
 
 void CorpusMatcher::successors(const std::vector<Match>& from, std::vector<Candidate>& out) const {
-    std::vector<Named> by;
-    name(from, out, by);
+    std::vector<Group> groups;
+    collect(from, out, groups);
     float left = 1.0f;
-    for (const Named& named : by) {
+    for (const Group& group : groups) {
         float mass = 0.0f;
-        for (size_t i = named.first; i < named.last; ++i) mass += out[i].prob;
-        const float share = left * reliability[named.kind] / mass;
-        for (size_t i = named.first; i < named.last; ++i) out[i].prob *= share;
-        left *= 1.0f - reliability[named.kind];
+        for (size_t i = group.first; i < group.last; ++i) mass += out[i].prob;
+        const float share = left * reliability[group.kind] / mass;
+        for (size_t i = group.first; i < group.last; ++i) out[i].prob *= share;
+        left *= 1.0f - reliability[group.kind];
     }
 }
 
@@ -217,19 +216,19 @@ void CorpusMatcher::extend(const int32_t* text, size_t length, size_t learn_from
     for (; read_ < length; ++read_) {
         for (size_t i = 0; i < longest_; ++i) last[i] = i < read_ ? text[read_ - 1 - i] : -1;
         std::vector<Candidate> out;
-        std::vector<Named> by;
-        name(matches(last.data()), out, by);
-        for (const Named& named : by) {
+        std::vector<Group> groups;
+        collect(matches(last.data()), out, groups);
+        for (const Group& group : groups) {
             bool hit = false;
-            for (size_t i = named.first; i < named.last; ++i) hit |= out[i].token == text[read_];
-            reliability[named.kind] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[named.kind]);
+            for (size_t i = group.first; i < group.last; ++i) hit |= out[i].token == text[read_];
+            reliability[group.kind] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[group.kind]);
             if (hit) break;
         }
     }
 }
 
 void CorpusMatcher::propose(DraftTree& tree, size_t budget) const {
-    std::vector<std::vector<Match>> known;  // of each node, which `grow` asks in order
+    std::vector<std::vector<Match>> known;  // [nodes]; `grow` visits them in order
     grow(tree, budget, 0.0f, [&](size_t node, std::vector<Candidate>& out) {
         std::vector<Match> here;
         if (!node) here = matches(tree.last(0));

@@ -31,7 +31,9 @@ size_t SuffixAutomaton::slot(int32_t state, int32_t token) const {
     return at;
 }
 
-int32_t SuffixAutomaton::find(int32_t state, int32_t token) const { return slots_[slot(state, token)]; }
+int32_t SuffixAutomaton::find(int32_t state, int32_t token) const {
+    return slots_[slot(state, token)];
+}
 
 void SuffixAutomaton::widen() {
     slots_.assign(slots_.size() * 2, -1);
@@ -62,7 +64,7 @@ void SuffixAutomaton::to_front(int32_t state, int32_t edge) {
     at.first = edge;
 }
 
-// `from` reaches by `edge` a state that has longer strings, too: give the shorter ones their own.
+// `from` reaches by `edge` a state that also holds longer strings: split off the shorter ones.
 int32_t SuffixAutomaton::clone(int32_t from, int32_t token, int32_t edge) {
     const int32_t whole = edges_[edge].to;
     const int32_t copy = add(states_[from].length + 1);
@@ -102,16 +104,16 @@ SuffixAutomaton::Reader SuffixAutomaton::push(Reader last, int32_t token) {
                                      ? to
                                      : clone(state, token, known);
         }
-        // The strings that were last until now have just got their edge: it is their latest.
-        for (int deep = 0; state > 0 && deep < kDeep; state = states_[state].link, ++deep)
+        // The strings at the end of the text have just got this edge: it is their latest.
+        for (int deep = 0; state > 0 && deep < kMaxLinks; state = states_[state].link, ++deep)
             to_front(state, find(state, token));
         last = made;
     }
     if (edge >= 0)
-        for (int deep = 0; state > 0 && deep < kDeep; state = states_[state].link, ++deep)
+        for (int deep = 0; state > 0 && deep < kMaxLinks; state = states_[state].link, ++deep)
             to_front(state, find(state, token));
     int32_t seen = last;
-    for (int deep = 0; seen > 0 && deep < kDeep; seen = states_[seen].link, ++deep)
+    for (int deep = 0; seen > 0 && deep < kMaxLinks; seen = states_[seen].link, ++deep)
         ++states_[seen].count;
     return last;
 }
@@ -157,7 +159,8 @@ size_t kind_of(uint32_t length, float count) {
 
 }  // namespace
 
-SuffixMatcher::SuffixMatcher(size_t capacity, size_t k, float rate) : capacity_(capacity), k_(k), rate_(rate) {
+SuffixMatcher::SuffixMatcher(size_t capacity, size_t k, float rate)
+    : capacity_(capacity), k_(k), rate_(rate) {
     reset();
 }
 
@@ -168,13 +171,13 @@ void SuffixMatcher::reset() {
     texts->read.clear();
     texts->aged = length_ = 0;
     texts->writer = nullptr;
-    generation_ = texts->generation += 2;  // one more is what ageing counts
+    generation_ = texts->generation += 2;  // `age` adds one
     last_ = 0;
     in_old_ = {};
     std::vector<float>& reliability = texts->reliability;
     reliability.clear();
     for (size_t kind = 0; kind < kKinds; ++kind) {
-        // As for prompt lookup: half of the doubt goes with each longer kind.
+        // As in the n-gram index, each longer kind halves the initial probability of error.
         const float doubt = 0.7f / static_cast<float>(1 << kind / kCounts);
         reliability.push_back(1.0f - doubt);
     }
@@ -197,8 +200,8 @@ void SuffixMatcher::age() {
     ++texts->generation;
 }
 
-// Automata that others have aged or emptied are followed.
-void SuffixMatcher::keep_up() {
+// Move to the current generation of automata if another copy has aged or reset them.
+void SuffixMatcher::catch_up() {
     if (generation_ == texts->generation) return;
     const bool aged = texts->generation == generation_ + 1 && texts->old.size();
     in_old_ = aged ? texts->old.now(last_) : SuffixAutomaton::Match{};
@@ -208,7 +211,7 @@ void SuffixMatcher::keep_up() {
 
 void SuffixMatcher::push(int32_t token) {
     if (texts->young.size() >= std::max<size_t>(capacity_ / 2, 1) && !texts->held) age();
-    keep_up();
+    catch_up();
     if (texts->writer != this && !texts->read.empty() && texts->read.back() >= 0)
         texts->read.push_back(-1);
     texts->writer = this;
@@ -230,14 +233,14 @@ void SuffixMatcher::replay(const int32_t* tokens, size_t count, size_t boundary)
 }
 
 void SuffixMatcher::extend(const int32_t* text, size_t length, size_t learn_from) {
-    keep_up();
+    catch_up();
     for (; length_ < length; ++length_) {
         const int32_t token = text[length_];
         if (length_ >= learn_from) {
-            found_.clear();
-            gather({texts->young.now(last_), in_old_}, found_);
-            for (const Prediction& one : found_.each) {
-                const Successor* successors = found_.successors.data();
+            predicted_.clear();
+            gather({texts->young.now(last_), in_old_}, predicted_);
+            for (const Prediction& one : predicted_.each) {
+                const Successor* successors = predicted_.successors.data();
                 const bool hit = std::any_of(successors + one.first, successors + one.last,
                                              [=](const Successor& c) { return c.token == token; });
                 float& prob = texts->reliability[one.kind];
@@ -249,17 +252,18 @@ void SuffixMatcher::extend(const int32_t* text, size_t length, size_t learn_from
     }
 }
 
-SuffixMatcher::Place SuffixMatcher::advance(const Place& place, int32_t token) const {
+SuffixMatcher::Position SuffixMatcher::advance(const Position& place, int32_t token) const {
     return {texts->young.advance(place.young, token), texts->old.advance(place.old, token)};
 }
 
 void SuffixMatcher::start() {
-    keep_up();
-    places_.assign(1, {texts->young.now(last_), in_old_});
+    catch_up();
+    positions_.assign(1, {texts->young.now(last_), in_old_});
 }
 
-// The longest matches of both automata, each with the tokens that no longer one named.
-void SuffixMatcher::gather(const Place& place, Predictions& out) const {
+// Append the predictions of the longest matches of both automata, each without the tokens that a
+// longer match listed.
+void SuffixMatcher::gather(const Position& place, Predictions& out) const {
     const size_t begin = out.successors.size(), most = out.each.size() + kLevels;
     SuffixAutomaton::Match young = place.young, old = place.old;
     while (out.each.size() < most && (young.length || old.length)) {
@@ -290,22 +294,22 @@ void SuffixMatcher::gather(const Place& place, Predictions& out) const {
 }
 
 void SuffixMatcher::predictions(const DraftTree& tree, size_t node, Predictions& out) {
-    while (places_.size() <= node) {
-        const size_t next = places_.size();
-        places_.push_back(
-            advance(places_[static_cast<size_t>(tree.parents[next])], tree.tokens[next]));
+    while (positions_.size() <= node) {
+        const size_t next = positions_.size();
+        positions_.push_back(
+            advance(positions_[static_cast<size_t>(tree.parents[next])], tree.tokens[next]));
     }
-    gather(places_[node], out);
+    gather(positions_[node], out);
 }
 
 void SuffixMatcher::successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out) {
-    found_.clear();
-    predictions(tree, node, found_);
+    predicted_.clear();
+    predictions(tree, node, predicted_);
     float left = 1.0f;
-    for (const Prediction& one : found_.each) {
+    for (const Prediction& one : predicted_.each) {
         const float prob = texts->reliability[one.kind];
         for (size_t i = one.first; i < one.last; ++i) {
-            const Successor& share = found_.successors[i];
+            const Successor& share = predicted_.successors[i];
             out.push_back({share.token, share.prob * left * prob});
         }
         left *= 1.0f - prob;

@@ -1,5 +1,5 @@
-// Guesses from the longest match: what followed the end of the text wherever it stood before, in
-// this text or in earlier ones.
+// Predicts the next token by what followed the longest match of the end of the text, in this text
+// or in earlier ones.
 
 #pragma once
 
@@ -13,37 +13,38 @@
 
 namespace paceline {
 
-// The suffix automaton of several texts, grown token by token (Blumer et al., The smallest
-// automaton recognizing the subwords of a text, 1985). A state is a set of strings that stand at
-// the same places; it knows how often, and which tokens followed, the latest first.
+// The suffix automaton of several texts, built token by token (Blumer et al., The smallest
+// automaton recognizing the subwords of a text, 1985). A state is a set of strings that occur at
+// the same places; it knows how often they occur, and which tokens followed, the latest first.
 class SuffixAutomaton {
 public:
     SuffixAutomaton() { clear(); }
 
-    // Where a text stands that is being read; several may be read in turns. 0: at its beginning.
+    // The state of a text that is being read; several texts may be read in turn. 0: at the
+    // beginning.
     using Reader = int32_t;
 
-    // A string that stands somewhere: the `length` last tokens of what was read.
+    // A string that occurs somewhere: the last `length` tokens of what was read.
     struct Match {
         int32_t state = 0;
         uint32_t length = 0;
     };
 
-    // The next token of a text; returns where it stands then.
+    // Read the next token of a text and return its new state.
     Reader push(Reader last, int32_t token);
 
     void clear();
 
-    // The longest end of the text that stood before, with something after it.
+    // Return the longest end of the text that occurred before and was followed by a token.
     Match now(Reader last) const;
 
-    // The longest end of a match and one more token that stands somewhere.
+    // Return the longest end of a match plus `token` that occurs somewhere.
     Match advance(Match match, int32_t token) const;
 
-    // The next shorter string that stands at more places; its length is 0 when there is none.
+    // Return the next shorter string that occurs at more places; its length is 0 if there is none.
     Match shorter(Match match) const;
 
-    // The latest `most` distinct tokens that followed, with how often each did.
+    // Append the latest `most` distinct tokens that followed a state, with how often each did.
     void successors(int32_t state, size_t most, std::vector<Successor>& out) const;
 
     size_t size() const { return pushed_; }  // tokens
@@ -58,7 +59,8 @@ private:
         int32_t token, to, next, previous;
     };
 
-    static constexpr int kDeep = 64;  // shorter strings beyond these are not counted again
+    static constexpr int kMaxLinks =
+        64;  // suffix links followed to count a string; shorter ones are not counted
 
     int32_t add(uint32_t length);
     int32_t find(int32_t state, int32_t token) const;  // an edge, or -1
@@ -75,25 +77,25 @@ private:
     size_t pushed_ = 0;
 };
 
-// The texts that several `SuffixMatcher` share.
+// The texts that the copies of a `SuffixMatcher` share.
 struct Texts {
     SuffixAutomaton young, old;
-    std::vector<int32_t> read;       // what both have read, -1 between texts
-    size_t aged = 0;                 // where in `read` the young one begins
-    size_t generation = 0;           // how often a young one grew old, or all was forgotten
+    std::vector<int32_t> read;       // the tokens in both automata, -1 between texts
+    size_t aged = 0;                 // tokens of `read` that lie in the old automaton
+    size_t generation = 0;           // one more after ageing, two more after a reset
     size_t held = 0;                 // trees that are growing: nothing may be forgotten
-    const void* writer = nullptr;    // whose text `read` ends with
-    std::vector<float> reliability;  // [kKinds], probability that such a match names the next token
+    const void* writer = nullptr;    // the copy whose text `read` ends with
+    std::vector<float> reliability;  // [kKinds], probability that such a match is right
 };
 
-// Both the latest texts and those before them: when the young automaton has `capacity / 2` tokens
-// it grows old, and what was old is forgotten. A copy is for another text at the same time; both
-// learn from both.
+// Matches in the latest texts and those before them. When the young automaton holds `capacity / 2`
+// tokens it becomes the old one, and the old one is dropped. A copy serves another text at the same
+// time; copies share what they learn.
 class SuffixMatcher {
 public:
     SuffixMatcher(size_t capacity, size_t k, float rate);
 
-    // A new text begins.
+    // Begin a new text.
     void begin();
 
     // Read the text up to `length`. From `learn_from` on its tokens also teach the reliabilities.
@@ -101,13 +103,13 @@ public:
 
     size_t width() const { return 1; }
 
-    // A tree is about to grow from the end of the text.
+    // Begin a tree at the end of the text.
     void start();
 
-    // The successors of a node of that tree with their probabilities; as `grow` asks.
+    // Append the candidates that may follow a node of that tree; called by `grow`.
     void successors(const DraftTree& tree, size_t node, std::vector<Candidate>& out);
 
-    // Forget everything and read again what `read` and `aged` were. A new text comes next.
+    // Forget everything and read again what `read` and `aged` were. A new text begins.
     void replay(const int32_t* read, size_t count, size_t aged);
 
     // Throws std::logic_error while a tree grows.
@@ -122,25 +124,25 @@ public:
 
     size_t bytes() const { return texts->young.bytes() + texts->old.bytes(); }
 
-    static constexpr size_t kKinds = 21;  // lengths times counts
-    static constexpr size_t kLevels = 4;  // matches of falling length that speak
+    static constexpr size_t kKinds = 21;   // lengths times counts of a match
+    static constexpr size_t kLevels = 4;   // matches used at one position
     static constexpr int16_t kOrigin = 1;  // in a blend
 
-    // The matches at a node, the longest first: the tokens that followed, with their shares.
+    // Append the predictions of the matches at a node, the longest first.
     void predictions(const DraftTree& tree, size_t node, Predictions& out);
 
     std::shared_ptr<Texts> texts = std::make_shared<Texts>();
 
 private:
-    struct Place {
+    struct Position {
         SuffixAutomaton::Match young, old;
     };
 
-    Place advance(const Place& place, int32_t token) const;
-    void gather(const Place& place, Predictions& out) const;
+    Position advance(const Position& place, int32_t token) const;
+    void gather(const Position& place, Predictions& out) const;
     void push(int32_t token);
     void age();
-    void keep_up();
+    void catch_up();
 
     size_t capacity_, k_;
     float rate_;
@@ -148,8 +150,8 @@ private:
     size_t generation_ = 0;
     SuffixAutomaton::Reader last_ = 0;  // the end of the text in the young automaton
     SuffixAutomaton::Match in_old_;     // and in the old one
-    std::vector<Place> places_;
-    Predictions found_;
+    std::vector<Position> positions_;
+    Predictions predicted_;
 };
 
 }  // namespace paceline

@@ -27,7 +27,7 @@ void TokenTrie::reset() {
     text_ = 0;
     begin();
     reliability.clear();
-    // Half of the doubt goes with each further token.
+    // Initially each further token halves the probability of error.
     float doubt = 0.7f;
     for (size_t n = 1; n < depth_; ++n, doubt /= 2.0f)
         reliability.insert(reliability.end(), kBuckets, 1.0f - doubt);
@@ -107,7 +107,7 @@ void TokenTrie::insert(int32_t token) {
 }
 
 void TokenTrie::squeeze() {
-    // What this text holds is spared at first.
+    // Strings of the current text are spared in the first round.
     for (bool spare = true; spare || tokens.size() > capacity_ - capacity_ / 4; spare = false) {
         std::vector<bool> kept(tokens.size());
         kept[0] = true;
@@ -153,51 +153,52 @@ void TokenTrie::extend(const int32_t* text, size_t length, size_t learn_from) {
     }
 }
 
-void TokenTrie::name(const int32_t* last, std::vector<Candidate>& out, std::vector<Named>& by) {
-    by.clear();
+void TokenTrie::collect(const int32_t* last, std::vector<Candidate>& out,
+                        std::vector<Group>& groups) {
+    groups.clear();
     for (size_t n = depth_ - 1; n > 0; --n) {
         const int32_t node = find(last, n);
         if (node < 0) continue;
-        found_.clear();
+        listed_.clear();
         float sightings = 0.0f;
         for (int32_t at = first_child_[node]; at >= 0; at = sibling_[at]) {
             const int32_t token = tokens[at];
             sightings += weight(at);
             if (std::none_of(out.begin(), out.end(),
                              [token](const Candidate& other) { return other.token == token; }))
-                found_.push_back({token, weight(at)});
+                listed_.push_back({token, weight(at)});
         }
-        if (found_.empty()) continue;
-        const size_t kept = std::min(k_, found_.size());
-        std::partial_sort(found_.begin(), found_.begin() + static_cast<std::ptrdiff_t>(kept),
-                          found_.end(), [](const Candidate& a, const Candidate& b) {
+        if (listed_.empty()) continue;
+        const size_t kept = std::min(k_, listed_.size());
+        std::partial_sort(listed_.begin(), listed_.begin() + static_cast<std::ptrdiff_t>(kept),
+                          listed_.end(), [](const Candidate& a, const Candidate& b) {
                               return a.prob != b.prob ? a.prob > b.prob : a.token < b.token;
                           });
         const size_t first = out.size();
-        out.insert(out.end(), found_.begin(), found_.begin() + static_cast<std::ptrdiff_t>(kept));
-        by.push_back({(n - 1) * kBuckets + bucket(sightings), first, out.size()});
+        out.insert(out.end(), listed_.begin(), listed_.begin() + static_cast<std::ptrdiff_t>(kept));
+        groups.push_back({(n - 1) * kBuckets + bucket(sightings), first, out.size()});
     }
 }
 
 void TokenTrie::successors(const int32_t* last, std::vector<Candidate>& out) {
-    name(last, out, by_);
+    collect(last, out, groups_);
     float left = 1.0f;
-    for (const Named& named : by_) {
+    for (const Group& group : groups_) {
         float mass = 0.0f;
-        for (size_t i = named.first; i < named.last; ++i) mass += out[i].prob;
-        const float share = left * reliability[named.kind] / mass;
-        for (size_t i = named.first; i < named.last; ++i) out[i].prob *= share;
-        left *= 1.0f - reliability[named.kind];
+        for (size_t i = group.first; i < group.last; ++i) mass += out[i].prob;
+        const float share = left * reliability[group.kind] / mass;
+        for (size_t i = group.first; i < group.last; ++i) out[i].prob *= share;
+        left *= 1.0f - reliability[group.kind];
     }
 }
 
 void TokenTrie::learn(const int32_t* last, int32_t token) {
     std::vector<Candidate> out;
-    name(last, out, by_);
-    for (const Named& named : by_) {
+    collect(last, out, groups_);
+    for (const Group& group : groups_) {
         bool hit = false;
-        for (size_t i = named.first; i < named.last; ++i) hit |= out[i].token == token;
-        reliability[named.kind] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[named.kind]);
+        for (size_t i = group.first; i < group.last; ++i) hit |= out[i].token == token;
+        reliability[group.kind] += rate_ * ((hit ? 1.0f : 0.0f) - reliability[group.kind]);
         if (hit) return;
     }
 }

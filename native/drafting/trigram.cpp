@@ -4,7 +4,8 @@
 
 namespace paceline {
 
-TrigramSearch::TrigramSearch(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate)
+TrigramSearch::TrigramSearch(size_t k, size_t capacity, float explore, size_t depth, float keep,
+                             float rate)
     : table(capacity, k), explore_(explore), keep_(keep), rate_(rate), depth_(depth) {
     reset();
 }
@@ -12,7 +13,7 @@ TrigramSearch::TrigramSearch(size_t k, size_t capacity, float explore, size_t de
 void TrigramSearch::reset() {
     table.clear();
     reliability.clear();
-    // Before anything is learnt a successor has the probability that the table says.
+    // Initially a listed token has the probability that the table gives.
     for (size_t rank = 0; rank < kRanks; ++rank)
         for (size_t i = 0; i < kProbSteps; ++i)
             reliability.push_back((static_cast<float>(i) + 0.5f) / kProbSteps);
@@ -45,13 +46,13 @@ void TrigramSearch::learn(const int32_t* last, int32_t drawn) {
 }
 
 std::vector<TrigramSearch::Child> TrigramSearch::children(const int32_t* last) const {
-    std::vector<Child> found;
+    std::vector<Child> listed;
     const auto known = row(last);
     for (size_t i = 0; known.count && i < table.k && known.successors[i].token >= 0; ++i) {
         const Successor& one = known.successors[i];
-        found.push_back({{one.token, one.prob}, kind(i, one.prob), -1, 0.0f, 0.0f});
+        listed.push_back({{one.token, one.prob}, kind(i, one.prob), -1, 0.0f, 0.0f});
     }
-    return found;
+    return listed;
 }
 
 TrigramSearch::Child* TrigramSearch::choose(std::vector<Child>& among) const {
@@ -71,7 +72,7 @@ TrigramSearch::Child* TrigramSearch::choose(std::vector<Child>& among) const {
 void TrigramSearch::propose(DraftTree& tree, size_t budget) const {
     std::vector<std::vector<Child>> below{children(tree.last(0))};
     std::vector<Child*> branch;
-    // A simulation may end where no tri-gram is known: such ends must not hold the search up.
+    // A simulation may end where no trigram is known: such ends must not stop the search.
     for (size_t runs = 0; tree.tokens.size() <= budget && runs < 4 * budget; ++runs) {
         branch.clear();
         int32_t node = 0;
@@ -94,7 +95,7 @@ void TrigramSearch::propose(DraftTree& tree, size_t budget) const {
             child.value += (value / kMean - child.value) / child.visits;
         }
     }
-    // Siblings exclude each other: their probabilities are at most 1 together.
+    // Siblings exclude each other, so their probabilities sum to at most 1.
     std::vector<float> sums(tree.tokens.size(), 0.0f);
     for (size_t i = 1; i < tree.tokens.size(); ++i) sums[tree.parents[i]] += tree.scores[i];
     for (size_t i = 1; i < tree.tokens.size(); ++i)

@@ -1,5 +1,4 @@
-// Guesses from tri-grams of what the model said, by a search that weighs what is likely against
-// what it has not tried yet.
+// Predicts a tree from trigrams of the model's distributions, by Monte Carlo tree search.
 
 #pragma once
 
@@ -7,24 +6,25 @@
 
 namespace paceline {
 
-// The table holds, for each pair of tokens, the model's likeliest successors. A search of many
-// simulations grows the tree: each steps down, at every node to the child with the largest
+// The table holds the model's most likely next tokens for each pair of tokens. A search of many
+// simulations grows the tree: each descends, at every node to the child with the largest
 //
 //     Q + (c + log((N + kBase + 1) / kBase)) * P * sqrt(N) / (1 + n)
 //
-// P the tri-gram's probability, n the child's visits, N those of all its siblings, and Q the mean value
-// of the visits; it ends with a new node. A visit's value at a child is the number of tokens that
-// the branch from there on is expected to add: P + P P' + ..., over kMean so that it stays near 1.
+// P is the trigram's probability, n the child's visits, N those of all its siblings, and Q the mean
+// value of the visits; the simulation ends with a new node. The value of a visit at a child is the
+// number of tokens that the branch is expected to add from there on: P + P P' + ..., divided by
+// kMean so that it stays near 1.
 class TrigramSearch {
 public:
     TrigramSearch(size_t k, size_t capacity, float explore, size_t depth, float keep, float rate);
 
     void propose(DraftTree& tree, size_t budget) const;
 
-    // The model's likeliest successors of two tokens, newest first.
+    // Store the model's most likely next tokens after two tokens, newest first.
     void observe(const int32_t* last, const int32_t* top, const float* p, size_t n);
 
-    // The probabilities learn that `drawn` came after two tokens.
+    // Fit the reliabilities to the fact that `drawn` came after two tokens.
     void learn(const int32_t* last, int32_t drawn);
 
     void reset();
@@ -33,7 +33,7 @@ public:
     static constexpr size_t kRanks = 4, kProbSteps = 10;  // of reliability
 
     SuccessorTable table;
-    std::vector<float> reliability;  // [kRanks, kChances], probability that a successor is drawn
+    std::vector<float> reliability;  // [kRanks, kChances], probability that a listed token is drawn
 
 private:
     static constexpr float kBase = 19652.0f;

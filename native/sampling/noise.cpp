@@ -11,8 +11,8 @@ namespace {
 
 constexpr double kLog2 = 0.6931471805599453, kRounding = 1e-4;
 
-// An upper bound of the noise -log(-log(u)) with u = (m + 0.5) / 2^53. As -log(u) >= 1 - u, it is at
-// most -log(1 - u) <= (54 - log2(2^53 - m)) * log(2), whose whole part is a count of zero bits.
+// An upper bound of the noise -log(-log(u)) with u = (m + 0.5) / 2^53. As -log(u) >= 1 - u, it is
+// at most -log(1 - u) <= (54 - log2(2^53 - m)) * log(2), whose whole part is a count of zero bits.
 double noise_bound(uint64_t m) {
     const uint64_t rest = (uint64_t{1} << 53) - m;
     return (54 - (63 - std::countl_zero(rest))) * kLog2;

@@ -7,7 +7,8 @@ namespace paceline {
 
 #if defined(__linux__)
 
-// From /proc/self/maps, whose lines are `begin-end permissions offset device inode path`, ascending.
+// From /proc/self/maps, whose lines are `begin-end permissions offset device inode path`,
+// ascending.
 bool is_read_only_file(const void* begin, size_t bytes) {
     std::FILE* maps = std::fopen("/proc/self/maps", "r");
     if (!maps) return false;
@@ -18,8 +19,8 @@ bool is_read_only_file(const void* begin, size_t bytes) {
     while (at < end && std::fgets(line, sizeof(line), maps)) {
         unsigned long first = 0, last = 0, inode = 0;
         char permissions[8] = "";
-        const bool fields = starts_line && std::sscanf(line, "%lx-%lx %7s %*s %*s %lu", &first, &last,
-                                                       permissions, &inode) == 4;
+        const bool fields = starts_line && std::sscanf(line, "%lx-%lx %7s %*s %*s %lu", &first,
+                                                       &last, permissions, &inode) == 4;
         starts_line = false;
         for (const char* c = line; *c; ++c) starts_line |= *c == '\n';
         if (!fields || last <= at) continue;

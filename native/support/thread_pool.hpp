@@ -18,7 +18,7 @@ namespace paceline {
 
 // The part of `count` things that chunk `index` of `chunks` covers, in multiples of `grain`.
 inline std::pair<size_t, size_t> chunk_range(size_t count, size_t index, size_t chunks,
-                                       size_t grain = 1) {
+                                             size_t grain = 1) {
     const size_t grains = (count + grain - 1) / grain;
     const auto edge = [&](size_t i) {
         const size_t at = grains * i / chunks * grain;
