@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -20,7 +21,7 @@ from paceline.models.formats.compressed_tensors import CompressedTensors
 from paceline.models.formats.gptq import GPTQ
 from paceline.models.formats.packed import Packed
 from paceline.models.formats.quantized import read_packing
-from paceline.models.formats.safetensors import Stored
+from paceline.models.formats.safetensors import _DTYPES, Stored
 from paceline.models.tensors import Grouped, widen
 from tests.conftest import shared
 from tests.models.test_tensors import grouped
@@ -262,7 +263,8 @@ def test_a_packed_checkpoint_holds_its_matrices(method, tmp_path):
         ("scales", np.zeros((4, 128), np.int32), "scales of .* is I32"),
         ("scales", np.full((4, 128), np.nan, np.float16), "NaN"),
         ("qweight", np.zeros((16, 128), np.int64), "expected I32"),
-        ("qweight", np.zeros(16, np.int32), "1 axes"),
+        ("qweight", np.zeros(16, np.int32), "expected two axes"),
+        ("qweight", np.zeros((0, 128), np.int32), "expected two axes"),
         ("g_idx", np.full(128, 9, np.int32), "below the number of groups, 4"),
         ("g_idx", np.zeros(12, np.int32), r"g_idx of .* expected I32 \[128\]"),
     ],
@@ -289,3 +291,40 @@ def test_bfloat16_scales():
     matrix = read_back(AWQ(2), parts)
     assert matrix.scale_type == "BF16"
     np.testing.assert_array_equal(matrix.scales[0], widen(scales[0], "BF16"))
+
+
+DTYPES = ("I32", "I64", "I8", "F32", "F16", "BF16", "U8")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_parts_of_any_type_and_shape_are_read_or_refused(data):
+    """Sound parts, one or two of which are replaced by anything."""
+    seed, bits = data.draw(st.integers(0, 99)), data.draw(st.sampled_from([4, 8]))
+    method = data.draw(st.sampled_from(["gptq", "awq", "compressed-tensors"]))
+    bits = 4 if method == "awq" else bits
+    matrix = drawn(seed, 32, 64, bits, "zeros", 32)
+    if method == "compressed-tensors":
+        layout = CompressedTensors((4, 8))
+        saved = compressed_tensors.save(matrix)
+        parts = {"m.weight" + name: stored(part) for name, part in saved.items()}
+    else:
+        layout = GPTQ(bits, 32) if method == "gptq" else AWQ(32)
+        parts = {"m." + name: stored(part) for name, part in layout.save(matrix).items()}
+    for name in data.draw(st.lists(st.sampled_from(sorted(parts)), max_size=2)):
+        part = parts[name]
+        dtype = data.draw(st.sampled_from((part.dtype,) * 3 + DTYPES))
+        sizes = st.sampled_from([*part.shape, 0, 1, 3, 8, 32])
+        shape = data.draw(st.one_of(st.just(part.shape), st.lists(sizes, max_size=3)))
+        random = np.random.default_rng(data.draw(st.integers(0, 99)))
+        width = np.dtype(_DTYPES[dtype]).itemsize
+        raw = random.integers(0, 256, width * math.prod(shape)).astype(np.uint8)
+        parts[name] = Stored(dtype, raw.view(_DTYPES[dtype]).reshape(shape))
+    try:
+        packed = layout.collect("here", parts)["m.weight"]
+        assert isinstance(packed, Packed)
+        read = packed.read()
+    except ModelError:
+        return
+    assert read.shape == packed.shape
+    assert np.isfinite(read.dense()).all()

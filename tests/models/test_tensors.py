@@ -259,6 +259,7 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Grouped(4, CODES, SCALES, 4), r"expected float32 \[2, 1\]"),
         (lambda: Grouped(4, CODES, SCALES * np.nan, 2), "scales hold NaN"),
         (lambda: Grouped(4, CODES, SCALES, 2, minima=SCALES * np.inf), "minima hold NaN"),
+        (lambda: Grouped(4, CODES, SCALES * F32(1e38), 2), r"scales or minima reach 1e\+38"),
         (lambda: Grouped(4, CODES, SCALES, 2, scale_type="I8"), "saved as 'I8'"),
         (lambda: Grouped(4, CODES, SCALES / 3, 2, scale_type="F16").tensors(), "no F16 numbers"),
         (lambda: Grouped(4, CODES, SCALES, 2, np.full((2, 2), 17, np.uint16)), "up to 16"),

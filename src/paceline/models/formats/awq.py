@@ -73,8 +73,10 @@ class AWQ:
 
     def _matrix(self, what: str, parts: Mapping[str, Stored]) -> Packed:
         words = parts["qweight"]
-        if len(words.shape) != 2 or not words.shape[0]:
-            raise ModelError(f"{what.format('qweight')} has no rows of words, expected [in, out/8]")
+        if len(words.shape) != 2 or not all(words.shape):
+            raise ModelError(
+                f"{what.format('qweight')} has shape {list(words.shape)}, expected two axes"
+            )
         inputs, rows = words.shape[0], words.shape[1] * _EACH
         group = self.group or inputs
         groups = group_count(inputs, group)

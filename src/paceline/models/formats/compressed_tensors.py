@@ -102,7 +102,7 @@ class CompressedTensors:
         zeros = parts.get(_ZERO)
         if zeros is not None and zeros.dtype != "I8":
             check_part(f"{what}: zero_point", zeros, ("I32",), (_words(rows, bits), groups))
-        elif zeros is not None and zeros.values.size > 1:
+        elif zeros is not None and zeros.values.size != 1:
             check_part(f"{what}: zero_point", zeros, ("I8",), (rows, groups))
 
         def read() -> Grouped:

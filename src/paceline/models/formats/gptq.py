@@ -83,8 +83,10 @@ class GPTQ:
 
     def _matrix(self, what: str, parts: Mapping[str, Stored]) -> Packed:
         bits, words = self.bits, parts["qweight"]
-        if len(words.shape) != 2:
-            raise ModelError(f"{what.format('qweight')} has {len(words.shape)} axes, expected 2")
+        if len(words.shape) != 2 or not all(words.shape):
+            raise ModelError(
+                f"{what.format('qweight')} has shape {list(words.shape)}, expected two axes"
+            )
         inputs, rows = words.shape[0] * 32 // bits, words.shape[1]
         group = self.group or inputs
         groups = group_count(inputs, group)

@@ -76,6 +76,13 @@ class Grouped(Linear):
             check_floats("minima", self.minima, (rows, groups))
             if self.zeros is not None:
                 raise ModelError("a matrix has zero points or minima, not both")
+        largest = max(
+            np.abs(part).max(initial=0) for part in (self.scales, self.minima) if part is not None
+        )
+        if largest > np.finfo(np.float32).max / (2 * top):
+            raise ModelError(
+                f"scales or minima reach {largest:g}, expected products with codes to be finite"
+            )
         self._check_integers(columns, groups)
 
     def _check_integers(self, columns: int, groups: int) -> None:
