@@ -1,9 +1,8 @@
 """Where methods are found by name. A decorator registers them; other packages use entry points.
 
-A method is a frozen dataclass; its fields are its settings. `recycle:tree=paper,k=8` names one
-with settings. The entry-point groups are `paceline.drafters`, `paceline.control`,
-`paceline.control.guides`, `paceline.decoding.strategies`, `paceline.watermarks` and
-`paceline.kvcache`.
+A method is a frozen dataclass; its fields are its settings. `recycle:k=8,keep=0.6` names one with
+settings; `method_spec` has the grammar. The entry-point group of a family is the name of its
+package, e.g. `paceline.drafters` or `paceline.control.guides`.
 """
 
 from __future__ import annotations
@@ -156,7 +155,7 @@ class Registry:
             self.unavailable[name] = package
 
     def visible(self) -> dict[str, type[Any]]:
-        """Return the methods that users are told of: all but the hidden ones."""
+        """Return the methods that lists and hints show: all but the hidden ones."""
         return {name: kind for name, kind in self.methods().items() if not kind.hidden}
 
     def names(self) -> list[str]:

@@ -15,12 +15,12 @@ def words(*more):
     "strategy", ["beam:returned=2", "diverse", "best_of:n=3,returned=2", "lattice", "contrastive"]
 )
 def test_every_strategy_runs_and_python_gives_the_same(paceline, strategy):
-    heat = 0.8 if strategy.startswith("best_of") else 0.0
-    hot = ("--temperature", heat)
+    temperature = 0.8 if strategy.startswith("best_of") else 0.0
+    hot = ("--temperature", temperature)
     done = paceline(*words("--strategy", strategy, "--json", *hot))
     assert done.code == 0
     lm = LM(shared("models", "stories260K"), drafter="plain")
-    asked = {"max_new_tokens": 12, "temperature": heat}
+    asked = {"max_new_tokens": 12, "temperature": temperature}
     found = lm.search("Once upon a time", strategy, **asked)
     assert [output["tokens"] for output in done.json["outputs"]] == [o.tokens for o in found]
     assert [output["text"] for output in done.json["outputs"]] == [o.text for o in found]

@@ -101,7 +101,7 @@ def test_wrong_layers_are_refused(engine, skip):
 def test_an_engine_without_views_is_refused(spec):
     with pytest.raises(MethodError, match="none was given"):
         drafters.parse(spec).build(Target(11))
-    with pytest.raises(MethodError, match="toy cannot"):
+    with pytest.raises(MethodError, match="the engine toy do not go together"):
         drafters.parse(spec).build(Target(11, ToyEngine()))
 
 

@@ -100,7 +100,7 @@ def test_greedy_decoding_leaves_nothing_to_mark(kind):
 
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_what_a_sequence_cannot_serve_is_refused(kind):
-    with pytest.raises(MethodError, match="take --walk gumbel"):
+    with pytest.raises(MethodError, match="use --walk gumbel"):
         mark_of(kind).mark(Request((1,), 5, 1.0, walk="rejection"))
     with pytest.raises(RequestError, match="300 tokens and the watermark's sequence has 256"):
         mark_of(kind).mark(Request((1,), 300, 1.0))

@@ -26,7 +26,7 @@ class LmInfinite(StaticPattern):
 
     source = Source(authors="Han et al.", title="LM-Infinite", arxiv="2308.16137", section="3.2")
     catalogue = (305,)
-    missing = {305: "the limit on distances, which lets texts outgrow the trained context"}  # noqa: RUF012
+    missing = {305: "the limit on distances, which lets texts outgrow the trained context"}
     examples = ("lm_infinite", "lm_infinite:sinks=2,window=16")
 
     sinks: int = 4

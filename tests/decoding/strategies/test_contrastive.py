@@ -55,7 +55,7 @@ def test_it_ends_at_stop_tokens_and_at_the_context(run, prompts, engine):
 
 
 def test_engines_without_hidden_states_are_refused():
-    with pytest.raises(MethodError, match="engine toy gives none"):
+    with pytest.raises(MethodError, match="and the engine toy do not go together"):
         ContrastiveSearch().run(Task(ToyEngine(), Request((1, 2), 5)))
 
 

@@ -94,7 +94,10 @@ def test_a_prompt_each(client, lm):
         ({"use_beam_search": None, "strategy": "best_of:n=3"}, "best_of is a separate field"),
         ({"use_beam_search": None, "strategy": "beam", "n": 2}, "leave n out"),
         ({"use_beam_search": None, "stream_options": {}}, "stream_options needs stream: true"),
-        ({"use_beam_search": None, "best_of": 2, "temperature": 0}, "at temperature 0 all 2"),
+        (
+            {"use_beam_search": None, "best_of": 2, "temperature": 0},
+            "the best of 2 answers and temperature 0",
+        ),
     ],
 )
 def test_what_cannot_be_searched_is_told_in_a_sentence(client, change, said):

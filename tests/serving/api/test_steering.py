@@ -106,7 +106,7 @@ def test_a_sequence_bounds_answers_that_name_no_number(ask, lm):
     assert found.choices[0].text == expected
     for change, said in (
         ({"max_tokens": 41}, "sequence has 40"),
-        ({"temperature": 0.0}, "temperature 0 has none"),
+        ({"temperature": 0.0}, "greedy decoding has none"),
         ({"extra_body": {"watermark": False}}, "this server chooses the watermark"),
         ({"extra_body": {"watermark": "key=a"}}, "this server chooses the watermark"),
     ):
@@ -131,7 +131,7 @@ def test_a_search_is_marked_or_refused(ask, lm):
     mark = "key=ours,kind=green,delta=4"
     [best] = lm.search(OPENING, "beam", max_new_tokens=12, watermark=mark)
     assert found.choices[0].text == best.text
-    with pytest.raises(openai.BadRequestError, match="temperature 0 has none"):
+    with pytest.raises(openai.BadRequestError, match="greedy decoding has none"):
         ask["noisy"].completions.create(**options, extra_body=body)
 
 
