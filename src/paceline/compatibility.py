@@ -97,6 +97,11 @@ RULES = (
     ),
     Rule(
         S.KV_POLICY,
+        S.PATTERN,
+        "the pattern chooses among all positions, and the policy drops some",
+    ),
+    Rule(
+        S.KV_POLICY,
         S.SEARCH,
         "a search forks and cuts texts, and rows that were dropped cannot be brought back",
     ),

@@ -124,3 +124,11 @@ def test_chunks_end_where_the_policy_acts(setting, policy: str) -> None:
             np.testing.assert_array_equal(rows, first)
     for sequence in sequences:
         engine.release(sequence)
+
+
+def test_without_a_policy_nothing_is_tracked_or_evicted(setting, monkeypatch) -> None:
+    """Off means the plain path."""
+    for name in ("track_attention", "attention_mass", "evict", "rows"):
+        monkeypatch.setattr(setting.engine, name, None)  # to call it would be an error
+    for drafter in ("plain", "recycle"):
+        assert setting.output("", 1, 0.8, drafter, 8) == setting.output("", 1, 0.8, "plain", 0)

@@ -14,11 +14,13 @@ from paceline.abilities import Ability
 from paceline.core import Exactness, Request
 from paceline.decoding.session import Session
 from paceline.drafters.base import Target
+from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, RequestError
 from paceline.kvcache.base import LayerCache, ScoringPolicy, parse_policy
 from paceline.kvcache.h2o import H2O
 from paceline.kvcache.sliding_window import SlidingWindow
-from paceline.registry import drafters, kv_policies
+from paceline.registry import drafters, kv_policies, patterns
+from tests.engines.test_attention import CONFIG, WEIGHTS
 from tests.engines.test_eviction import ENGINES, LAYERS
 from tests.toy import ToyEngine
 
@@ -121,12 +123,15 @@ def session(engine, spec: str, drafter: str = "plain", **request) -> Session:
 @ENGINES
 def test_what_does_not_go_together_is_refused_by_name(create) -> None:
     engine = create()
-    with pytest.raises(MethodError, match=r"h2o and the drafter sparse_kv do not go together"):
+    with pytest.raises(MethodError, match=r"KV policy h2o and the drafter sparse_kv do not"):
         session(engine, "h2o", "sparse_kv")
-    with pytest.raises(
-        MethodError, match=r"the KV policy h2o and the engine toy do not go together"
-    ):
+    with pytest.raises(MethodError, match=r"KV policy h2o and the engine toy do not go"):
         session(ToyEngine(), "h2o")
+    patterned = ReferenceEngine(CONFIG, WEIGHTS, pattern=patterns.parse("lm_infinite"))
+    with pytest.raises(MethodError, match=r"h2o and the attention pattern lm_infinite do not"):
+        session(patterned, "h2o")
+    with pytest.raises(RequestError, match="attention pattern lm_infinite"):
+        patterned.evict(patterned.start(tiny.tokens(3)), [np.arange(1)] * 3)
     found = session(engine, "h2o")
     with pytest.raises(RequestError, match="h2o starts with an empty cache"):
         found.open(engine.start(tiny.tokens(3)))

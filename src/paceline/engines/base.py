@@ -28,7 +28,7 @@ Rows = Literal["all", "none"] | Sequence[bool]
 
 
 def wanted(rows: Rows, batch: Sized) -> list[bool]:
-    """Of each tree of a batch, whether its logits are wanted.
+    """Return for each tree of a batch whether its logits are wanted.
 
     Raises:
         RequestError: `rows` is of another length.
@@ -81,12 +81,12 @@ class Engine(ABC):
         config: the model's shape.
         format: how the weights are stored, e.g. `fp32`.
         kv_format: how keys and values are cached.
-        invariant: every logit is bit-identical for any tree, batch, chunking and thread count.
-            Where it is not, outputs may part at near-equal logits, within `tolerance`.
-        tolerance: largest difference that rounding may make between two logits' distances.
-        abilities: the parts of a `View` that `forward` can leave out: `layers` (and their
-            `exits`), `positions`, `tokens`; `mixtures`, what `forward_mixed` needs; and `hidden`,
-            if `hidden()` can be asked.
+        invariant: every logit is bit-identical for any tree, batch, chunk and number of threads.
+            Otherwise outputs may differ where two logits are equal within `tolerance`.
+        tolerance: largest change of the difference of two logits that rounding may cause.
+        abilities: what the engine can do besides plain passes: the parts of a `View` that
+            `forward` supports, `MIXTURES` for `forward_mixed`, `HIDDEN` for `hidden`, `EVICT` and
+            `ATTENTION_MASS` for the operations of those names.
         pattern: which cached positions are read; None: all that the model's own windows show.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
@@ -109,7 +109,7 @@ class Engine(ABC):
 
     @property
     def memory(self) -> Memory:
-        """The pages of keys and values now.
+        """Counts of the pages of keys and values.
 
         Raises:
             MethodError: this engine does not count them.
@@ -118,7 +118,7 @@ class Engine(ABC):
 
     @property
     def kv_limit(self) -> int | None:
-        """Most bytes that the pages of all sequences may take; None: no limit. Can be set.
+        """Upper limit in bytes of the pages of all sequences; None: no limit. Can be set.
 
         Passes and forks that would need more raise `MemoryFullError`.
 
@@ -146,15 +146,15 @@ class Engine(ABC):
         raise MethodError(f"the {self.name} engine has no limit of memory")
 
     def pages(self, sequence: Cached) -> Sequence[int]:
-        """What tells the pages of a sequence from all others that are held now, in their order.
+        """Return an identifier of each page of a sequence, in order of position.
 
-        Two sequences that share a page name it alike.
+        Two sequences that share a page give the same identifier; no other page has it.
         """
         raise MethodError(f"the {self.name} engine does not count its memory")
 
     @abstractmethod
     def open(self) -> Cached:
-        """A new, empty sequence."""
+        """Open a new, empty sequence."""
 
     @abstractmethod
     def forward(
@@ -246,7 +246,7 @@ class Engine(ABC):
         raise RequestError(f"the engine {self.name} cannot evict rows of its cache")
 
     def hidden(self) -> Floats:
-        """What the head was given in the last `forward`: hidden states after the last norm.
+        """Return the hidden states after the last norm of the last `forward`.
 
         float32 [sum of N, hidden size], one row for each row of logits. As invariant as they are.
 
@@ -294,7 +294,7 @@ class Engine(ABC):
 
     @abstractmethod
     def fork(self, sequence: Cached) -> Cached:
-        """Another sequence of the same committed positions; from there on each goes its own way.
+        """Return a sequence with the same committed positions; afterwards the two are independent.
 
         Raises:
             MemoryFullError: the engine copies pages, and more are needed than `kv_limit` leaves.
@@ -310,7 +310,7 @@ class Engine(ABC):
         observe: Callable[[int, TokenTree, Floats], None] | None = None,
         chunk: int = 256,
     ) -> Cached:
-        """A new sequence holding `tokens` [S], run in chunks of `chunk` positions.
+        """Open a sequence and commit `tokens` [S], run in chunks of `chunk` positions.
 
         Logits are computed only for `observe(offset, tree, logits)`, called once for each chunk.
         """
@@ -360,36 +360,6 @@ class Engine(ABC):
             raise RequestError(
                 f"position {deepest} is beyond the model's context of {self.config.context} tokens"
             )
-
-    def check_kept(self, sequence: Cached, kept: Sequence[ArrayLike]) -> list[Tokens]:
-        """Return what `evict` is to keep as an int32 array [H_kv, K] for each layer.
-
-        Raises:
-            RequestError: there is not one for each layer, or one does not fit.
-        """
-        layers = self.config.layers
-        if len(kept) != len(layers):
-            raise RequestError(f"rows to keep of {len(kept)} layers, expected {len(layers)}")
-        checked = []
-        for index, (layer, given) in enumerate(zip(layers, kept, strict=True)):
-            held = self.rows(sequence, index).shape[1]
-            rows = np.asarray(given)
-            if rows.ndim == 1:
-                rows = np.broadcast_to(rows, (layer.kv_heads, len(rows)))
-            right = rows.ndim == 2 and len(rows) == layer.kv_heads
-            if not right or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
-                raise RequestError(
-                    f"the rows to keep of layer {index} are {given!r:.80}, expected increasing "
-                    f"indices [{layer.kv_heads}, K]"
-                )
-            outside = rows.size and (rows.min() < 0 or rows.max() >= held)
-            if outside or (np.diff(rows, axis=1) <= 0).any():
-                raise RequestError(
-                    f"the rows to keep of layer {index} are {given!r:.80}, expected increasing "
-                    f"indices below {held}"
-                )
-            checked.append(np.ascontiguousarray(rows, np.int32))
-        return checked
 
     def check_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> None:
         """Refuse mixtures of the wrong shape, tokens outside the vocabulary, and a full context.

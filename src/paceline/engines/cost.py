@@ -22,16 +22,16 @@ def measure_cost(
     repeats: int = 9,
     pick: Callable[[Sequence[float]], float] = median,
 ) -> Cost:
-    """Time of a pass at each size; the sizes take turns, so that drift meets all alike.
+    """Measure the time of a pass at each size, in turns, so that drift affects all alike.
 
     The tree is binary. Weights and shapes decide the time, not tokens; they are arbitrary.
 
     Args:
-        engine: what is measured.
+        engine: runs the passes.
         context: committed positions before the tree; None takes `context_for`.
         sizes: increasing numbers of nodes, root included.
         repeats: passes at each size that count, after one that does not.
-        pick: which of the times of a size is taken.
+        pick: chooses one of the times of a size, e.g. `min`.
     """
     vocabulary = engine.config.vocab_size
     length = context_for(engine) if context is None else context
@@ -51,7 +51,7 @@ def measure_cost(
 
 
 def context_for(engine: Engine) -> int:
-    """Committed positions at which `measure_cost` measures."""
+    """Return the number of committed positions at which `measure_cost` measures."""
     return min(CONTEXT, engine.config.context // 2)
 
 

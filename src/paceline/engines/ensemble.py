@@ -65,11 +65,11 @@ class EnsembleEngine(Engine):
 
     @property
     def threads(self) -> int | None:  # type: ignore[override]  # an attribute there
-        """How many threads share a pass of the first member."""
+        """Number of threads that share a pass of the first member."""
         return self.members[0].threads
 
     def open(self) -> Cached:
-        """A new, empty sequence in every member."""
+        """Open an empty sequence in every member."""
         return EnsembleSequence([member.open() for member in self.members])
 
     def forward(
@@ -102,7 +102,7 @@ class EnsembleEngine(Engine):
             member.truncate(part, length)
 
     def fork(self, sequence: Cached) -> Cached:
-        """An independent copy of the committed positions."""
+        """Return an independent copy of the committed positions."""
         parts = zip(self.members, _own(sequence).parts, strict=True)
         return EnsembleSequence([member.fork(part) for member, part in parts])
 
@@ -112,7 +112,7 @@ class EnsembleEngine(Engine):
             member.release(part)
 
     def _mixed(self, rows: list[NDArray[np.float64]]) -> Floats:
-        """The logarithm of the mean of the softmaxes of some logits [V]."""
+        """Return the logarithm of the weighted mean of the softmaxes of logits [V]."""
         logs = [
             share + row - row.max() - np.log(np.exp(row - row.max()).sum())
             for share, row in zip(self._shares, rows, strict=True)

@@ -1,4 +1,4 @@
-"""A cache of one's own that follows a text, for drafters and guides that run a model."""
+"""A cache that follows a growing text, for drafters and guides that run a model."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _LATE = 8  # tokens behind the root from which catching up takes its own pass, w
 
 
 class Follower:
-    """Runs trees behind a text that grows, and keeps every row that is still right.
+    """Runs trees after a growing text, and reuses every row that is still valid.
 
-    What the last tree shares with the text that came is committed; what the text contradicts is
-    cut off; a new request keeps the prefix it has in common with the one before.
+    Rows of the last tree that match the new text are committed, rows that the text contradicts are
+    truncated, and a new request keeps the prefix that it shares with the one before.
 
     Args:
         engine: runs the model; nobody else may use this follower's sequence.
 
     Attributes:
-        paced: it is told how much to read, and otherwise reads no more than fits in a tree's pass.
+        paced: the caller says how much to read; otherwise no more than fits in a tree's pass.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -33,7 +33,7 @@ class Follower:
         self.paced = False
 
     def room(self, context: Tokens) -> int:
-        """Levels below the root that can be run; negative where not even the root can."""
+        """Return how many levels below the root can be run; negative if not even the root can."""
         if self.paced and self.behind(context):
             return -1
         return self._levels(context)
@@ -44,16 +44,16 @@ class Follower:
         return self.engine.config.context - len(context)
 
     def behind(self, context: Tokens) -> int:
-        """Tokens of `context` [S] to read before its end; 0 where they ride with the next tree."""
+        """Return how many tokens of `context` [S] to read first; 0 if they fit in the next pass."""
         if not len(context) or self._levels(context) < 0:
             return 0
         late = len(self._catch_up(context))
         return late if late > _LATE else 0
 
     def follow(self, context: Tokens, most: int | None = None) -> int:
-        """Commit all of `context` [S] but its last token; returns how many were run for it.
+        """Commit all of `context` [S] but its last token; return how many were run for it.
 
-        With `most` no more than that, and none where they ride with the next tree.
+        With `most` no more than that, and none if they fit in the pass of the next tree.
         """
         if not len(context) or self._levels(context) < 0:
             return 0
@@ -64,7 +64,7 @@ class Follower:
         return len(late)
 
     def run(self, context: Tokens, tree: TokenTree, view: View | None = None) -> Floats:
-        """Logits [N, V] of a tree whose root is `context[-1]`; valid until the next pass."""
+        """Return the logits [N, V] of a tree with root `context[-1]`; valid until the next pass."""
         if view is not None and view.partial:
             self._read(self._catch_up(context))
             assert self._sequence is not None
@@ -75,9 +75,9 @@ class Follower:
         return logits[-len(tree) :]
 
     def ready(self, context: Tokens, tree: TokenTree) -> tuple[Cached, TokenTree]:
-        """What the engine is to run for `run`: `tree` below a few tokens that are still missing.
+        """Return the sequence and tree of a pass: `tree` below the few tokens that are missing.
 
-        So that followers of one engine can share a pass. After it say `ran`, with that tree.
+        Followers of one engine can so share a pass. Call `ran` with that tree afterwards.
         """
         late = self._catch_up(context)
         if len(late) > _LATE:
@@ -87,11 +87,11 @@ class Follower:
         return self._sequence, _graft(late, tree)
 
     def ran(self, tree: TokenTree) -> None:
-        """The `tree` of `ready` was run, in the last pass of this sequence."""
+        """Record that the `tree` of `ready` was run in the last pass of this sequence."""
         self._pending = tree
 
     def fork(self, context: Tokens) -> Follower:
-        """Another, to go its own way from what this one has read of `context` [S]."""
+        """Fork: return a new follower that shares the prefix of `context` [S] read so far."""
         other = Follower(self.engine)
         if self._sequence is not None:
             self._catch_up(context)
@@ -99,7 +99,7 @@ class Follower:
         return other
 
     def reset(self) -> None:
-        """Give the cache back."""
+        """Release the cache."""
         if self._sequence is not None:
             self.engine.release(self._sequence)
         self._sequence, self._held, self._pending = None, _NONE, None
@@ -138,7 +138,7 @@ def _common(a: Tokens, b: Tokens) -> int:
 
 
 def _path(tree: TokenTree, tokens: Tokens) -> list[int]:
-    """The nodes from the root on that hold `tokens`, as far as there are any."""
+    """Return the nodes from the root on that hold `tokens`, as far as there are any."""
     if not len(tokens) or tokens[0] != tree.tokens[0]:
         return []
     path = [0]
@@ -151,7 +151,7 @@ def _path(tree: TokenTree, tokens: Tokens) -> list[int]:
 
 
 def _graft(chain: Tokens, tree: TokenTree) -> TokenTree:
-    """`tree` below a chain of tokens."""
+    """Return `tree` below a chain of tokens."""
     n = len(chain)
     if not n:
         return tree

@@ -14,6 +14,7 @@ from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
+from paceline.engines.checks import check_kept
 from paceline.engines.formats import FORMATS, Format, NotTernaryError, parse_format
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
@@ -29,7 +30,7 @@ _ROPE_BLOCK = 512  # positions by which the rotary tables grow
 
 
 class Spent(NamedTuple):
-    """What a part of the passes took.
+    """Time and work of one part of the passes.
 
     Attributes:
         seconds: from the beginning of its phases to that of the next ones.
@@ -155,17 +156,17 @@ class NativeEngine(Engine):
             raise MethodError(f"{error}; release sequences first") from None
 
     def pages(self, sequence: Cached) -> Sequence[int]:
-        """What tells the pages of a sequence from all others that are held now."""
+        """Return an identifier of each page; see `Engine.pages`."""
         return _own(sequence).pages
 
     @property
     def parameters(self) -> int:
-        """Weights of the matrices that one pass multiplies with, padding included."""
+        """Number of weights that one pass multiplies with, padding included."""
         return self._model.parameters
 
     @property
     def threads(self) -> int:
-        """How many threads share a pass. Can be set between passes."""
+        """Number of threads that share a pass. Can be set between passes."""
         return self._model.threads
 
     @threads.setter
@@ -177,7 +178,7 @@ class NativeEngine(Engine):
 
     @property
     def profiling(self) -> bool:
-        """Whether passes are timed part by part; to switch it on forgets what was timed before."""
+        """Whether passes are timed part by part; switching it on clears the times so far."""
         return self._model.profiling
 
     @profiling.setter
@@ -185,11 +186,11 @@ class NativeEngine(Engine):
         self._model.profiling = on
 
     def profile(self) -> dict[str, Spent]:
-        """Kind of work -> what it took in all passes that were timed."""
+        """Return the time and work of each part, over all passes that were timed."""
         return {name: Spent(*spent) for name, spent in self._model.profile().items()}
 
     def open(self) -> Cached:
-        """A new, empty sequence."""
+        """Open a new, empty sequence."""
         return self._model.open()
 
     def forward(
@@ -252,7 +253,7 @@ class NativeEngine(Engine):
             raise RequestError(f"cannot truncate to {length}: {error}") from None
 
     def fork(self, sequence: Cached) -> Cached:
-        """Another sequence of the same committed positions; they share pages until they part."""
+        """Return a sequence with the same committed positions; pages are shared until written."""
         try:
             return _own(sequence).fork()
         except ValueError as error:
@@ -283,7 +284,7 @@ class NativeEngine(Engine):
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
         own = _own(sequence)
-        rows = self.check_kept(own, kept)
+        rows = check_kept(self, own, kept)
         try:
             own.evict(rows)
         except _native.MemoryFullError as error:
@@ -296,7 +297,7 @@ class NativeEngine(Engine):
         _own(sequence).release()
 
     def _extend_ropes(self, end: int) -> None:
-        """Let the rotary tables reach `end` at least."""
+        """Extend the rotary tables to `end` positions or more."""
         if end <= self._rope_end:
             return
         start = self._rope_end
@@ -315,14 +316,14 @@ class NativeEngine(Engine):
     def _refusal(
         self, batch: Sequence[tuple[Cached, TokenTree]], view: View | None, error: Exception
     ) -> Exception:
-        """What to raise for a pass that the native code refused."""
+        """Return the error to raise for a pass that the native code refused."""
         for sequence, tree in batch:
             self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")
 
 
 def _pages(rows: Sequence[tuple[int, int]]) -> int:
-    """Most pages that sequences of some length take for so many nodes more."""
+    """Return an upper bound of the new pages for passes of (rows held, nodes)."""
     return sum(Memory.pages(size + more) - Memory.pages(size) + 1 for size, more in rows)
 
 
@@ -333,7 +334,7 @@ def _own(sequence: Cached) -> _native.NativeSequence:
 
 
 def default_threads() -> int:
-    """PACELINE_THREADS, or one thread for each physical core that this process may use.
+    """Return PACELINE_THREADS, or one thread for each physical core that this process may use.
 
     Raises:
         MethodError: PACELINE_THREADS is no number.
@@ -349,7 +350,7 @@ def default_threads() -> int:
 
 
 def _siblings(cpu: int) -> str:
-    """The logical processors that share a core with `cpu`, as the system lists them."""
+    """Return the logical processors that share a core with `cpu`, as the system lists them."""
     path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
     try:
         return path.read_text()

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PAGE = 64  # positions of a page of keys and values
+PAGE = 64  # rows of a page of keys and values, in every head of every layer
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Pages that hold keys and values of all sequences of an engine, `PAGE` positions each.
+    """Counts of the pages that hold keys and values of all sequences, `PAGE` rows each.
 
     Attributes:
         page_bytes: size of a page.
-        used: pages that sequences hold; one that many hold counts once.
-        shared: those that more than one sequence holds.
-        reserved: pages that are in memory, the empty ones too; never above the limit.
-        limit: how many there may be; None: no limit.
+        used: pages that sequences hold; a shared page counts once.
+        shared: pages that more than one sequence holds.
+        reserved: allocated pages, empty ones included; never above the limit.
+        limit: upper limit of allocated pages; None: no limit.
     """
 
     page_bytes: int
@@ -27,10 +27,10 @@ class Memory:
 
     @property
     def free(self) -> int | None:
-        """Pages that can still be taken; None: any number."""
+        """Number of pages that can still be taken; None: any number."""
         return None if self.limit is None else self.limit - self.used
 
     @staticmethod
     def pages(positions: int) -> int:
-        """Pages that hold so many positions."""
+        """Return the number of pages for so many rows."""
         return -(-positions // PAGE)

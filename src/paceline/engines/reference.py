@@ -1,4 +1,4 @@
-"""The reference engine: any family, any torch device, plain and slow. What others are held to."""
+"""The reference engine in torch: any family, any device, slow; other engines are tested by it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
+from paceline.engines.checks import check_kept
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.view import View
@@ -110,11 +111,11 @@ class ReferenceEngine(Engine):
         self._limit = pages
 
     def pages(self, sequence: Cached) -> Sequence[int]:
-        """What tells the pages of a sequence from all others."""
+        """Return an identifier of each page; see `Engine.pages`."""
         return list(_own(sequence).pages)
 
     def open(self) -> Cached:
-        """A new, empty sequence."""
+        """Open a new, empty sequence."""
         sequence = ReferenceCache(
             self._numbers,
             [
@@ -214,7 +215,11 @@ class ReferenceEngine(Engine):
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
         own = _own(sequence)
-        rows = self.check_kept(own, kept)
+        if self.pattern is not None:
+            raise RequestError(
+                f"rows cannot be evicted beside the attention pattern {self.pattern.name}"
+            )
+        rows = check_kept(self, own, kept)
         own.evict([self._tensor(keep.astype(np.int64)) for keep in rows])
 
     def release(self, sequence: Cached) -> None:
@@ -223,7 +228,7 @@ class ReferenceEngine(Engine):
             sequence.layers, sequence.pages, sequence.released = [], [], True
 
     def _make_room(self, more: Sequence[tuple[ReferenceCache, int]]) -> None:
-        """Let sequences have pages for so many more positions each."""
+        """Give each sequence pages for so many more positions."""
         ends = [(own, own.row_count + nodes) for own, nodes in more]
         self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
         for own, end in ends:
@@ -247,7 +252,7 @@ class ReferenceEngine(Engine):
         view: View,
         mixed: tuple[Tokens, Floats] | None = None,
     ) -> Floats:
-        """Logits [exits + 1, N, V] of one tree; its keys and values are left behind the others.
+        """Run one tree and return its logits [exits + 1, N, V]; its rows stay uncommitted.
 
         `mixed` are the tokens and weights that its nodes mix instead of holding one token each.
         """

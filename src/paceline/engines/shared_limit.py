@@ -12,18 +12,18 @@ from paceline.errors import MethodError
 
 
 class SharedLimit:
-    """Engines take pages as they need them, and can have those that others gave back.
+    """Leases the `kv_limit` of several engines from one pool of bytes.
 
-    Each engine's `kv_limit` is lent by this one: the limits never come to more than `total`, so
-    neither does what is held. An engine whose pass finds no page asks `lend` by itself, and only
-    then raises `MemoryFullError`. Threads may share it.
+    The sum of the limits never exceeds `total`, so neither do the pages held. An engine whose pass
+    finds no page calls `lend` by itself, and raises `MemoryFullError` only if that fails.
+    Thread-safe.
 
     Args:
-        first: comes first: the others leave it what it is `promised`.
+        first: has priority: the others leave it the pages that it is `promised`.
         total: bytes.
 
     Attributes:
-        promised: pages that `first` shall find besides those it uses, set by whoever plans a pass.
+        promised: pages reserved for `first` besides those it uses, set before each pass.
 
     Raises:
         MethodError: `first` does not count its memory, or uses more.
@@ -42,26 +42,26 @@ class SharedLimit:
 
     @property
     def total(self) -> int:
-        """Bytes for keys and values: without the weights of engines that came later."""
+        """Bytes for keys and values: without the weights of engines that were added later."""
         return self._total - sum(self._weights.values())
 
     @property
     def least(self) -> int:
-        """Bytes that the engines but the first have for ever: a page each."""
+        """Bytes that the engines other than the first always keep: a page each."""
         return sum(each.memory.page_bytes for each in self._weights if each is not self.first)
 
     @property
     def used(self) -> int:
-        """Bytes of the pages that hold something."""
+        """Bytes of the pages in use."""
         memories = [engine.memory for engine in self._weights]
         return sum(memory.used * memory.page_bytes for memory in memories)
 
     def add(self, engine: Engine, weights: int = 0) -> None:
-        """Let one more engine share the limit. It must hold nothing yet.
+        """Add an engine to the limit. It must hold nothing yet.
 
         Args:
             engine: another one.
-            weights: bytes that were no part of the process when `total` was settled.
+            weights: bytes of its weights, if they were loaded after `total` was set.
 
         Raises:
             MethodError: it does not count its memory, or there is no room for its first page.
@@ -80,24 +80,24 @@ class SharedLimit:
             self._weights[engine] = weights
 
     def lend(self, engine: Engine, pages: int) -> bool:
-        """Raise an engine's limit by so many pages, or fewer; whether by any."""
+        """Raise an engine's limit by up to `pages` pages; return whether by any."""
         with self._guard:
             memory = engine.memory
             if memory.limit is None or engine not in self._weights:
                 return False
-            # More than is asked for, so that pages come from the system in blocks.
-            wished = max(pages, memory.limit // 8)
-            if self._free(engine) < wished * memory.page_bytes:
+            # More than requested, so that pages come from the system in blocks.
+            requested = max(pages, memory.limit // 8)
+            if self._free(engine) < requested * memory.page_bytes:
                 for other in self._weights:
                     if other is not engine:
                         _withdraw(other, self._promised(other))
-            lent = min(wished, self._free(engine) // memory.page_bytes)
+            lent = min(requested, self._free(engine) // memory.page_bytes)
             if lent > 0:
                 engine.kv_limit = (memory.limit + lent) * memory.page_bytes
             return lent > 0
 
     def free(self, engine: Engine, yielding: Container[Engine] = ()) -> int:
-        """Bytes that an engine can take if those that yield give all their pages back."""
+        """Return the bytes that an engine can take if those in `yielding` release all pages."""
         left, own = self.total, engine.memory
         for other in self._weights:
             if other is not engine:
@@ -112,7 +112,7 @@ class SharedLimit:
         return self.total - sum(engine.kv_limit or 0 for engine in self._weights)
 
     def _free(self, engine: Engine) -> int:
-        """Bytes that nobody was lent, and that are not promised to another."""
+        """Return the bytes that are neither lent nor promised to another engine."""
         unlent, memory = self._unlent(), self.first.memory
         if engine is self.first or memory.free is None:
             return unlent
@@ -120,7 +120,7 @@ class SharedLimit:
 
 
 def _withdraw(engine: Engine, kept: int) -> None:
-    """Lower an engine's limit to what it holds, and at most `kept` pages more."""
+    """Lower an engine's limit to the pages it holds and at most `kept` more."""
     memory = engine.memory
     if memory.limit is None:
         return

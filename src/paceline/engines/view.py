@@ -12,21 +12,21 @@ from paceline.errors import RequestError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """The part of a model that a pass uses which only drafts.
+    """The part of a model that a drafting pass uses.
 
     Attributes:
-        layers: int32, increasing indices of the layers that are run; the others pass on what they
-            get. None runs all.
-        positions: int32, increasing committed positions that the nodes see besides their own
-            ancestors; every position stays where it is. A window hides those outside it as ever.
-            None shows all. They are gathered in every pass: runs of sixteen aligned ones are
-            cheap, scattered ones can cost as much as to see everything.
-        tokens: int32, increasing ids, at least one: those that get logits, a column each in this
-            order. None gives all. The native engine gathers their rows of the head, and keeps them
-            until other ones are asked for: ask for the same again and again.
-        exits: int32, increasing numbers below that of the layers that are run: behind so many of
-            them logits are made, too, as if the others were left out. `forward` gives all rows of
-            the first exit, then those of the next, and last those behind all layers.
+        layers: int32, increasing indices of the layers that are run; the others are skipped. None
+            runs all.
+        positions: int32, increasing committed positions that the nodes attend to besides their own
+            ancestors. Positions do not change, and windows apply as usual. None attends to all.
+            The rows are gathered in every pass: aligned runs of 16 are cheap, scattered ones can
+            cost as much as attending to everything.
+        tokens: int32, increasing ids, at least one: logits are computed for these only, a column
+            each in this order. None computes all. The native engine gathers their rows of the head
+            and keeps them until other tokens are requested, so reuse the same set.
+        exits: int32, increasing counts below the number of layers that are run: logits are also
+            computed after so many layers, as if the later ones were skipped. `forward` returns all
+            rows of the first exit, then those of the next, and last those after all layers.
     """
 
     layers: Tokens | None = None
@@ -60,14 +60,14 @@ class View:
 
     @property
     def partial(self) -> bool:
-        """Keys and values are not those of the whole model, and cannot be committed."""
+        """Whether keys and values differ from those of the whole model: no commit is possible."""
         return self.layers is not None or self.positions is not None
 
     @property
     def heads(self) -> int:
-        """Rows of each node: one behind each exit, and one behind all layers."""
+        """Number of rows of logits per node: one for each exit, and one after all layers."""
         return 1 + (0 if self.exits is None else len(self.exits))
 
     def width(self, vocab_size: int) -> int:
-        """Logits of each node, of a model with so many tokens."""
+        """Return the number of logits per row, for a vocabulary of that size."""
         return vocab_size if self.tokens is None else len(self.tokens)

@@ -107,10 +107,6 @@ class EngineWrapper(Engine):
         """Drop rows; see `Engine.evict`."""
         self.inner.evict(sequence, kept)
 
-    def check_kept(self, sequence: Cached, kept: Sequence[ArrayLike]) -> list[Tokens]:
-        """Check the rows to keep; see `Engine.check_kept`."""
-        return self.inner.check_kept(sequence, kept)
-
     def hidden(self) -> Floats:
         """Return hidden states of the last pass; see `Engine.hidden`."""
         return self.inner.hidden()

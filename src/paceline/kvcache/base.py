@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.abilities import Ability
-from paceline.compatibility import check_needs
+from paceline.compatibility import Side, check, check_needs
 from paceline.core import Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
@@ -88,12 +88,16 @@ class Policy(Method, ABC):
         """
 
     def check(self, engine: Engine) -> None:
-        """Refuse an engine that lacks what the policy needs.
+        """Refuse an engine that lacks what the policy needs, or reads some positions only.
 
         Raises:
             MethodError: as said.
         """
-        check_needs(f"the KV policy {self.name}", self.needs, engine.name, engine.abilities)
+        policy = f"the KV policy {self.name}"
+        if engine.pattern is not None:
+            pattern = f"the attention pattern {engine.pattern.name}"
+            check({Side.KV_POLICY: policy, Side.PATTERN: pattern})
+        check_needs(policy, self.needs, engine.name, engine.abilities)
 
     def begin(self, engine: Engine, sequence: Cached) -> None:
         """Prepare an empty sequence."""

@@ -1,0 +1,46 @@
+"""Checks of the arguments of engine operations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from paceline.core import Tokens
+from paceline.engines.base import Cached, Engine
+from paceline.errors import RequestError
+
+
+def check_kept(engine: Engine, sequence: Cached, kept: Sequence[ArrayLike]) -> list[Tokens]:
+    """Return the rows that `Engine.evict` is to keep, int32 [H_kv, K] for each layer.
+
+    Raises:
+        RequestError: there is not one array for each layer, or one does not fit.
+    """
+    layers = engine.config.layers
+    if len(kept) != len(layers):
+        raise RequestError(f"rows to keep of {len(kept)} layers, expected {len(layers)}")
+    return [
+        _rows(index, layer.kv_heads, engine.rows(sequence, index).shape[1], given)
+        for index, (layer, given) in enumerate(zip(layers, kept, strict=True))
+    ]
+
+
+def _rows(index: int, heads: int, held: int, given: ArrayLike) -> Tokens:
+    rows = np.asarray(given)
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (heads, len(rows)))
+    right = rows.ndim == 2 and len(rows) == heads
+    if not right or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
+        raise RequestError(
+            f"the rows to keep of layer {index} are {given!r:.80}, expected increasing indices "
+            f"[{heads}, K]"
+        )
+    outside = rows.size and (rows.min() < 0 or rows.max() >= held)
+    if outside or (np.diff(rows, axis=1) <= 0).any():
+        raise RequestError(
+            f"the rows to keep of layer {index} are {given!r:.80}, expected increasing indices "
+            f"below {held}"
+        )
+    return np.ascontiguousarray(rows, np.int32)
