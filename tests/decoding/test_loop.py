@@ -238,3 +238,22 @@ def test_the_last_token_of_a_pass_brings_all_the_rest_of_the_text():
     assert session.done
     assert session.output.text == "abcde"
     assert session.output.finish == "length"
+
+
+class Watcher(Root):
+    """Records how many successors of each node it is shown."""
+
+    def __init__(self, top_k):
+        self.top_k, self.shapes = top_k, []
+
+    def observe(self, step):
+        self.shapes.append((step.top_tokens.shape[1], float(step.top_probs.sum(1).max())))
+
+
+@pytest.mark.parametrize(("top_k", "shown"), [(3, 3), (11, 11), (12, 11), (500, 11)])
+def test_a_drafter_sees_its_top_k_and_no_more_than_the_vocabulary(top_k, shown):
+    watcher = Watcher(top_k)
+    run(ToyEngine(vocab_size=11), watcher, request(max_new_tokens=5), budget=2)
+    assert {k for k, _ in watcher.shapes} == {shown}
+    if shown == 11:  # all tokens are there, so their probabilities sum to 1
+        assert all(abs(total - 1) < 1e-5 for _, total in watcher.shapes)
