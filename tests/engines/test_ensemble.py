@@ -11,7 +11,7 @@ from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.registry import drafters
 from tests.conftest import shared
-from tests.drafters.test_model import Near, heated
+from tests.drafters.test_model import Near, request_at
 from tests.toy import ToyEngine
 
 SPECS = ("ensemble", "ensemble:member=1,stop=depth", "ensemble:member=0,width=1", "recycle")
@@ -52,13 +52,13 @@ def test_sequences_follow_in_every_member():
 
 
 @pytest.mark.parametrize("spec", SPECS)
-@pytest.mark.parametrize("heat", [0.0, 0.7, 1.0])
-def test_output_is_that_of_the_plain_ensemble(spec, heat):
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+def test_output_is_that_of_the_plain_ensemble(spec, temperature):
     engine = pair()
     target = Target(11, engine)
     plain, drafter = (drafters.parse(name).build(target) for name in ("plain", spec))
     for seed in range(3):
-        request = heated(heat, seed, prompt=(1, 2, seed))
+        request = request_at(temperature, seed, prompt=(1, 2, seed))
         outputs = [Generation(engine, d, request, Fixed(8)).run() for d in (plain, drafter)]
         assert outputs[0].tokens == outputs[1].tokens
         if spec != "recycle":
@@ -79,9 +79,13 @@ def test_real_models_mix(engine):
     if engine == "reference":
         pytest.importorskip("torch").set_num_threads(1)
     lm = LM(f"{big}@0.8|{small}@0.2", engine=engine, drafter="ensemble:member=1", budget=8)
-    for seed, heat in enumerate((0.0, 1.0)):
+    for seed, temperature in enumerate((0.0, 1.0)):
         request = lm.request(
-            "Once upon a time", max_new_tokens=24, temperature=heat, seed=seed, ignore_eos=True
+            "Once upon a time",
+            max_new_tokens=24,
+            temperature=temperature,
+            seed=seed,
+            ignore_eos=True,
         )
         plain = drafters.parse("plain").build(lm.draft_target)
         expected = Generation(lm.engine, plain, request, Fixed(0), margins=True).run()

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 import paceline
 from paceline import LM
-from paceline.control.guides.base import quoted
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.serving.operator_policy import (
     OperatorPolicy,
@@ -87,7 +86,7 @@ def test_models_of_guides_are_opened_before_any_request(lm):
 @settings(max_examples=20, deadline=None)
 @given(st.text(max_size=40))
 def test_a_negative_prompt_is_taken_as_it_is(text):
-    assert quoted("", negative(text, 2.0, 0.0).negative) == text
+    assert negative(text, 2.0, 0.0).negative == text
 
 
 SECRETS = ["key=s3cret", "key=s3cret,kind=green,delta=1", "kind=synthid,key=s3cret"]
