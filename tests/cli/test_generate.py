@@ -282,3 +282,13 @@ def test_shorthands_of_samplers_are_the_samplers(paceline):
         2, {"error": "--top-k is 9 and --sampler has another top_k; give one"}
     )  # fmt: skip
     assert "top_p" in paceline(*words, "--top-p", 3).err
+
+
+def test_a_hostile_template_is_refused_in_one_sentence(paceline, tmp_path):
+    for file in shared("models", "stories260K").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "chat_template.jinja").write_text("{{ 'x' * 3000000000 }}")
+    done = paceline("generate", "hi", "--model", tmp_path, "--chat")
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("paceline: the chat template needs more than 1024 MB")
+    assert done.err.count("\n") == 1

@@ -96,8 +96,9 @@ def load_weights(
             continue
         in_layers = name.startswith("layers.")
         blocks = _blocks(matrices)
-        form = _kept(matrices, blocks)
-        if chosen is not None:
+        if chosen is None:
+            form = _kept(matrices, blocks)
+        else:
             form = chosen.layers if in_layers else chosen.head
         count = sizes[0] if in_layers else sizes[1]
         count[form] = count.get(form, 0) + sum(each.shape[0] * each.shape[1] for each in matrices)
