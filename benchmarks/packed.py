@@ -27,8 +27,8 @@ from paceline.engines.native import NativeEngine, default_threads
 from paceline.models import load
 from paceline.models.config import ModelConfig
 from paceline.models.formats import compressed_tensors
-from paceline.models.formats.awq import AWQ
-from paceline.models.formats.gptq import GPTQ
+from paceline.models.formats.awq import AWQLayout
+from paceline.models.formats.gptq import GPTQLayout
 from paceline.models.formats.writer import Pending, type_name, write_json, write_safetensors
 from paceline.models.tensors import Grouped, Linear
 
@@ -65,7 +65,7 @@ def parts(module: str, matrix: Floats, layout: str, group: int) -> dict[str, Any
     if layout == "compressed-tensors":
         packed = compressed_tensors.pack(matrix, 4, group)
         return {f"{module}.weight{name}": part for name, part in packed.items()}
-    saver = GPTQ(4, group).save if layout == "gptq" else AWQ(group).save
+    saver = GPTQLayout(4, group).save if layout == "gptq" else AWQLayout(group).save
     saved = saver(rounded(matrix, group, layout == "awq"))
     return {f"{module}.{name}": part for name, part in saved.items()}
 

@@ -164,8 +164,8 @@ def test_a_template_goes_on_after_its_process_ended() -> None:
     with pytest.raises(RequestError, match="MB"):
         template.render([{"content": "ab", "n": 3 * 10**9}], {})
     assert template.render([{"content": "ab", "n": 3}], {}) == "ababab"
-    assert template._worker is not None
-    template._worker._process.kill()
+    assert template._running is not None
+    template._running._process.kill()
     with pytest.raises(RequestError, match="ends the process"):
         template.render([{"content": "ab", "n": 3}], {})
     assert template.render([{"content": "ab", "n": 1}], {}) == "ab"

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from paceline.engines import open_engine
 from paceline.errors import ModelError
 from paceline.models import load
-from paceline.models.formats.compressed_tensors import CompressedTensors, pack, scheme
+from paceline.models.formats.compressed_tensors import CompressedTensorsLayout, pack, scheme
 from paceline.models.formats.packed import Packed
 from paceline.models.formats.safetensors import Stored
 from paceline.models.formats.writer import Pending, write_safetensors
@@ -32,7 +32,7 @@ BITS = (4, 8)
 def read(parts: dict[str, Any], bits: int) -> Grouped:
     kinds = {"_packed": "I32", "_scale": "BF16", "_shape": "I64"}
     tensors = {"weight" + name: Stored(kinds[name], part) for name, part in parts.items()}
-    packed = CompressedTensors((bits,)).collect("here", tensors)["weight"]
+    packed = CompressedTensorsLayout((bits,)).collect("here", tensors)["weight"]
     assert isinstance(packed, Packed)
     return packed.read()
 

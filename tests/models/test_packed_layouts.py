@@ -16,9 +16,9 @@ from safetensors.numpy import load_file, save_file
 from paceline.errors import ModelError
 from paceline.models import load
 from paceline.models.formats import compressed_tensors
-from paceline.models.formats.awq import AWQ
-from paceline.models.formats.compressed_tensors import CompressedTensors
-from paceline.models.formats.gptq import GPTQ
+from paceline.models.formats.awq import AWQLayout
+from paceline.models.formats.compressed_tensors import CompressedTensorsLayout
+from paceline.models.formats.gptq import GPTQLayout
 from paceline.models.formats.packed import Packed
 from paceline.models.formats.quantized import read_packing
 from paceline.models.formats.safetensors import _DTYPES, Stored
@@ -73,7 +73,7 @@ def same(one: Grouped, other: Grouped) -> None:
 def test_gptq_is_read_as_defined_and_written_back(seed, bits, mode, version, group, order):
     rows, columns = 32, 96
     matrix = drawn(seed, rows, columns, bits, mode, group or columns, order)
-    layout = GPTQ(bits, group, version)
+    layout = GPTQLayout(bits, group, version)
     parts = layout.save(matrix)
     assert parts["qweight"].shape == (columns * bits // 32, rows)
     less = {"gptq": 1, "gptq_v2": 0}[version]
@@ -104,7 +104,7 @@ def test_gptq_is_read_as_defined_and_written_back(seed, bits, mode, version, gro
 def test_awq_is_read_as_defined_and_written_back(seed, mode, group):
     rows, columns = 24, 80
     matrix = drawn(seed, rows, columns, 4, mode, group or columns)
-    layout = AWQ(group)
+    layout = AWQLayout(group)
     parts = layout.save(matrix)
     outputs = [0, 2, 4, 6, 1, 3, 5, 7]
     for (k, word), bits in np.ndenumerate(parts["qweight"].view(np.uint32)):
@@ -136,7 +136,7 @@ def test_compressed_tensors_are_read_as_defined_and_written_back(seed, bits, mod
         codes = [int(whole) >> bits * k & ((1 << bits) - 1) for k in range(each)]
         expected = matrix.codes[row, each * word : each * (word + 1)].tolist()
         assert codes == expected + [0] * (each - len(expected))
-    layout = CompressedTensors((bits,))
+    layout = CompressedTensorsLayout((bits,))
     again = read_back(layout, parts)
     same(again, matrix)
     for name, array in compressed_tensors.save(again).items():
@@ -148,15 +148,15 @@ def test_compressed_tensors_are_read_as_defined_and_written_back(seed, bits, mod
 
 def test_what_a_layout_cannot_hold_is_refused():
     matrix = drawn(1, 32, 64, 4, "zeros", 32)
-    for save in (GPTQ(8, 32).save, GPTQ(4, 64).save, AWQ(64).save):
+    for save in (GPTQLayout(8, 32).save, GPTQLayout(4, 64).save, AWQLayout(64).save):
         with pytest.raises(ModelError, match="layout"):
             save(matrix)
     minima = drawn(1, 32, 64, 4, "minima", 32)
-    for save in (GPTQ(4, 32).save, AWQ(32).save, compressed_tensors.save):
+    for save in (GPTQLayout(4, 32).save, AWQLayout(32).save, compressed_tensors.save):
         with pytest.raises(ModelError, match=r"minima|this matrix is another"):
             save(minima)
     with pytest.raises(ModelError, match="whole words"):
-        GPTQ(3, 32).save(drawn(1, 24, 64, 3, "zeros", 32))
+        GPTQLayout(3, 32).save(drawn(1, 24, 64, 3, "zeros", 32))
 
 
 SOUND = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
@@ -182,12 +182,12 @@ def test_settings_that_cannot_be_read_are_refused_by_name(settings, said):
 
 
 def test_settings_name_the_layout():
-    assert read_packing({"quantization_config": SOUND}) == GPTQ(4, 32)
-    assert read_packing({"quantization_config": SOUND | {"group_size": -1}}) == GPTQ(4, None)
+    assert read_packing({"quantization_config": SOUND}) == GPTQLayout(4, 32)
+    assert read_packing({"quantization_config": SOUND | {"group_size": -1}}) == GPTQLayout(4, None)
     second = SOUND | {"checkpoint_format": "gptq_v2"}
-    assert read_packing({"quantization_config": second}) == GPTQ(4, 32, "gptq_v2")
+    assert read_packing({"quantization_config": second}) == GPTQLayout(4, 32, "gptq_v2")
     awq = SOUND | {"quant_method": "awq", "version": "GEMM", "zero_point": True}
-    assert read_packing({"quantization_config": awq}) == AWQ(32)
+    assert read_packing({"quantization_config": awq}) == AWQLayout(32)
     assert read_packing({"quantization_config": SOUND | {"quant_method": "new"}}) is None
     assert read_packing({}) is None
 
@@ -210,7 +210,11 @@ def packed_checkpoint(folder: Path, method: str, group: int = 32) -> dict[str, G
     for path in source.iterdir():
         if path.name != "model.safetensors":
             shutil.copyfile(path, folder / path.name)
-    layout = {"gptq": GPTQ(4, group), "gptq_v2": GPTQ(4, group, "gptq_v2"), "awq": AWQ(group)}
+    layout = {
+        "gptq": GPTQLayout(4, group),
+        "gptq_v2": GPTQLayout(4, group, "gptq_v2"),
+        "awq": AWQLayout(group),
+    }
     tensors, made = {}, {}
     for name, array in load_file(source / "model.safetensors").items():
         module = name.removesuffix(".weight")
@@ -288,7 +292,7 @@ def test_bfloat16_scales():
         "qzeros": np.zeros((2, 1), np.int32),
         "scales": np.repeat(scales.T, 8, 1),
     }
-    matrix = read_back(AWQ(2), parts)
+    matrix = read_back(AWQLayout(2), parts)
     assert matrix.scale_type == "BF16"
     np.testing.assert_array_equal(matrix.scales[0], widen(scales[0], "BF16"))
 
@@ -305,11 +309,11 @@ def test_parts_of_any_type_and_shape_are_read_or_refused(data):
     bits = 4 if method == "awq" else bits
     matrix = drawn(seed, 32, 64, bits, "zeros", 32)
     if method == "compressed-tensors":
-        layout = CompressedTensors((4, 8))
+        layout = CompressedTensorsLayout((4, 8))
         saved = compressed_tensors.save(matrix)
         parts = {"m.weight" + name: stored(part) for name, part in saved.items()}
     else:
-        layout = GPTQ(bits, 32) if method == "gptq" else AWQ(32)
+        layout = GPTQLayout(bits, 32) if method == "gptq" else AWQLayout(32)
         parts = {"m." + name: stored(part) for name, part in layout.save(matrix).items()}
     for name in data.draw(st.lists(st.sampled_from(sorted(parts)), max_size=2)):
         part = parts[name]

@@ -65,7 +65,7 @@ class ChatTemplate:
             raise ModelError(f"the chat template is not valid jinja2: {error}"[:500]) from None
         self.source = source
         self._lock = Lock()
-        self._worker: _Worker | None = None
+        self._running: _TemplateProcess | None = None
 
     def render(
         self,
@@ -95,12 +95,12 @@ class ChatTemplate:
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"the messages hold what is not JSON: {error!s:.200}") from None
         with self._lock:
-            if self._worker is None:
-                self._worker = _Worker(self.source)
+            if self._running is None:
+                self._running = _TemplateProcess(self.source)
             try:
-                status, text = self._worker.ask(line)
+                status, text = self._running.ask(line)
             except _EndedError as error:
-                self._worker = None
+                self._running = None
                 raise RequestError(f"the chat template {error}; {_ADVICE}") from None
         if status == chat_worker.TEXT:
             return text.decode("utf-8", "surrogatepass")
@@ -121,7 +121,7 @@ class _EndedError(Exception):
     """The process has ended, or was ended, without an answer."""
 
 
-class _Worker:
+class _TemplateProcess:
     """A process that renders one template."""
 
     def __init__(self, source: str) -> None:

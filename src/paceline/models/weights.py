@@ -15,7 +15,7 @@ from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.families import Family
-from paceline.models.formats.packed import Packed, Packing, Tensor
+from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.tensor_names import Place, Shape, places
 from paceline.models.tensors import Dense, Linear, to_dense, widen
@@ -42,7 +42,7 @@ class Weights(Mapping[str, Linear | Floats]):
     def __init__(
         self,
         folder: Path,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, FileTensor],
         places: Mapping[str, Place],
         heads: int,
     ) -> None:
@@ -158,9 +158,11 @@ def open_weights(
     return config, Weights(folder, tensors, wanted, config.layers[0].heads)
 
 
-def _strip(folder: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
+def _strip(
+    folder: Path, tensors: Mapping[str, FileTensor], family: Family
+) -> dict[str, FileTensor]:
     """Return the tensors without their prefixes and without what is no weight."""
-    stripped: dict[str, Tensor] = {}
+    stripped: dict[str, FileTensor] = {}
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in family.prefixes if name.startswith(prefix)), "")
         bare = name[len(prefix) :]
@@ -173,7 +175,7 @@ def _strip(folder: Path, tensors: Mapping[str, Tensor], family: Family) -> dict[
     return stripped
 
 
-def _tie(tensors: dict[str, Tensor], wanted: dict[str, Place]) -> bool:
+def _tie(tensors: dict[str, FileTensor], wanted: dict[str, Place]) -> bool:
     """Leave one of embedding and head where the config ties them; False if they differ."""
     embed, head = wanted["embed"].tensor, wanted["head"].tensor
     if head in tensors:
@@ -186,7 +188,7 @@ def _tie(tensors: dict[str, Tensor], wanted: dict[str, Place]) -> bool:
     return True
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _same(one: FileTensor, other: FileTensor) -> bool:
     if isinstance(one, Stored) and isinstance(other, Stored):
         return np.array_equal(one.values, other.values)
     if isinstance(one, Packed) and isinstance(other, Packed):
@@ -194,7 +196,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return False
 
 
-def _check(folder: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, Place]) -> None:
+def _check(folder: Path, tensors: Mapping[str, FileTensor], wanted: Mapping[str, Place]) -> None:
     shapes = {place.tensor: place.stored for place in wanted.values()}
     for place in wanted.values():  # packed matrices are [out, in] in every family
         if place.turned and isinstance(tensors.get(place.tensor), Packed):

@@ -20,8 +20,8 @@ from paceline.models.formats.bits import Codes, pack_fields, unpack_fields
 from paceline.models.formats.gptq import WHERE, group_size
 from paceline.models.formats.packed import (
     FLOATS,
+    FileTensor,
     Packed,
-    Tensor,
     check_part,
     group_count,
     plain_zeros,
@@ -37,7 +37,7 @@ _PLACE = np.argsort(_ORDER)
 
 
 @dataclass(frozen=True)
-class AWQ:
+class AWQLayout:
     """The settings of a checkpoint.
 
     Attributes:
@@ -47,7 +47,7 @@ class AWQ:
     group: int | None
 
     @classmethod
-    def of(cls, scheme: Mapping[str, Any]) -> AWQ:
+    def of(cls, scheme: Mapping[str, Any]) -> AWQLayout:
         """Read a `quantization_config`.
 
         Raises:
@@ -62,9 +62,9 @@ class AWQ:
             raise fields.fail("zero_point", "true")
         return cls(group_size(fields))
 
-    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each packed matrix as one; see `Packing.collect`."""
-        rest: dict[str, Tensor] = dict(tensors)
+        rest: dict[str, FileTensor] = dict(tensors)
         for name in [name for name in tensors if name.endswith(".qweight")]:
             module = name.removesuffix("qweight")
             parts = take_parts(folder, rest, module, ("qweight", "qzeros", "scales"))

@@ -23,8 +23,8 @@ from paceline.models.fields import Fields
 from paceline.models.formats.bits import pack_fields, unpack_fields
 from paceline.models.formats.packed import (
     FLOATS,
+    FileTensor,
     Packed,
-    Tensor,
     check_part,
     plain_order,
     plain_zeros,
@@ -40,7 +40,7 @@ _WHERE = "quantization_config in config.json"
 
 
 @dataclass(frozen=True)
-class CompressedTensors:
+class CompressedTensorsLayout:
     """The settings of a checkpoint.
 
     Attributes:
@@ -52,7 +52,7 @@ class CompressedTensors:
     symmetric: bool = True
 
     @classmethod
-    def of(cls, scheme: Mapping[str, Any]) -> CompressedTensors:
+    def of(cls, scheme: Mapping[str, Any]) -> CompressedTensorsLayout:
         """Read a `quantization_config`.
 
         Raises:
@@ -70,9 +70,9 @@ class CompressedTensors:
         plain = any(group["weights"].get("symmetric", True) for group in groups.values())
         return cls(tuple(sorted(widths)), plain)
 
-    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each packed matrix as one; see `Packing.collect`."""
-        rest: dict[str, Tensor] = dict(tensors)
+        rest: dict[str, FileTensor] = dict(tensors)
         names = (_PACKED, _SCALE, _SHAPE, f"{_ZERO}?" if self.symmetric else _ZERO, f"{_ORDER}?")
         for name in [name for name in tensors if name.endswith(_PACKED)]:
             weight = name.removesuffix(_PACKED)

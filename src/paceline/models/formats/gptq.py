@@ -22,8 +22,8 @@ from paceline.models.fields import Fields
 from paceline.models.formats.bits import pack_bits, packed_size, unpack_bits
 from paceline.models.formats.packed import (
     FLOATS,
+    FileTensor,
     Packed,
-    Tensor,
     check_part,
     group_count,
     plain_order,
@@ -40,7 +40,7 @@ _VERSIONS = {"gptq": 1, "gptq_v2": 0}  # what is taken from a stored zero point
 
 
 @dataclass(frozen=True)
-class GPTQ:
+class GPTQLayout:
     """The settings of a checkpoint.
 
     Attributes:
@@ -54,7 +54,7 @@ class GPTQ:
     version: str = "gptq"
 
     @classmethod
-    def of(cls, scheme: Mapping[str, Any]) -> GPTQ:
+    def of(cls, scheme: Mapping[str, Any]) -> GPTQLayout:
         """Read a `quantization_config`.
 
         Raises:
@@ -71,9 +71,9 @@ class GPTQ:
             raise fields.fail("pack_dtype", "int32")
         return cls(bits, group_size(fields), version)
 
-    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each packed matrix as one; see `Packing.collect`."""
-        rest: dict[str, Tensor] = dict(tensors)
+        rest: dict[str, FileTensor] = dict(tensors)
         for name in [name for name in tensors if name.endswith(".qweight")]:
             module = name.removesuffix("qweight")
             names = ("qweight", "qzeros", "scales", "g_idx?")

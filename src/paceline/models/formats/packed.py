@@ -36,13 +36,13 @@ class Packed:
         return f"int{self.bits}"
 
 
-Tensor = Stored | Packed
+FileTensor = Stored | Packed
 
 
 class Packing(Protocol):
     """A layout of packed matrices, with the settings of one checkpoint."""
 
-    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, Tensor]:
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each packed matrix as one, under the name of its weight.
 
         Args:
@@ -55,7 +55,7 @@ class Packing(Protocol):
 
 
 def take_parts(
-    folder: object, tensors: dict[str, Tensor], module: str, names: tuple[str, ...]
+    folder: object, tensors: dict[str, FileTensor], module: str, names: tuple[str, ...]
 ) -> dict[str, Stored]:
     """Remove and return the tensors of one matrix.
 

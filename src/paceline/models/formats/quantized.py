@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from paceline.models.formats.awq import AWQ
-from paceline.models.formats.compressed_tensors import CompressedTensors
-from paceline.models.formats.gptq import GPTQ
+from paceline.models.formats.awq import AWQLayout
+from paceline.models.formats.compressed_tensors import CompressedTensorsLayout
+from paceline.models.formats.gptq import GPTQLayout
 from paceline.models.formats.packed import Packing
 
 _LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], Packing]] = {
-    "compressed-tensors": CompressedTensors.of,
-    "gptq": GPTQ.of,
-    "awq": AWQ.of,
+    "compressed-tensors": CompressedTensorsLayout.of,
+    "gptq": GPTQLayout.of,
+    "awq": AWQLayout.of,
 }
 
 
