@@ -90,3 +90,23 @@ def test_what_cannot_be_is_refused(paceline, source, tmp_path):
     assert (done.code, "has no line" in done.err) == (2, True)
     done = paceline("batch", source, tmp_path / "no" / "new")
     assert (done.code, "there is no folder" in done.err) == (2, True)
+
+
+def test_lines_without_sampling_of_their_own_get_that_of_the_options(paceline, tmp_path):
+    def texts(line, *words):
+        source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        source.write_text(json.dumps({"prompt": "Once", "max_tokens": 20, "seed": 3} | line))
+        assert paceline("batch", source, out, *words).code == 0
+        answer = rows(out)[0]["response"]["body"]["choices"][0]["text"]
+        out.unlink()
+        return answer
+
+    given = {"temperature": 1.5, "top_p": 0.9, "top_k": 7, "repetition_penalty": 1.3}
+    words = ("--temperature", 1.5, "--top-p", 0.9, "--top-k", 7, "--repetition-penalty", 1.3)
+    assert texts({}, *words) == texts(given) != texts({})
+    assert texts({"temperature": 0, "top_k": 5}, "--temperature", 1.5, "--top-k", 1) == texts(
+        {"temperature": 0, "top_k": 5}
+    )
+    assert texts({"sampler": "top_k=5"}, *words) == texts({"sampler": "top_k=5"})
+    source = tmp_path / "in.jsonl"
+    assert "top_p is 7" in paceline("batch", source, tmp_path / "o", "--top-p", 7).err

@@ -46,6 +46,28 @@ class LineDefaults:
         ),
     ] = None
     seed: Annotated[int, typer.Option(help="Seed of lines that give none.")] = 0
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Temperature of lines that give none.")
+    ] = None
+    top_p: options.TopP = None
+    top_k: options.TopK = None
+    min_p: options.MinP = None
+    repetition_penalty: options.RepetitionPenalty = None
+
+    def sampling(self) -> dict[str, float]:
+        """Return the sampling fields of lines that give neither them nor `sampler`.
+
+        Raises:
+            MethodError: a value is out of range.
+        """
+        from paceline.registry import controls
+
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name, value in given.items():
+            if name != "temperature":
+                controls.single(name, value)
+        return given
 
     def __post_init__(self) -> None:
         if self.name == "":
@@ -99,9 +121,12 @@ def batch(
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.output_journal import OutputJournal
 
+    sampling = defaults.sampling()
     summary = summarize_input(source)
     paths = model_paths(model)
-    settings = BatchSettings(defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed)
+    settings = BatchSettings(
+        defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed, sampling
+    )
     job = _job(summary.digest, model, paths, settings, engine, drafting)
     where = str(paths[0].resolve()) if len(paths) == 1 else model
     build = partial(_worker, engine, where, drafting, execution.max_running)
@@ -148,6 +173,7 @@ def _job(
         "formats": [engine.weight_format, engine.kv_format],
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
+        **({"sampling": dict(settings.sampling)} if settings.sampling else {}),
         "drafter": drafting.drafter if lossy else None,
     }
 

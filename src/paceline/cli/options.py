@@ -64,6 +64,17 @@ Watermark = Annotated[
         help="exponential|inverse|green|synthid:key=SECRET[,SETTING=VALUE]; see `paceline methods`."
     ),
 ]
+TopP = Annotated[
+    float | None, typer.Option(help="Keep the likeliest tokens that sum to this probability.")
+]
+TopK = Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")]
+MinP = Annotated[
+    float | None,
+    typer.Option(help="Keep tokens with at least this share of the best one's probability."),
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Divide the logits of tokens that occurred; 1 is none.")
+]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).")]
 Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat template.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
@@ -156,19 +167,10 @@ class SamplingOptions:
             "see `paceline methods`."
         ),
     ] = None
-    top_p: Annotated[
-        float | None, typer.Option(help="Keep the likeliest tokens that sum to this probability.")
-    ] = None
-    top_k: Annotated[int | None, typer.Option(help="Keep this many of the likeliest tokens.")] = (
-        None
-    )
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Keep tokens with at least this share of the best one's probability."),
-    ] = None
-    repetition_penalty: Annotated[
-        float | None, typer.Option(help="Divide the logits of tokens that occurred; 1 is none.")
-    ] = None
+    top_p: TopP = None
+    top_k: TopK = None
+    min_p: MinP = None
+    repetition_penalty: RepetitionPenalty = None
     watermark: Watermark = None
     walk: Walk = "gumbel"
     stop: Stop = None

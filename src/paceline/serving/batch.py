@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -95,11 +95,14 @@ class BatchSettings:
         name: the model's name; a line that names another model is refused.
         max_new_tokens: for lines that give no number; None allows the rest of the context.
         seed: for lines that give none.
+        sampling: fields such as `temperature` and `top_p`, each for lines that give neither it nor
+            `sampler`.
     """
 
     name: str
     max_new_tokens: int | None = None
     seed: int = 0
+    sampling: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -181,6 +184,9 @@ def _submit(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchS
         raise NotFoundError(f"there is no model {body.model!r} here, only {settings.name!r}")
     if body.seed is None:
         body.seed = settings.seed
+    for field_, value in settings.sampling.items():
+        if body.sampler is None and getattr(body, field_) is None:
+            setattr(body, field_, value)
     limits, name = RequestLimits(default_tokens=settings.max_new_tokens), f"line-{pending.number}"
     if isinstance(body, ChatBody):
         jobs_by_prompt = [chat_jobs(worker.lm, body, name, "", limits)]
