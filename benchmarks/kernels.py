@@ -28,12 +28,12 @@ from step import SHAPES, RandomWeights
 
 from paceline import _native
 from paceline.core import TokenTree
-from paceline.engines.native import FORMATS, NativeEngine, default_threads
+from paceline.engines.formats import BITS, HEADS
+from paceline.engines.native import NativeEngine, default_threads
 from paceline.machine import largest_cache
 from paceline.models.config import LayerConfig, ModelConfig
 
 SIZES = (1, 2, 4, 8, 16, 32, 128, 512)
-BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int4": 4}
 FEW = 16  # tokens up to which reading the matrix may decide
 ROWS = 4096  # of the matrix for more: its outputs stay in cache, as in a model
 EDGE = 1024  # of torch's matrices
@@ -84,7 +84,7 @@ def report(shape: ModelConfig, inputs: int, storage: str, options: argparse.Name
     """Two rows of the table, GB/s and GMAC/s."""
     threads = options.threads
     size = options.megabytes << 20 if options.megabytes else max(96 << 20, 3 * largest_cache())
-    tall = size * 8 // (BITS[storage] * inputs)
+    tall = int(size * 8 / (BITS[storage] * inputs))
     few = tuple(n for n in SIZES if n <= FEW)
     many = tuple(n for n in SIZES if n > FEW)
     engines: dict[int, NativeEngine] = {}
@@ -116,7 +116,7 @@ def main() -> None:
     """Parse the command line, measure, print one table for each shape."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--shape", choices=SHAPES, action="append")
-    parser.add_argument("--format", choices=FORMATS, action="append")
+    parser.add_argument("--format", choices=HEADS, action="append")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--rounds", type=int, default=5)
@@ -133,7 +133,7 @@ def main() -> None:
         print(f"\n**{name}**\n")
         print(_row(["matrix", "", *(f"n = {n}" for n in SIZES)]))
         print(_row(["---", "---", *["---:"] * len(SIZES)]))
-        for storage in options.format or FORMATS:
+        for storage in options.format or HEADS:
             for inputs in (shape.hidden_size, shape.layers[0].intermediate):
                 print(*report(shape, inputs, storage, options), sep="\n", flush=True)
 
