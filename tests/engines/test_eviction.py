@@ -85,7 +85,7 @@ def some_rows(engine, sequence, rng, share: float) -> list[np.ndarray]:
 
 
 def evicted(engine, sequence, kept) -> Event:
-    """Evict; what `recomputed` is to be told of it."""
+    """Evict; return what `recomputed` needs to know."""
     before = [engine.rows(sequence, index) for index in LAYERS]
     engine.evict(sequence, kept)
     positions = [

@@ -57,15 +57,17 @@ class Setting:
         )
         self.plain = cache(lambda *key: self.output(*key, "plain", 0))
 
-    def output(self, policy: str, prompt: int, heat: float, drafter: str, nodes: int) -> list[int]:
+    def output(
+        self, policy: str, prompt: int, temperature: float, drafter: str, nodes: int
+    ) -> list[int]:
         request = Request(
             self.prompts[prompt],
             70,
-            temperature=heat,
+            temperature=temperature,
             seed=7,
             kv_policy=parse_policy(policy) if policy else None,
         )
-        request = bind([Temperature(heat)] if heat else [], request, self.vocabulary)
+        request = bind([Temperature(temperature)] if temperature else [], request, self.vocabulary)
         target = Target(self.engine.config.vocab_size, self.engine, self.model.tokenizer)
         built = drafters.parse(drafter).build(target)
         tokens = Generation(self.engine, built, request, Fixed(nodes)).run().tokens

@@ -50,12 +50,12 @@ def run(worker, jobs) -> dict[str, list[int]]:
 def test_companions_in_a_batch_change_nothing(lm, pages) -> None:
     """Policies, none, samplers, prefixes and preemption beside each other: as alone."""
     requests = {
-        f"{index} {policy} {heat}": lm.request(
-            prompt, max_new_tokens=60, temperature=heat, seed=index, kv_policy=policy
+        f"{index} {policy} {temperature}": lm.request(
+            prompt, max_new_tokens=60, temperature=temperature, seed=index, kv_policy=policy
         )
         for index, prompt in enumerate(PROMPTS)
         for policy in (None, SPEC, WINDOW)
-        for heat in (0.0, 0.8)
+        for temperature in (0.0, 0.8)
     }
     expected = {name: alone(lm, request) for name, request in requests.items()}
     memory = None if pages is None else pages * lm.engine.memory.page_bytes

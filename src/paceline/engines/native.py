@@ -339,11 +339,11 @@ def default_threads() -> int:
     Raises:
         MethodError: PACELINE_THREADS is no number.
     """
-    wished = os.environ.get("PACELINE_THREADS", "")
-    if wished:
-        if not wished.isdecimal():
-            raise MethodError(f"PACELINE_THREADS is {wished!r}, expected a number of threads")
-        return int(wished)
+    requested = os.environ.get("PACELINE_THREADS", "")
+    if requested:
+        if not requested.isdecimal():
+            raise MethodError(f"PACELINE_THREADS is {requested!r}, expected a number of threads")
+        return int(requested)
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
