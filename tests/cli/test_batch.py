@@ -7,6 +7,10 @@ import time
 
 import pytest
 
+from paceline.cli import batch
+from paceline.cli.options import DraftOptions, EngineOptions
+from paceline.serving.batch import BatchSettings
+
 LINE = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "temperature": 0.9}
 
 
@@ -110,3 +114,22 @@ def test_lines_without_sampling_of_their_own_get_that_of_the_options(paceline, t
     assert texts({"sampler": "top_k=5"}, *words) == texts({"sampler": "top_k=5"})
     source = tmp_path / "in.jsonl"
     assert "top_p is 7" in paceline("batch", source, tmp_path / "o", "--top-p", 7).err
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [
+        ({"kv_policy": "h2o"}, {}),
+        ({"attention": "lm_infinite"}, {}),
+        ({"weight_format": "int8"}, {}),
+        ({}, {"seed": 1}),
+        ({}, {"sampling": {"top_k": 3}}),
+    ],
+)
+def test_a_job_with_other_outputs_is_another_job(engine, settings):
+    def job(engine, settings):
+        made = BatchSettings("tiny", **settings)
+        options = (EngineOptions(**engine), DraftOptions())
+        return batch._job("digest", "model", [], made, *options)
+
+    assert job(engine, settings) != job({}, {})

@@ -21,6 +21,7 @@ KEYS = {
     "engine",
     "format",
     "kv_format",
+    "kv_policy",
     "drafter",
     "budget",
     "governor",

@@ -164,6 +164,11 @@ def _job(
     from paceline.registry import drafters
 
     lossy = parsing.lossy({drafting.drafter: drafters.parse(drafting.drafter)})
+    optional = {
+        "sampling": dict(settings.sampling),
+        "attention": engine.attention,
+        "kv_policy": engine.kv_policy,
+    }
     return {
         "schema": "paceline-batch/1",
         "input": digest,
@@ -173,8 +178,8 @@ def _job(
         "formats": [engine.weight_format, engine.kv_format],
         "max_new_tokens": settings.max_new_tokens,
         "seed": settings.seed,
-        **({"sampling": dict(settings.sampling)} if settings.sampling else {}),
         "drafter": drafting.drafter if lossy else None,
+        **{name: value for name, value in optional.items() if value},
     }
 
 
