@@ -308,6 +308,7 @@ def test_the_engine_survives_any_arguments(data):
     model = loaded(data.draw(st.sampled_from(("fp32", "int8"))))
     sequences = [model.open()]
     calls = ("forward", "mixed", "commit", "truncate", "fork", "release", "limit", "rope", "get")
+    calls += ("track", "evict", "rows", "attention_mass")
     for call in data.draw(st.lists(st.sampled_from(calls), max_size=12)):
         one = sequences[data.draw(st.integers(0, len(sequences) - 1))]
         if call == "forward":
@@ -316,6 +317,8 @@ def test_the_engine_survives_any_arguments(data):
             view = [data.draw(SORTED) for _ in range(0 if good else 4)]
             batch = [(one, *CHAIN)] if good else [tuple(entry)]
             attempt(model.forward, batch, [data.draw(st.booleans())], *view)
+            if good and data.draw(st.booleans()):
+                attempt(one.commit, np.arange(3, dtype=np.int32))
         elif call == "mixed":
             arguments = mostly(st.just(one), arrays(2, low=0, high=37), arrays(2, np.float32))
             attempt(model.forward_mixed, *data.draw(arguments))
@@ -330,6 +333,13 @@ def test_the_engine_survives_any_arguments(data):
             attempt(model.get, data.draw(st.sampled_from(("embed", "layers.0.q", "x", ""))))
         elif call == "release":
             one.release()
+        elif call == "track":
+            attempt(one.track_attention)
+        elif call == "evict":
+            good = [np.zeros((layer.kv_heads, 1), np.int32) for layer in LAYERS]
+            attempt(one.evict, data.draw(st.one_of(st.just(good), st.lists(arrays(2), max_size=2))))
+        elif call in ("rows", "attention_mass"):
+            attempt(getattr(one, call), *data.draw(mostly(WHOLE)))
         else:
             values = IDS if call == "commit" else WHOLE
             attempt(getattr(one, call), *data.draw(mostly(values)))

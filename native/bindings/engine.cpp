@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <optional>
@@ -293,9 +294,11 @@ void evict(Sequence& sequence, const std::vector<Rows>& kept) {
     if (kept.size() != shape.layers.size()) refuse("each layer needs rows to keep");
     locked(sequence, [&](KVCache& cache) {
         std::vector<KeptRows> layers;
+        std::deque<std::vector<int32_t>> copies;  // other threads may change the arrays
         for (size_t layer = 0; layer < kept.size(); ++layer) {
             const size_t heads = kept[layer].shape(0), count = kept[layer].shape(1);
-            const int32_t* rows = kept[layer].data();
+            const int32_t* rows =
+                copies.emplace_back(kept[layer].data(), kept[layer].data() + heads * count).data();
             if (heads != shape.layers[layer].kv_heads) refuse("each head needs rows to keep");
             for (size_t i = 0; i < heads * count; ++i) {
                 const int32_t low = i % count ? rows[i - 1] + 1 : 0;
