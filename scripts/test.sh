@@ -2,8 +2,9 @@
 # usage: bash scripts/test.sh [PYTEST ARGUMENTS]
 #
 # Checks everything that must hold before a change lands: format, lint, types, tests, and, without
-# arguments, the tests on a real Ray cluster. Installs what that needs into .venv and .venv-ray, and
-# a browser for the playground's tests where there is none. A skip that tests/skips.txt does not
+# arguments, the tests on a real Ray cluster and those of the native module's arguments under
+# sanitizers. Installs what that needs into .venv and .venv-ray, and a browser for the playground's
+# tests where there is none. A skip that tests/skips.txt does not
 # name is a failure. Ends with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
@@ -14,6 +15,7 @@ install_browser
 ruff format --check .
 ruff check .
 mypy --strict src
+[ $# -gt 0 ] || bash scripts/sanitize.sh
 if [ $# = 0 ]; then
   install_ray
   .venv-ray/bin/python -c "import ray"  # without it these tests would be skipped

@@ -72,7 +72,9 @@ public:
     KVCache open() { return KVCache(layout, memory); }
 
     // See Weights::set.
-    void set(const std::string& name, const TensorSource& weight) { weights.set(name, weight, *pool_); }
+    void set(const std::string& name, const TensorSource& weight) {
+        weights.set(name, weight, *pool_);
+    }
 
     // See Weights::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order) {

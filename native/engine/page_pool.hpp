@@ -11,7 +11,7 @@
 
 namespace paceline {
 
-// More pages are wanted than the limit leaves. Nothing has been done.
+// More pages are needed than the limit leaves. Nothing has been changed.
 struct MemoryFull : std::runtime_error {
     MemoryFull(size_t needed, size_t free);
 };
@@ -25,7 +25,7 @@ struct Page {
     Slab* slab;
 };
 
-// Pages that were asked from the system together, and go back together.
+// Pages that were allocated together, and are freed together.
 struct Slab {
     Slab(size_t pages, size_t page_bytes);
     Buffer data;
@@ -33,7 +33,7 @@ struct Slab {
     std::vector<Page*> free;
 };
 
-// Counts its pages, and never asks the system for more than the limit. Threads may share it.
+// Allocates pages up to a limit, and counts their holders. Thread-safe.
 class PagePool {
 public:
     struct Count {

@@ -278,7 +278,8 @@ void Pass::plan_layer(size_t layer) {
     add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
-    if (view_.positions) add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    if (view_.positions)
+        add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
     add_chunks(Stage::attention, &Pass::attend, layer, before_[layer].calls.back());
     if (before_[layer].states.back())
         add(Stage::attention, &Pass::combine, layer, n_ * shape.heads, 8);

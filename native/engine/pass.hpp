@@ -38,7 +38,7 @@ private:
         std::vector<double> starts;           // of each phase
         std::vector<std::vector<double>> busy;  // [thread][phase]
     };
-    // How the queries of one kv head are cut into calls.
+    // How the queries of one kv head are divided into kernel calls.
     struct QuerySplit {
         size_t tile, tiles, spans;
         size_t shared_span;  // spans, the first ones, that others compute, too
@@ -49,7 +49,8 @@ private:
     struct Before {
         std::vector<size_t> calls, states;
     };
-    // A span that several branches have in the same pages.
+    // A span of cached positions that several branches hold in the same pages; it is read once for
+    // all.
     struct SharedSpan {
         size_t span, nodes;
         std::vector<size_t> branches;
@@ -114,7 +115,8 @@ private:
     QuerySplit query_split(size_t layer, size_t branch) const;
     void find_shared_spans();
     size_t shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const;
-    Attention join(size_t layer, const SharedSpan& shared_span, size_t head, SharedNode* shared_nodes) const;
+    Attention join(size_t layer, const SharedSpan& shared_span, size_t head,
+                   SharedNode* shared_nodes) const;
     size_t shared_node_bytes() const;
     void count_calls(size_t layer);
     Attention attention(size_t layer, size_t branch, size_t head) const;
@@ -147,9 +149,9 @@ private:
     Clock clock_;
 };
 
-// Runs every node of every branch; `logits` is [nodes][V], or of the view's tokens, or null. Nothing
-// is committed. Throws std::invalid_argument for bad tokens, parents, positions or views, and
-// MemoryFull, before any work.
+// Runs every node of every branch and writes logits [nodes][V], or of the view's tokens only;
+// `logits` may be null. Commits nothing. Throws std::invalid_argument for bad tokens, parents,
+// positions or views, and MemoryFull, before any work is done.
 void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
 
 }  // namespace paceline

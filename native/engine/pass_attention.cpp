@@ -87,7 +87,8 @@ void Pass::find_shared_spans() {
             const KVCache& cache = *batch_[b].cache;
             if (shared_span_counts_[b] < span || cache.length() < end || cache.evicted()) continue;
             if (batch_[b].nodes * group > kFewQueries) continue;
-            SharedSpan& shared_span = by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
+            SharedSpan& shared_span =
+                by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
             shared_span.span = span;
             shared_span.nodes += batch_[b].nodes;
             shared_span.branches.push_back(b);
@@ -109,7 +110,8 @@ size_t Pass::shared_span_calls(const LayerShape& layer, const SharedSpan& shared
 size_t Pass::shared_node_bytes() const { return padded(n_) * sizeof(SharedNode); }
 
 // All queries that the branches of a joint have for a kv head.
-Attention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head, SharedNode* shared_nodes) const {
+Attention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head,
+                     SharedNode* shared_nodes) const {
     const size_t state = kernels_.state_floats(shape_.layers[layer].head_dim);
     Attention job = attention(layer, shared_span.branches[0], head);
     for (size_t b : shared_span.branches) {
@@ -131,7 +133,8 @@ void Pass::count_calls(size_t layer) {
     const LayerShape& shape = shape_.layers[layer];
     Before& before = before_[layer];
     size_t calls = 0, states = 0;
-    for (const SharedSpan& shared_span : shared_spans_) calls += shared_span_calls(shape, shared_span);
+    for (const SharedSpan& shared_span : shared_spans_)
+        calls += shared_span_calls(shape, shared_span);
     for (size_t branch = 0; branch <= batch_.size(); ++branch) {
         before.calls.push_back(calls);
         before.states.push_back(states);

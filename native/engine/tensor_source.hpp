@@ -1,4 +1,4 @@
-// A weight as it is handed in: in the type and order in which a checkpoint keeps it.
+// A weight as the caller gives it: in the type and memory order of its checkpoint.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ struct TensorSource {
 
     // Row `row` as `columns` floats. False: one of them is infinite or no number.
     bool read(size_t row, float* out) const;
-    // Lets the system take back the pages of rows first .. last - 1 if they show a file.
+    // Lets the system reclaim the pages of rows first .. last - 1, if they map a file.
     void forget(size_t first, size_t last) const;
 
     const uint8_t* data;

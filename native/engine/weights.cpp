@@ -41,8 +41,8 @@ void read(const std::string& name, const TensorSource& weight, size_t row, float
 }
 
 // Puts a bias beside the panels that it belongs to; see Matrix::pack.
-void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, const TensorSource& weight,
-                size_t first, size_t every) {
+void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name,
+                const TensorSource& weight, size_t first, size_t every) {
     if (!bias) bias = zeros(matrix.panels * kPanel);
     std::vector<float> from(weight.columns);
     read(name, weight, 0, from.data());
@@ -50,8 +50,8 @@ void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name, con
         bias.floats()[(first + row / kPanel * every) * kPanel + row % kPanel] = from[row];
 }
 
-void set_norm(Norm& norm, const std::string& name, const TensorSource& weight, size_t size, bool bias,
-              float offset) {
+void set_norm(Norm& norm, const std::string& name, const TensorSource& weight, size_t size,
+              bool bias, float offset) {
     expect(name, weight, 1, size, false);
     Buffer& to = bias ? norm.bias : norm.weight;
     to = zeros(padded(size));
@@ -220,7 +220,8 @@ Weights::Slot Weights::slot_of(const std::string& stem) {
     const size_t vocabulary = shape_.vocabulary;
     if (stem == "embed")
         return {shape_.tied ? &head : &untied_embedding, nullptr, vocabulary, 0, 1, &seen_, kEmbed};
-    if (stem == "head") return {&head, &head_bias, shape_.tied ? 0 : vocabulary, 0, 1, &seen_, kHead};
+    if (stem == "head")
+        return {&head, &head_bias, shape_.tied ? 0 : vocabulary, 0, 1, &seen_, kHead};
     if (!stem.starts_with("layers.")) return {};
     const auto [index, part] = layer_of(stem);
     return layer_slot(index, part);

@@ -162,7 +162,8 @@ INLINE F16 score(const Attention& job, const uint8_t* block, const float* scores
 
 // Rows are columns: committed ones, and the nodes of a chain.
 template <class Number, int T>
-static void see_block(const Attention& job, const Group& group, const AttentionScratch& parts, size_t begin) {
+static void see_block(const Attention& job, const Group& group, const AttentionScratch& parts,
+                      size_t begin) {
     const size_t end = begin + kCacheBlock < group.to ? begin + kCacheBlock : group.to;
     const size_t count = end - begin, panels = padded(count) / kPanel;
     const uint8_t* block = block_at(job, begin);
@@ -225,7 +226,8 @@ INLINE void each_seen(const Attention& job, size_t node, size_t start, size_t be
 
 // Columns of a tree lie where its branches put them, so each query finds its own.
 template <class Number, int T>
-static void see_tree(const Attention& job, const Group& group, const AttentionScratch& parts, size_t begin) {
+static void see_tree(const Attention& job, const Group& group, const AttentionScratch& parts,
+                     size_t begin) {
     const size_t first = job.length / kCacheBlock * kCacheBlock, room = slots_of(job);
     const size_t last = (job.first + group.first + group.count - 1) / job.group;
     const size_t end = job.length + last + 1;  // rows after the last are not seen
@@ -293,7 +295,8 @@ static void finish(const Attention& job, size_t query, const float* total) {
     }
 }
 
-INLINE Group group_of(const Attention& job, const AttentionScratch& parts, const Tiling& tiles, size_t tile) {
+INLINE Group group_of(const Attention& job, const AttentionScratch& parts, const Tiling& tiles,
+                      size_t tile) {
     Group group{tile * tiles.width, tiles.tokens(tile), SIZE_MAX, 0, nullptr, nullptr};
     group.queries = parts.queries + tile * tiles.width * job.head_dim;
     group.sums = parts.sums + tile * tiles.width * padded(job.head_dim);
@@ -328,7 +331,8 @@ INLINE float* state_at(const Attention& job, size_t query, size_t span) {
 
 // The columns of one span.
 template <class Number>
-static void see_span(const Attention& job, const Tiling& tiles, const AttentionScratch& parts, size_t span) {
+static void see_span(const Attention& job, const Tiling& tiles, const AttentionScratch& parts,
+                     size_t span) {
     const size_t end = (span + 1) * kSpan;
     for (size_t begin = span * kSpan; begin < end; begin += kCacheBlock)
         for (size_t tile = 0; tile < tiles.count; ++tile) {
@@ -353,8 +357,8 @@ static void attend(const Attention& job, size_t first_span, size_t last_span, vo
         load_queries(job, group_of(job, parts, tiles, tile), tiles.width_of(tile));
     for (size_t query = 0; query < job.count; ++query) {
         const size_t node = (job.first + query) / job.group;
-        const size_t depth =
-            job.shared_nodes ? job.shared_nodes[node].column : static_cast<size_t>(job.depths[node]);
+        const size_t depth = job.shared_nodes ? job.shared_nodes[node].column
+                                              : static_cast<size_t>(job.depths[node]);
         parts.start[query] = static_cast<int32_t>(window_start(job, depth));
         parts.last[query] = static_cast<int32_t>(job.length + depth);
         clear(parts.totals + query * state, dim);

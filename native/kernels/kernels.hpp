@@ -44,7 +44,7 @@ struct NormJob {
     bool centred;  // layer norm; otherwise root mean square
 };
 
-// A node of a call that several sequences share.
+// A node of a kernel call whose nodes belong to several sequences.
 struct SharedNode {
     const float* queries;  // head h: queries[h * D]
     size_t column;         // its own, the last that it sees

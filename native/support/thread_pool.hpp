@@ -1,8 +1,8 @@
 // Threads that share the work of a task.
 //
-// A task is a row of phases; a phase is some chunks that may run at the same time. Whoever is
-// free takes the next chunk, so a thread that the system keeps from its core delays nobody, and
-// one that wakes late finds nothing to do. Which thread runs a chunk must not matter.
+// A task is a sequence of phases; a phase is a number of chunks that may run at the same time. Any
+// free thread takes the next chunk, so a thread that loses its core delays nobody, and one that
+// wakes late finds nothing to do. The result must not depend on which thread runs a chunk.
 #pragma once
 
 #include <atomic>
@@ -16,7 +16,7 @@
 
 namespace paceline {
 
-// The part of `count` things that chunk `index` of `chunks` covers, in multiples of `grain`.
+// Return the range of `count` items that chunk `index` of `chunks` covers, in multiples of `grain`.
 inline std::pair<size_t, size_t> chunk_range(size_t count, size_t index, size_t chunks,
                                              size_t grain = 1) {
     const size_t grains = (count + grain - 1) / grain;
@@ -55,9 +55,9 @@ public:
 
     size_t size() const { return workers_.size() + 1; }
 
-    // Returns when every chunk is done; others are woken if `threads` > 1. The calling thread is
-    // number 0. Threads that wake late may hold the task a little longer, but do not touch what it
-    // refers to.
+    // Run a task; returns when every chunk is done. Other threads are woken if `threads` > 1; the
+    // calling thread is number 0. Threads that wake late may hold the task a little longer, but do
+    // not touch what it refers to.
     void run(const std::shared_ptr<Task>& task, size_t threads);
 
 private:

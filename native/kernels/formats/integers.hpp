@@ -136,7 +136,8 @@ struct IntWeights : PairProducts<Stored> {
     static constexpr size_t kStep = kWeightsAt + Stored::kBlockBytes;
 
     static F16 total(const float* sums, const uint8_t* panel) {
-        if constexpr (kHeader > 0) return paceline::load(sums) * paceline::load((const float*)panel);
+        if constexpr (kHeader > 0)
+            return paceline::load(sums) * paceline::load((const float*)panel);
         return paceline::load(sums);
     }
 
