@@ -212,6 +212,25 @@ def test_forms_without_a_kernel_are_unpacked_exactly(tiny_model) -> None:
         np.testing.assert_array_equal(engine.dense(name), weights[name].dense())
 
 
+def test_orders_that_differ_in_one_matrix_are_unpacked_exactly(tiny_model) -> None:
+    """Keys whose inputs are grouped in another order than those of the queries beside them."""
+    model = tiny_model("llama")
+    weights = stored(model, bits=4, group=32, zeros=True, kind="F16", order=True)
+    key = weights["layers.0.k"]
+    weights["layers.0.k"] = replace(key, g_idx=np.ascontiguousarray(key.g_idx[::-1]))
+    expected = run(ReferenceEngine(model.config, weights), tiny.tokens(20), 64)
+    for form in ("auto", "int4_zero:head=fp32"):
+        engine = NativeEngine(model.config, weights, format=form)
+        exact = ["layers.0.o", "layers.1.k", "layers.0.down"]
+        if form == "auto":
+            assert engine.format.startswith("int4_zero+")
+            exact += ["layers.0.q", "layers.0.k", "layers.0.v"]
+            logits = run(engine, tiny.tokens(20), 64)
+            np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
+        for name in exact:
+            np.testing.assert_array_equal(engine.dense(name), weights[name].dense())
+
+
 def test_a_named_format_keeps_what_it_holds_and_rounds_the_rest(tiny_model) -> None:
     model = tiny_model("llama")
     weights = model.weights.to_arrays()
