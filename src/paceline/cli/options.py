@@ -94,7 +94,7 @@ class EngineOptions:
         typer.Option(
             "--format",
             help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
-            "of docs/native-engine.md; ':head=FORMAT' sets that of embedding and head.",
+            "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head.",
         ),
     ] = "auto"
     kv_format: Annotated[
