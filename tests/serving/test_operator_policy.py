@@ -1,15 +1,12 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import paceline
 from paceline import LM
 from paceline.errors import MethodError, PacelineError, RequestError
 from paceline.serving.operator_policy import (
     OperatorPolicy,
-    negative,
     open_guides,
     parse_guides,
     shown,
@@ -81,12 +78,6 @@ def test_models_of_guides_are_opened_before_any_request(lm):
         open_guides(lm, parse_guides(["bad=cleangen:nowhere"]))
     with pytest.raises(MethodError, match=r"the guide deep: .*exits from 0"):
         open_guides(lm, parse_guides(["deep=dola:layers=99"]))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.text(max_size=40))
-def test_a_negative_prompt_is_taken_as_it_is(text):
-    assert negative(text, 2.0, 0.0).negative == text
 
 
 SECRETS = ["key=s3cret", "key=s3cret,kind=green,delta=1", "kind=synthid,key=s3cret"]
