@@ -35,8 +35,8 @@ def generate(drafter="plain", engine="auto", **options):
     lm(engine=engine, drafter=drafter).generate("Once", max_new_tokens=4, **options)
 
 
-def bounded(drafter, **options):
-    one = lm(engine="reference", drafter=drafter)
+def bounded(drafter, opened=None, **options):
+    one = lm(engine="reference", drafter=drafter, **(opened or {}))
     request = replace(one.request("Once", max_new_tokens=4, **options), kv_policy=SlidingWindow())
     one.generate(request)
 
@@ -72,6 +72,7 @@ def two_drafts():
 TRIGGERS = {
     "kv-policy-position-drafter": lambda: bounded("sparse_kv"),
     "kv-policy-guide": lambda: bounded("plain", guide="cfg"),
+    "kv-policy-pattern": lambda: bounded("plain", {"attention": "lm_infinite"}),
     "kv-policy-search": lambda: Beam().run(
         Task(ToyEngine(), Request((1, 2), 9, kv_policy=SlidingWindow()))
     ),

@@ -138,7 +138,7 @@ def batch(
         before = journal.lines
         tick(before)
         if before:
-            say(f"goes on after {before} lines")
+            say(f"continues after {before} lines")
         for number, line in _answers(
             build, engine.threads, execution, source, journal.done, settings, summary.lines
         ):

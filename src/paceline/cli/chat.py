@@ -90,7 +90,7 @@ def _listen() -> str | None:
         try:
             line = sys.stdin.readline()
         except UnicodeDecodeError:
-            raise RequestError("what was typed is not UTF-8 text") from None
+            raise RequestError("the input is not UTF-8 text") from None
         if not line or line.strip() == "/exit":
             return None
         if line.strip():

@@ -40,7 +40,7 @@ def methods(family: Family = None, name: Name = None, json: options.Json = False
 def _chosen(
     family: str | None, name: str | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the rows of the methods and of the features that are asked for.
+    """Return the rows of the methods and of the features that were requested.
 
     Raises:
         MethodError: there is no such family or method.

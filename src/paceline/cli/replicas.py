@@ -82,7 +82,7 @@ def serve_replicas(
             server = DrainingServer(
                 create_front(front, fleet, rules, settings.cors), front, settings
             )
-            listener.listen()  # who reads the next line may come at once
+            listener.listen()  # clients may connect as soon as the next line is printed
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             say(f"serving {settings.name} on http://{host}:{port}, {count} times {threads} threads")

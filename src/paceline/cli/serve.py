@@ -179,7 +179,7 @@ def _listening(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds dead peers
     try:
         listener.bind((host, port))
-        listener.listen()  # who comes before the server runs waits for it
+        listener.listen()  # early connections wait until the server runs
     except (OSError, OverflowError) as error:
         listener.close()
         raise RequestError(f"cannot listen on {host}:{port}: {error}") from None
