@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
 # usage: bash scripts/test.sh [PYTEST ARGUMENTS]
 #
-# Checks everything that must hold before a change lands: format, lint, types, tests, and, without
-# arguments, the tests on a real Ray cluster and those of the native module's arguments under
-# sanitizers. Installs what that needs into .venv and .venv-ray, and a browser for the playground's
-# tests where there is none. A skip that tests/skips.txt does not
-# name is a failure. Ends with pytest's summary.
+# Checks everything that must hold before a change lands: format, lint, types, tests. Without
+# arguments also the tests of the native module under sanitizers and those on a real Ray cluster.
+# Installs what that needs into .venv and .venv-ray, and a browser where there is none. A skip that
+# tests/skips.txt does not name is a failure. Ends with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 help_of "$0" "${1:-}"
@@ -15,8 +14,8 @@ install_browser
 ruff format --check .
 ruff check .
 mypy --strict src
-[ $# -gt 0 ] || bash scripts/sanitize.sh
 if [ $# = 0 ]; then
+  bash scripts/sanitize.sh
   install_ray
   .venv-ray/bin/python -c "import ray"  # without it these tests would be skipped
   .venv-ray/bin/python -m pytest -q --strict-skips tests/serving/cluster/test_cluster.py
