@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -219,3 +221,51 @@ def test_bad_calls_are_refused() -> None:
         PrefixCache(engine, 9).insert(text_of(3), engine.open())
     with pytest.raises(MethodError, match="does not count"):
         PrefixCache(ToyEngine(), 9)
+
+
+def test_the_counts_begin_at_zero_and_have_no_other_names() -> None:
+    statistics = PrefixCache(NativeEngine(CONFIG, WEIGHTS), 9).statistics
+    assert asdict(statistics) == dict.fromkeys(["lookups", "hits", "asked", "saved", "evicted"], 0)
+    with pytest.raises(AttributeError):
+        statistics.hit = 1  # type: ignore[attr-defined]
+
+
+def test_only_the_end_of_a_text_counts_as_evicted() -> None:
+    cache = PrefixCache(NativeEngine(CONFIG, WEIGHTS), 100)
+    for token in (4, 5):  # a fork after two pages, and one page behind each
+        serve(cache, np.concatenate([text_of(3, pages=2), text_of(token)]))
+    assert (len(cache), cache.pages, cache.statistics.evicted) == (3, 4, 0)
+    assert cache.shrink(1) == 1
+    assert (len(cache), cache.pages, cache.statistics.evicted) == (2, 3, 1)
+    assert cache.match(np.concatenate([text_of(3, pages=2), text_of(5)]))[1] == 3 * PAGE
+    cache.clear()
+    assert (len(cache), cache.pages, cache.statistics.evicted) == (0, 0, 2)
+    assert (cache.statistics.hits, cache.statistics.lookups) == (2, 3)
+
+
+def test_pages_are_held_until_the_last_text_with_them_is_gone() -> None:
+    cache = PrefixCache(NativeEngine(CONFIG, WEIGHTS), 100)
+    serve(cache, text_of(3, pages=2), pin=True)
+    serve(cache, np.concatenate([text_of(3, pages=2), text_of(4)]))
+    [node] = [node for node in cache._nodes() if node.pinned]
+    pages = set(cache.engine.pages(node.sequence))
+    assert len(pages) == 2
+    assert all(map(cache.holds, pages))
+    assert not cache.holds(max(cache._held) + 1)
+    assert (cache.idle(set()), cache.idle(pages), cache.pages) == (3, 1, 3)
+    assert cache.shrink(9) == 1
+    assert all(map(cache.holds, pages))
+    cache.unpin(text_of(3, pages=2))
+    assert cache.shrink(0) == 0
+    assert (cache.shrink(1), cache.pages) == (2, 0), "a text is evicted whole"
+
+
+def test_a_part_of_a_pinned_text_is_not_pinned() -> None:
+    cache = PrefixCache(NativeEngine(CONFIG, WEIGHTS), 100)
+    serve(cache, text_of(3, pages=2), pin=True)
+    for wrong in (text_of(3), text_of(3, pages=3), text_of(4), text_of(3, pages=0)):
+        with pytest.raises(RequestError, match=f"this text of {len(wrong)} tokens is not pinned"):
+            cache.unpin(wrong)
+    cache.unpin(text_of(3, pages=2))
+    with pytest.raises(RequestError, match="not pinned"):
+        cache.unpin(text_of(3, pages=2))

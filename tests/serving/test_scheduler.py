@@ -1,5 +1,6 @@
 """The scheduler alone: passes are simulated, memory is counted."""
 
+from dataclasses import FrozenInstanceError, asdict
 from math import ceil, floor
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import RequestError
-from paceline.serving.scheduler import BusyError, ScheduledJob, Scheduler
+from paceline.serving.scheduler import BusyError, Plan, ScheduledJob, Scheduler
 
 
 class Machine:
@@ -355,3 +356,162 @@ def test_the_last_that_was_admitted_is_preempted_first():
     for name in ("a", "b"):
         scheduler.ran(name, 4, 5)
     assert [job.id for job in scheduler.running] == ["a", "b"]
+
+
+def test_the_defaults_are_those_documented():
+    scheduler = Scheduler()
+    assert (scheduler.max_running, scheduler.capacity, scheduler.queue) == (32, 1048576, 1024)
+    assert (scheduler.aging, scheduler.tree, scheduler.loss) == (30.0, 64, 0)
+    assert asdict(ScheduledJob("a", 5, 10)) == {
+        "id": "a", "text": 5, "most": 10, "client": "", "priority": 0, "deadline": None,
+        "arrived": 0.0, "after": None, "cost": 1.0, "held": 0, "rows": 0, "max_rows": None,
+        "stage": "waiting", "order": 0, "reached": 0,
+    }  # fmt: skip
+    assert asdict(Plan()) == {
+        "expired": [], "preempted": [], "admitted": [], "parts": [], "decoding": [], "nodes": 1
+    }  # fmt: skip
+    assert Scheduler().plan(0.0, 0, 0) == Plan()
+    with pytest.raises(FrozenInstanceError):
+        Plan().nodes = 2
+    assert not hasattr(Plan(), "__dict__")
+
+
+def decoding(names="abc", free=1000, held=4, text=5, **settings):
+    """A scheduler whose requests all decode, each with `held` rows."""
+    scheduler = Scheduler(**settings)
+    for name in names:
+        scheduler.submit(ScheduledJob(name, text, 20))
+    assert scheduler.plan(0.0, free, 64).admitted == list(names)
+    for name in names:
+        scheduler.ran(name, held, text)
+    return scheduler
+
+
+def test_the_possible_waste_of_a_preempted_request_is_counted_once():
+    # 3 free - 3 * 3 of waste is too little for three roots: the last gives back 4 held and 3 waste.
+    # The 1 that is free then is too little for two roots, and with b's 7 there are 8.
+    plan = decoding(loss=3).plan(1.0, 3, 64)
+    assert (plan.preempted, plan.decoding, plan.nodes) == (["c", "b"], ["a"], 8)
+
+
+@pytest.mark.parametrize(("free", "preempted", "nodes"), [(3, [], 1), (2, ["c"], 3), (8, [], 2)])
+def test_every_decoding_request_has_room_for_a_root(free, preempted, nodes):
+    plan = decoding().plan(1.0, free, 64)
+    assert (plan.preempted, plan.nodes) == (preempted, nodes)
+
+
+def test_trees_share_what_is_free_up_to_their_maximum():
+    for free, nodes in ((11, 3), (12, 4), (15, 5), (18, 5)):
+        assert decoding(tree=5).plan(1.0, free, 64).nodes == nodes
+
+
+def test_nothing_is_admitted_in_a_pass_that_preempts():
+    scheduler = decoding("ab")
+    scheduler.submit(ScheduledJob("c", 2, 3, priority=5))
+    plan = scheduler.plan(1.0, 1, 64)
+    assert (plan.preempted, plan.admitted) == (["b"], [])
+
+
+@pytest.mark.parametrize(("free", "admitted"), [(15, ["b"]), (14, [])])
+def test_a_request_is_admitted_if_its_text_and_a_tree_fit(free, admitted):
+    scheduler = decoding("a", tree=3, loss=1)  # a's waste: 1, its next tree: 3
+    scheduler.submit(ScheduledJob("b", 7, 9))  # 7 of text, 3 of tree, 1 of waste
+    assert scheduler.plan(1.0, free, 64).admitted == admitted
+
+
+def test_no_more_run_than_may():
+    scheduler = Scheduler(max_running=2, tree=1)
+    for name in "abc":
+        scheduler.submit(ScheduledJob(name, 5, 10))
+    assert scheduler.plan(0.0, 100, 64).admitted == ["a", "b"]
+    assert scheduler.plan(1.0, 100, 64).admitted == []
+    scheduler.finished("a")
+    assert scheduler.plan(2.0, 100, 64).admitted == ["c"]
+
+
+def test_a_deadline_is_passed_when_it_is_reached():
+    scheduler = decoding("a")
+    scheduler.submit(ScheduledJob("b", 5, 10, deadline=3.0))
+    assert scheduler.plan(2.9, 0, 64).expired == []
+    assert scheduler.plan(3.0, 0, 64).expired == ["b"]
+    assert list(scheduler.jobs) == ["a"]
+
+
+def test_an_expired_request_frees_its_rows_for_the_same_pass():
+    scheduler = Scheduler(tree=64)
+    scheduler.submit(ScheduledJob("a", 5, 20))
+    scheduler.submit(ScheduledJob("b", 5, 20, cost=1.5, deadline=1.0))
+    scheduler.plan(0.0, 1000, 64)
+    scheduler.ran("a", 4, 5)
+    scheduler.ran("b", 4, 5, rows=3)
+    plan = scheduler.plan(1.0, 6, 64)  # and int(3 rows * 1.5)
+    assert (plan.expired, plan.nodes) == (["b"], 10)
+
+
+def test_prompts_that_occupy_all_memory_make_the_last_wait():
+    scheduler = Scheduler(tree=1)
+    for name in "abc":
+        scheduler.submit(ScheduledJob(name, 9, 20))
+    scheduler.plan(0.0, 100, 64)
+    for name in "abc":
+        scheduler.ran(name, 3, 9)
+    plan = scheduler.plan(1.0, 0, 64)
+    assert (plan.preempted, plan.parts) == (["c"], [])
+    assert [job.id for job in scheduler.running] == ["a", "b"]
+    assert [job.id for job in scheduler.waiting] == ["c"]
+
+
+def test_a_prompt_part_leaves_a_root_for_each_that_decodes():
+    scheduler = decoding("ab", tree=1)
+    scheduler.submit(ScheduledJob("c", 9, 20, cost=1.5))
+    scheduler.plan(1.0, 1000, 0)
+    plan = scheduler.plan(2.0, 9, 64)  # (9 - 2) / 1.5
+    assert (plan.parts, plan.nodes) == ([("c", 4)], 1)
+
+
+def test_a_limit_of_rows_bounds_what_a_request_is_admitted_for():
+    for free, admitted in ((11, ["b"]), (10, [])):
+        scheduler = decoding("a", tree=3)
+        scheduler.submit(ScheduledJob("b", 50, 60, max_rows=5))
+        assert scheduler.plan(1.0, free, 64).admitted == admitted
+
+
+def test_a_request_that_needs_all_memory_and_a_full_queue():
+    scheduler = Scheduler(capacity=20, queue=1)
+    scheduler.submit(ScheduledJob("a", 10, 20))
+    with pytest.raises(BusyError):
+        scheduler.submit(ScheduledJob("b", 10, 20))
+    scheduler.plan(0.0, 100, 64)
+    scheduler.submit(ScheduledJob("b", 10, 20))  # running requests do not count
+
+
+def test_a_client_that_returns_is_level_with_the_least_served():
+    scheduler = decoding("a", text=9, held=8)  # client "" is served 8
+    scheduler.submit(ScheduledJob("b", 5, 20, client="new"))
+    scheduler.submit(ScheduledJob("c", 5, 20, client="newer"))
+    assert scheduler._served == {"": 8, "new": 8, "newer": 8}
+    scheduler.ran("a", 7, 9)
+    scheduler.ran("a", 8, 10)
+    assert scheduler._served[""] == 8, "recomputed tokens cost nothing"
+    scheduler.ran("a", 9, 10)
+    assert scheduler._served[""] == 9
+
+
+def test_a_request_of_the_future_is_no_less_urgent():
+    scheduler = Scheduler(aging=0.5)
+    scheduler.submit(ScheduledJob("a", 5, 10, arrived=5.0))
+    scheduler.submit(ScheduledJob("b", 5, 10))
+    assert scheduler.plan(0.0, 1000, 64).admitted == ["a", "b"]
+
+
+def test_former_clients_are_forgotten_when_they_are_many():
+    scheduler = Scheduler(queue=1)
+    for number in range(8):
+        scheduler.submit(ScheduledJob(f"r{number}", 5, 10, client=f"c{number}"))
+        assert scheduler.plan(0.0, 10000, 64).admitted == [f"r{number}"]
+    remembered = []
+    for number in range(3):  # 16 entries are more than 4 * 1 + 2 * 5, not more than 4 + 2 * 6
+        scheduler.finished(f"r{number}")
+        remembered.append((len(scheduler._served), len(scheduler._last_admitted)))
+    assert remembered == [(8, 8), (8, 8), (5, 5)]
+    assert set(scheduler._served) == {f"c{number}" for number in range(3, 8)}
