@@ -1,6 +1,7 @@
 import gc
 import inspect
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal, get_type_hints
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 import paceline
 from paceline import registry
 from paceline.deprecated import Completion
-from paceline.errors import MethodError, RequestError
+from paceline.errors import MethodError, ModelError, RequestError
 from paceline.lm import LM
 from paceline.models.chat import ChatTemplate
 from paceline.request_options import _CHECKS, _DEFAULTS, RequestOptions
@@ -356,6 +357,31 @@ def test_python_functions_are_tools(chat_lm):
 
 
 # ------------------------------------------------------------------------------------ lifetime
+
+
+@pytest.mark.parametrize("drafter", ["recycle", "layer_skip:skip=1+2"])
+def test_threads_take_turns(drafter):
+    """The engine and the drafter serve one pass, or one list, at a time."""
+    prompts = ("Once upon a time", "Tom had a dog", "The")
+    options = {"max_new_tokens": 40, "temperature": 0.8, "seed": 3}
+    with LM(shared("models", "stories260K"), drafter=drafter, budget=6, threads=1) as shared_lm:
+        expected = [shared_lm.generate(prompt, **options).tokens for prompt in prompts]
+
+        def work(place: int) -> list[list[int]]:
+            if place % 4 == 3:
+                return [output.tokens for output in shared_lm.generate(list(prompts), **options)]
+            return [shared_lm.generate(prompt, **options).tokens for prompt in prompts]
+
+        with ThreadPoolExecutor(4) as pool:
+            results = list(pool.map(work, range(12)))
+        assert results == [expected] * 12
+        assert shared_lm.engine.memory.used == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~nobody-of-this-name/model"])
+def test_a_name_that_no_folder_can_have_is_refused(name):
+    with pytest.raises(ModelError, match="cannot be opened"):
+        LM(name)
 
 
 def test_a_closed_model_gives_its_memory_back_and_says_so():

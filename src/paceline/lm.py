@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import RLock
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
@@ -70,6 +71,8 @@ class LM:
             every request that does not name its own; lossy. None keeps all rows. `score` reads
             whole texts, without it.
         format: earlier name of `dtype`; deprecated.
+
+    Several threads may use one model: they take turns, pass by pass, or list by list.
 
     Attributes:
         model: the checkpoint; the first one of several.
@@ -139,6 +142,7 @@ class LM:
             self.model, self.tokenizer, self.engine, self.drafter, policy
         )
         self._name = self.model.path.name
+        self._lock = RLock()  # engine and drafter serve one thread at a time
         self._load_seconds = perf_counter() - start
 
     @overload
@@ -211,7 +215,9 @@ class LM:
         else:
             request = prompt
         text = text_of(request, self.tokenizer)
-        generation = Generation(self.engine, self.drafter, request, self.budget, text)
+        generation = Generation(
+            self.engine, self.drafter, request, self.budget, text, lock=self._lock
+        )
         generation.output.seconds.load = self._load_seconds + self.guide_models.seconds
         return generation
 
@@ -268,7 +274,8 @@ class LM:
             self.budget,
             self._known_texts,
         )
-        outputs: list[SearchOutput] = method.run(task)
+        with self._lock:
+            outputs: list[SearchOutput] = method.run(task)
         for output in outputs:
             output.seconds.load = self._load_seconds
         return outputs
@@ -293,7 +300,8 @@ class LM:
             return [self.stream(request).run() for request in requests]
         from paceline.serving.offline import run_batch  # serving is needed for lists only
 
-        outputs = run_batch(self, requests)
+        with self._lock:
+            outputs = run_batch(self, requests)
         for output in outputs:
             output.seconds.load = self._load_seconds
         return outputs
@@ -328,7 +336,9 @@ class LM:
             RequestError: one is no text, or longer than the model's context.
             ModelError: the model's logits are not finite.
         """
-        scores = [score_tokens(self.engine, self.encode(t)) for t in check_texts("texts", texts)]
+        tokens = [self.encode(text) for text in check_texts("texts", texts)]
+        with self._lock:
+            scores = [score_tokens(self.engine, each) for each in tokens]
         return scores[0] if isinstance(texts, str) else scores
 
     @property

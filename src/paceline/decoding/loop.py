@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from time import perf_counter
+from typing import Any
 
 from paceline.compatibility import Side, check
 from paceline.core import Output, Request
@@ -30,6 +31,8 @@ class Generation:
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
         margins: record `Output.margins`, for `measuring.proof`.
         sequence: holds a prefix of the prompt, and is released at the end; None opens a new one.
+        lock: held while the engine and the drafter are used, and not while text is handed out;
+            None where one thread uses them.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -45,7 +48,9 @@ class Generation:
         stream: TextStream | None = None,
         margins: bool = False,
         sequence: Cached | None = None,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
+        self._lock = nullcontext() if lock is None else lock
         rejects = follows_rejection(request, drafter, budget)
         self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
@@ -54,15 +59,18 @@ class Generation:
     def __iter__(self) -> Iterator[str]:
         session = self._session
         try:
-            self._prefill()
+            with self._lock:
+                self._prefill()
             while not session.done:
-                text = self._step()
+                with self._lock:
+                    text = self._step()
                 if text:
                     yield text
         except KeyboardInterrupt:
             self.output.finish = "interrupted"
         finally:
-            session.close()
+            with self._lock:
+                session.close()
 
     def run(self) -> Output:
         """Run to the end; return the output."""

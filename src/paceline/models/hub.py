@@ -29,10 +29,14 @@ def locate(source: str | Path | None) -> Path:
         return _embedded()
     if source == "":
         raise ModelError("the model is '', expected a folder with config.json, or a hub id")
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(source).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError) as error:  # a name that no file can have; an unknown ~user
+        raise ModelError(f"{str(source)!r:.80} cannot be opened: {error!s:.80}") from None
+    if is_folder:
         return folder
-    if folder.is_file():
+    if is_file:
         raise ModelError(f"{source} is a file, expected the folder that holds config.json")
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
         return _fetch(source)
