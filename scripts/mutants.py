@@ -31,8 +31,9 @@ TIMEOUT = 240.0  # seconds; a mutant that hangs counts as caught
 
 TESTS = {
     "decoding/text_stream": "decoding/test_text_stream.py",
-    "decoding/session": "decoding/test_loop.py decoding/test_walk.py decoding/test_rejection.py "
-    "decoding/strategies/test_best_of.py control/guides/test_loop.py serving/test_worker.py",
+    "decoding/session": "decoding/test_session.py decoding/test_loop.py decoding/test_walk.py "
+    "decoding/test_rejection.py decoding/strategies/test_best_of.py control/guides/test_loop.py "
+    "serving/test_worker.py",
     "decoding/governor": "decoding/test_governor.py serving/test_drafter_pool.py",
     "control/structured/matcher": "control/test_matcher.py control/test_grammar.py",
     "control/structured/tools": "control/test_tools.py",

@@ -1,6 +1,7 @@
 """The masks behind guesses: what is kept must be what would be made anew."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from paceline import LM
 from paceline.control.base import paths as paths_of
 from paceline.control.capabilities import MasksTokens
 from paceline.control.grammar import Grammar
-from paceline.control.structured.matcher import Matcher
+from paceline.control.structured.matcher import Matcher, refusal
 from paceline.core import TokenTree
 from paceline.errors import RequestError
 from tests.conftest import shared
@@ -265,3 +266,67 @@ def test_drafters_learn_from_what_is_allowed(lm, monkeypatch):
             assert set(likely) <= set(allowed)
             nodes += 1
     assert nodes > len(passes)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        ("NoExtension: rest", "the grammar allows no text from here on"),
+        ("too NoExtension", "the grammar cannot be used: too NoExtension"),
+        ("one line", "the grammar cannot be used: one line"),
+        (
+            " first \n\n more\nerror: a \n error: b\nend<state>\nerror: c",
+            "the grammar cannot be used: first error: b",
+        ),
+        ("error: a\nmore", "the grammar cannot be used: error: a"),
+        ("x" * 400, f"the grammar cannot be used: {'x' * 300}"),
+        ("", "the grammar cannot be used: "),
+    ],
+)
+def test_an_error_is_one_sentence(error, sentence):
+    assert refusal(SimpleNamespace(get_error=lambda: error)) == sentence
+
+
+def test_a_token_outside_the_grammar_is_named_with_its_position(lm):
+    found, prompt = matcher(lm, Grammar("abab"))
+    [a], [b] = lm.vocabulary.inside(b"a"), lm.vocabulary.inside(b"b")
+    zeros = np.zeros(lm.vocabulary.size, np.float32)
+    for base in ([], [a], [a, b]):
+        for text, at in (([a, a], 1), ([a, b, b], 2), ([a, b, a, a], 3)):
+            found.masks([*prompt, *base])
+            message = f"token {text[at]} at position {len(prompt) + at} is not in the grammar"
+            with pytest.raises(RequestError, match=message):
+                found.apply(zeros, [*prompt, *text])
+    assert drawable(found, [*prompt, a, b, a], lm.vocabulary.size) == [b]
+
+
+def test_the_forced_tokens_are_those_from_the_base_on(lm):
+    found, prompt = matcher(lm, Grammar("ab(c|d)efg"))
+    letters = {letter: lm.vocabulary.inside(letter.encode())[0] for letter in "abcdefg"}
+
+    def ids(text):
+        return [letters[letter] for letter in text]
+
+    def said(tokens):
+        return b"".join(lm.vocabulary.pieces[token] for token in tokens).decode()
+
+    assert said(found.forced([*prompt, *ids("abc")])) == "efg"
+    assert said(found.forced([*prompt, *ids("abce")])) == "fg"
+    assert found.forced([*prompt, *ids("ab")]) == []
+    stop = next(iter(lm.model.defaults.stop_tokens))
+    assert found.forced([*prompt, *ids("abcefg"), stop]) == []
+    tree = TokenTree(
+        np.array([prompt[-1], *ids("abcdb")], np.int32),
+        np.array([-1, 0, 1, 2, 2, 0], np.int32),
+        np.ones(6, np.float32),
+        np.zeros(6, np.int16),
+    )
+    kept, chains = found.extensions(prompt, tree)
+    assert kept.tolist() == [True, True, True, True, True, False]
+    assert {node: said(chain) for node, chain in chains.items()} == {3: "efg", 4: "efg"}
+    assert found.allows([*prompt, *ids("ab")], TokenTree.chain([0, *ids("cea")])).tolist() == [
+        True, True, True, False
+    ]  # fmt: skip
+    after = [*prompt, *ids("abcefg"), stop]
+    kept, chains = found.extensions(after, TokenTree.chain([0, *ids("ab")]))
+    assert (kept.tolist(), chains) == ([True, True, True], {})

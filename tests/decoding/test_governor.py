@@ -1,6 +1,7 @@
 """The governor in simulated time: what it decides must be right whatever this machine's clock."""
 
 import re
+from dataclasses import FrozenInstanceError
 from itertools import pairwise, product
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from paceline import _native
 from paceline.core import Cost, TokenTree
-from paceline.decoding.governor import Fixed, Governor
+from paceline.decoding.governor import Fixed, Governor, judged
 from paceline.errors import RequestError
 from tests.test_core import trees
 
@@ -509,3 +510,120 @@ def test_a_seeded_run_is_pinned(name):
     """Every constant of the ledger, the rests and the curve has a part in these numbers."""
     settings, expected = PINNED[name]
     assert pinned_run(**settings) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_defaults_are_those_documented():
+    governor = Governor(FLAT)
+    assert (governor.risk, governor.patience) == (0.01, 4)
+    assert (governor.rest, governor.longest_rest) == (8, 256)
+    assert governor.nodes_wanted() == governor.nodes_for_forced() == governor.max_nodes == 63
+    report = governor.report()
+    assert {name: report[name] for name in report if name not in ("reason", "pass_seconds")} == {
+        "passes": 0, "plain_passes": 0, "probes": 0, "sizes": {}, "draft_seconds": 0.0,
+        "balance_seconds": 3.0, "saved_seconds": 0.0, "regret_seconds": 0.0,
+    }  # fmt: skip
+    assert report["pass_seconds"] == {
+        str(n): pytest.approx(seconds) for n, seconds in zip(FLAT.nodes, FLAT.seconds, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("nodes", "seconds", "largest"),
+    [
+        ((1, 2, 64, 128), (1.0, 1.0, 2.0, 3.0), 63),  # never more than 64 with the root
+        ((1, 2, 32), (1.0, 1.0, 2.0), 31),
+        ((1, 2, 4, 8), (1.0, 1.5, 3.9, 8.0), 3),  # 8 nodes cost 8 plain passes
+        ((1, 2), (1.0, 2.0), 0),
+    ],
+)
+def test_the_largest_budget_is_where_certain_nodes_stop_to_pay(nodes, seconds, largest):
+    governor = Governor(Cost(nodes, seconds))
+    assert governor.nodes_wanted() == governor.nodes_for_forced() == largest
+
+
+def test_a_fixed_budget_never_changes():
+    for nodes in (0, 1, 4096):
+        budget, tree = Fixed(nodes), TokenTree.chain([0, 1, 2])
+        assert [budget.nodes_wanted(), budget.nodes_wanted(9)] == [nodes, nodes]
+        assert (budget.nodes_for_forced(), budget.min_path_prob()) == (0, 0.0)
+        [kept] = budget.prune([tree], 9.0)
+        assert kept is tree
+    with pytest.raises(RequestError, match="4097 nodes, expected 0 to 4096"):
+        Fixed(4097)
+    with pytest.raises(FrozenInstanceError):
+        Fixed(3).nodes = 4
+
+
+def test_nodes_are_judged_whose_parents_were_accepted():
+    tree = TokenTree(
+        np.arange(6, dtype=np.int32),
+        np.array([-1, 0, 0, 1, 2, 3], np.int32),
+        np.ones(6, np.float32),
+        np.zeros(6, np.int16),
+    )
+    tested, accepted = judged(tree, [0, 1])
+    assert tested.tolist() == [False, True, True, True, False, False]
+    assert accepted.tolist() == [True, True, False, False, False, False]
+
+
+def test_a_pass_without_drafting_earns_the_risk_up_to_three_passes():
+    governor, root = Governor(FLAT, risk=0.25), [TokenTree.root(0)]
+    governor.record([TokenTree.chain([0, 1])], [[0]], 0.75, 1.0)  # loses 0.75, and earns 0.25
+    assert governor.report()["balance_seconds"] == pytest.approx(2.5)
+    assert governor.report()["saved_seconds"] == pytest.approx(-0.75)
+    assert governor.report()["regret_seconds"] == pytest.approx(0.75)
+    assert governor.report()["draft_seconds"] == pytest.approx(0.075)
+    balances = []
+    for _ in range(3):
+        governor.record(root, [[0]], 0.0, 1.0)
+        balances.append(governor.report()["balance_seconds"])
+    assert balances == pytest.approx([2.75, 3.0, 3.0])
+    report = governor.report()
+    assert (report["passes"], report["plain_passes"]) == (4, 3)
+    assert report["sizes"] == {"1": 3, "2": 1}
+    governor.record([TokenTree.chain([0, 1])], [[0, 1]], 0.0, 1.0)  # wins a pass: 3 is the most
+    assert governor.report()["balance_seconds"] == pytest.approx(3.0)
+    assert governor.report()["saved_seconds"] == pytest.approx(0.25)
+    assert governor.report()["regret_seconds"] == pytest.approx(0.75), "the lowest stays"
+
+
+def test_a_slow_draft_counts_as_four_usual_ones():
+    governor, chain = Governor(FLAT, risk=0.0), [TokenTree.chain([0, 1])]
+    governor.record(chain, [[0]], 1.0, 1.0)  # the first has nothing to compare with
+    assert governor.report()["draft_seconds"] == pytest.approx(0.1)
+    governor.record(chain, [[0]], 9.0, 1.0)
+    assert governor.report()["saved_seconds"] == pytest.approx(-1.4)
+    assert governor.report()["draft_seconds"] == pytest.approx(0.1 + 0.1 * (0.4 - 0.1))
+
+
+def rests(governor, passes, requests=1):
+    """In which passes nothing is asked for, when the drafter proposes nothing of worth."""
+    plain = []
+    for number in range(passes):
+        trees = [TokenTree.root(0)] * requests
+        if governor.nodes_wanted(requests):
+            governor.prune(trees, 0.0)
+        else:
+            plain.append(number)
+        governor.record(trees, [[0]] * requests, 0.0, governor.cost.at(requests))
+    return plain
+
+
+def test_rests_double_up_to_the_longest():
+    governor = Governor(FLAT, patience=2, rest=2, longest_rest=5)
+    assert rests(governor, 2) == []
+    assert why(governor) == "plain: the drafter proposed nothing"
+    assert rests(governor, 24) == [0, 3, 4, 5, 8, 9, 10, 11, 14, 15, 16, 17, 20, 21, 22, 23]
+
+
+def test_half_the_requests_end_a_rest():
+    for requests, wanted in ((8, 0), (5, 0), (4, 1), (1, 1)):
+        governor = Governor(FLAT, patience=1)
+        rests(governor, 1, requests=8)
+        assert bool(governor.nodes_wanted(requests)) == wanted
+
+
+def test_a_reason_needs_more_tokens_than_cost():
+    governor = Governor(FLAT)
+    governor.prune([TokenTree.chain([0, 1], score=0.5)], 0.5)
+    assert why(governor) == "plain: no tree pays, best expected 1.50 tokens for 1.50 of the cost"
