@@ -150,6 +150,8 @@ def test_methods_without_torch_are_listed_as_such():
     assert {"medusa", "lookup"} <= {row["name"] for row in rows}
     for row in rows:
         assert row["available"] == ("torch" not in row["needs"]), row
+    lacking = {row["family"] for row in rows if not row["available"]}
+    assert {"head", "attention pattern"} <= lacking
 
 
 def test_doctor_says_what_the_machine_offers(paceline, monkeypatch):

@@ -142,3 +142,19 @@ def test_an_ensemble_is_refused(trained):
     folder = shared("models", "stories260K")
     with pytest.raises(MethodError, match="head needs an engine that returns hidden states"):
         LM(f"{folder}|{folder}", drafter=f"head:path={trained}")
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize("drafter", ["head:path={}", "blend:members=head:path={},ask=always"])
+def test_a_batch_with_a_head_is_each_prompt_alone(trained, engine, drafter):
+    """Also where a pass holds parts of prompts only, which have no hidden states."""
+    prompts = ["Once upon a time", "Lily had a cat. " * 8, "The dog"]
+    options = {"max_new_tokens": 24, "temperature": 0.8, "seed": 5}
+    path = shared("models", "stories260K")
+    with LM(path, engine=engine, drafter=drafter.format(trained), budget=6) as drafting:
+        outputs = drafting.generate(prompts, **options)
+    with LM(path, engine=engine, drafter="plain", budget=0) as plain:
+        assert [each.tokens for each in outputs] == [
+            plain.generate(prompt, **options).tokens for prompt in prompts
+        ]
+    assert any("head" in output.accepted for output in outputs)

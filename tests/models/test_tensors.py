@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -256,6 +257,7 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Grouped(4, CODES.astype(np.int8), SCALES, 2), "uint8 below 16"),
         (lambda: Grouped(4, CODES, SCALES, 3, None), None),
         (lambda: Grouped(4, CODES, SCALES, 0), "groups have 0 inputs"),
+        (lambda: Grouped(4, CODES, SCALES, 10**30), "groups have 1"),
         (lambda: Grouped(4, CODES, SCALES, 4), r"expected float32 \[2, 1\]"),
         (lambda: Grouped(4, CODES, SCALES * np.nan, 2), "scales hold NaN"),
         (lambda: Grouped(4, CODES, SCALES, 2, minima=SCALES * np.inf), "minima hold NaN"),
@@ -306,3 +308,15 @@ def test_a_missing_array_is_refused(seed):
         if not name.endswith(optional):
             with pytest.raises(ModelError, match=r"describe no stored matrix|is missing"):
                 from_tensors({other: arrays[other] for other in arrays if other != name})
+
+
+@pytest.mark.parametrize("inputs", [0, -1, 3, 17, 10**12, 10**30, 1.5, None])
+@pytest.mark.parametrize("make", [grouped, bit_planes, sparse])
+def test_a_width_that_the_bytes_do_not_have_is_refused(make, inputs):
+    """Whatever a file claims, no more is allocated than it holds."""
+    arrays = dict(make(np.random.default_rng(0), 3, 16).tensors())
+    meta = json.loads(bytes(arrays["meta"]))
+    text = json.dumps({**meta, "inputs": inputs}).encode()
+    with pytest.raises(ModelError) as caught:
+        from_tensors({**arrays, "meta": np.frombuffer(text, np.uint8)})
+    assert "\n" not in str(caught.value)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from paceline.abilities import Ability
 from paceline.errors import RequestError
 from paceline.registry import Method, check_range
 
@@ -26,6 +27,8 @@ BLOCK = 64  # positions of an aligned block
 @dataclass(frozen=True)
 class Pattern(Method, ABC):
     """Settings of a pattern: its fields. Positions that the model itself hides stay hidden."""
+
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
 
     @abstractmethod
     def mask(

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
+from paceline.abilities import Ability
 from paceline.registry import Method
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class WeightCompressor(Method, ABC):
         statistics: what calibration has to measure for it; empty for methods without data.
     """
 
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
 
     @abstractmethod

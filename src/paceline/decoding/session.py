@@ -323,9 +323,9 @@ def give_hidden(engine: Engine, sessions: Sequence[Session], sizes: Sequence[int
     Args:
         engine: has just run the pass.
         sessions: in the order of its batch.
-        sizes: rows of logits of each in that pass.
+        sizes: rows of logits of each in that pass; without any there are no states.
     """
-    if any(session.drafter.needs_hidden for session in sessions):
+    if any(sizes) and any(session.drafter.needs_hidden for session in sessions):
         states = np.split(engine.hidden(), np.cumsum(sizes)[:-1])
         for session, own in zip(sessions, states, strict=True):
             session.hidden = own if session.drafter.needs_hidden and len(own) else None

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from paceline.abilities import Ability
 from paceline.errors import ModelError
 from paceline.models.fields import read_json
 from paceline.models.formats.safetensors import read_file
@@ -71,6 +72,8 @@ class Head(Method, ABC):
     Attributes:
         depth: tokens that it predicts after the target's own next token.
     """
+
+    needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
 
     depth: int = 4
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Floats
 from paceline.errors import ModelError
+from paceline.models.formats.bits import Codes, packed_size, unpack_bits
 
 Arrays = Mapping[str, NDArray[Any]]
 Index = slice | NDArray[np.intp]
@@ -114,7 +115,7 @@ def from_tensors(arrays: Arrays) -> Linear:
     try:
         meta = json.loads(bytes(arrays[META]))
         return Linear._forms[meta["form"]]._build(meta, arrays)
-    except (LookupError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
         raise ModelError(f"these arrays describe no stored matrix: {error!r:.80}") from None
 
 
@@ -136,11 +137,25 @@ def check_floats(name: str, values: Floats, shape: tuple[int, ...]) -> None:
 
 
 def check_group(group: int) -> None:
-    """Refuse groups of no inputs."""
-    if group < 1:
-        raise ModelError(f"groups have {group} inputs, expected at least 1")
+    """Refuse groups of no inputs, or of more than an index can count."""
+    if not 1 <= group < 1 << 31:
+        raise ModelError(f"groups have {group} inputs, expected at least 1 and below 2 ** 31")
 
 
 def take(values: NDArray[Any] | None, index: Index) -> Any:
     """Return some rows of an array that may be absent."""
     return None if values is None else values[index]
+
+
+def unpack_rows(packed: Codes, bits: int, count: int) -> Codes:
+    """Return `count` integers along the last axis, from exactly as many bytes as they take.
+
+    Raises:
+        ModelError: there are more bytes, or fewer.
+    """
+    if not packed.ndim or packed.shape[-1] != packed_size(count, bits):
+        raise ModelError(
+            f"codes are packed as {list(packed.shape)} bytes, expected {packed_size(count, bits)} "
+            f"for {count} integers of {bits} bits"
+        )
+    return unpack_bits(packed, bits, count)

@@ -19,6 +19,7 @@ from paceline.models.tensors.base import (
     check_floats,
     check_group,
     take,
+    unpack_rows,
 )
 
 
@@ -89,5 +90,5 @@ class BitPlanes(Linear):
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> BitPlanes:
-        bits = np.unpackbits(arrays["planes"], axis=-1, count=meta["inputs"], bitorder="little")
+        bits = unpack_rows(arrays["planes"], 1, meta["inputs"])
         return cls(bits.astype(bool), arrays["scales"], meta["group"], arrays.get("offsets"))

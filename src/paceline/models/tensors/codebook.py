@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Floats
 from paceline.errors import ModelError
-from paceline.models.formats.bits import pack_bits, packed_size, unpack_bits
+from paceline.models.formats.bits import pack_bits, packed_size
 from paceline.models.tensors.base import (
     Arrays,
     Index,
@@ -20,6 +20,7 @@ from paceline.models.tensors.base import (
     check_floats,
     check_group,
     take,
+    unpack_rows,
 )
 
 
@@ -107,7 +108,7 @@ class Codebook(Linear):
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Codebook:
         shape, codes, entries = meta["shape"], arrays["codes"], arrays["entries"]
         if codes.dtype == np.uint8:
-            codes = unpack_bits(codes, _code_bits(entries), shape[1] * shape[2])
+            codes = unpack_rows(codes, _code_bits(entries), shape[1] * shape[2])
         codes = codes.astype(np.uint16).reshape(shape)
         return cls(codes, entries, arrays.get("scales"), meta["group"])
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Floats
 from paceline.errors import ModelError
-from paceline.models.formats.bits import Codes, pack_bits, packed_size, unpack_bits
+from paceline.models.formats.bits import Codes, pack_bits, packed_size
 from paceline.models.tensors.base import (
     FLOATS,
     Arrays,
@@ -21,6 +21,7 @@ from paceline.models.tensors.base import (
     check_group,
     narrow,
     take,
+    unpack_rows,
     widen,
 )
 
@@ -181,7 +182,7 @@ class Grouped(Linear):
         kind, minima = meta["scale_type"], arrays.get("minima")
         return cls(
             meta["bits"],
-            unpack_bits(arrays["codes"], meta["bits"], meta["inputs"]),
+            unpack_rows(arrays["codes"], meta["bits"], meta["inputs"]),
             widen(arrays["scales"], kind),
             meta["group"],
             arrays.get("zeros"),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.formats.bits import packed_size
-from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear, widen
+from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear, unpack_rows, widen
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,6 +91,6 @@ class Sparse(Linear):
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Sparse:
-        bits = np.unpackbits(arrays["mask"], axis=-1, count=meta["inputs"], bitorder="little")
+        bits = unpack_rows(arrays["mask"], 1, meta["inputs"])
         pattern = None if meta["pattern"] is None else tuple(meta["pattern"])
         return cls(bits.astype(bool), arrays["values"], meta["dtype"], pattern)
