@@ -123,6 +123,9 @@ def test_what_does_not_go_together_is_refused(lm) -> None:
         lm.search("a", "beam:width=2", kv_policy=SPEC, max_new_tokens=4)
     with pytest.raises(MethodError, match=r"KV policy h2o and a guide do not go together"):
         lm.generate("a", kv_policy=SPEC, guide="cfg:negative=b", max_new_tokens=4)
+    blended = LM(drafter="blend:members=sparse_kv", budget=4)
+    with pytest.raises(MethodError, match=r"h2o and the drafter .*sparse_kv.* do not go together"):
+        blended.generate("a", kv_policy=SPEC, max_new_tokens=4)
 
 
 def test_the_command_line() -> None:

@@ -363,7 +363,7 @@ def check_policy(policy: Policy, engine: Engine, drafter: Drafter, request: Requ
     policy.check(engine)
     sides = {Side.KV_POLICY: f"the KV policy {policy.name}"}
     if Ability.POSITIONS in drafter.needs:
-        sides[Side.POSITION_DRAFTER] = f"the drafter {drafter.origins[0]}"
+        sides[Side.POSITION_DRAFTER] = f"the drafter {', '.join(drafter.origins)}"
     if any(isinstance(each, RunsModel) for each in request.controls):
         sides[Side.GUIDE] = "a guide"
     check(sides)
