@@ -283,7 +283,7 @@ def test_an_ensemble_is_guided_as_one_model():
     request = toy_request(beside, "cfg:negative=xyz,scale=3")
     plain = run(beside, Root(), request)
     assert run(beside, Oracle(beside.engines["a"]), request).tokens == plain.tokens
-    with pytest.raises(MethodError, match="ensemble cannot"):
+    with pytest.raises(MethodError, match="guide dola and the engine ensemble do not go together"):
         toy_request(beside, "dola")
 
 
