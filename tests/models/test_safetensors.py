@@ -210,6 +210,13 @@ def test_tensors_may_be_listed_in_any_order(tmp_path: Path) -> None:
     assert [found[name].values.tolist() for name in ("x", "y", "empty")] == [[0, 1], [2], []]
 
 
+def test_large_offsets_are_compared_by_value(tmp_path: Path) -> None:
+    header = {"x": entry(0, 1200, [300]), "y": entry(1200, 2400, [300])}
+    data = np.arange(600, dtype="<f4")
+    found = read_file(write(tmp_path / "a.safetensors", header, data.tobytes()))
+    assert np.array_equal(found["y"].values, data[300:])
+
+
 def test_one_file_goes_before_shards_and_every_shard_is_opened_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
