@@ -20,7 +20,7 @@ STEEP = Cost((1, 2, 4, 8, 16, 32, 64), tuple(0.9 * n + 0.1 for n in (1, 2, 4, 8,
 
 
 def simulate(governor, cost, truth, claimed, tokens=2000, drafting=0.02, seed=0):
-    """Time per token when every guess of a chain comes true with chance `truth`."""
+    """Time per token when every guess of a chain is accepted with probability `truth`."""
     generator = np.random.default_rng(seed)
     time = made = 0.0
     while made < tokens:

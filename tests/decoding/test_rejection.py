@@ -48,7 +48,7 @@ class Toy(ToyEngine):
 
 
 def distribution(engine, asked):
-    """The exact chance of each output."""
+    """The exact probability of each output."""
     probs = {}
     for text in itertools.product(range(VOCAB), repeat=LENGTH):
         history, prob = list(asked.prompt), 1.0

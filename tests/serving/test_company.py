@@ -20,8 +20,10 @@ def company(lm, drafter, budget, **options):
     """Several requests with one drafter each, over and over; returns the worker's stats."""
     kinds = [(0.0, ""), (0.8, ""), (0.8, STORY), (0.0, STORY)]
     requests = [
-        lm.request(more + PROMPTS[n], max_new_tokens=24, temperature=heat, seed=n, ignore_eos=True)
-        for n, (heat, more) in enumerate(kinds)
+        lm.request(
+            more + PROMPTS[n], max_new_tokens=24, temperature=temperature, seed=n, ignore_eos=True
+        )
+        for n, (temperature, more) in enumerate(kinds)
     ]
     expected = [alone(lm, request) for request in requests]
     with working(lm, **options) as worker:
@@ -72,22 +74,27 @@ def test_one_batch_of_every_kind_is_each_alone(pages, budget):
     lm = LM()
 
     def requests():
-        heat = {"max_new_tokens": 30, "temperature": 0.9}
+        sampling = {"max_new_tokens": 30, "temperature": 0.9}
         return {
-            "plain": lm.request(PROMPTS[0], seed=1, **heat),
+            "plain": lm.request(PROMPTS[0], seed=1, **sampling),
             "guided": lm.request(
-                PROMPTS[1], seed=2, guide="cfg:negative=A sad dog,scale=2", **heat
+                PROMPTS[1], seed=2, guide="cfg:negative=A sad dog,scale=2", **sampling
             ),
-            "marked": lm.request(PROMPTS[2], seed=3, watermark="key=abc", **heat),
+            "marked": lm.request(PROMPTS[2], seed=3, watermark="key=abc", **sampling),
             "bound": lm.request(
-                PROMPTS[3], seed=4, grammar=Grammar("(the dog|a cat)+ ran"), **heat
+                PROMPTS[3], seed=4, grammar=Grammar("(the dog|a cat)+ ran"), **sampling
             ),
-            "words": lm.request(PROMPTS[0], seed=5, keywords="dog;ball", **heat),
+            "words": lm.request(PROMPTS[0], seed=5, keywords="dog;ball", **sampling),
             "schema": lm.request(
-                PROMPTS[1], seed=6, schema={"type": "array", "items": {"type": "integer"}}, **heat
+                PROMPTS[1],
+                seed=6,
+                schema={"type": "array", "items": {"type": "integer"}},
+                **sampling,
             ),
-            "stopped": lm.request(PROMPTS[2], seed=7, stop=["the"], **heat),
-            "sharp": lm.request(PROMPTS[3], seed=8, controls="top_k=5,min_p=0.1,dry=0.8", **heat),
+            "stopped": lm.request(PROMPTS[2], seed=7, stop=["the"], **sampling),
+            "sharp": lm.request(
+                PROMPTS[3], seed=8, controls="top_k=5,min_p=0.1,dry=0.8", **sampling
+            ),
         }
 
     expected = {name: alone(lm, request) for name, request in requests().items()}

@@ -1,4 +1,4 @@
-"""Drafters of concurrent requests, and what the governor is told of them, by a clock of ours."""
+"""Drafters of concurrent requests, and what the governor records of them, by the test's clock."""
 
 import pytest
 
@@ -50,9 +50,9 @@ def clock(monkeypatch):
 
 
 def recorded(found, monkeypatch):
-    told = []
-    monkeypatch.setattr(found.governor, "record", lambda *given: told.append(given))
-    return told
+    reported = []
+    monkeypatch.setattr(found.governor, "record", lambda *given: reported.append(given))
+    return reported
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def found():
 
 
 def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monkeypatch):
-    told = recorded(found, monkeypatch)
+    reported = recorded(found, monkeypatch)
     entries = [
         BatchEntry("a", FakeRun(clock, 0.01)),
         BatchEntry("b", FakeRun(clock, 7.0), budget=3),
@@ -70,13 +70,13 @@ def test_drafts_of_a_fixed_budget_are_no_debt_of_the_governor(found, clock, monk
     assert [len(entry.tree) for entry in entries] == [4, 4]
     found.commit(entries, [None, None])
     found.record(entries, 1.2, 13)
-    [(trees, paths, draft, forward, other_tokens)] = told
+    [(trees, paths, draft, forward, other_tokens)] = reported
     assert (len(trees), paths, forward, other_tokens) == (1, ([0],), 1.2, 9)
     assert draft == pytest.approx(0.02)
 
 
 def test_one_that_fails_or_finds_no_room_is_no_burden(found, clock, monkeypatch):
-    told = recorded(found, monkeypatch)
+    reported = recorded(found, monkeypatch)
     entries = [
         BatchEntry("good", FakeRun(clock, 0.01)),
         BatchEntry("fails", FakeRun(clock, 0.5, RequestError("no"))),
@@ -88,18 +88,18 @@ def test_one_that_fails_or_finds_no_room_is_no_burden(found, clock, monkeypatch)
     done = [entries[0], entries[2]]
     found.commit(done, [None, None])
     found.record(done, 1.0, 5)
-    [(trees, _, draft, _, other_tokens)] = told
+    [(trees, _, draft, _, other_tokens)] = reported
     assert (len(trees), other_tokens) == (2, 0)
     assert draft == pytest.approx(0.06)
 
 
 def test_while_the_governor_rests_nothing_is_charged(found, clock, monkeypatch):
-    told = recorded(found, monkeypatch)
+    reported = recorded(found, monkeypatch)
     monkeypatch.setattr(found.governor, "nodes_wanted", lambda requests: 0)
     monkeypatch.setattr(found.governor, "nodes_for_forced", lambda: 0)
     entries = [BatchEntry("a", FakeRun(clock, 0.01))]
     found.draft(entries, 64, 0)
     found.commit(entries, [None])
     found.record(entries, 1.0, 1)
-    [(_, _, draft, _, _)] = told
+    [(_, _, draft, _, _)] = reported
     assert draft == 0.0

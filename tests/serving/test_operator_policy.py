@@ -115,7 +115,7 @@ def test_guides_are_settings(tmp_path):
         "calm=cfg:negative=a;b,scale=2",
         "deep=dola",
     )
-    told = ServerSettings.read({"guides": "calm=cfg:scale=2 ; deep=dola"}, {})
-    assert told.guides == ("calm=cfg:scale=2", "deep=dola")
+    reported = ServerSettings.read({"guides": "calm=cfg:scale=2 ; deep=dola"}, {})
+    assert reported.guides == ("calm=cfg:scale=2", "deep=dola")
     with pytest.raises(RequestError, match="expected NAME=GUIDE"):
         ServerSettings.read({"guides": "cfg"}, {})

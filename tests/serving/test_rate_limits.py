@@ -57,7 +57,7 @@ def test_clients_are_forgotten_when_their_buckets_are_full(monkeypatch):
 
 
 class Ends:
-    """Departures, and the clock that they are told by."""
+    """Departures, and the clock that measures them."""
 
     def __init__(self):
         self.now = 100.0
@@ -98,7 +98,7 @@ def test_pauses_and_pieces_do_not_tell_the_pace():
     ends.on_event("b", 1.0, finish=None)
     ends.on_event("b", 1.0)
     assert ends.wait(1) == 4
-    ends.on_event("b", 50.0)  # told of twice, or never handed in
+    ends.on_event("b", 50.0)  # reported of twice, or never handed in
     assert ends.wait(1) == 4
 
 

@@ -71,8 +71,8 @@ def test_searches_and_requests_do_not_meet(lm, data):
             worker.submit(asks[-1])
             for _ in range(data.draw(st.integers(0, 4))):
                 events += worker.step()
-            if leaves and (told := worker.cancel(name)):
-                assert [event.finish for event in told] == ["cancelled"]
+            if leaves and (reported := worker.cancel(name)):
+                assert [event.finish for event in reported] == ["cancelled"]
                 left.add(name)
         drive(worker, events)
         for each in asks:

@@ -180,14 +180,14 @@ def test_logprobs_are_the_models_own(lm, worker):
     request = lm.request(PROMPTS[0], max_new_tokens=8, temperature=0.0)
     worker.submit(Job("a", request, logprobs=3))
     events = drive(worker)
-    told = [each for event in events for each in event.logprobs]
-    assert [each.token for each in told] == tokens_of(events, "a")
-    for each in told:
+    reported = [each for event in events for each in event.logprobs]
+    assert [each.token for each in reported] == tokens_of(events, "a")
+    for each in reported:
         assert each.top[0] == (each.token, each.logprob)
         assert sum(np.exp(logprob) for _, logprob in each.top) <= 1.0
         assert len(each.top) == 3
     origins = [origin for event in events for origin in event.origins]
-    assert len(origins) == len(told)
+    assert len(origins) == len(reported)
 
 
 def test_what_was_run_before_is_not_run_again(lm, worker):

@@ -185,7 +185,7 @@ def test_the_inverse_draw_is_its_definition():
 
 
 def test_synthid_is_a_tournament():
-    """The distribution form against every bracket of two layers, weighed by its chance."""
+    """The distribution form against every bracket of two layers, weighed by its probability."""
     from itertools import product
 
     mark = mark_of("synthid", settings=["layers=2", "context=1"])

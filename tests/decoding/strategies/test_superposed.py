@@ -88,7 +88,7 @@ def test_ngrams_say_which_token_belongs_to_which_draft():
 
 
 def counted(texts, context, token, base):
-    """The definition, told slowly."""
+    """The definition, written plainly."""
     prob = base
     for back in range(1, 6):
         end = context[-back:]

@@ -112,10 +112,10 @@ def test_the_likeliest_turns_of_a_conversation(client, lm):
     every = client.chat.completions.create(**options, n=5, logprobs=True).choices
     mean = {}
     for place, choice in enumerate(every):
-        told = [each.logprob for each in choice.logprobs.content]
+        reported = [each.logprob for each in choice.logprobs.content]
         text = alone(lm, TALK, max_new_tokens=6, temperature=1.5, seed=1 + place)
         assert choice.message.content == text
-        mean[text] = sum(told) / len(told)
+        mean[text] = sum(reported) / len(reported)
     best = client.chat.completions.create(**options, n=2, extra_body={"best_of": 5}).choices
     texts = [choice.message.content for choice in best]
     assert texts == sorted(mean, key=mean.get, reverse=True)[:2]

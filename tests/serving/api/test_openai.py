@@ -24,12 +24,12 @@ def alone(lm, prompt, **options):
 
 
 def test_a_completion_is_what_plain_decoding_writes(client, lm):
-    for heat in (0.0, 0.9):
+    for temperature in (0.0, 0.9):
         found = client.completions.create(
-            model="tiny", prompt=OPENING, max_tokens=30, temperature=heat, seed=5
+            model="tiny", prompt=OPENING, max_tokens=30, temperature=temperature, seed=5
         )
         [choice] = found.choices
-        assert choice.text == alone(lm, OPENING, max_new_tokens=30, temperature=heat, seed=5)
+        assert choice.text == alone(lm, OPENING, max_new_tokens=30, temperature=temperature, seed=5)
         assert choice.finish_reason == "length"
         assert found.usage.completion_tokens == 30
         assert found.usage.prompt_tokens == len(lm.tokenizer.encode(OPENING))

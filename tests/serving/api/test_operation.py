@@ -183,8 +183,10 @@ def test_what_is_not_read_is_cut_off_and_holds_nobody_up(service, caplog):
         until(lambda: service.worker.stats.tokens > before)
         assert post(port).status_code == 200
         until(lambda: not server.server_state.connections and service.idle)
-    told = [getattr(record, "fields", {}) for record in caplog.records]
-    assert [each["cut"] for each in told if "cut" in each] == ["the client read nothing for 0.5 s"]
+    reported = [getattr(record, "fields", {}) for record in caplog.records]
+    assert [each["cut"] for each in reported if "cut" in each] == [
+        "the client read nothing for 0.5 s"
+    ]
 
 
 def test_requests_have_ids(service):

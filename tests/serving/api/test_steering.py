@@ -145,9 +145,9 @@ def test_no_key_is_logged(service, caplog):
         for change in ({}, {"watermark": "key=s3cret,kind=green"}, {"watermark": "s3cret"}):
             httpx.post(f"{address}/v1/completions", json=body | change)
     service.observers[:] = before
-    told = "".join(JsonFormatter().format(record) for record in caplog.records)
-    assert OPENING in told
-    assert "s3cret" not in told
+    reported = "".join(JsonFormatter().format(record) for record in caplog.records)
+    assert OPENING in reported
+    assert "s3cret" not in reported
 
 
 @pytest.mark.parametrize("name", GUIDES)
@@ -207,7 +207,7 @@ def test_what_cannot_steer_is_told_in_a_sentence(ask, body, said):
 def test_guides_are_told_in_the_metrics(ask, service, monkeypatch):
     client, before = ask["free"], service.worker.stats.guide
 
-    def told(name):
+    def reported(name):
         text = httpx.get(f"{client.base_url}".replace("/v1/", "/metrics")).text
         values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
         return float(values[f"paceline_{name}"])
@@ -219,6 +219,6 @@ def test_guides_are_told_in_the_metrics(ask, service, monkeypatch):
     body = {"guide": "kind", "watermark": False}
     options = {"model": "tiny", "prompt": OPENING, "max_tokens": 9, **HOT}
     client.completions.create(**options, extra_body=body)
-    until(lambda: told("guide_kv_bytes") == 0)  # it is weighed before the next wait
+    until(lambda: reported("guide_kv_bytes") == 0)  # it is weighed before the next wait
     assert max(held) > 0
-    assert told("guide_seconds_total") == service.worker.stats.guide > before
+    assert reported("guide_seconds_total") == service.worker.stats.guide > before

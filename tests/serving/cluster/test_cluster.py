@@ -89,12 +89,12 @@ def test_a_server_outlives_a_node(nodes, lm):
         stderr=subprocess.PIPE,
         text=True,
     )
-    told = []
+    reported = []
     listens = threading.Event()
 
     def read():
         for line in process.stderr:
-            told.append(line)
+            reported.append(line)
             if "2 times 1 threads" in line:
                 listens.set()
         listens.set()
@@ -103,9 +103,9 @@ def test_a_server_outlives_a_node(nodes, lm):
     reader.start()
     try:
         assert listens.wait(120)
-        assert process.poll() is None, told
+        assert process.poll() is None, reported
         server = ServerAddress.parse(
-            next(line for line in told if "2 times" in line).split()[3][:-1]
+            next(line for line in reported if "2 times" in line).split()[3][:-1]
         )
         address = f"http://{server.host}:{server.port}"
         assert ready(address) == (200, 2)
@@ -114,7 +114,7 @@ def test_a_server_outlives_a_node(nodes, lm):
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         reader.join()
-        assert any("is retried" in line for line in told), told
+        assert any("is retried" in line for line in reported), reported
     finally:
         process.kill()
         reader.join()

@@ -1,4 +1,4 @@
-"""What is left of a stream after another: everything that was not told, and nothing twice."""
+"""What is left of a stream after another: everything that was not reported, and nothing twice."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def traced(tokens, at):
     }
 
 
-def streamed(draw, answers, chat, told, trace, number):
+def streamed(draw, answers, chat, reported, trace, number):
     """One run of the same answers: in other pieces, at other times, under another name."""
     left, pieces = dict(enumerate(answers)), []
     clock = 100.0 * number
@@ -55,7 +55,7 @@ def streamed(draw, answers, chat, told, trace, number):
         over, clock = not left[at], clock + 0.5
         choice = {"index": at, "finish_reason": "stop" if over else None}
         choice |= {"delta": {"content": text} if text else {}} if chat else {"text": text}
-        if told and tokens:
+        if reported and tokens:
             choice["logprobs"] = logprobs(tokens, chat)
         pieces.append((choice, {"paceline": traced(tokens, clock)} if trace and tokens else {}))
         if over:
@@ -98,17 +98,17 @@ def heard(stream):
 @given(
     st.data(), st.lists(TOKENS, min_size=1, max_size=2), st.booleans(), st.booleans(), st.booleans()
 )
-def test_no_token_is_lost_or_comes_twice(data, answers, chat, told, trace):
+def test_no_token_is_lost_or_comes_twice(data, answers, chat, reported, trace):
     stream, deaths = b"", data.draw(st.integers(1, 3))
     for number in range(deaths + 1):
-        events = streamed(data.draw, answers, chat, told, trace, deaths - number)
+        events = streamed(data.draw, answers, chat, reported, trace, deaths - number)
         splice = ResumedStream(stream, lambda: 0.25)
         size = data.draw(st.integers(0, len(events))) if number < deaths else len(events)
         stream += b"".join(splice.rest(event.strip()) for event in events[:size])
     texts, tokens, passes, names, _ = heard(stream)
     assert texts == {at: "".join(text for _, text in each) for at, each in enumerate(answers)}
     for at, each in enumerate(answers):
-        assert tokens[at] == ([f"<{token}>" for token, _ in each] if told else [])
+        assert tokens[at] == ([f"<{token}>" for token, _ in each] if reported else [])
         assert passes.get(at, []) == ([token for token, _ in each] if trace else [])
     assert len(names) == 1
     assert stream.count(b'"usage"') == 1
@@ -131,7 +131,7 @@ def test_time_goes_on_from_the_clock_that_stopped():
 
 
 @pytest.mark.parametrize(
-    ("told", "new"),
+    ("reported", "new"),
     [
         (piece("abc"), piece("abd")),
         (piece("abc"), piece("ab", "stop")),
@@ -143,8 +143,8 @@ def test_time_goes_on_from_the_clock_that_stopped():
         (piece("a", trace=traced([(1, "a")], 0.0)), piece("a", "stop")),
     ],
 )
-def test_another_answer_is_no_end_of_this_one(told, new):
-    splice = ResumedStream(sse([told])[0])
+def test_another_answer_is_no_end_of_this_one(reported, new):
+    splice = ResumedStream(sse([reported])[0])
     with pytest.raises(SeamError, match="another replica"):
         splice.rest(sse([new])[0].strip())
 
@@ -159,9 +159,9 @@ JSON = st.recursive(
 @given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_what_is_no_event_is_told_so(data):
     for kind, start in ((ResumedStream, b"data: "), (ResumedItems, b"event: x\ndata: ")):
-        for told in (b"", start + data + b"\n\n"):
+        for reported in (b"", start + data + b"\n\n"):
             with contextlib.suppress(SeamError):
-                kind(told).rest(start + data)
+                kind(reported).rest(start + data)
     with pytest.raises(SeamError):
         ResumedStream(b"data: {" + data + b"\n\n")
     with pytest.raises(SeamError):
@@ -222,8 +222,8 @@ def test_another_response_is_no_end_of_this_one():
     def draw(_):
         return 2
 
-    told = b"".join(response(draw, "abcd", 1)[:5])
+    reported = b"".join(response(draw, "abcd", 1)[:5])
     for other, why in (("abdc", "differs"), ("ab", "shorter")):
         events = response(draw, other, 2)
         with pytest.raises(SeamError, match=why):
-            list(map(ResumedItems(told).rest, events))
+            list(map(ResumedItems(reported).rest, events))

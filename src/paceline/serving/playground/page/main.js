@@ -152,12 +152,12 @@ async function one(side, [path, body]) {
 function finish(side, body) {
   views.pace(paced.record, bare.record);
   if (side !== paced) return;
-  const { record, words, told } = paced;
+  const { record, words, summary } = paced;
   views.legend(record);
   choose = views.passes(record, words);
-  if (body.guided_json && !halted) told.append(whole(record.text));
+  if (body.guided_json && !halted) summary.append(whole(record.text));
   if (!record.guesses.size && body.speculation?.budget === undefined) {
-    told.append(
+    summary.append(
       " Nothing was guessed: here a guess costs more than it saves. ",
       "A number as budget guesses anyway.",
     );

@@ -10,7 +10,7 @@ export class Side {
     this.card = card;
     this.words = new Words(card.querySelector(".text"), onPick);
     this.speed = card.querySelector(".speed");
-    this.told = card.querySelector(".told");
+    this.summary = card.querySelector(".summary");
   }
 
   begin() {
@@ -19,7 +19,7 @@ export class Side {
     this.record = new Record();
     this.shown = 0; // passes
     this.words.clear();
-    this.told.textContent = "";
+    this.summary.textContent = "";
     this.draw();
     return this.record;
   }
@@ -41,10 +41,10 @@ export class Side {
     if (!ran) return;
     const rate = (tokens / ran).toFixed(2);
     const passes = count(ran, "pass", "passes");
-    this.told.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
+    this.summary.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
     const lost = ran - seen.length;
     if (lost && guesses.size) {
-      this.told.append(` Too fast for this page: ${lost} without their trees.`);
+      this.summary.append(` Too fast for this page: ${lost} without their trees.`);
     }
   }
 

@@ -36,7 +36,7 @@ function grown({ tree, texts, origins }) {
   const nodes = tree.tokens.map((text, index) => ({
     label: label(text),
     parent: tree.parents[index],
-    chance: tree.scores[index],
+    probability: tree.scores[index],
     origin: tree.origins[index],
     taken: tree.path.includes(index),
     children: [],
@@ -46,13 +46,13 @@ function grown({ tree, texts, origins }) {
     nodes.push({ label: label(texts.at(-1)), parent, drawn: true, taken: true, children: [] });
   }
   nodes.forEach((node, index) => {
-    node.said = index && !node.drawn ? `${Math.round(100 * node.chance)}` : "";
+    node.said = index && !node.drawn ? `${Math.round(100 * node.probability)}` : "";
     const beside = node.said && width(node.said, FONT) * 0.85 + 7;
     node.width = Math.ceil(width(node.label, FONT) + Number(beside)) + 18;
     if (index) nodes[node.parent].children.push(index);
   });
   for (const { children } of nodes) {
-    children.sort((a, b) => nodes[b].taken - nodes[a].taken || nodes[b].chance - nodes[a].chance);
+    children.sort((a, b) => nodes[b].taken - nodes[a].taken || nodes[b].probability - nodes[a].probability);
   }
   return nodes;
 }
@@ -76,7 +76,7 @@ function box(node, index) {
     mark("text", { x: x + 9, y: y + 4.5 }, node.label),
   ];
   if (node.said) {
-    const end = { class: "chance", x: x + wide - 8, y: y + 4.5, "text-anchor": "end" };
+    const end = { class: "probability", x: x + wide - 8, y: y + 4.5, "text-anchor": "end" };
     inside.push(mark("text", end, node.said));
   }
   return mark("g", { class: `node ${kind}${node.taken ? " taken" : ""}` }, ...inside);
@@ -94,7 +94,7 @@ function tip(node, index) {
   if (!index) return "the last token before this pass";
   if (node.drawn) return "the model's own";
   const end = node.taken ? "accepted" : "in vain";
-  return `${node.origin}: chance ${Math.round(100 * node.chance)} %, ${end}`;
+  return `${node.origin}: probability ${Math.round(100 * node.probability)} %, ${end}`;
 }
 
 function label(text) {

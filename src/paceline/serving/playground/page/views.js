@@ -50,7 +50,7 @@ export function passes(record, words) {
     const said = `${number + 1} of ${record.passes.length}`;
     field("pass-number").value = said;
     slider.setAttribute("aria-valuetext", said);
-    field("pass-told").textContent = told(pass);
+    field("pass-summary").textContent = summary(pass);
     draw(field("tree"), pass);
     words.choose(number);
   };
@@ -60,7 +60,7 @@ export function passes(record, words) {
   return show;
 }
 
-function told({ passes, tree, tokens, origins }) {
+function summary({ passes, tree, tokens, origins }) {
   if (passes > 1) return `${passes} passes that came as one; the tree is the last one's.`;
   const guesses = tree.tokens.length - 1;
   if (!guesses) return "Nothing was guessed: one token for one pass of the model.";

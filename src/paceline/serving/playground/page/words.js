@@ -38,14 +38,14 @@ export class Words {
     span.textContent = text;
     span.dataset.pass = number;
     const name = pass.origins[index];
-    const chance = node === undefined ? null : pass.tree.scores[node];
+    const probability = node === undefined ? null : pass.tree.scores[node];
     if (name === null) {
       span.className = "token own";
       span.dataset.tip = `the model's own · pass ${number + 1}`;
     } else {
-      const said = chance === null ? "" : ` · chance ${Math.round(100 * chance)} %`;
+      const said = probability === null ? "" : ` · probability ${Math.round(100 * probability)} %`;
       span.className = `token ${colour(name)}`;
-      span.style.setProperty("--sure", `${14 + Math.round(46 * chance)}%`);
+      span.style.setProperty("--sure", `${14 + Math.round(46 * probability)}%`);
       span.dataset.tip = `${name}${said} · pass ${number + 1}`;
     }
     this.place.append(span);

@@ -36,7 +36,7 @@ class Model:
 
 
 def distance(watermark, controls=()):
-    """Total variation between the counts over keys and the law, and what chance allows."""
+    """Total variation between counts over keys and the distribution, and what noise allows."""
     model, counts = Model(), dict.fromkeys(TEXTS, 0)
     plain = Request(PROMPT, LENGTH, 1.3, 7, (Temperature(1.3), *controls))
     for key in range(KEYS):
