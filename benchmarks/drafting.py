@@ -50,7 +50,7 @@ class Company:
         """Return requests that have run their prompts."""
         for prompt in cycle(prompts(self.lm, slice(0, 400))):
             request = self.lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
-            run = Session(self.lm.engine, self.lanes.verify(), request)
+            run = Session(self.lm.engine, self.lanes.take(), request)
             run.open()
             while run.missing:
                 part = run.next_part()

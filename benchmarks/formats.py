@@ -79,7 +79,7 @@ def table(path: Path, count: int, cached: bool) -> str:
             base.setdefault(source, bits)
             cells.append(f"{bits:.4f} ({bits / base[source] - 1:+.2%})")
         share = agreement(model, engine, exact, sources["stories-val"])
-        size = f"{engine.bytes / 1e6:.1f} MB"
+        size = f"{engine.weight_bytes / 1e6:.1f} MB"
         if cached:
             size = f"{engine.position_bytes:.0f} B a position"
         label = name if cached else engine.format

@@ -67,7 +67,7 @@ class Paceline:
     def __init__(self, engine: NativeEngine) -> None:
         self._engine = engine
         self._sequence = engine.open()
-        self.bytes = engine.bytes
+        self.bytes = engine.weight_bytes
 
     def extend(self, tokens: Tokens, logits: bool) -> Floats | None:
         """Run `tokens` [n] and keep them; without logits none are computed."""

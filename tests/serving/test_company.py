@@ -52,7 +52,7 @@ def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
     assert len(engines) == 1
     first, other = pool.idle[:2]
     assert first._followers[0] is not other._followers[0]
-    assert first._chances._sharpness is other._chances._sharpness
+    assert first._calibration._sharpness is other._calibration._sharpness
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_draft_model_serves_all_with_one_engine(lm, pages, settings):
 def test_parts_of_the_model_draft_for_many(lm, drafter, name, pages):
     stats, pool = company(lm, drafter, 6, pages=pages, max_running=3)
     assert stats.accepted.get(name, 0) > 0
-    assert len({id(drafter._chances._sharpness) for drafter in pool.idle}) == 1
+    assert len({id(drafter._calibration._sharpness) for drafter in pool.idle}) == 1
 
 
 @pytest.mark.parametrize(("pages", "budget"), [(None, 5), (None, None), (9, 5)])

@@ -34,7 +34,7 @@ def plain(story):
 
 @pytest.fixture(scope="module")
 def lm(story):
-    found = LM(story, drafter=f"model:path={story},dtype=int8", threads=1)
+    found = LM(story, drafter=f"model:path={story},format=int8", threads=1)
     found.request("a", guide=f"contrastive:{story}")  # opens it
     return found
 

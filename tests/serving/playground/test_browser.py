@@ -63,7 +63,7 @@ def test_tokens_are_coloured_by_who_guessed_them(page, address):
     assert right["the model"] == page.locator("#paced .token.own").count()
     for name, tried, hit, share in rows[:-1]:
         assert share == f"{100 * int(hit) / int(tried.replace(',', '')):.0f} %", name
-    expect(page.locator("#paced .reported")).to_contain_text("40 tokens in")
+    expect(page.locator("#paced .summary")).to_contain_text("40 tokens in")
     expect(page.locator("#chart polyline")).to_have_count(1)
 
 
@@ -73,7 +73,7 @@ def test_the_replay_without_speculation_is_the_same(page):
     expect(page.locator("#verdict")).to_have_text(SAME)
     expect(page.locator("#verdict")).to_have_class(re.compile("good"))
     assert text_of(page, "plain") == text_of(page)
-    expect(page.locator("#plain .reported")).to_have_text("40 tokens in 40 passes, 1.00 a pass.")
+    expect(page.locator("#plain .summary")).to_have_text("40 tokens in 40 passes, 1.00 a pass.")
     expect(page.locator("#chart polyline")).to_have_count(2)
     assert page.locator(".wrong").count() == 0
 
@@ -121,10 +121,10 @@ def test_passes_that_came_as_one_are_shown_as_such(page, address):
     page.route("**/v1/completions", forge)
     run(page, max_tokens=40, seed=3, temperature=0.8, budget=8)
     assert text_of(page) == answered(address)["choices"][0]["text"]
-    reported = page.locator("#paced .reported")
+    reported = page.locator("#paced .summary")
     expect(reported).to_contain_text("Too fast for this page: 4 without their trees.")
     page.locator("#paced .token[data-pass='2']").first.click()
-    expect(page.locator("#pass-reported")).to_contain_text("4 passes that came as one")
+    expect(page.locator("#pass-summary")).to_contain_text("4 passes that came as one")
     tips = page.locator("#paced .token[data-pass='2']:not(.own)").all()
     assert all("probability" in tip.get_attribute("data-tip") for tip in tips[-1:])
 
@@ -134,7 +134,7 @@ def test_the_tree_of_a_chosen_pass(page):
     slider = page.locator("#pass")
     passes = int(slider.get_attribute("max"))
     assert passes == int(
-        re.search(r"in (\d+) passes", page.locator("#paced .reported").inner_text())[1]
+        re.search(r"in (\d+) passes", page.locator("#paced .summary").inner_text())[1]
     )
     slider.focus()
     page.keyboard.press("Home")
@@ -146,7 +146,7 @@ def test_the_tree_of_a_chosen_pass(page):
         assert len(taken) - 1 == len(chosen)  # the root belongs to the pass before
         text += "".join(chosen)
         guesses = int(
-            page.locator("#pass-reported").inner_text().split()[0].replace("Nothing", "0")
+            page.locator("#pass-summary").inner_text().split()[0].replace("Nothing", "0")
         )
         assert page.locator("#tree .node").count() in (guesses + 1, guesses + 2)
         page.keyboard.press("ArrowRight")
@@ -171,7 +171,7 @@ def test_a_schema_is_followed_and_a_broken_one_is_told(watched):
     schema |= {"required": ["age"], "additionalProperties": False}
     run(page, schema=json.dumps(schema), temperature=0.7, max_tokens=60, seed=4)
     assert json.loads(text_of(page))["age"] <= 9
-    expect(page.locator("#paced .reported")).to_contain_text("The JSON is whole.")
+    expect(page.locator("#paced .summary")).to_contain_text("The JSON is whole.")
 
 
 def test_what_a_model_says_is_never_markup(page):
