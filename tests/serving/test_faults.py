@@ -253,7 +253,13 @@ def test_answers_count_in_the_queue(lm):
 
 def test_the_rejection_walk_is_refused_or_done_never_forgotten(lm):
     request = lm.request(PROMPTS[0], max_new_tokens=9, temperature=0.8, walk="rejection")
-    with working(lm) as worker, pytest.raises(MethodError, match="the rejection walk and the drafter predicted_output do not go together"):
+    with (
+        working(lm) as worker,
+        pytest.raises(
+            MethodError,
+            match="the rejection walk and the drafter predicted_output do not go together",
+        ),
+    ):
         worker.submit(Job("a", request, budget=3))
 
 

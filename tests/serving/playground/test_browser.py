@@ -145,9 +145,7 @@ def test_the_tree_of_a_chosen_pass(page):
         taken = page.locator("#tree .taken:not(.edge) > text:not(.probability)").all_text_contents()
         assert len(taken) - 1 == len(chosen)  # the root belongs to the pass before
         text += "".join(chosen)
-        guesses = int(
-            page.locator("#pass-summary").inner_text().split()[0].replace("Nothing", "0")
-        )
+        guesses = int(page.locator("#pass-summary").inner_text().split()[0].replace("Nothing", "0"))
         assert page.locator("#tree .node").count() in (guesses + 1, guesses + 2)
         page.keyboard.press("ArrowRight")
     assert text == text_of(page)
