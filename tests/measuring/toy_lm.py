@@ -1,6 +1,7 @@
 """An `LM` around the toy engine, with letters for tokens."""
 
 from dataclasses import dataclass
+from threading import RLock
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,7 +38,7 @@ class ToyLM(LM):
         self.tokenizer = Letters()
         defaults = SimpleNamespace(temperature=0.0, stop_tokens=stop_tokens, samplers=dict)
         self.model = SimpleNamespace(defaults=defaults)
-        self.budget, self._load_seconds = Fixed(8), 0.0
+        self.budget, self._load_seconds, self._lock = Fixed(8), 0.0, RLock()
         self.drafter = Oracle(self.engine)
         self.draft_target = Target(self.engine.config.vocab_size, self.engine)
         self.request_builder = RequestBuilder(self.model, self.tokenizer, self.engine, self.drafter)
