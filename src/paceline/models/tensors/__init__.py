@@ -5,6 +5,7 @@
 
 from paceline.models.tensors.base import Linear, from_tensors, narrow, to_dense, widen
 from paceline.models.tensors.bit_planes import BitPlanes
+from paceline.models.tensors.block_quantized import BlockQuantized
 from paceline.models.tensors.codebook import Codebook
 from paceline.models.tensors.composed import LowRank, Sum
 from paceline.models.tensors.dense import Dense
@@ -13,6 +14,7 @@ from paceline.models.tensors.sparse import Sparse
 
 __all__ = [
     "BitPlanes",
+    "BlockQuantized",
     "Codebook",
     "Dense",
     "Grouped",
