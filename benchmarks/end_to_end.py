@@ -2,14 +2,16 @@
 
     python benchmarks/end_to_end.py MODEL [--format int8] [--drafter recycle] [--peer llama.cpp]
     python benchmarks/end_to_end.py MODEL --tasks 4
+    python benchmarks/end_to_end.py MODEL.gguf --chat --tasks 10 --reset --peer llama.cpp
 
 Prompts are the first 64 tokens of documents of stories-val, as in `drafters.py`; `--random` takes
-random tokens instead, `--tasks N` the first N questions of each task of Spec-Bench. 100 new tokens,
-greedy, past the model's own end; times are of decoding, without the prompt. A drafter keeps what it
-learns from prompt to prompt. Give it an inflated model (`paceline inflate`) to see real acceptance
-at a real size.
+random tokens instead, `--tasks N` the first N questions of each of the six tasks of Spec-Bench,
+`--chat` puts those into the model's chat template. 100 new tokens (`--new`), greedy, past the
+model's own end, in a chat up to it; times are of decoding, without the prompt, and ratios those of
+the seconds of a token. A drafter keeps what it learns from prompt to prompt unless `--reset`.
 
-Peers run the same weights in the width next to ours, a Llama only. Each decodes plainly, and with
+Of a GGUF file peers run the very bits, as we do by default. Of other models peers run the same
+weights in the width next to ours, a Llama only. Each decodes plainly, and with
 its prompt lookup: transformers by its own `generate`, OpenVINO by GenAI, llama.cpp by the rule of
 its Python binding (the first earlier place of the last 2 tokens, else of the last, gives 10).
 Ours must equal our plain output. A peer rounds differently and leaves it at the first near tie: the
@@ -22,20 +24,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
+from asked import Asked, asked
 from busy import busy_others, ticks
 from openvino_llama import OpenVino
 from openvino_lookup import OpenVinoLookup, missing
-from runners import PEERS, WIDTHS, Runner, chosen, opened
+from runners import GGUF, PEERS, WIDTHS, Opened, Runner, chosen, opened, opened_file
 from transformers_llama import Transformers
 
-from drafters import NEW, PROMPT, prompts, questions
 from paceline import LM
 from paceline.core import Floats
 from paceline.decoding.governor import Budget, Fixed, Governor
@@ -46,6 +49,7 @@ from paceline.models.config import ModelConfig
 
 LONGEST, LOOKED_UP = 2, 10  # of llama-cpp-python's prompt lookup: tokens matched, tokens drafted
 CHECKED = 5  # outputs that peers read
+CONTEXT = 4096  # positions of a peer's cache on a GGUF file
 BITS = {storage: bits for bits, width in WIDTHS.items() for storage in width.ours}
 
 
@@ -55,6 +59,11 @@ class Answer(NamedTuple):
     tokens: list[int]
     seconds: float
     passes: int
+
+    @property
+    def pace(self) -> float:
+        """Seconds a token."""
+        return self.seconds / len(self.tokens)
 
 
 class Arm(NamedTuple):
@@ -81,48 +90,60 @@ class Checkpoint(NamedTuple):
         return self.model.weights
 
 
-def our_arms(options: argparse.Namespace) -> tuple[list[Arm], LM, list[Governor]]:
-    """Plain decoding, then one arm for each drafter, with its governor."""
+def our_lms(options: argparse.Namespace) -> list[LM]:
+    """One for each drafter."""
     settings = {"dtype": options.format, "threads": options.threads, "budget": "auto"}
-    lms = [LM(options.model, drafter=name, **settings) for name in options.drafter]
+    return [LM(options.model, drafter=name, **settings) for name in options.drafter]
 
+
+def our_arms(
+    lms: list[LM], ask: Asked, options: argparse.Namespace
+) -> tuple[list[Arm], list[Governor]]:
+    """Plain decoding, then one arm for each drafter, with its governor."""
     governors = [lm.budget for lm in lms if isinstance(lm.budget, Governor)]
 
     def arm(name: str, lm: LM, budget: Budget) -> Arm:
         def answer(prompt: list[int]) -> Answer:
             lm.budget = budget
-            request = lm.request(prompt, max_new_tokens=NEW, temperature=0.0, ignore_eos=True)
+            if options.reset:
+                lm.reset()
+            request = lm.request(
+                prompt, max_new_tokens=ask.new, temperature=0.0, controls={}, ignore_eos=True
+            )
+            if ask.stops:
+                request = replace(request, stop_tokens=ask.stops)
             output = lm.stream(request).run()
             return Answer(output.tokens, output.seconds.decode, output.passes)
 
         return Arm(f"Paceline {lm.engine.format}, {name}", answer, ours=True)
 
     drafted = [arm(name, lm, lm.budget) for name, lm in zip(options.drafter, lms, strict=True)]
-    return [arm("plain", lms[0], Fixed(0)), *drafted], lms[0], governors
+    return [arm("plain", lms[0], Fixed(0)), *drafted], governors
 
 
-def plain(runner: Runner, prompt: list[int]) -> Answer:
+def plain(runner: Runner, prompt: list[int], ask: Asked) -> Answer:
     """Greedy decoding, one token in a pass."""
     _prefill(runner, prompt)
     start = perf_counter()
     tokens = [prompt[-1]]
-    while len(tokens) <= NEW:
+    while len(tokens) <= ask.new and (len(tokens) == 1 or tokens[-1] not in ask.stops):
         tokens += _choices(runner, tokens[-1:])
-    return Answer(tokens[1:], perf_counter() - start, NEW)
+    return Answer(tokens[1:], perf_counter() - start, len(tokens) - 1)
 
 
-def looked_up(runner: Runner, prompt: list[int]) -> Answer:
+def looked_up(runner: Runner, prompt: list[int], ask: Asked) -> Answer:
     """Greedy decoding that drafts from what was said before."""
     _prefill(runner, prompt)
     start = perf_counter()
     text, passes = list(prompt), 0
-    end = len(prompt) + NEW
-    while len(text) < end:
+    end, ended = len(prompt) + ask.new, False
+    while len(text) < end and not ended:
         draft = _lookup(text)[: end - len(text) - 1]
         choices = _choices(runner, text[-1:] + draft)
         passes += 1
         right = next((i for i, token in enumerate(draft) if token != choices[i]), len(draft))
         text += choices[: right + 1]
+        ended = not ask.stops.isdisjoint(choices[: right + 1])
         if right < len(draft):
             runner.truncate(len(text) - 1)
     return Answer(text[len(prompt) :], perf_counter() - start, passes)
@@ -130,22 +151,23 @@ def looked_up(runner: Runner, prompt: list[int]) -> Answer:
 
 def generated(tokens: list[int], seconds: float) -> Answer:
     """Return what a peer's own loop gave; it reports the time after the first token only."""
-    return Answer(tokens, seconds * NEW / (NEW - 1), 0)
+    return Answer(tokens, seconds * len(tokens) / (len(tokens) - 1), 0)
 
 
-def peer_arms(runner: Runner, name: str, model: Model, threads: int) -> Iterator[Arm]:
+def peer_arms(runner: Runner, name: str, model: Model, ask: Asked, threads: int) -> Iterator[Arm]:
     """Plain, and with prompt lookup where there is one."""
-    yield Arm(f"{name}, plain", lambda prompt: plain(runner, prompt), runner=runner)
+    new = ask.new
+    yield Arm(f"{name}, plain", lambda prompt: plain(runner, prompt, ask), runner=runner)
     if isinstance(runner, Transformers):
-        lookup = lambda prompt: generated(*runner.generate(prompt, NEW, LOOKED_UP))  # noqa: E731
+        lookup = lambda prompt: generated(*runner.generate(prompt, new, LOOKED_UP))  # noqa: E731
     elif isinstance(runner, OpenVino):
         if lacking := missing():
             print(f"no prompt lookup of OpenVINO: {', '.join(lacking)} not installed")
             return
         genai = OpenVinoLookup(model, threads, name.split()[-1])
-        lookup = lambda prompt: generated(*genai.generate(prompt, NEW))  # noqa: E731
+        lookup = lambda prompt: generated(*genai.generate(prompt, new))  # noqa: E731
     else:
-        lookup = lambda prompt: looked_up(runner, prompt)  # noqa: E731
+        lookup = lambda prompt: looked_up(runner, prompt, ask)  # noqa: E731
     yield Arm(f"{name}, lookup", lookup)
 
 
@@ -165,7 +187,7 @@ def measure(arms: list[Arm], asked: list[list[int]], file: Path | None) -> list[
     return answers
 
 
-def table(arms: list[Arm], answers: list[list[Answer]]) -> str:
+def table(arms: list[Arm], answers: list[list[Answer]], new: int) -> str:
     """One row for each arm; ratios are medians over prompts, with their 95 % intervals."""
     bases = [0, *(i for i, arm in enumerate(arms) if arm.runner)]
     head = ["", "tok/s", "tokens per pass", *(f"x {arms[i].name}" for i in bases)]
@@ -174,15 +196,16 @@ def table(arms: list[Arm], answers: list[list[Answer]]) -> str:
     for arm, found in zip(arms, answers, strict=True):
         passes = sum(answer.passes for answer in found)
         own = ratios(answers[0], found)
-        cells = [arm.name, f"{median(NEW / answer.seconds for answer in found):.1f}"]
-        cells.append(f"{NEW * len(found) / passes:.2f}" if passes else "")
+        tokens = sum(len(answer.tokens) for answer in found)
+        cells = [arm.name, f"{median(1 / answer.pace for answer in found):.1f}"]
+        cells.append(f"{tokens / passes:.2f}" if passes else "")
         for base in bases:
             middle, low, high = median_interval(ratios(answers[base], found))
             cells.append(f"{middle:.2f} ({low:.2f} to {high:.2f})")
-        total = sum(a.seconds for a in answers[0]) / sum(a.seconds for a in found)
+        total = pace(answers[0]) / pace(found)
         cells += [f"{min(own):.2f} / {max(own):.2f}", f"{total:.2f}"]
         alike = [same(a, b) for a, b in zip(answers[0], found, strict=True)]
-        cells.append(f"median {median(alike):.0f} of {NEW}")
+        cells.append(f"median {median(alike):.0f} of {new}")
         lines.append(_row(cells))
     return "\n".join(lines)
 
@@ -194,7 +217,7 @@ def agreement(runner: Runner, asked: list[list[int]], said: list[Answer]) -> flo
         runner.truncate(0)
         choices = _choices(runner, prompt + answer.tokens[:-1])[len(prompt) - 1 :]
         alike += sum(a == b for a, b in zip(choices, answer.tokens, strict=True))
-    return alike / (NEW * len(said))
+    return alike / sum(len(answer.tokens) for answer in said)
 
 
 def task_table(arms: list[Arm], answers: list[list[Answer]], tasks: list[str]) -> str:
@@ -205,21 +228,26 @@ def task_table(arms: list[Arm], answers: list[list[Answer]], tasks: list[str]) -
         cells = [arm.name]
         for name in names:
             mine = [i for i, task in enumerate(tasks) if task == name]
-            spent = [sum(each[i].seconds for i in mine) for each in (answers[0], found)]
-            cells.append(f"{spent[0] / spent[1]:.2f}")
+            before, after = (pace([each[i] for i in mine]) for each in (answers[0], found))
+            cells.append(f"{before / after:.2f}")
         lines.append(_row(cells))
     return "\n".join(lines)
 
 
 def ratios(base: list[Answer], found: list[Answer]) -> list[float]:
     """How many times as fast, prompt by prompt."""
-    return [b.seconds / f.seconds for b, f in zip(base, found, strict=True)]
+    return [b.pace / f.pace for b, f in zip(base, found, strict=True)]
+
+
+def pace(answers: list[Answer]) -> float:
+    """Seconds a token over all answers."""
+    return sum(a.seconds for a in answers) / sum(len(a.tokens) for a in answers)
 
 
 def same(left: Answer, right: Answer) -> int:
     """Tokens before the first that differs."""
-    pairs = zip(left.tokens, right.tokens, strict=True)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), NEW)
+    pairs = zip(left.tokens, right.tokens, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(map(len, (left[0], right[0]))))
 
 
 def _prefill(runner: Runner, prompt: list[int]) -> None:
@@ -247,6 +275,21 @@ def _row(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def peers_of(
+    lm: LM, options: argparse.Namespace
+) -> tuple[dict[str, str], AbstractContextManager[list[Opened]]]:
+    """The builds of the peers that are asked for, and those peers on the model's weights."""
+    if not options.peer:
+        return {}, nullcontext([])
+    of = Checkpoint(lm.model)
+    if options.model.suffix == ".gguf":
+        builds = {name: build for name, build in chosen(options.peer, None).items() if name in GGUF}
+        return builds, opened_file(of, options.model, [], builds, options.threads, CONTEXT)
+    bits = BITS[lm.engine.format]
+    builds = chosen(options.peer, [bits])
+    return builds, opened(of, bits, builds, None, options.threads, False)
+
+
 def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -256,45 +299,49 @@ def main() -> None:
     parser.add_argument("--drafter", action="append", help="default: recycle")
     parser.add_argument("--peer", choices=PEERS, action="append", help="default: none")
     parser.add_argument("--count", type=int, default=40, help="prompts")
+    parser.add_argument("--new", type=int, default=100, help="most tokens of an answer")
+    parser.add_argument("--reset", action="store_true", help="forget after each prompt")
+    parser.add_argument("--chat", action="store_true", help="in the model's chat template")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--random", action="store_true")
     which.add_argument("--tasks", type=int, metavar="N", help="questions of each Spec-Bench task")
     parser.add_argument("--json", type=Path, help="write every answer here")
     options = parser.parse_args()
+    if options.chat and not options.tasks:
+        parser.error("--chat needs --tasks")
     options.drafter = options.drafter or ["recycle"]
-    arms, lm, governors = our_arms(options)
-    bits = BITS[lm.engine.format]
-    peers = chosen(options.peer, [bits]) if options.peer else {}
-    tasks: list[str] = []
-    if options.tasks:
-        tasks, asked = questions(lm, options.tasks)
-    elif options.random:
-        draws = np.random.default_rng(0).integers(3, len(lm.tokenizer), (options.count, PROMPT))
-        asked = draws.tolist()
-    else:
-        asked = prompts(lm, slice(0, options.count))
+    lms = our_lms(options)
+    lm = lms[0]
+    ask = asked(
+        lm,
+        tasks=options.tasks,
+        chat=options.chat,
+        random=options.random,
+        count=options.count,
+        new=options.new,
+    )
+    arms, governors = our_arms(lms, ask, options)
+    builds, opening = peers_of(lm, options)
     with ExitStack() as stack:
-        if peers:
-            of = Checkpoint(lm.model)
-            for each in stack.enter_context(opened(of, bits, peers, None, options.threads, False)):
-                arms += peer_arms(each.runner, each.name, lm.model, options.threads)
-                _prefill(each.runner, asked[0])  # what is done only once: threads, buffers
-                _choices(each.runner, asked[0][-1:])
+        for each in stack.enter_context(opening):
+            arms += peer_arms(each.runner, each.name, lm.model, ask, options.threads)
+            _prefill(each.runner, ask.prompts[0])  # what is done only once: threads, buffers
+            _choices(each.runner, ask.prompts[0][-1:])
         start = ticks()
-        answers = measure(arms, asked, options.json)
+        answers = measure(arms, ask.prompts, options.json)
         others = busy_others(start, ticks())
         chosen_too = {
-            arm.name: agreement(arm.runner, asked[:CHECKED], answers[0][:CHECKED])
+            arm.name: agreement(arm.runner, ask.prompts[:CHECKED], answers[0][:CHECKED])
             for arm in arms
             if arm.runner
         }
-    print(table(arms, answers), end="\n\n")
+    print(table(arms, answers, ask.new), end="\n\n")
     for name, share in chosen_too.items():
         print(f"{name}: chooses {share:.1%} of the tokens of our first outputs.", end="\n\n")
-    if tasks:
-        print(task_table(arms, answers, tasks), end="\n\n")
-    commit, builds = versions()["commit"], "".join(f", {build}" for build in peers.values())
-    print(f"{options.model.name}, {len(asked)} prompts, {options.threads} threads;", end=" ")
+    if ask.tasks:
+        print(task_table(arms, answers, ask.tasks), end="\n\n")
+    commit, builds = versions()["commit"], "".join(f", {build}" for build in builds.values())
+    print(f"{options.model.name}, {len(ask.prompts)} prompts, {options.threads} threads;", end=" ")
     print(f"{machine()['processor']}; others took {others:.0%} of the cores;", end=" ")
     print(f"Paceline {commit}{builds}")
     for name, budget in zip(options.drafter, governors, strict=True):

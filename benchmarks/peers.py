@@ -2,14 +2,17 @@
 
     python benchmarks/peers.py --shape 135m|1.1b [--bits 8] [--threads 2] [--rounds 5] [--json FILE]
     python benchmarks/peers.py --model ../shared/models/stories260K
+    python benchmarks/peers.py --file MODEL.gguf [--format auto] [--format int8]
 
 Peers: llama.cpp, OpenVINO and transformers, those that are installed or the ones named by `--peer`.
 A shape has random weights: its numbers say something about time and rounding, nothing about
 quality. Measured in every round, one engine after the other, each after a pass that does not count:
 
-- passes of 1, 2, 4 and 8 tokens over 64 cached ones, logits for all: plain decoding is the first,
+- passes of 1 to 32 tokens over 64 cached ones, logits for all: plain decoding is the first,
   verification of a draft the others;
 - a prompt of 512 tokens. The peers compute the logits of the last one, we of none.
+
+`--file` takes a GGUF file instead: llama.cpp and we run the same file, each in its own bits.
 
 Cells are medians over the rounds, ratios medians of the rounds' own ratios. Once, not timed: 200
 tokens in one batch against one at a time, and both against our fp32.
@@ -24,6 +27,7 @@ import argparse
 import gc
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -32,7 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from busy import busy_others, ticks
-from runners import PEERS, WIDTHS, Paceline, Runner, chosen, opened
+from runners import GGUF, PEERS, WIDTHS, Opened, Paceline, Runner, chosen, opened, opened_file
 from step import SHAPES, RandomWeights
 
 from paceline import _native
@@ -42,7 +46,7 @@ from paceline.machine import machine, versions
 from paceline.models import load
 from paceline.models.config import ModelConfig
 
-SIZES = (1, 2, 4, 8)
+SIZES = (1, 2, 4, 8, 16, 32)
 TIMED = (*map(str, SIZES), "prompt")
 CACHED = 64  # positions before a pass
 PASSES = 3  # of each size in a round
@@ -56,7 +60,7 @@ class Source(NamedTuple):
         name: its shape or folder.
         kind: `random` or `real` weights.
         config: its shape.
-        path: its folder, None for random weights.
+        path: its folder or GGUF file, None for random weights.
     """
 
     name: str
@@ -77,9 +81,8 @@ class Reference(NamedTuple):
 
 
 def source(options: argparse.Namespace) -> Source:
-    if options.model:
-        model = load(options.model)
-        return Source(options.model.name, "real", model.config, model.path)
+    if where := options.model or options.file:
+        return Source(where.name, "real", load(where).config, where)
     return Source(options.shape, "random", SHAPES[options.shape], None)
 
 
@@ -138,7 +141,7 @@ def compare(
     """Return a row for each engine of one width, peers first."""
     config, threads = of.config, options.threads
     prompt = min(options.prompt, config.context)
-    with opened(of, bits, options.peers, options.isa, threads) as engines:
+    with _engines(of, bits, options) as engines:
         rows: list[dict[str, Any]] = [
             {"engine": each.name, "kernels": each.kernels, "ours": each.ours, "bits": bits}
             | {"bytes": each.runner.bytes, "rounds": []}
@@ -154,6 +157,14 @@ def compare(
         row["others"] = others
         row |= summary(row, [other for other in rows if not other["ours"]], prompt)
     return rows
+
+
+def _engines(
+    of: Source, bits: int, options: argparse.Namespace
+) -> AbstractContextManager[list[Opened]]:
+    if options.file:
+        return opened_file(of, options.file, options.format, options.peers, options.threads)
+    return opened(of, bits, options.peers, options.isa, options.threads)
 
 
 def summary(row: dict[str, Any], peers: list[dict[str, Any]], prompt: int) -> dict[str, Any]:
@@ -277,6 +288,8 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--shape", choices=SHAPES)
     which.add_argument("--model", type=Path, help="a checkpoint of the Llama family")
+    which.add_argument("--file", type=Path, help="a GGUF file, for us and llama.cpp as it is")
+    parser.add_argument("--format", action="append", help="with --file: ours; default: auto")
     parser.add_argument("--bits", type=int, choices=WIDTHS, action="append", help="default: all")
     parser.add_argument("--peer", choices=PEERS, action="append", help="default: the installed")
     parser.add_argument("--isa", choices=_native.isas(), action="append")
@@ -285,10 +298,13 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=512, help="tokens")
     parser.add_argument("--json", type=Path, help="write the report here as well")
     options = parser.parse_args()
+    options.format = options.format or ["auto"]
     options.peers, of = chosen(options.peer, options.bits), source(options)
+    if options.file:
+        options.peers = {name: options.peers[name] for name in GGUF if name in options.peers}
     report = conditions(of, options)
     against = reference(of, options.threads)
-    for bits in options.bits or WIDTHS:
+    for bits in [0] if options.file else options.bits or WIDTHS:  # 0: as the file has them
         gc.collect()
         report["rows"] += compare(of, bits, options, against)
         report["read_gigabytes_per_second"].append(_native.read_bandwidth(options.threads) / 1e9)

@@ -29,6 +29,7 @@ PEERS = {
     "openvino": openvino_llama.build,
     "transformers": transformers_llama.build,
 }  # name -> the package and its version, None where it is missing
+GGUF = ("llama.cpp", WHEEL)  # those that read GGUF files
 
 
 class Runner(Protocol):
@@ -162,7 +163,7 @@ def opened(
             kind = storage(peer, bits)
             if kind is None:
                 continue
-            if peer in ("llama.cpp", WHEEL):
+            if peer in GGUF:
                 found.append(stack.enter_context(llama_cpp(of, peer, kind, threads)))
                 continue
             name, engine = {
@@ -176,6 +177,33 @@ def opened(
             for isa in isas or _isas(theirs):
                 engine = NativeEngine(config, of.weights(), threads, kind, isa)
                 found.append(Opened(f"Paceline {kind}", engine.isa, Paceline(engine), True))
+        yield found
+
+
+@contextmanager
+def opened_file(
+    of: Source,
+    path: Path,
+    formats: list[str],
+    peers: Mapping[str, str],
+    threads: int,
+    context: int = 1024,
+) -> Iterator[list[Opened]]:
+    """Yield the engines that run one GGUF file: llama.cpp on its bits, then ours in `formats`.
+
+    `auto` keeps the file's bits; other formats round the dequantised weights again.
+    """
+    with ExitStack() as stack:
+        found: list[Opened] = []
+        for peer in peers:
+            if peer in GGUF:
+                library = Library(WHEEL if peer == WHEEL else None)
+                engine = LlamaCpp(library, path, min(of.config.context, context), threads)
+                stack.callback(engine.close)
+                found.append(Opened(peer, library.isa, engine, False))
+        for kind in formats:
+            ours = NativeEngine(of.config, of.weights(), threads, kind)
+            found.append(Opened(f"Paceline {ours.format}", ours.isa, Paceline(ours), True))
         yield found
 
 
