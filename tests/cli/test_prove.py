@@ -107,10 +107,18 @@ def test_bad_input_is_refused_in_one_sentence(paceline, toy, prompts, words, sai
     assert done.err.count("\n") == 1
 
 
-def test_the_prompts_must_be_named(paceline, toy):
-    done = paceline("prove", "toy")
+def test_without_prompts_the_questions_of_the_package_are_taken(paceline, toy):
+    done = paceline("prove", "toy", *SMALL, "--temperatures", "0,0.8", "--limit", 20, "--json")
+    assert done.code == 0
+    found = done.json["settings"]
+    assert (found["file"], found["lines"]) == ("built-in questions", 20)
+    assert done.json["pairs"] == 2 * found["turns"] > 40
+
+
+def test_a_suite_needs_its_file(paceline, toy):
+    done = paceline("bench", "toy", *SMALL, "--suite", "spec-bench")
     assert done.code == 2
-    assert "--prompts" in done.err
+    assert "name it with --prompts" in done.err
 
 
 def test_the_rejection_walk_has_no_tokens_to_compare(paceline, toy, prompts):

@@ -19,6 +19,7 @@ class Letters:
     """Token i is the i-th letter."""
 
     byte_tokens = silent = frozenset()
+    template = None
 
     def encode(self, text):
         return [ord(char) % 11 for char in text]

@@ -22,9 +22,11 @@ from paceline.cli.index_corpus import index_corpus
 from paceline.cli.inflate import inflate
 from paceline.cli.load_test import load_test
 from paceline.cli.methods import methods
+from paceline.cli.models import models
 from paceline.cli.option_groups import Verb, either_model, spread
 from paceline.cli.output import ReaderGoneError, document, drop, say, write, writing
 from paceline.cli.prove import prove
+from paceline.cli.pull import pull
 from paceline.cli.serve import serve
 from paceline.cli.tune_sampling import tune_sampling
 from paceline.cli.warm import warm
@@ -144,9 +146,9 @@ def program(
 PANELS: dict[str, tuple[Verb, ...]] = {
     "Generate": (generate, chat, complete),
     "Serve": (serve, batch),
-    "Prepare": (warm, index_corpus, inflate, distil_hmm),
+    "Prepare": (pull, warm, index_corpus, inflate, distil_hmm),
     "Measure": (bench, prove, load_test, tune_sampling),
-    "About": (methods, doctor),
+    "About": (models, methods, doctor),
 }
 # Verbs that take the model by position as well as by --model.
 EITHER_MODEL = (chat, serve, batch, warm, bench, prove, tune_sampling)

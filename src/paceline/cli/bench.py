@@ -47,10 +47,8 @@ class BenchPromptOptions(evaluation.SuiteOptions):
         Raises:
             RequestError: as `read_tasks`.
         """
-        from paceline.measuring.suites import read_tasks
-
         tasks = [] if self.tasks is None else [task.strip() for task in self.tasks.split(",")]
-        return read_tasks(self.prompts, self.limit, self.suite, tasks)
+        return self.read_tasks(tasks)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def settings(
 ) -> dict[str, Any]:
     """Return the settings as the document holds them."""
     return {
-        "file": str(prompt_options.prompts),
+        "file": prompt_options.origin,
         "suite": prompt_options.suite,
         "tasks": list(dict.fromkeys(dialogue.category for dialogue in job.dialogues)),
         "lines": len(job.dialogues),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ import typer
 
 from paceline.cli import options, parsing
 from paceline.cli.output import check_target, document, save, say
+from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from paceline.drafters.base import DraftMethod
@@ -22,14 +24,27 @@ class PromptOptions:
     """Prompts."""
 
     prompts: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            help="A .jsonl file with `prompt` or `turns` (and `category`), or a prompt a line."
+            help="A .jsonl file with `prompt` or `turns` (and `category`), or a prompt a line; "
+            "24 questions of several kinds by default."
         ),
-    ]
+    ] = None
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first N lines; all turns of a line count.")
     ] = None
+
+    @property
+    def file(self) -> Path:
+        """Return the file of the prompts: the one named, or the questions in this package."""
+        from paceline.measuring.prompts import QUESTIONS
+
+        return QUESTIONS if self.prompts is None else self.prompts
+
+    @property
+    def origin(self) -> str:
+        """Return where the prompts come from, for documents."""
+        return "built-in questions" if self.prompts is None else str(self.prompts)
 
     def read(self) -> list[Dialogue]:
         """Return the lines of the file.
@@ -39,7 +54,7 @@ class PromptOptions:
         """
         from paceline.measuring.prompts import read_prompts
 
-        return read_prompts(self.prompts, self.limit)
+        return read_prompts(self.file, self.limit)
 
 
 @dataclass(frozen=True)
@@ -56,9 +71,19 @@ class SuiteOptions(PromptOptions):
         Raises:
             RequestError: as `PromptOptions.read`, or there is no such suite.
         """
+        return self.read_tasks(())
+
+    def read_tasks(self, tasks: Sequence[str]) -> list[Dialogue]:
+        """Return the lines of some tasks; none named takes all.
+
+        Raises:
+            RequestError: as `read`, there is no such task, or a suite is named without its file.
+        """
         from paceline.measuring.suites import read_tasks
 
-        return read_tasks(self.prompts, self.limit, self.suite)
+        if self.suite is not None and self.prompts is None:
+            raise RequestError("--suite names the tasks of a prompt file; name it with --prompts")
+        return read_tasks(self.file, self.limit, self.suite, tasks)
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,9 @@ Check = Annotated[
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Keep generating after end-of-text.")]
 
 
+CHAT_HINT = "this model is tuned for chat; --chat asks it in its own format"
+
+
 def generate(
     context: typer.Context,
     prompt: options.Text = None,
@@ -138,6 +141,8 @@ def generate(
         drafting = replace(drafting, drafter="plain", budget="0")
 
     lm = drafting.open(engine, model)
+    if not chat and lm.tokenizer.template is not None:
+        say(CHAT_HINT)
     messages: Prompt = [{"role": "user", "content": text}] if chat else text
     if method is not None:
         outputs = lm.search(messages, method, **requested)

@@ -223,7 +223,7 @@ def settings(
         "loop": "open" if arrivals.rate is not None else "closed",
         "rate": arrivals.rate,
         "users": arrivals.users,
-        "file": str(prompt_options.prompts),
+        "file": prompt_options.origin,
         "suite": prompt_options.suite,
         "chat": body_options.chat,
         "max_new_tokens": body_options.max_new_tokens,

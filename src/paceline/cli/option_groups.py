@@ -72,7 +72,9 @@ def either_model(verb: Verb) -> Verb:
             raise RequestError(f"the model is {positional!r} and --model {named!r}; give one")
         value = positional if named is None else named
         if required and value is None:
-            raise RequestError("no model is named; give MODEL, a folder or hub id")
+            raise RequestError(
+                "no model is named; give MODEL, e.g. smollm2-135m, a folder or a GGUF file"
+            )
         verb(**options, model=value)
 
     setattr(chosen, "__signature__", Signature(parameters))  # noqa: B010

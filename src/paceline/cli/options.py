@@ -23,15 +23,15 @@ _DRAFTERS_HELP = (
     "'all' names every exact drafter that needs nothing else."
 )
 
-Model = Annotated[str, typer.Argument(help="Folder or hub id of a checkpoint.")]
+_MODEL_HELP = "A name of `paceline models`, a folder or GGUF file, or a hub id"
+
+Model = Annotated[str, typer.Argument(help=f"{_MODEL_HELP}.")]
 Models = Annotated[
     str,
-    typer.Argument(
-        help="Folder or hub id of a checkpoint; 'A:weight=0.7+B:weight=0.3' is an ensemble."
-    ),
+    typer.Argument(help=f"{_MODEL_HELP}; 'A:weight=0.7+B:weight=0.3' is an ensemble."),
 ]
 ModelOption = Annotated[
-    str | None, typer.Option(help="Folder or hub id of a checkpoint; the embedded one by default.")
+    str | None, typer.Option(help=f"{_MODEL_HELP}; the embedded story model by default.")
 ]
 Drafter = Annotated[str, typer.Option(help="NAME[:key=value,...]; see `paceline methods`.")]
 Drafters = Annotated[list[str], typer.Option(help=_DRAFTERS_HELP)]

@@ -135,7 +135,7 @@ def settings(
 ) -> dict[str, Any]:
     """Return the settings as the document holds them."""
     return {
-        "file": str(prompt_options.prompts),
+        "file": prompt_options.origin,
         "lines": len(job.dialogues),
         "turns": job.turns,
         "temperatures": temperatures,

@@ -9,6 +9,8 @@ from typing import Any
 
 from paceline.errors import RequestError
 
+# 24 questions of many kinds, for whoever names no prompts.
+QUESTIONS = Path(__file__).with_name("questions.jsonl")
 _SHOWN = 5  # bad lines named in a message
 
 

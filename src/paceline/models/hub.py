@@ -1,29 +1,35 @@
-"""Finds a checkpoint: a local folder, the hub's cache, or inside this package."""
+"""Finds a checkpoint: on this disk, by a name of the catalogue, or by its address on the hub."""
 
 from __future__ import annotations
 
-import os
+import difflib
 import re
 from pathlib import Path
 
 from paceline.errors import ModelError
+from paceline.models import hub_client
+from paceline.models.download_bar import note
+from paceline.models.known_models import KNOWN_MODELS, HubFile, KnownModel
+from paceline.models.pull import pull
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.gguf)(?:@([\w./-]+))?")
 _FILES = ["*.json", "*.jinja", "model*.safetensors"]
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 def locate(source: str | Path | None) -> Path:
-    """Return the folder of a checkpoint.
+    """Return the folder or the GGUF file of a checkpoint.
 
     Args:
-        source: a folder, which takes precedence; a hub id `owner/name`, optionally with
-            `@revision`; or None for the model inside this package. HF_HUB_OFFLINE=1 uses only
-            what was downloaded before.
+        source: a folder, which takes precedence; a name of the catalogue, pulled on first use; a
+            hub id `owner/name` or a file `owner/name/file.gguf`, optionally with `@revision`; or
+            None for the model inside this package. HF_HUB_OFFLINE=1 uses only what was downloaded
+            before.
 
     Raises:
-        ModelError: there is no such folder, and it is no hub id or cannot be fetched.
+        ModelError: nothing of that name is here, and it cannot be fetched.
     """
     if source is None:
         return _embedded()
@@ -38,9 +44,40 @@ def locate(source: str | Path | None) -> Path:
         return folder
     if is_file:
         raise ModelError(f"{source} is a file, expected the folder that holds config.json")
+    if isinstance(source, str) and source in KNOWN_MODELS:
+        return known_file(KNOWN_MODELS[source])
+    if isinstance(source, str) and (match := _HUB_FILE.fullmatch(source)):
+        repository, file, revision = match.groups()
+        return _fetch_file(source, HubFile(repository, file, revision or "main"))
     if isinstance(source, str) and _HUB_ID.fullmatch(source):
         return _fetch(source)
-    raise ModelError(f"{source} does not exist; expected a folder with config.json, or a hub id")
+    near = difflib.get_close_matches(str(source), KNOWN_MODELS, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ModelError(
+        f"{source} does not exist; expected a folder with config.json, a GGUF file, a hub id or a "
+        f"name that `paceline models` lists{hint}"
+    )
+
+
+def known_file(model: KnownModel) -> Path:
+    """Return the file of a model of the catalogue, after pulling it on first use.
+
+    Raises:
+        ModelError: it is not here and cannot be fetched, or HF_HUB_OFFLINE is set.
+    """
+    if model.here:
+        return model.path
+    if hub_client.offline():
+        raise ModelError(
+            f"{model.name} is not here, and HF_HUB_OFFLINE is set; run "
+            f"`paceline pull {model.name}` where there is a network"
+        )
+    note(f"{model.name} is not here yet and is fetched once")
+    try:
+        return pull(model).path
+    except ModelError as error:
+        again = f"run `paceline pull {model.name}` when there is a network"
+        raise ModelError(f"{error}; {again}") from None
 
 
 def _embedded() -> Path:
@@ -51,18 +88,36 @@ def _embedded() -> Path:
 
 def _fetch(source: str) -> Path:
     name, _, revision = source.partition("@")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise ModelError(
-            f"{source} is no folder here, and fetching it from the hub needs huggingface_hub: "
-            "pip install 'paceline[hub]'"
-        ) from None
+    _check_client(source)
+    from huggingface_hub import snapshot_download
+
     try:
         folder = snapshot_download(name, revision=revision or None, allow_patterns=_FILES)
     except Exception as error:  # the client passes on whatever its transport raises
-        offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        how = "not in the cache, and HF_HUB_OFFLINE is set" if offline else reason
-        raise ModelError(f"{source} is no folder here and cannot be fetched: {how}") from None
+        raise _unfetched(source, error) from None
     return Path(folder)
+
+
+def _fetch_file(source: str, where: HubFile) -> Path:
+    """Return a file of a repository in the hub's own cache, after fetching it if needed."""
+    _check_client(source)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(where.repository, where.file, revision=where.revision))
+    except Exception as error:  # the client passes on whatever its transport raises
+        raise _unfetched(source, error) from None
+
+
+def _check_client(source: str) -> None:
+    if hub_client.client_missing():
+        raise ModelError(
+            f"{source} is not here, and fetching it from the hub needs huggingface_hub: "
+            "pip install 'paceline[hub]'"
+        )
+
+
+def _unfetched(source: str, error: Exception) -> ModelError:
+    offline = "not in the cache, and HF_HUB_OFFLINE is set"
+    how = offline if hub_client.offline() else hub_client.reason(error)
+    return ModelError(f"{source} is not here and cannot be fetched: {how}")

@@ -74,7 +74,7 @@ class ServerSettings:
     """Every field is a flag, an environment variable and a key of the settings file."""
 
     model: Annotated[
-        str | None, SettingInfo("Folder or hub id of a checkpoint. Default: the embedded model.")
+        str | None, SettingInfo("Name, folder, GGUF file or hub id. Default: the embedded model.")
     ] = None
     name: Annotated[
         str | None, SettingInfo("Name of the model in the API. Default: the last part of its path.")
