@@ -89,12 +89,24 @@ def _gemma3_with_vision() -> PreTrainedModel:
     return randomised(config, transformers.Gemma3ForConditionalGeneration)
 
 
+_NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 52}
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
 _LLAMA3 = {**_YARN, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3, 1.7],
     "long_factor": [2.0, 3.0, 4.0, 5.0],
     "partial_rotary_factor": 0.8,
+}
+_SHARE = {"partial_rotary_factor": 0.6}
+_OLMO3 = {
+    "full_attention": {"rope_type": "yarn", "rope_theta": 1e4, **_YARN},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "attention_multiplier": 0.2,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 1.7,
 }
 _GEMMA = {"head_dim": 14, **_GQA}
 _GEMMA2 = {**_GEMMA, "sliding_window": WINDOW, "query_pre_attn_scalar": 11}
@@ -154,6 +166,53 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "opt-without-bias": _build("OPT", ffn_dim=52, word_embed_proj_dim=40, enable_bias=False),
     "bitnet": _build("BitNet", **_GQA),
     "bitnet-silu-tied": _build("BitNet", **_GQA, hidden_act="silu", tie_word_embeddings=True),
+    "ministral": _build("Ministral", **_GQA, head_dim=14, sliding_window=WINDOW),
+    "olmo": _build("Olmo", **_GQA),
+    "olmo-clipped": _build("Olmo", clip_qkv=0.7, tie_word_embeddings=True),
+    "olmo2": _build("Olmo2", **_GQA),
+    "olmo2-bias": _build("Olmo2", attention_bias=True),
+    "olmo3": _build("Olmo3", **_GQA, sliding_window=WINDOW, num_hidden_layers=4),
+    "olmo3-yarn": _build(
+        "Olmo3", **_GQA, sliding_window=WINDOW, layer_types=_ALTERNATING, rope_parameters=_OLMO3
+    ),
+    "granite": _build("Granite", **_GQA, **_GRANITE),
+    "granite-bias": _build("Granite", **_GRANITE, attention_bias=True, mlp_bias=True),
+    "arcee": _build("Arcee", **_GQA, mlp_bias=True),
+    "ernie4_5": _build("Ernie4_5", **_GQA, head_dim=14),
+    "ernie4_5-bias": _build("Ernie4_5", **_GQA, head_dim=10, use_bias=True),
+    "seed_oss": _build("SeedOss", **_GQA, head_dim=14),
+    "exaone4": _build("Exaone4", **_GQA, sliding_window=WINDOW, num_hidden_layers=4),
+    "exaone4-full": _build(
+        "Exaone4", **_GQA, sliding_window=None, layer_types=["full_attention"] * LAYERS
+    ),
+    "glm": _build("Glm", **_GQA, head_dim=16),
+    "glm4": _build("Glm4", **_GQA, head_dim=16),
+    "helium": _build("Helium", **_GQA, head_dim=10),
+    "hunyuan": _build("HunYuanDenseV1", **_GQA, head_dim=14),
+    "hunyuan-alpha": _build(
+        "HunYuanDenseV1",
+        **_GQA,
+        head_dim=14,
+        attention_bias=True,
+        **_rope("dynamic", alpha=50.0, factor=1.0),
+    ),
+    "stablelm": _build("StableLm", num_key_value_heads=4, **_rope("default", **_SHARE)),
+    "stablelm-bias": _build("StableLm", **_GQA, use_qkv_bias=True, **_rope("default", **_SHARE)),
+    "starcoder2": _build("Starcoder2", **_GQA),
+    "starcoder2-window": _build(
+        "Starcoder2", **_GQA, sliding_window=WINDOW, use_bias=False, tie_word_embeddings=False
+    ),
+    "phi": _build("Phi", **_rope("default", **_SHARE)),
+    "cohere": _build("Cohere", **_GQA, logit_scale=0.3),
+    "cohere2": _build(
+        "Cohere2", **_GQA, logit_scale=0.3, sliding_window=WINDOW, num_hidden_layers=4
+    ),
+    "falcon": _build("Falcon", ffn_hidden_size=52),
+    "falcon-bias": _build("Falcon", multi_query=False, bias=True, ffn_hidden_size=52),
+    "falcon-sequential": _build("Falcon", parallel_attn=False),
+    "falcon-new": _build("Falcon", **_NEW_FALCON),
+    "falcon-new-one-norm": _build("Falcon", **_NEW_FALCON, num_ln_in_parallel_attn=1),
+    "nemotron": _build("Nemotron", **_GQA, **_rope("default", **_SHARE)),
 }
 
 

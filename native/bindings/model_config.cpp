@@ -42,7 +42,7 @@ float number_attribute(nb::handle object, const char* name) {
     return value;
 }
 
-// A soft cap; 0 stands for None.
+// A soft cap or a clip; 0 stands for None.
 float cap_attribute(nb::handle object, const char* name) {
     if (object.attr(name).is_none()) return 0.0f;
     const float cap = number_attribute(object, name);
@@ -61,6 +61,13 @@ Activation activation_of(const std::string& name) {
     refuse("activation '" + name + "' has no kernel");
 }
 
+QKNorm qk_norm_of(const std::string& name) {
+    if (name == "head") return QKNorm::head;
+    if (name == "width") return QKNorm::width;
+    if (name == "rotated") return QKNorm::rotated;
+    refuse("qk_norm '" + name + "' has no kernel");
+}
+
 LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
     LayerShape shape{};
     shape.heads = size_attribute(layer, "heads", 1, kMaxHeads);
@@ -74,6 +81,7 @@ LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
     shape.rope = -1;
     if (rope.is_none()) return shape;
     shape.rope_dim = size_attribute(rope, "dim", 2, shape.head_dim);
+    shape.rope_adjacent = attribute<bool>(rope, "adjacent");
     if (shape.rope_dim % 2) refuse("the rotated part of a head must be even");
     const auto known = std::find_if(ropes.begin(), ropes.end(),
                                     [&](const nb::object& other) { return other.equal(rope); });
@@ -97,18 +105,25 @@ Shape shape_of(nb::handle config, std::vector<nb::object>& ropes) {
     }
     size_in_range("the number of layers", shape.layers.size(), 1, kMaxLayers);
     const auto norm = attribute<std::string>(config, "norm");
-    if (norm != "rms" && norm != "layer") refuse("norm '" + norm + "' has no kernel");
-    shape.centred_norm = norm == "layer";
+    if (norm != "rms" && norm != "layer" && norm != "plain")
+        refuse("norm '" + norm + "' has no kernel");
+    shape.centred_norm = norm != "rms";
+    shape.weighted_norm = norm != "plain";
     shape.norm_eps = number_attribute(config, "norm_eps");
     shape.norm_offset = number_attribute(config, "norm_offset");
     shape.activation = activation_of(attribute<std::string>(config, "activation"));
     shape.gated = attribute<bool>(config, "gated");
     shape.parallel = attribute<bool>(config, "parallel");
+    shape.pre_norm = attribute<bool>(config, "pre_norm");
+    shape.qk_norm = qk_norm_of(attribute<std::string>(config, "qk_norm"));
     shape.tied = attribute<bool>(config, "tied");
     shape.learned_positions = attribute<bool>(config, "learned_positions");
     shape.position_offset = size_attribute(config, "position_offset", 0, kMaxContext);
     shape.attention_scale = number_attribute(config, "attention_scale");
     shape.embedding_scale = number_attribute(config, "embedding_scale");
+    shape.residual_scale = number_attribute(config, "residual_scale");
+    shape.logit_scale = number_attribute(config, "logit_scale");
+    shape.qkv_clip = cap_attribute(config, "qkv_clip");
     shape.attention_softcap = cap_attribute(config, "attention_softcap");
     shape.logit_softcap = cap_attribute(config, "logit_softcap");
     shape.ropes = ropes.size();

@@ -18,13 +18,27 @@ constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
 // The first `dim` values of a head, rotated in halves.
-void rotate_head(float* head, const float* cosines, const float* sines, size_t dim) {
+void rotate_halves(float* head, const float* cosines, const float* sines, size_t dim) {
     const size_t half = dim / 2;
     for (size_t i = 0; i < half; ++i) {
         const float a = head[i], b = head[i + half];
         head[i] = a * cosines[i] - b * sines[i];
         head[i + half] = b * cosines[i] + a * sines[i];
     }
+}
+
+// The first `dim` values of a head, rotated in adjacent pairs.
+void rotate_pairs(float* head, const float* cosines, const float* sines, size_t dim) {
+    for (size_t i = 0; i < dim / 2; ++i) {
+        const float a = head[2 * i], b = head[2 * i + 1];
+        head[2 * i] = a * cosines[i] - b * sines[i];
+        head[2 * i + 1] = b * cosines[i] + a * sines[i];
+    }
+}
+
+void scale_row(float* row, float scale, size_t size) {
+    if (scale == 1.0f) return;
+    for (size_t i = 0; i < size; ++i) row[i] *= scale;
 }
 
 }  // namespace
@@ -275,6 +289,8 @@ void Pass::plan_layer(size_t layer) {
     add_rows(&Pass::enter_attention, layer);
     multiply_later(Stage::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
+    if (shape_.qkv_clip || (weights.q_norm && shape_.qk_norm == QKNorm::width))
+        add_rows(&Pass::bound_qkv, layer);
     add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
@@ -358,20 +374,28 @@ const Norm* Pass::norm_before(size_t layer) const {
     return at == layers_.begin() ? nullptr : &model_.weights.layers[at[-1]].mlp_post_norm;
 }
 
-// Adds row `index` of y, normed if the layer says so, to the residual stream.
-void Pass::merge(const Norm& post, size_t index) {
-    float* y = row(work_.y, index, hidden_);
+// Adds a row y, normed and scaled if the model says so, to the residual stream.
+void Pass::merge(const Norm& post, float* x, float* y) const {
     if (post) norm_row(post, y, y, shape_.hidden);
-    kernels_.add(row(work_.x, index, hidden_), y, hidden_);
+    scale_row(y, shape_.residual_scale, hidden_);
+    kernels_.add(x, y, hidden_);
+}
+
+// The input of attention or of the MLP; a model with norms behind them only has none before.
+void Pass::enter(const Norm& norm, const float* x, float* out) const {
+    if (norm)
+        norm_row(norm, x, out, shape_.hidden);
+    else
+        std::copy_n(x, hidden_, out);
 }
 
 void Pass::enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const Norm* before = norm_before(layer);
     const auto [begin, end] = chunk_range(n_, chunk, chunks);
     for (size_t i = begin; i < end; ++i) {
-        if (before) merge(*before, i);
-        norm_row(model_.weights.layers[layer].attn_norm, row(work_.x, i, hidden_),
-                 row(work_.normed, i, hidden_), shape_.hidden);
+        float* x = row(work_.x, i, hidden_);
+        if (before) merge(*before, x, row(work_.y, i, hidden_));
+        enter(model_.weights.layers[layer].attn_norm, x, row(work_.normed, i, hidden_));
     }
 }
 
@@ -388,9 +412,9 @@ void Pass::enter_mlp(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     for (size_t i = begin; i < end; ++i) {
         float* x = row(work_.x, i, hidden_);
         float* normed = row(work_.normed, i, hidden_);
-        if (shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
-        merge(weights.attn_post_norm, i);
-        if (!shape_.parallel) norm_row(weights.mlp_norm, x, normed, shape_.hidden);
+        if (shape_.parallel) enter(weights.mlp_norm, x, normed);
+        merge(weights.attn_post_norm, x, row(work_.y, i, hidden_));
+        if (!shape_.parallel) enter(weights.mlp_norm, x, normed);
     }
 }
 
@@ -411,11 +435,12 @@ void Pass::enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch
             float *merged = scratch.floats(), *y = merged + hidden_;
             std::copy_n(x, hidden_, merged);
             std::copy_n(row(work_.y, headed_[k], hidden_), hidden_, y);
-            if (*before) norm_row(*before, y, y, shape_.hidden);
-            kernels_.add(merged, y, hidden_);
+            merge(*before, merged, y);
             x = merged;
         }
-        norm_row(model_.weights.final_norm, x, row(work_.normed, k, hidden_), shape_.hidden);
+        float* out = row(work_.normed, k, hidden_);
+        norm_row(model_.weights.final_norm, x, out, shape_.hidden);
+        scale_row(out, shape_.logit_scale, hidden_);
     }
 }
 
@@ -425,6 +450,23 @@ void Pass::norm_head(const Norm& norm, float* head, size_t dim) const {
     std::copy_n(head, dim, row);
     norm_row(norm, row, row, dim);
     std::copy_n(row, dim, head);
+}
+
+// Clips queries, keys and values, and norms queries and keys over all heads at once.
+void Pass::bound_qkv(size_t layer, size_t chunk, size_t chunks, Buffer&) {
+    const LayerShape& shape = shape_.layers[layer];
+    const LayerWeights& weights = model_.weights.layers[layer];
+    const float clip = shape_.qkv_clip;
+    const auto [begin, end] = chunk_range(n_, chunk, chunks);
+    for (size_t i = begin; i < end; ++i) {
+        float* qkv = row(work_.qkv, i, qkv_);
+        for (size_t d = 0; clip && d < shape.qkv_size(); ++d)
+            qkv[d] = std::clamp(qkv[d], -clip, clip);
+        if (shape_.qk_norm != QKNorm::width) continue;
+        float* keys = qkv + shape.keys_at();
+        if (weights.q_norm) norm_row(weights.q_norm, qkv, qkv, shape.query_size());
+        if (weights.k_norm) norm_row(weights.k_norm, keys, keys, shape.kv_size());
+    }
 }
 
 // Norms and rotates queries and keys, and puts keys and values into the caches.
@@ -441,12 +483,15 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
         float* qkv = row(work_.qkv, node, qkv_);
         float* values = query ? qkv + head * dim
                               : qkv + shape.keys_at() + (head - shape.heads) * dim;
-        norm_head(query ? weights.q_norm : weights.k_norm, values, dim);
+        const Norm& norm = query ? weights.q_norm : weights.k_norm;
+        if (shape_.qk_norm == QKNorm::head) norm_head(norm, values, dim);
         if (shape.rope >= 0) {
             const RopeTable& rope = model_.ropes[shape.rope];
             const size_t at = position * (shape.rope_dim / 2);
-            rotate_head(values, rope.cosines.data() + at, rope.sines.data() + at, shape.rope_dim);
+            (shape.rope_adjacent ? rotate_pairs : rotate_halves)(
+                values, rope.cosines.data() + at, rope.sines.data() + at, shape.rope_dim);
         }
+        if (shape_.qk_norm == QKNorm::rotated) norm_head(norm, values, dim);
         if (query) {
             for (size_t d = 0; d < dim; ++d) values[d] *= shape_.attention_scale;
             if (!keeps_queries(branch)) continue;

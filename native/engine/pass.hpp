@@ -90,6 +90,7 @@ private:
 
     void embed(size_t, size_t chunk, size_t chunks, Buffer& scratch);
     void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
+    void bound_qkv(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void rotate(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void select(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void attend(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
@@ -105,7 +106,8 @@ private:
     void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
     void norm_head(const Norm& norm, float* head, size_t dim) const;
     const Norm* norm_before(size_t layer) const;
-    void merge(const Norm& post, size_t row);
+    void merge(const Norm& post, float* x, float* y) const;
+    void enter(const Norm& norm, const float* x, float* out) const;
     size_t seen(size_t layer, const Branch& branch) const;
     bool keeps_queries(const Branch& branch) const {
         return branch.cache->tracks_attention() && !view_.partial();

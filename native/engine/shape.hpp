@@ -13,6 +13,7 @@ struct LayerShape {
     size_t window;  // 0: all
     int rope;       // which table, -1: none
     size_t rope_dim;
+    bool rope_adjacent;  // values 2i and 2i + 1 turn together, not i and i + rope_dim / 2
 
     // Columns of one row of queries, keys and values; each part is padded to panels.
     size_t query_size() const { return heads * head_dim; }
@@ -22,16 +23,21 @@ struct LayerShape {
     size_t qkv_size() const { return values_at() + padded(kv_size()); }
 };
 
+// Where the norms of queries and keys apply: to each head, to all heads at once, or to each head
+// behind the rotary embedding.
+enum class QKNorm { head, width, rotated };
+
 struct Shape {
     size_t vocabulary, hidden, context;
     std::vector<LayerShape> layers;
-    bool centred_norm;
+    bool centred_norm, weighted_norm;
     float norm_eps, norm_offset;
     Activation activation;
-    bool gated, parallel, tied, learned_positions;
+    bool gated, parallel, pre_norm, tied, learned_positions;
+    QKNorm qk_norm;
     size_t position_offset;
-    float attention_scale, embedding_scale;
-    float attention_softcap, logit_softcap;  // 0: none
+    float attention_scale, embedding_scale, residual_scale, logit_scale;
+    float attention_softcap, logit_softcap, qkv_clip;  // 0: none
     size_t ropes;
 };
 

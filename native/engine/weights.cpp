@@ -59,6 +59,14 @@ void set_norm(Norm& norm, const std::string& name, const TensorSource& weight, s
     for (size_t i = 0; i < size; ++i) to.floats()[i] += bias ? 0.0f : offset;
 }
 
+// The norm of a model whose norms have no weights.
+Norm plain_norm(size_t size) {
+    Norm norm;
+    norm.weight = zeros(padded(size));
+    std::fill_n(norm.weight.floats(), size, 1.0f);
+    return norm;
+}
+
 // The panels of one weight, each thread with room for sixteen rows as floats.
 class Packing : public Task {
 public:
@@ -192,10 +200,15 @@ Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKe
     : layers(shape.layers.size()), shape_(shape) {
     const size_t panels = padded(shape.vocabulary) / kPanel, hidden = shape.hidden;
     head = Matrix(head_format, panels, hidden);
+    if (!shape.weighted_norm) final_norm = plain_norm(hidden);
     if (!shape.tied) untied_embedding = Matrix(head_format, panels, hidden);
     for (size_t i = 0; i < layers.size(); ++i) {
         const LayerShape& layer = shape.layers[i];
         const size_t wide = padded(layer.intermediate) / kPanel;
+        if (!shape.weighted_norm) {
+            layers[i].attn_norm = plain_norm(hidden);
+            layers[i].mlp_norm = plain_norm(hidden);
+        }
         layers[i].qkv = Matrix(format, layer.qkv_size() / kPanel, hidden);
         layers[i].o = Matrix(format, padded(hidden) / kPanel, layer.query_size());
         layers[i].gate_up = Matrix(format, (shape.gated ? 2 : 1) * wide, hidden);
@@ -250,17 +263,20 @@ Weights::Slot Weights::layer_slot(size_t index, const std::string& part) {
 
 Norm* Weights::norm_of(const std::string& stem, size_t& size) {
     size = shape_.hidden;
+    if (!shape_.weighted_norm) return nullptr;
     if (stem == "final_norm") return &final_norm;
     if (!stem.starts_with("layers.")) return nullptr;
     const auto [index, part] = layer_of(stem);
     LayerWeights& layer = layers[index];
-    if (part == "attn_norm") return &layer.attn_norm;
+    if (part == "attn_norm" && shape_.pre_norm) return &layer.attn_norm;
     if (part == "attn_post_norm") return &layer.attn_post_norm;
-    if (part == "mlp_norm") return &layer.mlp_norm;
+    if (part == "mlp_norm" && shape_.pre_norm) return &layer.mlp_norm;
     if (part == "mlp_post_norm") return &layer.mlp_post_norm;
     const LayerShape& shape = shape_.layers[index];
-    size = shape.head_dim;
+    const bool width = shape_.qk_norm == QKNorm::width;
+    size = width ? shape.query_size() : shape.head_dim;
     if (part == "q_norm") return &layer.q_norm;
+    size = width ? shape.kv_size() : shape.head_dim;
     if (part == "k_norm") return &layer.k_norm;
     size = shape.query_size();
     if (part == "attn_inner_norm") return &layer.attn_inner_norm;
@@ -350,8 +366,8 @@ void Weights::check() const {
         for (unsigned part = 0; part < parts; ++part)
             need(layer.seen >> part & 1 || (part == gate && !shape_.gated),
                  prefix + kPartNames[part]);
-        need(bool(layer.attn_norm), prefix + "attn_norm");
-        need(bool(layer.mlp_norm), prefix + "mlp_norm");
+        need(!shape_.pre_norm || layer.attn_norm, prefix + "attn_norm");
+        need(!shape_.pre_norm || layer.mlp_norm, prefix + "mlp_norm");
         const std::pair<const Norm*, const char*> norms[] = {
             {&layer.q_norm, "q_norm"},
             {&layer.k_norm, "k_norm"},

@@ -70,7 +70,7 @@ def recomputed(
         }
         rotation = blocks.rotation_of(layer, positions)
         x = blocks.block(x, CONFIG, layer, weights, mask, rotation, rounded, tap)
-    logits = blocks.head(blocks.norm(x, CONFIG, outer, "final_norm"), CONFIG, outer)
+    logits = blocks.head(blocks.final_state(x, CONFIG, outer), CONFIG, outer)
     return logits.numpy(), [mass.numpy() for mass in masses]
 
 

@@ -24,7 +24,10 @@ from tests.conftest import shared
 TOLERANCE = 1e-4
 ISAS = _native.isas()
 SPECS = (*FORMATS, "ternary:head=fp32", "int4:head=int4", "bf16:head=int8")
-VARIED = ("llama-gqa-tied-bias", "gemma2", "gpt_neox", "opt", "smollm3-window", "bitnet-silu-tied")
+VARIED = (
+    *("llama-gqa-tied-bias", "gemma2", "gpt_neox", "opt", "smollm3-window", "bitnet-silu-tied"),
+    *("olmo3-yarn", "olmo-clipped", "granite-bias", "cohere2", "hunyuan-alpha"),
+)
 
 
 def run(engine, ids: np.ndarray, chunk: int) -> np.ndarray:
@@ -468,6 +471,14 @@ def test_bad_weights_are_refused(tiny_model) -> None:
     for weights, said in spoiled:
         with pytest.raises(ModelError, match=said):
             NativeEngine(model.config, weights)
+
+
+@pytest.mark.parametrize("name", ["olmo", "olmo2"])
+def test_a_norm_that_the_model_lacks_is_refused(name: str, tiny_model) -> None:
+    model = tiny_model(name)
+    weights = model.weights.to_arrays() | {"layers.0.attn_norm": np.ones(40, np.float32)}
+    with pytest.raises(ModelError, match=r"'layers\.0\.attn_norm' is not part of this model"):
+        NativeEngine(model.config, weights)
 
 
 def test_bad_settings_are_refused(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:

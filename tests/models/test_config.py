@@ -51,7 +51,10 @@ def test_a_decoder_has_layers(layers):
         replace(CONFIG, layers=layers)
 
 
-@pytest.mark.parametrize("name", ["norm_eps", "norm_offset", "attention_scale", "embedding_scale"])
+SCALES = ("attention_scale", "embedding_scale", "residual_scale", "logit_scale")
+
+
+@pytest.mark.parametrize("name", ["norm_eps", "norm_offset", *SCALES])
 @pytest.mark.parametrize("value", NOT_NUMBERS)
 def test_a_decoder_has_finite_numbers(name, value):
     with pytest.raises(ModelError, match=name):
@@ -67,6 +70,8 @@ def test_a_decoder_has_finite_numbers(name, value):
         {"logit_softcap": -1.0},
         {"position_offset": -1},
         {"norm_eps": -1e-5},
+        {"qk_norm": "layer"},
+        {"qkv_clip": 0.0},
     ],
 )
 def test_a_decoder_has_settings_in_range(values):
@@ -112,6 +117,10 @@ def native(config):
         {"activation": "tanh"},
         {"norm_eps": float("nan")},
         {"attention_softcap": -1.0},
+        {"qkv_clip": -1.0},
+        {"qk_norm": "layer"},
+        {"pre_norm": 3},
+        {"residual_scale": float("inf")},
         {"gated": "yes"},
     ],
 )

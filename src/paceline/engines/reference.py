@@ -286,7 +286,7 @@ class ReferenceEngine(Engine):
             x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
         if not rows:
             return np.empty((view.heads, 0, view.width(config.vocab_size)), np.float32)
-        states = [blocks.norm(state, config, outer, "final_norm") for state in [*states, x]]
+        states = [blocks.final_state(state, config, outer) for state in [*states, x]]
         self._hidden.append(states[-1])
         return np.stack([self._logits(state, view) for state in states])
 

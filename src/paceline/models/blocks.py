@@ -32,6 +32,8 @@ Rotation = tuple[Tensor, Tensor]  # cosines and sines [T, R]
 # rotated queries [..., H, T, D] and keys [..., G, S, D] that returns such a tensor.
 Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
 
+_PLAIN_NORMS = ("attn_norm", "mlp_norm", "final_norm")  # those that exist without a weight
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -67,7 +69,7 @@ def logits(
         mask = causal_mask(positions, layer.window)
         own = None if tap is None else lambda name, seen, index=index: tap(index, name, seen)
         x = block(x, config, layer, weights, mask, rotation, tap=own)
-    return head(norm(x, config, outer, "final_norm"), config, outer)
+    return head(final_state(x, config, outer), config, outer)
 
 
 def embed(tokens: Tensor, positions: Tensor, config: ModelConfig, outer: LayerWeights) -> Tensor:
@@ -105,9 +107,10 @@ def block(
     """
     normed = norm(x, config, weights, "attn_norm")
     attended = attention(normed, config, layer, weights, mask, rotation, cache, tap)
-    attended = norm(attended, config, weights, "attn_post_norm")
+    attended = scaled(norm(attended, config, weights, "attn_post_norm"), config.residual_scale)
     mlp_input = x if config.parallel else x + attended
-    return x + attended + mlp(norm(mlp_input, config, weights, "mlp_norm"), config, weights, tap)
+    added = mlp(norm(mlp_input, config, weights, "mlp_norm"), config, weights, tap)
+    return x + attended + scaled(added, config.residual_scale)
 
 
 def attention(
@@ -121,14 +124,7 @@ def attention(
     tap: Tap | None = None,
 ) -> Tensor:
     """Attend from T positions to S; arguments and result as those of `block`."""
-    n, d = x.shape[-2], layer.head_dim
-    heads = (*x.shape[:-2], n, -1, d)
-    q = project(x, weights, "q", tap).view(heads).transpose(-3, -2)  # [..., H, T, D]
-    k = project(x, weights, "k", tap).view(heads).transpose(-3, -2)  # [..., G, T, D]
-    v = project(x, weights, "v", tap).view(heads).transpose(-3, -2)
-    q, k = norm(q, config, weights, "q_norm"), norm(k, config, weights, "k_norm")
-    if rotation is not None:
-        q, k = rotate(q, *rotation), rotate(k, *rotation)
+    q, k, v = queries_keys_values(x, config, layer, weights, rotation, tap)
     keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
     if not isinstance(mask, Tensor):
         mask = mask(q, keys)
@@ -142,6 +138,34 @@ def attention(
     return project(norm(mixed, config, weights, "attn_inner_norm"), weights, "o", tap)
 
 
+def queries_keys_values(
+    x: Tensor,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    rotation: Rotation | None,
+    tap: Tap | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return rotated queries [..., H, T, D] and keys, and values [..., G, T, D], of x."""
+
+    def normed(q: Tensor, k: Tensor, place: str) -> tuple[Tensor, Tensor]:
+        if config.qk_norm != place:
+            return q, k
+        return norm(q, config, weights, "q_norm"), norm(k, config, weights, "k_norm")
+
+    heads = (*x.shape[:-1], -1, layer.head_dim)
+    q, k, v = (project(x, weights, name, tap) for name in "qkv")
+    if config.qkv_clip is not None:
+        q, k, v = (part.clamp(-config.qkv_clip, config.qkv_clip) for part in (q, k, v))
+    q, k = normed(q, k, "width")
+    q, k, v = (part.view(heads).transpose(-3, -2) for part in (q, k, v))
+    q, k = normed(q, k, "head")
+    if rotation is not None and layer.rope is not None:
+        q, k = (rotate(part, *rotation, layer.rope.adjacent) for part in (q, k))
+    q, k = normed(q, k, "rotated")
+    return q, k, v
+
+
 def mlp(x: Tensor, config: ModelConfig, weights: LayerWeights, tap: Tap | None = None) -> Tensor:
     """Run the feed-forward part, its post-norm included, on x [..., T, hidden]."""
     act = ACTIVATIONS[config.activation]
@@ -151,10 +175,15 @@ def mlp(x: Tensor, config: ModelConfig, weights: LayerWeights, tap: Tap | None =
     return norm(project(hidden, weights, "down", tap), config, weights, "mlp_post_norm")
 
 
+def final_state(x: Tensor, config: ModelConfig, outer: LayerWeights) -> Tensor:
+    """Return what the head multiplies, [..., T, hidden], of the last layer's output."""
+    return scaled(norm(x, config, outer, "final_norm"), config.logit_scale)
+
+
 def head(
     x: Tensor, config: ModelConfig, outer: LayerWeights, tokens: Tensor | None = None
 ) -> Tensor:
-    """Return the logits of normed states x [..., T, hidden], float32 [..., T, V].
+    """Return the logits of final states x [..., T, hidden], float32 [..., T, V].
 
     `tokens`, int64, computes those columns only, in their order.
     """
@@ -168,11 +197,16 @@ def head(
 
 def norm(x: Tensor, config: ModelConfig, weights: LayerWeights, name: str) -> Tensor:
     """Apply the norm called `name` over the last axis, in float32; return x where there is none."""
+    wide = x.float()
+    if config.norm == "plain" and name in _PLAIN_NORMS:
+        return F.layer_norm(wide, x.shape[-1:], eps=config.norm_eps).to(x.dtype)
     if name not in weights:
         return x
-    weight, wide = _tensor(weights[name]).float(), x.float()
-    if config.norm == "layer":
-        bias = _tensor(weights[f"{name}.bias"]).float()
+    weight = _tensor(weights[name]).float()
+    if config.norm != "rms":
+        bias = weights.get(f"{name}.bias")
+        bias = None if bias is None else _tensor(bias).float()
+        weight = config.norm_offset + weight
         return F.layer_norm(wide, weight.shape, weight, bias, config.norm_eps).to(x.dtype)
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + config.norm_eps)
     return (wide * scale * (config.norm_offset + weight)).to(x.dtype)
@@ -198,11 +232,19 @@ def rotation_of(layer: LayerConfig, positions: Tensor) -> Rotation | None:
     return torch.from_numpy(cos).to(at.device)[at], torch.from_numpy(sin).to(at.device)[at]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2R values of each head [..., T, D] by angles [T, R]; keep the others."""
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, adjacent: bool = False) -> Tensor:
+    """Rotate the first 2R values of each head [..., T, D] by angles [T, R]; keep the others.
+
+    Values i and i + R turn together; if `adjacent`, values 2i and 2i + 1.
+    """
     half = cos.shape[-1]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    turned, rest = x[..., : 2 * half], x[..., 2 * half :]
+    if adjacent:
+        a, b = turned[..., ::2], turned[..., 1::2]
+        pairs = torch.stack((a * cos - b * sin, b * cos + a * sin), -1)
+        return torch.cat((pairs.flatten(-2), rest), -1)
+    a, b = turned[..., :half], turned[..., half:]
     return torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1)
 
 
@@ -215,6 +257,11 @@ def causal_mask(positions: Tensor, window: int | None = None) -> Tensor:
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     hidden = torch.full(seen.shape, -torch.inf, device=positions.device)
     return hidden.masked_fill(seen, 0.0)
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """Return x times `scale`; x itself for 1."""
+    return x if scale == 1.0 else x * scale
 
 
 def softcap(x: Tensor, cap: float | None) -> Tensor:

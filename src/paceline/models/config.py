@@ -3,19 +3,23 @@
 One layer, in the notation of the fields below (`[]` marks what only some families have):
 
     a = attn_norm(x)                                   norm "rms": x / rms(x) * (norm_offset + w)
-    q, k, v = a @ q.T [+b], a @ k.T [+b], a @ v.T [+b]
-    [q, k = q_norm(q), k_norm(k)]                      per head, over head_dim
-    q, k = rope(q), rope(k)                            first `rope.dim` of a head, rotate-half
+    q, k, v = a @ q.T [+b], a @ k.T [+b], a @ v.T [+b] [clipped to -qkv_clip .. qkv_clip]
+    [q, k = q_norm(q), k_norm(k)]                      per head, or over all heads: `qk_norm`
+    q, k = rope(q), rope(k)                            first `rope.dim` of a head
     s = q @ k.T * attention_scale                      [softcap: c * tanh(s / c)], causal, [window]
     o = softmax(s) @ v                                 [o = attn_inner_norm(o)]
     y = o @ o.T [+b]                                   [y = attn_post_norm(y)]
-    x = x + y
+    x = x + y * residual_scale
     m = mlp_norm(x)                                    (parallel: m = mlp_norm(the layer's input))
     h = act(m @ gate.T) * (m @ up.T), or act(m @ up.T) [h = mlp_inner_norm(h)]
-    x = x + h @ down.T [+b]                            [mlp_post_norm before the sum]
+    y = h @ down.T [+b]                                [y = mlp_post_norm(y)]
+    x = x + y * residual_scale
 
+Without `pre_norm`, a = x and m = x. A norm "layer" subtracts the mean; "plain" does, too, has no
+weights, and stands only for attn_norm, mlp_norm and final_norm.
 Before the layers: x = embed[token] * embedding_scale [+ positions[position + position_offset]].
-After: logits = final_norm(x) @ head.T [+ head_bias], [softcap].
+After: logits = (final_norm(x) * logit_scale) @ head.T [+ head_bias], [softcap]. The scale comes
+before the product, so that hidden states times the head are the logits in every family.
 """
 
 from __future__ import annotations
@@ -27,7 +31,8 @@ from numbers import Integral, Real
 from paceline.errors import ModelError, unknown
 from paceline.models.rope import Rope
 
-NORMS = ("rms", "layer")
+NORMS = ("rms", "layer", "plain")
+QK_NORMS = ("head", "width", "rotated")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 _LARGEST = 2**31  # of any size
 
@@ -93,11 +98,18 @@ class ModelConfig:
     Attributes:
         family: `model_type` of the config.json it was read from.
         context: largest number of positions.
-        norm: `rms` or `layer`.
+        norm: `rms`, `layer`, or `plain`: a layer norm without weights (OLMo).
         activation: `silu`, `gelu` (erf), `gelu_tanh`, `relu` or `relu2`.
         gated: the MLP has a gate.
         parallel: attention and MLP read the same input (GPT-NeoX).
+        pre_norm: there are norms before attention and MLP; OLMo 2 has those behind them only.
+        qk_norm: where q_norm and k_norm apply, if the model has them: to each `head`, to all heads
+            at once (`width`, OLMo 2), or to each head behind the rotary embedding (`rotated`,
+            HunYuan).
+        qkv_clip: bound of queries, keys and values, or None (OLMo).
         attention_scale: factor of q @ k.
+        residual_scale: factor of what a layer adds to the residual stream (Granite).
+        logit_scale: factor of the logits (Granite, Cohere).
         tied: the head is the embedding.
         eos: tokens that end the text by config.json; generation_config.json may say more.
     """
@@ -115,7 +127,12 @@ class ModelConfig:
     tied: bool
     norm_offset: float = 0.0
     parallel: bool = False
+    pre_norm: bool = True
+    qk_norm: str = "head"
+    qkv_clip: float | None = None
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     learned_positions: bool = False
     position_offset: int = 0
     attention_softcap: float | None = None
@@ -136,11 +153,14 @@ class ModelConfig:
                 raise ModelError(f"layers holds {layer!r:.80}, expected a LayerConfig")
         if self.norm not in NORMS:
             raise ModelError(unknown("norm", str(self.norm), NORMS))
+        if self.qk_norm not in QK_NORMS:
+            raise ModelError(unknown("qk_norm", str(self.qk_norm), QK_NORMS))
         if self.activation not in ACTIVATIONS:
             raise ModelError(unknown("activation", str(self.activation), ACTIVATIONS))
         _check_number("norm_eps", self.norm_eps, low=0.0)
-        for name in ("norm_offset", "attention_scale", "embedding_scale"):
+        scales = ("attention_scale", "embedding_scale", "residual_scale", "logit_scale")
+        for name in ("norm_offset", *scales):
             _check_number(name, getattr(self, name))
-        for name in ("attention_softcap", "logit_softcap"):
+        for name in ("attention_softcap", "logit_softcap", "qkv_clip"):
             if (cap := getattr(self, name)) is not None:
                 _check_number(name, cap, low=1e-6)

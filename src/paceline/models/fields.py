@@ -55,20 +55,24 @@ class Fields:
         self._defaults = defaults or {}
 
     def __contains__(self, name: str) -> bool:
-        return self.values.get(self._names.get(name, name)) is not None
+        return self.values.get(self.key(name)) is not None
+
+    def key(self, name: str) -> str:
+        """Return this family's name of a setting."""
+        return self._names.get(name, name)
 
     def has_key(self, name: str) -> bool:
         """Return whether the setting is present, `null` included."""
-        return self._names.get(name, name) in self.values
+        return self.key(name) in self.values
 
     def get(self, name: str, default: Any = None) -> Any:
         """Return the value without a check."""
-        value = self.values.get(self._names.get(name, name))
+        value = self.values.get(self.key(name))
         return self._defaults.get(name, default) if value is None else value
 
     def fail(self, name: str, expected: str) -> ModelError:
         """Return the error for a setting with an unexpected value."""
-        key = self._names.get(name, name)
+        key = self.key(name)
         shown = "missing" if self.get(name) is None else f"{self.get(name)!r:.80}"
         return ModelError(f"{key} in {self.where} is {shown}, expected {expected}")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-
-import numpy as np
 
 from paceline.errors import ModelError, unknown
 from paceline.models import layer_variants
@@ -51,7 +50,10 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Family, frozens
     family = FAMILIES.get(name)
     if family is None:
         raise ModelError(unknown("architecture", name, FAMILIES))
-    fields = Fields(_flatten(values, family), "config.json", family.names, family.defaults)
+    if family.variant is not None:
+        family = family.variant(values)
+    settings = {**_flatten(values, family), **family.implied}
+    fields = Fields(settings, "config.json", family.names, family.defaults)
     _refuse(fields, _FIXED | dict(family.fixed))
     biased = frozenset(
         name
@@ -71,12 +73,13 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
     if heads % kv_heads:
         raise fields.fail("num_key_value_heads", f"a divisor of the {heads} attention heads")
     ropes = family.ropes(fields, count, head_dim)
+    if family.adjacent_rope:
+        ropes = [rope and replace(rope, adjacent=True) for rope in ropes]
     windows = family.windows(fields, count)
     inner = fields.integer("intermediate_size", 4 * hidden if family.norm == "layer" else None)
     if fields.integer("word_embed_proj_dim", hidden) != hidden:
         raise fields.fail("word_embed_proj_dim", f"the hidden size {hidden}, no projection")
-    scaled = fields.boolean("scale_attn_weights", True)
-    scale = fields.number("query_pre_attn_scalar", head_dim) ** -0.5 if scaled else 1.0
+    scales = family.scales(fields, head_dim)
     return ModelConfig(
         family=name,
         vocab_size=fields.integer("vocab_size"),
@@ -92,10 +95,15 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
         activation=_activation(name, fields),
         gated=family.gated,
         parallel=fields.boolean("use_parallel_residual"),
-        attention_scale=scale,
+        pre_norm=family.pre_norm,
+        qk_norm=family.qk_norm,
+        qkv_clip=_optional(fields, "qkv_clip"),
+        attention_scale=scales.attention,
+        residual_scale=scales.residual,
+        logit_scale=scales.logit,
         attention_softcap=_optional(fields, "attn_logit_softcapping"),
         logit_softcap=_optional(fields, "final_logit_softcapping"),
-        embedding_scale=float(np.float32(hidden**0.5)) if family.scaled_embedding else 1.0,
+        embedding_scale=scales.embedding,
         learned_positions="positions" in family.outer.values(),
         position_offset=family.position_offset,
         tied=fields.boolean("tie_word_embeddings"),
@@ -118,8 +126,8 @@ def _refuse(fields: Fields, fixed: Mapping[str, tuple[Any, ...]]) -> None:
         if setting in fields and fields.get(setting) not in supported:
             allowed = " or ".join("absent" if item is None else str(item) for item in supported)
             raise ModelError(
-                f"{setting} in config.json is {fields.get(setting)!r:.80}, which is not supported; "
-                f"expected {allowed}"
+                f"{fields.key(setting)} in config.json is {fields.get(setting)!r:.80}, which is "
+                f"not supported; expected {allowed}"
             )
 
 

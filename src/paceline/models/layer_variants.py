@@ -46,8 +46,7 @@ def one_window(fields: Fields, count: int) -> list[int | None]:
     """Return `sliding_window` for every layer; `null` means none."""
     if "layer_types" in fields and len(set(fields.strings("layer_types", count))) > 1:
         raise fields.fail("layer_types", "the same for every layer of this family")
-    written = fields.values.get("sliding_window", 0) is None
-    if written or fields.get("sliding_window") is None:
+    if not has_window(fields) or fields.get("sliding_window") is None:
         return [None] * count
     return [fields.integer("sliding_window")] * count
 
@@ -57,7 +56,7 @@ def typed_windows(sliding: Callable[[Fields, int], bool]) -> Windows:
 
     def windows(fields: Fields, count: int) -> list[int | None]:
         kinds = layer_types(fields, count, sliding)
-        if _SLIDING in kinds and fields.values.get("sliding_window", 0) is None:
+        if _SLIDING in kinds and not has_window(fields):
             raise fields.fail("sliding_window", "a number of positions")
         return [fields.integer("sliding_window") if kind == _SLIDING else None for kind in kinds]
 
@@ -90,6 +89,21 @@ def every_other(fields: Fields, layer: int) -> bool:
 def five_of_six(fields: Fields, layer: int) -> bool:
     """Select all but every sixth layer (Gemma 3)."""
     return (layer + 1) % fields.integer("sliding_window_pattern", 6) != 0
+
+
+def three_of_four(fields: Fields, layer: int) -> bool:
+    """Select all but every fourth layer, none where `sliding_window` is null (OLMo 3, Cohere 2)."""
+    return has_window(fields) and (layer + 1) % fields.integer("sliding_window_pattern", 4) != 0
+
+
+def all_with_window(fields: Fields, layer: int) -> bool:
+    """Select all layers, none where `sliding_window` is null (Ministral)."""
+    return has_window(fields)
+
+
+def has_window(fields: Fields) -> bool:
+    """Return whether `sliding_window` is anything but a written null."""
+    return fields.values.get("sliding_window", 0) is not None
 
 
 def without_rope(fields: Fields, layer: int) -> bool:
@@ -128,8 +142,51 @@ def smollm3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None
     return [rope if _rotates(fields, i) else None for i in range(count)]
 
 
+def ropes_of_windows(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return a rotary embedding for layers with a window, none for the others (Cohere 2)."""
+    rope = read_rope(fields, _scaling(fields), head_dim)
+    kinds = layer_types(fields, count, three_of_four)
+    return [rope if kind == _SLIDING else None for kind in kinds]
+
+
+def exaone4_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return a rotary embedding for layers with a window, for all where there are no windows."""
+    ropes = ropes_of_windows if has_window(fields) else one_rope
+    return ropes(fields, count, head_dim)
+
+
+def hunyuan_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return one embedding; a fixed NTK `alpha` stretches its base, and the other settings rest."""
+    scaling = _scaling(fields)
+    own = Fields(scaling, "the rope settings of config.json")
+    if "alpha" not in own or own.text("rope_type", own.text("type", "default")) != "dynamic":
+        return one_rope(fields, count, head_dim)
+    if head_dim < 4:
+        raise fields.fail("head_dim", "at least 4 for this rotary embedding")
+    theta = own.number("rope_theta", fields.number("rope_theta", 1e4))
+    stretched = theta * own.number("alpha", None, *_SANE) ** (head_dim / (head_dim - 2))
+    return [read_rope(fields, {"rope_theta": stretched}, head_dim)] * count
+
+
 def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
     """Return a separate base without scaling for layers with a window."""
+    bases = fields.number("rope_theta", 1e6), fields.number("rope_local_base_freq", 1e4)
+    return _typed_ropes(fields, layer_types(fields, count, five_of_six), bases, head_dim)
+
+
+def olmo3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return the same base for all layers; those with a window have no scaling."""
+    bases = fields.number("rope_theta", 5e5), fields.number("rope_theta", 5e5)
+    return _typed_ropes(fields, layer_types(fields, count, three_of_four), bases, head_dim)
+
+
+def _typed_ropes(
+    fields: Fields, kinds: list[str], bases: tuple[float, float], head_dim: int
+) -> list[Rope | None]:
+    """Return the embeddings of full and of sliding layers, which have separate settings.
+
+    `bases` are those of full and sliding layers, if the settings of that kind name none.
+    """
     both = fields.table("rope_parameters")
     for key in both:
         if key not in (_SLIDING, _FULL):
@@ -137,13 +194,12 @@ def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]
     parts = Fields(both, "rope_parameters of config.json")
     old = fields.table("rope_scaling")
     full, local = parts.table(_FULL) | old, parts.table(_SLIDING)
-    full = {"rope_theta": fields.number("rope_theta", 1e6)} | full
-    local = {"rope_theta": fields.number("rope_local_base_freq", 1e4)} | local
+    full, local = {"rope_theta": bases[0]} | full, {"rope_theta": bases[1]} | local
     ropes = {
         _FULL: read_rope(fields, full, head_dim),
         _SLIDING: read_rope(fields, local, head_dim),
     }
-    return [ropes[kind] for kind in layer_types(fields, count, five_of_six)]
+    return [ropes[kind] for kind in kinds]
 
 
 def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:

@@ -27,6 +27,8 @@ class Rope:
             `longrope` (arXiv 2402.13753, within the original context only).
         parameters: the scaling's settings, as sorted pairs.
         divisors: one for each frequency, [dim / 2], for `longrope`.
+        adjacent: values 2i and 2i + 1 of a head turn together (Cohere, GLM, ERNIE); otherwise
+            values i and i + dim / 2.
     """
 
     theta: float
@@ -34,6 +36,7 @@ class Rope:
     scaling: str = "default"
     parameters: tuple[tuple[str, float], ...] = ()
     divisors: tuple[float, ...] = ()
+    adjacent: bool = False
 
     def table(self, start: int, stop: int) -> tuple[Floats, Floats]:
         """Return cosines and sines of positions `start` to `stop`, float32 [stop - start, dim / 2].

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from paceline.models.config import LayerConfig, ModelConfig
-from paceline.models.families import Family
+from paceline.models.family import Family
 
 Shape = tuple[int, ...]
 
@@ -25,7 +25,8 @@ class Place:
         stored: shape of that tensor.
         shape: shape of the canonical one.
         rows: its rows in the stored tensor (after transposition), or None for all.
-        part: its index among the three interleaved parts of each head, or None.
+        groups: where heads of q, k and v are interleaved: the number of key/value heads, the heads
+            that lie together for each of them, and those among them that this tensor has.
         turned: the stored matrix is [in, out].
     """
 
@@ -33,7 +34,7 @@ class Place:
     stored: Shape
     shape: Shape
     rows: slice | None = None
-    part: int | None = None
+    groups: tuple[int, int, slice] | None = None
     turned: bool = False
 
 
@@ -42,13 +43,17 @@ def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[
     located: dict[str, Place] = {}
     outer = _outer_shapes(config)
     for module, name in family.outer.items():
-        located |= _entries("", module, name, outer, family, biased)
+        located |= _entries("", module, name, outer, family, biased, config.layers[0])
     for i, layer in enumerate(config.layers):
         shapes = _layer_shapes(config, layer)
         at = family.at.format(i=i)
         for module, names in family.layer.items():
-            entries = _entries(at, module, names, shapes, family, biased)
+            entries = _entries(at, module, names, shapes, family, biased, layer)
             located |= {f"layers.{i}.{name}": place for name, place in entries.items()}
+        for name, source in family.shared.items():
+            for suffix in ("", ".bias"):
+                if place := located.get(f"layers.{i}.{source}{suffix}"):
+                    located[f"layers.{i}.{name}{suffix}"] = place
     return located
 
 
@@ -65,6 +70,7 @@ def _outer_shapes(config: ModelConfig) -> dict[str, Shape]:
 def _layer_shapes(config: ModelConfig, layer: LayerConfig) -> dict[str, Shape]:
     hidden, inner = config.hidden_size, layer.intermediate
     queries, keys = layer.heads * layer.head_dim, layer.kv_heads * layer.head_dim
+    width = config.qk_norm == "width"
     return {
         "q": (queries, hidden),
         "k": (keys, hidden),
@@ -73,8 +79,8 @@ def _layer_shapes(config: ModelConfig, layer: LayerConfig) -> dict[str, Shape]:
         "gate": (inner, hidden),
         "up": (inner, hidden),
         "down": (hidden, inner),
-        "q_norm": (layer.head_dim,),
-        "k_norm": (layer.head_dim,),
+        "q_norm": (queries if width else layer.head_dim,),
+        "k_norm": (keys if width else layer.head_dim,),
         "attn_norm": (hidden,),
         "attn_inner_norm": (queries,),
         "attn_post_norm": (hidden,),
@@ -91,24 +97,29 @@ def _entries(
     shapes: dict[str, Shape],
     family: Family,
     biased: frozenset[str],
+    layer: LayerConfig,
 ) -> dict[str, Place]:
     """Return the weights and biases that one module of the checkpoint holds."""
+    group = layer.heads // layer.kv_heads
+    interleaved = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, None)}
     parts = names.split()
     total = sum(shapes[name][0] for name in parts)
     entries: dict[str, Place] = {}
     start = 0
-    for index, name in enumerate(parts):
+    for name in parts:
         shape = shapes[name]
         rows = slice(start, start + shape[0]) if len(parts) > 1 else None
         start += shape[0]
         stored = (total, *shape[1:])
-        part = index if family.interleaved and rows else None
+        groups = None
+        if family.interleaved and rows:
+            groups = (layer.kv_heads, group + 2, interleaved[name])
         turned = family.transposed and bool(at) and len(shape) == 2
         weight = Place(
-            f"{at}{module}.weight", stored[::-1] if turned else stored, shape, rows, part, turned
+            f"{at}{module}.weight", stored[::-1] if turned else stored, shape, rows, groups, turned
         )
         entries[name] = weight
-        if name in biased or (len(shape) == 1 and family.norm == "layer"):
+        if name in biased or (len(shape) == 1 and family.norm == "layer" and family.norm_bias):
             tensor = f"{at}{module}.bias"
-            entries[f"{name}.bias"] = Place(tensor, stored[:1], shape[:1], rows, part)
+            entries[f"{name}.bias"] = Place(tensor, stored[:1], shape[:1], rows, groups)
     return entries

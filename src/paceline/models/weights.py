@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
-from paceline.models.families import Family
+from paceline.models.family import Family
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.tensor_names import Place, Shape, places
@@ -36,7 +36,6 @@ class Weights(Mapping[str, Linear | Floats]):
         folder: the checkpoint.
         tensors: what its files hold, without prefixes.
         places: where each canonical tensor lies.
-        heads: query heads, for interleaved parts.
     """
 
     def __init__(
@@ -44,12 +43,10 @@ class Weights(Mapping[str, Linear | Floats]):
         folder: Path,
         tensors: Mapping[str, FileTensor],
         places: Mapping[str, Place],
-        heads: int,
     ) -> None:
         self.folder = folder
         self._tensors = tensors
         self._places = places
-        self._heads = heads
         self._finite: set[str] = set()
 
     def __getitem__(self, name: str) -> Linear | Floats:
@@ -94,7 +91,7 @@ class Weights(Mapping[str, Linear | Floats]):
             matrix = tensor.read()
         except ModelError as error:
             raise ModelError(f"tensor {place.tensor} of {self.folder}: {error}") from None
-        if place.part is None and place.rows is None:
+        if place.groups is None and place.rows is None:
             return matrix
         return matrix.rows(self._part(place, np.arange(matrix.shape[0])))
 
@@ -104,9 +101,10 @@ class Weights(Mapping[str, Linear | Floats]):
 
     def _part(self, place: Place, values: NDArray[Any]) -> NDArray[Any]:
         """Return the rows of a stored tensor that belong to a canonical one."""
-        if place.part is not None:
-            heads = values.reshape(self._heads, 3, -1, *values.shape[1:])
-            return heads[:, place.part].reshape(-1, *values.shape[1:])
+        if place.groups is not None:
+            count, size, heads = place.groups
+            grouped = values.reshape(count, size, -1, *values.shape[1:])
+            return grouped[:, heads].reshape(-1, *values.shape[1:])
         return values if place.rows is None else values[place.rows]
 
     def _check_finite(self, name: str, weight: Linear | Stored) -> None:
@@ -155,7 +153,7 @@ def open_weights(
     if config.tied:
         config = replace(config, tied=_tie(tensors, wanted))
     _check(folder, tensors, wanted)
-    return config, Weights(folder, tensors, wanted, config.layers[0].heads)
+    return config, Weights(folder, tensors, wanted)
 
 
 def _strip(
