@@ -39,13 +39,30 @@ class Parsed(NamedTuple):
         value: the value or object that the request's schema describes; None if there is no schema,
             or if the text was cut short.
         tool_calls: the complete tool calls in the text, `control.structured.tools.ToolCall` each.
+        content: the text without the tool calls; None: the whole text.
     """
 
     value: Any
     tool_calls: list[Any]
+    content: str | None = None
 
 
-Parser = Callable[[str], Parsed]  # from the output's text
+@dataclass(frozen=True, slots=True)
+class Parser:
+    """Reads the value of a schema and tool calls out of an output's text.
+
+    Attributes:
+        parse: reads a finished text.
+        certain: returns how many characters of an unfinished text are content, whatever may
+            follow; all of them by default.
+    """
+
+    parse: Callable[[str], Parsed]
+    certain: Callable[[str], int] = len
+
+    def __call__(self, text: str) -> Parsed:
+        """Parse a finished text."""
+        return self.parse(text)
 
 
 class Exactness(Enum):

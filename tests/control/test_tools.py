@@ -2,7 +2,6 @@
 
 import json
 from contextlib import suppress
-from dataclasses import FrozenInstanceError
 
 import jsonschema
 import pytest
@@ -106,18 +105,22 @@ def test_tools_do_not_change_with_the_drafter(lm):
 
 @pytest.mark.parametrize("style", ALL)
 def test_calls_are_found_in_the_text(style):
-    read = Tools.of(TOOLS).parser(ALL[style])
+    read = Tools.of(TOOLS).parser()
     calls = "\n".join(written(call, ALL[style]) for call in CALLS)
-    assert read(calls) == (None, CALLS)
-    assert read("") == read("I will do it.") == (None, [])
-    assert read(calls[:-1])[1] == (CALLS[:1] if style == "hermes" else [])
-    assert read(calls.replace("weather", "whether"))[1] == (CALLS[1:] if style == "hermes" else [])
-    if style == "hermes":
-        assert read(f"Well, {calls} So!")[1] == CALLS
-        assert read("<tool_call>{}</tool_call><tool_call>[</tool_call>")[1] == []
-    else:
-        assert read(f"<|python_tag|>{calls.replace(chr(10), '; ')} ")[1] == CALLS
-        assert read(f"Well, {calls}")[1] == []
+    assert read(calls) == (None, CALLS, "")
+    assert read("") == (None, [], "")
+    assert read("I will do it.") == (None, [], "I will do it.")
+    if style == "hermes":  # each call by itself, the last one even where its end tag is cut
+        assert read(calls[:-1]).tool_calls == CALLS
+        assert read(calls.replace("weather", "whether")).tool_calls == CALLS[1:]
+        assert read(f"Well, {calls} So!") == (None, CALLS, "Well, So!")
+        assert read("<tool_call>{}</tool_call><tool_call>[</tool_call>").tool_calls == []
+    else:  # all or none
+        assert read(calls[:-1]).tool_calls == []
+        assert read(calls.replace("weather", "whether")).tool_calls == []
+        assert read(f"<|python_tag|>{calls.replace(chr(10), '; ')} ").tool_calls == CALLS
+        assert read(f"Well, {written(CALLS[0], ALL[style])}").tool_calls == []
+        assert read(f"Well:\n{calls}") == (None, CALLS, "Well:")
 
 
 @given(st.text(max_size=30) | st.text('<tool_cal>/{}[]":,;nameu \n', max_size=40))
@@ -126,7 +129,7 @@ def test_any_text_can_be_read(text):
     tools = Tools.of(TOOLS)
     for style in ALL.values():
         for each in (text, style.begin + text + style.end):
-            assert all(call.name in tools.functions for call in tools.parser(style)(each)[1])
+            assert all(call.name in tools.functions for call in tools.parser()(each).tool_calls)
 
 
 def test_a_template_that_takes_tools_gets_them(lm, monkeypatch, tmp_path):
@@ -232,7 +235,7 @@ def test_any_tools_work_or_are_refused(lm, tools, choice):
 def test_tools_and_calls_cannot_be_changed():
     tools = Tools.of([CLOCK])
     for value, name in ((tools, "choice"), (ToolCall("f", {}), "name"), (PLAIN, "begin")):
-        with pytest.raises(FrozenInstanceError):
+        with pytest.raises(AttributeError):
             setattr(value, name, "x")
 
 

@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import json
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,12 @@ from paceline.serving.api.errors import NotFoundError
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.parse import RequestLimits, chat_jobs, completion_jobs
 from paceline.serving.api.schemas import ChatBody, CompletionBody
-from paceline.serving.messages import JobEvent
+from paceline.serving.messages import FAILED, JobEvent
 from paceline.serving.worker import Worker
 
 MAX_LINE_BYTES = 1 << 24
+
+_log = logging.getLogger(__name__)
 _AHEAD = 8  # lines read ahead for each request that may run
 _Body = CompletionBody | ChatBody
 _KINDS: dict[object, type[_Body]] = {
@@ -208,7 +211,7 @@ def _row(text: bytes) -> dict[str, Any]:
     if len(text) > MAX_LINE_BYTES:
         raise RequestError(f"the line is longer than {MAX_LINE_BYTES} bytes")
     try:
-        row = json.loads(text.decode())
+        row = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         raise RequestError("the line is not JSON in UTF-8") from None
     if not isinstance(row, dict):
@@ -263,14 +266,25 @@ def _body(row: dict[str, Any]) -> _Body:
 
 
 def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> dict[str, Any]:
-    """Return the output of a finished line."""
+    """Return the output of a finished line; its error, where the reply cannot be made."""
+    if pending.error is None:
+        try:
+            return _replied(pending, worker, settings)
+        except Exception as error:  # a bug must neither stop the others nor come back on resuming
+            _log.exception("line %d failed", pending.number)
+            message = str(error) if isinstance(error, PacelineError) else FAILED
+            pending.error = {"code": "failed", "message": message}
+    return {"custom_id": pending.custom_id, "response": None, "error": pending.error}
+
+
+def _replied(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> dict[str, Any]:
     output: dict[str, Any] = {
         "custom_id": pending.custom_id,
         "response": None,
-        "error": pending.error,
+        "error": None,
     }
     name, lm = f"line-{pending.number}", worker.lm
-    if pending.error is None and pending.body is not None:
+    if pending.body is not None:
         choices = formatting.expand_searches(pending.choices)
         if isinstance(pending.body, ChatBody):
             heading = formatting.head(name, "chat.completion", settings.name)

@@ -164,6 +164,33 @@ def test_a_tool_is_called(client):
         assert reason == "tool_calls"
 
 
+DIG = {"type": "function", "function": {"name": "dig", "parameters": {"type": "object"}}}
+
+
+def test_offered_tools_leave_the_stream_as_it_is(client):
+    options = {"model": "tiny", "messages": TALK, "max_tokens": 30, "seed": 2}
+    pieces = {}
+    for tools in ({}, {"tools": [DIG]}):
+        stream = client.chat.completions.create(**options, **tools, stream=True)
+        pieces[bool(tools)] = [piece.choices[0].delta.content or "" for piece in stream]
+    assert sum(map(bool, pieces[True])) > 3
+    found = client.chat.completions.create(**options, tools=[DIG])
+    assert "".join(pieces[True]) == found.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": [1]}', '{"name": "dig", "arguments": {"a": NaN}}', '{"name": {}}']
+)
+def test_what_is_no_call_is_text(client, text):
+    grammar = "".join(f"\\{c}" if c in '{}[]"' else c for c in text)
+    options = {"model": "tiny", "messages": TALK, "tools": [DIG], "max_tokens": 60}
+    extra = {"extra_body": {"sampler": {"grammar": grammar}}}
+    [choice] = client.chat.completions.create(**options, **extra).choices
+    assert (choice.message.content, choice.message.tool_calls) == (text, None)
+    stream = client.chat.completions.create(**options, **extra, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in stream) == text
+
+
 def test_a_prediction_is_followed_and_counted(client, lm):
     options = {"model": "tiny", "prompt": OPENING, "max_tokens": 40, "temperature": 0.0}
     plain = client.completions.create(**options, extra_body={"speculation": {"budget": 0}})

@@ -35,7 +35,7 @@ def followed(
         check({Side.TOOLS: "tools", Side.GRAMMAR: "a schema or grammar"})
     style = style_of(template.source if template else "")
     calls = tools.grammar(style)
-    return [calls] if calls else [], tools.parser(style)
+    return [calls] if calls else [], tools.parser()
 
 
 def _schema_parser(schema: object) -> Parser:
@@ -53,7 +53,7 @@ def _schema_parser(schema: object) -> Parser:
             return Parsed(None, [])
         return Parsed(_made(make, value) if callable(make) else value, [])
 
-    return parse
+    return Parser(parse)
 
 
 def _made(make: Callable[[object], Any], value: object) -> Any:

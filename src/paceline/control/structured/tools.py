@@ -1,4 +1,4 @@
-"""Tool calls: functions offered to a model, the grammar of calls, and parsing of calls."""
+"""Tools: functions offered to a model, and the grammar of their calls."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.control.grammar import Grammar, embedded
+from paceline.control.structured.tool_calls import ToolCall, certain_content, read_calls
 from paceline.core import Parsed, Parser
 from paceline.errors import RequestError, unknown
 from paceline.models.tokenizer import Tokenizer
 
 Choice = str | Mapping[str, Any]
 
+__all__ = ["PLAIN", "STYLES", "Style", "ToolCall", "Tools", "style_of"]
+
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MAX_TOOLS = 128
 _NOTHING = {"type": "object", "properties": {}, "additionalProperties": False}
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call that the model asks for."""
-
-    name: str
-    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -144,29 +139,14 @@ class Tools:
             rules.append(f"f{i}: {json.dumps(head)} {value} {json.dumps('}' + style.end)}")
         return Grammar("\n".join(rules), "lark")
 
-    def parser(self, style: Style) -> Parser:
-        """Return a parser that finds calls of known tools in a text."""
+    def parser(self) -> Parser:
+        """Return a parser that finds calls of known tools in a text; see `tool_calls`."""
 
         def parse(text: str) -> Parsed:
-            return Parsed(None, self._calls(text, style))
+            content, calls = read_calls(text, self.functions)
+            return Parsed(None, calls, content)
 
-        return parse
-
-    def _calls(self, text: str, style: Style) -> list[ToolCall]:
-        if style.begin:
-            begin, end = style.begin.strip(), style.end.strip()
-            texts = re.findall(f"{re.escape(begin)}(.*?){re.escape(end)}", text, re.DOTALL)
-            return [call for each in texts if (call := self._call(_json(each)))]
-        calls = [self._call(value) for value in _values(text)]
-        return [call for call in calls if call] if all(calls) else []
-
-    def _call(self, value: object) -> ToolCall | None:
-        if not isinstance(value, dict):
-            return None
-        arguments = value.get("arguments", value.get("parameters"))
-        if value.get("name") not in self.functions or not isinstance(arguments, dict):
-            return None
-        return ToolCall(value["name"], arguments)
+        return Parser(parse, lambda text: certain_content(text, self.functions))
 
 
 def style_of(template: str) -> Style:
@@ -217,24 +197,3 @@ def _chosen(choice: object) -> str:
     if not isinstance(choice, str):
         raise RequestError("tool_choice is none of auto, none, required and the name of a tool")
     return choice
-
-
-def _values(text: str) -> list[object]:
-    """Return the JSON values in a text, separated by `;` or spaces; none if it has other text."""
-    rest = text.strip().removeprefix("<|python_tag|>").lstrip()
-    values: list[object] = []
-    while rest:
-        try:
-            value, end = json.JSONDecoder().raw_decode(rest)
-        except (ValueError, RecursionError):
-            return []
-        values.append(value)
-        rest = rest[end:].lstrip("; \n")
-    return values
-
-
-def _json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

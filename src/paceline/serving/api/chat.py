@@ -69,12 +69,15 @@ async def _pieces(
     heading: dict[str, Any],
     collector: ChoiceCollector,
 ) -> AsyncIterator[dict[str, Any]]:
+    sent = [0] * len(collector.choices)  # characters of each choice's content
     for choice in collector.choices:
         yield heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
     async for choice, event in collector.events():
-        change: dict[str, Any] = {"content": event.text} if event.text else {}
-        if choice.job.request.parser:  # a tool call is sent whole, or not at all
-            change = _whole(choice) if event.finish else {}
+        content = choice.content[sent[choice.index] :]
+        sent[choice.index] += len(content)
+        change: dict[str, Any] = {"content": content} if content else {}
+        if event.finish and (calls := choice.calls):  # sent whole
+            change["tool_calls"] = [{"index": i} | call for i, call in enumerate(calls)]
         if change or event.finish or event.logprobs or body.trace:
             fields = _delta(choice, change)
             if event.logprobs:
@@ -87,10 +90,3 @@ async def _pieces(
 def _delta(choice: Choice, change: dict[str, Any]) -> dict[str, Any]:
     finish = choice.finish
     return {"index": choice.index, "delta": change, "logprobs": None, "finish_reason": finish}
-
-
-def _whole(choice: Choice) -> dict[str, Any]:
-    calls = formatting.message(choice).get("tool_calls")
-    if not calls:
-        return {"content": choice.text}
-    return {"tool_calls": [{"index": index} | call for index, call in enumerate(calls)]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from paceline.errors import RequestError
 from paceline.serving.api import formatting
-from paceline.serving.api.errors import FailedError, LeftError
+from paceline.serving.api.errors import FailedError, LeftError, error_body
 from paceline.serving.api.formatting import Choice
 from paceline.serving.messages import FAILED, FAILED_ALONE, Job, JobEvent
 from paceline.serving.service import Service
@@ -114,8 +115,11 @@ class ChoiceCollector:
         return {"trace": passes} if trace else {}
 
     def streamed(self, pieces: AsyncIterator[str]) -> StreamingResponse:
-        """Return a stream of server-sent events; when its reader leaves, cancel the choices."""
-        return _Streamed(self, pieces)
+        """Return a stream of server-sent events; when its reader leaves, cancel the choices.
+
+        A failure on the way ends the stream with an error event.
+        """
+        return _Streamed(self, _with_errors(pieces))
 
 
 class _Streamed(StreamingResponse):
@@ -128,6 +132,14 @@ class _Streamed(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._collector.cancel()
+
+
+async def _with_errors(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    try:
+        async for piece in pieces:
+            yield piece
+    except Exception as error:
+        yield f"data: {json.dumps(error_body(error))}\n\n"
 
 
 async def _left(request: Request) -> None:

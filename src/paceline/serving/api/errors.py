@@ -83,6 +83,16 @@ def refusal(
     return JSONResponse({"error": error}, status, headers=headers)
 
 
+def error_body(error: Exception) -> dict[str, Any]:
+    """Return the error event of a stream that fails on its way; a bug goes to the log."""
+    known = isinstance(error, PacelineError)
+    if not known:
+        _log.error("a stream failed", exc_info=error)
+    message = printable(str(error)) if known else FAILED
+    kind = "invalid_request_error" if known else "server_error"
+    return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+
+
 def printable(text: str) -> str:
     """Return the text with lone surrogates escaped, so that it can be written as UTF-8."""
     return text.encode(errors="backslashreplace").decode()

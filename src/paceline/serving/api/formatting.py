@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from paceline.core import Parsed
 from paceline.decoding.text_stream import pieces_of
+from paceline.errors import RequestError
 from paceline.serving.messages import Job, JobEvent, Logprob
 
 if TYPE_CHECKING:
@@ -53,17 +55,37 @@ class Choice:
 
     @property
     def finish(self) -> str | None:
-        """Return OpenAI's finish reason, None before the end; `tool_calls` if there are any."""
+        """OpenAI's finish reason, None before the end; `tool_calls` if it ended with some."""
         if self.last is None or self.last.finish is None:
             return None
-        calls = self.job.request.parser and self.calls
-        return "tool_calls" if calls else FINISH[self.last.finish]
+        reason = FINISH[self.last.finish]
+        return "tool_calls" if reason == "stop" and self.parsed.tool_calls else reason
 
     @property
-    def calls(self) -> list[Any]:
-        """Return the complete tool calls in the text."""
+    def parsed(self) -> Parsed:
+        """The finished text, with its tool calls taken out."""
         parser = self.job.request.parser
-        return list(parser(self.text).tool_calls) if parser else []
+        try:
+            return parser(self.text) if parser else Parsed(None, [])
+        except RequestError:  # a model of pydantic's rejects the value; the text remains
+            return Parsed(None, [])
+
+    @property
+    def content(self) -> str:
+        """The text without tool calls; before the end, what is certain of it."""
+        parser = self.job.request.parser
+        if parser is None:
+            return self.text
+        if self.last is None:
+            return self.text[: parser.certain(self.text)]
+        content = self.parsed.content
+        return self.text if content is None else content
+
+    @property
+    def calls(self) -> list[dict[str, Any]]:
+        """The tool calls of a finished text, in OpenAI's format."""
+        found = self.parsed.tool_calls
+        return [_tool_call(call, self, index) for index, call in enumerate(found)]
 
     @property
     def likelihood(self) -> float:
@@ -211,15 +233,15 @@ def head(job_id: str, kind: str, model: str) -> dict[str, Any]:
 
 def message(choice: Choice) -> dict[str, Any]:
     """Return the assistant's message."""
-    calls = choice.calls
-    fields: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    calls, content = choice.calls, choice.content
+    fields: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
     if calls:
-        fields["content"] = None
-        fields["tool_calls"] = [tool_call(call, choice, index) for index, call in enumerate(calls)]
+        fields["content"] = content or None
+        fields["tool_calls"] = calls
     return fields
 
 
-def tool_call(call: Any, choice: Choice, index: int) -> dict[str, Any]:
+def _tool_call(call: Any, choice: Choice, index: int) -> dict[str, Any]:
     """Return a tool call, with an id of its own."""
     arguments = call.arguments
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)

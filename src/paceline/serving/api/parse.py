@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
-from paceline.core import Parsed, Request
+from paceline.core import Parsed, Parser, Request
 from paceline.errors import RequestError
 from paceline.registry import drafters
 from paceline.request_options import RequestOptions
@@ -126,7 +126,7 @@ def _calling_once(make: Callable[..., Request], seed: int) -> Request:
         parsed = parser(text)
         return parsed._replace(tool_calls=parsed.tool_calls[:1])
 
-    return replace(request, parser=first)
+    return replace(request, parser=Parser(first, parser.certain))
 
 
 def message_of(message: Message) -> dict[str, Any]:

@@ -88,11 +88,13 @@ class _ResponseBuilder:
         return "failed" if choice.finish == "error" else "incomplete"
 
     def items(self, choice: Choice) -> list[_Object]:
-        """Return the output: a message, or tool calls."""
-        calls = formatting.message(choice).get("tool_calls", [])
-        if not calls:
-            return [self.message(choice, self.status(choice), [_text(choice.text)])]
-        return [
+        """Return the output: a message where there is text or nothing else, then tool calls."""
+        message = formatting.message(choice)
+        calls, content = message.get("tool_calls", []), message["content"] or ""
+        items = []
+        if content or not calls:
+            items.append(self.message(choice, self.status(choice), [_text(content)]))
+        return items + [
             {
                 "type": "function_call",
                 "id": f"fc_{call['id']}",
@@ -113,50 +115,52 @@ async def _events(builder: _ResponseBuilder, collector: ChoiceCollector) -> Asyn
     [choice] = collector.choices
     yield {"type": "response.created", "response": builder.response(choice)}
     yield {"type": "response.in_progress", "response": builder.response(choice)}
-    # Text that may be a tool call is sent whole: only its end shows which it is.
-    whole = choice.job.request.parser is not None
     opening = builder.message(choice, "in_progress", [])
     place = {"item_id": opening["id"], "output_index": 0, "content_index": 0}
-    if not whole:
-        yield {"type": "response.output_item.added", "output_index": 0, "item": opening}
-        yield {"type": "response.content_part.added", **place, "part": _text("")}
-    async for _, event in collector.events():
-        if event.text and not whole:
-            yield _delta(place, event.text)
-    if whole and builder.items(choice)[0]["type"] == "function_call":
-        for piece in _calls(builder.items(choice)):
-            yield piece
-    else:
-        if whole:
-            yield {"type": "response.output_item.added", "output_index": 0, "item": opening}
-            yield {"type": "response.content_part.added", **place, "part": _text("")}
-            yield _delta(place, choice.text)
+    sent = 0
+    async for _ in collector.events():
+        content = choice.content
+        if content and not sent:
+            for piece in _opened(opening, place):
+                yield piece
+        if len(content) > sent:
+            yield _delta(place, content[sent:])
+        sent = max(sent, len(content))
+    for index, item in enumerate(builder.items(choice)):
+        if item["type"] == "function_call":
+            for piece in _call(item, index):
+                yield piece
+            continue
+        if not sent:
+            for piece in _opened(opening, place):
+                yield piece
+        text = item["content"][0]["text"]
         done = {"type": "response.output_text.done", **place}
-        yield done | {"text": choice.text, "logprobs": []}
-        yield {"type": "response.content_part.done", **place, "part": _text(choice.text)}
-        [item] = builder.items(choice)
-        yield {"type": "response.output_item.done", "output_index": 0, "item": item}
+        yield done | {"text": text, "logprobs": []}
+        yield {"type": "response.content_part.done", **place, "part": _text(text)}
+        yield {"type": "response.output_item.done", "output_index": index, "item": item}
     yield {"type": f"response.{builder.status(choice)}", "response": builder.response(choice)}
 
 
-def _calls(items: list[_Object]) -> list[_Object]:
-    events: list[_Object] = []
-    for index, item in enumerate(items):
-        kind, place = "response.function_call_arguments", {"output_index": index}
-        opening = item | {"arguments": "", "status": "in_progress"}
-        address = place | {"item_id": item["id"]}
-        events += [
-            {"type": "response.output_item.added", **place, "item": opening},
-            {"type": f"{kind}.delta", **address, "delta": item["arguments"]},
-            {
-                "type": f"{kind}.done",
-                **address,
-                "name": item["name"],
-                "arguments": item["arguments"],
-            },
-            {"type": "response.output_item.done", **place, "item": item},
-        ]
-    return events
+def _opened(opening: _Object, place: _Object) -> list[_Object]:
+    """Return the events that begin a message."""
+    return [
+        {"type": "response.output_item.added", "output_index": 0, "item": opening},
+        {"type": "response.content_part.added", **place, "part": _text("")},
+    ]
+
+
+def _call(item: _Object, index: int) -> list[_Object]:
+    """Return the events of a tool call."""
+    kind, place = "response.function_call_arguments", {"output_index": index}
+    opening = item | {"arguments": "", "status": "in_progress"}
+    address = place | {"item_id": item["id"]}
+    return [
+        {"type": "response.output_item.added", **place, "item": opening},
+        {"type": f"{kind}.delta", **address, "delta": item["arguments"]},
+        {"type": f"{kind}.done", **address, "name": item["name"], "arguments": item["arguments"]},
+        {"type": "response.output_item.done", **place, "item": item},
+    ]
 
 
 async def _sse(events: AsyncIterator[_Object]) -> AsyncIterator[str]:
