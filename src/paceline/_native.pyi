@@ -48,6 +48,29 @@ def tournament(probs: Floats, start: int, layers: int) -> Floats:
     `start` as for `noise.bits`.
     """
 
+class SentencePiece:
+    """
+    Split text into pieces, merging the best-scored pair first.
+
+    `special` is 1 for pieces that are looked for in the text as they are, 2 if the spaces
+    behind them are dropped. `unknown` is the piece of bytes without one, or -1. With `prefix`
+    a space is put before the text and after each special piece.
+    """
+
+    def __init__(
+        self,
+        tokens: list[bytes],
+        scores: Floats,
+        special: NDArray[np.uint8],
+        unknown: int,
+        prefix: bool,
+    ) -> None: ...
+    def encode(self, text: bytes) -> Tokens:
+        """Return the pieces of a text in UTF-8, int32."""
+
+    def find(self, text: bytes) -> int:
+        """Return the id of a piece, or -1."""
+
 class ContextMixer:
     """
     The model's own distributions by context, mixed; native/drafting/context_mixer.hpp.

@@ -1,4 +1,4 @@
-"""Encodes and decodes text with the tokenizer.json of a checkpoint."""
+"""Encodes and decodes text with the tokenizer of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,21 @@ import tokenizers
 from paceline.errors import ModelError, RequestError
 from paceline.models.chat import ChatTemplate, find_template
 from paceline.models.fields import Fields, read_json
+from paceline.models.sentence_piece import SentencePieceBackend
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 class Tokenizer:
     """A checkpoint's tokenizer.
+
+    Args:
+        backend: turns text into ids and back.
+        settings: as in tokenizer_config.json: special tokens by role, `add_bos_token` and
+            `add_eos_token`.
+        template: the chat template; None without one.
+        chat_begins: whether a conversation begins with the token that begins a text where the
+            template does not write it, as in llama.cpp.
 
     Attributes:
         special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
@@ -29,9 +38,10 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer,
+        backend: tokenizers.Tokenizer | SentencePieceBackend,
         settings: Mapping[str, Any] | None = None,
         template: ChatTemplate | None = None,
+        chat_begins: bool = False,
     ) -> None:
         self._backend = backend
         self.template = template
@@ -41,6 +51,7 @@ class Tokenizer:
         self._explicit = fields.has_key("add_bos_token") or fields.has_key("add_eos_token")
         self._begin = self._ids("bos_token") if fields.boolean("add_bos_token") else []
         self._end = self._ids("eos_token") if fields.boolean("add_eos_token") else []
+        self._chat_begin = self._begin if chat_begins else []
         self.byte_tokens = _byte_tokens(backend)
         # By id: the decoder's own way, by text, misses special tokens that were normalised.
         added = backend.get_added_tokens_decoder()
@@ -74,7 +85,9 @@ class Tokenizer:
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
-        return self.encode(self.render_chat(messages, tools), special=False)
+        ids = self.encode(self.render_chat(messages, tools), special=False)
+        begins = ids[: len(self._chat_begin)] == self._chat_begin
+        return ids if begins else [*self._chat_begin, *ids]
 
     def render_chat(
         self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
@@ -102,9 +115,12 @@ class Tokenizer:
         return self._backend.id_to_token(index) or ""
 
     def decoder(self) -> dict[str, Any] | None:
-        """Return the decoder that tokenizer.json describes."""
-        decoder: dict[str, Any] | None = json.loads(self._backend.to_str())["decoder"]
-        return decoder
+        """Return the decoder, as tokenizer.json describes it."""
+        decoder = self._backend.decoder
+        if decoder is None:
+            return None
+        described: dict[str, Any] = json.loads(decoder.__getstate__())
+        return described
 
     def _ids(self, role: str) -> list[int]:
         index = self._backend.token_to_id(self.special[role]) if role in self.special else None
@@ -149,7 +165,7 @@ def _text(fields: Fields, role: str) -> str | None:
     return value
 
 
-def _byte_tokens(backend: tokenizers.Tokenizer) -> frozenset[int]:
+def _byte_tokens(backend: tokenizers.Tokenizer | SentencePieceBackend) -> frozenset[int]:
     if "ByteFallback" not in repr(backend.decoder):
         return frozenset()
     ids = (backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))

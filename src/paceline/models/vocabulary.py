@@ -87,7 +87,7 @@ class Vocabulary:
     @cached_property
     def strips(self) -> bool:
         """Whether decoding drops the first space of a text."""
-        return self._decoder() == "SentencePiece"
+        return _strips(self.tokenizer.decoder())
 
     def containing(self, text: bytes) -> NDArray[np.int64]:
         """Return the ids of the tokens whose bytes contain `text`."""
@@ -156,6 +156,16 @@ def _kind(decoder: Any) -> str:
     if names[:3] == ["Replace", "ByteFallback", "Fuse"] or names == ["Metaspace"]:
         return "SentencePiece"
     return "ByteLevel" if names == ["ByteLevel"] else "+".join(names)
+
+
+def _strips(decoder: Any) -> bool:
+    """Return whether a decoder drops the first space: Gemma's does not, Llama 2's does."""
+    if _kind(decoder) != "SentencePiece":
+        return False
+    parts = decoder.get("decoders", [decoder])
+    return any(
+        part["type"] == "Strip" or part.get("prepend_scheme", "never") != "never" for part in parts
+    )
 
 
 def _characters() -> dict[str, int]:
