@@ -141,7 +141,7 @@ class LM:
         self.request_builder = RequestBuilder(
             self.model, self.tokenizer, self.engine, self.drafter, policy
         )
-        self._name = self.model.path.name
+        self._name = self.model.name
         self._lock = RLock()  # engine and drafter serve one thread at a time
         self._load_seconds = perf_counter() - start
 

@@ -98,6 +98,6 @@ def _check_tokens(models: list[Model]) -> None:
     for other in others:
         if not same_tokens(first.tokenizer, other.tokenizer):
             raise ModelError(
-                f"{first.path.name} and {other.path.name} have other tokens; an ensemble needs "
+                f"{first.name} and {other.name} have other tokens; an ensemble needs "
                 "models with the same tokenizer"
             )

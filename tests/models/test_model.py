@@ -83,7 +83,7 @@ def test_missing(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot read .*config\.json"):
         load(tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match="is a file, expected the folder"):
+    with pytest.raises(ModelError, match="is no GGUF file, expected one or a folder"):
         load(tmp_path / "config.json")
     with pytest.raises(ModelError, match="no model_type"):
         load(tmp_path)

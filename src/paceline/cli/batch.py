@@ -18,6 +18,7 @@ from paceline.cli.output import check_target, document, say
 from paceline.cli.progress import counting
 from paceline.cli.replicas import cluster_parts, model_paths
 from paceline.errors import MethodError, RequestError
+from paceline.models.hub import display_name
 
 if TYPE_CHECKING:
     from paceline.serving.batch import BatchSettings
@@ -125,7 +126,7 @@ def batch(
     summary = summarize_input(source)
     paths = model_paths(model)
     settings = BatchSettings(
-        defaults.name or paths[0].name, defaults.max_new_tokens, defaults.seed, sampling
+        defaults.name or display_name(paths[0]), defaults.max_new_tokens, defaults.seed, sampling
     )
     job = _job(summary.digest, model, paths, settings, engine, drafting)
     where = str(paths[0].resolve()) if len(paths) == 1 else model

@@ -16,6 +16,7 @@ from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
+from paceline.models.hub import display_name
 from paceline.serving import settings as known
 from paceline.serving.settings import ServerSettings, Size
 
@@ -58,7 +59,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     with _listening(settings.host, settings.port) as listener:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
-        say(f"serving {settings.name or lm.model.path.name} on http://{host}:{port}")
+        say(f"serving {settings.name or lm.model.name} on http://{host}:{port}")
         _warn(settings, keys)
         log_to_stderr()
         server.run([listener])
@@ -120,7 +121,7 @@ def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
     """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
-    settings = replace(settings, model=here, name=settings.name or paths[0].name)
+    settings = replace(settings, model=here, name=settings.name or display_name(paths[0]))
 
     rules = _rules(settings, keys)
 
@@ -154,7 +155,7 @@ def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Servi
         answers=settings.max_answers,
         steering=steering,
     )
-    name = settings.name or lm.model.path.name
+    name = settings.name or lm.model.name
     app = create_app(service, name, limits, rules, settings.cors, [playground.router])
     return app, service
 

@@ -331,7 +331,7 @@ def _translation(model: Model, target: Target) -> CrossTokenizer | None:
         if size == target.vocab_size:
             return None
         raise MethodError(
-            f"the draft {model.path.name} has {size} tokens, the target {target.vocab_size}, and "
+            f"the draft {model.name} has {size} tokens, the target {target.vocab_size}, and "
             "the target has no tokenizer to translate between them"
         )
     if same_tokens(model.tokenizer, theirs):

@@ -27,6 +27,7 @@ class Family:
         skipped: regular expression of tensors that are no weights of the text model.
         transposed: matrices inside the layers are stored [in, out].
         interleaved: fused q, k, v lie by key/value head: its queries, its key, its value.
+        paired: rows of each head of q and k lie in rotary pairs (GGUF).
         biases: (canonical names, setting that switches their biases on, or `always`).
         names: our name of a setting -> this family's.
         defaults: our name of a setting -> its value when absent.
@@ -53,6 +54,7 @@ class Family:
     skipped: str = r"rotary_emb\.inv_freq$"
     transposed: bool = False
     interleaved: bool = False
+    paired: bool = False
     biases: tuple[tuple[str, str], ...] = ()
     names: Names = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Sampling defaults of a checkpoint, from its generation_config.json."""
+"""Sampling defaults of a checkpoint, from generation_config.json or the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,20 @@ from pathlib import Path
 
 from paceline.models.config import ModelConfig
 from paceline.models.fields import Fields, read_json
+from paceline.models.formats.gguf import GGUFFile
+
+# Tokens that end a text, by name, whatever the file says of its end: files of chat models often
+# name another one. `<|end|>` ends a message, not the text, in models that have `_CALLS`.
+_END_NAMES = frozenset(
+    {
+        *(b"<|eot_id|>", b"<|im_end|>", b"<|end|>", b"<end_of_turn>", b"<|endoftext|>"),
+        *(b"<|end_of_text|>", b"<|eom_id|>", b"<|return|>", b"<|call|>"),
+        *(b"<|fim_pad|>", b"<fim-pad>", b"<fim_pad>", b"<|file_sep|>"),
+        *(b"<|fim_repo|>", b"<|repo_name|>", b"<fim-repo>", b"<reponame>"),
+    }
+)
+_CALLS = (b"<|return|>", b"<|call|>")
+_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +60,44 @@ def read_defaults(folder: Path, config: ModelConfig) -> Defaults:
     path = folder / "generation_config.json"
     values = Fields(read_json(path) if path.exists() else {}, "generation_config.json")
     stops = frozenset(config.eos) | frozenset(values.tokens("eos_token_id"))
+    return _defaults(stops, values, values.boolean("do_sample"))
+
+
+def read_gguf_defaults(file: GGUFFile, config: ModelConfig) -> Defaults:
+    """Read the defaults of a GGUF file; greedy unless it names a temperature.
+
+    Raises:
+        ModelError: a value is invalid.
+    """
+    names = {
+        **{key: f"general.sampling.{key}" for key in ("top_k", "top_p", "min_p")},
+        "temperature": "general.sampling.temp",
+        "repetition_penalty": "general.sampling.penalty_repeat",
+    }
+    values = Fields(file.metadata, f"the metadata of {file.path.name}", names)
+    stops = frozenset(config.eos) | _ends(file, values)
+    return _defaults(
+        frozenset(token for token in stops if token < config.vocab_size),
+        values,
+        "temperature" in values,
+    )
+
+
+def _ends(file: GGUFFile, values: Fields) -> frozenset[int]:
+    """Return the tokens that end a text, by the keys for them and by their names."""
+    keys = (f"tokenizer.ggml.{role}_token_id" for role in _END_KEYS)
+    ids = {values.integer(key, low=-1, high=2**32 - 1) for key in keys if key in values}
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    names = tokens if isinstance(tokens, list) else []
+    ends = {name: i for i, name in enumerate(names) if name in _END_NAMES}
+    if all(name in ends for name in _CALLS):
+        ends.pop(b"<|end|>", None)
+    return frozenset(token for token in ids | set(ends.values()) if token >= 0)
+
+
+def _defaults(stops: frozenset[int], values: Fields, sampled: bool) -> Defaults:
     penalty = values.number("repetition_penalty", 1.0)
-    if not values.boolean("do_sample"):
+    if not sampled:
         return Defaults(stops, repetition_penalty=penalty if penalty != 1 else None)
     top_k = values.integer("top_k", 0, low=0)
     top_p = values.share("top_p", 1.0)

@@ -38,8 +38,14 @@ _FIXED = {
 }
 
 
-def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Family, frozenset[str]]:
+def read_config(
+    values: Mapping[str, Any], where: str = "config.json"
+) -> tuple[ModelConfig, Family, frozenset[str]]:
     """Return the model's shape, its family, and the canonical linear maps that have a bias.
+
+    Args:
+        values: the settings.
+        where: what holds them, for messages.
 
     Raises:
         ModelError: an unknown family, or a setting that is missing, absurd or not supported.
@@ -53,7 +59,7 @@ def read_config(values: Mapping[str, Any]) -> tuple[ModelConfig, Family, frozens
     if family.variant is not None:
         family = family.variant(values)
     settings = {**_flatten(values, family), **family.implied}
-    fields = Fields(settings, "config.json", family.names, family.defaults)
+    fields = Fields(settings, where, family.names, family.defaults)
     _refuse(fields, _FIXED | dict(family.fixed))
     biased = frozenset(
         name
@@ -68,7 +74,7 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
     hidden = fields.integer("hidden_size")
     count = fields.integer("num_hidden_layers", high=_MOST_LAYERS)
     heads = fields.integer("num_attention_heads")
-    head_dim = fields.integer("head_dim", 0, low=0) or _head_dim(hidden, heads)
+    head_dim = fields.integer("head_dim", 0, low=0) or _head_dim(fields, hidden, heads)
     kv_heads = fields.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise fields.fail("num_key_value_heads", f"a divisor of the {heads} attention heads")
@@ -126,15 +132,16 @@ def _refuse(fields: Fields, fixed: Mapping[str, tuple[Any, ...]]) -> None:
         if setting in fields and fields.get(setting) not in supported:
             allowed = " or ".join("absent" if item is None else str(item) for item in supported)
             raise ModelError(
-                f"{fields.key(setting)} in config.json is {fields.get(setting)!r:.80}, which is "
+                f"{fields.key(setting)} in {fields.where} is {fields.get(setting)!r:.80}, which is "
                 f"not supported; expected {allowed}"
             )
 
 
-def _head_dim(hidden: int, heads: int) -> int:
+def _head_dim(fields: Fields, hidden: int, heads: int) -> int:
     if hidden % heads:
         raise ModelError(
-            f"hidden_size {hidden} in config.json is not a multiple of its {heads} attention heads"
+            f"hidden_size {hidden} in {fields.where} is not a multiple of its {heads} attention "
+            "heads"
         )
     return hidden // heads
 

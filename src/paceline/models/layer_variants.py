@@ -158,7 +158,7 @@ def exaone4_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None
 def hunyuan_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
     """Return one embedding; a fixed NTK `alpha` stretches its base, and the other settings rest."""
     scaling = _scaling(fields)
-    own = Fields(scaling, "the rope settings of config.json")
+    own = Fields(scaling, f"the rope settings of {fields.where}")
     if "alpha" not in own or own.text("rope_type", own.text("type", "default")) != "dynamic":
         return one_rope(fields, count, head_dim)
     if head_dim < 4:
@@ -191,7 +191,7 @@ def _typed_ropes(
     for key in both:
         if key not in (_SLIDING, _FULL):
             raise ModelError(unknown("entry of rope_parameters", key, (_SLIDING, _FULL)))
-    parts = Fields(both, "rope_parameters of config.json")
+    parts = Fields(both, f"rope_parameters of {fields.where}")
     old = fields.table("rope_scaling")
     full, local = parts.table(_FULL) | old, parts.table(_SLIDING)
     full, local = {"rope_theta": bases[0]} | full, {"rope_theta": bases[1]} | local
@@ -211,7 +211,7 @@ def read_rope(fields: Fields, scaling: dict[str, Any], head_dim: int) -> Rope:
     for key in scaling:
         if key not in _KNOWN:
             raise ModelError(unknown("rope setting", key, _KNOWN))
-    own = Fields(scaling, "the rope settings of config.json")
+    own = Fields(scaling, f"the rope settings of {fields.where}")
     kind = own.text("rope_type", own.text("type", "default"))
     if kind == "su" or (kind == "yarn" and fields.get("model_type") == "phi3"):
         kind = "longrope"  # its names in early Phi-3 checkpoints

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.fields import read_json
+from paceline.models.formats.gguf import GGUFFile
 from paceline.models.formats.quantized import read_packing
-from paceline.models.generation import Defaults, read_defaults
+from paceline.models.generation import Defaults, read_defaults, read_gguf_defaults
+from paceline.models.gguf_config import read_gguf_config
 from paceline.models.hf_config import read_config
-from paceline.models.hub import locate
+from paceline.models.hub import display_name, locate
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
-from paceline.models.weights import Weights, open_weights
+from paceline.models.weights import Weights, open_gguf_weights, open_weights
 
 _END = 1 << 16  # bytes
 
@@ -25,16 +29,23 @@ class Model:
     """A checkpoint.
 
     Attributes:
-        path: its folder.
+        path: its folder, or its GGUF file (of a split one the first part).
         config: its shape.
         weights: its tensors, read on access.
         defaults: its sampling settings and stop tokens.
+        gguf: the opened GGUF file; None for a folder.
     """
 
     path: Path
     config: ModelConfig
     weights: Weights
     defaults: Defaults
+    gguf: GGUFFile | None = None
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, or of the file without `.gguf`."""
+        return display_name(self.path)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -43,7 +54,11 @@ class Model:
         Raises:
             ModelError: it has none, or an invalid one.
         """
-        return open_tokenizer(self.path)
+        if self.gguf is None:
+            return open_tokenizer(self.path)
+        module: Any = import_module("paceline.models.gguf_tokenizer")
+        tokenizer: Tokenizer = module.open_gguf_tokenizer(self.gguf)
+        return tokenizer
 
     def fingerprint(self) -> str:
         """Return a hash of the names, sizes and ends of its files, to identify the checkpoint.
@@ -52,7 +67,7 @@ class Model:
             ModelError: a file cannot be read.
         """
         mark = hashlib.sha256()
-        for path in sorted((self.path / "config.json", *self.path.glob("*.safetensors"))):
+        for path in self._files():
             try:
                 size = path.stat().st_size
                 with path.open("rb") as file:
@@ -63,17 +78,24 @@ class Model:
                 raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
         return mark.hexdigest()[:24]
 
+    def _files(self) -> list[Path]:
+        if self.gguf is not None:
+            return list(self.gguf.files)
+        return sorted((self.path / "config.json", *self.path.glob("*.safetensors")))
+
 
 def load(source: str | Path | None = None) -> Model:
     """Open a checkpoint; check its settings and the names and shapes of its tensors.
 
     Args:
-        source: a folder, a hub id, or None for the embedded model; see `hub.locate`.
+        source: a folder, a GGUF file, a hub id, or None for the embedded model; see `hub.locate`.
 
     Raises:
         ModelError: what is wrong with it, and what to do.
     """
     folder = locate(source)
+    if folder.is_file():
+        return _load_gguf(GGUFFile.open(folder))
     values = read_json(folder / "config.json")
     packing = read_packing(values)
     if packing:
@@ -81,3 +103,9 @@ def load(source: str | Path | None = None) -> Model:
     config, family, biased = read_config(values)
     config, weights = open_weights(folder, config, family, biased, packing)
     return Model(folder, config, weights, read_defaults(folder, config))
+
+
+def _load_gguf(file: GGUFFile) -> Model:
+    config, family, biased = read_gguf_config(file)
+    config, weights = open_gguf_weights(file, config, family, biased)
+    return Model(file.path, config, weights, read_gguf_defaults(file, config), file)

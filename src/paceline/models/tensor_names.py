@@ -8,7 +8,7 @@ Matrices are [out, in]. Parts that a model lacks have no name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.family import Family
@@ -28,6 +28,8 @@ class Place:
         groups: where heads of q, k and v are interleaved: the number of key/value heads, the heads
             that lie together for each of them, and those among them that this tensor has.
         turned: the stored matrix is [in, out].
+        paired: (rows of a head, how many of them are rotated) where these lie in rotary pairs,
+            0, r / 2, 1, r / 2 + 1 ...; or None.
     """
 
     tensor: str
@@ -36,6 +38,7 @@ class Place:
     rows: slice | None = None
     groups: tuple[int, int, slice] | None = None
     turned: bool = False
+    paired: tuple[int, int] | None = None
 
 
 def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[str, Place]:
@@ -54,6 +57,11 @@ def places(config: ModelConfig, family: Family, biased: frozenset[str]) -> dict[
             for suffix in ("", ".bias"):
                 if place := located.get(f"layers.{i}.{source}{suffix}"):
                     located[f"layers.{i}.{name}{suffix}"] = place
+        if family.paired:
+            dim = layer.rope.dim if layer.rope else layer.head_dim // 2 * 2
+            for name in (f"layers.{i}.{part}" for part in ("q", "k", "q.bias", "k.bias")):
+                if name in located:
+                    located[name] = replace(located[name], paired=(layer.head_dim, dim))
     return located
 
 

@@ -15,12 +15,14 @@ from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
 from paceline.models.family import Family
+from paceline.models.formats.gguf import GGUFFile, GGUFTensor
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.tensor_names import Place, Shape, places
-from paceline.models.tensors import Dense, Linear, to_dense, widen
+from paceline.models.tensors import BlockQuantized, Dense, Linear, to_dense, widen
 
 _READABLE = ("F32", "F16", "BF16")
+_GGUF_FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 # Bits of the exponent: all set in what is infinite or no number.
 _EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00}
 
@@ -33,18 +35,18 @@ class Weights(Mapping[str, Linear | Floats]):
     mapped file where it holds them in this order, copies otherwise; nothing is kept.
 
     Args:
-        folder: the checkpoint.
+        path: the checkpoint, a folder or a file.
         tensors: what its files hold, without prefixes.
         places: where each canonical tensor lies.
     """
 
     def __init__(
         self,
-        folder: Path,
+        path: Path,
         tensors: Mapping[str, FileTensor],
         places: Mapping[str, Place],
     ) -> None:
-        self.folder = folder
+        self.path = path
         self._tensors = tensors
         self._places = places
         self._finite: set[str] = set()
@@ -88,10 +90,10 @@ class Weights(Mapping[str, Linear | Floats]):
                 return Dense(values, tensor.dtype)
             return Stored(tensor.dtype, values)
         try:
-            matrix = tensor.read()
+            matrix = tensor.read() if isinstance(tensor, Packed) else tensor
         except ModelError as error:
-            raise ModelError(f"tensor {place.tensor} of {self.folder}: {error}") from None
-        if place.groups is None and place.rows is None:
+            raise ModelError(f"tensor {place.tensor} of {self.path}: {error}") from None
+        if place.groups is None and place.rows is None and place.paired is None:
             return matrix
         return matrix.rows(self._part(place, np.arange(matrix.shape[0])))
 
@@ -105,14 +107,36 @@ class Weights(Mapping[str, Linear | Floats]):
             count, size, heads = place.groups
             grouped = values.reshape(count, size, -1, *values.shape[1:])
             return grouped[:, heads].reshape(-1, *values.shape[1:])
-        return values if place.rows is None else values[place.rows]
+        if place.rows is not None:
+            values = values[place.rows]
+        return values if place.paired is None else _unpair(values, *place.paired)
 
     def _check_finite(self, name: str, weight: Linear | Stored) -> None:
-        if isinstance(weight, Dense | Stored) and not _is_finite(weight.values, weight.dtype):
+        if isinstance(weight, BlockQuantized):
+            finite = weight.is_finite()
+        elif isinstance(weight, Dense | Stored):
+            finite = _is_finite(weight.values, weight.dtype)
+        else:
+            finite = True  # checked when it was built
+        if not finite:
             raise ModelError(
-                f"tensor {self._places[name].tensor} of {self.folder} holds NaN or infinite values"
+                f"tensor {self._places[name].tensor} of {self.path} holds NaN or infinite values"
             )
         self._finite.add(name)
+
+
+def _unpair(values: NDArray[Any], head: int, rotated: int) -> NDArray[Any]:
+    """Return rows in rotary halves (i turns with i + r / 2) that lie in pairs (2 i with 2 i + 1).
+
+    Args:
+        values: [heads * head, ...].
+        head: rows of a head.
+        rotated: how many of them are rotated, from the first on.
+    """
+    heads = values.reshape(-1, head, *values.shape[1:])
+    pairs = heads[:, :rotated].reshape(-1, rotated // 2, 2, *values.shape[1:])
+    halves = pairs.swapaxes(1, 2).reshape(-1, rotated, *values.shape[1:])
+    return np.concatenate((halves, heads[:, rotated:]), axis=1).reshape(values.shape)
 
 
 def _is_finite(values: NDArray[Any], dtype: str) -> bool:
@@ -148,17 +172,46 @@ def open_weights(
         ModelError: a tensor is missing, unexpected, or of another shape.
     """
     files = open_tensors(folder)
-    tensors = _strip(folder, packing.collect(folder, files) if packing else files, family)
+    tensors = packing.collect(folder, files) if packing else files
+    return _place(folder, tensors, config, family, biased, "config.json")
+
+
+def open_gguf_weights(
+    file: GGUFFile, config: ModelConfig, family: Family, biased: frozenset[str]
+) -> tuple[ModelConfig, Weights]:
+    """Return the weights of a GGUF file; see `open_weights`."""
+    tensors = {name: _file_tensor(tensor) for name, tensor in file.tensors.items()}
+    return _place(file.path, tensors, config, family, biased, "metadata")
+
+
+def _file_tensor(tensor: GGUFTensor) -> Stored | BlockQuantized:
+    shape = tensor.shape
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
+    dtype = _GGUF_FLOATS.get(tensor.type)
+    if dtype is None:
+        return BlockQuantized(tensor.type, tensor.data, shape[-1])
+    return Stored(tensor.type, tensor.data.view(dtype).reshape(shape))
+
+
+def _place(
+    path: Path,
+    tensors: Mapping[str, FileTensor],
+    config: ModelConfig,
+    family: Family,
+    biased: frozenset[str],
+    settings: str,
+) -> tuple[ModelConfig, Weights]:
+    """Find the tensors of a model among those of its files; `settings` is named in errors."""
+    held = _strip(path, tensors, family)
     wanted = places(config, family, biased)
     if config.tied:
-        config = replace(config, tied=_tie(tensors, wanted))
-    _check(folder, tensors, wanted)
-    return config, Weights(folder, tensors, wanted)
+        config = replace(config, tied=_tie(held, wanted))
+    _check(path, held, wanted, settings)
+    return config, Weights(path, held, wanted)
 
 
-def _strip(
-    folder: Path, tensors: Mapping[str, FileTensor], family: Family
-) -> dict[str, FileTensor]:
+def _strip(path: Path, tensors: Mapping[str, FileTensor], family: Family) -> dict[str, FileTensor]:
     """Return the tensors without their prefixes and without what is no weight."""
     stripped: dict[str, FileTensor] = {}
     for name, tensor in tensors.items():
@@ -168,7 +221,7 @@ def _strip(
         if re.search(family.skipped, bare):
             continue
         if bare in stripped:
-            raise ModelError(f"{folder} holds tensor {bare!r:.80} twice, with and without a prefix")
+            raise ModelError(f"{path} holds tensor {bare!r:.80} twice, with and without a prefix")
         stripped[bare] = tensor
     return stripped
 
@@ -189,34 +242,38 @@ def _tie(tensors: dict[str, FileTensor], wanted: dict[str, Place]) -> bool:
 def _same(one: FileTensor, other: FileTensor) -> bool:
     if isinstance(one, Stored) and isinstance(other, Stored):
         return np.array_equal(one.values, other.values)
+    if isinstance(one, BlockQuantized) and isinstance(other, BlockQuantized):
+        return one.type == other.type and np.array_equal(one.data, other.data)
     if isinstance(one, Packed) and isinstance(other, Packed):
         return np.array_equal(one.read().dense(), other.read().dense())
     return False
 
 
-def _check(folder: Path, tensors: Mapping[str, FileTensor], wanted: Mapping[str, Place]) -> None:
+def _check(
+    path: Path, tensors: Mapping[str, FileTensor], wanted: Mapping[str, Place], settings: str
+) -> None:
     shapes = {place.tensor: place.stored for place in wanted.values()}
     for place in wanted.values():  # packed matrices are [out, in] in every family
         if place.turned and isinstance(tensors.get(place.tensor), Packed):
             shapes[place.tensor] = place.stored[::-1]
     for name, shape in shapes.items():
         if name not in tensors:
-            raise ModelError(f"{folder} lacks tensor {name}, which its config.json asks for")
+            raise ModelError(f"{path} lacks tensor {name}, which its {settings} asks for")
         tensor = tensors[name]
         if isinstance(tensor, Stored) and tensor.dtype not in _READABLE:
             raise ModelError(
-                f"tensor {name} of {folder} is stored as {tensor.dtype}, expected "
+                f"tensor {name} of {path} is stored as {tensor.dtype}, expected "
                 f"{', '.join(_READABLE)}; this quantised or packed layout is not supported"
             )
         if tensor.shape != shape:
             raise ModelError(
-                f"tensor {name} of {folder} has shape {_show(tensor.shape)}, expected "
-                f"{_show(shape)} by its config.json"
+                f"tensor {name} of {path} has shape {_show(tensor.shape)}, expected "
+                f"{_show(shape)} by its {settings}"
             )
     for name in tensors:
         if name not in shapes:
             raise ModelError(
-                f"{folder} holds tensor {name!r:.80}, which its config.json does not account for"
+                f"{path} holds tensor {name!r:.80}, which its {settings} does not account for"
             )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored
-from paceline.models.tensors import Grouped, widen
+from paceline.models.tensors import BlockQuantized, Grouped, widen
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -36,7 +36,7 @@ class Packed:
         return f"int{self.bits}"
 
 
-FileTensor = Stored | Packed
+FileTensor = Stored | Packed | BlockQuantized
 
 
 class Packing(Protocol):
