@@ -127,9 +127,9 @@ void load_weight(Engine& engine, const std::string& name, int bits, Codes codes,
     });
 }
 
-void set_format(Engine& engine, const std::string& name, const std::string& format) {
+void set_format(Engine& engine, const std::string& name, const std::string& format, bool apart) {
     locked(engine, [&] {
-        engine.model.weights.set_format(name, find_format(engine.model.kernels, format));
+        engine.model.weights.set_format(name, find_format(engine.model.kernels, format), apart);
     });
 }
 
@@ -190,8 +190,11 @@ void bind_loading(nb::class_<Engine>& model) {
         .def("get", &get_weight, nb::arg("name"), nb::sig("def get(self, name: str) -> Floats"),
              "Return a matrix as it is stored, float32 [out, in].")
         .def("set_format", &set_format, nb::arg("name"), nb::arg("weight_format"),
-             nb::sig("def set_format(self, name: str, weight_format: str) -> None"),
-             "Choose the format of the matrix that a weight is part of, before it has values.")
+             nb::arg("apart") = false,
+             nb::sig("def set_format(self, name: str, weight_format: str, "
+                     "apart: bool = False) -> None"),
+             "Choose the format of a matrix, before those that are multiplied with it have values.\n"
+             "`apart`: it is not stored together with them, as their inputs come in other orders.")
         .def("load", &load_weight, nb::arg("name"), nb::arg("bits"), nb::arg("codes").noconvert(),
              nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
              nb::arg("block_groups").noconvert(), nb::arg("order").noconvert().none(),

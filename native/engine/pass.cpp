@@ -41,6 +41,20 @@ void scale_row(float* row, float scale, size_t size) {
     for (size_t i = 0; i < size; ++i) row[i] *= scale;
 }
 
+// The first of some matrices that reads its inputs as the i-th does.
+size_t same_layout(std::span<const Matrix> matrices, size_t i) {
+    size_t first = 0;
+    while (matrices[first].format->arrange != matrices[i].format->arrange ||
+           matrices[first].order != matrices[i].order)
+        ++first;
+    return first;
+}
+
+// Bytes of the arranged inputs of a matrix, in whole cache lines.
+size_t arranged_room(const Matrix& matrix, size_t n) {
+    return (matrix.format->arranged_bytes(n, matrix.inputs) + 63) / 64 * 64;
+}
+
 }  // namespace
 
 Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view)
@@ -184,10 +198,14 @@ size_t Pass::worthwhile_threads() const {
 
 void Pass::reserve() {
     size_t scratch = 2 * hidden_ * sizeof(float), arranged = 0;
-    const auto product = [&](const Matrix& matrix) {
-        if (!matrix.format) return;
-        scratch = std::max(scratch, matrix.format->scratch_bytes(n_));
-        arranged = std::max(arranged, matrix.format->arranged_bytes(n_, matrix.inputs));
+    const auto product = [&](const FusedMatrix& fused) {
+        const std::span<const Matrix> matrices = fused.matrices();
+        size_t bytes = 0;
+        for (size_t i = 0; i < matrices.size(); ++i) {
+            scratch = std::max(scratch, matrices[i].format->scratch_bytes(n_));
+            if (same_layout(matrices, i) == i) bytes += arranged_room(matrices[i], n_);
+        }
+        arranged = std::max(arranged, bytes);
     };
     product(model_.weights.head);
     size_t states = 0;
@@ -200,8 +218,9 @@ void Pass::reserve() {
         qkv_ = std::max(qkv_, layer.qkv_size());
         attended_ = std::max(attended_, padded(layer.query_size()));
         const LayerWeights& weights = model_.weights.layers[i];
-        for (const Matrix* matrix : {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
-            product(*matrix);
+        for (const FusedMatrix* fused :
+             {&weights.qkv, &weights.o, &weights.gate_up, &weights.down})
+            product(*fused);
         states = std::max(states, before_[i].states.back());
         if (!shared_spans_.empty()) {
             const Attention job = join(i, shared_spans_[0], 0, nullptr);
@@ -240,20 +259,48 @@ void Pass::add(Stage part, Work work, size_t index, size_t things, size_t least)
     add_chunks(part, work, index, std::clamp<size_t>(things / least, 1, most));
 }
 
-void Pass::multiply_later(Stage part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
-                          size_t stride, Product job, std::optional<size_t> count) {
-    const FormatKernels& format = *matrix.format;
-    job.panels = matrix.data.bytes();
-    job.panel_bytes = matrix.panel_bytes;
-    job.inputs = matrix.inputs;
-    const size_t n = job.n = count.value_or(n_);
-    job.x = rows.floats();
-    job.bias = bias.floats();
-    const bool arranged = format.arranged_bytes(n, matrix.inputs) > 0;
-    if (arranged) job.x = work_.arranged.bytes();
-    products_.push_back({&matrix, rows.floats(), stride, job});
-    if (arranged) add(Stage::arrange, &Pass::arrange, products_.size() - 1, matrix.inputs, 256);
-    add(part, &Pass::multiply, products_.size() - 1, matrix.panels, kGrain);
+// Matrices of one product are multiplied in one phase, each with inputs in its own layout.
+void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Buffer& bias,
+                          const Buffer& rows, size_t stride, Product job,
+                          std::optional<size_t> count) {
+    const size_t first = products_.size();
+    const bool gate_apart = job.gated && matrices.size() == 2;
+    job.n = count.value_or(n_);
+    if (gate_apart) job.gated = false;
+    size_t panels = 0, arranged = 0;
+    for (size_t i = 0; i < matrices.size(); ++i) {
+        const Matrix& matrix = matrices[i];
+        const FormatKernels& format = *matrix.format;
+        const size_t like = same_layout(matrices, i), begin = gate_apart ? 0 : panels;
+        job.panels = matrix.data.bytes();
+        job.panel_bytes = matrix.panel_bytes;
+        job.inputs = matrix.inputs;
+        job.x = rows.floats();
+        job.bias = bias ? bias.floats() + panels * kPanel : nullptr;
+        const bool arranges = format.arranged_bytes(job.n, matrix.inputs) > 0;
+        if (arranges && like == i) {
+            job.x = work_.arranged.bytes() + arranged;
+            arranged += arranged_room(matrix, job.n);
+        } else if (arranges) {
+            job.x = products_[first + like].job.x;
+        }
+        Product own = job;
+        own.out += begin * kPanel;
+        own.rows = matrices.size() == 1 ? job.rows : matrix.panels * kPanel;
+        products_.push_back({&matrix, rows.floats(), stride, own, begin, arranges && like == i, 0});
+        panels += matrix.panels;
+    }
+    // The gate multiplies what `up` has left, so it comes behind it.
+    if (gate_apart) {
+        products_[first].job.activation = job.activation;
+        products_[first].job.times_out = true;
+        products_[first + 1].job.activation = Activation::none;
+        std::swap(products_[first], products_[first + 1]);
+        panels /= 2;
+    }
+    products_[first].parts = matrices.size();
+    if (arranged) add(Stage::arrange, &Pass::arrange, first, matrices[0].inputs, 256);
+    add(part, &Pass::multiply, first, panels, kGrain);
 }
 
 void Pass::plan() {
@@ -274,8 +321,9 @@ void Pass::plan_head(size_t layer, size_t place) {
     const Weights& weights = model_.weights;
     const auto& tokens = view_.tokens;
     const size_t size = tokens ? tokens->size() : shape_.vocabulary;
-    multiply_later(Stage::head, tokens ? weights.part_of_head : weights.head,
-                   tokens ? weights.part_of_head_bias : weights.head_bias, work_.normed, hidden_,
+    const auto matrices = tokens ? std::span(&weights.part_of_head, 1) : weights.head.matrices();
+    multiply_later(Stage::head, matrices, tokens ? weights.part_of_head_bias : weights.head.bias,
+                   work_.normed, hidden_,
                    {.softcap = shape_.logit_softcap,
                     .out = logits_ + place * headed_.size() * size,
                     .stride = size,
@@ -287,7 +335,7 @@ void Pass::plan_layer(size_t layer) {
     const LayerWeights& weights = model_.weights.layers[layer];
     const LayerShape& shape = shape_.layers[layer];
     add_rows(&Pass::enter_attention, layer);
-    multiply_later(Stage::qkv, weights.qkv, weights.qkv_bias, work_.normed, hidden_,
+    multiply_later(Stage::qkv, weights.qkv.matrices(), weights.qkv.bias, work_.normed, hidden_,
                    {.out = work_.qkv.floats(), .stride = qkv_, .rows = shape.qkv_size()});
     if (shape_.qkv_clip || (weights.q_norm && shape_.qk_norm == QKNorm::width))
         add_rows(&Pass::bound_qkv, layer);
@@ -300,17 +348,17 @@ void Pass::plan_layer(size_t layer) {
     if (before_[layer].states.back())
         add(Stage::attention, &Pass::combine, layer, n_ * shape.heads, 8);
     if (weights.attn_inner_norm) add_rows(&Pass::attention_inner_norm, layer);
-    multiply_later(Stage::output, weights.o, weights.o_bias, work_.attended, attended_,
+    multiply_later(Stage::output, weights.o.matrices(), weights.o.bias, work_.attended, attended_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
     add_rows(&Pass::enter_mlp, layer);
-    multiply_later(Stage::up, weights.gate_up, weights.gate_up_bias, work_.normed, hidden_,
+    multiply_later(Stage::up, weights.gate_up.matrices(), weights.gate_up.bias, work_.normed, hidden_,
                    {.activation = shape_.activation,
                     .gated = shape_.gated,
                     .out = work_.wide.floats(),
                     .stride = wide_,
                     .rows = padded(shape.intermediate)});
     if (weights.mlp_inner_norm) add_rows(&Pass::mlp_inner_norm, layer);
-    multiply_later(Stage::down, weights.down, weights.down_bias, work_.wide, wide_,
+    multiply_later(Stage::down, weights.down.matrices(), weights.down.bias, work_.wide, wide_,
                    {.out = work_.y.floats(), .stride = hidden_, .rows = hidden_});
 }
 
@@ -320,17 +368,31 @@ void Pass::work(size_t phase, size_t chunk, size_t thread) {
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
-    const PendingProduct& linear = products_[product];
-    const std::vector<int32_t>& order = linear.matrix->order;
-    linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n, linear.matrix->inputs,
-                                   order.empty() ? nullptr : order.data(), work_.arranged.bytes(),
-                                   chunk, chunks);
+    for (size_t i = product; i < product + products_[product].parts; ++i) {
+        const PendingProduct& linear = products_[i];
+        if (!linear.arranges) continue;
+        const std::vector<int32_t>& order = linear.matrix->order;
+        void* to = const_cast<void*>(linear.job.x);
+        linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n,
+                                       linear.matrix->inputs,
+                                       order.empty() ? nullptr : order.data(), to, chunk, chunks);
+    }
 }
 
 void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
-    const PendingProduct& linear = products_[product];
-    const auto [begin, end] = chunk_range(linear.matrix->panels, chunk, chunks, kGrain);
-    linear.matrix->format->multiply(linear.job, begin, end, scratch.bytes());
+    const size_t parts = products_[product].parts;
+    size_t panels = 0;
+    for (size_t i = product; i < product + parts; ++i)
+        panels = std::max(panels, products_[i].first + products_[i].matrix->panels);
+    const auto [begin, end] = chunk_range(panels, chunk, chunks, kGrain);
+    for (size_t i = product; i < product + parts; ++i) {
+        const PendingProduct& linear = products_[i];
+        const size_t from = std::max(begin, linear.first);
+        const size_t to = std::min(end, linear.first + linear.matrix->panels);
+        if (from < to)
+            linear.matrix->format->multiply(linear.job, from - linear.first, to - linear.first,
+                                            scratch.bytes());
+    }
 }
 
 // A weight of 0 adds nothing, and a single weight of 1 changes no bit.

@@ -61,6 +61,9 @@ private:
         const float* rows;
         size_t stride;
         Product job;
+        size_t first;   // panel of all that it begins with
+        bool arranges;  // whether it lays its inputs out; else others do, or nobody
+        size_t parts;   // matrices that are multiplied in one phase, at the first of them
     };
 
     void check(const Branch& branch);
@@ -79,8 +82,9 @@ private:
     void add_rows(Work work, size_t layer, Stage part = Stage::norm) {
         add(part, work, layer, n_, 1);
     }
-    void multiply_later(Stage part, const Matrix& matrix, const Buffer& bias, const Buffer& rows,
-                        size_t stride, Product job, std::optional<size_t> count = {});
+    void multiply_later(Stage part, std::span<const Matrix> matrices, const Buffer& bias,
+                        const Buffer& rows, size_t stride, Product job,
+                        std::optional<size_t> count = {});
     void run(const Phase& phase, size_t chunk, size_t thread) {
         (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
     }

@@ -21,10 +21,13 @@ void Pass::work_timed(size_t phase, size_t chunk, size_t thread) {
 Spent Pass::moved(const Phase& phase) const {
     Spent spent;
     if (phase.work == &Pass::multiply) {
-        const Matrix& matrix = *products_[phase.index].matrix;
-        spent.bytes = static_cast<double>(matrix.panels * matrix.panel_bytes);
-        spent.macs = static_cast<double>(products_[phase.index].job.n * matrix.panels *
-                                         kPanel * matrix.inputs);
+        for (size_t i = 0; i < products_[phase.index].parts; ++i) {
+            const PendingProduct& linear = products_[phase.index + i];
+            const Matrix& matrix = *linear.matrix;
+            spent.bytes += static_cast<double>(matrix.panels * matrix.panel_bytes);
+            spent.macs +=
+                static_cast<double>(linear.job.n * matrix.panels * kPanel * matrix.inputs);
+        }
     } else if (phase.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[phase.index];
         for (const Branch& branch : batch_) {

@@ -40,14 +40,17 @@ void read(const std::string& name, const TensorSource& weight, size_t row, float
     if (!weight.read(row, out)) refuse("weight '" + name + "' holds NaN or infinite values");
 }
 
-// Puts a bias beside the panels that it belongs to; see Matrix::pack.
-void place_bias(Buffer& bias, const Matrix& matrix, const std::string& name,
-                const TensorSource& weight, size_t first, size_t every) {
-    if (!bias) bias = zeros(matrix.panels * kPanel);
+// Puts a bias beside the panels that it belongs to; see FusedMatrix::place.
+void place_bias(FusedMatrix& fused, size_t part, const std::string& name,
+                const TensorSource& weight) {
+    const FusedMatrix::Place place = fused.place(part);
+    if (!fused.bias) fused.bias = zeros(fused.panels() * kPanel);
     std::vector<float> from(weight.columns);
     read(name, weight, 0, from.data());
-    for (size_t row = 0; row < from.size(); ++row)
-        bias.floats()[(first + row / kPanel * every) * kPanel + row % kPanel] = from[row];
+    for (size_t row = 0; row < from.size(); ++row) {
+        const size_t panel = place.bias_first + row / kPanel * place.every;
+        fused.bias.floats()[panel * kPanel + row % kPanel] = from[row];
+    }
 }
 
 void set_norm(Norm& norm, const std::string& name, const TensorSource& weight, size_t size,
@@ -67,152 +70,27 @@ Norm plain_norm(size_t size) {
     return norm;
 }
 
-// The panels of one weight, each thread with room for sixteen rows as floats.
-class Packing : public Task {
-public:
-    Packing(Matrix& to, const TensorSource& weight, size_t first, size_t every, size_t threads)
-        : to_(to), weight_(weight), first_(first), every_(every) {
-        const size_t floats = padded(weight.rows) * to.inputs;
-        chunks_ = floats / kChunk + 1;
-        add_phase(chunks_);
-        for (size_t i = 0; i < threads; ++i)
-            rows_.emplace_back(kPanel * to.inputs * sizeof(float));
-    }
-
-    std::atomic<bool> finite{true}, fits{true};
-
-private:
-    static constexpr size_t kChunk = size_t{1} << 18;
-
-    void work(size_t, size_t chunk, size_t thread) override {
-        const size_t panels = padded(weight_.rows) / kPanel;
-        const auto [begin, end] = chunk_range(panels, chunk, chunks_);
-        const size_t last = std::min(end * kPanel, weight_.rows);
-        for (size_t panel = begin; panel < end; ++panel) pack(panel, rows_[thread].floats());
-        if (begin < end) weight_.forget(begin * kPanel, last);
-    }
-
-    void pack(size_t panel, float* rows) {
-        const size_t row = panel * kPanel, count = std::min(weight_.rows - row, kPanel);
-        for (size_t i = 0; i < count; ++i)
-            if (!weight_.read(row + i, rows + i * to_.inputs)) finite = false;
-        uint8_t* panels = to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes;
-        if (!to_.format->pack(rows, count, to_.inputs, panels)) fits = false;
-    }
-
-    Matrix& to_;
-    const TensorSource& weight_;
-    const size_t first_, every_;
-    size_t chunks_;
-    std::vector<Buffer> rows_;
-};
-
-// The panels of one matrix of integers.
-class Loading : public Task {
-public:
-    Loading(Matrix& to, const GroupedRows& rows, size_t first, size_t every)
-        : to_(to), rows_(rows), first_(first), every_(every), panels_(padded(rows.rows) / kPanel) {
-        chunks_ = padded(rows.rows) * to.inputs / kChunk + 1;
-        add_phase(chunks_);
-    }
-
-private:
-    static constexpr size_t kChunk = size_t{1} << 18;
-
-    void work(size_t, size_t chunk, size_t) override {
-        const auto [begin, end] = chunk_range(panels_, chunk, chunks_);
-        for (size_t panel = begin; panel < end; ++panel) {
-            const size_t row = panel * kPanel;
-            GroupedRows part = rows_;
-            part.rows = std::min(rows_.rows - row, kPanel);
-            part.codes += row * rows_.inputs;
-            part.scales += row * rows_.groups;
-            if (part.zeros) part.zeros += row * rows_.groups;
-            to_.format->load(part, to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes);
-        }
-    }
-
-    Matrix& to_;
-    const GroupedRows& rows_;
-    const size_t first_, every_, panels_;
-    size_t chunks_;
-};
-
 }  // namespace
-
-Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
-    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {}
-
-void Matrix::reserve() {
-    if (data) return;
-    if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
-    data = Buffer(panels * panel_bytes);
-}
-
-void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
-                  Pool& pool) {
-    if (!order.empty()) refuse("weight '" + name + "' has its inputs in order, others have not");
-    loaded = true;
-    reserve();
-    const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
-    pool.run(packing, pool.size());
-    weight.forget(0, weight.rows);
-    if (!packing->finite) refuse("weight '" + name + "' holds NaN or infinite values");
-    if (!packing->fits)
-        throw NotTernary("weight '" + name + "' is not ternary: its rows must hold 0 and one "
-                         "number with either sign; choose another format");
-}
-
-void Matrix::load(const std::string& name, const GroupedRows& rows,
-                  std::span<const int32_t> inputs_order, size_t first, size_t every, Pool& pool) {
-    if (!format->holds || !format->holds(rows))
-        refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
-    if (loaded && !std::ranges::equal(order, inputs_order))
-        refuse("weight '" + name + "' has its inputs in another order than others");
-    order.assign(inputs_order.begin(), inputs_order.end());
-    loaded = true;
-    reserve();
-    pool.run(std::make_shared<Loading>(*this, rows, first, every), pool.size());
-}
-
-Matrix Matrix::gather(std::span<const int32_t> rows) const {
-    Matrix part(*format, padded(rows.size()) / kPanel, inputs);
-    part.reserve();
-    part.data.zero();
-    part.order = order;
-    for (size_t i = 0; i < rows.size(); ++i) {
-        const size_t row = static_cast<size_t>(rows[i]);
-        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,
-                     part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
-    }
-    return part;
-}
-
-void Matrix::unpack(size_t row, float scale, float* out) const {
-    const uint8_t* panel = data.bytes() + row / kPanel * panel_bytes;
-    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, scale, out);
-    std::vector<float> placed(inputs);
-    format->unpack(panel, row % kPanel, inputs, scale, placed.data());
-    for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
-}
 
 Weights::Weights(const Shape& shape, const FormatKernels& format, const FormatKernels& head_format)
     : layers(shape.layers.size()), shape_(shape) {
-    const size_t panels = padded(shape.vocabulary) / kPanel, hidden = shape.hidden;
-    head = Matrix(head_format, panels, hidden);
+    const auto panels = [](size_t rows) { return padded(rows) / kPanel; };
+    const size_t vocabulary = panels(shape.vocabulary), hidden = shape.hidden;
+    head = FusedMatrix(head_format, {vocabulary}, hidden);
     if (!shape.weighted_norm) final_norm = plain_norm(hidden);
-    if (!shape.tied) untied_embedding = Matrix(head_format, panels, hidden);
+    if (!shape.tied) untied_embedding = FusedMatrix(head_format, {vocabulary}, hidden);
     for (size_t i = 0; i < layers.size(); ++i) {
         const LayerShape& layer = shape.layers[i];
-        const size_t wide = padded(layer.intermediate) / kPanel;
+        const size_t wide = panels(layer.intermediate), keys = layer.keys_at() / kPanel;
+        const size_t values = layer.values_at() / kPanel, end = layer.qkv_size() / kPanel;
         if (!shape.weighted_norm) {
             layers[i].attn_norm = plain_norm(hidden);
             layers[i].mlp_norm = plain_norm(hidden);
         }
-        layers[i].qkv = Matrix(format, layer.qkv_size() / kPanel, hidden);
-        layers[i].o = Matrix(format, padded(hidden) / kPanel, layer.query_size());
-        layers[i].gate_up = Matrix(format, (shape.gated ? 2 : 1) * wide, hidden);
-        layers[i].down = Matrix(format, padded(hidden) / kPanel, layer.intermediate);
+        layers[i].qkv = FusedMatrix(format, {keys, values - keys, end - values}, hidden);
+        layers[i].o = FusedMatrix(format, {panels(hidden)}, layer.query_size());
+        layers[i].gate_up = FusedMatrix(format, std::vector(shape.gated ? 2 : 1, wide), hidden, true);
+        layers[i].down = FusedMatrix(format, {panels(hidden)}, layer.intermediate);
     }
 }
 
@@ -232,9 +110,8 @@ std::pair<size_t, std::string> Weights::layer_of(const std::string& name) const 
 Weights::Slot Weights::slot_of(const std::string& stem) {
     const size_t vocabulary = shape_.vocabulary;
     if (stem == "embed")
-        return {shape_.tied ? &head : &untied_embedding, nullptr, vocabulary, 0, 1, &seen_, kEmbed};
-    if (stem == "head")
-        return {&head, &head_bias, shape_.tied ? 0 : vocabulary, 0, 1, &seen_, kHead};
+        return {shape_.tied ? &head : &untied_embedding, 0, vocabulary, &seen_, kEmbed, false};
+    if (stem == "head") return {&head, 0, shape_.tied ? 0 : vocabulary, &seen_, kHead};
     if (!stem.starts_with("layers.")) return {};
     const auto [index, part] = layer_of(stem);
     return layer_slot(index, part);
@@ -243,21 +120,17 @@ Weights::Slot Weights::slot_of(const std::string& stem) {
 Weights::Slot Weights::layer_slot(size_t index, const std::string& part) {
     const LayerShape& shape = shape_.layers[index];
     LayerWeights& layer = layers[index];
-    const size_t hidden = shape_.hidden, wide = shape.intermediate, gates = shape_.gated ? 2 : 1;
-    const auto attention = [&](Part which, size_t rows, size_t at) -> Slot {
-        return {&layer.qkv, &layer.qkv_bias, rows, at / kPanel, 1, &layer.seen, 1u << which};
+    const size_t hidden = shape_.hidden, wide = shape.intermediate;
+    const auto slot = [&](Part which, FusedMatrix& fused, size_t place, size_t rows) -> Slot {
+        return {&fused, place, rows, &layer.seen, 1u << which};
     };
-    const auto widen = [&](Part which, size_t first) -> Slot {
-        return {&layer.gate_up, &layer.gate_up_bias, wide, first, gates, &layer.seen, 1u << which};
-    };
-    if (part == "q") return attention(Part::q, shape.query_size(), 0);
-    if (part == "k") return attention(Part::k, shape.kv_size(), shape.keys_at());
-    if (part == "v") return attention(Part::v, shape.kv_size(), shape.values_at());
-    if (part == "o") return {&layer.o, &layer.o_bias, hidden, 0, 1, &layer.seen, 1u << Part::o};
-    if (part == "gate" && shape_.gated) return widen(Part::gate, 0);
-    if (part == "up") return widen(Part::up, gates - 1);
-    if (part == "down")
-        return {&layer.down, &layer.down_bias, hidden, 0, 1, &layer.seen, 1u << Part::down};
+    if (part == "q") return slot(Part::q, layer.qkv, 0, shape.query_size());
+    if (part == "k") return slot(Part::k, layer.qkv, 1, shape.kv_size());
+    if (part == "v") return slot(Part::v, layer.qkv, 2, shape.kv_size());
+    if (part == "o") return slot(Part::o, layer.o, 0, hidden);
+    if (part == "gate" && shape_.gated) return slot(Part::gate, layer.gate_up, 0, wide);
+    if (part == "up") return slot(Part::up, layer.gate_up, shape_.gated ? 1 : 0, wide);
+    if (part == "down") return slot(Part::down, layer.down, 0, hidden);
     return {};
 }
 
@@ -294,16 +167,22 @@ void Weights::set(const std::string& name, const TensorSource& weight, Pool& poo
         return set_norm(*norm, name, weight, size, bias, shape_.norm_offset);
     if (name == "positions" && shape_.learned_positions) return set_positions(weight);
     const Slot slot = slot_of(stem);
-    if (bias && slot.matrix && !slot.bias) refuse("weight '" + stem + "' takes no bias");
-    if (bias && slot.matrix) {
-        const size_t rows = slot.matrix == &head ? shape_.vocabulary : slot.rows;
+    if (bias && slot.fused && !slot.takes_bias) refuse("weight '" + stem + "' takes no bias");
+    if (bias && slot.fused) {
+        const size_t rows = slot.fused == &head ? shape_.vocabulary : slot.rows;
         expect(name, weight, 1, rows, false);
-        return place_bias(*slot.bias, *slot.matrix, name, weight, slot.first, slot.every);
+        return place_bias(*slot.fused, slot.part, name, weight);
     }
     if (!slot.rows) refuse("weight '" + name + "' is not part of this model");
-    expect(name, weight, slot.rows, slot.matrix->inputs, true);
-    slot.matrix->pack(name, weight, slot.first, slot.every, pool);
-    places_[name] = {slot.matrix, slot.rows, slot.first, slot.every};
+    expect(name, weight, slot.rows, slot.fused->inputs(), true);
+    const auto place = slot.fused->place(slot.part);
+    place.matrix->pack(name, weight, place.first, place.every, pool);
+    remember(name, slot);
+}
+
+void Weights::remember(const std::string& name, const Slot& slot) {
+    const auto place = slot.fused->place(slot.part);
+    places_[name] = {place.matrix, slot.rows, place.first, place.every};
     *slot.seen |= slot.mark;
 }
 
@@ -315,33 +194,41 @@ void Weights::set_positions(const TensorSource& weight) {
         read("positions", weight, row, positions.floats() + row * hidden);
 }
 
-void Weights::set_format(const std::string& name, const FormatKernels& format) {
+Weights::Slot Weights::matrix_slot(const std::string& name) {
     const Slot slot = slot_of(name);
     if (!slot.rows) refuse("weight '" + name + "' is no matrix of this model");
-    if (slot.matrix->data) refuse("weight '" + name + "' comes too late to choose a format");
-    *slot.matrix = Matrix(format, slot.matrix->panels, slot.matrix->inputs);
+    return slot;
+}
+
+void Weights::set_format(const std::string& name, const FormatKernels& format, bool apart) {
+    const Slot slot = matrix_slot(name);
+    slot.fused->set_format(name, slot.part, format, apart);
 }
 
 void Weights::load(const std::string& name, const GroupedRows& rows,
                    std::span<const int32_t> order, Pool& pool) {
-    const Slot slot = slot_of(name);
-    if (!slot.rows) refuse("weight '" + name + "' is no matrix of this model");
-    if (rows.rows != slot.rows || rows.inputs != slot.matrix->inputs)
-        refuse("weight '" + name + "' has shape " + extent(rows.rows, rows.inputs, true) +
-               ", expected " + extent(slot.rows, slot.matrix->inputs, true));
-    slot.matrix->load(name, rows, order, slot.first, slot.every, pool);
-    places_[name] = {slot.matrix, slot.rows, slot.first, slot.every};
-    *slot.seen |= slot.mark;
+    const Slot slot = matrix_slot(name);
+    expect_extent(name, rows.rows, rows.inputs, slot);
+    const auto place = slot.fused->place(slot.part);
+    place.matrix->load(name, rows, order, place.first, place.every, pool);
+    remember(name, slot);
+}
+
+void Weights::expect_extent(const std::string& name, size_t rows, size_t inputs,
+                            const Slot& slot) const {
+    if (rows == slot.rows && inputs == slot.fused->inputs()) return;
+    refuse("weight '" + name + "' has shape " + extent(rows, inputs, true) + ", expected " +
+           extent(slot.rows, slot.fused->inputs(), true));
 }
 
 void Weights::choose(std::span<const int32_t> tokens) {
     if (std::ranges::equal(tokens, chosen_)) return;
     chosen_.clear();
-    part_of_head = head.gather(tokens);
-    if (head_bias) {
+    part_of_head = head.matrices()[0].gather(tokens);
+    if (head.bias) {
         part_of_head_bias = zeros(part_of_head.panels * kPanel);
         for (size_t i = 0; i < tokens.size(); ++i)
-            part_of_head_bias.floats()[i] = head_bias.floats()[tokens[i]];
+            part_of_head_bias.floats()[i] = head.bias.floats()[tokens[i]];
     }
     chosen_.assign(tokens.begin(), tokens.end());
 }
@@ -381,10 +268,13 @@ void Weights::check() const {
 
 template <class Use>
 void Weights::each_matrix(Use use) const {
-    use(head);
+    const auto all = [&](const FusedMatrix& fused) {
+        for (const Matrix& matrix : fused.matrices()) use(matrix);
+    };
+    all(head);
     for (const LayerWeights& layer : layers)
-        for (const Matrix* matrix : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
-            use(*matrix);
+        for (const FusedMatrix* fused : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+            all(*fused);
 }
 
 size_t Weights::bytes() const {

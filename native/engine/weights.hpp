@@ -7,46 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "support/buffer.hpp"
-#include "engine/tensor_source.hpp"
-#include "kernels/kernels.hpp"
-#include "support/thread_pool.hpp"
+#include "engine/matrix.hpp"
 #include "engine/shape.hpp"
 
 namespace paceline {
-
-// A matrix in panels of sixteen output rows, in one of the formats.
-struct Matrix {
-    Matrix() = default;
-    // `reserve` gives it memory.
-    Matrix(const FormatKernels& format, size_t panels, size_t inputs);
-    void reserve();
-
-    // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
-    // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
-    void pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
-              Pool& pool);
-    // Puts integers and scales there as they are; `order` says which input comes at each place.
-    // Throws std::invalid_argument if the format cannot hold them, or the order is not that of
-    // the other weights in this matrix.
-    void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
-              size_t first, size_t every, Pool& pool);
-    // Some rows of it, bit for bit, in panels of their own.
-    Matrix gather(std::span<const int32_t> rows) const;
-    // Row `row` times `scale`, `inputs` floats.
-    void unpack(size_t row, float scale, float* out) const;
-
-    const FormatKernels* format = nullptr;
-    size_t panels = 0, inputs = 0, panel_bytes = 0;
-    Buffer data;
-    std::vector<int32_t> order;  // the input at each place; empty: they are in order
-    bool loaded = false;         // whether a weight set `order`
-};
-
-// Weights that the ternary format cannot hold.
-struct NotTernary : std::invalid_argument {
-    using std::invalid_argument::invalid_argument;
-};
 
 struct Norm {
     Buffer weight, bias;
@@ -54,8 +18,7 @@ struct Norm {
 };
 
 struct LayerWeights {
-    Matrix qkv, o, gate_up, down;
-    Buffer qkv_bias, o_bias, gate_up_bias, down_bias;
+    FusedMatrix qkv, o, gate_up, down;
     Norm attn_norm, q_norm, k_norm, attn_inner_norm, attn_post_norm;
     Norm mlp_norm, mlp_inner_norm, mlp_post_norm;
     unsigned seen = 0;  // which of the required parts have been given
@@ -70,9 +33,9 @@ public:
     // Throws std::invalid_argument for a name or shape that does not belong to the model, and for
     // values that cannot be stored.
     void set(const std::string& name, const TensorSource& weight, Pool& pool);
-    // Chooses the format of the matrix that the weight `name` is part of.
-    // Throws std::invalid_argument if there is none, or it holds weights already.
-    void set_format(const std::string& name, const FormatKernels& format);
+    // Chooses the format of the matrix `name`; see FusedMatrix::set_format.
+    // Throws std::invalid_argument if there is none, too.
+    void set_format(const std::string& name, const FormatKernels& format, bool apart);
     // Takes one matrix as integers; see Matrix::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
               Pool& pool);
@@ -103,28 +66,34 @@ public:
     // once if they do already.
     void choose(std::span<const int32_t> tokens);
 
-    const Matrix& embedding() const { return shape_.tied ? head : untied_embedding; }
+    const Matrix& embedding() const {
+        return (shape_.tied ? head : untied_embedding).matrices()[0];
+    }
 
     std::vector<LayerWeights> layers;
-    Matrix head, untied_embedding;
-    Buffer head_bias, positions;
+    FusedMatrix head, untied_embedding;
+    Buffer positions;
     Matrix part_of_head;
     Buffer part_of_head_bias;
     Norm final_norm;
 
 private:
-    // A matrix and the panels that a weight takes in it; `rows` is 0 if it is no matrix.
+    // A weight's place among those that are multiplied together; `rows` is 0 if it is no matrix.
     struct Slot {
-        Matrix* matrix = nullptr;
-        Buffer* bias = nullptr;
-        size_t rows = 0, first = 0, every = 1;
+        FusedMatrix* fused = nullptr;
+        size_t part = 0, rows = 0;
         unsigned* seen = nullptr;
         unsigned mark = 0;
+        bool takes_bias = true;
     };
     Slot slot_of(const std::string& stem);
     Slot layer_slot(size_t index, const std::string& part);
     // The layer that a name begins with, and the rest of the name.
     std::pair<size_t, std::string> layer_of(const std::string& name) const;
+    // Throws std::invalid_argument where `name` is no matrix.
+    Slot matrix_slot(const std::string& name);
+    void expect_extent(const std::string& name, size_t rows, size_t inputs, const Slot& slot) const;
+    void remember(const std::string& name, const Slot& slot);
     Norm* norm_of(const std::string& stem, size_t& size);
     void set_positions(const TensorSource& weight);
     template <class Use>

@@ -30,6 +30,7 @@ struct Product {
     const float* bias = nullptr;  // one for each row, padded; or null
     Activation activation = Activation::none;
     bool gated = false;    // panels alternate: gate, up, gate, up; out = activation(gate) * up
+    bool times_out = false;  // out = result * what is there: a gate whose panels lie apart
     float softcap = 0.0f;  // 0: none
     float* out = nullptr;  // [n][stride]
     size_t stride = 0;

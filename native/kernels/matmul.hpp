@@ -113,6 +113,7 @@ static void finish(const Product& job, size_t panel, size_t panels, Sums sums) {
             };
             F16 value = activate(total(0), job.activation);
             if (job.gated) value = value * total(1);
+            if (job.times_out) value = value * load(job.out + t * job.stride + row);
             finish_lane(job, job.out + t * job.stride + row, row, value);
         }
     }

@@ -522,9 +522,10 @@ class NativeModel:
     def get(self, name: str) -> Floats:
         """Return a matrix as it is stored, float32 [out, in]."""
 
-    def set_format(self, name: str, weight_format: str) -> None:
+    def set_format(self, name: str, weight_format: str, apart: bool = False) -> None:
         """
-        Choose the format of the matrix that a weight is part of, before it has values.
+        Choose the format of a matrix, before those that are multiplied with it have values.
+        `apart`: it is not stored together with them, as their inputs come in other orders.
         """
 
     def load(

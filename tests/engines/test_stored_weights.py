@@ -196,7 +196,7 @@ def test_layers_out_of_the_quantisation_stay_as_they_are(tmp_path) -> None:
         if name.startswith("layers.") and isinstance(model.weights[name], Linear):
             np.testing.assert_array_equal(engine.dense(name), model.weights.dense(name))
     assert isinstance(model.weights["layers.0.down"], Dense)
-    assert engine.format == "int4_zero+fp16+fp32:head=fp16"
+    assert engine.format == "int4_zero+fp16:head=fp16"
 
 
 def test_forms_without_a_kernel_are_unpacked_exactly(tiny_model) -> None:
@@ -212,7 +212,7 @@ def test_forms_without_a_kernel_are_unpacked_exactly(tiny_model) -> None:
         np.testing.assert_array_equal(engine.dense(name), weights[name].dense())
 
 
-def test_orders_that_differ_in_one_matrix_are_unpacked_exactly(tiny_model) -> None:
+def test_orders_that_differ_among_weights_multiplied_together_are_kept(tiny_model) -> None:
     """Keys whose inputs are grouped in another order than those of the queries beside them."""
     model = tiny_model("llama")
     weights = stored(model, bits=4, group=32, zeros=True, kind="F16", order=True)
@@ -221,14 +221,12 @@ def test_orders_that_differ_in_one_matrix_are_unpacked_exactly(tiny_model) -> No
     expected = run(ReferenceEngine(model.config, weights), tiny.tokens(20), 64)
     for form in ("auto", "int4_zero:head=fp32"):
         engine = NativeEngine(model.config, weights, format=form)
-        exact = ["layers.0.o", "layers.1.k", "layers.0.down"]
-        if form == "auto":
-            assert engine.format.startswith("int4_zero+")
-            exact += ["layers.0.q", "layers.0.k", "layers.0.v"]
-            logits = run(engine, tiny.tokens(20), 64)
-            np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
-        for name in exact:
-            np.testing.assert_array_equal(engine.dense(name), weights[name].dense())
+        assert engine.format == "int4_zero:head=fp32"
+        logits = run(engine, tiny.tokens(20), 64)
+        np.testing.assert_allclose(logits, expected, atol=2e-3, rtol=0)
+        for name in weights:
+            if isinstance(weights[name], Linear):
+                np.testing.assert_array_equal(engine.dense(name), weights[name].dense())
 
 
 def test_a_named_format_keeps_what_it_holds_and_rounds_the_rest(tiny_model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -68,7 +68,7 @@ def load_weights(
     weights: Mapping[str, Linear | Floats],
     chosen: Format | None,
 ) -> Format:
-    """Put all weights into a model, those that lie in one matrix of the kernels together.
+    """Put all weights into a model.
 
     Args:
         model: takes them.
@@ -83,34 +83,59 @@ def load_weights(
     """
     sizes: tuple[dict[str, int], dict[str, int]] = ({}, {})  # of the layers; of embedding and head
     done: set[str] = set()
+    vectors: list[str] = []
     for name in weights:
         if name in done:
             continue
         parts = _beside(name, weights)
         done.update(parts)
         read = {part: _read(weights, part) for part in parts}
-        matrices = [weight for weight in read.values() if isinstance(weight, Linear)]
-        if not matrices or name == "positions":
-            for part, weight in read.items():
-                model.set(part, *_floats(weight))
+        matrices = {part: each for part, each in read.items() if isinstance(each, Linear)}
+        if name == "positions":
+            matrices = {}
+        vectors.extend(part for part in read if part not in matrices)
+        if not matrices:
             continue
         in_layers = name.startswith("layers.")
-        blocks = _blocks(matrices)
-        if chosen is None:
-            form = _kept(matrices, blocks)
-        else:
-            form = chosen.layers if in_layers else chosen.head
+        form = None if chosen is None else chosen.layers if in_layers else chosen.head
         count = sizes[0] if in_layers else sizes[1]
-        count[form] = count.get(form, 0) + sum(each.shape[0] * each.shape[1] for each in matrices)
-        model.set_format(name, form)
-        if blocks and all(each.fits(form) for each in blocks):
-            for part, block in zip(read, blocks, strict=True):
-                _load(model, part, block)
-        else:
-            for part, weight in read.items():
-                model.set(part, *_floats(weight))
+        _load_together(model, matrices, form, count)
+    for name in vectors:  # biases last: they lie as the panels of their matrices do
+        model.set(name, *_floats(_read(weights, name)))
     names = ["+".join(sorted(each, key=lambda form: -each[form])) for each in sizes]
     return Format(names[0] or names[1], names[1])
+
+
+def _load_together(
+    model: _native.NativeModel,
+    matrices: Mapping[str, Linear],
+    form: str | None,
+    count: dict[str, int],
+) -> None:
+    """Load the matrices that one product multiplies with, each in its own format.
+
+    Args:
+        model: takes them.
+        matrices: by canonical name.
+        form: the format of all; None keeps each as it is stored.
+        count: number of weights by format, which is added to.
+    """
+    plans = {}
+    for name, matrix in matrices.items():
+        block = Blocks.of(matrix)
+        kept = _kept(matrix, block) if form is None else form
+        plans[name] = (kept, block if block and block.fits(kept) else None)
+    first, *others = (block.order if block else None for _, block in plans.values())
+    apart = not all(_same_order(first, order) for order in others)
+    for name, (kept, _) in plans.items():
+        model.set_format(name, kept, apart)
+        rows, inputs = matrices[name].shape
+        count[kept] = count.get(kept, 0) + rows * inputs
+    for name, (_, block) in plans.items():
+        if block is None:
+            model.set(name, *_floats(matrices[name]))
+        else:
+            _load(model, name, block)
 
 
 def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
@@ -126,7 +151,7 @@ def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
 
 
 def _beside(name: str, weights: Mapping[str, Linear | Floats]) -> list[str]:
-    """Return the weights that lie in one matrix of the kernels with `name`, itself included."""
+    """Return the weights that are multiplied together with `name`, itself included."""
     stem, _, part = name.rpartition(".")
     fused = _FUSED.get(part)
     if not stem.startswith("layers.") or fused is None:
@@ -153,35 +178,22 @@ def _floats(weight: Weight) -> tuple[NDArray[np.generic], bool]:
     return values, is_mapped(values)
 
 
-def _blocks(matrices: Sequence[Linear]) -> list[Blocks]:
-    """Return all matrices in blocks with one order of inputs, or nothing."""
-    blocks: list[Blocks] = []
-    for matrix in matrices:
-        block = Blocks.of(matrix)
-        if block is None or (blocks and not _same_order(blocks[0].order, block.order)):
-            return []
-        blocks.append(block)
-    return blocks
-
-
 def _same_order(one: NDArray[np.int32] | None, other: NDArray[np.int32] | None) -> bool:
     if one is None or other is None:
         return one is other
     return np.array_equal(one, other)
 
 
-def _kept(matrices: Sequence[Linear], blocks: Sequence[Blocks]) -> str:
-    """Return the smallest format that keeps all matrices as they are."""
-    types = {matrix.dtype if isinstance(matrix, Dense) else "" for matrix in matrices}
-    if "" not in types:
-        return FLOATS[types.pop()] if len(types) == 1 else "fp32"
-    if blocks:
+def _kept(matrix: Linear, block: Blocks | None) -> str:
+    """Return the smallest format that keeps a matrix as it is."""
+    if isinstance(matrix, Dense):
+        return FLOATS[matrix.dtype]
+    if block:
         for name in sorted(BITS, key=lambda form: BITS[form]):
-            if all(block.fits(name) for block in blocks):
+            if block.fits(name):
                 return name
     for kind in ("BF16", "F16"):
         with suppress(ModelError):
-            for matrix in matrices:
-                narrow(matrix.dense(), kind)
+            narrow(matrix.dense(), kind)
             return FLOATS[kind]
     return "fp32"

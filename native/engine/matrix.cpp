@@ -1,0 +1,195 @@
+#include "engine/matrix.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <numeric>
+#include <stdexcept>
+
+namespace paceline {
+
+namespace {
+
+[[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
+
+// The panels of one weight, each thread with room for sixteen rows as floats.
+class Packing : public Task {
+public:
+    Packing(Matrix& to, const TensorSource& weight, size_t first, size_t every, size_t threads)
+        : to_(to), weight_(weight), first_(first), every_(every) {
+        const size_t floats = padded(weight.rows) * to.inputs;
+        chunks_ = floats / kChunk + 1;
+        add_phase(chunks_);
+        for (size_t i = 0; i < threads; ++i)
+            rows_.emplace_back(kPanel * to.inputs * sizeof(float));
+    }
+
+    std::atomic<bool> finite{true}, fits{true};
+
+private:
+    static constexpr size_t kChunk = size_t{1} << 18;
+
+    void work(size_t, size_t chunk, size_t thread) override {
+        const size_t panels = padded(weight_.rows) / kPanel;
+        const auto [begin, end] = chunk_range(panels, chunk, chunks_);
+        const size_t last = std::min(end * kPanel, weight_.rows);
+        for (size_t panel = begin; panel < end; ++panel) pack(panel, rows_[thread].floats());
+        if (begin < end) weight_.forget(begin * kPanel, last);
+    }
+
+    void pack(size_t panel, float* rows) {
+        const size_t row = panel * kPanel, count = std::min(weight_.rows - row, kPanel);
+        for (size_t i = 0; i < count; ++i)
+            if (!weight_.read(row + i, rows + i * to_.inputs)) finite = false;
+        uint8_t* panels = to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes;
+        if (!to_.format->pack(rows, count, to_.inputs, panels)) fits = false;
+    }
+
+    Matrix& to_;
+    const TensorSource& weight_;
+    const size_t first_, every_;
+    size_t chunks_;
+    std::vector<Buffer> rows_;
+};
+
+// The panels of one matrix of integers.
+class Loading : public Task {
+public:
+    Loading(Matrix& to, const GroupedRows& rows, size_t first, size_t every)
+        : to_(to), rows_(rows), first_(first), every_(every), panels_(padded(rows.rows) / kPanel) {
+        chunks_ = padded(rows.rows) * to.inputs / kChunk + 1;
+        add_phase(chunks_);
+    }
+
+private:
+    static constexpr size_t kChunk = size_t{1} << 18;
+
+    void work(size_t, size_t chunk, size_t) override {
+        const auto [begin, end] = chunk_range(panels_, chunk, chunks_);
+        for (size_t panel = begin; panel < end; ++panel) {
+            const size_t row = panel * kPanel;
+            GroupedRows part = rows_;
+            part.rows = std::min(rows_.rows - row, kPanel);
+            part.codes += row * rows_.inputs;
+            part.scales += row * rows_.groups;
+            if (part.zeros) part.zeros += row * rows_.groups;
+            to_.format->load(part, to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes);
+        }
+    }
+
+    Matrix& to_;
+    const GroupedRows& rows_;
+    const size_t first_, every_, panels_;
+    size_t chunks_;
+};
+
+}  // namespace
+
+Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
+    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {}
+
+void Matrix::reserve() {
+    if (data) return;
+    if (panel_bytes && panels > SIZE_MAX / panel_bytes) throw std::bad_alloc();
+    data = Buffer(panels * panel_bytes);
+}
+
+void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
+                  Pool& pool) {
+    if (!order.empty()) refuse("weight '" + name + "' has its inputs in order, others have not");
+    loaded = true;
+    reserve();
+    const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
+    pool.run(packing, pool.size());
+    weight.forget(0, weight.rows);
+    if (!packing->finite) refuse("weight '" + name + "' holds NaN or infinite values");
+    if (!packing->fits)
+        throw NotTernary("weight '" + name + "' is not ternary: its rows must hold 0 and one "
+                         "number with either sign; choose another format");
+}
+
+void Matrix::load(const std::string& name, const GroupedRows& rows,
+                  std::span<const int32_t> inputs_order, size_t first, size_t every, Pool& pool) {
+    if (!format->holds || !format->holds(rows))
+        refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
+    if (loaded && !std::ranges::equal(order, inputs_order))
+        refuse("weight '" + name + "' has its inputs in another order than others");
+    order.assign(inputs_order.begin(), inputs_order.end());
+    loaded = true;
+    reserve();
+    pool.run(std::make_shared<Loading>(*this, rows, first, every), pool.size());
+}
+
+Matrix Matrix::gather(std::span<const int32_t> rows) const {
+    Matrix part(*format, padded(rows.size()) / kPanel, inputs);
+    part.reserve();
+    part.data.zero();
+    part.order = order;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        const size_t row = static_cast<size_t>(rows[i]);
+        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,
+                     part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
+    }
+    return part;
+}
+
+void Matrix::unpack(size_t row, float scale, float* out) const {
+    const uint8_t* panel = data.bytes() + row / kPanel * panel_bytes;
+    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, scale, out);
+    std::vector<float> placed(inputs);
+    format->unpack(panel, row % kPanel, inputs, scale, placed.data());
+    for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
+}
+
+FusedMatrix::FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
+                         bool alternating)
+    : panels_(std::move(panels)),
+      formats_(panels_.size(), &format),
+      inputs_(inputs),
+      alternating_(alternating) {
+    build();
+}
+
+size_t FusedMatrix::panels() const {
+    return std::accumulate(panels_.begin(), panels_.end(), size_t{0});
+}
+
+bool FusedMatrix::together() const {
+    return !apart_ && std::ranges::count(formats_, formats_[0]) ==
+                          static_cast<ptrdiff_t>(formats_.size());
+}
+
+void FusedMatrix::build() {
+    matrices_.clear();
+    holder_.assign(panels_.size(), 0);
+    const bool apart = apart_ || (alternating_ && !together());
+    for (size_t part = 0; part < panels_.size(); ++part) {
+        const bool joins = part && !apart && formats_[part] == formats_[part - 1];
+        const size_t before = joins ? matrices_.back().panels : 0;
+        if (joins) matrices_.pop_back();
+        matrices_.emplace_back(*formats_[part], before + panels_[part], inputs_);
+        holder_[part] = matrices_.size() - 1;
+    }
+}
+
+void FusedMatrix::set_format(const std::string& name, size_t part, const FormatKernels& format,
+                             bool apart) {
+    const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return bool(m.data); });
+    if (stored || bias) refuse("weight '" + name + "' comes too late to choose a format");
+    formats_[part] = &format;
+    apart_ = apart;
+    build();
+}
+
+FusedMatrix::Place FusedMatrix::place(size_t part) {
+    Matrix* matrix = &matrices_[holder_[part]];
+    if (alternating_ && together()) return {matrix, part, panels_.size(), part};
+    const auto first_of = [&](size_t begin) {
+        return std::accumulate(panels_.begin() + static_cast<ptrdiff_t>(begin),
+                               panels_.begin() + static_cast<ptrdiff_t>(part), size_t{0});
+    };
+    const auto begin = std::ranges::find(holder_, holder_[part]) - holder_.begin();
+    return {matrix, first_of(static_cast<size_t>(begin)), 1, first_of(0)};
+}
+
+}  // namespace paceline

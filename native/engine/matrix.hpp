@@ -1,0 +1,90 @@
+// Matrices as the kernels want them, and several of them that one product multiplies with.
+#pragma once
+
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "engine/tensor_source.hpp"
+#include "kernels/kernels.hpp"
+#include "support/buffer.hpp"
+#include "support/thread_pool.hpp"
+
+namespace paceline {
+
+// A matrix in panels of sixteen output rows, in one of the formats.
+struct Matrix {
+    Matrix() = default;
+    // `reserve` gives it memory.
+    Matrix(const FormatKernels& format, size_t panels, size_t inputs);
+    void reserve();
+
+    // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
+    // Throws std::invalid_argument if a value is not finite or the format cannot hold them.
+    void pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
+              Pool& pool);
+    // Puts integers and scales there as they are; `order` says which input comes at each place.
+    // Throws std::invalid_argument if the format cannot hold them, or the order is not that of
+    // the other weights in this matrix.
+    void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
+              size_t first, size_t every, Pool& pool);
+    // Some rows of it, bit for bit, in panels of their own.
+    Matrix gather(std::span<const int32_t> rows) const;
+    // Row `row` times `scale`, `inputs` floats.
+    void unpack(size_t row, float scale, float* out) const;
+
+    const FormatKernels* format = nullptr;
+    size_t panels = 0, inputs = 0, panel_bytes = 0;
+    Buffer data;
+    std::vector<int32_t> order;  // the input at each place; empty: they are in order
+    bool loaded = false;         // whether a weight set `order`
+};
+
+// Weights that the ternary format cannot hold.
+struct NotTernary : std::invalid_argument {
+    using std::invalid_argument::invalid_argument;
+};
+
+// The weights that one product multiplies with, such as queries, keys and values. Neighbours of one
+// format lie in one matrix, one behind the other, or alternating panel by panel (gate and up);
+// weights of different formats lie in matrices of their own.
+class FusedMatrix {
+public:
+    FusedMatrix() = default;
+    // `panels` of each weight; if they alternate, all have the same number.
+    FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
+                bool alternating = false);
+
+    // Chooses the format of one weight. `apart`: the weights lie in matrices of their own though
+    // their formats may be the same, because the orders of their inputs differ.
+    // Throws std::invalid_argument if a weight or a bias has been stored.
+    void set_format(const std::string& name, size_t part, const FormatKernels& format, bool apart);
+
+    // Where a weight lies: row r in panel `first + r / 16 * every` of `matrix`, its bias in the
+    // panel `bias_first + r / 16 * every`.
+    struct Place {
+        Matrix* matrix;
+        size_t first, every, bias_first;
+    };
+    Place place(size_t part);
+
+    std::span<const Matrix> matrices() const { return matrices_; }
+    size_t inputs() const { return inputs_; }
+    size_t panels() const;
+
+    Buffer bias;  // one float for each row of all panels; or empty
+
+private:
+    bool together() const;
+    void build();
+
+    std::vector<size_t> panels_;
+    std::vector<const FormatKernels*> formats_;
+    size_t inputs_ = 0;
+    bool alternating_ = false, apart_ = false;
+    std::vector<Matrix> matrices_;
+    std::vector<size_t> holder_;  // the matrix that each weight lies in
+};
+
+}  // namespace paceline
