@@ -171,6 +171,7 @@ def _rules(settings: ServerSettings, keys: ApiKeys) -> Rules:
         body_seconds=settings.body_seconds,
         write_seconds=settings.write_seconds,
         log_prompts=settings.log_prompts,
+        unknown_fields=settings.unknown_fields,
     )
 
 
@@ -219,6 +220,7 @@ _PANELS = {
         "max_prompt",
         "max_answers",
         "max_body",
+        "unknown_fields",
     ),
     "Policy": ("watermark", "watermark_choice", "guides", "kv_policy", "kv_policy_choice"),
     "Security": ("keys_file", "request_rate", "token_rate", "log_prompts"),
