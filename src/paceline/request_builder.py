@@ -81,7 +81,7 @@ class RequestBuilder:
         offered = _tools(values["tools"], values["tool_choice"])
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
-        tokens, continues = self.encode(prompt, offered)
+        tokens, continues = self.encode(prompt, offered, values["chat_template_kwargs"])
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=values["max_new_tokens"],
@@ -213,7 +213,12 @@ class RequestBuilder:
             return tuple(self.tokenizer.encode(prediction, special=False))
         return check_tokens("the prediction", prediction, self.engine.config.vocab_size)
 
-    def encode(self, prompt: Prompt, tools: Tools | None = None) -> tuple[list[int], bool]:
+    def encode(
+        self,
+        prompt: Prompt,
+        tools: Tools | None = None,
+        template_settings: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], bool]:
         """Return the prompt's tokens, and whether the output's text continues the prompt's.
 
         The answer to chat messages begins anew; that to other prompts continues them.
@@ -229,8 +234,8 @@ class RequestBuilder:
             return list(check_tokens("the prompt", items, self.engine.config.vocab_size)), True
         messages = check_messages(items)
         if tools:
-            return tools.encode(messages, self.tokenizer), False
-        return self.tokenizer.encode_chat(messages), False
+            return tools.encode(messages, self.tokenizer, template_settings), False
+        return self.tokenizer.encode_chat(messages, settings=template_settings), False
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

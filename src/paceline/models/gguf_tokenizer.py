@@ -90,9 +90,13 @@ def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     template = metadata.get(_TEMPLATE)
     if template is not None and not isinstance(template, str):
         raise ModelError(f"{_TEMPLATE} in {where} is not text")
-    return Tokenizer(
-        backend, settings, ChatTemplate(template) if template else None, chat_begins=True
+    tool_use = metadata.get(f"{_TEMPLATE}.tool_use")
+    chat = (
+        ChatTemplate(template, tool_use if isinstance(tool_use, str) else None)
+        if template
+        else None
     )
+    return Tokenizer(backend, settings, chat, chat_begins=True)
 
 
 def _byte_level(vocabulary: GGUFVocabulary, split: PreTokenizer) -> tokenizers.Tokenizer:

@@ -102,6 +102,8 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     options = _options(lm, body, limits, plan, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    if body.chat_template_kwargs:
+        options["chat_template_kwargs"] = body.chat_template_kwargs
     if body.tool_choice is not None:
         choice = body.tool_choice
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name

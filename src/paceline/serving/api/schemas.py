@@ -269,6 +269,9 @@ class ChatBody(MultiChoiceBody):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Further variables of the chat template, as enable_thinking."
+    )
 
     unused: ClassVar = {
         **MultiChoiceBody.unused,
