@@ -1,5 +1,7 @@
 """Messages as templates expect them: against transformers where it takes them, told where not."""
 
+# ruff: noqa: E501 (templates keep their lines)
+
 import json
 
 import pytest
