@@ -38,30 +38,6 @@ def open_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     return make_tokenizer(file.metadata, str(file.path))
 
 
-def gguf_stop_tokens(file: GGUFFile) -> frozenset[int]:
-    """Return the ids that end an answer: `eos`, `eot`, `eom`, and tokens with the name of an end.
-
-    Many files of chat models name the `eos` of their base model. As in llama.cpp, but `</s>` and
-    names such as `<PAD>` count only where the file calls them control tokens: Gemma and Qwen have
-    `</s>` for HTML.
-
-    Raises:
-        ModelError: the tokens are missing or invalid.
-    """
-    return find_stop_tokens(file.metadata, str(file.path))
-
-
-def find_stop_tokens(metadata: Mapping[str, Any], where: str) -> frozenset[int]:
-    """Return what `gguf_stop_tokens` does, given the metadata and a name for the file."""
-    vocabulary = GGUFVocabulary(metadata, where)
-    roles = (vocabulary.role(role) for role in ("eos", "eot", "eom"))
-    ends = vocabulary.ends
-    if {"<|return|>", "<|call|>"} <= set(ends.values()):
-        # gpt-oss ends messages, not answers, by <|end|>.
-        ends = {index: text for index, text in ends.items() if text != "<|end|>"}
-    return frozenset(index for index in roles if index is not None) | ends.keys()
-
-
 def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     """Build a tokenizer from the metadata of a GGUF file; `where` is for error messages.
 
