@@ -15,6 +15,9 @@ namespace {
 constexpr size_t kFewQueries = 16;
 constexpr size_t kCallsForEach = 4;  // thread, where the work allows it
 
+// Where a view sees no position: an empty list may have no address, and none means all.
+constexpr int32_t kNoPositions[1] = {};
+
 size_t parts(size_t things, size_t size) { return (things + size - 1) / size; }
 
 }  // namespace
@@ -154,12 +157,14 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     const KVCache& cache = *branch.cache;
     const size_t group = shape.heads / shape.kv_heads;
     const bool part = view_.positions.has_value();
+    const int32_t* positions = cache.positions(layer, head);
+    if (part) positions = view_.positions->empty() ? kNoPositions : view_.positions->data();
     Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
                   .last_page = (seen(layer, branch) + branch.nodes - 1) / kCacheBlock,
                   .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
                   .head_dim = shape.head_dim,
                   .length = seen(layer, branch),
-                  .seen = part ? view_.positions->data() : cache.positions(layer, head),
+                  .seen = positions,
                   .root = cache.length(),
                   .parents = branch.parents,
                   .depths = depths_.data() + first_[b],

@@ -201,6 +201,8 @@ class RequestBuilder:
         if self.model.config.logit_softcap:
             raise MethodError("this model bends its logits (softcap), so its head does not say all")
         weights = self.model.weights
+        if "head.bias" in weights:
+            raise MethodError("this model adds a bias to its logits, so its head does not say all")
         return weights.dense("head" if "head" in weights else "embed")
 
     def _predicted(self, prediction: str | Sequence[object] | None) -> tuple[int, ...]:
