@@ -58,7 +58,7 @@ def read_config(
         raise ModelError(unknown("architecture", name, FAMILIES))
     if family.variant is not None:
         family = family.variant(values)
-    settings = {**_flatten(values, family), **family.implied}
+    settings = {**flatten(values, family), **family.implied}
     fields = Fields(settings, where, family.names, family.defaults)
     _refuse(fields, _FIXED | dict(family.fixed))
     biased = frozenset(
@@ -118,7 +118,7 @@ def _build(name: str, family: Family, fields: Fields) -> ModelConfig:
     )
 
 
-def _flatten(values: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
+def flatten(values: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
     """Return the settings of the text model, completed from the outer object."""
     if family.nested is None:
         return values

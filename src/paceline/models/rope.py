@@ -49,7 +49,7 @@ class Rope:
         padded = -(-rows // _BLOCK) * _BLOCK
         positions = np.arange(start, start + padded, dtype=np.float32)[:, None]
         angles = positions * self._frequencies(positions)
-        scale = np.float32(self._amplitude())
+        scale = np.float32(self.amplitude)
         return (np.cos(angles) * scale)[:rows], (np.sin(angles) * scale)[:rows]
 
     def _frequencies(self, positions: Floats) -> Floats:
@@ -92,8 +92,15 @@ class Rope:
         slow: Floats = np.clip(ramp, 0, 1)
         return plain / np.float32(settings["factor"]) * slow + plain * (1 - slow)
 
-    def _amplitude(self) -> float:
-        """Return the factor of cosines and sines."""
+    @property
+    def frequencies(self) -> Floats:
+        """Radians per position, [dim / 2]; of `dynamic` those within the original context."""
+        values: Floats = self._frequencies(np.zeros((1, 1), np.float32))[0]
+        return values
+
+    @property
+    def amplitude(self) -> float:
+        """Factor of cosines and sines."""
         settings = dict(self.parameters)
         if "attention_factor" in settings:
             return settings["attention_factor"]

@@ -74,30 +74,23 @@ class Tokenizer:
         return [*self._begin, *ids, *self._end] if special else ids
 
     def encode_chat(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] = (),
-        settings: Mapping[str, Any] | None = None,
+        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's answer.
 
         Args:
             messages: `role` and `content` of each turn.
             tools: for a template that takes them.
-            settings: further variables of the template, e.g. `enable_thinking`.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
-        ids = self.encode(self.render_chat(messages, tools, settings), special=False)
+        ids = self.encode(self.render_chat(messages, tools), special=False)
         begins = ids[: len(self._chat_begin)] == self._chat_begin
         return ids if begins else [*self._chat_begin, *ids]
 
     def render_chat(
-        self,
-        messages: Iterable[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] = (),
-        settings: Mapping[str, Any] | None = None,
+        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
     ) -> str:
         """Return the text of a conversation, up to where the answer begins."""
         if self.template is None:
@@ -105,7 +98,7 @@ class Tokenizer:
                 "this model has no chat template; give it plain text, or put its template into "
                 "chat_template.jinja beside its config.json"
             )
-        return self.template.render(list(messages), self.special, tools, settings)
+        return self.template.render(list(messages), self.special, tools)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
@@ -129,6 +122,10 @@ class Tokenizer:
         described: dict[str, Any] = json.loads(decoder.__getstate__())
         return described
 
+    def to_json(self) -> str:
+        """Return the tokenizer.json; empty where the tokenizer has none, as SentencePiece."""
+        return self._backend.to_str() if isinstance(self._backend, tokenizers.Tokenizer) else ""
+
     def _ids(self, role: str) -> list[int]:
         index = self._backend.token_to_id(self.special[role]) if role in self.special else None
         return [] if index is None else [index]
@@ -147,14 +144,38 @@ def open_tokenizer(folder: Path) -> Tokenizer:
             "with save_pretrained"
         )
     try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text("utf-8"))
-    except Exception as error:  # the tokenizers package raises nothing narrower
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"{path} is not a valid tokenizer: {error!s:.200}") from None
-    backend.no_truncation()
-    backend.no_padding()
     settings_path = folder / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.exists() else {}
-    return Tokenizer(backend, settings, find_template(folder, settings))
+    return read_tokenizer(text, str(path), settings, find_template(folder, settings))
+
+
+def read_tokenizer(
+    text: str,
+    where: str,
+    settings: Mapping[str, Any] | None = None,
+    template: ChatTemplate | None = None,
+) -> Tokenizer:
+    """Build a tokenizer from the content of a tokenizer.json.
+
+    Args:
+        text: the content.
+        where: the file, for error messages.
+        settings: those of tokenizer_config.json.
+        template: the chat template.
+
+    Raises:
+        ModelError: the content is invalid.
+    """
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the tokenizers package raises nothing narrower
+        raise ModelError(f"{where} is not a valid tokenizer: {error!s:.200}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return Tokenizer(backend, settings, template)
 
 
 def same_tokens(a: Tokenizer, b: Tokenizer) -> bool:

@@ -85,7 +85,7 @@ class Weights(Mapping[str, Linear | Floats]):
         place = self._places[name]
         tensor = self._tensors[place.tensor]
         if isinstance(tensor, Stored):
-            values = self._part(place, tensor.values.T if place.turned else tensor.values)
+            values = part_rows(place, tensor.values.T if place.turned else tensor.values)
             if values.ndim == 2:
                 return Dense(values, tensor.dtype)
             return Stored(tensor.dtype, values)
@@ -95,21 +95,11 @@ class Weights(Mapping[str, Linear | Floats]):
             raise ModelError(f"tensor {place.tensor} of {self.path}: {error}") from None
         if place.groups is None and place.rows is None and place.paired is None:
             return matrix
-        return matrix.rows(self._part(place, np.arange(matrix.shape[0])))
+        return matrix.rows(part_rows(place, np.arange(matrix.shape[0])))
 
     def formats(self) -> tuple[str, ...]:
         """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
         return tuple(sorted({tensor.format for tensor in self._tensors.values()}))
-
-    def _part(self, place: Place, values: NDArray[Any]) -> NDArray[Any]:
-        """Return the rows of a stored tensor that belong to a canonical one."""
-        if place.groups is not None:
-            count, size, heads = place.groups
-            grouped = values.reshape(count, size, -1, *values.shape[1:])
-            return grouped[:, heads].reshape(-1, *values.shape[1:])
-        if place.rows is not None:
-            values = values[place.rows]
-        return values if place.paired is None else _unpair(values, *place.paired)
 
     def _check_finite(self, name: str, weight: Linear | Stored) -> None:
         if isinstance(weight, BlockQuantized):
@@ -123,6 +113,17 @@ class Weights(Mapping[str, Linear | Floats]):
                 f"tensor {self._places[name].tensor} of {self.path} holds NaN or infinite values"
             )
         self._finite.add(name)
+
+
+def part_rows(place: Place, values: NDArray[Any]) -> NDArray[Any]:
+    """Return the rows of a stored tensor that belong to a canonical one."""
+    if place.groups is not None:
+        count, size, heads = place.groups
+        grouped = values.reshape(count, size, -1, *values.shape[1:])
+        return grouped[:, heads].reshape(-1, *values.shape[1:])
+    if place.rows is not None:
+        values = values[place.rows]
+    return values if place.paired is None else _unpair(values, *place.paired)
 
 
 def _unpair(values: NDArray[Any], head: int, rotated: int) -> NDArray[Any]:

@@ -72,7 +72,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
         for tensor in tensors.values():
             file.write(np.ascontiguousarray(tensor.make(), _NUMPY[tensor.dtype]).data)
 
-    _replace(path, write)
+    replace_file(path, write)
 
 
 def write_json(path: Path, values: object) -> None:
@@ -81,12 +81,24 @@ def write_json(path: Path, values: object) -> None:
     Raises:
         ModelError: it cannot be written.
     """
-    text = json.dumps(values, indent=2) + "\n"
-    _replace(path, lambda file: file.write(text.encode()))
+    write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
 
 
-def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write to a temporary name and rename, so that no half-written file is left."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; it gets its name once it is complete.
+
+    Raises:
+        ModelError: it cannot be written.
+    """
+    replace_file(path, lambda file: file.write(content))
+
+
+def replace_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write to a temporary name and rename, so that no half-written file is left.
+
+    Raises:
+        ModelError: the system refused, e.g. the disk is full.
+    """
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,6 +106,7 @@ def _replace(path: Path, write: Callable[[BinaryIO], object]) -> None:
             write(file)
         part.replace(path)
     except OSError as error:
+        raise ModelError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,103 @@
+"""`paceline convert`: write a model as a GGUF file or as a safetensors folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paceline.cli import options
+from paceline.cli.output import document, say
+from paceline.cli.progress import counting_bytes
+from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.models import Model
+    from paceline.models.export.gguf import GGUFExport
+    from paceline.models.export.safetensors import SafetensorsExport
+
+_FORMAT_HELP = (
+    "GGUF: q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 bf16 f16 "
+    "f32; `q4_k:head=q8_0` sets embedding and head. Folder: bf16 f16 f32. auto keeps what the "
+    "model has."
+)
+
+
+def convert(
+    model: options.Model,
+    out: Annotated[
+        Path, typer.Argument(help="A file that ends in .gguf, or a folder for safetensors.")
+    ],
+    *,
+    weight_format: Annotated[str, typer.Option("--format", help=_FORMAT_HELP)] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Write a model in another format: GGUF for llama.cpp, safetensors for transformers.
+
+    The tokenizer, the chat template and the sampling defaults come along. A model that the format
+    cannot describe is refused before anything is written, and no half-written file is left.
+    """
+    from paceline.models import load
+
+    opened = load(model)
+    _check_target(out, opened.path, overwrite)
+    export = _prepare(opened, out, weight_format)
+    start = perf_counter()
+    with counting_bytes(export.nbytes, "converting") as tick:
+        size = export.write(out, tick)
+    seconds = perf_counter() - start
+    types = getattr(export, "types", None) or {export.dtype: len(opened.weights)}  # type: ignore[union-attr]
+    fallbacks = getattr(export, "fallbacks", {})
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(types.items()))
+    say(f"wrote {out}, {size / 1e6:.1f} MB in {seconds:.1f} s: {listed} tensors")
+    for (wanted, kind), count in fallbacks.items():
+        what = "matrix is" if count == 1 else "matrices are"
+        say(f"{count} {what} {kind} instead of {wanted}: rows are no whole blocks of {wanted}")
+    for note in export.notes:
+        say(note)
+    if json:
+        document(
+            {
+                "path": str(out),
+                "bytes": size,
+                "types": dict(types),
+                "fallbacks": [
+                    {"wanted": wanted, "type": kind, "tensors": count}
+                    for (wanted, kind), count in fallbacks.items()
+                ],
+                "notes": export.notes,
+                "seconds": seconds,
+            }
+        )
+
+
+def _prepare(model: Model, out: Path, weight_format: str) -> GGUFExport | SafetensorsExport:
+    """Return what will be written, everything checked."""
+    from paceline.models.export.gguf import GGUFExport
+    from paceline.models.export.gguf_types import parse_gguf_format
+    from paceline.models.export.safetensors import SafetensorsExport
+
+    if out.suffix == ".gguf":
+        return GGUFExport(model, parse_gguf_format(weight_format))
+    return SafetensorsExport(model, weight_format)
+
+
+def _check_target(out: Path, source: Path, overwrite: bool) -> None:
+    """Refuse to write over something, before the work begins.
+
+    Raises:
+        RequestError: what is there.
+    """
+    if out.suffix == ".gguf" and out.is_dir():
+        raise RequestError(f"{out} is a folder, expected the name of a new file")
+    if out.suffix != ".gguf" and out.is_file():
+        raise RequestError(f"{out} is a file; name a file that ends in .gguf, or a new folder")
+    inside = source if source.is_dir() else source.parent
+    if out.resolve() in (source.resolve(), inside.resolve()):
+        raise RequestError(f"{out} is where the model itself lies; name another place")
+    there = any(out.iterdir()) if out.is_dir() else out.exists()
+    if there and not overwrite:
+        raise RequestError(f"{out} exists already; name another place, or add --overwrite")

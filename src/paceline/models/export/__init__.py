@@ -1,0 +1,1 @@
+"""Write checkpoints: any model that Paceline reads as a GGUF file or a safetensors folder."""

@@ -1,0 +1,221 @@
+"""Write any model that Paceline reads as a GGUF file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.core import Floats
+from paceline.errors import ModelError
+from paceline.models.config import ModelConfig
+from paceline.models.export.assembly import Assembled, as_matrix, assemble, row_pieces
+from paceline.models.export.gguf_metadata import (
+    check_same,
+    find_architecture,
+    gguf_settings,
+    rope_tensors,
+)
+from paceline.models.export.gguf_tokenizer import tokenizer_metadata
+from paceline.models.export.gguf_types import FILE_TYPES, GGUFFormat
+from paceline.models.export.settings import as_fields, model_settings
+from paceline.models.families import FAMILIES
+from paceline.models.formats.gguf_quantize import quantize
+from paceline.models.formats.gguf_writer import PendingTensor, Value, write_gguf
+from paceline.models.gguf_architectures import Architecture
+from paceline.models.gguf_config import located_family
+from paceline.models.model import Model
+from paceline.models.tensor_names import places
+from paceline.models.tensors import BlockQuantized
+from paceline.models.weights import Weights
+
+Bytes = NDArray[np.uint8]
+_ENDS = ("embed", "head")
+_OF_THE_FILE = ("general.architecture", "general.alignment", "general.file_type")
+_NEED_BIAS = {"gptneox": ("attn_qkv", "attn_output")}
+_KEPT_FLOAT = ("positions",)  # not quantised by llama.cpp either
+
+
+@dataclass
+class GGUFExport:
+    """A model that is ready to be written: everything is decided and checked, nothing converted.
+
+    Args:
+        model: the source.
+        format: types of its matrices.
+        importance: weights of squared errors by canonical name, [inputs] each, for the searches of
+            scales; None for all alike.
+
+    Attributes:
+        types: how many tensors have each type.
+        fallbacks: (type wished for, type taken) -> tensors whose rows are too short for it.
+        notes: what a reader of the result should know, in sentences.
+
+    Raises:
+        ModelError: GGUF cannot express the model; which part, and what to do.
+    """
+
+    model: Model
+    format: GGUFFormat
+    importance: Mapping[str, Floats] | None = None
+    types: Counter[str] = field(default_factory=Counter, init=False)
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Decide what will be written."""
+        config = self.model.config
+        name, arch = find_architecture(config)
+        settings = as_fields(self.model, model_settings(self.model))
+        divisors = rope_tensors(config, settings)
+        assembled = _assembled(config, arch, self.model.weights)
+        self._tensors = {each: _vector(values) for each, values in divisors.items()}
+        for each in assembled:
+            self._tensors[each.name] = self._pending(each, arch)
+        self._tensors |= _required_biases(name, config, self._tensors)
+        own = gguf_settings(config, settings, name, arch)
+        check_same(
+            config,
+            {"general.architecture": name, **own},
+            {tensor: each.shape for tensor, each in self._tensors.items()},
+            divisors,
+        )
+        if name == "bitnet" and not config.tied:
+            raise ModelError(
+                "llama.cpp takes the embedding as the head of BitNet models, and this one has a "
+                "head of its own; write a safetensors folder instead"
+            )
+        tokenizer, self.notes = tokenizer_metadata(self.model)
+        self._metadata: dict[str, Value] = {
+            "general.architecture": name,
+            **_general(self.model),
+            "general.quantization_version": 2,
+            "general.file_type": self._file_type(),
+            **own,
+            **tokenizer,
+        }
+        self._note_windows(name)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, for a progress bar."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def write(self, path: Path, tick: Callable[[int], None] | None = None) -> int:
+        """Write the file; return its size in bytes.
+
+        Args:
+            path: of the file.
+            tick: called with the number of bytes after each piece.
+
+        Raises:
+            ModelError: it cannot be written, or a tensor cannot be converted.
+        """
+        return write_gguf(path, self._metadata, self._tensors, tick)
+
+    def _pending(self, tensor: Assembled, arch: Architecture) -> PendingTensor:
+        kind = "F32"
+        if tensor.is_matrix and tensor.names[0] not in _KEPT_FLOAT:
+            kind = self._choose(tensor)
+        self.types[kind] += 1
+        offset = 0.0
+        if arch.folded_norms and tensor.name.endswith("norm.weight"):
+            offset = self.model.config.norm_offset
+        return PendingTensor(kind, tensor.shape, lambda: self._pieces(tensor, kind, offset))
+
+    def _choose(self, tensor: Assembled) -> str:
+        """Return the type of a matrix; half precision where fused parts have different ones."""
+        head = tensor.names[0] in _ENDS
+        matrices = [as_matrix(self.model.weights[name]) for name in tensor.names]
+        choices = {self.format.choose(matrix, head) for matrix in matrices}
+        if len(choices) > 1:
+            return "F16"
+        [(kind, wanted)] = choices
+        if wanted:
+            self.fallbacks[wanted, kind] += 1
+        return kind
+
+    def _pieces(self, tensor: Assembled, kind: str, offset: float) -> Iterator[Bytes]:
+        importance = (self.importance or {}).get(tensor.names[0])
+        for rows in row_pieces(self.model.weights, tensor):
+            if isinstance(rows, BlockQuantized) and rows.type == kind:
+                yield rows.data
+                continue
+            values = rows.dense() + np.float32(offset) if offset else rows.dense()
+            try:
+                yield quantize(kind, values, importance)
+            except ModelError as error:
+                raise ModelError(f"tensor {tensor.name} cannot be written: {error}") from None
+
+    def _file_type(self) -> int:
+        """Return llama.cpp's number for the type of most matrices."""
+        matrices = {kind: count for kind, count in self.types.items() if kind != "F32"}
+        most = max(matrices, key=lambda kind: matrices[kind]) if matrices else "F32"
+        return FILE_TYPES[most]
+
+    def _note_windows(self, name: str) -> None:
+        if name == "phi3" and any(layer.window for layer in self.model.config.layers):
+            self.notes.append(
+                "llama.cpp ignores the attention window of Phi-3 models: its results differ from "
+                "the model's where a text is longer"
+            )
+
+
+def _assembled(config: ModelConfig, arch: Architecture, weights: Weights) -> list[Assembled]:
+    """Return the tensors of the file in order."""
+    family = located_family(FAMILIES[arch.family], arch)
+    biased = frozenset(
+        name
+        for names in family.layer.values()
+        for name in names.split()
+        if f"layers.0.{name}.bias" in weights and not name.endswith("norm")
+    )
+    wanted = places(config, family, biased)
+    if config.tied:
+        wanted.pop("head", None)
+    if missing := sorted(weights.keys() - wanted.keys()):
+        raise ModelError(
+            f"GGUF has no place for {missing[0]} of {config.family} models in its architecture; "
+            "write a safetensors folder instead"
+        )
+    absent = sorted(wanted.keys() - weights.keys())
+    if absent:
+        raise ModelError(f"{config.family} models have no {absent[0]}, which GGUF files need")
+    return assemble(wanted)
+
+
+def _required_biases(
+    name: str, config: ModelConfig, tensors: Mapping[str, PendingTensor]
+) -> dict[str, PendingTensor]:
+    """Return zeros for biases that llama.cpp does not load a file of this architecture without."""
+    missing = {}
+    for index in range(len(config.layers)):
+        for module in _NEED_BIAS.get(name, ()):
+            weight, bias = (f"blk.{index}.{module}.{end}" for end in ("weight", "bias"))
+            if bias not in tensors:
+                missing[bias] = _vector(np.zeros(tensors[weight].shape[0], np.float32))
+    return missing
+
+
+def _vector(values: Floats) -> PendingTensor:
+    return PendingTensor("F32", values.shape, lambda: iter([quantize("F32", values[None])]))
+
+
+def _general(model: Model) -> dict[str, Value]:
+    """Return name, licence and the like of a GGUF file; else the name and sampling defaults."""
+    if model.gguf is not None:
+        found = model.gguf.metadata.items()
+        kept = {key: value for key, value in found if key.startswith("general.")}
+        return {key: value for key, value in kept.items() if key not in _OF_THE_FILE}
+    own: dict[str, Value] = {"general.type": "model", "general.name": model.name}
+    defaults = model.defaults
+    if defaults.temperature:  # a file without one is greedy
+        own["general.sampling.temp"] = defaults.temperature
+        for name, value in defaults.samplers().items():
+            key = "penalty_repeat" if name == "repetition_penalty" else name
+            own[f"general.sampling.{key}"] = int(value) if name == "top_k" else float(value)
+    return own

@@ -1,0 +1,78 @@
+"""Choose the type of each tensor of a GGUF file: `q4_k`, or `q4_k:head=q8_0` for both ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.errors import MethodError, unknown
+from paceline.method_spec import parse_spec
+from paceline.models.formats.gguf_quantize import WRITABLE
+from paceline.models.formats.gguf_types import TYPES
+from paceline.models.tensors import BlockQuantized, Dense, Linear
+
+AUTO = "auto"
+NAMES = (AUTO, *(name.lower() for name in WRITABLE))
+# As everywhere in Paceline, and as the reader of hub checkpoints would write them.
+_ALIASES = {"fp32": "f32", "fp16": "f16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+# Embedding and head feel coarse rounding most; a tied one is both.
+_HEADS = {
+    **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL"), "Q6_K"),
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0"), "Q6_K"),
+}
+# For rows that are no multiple of 256, as in llama.cpp (`llama-quant.cpp`).
+_FALLBACKS = {
+    **{"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"},
+    **{"TQ1_0": "Q4_0", "TQ2_0": "Q4_0", "IQ4_XS": "IQ4_NL"},
+}
+# `general.file_type`: what most matrices of a file are (`llama_ftype`).
+FILE_TYPES = {
+    **{"F32": 0, "F16": 1, "BF16": 32, "Q4_0": 2, "Q4_1": 3, "Q5_0": 8, "Q5_1": 9, "Q8_0": 7},
+    **{"Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q5_K": 16, "Q6_K": 18},
+    **{"IQ4_NL": 25, "IQ4_XS": 30, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38},
+}
+
+
+@dataclass(frozen=True)
+class GGUFFormat:
+    """Types of the matrices in the layers, and of embedding and head; None keeps what there is."""
+
+    layers: str | None
+    head: str | None
+
+    def choose(self, matrix: Linear, head: bool) -> tuple[str, str | None]:
+        """Return the type of a matrix, and the one that it would have if its rows were longer."""
+        wanted = (self.head if head else self.layers) or _own_type(matrix)
+        inputs = matrix.shape[1]
+        chosen = wanted
+        while inputs % TYPES[chosen].weights:
+            chosen = _FALLBACKS.get(chosen, "F16")
+        return chosen, None if chosen == wanted else wanted
+
+
+def _own_type(matrix: Linear) -> str:
+    """Return the type that holds a matrix as it is, or half precision for what GGUF has none."""
+    if isinstance(matrix, BlockQuantized):
+        return matrix.type
+    return matrix.dtype if isinstance(matrix, Dense) else "F16"
+
+
+def parse_gguf_format(text: str) -> GGUFFormat:
+    """Parse `auto`, `TYPE` or `TYPE:head=TYPE`; the head is Q6_K beside types of fewer bits.
+
+    Raises:
+        MethodError: another form, or an unknown name.
+    """
+    spec = parse_spec(text)
+    if set(spec.settings) - {"head"}:
+        raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT:head=FORMAT")
+    layers = _type(spec.name)
+    if "head" in spec.settings:
+        return GGUFFormat(layers, _type(spec.settings["head"]))
+    return GGUFFormat(layers, _HEADS.get(layers, layers) if layers else None)
+
+
+def _type(name: str) -> str | None:
+    name = _ALIASES.get(name.lower(), name.lower())
+    if name not in NAMES:
+        raise MethodError(unknown("format", name, NAMES))
+    return None if name == AUTO else name.upper()

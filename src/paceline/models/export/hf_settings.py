@@ -1,0 +1,97 @@
+"""The config.json of a model for transformers, from another one or from GGUF metadata."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from paceline.errors import ModelError
+from paceline.models.export.gguf_metadata import SAME_AS
+from paceline.models.export.settings import model_settings
+from paceline.models.families import FAMILIES
+from paceline.models.model import Model
+from paceline.models.rope import Rope
+
+_DROPPED = ("quantization_config", "torch_dtype", "dtype", "_name_or_path", "auto_map")
+_CLASSES = {
+    **{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "phi3": "Phi3"},
+    **{"gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "bitnet": "BitNet"},
+    **{"gpt2": "GPT2LMHead", "gpt_neox": "GPTNeoX", "olmo": "Olmo", "olmo2": "Olmo2"},
+    **{"granite": "Granite", "stablelm": "StableLm", "starcoder2": "Starcoder2"},
+}
+_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our name -> that of config.json
+_LLAMA3_CONTEXTS = range(4, 18)  # powers of two; 2^13 in published models
+
+
+def hf_settings(model: Model) -> dict[str, Any]:
+    """Return the settings of a folder in which tensors are floating-point numbers.
+
+    Raises:
+        ModelError: config.json has no words for what a GGUF file says.
+    """
+    values = model_settings(model)
+    for key in _DROPPED:
+        values.pop(key, None)
+    family = SAME_AS.get(model.config.family, model.config.family)
+    if model.config.family == "mistral":
+        family = "mistral"
+    values["model_type"] = family
+    values["tie_word_embeddings"] = model.config.tied
+    if family != model.config.family or "architectures" not in values:
+        name = _CLASSES.get(family)
+        values["architectures"] = [f"{name}{'Model' if family == 'gpt2' else 'ForCausalLM'}"]
+        if name is None:
+            del values["architectures"]
+    return values if model.gguf is None else _from_gguf(model, values)
+
+
+def _from_gguf(model: Model, values: dict[str, Any]) -> dict[str, Any]:
+    """Complete the settings that GGUF files leave to the architecture."""
+    config, family = model.config, FAMILIES[model.config.family]
+    if "norm_eps" in values:
+        values["rms_norm_eps"] = values.pop("norm_eps")
+    activation = _ACTIVATIONS.get(config.activation, config.activation)
+    values[family.names.get("hidden_act", "hidden_act")] = activation
+    for names, setting in family.biases:
+        if setting != "always":
+            key = family.names.get(setting, setting)
+            values[key] = any(f"layers.0.{name}.bias" in model.weights for name in names.split())
+    stops = sorted(model.defaults.stop_tokens)
+    values["pad_token_id"] = None  # not needed, and families differ in its default
+    values["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
+    rope = next((layer.rope for layer in config.layers if layer.rope), None)
+    if rope is not None and rope.scaling == "longrope" and "long_factor" not in _scaling(values):
+        _write_llama3(values, rope)
+    return values
+
+
+def _scaling(values: dict[str, Any]) -> dict[str, Any]:
+    scaling: dict[str, Any] = values.get("rope_scaling") or {}
+    return scaling
+
+
+def _write_llama3(values: dict[str, Any], rope: Rope) -> None:
+    """Write the setting of Llama 3 whose frequencies a file holds, worked out.
+
+    Files have a divisor for each frequency: 1 for fast ones, the factor for slow ones.
+
+    Raises:
+        ModelError: no setting gives these frequencies.
+    """
+    for power in _LLAMA3_CONTEXTS:
+        scaling = {
+            "factor": float(max(rope.divisors)),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 1 << power,
+        }
+        candidate = Rope(rope.theta, rope.dim, "llama3", tuple(sorted(scaling.items())))
+        if np.allclose(candidate.frequencies, rope.frequencies, rtol=1e-4, atol=0):
+            values["rope_scaling"] = {"rope_type": "llama3", **scaling}
+            values.pop("original_max_position_embeddings", None)
+            return
+    raise ModelError(
+        "this file scales its rotary frequencies by numbers that config.json has no words for; "
+        "write a GGUF file instead"
+    )
