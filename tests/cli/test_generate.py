@@ -1,8 +1,12 @@
+import re
+
 import pytest
 
 from paceline.cli.files import OPENING
+from paceline.cli.generate import CHAT_HINT
 from paceline.core import Cost
 from paceline.decoding.governor import Governor
+from paceline.models.hub import EMBEDDED
 from tests.conftest import shared
 from tests.measuring.toy_lm import Broken, Letters
 from tests.toy import Oracle
@@ -68,7 +72,9 @@ def test_prompt_from_stdin_or_the_default_opening(paceline, toy):
 
 def test_check_compares_with_plain_decoding(paceline, toy):
     done = paceline("generate", "Once", "--check", "--max-new-tokens", 20)
-    assert (done.code, done.err.splitlines()[-1]) == (0, "identical to plain decoding")
+    assert done.code == 0
+    said = r"identical to plain decoding, at \d+\.\d\d times its speed"
+    assert re.fullmatch(said, done.err.splitlines()[-1])
     found = paceline("generate", "Once", "--check", "--max-new-tokens", 20, "--json").json
     assert found["check"]["identical"] is True
 
@@ -293,3 +299,13 @@ def test_a_hostile_template_is_refused_in_one_sentence(paceline, tmp_path):
     assert (done.code, done.out) == (2, "")
     assert done.err.startswith("paceline: the chat template needs more than 1024 MB")
     assert done.err.count("\n") == 1
+
+
+def test_a_chat_model_is_told_of_chat_once(paceline, tmp_path):
+    for file in EMBEDDED.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    words = ("generate", "Once", "--model", tmp_path, "--max-new-tokens", 4)
+    assert CHAT_HINT not in paceline(*words).err
+    (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert paceline(*words).err.splitlines().count(CHAT_HINT) == 1
+    assert CHAT_HINT not in paceline(*words, "--chat").err

@@ -194,7 +194,9 @@ def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
     plain = decode(lm, plain_drafter(lm), request, Fixed(0), margins=True)
     difference = compare(lm, request, plain, output)
     if difference is None:
-        say("identical to plain decoding")
+        speed = plain.tokens_per_second
+        times = f", at {output.tokens_per_second / speed:.2f} times its speed" if speed else ""
+        say(f"identical to plain decoding{times}")
         return {"identical": True, "plain_tokens_per_second": plain.tokens_per_second}
     say(f"differs from plain decoding at {difference}")
     return {"identical": False, "first": difference_document(difference)}
