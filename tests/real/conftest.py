@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from paceline import LM
+from paceline.models.known_models import KNOWN_MODELS, KnownModel
 from tests.conftest import shared
 from tests.real_models import real_file
 
@@ -21,9 +22,15 @@ BOTH = (
 
 
 @pytest.fixture(scope="module", params=BOTH)
-def path(request: pytest.FixtureRequest) -> Path:
-    """The file of each model in turn."""
-    return real_file(request.param)
+def model(request: pytest.FixtureRequest) -> KnownModel:
+    """Each model in turn."""
+    return KNOWN_MODELS[request.param]
+
+
+@pytest.fixture(scope="module")
+def path(model: KnownModel) -> Path:
+    """The model's file."""
+    return real_file(model.name)
 
 
 @pytest.fixture(scope="module")

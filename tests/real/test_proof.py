@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from paceline import LM
@@ -17,12 +15,13 @@ from tests.real_models import real_file
 TEMPERATURES = (0.0, 0.8)
 
 
-def check(lm: LM, chat: bool, lines: int, tokens: int) -> None:
+def check(lm: LM, lines: slice, tokens: int) -> None:
     """Every exact drafter writes what plain decoding writes, greedy and sampled."""
     methods, _ = find_drafters(["all"])
-    dialogues = read_prompts(QUESTIONS, lines)
+    dialogues = read_prompts(QUESTIONS)[lines]
+    chat = lm.tokenizer.template is not None
     options = TurnOptions(tokens, chat=chat)
-    found = prove(lm, methods, dialogues, TEMPERATURES, options, lambda: Fixed(16))
+    found = prove(lm, methods, dialogues, TEMPERATURES, options, lambda: Fixed(8))
     turns = sum(len(dialogue.turns) for dialogue in dialogues)
     assert len(methods) >= 10
     assert found.total("pairs") == turns * len(methods) * len(TEMPERATURES)
@@ -30,17 +29,11 @@ def check(lm: LM, chat: bool, lines: int, tokens: int) -> None:
 
 
 def test_in_the_bits_of_the_file(lm):
-    check(lm, chat=lm.tokenizer.template is not None, lines=2, tokens=20)
+    check(lm, slice(2), tokens=16)
 
 
 @pytest.mark.real
 @pytest.mark.parametrize("stored", ["fp32", "bf16", "fp16", "int8", "int4"])
 def test_in_other_formats(stored):
     with LM(real_file("smollm2-135m"), threads=2, dtype=stored) as lm:
-        check(lm, chat=True, lines=1, tokens=12)
-
-
-@pytest.mark.real
-def test_in_safetensors_made_from_the_file(paceline_convert: Path):
-    with LM(paceline_convert, threads=2, dtype="int8") as lm:
-        check(lm, chat=True, lines=1, tokens=12)
+        check(lm, slice(1, 2), tokens=10)
