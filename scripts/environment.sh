@@ -36,6 +36,13 @@ install_browser() {
     echo "no browser could be installed: the playground's tests will fail" >&2
 }
 
+# pull_models   after `install "[test]"`: the real models of the tests, unless variables name them
+pull_models() {
+  [ -n "${PACELINE_TEST_SMOLLM2:-}" ] || paceline pull smollm2-135m > /dev/null
+  [ -n "${PACELINE_TEST_GEMMA3:-}" ] || paceline pull gemma3-270m > /dev/null ||
+    echo "Gemma 3 270M cannot be fetched: its tests will be skipped" >&2
+}
+
 # install_ray   after `install "[test]"`: Ray in .venv-ray, on top of the packages of .venv
 install_ray() {
   [ -x .venv-ray/bin/python ] || python3 -m venv .venv-ray

