@@ -108,7 +108,7 @@ def describe(
         "seconds": asdict(seconds),
         "tokens_per_second": output.tokens_per_second,
         "finish": output.finish,
-        "tool_calls": [asdict(call) for call in output.tool_calls],
+        "tool_calls": [call._asdict() for call in output.tool_calls],
         "engine": lm.engine.name,
         "format": lm.engine.format,
         "kv_format": lm.engine.kv_format,
