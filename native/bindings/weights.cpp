@@ -127,6 +127,15 @@ void load_weight(Engine& engine, const std::string& name, int bits, Codes codes,
     });
 }
 
+void load_blocks(Engine& engine, const std::string& name, Codes data, size_t inputs) {
+    const StoredRows rows{
+        .data = data.data(), .rows = data.shape(0), .row_bytes = data.shape(1), .inputs = inputs};
+    locked(engine, [&] {
+        if (engine.ready) refuse("the model is already loaded");
+        engine.model.load_blocks(name, rows);
+    });
+}
+
 void set_format(Engine& engine, const std::string& name, const std::string& format, bool apart) {
     locked(engine, [&] {
         engine.model.weights.set_format(name, find_format(engine.model.kernels, format), apart);
@@ -145,14 +154,16 @@ Logits get_weight(Engine& engine, const std::string& name) {
     return arrays::owned(std::move(values), rows, inputs);
 }
 
-// Name, format of the head beside it, whether a head may have it, and bits of a weight.
-std::vector<std::tuple<std::string, std::string, bool, double>> weight_formats() {
+// Name, format of the head beside it, whether a head may have it, bits of a weight, and whether
+// floats can be rounded to it.
+std::vector<std::tuple<std::string, std::string, bool, double, bool>> weight_formats() {
     constexpr size_t kInputs = 4096;
-    std::vector<std::tuple<std::string, std::string, bool, double>> formats;
+    std::vector<std::tuple<std::string, std::string, bool, double, bool>> formats;
     for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
         const double bytes = static_cast<double>((*at)->panel_bytes(kInputs));
         formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
-                             8 * bytes / static_cast<double>(kPanel * kInputs));
+                             8 * bytes / static_cast<double>(kPanel * kInputs),
+                             (*at)->pack != nullptr);
     }
     return formats;
 }
@@ -204,6 +215,12 @@ void bind_loading(nb::class_<Engine>& model) {
              "Store a matrix of integers as it is: codes [out, in] with scales and zero points\n"
              "[out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at\n"
              "each place.")
+        .def("load_blocks", &load_blocks, nb::arg("name"), nb::arg("data").noconvert(),
+             nb::arg("inputs"),
+             nb::sig("def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int) "
+                     "-> None"),
+             "Store a matrix of a GGUF file as it is, after `set_format` with its type in lower\n"
+             "case: uint8 [out, bytes of a row].")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
         .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
              nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),
@@ -213,9 +230,10 @@ void bind_loading(nb::class_<Engine>& model) {
 void bind_formats(nb::module_& m) {
     m.attr("BLOCK_INPUTS") = kBlockInputs;
     m.def("weight_formats", &weight_formats,
-          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float]]"),
+          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float, bool]]"),
           "Return the formats of weights: name, format of embedding and head where none is named,\n"
-          "whether these may have it, and bits of a weight.");
+          "whether these may have it, bits of a weight, and whether floats can be rounded to it;\n"
+          "if not, it holds weights of a GGUF file only.");
     m.def("format_holds", &format_holds, nb::arg("name"), nb::arg("bits"),
           nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
           nb::sig("def format_holds(name: str, bits: int, scales: Floats, "

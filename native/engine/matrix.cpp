@@ -83,6 +83,37 @@ private:
     size_t chunks_;
 };
 
+// The panels of one matrix in blocks.
+class BlockLoading : public Task {
+public:
+    BlockLoading(Matrix& to, const StoredRows& rows, size_t first, size_t every)
+        : to_(to), rows_(rows), first_(first), every_(every), panels_(padded(rows.rows) / kPanel) {
+        chunks_ = rows.rows * rows.row_bytes / kChunk + 1;
+        add_phase(chunks_);
+    }
+
+    std::atomic<bool> finite{true};
+
+private:
+    static constexpr size_t kChunk = size_t{1} << 18;  // bytes
+
+    void work(size_t, size_t chunk, size_t) override {
+        const auto [begin, end] = chunk_range(panels_, chunk, chunks_);
+        for (size_t panel = begin; panel < end; ++panel) {
+            const size_t row = panel * kPanel, count = std::min(rows_.rows - row, kPanel);
+            uint8_t* to = to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes;
+            if (!to_.format->load_blocks(rows_.data + row * rows_.row_bytes, rows_.row_bytes,
+                                         count, rows_.inputs, to))
+                finite = false;
+        }
+    }
+
+    Matrix& to_;
+    const StoredRows& rows_;
+    const size_t first_, every_, panels_;
+    size_t chunks_;
+};
+
 }  // namespace
 
 Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
@@ -96,6 +127,9 @@ void Matrix::reserve() {
 
 void Matrix::pack(const std::string& name, const TensorSource& weight, size_t first, size_t every,
                   Pool& pool) {
+    if (!format->pack)
+        refuse("weight '" + name + "' cannot be rounded to " + format->name +
+               ": only weights of a GGUF file are kept in it");
     if (!order.empty()) refuse("weight '" + name + "' has its inputs in order, others have not");
     loaded = true;
     reserve();
@@ -118,6 +152,22 @@ void Matrix::load(const std::string& name, const GroupedRows& rows,
     loaded = true;
     reserve();
     pool.run(std::make_shared<Loading>(*this, rows, first, every), pool.size());
+}
+
+void Matrix::load_blocks(const std::string& name, const StoredRows& rows, size_t first,
+                         size_t every, Pool& pool) {
+    if (!format->load_blocks)
+        refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
+    const size_t expected = format->stored_row_bytes(rows.inputs);
+    if (rows.row_bytes != expected || !expected)
+        refuse("weight '" + name + "' has " + std::to_string(rows.row_bytes) +
+               " bytes a row, expected " + std::to_string(expected) + " for " +
+               std::to_string(rows.inputs) + " inputs in " + format->name);
+    loaded = true;
+    reserve();
+    const auto loading = std::make_shared<BlockLoading>(*this, rows, first, every);
+    pool.run(loading, pool.size());
+    if (!loading->finite) refuse("weight '" + name + "' holds NaN or infinite values");
 }
 
 Matrix Matrix::gather(std::span<const int32_t> rows) const {

@@ -13,6 +13,12 @@
 
 namespace paceline {
 
+// Rows of blocks as a GGUF file holds them.
+struct StoredRows {
+    const uint8_t* data;  // [rows][row_bytes]
+    size_t rows, row_bytes, inputs;
+};
+
 // A matrix in panels of sixteen output rows, in one of the formats.
 struct Matrix {
     Matrix() = default;
@@ -29,6 +35,10 @@ struct Matrix {
     // the other weights in this matrix.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
               size_t first, size_t every, Pool& pool);
+    // Puts rows of a GGUF file there, bit for bit. Throws std::invalid_argument if the format is no
+    // GGUF type, the rows have another size than it has, or a scale is not finite.
+    void load_blocks(const std::string& name, const StoredRows& rows, size_t first, size_t every,
+                     Pool& pool);
     // Some rows of it, bit for bit, in panels of their own.
     Matrix gather(std::span<const int32_t> rows) const;
     // Row `row` times `scale`, `inputs` floats.

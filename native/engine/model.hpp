@@ -80,6 +80,9 @@ public:
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order) {
         weights.load(name, rows, order, *pool_);
     }
+    void load_blocks(const std::string& name, const StoredRows& rows) {
+        weights.load_blocks(name, rows, *pool_);
+    }
 
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();

@@ -214,6 +214,14 @@ void Weights::load(const std::string& name, const GroupedRows& rows,
     remember(name, slot);
 }
 
+void Weights::load_blocks(const std::string& name, const StoredRows& rows, Pool& pool) {
+    const Slot slot = matrix_slot(name);
+    expect_extent(name, rows.rows, rows.inputs, slot);
+    const auto place = slot.fused->place(slot.part);
+    place.matrix->load_blocks(name, rows, place.first, place.every, pool);
+    remember(name, slot);
+}
+
 void Weights::expect_extent(const std::string& name, size_t rows, size_t inputs,
                             const Slot& slot) const {
     if (rows == slot.rows && inputs == slot.fused->inputs()) return;

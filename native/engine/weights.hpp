@@ -39,6 +39,8 @@ public:
     // Takes one matrix as integers; see Matrix::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
               Pool& pool);
+    // Takes one matrix in blocks; see Matrix::load_blocks.
+    void load_blocks(const std::string& name, const StoredRows& rows, Pool& pool);
     // The matrix `name` as it is stored, in floats, row by row: `use(row, inputs, values)`.
     // Throws std::invalid_argument if no such matrix has been set.
     template <class Use>

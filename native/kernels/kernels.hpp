@@ -120,12 +120,19 @@ struct FormatKernels {
     bool for_heads;    // whether embedding and head may have this format
     size_t (*panel_bytes)(size_t inputs);
     // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero. False: the format
-    // cannot hold these weights.
+    // cannot hold these weights. Null: its weights come from a file only, by `load_blocks`.
     bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
     // Whether `load` keeps these integers and scales as they are. Null, as `load`: it keeps none.
     bool (*holds)(const GroupedRows&);
     // Puts up to 16 rows that the format holds into one panel; missing rows are zero.
     void (*load)(const GroupedRows&, uint8_t* panel);
+    // Bytes that a GGUF file holds for a row; 0 if its blocks do not divide the inputs. Null, as
+    // `load_blocks`, if the format is no GGUF type.
+    size_t (*stored_row_bytes)(size_t inputs);
+    // Puts `count` rows, up to 16, of a file into one panel, bit for bit; missing rows are zero.
+    // False: a scale is not finite.
+    bool (*load_blocks)(const uint8_t* rows, size_t row_stride, size_t count, size_t inputs,
+                        uint8_t* panel);
     // Row `lane` of a panel times `scale`.
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
     // Row `lane` of a panel, bit for bit, to row `to_lane` of another.

@@ -1,6 +1,6 @@
 // Sixteen floats as this build's machine holds them, and the few functions kernels need.
 //
-// Included only by kernels.cpp, which is compiled once for each instruction set. Everything has
+// Included only by kernels.cpp and blocks.cpp, which are compiled once for each instruction set. Everything has
 // internal linkage: a function shared by two builds could be linked in the wrong one.
 #pragma once
 
@@ -17,6 +17,8 @@
 #define INLINE static inline __attribute__((always_inline))
 
 #define INLINE_MEMBER static inline __attribute__((always_inline))
+
+#define INLINE_LAMBDA __attribute__((always_inline))
 
 namespace paceline {
 
@@ -128,7 +130,7 @@ INLINE Int widen(PlainShorts half) { return WIDEN(cvtepu16_epi32, Int, half); }
 INLINE Int widen_bytes(const uint8_t* from, int part) {
     from += part * kRegLanes;
 #if defined(__AVX512F__)
-    return (Int)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)from));
+    return (Int)_mm512_maskz_cvtepu8_epi32(-1, _mm_loadu_si128((const __m128i*)from));
 #elif defined(__AVX2__)
     return (Int)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)from));
 #else

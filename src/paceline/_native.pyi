@@ -444,10 +444,11 @@ class NotTernaryError(ValueError):
 
 BLOCK_INPUTS: int = 32
 
-def weight_formats() -> list[tuple[str, str, bool, float]]:
+def weight_formats() -> list[tuple[str, str, bool, float, bool]]:
     """
     Return the formats of weights: name, format of embedding and head where none is named,
-    whether these may have it, and bits of a weight.
+    whether these may have it, bits of a weight, and whether floats can be rounded to it;
+    if not, it holds weights of a GGUF file only.
     """
 
 def format_holds(name: str, bits: int, scales: Floats, zeros: NDArray[np.uint16] | None) -> bool:
@@ -542,6 +543,12 @@ class NativeModel:
         Store a matrix of integers as it is: codes [out, in] with scales and zero points
         [out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at
         each place.
+        """
+
+    def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int) -> None:
+        """
+        Store a matrix of a GGUF file as it is, after `set_format` with its type in lower
+        case: uint8 [out, bytes of a row].
         """
 
     def finish(self) -> None:

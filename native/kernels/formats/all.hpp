@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/formats/floats.hpp"
+#include "kernels/formats/gguf.hpp"
 #include "kernels/formats/integers.hpp"
 #include "kernels/formats/ternary.hpp"
 
@@ -10,10 +11,12 @@ namespace paceline {
 
 namespace {
 
+#define FORMAT(Type, name) &PACELINE_ISA::name##_kernels,
 static const FormatKernels* const all_formats[] = {
     &fp32_kernels, &bf16_kernels,      &fp16_kernels,      &int8_kernels,      &int4_kernels,
     &ternary_kernels, &int8_fp16_kernels, &int8_zero_kernels, &int4_fp16_kernels,
-    &int4_zero_kernels, nullptr};
+    &int4_zero_kernels, GGUF_FORMATS(FORMAT) nullptr};
+#undef FORMAT
 
 }  // namespace
 

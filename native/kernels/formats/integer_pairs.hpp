@@ -36,6 +36,78 @@ INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
 #endif
 }
 
+INLINE size_t blocks_of(size_t inputs) { return (inputs + kBlockInputs - 1) / kBlockInputs; }
+
+INLINE int32_t as_pair(int32_t low, int32_t high) {
+    return static_cast<int32_t>((static_cast<uint32_t>(low) & 0xffff) |
+                                static_cast<uint32_t>(high) << 16);
+}
+
+static float largest_size(const float* row, size_t inputs) {
+    F16 sizes = splat(0.0f);
+    for (size_t k = 0; k < inputs; k += kPanel) {  // padding is zero
+        const F16 value = load(row + k);
+        sizes = max(sizes, max(value, splat(0.0f) - value));
+    }
+    return largest(sizes);
+}
+
+// The numbers of one block of a row, in the order of the places; behind the last input, zeros.
+static void round_block(const float* row, size_t inputs, const int32_t* order, size_t block,
+                        float inverse, int32_t* numbers) {
+    alignas(64) float values[kBlockInputs];
+    const size_t first = block * kBlockInputs;
+    const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
+    for (size_t k = 0; k < kBlockInputs; ++k)
+        values[k] = k < count ? row[order ? static_cast<size_t>(order[first + k]) : first + k]
+                              : 0.0f;
+    const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
+    for (size_t k = 0; k < kBlockInputs; k += kPanel) {
+        const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
+        for (int i = 0; i < kParts; ++i)
+            *(Int*)(numbers + k + i * kRegLanes) = __builtin_convertvector(rounded.part[i], Int);
+    }
+}
+
+// Rows are arranged as their scales, [padded(n)], then tiles of [blocks][kSpan][width] words. A
+// layout says kSpan, kMaxTokens and `arrange_block(numbers, words, width)`.
+template <class Layout>
+static size_t arranged_pair_bytes(size_t n, size_t inputs) {
+    const size_t words = room(tiling(n, Layout::kMaxTokens)) * blocks_of(inputs) * Layout::kSpan;
+    return (padded(n) + words) * sizeof(int32_t);
+}
+
+// Part `part` of `parts` takes its share of the blocks; each computes the rows' scales itself.
+template <class Layout>
+static void arrange_pairs(const float* rows, size_t stride, size_t n, size_t inputs,
+                          const int32_t* order, void* out, size_t part, size_t parts) {
+    constexpr size_t kSpan = Layout::kSpan;
+    const Tiling tiles = tiling(n, Layout::kMaxTokens);
+    const size_t all = blocks_of(inputs);
+    const size_t begin = all * part / parts, end = all * (part + 1) / parts;
+    alignas(64) int32_t numbers[kBlockInputs];
+    float* scales = static_cast<float*>(out);
+    for (size_t tile = 0; tile < tiles.count; ++tile) {
+        const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
+        const size_t width = tiles.width_of(tile);
+        int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;
+        for (size_t t = 0; t < width; ++t) {
+            if (t >= tokens) {
+                for (size_t i = begin * kSpan; i < end * kSpan; ++i) words[i * width + t] = 0;
+                continue;
+            }
+            const float* row = rows + (first + t) * stride;
+            const float size = largest_size(row, inputs);
+            if (begin == 0) scales[first + t] = size / kMaxActivation;
+            const float inverse = size > 0.0f ? kMaxActivation / size : 0.0f;
+            for (size_t block = begin; block < end; ++block) {
+                round_block(row, inputs, order, block, inverse, numbers);
+                Layout::arrange_block(numbers, words + block * kSpan * width + t, width);
+            }
+        }
+    }
+}
+
 // What formats share that keep weights as integers. `Stored` says how:
 //   kAtOnce         pairs of sixteen rows that come with one read
 //   kLead           words of a token before the pairs of a block, 0 or 1: `lead(sum)` of its values
@@ -82,7 +154,7 @@ struct PairProducts {
     static const int32_t* words(const void* x, size_t n) {
         return static_cast<const int32_t*>(x) + padded(n);
     }
-    static size_t blocks(size_t inputs) { return (inputs + kBlockInputs - 1) / kBlockInputs; }
+    static size_t blocks(size_t inputs) { return blocks_of(inputs); }
 
     // Adds the products of one block, whose weights begin at `from`, to the sums: N parts of each
     // from `part` on.
@@ -126,70 +198,22 @@ struct PairProducts {
     }
 
     static size_t arranged_bytes(size_t n, size_t inputs) {
-        return (padded(n) + room(tiling(n, kMaxTokens)) * blocks(inputs) * kSpan) * sizeof(int32_t);
+        return arranged_pair_bytes<PairProducts>(n, inputs);
     }
-
-    // Part `part` of `parts` takes its share of the blocks; each finds the rows' scales itself.
     static void arrange(const float* rows, size_t stride, size_t n, size_t inputs,
                         const int32_t* order, void* out, size_t part, size_t parts) {
-        const Tiling tiles = tiling(n, kMaxTokens);
-        const size_t all = blocks(inputs);
-        const size_t begin = all * part / parts, end = all * (part + 1) / parts;
-        float* scales = static_cast<float*>(out);
-        for (size_t tile = 0; tile < tiles.count; ++tile) {
-            const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
-            const size_t width = tiles.width_of(tile);
-            int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;
-            for (size_t t = 0; t < width; ++t) {
-                if (t >= tokens) {
-                    for (size_t i = begin * kSpan; i < end * kSpan; ++i) words[i * width + t] = 0;
-                    continue;
-                }
-                const float* row = rows + (first + t) * stride;
-                const float size = largest_size(row, inputs);
-                if (begin == 0) scales[first + t] = size / kMaxActivation;
-                const float inverse = size > 0.0f ? kMaxActivation / size : 0.0f;
-                for (size_t block = begin; block < end; ++block)
-                    arrange_block(row, inputs, order, block, inverse,
-                                  words + block * kSpan * width + t, width);
-            }
-        }
+        arrange_pairs<PairProducts>(rows, stride, n, inputs, order, out, part, parts);
     }
 
     // One block of one token: what leads, then the pairs, `width` words apart.
-    static void arrange_block(const float* row, size_t inputs, const int32_t* order, size_t block,
-                              float inverse, int32_t* to, size_t width) {
-        alignas(64) float values[kBlockInputs];
-        alignas(64) int32_t numbers[kBlockInputs];
-        const size_t first = block * kBlockInputs;
-        const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
-        for (size_t k = 0; k < kBlockInputs; ++k)
-            values[k] = k < count ? row[order ? static_cast<size_t>(order[first + k]) : first + k]
-                                  : 0.0f;
-        const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
-        for (size_t k = 0; k < kBlockInputs; k += kPanel) {
-            const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
-            for (int i = 0; i < kParts; ++i)
-                *(Int*)(numbers + k + i * kRegLanes) =
-                    __builtin_convertvector(rounded.part[i], Int);
-        }
+    static void arrange_block(const int32_t* numbers, int32_t* to, size_t width) {
         int32_t sum = 0;
         for (size_t pair = 0; pair < kPairs; ++pair) {
             const int32_t a = numbers[2 * pair], b = numbers[2 * pair + 1];
             sum += a + b;
-            const uint32_t low = static_cast<uint32_t>(a) & 0xffff;
-            to[(kLead + pair) * width] = static_cast<int32_t>(low | static_cast<uint32_t>(b) << 16);
+            to[(kLead + pair) * width] = as_pair(a, b);
         }
         if constexpr (kLead > 0) to[0] = Stored::lead(sum);
-    }
-
-    static float largest_size(const float* row, size_t inputs) {
-        F16 sizes = splat(0.0f);
-        for (size_t k = 0; k < inputs; k += kPanel) {  // padding is zero
-            const F16 value = load(row + k);
-            sizes = max(sizes, max(value, splat(0.0f) - value));
-        }
-        return largest(sizes);
     }
 };
 

@@ -13,10 +13,11 @@ from paceline.errors import MethodError, ModelError, unknown
 from paceline.method_spec import parse_spec
 
 _KNOWN = _native.weight_formats()
-FORMATS = tuple(name for name, _, _, _ in _KNOWN)
-HEADS = tuple(name for name, _, for_heads, _ in _KNOWN if for_heads)
-BITS = {name: bits for name, _, _, bits in _KNOWN}  # of a weight
-_DEFAULT_HEADS = {name: head for name, head, _, _ in _KNOWN}
+FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if rounds)  # to choose from
+GGUF_FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if not rounds)  # a file's own
+HEADS = tuple(name for name, _, for_heads, _, rounds in _KNOWN if rounds and for_heads)
+BITS = {name: bits for name, _, _, bits, _ in _KNOWN}  # of a weight
+_DEFAULT_HEADS = {name: head for name, head, _, _, _ in _KNOWN}
 
 
 class NotTernaryError(ModelError):
@@ -42,18 +43,26 @@ def parse_format(text: str) -> Format:
     """Parse `LAYERS` or `LAYERS:head=HEAD`; `LAYERS,head=HEAD` is the earlier spelling.
 
     Raises:
-        MethodError: another form, or an unknown name.
+        MethodError: another form, an unknown name, or one that no weights can be rounded to.
     """
     earlier = "," in text and ":" not in text
     spec = parse_spec(text.replace(",", ":", 1) if earlier else text)
     layers = spec.name
-    if layers not in FORMATS:
-        raise MethodError(unknown("format", layers, FORMATS))
+    _check("format", layers, FORMATS)
     if text == layers:
         return Format(layers, _DEFAULT_HEADS[layers])
     if list(spec.settings) != ["head"]:
         raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT:head=FORMAT")
     head = spec.settings["head"]
-    if head not in HEADS:
-        raise MethodError(unknown("format of the head", head, HEADS))
+    _check("format of the head", head, HEADS)
     return Format(layers, head)
+
+
+def _check(what: str, name: str, choices: tuple[str, ...]) -> None:
+    if name in GGUF_FORMATS:
+        raise MethodError(
+            f"{what} {name!r} holds only weights that a GGUF file stores so; leave it out to keep "
+            f"them, or choose one of {', '.join(choices)}"
+        )
+    if name not in choices:
+        raise MethodError(unknown(what, name, choices))
