@@ -2,6 +2,7 @@
 # Builds the native module with address and undefined-behaviour checks, apart from the usual one, and
 # runs the tests of its arguments under them. Needs a C++ compiler with sanitizers, as gcc's.
 #   scripts/sanitize.sh [PYTEST ARGUMENTS]   e.g. tests/engines/test_native.py
+#   scripts/sanitize.sh scripts/fuzz_gguf.py --native --mutations 20000   runs that script instead
 set -euo pipefail
 if [[ "${1:-}" == --help ]]; then
   sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
@@ -28,6 +29,6 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:abort_on_error=0
 export UBSAN_OPTIONS=print_stacktrace=1
 export PYTHONMALLOC=malloc  # so that objects of Python are checked, too
 [ $# -gt 0 ] || set -- tests/test_native_arguments.py tests/models/test_config.py \
-  tests/test_noise.py tests/drafters/test_draw_model.py
-LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" \
-  python -m pytest -q --hypothesis-profile repeatable "$@"
+  tests/test_noise.py tests/drafters/test_draw_model.py tests/models/test_gguf_mutants.py
+[[ "$1" == scripts/*.py ]] || set -- -m pytest -q --hypothesis-profile repeatable "$@"
+LD_PRELOAD="$(library libasan.so) $(library libubsan.so) $(library libstdc++.so)" python "$@"

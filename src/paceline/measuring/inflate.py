@@ -65,9 +65,12 @@ def inflate(model: Model, out: Path, shape: TargetShape) -> None:
     """Write `model`, grown to `shape`, to the folder `out`.
 
     Raises:
-        ModelError: the family is not a plain Llama or BitNet, or the shape cannot hold the model.
+        ModelError: it is a GGUF file, the family is not a plain Llama or BitNet, or the shape
+            cannot hold the model.
     """
     config = model.config
+    if model.gguf is not None:  # a folder needs tokenizer.json, which a GGUF file does not have
+        raise ModelError(f"{model.path} is a GGUF file, expected a folder with config.json")
     _check(config, shape)
     small = config.layers[0]
     old = np.linspace(0, shape.layers - 1, len(config.layers)).round().astype(int)
