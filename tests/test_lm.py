@@ -93,6 +93,8 @@ def test_a_sampler_by_name_replaces_the_default_of_that_name_only(lm, monkeypatc
     assert kinds(top_k=0) == {"RepetitionPenalty"}
     assert kinds(top_k=None) == kinds()
     assert kinds(controls={}, top_p=0.9) == {"TopP"}
+    assert kinds(controls="top_p=0.9") == kinds(controls={"top_p": 0.9}) == kinds(top_p=0.9)
+    assert kinds(controls="top_k=3") == kinds()
     assert lm.request("a", top_k=7).controls[-1].k == 7
     greedy = lm.request_builder.without_sampling({"repetition_penalty": 1.5})
     assert [each.penalty for each in lm.request("a", **greedy).controls] == [1.5]

@@ -21,14 +21,37 @@ from transformers import PreTrainedModel
 import tiny
 
 ARCHITECTURES = {
-    **{"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"},
-    **{"smollm3": "smollm3", "phi3": "phi3", "bitnet": "bitnet", "gpt2": "gpt2"},
-    **{"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "gpt_neox": "gptneox"},
+    **{name: name for name in ("llama", "qwen2", "qwen3", "smollm3", "phi3", "bitnet", "gpt2")},
+    **{name: name for name in ("gemma", "gemma2", "olmo", "olmo2", "granite", "arcee", "glm4")},
+    **{name: name for name in ("ernie4_5", "seed_oss", "exaone4", "stablelm", "starcoder2")},
+    **{name: name for name in ("cohere2", "falcon", "nemotron")},
+    **{"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo3": "olmo2"},
+    **{"glm": "chatglm", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2", "cohere": "command-r"},
 }
-PAIRED = ("llama", "smollm3")
+PAIRED = ("llama", "smollm3", "olmo", "granite", "arcee")
+LAYER_NORMS = (
+    *("gpt2", "gptneox", "olmo", "stablelm", "starcoder2", "phi2", "command-r", "cohere2"),
+    *("falcon", "nemotron"),
+)
+WINDOWED = ("gemma2", "gemma3", "phi3", "olmo2", "exaone4", "cohere2")
 _NAMES = {  # what the package's table lacks
     "self_attn.attn_sub_norm": "attn_sub_norm",
     "mlp.ffn_sub_norm": "ffn_sub_norm",
+}
+_SCALES = {
+    "gemma2": {
+        "attn_logit_softcapping": "attn_logit_softcapping",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    "granite": {
+        "attention.scale": "attention_multiplier",
+        "embedding_scale": "embedding_multiplier",
+        "residual_scale": "residual_multiplier",
+        "logit_scale": "logits_scaling",
+    },
+    "olmo": {"attention.clamp_kqv": "clip_qkv"},
+    "command-r": {"logit_scale": "logit_scale"},
+    "cohere2": {"logit_scale": "logit_scale"},
 }
 _HALVES = {
     **{"Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)},
@@ -43,12 +66,18 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
             *("llama", "llama-gqa-tied-bias", "llama-wide-heads", "llama-linear", "llama-yarn"),
             *("mistral", "qwen2", "qwen3", "phi3", "phi3-partial", "phi3-longrope"),
             *("gemma", "gpt2", "gpt_neox", "gpt_neox-sequential", "bitnet-silu-tied"),
+            *("mistral-window", "olmo", "olmo-clipped", "olmo2", "olmo2-bias", "olmo3"),
+            *("olmo3-yarn", "granite", "granite-bias", "arcee", "ernie4_5", "ernie4_5-bias"),
+            *("seed_oss", "exaone4", "exaone4-full", "glm", "glm4", "hunyuan", "hunyuan-alpha"),
+            *("stablelm", "stablelm-bias", "phi", "cohere", "cohere2", "falcon", "falcon-new"),
+            *("falcon-new-one-norm", "nemotron"),
         )
     },
     "llama-llama3": tiny._build(
         "Llama", max_position_embeddings=32, **tiny._rope("llama3", **tiny._LLAMA3)
     ),
     "smollm3": tiny._build("SmolLM3", **tiny._GQA, num_hidden_layers=5),
+    "starcoder2": tiny._build("Starcoder2", **tiny._GQA, sliding_window=None),
     "gemma2": tiny._build(
         "Gemma2", **tiny._GEMMA2 | {"query_pre_attn_scalar": 14}, **tiny._SOFTCAPS
     ),
@@ -63,6 +92,7 @@ def write(
     model: PreTrainedModel,
     path: Path,
     kind: str | Callable[[str], str] = "F32",
+    architecture: str | None = None,
     **changes: Any,
 ) -> None:
     """Write a model.
@@ -71,14 +101,18 @@ def write(
         model: gets the values that were stored.
         path: of the file.
         kind: type of matrices, or one for each name in the file.
-        changes: metadata, `__` for a dot; None removes a key.
+        architecture: to call it by another name.
+        changes: metadata; keys without dots are those of the architecture, `__` stands for a dot.
+            None removes a key.
     """
     config = model.config
     name = ARCHITECTURES[config.model_type]
-    writer = gguf.GGUFWriter(path, name)
-    metadata = {**settings(config, name), **{k.replace("__", "."): v for k, v in changes.items()}}
+    writer = gguf.GGUFWriter(path, architecture or name)
+    metadata = settings(config, name)
+    for key, value in changes.items():
+        metadata[key if "." in key else f"{name}.{key.replace('__', '.')}"] = value
     for key, value in metadata.items():
-        _add(writer, key, value)
+        _add(writer, key.replace(f"{name}.", f"{architecture or name}.", 1), value)
     for tensor, (stored, rows) in _tensors(model, name, kind).items():
         if stored in ("F32", "F16"):
             writer.add_tensor(tensor, rows)
@@ -114,31 +148,32 @@ def settings(config: Any, name: str) -> dict[str, Any]:
 
     heads, hidden = config.num_attention_heads, config.hidden_size
     head_dim = get("head_dim", default=hidden // heads)
+    width = {"gpt2": "n_inner", "falcon": "ffn_hidden_size"}.get(name, "intermediate_size")
     own: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": hidden,
         "block_count": config.num_hidden_layers,
-        "feed_forward_length": get(
-            "n_inner" if name == "gpt2" else "intermediate_size", default=4 * hidden
-        ),
+        "feed_forward_length": get(width, default=4 * hidden),
         "attention.head_count": heads,
-        "attention.head_count_kv": get("num_key_value_heads", default=heads),
+        "attention.head_count_kv": _kv_heads(config),
     }
     if head_dim != hidden // heads:
         own |= {"attention.key_length": head_dim, "attention.value_length": head_dim}
-    if name in ("gpt2", "gptneox"):
-        own["attention.layer_norm_epsilon"] = get("layer_norm_epsilon", "layer_norm_eps")
+    if name in LAYER_NORMS:
+        eps = get("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", "norm_eps", default=1e-5)
+        own["attention.layer_norm_epsilon"] = eps
     else:
         own["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
-    if name == "gptneox":
+    if name in ("gptneox", "stablelm"):
         own["use_parallel_residual"] = config.use_parallel_residual
     if name != "gpt2":
         own |= _rope(config, name, head_dim)
-    if name in ("gemma2", "gemma3", "phi3"):
-        own["attention.sliding_window"] = config.sliding_window or 0
-    if name == "gemma2":
-        own["attn_logit_softcapping"] = config.attn_logit_softcapping
-        own["final_logit_softcapping"] = config.final_logit_softcapping
+    if name in WINDOWED or config.model_type == "mistral":
+        own["attention.sliding_window"] = get("sliding_window")
+    if name in ("olmo2", "exaone4") and get("sliding_window"):
+        kinds = [kind == "sliding_attention" for kind in config.layer_types]
+        own["attention.sliding_window_pattern"] = kinds
+    own |= {key: get(setting) for key, setting in _SCALES.get(name, {}).items()}
     tokens = [f"<{i}>" for i in range(config.vocab_size)]
     return {
         **{f"{name}.{key}": value for key, value in own.items()},
@@ -149,6 +184,14 @@ def settings(config: Any, name: str) -> dict[str, Any]:
     }
 
 
+def _kv_heads(config: Any) -> int:
+    if config.model_type == "falcon" and not config.new_decoder_architecture:
+        return 1 if config.multi_query else config.num_attention_heads
+    if config.model_type == "falcon":
+        return config.num_kv_heads
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
 def _rope(config: Any, name: str, head_dim: int) -> dict[str, Any]:
     rope = config.rope_parameters
     if name == "gemma3":
@@ -156,9 +199,13 @@ def _rope(config: Any, name: str, head_dim: int) -> dict[str, Any]:
             "rope.freq_base": rope["full_attention"]["rope_theta"],
             "rope.freq_base_swa": rope["sliding_attention"]["rope_theta"],
         }
+    if name == "olmo2":  # the scaling is that of full attention; the others have none
+        rope = rope.get("full_attention", rope)
     dim = int(head_dim * rope.get("partial_rotary_factor", 1.0))
     own: dict[str, Any] = {"rope.freq_base": rope["rope_theta"], "rope.dimension_count": dim}
     kind = rope["rope_type"]
+    if "alpha" in rope:
+        own["rope.freq_base"] *= rope["alpha"] ** (head_dim / (head_dim - 2))
     if kind in ("linear", "yarn"):
         own |= {"rope.scaling.type": kind, "rope.scaling.factor": rope["factor"]}
     if kind == "yarn":
@@ -197,7 +244,7 @@ def _tensors(
     arch = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == name)
     names = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
     heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    kv_heads = _kv_heads(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     tensors = {each: ("F32", values) for each, values in _rope_tensors(config, head_dim).items()}
     for own, parameter in model.state_dict().items():
@@ -207,6 +254,7 @@ def _tensors(
         target = names.get_name(stem) or next(
             f"blk.{own.split('.')[2]}.{new}" for old, new in _NAMES.items() if old in own
         )
+        folded = name.startswith(("gemma", "nemotron")) and own.endswith("norm.weight")
         tensor = f"{target}.{end}"
         turned = name == "gpt2" and target.startswith("blk.") and parameter.ndim == 2
         values = (parameter.T if turned else parameter).float().numpy().copy()
@@ -215,14 +263,16 @@ def _tensors(
             stored = kind if isinstance(kind, str) else kind(tensor)
             rows, values = encode(stored, values)
             parameter.copy_(torch.from_numpy(values.T if turned else values))
-        if name.startswith("gemma") and own.endswith("norm.weight"):
+        if folded:
             rows = rows + np.float32(1)
         if name in PAIRED and ".attn_q." in tensor:
             rows = _pairs(rows, heads)
         if name in PAIRED and ".attn_k." in tensor:
             rows = _pairs(rows, kv_heads)
         if name == "gptneox" and ".attn_qkv." in tensor:
-            rows = rows.reshape(heads, 3, head_dim, -1).swapaxes(0, 1).reshape(rows.shape)
+            rows = _apart(rows, heads, heads, head_dim)
+        if name == "falcon" and ".attn_qkv." in tensor:
+            rows = _apart(rows, heads, kv_heads, head_dim)
         tensors[tensor] = (stored, np.ascontiguousarray(rows))
     return tensors
 
@@ -230,6 +280,13 @@ def _tensors(
 def _pairs(rows: np.ndarray, heads: int) -> np.ndarray:
     """Rows of each head in rotary pairs: 0, h / 2, 1, h / 2 + 1 ..."""
     return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _apart(rows: np.ndarray, heads: int, kv_heads: int, head_dim: int) -> np.ndarray:
+    """Fused rows as all queries, all keys, all values; they lie by key/value head."""
+    groups = rows.reshape(kv_heads, heads // kv_heads + 2, head_dim, *rows.shape[1:])
+    parts = (groups[:, :-2], groups[:, -2], groups[:, -1])
+    return np.concatenate([part.reshape(-1, *rows.shape[1:]) for part in parts])
 
 
 def encode(kind: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

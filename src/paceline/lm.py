@@ -18,7 +18,6 @@ from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.text_stream import text_of
-from paceline.deprecated import Completion, complete
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
@@ -38,6 +37,9 @@ from paceline.request_options import (
     several_prompts,
 )
 from paceline.scoring import Score, score_tokens
+
+if TYPE_CHECKING:
+    from paceline.deprecated import Completion
 
 __all__ = ["LM", "Completion", "Controls", "Guides", "Prompt", "RequestOptions", "Score"]
 
@@ -413,7 +415,17 @@ class LM:
 
     def complete(self, *arguments: Any, **options: Any) -> list[Completion]:
         """Return several continuations of a prompt; deprecated, see `deprecated.complete`."""
+        from paceline.deprecated import complete
+
         return complete(self, *arguments, **options)
+
+
+def __getattr__(name: str) -> object:
+    if name == "Completion":  # imports strategies that other calls do not need
+        from paceline.deprecated import Completion
+
+        return Completion
+    raise AttributeError(f"module 'paceline.lm' has no attribute {name!r}")
 
 
 _NO_ARGUMENTS = ("format", "unexpected", "return")  # of LM, in a hint

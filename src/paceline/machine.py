@@ -8,7 +8,6 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,8 @@ def versions() -> dict[str, str | None]:
         "commit": commit(),
         "python": sys.version.split()[0],
     }
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     for package in _PACKAGES:
         try:
             found[package] = version(package)

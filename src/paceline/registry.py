@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar, get_type_hints
 
@@ -141,6 +141,8 @@ class Registry:
                 self._attempt(
                     module.name, partial(importlib.import_module, f"{self.package}.{module.name}")
                 )
+            from importlib.metadata import entry_points  # slow to import
+
             for entry in entry_points(group=self.package):
                 self._attempt(entry.name, entry.load)
         return self._methods
@@ -174,14 +176,20 @@ class Registry:
             MethodError: there is none; the sentence names the nearest ones, or the package that
                 is not installed.
         """
-        methods = self.methods()
-        method = methods.get(self.current_name(name))
+        method = self._own(name) or self.methods().get(self.current_name(name))
         if method is None and name in self.unavailable:
             package = self.unavailable[name]
             raise MethodError(f"the {self.family} {name} needs {package}; pip install {package}")
         if method is None:
             raise MethodError(unknown(self.family, name, self.visible()))
         return method
+
+    def _own(self, name: str) -> type[Any] | None:
+        """Return a method of ours whose module is called as it is, without importing the others."""
+        module = f"{self.package}.{name}"
+        if not self._loaded and name.isidentifier() and importlib.util.find_spec(module):
+            self._attempt(name, partial(importlib.import_module, module))
+        return self._methods.get(name)
 
     def parse(self, text: str, positional: bool = False) -> Any:
         """Build the method that `NAME[:key=value,...]` names, with its settings.
@@ -203,7 +211,8 @@ class Registry:
             MethodError: as `parse`.
         """
         keys = self._keys if positional else self._no_keys
-        return [self.build(spec) for spec in parse_specs(text, self.names(), keys)]
+        names = self.names() if ":" in text else None  # without settings, every `+` separates
+        return [self.build(spec) for spec in parse_specs(text, names, keys)]
 
     def _keys(self, name: str) -> list[str]:
         return [each.name for each in dataclasses.fields(self.find(name))]

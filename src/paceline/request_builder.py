@@ -81,7 +81,7 @@ class RequestBuilder:
         offered = _tools(values["tools"], values["tool_choice"])
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
-        tokens, continues = self.encode(prompt, offered)
+        tokens, continues = self.encode(prompt, offered, values["chat_template_kwargs"])
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=values["max_new_tokens"],
@@ -116,10 +116,18 @@ class RequestBuilder:
             given = cast(Mapping[str, object], options)
             deterministic["controls"] = {
                 name: value
-                for name, value in self.model.defaults.samplers().items()
-                if controls.find(name).order < TEMPERATURE and given.get(name) is None
+                for name, value in self.default_penalties().items()
+                if given.get(name) is None
             }
         return deterministic
+
+    def default_penalties(self) -> dict[str, float]:
+        """Return the checkpoint's controls that hold for strategies that draw nothing."""
+        return {
+            name: value
+            for name, value in self.model.defaults.samplers().items()
+            if controls.find(name).order < TEMPERATURE
+        }
 
     def _kv_policy(self, requested: Policy | Literal[False] | None) -> Policy | None:
         """Return the policy of a request: its own, none if it says so, or the default."""
@@ -135,19 +143,27 @@ class RequestBuilder:
     ) -> SamplerSpec:
         """Join `controls`, samplers by name and the checkpoint's defaults.
 
+        A default holds unless its control is named; none holds where `controls` is empty, or a
+        sequence of controls.
+
         Raises:
             RequestError: two temperatures are given, and differ.
         """
+        named_values = {name: value for name, value in samplers.items() if value is not None}
+        defaults = self.model.defaults.samplers()
         if given is None:
-            given, samplers = {**self.model.defaults.samplers(), **samplers}, {}
-            given = {name: value for name, value in given.items() if value is not None}
-        if isinstance(given, str):
-            spec = SamplerSpec.parse(given)
-        elif isinstance(given, Mapping):
-            spec = SamplerSpec.of(given)
+            merged = {**defaults, **samplers}  # None turns a default off
+            spec = SamplerSpec.of({k: v for k, v in merged.items() if v is not None})
+            named_values = {}
+        elif isinstance(given, str | Mapping):
+            spec = SamplerSpec.parse(given) if isinstance(given, str) else SamplerSpec.of(given)
+            said = {*samplers, *(method.name for method in spec.methods)}
+            # An empty one turns the checkpoint's samplers off.
+            rest = {k: v for k, v in defaults.items() if given and k not in said}
+            spec = replace(spec, methods=(*SamplerSpec.of(rest).methods, *spec.methods))
         else:
             spec = SamplerSpec(methods=tuple(given))
-        named = SamplerSpec.of({k: value for k, value in samplers.items() if value is not None})
+        named = SamplerSpec.of(named_values)
         values = [value for value in (temperature, spec.temperature) if value is not None]
         if len(set(values)) > 1:
             raise RequestError(f"temperature is {values[0]:g} and {values[1]:g}; give one of them")
@@ -199,7 +215,12 @@ class RequestBuilder:
             return tuple(self.tokenizer.encode(prediction, special=False))
         return check_tokens("the prediction", prediction, self.engine.config.vocab_size)
 
-    def encode(self, prompt: Prompt, tools: Tools | None = None) -> tuple[list[int], bool]:
+    def encode(
+        self,
+        prompt: Prompt,
+        tools: Tools | None = None,
+        template_settings: Mapping[str, Any] | None = None,
+    ) -> tuple[list[int], bool]:
         """Return the prompt's tokens, and whether the output's text continues the prompt's.
 
         The answer to chat messages begins anew; that to other prompts continues them.
@@ -215,8 +236,8 @@ class RequestBuilder:
             return list(check_tokens("the prompt", items, self.engine.config.vocab_size)), True
         messages = check_messages(items)
         if tools:
-            return tools.encode(messages, self.tokenizer), False
-        return self.tokenizer.encode_chat(messages), False
+            return tools.encode(messages, self.tokenizer, template_settings), False
+        return self.tokenizer.encode_chat(messages, settings=template_settings), False
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from paceline.control.guides.base import GuideMethod
 from paceline.control.keywords import Keywords
 from paceline.control.structured.function_schema import function_tool
 from paceline.control.structured.tools import Choice
-from paceline.errors import MethodError, unknown
+from paceline.errors import MethodError, RequestError, unknown
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.watermarks.base import Watermark
 
@@ -48,8 +48,8 @@ class RequestOptions(TypedDict, total=False):
         temperature: 0 is greedy. Default: the checkpoint's, which is 0 unless it asks for sampling.
         seed: the same seed gives the same output, whatever the drafter. Default 0.
         controls: samplers and constraints: text as `--sampler` takes it, a mapping such as
-            `{"min_p": 0.05, "dry.base": 2}`, or methods. They take the place of all of the
-            checkpoint's defaults.
+            `{"min_p": 0.05, "dry.base": 2}`, or methods. A default of the checkpoint holds unless
+            its control is named; `{}` switches all of them off, as a list of methods does.
         schema: JSON schema that the output follows: a mapping, text, or a pydantic model.
         grammar: another grammar that it follows: Lark rules, `Grammar(regex)`, or
             `Grammar.choice(texts)`.
@@ -60,6 +60,8 @@ class RequestOptions(TypedDict, total=False):
         tools: functions that the model may call: Python functions, or schemas as OpenAI's API
             takes them. Chat messages offer them to the model; other prompts have to do so
             themselves. `Output.tool_calls` has the calls.
+        chat_template_kwargs: further variables of the chat template, e.g.
+            `{"enable_thinking": False}`.
         tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
         stop: a string, or several, that end the output and are no part of it.
         ignore_eos: keep generating after the checkpoint's stop tokens. Default False.
@@ -92,6 +94,7 @@ class RequestOptions(TypedDict, total=False):
     keywords: Keywords | str | Sequence[str] | None
     guide: Guides | None
     tools: Sequence[Tool] | None
+    chat_template_kwargs: Mapping[str, Any] | None
     tool_choice: Choice | None
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
@@ -212,6 +215,19 @@ def _tools(name: str, value: object) -> list[Mapping[str, Any]]:
     return [function_tool(item) if callable(item) else item for item in items]
 
 
+def _template_settings(name: str, value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise wrong(name, value, "a mapping of the template's variables")
+    for key in value:
+        if key in _OWN:
+            raise RequestError(f"{name} sets {key}, which the request itself gives; leave it out")
+        check_text(f"a name in {name}", key)
+    return value
+
+
+_OWN = ("messages", "tools", "bos_token", "eos_token")
+
+
 def _tool_choice(name: str, value: object) -> Any:
     return value if isinstance(value, Mapping) else check_text(name, value)
 
@@ -248,6 +264,7 @@ _DEFAULTS: dict[str, object] = {
     "keywords": None,
     "guide": (),
     "tools": (),
+    "chat_template_kwargs": None,
     "tool_choice": "auto",
     "stop": (),
     "ignore_eos": False,
@@ -266,6 +283,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "keywords": _keywords,
     "guide": _guides,
     "tools": _tools,
+    "chat_template_kwargs": _template_settings,
     "tool_choice": _tool_choice,
     "stop": check_texts,
     "ignore_eos": check_flag,

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from gguf_metadata import ALPHABET, CONTROL, NORMAL, USER_DEFINED, byte_level, sentence_piece
 from paceline.errors import ModelError, RequestError
 from paceline.models.detokenize import Detokenizer
-from paceline.models.gguf_tokenizer import find_stop_tokens, make_tokenizer
+from paceline.models.gguf_tokenizer import make_tokenizer
+from paceline.models.gguf_vocabulary import find_stop_tokens
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import Vocabulary
 

@@ -10,9 +10,9 @@ def main() -> None:
     """Run the command line; the entry point of `paceline`."""
     try:
         fill_streams()
-        from paceline.cli.app import app
+        from paceline.cli.app import make_app
 
-        app()
+        make_app(sys.argv[1] if len(sys.argv) > 1 else None)()
     except KeyboardInterrupt:  # before a verb has begun
         print("paceline: interrupted", file=sys.stderr)
         raise SystemExit(130) from None

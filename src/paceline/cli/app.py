@@ -5,35 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 import paceline
-from paceline.cli.batch import batch
-from paceline.cli.bench import bench
-from paceline.cli.chat import chat
-from paceline.cli.complete import complete
-from paceline.cli.convert import convert
-from paceline.cli.distil_hmm import distil_hmm
-from paceline.cli.doctor import doctor
-from paceline.cli.generate import generate
-from paceline.cli.index_corpus import index_corpus
-from paceline.cli.inflate import inflate
-from paceline.cli.load_test import load_test
-from paceline.cli.methods import methods
-from paceline.cli.models import models
-from paceline.cli.option_groups import Verb, either_model, spread
+from paceline.cli.option_groups import either_model, spread
 from paceline.cli.output import ReaderGoneError, document, drop, say, write, writing
-from paceline.cli.prove import prove
-from paceline.cli.pull import pull
-from paceline.cli.serve import serve
-from paceline.cli.tune_sampling import tune_sampling
-from paceline.cli.warm import warm
-from paceline.cli.watermark import watermark
 from paceline.errors import PacelineError
-from paceline.serving.settings import EARLIER_NAMES
 
 # The base of typer's errors about options; which module defines it depends on typer's version.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -117,16 +99,27 @@ def renamed(names: Mapping[str, str]) -> Callable[[str], str]:
     return lambda name: names.get(name, name)
 
 
-app = typer.Typer(
-    cls=VerbGroup,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={
-        "help_option_names": ["-h", "--help"],
-        "token_normalize_func": renamed({"load": "load-test", "index": "index-corpus"}),
-    },
-)
+_EARLIER_VERBS = {"load": "load-test", "index": "index-corpus"}
+PANELS: dict[str, tuple[str, ...]] = {
+    "Generate": ("generate", "chat", "complete"),
+    "Serve": ("serve", "batch"),
+    "Prepare": ("pull", "convert", "warm", "index-corpus", "inflate", "distil-hmm"),
+    "Measure": ("bench", "prove", "load-test", "tune-sampling"),
+    "About": ("models", "methods", "doctor"),
+}
+# Verbs that take the model by position as well as by --model.
+EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
+
+
+def _earlier_options(verb: str) -> dict[str, str]:
+    """Return earlier names of options; understood for one release and left out of the help."""
+    if verb == "serve":
+        from paceline.serving.settings import EARLIER_NAMES
+
+        return {old: new.replace("_", "-") for old, new in EARLIER_NAMES.items()}
+    return {"batch": {"places": "max-running"}, "tune-sampling": {"budget": "token-budget"}}.get(
+        verb, {}
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -135,7 +128,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def program(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -144,27 +136,48 @@ def program(
     """Faster generation from open-weight language models, with proof that nothing changed."""
 
 
-PANELS: dict[str, tuple[Verb, ...]] = {
-    "Generate": (generate, chat, complete),
-    "Serve": (serve, batch),
-    "Prepare": (pull, convert, warm, index_corpus, inflate, distil_hmm),
-    "Measure": (bench, prove, load_test, tune_sampling),
-    "About": (models, methods, doctor),
-}
-# Verbs that take the model by position as well as by --model.
-EITHER_MODEL = (chat, serve, batch, warm, bench, prove, tune_sampling)
-# Earlier names of options, by verb; understood for one release and left out of the help.
-EARLIER: dict[Verb, dict[str, str]] = {
-    serve: {old: new.replace("_", "-") for old, new in EARLIER_NAMES.items()},
-    batch: {"places": "max-running"},
-    tune_sampling: {"budget": "token-budget"},
-}
-for panel, verbs in PANELS.items():
-    for verb in verbs:
-        names = EARLIER.get(verb)
-        command = app.command(
-            rich_help_panel=panel,
-            context_settings=names and {"token_normalize_func": renamed(names)},
-        )
-        command(either_model(spread(verb)) if verb in EITHER_MODEL else spread(verb))
-app.add_typer(watermark, name="watermark", rich_help_panel="About")
+def _add(app: typer.Typer, panel: str, name: str) -> None:
+    module = name.replace("-", "_")
+    verb = getattr(import_module(f"paceline.cli.{module}"), module)
+    names = _earlier_options(name)
+    command = app.command(
+        rich_help_panel=panel,
+        context_settings=names and {"token_normalize_func": renamed(names)},
+    )
+    command(either_model(spread(verb)) if name in EITHER_MODEL else spread(verb))
+
+
+@cache
+def make_app(first_word: str | None = None) -> typer.Typer:
+    """Return the program.
+
+    Args:
+        first_word: of the command line; where it is a verb, no other verb is imported.
+    """
+    app = typer.Typer(
+        cls=VerbGroup,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={
+            "help_option_names": ["-h", "--help"],
+            "token_normalize_func": renamed(_EARLIER_VERBS),
+        },
+    )
+    app.callback()(program)
+    only = _EARLIER_VERBS.get(first_word, first_word) if first_word else None
+    known = [(panel, name) for panel, names in PANELS.items() for name in names]
+    chosen = [entry for entry in known if entry[1] == only]
+    for panel, name in chosen or known:
+        _add(app, panel, name)
+    if not chosen:
+        from paceline.cli.watermark import watermark
+
+        app.add_typer(watermark, name="watermark", rich_help_panel="About")
+    return app
+
+
+def __getattr__(name: str) -> typer.Typer:
+    if name == "app":  # with all verbs
+        return make_app()
+    raise AttributeError(f"module 'paceline.cli.app' has no attribute {name!r}")

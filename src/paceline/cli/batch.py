@@ -18,7 +18,6 @@ from paceline.cli.output import check_target, document, say
 from paceline.cli.progress import counting
 from paceline.cli.replicas import cluster_parts, model_paths
 from paceline.errors import MethodError, RequestError
-from paceline.models.hub import display_name
 
 if TYPE_CHECKING:
     from paceline.serving.batch import BatchSettings
@@ -120,6 +119,7 @@ def batch(
         from paceline.serving.batch import BatchSettings, summarize_input
     except ImportError as error:
         raise MethodError(f"batches need {error.name}; pip install 'paceline[serve]'") from None
+    from paceline.models.hub import display_name
     from paceline.serving.output_journal import OutputJournal
 
     sampling = defaults.sampling()

@@ -16,7 +16,6 @@ from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, serve_replicas
 from paceline.errors import MethodError, RequestError
-from paceline.models.hub import display_name
 from paceline.serving import settings as known
 from paceline.serving.settings import ServerSettings, Size
 
@@ -119,6 +118,8 @@ def _warn(settings: ServerSettings, keys: ApiKeys) -> None:
 
 def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
     """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
+    from paceline.models.hub import display_name
+
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
     settings = replace(settings, model=here, name=settings.name or display_name(paths[0]))
@@ -171,6 +172,7 @@ def _rules(settings: ServerSettings, keys: ApiKeys) -> Rules:
         body_seconds=settings.body_seconds,
         write_seconds=settings.write_seconds,
         log_prompts=settings.log_prompts,
+        unknown_fields=settings.unknown_fields,
     )
 
 
@@ -219,6 +221,7 @@ _PANELS = {
         "max_prompt",
         "max_answers",
         "max_body",
+        "unknown_fields",
     ),
     "Policy": ("watermark", "watermark_choice", "guides", "kv_policy", "kv_policy_choice"),
     "Security": ("keys_file", "request_rate", "token_rate", "log_prompts"),

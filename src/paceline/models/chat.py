@@ -23,6 +23,7 @@ from jinja2 import nodes
 
 from paceline.errors import ModelError, RequestError
 from paceline.models import chat_worker
+from paceline.models.chat_messages import as_templates_expect, calls_as_text, with_content
 
 _LONGEST_SOURCE = 1 << 20  # characters
 _START_SECONDS = 60.0  # until the process is ready, on a busy machine
@@ -33,15 +34,21 @@ _ADVICE = "give the model another template"
 class ChatTemplate:
     """A chat template.
 
-    Attributes:
+    Args:
         source: the program.
+        tool_use: the program for conversations that offer tools; None: the same.
+
+    Attributes:
+        source: the program, the one for tools where there are two.
         takes_tools: whether it reads `tools`.
 
     Raises:
         ModelError: it is not valid jinja2, or too long.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, tool_use: str | None = None) -> None:
+        self._without_tools = None if tool_use is None else ChatTemplate(source)
+        source = source if tool_use is None else tool_use
         if len(source) > _LONGEST_SOURCE:
             raise ModelError(
                 f"the chat template has {len(source)} characters, more than {_LONGEST_SOURCE}"
@@ -72,24 +79,40 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         special: Mapping[str, str],
         tools: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of `messages`, up to where the answer begins.
 
         Args:
-            messages: `role` and `content` of each turn.
+            messages: `role` and `content` of each turn; content that is null or absent is empty.
             special: special tokens by role, e.g. `bos_token`.
             tools: offered to the model.
+            settings: further variables of the template, e.g. `enable_thinking`.
 
         Raises:
             RequestError: the template refuses them, or exceeds a limit.
         """
+        if self._without_tools is not None and not tools:
+            return self._without_tools.render(messages, special, (), settings)
         values = {
-            "messages": messages,
             "tools": list(tools) or None,
             "documents": None,
             "add_generation_prompt": True,
             **special,
+            **(settings or {}),
         }
+        expected = as_templates_expect(messages)
+        if "tool_calls" not in self.source:
+            expected = calls_as_text(expected, "tool" in self.source)
+        try:
+            return self._rendered({**values, "messages": expected})
+        except RequestError:
+            if all("content" in message for message in expected):
+                raise
+        # Many templates add texts up, and fail where one has no content.
+        return self._rendered({**values, "messages": with_content(expected)})
+
+    def _rendered(self, values: Mapping[str, Any]) -> str:
         try:
             line = json.dumps(values).encode() + b"\n"
         except (TypeError, ValueError, RecursionError) as error:
@@ -195,7 +218,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 def find_template(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate | None:
     """Return the template in chat_template.jinja or tokenizer_config.json; None without one.
 
-    Of several named templates, `default` is taken.
+    Of several named templates `default` is taken, and `tool_use` where tools are offered.
 
     Raises:
         ModelError: it is not text, or not valid jinja2.
@@ -205,15 +228,16 @@ def find_template(folder: Path, settings: Mapping[str, Any]) -> ChatTemplate | N
         source = path.read_text("utf-8") if path.exists() else settings.get("chat_template")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"cannot read {path}: {error}") from None
+    tool_use = None
     if isinstance(source, list):
         named = {
             item.get("name"): item.get("template") for item in source if isinstance(item, dict)
         }
-        source = named.get("default")
+        source, tool_use = named.get("default"), named.get("tool_use")
         if source is None:
             raise ModelError("none of the templates in tokenizer_config.json is called default")
     if source is None:
         return None
-    if not isinstance(source, str):
+    if not isinstance(source, str) or not isinstance(tool_use, str | None):
         raise ModelError("chat_template in tokenizer_config.json is not text")
-    return ChatTemplate(source)
+    return ChatTemplate(source, tool_use)

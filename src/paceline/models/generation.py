@@ -8,19 +8,7 @@ from pathlib import Path
 from paceline.models.config import ModelConfig
 from paceline.models.fields import Fields, read_json
 from paceline.models.formats.gguf import GGUFFile
-
-# Tokens that end a text, by name, whatever the file says of its end: files of chat models often
-# name another one. `<|end|>` ends a message, not the text, in models that have `_CALLS`.
-_END_NAMES = frozenset(
-    {
-        *(b"<|eot_id|>", b"<|im_end|>", b"<|end|>", b"<end_of_turn>", b"<|endoftext|>"),
-        *(b"<|end_of_text|>", b"<|eom_id|>", b"<|return|>", b"<|call|>"),
-        *(b"<|fim_pad|>", b"<fim-pad>", b"<fim_pad>", b"<|file_sep|>"),
-        *(b"<|fim_repo|>", b"<|repo_name|>", b"<fim-repo>", b"<reponame>"),
-    }
-)
-_CALLS = (b"<|return|>", b"<|call|>")
-_END_KEYS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+from paceline.models.gguf_vocabulary import find_stop_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +63,14 @@ def read_gguf_defaults(file: GGUFFile, config: ModelConfig) -> Defaults:
         "repetition_penalty": "general.sampling.penalty_repeat",
     }
     values = Fields(file.metadata, f"the metadata of {file.path.name}", names)
-    stops = frozenset(config.eos) | _ends(file, values)
+    stops = frozenset(config.eos)
+    if "tokenizer.ggml.tokens" in file.metadata:
+        stops |= find_stop_tokens(file.metadata, str(file.path))
     return _defaults(
         frozenset(token for token in stops if token < config.vocab_size),
         values,
         "temperature" in values,
     )
-
-
-def _ends(file: GGUFFile, values: Fields) -> frozenset[int]:
-    """Return the tokens that end a text, by the keys for them and by their names."""
-    keys = (f"tokenizer.ggml.{role}_token_id" for role in _END_KEYS)
-    ids = {values.integer(key, low=-1, high=2**32 - 1) for key in keys if key in values}
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    names = tokens if isinstance(tokens, list) else []
-    ends = {name: i for i, name in enumerate(names) if name in _END_NAMES}
-    if all(name in ends for name in _CALLS):
-        ends.pop(b"<|end|>", None)
-    return frozenset(token for token in ids | set(ends.values()) if token >= 0)
 
 
 def _defaults(stops: frozenset[int], values: Fields, sampled: bool) -> Defaults:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +37,8 @@ def read_gguf_config(file: GGUFFile) -> tuple[ModelConfig, Family, frozenset[str
     config, family, _ = read_config(values, f"the metadata of {file.path.name}")
     if arch.folded_norms:
         config = replace(config, norm_offset=0.0)
-    return config, located_family(family, arch), _biased(file, arch)
+    family = located_family(family, arch, _modules(file, arch))
+    return config, family, _biased(file, family)
 
 
 def read_gguf_settings(file: GGUFFile) -> dict[str, Any]:
@@ -62,10 +64,13 @@ def _read(file: GGUFFile) -> tuple[Architecture, dict[str, Any]]:
     }
     meta = Fields(file.metadata, meta.where, keys)
     _refuse(meta, name, arch)
+    kind = arch.family
+    if arch.windowed and meta.get("attention.sliding_window"):
+        kind = arch.windowed
     settings = _Settings(file, meta, arch).read()
-    names = FAMILIES[arch.family].names
+    names = FAMILIES[kind].names
     values = {names.get(setting, setting): value for setting, value in settings.items()}
-    return arch, {"model_type": arch.family, **values}
+    return arch, {"model_type": kind, **values}
 
 
 def _refuse(meta: Fields, name: str, arch: Architecture) -> None:
@@ -121,11 +126,33 @@ class _Settings:
         }
         for key, setting in self._arch.keys.items():
             if key in meta:
-                settings[setting] = meta.get(key)
+                settings[setting] = self._value(key)
         if self._arch.width_scaled:
             wide = layers in self._arch.width_scaled
             settings["query_pre_attn_scalar"] = hidden / heads if wide else head_dim
+        if self._arch.family == "minicpm":
+            settings |= self._minicpm(settings)
+        if self._arch.family == "falcon":
+            norms = 1 + ("blk.0.attn_norm_2.weight" in self._file.tensors)
+            settings["num_ln_in_parallel_attn"] = norms
         return settings | self._windows(layers)
+
+    def _value(self, key: str) -> str | bool | float | None:
+        """Return a single value; 0 stands for none."""
+        value = self._meta.get(key)
+        if isinstance(value, np.ndarray | list):
+            raise self._meta.fail(key, "a single value")
+        return None if value == 0 and value is not False else value
+
+    def _minicpm(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the scales as that family's config has them; early files hold none of them."""
+        meta, hidden, depth = self._meta, settings["hidden_size"], settings["num_hidden_layers"]
+        root = math.sqrt(depth)
+        return {
+            "scale_emb": meta.number("embedding_scale", 12.0),
+            "scale_depth": meta.number("residual_scale", 1.4 / root) * root,
+            "dim_model_base": hidden / meta.number("logit_scale", hidden / 256, low=1e-6),
+        }
 
     def _uniform(self, key: str, default: int | None = None) -> int:
         """Return a number that may be given for each layer, if all are alike."""
@@ -163,10 +190,8 @@ class _Settings:
 
     def _windows(self, layers: int) -> dict[str, Any]:
         """Return the windows of the layers, where the file has a period or a list of them."""
-        if "attention.sliding_window" not in self._arch.keys:
+        if not self._meta.get("attention.sliding_window"):
             return {}
-        if self._meta.integer("attention.sliding_window", 1, low=0) == 0:
-            return {"sliding_window": None}
         key = "attention.sliding_window_pattern"
         pattern = self._meta.get(key)
         if not isinstance(pattern, np.ndarray):
@@ -248,11 +273,33 @@ class _Settings:
         return [float(str(value)) for value in dequantize(tensor.type, tensor.data)[0]]
 
 
-def located_family(family: Family, arch: Architecture) -> Family:
+def _modules(file: GGUFFile, arch: Architecture) -> dict[str, str]:
+    """Return the modules of a layer in this file, with their canonical names."""
+    alternatives = {name for name in arch.alternatives if f"blk.0.{name}.weight" in file.tensors}
+    return layer_modules(arch, alternatives)
+
+
+def layer_modules(arch: Architecture, alternatives: Collection[str]) -> dict[str, str]:
+    """Return the modules of a layer, with their canonical names.
+
+    Args:
+        arch: of the file.
+        alternatives: modules whose alternative names are used.
+    """
+    layer = dict(arch.layer)
+    for module, names in arch.alternatives.items():
+        if module in alternatives:
+            replaced = {name for value in names.values() for name in value.split()}
+            kept = {key: name for key, name in layer.items() if name not in replaced}
+            layer = {**kept, **names}
+    return layer
+
+
+def located_family(family: Family, arch: Architecture, layer: Mapping[str, str]) -> Family:
     """Return the family with tensors where GGUF files have them."""
     return replace(
         family,
-        layer=arch.layer,
+        layer=layer,
         outer=arch.outer,
         at="blk.{i}.",
         prefixes=(),
@@ -264,11 +311,12 @@ def located_family(family: Family, arch: Architecture) -> Family:
     )
 
 
-def _biased(file: GGUFFile, arch: Architecture) -> frozenset[str]:
+def _biased(file: GGUFFile, family: Family) -> frozenset[str]:
     """Return the linear maps whose bias is in the file, by the first layer."""
+    layer = {f"blk.0.{module}": names for module, names in family.layer.items()}
     return frozenset(
         name
-        for module, names in arch.layer.items()
-        if f"blk.0.{module}.bias" in file.tensors and not names.endswith("norm")
+        for module, names in {**layer, **family.outer}.items()
+        if f"{module}.bias" in file.tensors and not names.endswith("norm")
         for name in names.split()
     )

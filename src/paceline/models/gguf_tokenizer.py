@@ -38,30 +38,6 @@ def open_gguf_tokenizer(file: GGUFFile) -> Tokenizer:
     return make_tokenizer(file.metadata, str(file.path))
 
 
-def gguf_stop_tokens(file: GGUFFile) -> frozenset[int]:
-    """Return the ids that end an answer: `eos`, `eot`, `eom`, and tokens with the name of an end.
-
-    Many files of chat models name the `eos` of their base model. As in llama.cpp, but `</s>` and
-    names such as `<PAD>` count only where the file calls them control tokens: Gemma and Qwen have
-    `</s>` for HTML.
-
-    Raises:
-        ModelError: the tokens are missing or invalid.
-    """
-    return find_stop_tokens(file.metadata, str(file.path))
-
-
-def find_stop_tokens(metadata: Mapping[str, Any], where: str) -> frozenset[int]:
-    """Return what `gguf_stop_tokens` does, given the metadata and a name for the file."""
-    vocabulary = GGUFVocabulary(metadata, where)
-    roles = (vocabulary.role(role) for role in ("eos", "eot", "eom"))
-    ends = vocabulary.ends
-    if {"<|return|>", "<|call|>"} <= set(ends.values()):
-        # gpt-oss ends messages, not answers, by <|end|>.
-        ends = {index: text for index, text in ends.items() if text != "<|end|>"}
-    return frozenset(index for index in roles if index is not None) | ends.keys()
-
-
 def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     """Build a tokenizer from the metadata of a GGUF file; `where` is for error messages.
 
@@ -90,9 +66,13 @@ def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
     template = metadata.get(_TEMPLATE)
     if template is not None and not isinstance(template, str):
         raise ModelError(f"{_TEMPLATE} in {where} is not text")
-    return Tokenizer(
-        backend, settings, ChatTemplate(template) if template else None, chat_begins=True
+    tool_use = metadata.get(f"{_TEMPLATE}.tool_use")
+    chat = (
+        ChatTemplate(template, tool_use if isinstance(tool_use, str) else None)
+        if template
+        else None
     )
+    return Tokenizer(backend, settings, chat, chat_begins=True)
 
 
 def _byte_level(vocabulary: GGUFVocabulary, split: PreTokenizer) -> tokenizers.Tokenizer:

@@ -184,3 +184,27 @@ class GGUFVocabulary:
             f"{PREFIX}{key} in {self.where} is {'missing' if value is None else shown}, "
             f"expected {expected}"
         )
+
+
+def find_stop_tokens(metadata: Mapping[str, Any], where: str) -> frozenset[int]:
+    """Return the ids that end an answer, by their roles and by their names.
+
+    Many files of chat models name the `eos` of their base model. As in llama.cpp, but `</s>` never
+    counts by its name, and names such as `<PAD>` only where the file calls them control tokens:
+    Gemma and Qwen have `</s>` for HTML.
+
+    Args:
+        metadata: of a GGUF file.
+        where: the file, for error messages.
+
+    Raises:
+        ModelError: the tokens are missing or invalid.
+    """
+    vocabulary = GGUFVocabulary(metadata, where)
+    roles = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+    ends = vocabulary.ends
+    if {"<|return|>", "<|call|>"} <= set(ends.values()):
+        # gpt-oss ends messages, not answers, by <|end|>.
+        ends = {index: text for index, text in ends.items() if text != "<|end|>"}
+    ids = (vocabulary.role(role) for role in roles)
+    return frozenset(index for index in ids if index is not None) | ends.keys()

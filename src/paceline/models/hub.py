@@ -11,7 +11,6 @@ from paceline.models import hub_client
 from paceline.models.download_bar import note
 from paceline.models.formats.gguf import is_gguf, part_number
 from paceline.models.known_models import KNOWN_MODELS, HubFile, KnownModel
-from paceline.models.pull import pull
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 _HUB_FILE = re.compile(r"(\w[\w.-]*/\w[\w.-]*)/([\w./-]+\.gguf)(?:@([\w./-]+))?")
@@ -77,6 +76,8 @@ def known_file(model: KnownModel) -> Path:
             f"{model.name} is not here, and HF_HUB_OFFLINE is set; run "
             f"`paceline pull {model.name}` where there is a network"
         )
+    from paceline.models.pull import pull
+
     note(f"{model.name} is not here yet and is fetched once")
     try:
         return pull(model).path

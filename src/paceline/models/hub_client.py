@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,9 @@ def hub_reachable() -> bool:
     """Return whether the hub answers at all; HF_ENDPOINT names another one."""
     if offline():
         return False
+    import urllib.error  # slow to import, and rarely used
+    import urllib.request
+
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         urllib.request.urlopen(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
@@ -16,6 +14,7 @@ from paceline.models.formats.gguf import GGUFFile
 from paceline.models.formats.quantized import read_packing
 from paceline.models.generation import Defaults, read_defaults, read_gguf_defaults
 from paceline.models.gguf_config import read_gguf_config
+from paceline.models.gguf_tokenizer import open_gguf_tokenizer
 from paceline.models.hf_config import read_config
 from paceline.models.hub import display_name, locate
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
@@ -56,9 +55,7 @@ class Model:
         """
         if self.gguf is None:
             return open_tokenizer(self.path)
-        module: Any = import_module("paceline.models.gguf_tokenizer")
-        tokenizer: Tokenizer = module.open_gguf_tokenizer(self.gguf)
-        return tokenizer
+        return open_gguf_tokenizer(self.gguf)
 
     def fingerprint(self) -> str:
         """Return a hash of the names, sizes and ends of its files, to identify the checkpoint.

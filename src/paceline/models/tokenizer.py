@@ -74,23 +74,30 @@ class Tokenizer:
         return [*self._begin, *ids, *self._end] if special else ids
 
     def encode_chat(
-        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's answer.
 
         Args:
             messages: `role` and `content` of each turn.
             tools: for a template that takes them.
+            settings: further variables of the template, e.g. `enable_thinking`.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
-        ids = self.encode(self.render_chat(messages, tools), special=False)
+        ids = self.encode(self.render_chat(messages, tools, settings), special=False)
         begins = ids[: len(self._chat_begin)] == self._chat_begin
         return ids if begins else [*self._chat_begin, *ids]
 
     def render_chat(
-        self, messages: Iterable[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """Return the text of a conversation, up to where the answer begins."""
         if self.template is None:
@@ -98,7 +105,7 @@ class Tokenizer:
                 "this model has no chat template; give it plain text, or put its template into "
                 "chat_template.jinja beside its config.json"
             )
-        return self.template.render(list(messages), self.special, tools)
+        return self.template.render(list(messages), self.special, tools, settings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""

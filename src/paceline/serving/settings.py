@@ -185,11 +185,19 @@ class ServerSettings:
     cors: Annotated[
         tuple[str, ...], SettingInfo("Origins whose pages may use the API; *: any.")
     ] = ()
+    unknown_fields: Annotated[
+        str,
+        SettingInfo("Unknown fields of a body: refuse them, or ignore them and warn in a header."),
+    ] = "refuse"
     log_prompts: Annotated[bool, SettingInfo("Write prompts and answers to the log.")] = False
 
     def __post_init__(self) -> None:
         for name, (kind, info) in _described().items():
             _check(name, kind, info, getattr(self, name))
+        if self.unknown_fields not in ("refuse", "warn"):
+            raise RequestError(
+                f"unknown_fields is {self.unknown_fields!r:.40}, expected refuse or warn"
+            )
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
         if self.kv_policy is not None:

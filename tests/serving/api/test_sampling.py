@@ -117,10 +117,23 @@ NAMED = {
 @pytest.mark.parametrize("name", NAMED)
 def test_the_names_of_other_servers_are_ours(name):
     given_, expected = NAMED[name]
-    found = sampling(CompletionBody(prompt="a", **given_))["controls"]
-    assert (found is None) == (expected is None)
-    if expected is not None:
-        assert set(SamplerSpec.of(found).methods) == set(SamplerSpec.of(expected).methods)
+    found = sampling(CompletionBody(prompt="a", **given_), {})["controls"]
+    assert set(found) == set(SamplerSpec.of(expected or {}).methods)
+
+
+def test_a_default_holds_for_each_field_that_is_not_given():
+    defaults = {"top_k": 40, "top_p": 0.9, "repetition_penalty": 1.1}
+
+    def found(**fields):
+        controls = sampling(CompletionBody(prompt="a", **fields), defaults)["controls"]
+        return {control.name for control in controls}
+
+    assert found() == found(temperature=0.5) == found(presence_penalty=0.0) == set(defaults)
+    assert found(presence_penalty=0.5) == {*defaults, "presence_penalty"}
+    assert found(top_k=0) == found(top_k=-1) == {"top_p", "repetition_penalty"}
+    assert found(top_p=1.0, repetition_penalty=1.0) == {"top_k"}
+    assert found(sampler="min_p=0.1") == {*defaults, "min_p"}
+    assert found(sampler={"top_k": 3}) == set(defaults)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +174,7 @@ KEYS = st.sampled_from(
 def test_no_sampler_names_a_place(wish):
     try:
         body = CompletionBody(prompt="a", sampler=wish)
-        found = sampling(body)["controls"]
+        found = sampling(body, {})["controls"]
     except (PacelineError, ValidationError):
         return
     assert not [method for method in found for name in method.paths if getattr(method, name)]

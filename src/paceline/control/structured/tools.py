@@ -102,7 +102,12 @@ class Tools:
             raise RequestError(unknown("tool", name, ["auto", "none", "required", *functions]))
         return cls(functions, tuple(given), name)
 
-    def encode(self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> list[int]:
+    def encode(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Return the token ids of a conversation that offers the tools.
 
         Raises:
@@ -110,8 +115,8 @@ class Tools:
         """
         template = tokenizer.template
         if template is not None and template.takes_tools:
-            return tokenizer.encode_chat(messages, self.given)
-        return tokenizer.encode_chat(self.with_tools(messages))
+            return tokenizer.encode_chat(messages, self.given, settings)
+        return tokenizer.encode_chat(self.with_tools(messages), settings=settings)
 
     def with_tools(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return `messages` with the tools described in text, for templates without tools."""

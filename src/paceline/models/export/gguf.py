@@ -22,12 +22,12 @@ from paceline.models.export.gguf_metadata import (
 )
 from paceline.models.export.gguf_tokenizer import tokenizer_metadata
 from paceline.models.export.gguf_types import FILE_TYPES, GGUFFormat
-from paceline.models.export.settings import as_fields, model_settings
-from paceline.models.families import FAMILIES
+from paceline.models.export.settings import as_fields, family_of, model_settings
+from paceline.models.family import Family
 from paceline.models.formats.gguf_quantize import quantize
 from paceline.models.formats.gguf_writer import PendingTensor, Value, write_gguf
 from paceline.models.gguf_architectures import Architecture
-from paceline.models.gguf_config import located_family
+from paceline.models.gguf_config import layer_modules, located_family
 from paceline.models.model import Model
 from paceline.models.tensor_names import places
 from paceline.models.tensors import BlockQuantized
@@ -72,7 +72,8 @@ class GGUFExport:
         name, arch = find_architecture(config)
         settings = as_fields(self.model, model_settings(self.model))
         divisors = rope_tensors(config, settings)
-        assembled = _assembled(config, arch, self.model.weights)
+        family = family_of(self.model, settings.values)
+        assembled = _assembled(config, family, arch, self.model.weights)
         self._tensors = {each: _vector(values) for each, values in divisors.items()}
         for each in assembled:
             self._tensors[each.name] = self._pending(each, arch)
@@ -165,16 +166,25 @@ class GGUFExport:
             )
 
 
-def _assembled(config: ModelConfig, arch: Architecture, weights: Weights) -> list[Assembled]:
-    """Return the tensors of the file in order."""
-    family = located_family(FAMILIES[arch.family], arch)
+def _assembled(
+    config: ModelConfig, family: Family, arch: Architecture, weights: Weights
+) -> list[Assembled]:
+    """Return the tensors of the file in order; queries, keys and values fused as in the family."""
+    alternatives = {
+        module
+        for module, names in arch.alternatives.items()
+        if all(_has(weights, family, name) for name in names.values())
+    }
+    located = located_family(family, arch, layer_modules(arch, alternatives))
+    modules = [*located.layer.values(), *located.outer.values()]
     biased = frozenset(
         name
-        for names in family.layer.values()
+        for names in modules
         for name in names.split()
-        if f"layers.0.{name}.bias" in weights and not name.endswith("norm")
+        if not name.endswith("norm")
+        and (f"layers.0.{name}.bias" in weights or f"{name}.bias" in weights)
     )
-    wanted = places(config, family, biased)
+    wanted = places(config, located, biased)
     if config.tied:
         wanted.pop("head", None)
     if missing := sorted(weights.keys() - wanted.keys()):
@@ -186,6 +196,13 @@ def _assembled(config: ModelConfig, arch: Architecture, weights: Weights) -> lis
     if absent:
         raise ModelError(f"{config.family} models have no {absent[0]}, which GGUF files need")
     return assemble(wanted)
+
+
+def _has(weights: Weights, family: Family, names: str) -> bool:
+    """Return whether a family has a module of its own for some names of a layer."""
+    if " " in names:
+        return names in family.layer.values()
+    return f"layers.0.{names}" in weights and names not in family.shared
 
 
 def _required_biases(

@@ -25,8 +25,9 @@ from paceline.models.gguf_architectures import ARCHITECTURES, Architecture
 from paceline.models.gguf_config import read_gguf_config
 from paceline.models.rope import Rope
 
-# Families whose text model is another family's.
-SAME_AS = {"mistral": "llama", "gemma3": "gemma3_text"}
+# Families whose text model is another family's, or is one without windows.
+SAME_AS = {"gemma3": "gemma3_text"}
+WITHOUT_WINDOWS = {"mistral": "llama", "ministral": "llama"}
 
 
 def find_architecture(config: ModelConfig) -> tuple[str, Architecture]:
@@ -36,8 +37,10 @@ def find_architecture(config: ModelConfig) -> tuple[str, Architecture]:
         ModelError: GGUF has none.
     """
     family = SAME_AS.get(config.family, config.family)
+    if not any(layer.window for layer in config.layers):
+        family = WITHOUT_WINDOWS.get(family, family)
     for name, arch in ARCHITECTURES.items():
-        if arch.family == family:
+        if family in (arch.family, arch.windowed):
             return name, arch
     known = sorted({arch.family for arch in ARCHITECTURES.values()})
     raise ModelError(

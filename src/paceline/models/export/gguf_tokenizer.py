@@ -18,8 +18,14 @@ from tokenizers import Regex, pre_tokenizers
 from paceline.errors import ModelError
 from paceline.models.fields import read_json
 from paceline.models.formats.gguf_writer import Value
-from paceline.models.gguf_tokenizer import find_stop_tokens, make_tokenizer
-from paceline.models.gguf_vocabulary import CONTROL, NORMAL, UNKNOWN, USER_DEFINED
+from paceline.models.gguf_tokenizer import make_tokenizer
+from paceline.models.gguf_vocabulary import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    find_stop_tokens,
+)
 from paceline.models.model import Model
 from paceline.models.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from paceline.models.tokenizer import Tokenizer

@@ -34,8 +34,6 @@ def hf_settings(model: Model) -> dict[str, Any]:
     for key in _DROPPED:
         values.pop(key, None)
     family = SAME_AS.get(model.config.family, model.config.family)
-    if model.config.family == "mistral":
-        family = "mistral"
     values["model_type"] = family
     values["tie_word_embeddings"] = model.config.tied
     if family != model.config.family or "architectures" not in values:

@@ -17,6 +17,7 @@ from paceline.serving.api.dependencies import Dependencies, Here
 from paceline.serving.api.errors import describe, install
 from paceline.serving.api.middleware import RequestGuard, Rules
 from paceline.serving.api.parse import RequestLimits
+from paceline.serving.api.strict import HEADER
 from paceline.serving.metrics import Metrics
 from paceline.serving.service import Service
 
@@ -92,5 +93,5 @@ def open_to(app: FastAPI, origins: Sequence[str]) -> None:
             allow_origins=list(origins),
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
-            expose_headers=["X-Request-Id", "Retry-After"],
+            expose_headers=["X-Request-Id", "Retry-After", HEADER],
         )

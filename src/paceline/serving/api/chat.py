@@ -69,6 +69,9 @@ async def _pieces(
     heading: dict[str, Any],
     collector: ChoiceCollector,
 ) -> AsyncIterator[dict[str, Any]]:
+    options = body.stream_options
+    counted = options is not None and options.include_usage
+    heading |= {"usage": None} if counted else {}
     sent = [0] * len(collector.choices)  # characters of each choice's content
     for choice in collector.choices:
         yield heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
@@ -82,8 +85,11 @@ async def _pieces(
             fields = _delta(choice, change)
             if event.logprobs:
                 fields["logprobs"] = formatting.chat_logprobs(event.logprobs, here.lm)
-            yield with_details(heading | {"choices": [fields]}, body.trace, event, here.lm)
-    if body.stream_options and body.stream_options.include_usage:
+            piece = heading | {"choices": [fields]}
+            if options and options.continuous_usage_stats:
+                piece["usage"] = formatting.usage(collector.choices)
+            yield with_details(piece, body.trace, event, here.lm)
+    if counted:
         yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
 
 

@@ -73,6 +73,9 @@ async def _pieces(
     collector: ChoiceCollector,
     echoes: Sequence[str],
 ) -> AsyncIterator[dict[str, Any]]:
+    options = body.stream_options
+    counted = options is not None and options.include_usage
+    heading |= {"usage": None} if counted else {}
     for choice, echo in zip(collector.choices, echoes, strict=True):
         if echo:
             yield heading | {"choices": [_choice(choice, echo)]}
@@ -82,8 +85,11 @@ async def _pieces(
             if event.logprobs:
                 part = Choice(choice.job, 0, logprobs=event.logprobs)
                 fields["logprobs"] = formatting.completion_logprobs(part, here.lm)
-            yield with_details(heading | {"choices": [fields]}, body.trace, event, here.lm)
-    if body.stream_options and body.stream_options.include_usage:
+            piece = heading | {"choices": [fields]}
+            if options and options.continuous_usage_stats:
+                piece["usage"] = formatting.usage(collector.choices)
+            yield with_details(piece, body.trace, event, here.lm)
+    if counted:
         yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
 
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from paceline.serving.api.errors import LeftError, refusal
 from paceline.serving.api.formatting import Choice
+from paceline.serving.api.strict import HEADER, Reading, reading
 from paceline.serving.api_keys import ApiKeys
 from paceline.serving.messages import FAILED
 from paceline.serving.metrics import RequestMetrics
@@ -43,6 +44,7 @@ class Rules:
         body_seconds: maximum time for a body to arrive.
         write_seconds: maximum time for a client to read a piece of a response.
         log_prompts: write prompts and answers to the log.
+        unknown_fields: of bodies: `refuse` them, or ignore them and `warn` in a header.
     """
 
     keys: ApiKeys = field(default_factory=lambda: ApiKeys(()))
@@ -51,6 +53,7 @@ class Rules:
     body_seconds: float = 30.0
     write_seconds: float = 60.0
     log_prompts: bool = False
+    unknown_fields: str = "refuse"
 
 
 class RequestGuard:
@@ -82,9 +85,10 @@ class RequestGuard:
             return
         exchange = _Exchange(scope, send, self._rules.write_seconds, self._draining)
         try:
-            refused = self._refused(scope, exchange) or await self._pass_on(
-                scope, receive, exchange
-            )
+            with reading(self._rules.unknown_fields == "warn") as exchange.body:
+                refused = self._refused(scope, exchange) or await self._pass_on(
+                    scope, receive, exchange
+                )
             if refused:
                 await refused(scope, receive, exchange.send)
         except LeftError:
@@ -175,6 +179,8 @@ class RequestGuard:
         }
         if exchange.cut:
             fields["cut"] = f"the client read nothing for {self._rules.write_seconds:g} s"
+        if ignored := exchange.body.header():
+            fields["ignored"] = ignored
         choices = scope["state"].get("choices", ())
         tokens = sum(_tokens(choice) for choice in choices)
         self._rules.rates.charge(exchange.payer, tokens, monotonic())
@@ -204,6 +210,7 @@ class _Exchange:
         self.id = requested if _ID.fullmatch(requested) else secrets.token_hex(12)
         self.start, self.status = monotonic(), 0
         self.failed = self.cut = False  # because of a bug; because the client did not read
+        self.body = Reading()
         self.client: str | None = None
         self.address: str = (scope["client"] or ("",))[0]
         self._send, self._seconds, self._draining = send, seconds, draining
@@ -220,6 +227,8 @@ class _Exchange:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [*message["headers"], (b"x-request-id", self.id.encode())]
+            if ignored := self.body.header():
+                message["headers"].append((HEADER.lower().encode(), ignored.encode()))
             if self._draining():
                 message["headers"].append((b"connection", b"close"))
         try:

@@ -23,6 +23,7 @@ from paceline.serving.api.schemas import (
     Message,
     ResponseFormat,
     SamplingBody,
+    StructuredOutputs,
     TextPart,
 )
 from paceline.serving.messages import Job
@@ -101,6 +102,8 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     options = _options(lm, body, limits, plan, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
+    if body.chat_template_kwargs:
+        options["chat_template_kwargs"] = body.chat_template_kwargs
     if body.tool_choice is not None:
         choice = body.tool_choice
         options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
@@ -185,8 +188,11 @@ def _options(
     prediction = _joined(body.prediction.content) if body.prediction else None
     if prediction is not None:
         _check_text(lm, "the prediction", prediction, replace(limits, prompt_tokens=None))
+    searched = plan.strategy is not None
+    builder = lm.request_builder
+    defaults = builder.default_penalties() if searched else lm.model.defaults.samplers()
     options = {
-        **sampling(body),
+        **sampling(body, defaults),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "ignore_eos": body.ignore_eos,
@@ -195,9 +201,7 @@ def _options(
         "watermark": limits.steering.watermark_of(body.watermark),
         "kv_policy": limits.steering.kv_policy_of(body.kv_policy),
     }
-    if plan.strategy is None:
-        return options
-    return dict(lm.request_builder.without_sampling(cast(RequestOptions, options)))
+    return dict(builder.without_sampling(cast(RequestOptions, options))) if searched else options
 
 
 def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMethod]:
@@ -219,26 +223,45 @@ def _check_prompt(what: str, tokens: int, limits: RequestLimits) -> None:
 
 
 def _grammar(body: SamplingBody, form: ResponseFormat | None) -> Grammar | None:
-    grammars = []
-    if body.guided_json is not None:
-        grammars.append(Grammar.schema(body.guided_json))
-    if body.guided_regex is not None:
-        grammars.append(Grammar(body.guided_regex))
-    if body.guided_choice is not None:
-        grammars.append(Grammar.choice(body.guided_choice))
-    if body.guided_grammar is not None:
-        grammars.append(Grammar(body.guided_grammar, "lark"))
-    if form and form.json_schema is not None and form.type != "json_schema":
-        raise RequestError(f"response_format {form.type} takes no json_schema; leave one out")
-    if form and form.type == "json_object":
-        grammars.append(Grammar.schema({"type": "object"}))
-    if form and form.type == "json_schema":
-        if form.json_schema is None or form.json_schema.schema_ is None:
-            raise RequestError("response_format json_schema needs json_schema with a schema")
-        grammars.append(Grammar.schema(form.json_schema.schema_))
+    """Return the grammar that a body gives, under whichever of its names."""
+    named = body.structured_outputs or StructuredOutputs()
+    schemas = [body.guided_json, body.json_schema, named.json_, _response_schema(form)]
+    if named.json_object:
+        schemas.append({"type": "object"})
+    grammars = [Grammar.schema(schema) for schema in schemas if schema is not None]
+    grammars += [
+        Grammar(text) for text in (body.guided_regex, body.regex, named.regex) if text is not None
+    ]
+    grammars += [
+        Grammar.choice(choices)
+        for choices in (body.guided_choice, named.choice)
+        if choices is not None
+    ]
+    grammars += [
+        Grammar(text, "lark") for text in (body.guided_grammar, named.grammar) if text is not None
+    ]
     if len(grammars) > 1:
-        raise RequestError("several grammars are given; give one of response_format and guided_*")
+        raise RequestError(
+            "several grammars are given; give one of response_format, structured_outputs, regex, "
+            "json_schema and guided_*"
+        )
     return grammars[0] if grammars else None
+
+
+def _response_schema(form: ResponseFormat | None) -> dict[str, Any] | None:
+    """Return the schema that a response format stands for; None for text."""
+    if form is None:
+        return None
+    if form.json_schema is not None and form.type != "json_schema":
+        raise RequestError(f"response_format {form.type} takes no json_schema; leave one out")
+    if form.type == "json_object":
+        return form.schema_ or {"type": "object"}
+    if form.type == "json_schema":
+        schema = form.json_schema.schema_ if form.json_schema else form.schema_
+        if schema is None:
+            raise RequestError("response_format json_schema needs json_schema with a schema")
+        return schema
+    return None
 
 
 def _jobs(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
+from paceline.errors import RequestError
 from paceline.serving.api.schemas import (
     CalledFunction,
     ChatBody,
@@ -16,28 +17,30 @@ from paceline.serving.api.schemas import (
     ResponseFormat,
     SamplingBody,
     SchemaBody,
-    Strict,
     TextPart,
     Tool,
     ToolCallBody,
 )
+from paceline.serving.api.strict import ANY, NULL, Strict
+
+# Fields of items of an earlier response.
+_EARLIER = {"id": ANY, "status": ANY, "phase": ANY, "created_by": ANY, "namespace": NULL}
 
 
 class ResponseTextPart(TextPart):
     """A part of a text; parts of earlier responses come with empty lists."""
 
-    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
-    logprobs: Annotated[list[Any], Field(max_length=0)] | None = None
+    unused: ClassVar = {"annotations": ANY, "logprobs": ANY}
 
 
 class ResponseMessage(Strict):
-    """A message; `id` and `status` are those of an earlier response."""
+    """A message."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ResponseTextPart]
-    id: str | None = None
-    status: str | None = None
+
+    unused: ClassVar = _EARLIER
 
 
 class FunctionCall(CalledFunction):
@@ -45,8 +48,8 @@ class FunctionCall(CalledFunction):
 
     type: Literal["function_call"]
     call_id: str
-    id: str | None = None
-    status: str | None = None
+
+    unused: ClassVar = _EARLIER
 
 
 class FunctionOutput(Strict):
@@ -54,9 +57,37 @@ class FunctionOutput(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str
-    id: str | None = None
-    status: str | None = None
+    output: str | list[ResponseTextPart]
+
+    unused: ClassVar = _EARLIER
+
+
+class Reasoning(Strict):
+    """What an earlier response thought, which is not part of the conversation here."""
+
+    type: Literal["reasoning"]
+
+    unused: ClassVar = {
+        **_EARLIER,
+        "summary": ANY,
+        "content": ANY,
+        "encrypted_content": ANY,
+    }
+
+
+def _kind(item: Any) -> str:
+    """Return the kind of an item, by which it is read."""
+    kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "")
+    return kind if isinstance(kind, str) else ""
+
+
+InputItem = Annotated[
+    Annotated[ResponseMessage, Tag("message")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionOutput, Tag("function_call_output")]
+    | Annotated[Reasoning, Tag("reasoning")],
+    Discriminator(_kind),
+]
 
 
 class ResponseTool(FunctionBody):
@@ -86,22 +117,35 @@ class ResponseTextOptions(Strict):
 
     format: ResponseTextFormat | None = None
 
+    unused: ClassVar = {"verbosity": ANY}
+
 
 class ResponseBody(SamplingBody):
     """`POST /v1/responses`; nothing is stored, so each request brings its whole conversation."""
 
-    input: (
-        str | Annotated[list[ResponseMessage | FunctionCall | FunctionOutput], Field(min_length=1)]
-    )
+    input: str | Annotated[list[InputItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: ResponseTextOptions | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
-    truncation: Literal["disabled"] | None = None
+    parallel_tool_calls: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
     background: bool | None = None
+
+    unused: ClassVar = {
+        **SamplingBody.unused,
+        "truncation": ANY,  # what is too long is refused
+        "include": ANY,
+        "reasoning": ANY,
+        "reasoning_effort": ANY,
+        "stream_options": ANY,
+        "max_tool_calls": ANY,
+        "top_logprobs": (0,),
+        "prompt": NULL,
+        "conversation": NULL,
+    }
 
     @field_validator("store", "previous_response_id", "background")
     @classmethod
@@ -111,10 +155,16 @@ class ResponseBody(SamplingBody):
         return value
 
     def as_chat(self) -> ChatBody:
-        """Return the equivalent chat body."""
-        messages = [_message(item) for item in self._items()]
+        """Return the equivalent chat body.
+
+        Raises:
+            RequestError: there is no message.
+        """
+        messages = [_message(item) for item in self._items() if not isinstance(item, Reasoning)]
         if self.instructions is not None:
             messages.insert(0, Message(role="system", content=self.instructions))
+        if not messages:
+            raise RequestError("input holds no message; give at least one")
         choice = self.tool_choice
         form = self.text.format if self.text else None
         shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
@@ -126,9 +176,10 @@ class ResponseBody(SamplingBody):
             response_format=_format(form) if form else None,
             tools=tools or None,
             tool_choice=_choice(choice) if isinstance(choice, ResponseToolChoice) else choice,
+            parallel_tool_calls=self.parallel_tool_calls,
         )
 
-    def _items(self) -> list[ResponseMessage | FunctionCall | FunctionOutput]:
+    def _items(self) -> list[ResponseMessage | FunctionCall | FunctionOutput | Reasoning]:
         if isinstance(self.input, str):
             return [ResponseMessage(role="user", content=self.input)]
         return self.input
@@ -136,16 +187,17 @@ class ResponseBody(SamplingBody):
 
 def _message(item: ResponseMessage | FunctionCall | FunctionOutput) -> Message:
     if isinstance(item, FunctionOutput):
-        return Message(role="tool", tool_call_id=item.call_id, content=item.output)
+        return Message(role="tool", tool_call_id=item.call_id, content=_joined(item.output))
     if isinstance(item, FunctionCall):
         function = CalledFunction(name=item.name, arguments=item.arguments)
         return Message(
             role="assistant", tool_calls=[ToolCallBody(id=item.call_id, function=function)]
         )
-    content = item.content
-    if isinstance(content, list):
-        content = "".join(piece.text for piece in content)
-    return Message(role=item.role, content=content)
+    return Message(role=item.role, content=_joined(item.content))
+
+
+def _joined(content: str | list[ResponseTextPart]) -> str:
+    return content if isinstance(content, str) else "".join(piece.text for piece in content)
 
 
 def _function(tool: ResponseTool) -> FunctionBody:

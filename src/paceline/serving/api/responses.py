@@ -44,7 +44,7 @@ class _ResponseBuilder:
         fields |= body.model_dump(include={"top_p", "metadata", "user"})
         self._head = head | {"created_at": created, "error": None, "incomplete_details": None}
         self._head |= fields | {
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "text": _dumped(body.text) or {"format": {"type": "text"}},

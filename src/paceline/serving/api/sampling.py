@@ -20,19 +20,19 @@ class _Field(NamedTuple):
 
 
 _FIELDS = {
-    "top_p": _Field("top_p"),
+    "top_p": _Field("top_p", lambda p: p == 1),
     "top_k": _Field("top_k", lambda k: k in (-1, 0)),
-    "min_p": _Field("min_p"),
+    "min_p": _Field("min_p", lambda p: p == 0),
     "top_a": _Field("top_a"),
     "typical_p": _Field("typical"),
     "top_n_sigma": _Field("top_n_sigma", lambda n: n < 0),
-    "frequency_penalty": _Field("frequency_penalty"),
-    "presence_penalty": _Field("presence_penalty"),
-    "repetition_penalty": _Field("repetition_penalty"),
+    "frequency_penalty": _Field("frequency_penalty", lambda p: p == 0),
+    "presence_penalty": _Field("presence_penalty", lambda p: p == 0),
+    "repetition_penalty": _Field("repetition_penalty", lambda p: p == 1),
     "no_repeat_ngram_size": _Field("no_repeat_ngram", lambda n: n == 0),
     "logit_bias": _Field("logit_bias"),
     "bad_words": _Field("bad_words"),
-    "min_tokens": _Field("min_length"),
+    "min_tokens": _Field("min_length", lambda n: n == 0),
     "xtc_probability": _Field("xtc.probability", lambda p: p == 0),
     "xtc_threshold": _Field("xtc.threshold", needs="xtc_probability"),
     "dry_multiplier": _Field("dry", lambda m: m == 0),
@@ -45,17 +45,19 @@ _FIELDS = {
 }
 
 
-def sampling(body: SamplingBody) -> dict[str, Any]:
-    """Return `temperature` and `controls` for `LM.request`; None leaves them to the checkpoint.
+def sampling(body: SamplingBody, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """Return `temperature` and `controls` for `LM.request`.
+
+    Args:
+        body: of the request.
+        defaults: settings of the checkpoint, each for bodies that say nothing of it.
 
     Raises:
         PacelineError: a control is unknown, out of range, given twice, or names a path on the
             server; or a field lacks the one it requires.
     """
-    named = _named(body)
-    if body.sampler is None:
-        return {"temperature": body.temperature, "controls": named}
-    text = body.sampler
+    named, off = _named(body)
+    text = {} if body.sampler is None else body.sampler
     own = SamplerSpec.parse(text) if isinstance(text, str) else SamplerSpec.of(text)
     for method in own.methods:
         _check_paths(method)
@@ -65,29 +67,34 @@ def sampling(body: SamplingBody) -> dict[str, Any]:
             f"temperature is {body.temperature:g}, and in sampler it is {own.temperature:g}; "
             "give one of them"
         )
-    methods = (*SamplerSpec.of(named or {}).methods, *own.methods)
+    said = off | {key.partition(".")[0] for key in named} | {each.name for each in own.methods}
+    rest = {name: value for name, value in defaults.items() if name not in said}
+    methods = (*SamplerSpec.of({**rest, **named}).methods, *own.methods)
     return {
         "temperature": next(iter(temperatures), None),
         "controls": SamplerSpec(methods=methods).methods,
     }
 
 
-def _named(body: SamplingBody) -> Mapping[str, object] | None:
-    """Return the settings that the fields give; empty if they only turn something off."""
+def _named(body: SamplingBody) -> tuple[Mapping[str, object], set[str]]:
+    """Return the settings that the fields give, and the controls that they turn off."""
     given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
     settings: dict[str, object] = {}
+    turned_off: set[str] = set()
     for name, value in given.items():
         field = _FIELDS[name]
         other = field.needs or name
         if other not in given:
             raise RequestError(f"{name} needs {other}; give both")
         off = _FIELDS[other].off
-        if not (off and off(given[other])):
+        if off and off(given[other]):
+            turned_off.add(_FIELDS[other].key.partition(".")[0])
+        else:
             settings[field.key] = value
     if "mirostat" in settings:  # a mode, not a setting; only mode 2 exists here
         del settings["mirostat"]
         settings.setdefault("mirostat.tau", 5.0)
-    return settings if given else None
+    return settings, turned_off
 
 
 def _check_paths(method: ControlMethod) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from paceline.serving.api.strict import ANY, NULL, Strict
 
 Texts = str | list[str]
 Setting = bool | int | float | str | list[str | int] | dict[str, float]
 Count = Annotated[int, Field(ge=1, le=128)]
-
-
-class Strict(BaseModel):
-    """Forbids unknown fields, silent conversions, infinities and NaN."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Speculation(Strict):
@@ -28,6 +24,9 @@ class StreamOptions(Strict):
     """What a stream contains besides the text."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="Usage so far with every piece.")
+
+    unused: ClassVar = {"include_obfuscation": ANY}
 
 
 class GuidanceBody(Strict):
@@ -36,6 +35,24 @@ class GuidanceBody(Strict):
     negative: str = Field("", description="The other prompt. Default: the prompt's last token.")
     scale: Annotated[float, Field(ge=0, le=100)] = 1.5
     stop: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class StructuredOutputs(Strict):
+    """The form of the output, as vLLM takes it; one of them."""
+
+    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+    json_object: bool | None = None
+
+    unused: ClassVar = {
+        "disable_fallback": ANY,
+        "disable_any_whitespace": ANY,
+        "disable_additional_properties": ANY,
+        "whitespace_pattern": NULL,
+        "structural_tag": NULL,
+    }
 
 
 class SamplingBody(Strict):
@@ -81,6 +98,11 @@ class SamplingBody(Strict):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    structured_outputs: StructuredOutputs | None = None
+    regex: str | None = Field(None, description="As SGLang names `guided_regex`.")
+    json_schema: dict[str, Any] | str | None = Field(
+        None, description="As llama.cpp and SGLang name `guided_json`."
+    )
     guide: Texts | None = Field(None, description="Names of the server's guides.")
     guidance: GuidanceBody | None = None
     watermark: str | Literal[False] | None = Field(
@@ -91,6 +113,20 @@ class SamplingBody(Strict):
     )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
+
+    unused: ClassVar = {
+        "service_tier": ANY,
+        "safety_identifier": ANY,
+        "prompt_cache_key": ANY,
+        "prompt_cache_retention": ANY,
+        "keep_alive": ANY,
+        "skip_special_tokens": (True,),
+        "spaces_between_special_tokens": ANY,
+        "include_stop_str_in_output": (False,),
+        "add_special_tokens": (True,),
+        "truncate_prompt_tokens": NULL,
+        "request_id": ANY,
+    }
 
 
 class MultiChoiceBody(SamplingBody):
@@ -115,6 +151,8 @@ class CompletionBody(MultiChoiceBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     prediction: Prediction | None = None
+
+    unused: ClassVar = {**MultiChoiceBody.unused, "suffix": ("",)}
 
 
 class TextPart(Strict):
@@ -145,6 +183,8 @@ class ToolCallBody(Strict):
     type: Literal["function"] = "function"
     function: CalledFunction
 
+    unused: ClassVar = {"index": ANY}
+
 
 class Message(Strict):
     """A message of a conversation."""
@@ -154,6 +194,18 @@ class Message(Strict):
     name: str | None = None
     tool_calls: list[ToolCallBody] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    # What answers of OpenAI's API and of this server contain besides.
+    unused: ClassVar = {
+        "refusal": ANY,
+        "annotations": ANY,
+        "audio": NULL,
+        "function_call": NULL,
+        "id": ANY,
+        "status": ANY,
+        "reasoning": ANY,
+    }
 
 
 class FunctionBody(Strict):
@@ -188,9 +240,9 @@ class NamedToolChoice(Strict):
 class SchemaBody(Strict):
     """A JSON schema that the answer follows."""
 
-    name: str
+    name: str = ""
     description: str | None = None
-    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
     strict: bool | None = None
 
 
@@ -199,6 +251,9 @@ class ResponseFormat(Strict):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: SchemaBody | None = None
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="Of a json_object, as llama.cpp takes it."
+    )
 
 
 class ChatBody(MultiChoiceBody):
@@ -214,6 +269,22 @@ class ChatBody(MultiChoiceBody):
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Further variables of the chat template, as enable_thinking."
+    )
+
+    unused: ClassVar = {
+        **MultiChoiceBody.unused,
+        "reasoning_effort": ANY,
+        "verbosity": ANY,
+        "modalities": (["text"],),
+        "audio": NULL,
+        "functions": NULL,
+        "function_call": NULL,
+        "web_search_options": NULL,
+        "add_generation_prompt": (True,),
+        "continue_final_message": (False,),
+    }
 
 
 class TokenizeBody(Strict):

@@ -1,0 +1,74 @@
+"""Messages as chat templates expect them, whatever client wrote them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+Message = Mapping[str, Any]
+
+
+def as_templates_expect(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Return messages without content that is null, and with the arguments of calls as objects.
+
+    Templates serialise arguments themselves, as `transformers` documents; text that is no JSON
+    object stays text.
+    """
+    return [_expected(message) for message in messages]
+
+
+def with_content(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Return messages that all have content, empty where there was none."""
+    return [{"content": "", **message} for message in messages]
+
+
+def calls_as_text(messages: Iterable[Message], has_tool_role: bool) -> list[dict[str, Any]]:
+    """Return messages for a template that knows no calls: calls and their results as text.
+
+    Args:
+        messages: of a conversation.
+        has_tool_role: whether the template knows the role `tool`; otherwise results come from the
+            user.
+    """
+    told = []
+    for message in messages:
+        fields = dict(message)
+        calls = fields.pop("tool_calls", None)
+        if calls:
+            texts = [fields.get("content") or "", *map(_call_text, calls)]
+            fields["content"] = "\n".join(text for text in texts if text)
+        if fields.get("role") == "tool" and not has_tool_role:
+            fields["role"] = "user"
+        told.append(fields)
+    return told
+
+
+def _expected(message: Message) -> dict[str, Any]:
+    fields = {name: value for name, value in message.items() if name != "content"}
+    if message.get("content") is not None:
+        fields["content"] = message["content"]
+    calls = fields.get("tool_calls")
+    if isinstance(calls, list):
+        fields["tool_calls"] = [_with_arguments(call) for call in calls]
+    return fields
+
+
+def _with_arguments(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    arguments = function.get("arguments") if isinstance(function, Mapping) else None
+    if not isinstance(arguments, str) or not isinstance(function, Mapping):
+        return call
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return call
+    return {**call, "function": {**function, "arguments": value}} if type(value) is dict else call
+
+
+def _call_text(call: Any) -> str:
+    function = call.get("function", call) if isinstance(call, Mapping) else call
+    if isinstance(function, Mapping):
+        named = ("name", "arguments")
+        function = {name: function[name] for name in named if name in function}
+    return json.dumps(function, ensure_ascii=False)
