@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.core import Floats, Output, Request, TokenTree
 from paceline.decoding.strategies.base import Strategy
@@ -47,13 +48,14 @@ class Job:
 
 
 class Logprob(NamedTuple):
-    """The log-probability of a drawn token, at temperature 1 and before any control.
+    """The log-probability of a token, at temperature 1 and before any control.
 
-    `top` has the most likely tokens and their log-probabilities.
+    `top` has the most likely tokens and their log-probabilities. The first token of a prompt has
+    no log-probability.
     """
 
     token: int
-    logprob: float
+    logprob: float | None
     top: list[tuple[int, float]]
 
 
@@ -130,6 +132,15 @@ class WorkerStats:
         self.tokens += len(event.tokens)
 
 
+def _best(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Return the indices of the largest values, of equal ones the first."""
+    if not count:
+        return np.zeros(0, np.intp)
+    least = np.partition(values, -count)[-count] if count < len(values) else -np.inf
+    among = np.flatnonzero(values >= least)
+    return among[np.argsort(-values[among], kind="stable")[:count]]
+
+
 def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]:
     """Return the log-probabilities of drawn tokens and of the most likely alternatives.
 
@@ -142,7 +153,6 @@ def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]
     for row, token in zip(logits.astype(np.float64), tokens, strict=True):
         logs = row - row.max()
         logs -= np.log(np.exp(logs).sum())
-        best = np.argsort(-logs, kind="stable")[:count]
-        top = [(int(each), float(logs[each])) for each in best]
+        top = [(int(each), float(logs[each])) for each in _best(logs, count)]
         rows.append(Logprob(token, float(logs[token]), top))
     return rows

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from math import ceil
 from threading import Semaphore, Thread
@@ -26,6 +27,7 @@ from paceline.decoding.text_stream import TextStream, text_of
 from paceline.engines.pages import Memory
 from paceline.errors import PacelineError, RequestError
 from paceline.serving.messages import FAILED_ALONE, Job, JobEvent, WorkerStats
+from paceline.serving.prompt_scores import PromptScore
 from paceline.serving.scheduler import BusyError
 from paceline.serving.turn_taking import TurnTakingEngine
 
@@ -183,7 +185,8 @@ class SearchQueue:
         self._stats.passes += best.passes
         self._stats.nodes += best.nodes
         self._stats.tokens += sum(len(each.tokens) for each in search.outputs)
-        return JobEvent(search.job.id, finish=best.finish, output=best, outputs=search.outputs)
+        event = JobEvent(search.job.id, finish=best.finish, output=best, outputs=search.outputs)
+        return replace(event, logprobs=best.logprobs) if isinstance(best, PromptScore) else event
 
     def _message(self, job_id: str, error: Exception) -> str:
         if isinstance(error, PacelineError):

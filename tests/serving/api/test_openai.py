@@ -236,7 +236,7 @@ def test_models_tokens_and_health(client, address, lm):
         ({"magic": 1}, "magic: is not a parameter of this server"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"prompt": []}, "empty list"),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": [10**9]}, "outside the vocabulary"),

@@ -19,6 +19,7 @@ from paceline.serving.api.dependencies import (
     with_details,
 )
 from paceline.serving.api.formatting import Choice
+from paceline.serving.api.logprobs import chat_logprobs, texts_of
 from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.schemas import ChatBody
 
@@ -53,7 +54,11 @@ def reply(
     """Return the complete response for finished choices."""
     rendered = []
     for index, choice in enumerate(formatting.best(choices, 1, body.n or 1)):
-        logprobs = formatting.chat_logprobs(choice.logprobs, lm) if body.logprobs else None
+        logprobs = (
+            chat_logprobs(choice.logprobs, texts_of(choice.job.request, lm))
+            if body.logprobs
+            else None
+        )
         fields = {"index": index, "message": formatting.message(choice), "logprobs": logprobs}
         rendered.append(fields | {"finish_reason": choice.finish})
     return heading | {
@@ -72,6 +77,7 @@ async def _pieces(
     options = body.stream_options
     counted = options is not None and options.include_usage
     heading |= {"usage": None} if counted else {}
+    texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
     sent = [0] * len(collector.choices)  # characters of each choice's content
     for choice in collector.choices:
         yield heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
@@ -84,7 +90,7 @@ async def _pieces(
         if change or event.finish or event.logprobs or body.trace:
             fields = _delta(choice, change)
             if event.logprobs:
-                fields["logprobs"] = formatting.chat_logprobs(event.logprobs, here.lm)
+                fields["logprobs"] = chat_logprobs(event.logprobs, texts[choice.index])
             piece = heading | {"choices": [fields]}
             if options and options.continuous_usage_stats:
                 piece["usage"] = formatting.usage(collector.choices)

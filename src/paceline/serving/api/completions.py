@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
+from paceline.errors import RequestError
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import (
@@ -19,8 +20,10 @@ from paceline.serving.api.dependencies import (
     with_details,
 )
 from paceline.serving.api.formatting import Choice
+from paceline.serving.api.logprobs import TokenTexts, completion_logprobs, texts_of
 from paceline.serving.api.parse import completion_jobs
 from paceline.serving.api.schemas import CompletionBody
+from paceline.serving.prompt_scores import PromptScores
 
 if TYPE_CHECKING:
     from paceline.lm import LM
@@ -32,6 +35,8 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request, here: Here) -> Any:
     """Continue one or more texts."""
     here.check_model(body.model)
+    if body.stream and (body.max_tokens == 0 or (body.echo and body.logprobs is not None)):
+        raise RequestError("the scores of a prompt come as a whole; leave stream out")
     name, client = new_id("cmpl"), client_of(request, body.user)
     jobs_by_prompt = await asyncio.to_thread(
         completion_jobs, here.lm, body, name, client, here.limits
@@ -54,10 +59,11 @@ def reply(
 ) -> dict[str, Any]:
     """Return the complete response for finished choices."""
     rendered = []
+    choices = with_prompt_scores(choices)
     for index, choice in enumerate(formatting.best(choices, prompts, body.n or 1)):
         fields = _choice(choice, _echo(body, choice, lm) + choice.text) | {"index": index}
         if body.logprobs is not None:
-            fields["logprobs"] = formatting.completion_logprobs(choice, lm)
+            fields["logprobs"] = _logprobs(body, choice, lm)
         rendered.append(fields)
     return heading | {
         "choices": rendered,
@@ -79,18 +85,51 @@ async def _pieces(
     for choice, echo in zip(collector.choices, echoes, strict=True):
         if echo:
             yield heading | {"choices": [_choice(choice, echo)]}
+    texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
     async for choice, event in collector.events():
         if event.text or event.finish or event.logprobs or body.trace:
             fields = _choice(choice, event.text)
             if event.logprobs:
-                part = Choice(choice.job, 0, logprobs=event.logprobs)
-                fields["logprobs"] = formatting.completion_logprobs(part, here.lm)
+                fields["logprobs"] = completion_logprobs(event.logprobs, texts[choice.index])
             piece = heading | {"choices": [fields]}
             if options and options.continuous_usage_stats:
                 piece["usage"] = formatting.usage(collector.choices)
             yield with_details(piece, body.trace, event, here.lm)
     if counted:
         yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
+
+
+def with_prompt_scores(choices: Sequence[Choice]) -> list[Choice]:
+    """Return the choices, with the scores of their prompts where these were asked for.
+
+    The choice of a prompt that is only scored is the score itself.
+    """
+    kept = [choice for choice in choices if not _scores(choice)]
+    scores = {_prompt_of(choice): choice for choice in choices if _scores(choice)}
+    for choice in kept:
+        if found := scores.get(_prompt_of(choice)):
+            choice.prompt_logprobs = found.logprobs
+    answered = {_prompt_of(choice) for choice in kept}
+    for prompt, choice in scores.items():
+        if prompt not in answered:
+            choice.prompt_logprobs, choice.logprobs = choice.logprobs, []
+            kept.append(choice)
+    return kept
+
+
+def _scores(choice: Choice) -> bool:
+    return isinstance(choice.job.strategy, PromptScores)
+
+
+def _prompt_of(choice: Choice) -> str:
+    return choice.job.id.rpartition("-")[0]
+
+
+def _logprobs(body: CompletionBody, choice: Choice, lm: LM) -> dict[str, Any]:
+    if not body.echo:
+        return completion_logprobs(choice.logprobs, texts_of(choice.job.request, lm))
+    texts = TokenTexts(lm, begins=True)
+    return completion_logprobs([*choice.prompt_logprobs, *choice.logprobs], texts)
 
 
 def _echo(body: CompletionBody, choice: Choice, lm: LM) -> str:

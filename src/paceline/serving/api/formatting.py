@@ -9,7 +9,6 @@ from time import time
 from typing import TYPE_CHECKING, Any
 
 from paceline.core import Parsed
-from paceline.decoding.text_stream import pieces_of
 from paceline.errors import RequestError
 from paceline.serving.messages import Job, JobEvent, Logprob
 
@@ -36,6 +35,7 @@ class Choice:
         index: among the choices.
         text: so far, as are `tokens` and `logprobs`.
         last: the last event, None before it.
+        prompt_logprobs: of the prompt's tokens, where they are echoed.
     """
 
     job: Job
@@ -44,6 +44,7 @@ class Choice:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[Logprob] = field(default_factory=list)
     last: JobEvent | None = None
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
 
     def add(self, event: JobEvent) -> None:
         """Append an event."""
@@ -90,7 +91,7 @@ class Choice:
     @property
     def likelihood(self) -> float:
         """Return the mean log-probability of the tokens."""
-        return sum(each.logprob for each in self.logprobs) / max(len(self.logprobs), 1)
+        return sum(each.logprob or 0.0 for each in self.logprobs) / max(len(self.logprobs), 1)
 
 
 def expand_searches(choices: Sequence[Choice]) -> list[Choice]:
@@ -99,8 +100,8 @@ def expand_searches(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def _outputs(choice: Choice) -> list[Choice]:
-    if choice.last is None or not choice.last.outputs:
-        return [choice]
+    if choice.last is None or not choice.last.outputs or choice.logprobs:
+        return [choice]  # also what scores a prompt
     several, cached = [], choice.last.cached
     for index, output in enumerate(choice.last.outputs):
         if index:  # count the work and the prompt once
@@ -187,43 +188,6 @@ def traced(event: JobEvent, lm: LM) -> dict[str, Any]:
             "path": event.path,
         }
     return details
-
-
-def completion_logprobs(choice: Choice, lm: LM) -> dict[str, Any] | None:
-    """Return log-probabilities in the format of completions."""
-    if choice.job.logprobs is None:
-        return None
-    pieces, offsets, at = [], [], 0
-    detokenizer = pieces_of(choice.job.request, lm.tokenizer)
-    for each in choice.logprobs:
-        offsets.append(at)
-        piece = detokenizer.push(each.token)
-        at += len(piece)
-        pieces.append(lm.tokenizer.decode([each.token]))
-    return {
-        "tokens": pieces,
-        "token_logprobs": [each.logprob for each in choice.logprobs],
-        "top_logprobs": [
-            {lm.tokenizer.decode([token]): logprob for token, logprob in each.top}
-            for each in choice.logprobs
-        ],
-        "text_offset": offsets,
-    }
-
-
-def chat_logprobs(logprobs: Sequence[Logprob], lm: LM) -> dict[str, Any]:
-    """Return log-probabilities in the format of chat completions."""
-
-    def one(token: int, logprob: float) -> dict[str, Any]:
-        piece = lm.tokenizer.decode([token])
-        return {"token": piece, "logprob": logprob, "bytes": list(piece.encode())}
-
-    return {
-        "content": [
-            one(each.token, each.logprob) | {"top_logprobs": [one(*top) for top in each.top]}
-            for each in logprobs
-        ]
-    }
 
 
 def head(job_id: str, kind: str, model: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from paceline.serving.api.schemas import (
 )
 from paceline.serving.messages import Job
 from paceline.serving.operator_policy import OperatorPolicy, negative
+from paceline.serving.prompt_scores import PromptScores
 from paceline.watermarks.base import Watermark
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RequestLimits:
 def completion_jobs(
     lm: LM, body: CompletionBody, job_id: str, client: str, limits: RequestLimits
 ) -> list[list[Job]]:
-    """Return the jobs for each prompt of a body.
+    """Return the jobs for each prompt of a body; the one that scores the prompt comes last.
 
     Raises:
         PacelineError: something in the body is invalid.
@@ -74,14 +75,23 @@ def completion_jobs(
     prompts = _prompts(body.prompt)
     plan = plan_choices(body, len(prompts), limits.answers)
     options = _options(lm, body, limits, plan, _grammar(body, None))
-    options["max_new_tokens"] = _max_tokens(lm, body.max_tokens, limits, options["watermark"])
+    nothing = body.max_tokens == 0
+    options["max_new_tokens"] = _max_tokens(
+        lm, None if nothing else body.max_tokens, limits, options["watermark"]
+    )
+    scored = nothing or (body.echo and body.logprobs is not None)
+    if nothing and plan != ChoicePlan(1):
+        raise RequestError("max_tokens is 0, expected n, best_of and a search to be left out")
     jobs_by_prompt = []
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             _check_text(lm, "the prompt", prompt, limits)
         make = partial(lm.request, prompt, **options)
         name = f"{job_id}-{index}"
-        jobs_by_prompt.append(_jobs(name, make, plan, body, client, limits, body.logprobs))
+        jobs = [] if nothing else _jobs(name, make, plan, body, client, limits, body.logprobs)
+        if scored:
+            jobs.append(_scoring_job(name, lm, prompt, body, client, limits))
+        jobs_by_prompt.append(jobs)
     return jobs_by_prompt
 
 
@@ -116,6 +126,22 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _jobs(job_id, make, plan, body, client, limits, logprobs)
+
+
+def _scoring_job(
+    name: str,
+    lm: LM,
+    prompt: str | list[int],
+    body: CompletionBody,
+    client: str,
+    limits: RequestLimits,
+) -> Job:
+    """Return a job that reports the log-probabilities of a prompt."""
+    request = lm.request(prompt, max_new_tokens=1, controls={}, temperature=0.0)
+    _check_prompt("the prompt", len(request.prompt), limits)
+    deadline = None if body.timeout is None else monotonic() + body.timeout
+    strategy = PromptScores(body.logprobs or 0)
+    return Job(f"{name}-prompt", request, client, body.priority, deadline, strategy=strategy)
 
 
 def _calling_once(make: Callable[..., Request], seed: int) -> Request:

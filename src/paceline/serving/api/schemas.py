@@ -147,7 +147,9 @@ class CompletionBody(MultiChoiceBody):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="0 reads the prompt only, as for its log-probabilities with `echo`."
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     prediction: Prediction | None = None

@@ -172,9 +172,6 @@ def _cut_text(choice: dict[str, Any], cut: int) -> None:
 
 def _cut_logprobs(logprobs: dict[str, Sequence[Any]], cut: int) -> dict[str, Any] | None:
     left = {name: each[cut:] for name, each in logprobs.items()}
-    offsets = left.get("text_offset", [])
-    if offsets:
-        left["text_offset"] = [each - offsets[0] for each in offsets]
     return left if any(left.values()) else None
 
 
