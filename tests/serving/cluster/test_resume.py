@@ -18,11 +18,11 @@ def sse(pieces):
     return [f"data: {json.dumps(piece)}\n\n".encode() for piece in pieces]
 
 
-def logprobs(tokens, chat):
+def logprobs(tokens, chat, start):
     names = [f"<{token}>" for token, _ in tokens]
     if chat:
         return {"content": [{"token": name, "logprob": -1.0} for name in names]}
-    offsets = [sum(len(text) for _, text in tokens[:at]) for at in range(len(tokens))]
+    offsets = [start + sum(len(text) for _, text in tokens[:at]) for at in range(len(tokens))]
     numbers = [-1.0] * len(names)
     return {"tokens": names, "token_logprobs": numbers, "text_offset": offsets}
 
@@ -43,6 +43,7 @@ def streamed(draw, answers, chat, reported, trace, number):
     """One run of the same answers: in other pieces, at other times, under another name."""
     left, pieces = dict(enumerate(answers)), []
     clock = 100.0 * number
+    lengths = [0] * len(answers)  # of the texts so far
     if chat:
         pieces += [
             ({"index": at, "delta": {"role": "assistant", "content": ""}}, {}) for at in left
@@ -56,7 +57,8 @@ def streamed(draw, answers, chat, reported, trace, number):
         choice = {"index": at, "finish_reason": "stop" if over else None}
         choice |= {"delta": {"content": text} if text else {}} if chat else {"text": text}
         if reported and tokens:
-            choice["logprobs"] = logprobs(tokens, chat)
+            choice["logprobs"] = logprobs(tokens, chat, lengths[at])
+        lengths[at] += len(text)
         pieces.append((choice, {"paceline": traced(tokens, clock)} if trace and tokens else {}))
         if over:
             del left[at]
@@ -71,6 +73,7 @@ def streamed(draw, answers, chat, reported, trace, number):
 def heard(stream):
     """What a reader makes of it: texts, tokens and passes of each choice, and the names."""
     texts, tokens, passes, times, names = {}, {}, {}, [], set()
+    offsets = {}
     *events, done = stream.split(b"\n\n")[:-1]
     assert done == b"data: [DONE]"
     for event in events:
@@ -83,7 +86,8 @@ def heard(stream):
             said = choice["logprobs"] or {"tokens": []}
             shown = [each["token"] for each in said["content"]] if "content" in said else None
             tokens[at] = tokens.get(at, []) + (said["tokens"] if shown is None else shown)
-            assert said.get("text_offset", [0])[0] == 0
+            offsets[at] = offsets.get(at, [0]) + said.get("text_offset", [])
+            assert offsets[at] == sorted(offsets[at])
             if "paceline" in piece:
                 trace = piece["paceline"]
                 assert len(trace["tokens"]) == len(trace["texts"]) == len(trace["origins"]) > 0
@@ -136,8 +140,8 @@ def test_time_goes_on_from_the_clock_that_stopped():
         (piece("abc"), piece("abd")),
         (piece("abc"), piece("ab", "stop")),
         (
-            piece("a", said=logprobs([(1, "a")], False)),
-            piece("a", said=logprobs([(2, "a")], False)),
+            piece("a", said=logprobs([(1, "a")], False, 0)),
+            piece("a", said=logprobs([(2, "a")], False, 0)),
         ),
         (piece(trace=traced([(1, "")], 0.0)), piece(trace=traced([(2, "")], 0.0))),
         (piece("a", trace=traced([(1, "a")], 0.0)), piece("a", "stop")),
