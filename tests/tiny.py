@@ -70,6 +70,31 @@ def randomised(
     return model.eval()
 
 
+def _mistral3_with_vision(text: str) -> Callable[[], PreTrainedModel]:
+    rope = _rope("yarn", **_MINISTRAL3_ROPE) if text == "ministral3" else _rope("default")
+
+    def build() -> PreTrainedModel:
+        config = transformers.Mistral3Config(
+            text_config={**_COMMON, **_MINISTRAL3, **rope, "model_type": text},
+            vision_config={
+                "model_type": "pixtral",
+                "hidden_size": 8,
+                "intermediate_size": 8,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 1,
+                "head_dim": 8,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+            tie_word_embeddings=False,
+            image_token_index=VOCAB - 1,
+            attn_implementation="eager",
+        )
+        return randomised(config, transformers.Mistral3ForConditionalGeneration)
+
+    return build
+
+
 def _gemma3_with_vision() -> PreTrainedModel:
     text = {**_COMMON, **_GQA, "head_dim": 14, "sliding_window": WINDOW}
     config = transformers.Gemma3Config(
@@ -91,6 +116,16 @@ def _gemma3_with_vision() -> PreTrainedModel:
 
 _NEW_FALCON = {"new_decoder_architecture": True, "num_kv_heads": 2, "ffn_hidden_size": 52}
 _YARN = {"factor": 4.0, "original_max_position_embeddings": 16}
+_MINISTRAL3_ROPE = {
+    **_YARN,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.8,
+    "original_max_position_embeddings": 7,
+}
+_MINISTRAL3 = {**_GQA, "head_dim": 14, "sliding_window": None}
 _LLAMA3 = {**_YARN, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LONGROPE = {
     "short_factor": [1.0, 1.1, 1.3, 1.7],
@@ -131,6 +166,9 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-yarn": _build("Llama", **_rope("yarn", **_YARN)),
     "mistral": _build("Mistral", **_GQA, sliding_window=None),
     "mistral-window": _build("Mistral", **_GQA, sliding_window=WINDOW),
+    "ministral3": _build("Ministral3", **_MINISTRAL3 | _rope("yarn", **_MINISTRAL3_ROPE)),
+    "mistral3-vision": _mistral3_with_vision("mistral"),
+    "mistral3-ministral-vision": _mistral3_with_vision("ministral3"),
     "qwen2": _build("Qwen2", **_GQA),
     "qwen2-window": _build(
         "Qwen2", **_GQA, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1
@@ -155,6 +193,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "gemma": _build("Gemma", **_GEMMA),
     "gemma2": _build("Gemma2", **_GEMMA2, **_SOFTCAPS),
+    "vaultgemma": _build("VaultGemma", **_GEMMA2, **_SOFTCAPS, layer_types=_ALTERNATING),
     "gemma3_text": _build("Gemma3Text", **_GEMMA2, layer_types=_ALTERNATING),
     "gemma3-vision": _gemma3_with_vision,
     "gpt2": _build("GPT2", **_GPT2),

@@ -25,10 +25,11 @@ ARCHITECTURES = {
     **{name: name for name in ("gemma", "gemma2", "olmo", "olmo2", "granite", "arcee", "glm4")},
     **{name: name for name in ("ernie4_5", "seed_oss", "exaone4", "stablelm", "starcoder2")},
     **{name: name for name in ("cohere2", "falcon", "nemotron")},
+    "ministral3": "mistral3",
     **{"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox", "olmo3": "olmo2"},
     **{"glm": "chatglm", "hunyuan_v1_dense": "hunyuan-dense", "phi": "phi2", "cohere": "command-r"},
 }
-PAIRED = ("llama", "smollm3", "olmo", "granite", "arcee")
+PAIRED = ("llama", "mistral3", "smollm3", "olmo", "granite", "arcee")
 LAYER_NORMS = (
     *("gpt2", "gptneox", "olmo", "stablelm", "starcoder2", "phi2", "command-r", "cohere2"),
     *("falcon", "nemotron"),
@@ -64,7 +65,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
         name: tiny.MODELS[name]
         for name in (
             *("llama", "llama-gqa-tied-bias", "llama-wide-heads", "llama-linear", "llama-yarn"),
-            *("mistral", "qwen2", "qwen3", "phi3", "phi3-partial", "phi3-longrope"),
+            *("mistral", "ministral3", "qwen2", "qwen3", "phi3", "phi3-partial", "phi3-longrope"),
             *("gemma", "gpt2", "gpt_neox", "gpt_neox-sequential", "bitnet-silu-tied"),
             *("mistral-window", "olmo", "olmo-clipped", "olmo2", "olmo2-bias", "olmo3"),
             *("olmo3-yarn", "granite", "granite-bias", "arcee", "ernie4_5", "ernie4_5-bias"),
@@ -211,6 +212,9 @@ def _rope(config: Any, name: str, head_dim: int) -> dict[str, Any]:
     if kind == "yarn":
         original = rope["original_max_position_embeddings"]
         own["rope.scaling.original_context_length"] = original
+    if name == "mistral3":
+        own["rope.scaling.yarn_log_multiplier"] = rope["mscale_all_dim"]
+        own["attention.temperature_scale"] = rope["llama_4_scaling_beta"]
     if kind == "longrope":
         original = config.original_max_position_embeddings
         stretch = config.max_position_embeddings / original

@@ -82,6 +82,8 @@ LayerShape layer_of(nb::handle layer, std::vector<nb::object>& ropes) {
     if (rope.is_none()) return shape;
     shape.rope_dim = size_attribute(rope, "dim", 2, shape.head_dim);
     shape.rope_adjacent = attribute<bool>(rope, "adjacent");
+    shape.query_growth = number_attribute(rope, "query_growth");
+    shape.query_length = size_attribute(rope, "query_length", 1, kMaxContext);
     if (shape.rope_dim % 2) refuse("the rotated part of a head must be even");
     const auto known = std::find_if(ropes.begin(), ropes.end(),
                                     [&](const nb::object& other) { return other.equal(rope); });

@@ -1,6 +1,7 @@
 #include "engine/pass.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -34,6 +35,13 @@ void rotate_pairs(float* head, const float* cosines, const float* sines, size_t 
         head[2 * i] = a * cosines[i] - b * sines[i];
         head[2 * i + 1] = b * cosines[i] + a * sines[i];
     }
+}
+
+// What queries at a position are multiplied by.
+float query_scale(const LayerShape& shape, float scale, size_t position) {
+    if (shape.rope < 0 || !shape.query_growth) return scale;
+    const auto periods = static_cast<float>(position / shape.query_length);
+    return scale * (1.0f + shape.query_growth * std::log(1.0f + periods));
 }
 
 void scale_row(float* row, float scale, size_t size) {
@@ -555,7 +563,8 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
         }
         if (shape_.qk_norm == QKNorm::rotated) norm_head(norm, values, dim);
         if (query) {
-            for (size_t d = 0; d < dim; ++d) values[d] *= shape_.attention_scale;
+            const float scale = query_scale(shape, shape_.attention_scale, position);
+            for (size_t d = 0; d < dim; ++d) values[d] *= scale;
             if (!keeps_queries(branch)) continue;
             const size_t at = (node - first_[branch_of_[node]]) * shape.query_size() + head * dim;
             std::copy_n(values, dim, branch.cache->queries(layer) + at);

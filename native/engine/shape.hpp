@@ -14,6 +14,9 @@ struct LayerShape {
     int rope;       // which table, -1: none
     size_t rope_dim;
     bool rope_adjacent;  // values 2i and 2i + 1 turn together, not i and i + rope_dim / 2
+    // Queries at position p are multiplied by 1 + query_growth log(1 + floor(p / query_length)).
+    float query_growth;
+    size_t query_length;
 
     // Columns of one row of queries, keys and values; each part is padded to panels.
     size_t query_size() const { return heads * head_dim; }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from paceline.engines.reference import ReferenceEngine
 from paceline.errors import ModelError
 from paceline.models import load
 from paceline.models.families import FAMILIES
+from paceline.models.gguf_architectures import ARCHITECTURES
 from paceline.models.hf_config import read_config
 
 KV_HEADS, GROUP, HEAD_DIM = 2, 2, 10
@@ -101,6 +103,35 @@ def test_every_family_has_a_tiny_model_or_a_test_here():
     assert tested | {"internlm2", "minicpm"} == set(FAMILIES)
 
 
+def test_the_page_of_models_names_every_family_and_architecture():
+    page = (Path(__file__).parents[2] / "docs/reference/models.md").read_text()
+    rows = [line.split("|")[2:4] for line in page.splitlines() if line.startswith("| ")]
+    families, architectures = set(), set()
+    for row in rows:
+        own = set(re.findall(r"`([^`]+)`", row[0]))
+        families |= own
+        architectures |= own if "the same" in row[1] else set(re.findall(r"`([^`]+)`", row[1]))
+    assert families - {"model_type"} == set(FAMILIES)
+    assert architectures == set(ARCHITECTURES)
+
+
+def test_the_text_of_a_mistral3_may_be_one_of_two():
+    values = tiny.MODELS["mistral3-vision"]().config.to_dict()
+    assert read_config(values)[0].layers[0].rope.query_growth == 0
+    values["text_config"] = {**values["text_config"], "model_type": "mistral4"}
+    with pytest.raises(ModelError, match="unknown text model of mistral3 'mistral4'"):
+        read_config(values)
+
+
+def test_queries_of_a_ministral_grow_with_the_position():
+    """Where a position is first beyond a multiple of the original context."""
+    config = read_config(tiny.MODELS["ministral3"]().config.to_dict())[0]
+    scales = config.layers[0].rope.query_scales(5, 15)
+    grown = [1 + 0.8 * math.log(1 + position // 7) for position in range(5, 15)]
+    np.testing.assert_allclose(scales, grown, rtol=1e-6)
+    assert scales[1] == 1 < scales[2] == scales[8] < scales[9]
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -120,6 +151,8 @@ def test_every_family_has_a_tiny_model_or_a_test_here():
         ("granite", {"residual_multiplier": "1"}, "residual_multiplier"),
         ("olmo", {"clip_qkv": -1.0}, "clip_qkv"),
         ("cohere2", {"sliding_window": None}, "sliding_window"),
+        ("ministral3", {"rope_parameters": None}, "rope_parameters"),
+        ("ministral3", {"rope_scaling": {"llama_4_scaling_beta": "x"}}, "llama_4_scaling_beta"),
     ],
 )
 def test_what_a_family_cannot_do_is_refused_by_name(name, changes, message):

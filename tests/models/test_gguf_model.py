@@ -127,6 +127,16 @@ def test_architectures_that_transformers_lacks(tmp_path: Path) -> None:
     np.testing.assert_allclose(scales, (12, 1.4 / 3**0.5, 256 / 40))
 
 
+@pytest.mark.parametrize(
+    "changes", [{"attention__temperature_length": 9}, {"rope__scaling__attn_factor": 2.0}]
+)
+def test_what_a_ministral_cannot_have_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_gguf.MODELS["ministral3"]()
+    tiny_gguf.write(model, tmp_path / "tiny.gguf", **changes)
+    with pytest.raises(ModelError, match=next(iter(changes)).replace("__", ".")):
+        load(tmp_path / "tiny.gguf")
+
+
 def llama(path: Path, **changes: Any) -> Model:
     model = tiny_gguf.MODELS["llama"]()
     tiny_gguf.write(model, path / "tiny.gguf", **changes)

@@ -11,11 +11,13 @@ S positions that keys and values are held of, H query heads, G key/value heads, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from paceline.core import Floats
 from paceline.models.config import LayerConfig, ModelConfig
 
 # A matrix [out, in], or a function that stands for its product with x [..., in] -> [..., out].
@@ -27,10 +29,25 @@ LayerWeights = Mapping[str, Matrix]
 Tap = Callable[[str, Tensor], object]
 # Takes the new keys and values [..., G, T, D]; returns all that are attended to [..., G, S, D].
 Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-Rotation = tuple[Tensor, Tensor]  # cosines and sines [T, R]
 # Float32 [T, S] or [H, T, S], 0 where a position is seen and -inf elsewhere; or a function of the
 # rotated queries [..., H, T, D] and keys [..., G, S, D] that returns such a tensor.
 Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
+
+
+class Rotation(NamedTuple):
+    """What the rotary embedding of a layer does at T positions.
+
+    Attributes:
+        cos, sin: of the angles, [T, R].
+        adjacent: which values of a head turn together, see `rotate`.
+        query_scales: factors of the rotated queries, [T, 1]; None without.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    adjacent: bool = False
+    query_scales: Tensor | None = None
+
 
 _PLAIN_NORMS = ("attn_norm", "mlp_norm", "final_norm")  # those that exist without a weight
 
@@ -160,8 +177,10 @@ def queries_keys_values(
     q, k = normed(q, k, "width")
     q, k, v = (part.view(heads).transpose(-3, -2) for part in (q, k, v))
     q, k = normed(q, k, "head")
-    if rotation is not None and layer.rope is not None:
-        q, k = (rotate(part, *rotation, layer.rope.adjacent) for part in (q, k))
+    if rotation is not None:
+        q, k = (rotate(part, *rotation[:3]) for part in (q, k))
+        if rotation.query_scales is not None:
+            q = q * rotation.query_scales.to(q.dtype)
     q, k = normed(q, k, "rotated")
     return q, k, v
 
@@ -223,13 +242,19 @@ def project(x: Tensor, weights: LayerWeights, name: str, tap: Tap | None = None)
 
 
 def rotation_of(layer: LayerConfig, positions: Tensor) -> Rotation | None:
-    """Return the rotary cosines and sines of int64 positions [T]; None without rotary embedding."""
-    if layer.rope is None or not len(positions):
+    """Return the rotation of int64 positions [T]; None without rotary embedding."""
+    rope = layer.rope
+    if rope is None or not len(positions):
         return None
-    first = int(positions.min())
-    cos, sin = layer.rope.table(first, int(positions.max()) + 1)
+    first, last = int(positions.min()), int(positions.max()) + 1
     at = positions - first
-    return torch.from_numpy(cos).to(at.device)[at], torch.from_numpy(sin).to(at.device)[at]
+
+    def select(table: Floats) -> Tensor:
+        return torch.from_numpy(table).to(at.device)[at]
+
+    cos, sin = (select(table) for table in rope.table(first, last))
+    scales = select(rope.query_scales(first, last))[:, None] if rope.query_growth else None
+    return Rotation(cos, sin, rope.adjacent, scales)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, adjacent: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ One layer, in the notation of the fields below (`[]` marks what only some famili
     a = attn_norm(x)                                   norm "rms": x / rms(x) * (norm_offset + w)
     q, k, v = a @ q.T [+b], a @ k.T [+b], a @ v.T [+b] [clipped to -qkv_clip .. qkv_clip]
     [q, k = q_norm(q), k_norm(k)]                      per head, or over all heads: `qk_norm`
-    q, k = rope(q), rope(k)                            first `rope.dim` of a head
+    q, k = rope(q), rope(k)                            first `rope.dim` of a head [q * growth]
     s = q @ k.T * attention_scale                      [softcap: c * tanh(s / c)], causal, [window]
     o = softmax(s) @ v                                 [o = attn_inner_norm(o)]
     y = o @ o.T [+b]                                   [y = attn_post_norm(y)]

@@ -87,6 +87,15 @@ _COHERE = Architecture(
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": _LLAMA,
+    "mistral3": Architecture(
+        "ministral3",
+        paired=True,
+        keys={
+            "rope.scaling.yarn_log_multiplier": "mscale_all_dim",
+            "attention.temperature_scale": "llama_4_scaling_beta",
+            "attention.temperature_length": "query_length",
+        },
+    ),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3", layer={**_LLAMA.layer, **_QK_NORMS}),
     "smollm3": Architecture("smollm3", paired=True),

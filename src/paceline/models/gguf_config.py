@@ -241,7 +241,22 @@ class _Settings:
                 scaling[ours] = meta.number(f"rope.scaling.yarn_{ours}")
         if more != 1:
             scaling["attention_factor"] = more * (0.1 * math.log(max(factor, 1.0)) + 1)
-        return scaling
+        return scaling | self._growth(scaling, more)
+
+    def _growth(self, scaling: dict[str, Any], more: float) -> dict[str, Any]:
+        """Return what Ministral 3 adds to YaRN: its amplitude, and queries that grow."""
+        meta = self._meta
+        added: dict[str, Any] = {}
+        if log := meta.number("rope.scaling.yarn_log_multiplier", 0.0, -1):
+            if more != 1:
+                raise meta.fail("rope.scaling.attn_factor", "1 beside a yarn_log_multiplier")
+            added |= {"mscale": 1.0, "mscale_all_dim": log}
+        if growth := meta.number("attention.temperature_scale", 0.0, -1):
+            original = scaling.get("original_max_position_embeddings")
+            if meta.integer("attention.temperature_length", original) != original:
+                raise meta.fail("attention.temperature_length", f"the original context {original}")
+            added["llama_4_scaling_beta"] = growth
+        return added
 
     def _longrope(self, short: list[float], settings: dict[str, Any]) -> dict[str, Any]:
         """Return the scaling of Phi 3; put the original context into `settings`."""

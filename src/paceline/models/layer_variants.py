@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from paceline.errors import ModelError, unknown
@@ -166,6 +167,22 @@ def hunyuan_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None
     theta = own.number("rope_theta", fields.number("rope_theta", 1e4))
     stretched = theta * own.number("alpha", None, *_SANE) ** (head_dim / (head_dim - 2))
     return [read_rope(fields, {"rope_theta": stretched}, head_dim)] * count
+
+
+def ministral3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return one embedding whose queries grow with the position (Ministral 3)."""
+    scaling = _scaling(fields)
+    if not scaling:
+        raise fields.fail("rope_parameters", "the settings of a rotary embedding")
+    own = Fields(scaling, "the rope settings of config.json")
+    growth = own.number("llama_4_scaling_beta", 0.0, low=-1.0, high=_SANE[1])
+    ours = ("llama_4_scaling_beta", "max_position_embeddings")
+    rest = {name: value for name, value in scaling.items() if name not in ours}
+    rope = read_rope(fields, rest, head_dim)
+    if growth == 0:
+        return [rope] * count
+    length = own.integer("original_max_position_embeddings")
+    return [replace(rope, query_growth=growth, query_length=length)] * count
 
 
 def gemma3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:

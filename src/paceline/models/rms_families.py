@@ -6,8 +6,11 @@ The facts are those of the `transformers` implementations, or of the models' own
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
+from paceline.errors import ModelError, unknown
 from paceline.models import layer_variants, scales
 from paceline.models.family import Family
 
@@ -76,6 +79,14 @@ _GEMMA3 = replace(
     windows=layer_variants.typed_windows(layer_variants.five_of_six),
     ropes=layer_variants.gemma3_ropes,
 )
+_MISTRAL = replace(
+    _LLAMA, biases=(), defaults={"sliding_window": 4096}, windows=layer_variants.one_window
+)
+_MINISTRAL3 = replace(
+    _MISTRAL,
+    defaults={**_CLOSE, "head_dim": 128, "num_key_value_heads": 8},
+    ropes=layer_variants.ministral3_ropes,
+)
 _OLMO2 = replace(
     _LLAMA,
     layer={**_ATTENTION, **_MLP, **_QK_NORMS, **_POST_NORMS},
@@ -114,17 +125,43 @@ _INTERNLM2 = replace(
     defaults={"bias": True},
 )
 
+
+def _with_vision(family: Family) -> Family:
+    """Return a family inside a model that sees images, whose other parts are left out."""
+    return replace(
+        family,
+        nested="text_config",
+        prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
+        skipped=r"^(vision_tower|multi_modal_projector)\.",
+    )
+
+
+def _mistral3(values: Mapping[str, Any]) -> Family:
+    """Return the family of the text model inside a Mistral 3.
+
+    Raises:
+        ModelError: it is neither of the two that are known.
+    """
+    text = values.get("text_config")
+    kind = text.get("model_type", "mistral") if isinstance(text, dict) else "mistral"
+    known = {"mistral": _MISTRAL, "ministral3": _MINISTRAL3}
+    if not isinstance(kind, str) or kind not in known:
+        raise ModelError(unknown("text model of mistral3", str(kind), known))
+    family = _with_vision(known[kind])
+    return replace(family, defaults={**family.defaults, "tie_word_embeddings": True})
+
+
 RMS_FAMILIES: dict[str, Family] = {
     "llama": _LLAMA,
-    "mistral": replace(
-        _LLAMA, biases=(), defaults={"sliding_window": 4096}, windows=layer_variants.one_window
-    ),
+    "mistral": _MISTRAL,
     "ministral": replace(
         _LLAMA,
         biases=(),
         defaults={"sliding_window": 4096},
         windows=layer_variants.typed_windows(layer_variants.all_with_window),
     ),
+    "ministral3": _MINISTRAL3,
+    "mistral3": replace(_with_vision(_MINISTRAL3), variant=_mistral3),
     "qwen2": _QWEN2,
     "qwen3": replace(
         _QWEN2,
@@ -163,11 +200,15 @@ RMS_FAMILIES: dict[str, Family] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
-    "gemma3": replace(
-        _GEMMA3,
-        nested="text_config",
-        prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
-        skipped=r"^(vision_tower|multi_modal_projector)\.",
+    "gemma3": _with_vision(_GEMMA3),
+    "vaultgemma": replace(
+        _GEMMA2,
+        layer={
+            **_ATTENTION,
+            **_MLP,
+            "input_layernorm": "attn_norm",
+            "pre_feedforward_layernorm": "mlp_norm",
+        },
     ),
     "olmo": replace(
         _LLAMA,

@@ -29,6 +29,8 @@ class Rope:
         divisors: one for each frequency, [dim / 2], for `longrope`.
         adjacent: values 2i and 2i + 1 of a head turn together (Cohere, GLM, ERNIE); otherwise
             values i and i + dim / 2.
+        query_growth, query_length: queries at position p are multiplied by
+            1 + query_growth * log(1 + floor(p / query_length)) (Ministral 3, Llama 4).
     """
 
     theta: float
@@ -37,6 +39,8 @@ class Rope:
     parameters: tuple[tuple[str, float], ...] = ()
     divisors: tuple[float, ...] = ()
     adjacent: bool = False
+    query_growth: float = 0.0
+    query_length: int = 1
 
     def table(self, start: int, stop: int) -> tuple[Floats, Floats]:
         """Return cosines and sines of positions `start` to `stop`, float32 [stop - start, dim / 2].
@@ -51,6 +55,12 @@ class Rope:
         angles = positions * self._frequencies(positions)
         scale = np.float32(self.amplitude)
         return (np.cos(angles) * scale)[:rows], (np.sin(angles) * scale)[:rows]
+
+    def query_scales(self, start: int, stop: int) -> Floats:
+        """Return the factor of queries at positions `start` to `stop`, float32 [stop - start]."""
+        periods = (np.arange(start, stop) // self.query_length).astype(np.float32)
+        logs: Floats = np.log(np.float32(1) + periods)
+        return np.float32(1) + np.float32(self.query_growth) * logs
 
     def _frequencies(self, positions: Floats) -> Floats:
         """Return radians per position, [1, dim / 2]; [S, dim / 2] for `dynamic`."""
