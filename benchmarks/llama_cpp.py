@@ -65,6 +65,10 @@ _SIGNATURES = {
     "llama_model_size": (c_uint64, (c_void_p,)),
     "llama_model_get_vocab": (c_void_p, (c_void_p,)),
     "llama_vocab_n_tokens": (c_int32, (c_void_p,)),
+    "llama_tokenize": (
+        c_int32,
+        (c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool),
+    ),
     "llama_context_default_params": (_ContextParams, ()),
     "llama_init_from_model": (c_void_p, (c_void_p, _ContextParams)),
     "llama_free": (None, (c_void_p,)),
@@ -186,6 +190,43 @@ class LlamaCpp:
     def close(self) -> None:
         """Give the memory back."""
         self._c.llama_free(self._context)
+        self._c.llama_model_free(self._model)
+
+
+class LlamaCppTokenizer:
+    """The tokenizer of a GGUF file.
+
+    Args:
+        library: the C interface.
+        path: the file.
+    """
+
+    def __init__(self, library: Library, path: Path) -> None:
+        self._c = library.c
+        self._model = self._c.llama_model_load_from_file(
+            str(path).encode(), self._c.llama_model_default_params()
+        )
+        if not self._model:
+            raise SystemExit(f"llama.cpp cannot load {path}")
+        self._vocabulary = self._c.llama_model_get_vocab(self._model)
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """Return the ids of a text, in which special tokens are recognised.
+
+        Args:
+            text: any text.
+            special: whether the tokens that begin or end a text are added.
+        """
+        data = text.encode()
+        room = len(data) + 16  # a token has at least one byte, but for the first space and these
+        ids = (c_int32 * room)()
+        count = self._c.llama_tokenize(self._vocabulary, data, len(data), ids, room, special, True)
+        if count < 0:
+            raise SystemExit(f"llama_tokenize needs {-count} tokens for {len(data)} bytes")
+        return ids[:count]
+
+    def close(self) -> None:
+        """Give the memory back."""
         self._c.llama_model_free(self._model)
 
 

@@ -105,6 +105,7 @@ EXTEND = mostly(TOKENS, SMALL)
 PROPOSE = mostly(TOKENS, WHOLE, NUMBERS)
 OBSERVE = mostly(*STEP)
 NOTHING = st.just([])
+PIECES = st.one_of(st.sampled_from((b"", b"a", b"ab", b"\xff", b" ", b"a" * 5000)), st.binary())
 
 
 @st.composite
@@ -210,6 +211,16 @@ OBJECTS = {
         mostly(arrays(dtype=np.float64, low=0), st.lists(WHOLE, max_size=3)),
         {"keep": mostly(WHOLE), "best": mostly(NOTHING, WHOLE, NUMBERS)},
     ),
+    "SentencePiece": (
+        mostly(
+            st.lists(st.one_of(PIECES, ANYTHING), max_size=3),
+            FLOATS,
+            arrays(dtype=np.uint8, low=0, high=2),
+            WHOLE,
+            st.booleans(),
+        ),
+        {"encode": mostly(PIECES), "find": mostly(PIECES)},
+    ),
 }
 # Arguments with which the objects work.
 USUAL = {
@@ -223,6 +234,7 @@ USUAL = {
     "AcceptanceRates": (0.98, 0.5),
     "CostCurve": ([1.0, 2.0, 8.0], [1.0, 1.5, 3.0]),
     "NodeRanking": (np.ones(3), [1, 2]),
+    "SentencePiece": ([b"a", b"b"], np.zeros(2, np.float32), np.array([0, 1], np.uint8), 0, True),
 }
 
 
