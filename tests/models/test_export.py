@@ -22,20 +22,25 @@ from paceline.models.formats.gguf import GGUFFile
 from tests.conftest import shared
 
 MODELS = {**tiny.MODELS, **tiny_gguf.MODELS}
-DESCRIBED = sorted(tiny_gguf.MODELS)
-# Where llama.cpp computes something else than the model: it ignores Phi-3's window, and takes the
+# Where llama.cpp computes something else than the model: it ignores these windows, and takes the
 # frequencies for long texts as soon as its context is longer than the original one.
-OTHER_IN_LLAMA_CPP = ("phi3", "phi3-longrope")
+OTHER_IN_LLAMA_CPP = ("mistral-window", "phi3", "exaone4", "phi3-longrope")
 REFUSED = {
     "llama-dynamic": "the number of positions 128, its rotary embedding would be lost",
-    "mistral-window": "the attention windows of its layers would be lost",
     "qwen2-window": "the attention windows of its layers would be lost",
     "gemma3-vision": "the attention scale 0.30",
     "gpt2-unscaled": "the attention scale 1.0 would be lost",
     "bitnet": "the activation relu2 would be lost",
     "gpt_neo": "gpt_neo models have no GGUF architecture, expected one of",
     "opt": "opt models have no GGUF architecture, expected one of",
+    "arcee": "its architecture arcee has no bias for up, and this model has",
+    "glm": "its architecture chatglm has heads of hidden size / heads, not of 16",
+    "hunyuan-alpha": "its architecture hunyuan-dense has no bias for o",
+    "olmo2-bias": "its architecture olmo2 has no bias for o",
+    "ernie4_5-bias": "its architecture ernie4_5 has no bias for gate",
+    "falcon-bias": "its architecture falcon has no bias for q",
 }
+DESCRIBED = sorted({*tiny_gguf.MODELS, *OTHER_IN_LLAMA_CPP} - REFUSED.keys())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def transformers_logits(folder, ids):
 def test_a_gguf_file_is_the_model_that_it_came_from(name, tmp_path, library):
     model = saved(name, tmp_path / "hf")
     path = tmp_path / "a.gguf"
-    to_gguf(tmp_path / "hf", path)
+    export = to_gguf(tmp_path / "hf", path)
     source, found = load(tmp_path / "hf"), load(path)
     assert found.config.context == source.config.context
     extra = set(found.weights) - set(source.weights)
@@ -91,6 +96,9 @@ def test_a_gguf_file_is_the_model_that_it_came_from(name, tmp_path, library):
     for each, tensor in theirs.items():
         np.testing.assert_allclose(ours[each].data, tensor.data, rtol=2e-6, err_msg=each)
     ids, want = tiny.tokens(20), tiny.oracle(model, tiny.tokens(20))
+    assert any("ignores the attention window" in note for note in export.notes) == (
+        name in OTHER_IN_LLAMA_CPP[:3]
+    )
     if name not in OTHER_IN_LLAMA_CPP:
         got = logits(library, path, ids)
         np.testing.assert_array_equal(got.argmax(1), want.argmax(1))
@@ -136,7 +144,7 @@ def test_what_gguf_cannot_describe_is_refused(name, tmp_path):
 def test_a_bitnet_with_a_head_of_its_own_is_refused(tmp_path):
     settings = {**tiny._GQA, "hidden_act": "silu"}
     tiny._build("BitNet", **settings)().save_pretrained(tmp_path / "hf")
-    with pytest.raises(ModelError, match=r"llama\.cpp takes the embedding as the head"):
+    with pytest.raises(ModelError, match="it takes the embedding as the head"):
         to_gguf(tmp_path / "hf", tmp_path / "a.gguf")
 
 

@@ -22,6 +22,11 @@ from paceline.models.export.gguf_metadata import (
 )
 from paceline.models.export.gguf_tokenizer import tokenizer_metadata
 from paceline.models.export.gguf_types import FILE_TYPES, GGUFFormat
+from paceline.models.export.llama_cpp import (
+    check_llama_cpp,
+    llama_cpp_differences,
+    required_biases,
+)
 from paceline.models.export.settings import as_fields, family_of, model_settings
 from paceline.models.family import Family
 from paceline.models.formats.gguf_quantize import quantize
@@ -36,7 +41,6 @@ from paceline.models.weights import Weights
 Bytes = NDArray[np.uint8]
 _ENDS = ("embed", "head")
 _OF_THE_FILE = ("general.architecture", "general.alignment", "general.file_type")
-_NEED_BIAS = {"gptneox": ("attn_qkv", "attn_output")}
 _KEPT_FLOAT = ("positions",)  # not quantised by llama.cpp either
 
 
@@ -77,7 +81,11 @@ class GGUFExport:
         self._tensors = {each: _vector(values) for each, values in divisors.items()}
         for each in assembled:
             self._tensors[each.name] = self._pending(each, arch)
-        self._tensors |= _required_biases(name, config, self._tensors)
+        self._tensors |= {
+            bias: _vector(np.zeros(self._tensors[weight].shape[0], np.float32))
+            for weight, bias in required_biases(name, config)
+            if bias not in self._tensors
+        }
         own = gguf_settings(config, settings, name, arch)
         check_same(
             config,
@@ -85,12 +93,9 @@ class GGUFExport:
             {tensor: each.shape for tensor, each in self._tensors.items()},
             divisors,
         )
-        if name == "bitnet" and not config.tied:
-            raise ModelError(
-                "llama.cpp takes the embedding as the head of BitNet models, and this one has a "
-                "head of its own; write a safetensors folder instead"
-            )
+        check_llama_cpp(name, config, self.model.weights)
         tokenizer, self.notes = tokenizer_metadata(self.model)
+        self.notes += llama_cpp_differences(name, config)
         self._metadata: dict[str, Value] = {
             "general.architecture": name,
             **_general(self.model),
@@ -99,7 +104,6 @@ class GGUFExport:
             **own,
             **tokenizer,
         }
-        self._note_windows(name)
 
     @property
     def nbytes(self) -> int:
@@ -158,13 +162,6 @@ class GGUFExport:
         most = max(matrices, key=lambda kind: matrices[kind]) if matrices else "F32"
         return FILE_TYPES[most]
 
-    def _note_windows(self, name: str) -> None:
-        if name == "phi3" and any(layer.window for layer in self.model.config.layers):
-            self.notes.append(
-                "llama.cpp ignores the attention window of Phi-3 models: its results differ from "
-                "the model's where a text is longer"
-            )
-
 
 def _assembled(
     config: ModelConfig, family: Family, arch: Architecture, weights: Weights
@@ -203,19 +200,6 @@ def _has(weights: Weights, family: Family, names: str) -> bool:
     if " " in names:
         return names in family.layer.values()
     return f"layers.0.{names}" in weights and names not in family.shared
-
-
-def _required_biases(
-    name: str, config: ModelConfig, tensors: Mapping[str, PendingTensor]
-) -> dict[str, PendingTensor]:
-    """Return zeros for biases that llama.cpp does not load a file of this architecture without."""
-    missing = {}
-    for index in range(len(config.layers)):
-        for module in _NEED_BIAS.get(name, ()):
-            weight, bias = (f"blk.{index}.{module}.{end}" for end in ("weight", "bias"))
-            if bias not in tensors:
-                missing[bias] = _vector(np.zeros(tensors[weight].shape[0], np.float32))
-    return missing
 
 
 def _vector(values: Floats) -> PendingTensor:

@@ -8,17 +8,18 @@ import numpy as np
 
 from paceline.errors import ModelError
 from paceline.models.export.gguf_metadata import SAME_AS
-from paceline.models.export.settings import model_settings
-from paceline.models.families import FAMILIES
+from paceline.models.export.settings import family_of, model_settings
 from paceline.models.model import Model
 from paceline.models.rope import Rope
 
 _DROPPED = ("quantization_config", "torch_dtype", "dtype", "_name_or_path", "auto_map")
-_CLASSES = {
-    **{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3", "phi3": "Phi3"},
-    **{"gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "bitnet": "BitNet"},
-    **{"gpt2": "GPT2LMHead", "gpt_neox": "GPTNeoX", "olmo": "Olmo", "olmo2": "Olmo2"},
-    **{"granite": "Granite", "stablelm": "StableLm", "starcoder2": "Starcoder2"},
+_CLASSES = {  # families whose classes are not called like them
+    **{"gpt2": "GPT2LMHeadModel", "gpt_neox": "GPTNeoXForCausalLM", "olmo": "OlmoForCausalLM"},
+    **{"smollm3": "SmolLM3ForCausalLM", "bitnet": "BitNetForCausalLM"},
+    **{"gemma3_text": "Gemma3ForCausalLM", "stablelm": "StableLmForCausalLM"},
+    **{"hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM", "internlm2": "InternLM2ForCausalLM"},
+    **{"ernie4_5": "Ernie4_5ForCausalLM", "minicpm": "MiniCPMForCausalLM"},
+    **{"seed_oss": "SeedOssForCausalLM"},
 }
 _ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our name -> that of config.json
 _LLAMA3_CONTEXTS = range(4, 18)  # powers of two; 2^13 in published models
@@ -37,16 +38,15 @@ def hf_settings(model: Model) -> dict[str, Any]:
     values["model_type"] = family
     values["tie_word_embeddings"] = model.config.tied
     if family != model.config.family or "architectures" not in values:
-        name = _CLASSES.get(family)
-        values["architectures"] = [f"{name}{'Model' if family == 'gpt2' else 'ForCausalLM'}"]
-        if name is None:
-            del values["architectures"]
+        usual = f"{family.capitalize()}ForCausalLM"
+        values["architectures"] = [_CLASSES.get(family, usual)]
     return values if model.gguf is None else _from_gguf(model, values)
 
 
 def _from_gguf(model: Model, values: dict[str, Any]) -> dict[str, Any]:
     """Complete the settings that GGUF files leave to the architecture."""
-    config, family = model.config, FAMILIES[model.config.family]
+    config, family_name = model.config, model.config.family
+    family = family_of(model, values)
     if "norm_eps" in values:
         values["rms_norm_eps"] = values.pop("norm_eps")
     activation = _ACTIVATIONS.get(config.activation, config.activation)
@@ -55,6 +55,20 @@ def _from_gguf(model: Model, values: dict[str, Any]) -> dict[str, Any]:
         if setting != "always":
             key = family.names.get(setting, setting)
             values[key] = any(f"layers.0.{name}.bias" in model.weights for name in names.split())
+    layer = config.layers[0]
+    if layer.head_dim * layer.heads == config.hidden_size and "head_dim" not in family.defaults:
+        values.pop("head_dim", None)  # some families do not take what they work out themselves
+    if family_name == "exaone4" and not any(each.window for each in config.layers):
+        values |= {
+            "sliding_window_pattern": 0,
+            "layer_types": ["full_attention"] * len(config.layers),
+        }
+    if family_name == "olmo3" and (scaling := values.pop("rope_scaling", None)):
+        theta = {"rope_theta": values["rope_theta"]}
+        values["rope_parameters"] = {
+            "full_attention": {**theta, **scaling},
+            "sliding_attention": {**theta, "rope_type": "default"},
+        }
     stops = sorted(model.defaults.stop_tokens)
     values["pad_token_id"] = None  # not needed, and families differ in its default
     values["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None
