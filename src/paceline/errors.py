@@ -36,3 +36,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names)}."
     return f"unknown {kind} {name!r}; {hint}"
+
+
+def one_line(error: object) -> str:
+    """Return what another library says, without line breaks, for one of our sentences."""
+    return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from paceline.engines.reference import ReferenceEngine
 from paceline.errors import ModelError
 from paceline.models import Model, load
 from paceline.models.config import ModelConfig
+from paceline.models.formats.gguf_types import TYPES
 from paceline.models.tensors import BlockQuantized
 
 BLOCKS_OF_32 = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4")
@@ -249,3 +251,9 @@ def test_values_that_are_no_numbers_are_refused_when_read(tmp_path: Path) -> Non
     assert ours.weights["layers.1.q"] is not None
     with pytest.raises(ModelError, match=r"blk.1.ffn_up.weight of .* holds NaN or infinite values"):
         ours.weights["layers.1.up"]
+
+
+def test_the_guide_names_all_types() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "gguf-files.md"
+    words = set(re.findall(r"`([^`\n]+)`", guide.read_text()))
+    assert words >= TYPES.keys()

@@ -21,7 +21,7 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 
-from paceline.errors import ModelError, RequestError
+from paceline.errors import ModelError, RequestError, one_line
 from paceline.models import chat_worker
 from paceline.models.chat_messages import as_templates_expect, calls_as_text, with_content
 
@@ -69,7 +69,8 @@ class ChatTemplate:
                     if node.name not in known:
                         raise jinja2.TemplateError(f"it has no {kind.__name__} {node.name!r:.80}")
         except (jinja2.TemplateError, RecursionError) as error:
-            raise ModelError(f"the chat template is not valid jinja2: {error}"[:500]) from None
+            reason = one_line(error)
+            raise ModelError(f"the chat template is not valid jinja2: {reason:.400}") from None
         self.source = source
         self._lock = Lock()
         self._running: _TemplateProcess | None = None

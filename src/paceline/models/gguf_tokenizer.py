@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
-from paceline.errors import ModelError
+from paceline.errors import ModelError, one_line
 from paceline.models.chat import ChatTemplate
 from paceline.models.formats.gguf import GGUFFile
 from paceline.models.gguf_vocabulary import GGUFVocabulary
@@ -95,7 +95,7 @@ def _byte_level(vocabulary: GGUFVocabulary, split: PreTokenizer) -> tokenizers.T
     except ModelError:
         raise
     except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ModelError(f"the tokenizer of {where} is invalid: {error!s:.200}") from None
+        raise ModelError(f"the tokenizer of {where} is invalid: {one_line(error):.200}") from None
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

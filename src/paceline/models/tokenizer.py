@@ -10,7 +10,7 @@ from typing import Any
 
 import tokenizers
 
-from paceline.errors import ModelError, RequestError
+from paceline.errors import ModelError, RequestError, one_line
 from paceline.models.chat import ChatTemplate, find_template
 from paceline.models.fields import Fields, read_json
 from paceline.models.sentence_piece import SentencePieceBackend
@@ -153,7 +153,7 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not a valid tokenizer: {error!s:.200}") from None
+        raise ModelError(f"{path} is not a valid tokenizer: {one_line(error):.200}") from None
     settings_path = folder / "tokenizer_config.json"
     settings = read_json(settings_path) if settings_path.exists() else {}
     return read_tokenizer(text, str(path), settings, find_template(folder, settings))
@@ -179,7 +179,7 @@ def read_tokenizer(
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the tokenizers package raises nothing narrower
-        raise ModelError(f"{where} is not a valid tokenizer: {error!s:.200}") from None
+        raise ModelError(f"{where} is not a valid tokenizer: {one_line(error):.200}") from None
     backend.no_truncation()
     backend.no_padding()
     return Tokenizer(backend, settings, template)
