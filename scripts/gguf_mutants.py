@@ -173,6 +173,9 @@ def small(name: str, kind: str, random: np.random.Generator) -> Seed:
         own["attention.sliding_window"] = 16
     if name == "phi3":
         own["rope.scaling.original_context_length"] = 32
+    if name == "mistral3":
+        own |= {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}
+        own |= {"rope.scaling.original_context_length": 32, "attention.temperature_scale": 0.1}
     metadata = {"general.architecture": name, "general.alignment": 32}
     metadata |= {f"{name}.{key}": value for key, value in own.items()} | vocabulary(random)
     held: dict[str, GGUFTensor] = {}
