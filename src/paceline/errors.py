@@ -18,6 +18,10 @@ class RequestError(PacelineError):
     """A request that cannot be served: empty, too long, out of range."""
 
 
+class TooLongError(RequestError):
+    """A text of more tokens than the model sees, or the server takes."""
+
+
 class MemoryFullError(RequestError):
     """The KV cache needs more pages than its limit leaves. Nothing was changed."""
 

@@ -163,7 +163,7 @@ def test_every_control_is_pure_and_leaves_what_is_forbidden(name, seed, forbidde
     [
         (Temperature, 0),
         (TopK, 0),
-        (TopP, 0),
+        (TopP, -0.1),
         (TopP, 1.1),
         (MinP, -1),
         (Typical, 0),

@@ -18,7 +18,7 @@ class TopP(Stateless):
     """Keep the smallest set of most likely tokens whose probabilities sum to `p` or more.
 
     Attributes:
-        p: probability mass in (0, 1]; 1 keeps all. Default 0.95.
+        p: probability mass in [0, 1]; 1 keeps all, 0 the most likely token. Default 0.95.
     """
 
     p: float = 0.95
@@ -32,7 +32,7 @@ class TopP(Stateless):
     )
 
     def __post_init__(self) -> None:
-        require(0 < self.p <= 1, "top_p", self.p, "above 0 and at most 1")
+        require(0 <= self.p <= 1, "top_p", self.p, "0 to 1")
 
     def apply(self, logits: Floats, history: list[int]) -> Floats:
         """Forbid the tokens outside the nucleus; among ties, lower ids are kept first."""
@@ -41,4 +41,6 @@ class TopP(Stateless):
         order = np.argsort(-logits, kind="stable")
         weights = np.exp(logits[order].astype(np.float64) - float(logits[order[0]]))
         before = (np.cumsum(weights) - weights) / weights.sum()
-        return keep_only(logits, order[before < self.p])
+        kept = before < self.p
+        kept[0] = True
+        return keep_only(logits, order[kept])

@@ -19,7 +19,7 @@ from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
-from paceline.errors import RequestError
+from paceline.errors import RequestError, TooLongError
 from paceline.kvcache.base import Policy
 
 # Prompt logits for drafters that learn from it come in chunks of at most this many floats.
@@ -342,7 +342,7 @@ def check_request(engine: Engine, request: Request) -> None:
     if not prompt:
         raise RequestError("the prompt is empty; give at least one token")
     if prompt >= context:
-        raise RequestError(
+        raise TooLongError(
             f"the prompt has {prompt} tokens, but the model sees {context}; shorten it"
         )
     wrong = next((t for t in request.prompt if not 0 <= t < vocabulary), None)

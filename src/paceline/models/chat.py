@@ -102,7 +102,7 @@ class ChatTemplate:
             **special,
             **(settings or {}),
         }
-        expected = as_templates_expect(messages)
+        expected = as_templates_expect(messages, "developer" in self.source)
         if "tool_calls" not in self.source:
             expected = calls_as_text(expected, "tool" in self.source)
         try:

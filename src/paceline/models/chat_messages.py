@@ -9,13 +9,25 @@ from typing import Any
 Message = Mapping[str, Any]
 
 
-def as_templates_expect(messages: Iterable[Message]) -> list[dict[str, Any]]:
+def as_templates_expect(
+    messages: Iterable[Message], has_developer_role: bool = False
+) -> list[dict[str, Any]]:
     """Return messages without content that is null, and with the arguments of calls as objects.
 
     Templates serialise arguments themselves, as `transformers` documents; text that is no JSON
     object stays text.
+
+    Args:
+        messages: of a conversation.
+        has_developer_role: whether the template knows the role `developer`; otherwise it is
+            `system`, its earlier name.
     """
-    return [_expected(message) for message in messages]
+    expected = [_expected(message) for message in messages]
+    if not has_developer_role:
+        for message in expected:
+            if message.get("role") == "developer":
+                message["role"] = "system"
+    return expected
 
 
 def with_content(messages: Iterable[Message]) -> list[dict[str, Any]]:

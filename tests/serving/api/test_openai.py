@@ -267,7 +267,7 @@ def test_what_is_no_request_is_told_so(address):
         assert found.status_code == 400
         assert found.json()["error"]["message"]
     assert httpx.get(url).status_code == 405
-    assert httpx.get(f"{address}/nowhere").json()["error"]["message"] == "Not Found"
+    assert "/nowhere" in httpx.get(f"{address}/nowhere").json()["error"]["message"]
 
 
 @pytest.mark.parametrize("kind", ["text", "json_object"])

@@ -52,7 +52,12 @@ def create_app(
         await asyncio.to_thread(service.stop)
 
     app = FastAPI(
-        title="Paceline", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+        title="Paceline",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        strict_content_type=False,  # a body without a type is JSON
     )
     app.state.context = here = Dependencies(service, name, limits or RequestLimits())
     service.observers.append(here.departures)
@@ -64,6 +69,7 @@ def create_app(
     app.add_middleware(RequestGuard, **inside, draining=lambda: service.draining)
     open_to(app, cors)
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, str]:
         """Return 200 as long as the process lives."""

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from paceline.errors import PacelineError
+from paceline.errors import PacelineError, TooLongError
 from paceline.serving.messages import FAILED
 from paceline.serving.scheduler import BusyError
 from paceline.serving.service import StoppingError
@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 _STOPPING = 5  # seconds after which another server may have taken over
 _ALWAYS = ("/health", "/ready")
 _STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
+_OFFERED = "chat/completions, completions, responses and models under /v1, tokenize, detokenize"
 _REFUSALS = {
     "400": "Something in the request is invalid.",
     "401": "Unknown API key.",
@@ -114,6 +115,8 @@ def install(app: FastAPI) -> None:
             return refusal(500, str(error), "server_error")
         if isinstance(error, LeftError):
             return refusal(499, str(error))  # nobody reads it; for the log
+        if isinstance(error, TooLongError):
+            return refusal(400, str(error), code="context_length_exceeded")
         return refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)
@@ -129,8 +132,12 @@ def install(app: FastAPI) -> None:
         return refusal(400, f"{location or 'the body'}: {reason}", param=location or None)
 
     @app.exception_handler(HTTPException)
-    async def http(_: Request, error: HTTPException) -> JSONResponse:
-        return refusal(error.status_code, str(error.detail))
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        reason = str(error.detail)
+        if error.status_code == 404:
+            path = request.url.path
+            reason = f"there is no {printable(path)!r:.80} here; this server has {_OFFERED}"
+        return refusal(error.status_code, reason)
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, cast
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Parsed, Parser, Request
-from paceline.errors import RequestError
+from paceline.errors import RequestError, TooLongError
 from paceline.registry import drafters
 from paceline.request_options import RequestOptions
 from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
+    AllowedToolsChoice,
     ChatBody,
     CompletionBody,
     Message,
@@ -116,7 +117,12 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
         options["chat_template_kwargs"] = body.chat_template_kwargs
     if body.tool_choice is not None:
         choice = body.tool_choice
-        options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
+        if isinstance(choice, AllowedToolsChoice):
+            allowed = {tool.function.name for tool in choice.allowed_tools.tools}
+            options["tools"] = _some_tools(options.get("tools", []), allowed)
+            options["tool_choice"] = choice.allowed_tools.mode
+        else:
+            options["tool_choice"] = choice if isinstance(choice, str) else choice.function.name
     requested = body.max_completion_tokens or body.max_tokens
     max_tokens = _max_tokens(lm, requested, limits, options["watermark"])
     make: Callable[..., Request] = partial(
@@ -126,6 +132,13 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     return _jobs(job_id, make, plan, body, client, limits, logprobs)
+
+
+def _some_tools(tools: list[dict[str, Any]], allowed: set[str]) -> list[dict[str, Any]]:
+    known = {tool["function"]["name"] for tool in tools}
+    if unknown_names := sorted(allowed - known):
+        raise RequestError(f"tool_choice allows {unknown_names[0]!r:.80}, which is none of tools")
+    return [tool for tool in tools if tool["function"]["name"] in allowed]
 
 
 def _scoring_job(
@@ -200,7 +213,7 @@ def _check_text(lm: LM, what: str, text: str, limits: RequestLimits) -> None:
         maximum, who = limits.prompt_tokens, "this server takes"
     size = len(text.encode(errors="replace"))
     if size > (maximum + 1) * lm.vocabulary.longest:
-        raise RequestError(f"{what} has {size} bytes, and {who} {maximum} tokens; shorten it")
+        raise TooLongError(f"{what} has {size} bytes, and {who} {maximum} tokens; shorten it")
 
 
 def _options(
@@ -243,7 +256,7 @@ def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMeth
 
 def _check_prompt(what: str, tokens: int, limits: RequestLimits) -> None:
     if limits.prompt_tokens is not None and tokens > limits.prompt_tokens:
-        raise RequestError(
+        raise TooLongError(
             f"{what} has {tokens} tokens, expected {limits.prompt_tokens} or fewer; shorten it"
         )
 

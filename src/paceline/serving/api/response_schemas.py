@@ -20,6 +20,7 @@ from paceline.serving.api.schemas import (
     TextPart,
     Tool,
     ToolCallBody,
+    only_text,
 )
 from paceline.serving.api.strict import ANY, NULL, Strict
 
@@ -41,6 +42,8 @@ class ResponseMessage(Strict):
     content: str | list[ResponseTextPart]
 
     unused: ClassVar = _EARLIER
+
+    _text = field_validator("content", mode="before")(only_text)
 
 
 class FunctionCall(CalledFunction):

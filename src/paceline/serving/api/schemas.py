@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from paceline.serving.api.strict import ANY, NULL, Strict
 
@@ -188,6 +188,30 @@ class ToolCallBody(Strict):
     unused: ClassVar = {"index": ANY}
 
 
+_NO_TEXT = {
+    "image_url": "images",
+    "input_image": "images",
+    "image": "images",
+    "input_audio": "audio",
+    "video_url": "videos",
+    "file": "files",
+    "input_file": "files",
+}
+
+
+def only_text(content: Any) -> Any:
+    """Refuse the parts of a content that are no text, as what they are.
+
+    Raises:
+        ValueError: says what was found.
+    """
+    for part in content if isinstance(content, list) else ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in _NO_TEXT:
+            raise ValueError(f"this model reads text only, no {_NO_TEXT[kind]}; leave {kind} out")
+    return content
+
+
 class Message(Strict):
     """A message of a conversation."""
 
@@ -208,6 +232,8 @@ class Message(Strict):
         "status": ANY,
         "reasoning": ANY,
     }
+
+    _text = field_validator("content", mode="before")(only_text)
 
 
 class FunctionBody(Strict):
@@ -230,6 +256,20 @@ class FunctionName(Strict):
     """A function's name."""
 
     name: str
+
+
+class AllowedTools(Strict):
+    """The tools that may be called, and whether one must be."""
+
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list[NamedToolChoice], Field(min_length=1)]
+
+
+class AllowedToolsChoice(Strict):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
 
 
 class NamedToolChoice(Strict):
@@ -268,7 +308,9 @@ class ChatBody(MultiChoiceBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None
+    ) = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None
     chat_template_kwargs: dict[str, Any] | None = Field(
@@ -305,4 +347,5 @@ class DetokenizeBody(Strict):
     tokens: list[int]
 
 
+AllowedTools.model_rebuild()
 CompletionBody.model_rebuild()
