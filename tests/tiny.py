@@ -137,6 +137,12 @@ _OLMO3 = {
     "full_attention": {"rope_type": "yarn", "rope_theta": 1e4, **_YARN},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
+_DENSE = {
+    "num_local_experts": 0,
+    "shared_intermediate_size": 52,
+    "layer_types": ["full_attention"] * LAYERS,
+    "mamba_n_heads": 4,
+}
 _GRANITE = {
     "embedding_multiplier": 3.0,
     "attention_multiplier": 0.2,
@@ -216,6 +222,10 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     ),
     "granite": _build("Granite", **_GQA, **_GRANITE),
     "granite-bias": _build("Granite", **_GRANITE, attention_bias=True, mlp_bias=True),
+    "granite4": _build("GraniteMoeHybrid", **_GQA, **_GRANITE, **_DENSE),
+    "granite4-rope": _build(
+        "GraniteMoeHybrid", **_GQA, **_GRANITE, **_DENSE, position_embedding_type="rope"
+    ),
     "arcee": _build("Arcee", **_GQA, mlp_bias=True),
     "ernie4_5": _build("Ernie4_5", **_GQA, head_dim=14),
     "ernie4_5-bias": _build("Ernie4_5", **_GQA, head_dim=10, use_bias=True),

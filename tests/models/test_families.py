@@ -76,6 +76,33 @@ def test_internlm2_is_a_llama_with_interleaved_heads(tmp_path):
     check_logits(tmp_path, oracle)
 
 
+def test_exaone_is_a_llama_with_other_names(tmp_path):
+    names = {
+        "model.layers": "transformer.h",
+        "model.embed_tokens": "transformer.wte",
+        "model.norm": "transformer.ln_f",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.o_proj": "attn.attention.out_proj",
+        "self_attn": "attn.attention",
+        "gate_proj": "c_fc_0",
+        "up_proj": "c_fc_1",
+        "down_proj": "c_proj",
+    }
+    oracle = tiny.MODELS["llama-llama3"]()
+    tensors = {"transformer.rotary.inv_freq": torch.ones(5)}
+    for name, tensor in oracle.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        tensors[name] = tensor
+    old = oracle.config.to_dict()
+    values = {name: old[name] for name in old if name not in ("num_hidden_layers", "rms_norm_eps")}
+    values |= {"model_type": "exaone", "num_layers": old["num_hidden_layers"]}
+    values |= {"layer_norm_epsilon": old["rms_norm_eps"], "activation_function": "silu"}
+    write(tmp_path, values, tensors)
+    check_logits(tmp_path, oracle)
+
+
 def test_minicpm_is_a_granite_with_other_names(tmp_path):
     scale_emb, scale_depth, base = 12, 1.4, 16
     config = transformers.GraniteConfig(
@@ -100,7 +127,7 @@ def test_minicpm_is_a_granite_with_other_names(tmp_path):
 
 def test_every_family_has_a_tiny_model_or_a_test_here():
     tested = {tiny.MODELS[name]().config.model_type for name in tiny.MODELS}
-    assert tested | {"internlm2", "minicpm"} == set(FAMILIES)
+    assert tested | {"internlm2", "minicpm", "exaone"} == set(FAMILIES)
 
 
 def test_the_page_of_models_names_every_family_and_architecture():
@@ -149,6 +176,10 @@ def test_queries_of_a_ministral_grow_with_the_position():
         ("falcon-new", {"num_ln_in_parallel_attn": 3}, "num_ln_in_parallel_attn"),
         ("granite", {"logits_scaling": 0}, "logits_scaling"),
         ("granite", {"residual_multiplier": "1"}, "residual_multiplier"),
+        ("granite4", {"layer_types": ["mamba"] * 3}, "attention in every layer"),
+        ("granite4", {"layer_types": None}, "layer_types"),
+        ("granite4", {"num_local_experts": 4}, "num_local_experts"),
+        ("granite4", {"position_embedding_type": "alibi"}, "position_embedding_type"),
         ("olmo", {"clip_qkv": -1.0}, "clip_qkv"),
         ("cohere2", {"sliding_window": None}, "sliding_window"),
         ("ministral3", {"rope_parameters": None}, "rope_parameters"),

@@ -108,7 +108,14 @@ def test_matrices_of_one_file_may_differ_in_type(tmp_path: Path) -> None:
 
 
 def test_architectures_that_transformers_lacks(tmp_path: Path) -> None:
-    """Files of these two are those of others under another name, with defaults of their own."""
+    """Their files are those of others under another name, with defaults of their own."""
+    model = tiny_gguf.MODELS["qwen2"]()
+    tiny_gguf.write(model, tmp_path / "exaone.gguf", architecture="exaone")
+    ours = load(tmp_path / "exaone.gguf")
+    assert ours.config.family == "exaone"
+    expected = tiny.oracle(model, tiny.tokens(12))
+    np.testing.assert_allclose(logits(ours), expected, atol=1e-4, rtol=0)
+
     model = tiny_gguf.MODELS["llama"]()
     tiny_gguf.write(model, tmp_path / "internlm2.gguf", architecture="internlm2")
     ours = load(tmp_path / "internlm2.gguf")

@@ -207,7 +207,11 @@ JUNK = st.recursive(
 )
 CONFIGS = [
     tiny.MODELS[name]().config.to_dict()
-    for name in ("llama-yarn", "gemma2", "gemma3_text", "gpt_neo", "phi3-longrope")
+    for name in (
+        *("llama-yarn", "gemma2", "gemma3_text", "gpt_neo", "phi3-longrope", "ministral3"),
+        *("olmo3-yarn", "hunyuan-alpha", "granite4-rope", "falcon-new", "mistral3-vision"),
+        *("exaone4", "cohere2", "olmo-clipped", "stablelm"),
+    )
 ]
 
 

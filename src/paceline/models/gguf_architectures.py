@@ -156,6 +156,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             **_MLP,
         },
     ),
+    "exaone": Architecture("exaone"),
     "exaone4": replace(_OLMO2, family="exaone4", windowed=None, settings={"sliding_window": None}),
     "chatglm": _GLM,
     "glm4": replace(_GLM, family="glm4", layer={**_GLM.layer, **_POST_NORMS}),

@@ -52,6 +52,14 @@ def one_window(fields: Fields, count: int) -> list[int | None]:
     return [fields.integer("sliding_window")] * count
 
 
+def attention_only(fields: Fields, count: int) -> list[int | None]:
+    """Return no window for any layer; refuse layers that are recurrent (Granite 4)."""
+    kinds = fields.strings("layer_types", count)
+    if not set(kinds) <= {_FULL, "attention"}:
+        raise fields.fail("layer_types", "attention in every layer; recurrent ones do not run")
+    return [None] * count
+
+
 def typed_windows(sliding: Callable[[Fields, int], bool]) -> Windows:
     """Return windows by `layer_types`, or if absent, for the layers of `sliding(fields, i)`."""
 
@@ -135,6 +143,14 @@ def no_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
 def one_rope(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
     """Return the same rotary embedding for every layer."""
     return [read_rope(fields, _scaling(fields), head_dim)] * count
+
+
+def rope_if_named(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
+    """Return the same rotary embedding, if `position_embedding_type` asks for one (Granite 4)."""
+    kind = fields.get("position_embedding_type", "nope")
+    if kind not in ("rope", "nope"):
+        raise fields.fail("position_embedding_type", "rope or nope")
+    return one_rope(fields, count, head_dim) if kind == "rope" else [None] * count
 
 
 def smollm3_ropes(fields: Fields, count: int, head_dim: int) -> list[Rope | None]:
