@@ -201,6 +201,17 @@ def test_a_chat_begins_without_bos_where_none_is_added() -> None:
     assert made(metadata).encode_chat([{"role": "user", "content": "ab"}]) == [264]
 
 
+def test_a_template_of_its_own_for_tools() -> None:
+    metadata = sentence_piece(WORDS) | {
+        "tokenizer.chat_template": CHAT,
+        "tokenizer.chat_template.tool_use": "{{ tools | length }}" + CHAT,
+    }
+    tokenizer = made(metadata)
+    messages = [{"role": "user", "content": "ab"}]
+    assert tokenizer.render_chat(messages) == "<s>ab"
+    assert tokenizer.render_chat(messages, [{"type": "function"}]) == "1<s>ab"
+
+
 def test_stop_tokens_by_role_and_by_name() -> None:
     added = {
         "<|im_end|>": CONTROL,
@@ -261,13 +272,19 @@ NAN = np.full(400, np.nan, np.float32)
         (BPE | {"tokenizer.ggml.add_eos_token": True}, "eos_token_id names no token"),
         (BPE | {"tokenizer.chat_template": 3}, "chat_template in x.gguf is not text"),
         (BPE | {"tokenizer.chat_template": "{% for"}, "not valid jinja2"),
+        (
+            BPE | {"tokenizer.chat_template": "a", "tokenizer.chat_template.tool_use": 3},
+            "is not text",
+        ),
         (with_tokens(BPE, {5: b"\xff"}), "not UTF-8"),
         (with_tokens(BPE, {5: b"a" * 5000}), "up to 5000 bytes"),
         (with_tokens(BPE, {5: b"h"}), "has the token 'h' twice"),
         (with_tokens(PIECES, {260: b"\xff"}), "not UTF-8"),
         (with_tokens(PIECES, {260: b"\xc3", 261: b"\xa4"}), "not UTF-8"),
         (with_tokens(PIECES, {260: b"ab"}), "pieces 260 and 262 are equal"),
-        (with_tokens(PIECES, {1: b"<" * 300}), "special piece 1 has 300 bytes"),
+        (with_tokens(PIECES, {1: b"<" * 300}), "3 special tokens of 309 bytes, one of them 300"),
+        (with_tokens(BPE, {265: b"<" * 300}), "one of them 300, expected at most"),
+        (byte_level([], {f"<{i:0250}>": CONTROL for i in range(9000)}), "9000 special tokens"),
         (PIECES | {"tokenizer.ggml.scores": NAN}, "score of piece 0 is NaN"),
         (PIECES | {"tokenizer.ggml.scores": NAN[:9]}, "but 9 values of"),
         ({k: v for k, v in PIECES.items() if not k.endswith("scores")}, "is missing"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -174,6 +176,12 @@ def test_kimi_k2_keeps_han_apart() -> None:
 
 def test_jais_2_halves_spaces() -> None:
     assert [len(part) for part in split("jais-2", " " * 23 + "x")] == [16, 4, 2, 2]
+
+
+def test_the_documentation_lists_every_name() -> None:
+    page = Path(__file__).parents[2] / "docs" / "reference" / "models.md"
+    listed = page.read_text().partition("Known:\n")[2].partition("\n- ")[0]
+    assert re.findall("`(.+?)`", listed) == sorted(PRE_TOKENIZERS)
 
 
 @pytest.mark.parametrize("name", ["superbpe", "gemma4", "whitespace", "", "Qwen2"])

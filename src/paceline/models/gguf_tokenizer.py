@@ -63,16 +63,15 @@ def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         if (index := vocabulary.role(role)) is not None
     }
     settings |= {"add_bos_token": add_bos, "add_eos_token": vocabulary.adds("eos", False)}
-    template = metadata.get(_TEMPLATE)
-    if template is not None and not isinstance(template, str):
+    return Tokenizer(backend, settings, _template(metadata, where), chat_begins=True)
+
+
+def _template(metadata: Mapping[str, Any], where: str) -> ChatTemplate | None:
+    """Return the chat template; None without one. Of named ones `tool_use` is for tools."""
+    source, tool_use = (metadata.get(key) for key in (_TEMPLATE, f"{_TEMPLATE}.tool_use"))
+    if not isinstance(source, str | None) or not isinstance(tool_use, str | None):
         raise ModelError(f"{_TEMPLATE} in {where} is not text")
-    tool_use = metadata.get(f"{_TEMPLATE}.tool_use")
-    chat = (
-        ChatTemplate(template, tool_use if isinstance(tool_use, str) else None)
-        if template
-        else None
-    )
-    return Tokenizer(backend, settings, chat, chat_begins=True)
+    return ChatTemplate(source, tool_use) if source else None
 
 
 def _byte_level(vocabulary: GGUFVocabulary, split: PreTokenizer) -> tokenizers.Tokenizer:

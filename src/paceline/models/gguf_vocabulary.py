@@ -16,6 +16,8 @@ PREFIX = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of `token_type`
 _LONGEST_TOKEN = 4096  # bytes; the longest of common models has 512
 _MOST_TOKENS = 1 << 22
+_LONGEST_ADDED = 256  # bytes of a token that is looked for in every text
+_MOST_ADDED = 1 << 21  # bytes of all of them: finding them takes about 80 times as much memory
 _LLAMA_IDS = {"bos": 1, "eos": 2, "unknown": 0}  # of the kind `llama`, where the file names none
 
 # These end an answer whatever their type is: no text holds them by chance.
@@ -106,12 +108,19 @@ class GGUFVocabulary:
         """Return the tokens that are found in a text as they are, by id; special ones are hidden.
 
         Raises:
-            ModelError: one is not UTF-8.
+            ModelError: one is not UTF-8 or too long, or all are.
         """
         special = np.isin(self.types, (UNKNOWN, CONTROL))
         special[list(self.ends)] = True
         name = str(self._values.get("general.name", "")).lower()
         phi3 = "phi-3" in name or "phi3" in name
+        added = np.flatnonzero(special | (self.types == USER_DEFINED)).tolist()
+        lengths = [len(self.tokens[index]) for index in added]
+        if sum(lengths) > _MOST_ADDED or max(lengths, default=0) > _LONGEST_ADDED:
+            raise ModelError(
+                f"{self.where} has {len(added)} special tokens of {sum(lengths)} bytes, one of "
+                f"them {max(lengths)}, expected at most {_MOST_ADDED} and {_LONGEST_ADDED}"
+            )
         return {
             index: AddedToken(
                 self.decoded(index),
@@ -119,7 +128,7 @@ class GGUFVocabulary:
                 normalized=False,
                 rstrip=phi3 and self.tokens[index] not in _PHI3_KEEP,
             )
-            for index in np.flatnonzero(special | (self.types == USER_DEFINED)).tolist()
+            for index in added
         }
 
     def decoded(self, index: int) -> str:
