@@ -44,6 +44,7 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
     except ImportError as error:
         raise MethodError(f"serving needs {error.name}; pip install 'paceline[serve]'") from None
     from paceline.serving.api_keys import ApiKeys
+    from paceline.serving.loading_answers import answering
     from paceline.serving.logs import log_to_stderr
 
     keys = ApiKeys.read(settings.keys, settings.keys_file)
@@ -52,10 +53,11 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         return
     if settings.ray is not None:
         raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
-    lm = _open(settings)
-    app, service = _app(lm, settings, _rules(settings, keys))
-    server = DrainingServer(app, service, settings)
     with _listening(settings.host, settings.port) as listener:
+        with answering(listener):
+            lm = _open(settings)
+            app, service = _app(lm, settings, _rules(settings, keys))
+        server = DrainingServer(app, service, settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
         say(f"serving {settings.name or lm.model.name} on http://{host}:{port}")
@@ -96,11 +98,17 @@ def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
 
 def _worker(lm: LM, settings: ServerSettings) -> Worker:
     from paceline.drafters.base import engines_of
-    from paceline.serving.kv_budget import room
+    from paceline.serving.kv_budget import DEFAULT_SHARE, default_room, room
     from paceline.serving.worker import Worker
 
     promised, others = settings.memory, [*engines_of(lm.drafter), *lm.guide_models.loaded]
     memory = None if promised is None else room(promised, lm.engine, others)
+    if memory is None:
+        most = default_room(lm.engine, settings.max_running) / 1e6
+        say(
+            f"keys and values take up to {most:,.0f} MB, never more than {DEFAULT_SHARE:.0%} of "
+            "the memory that is free now; see --memory"
+        )
     return Worker(
         lm,
         settings.max_running,

@@ -12,10 +12,11 @@ from paceline.engines.base import Engine
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.shared_limit import SharedLimit
 from paceline.errors import RequestError
-from paceline.machine import peak_bytes
+from paceline.machine import free_bytes, peak_bytes
 from paceline.serving.prefix_cache import PrefixCache
 from paceline.serving.scheduler import Scheduler
 
+DEFAULT_SHARE = 0.25
 _SPARE = 64 * 2**20  # bytes: connections, drafters, parsers, fragmentation
 _ROWS = 512  # usual maximum of nodes in a pass; their logits exist twice
 _MIN_PAGES = 4
@@ -52,6 +53,19 @@ def room(total: int, engine: Engine, others: Sequence[Engine] = ()) -> int:
     return left
 
 
+def default_room(engine: Engine, max_running: int) -> int:
+    """Return how many bytes keys and values may take where nobody says.
+
+    One context for each running request, but at most `DEFAULT_SHARE` of the memory that is free
+    now, and at least what one request needs.
+    """
+    page = engine.memory.page_bytes
+    full = max_running * Memory.pages(engine.config.context) + 2
+    free = free_bytes()
+    pages = full if free is None else min(full, int(DEFAULT_SHARE * free) // page)
+    return max(pages, _MIN_PAGES) * page
+
+
 class KVBudget:
     """Keeps the KV caches of all engines of a worker within one limit.
 
@@ -64,7 +78,7 @@ class KVBudget:
     Args:
         engine: runs the model.
         scheduler: its `capacity` is set here, in positions.
-        memory: maximum bytes of keys and values; None allows one context for each running request.
+        memory: maximum bytes of keys and values; None: see `default_room`.
         prefix_cache: share of it that cached prefixes may fill, 0 to 1.
 
     Attributes:
@@ -79,8 +93,7 @@ class KVBudget:
     ) -> None:
         self.engine, self.scheduler = engine, scheduler
         page = engine.memory.page_bytes
-        full = scheduler.max_running * Memory.pages(engine.config.context) + 2
-        total = full * page if memory is None else memory
+        total = default_room(engine, scheduler.max_running) if memory is None else memory
         if total // page < _MIN_PAGES:
             raise RequestError(
                 f"{total} bytes of memory hold {total // page} pages of keys and values, expected "

@@ -108,7 +108,12 @@ class ServerSettings:
     ] = 2.0
     memory: Annotated[
         Size | None,
-        SettingInfo("Memory limit of the process, weights and KV caches included, e.g. 2GB.", 1),
+        SettingInfo(
+            "Memory limit of the process, weights and KV caches included, e.g. 2GB. Default: keys "
+            "and values for the longest texts of all running requests, at most a quarter of the "
+            "memory that is free at the start.",
+            1,
+        ),
     ] = None
     prefix_cache: Annotated[
         float,

@@ -1,0 +1,65 @@
+"""Answers while a model loads: the port is bound, and every request is told to come back."""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
+
+_BODY = json.dumps(
+    {
+        "ready": False,
+        "error": {
+            "message": "the model is loading; try again later",
+            "type": "server_error",
+            "param": None,
+            "code": None,
+        },
+    }
+).encode()
+_ANSWER = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+    b"Connection: close\r\nContent-Length: %d\r\n\r\n"
+) % len(_BODY)
+_HEAD_SECONDS = 1.0  # for the head of a request to arrive
+_LARGEST_HEAD = 1 << 16  # bytes
+
+
+@contextmanager
+def answering(listener: socket.socket) -> Iterator[None]:
+    """Answer 503 to what connects to a listening socket, until the block ends."""
+    stop = Event()
+    thread = Thread(target=_answer_all, args=(listener, stop), name="paceline-loading", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _answer_all(listener: socket.socket, stop: Event) -> None:
+    while not stop.is_set():
+        ready, _, _ = select.select([listener], [], [], 0.05)
+        if not ready:
+            continue
+        with suppress(OSError):  # the client is gone, or sends nothing
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(_HEAD_SECONDS)
+                _answer(connection)
+
+
+def _answer(connection: socket.socket) -> None:
+    """Read the head of a request and refuse it."""
+    head = b""
+    while b"\r\n\r\n" not in head and len(head) < _LARGEST_HEAD:
+        part = connection.recv(4096)
+        if not part:
+            return
+        head += part
+    connection.sendall(_ANSWER if head.startswith(b"HEAD ") else _ANSWER + _BODY)
+    connection.shutdown(socket.SHUT_WR)
