@@ -214,8 +214,8 @@ def gguf(options: argparse.Namespace, folder: Path) -> Path:
     kind = KINDS.get(options.format)
     if kind is None:
         raise SystemExit(f"the peer has no weights in {options.format}; take {', '.join(KINDS)}")
-    model, path = load(options.model), folder / "model.gguf"
-    gguf_file.write(path, model.config, model.weights, kind, options.model / "tokenizer.json")
+    path = folder / "model.gguf"
+    gguf_file.write_model(path, load(options.model), kind)
     return path
 
 

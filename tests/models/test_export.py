@@ -14,11 +14,12 @@ from benchmarks.llama_cpp import Library, LlamaCpp
 import tiny
 import tiny_gguf
 from paceline.errors import MethodError, ModelError
-from paceline.models import load
+from paceline.models import Model, load
 from paceline.models.export.gguf import GGUFExport
 from paceline.models.export.gguf_types import NAMES, GGUFFormat, parse_gguf_format
 from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats.gguf import GGUFFile
+from paceline.models.generation import Defaults
 from tests.conftest import shared
 
 MODELS = {**tiny.MODELS, **tiny_gguf.MODELS}
@@ -233,6 +234,20 @@ def test_importance_reaches_the_matrix_that_it_is_of(tmp_path):
     ]
     assert errors[1] < errors[0] / 1.5
     np.testing.assert_array_equal(plain.dense("layers.0.q"), weighted.dense("layers.0.q"))
+
+
+def test_a_model_that_has_no_folder_can_be_written(tmp_path, library):
+    model = saved("llama", tmp_path / "hf")
+    source = load(tmp_path / "hf")
+    weights = {name: source.weights.dense(name) for name in source.weights}
+    GGUFExport(
+        Model(tmp_path / "nowhere", source.config, weights, Defaults(frozenset())),
+        GGUFFormat("F16", "F16"),
+    ).write(tmp_path / "a.gguf")
+    ids = tiny.tokens(20)
+    np.testing.assert_allclose(
+        logits(library, tmp_path / "a.gguf", ids), tiny.oracle(model, ids), atol=0.05
+    )
 
 
 def test_values_that_a_type_cannot_hold_name_their_tensor(tmp_path):

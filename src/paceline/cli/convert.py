@@ -32,7 +32,7 @@ def convert(
     ],
     *,
     weight_format: Annotated[str, typer.Option("--format", help=_FORMAT_HELP)] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a GGUF file.")] = False,
     json: options.Json = False,
 ) -> None:
     """Write a model in another format: GGUF for llama.cpp, safetensors for transformers.
@@ -98,6 +98,7 @@ def _check_target(out: Path, source: Path, overwrite: bool) -> None:
     inside = source if source.is_dir() else source.parent
     if out.resolve() in (source.resolve(), inside.resolve()):
         raise RequestError(f"{out} is where the model itself lies; name another place")
-    there = any(out.iterdir()) if out.is_dir() else out.exists()
-    if there and not overwrite:
-        raise RequestError(f"{out} exists already; name another place, or add --overwrite")
+    if out.is_dir() and any(out.iterdir()):
+        raise RequestError(f"{out} exists already and is not empty; name a new folder")
+    if out.is_file() and not overwrite:
+        raise RequestError(f"{out} exists already; name another file, or add --overwrite")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.tensor_names import Place, Shape
-from paceline.models.tensors import Dense, Linear
+from paceline.models.tensors import Dense, Linear, to_dense
 from paceline.models.weights import Weights, part_rows
 
 _PIECE = 1 << 22  # weights in memory at once, where a tensor is written by rows
@@ -95,7 +95,7 @@ def whole(weights: Weights, tensor: Assembled) -> Floats:
     stored = np.empty(tensor.shape[::-1] if turned else tensor.shape, np.float32)
     filled = 0
     for name, place in tensor.parts:
-        values = weights.dense(name)
+        values = to_dense(weights[name])
         stored[_stored_rows(place)] = values
         filled += len(values)
     if filled != len(stored):
@@ -105,4 +105,6 @@ def whole(weights: Weights, tensor: Assembled) -> Floats:
 
 def as_matrix(weight: Linear | Floats) -> Linear:
     """Return a weight as a matrix; a vector becomes its only row."""
-    return weight if isinstance(weight, Linear) else Dense(np.ascontiguousarray(weight)[None])
+    if isinstance(weight, Linear):
+        return weight
+    return Dense(np.ascontiguousarray(weight if weight.ndim == 2 else weight[None]))

@@ -14,10 +14,14 @@ from paceline.models.model import Model
 
 
 def model_settings(model: Model) -> dict[str, Any]:
-    """Return the settings of the text model, by the names of its family."""
+    """Return the settings of the text model, by the names of its family.
+
+    A model that was made in memory has none: its shape must say all.
+    """
     if model.gguf is not None:
         return read_gguf_settings(model.gguf)
-    values = read_json(model.path / "config.json")
+    path = model.path / "config.json"
+    values = read_json(path) if path.exists() else {}
     return dict(flatten(values, family_of(model, values)))
 
 
