@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from paceline.models.known_models import KNOWN_MODELS
 from tests.conftest import shared
+from tests.real_models import real_file
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -46,6 +48,10 @@ def test_the_blocks_of_a_page_run_in_order(page, tmp_path):
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "model").symlink_to(model)
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if "smollm2-135m" in page.read_text():
+        put = tmp_path / "cache/paceline/models/smollm2-135m" / KNOWN_MODELS["smollm2-135m"].file
+        put.parent.mkdir(parents=True)
+        put.symlink_to(real_file("smollm2-135m"))
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin" / "paceline"
     program.write_text(f"#!{sys.executable}\nfrom paceline.cli import main\nmain()\n")
