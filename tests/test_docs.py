@@ -42,6 +42,7 @@ RUN = [
 BLOCK = re.compile(r"(<!-- not run: (.+?) -->\n)?```(sh|python)\n(.*?)```", re.S)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", RUN, ids=lambda p: p.stem)
 def test_the_blocks_of_a_page_run_in_order(page, tmp_path):
     model = shared("models", "stories260K")
