@@ -155,8 +155,11 @@ def llama(path: Path, **changes: Any) -> Model:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "lama"}, r"unknown architecture 'lama'; did you mean llama"),
-        ({"architecture": "gpt-oss"}, r"unknown architecture 'gpt-oss'"),
+        ({"architecture": "qwen3moe"}, r"architecture 'qwen3moe', which Paceline does not run"),
+        (
+            {"architecture": "gpt-oss"},
+            r"architecture 'gpt-oss', which .* expected one of arcee, bitnet",
+        ),
         ({"expert_count": 8}, "mixture of 8 experts"),
         ({"attention__causal": False}, r"llama.attention.causal in the metadata of tiny.gguf"),
         ({"logit_scale": 2.0}, "expected 0 for the architecture llama"),

@@ -57,7 +57,8 @@ def _read(file: GGUFFile) -> tuple[Architecture, dict[str, Any]]:
     arch = ARCHITECTURES.get(name)
     if arch is None:
         raise ModelError(
-            f"{file.path} cannot be run: {unknown('architecture', name, ARCHITECTURES)}"
+            f"{file.path} is a model of the architecture {name!r:.40}, which Paceline does not "
+            f"run; expected one of {', '.join(sorted(ARCHITECTURES))}"
         )
     keys = {
         key.removeprefix(f"{name}."): key for key in file.metadata if key.startswith(f"{name}.")
