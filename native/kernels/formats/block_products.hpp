@@ -1,4 +1,4 @@
-// Products of int16 activations and weights in blocks of 32 inputs: codes of up to 8 bits, one or
+// Products of int16 activations and weights in blocks of 32 inputs: codes of 2 to 8 bits, one or
 // two scales for each block, and minima in some formats. All formats that use them share one
 // layout of activations.
 //
@@ -15,11 +15,10 @@ namespace paceline {
 
 namespace {
 
-constexpr size_t kGroup = 8;                     // blocks that are decoded together
-constexpr size_t kQuads = kBlockInputs / 4;      // of a block
-constexpr size_t kQuadBytes = 4 * kPanel;        // of sixteen rows
-constexpr size_t kBlockCodes = kQuads * kQuadBytes;
-constexpr int kCodeOffset = 128;                 // added to signed codes
+constexpr size_t kGroup = 8;  // blocks whose scales are decoded together
+constexpr size_t kHalfQuads = kBlockInputs / 8;
+constexpr size_t kWordBytes = 4 * kPanel;  // a word of each of sixteen rows
+constexpr int kCodeOffset = 128;           // added to signed codes
 
 // Words that lead a block: the sum of its 32 numbers, of the first and of the last 16, each times
 // -kCodeOffset.
@@ -34,10 +33,10 @@ struct BlockScales {
 };
 
 INLINE Int splat_word(int32_t value) { return value - Int{}; }
-INLINE Shorts even_pair(Int quads) { return (Shorts)(quads & 0x00ff00ff); }
-INLINE Shorts odd_pair(Int quads) {
+INLINE Shorts even_pair(Int quad) { return (Shorts)(quad & 0x00ff00ff); }
+INLINE Shorts odd_pair(Int quad) {
     using Unsigned = uint16_t __attribute__((vector_size(kBytes), may_alias));
-    return (Shorts)((Unsigned)quads >> 8);
+    return (Shorts)((Unsigned)quad >> 8);
 }
 
 // How activations are laid out.
@@ -51,7 +50,7 @@ struct BlockActivations {
         to[0] = -kCodeOffset * (sums[0] + sums[1]);
         to[width] = -kCodeOffset * sums[0];
         to[2 * width] = -kCodeOffset * sums[1];
-        for (size_t quad = 0; quad < kQuads; ++quad) {
+        for (size_t quad = 0; quad < kBlockInputs / 4; ++quad) {
             const int32_t* from = numbers + 4 * quad;
             to[(kLeads + 2 * quad) * width] = as_pair(from[0], from[2]);
             to[(kLeads + 2 * quad + 1) * width] = as_pair(from[1], from[3]);
@@ -63,80 +62,137 @@ struct BlockActivations {
     static F16 total(const float* sums, const uint8_t*) { return load(sums); }
 };
 
-// One panel times one tile: `blocks` blocks of it, decoded.
+// Some panels times one tile: up to kGroup blocks of it.
 struct BlockTile {
-    const uint8_t* codes;
-    size_t stride;  // bytes between blocks
-    const BlockScales* factors;
-    const int32_t* x;  // [blocks][kBlockWords][T]
-    size_t blocks;
-    float* sums;  // [T][16]
-    bool resume;  // go on with what is there
+    const uint8_t* codes;  // of the first block of the first panel
+    size_t panel_bytes, stride;  // bytes between panels, and between blocks
+    const uint8_t* table;  // sixteen bytes that 4-bit codes name; or null
+    const BlockScales* factors;  // [panels]
+    size_t panels, blocks;
+    const int32_t* x;  // [blocks][kBlockWords][width]
+    size_t width;
+    Sums sums;
+    size_t fetch;  // how far ahead memory is fetched, in bytes
 };
 
-// H scales for each block; minima if M, else codes have kCodeOffset added.
-template <int T, int H, bool M>
-static void multiply_tile(BlockTile job) {
-    constexpr bool kHeld = kParts == 1 && T <= 12;
-    Reg total[T][kParts];
-    each<1, T>([&](int, int t, int i) {
-        total[t][i] = job.resume ? load_part(job.sums + t * kPanel, i) : Reg{};
-        if (!kHeld) store_part(job.sums + t * kPanel, i, total[t][i]);
-    });
-    const float *scales = job.factors->scales, *minima = job.factors->minima;
-    for (size_t block = 0; block < job.blocks; ++block) {
-#pragma GCC unroll 2
-        for (int h = 0; h < H; ++h) {
-            const int32_t* leads = job.x + (H == 1 ? 0 : 1 + h) * T;
-            const int32_t* x = job.x + (kLeads + kPairs / H * h) * T;
-            const uint8_t* codes = job.codes + kBlockCodes / H * h;
-            Int sum[T][kParts];
-            each<1, T>([&](int, int t, int i) { sum[t][i] = M ? Int{} : splat_word(leads[t]); });
-#pragma GCC unroll 1
-            for (size_t quad = 0; quad < kQuads / H; ++quad) {
-                Int read[kParts];
-                for (int i = 0; i < kParts; ++i)
-                    read[i] = (Int)load_part((const float*)(codes + quad * kQuadBytes), i);
-#pragma GCC unroll 2
-                for (int odd = 0; odd < 2; ++odd) {
-                    Shorts w[kParts];
-                    for (int i = 0; i < kParts; ++i)
-                        w[i] = odd ? odd_pair(read[i]) : even_pair(read[i]);
-                    each<1, T>([&](int, int t, int i) {
-                        const Shorts value = (Shorts)splat_word(x[(2 * quad + odd) * T + t]);
-                        sum[t][i] = add_pairs(sum[t][i], w[i], value);
-                    });
-                }
-            }
-            each<1, T>([&](int, int t, int i) {
-                float* at = job.sums + t * kPanel;
-                Reg value = kHeld ? total[t][i] : load_part(at, i);
-                const Reg exact = __builtin_convertvector(sum[t][i], Reg);
-                value = reg_fma(exact, load_part(scales + h * kPanel, i), value);
-                if constexpr (M) {
-                    const Reg lead = __builtin_convertvector(splat_word(leads[t]), Reg);
-                    value = reg_fma(lead, load_part(minima + h * kPanel, i), value);
-                }
-                if (kHeld)
-                    total[t][i] = value;
-                else
-                    store_part(at, i, value);
-            });
-        }
-        job.codes += job.stride;
-        job.x += kBlockWords * T;
-        scales += H * kPanel;
-        minima += H * kPanel;
-    }
-    if (kHeld)
-        each<1, T>(
-            [&](int, int t, int i) { store_part(job.sums + t * kPanel, i, total[t][i]); });
-}
+// Tokens that are multiplied together: a wider tile is cut in two.
+constexpr int kTogether = kParts == 1 ? 12 : kWidest;
 
-template <int H, bool M>
-static void multiply_tile_of(size_t width, const BlockTile& job) {
-    with_width(width, [&](auto t) { multiply_tile<decltype(t)::value, H, M>(job); });
-}
+// `Codes::quad` decodes; see block_codes.hpp. A block has kScales scales, and as many minima or none.
+template <class Codes, int kScales, bool kMinima>
+struct BlockProducts {
+    static constexpr bool kHeld = kParts == 1;  // sums of all blocks wait in registers
+    static constexpr int panels(int width) {
+        if (kHeld) return width <= 2 ? 4 : width <= 4 ? 2 : 1;
+        return width * 4 <= kSums ? 4 : width * 2 <= kSums ? 2 : 1;
+    }
+
+    // `T` tokens of a tile, from `token` on, times all panels.
+    template <int T>
+    static void multiply(const BlockTile& job, size_t token) {
+        constexpr size_t P = panels(T);
+        for (size_t first = 0; first < job.panels; first += P) tile<P, T>(job, first, token);
+    }
+
+    // Where fewer than P panels are left, the last ones are computed twice.
+    template <int P, int T>
+    static void tile(const BlockTile& job, size_t first, size_t token) {
+        const uint8_t* codes[P];
+        const BlockScales* factors[P];
+        float* sums[P];
+        alignas(64) float spare[P > 1 ? T * kPanel : 1];
+#pragma GCC unroll 4
+        for (size_t p = 0; p < P; ++p) {
+            const bool real = first + p < job.panels;
+            const size_t panel = real ? first + p : first;
+            codes[p] = job.codes + panel * job.panel_bytes;
+            factors[p] = job.factors + panel;
+            sums[p] = real ? job.sums.at + panel * job.sums.stride + token * kPanel : spare;
+        }
+        const size_t stride = job.width;
+        const int32_t* x = job.x + token;
+        Reg total[P][T][kParts];
+        each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+            total[p][t][i] = job.sums.resume ? load_part(sums[p] + t * kPanel, i) : Reg{};
+            if (!kHeld) store_part(sums[p] + t * kPanel, i, total[p][t][i]);
+        });
+        for (size_t block = 0, scale = 0; block < job.blocks; ++block) {
+            Int sum[P][T][kParts];
+#pragma GCC unroll 1
+            for (size_t half = 0; half < 2; ++half) {
+                const int32_t* leads = x + (kScales == 1 ? 0 : 1 + half) * stride;
+                if (kScales == 2 || half == 0)
+                    each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+                        sum[p][t][i] = kMinima ? Int{} : splat_word(leads[t]);
+                    });
+                add_half<P, T>(sum, codes, half, job, x + (kLeads + kPairs / 2 * half) * stride);
+                if (kScales == 1 && half == 0) continue;
+                each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+                    float* at = sums[p] + t * kPanel;
+                    Reg value = kHeld ? total[p][t][i] : load_part(at, i);
+                    value = reg_fma(__builtin_convertvector(sum[p][t][i], Reg),
+                                    load_part(factors[p]->scales + scale, i), value);
+                    if constexpr (kMinima)
+                        value = reg_fma(__builtin_convertvector(splat_word(leads[t]), Reg),
+                                        load_part(factors[p]->minima + scale, i), value);
+                    if (kHeld)
+                        total[p][t][i] = value;
+                    else
+                        store_part(at, i, value);
+                });
+                scale += kPanel;
+            }
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) codes[p] += job.stride;
+            x += kBlockWords * stride;
+        }
+        if (kHeld)
+            each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+                store_part(sums[p] + t * kPanel, i, total[p][t][i]);
+            });
+    }
+
+    // Adds the products of half a block.
+    template <int P, int T>
+    INLINE_MEMBER void add_half(Int (&sum)[P][T][kParts], const uint8_t* const (&codes)[P],
+                                size_t half, const BlockTile& job, const int32_t* x) {
+        constexpr int kQuads = static_cast<int>(kHalfQuads);
+        constexpr int kFetched = static_cast<int>((Codes::kWords + 1) / 2);  // lines of half a block
+#pragma GCC unroll 4
+        for (int q = 0; q < kQuads; ++q) {
+            Int quad[P][kParts];
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                if (q < kFetched)
+                    __builtin_prefetch(codes[p] + job.fetch +
+                                           (half * kFetched + static_cast<size_t>(q)) * kWordBytes,
+                                       0, fetches_near<T> ? 3 : 2);
+#pragma GCC unroll 4
+                for (int i = 0; i < kParts; ++i)
+                    quad[p][i] = Codes::quad(codes[p], half, q, i, job.table);
+            }
+#pragma GCC unroll 2
+            for (int odd = 0; odd < 2; ++odd) {
+                Shorts w[P][kParts];
+#pragma GCC unroll 4
+                for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+                    for (int i = 0; i < kParts; ++i)
+                        w[p][i] = odd ? odd_pair(quad[p][i]) : even_pair(quad[p][i]);
+#pragma GCC unroll 32
+                for (int t = 0; t < T; ++t) {
+                    const Shorts value = (Shorts)splat_word(x[t]);
+#pragma GCC unroll 4
+                    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+                        for (int i = 0; i < kParts; ++i)
+                            sum[p][t][i] = add_pairs(sum[p][t][i], w[p][i], value);
+                }
+                x += job.width;
+            }
+        }
+    }
+};
 
 }  // namespace
 

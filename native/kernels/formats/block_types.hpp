@@ -1,5 +1,4 @@
-// The block types of GGUF: how each keeps codes and scales. Offsets in a unit are those of its
-// file, times sixteen rows.
+// The block types of GGUF: what their files hold, and their scales. `d` and `m` are fp16.
 #pragma once
 
 #include "kernels/formats/blocks.hpp"
@@ -8,10 +7,6 @@ namespace paceline {
 
 namespace {
 
-// Word `index` of the codes that begin at byte `at` of a row's unit.
-INLINE Int code_word(const uint8_t* unit, size_t at, size_t index, int part) {
-    return (Int)load_part((const float*)(unit + (at + 4 * index) * kPanel), part);
-}
 INLINE Reg half_float(const uint8_t* unit, size_t at, int part) {
     return Fp16::part(unit + at * kPanel, part);
 }
@@ -20,112 +15,73 @@ INLINE Int header_byte(const uint8_t* unit, size_t at, int part) {
 }
 INLINE Reg to_float(Int value) { return __builtin_convertvector(value, Reg); }
 
-// The lowest bit of each byte, those of `bits` from bit `from` on, as value `1 << to`.
-INLINE Int bits_at(Int bits, int from, int to, int32_t each) {
-    const int left = to - from;
-    return (left >= 0 ? bits << (left >= 0 ? left : 0) : bits >> (left < 0 ? -left : 0)) &
-           (each << to);
-}
-constexpr int32_t kBit = 0x01010101, kTwoBits = 0x03030303, kNibble = 0x0f0f0f0f;
-
-// Adds a number to each byte; none may overflow.
-INLINE Int add_bytes(Int codes, int number) { return codes + number * kBit; }
-
-// Codes as they are, or less `kZero` with kCodeOffset added.
-struct PlainCodes {
-    INLINE_MEMBER Int map(Int codes) { return codes; }
-};
-template <int kZero>
-struct OffsetCodes {
-    INLINE_MEMBER Int map(Int codes) { return add_bytes(codes, kCodeOffset - kZero); }
-};
-
-// Codes that name an entry of a table; kCodeOffset is added to these.
-template <class Table>
-struct TableCodes {
-    INLINE_MEMBER Int map(Int codes) {
-#if defined(__AVX512BW__)
-        const __m128i table = _mm_loadu_si128((const __m128i*)Table::kEntries);
-        return (Int)_mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(-1, table), (__m512i)codes);
-#elif defined(__AVX2__)
-        const __m128i table = _mm_loadu_si128((const __m128i*)Table::kEntries);
-        return (Int)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), (__m256i)codes);
-#elif defined(__ARM_NEON)
-        return (Int)vqtbl1q_u8(vld1q_u8(Table::kEntries), (uint8x16_t)codes);
-#else
-        using Bytes = uint8_t __attribute__((vector_size(kBytes)));
-        Bytes bytes = (Bytes)codes;
-        for (int i = 0; i < kBytes; ++i) bytes[i] = Table::kEntries[bytes[i]];
-        return (Int)bytes;
-#endif
-    }
-};
-struct NonLinear {
-    static constexpr uint8_t kEntries[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                             129, 141, 153, 166, 181, 197, 217, 241};
-};
-struct MicroFloat {
-    static constexpr uint8_t kEntries[16] = {128, 129, 130, 131, 132, 134, 136, 140,
-                                             128, 127, 126, 125, 124, 122, 120, 116};
-};
-
 // Sixteen bytes: low nibbles are inputs 0 to 15 of a block, high ones 16 to 31.
-template <class Codes, class Use>
-INLINE void nibble_block(const uint8_t* unit, size_t at, size_t block, int part, Use use) {
-#pragma GCC unroll 4
-    for (size_t q = 0; q < 4; ++q) {
-        const Int both = code_word(unit, at, q, part);
-        use(block, q, Codes::map(both & kNibble));
-        use(block, q + 4, Codes::map(both >> 4 & kNibble));
+INLINE void split_nibbles(const uint8_t* from, size_t bytes, uint8_t* low) {
+    for (size_t i = 0; i < bytes; ++i) {
+        low[i] = from[i] & 15;
+        low[bytes + i] = from[i] >> 4;
     }
 }
+// Four groups of 32 inputs by shifts, from 32 bytes; twice.
+INLINE void split_pairs(const uint8_t* from, uint8_t* out) {
+    for (size_t k = 0; k < 256; ++k)
+        out[k] = from[k / 128 * 32 + k % 32] >> (k / 32 % 4 * 2) & 3;
+}
 
-// d q, or d (q - zero) or d T[q].
-template <class Codes>
-struct NibbleBlocks {
+// One scale and no minimum: what a type with blocks of 32 inputs is, if it says no more.
+struct SmallBlocks {
     static constexpr size_t kInputs = 32;
     static constexpr int kScales = 1;
     static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {{Holds::half_float, 1}, {Holds::word, 4}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        nibble_block<Codes>(unit, 2, 0, part, use);
-    }
+    static constexpr const uint8_t* table() { return nullptr; }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
         scale(0, 0, half_float(unit, 0, part));
     }
 };
-using Q4_0 = NibbleBlocks<OffsetCodes<8>>;
-using Iq4Nl = NibbleBlocks<TableCodes<NonLinear>>;
 
-// d q + m
-struct Q4_1 {
-    static constexpr size_t kInputs = 32;
-    static constexpr int kScales = 1;
+// d q, d and m first
+struct WithMinimum : SmallBlocks {
     static constexpr bool kMinima = true;
-    static constexpr Field kFields[] = {{Holds::half_float, 2}, {Holds::word, 4}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        nibble_block<PlainCodes>(unit, 4, 0, part, use);
-    }
+    static constexpr Field kHeader[] = {{Holds::half_floats, 0, 2}};
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
         scale(0, 0, half_float(unit, 0, part));
         minimum(0, 0, half_float(unit, 2, part));
     }
 };
+struct WithScale : SmallBlocks {
+    static constexpr Field kHeader[] = {{Holds::half_floats, 0, 1}};
+};
+
+using TableCodes = BlockCodes<4, 0, true>;
+
+// d T[q]
+struct Iq4Nl : WithScale {
+    using Codes = TableCodes;
+    static constexpr size_t kFileBytes = 18;
+    static constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                           129, 141, 153, 166, 181, 197, 217, 241};
+    static constexpr const uint8_t* table() { return kTable; }
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 2, 16, out); }
+};
+
+// d (q - 8)
+struct Q4_0 : Iq4Nl {
+    static constexpr uint8_t kTable[16] = {120, 121, 122, 123, 124, 125, 126, 127,
+                                           128, 129, 130, 131, 132, 133, 134, 135};
+    static constexpr const uint8_t* table() { return kTable; }
+};
 
 // 2^(e - 128) T[q]
-struct Mxfp4 {
-    static constexpr size_t kInputs = 32;
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {{Holds::exponent, 1}, {Holds::word, 4}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        nibble_block<TableCodes<MicroFloat>>(unit, 1, 0, part, use);
-    }
+struct Mxfp4 : SmallBlocks {
+    using Codes = TableCodes;
+    static constexpr size_t kFileBytes = 17;
+    static constexpr Field kHeader[] = {{Holds::exponent, 0, 1}};
+    static constexpr uint8_t kTable[16] = {128, 129, 130, 131, 132, 134, 136, 140,
+                                           128, 127, 126, 125, 124, 122, 120, 116};
+    static constexpr const uint8_t* table() { return kTable; }
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 1, 16, out); }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
         const Int e = header_byte(unit, 0, part);
@@ -134,61 +90,108 @@ struct Mxfp4 {
     }
 };
 
-// The same with a fifth bit from a spread word: d (q - 16), or d q + m.
-template <bool kWithMinima>
-struct FiveBitBlocks {
-    static constexpr size_t kInputs = 32;
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = kWithMinima;
-    static constexpr size_t kHeader = kMinima ? 4 : 2;
-    static constexpr Field kFields[] = {
-        {Holds::half_float, kHeader / 2}, {Holds::spread, 1}, {Holds::word, 4}};
-    INLINE_MEMBER Int map(Int codes) { return kMinima ? codes : OffsetCodes<16>::map(codes); }
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        const Int high = code_word(unit, kHeader, 0, part);
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; ++q) {
-            const Int both = code_word(unit, kHeader + 4, static_cast<size_t>(q), part);
-            use(0, q, map((both & kNibble) | bits_at(high, q, 4, kBit)));
-            use(0, q + 4, map((both >> 4 & kNibble) | bits_at(high, q + 4, 4, kBit)));
-        }
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
-        scale(0, 0, half_float(unit, 0, part));
-        if constexpr (kMinima) minimum(0, 0, half_float(unit, 2, part));
-    }
+// d q + m
+struct Q4_1 : WithMinimum {
+    using Codes = BlockCodes<4, 0>;
+    static constexpr size_t kFileBytes = 20;
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 4, 16, out); }
 };
-using Q5_0 = FiveBitBlocks<false>;
-using Q5_1 = FiveBitBlocks<true>;
+
+// Four bits in nibbles, behind 32 fifth ones.
+INLINE void five_bits(const uint8_t* from, uint8_t* out) {
+    uint32_t high;
+    std::memcpy(&high, from, sizeof(high));
+    split_nibbles(from + 4, 16, out);
+    for (size_t k = 0; k < kBlockInputs; ++k)
+        out[k] = static_cast<uint8_t>(out[k] | (high >> k & 1) << 4);
+}
+
+// d (q - 16)
+struct Q5_0 : WithScale {
+    using Codes = BlockCodes<5, kCodeOffset - 16>;
+    static constexpr size_t kFileBytes = 22;
+    static void codes(const uint8_t* unit, uint8_t* out) { five_bits(unit + 2, out); }
+};
+
+// d q + m
+struct Q5_1 : WithMinimum {
+    using Codes = BlockCodes<5, 0>;
+    static constexpr size_t kFileBytes = 24;
+    static void codes(const uint8_t* unit, uint8_t* out) { five_bits(unit + 4, out); }
+};
 
 // d q
-struct Q8_0 {
-    static constexpr size_t kInputs = 32;
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {{Holds::half_float, 1}, {Holds::biased, 8}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-#pragma GCC unroll 8
-        for (size_t q = 0; q < kQuads; ++q) use(0, q, code_word(unit, 2, q, part));
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
-        scale(0, 0, half_float(unit, 0, part));
+struct Q8_0 : WithScale {
+    using Codes = BlockCodes<8, 0>;
+    static constexpr size_t kFileBytes = 34;
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        for (size_t k = 0; k < kInputs; ++k) out[k] = unit[2 + k] ^ kCodeOffset;
     }
 };
 
 // Units of 256 inputs.
 struct SuperBlocks {
     static constexpr size_t kInputs = 256;
-    // Scales and minima of 6 bits in twelve bytes from byte 4 on; d and dmin before them.
+    static constexpr const uint8_t* table() { return nullptr; }
+};
+
+// d (s & 15) q - dmin (s >> 4), s for each 16 inputs
+struct Q2K : SuperBlocks {
+    using Codes = BlockCodes<2, 0>;
+    static constexpr int kScales = 2;
+    static constexpr bool kMinima = true;
+    static constexpr size_t kFileBytes = 84;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 80, 2}, {Holds::bytes, 0, 16}};
+    static void codes(const uint8_t* unit, uint8_t* out) { split_pairs(unit + 16, out); }
     template <class Scale, class Minimum>
-    INLINE_MEMBER void six_bit_scales(const uint8_t* unit, int part, Scale scale,
-                                      Minimum minimum) {
+    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
         const Reg d = half_float(unit, 0, part), dmin = -half_float(unit, 2, part);
-#pragma GCC unroll 4
+        for (size_t j = 0; j < 16; ++j) {
+            const Int both = header_byte(unit, 4 + j, part);
+            scale(j / 2, j % 2, d * to_float(both & 15));
+            minimum(j / 2, j % 2, dmin * to_float(both >> 4));
+        }
+    }
+};
+
+// d (s - 32) (q - 4), s of 6 bits for each 16 inputs
+struct Q3K : SuperBlocks {
+    using Codes = BlockCodes<3, kCodeOffset - 4>;
+    static constexpr int kScales = 2;
+    static constexpr bool kMinima = false;
+    static constexpr size_t kFileBytes = 110;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 108, 1}, {Holds::bytes, 96, 12}};
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        split_pairs(unit + 32, out);
+        for (size_t k = 0; k < kInputs; ++k)
+            out[k] = static_cast<uint8_t>(out[k] | (unit[k % 32] >> (k / 32) & 1) << 2);
+    }
+    template <class Scale, class Minimum>
+    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
+        const Reg d = half_float(unit, 0, part);
+        for (size_t j = 0; j < 16; ++j) {
+            const Int nibbles = header_byte(unit, 2 + j % 8, part);
+            const Int high = header_byte(unit, 10 + j % 4, part);
+            const Int low = j < 8 ? nibbles & 15 : nibbles >> 4;
+            const Int s = low | (high >> (2 * static_cast<int>(j / 4)) & 3) << 4;
+            scale(j / 2, j % 2, d * to_float(s - 32));
+        }
+    }
+};
+
+// d s q - dmin m, s and m of 6 bits in twelve bytes
+struct Q4K : SuperBlocks {
+    using Codes = BlockCodes<4, 0>;
+    static constexpr int kScales = 1;
+    static constexpr bool kMinima = true;
+    static constexpr size_t kFileBytes = 144;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 0, 2}, {Holds::bytes, 4, 12}};
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        for (size_t i = 0; i < 4; ++i) split_nibbles(unit + 16 + 32 * i, 32, out + 64 * i);
+    }
+    template <class Scale, class Minimum>
+    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
+        const Reg d = half_float(unit, 0, part), dmin = -half_float(unit, 2, part);
         for (size_t j = 0; j < 4; ++j) {
             const Int low = header_byte(unit, 4 + j, part), min = header_byte(unit, 8 + j, part);
             const Int both = header_byte(unit, 12 + j, part);
@@ -200,148 +203,37 @@ struct SuperBlocks {
     }
 };
 
-// Two bits of each code: four groups of 32 inputs by shifts, from 32 bytes.
-template <class Use>
-INLINE void two_bit_groups(const uint8_t* unit, size_t at, int part, Use use) {
-#pragma GCC unroll 2
-    for (size_t half = 0; half < 2; ++half)
-#pragma GCC unroll 8
-        for (size_t q = 0; q < kQuads; ++q) {
-            const Int four = code_word(unit, at, half * kQuads + q, part);
-#pragma GCC unroll 4
-            for (size_t group = 0; group < 4; ++group)
-                use(half * 4 + group, q, four >> (2 * static_cast<int>(group)) & kTwoBits);
-        }
-}
-
-// d (s & 15) q - dmin (s >> 4), s for each 16 inputs
-struct Q2K : SuperBlocks {
-    static constexpr int kScales = 2;
-    static constexpr bool kMinima = true;
-    static constexpr Field kFields[] = {
-        {Holds::byte, 16}, {Holds::word, 16}, {Holds::half_float, 2}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        two_bit_groups(unit, 16, part, use);
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
-        const Reg d = half_float(unit, 80, part), dmin = -half_float(unit, 82, part);
-        for (size_t j = 0; j < 16; ++j) {
-            const Int both = header_byte(unit, j, part);
-            scale(j / 2, j % 2, d * to_float(both & 15));
-            minimum(j / 2, j % 2, dmin * to_float(both >> 4));
-        }
-    }
-};
-
-// d (s - 32) (q - 4), s of 6 bits for each 16 inputs
-struct Q3K : SuperBlocks {
-    static constexpr int kScales = 2;
-    static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {
-        {Holds::word, 8}, {Holds::word, 16}, {Holds::byte, 12}, {Holds::half_float, 1}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        two_bit_groups(unit, 32, part, [&](size_t block, size_t q, Int low) INLINE_LAMBDA {
-            const Int high = bits_at(code_word(unit, 0, q, part), static_cast<int>(block), 2, kBit);
-            use(block, q, add_bytes(low | high, kCodeOffset - 4));
-        });
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
-        const Reg d = half_float(unit, 108, part);
-        for (size_t j = 0; j < 16; ++j) {
-            const Int nibbles = header_byte(unit, 96 + j % 8, part);
-            const Int high = header_byte(unit, 104 + j % 4, part);
-            const Int low = j < 8 ? nibbles & 15 : nibbles >> 4;
-            const Int s = low | (high >> (2 * static_cast<int>(j / 4)) & 3) << 4;
-            scale(j / 2, j % 2, d * to_float(s - 32));
-        }
-    }
-};
-
-// d s q - dmin m
-struct Q4K : SuperBlocks {
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = true;
-    static constexpr Field kFields[] = {
-        {Holds::half_float, 2}, {Holds::byte, 12}, {Holds::word, 32}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-#pragma GCC unroll 4
-        for (size_t pair = 0; pair < 4; ++pair)
-#pragma GCC unroll 1
-            for (size_t q = 0; q < kQuads; ++q) {
-                const Int both = code_word(unit, 16, pair * kQuads + q, part);
-                use(2 * pair, q, both & kNibble);
-                use(2 * pair + 1, q, both >> 4 & kNibble);
-            }
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
-        six_bit_scales(unit, part, scale, minimum);
-    }
-};
-
 // The same with a fifth bit.
-struct Q5K : SuperBlocks {
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = true;
-    static constexpr Field kFields[] = {
-        {Holds::half_float, 2}, {Holds::byte, 12}, {Holds::word, 8}, {Holds::word, 32}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-#pragma GCC unroll 1
-        for (size_t q = 0; q < kQuads; ++q) {
-            const Int high = code_word(unit, 16, q, part);
-#pragma GCC unroll 4
-            for (int pair = 0; pair < 4; ++pair) {
-                const Int both =
-                    code_word(unit, 48, static_cast<size_t>(pair) * kQuads + q, part);
-                const auto block = static_cast<size_t>(2 * pair);
-                use(block, q, (both & kNibble) | bits_at(high, 2 * pair, 4, kBit));
-                use(block + 1, q, (both >> 4 & kNibble) | bits_at(high, 2 * pair + 1, 4, kBit));
-            }
-        }
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
-        six_bit_scales(unit, part, scale, minimum);
+struct Q5K : Q4K {
+    using Codes = BlockCodes<5, 0>;
+    static constexpr size_t kFileBytes = 176;
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        for (size_t i = 0; i < 4; ++i) split_nibbles(unit + 48 + 32 * i, 32, out + 64 * i);
+        for (size_t k = 0; k < kInputs; ++k)
+            out[k] = static_cast<uint8_t>(out[k] | (unit[16 + k % 32] >> (k / 32) & 1) << 4);
     }
 };
 
 // d s (q - 32), s for each 16 inputs
 struct Q6K : SuperBlocks {
+    using Codes = BlockCodes<6, kCodeOffset - 32>;
     static constexpr int kScales = 2;
     static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {
-        {Holds::word, 32}, {Holds::word, 16}, {Holds::byte, 16}, {Holds::half_float, 1}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        const auto map = [](Int low, Int high) INLINE_LAMBDA {
-            return add_bytes(low | high, kCodeOffset - 32);
-        };
-#pragma GCC unroll 2
+    static constexpr size_t kFileBytes = 210;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 208, 1}, {Holds::bytes, 192, 16}};
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        uint8_t high[kInputs];
+        split_pairs(unit + 128, high);
         for (size_t half = 0; half < 2; ++half)
-#pragma GCC unroll 8
-            for (size_t q = 0; q < kQuads; ++q) {
-                const Int high = code_word(unit, 128, half * kQuads + q, part);
-#pragma GCC unroll 2
-                for (size_t i = 0; i < 2; ++i) {
-                    const Int both = code_word(unit, 0, half * 16 + i * kQuads + q, part);
-                    const int from = 2 * static_cast<int>(i);
-                    use(half * 4 + i, q, map(both & kNibble, bits_at(high, from, 4, kTwoBits)));
-                    use(half * 4 + i + 2, q,
-                        map(both >> 4 & kNibble, bits_at(high, from + 4, 4, kTwoBits)));
-                }
-            }
+            split_nibbles(unit + 64 * half, 64, out + 128 * half);
+        for (size_t k = 0; k < kInputs; ++k)
+            out[k] = static_cast<uint8_t>(out[k] | high[k] << 4);
     }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
-        const Reg d = half_float(unit, 208, part);
+        const Reg d = half_float(unit, 0, part);
         for (size_t j = 0; j < 16; ++j) {
-            const Int s = header_byte(unit, 192 + j, part) << 24 >> 24;
+            const Int s = header_byte(unit, 2 + j, part) << 24 >> 24;
             scale(j / 2, j % 2, d * to_float(s));
         }
     }
@@ -349,23 +241,20 @@ struct Q6K : SuperBlocks {
 
 // d (s - 32) T[q], s of 6 bits
 struct Iq4Xs : SuperBlocks {
+    using Codes = TableCodes;
     static constexpr int kScales = 1;
     static constexpr bool kMinima = false;
-    static constexpr Field kFields[] = {{Holds::half_float, 1},
-                                        {Holds::half_word, 1},
-                                        {Holds::byte, 4},
-                                        {Holds::word, 32}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-#pragma GCC unroll 8
-        for (size_t block = 0; block < 8; ++block)
-            nibble_block<TableCodes<NonLinear>>(unit, 8 + 16 * block, block, part, use);
+    static constexpr size_t kFileBytes = 136;
+    static constexpr Field kHeader[] = {
+        {Holds::half_floats, 0, 1}, {Holds::half_words, 2, 1}, {Holds::bytes, 4, 4}};
+    static constexpr const uint8_t* table() { return Iq4Nl::kTable; }
+    static void codes(const uint8_t* unit, uint8_t* out) {
+        for (size_t i = 0; i < 8; ++i) split_nibbles(unit + 8 + 16 * i, 16, out + 32 * i);
     }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
         const Reg d = half_float(unit, 0, part);
         const Int high = widen(((const PlainShorts*)(unit + 2 * kPanel))[part]);
-#pragma GCC unroll 8
         for (size_t block = 0; block < 8; ++block) {
             const Int both = header_byte(unit, 4 + block / 2, part);
             const Int low = block % 2 ? both >> 4 : both & 15;
@@ -376,62 +265,46 @@ struct Iq4Xs : SuperBlocks {
 };
 
 // d (q - 1)
-struct TernaryBlocks : SuperBlocks {
+struct Tq2_0 : SuperBlocks {
+    using Codes = BlockCodes<2, kCodeOffset - 1>;
     static constexpr int kScales = 1;
     static constexpr bool kMinima = false;
-    INLINE_MEMBER Int map(Int codes) { return add_bytes(codes, kCodeOffset - 1); }
-    template <class Scale>
-    INLINE_MEMBER void one_scale(const uint8_t* unit, size_t at, int part, Scale scale) {
-        const Reg d = half_float(unit, at, part);
+    static constexpr size_t kFileBytes = 66;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 64, 1}};
+    static void codes(const uint8_t* unit, uint8_t* out) { split_pairs(unit, out); }
+    template <class Scale, class Minimum>
+    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
+        const Reg d = half_float(unit, 0, part);
         for (size_t block = 0; block < 8; ++block) scale(block, 0, d);
     }
 };
 
-struct Tq2_0 : TernaryBlocks {
-    static constexpr Field kFields[] = {{Holds::word, 16}, {Holds::half_float, 1}};
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        two_bit_groups(unit, 0, part, [&](size_t block, size_t q, Int codes) INLINE_LAMBDA {
-            use(block, q, map(codes));
-        });
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
-        one_scale(unit, 64, part, scale);
-    }
-};
-
-// Five digits of base 3 in a byte: its fractions of 256, from the first on.
-struct Tq1_0 : TernaryBlocks {
-    static constexpr Field kFields[] = {{Holds::word, 13}, {Holds::half_float, 1}};
+// The same, five digits of base 3 in a byte: its fraction of 256, the first digit at the front.
+struct Tq1_0 : Tq2_0 {
+    static constexpr size_t kFileBytes = 54, kPacked = 13;
+    static constexpr Field kHeader[] = {{Holds::half_floats, 52, 1}};
     using Bytes = uint8_t __attribute__((vector_size(kBytes), may_alias));
 
-    // The digits of `count` words; number `n` of a word goes to use(n, codes).
-    template <size_t kDigits, class Use>
-    INLINE_MEMBER void digits(Int word, Use use) {
-        Bytes rest = (Bytes)word;
-#pragma GCC unroll 5
-        for (size_t n = 0; n < kDigits; ++n) {
-            const Bytes above = (Bytes)(rest > 85) & 1, twice = (Bytes)(rest > 170) & 1;
-            use(n, map((Int)(above + twice)));
-            rest = rest + rest + rest;
+    // Bytes 0 to 31 hold five digits of 32 inputs, the next 16 of 16, and the last 4 four of 4.
+    static void expand(const uint8_t* words, uint8_t* planes) {
+        std::memset(planes, 0, 8 * Codes::kBlockBytes);
+        for (size_t word = 0; word < kPacked; ++word) {
+            const size_t bytes = word < 8 ? 32 : word < 12 ? 16 : 4;
+            const size_t start = word < 8 ? 0 : word < 12 ? 160 : 240;
+            const size_t first = start / 4 + (word < 8 ? word : word < 12 ? word - 8 : 0);
+            for (size_t digit = 0; digit < (word < 12 ? 5 : 4); ++digit)
+                for (int part = 0; part < kParts; ++part)
+                    put(words + word * kWordBytes, digit, first + digit * bytes / 4, part, planes);
         }
     }
-    template <class Use>
-    INLINE_MEMBER void codes(const uint8_t* unit, int part, Use use) {
-        for (size_t q = 0; q < kQuads; ++q)
-            digits<5>(code_word(unit, 0, q, part),
-                      [&](size_t n, Int codes) INLINE_LAMBDA { use(n, q, codes); });
-        for (size_t q = 0; q < 4; ++q)
-            digits<5>(code_word(unit, 32, q, part), [&](size_t n, Int codes) INLINE_LAMBDA {
-                use(5 + n / 2, n % 2 * 4 + q, codes);
-            });
-        digits<4>(code_word(unit, 48, 0, part),
-                  [&](size_t n, Int codes) INLINE_LAMBDA { use(7, 4 + n, codes); });
-    }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
-        one_scale(unit, 52, part, scale);
+
+    static void put(const uint8_t* word, size_t digit, size_t quad, int part, uint8_t* planes) {
+        Bytes rest = (Bytes)Codes::word(word, 0, part);
+        for (; digit > 0; --digit) rest = rest + rest + rest;
+        const Bytes codes = ((Bytes)(rest > 85) & 1) + ((Bytes)(rest > 170) & 1);
+        auto* to = (float*)(planes + quad / 4 * kWordBytes);  // a word holds four quads
+        const Int others = (Int)load_part(to, part);
+        store_part(to, part, (Reg)(others | (Int)codes << splat_word(2 * (quad % 4))));
     }
 };
 
