@@ -96,7 +96,7 @@ class ModelConfig:
     Values that no decoder has raise `ModelError`: engines rely on what is checked here.
 
     Attributes:
-        family: `model_type` of the config.json it was read from.
+        family: `model_type` of the config.json it was read from, of the text model there.
         context: largest number of positions.
         norm: `rms`, `layer`, or `plain`: a layer norm without weights (OLMo).
         activation: `silu`, `gelu` (erf), `gelu_tanh`, `relu` or `relu2`.

@@ -34,6 +34,7 @@ class Family:
         fixed: settings that would change the computation -> supported values.
         implied: settings that follow from others, whatever config.json says of them.
         nested: key of the text model's settings inside config.json.
+        text: `model_type` of that text model.
         windows, ropes: of every layer.
         adjacent_rope: rotary embeddings turn adjacent values of a head.
         scales: factors of embedding, attention, residual stream and logits.
@@ -61,6 +62,7 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     implied: Mapping[str, Any] = field(default_factory=dict)
     nested: str | None = None
+    text: str | None = None
     windows: layer_variants.Windows = layer_variants.no_windows
     ropes: layer_variants.Ropes = layer_variants.one_rope
     adjacent_rope: bool = False

@@ -67,7 +67,7 @@ def read_config(
         if setting == "always" or fields.boolean(setting)
         for name in names.split()
     )
-    return _build(name, family, fields), family, biased
+    return _build(family.text or name, family, fields), family, biased
 
 
 def _build(name: str, family: Family, fields: Fields) -> ModelConfig:

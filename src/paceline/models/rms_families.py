@@ -126,11 +126,12 @@ _INTERNLM2 = replace(
 )
 
 
-def _with_vision(family: Family) -> Family:
+def _with_vision(text: str, family: Family) -> Family:
     """Return a family inside a model that sees images, whose other parts are left out."""
     return replace(
         family,
         nested="text_config",
+        text=text,
         prefixes=("language_model.model.", "model.language_model.", "language_model.", "model."),
         skipped=r"^(vision_tower|multi_modal_projector)\.",
     )
@@ -147,7 +148,7 @@ def _mistral3(values: Mapping[str, Any]) -> Family:
     known = {"mistral": _MISTRAL, "ministral3": _MINISTRAL3}
     if not isinstance(kind, str) or kind not in known:
         raise ModelError(unknown("text model of mistral3", str(kind), known))
-    family = _with_vision(known[kind])
+    family = _with_vision(kind, known[kind])
     return replace(family, defaults={**family.defaults, "tie_word_embeddings": True})
 
 
@@ -161,7 +162,7 @@ RMS_FAMILIES: dict[str, Family] = {
         windows=layer_variants.typed_windows(layer_variants.all_with_window),
     ),
     "ministral3": _MINISTRAL3,
-    "mistral3": replace(_with_vision(_MINISTRAL3), variant=_mistral3),
+    "mistral3": replace(_with_vision("ministral3", _MINISTRAL3), variant=_mistral3),
     "qwen2": _QWEN2,
     "qwen3": replace(
         _QWEN2,
@@ -200,7 +201,7 @@ RMS_FAMILIES: dict[str, Family] = {
     "gemma": _GEMMA,
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
-    "gemma3": _with_vision(_GEMMA3),
+    "gemma3": _with_vision("gemma3_text", _GEMMA3),
     "vaultgemma": replace(
         _GEMMA2,
         layer={

@@ -60,6 +60,10 @@ def _same_rope(one: Rope | None, two: Rope | None) -> bool:
         return one is two
     if (one.dim, one.adjacent) != (two.dim, two.adjacent):
         return False
+    if not math.isclose(one.query_growth, two.query_growth, rel_tol=1e-6):
+        return False
+    if one.query_growth and one.query_length != two.query_length:
+        return False
     if "dynamic" in (one.scaling, two.scaling):
         return one == two
     (cos, sin), (cos2, sin2) = (rope.table(0, _CHECKED_POSITIONS) for rope in (one, two))

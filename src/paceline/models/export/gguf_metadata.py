@@ -87,6 +87,9 @@ def gguf_settings(
         "use_parallel_residual": config.parallel,
         "attention.sliding_window": window,
         "rope.freq_base_swa": local.theta if local else None,
+        "rope.scaling.yarn_log_multiplier": None,  # `rope.scaling.attn_factor` says it
+        "attention.temperature_scale": rope.query_growth if rope and rope.query_growth else None,
+        "attention.temperature_length": rope.query_length if rope and rope.query_growth else None,
     }
     for key in arch.keys:
         if (value := special.get(key, settings.get(arch.keys[key]))) is not None:

@@ -19,7 +19,8 @@ _CLASSES = {  # families whose classes are not called like them
     **{"gemma3_text": "Gemma3ForCausalLM", "stablelm": "StableLmForCausalLM"},
     **{"hunyuan_v1_dense": "HunYuanDenseV1ForCausalLM", "internlm2": "InternLM2ForCausalLM"},
     **{"ernie4_5": "Ernie4_5ForCausalLM", "minicpm": "MiniCPMForCausalLM"},
-    **{"seed_oss": "SeedOssForCausalLM"},
+    **{"seed_oss": "SeedOssForCausalLM", "vaultgemma": "VaultGemmaForCausalLM"},
+    **{"granitemoehybrid": "GraniteMoeHybridForCausalLM"},
 }
 _ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}  # our name -> that of config.json
 _LLAMA3_CONTEXTS = range(4, 18)  # powers of two; 2^13 in published models
@@ -69,6 +70,8 @@ def _from_gguf(model: Model, values: dict[str, Any]) -> dict[str, Any]:
             "full_attention": {**theta, **scaling},
             "sliding_attention": {**theta, "rope_type": "default"},
         }
+    if family_name == "ministral3" and (scaling := values.pop("rope_scaling", None)):
+        values["rope_parameters"] = {"rope_theta": values["rope_theta"], **scaling}
     stops = sorted(model.defaults.stop_tokens)
     values["pad_token_id"] = None  # not needed, and families differ in its default
     values["eos_token_id"] = stops[0] if len(stops) == 1 else stops or None

@@ -21,8 +21,11 @@ def model_settings(model: Model) -> dict[str, Any]:
     if model.gguf is not None:
         return read_gguf_settings(model.gguf)
     path = model.path / "config.json"
-    values = read_json(path) if path.exists() else {}
-    return dict(flatten(values, family_of(model, values)))
+    if not path.exists():
+        return {}
+    values = read_json(path)
+    family = FAMILIES[values["model_type"]]  # of the file; that of its text model may be another
+    return dict(flatten(values, family.variant(values) if family.variant else family))
 
 
 def as_fields(model: Model, settings: Mapping[str, Any]) -> Fields:
