@@ -9,7 +9,17 @@ llama.cpp at its best; `xllamacpp` is a ready wheel whose kernels stop at AVX2.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+    create_string_buffer,
+)
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -69,6 +79,7 @@ _SIGNATURES = {
         c_int32,
         (c_void_p, c_char_p, c_int32, POINTER(c_int32), c_int32, c_bool, c_bool),
     ),
+    "llama_token_to_piece": (c_int32, (c_void_p, c_int32, c_char_p, c_int32, c_int32, c_bool)),
     "llama_context_default_params": (_ContextParams, ()),
     "llama_init_from_model": (c_void_p, (c_void_p, _ContextParams)),
     "llama_free": (None, (c_void_p,)),
@@ -224,6 +235,15 @@ class LlamaCppTokenizer:
         if count < 0:
             raise SystemExit(f"llama_tokenize needs {-count} tokens for {len(data)} bytes")
         return ids[:count]
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of a token inside a text; special tokens have none."""
+        room = 1 << 13
+        buffer = create_string_buffer(room)
+        count = self._c.llama_token_to_piece(self._vocabulary, token, buffer, room, 0, False)
+        if count < 0:
+            raise SystemExit(f"token {token} has {-count} bytes, more than {room}")
+        return buffer.raw[:count]
 
     def close(self) -> None:
         """Give the memory back."""

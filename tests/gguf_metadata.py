@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import pre_tokenizers
 
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gguf_metadata import ALPHABET, CONTROL, NORMAL, USER_DEFINED, byte_level, sentence_piece
+from gguf_metadata import (
+    ALPHABET,
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER_DEFINED,
+    byte_level,
+    sentence_piece,
+)
 from paceline.errors import ModelError, RequestError
 from paceline.models.detokenize import Detokenizer
 from paceline.models.gguf_tokenizer import make_tokenizer
@@ -229,6 +237,14 @@ def test_stop_tokens_by_role_and_by_name() -> None:
 def test_messages_of_gpt_oss_end_no_answer() -> None:
     added = {"<|return|>": CONTROL, "<|call|>": CONTROL, "<|end|>": CONTROL}
     assert find_stop_tokens(byte_level([], added), "x.gguf") == {256, 257}
+
+
+def test_unused_tokens_have_no_text() -> None:
+    tokenizer = made(byte_level([], {"[PAD1]": UNUSED, "<s>": CONTROL}))
+    assert tokenizer.silent == {256, 257}
+    assert tokenizer.decode([256, *tokenizer.encode("a")]) == "a"
+    assert Vocabulary(258, tokenizer).pieces[256:] == [b"", b""]
+    assert 256 not in tokenizer.encode("[PAD1]")
 
 
 def test_a_file_without_types_hides_the_tokens_with_roles() -> None:

@@ -20,7 +20,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from paceline.errors import ModelError, one_line
 from paceline.models.chat import ChatTemplate
 from paceline.models.formats.gguf import GGUFFile
-from paceline.models.gguf_vocabulary import GGUFVocabulary
+from paceline.models.gguf_vocabulary import UNUSED, GGUFVocabulary
 from paceline.models.pre_tokenizers import PreTokenizer, find_pre_tokenizer
 from paceline.models.sentence_piece import SentencePieceBackend
 from paceline.models.tokenizer import Tokenizer
@@ -63,7 +63,8 @@ def make_tokenizer(metadata: Mapping[str, Any], where: str) -> Tokenizer:
         if (index := vocabulary.role(role)) is not None
     }
     settings |= {"add_bos_token": add_bos, "add_eos_token": vocabulary.adds("eos", False)}
-    return Tokenizer(backend, settings, _template(metadata, where), chat_begins=True)
+    unused = frozenset(np.flatnonzero(vocabulary.types == UNUSED).tolist())
+    return Tokenizer(backend, settings, _template(metadata, where), True, unused)
 
 
 def _template(metadata: Mapping[str, Any], where: str) -> ChatTemplate | None:

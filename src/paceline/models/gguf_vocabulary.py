@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from paceline.errors import ModelError
 
 PREFIX = "tokenizer.ggml."
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4  # of `token_type`
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5  # of `token_type`
 _LONGEST_TOKEN = 4096  # bytes; the longest of common models has 512
 _MOST_TOKENS = 1 << 22
 _LONGEST_ADDED = 256  # bytes of a token that is looked for in every text

@@ -28,10 +28,11 @@ class Tokenizer:
         template: the chat template; None without one.
         chat_begins: whether a conversation begins with the token that begins a text where the
             template does not write it, as in llama.cpp.
+        hidden: further ids that have no text.
 
     Attributes:
         special: special tokens by role, e.g. `{"bos_token": "<s>"}`.
-        silent: ids of special tokens, which decoding skips.
+        silent: ids of special and hidden tokens, which decoding skips.
         byte_tokens: ids that stand for one byte each, if the tokenizer falls back to bytes.
         template: the chat template; None without one.
     """
@@ -42,6 +43,7 @@ class Tokenizer:
         settings: Mapping[str, Any] | None = None,
         template: ChatTemplate | None = None,
         chat_begins: bool = False,
+        hidden: frozenset[int] = frozenset(),
     ) -> None:
         self._backend = backend
         self.template = template
@@ -55,7 +57,7 @@ class Tokenizer:
         self.byte_tokens = _byte_tokens(backend)
         # By id: the decoder's own way, by text, misses special tokens that were normalised.
         added = backend.get_added_tokens_decoder()
-        self.silent = frozenset(index for index, token in added.items() if token.special)
+        self.silent = hidden | {index for index, token in added.items() if token.special}
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
