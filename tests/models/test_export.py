@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from benchmarks.llama_cpp import Library, LlamaCpp
+from benchmarks.llama_cpp import Library, LlamaCpp, LlamaCppTokenizer
 
 import tiny
 import tiny_gguf
 from paceline.errors import MethodError, ModelError
 from paceline.models import Model, load
 from paceline.models.export.gguf import GGUFExport
+from paceline.models.export.gguf_tokenizer import PROBES
 from paceline.models.export.gguf_types import NAMES, GGUFFormat, parse_gguf_format
 from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats.gguf import GGUFFile
@@ -303,6 +304,18 @@ def test_tokenizers_of_checkpoints_come_back_from_gguf(name, tmp_path, library):
     assert again.defaults == found.defaults
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     assert theirs(text).input_ids == source.tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("name", ["stories260K", "bitstories-1M"])
+def test_llama_cpp_divides_texts_as_the_checkpoint(name, tmp_path, library):
+    source = load(shared("models", name))
+    GGUFExport(source, parse_gguf_format("q8_0")).write(tmp_path / "a.gguf")
+    engine = LlamaCppTokenizer(library, tmp_path / "a.gguf")
+    try:
+        for text in PROBES:
+            assert engine.encode(text) == source.tokenizer.encode(text)
+    finally:
+        engine.close()
 
 
 def test_a_tokenizer_that_gguf_cannot_express_is_refused(tmp_path):

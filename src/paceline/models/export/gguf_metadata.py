@@ -160,9 +160,9 @@ def check_same(
     held = {name: GGUFTensor(name, "F32", shape, empty) for name, shape in tensors.items()}
     for name, values in divisors.items():
         held[name] = GGUFTensor(name, "F32", values.shape, values.view(np.uint8)[None])
-    as_read = {key: _as_read(value) for key, value in metadata.items()}
+    seen = {key: as_read(value) for key, value in metadata.items()}
     try:
-        found, _, _ = read_gguf_config(GGUFFile(Path("the file"), as_read, held, ()))
+        found, _, _ = read_gguf_config(GGUFFile(Path("the file"), seen, held, ()))
     except ModelError as error:
         raise ModelError(f"this model cannot be a GGUF file: {error}") from None
     if lost := differences(config, found):
@@ -172,7 +172,7 @@ def check_same(
         )
 
 
-def _as_read(value: Value) -> Any:
+def as_read(value: Value) -> Any:
     """Return a value as the reader gives it."""
     if isinstance(value, float):
         return float(str(np.float32(value)))

@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import Regex, pre_tokenizers
 
 from paceline.errors import ModelError
+from paceline.models.export.gguf_metadata import as_read
 from paceline.models.fields import read_json
 from paceline.models.formats.gguf_writer import Value
 from paceline.models.gguf_tokenizer import make_tokenizer
@@ -216,15 +217,8 @@ def _splitter(split: PreTokenizer) -> pre_tokenizers.PreTokenizer:
 
 def _check(model: Model, metadata: Mapping[str, Value]) -> list[str]:
     """Refuse metadata that give other ids than the model's tokenizer; return what to note."""
-    as_read: dict[str, Any] = {
-        key: [each.encode() for each in value]
-        if isinstance(value, list) and value and isinstance(value[0], str)
-        else np.array(value)
-        if isinstance(value, list)
-        else value
-        for key, value in metadata.items()
-    }
-    rebuilt: Tokenizer = make_tokenizer(as_read, f"the GGUF file of {model.path.name}")
+    seen = {key: as_read(value) for key, value in metadata.items()}
+    rebuilt: Tokenizer = make_tokenizer(seen, f"the GGUF file of {model.path.name}")
     own = model.tokenizer
     notes: list[str] = []
     unknown = metadata.get("tokenizer.ggml.unknown_token_id")
@@ -237,7 +231,7 @@ def _check(model: Model, metadata: Mapping[str, Value]) -> list[str]:
             )
         if one != two and not notes:
             notes = ["unknown characters in a row become one token each, no longer one together"]
-    if missing := model.defaults.stop_tokens - find_stop_tokens(as_read, str(model.path)):
+    if missing := model.defaults.stop_tokens - find_stop_tokens(seen, str(model.path)):
         raise ModelError(
             f"GGUF has no place for all tokens that end an answer of {model.path}: "
             f"{sorted(missing)} would be lost; write a safetensors folder instead"
