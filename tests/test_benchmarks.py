@@ -26,6 +26,7 @@ SMOKE = {
     "heads.py": SMALL + " --formats int8 --sizes 8",
     "guided.py": SMALL + " --count 1 --rounds 1 --budget 4",
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",
+    "blend_prior.py": SMALL + " --limit 1 --new 8 --record {records}",
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "drafting.py": SMALL + " --requests 1 --passes 4",
     "formats.py": SMALL + " --documents 2",
@@ -55,7 +56,11 @@ def test_every_script_has_its_smoke_arguments_or_a_reason():
 def test_it_runs_to_its_end(script, tmp_path):
     dictionary = tmp_path / "words.txt"
     dictionary.write_text("DAY  D EY1\nPLAY  P L EY1\nTHE  DH AH0\nONCE  W AH1 N S\n")
-    words = SMOKE[script].format(models=shared("models"), words=dictionary).split()
+    words = (
+        SMOKE[script]
+        .format(models=shared("models"), words=dictionary, records=tmp_path / "r.npz")
+        .split()
+    )
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}", *words],
         cwd=ROOT,

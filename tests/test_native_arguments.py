@@ -170,7 +170,12 @@ OBJECTS = {
     ),
     "SourceBlend": (
         mostly(SMALL, SMALL, SMALL, WHOLE, RATE, RATE, WHOLE, SMALL, SMALL),
-        {"propose": BLEND, "observe": st.one_of(OBSERVE, steps()), "fork": NOTHING},
+        {
+            "begin": NOTHING,
+            "propose": BLEND,
+            "observe": st.one_of(OBSERVE, steps()),
+            "fork": NOTHING,
+        },
     ),
     "TokenTrie": (
         mostly(SMALL, SMALL, WHOLE, NUMBERS, RATE),

@@ -137,6 +137,16 @@ void observe_mixer(ContextMixer& mixer, Tokens context, Tokens tokens, Tokens pa
     });
 }
 
+// Keep the distributions at the last accepted nodes for the next tree.
+void keep_recent(SourceBlend& blend, const StepArrays& step) {
+    const size_t accepted = step.path.shape(0), length = step.context.shape(0);
+    for (size_t at = accepted - std::min(accepted, SourceBlend::kRecent); at < accepted; ++at) {
+        const auto node = static_cast<size_t>(step.path(at));
+        if (step.known(node))
+            blend.keep(length + at, step.top(node), step.probs(node), step.k(), step.drawn(at));
+    }
+}
+
 void observe_blend(SourceBlend& blend, Tokens context, Tokens tokens, Tokens parents,
                    Input<int32_t, 2> top_tokens, Input<float, 2> top_probs, Tokens path,
                    Tokens drawn, bool learn) {
@@ -150,6 +160,7 @@ void observe_blend(SourceBlend& blend, Tokens context, Tokens tokens, Tokens par
     observe(*blend.mixer, step, [&](const DraftTree& tree, size_t node, int32_t token) {
         if (learn) blend.learn(tree, node, token);
     });
+    keep_recent(blend, step);
     blend.proposals.clear();
 }
 
@@ -272,6 +283,7 @@ void bind_blend(nb::module_& m) {
              nb::arg("top_tokens"), nb::arg("top_probs"), nb::arg("path"), nb::arg("drawn"),
              nb::arg("learn"), nb::sig("def observe(" PACELINE_STEP ") -> None"),
              "Store the distributions of a step; with `learn`, fit the weights to what was drawn.")
+        .def("begin", &SourceBlend::begin, "Begin a new text; what was learnt is kept.")
         .def("reset", &SourceBlend::reset, "Forget everything.")
         .def(
             "fork", [](const SourceBlend& blend) { return SourceBlend(blend); },

@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -16,8 +17,10 @@ namespace paceline {
 
 // Origin 0 is the context mixer, origin 1 the suffix matcher, and origins 2 and up are the members,
 // the other drafters. At a node that also exists in a member's tree, its children there are one
-// more prediction, whose kind is the depth. A copy serves another text at the same time; copies
-// share what they learn.
+// more prediction, whose kind is the depth. So are the model's distributions at the last positions
+// of the text, without the tokens drawn from them: what could have come there often comes soon.
+// Their kind is the distance to the node; they count as the mixer's. A copy serves another text at
+// the same time; copies share what they learn.
 class SourceBlend {
 public:
     SourceBlend(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
@@ -40,10 +43,19 @@ public:
     // Learn that `drawn` followed a node of the tree that `start` began.
     void learn(const DraftTree& tree, size_t node, int32_t drawn);
 
+    // Keep the model's most likely tokens [n] at a position of the text, the one before `end`, from
+    // which the token at `end` was drawn.
+    void keep(size_t end, const int32_t* top, const float* p, size_t n, int32_t drawn);
+
+    // Begin a text.
+    void begin();
+
     void reset();
 
     size_t width() const { return mixer->width(); }
     size_t members() const { return members_; }
+
+    static constexpr size_t kRecent = 3;  // distributions of the last positions that are kept
 
     std::shared_ptr<ContextMixer> mixer;
     SuffixMatcher suffix;
@@ -52,12 +64,20 @@ public:
 
 private:
     size_t members_;
+    bool has_prior_;
     static constexpr size_t kDepths = 6;
+    static constexpr float kFloor = 0.0005f;  // of the mixer
+
+    void add_recent(size_t depth);
+    void set_prior();
 
     const Predictions& predictions(const DraftTree& tree, size_t node);
     void locate(const DraftTree& tree, size_t node);
     int32_t node_in(size_t node, size_t proposal) const;
 
+    std::array<std::vector<Successor>, kRecent> recent_;  // newest first
+    size_t recent_end_ = 0;  // the text's length when the newest was drawn from
+    size_t length_ = 0;      // of the text at the root
     std::vector<int32_t> nodes_in_;  // [nodes, proposals], the same node in each proposal, or -1
     std::vector<size_t> depths_;
     Predictions predictions_;

@@ -35,14 +35,15 @@ void logarithms(float* y, size_t n) {
 }  // namespace
 
 ContextMixer::ContextMixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep,
-                           float rate, size_t kinds)
+                           float rate, size_t kinds, float floor)
     : table(capacity, k),
       orders_(orders),
       skips_(skips),
       contexts_(1 + skips + orders),
       kinds_(kinds),
       keep_(keep),
-      rate_(rate) {
+      rate_(rate),
+      floor_(floor) {
     reset();
 }
 
@@ -106,9 +107,9 @@ void ContextMixer::add(const Successor* successors, size_t count, size_t weight,
     float rest = 1.0f;
     for (size_t i = 0; i < count; ++i) {
         rest -= successors[i].prob;
-        likelihoods_.push_back(1.0f + successors[i].prob / kFloor);
+        likelihoods_.push_back(1.0f + successors[i].prob / floor_);
     }
-    likelihoods_.push_back(1.0f + std::max(rest, 0.0f) / kFloor);
+    likelihoods_.push_back(1.0f + std::max(rest, 0.0f) / floor_);
     logarithms(likelihoods_.data() + first, count + 1);
     term.rest = likelihoods_.back();
     for (size_t i = 0; i < count; ++i) {

@@ -15,7 +15,7 @@ namespace paceline {
 // Given the distributions p_c that are known at a position, the probability of token t is the
 // softmax of
 //
-//     sum over c of   w_c * log(1 + p_c(t) / kFloor)  +  v_c * [t is the most likely token of c]
+//     sum over c of   w_c * log(1 + p_c(t) / floor)  +  v_c * [t is the most likely token of c]
 //
 // over all tokens that some p_c lists, and "another token", whose p_c(t) is what p_c leaves over
 // and which has a bias. A row without token t contributes nothing. The weights depend on the most
@@ -28,7 +28,7 @@ namespace paceline {
 class ContextMixer {
 public:
     ContextMixer(size_t orders, size_t skips, size_t k, size_t capacity, float keep, float rate,
-                 size_t kinds = 0);
+                 size_t kinds = 0, float floor = 0.002f);
 
     // Append the candidates that may follow a context; `last` holds its tokens, newest first.
     void successors(const int32_t* last, const Predictions& predictions,
@@ -58,9 +58,8 @@ public:
 
 private:
     static constexpr size_t kBuckets = 4;   // observations: 1, 2-3, 4-9, more
-    static constexpr size_t kMaxCandidates = 32;  // candidates of one position
+    static constexpr size_t kMaxCandidates = 48;  // candidates of one position
     static constexpr size_t kSlots = 128;         // power of two, well above kMaxCandidates
-    static constexpr float kFloor = 0.002f;
 
     // What one context or prediction adds to the sum: the likelihoods `first` to `last`, and `rest`
     // for another token.
@@ -80,7 +79,7 @@ private:
     int16_t main_origin(size_t candidate) const;
 
     size_t orders_, skips_, contexts_, kinds_;
-    float keep_, rate_;
+    float keep_, rate_, floor_;
 
     // The position mixed last.
     size_t set_ = 0, known_ = 0, count_ = 0;  // weights, contexts, candidates

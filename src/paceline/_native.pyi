@@ -240,6 +240,9 @@ class SourceBlend:
         Store the distributions of a step; with `learn`, fit the weights to what was drawn.
         """
 
+    def begin(self) -> None:
+        """Begin a new text; what was learnt is kept."""
+
     def reset(self) -> None:
         """Forget everything."""
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _MAX_MEMBERS = 14  # origins are numbered in four bits
 _OWN = ("recycle", "suffix")
+_ORDERS, _SKIPS = 5, 1  # as of `recycle`; native/drafting/blend_prior.hpp is made for these
 _ASK = ("worth", "always")
 _LARGEST = 8.0  # limit of the weights of the known noise
 _Allowed = Callable[[Sequence[int]], Mask | None]
@@ -45,7 +46,9 @@ class Blend(DraftMethod):
     (see `recycle`). So the same token from several sources is one node with one probability, and
     each source also continues what another proposed. How far to trust a kind of source (a context
     by its length and count, a match by its length and count, a member by its depth) is learnt from
-    every drawn token. The tree grows best-first by path probability.
+    every drawn token, from weights that were fitted to other texts. What the model held for likely
+    at the last three positions, and did not draw, is one more source: it often comes soon. The
+    tree grows best-first by path probability.
 
     When sampling, the noise that the walk will draw with is known and tells which of the likely
     tokens wins; how much to rely on it is learnt, too. Under a grammar only allowed tokens are
@@ -65,8 +68,8 @@ class Blend(DraftMethod):
             which cost nothing unless the request has a prediction or controls.
         capacity: contexts kept, as of `recycle`. Default 262144.
         reach: tokens kept, as `capacity` of `suffix`. Default 262144.
-        rate: learning rate of the weights, 0 to 1. Default 0.05: half that of `recycle`, since a
-            warm start has trained them.
+        rate: learning rate of the weights, 0 to 1. Default 0.05: half that of `recycle`, since the
+            weights start trained.
         ask: `worth` lets members rest as described; `always` does not, so that trees depend on
             nothing but the text. Default worth.
         warm: start from the trace that `paceline warm` recorded of this model, if there is one.
@@ -152,8 +155,8 @@ class _Blend(ModelBacked):
         self._members = [member.build(target) for member in method.methods()]
         recycle, suffix = Recycle(), Suffix()
         self._blend = _native.SourceBlend(
-            recycle.orders,
-            recycle.skips,
+            _ORDERS,
+            _SKIPS,
             recycle.k,
             method.capacity,
             recycle.keep,
@@ -191,7 +194,7 @@ class _Blend(ModelBacked):
     def begin(self, request: Request) -> None:
         self._prompt, self._request, self._starts = len(request.prompt), request, {}
         self._masking = next((c for c in request.controls if isinstance(c, MasksTokens)), None)
-        self._blend.suffix.begin()
+        self._blend.begin()
         for i, member in enumerate(self._members):
             member.begin(request)
             if member.uses_prediction and request.prediction:
