@@ -14,6 +14,8 @@ from paceline.measuring.perplexity import predict
 QUESTION = "Give me three tips for sleeping better."
 POSITIONS = 96
 
+pytestmark = pytest.mark.timeout(1200)  # on a busy machine
+
 
 def logits_of(lm: LM, ids: list[int]) -> Floats:
     """Logits at every position, in one pass."""

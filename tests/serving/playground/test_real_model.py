@@ -11,7 +11,7 @@ from tests.real_models import real_file
 from tests.serving.playground.conftest import Watched, served
 from tests.serving.playground.test_browser import SAME, run, text_of
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 sync_api = pytest.importorskip("playwright.sync_api")
 
 
