@@ -4,7 +4,8 @@ A GGUF file stores no regular expression, only a name (`tokenizer.ggml.pre`), wh
 to one. The expressions here are those of the original tokenizers, in Oniguruma's syntax. llama.cpp
 has no classes of letters by case, nor of marks within words, and approximates them: where that
 changes the result (`tekken` and `gpt-4o` split Hindi at each vowel sign there), the original is
-followed, since the model was trained with it.
+followed, since the model was trained with it. With the tokens of Qwen 2.5 all other names gave the
+ids of llama.cpp on 761 texts, mostly of random characters of many scripts.
 """
 
 from __future__ import annotations
