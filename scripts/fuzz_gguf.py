@@ -156,8 +156,7 @@ def collect(results: Any, running: dict[int, Any], notes: Sequence[Any]) -> int:
         if kind == "counts":
             counts.update(value[0])
             grown = max(grown, value[1])
-            if sys.stderr.isatty():
-                print(f"\r{sum(counts.values())} files", end="", file=sys.stderr)
+            print(f"\r{sum(counts.values())} files", end="", file=sys.stderr, flush=True)
         else:
             if kind == "failed":
                 print(value, flush=True)
