@@ -13,6 +13,7 @@
 #include "bindings/checks.hpp"
 #include "engine/model.hpp"
 #include "kernels/isa.hpp"
+#include "support/file_mapping.hpp"
 
 namespace paceline {
 
@@ -34,6 +35,7 @@ struct Engine {
     std::mutex busy;
     std::shared_ptr<Buffer> logits = std::make_shared<Buffer>();
     bool ready = false;
+    AddressRange mapped_file;  // that weights showed, while they are loaded
 };
 
 struct Sequence {

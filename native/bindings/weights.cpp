@@ -33,7 +33,7 @@ TensorSource::Type type_of(const std::string& name, const Weight& weight) {
 }
 
 // Only pages of a file that nobody writes may be given back: others would lose what they hold.
-bool shows_a_file(const Weight& weight) {
+bool shows_a_file(Engine& engine, const Weight& weight) {
     ptrdiff_t first = 0, last = weight.itemsize();
     if (!weight.size()) return false;
     for (size_t axis = 0; axis < weight.ndim(); ++axis) {
@@ -43,7 +43,7 @@ bool shows_a_file(const Weight& weight) {
     }
     const auto* data = static_cast<const uint8_t*>(weight.data());
     return first == 0 && static_cast<size_t>(last) >= kMappedBytes &&
-           is_read_only_file(data, static_cast<size_t>(last));
+           is_read_only_file(data, static_cast<size_t>(last), engine.mapped_file);
 }
 
 void set_weight(Engine& engine, const std::string& name, Weight weight, bool mapped) {
@@ -59,7 +59,7 @@ void set_weight(Engine& engine, const std::string& name, Weight weight, bool map
                               .row_step = matrix ? weight.stride(0) * size : 0,
                               .column_step = weight.stride(matrix) * size,
                               .matrix = matrix,
-                              .mapped = mapped && shows_a_file(weight)};
+                              .mapped = mapped && shows_a_file(engine, weight)};
     locked(engine, [&] {
         if (engine.ready) refuse("the model is already loaded");
         engine.model.set(name, source);
@@ -127,9 +127,15 @@ void load_weight(Engine& engine, const std::string& name, int bits, Codes codes,
     });
 }
 
-void load_blocks(Engine& engine, const std::string& name, Codes data, size_t inputs) {
-    const StoredRows rows{
-        .data = data.data(), .rows = data.shape(0), .row_bytes = data.shape(1), .inputs = inputs};
+void load_blocks(Engine& engine, const std::string& name, Codes data, size_t inputs,
+                 bool mapped) {
+    mapped = mapped && data.nbytes() >= kMappedBytes &&
+             is_read_only_file(data.data(), data.nbytes(), engine.mapped_file);
+    const StoredRows rows{.data = data.data(),
+                          .rows = data.shape(0),
+                          .row_bytes = data.shape(1),
+                          .inputs = inputs,
+                          .mapped = mapped};
     locked(engine, [&] {
         if (engine.ready) refuse("the model is already loaded");
         engine.model.load_blocks(name, rows);
@@ -172,6 +178,7 @@ void finish_loading(Engine& engine) {
     locked(engine, [&] {
         engine.model.finish();
         engine.ready = true;
+        engine.mapped_file = {};
     });
 }
 
@@ -216,11 +223,11 @@ void bind_loading(nb::class_<Engine>& model) {
              "[out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at\n"
              "each place.")
         .def("load_blocks", &load_blocks, nb::arg("name"), nb::arg("data").noconvert(),
-             nb::arg("inputs"),
-             nb::sig("def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int) "
-                     "-> None"),
+             nb::arg("inputs"), nb::arg("mapped") = false,
+             nb::sig("def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int, "
+                     "mapped: bool = False) -> None"),
              "Store a matrix of a GGUF file as it is, after `set_format` with its type in lower\n"
-             "case: uint8 [out, bytes of a row].")
+             "case: uint8 [out, bytes of a row]. `mapped`: as for `set`.")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
         .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
              nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),

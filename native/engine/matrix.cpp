@@ -6,6 +6,8 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "support/file_mapping.hpp"
+
 namespace paceline {
 
 namespace {
@@ -106,6 +108,7 @@ private:
                                          count, rows_.inputs, to))
                 finite = false;
         }
+        if (begin < end) rows_.forget(begin * kPanel, std::min(end * kPanel, rows_.rows));
     }
 
     Matrix& to_;
@@ -115,6 +118,10 @@ private:
 };
 
 }  // namespace
+
+void StoredRows::forget(size_t first, size_t last) const {
+    if (mapped) forget_pages(data + first * row_bytes, (last - first) * row_bytes);
+}
 
 Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
     : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {}
@@ -167,6 +174,7 @@ void Matrix::load_blocks(const std::string& name, const StoredRows& rows, size_t
     reserve();
     const auto loading = std::make_shared<BlockLoading>(*this, rows, first, every);
     pool.run(loading, pool.size());
+    rows.forget(0, rows.rows);
     if (!loading->finite) refuse("weight '" + name + "' holds NaN or infinite values");
 }
 

@@ -17,6 +17,10 @@ namespace paceline {
 struct StoredRows {
     const uint8_t* data;  // [rows][row_bytes]
     size_t rows, row_bytes, inputs;
+    bool mapped = false;  // a read-only view of a file
+
+    // Lets the system reclaim the pages of rows first .. last - 1, if they map a file.
+    void forget(size_t first, size_t last) const;
 };
 
 // A matrix in panels of sixteen output rows, in one of the formats.

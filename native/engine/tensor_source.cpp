@@ -2,10 +2,7 @@
 
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#include <unistd.h>
-#endif
+#include "support/file_mapping.hpp"
 
 namespace paceline {
 
@@ -68,20 +65,15 @@ bool TensorSource::read(size_t row, float* out) const {
 }
 
 void TensorSource::forget(size_t first, size_t last) const {
-#if defined(__linux__)
     // Columns may be the outer axis; then rows are not together, and all are forgotten at the end.
     const bool together = row_step >= column_step;
     if (!mapped || (!together && last < rows)) return;
-    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto at = [&](size_t row, size_t column) {
-        return reinterpret_cast<uintptr_t>(data) + row * row_step + column * column_step;
+        return data + static_cast<ptrdiff_t>(row) * row_step +
+               static_cast<ptrdiff_t>(column) * column_step;
     };
-    const uintptr_t begin = at(together ? first : 0, 0) / page * page;
-    const uintptr_t end = at(last - 1, columns - 1) + 1;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-    (void)first, (void)last;
-#endif
+    const uint8_t* begin = at(together ? first : 0, 0);
+    forget_pages(begin, static_cast<size_t>(at(last - 1, columns - 1) + 1 - begin));
 }
 
 }  // namespace paceline

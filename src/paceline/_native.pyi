@@ -548,10 +548,12 @@ class NativeModel:
         each place.
         """
 
-    def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int) -> None:
+    def load_blocks(
+        self, name: str, data: NDArray[np.uint8], inputs: int, mapped: bool = False
+    ) -> None:
         """
         Store a matrix of a GGUF file as it is, after `set_format` with its type in lower
-        case: uint8 [out, bytes of a row].
+        case: uint8 [out, bytes of a row]. `mapped`: as for `set`.
         """
 
     def finish(self) -> None:

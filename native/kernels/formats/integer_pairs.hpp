@@ -55,12 +55,17 @@ static float largest_size(const float* row, size_t inputs) {
 // The numbers of one block of a row, in the order of the places; behind the last input, zeros.
 static void round_block(const float* row, size_t inputs, const int32_t* order, size_t block,
                         float inverse, int32_t* numbers) {
-    alignas(64) float values[kBlockInputs];
+    alignas(64) float gathered[kBlockInputs];
     const size_t first = block * kBlockInputs;
     const size_t count = inputs - first < kBlockInputs ? inputs - first : kBlockInputs;
-    for (size_t k = 0; k < kBlockInputs; ++k)
-        values[k] = k < count ? row[order ? static_cast<size_t>(order[first + k]) : first + k]
+    const float* values = row + first;
+    if (order || count < kBlockInputs) {
+        for (size_t k = 0; k < kBlockInputs; ++k)
+            gathered[k] = k < count
+                              ? row[order ? static_cast<size_t>(order[first + k]) : first + k]
                               : 0.0f;
+        values = gathered;
+    }
     const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
     for (size_t k = 0; k < kBlockInputs; k += kPanel) {
         const F16 rounded = (load(values + k) * splat(inverse) + magic) - magic;
@@ -77,17 +82,22 @@ static size_t arranged_pair_bytes(size_t n, size_t inputs) {
     return (padded(n) + words) * sizeof(int32_t);
 }
 
-// Part `part` of `parts` takes its share of the blocks; each computes the rows' scales itself.
+// Part `part` of `parts` takes its share of the tiles or, where there are few, of the blocks; then
+// each computes the rows' scales itself.
 template <class Layout>
 static void arrange_pairs(const float* rows, size_t stride, size_t n, size_t inputs,
                           const int32_t* order, void* out, size_t part, size_t parts) {
     constexpr size_t kSpan = Layout::kSpan;
     const Tiling tiles = tiling(n, Layout::kMaxTokens);
     const size_t all = blocks_of(inputs);
-    const size_t begin = all * part / parts, end = all * (part + 1) / parts;
+    const bool whole = tiles.count >= parts;
+    const size_t begin = whole ? 0 : all * part / parts;
+    const size_t end = whole ? all : all * (part + 1) / parts;
+    const size_t first_tile = whole ? tiles.count * part / parts : 0;
+    const size_t last_tile = whole ? tiles.count * (part + 1) / parts : tiles.count;
     alignas(64) int32_t numbers[kBlockInputs];
     float* scales = static_cast<float*>(out);
-    for (size_t tile = 0; tile < tiles.count; ++tile) {
+    for (size_t tile = first_tile; tile < last_tile; ++tile) {
         const size_t first = tile * tiles.width, tokens = tiles.tokens(tile);
         const size_t width = tiles.width_of(tile);
         int32_t* words = static_cast<int32_t*>(out) + padded(n) + first * all * kSpan;

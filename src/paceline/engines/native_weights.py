@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.core import Floats
-from paceline.engines.formats import BITS, Format
+from paceline.engines.formats import BITS, GGUF_FORMATS, Format
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored, is_mapped
-from paceline.models.tensors import Dense, Grouped, Linear, narrow, to_dense
+from paceline.models.tensors import BlockQuantized, Dense, Grouped, Linear, narrow, to_dense
 from paceline.models.weights import Weights
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
@@ -131,11 +131,19 @@ def _load_together(
         model.set_format(name, kept, apart)
         rows, inputs = matrices[name].shape
         count[kept] = count.get(kept, 0) + rows * inputs
-    for name, (_, block) in plans.items():
-        if block is None:
-            model.set(name, *_floats(matrices[name]))
-        else:
+    for name, (kept, block) in plans.items():
+        matrix = matrices[name]
+        if isinstance(matrix, BlockQuantized) and matrix.format == kept:
+            _load_blocks(model, name, matrix)
+        elif block is not None:
             _load(model, name, block)
+        else:
+            model.set(name, *_floats(matrix))
+
+
+def _load_blocks(model: _native.NativeModel, name: str, matrix: BlockQuantized) -> None:
+    data = np.ascontiguousarray(matrix.data)
+    model.load_blocks(name, data, matrix.inputs, is_mapped(data))
 
 
 def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
@@ -188,6 +196,8 @@ def _kept(matrix: Linear, block: Blocks | None) -> str:
     """Return the smallest format that keeps a matrix as it is."""
     if isinstance(matrix, Dense):
         return FLOATS[matrix.dtype]
+    if isinstance(matrix, BlockQuantized) and matrix.format in GGUF_FORMATS:
+        return matrix.format
     if block:
         for name in sorted(BITS, key=lambda form: BITS[form]):
             if block.fits(name):
