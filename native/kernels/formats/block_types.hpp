@@ -15,17 +15,32 @@ INLINE Int header_byte(const uint8_t* unit, size_t at, int part) {
 }
 INLINE Reg to_float(Int value) { return __builtin_convertvector(value, Reg); }
 
-// Sixteen bytes: low nibbles are inputs 0 to 15 of a block, high ones 16 to 31.
-INLINE void split_nibbles(const uint8_t* from, size_t bytes, uint8_t* low) {
-    for (size_t i = 0; i < bytes; ++i) {
-        low[i] = from[i] & 15;
-        low[bytes + i] = from[i] >> 4;
+// Low nibbles are the first inputs, high ones those that follow.
+template <size_t kCount>
+INLINE void split_nibbles(const uint8_t* from, uint8_t* __restrict out) {
+    using Vector = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kCount; i += 16) {
+        const Vector both = *(const Vector*)(from + i);
+        *(Vector*)(out + i) = both & 15;
+        *(Vector*)(out + kCount + i) = both >> 4;
     }
 }
 // Four groups of 32 inputs by shifts, from 32 bytes; twice.
-INLINE void split_pairs(const uint8_t* from, uint8_t* out) {
-    for (size_t k = 0; k < 256; ++k)
-        out[k] = from[k / 128 * 32 + k % 32] >> (k / 32 % 4 * 2) & 3;
+INLINE void split_pairs(const uint8_t* from, uint8_t* __restrict out) {
+    using Vector = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
+    for (size_t k = 0; k < 256; k += 16) {
+        const Vector four = *(const Vector*)(from + k / 128 * 32 + k % 32);
+        *(Vector*)(out + k) = four >> static_cast<uint8_t>(k / 32 % 4 * 2) & 3;
+    }
+}
+// Adds `1 << to` where bit k / 32 of byte k % 32 is set, for 256 inputs.
+INLINE void add_bits(const uint8_t* from, int to, uint8_t* __restrict out) {
+    using Vector = uint8_t __attribute__((vector_size(16), aligned(1), may_alias));
+    for (size_t k = 0; k < 256; k += 16) {
+        const Vector bits = *(const Vector*)(from + k % 32);
+        *(Vector*)(out + k) |= (bits >> static_cast<uint8_t>(k / 32) & 1) << static_cast<uint8_t>(to);
+    }
 }
 
 // One scale and no minimum: what a type with blocks of 32 inputs is, if it says no more.
@@ -63,7 +78,7 @@ struct Iq4Nl : WithScale {
     static constexpr uint8_t kTable[16] = {1,   24,  45,  63,  79,  93,  106, 118,
                                            129, 141, 153, 166, 181, 197, 217, 241};
     static constexpr const uint8_t* table() { return kTable; }
-    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 2, 16, out); }
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles<16>(unit + 2, out); }
 };
 
 // d (q - 8)
@@ -81,7 +96,7 @@ struct Mxfp4 : SmallBlocks {
     static constexpr uint8_t kTable[16] = {128, 129, 130, 131, 132, 134, 136, 140,
                                            128, 127, 126, 125, 124, 122, 120, 116};
     static constexpr const uint8_t* table() { return kTable; }
-    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 1, 16, out); }
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles<16>(unit + 1, out); }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
         const Int e = header_byte(unit, 0, part);
@@ -94,14 +109,14 @@ struct Mxfp4 : SmallBlocks {
 struct Q4_1 : WithMinimum {
     using Codes = BlockCodes<4, 0>;
     static constexpr size_t kFileBytes = 20;
-    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles(unit + 4, 16, out); }
+    static void codes(const uint8_t* unit, uint8_t* out) { split_nibbles<16>(unit + 4, out); }
 };
 
 // Four bits in nibbles, behind 32 fifth ones.
 INLINE void five_bits(const uint8_t* from, uint8_t* out) {
     uint32_t high;
     std::memcpy(&high, from, sizeof(high));
-    split_nibbles(from + 4, 16, out);
+    split_nibbles<16>(from + 4, out);
     for (size_t k = 0; k < kBlockInputs; ++k)
         out[k] = static_cast<uint8_t>(out[k] | (high >> k & 1) << 4);
 }
@@ -163,8 +178,7 @@ struct Q3K : SuperBlocks {
     static constexpr Field kHeader[] = {{Holds::half_floats, 108, 1}, {Holds::bytes, 96, 12}};
     static void codes(const uint8_t* unit, uint8_t* out) {
         split_pairs(unit + 32, out);
-        for (size_t k = 0; k < kInputs; ++k)
-            out[k] = static_cast<uint8_t>(out[k] | (unit[k % 32] >> (k / 32) & 1) << 2);
+        add_bits(unit, 2, out);
     }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {
@@ -187,7 +201,7 @@ struct Q4K : SuperBlocks {
     static constexpr size_t kFileBytes = 144;
     static constexpr Field kHeader[] = {{Holds::half_floats, 0, 2}, {Holds::bytes, 4, 12}};
     static void codes(const uint8_t* unit, uint8_t* out) {
-        for (size_t i = 0; i < 4; ++i) split_nibbles(unit + 16 + 32 * i, 32, out + 64 * i);
+        for (size_t i = 0; i < 4; ++i) split_nibbles<32>(unit + 16 + 32 * i, out + 64 * i);
     }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
@@ -208,9 +222,8 @@ struct Q5K : Q4K {
     using Codes = BlockCodes<5, 0>;
     static constexpr size_t kFileBytes = 176;
     static void codes(const uint8_t* unit, uint8_t* out) {
-        for (size_t i = 0; i < 4; ++i) split_nibbles(unit + 48 + 32 * i, 32, out + 64 * i);
-        for (size_t k = 0; k < kInputs; ++k)
-            out[k] = static_cast<uint8_t>(out[k] | (unit[16 + k % 32] >> (k / 32) & 1) << 4);
+        for (size_t i = 0; i < 4; ++i) split_nibbles<32>(unit + 48 + 32 * i, out + 64 * i);
+        add_bits(unit + 16, 4, out);
     }
 };
 
@@ -225,7 +238,7 @@ struct Q6K : SuperBlocks {
         uint8_t high[kInputs];
         split_pairs(unit + 128, high);
         for (size_t half = 0; half < 2; ++half)
-            split_nibbles(unit + 64 * half, 64, out + 128 * half);
+            split_nibbles<64>(unit + 64 * half, out + 128 * half);
         for (size_t k = 0; k < kInputs; ++k)
             out[k] = static_cast<uint8_t>(out[k] | high[k] << 4);
     }
@@ -249,7 +262,7 @@ struct Iq4Xs : SuperBlocks {
         {Holds::half_floats, 0, 1}, {Holds::half_words, 2, 1}, {Holds::bytes, 4, 4}};
     static constexpr const uint8_t* table() { return Iq4Nl::kTable; }
     static void codes(const uint8_t* unit, uint8_t* out) {
-        for (size_t i = 0; i < 8; ++i) split_nibbles(unit + 8 + 16 * i, 16, out + 32 * i);
+        for (size_t i = 0; i < 8; ++i) split_nibbles<16>(unit + 8 + 16 * i, out + 32 * i);
     }
     template <class Scale, class Minimum>
     INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum) {

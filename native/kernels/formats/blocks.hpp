@@ -186,9 +186,15 @@ struct BlockWeights {
     static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
         const Tiling tiles = tiling(job.n, kWidest);
         const Sums sums{static_cast<float*>(scratch), room(tiles) * kPanel, false};
+        // Bytes of several panels would drive out of the cache what is fetched for wide tiles.
+        const size_t together = Codes::kEight && tiles.count == 1 && tiles.width > 4 ? 1 : kUnit;
         for (size_t panel = first; panel < last; panel += kUnit) {
             const size_t panels = last - panel < kUnit ? last - panel : kUnit;
-            multiply_panels(job, panel, panels, tiles, sums);
+            for (size_t p = 0; p < panels; p += together) {
+                const size_t count = panels - p < together ? panels - p : together;
+                const Sums to{sums.at + p * sums.stride, sums.stride, false};
+                multiply_panels(job, panel + p, count, tiles, to);
+            }
             finish<BlockActivations>(job, panel, panels, sums);
         }
     }
@@ -201,17 +207,22 @@ struct BlockWeights {
         const size_t all = units(job.inputs), blocks = all * kBlocks;
         const int32_t* x = static_cast<const int32_t*>(job.x) + padded(job.n);
         const uint8_t* group = job.panels + panel * job.panel_bytes;
+        const size_t fetch = fetch_ahead(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
             for (size_t p = 0; p < panels; ++p) {
                 const uint8_t* from = group + p * job.panel_bytes;
-                for (size_t i = 0; i < count; ++i)
-                    decode_scales(from + i * kUnitBytes, factors[p], i * kBlocks);
-                if constexpr (kPacked > 0) planes_of(from, room + p * kPlaneBytes);
+                for (size_t i = 0; i < count; ++i, from += kUnitBytes) {
+                    for (size_t at = 0; at < kCodesAt; at += 64)
+                        __builtin_prefetch(from + fetch + at, 0, 2);
+                    decode_scales(from, factors[p], i * kBlocks);
+                }
+                if constexpr (kPacked > 0)
+                    planes_of(group + p * job.panel_bytes, room + p * kPlaneBytes);
             }
             for (size_t tile = 0; tile < tiles.count; ++tile) {
                 const size_t first = tile * tiles.width, width = tiles.width_of(tile);
-                BlockTile work{
+                const BlockTile work{
                     .codes = kPacked ? room : group + kCodesAt,
                     .panel_bytes = kPacked ? kPlaneBytes : job.panel_bytes,
                     .stride = kBlocks == 1 ? kUnitBytes : Codes::kBlockBytes,
@@ -222,21 +233,26 @@ struct BlockWeights {
                     .x = x + kBlockWords * (first * blocks + unit * kBlocks * width),
                     .width = width,
                     .sums = {sums.at + first * kPanel, sums.stride, unit > 0},
-                    .fetch = 4096,
+                    .fetch = fetch,
                 };
                 const size_t together = width <= kTogether ? width : width / 2;
                 with_width<kTogether>(together, [&](auto t) {
                     constexpr int T = decltype(t)::value;
-                    constexpr bool kNext = kParts == 1 || T == 1;  // see fetch_distance
-                    constexpr size_t kLong = T == 1 || T > 4 ? size_t{1} << 15 : size_t{1} << 18;
-                    if (tiles.count == 1 && kNext && job.panel_bytes < kLong)
-                        work.fetch = panels * job.panel_bytes;
                     for (size_t token = 0; token < width; token += T)
                         Products::template multiply<T>(work, token);
                 });
             }
             group += count * kUnitBytes;
         }
+    }
+
+    // As `fetch_distance`: short panels end before the machine foresees them, so the next ones are
+    // fetched.
+    static size_t fetch_ahead(const Tiling& tiles, size_t panels, size_t panel_bytes) {
+        const size_t width = tiles.width;
+        const size_t far = width == 1 || width > 4 ? size_t{1} << 15 : size_t{1} << 18;
+        const bool next = tiles.count == 1 && (kParts == 1 || width == 1);
+        return next && panel_bytes < far ? panels * panel_bytes : 4096;
     }
 
     static constexpr uint8_t kMaxExponent = 252;  // more overflows
