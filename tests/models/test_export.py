@@ -22,6 +22,7 @@ from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats.gguf import GGUFFile
 from paceline.models.generation import Defaults
 from tests.conftest import shared
+from tests.models.test_packed_layouts import packed_checkpoint
 
 MODELS = {**tiny.MODELS, **tiny_gguf.MODELS}
 # Where llama.cpp computes something else than the model: it ignores these windows, and takes the
@@ -249,6 +250,26 @@ def test_a_model_that_has_no_folder_can_be_written(tmp_path, library):
     np.testing.assert_allclose(
         logits(library, tmp_path / "a.gguf", ids), tiny.oracle(model, ids), atol=0.05
     )
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "compressed-tensors"])
+def test_a_packed_checkpoint_is_written_with_the_values_of_its_codes(method, tmp_path):
+    (tmp_path / "hf").mkdir()
+    packed_checkpoint(tmp_path / "hf", method)
+    source = load(tmp_path / "hf")
+    export = to_gguf(tmp_path / "hf", tmp_path / "a.gguf", "auto")
+    assert "F16" in export.types
+    assert "quantised matrices are of a kind that GGUF has no type for" in export.notes[-1]
+    folder = SafetensorsExport(source)
+    assert folder.notes == ["quantised matrices are written as F16 numbers, which take more room"]
+    folder.write(tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert "quantization_config" not in config
+    for path in ("a.gguf", "out"):
+        found = load(tmp_path / path)
+        for name in source.weights:
+            expected = source.weights.dense(name)
+            np.testing.assert_allclose(found.weights.dense(name), expected, rtol=6e-4, atol=1e-7)
 
 
 def test_values_that_a_type_cannot_hold_name_their_tensor(tmp_path):

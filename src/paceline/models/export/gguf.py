@@ -35,7 +35,7 @@ from paceline.models.gguf_architectures import Architecture
 from paceline.models.gguf_config import layer_modules, located_family
 from paceline.models.model import Model
 from paceline.models.tensor_names import places
-from paceline.models.tensors import BlockQuantized
+from paceline.models.tensors import BlockQuantized, Dense
 from paceline.models.weights import Weights
 
 Bytes = NDArray[np.uint8]
@@ -77,6 +77,7 @@ class GGUFExport:
         settings = as_fields(self.model, model_settings(self.model))
         divisors = rope_tensors(config, settings)
         family = family_of(self.model, settings.values)
+        self._widened = 0
         assembled = _assembled(config, family, arch, self.model.weights)
         self._tensors = {each: _vector(values) for each, values in divisors.items()}
         for each in assembled:
@@ -96,6 +97,11 @@ class GGUFExport:
         check_llama_cpp(name, config, self.model.weights)
         tokenizer, self.notes = tokenizer_metadata(self.model)
         self.notes += llama_cpp_differences(name, config)
+        if self._widened:
+            self.notes.append(
+                f"{self._widened} quantised matrices are of a kind that GGUF has no type for and "
+                "are written as F16; a format makes them small again"
+            )
         self._metadata: dict[str, Value] = {
             "general.architecture": name,
             **_general(self.model),
@@ -136,6 +142,9 @@ class GGUFExport:
         """Return the type of a matrix; half precision where fused parts have different ones."""
         head = tensor.names[0] in _ENDS
         matrices = [as_matrix(self.model.weights[name]) for name in tensor.names]
+        kept = (self.format.head if head else self.format.layers) is None
+        if kept and not all(isinstance(each, Dense | BlockQuantized) for each in matrices):
+            self._widened += 1
         choices = {self.format.choose(matrix, head) for matrix in matrices}
         if len(choices) > 1:
             return "F16"

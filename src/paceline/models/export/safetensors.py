@@ -23,7 +23,7 @@ from paceline.models.formats.writer import Pending, write_bytes, write_json, wri
 from paceline.models.hf_config import read_config
 from paceline.models.model import Model
 from paceline.models.tensor_names import Place, places
-from paceline.models.tensors import Dense
+from paceline.models.tensors import Dense, Linear
 
 FORMATS = ("auto", "f32", "f16", "bf16")
 _ALIASES = {"fp32": "f32", "fp16": "f16"}
@@ -61,6 +61,10 @@ class SafetensorsExport:
         self._offset = np.float32(model.config.norm_offset - config.norm_offset)
         self._tensors = {_full_name(each, family.prefixes): each for each in assemble(wanted)}
         self._texts = tokenizer_files(model)
+        if _is_quantised(model):
+            self.notes.append(
+                f"quantised matrices are written as {self.dtype} numbers, which take more room"
+            )
         if "tokenizer.json" not in self._texts:
             self.notes.append("the folder has no tokenizer, as the source has none")
 
@@ -131,6 +135,11 @@ def _kind(model: Model, name: str) -> str | None:
     if len(weight.shape) != 2:
         return None
     return weight.dtype if isinstance(weight, Dense) else "F16"
+
+
+def _is_quantised(model: Model) -> bool:
+    stored = (model.weights.stored(name) for name in model.weights)
+    return any(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
 
 
 def _check_same(model: Model, config: ModelConfig, wanted: dict[str, Place]) -> None:
