@@ -339,6 +339,22 @@ def test_llama_cpp_divides_texts_as_the_checkpoint(name, tmp_path, library):
         engine.close()
 
 
+def test_further_ends_of_an_answer_have_a_place_if_they_are_few(tmp_path):
+    source = shared("models", "stories260K")
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = tmp_path / "generation_config.json"
+    settings.write_text(json.dumps({"eos_token_id": [2, 300, 301]}))
+    to_gguf(tmp_path, tmp_path / "a.gguf", "q8_0")
+    metadata = GGUFFile.open(tmp_path / "a.gguf").metadata
+    ids = [metadata[f"tokenizer.ggml.{role}_token_id"] for role in ("eos", "eot", "eom")]
+    assert ids == [2, 300, 301]
+    assert load(tmp_path / "a.gguf").defaults.stop_tokens == {2, 300, 301}
+    settings.write_text(json.dumps({"eos_token_id": [2, 300, 301, 302]}))
+    with pytest.raises(ModelError, match=r"no place for all tokens .* \[302\] would be lost"):
+        to_gguf(tmp_path, tmp_path / "b.gguf", "q8_0")
+
+
 def test_a_tokenizer_that_gguf_cannot_express_is_refused(tmp_path):
     source = shared("models", "stories260K")
     for file in source.iterdir():

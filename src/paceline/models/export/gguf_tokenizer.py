@@ -104,6 +104,7 @@ class _Conversion:
             raise self._refusal("it is neither byte-level BPE nor SentencePiece with bytes")
         own |= self._roles() | self._begin_and_end()
         metadata = {f"tokenizer.ggml.{key}": value for key, value in own.items()}
+        metadata |= self._other_ends(metadata)
         template = self._model.tokenizer.template
         return metadata | ({"tokenizer.chat_template": template.source} if template else {})
 
@@ -122,7 +123,7 @@ class _Conversion:
         if max(by_id) >= size:
             raise self._refusal(f"it has {max(by_id) + 1} tokens for {size} rows of the embedding")
         tokens = [by_id.get(index, f"[PAD{index}]") for index in range(size)]
-        types = [NORMAL if index in by_id else UNUSED for index in range(size)]
+        types = [UNUSED if tokens[i] == f"[PAD{i}]" else NORMAL for i in range(size)]
         unknown = self._values["model"].get("unk_token")
         for index, token in by_id.items():
             if index in added:
@@ -158,7 +159,7 @@ class _Conversion:
         return bool(ids) and (self._backend.id_to_token(ids[0]) or "").startswith("\u2581")
 
     def _roles(self) -> dict[str, Value]:
-        """Return the ids of special tokens; further ends of an answer are `eot` and `eom`."""
+        """Return the ids of special tokens."""
         config, stops = self._model.config, self._model.defaults.stop_tokens
         special = self._model.tokenizer.special
         ids = {
@@ -170,9 +171,15 @@ class _Conversion:
             ids["bos"] = config.bos
         if ids.get("eos") is None:
             ids["eos"] = min(stops, default=None)
-        others = sorted(stops - {ids["eos"]})
-        ids |= dict(zip(("eot", "eom"), others, strict=False))
         return {f"{role}_token_id": index for role, index in ids.items() if index is not None}
+
+    def _other_ends(self, metadata: Mapping[str, Value]) -> dict[str, Value]:
+        """Return ids for the ends of an answer that readers do not know by their names."""
+        seen = {key: as_read(value) for key, value in metadata.items()}
+        stops = self._model.defaults.stop_tokens - find_stop_tokens(seen, str(self._path))
+        roles = ("eot", "eom")
+        pairs = zip(roles, sorted(stops), strict=False)
+        return {f"tokenizer.ggml.{role}_token_id": index for role, index in pairs}
 
     def _begin_and_end(self) -> dict[str, Value]:
         """Return whether a text is put between the tokens that begin and end it."""
