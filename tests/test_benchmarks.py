@@ -20,13 +20,13 @@ SMOKE = {
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",
     "peers.py": "--model {models}/stories260K --bits 16 --rounds 1 --prompt 16 --peer transformers",
     "end_to_end.py": SMALL + " --count 2 --format int8",
-    "drafters.py": SMALL + " --documents 0:1 --drafters recycle --budgets 4",
+    "drafters.py": SMALL + " --documents 0:1 --drafters recycle blend --budgets 4",
     "letters.py": SMALL + " --outputs 1 --dictionary {words}",
     "grammars.py": SMALL + " --schemas 8 --drafter blend",
     "heads.py": SMALL + " --formats int8 --sizes 8",
     "guided.py": SMALL + " --count 1 --rounds 1 --budget 4",
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",
-    "blend_prior.py": SMALL + " --limit 1 --new 8 --record {records}",
+    "blend_prior.py": SMALL + " --limit 1 --new 8 --header {header}",
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "drafting.py": SMALL + " --requests 1 --passes 4",
     "formats.py": SMALL + " --documents 2",
@@ -58,7 +58,7 @@ def test_it_runs_to_its_end(script, tmp_path):
     dictionary.write_text("DAY  D EY1\nPLAY  P L EY1\nTHE  DH AH0\nONCE  W AH1 N S\n")
     words = (
         SMOKE[script]
-        .format(models=shared("models"), words=dictionary, records=tmp_path / "r.npz")
+        .format(models=shared("models"), words=dictionary, header=tmp_path / "prior.hpp")
         .split()
     )
     done = subprocess.run(
