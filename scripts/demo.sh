@@ -16,6 +16,6 @@ if paceline pull smollm2-135m > /dev/null; then
     --check
 else
   printf '\nSmolLM2 cannot be fetched here; the embedded story model stands in, and tells a story.\n\n'
-  paceline generate "Once upon a time there was" --max-new-tokens 160 --seed 1 --budget 16 \
+  paceline generate "Once upon a time there was" --max-new-tokens 160 --seed 1 \
     --sampler "temperature=0.5,repetition_penalty=1.1" --check
 fi
