@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 
 from paceline import registry
@@ -58,18 +61,19 @@ def open_model(
         raise wrong("attention", attention, "a name or a Pattern")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
     models = [load(part) for part, _ in parts]
-    engines = [
-        open_engine(
-            each,
-            engine,
-            threads=threads,
-            device=device,
-            weight_format=weight_format,
-            kv_format=kv_format,
-            pattern=pattern,
-        )
-        for each in models
-    ]
+    with _opening_tokenizers(models):
+        engines = [
+            open_engine(
+                each,
+                engine,
+                threads=threads,
+                device=device,
+                weight_format=weight_format,
+                kv_format=kv_format,
+                pattern=pattern,
+            )
+            for each in models
+        ]
     if len(models) > 1:
         _check_tokens(models)
         whole = EnsembleEngine(engines, [weight for _, weight in parts])
@@ -91,6 +95,26 @@ def open_budget(budget: int | str, engine: Engine) -> Budget:
     from paceline.engines.cost_cache import known_cost
 
     return Governor(known_cost(engine))
+
+
+@contextmanager
+def _opening_tokenizers(models: list[Model]) -> Iterator[None]:
+    """Open the tokenizers in a thread of their own while the weights are read.
+
+    What is wrong with one is told when it is used.
+    """
+
+    def open_all() -> None:
+        for model in models:
+            with suppress(ModelError):
+                _ = model.tokenizer
+
+    thread = Thread(target=open_all, name="paceline-tokenizer", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def _check_tokens(models: list[Model]) -> None:
