@@ -256,6 +256,7 @@ class Output:
         text: the tokens as text, without stop tokens and stop strings.
         finish: why it ended: `stop`, `length` (`max_new_tokens`), `context` (the model's limit) or
             `interrupted`.
+        stopped_by: the stop string that ended it; empty if none did.
         passes: forward passes after the prefill.
         nodes: tree nodes in those passes, roots included.
         accepted: number of accepted tokens by origin of the drafter.
@@ -267,6 +268,7 @@ class Output:
     tokens: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = "length"
+    stopped_by: str = ""
     passes: int = 0
     nodes: int = 0
     accepted: dict[str, int] = field(default_factory=dict)

@@ -271,6 +271,7 @@ class Session:
             texts[-1] += self._stream.flush() if self.done else ""
             if self._stream.stopped:
                 self.done, output.finish = True, "stop"
+                output.stopped_by = self._stream.stopped_by
         output.text += "".join(texts)
         return texts
 

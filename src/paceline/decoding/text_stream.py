@@ -31,6 +31,7 @@ class TextStream:
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.stopped = False
+        self.stopped_by = ""  # the stop string that ended the text
 
     def push(self, token: int) -> str:
         """Return the text that is final now. Sets `stopped` if a stop string is complete."""
@@ -47,10 +48,11 @@ class TextStream:
 
     def _release(self, text: str) -> str:
         self._held += text
-        starts = [at for at in map(self._held.find, self._stops) if at >= 0]
+        starts = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if starts:
+            start, self.stopped_by = min(starts, key=lambda each: each[0])
             self.stopped = True
-            shown, self._held = self._held[: min(starts)], ""
+            shown, self._held = self._held[:start], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep

@@ -19,7 +19,18 @@ from paceline.serving.api.middleware import Rules
 from paceline.serving.api.parse import RequestLimits
 from tests.serving.api.conftest import served
 
-PATHS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize")
+PATHS = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/api/chat",
+    "/api/generate",
+    "/api/show",
+    "/tokenize",
+    "/detokenize",
+)
 DEEP = 30_000
 HALF = '"\\ud800"'  # half of a character
 BODIES = {
@@ -81,7 +92,8 @@ def test_no_body_makes_the_server_fail(small, service, name):
         assert found.status_code in (200, 400, 404, 413), (path, found.text[:300])
         assert found.json()
         if found.status_code != 200:
-            assert found.json()["error"]["message"]
+            error = found.json()["error"]
+            assert error if path.startswith("/api/") else error["message"]
     assert service.ready
     assert service.failures == 0
 

@@ -12,8 +12,9 @@ from fastapi.responses import JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from paceline import __version__
-from paceline.serving.api import chat, completions, responses, tokenize
+from paceline.serving.api import chat, completions, messages_api, ollama, responses, tokenize
 from paceline.serving.api.dependencies import Dependencies, Here
+from paceline.serving.api.error_forms import ErrorForms
 from paceline.serving.api.errors import describe, install
 from paceline.serving.api.middleware import RequestGuard, Rules
 from paceline.serving.api.parse import RequestLimits
@@ -62,11 +63,13 @@ def create_app(
     app.state.context = here = Dependencies(service, name, limits or RequestLimits())
     service.observers.append(here.departures)
     install(app)
-    own = (completions.router, chat.router, responses.router, tokenize.router)
+    openai = (completions.router, chat.router, responses.router, tokenize.router)
+    own = (*openai, messages_api.router, ollama.router)
     for router in (*own, *routers):
         app.include_router(router)
     inside: dict[str, Any] = {"rules": rules, "metrics": metrics, "lm": service.worker.lm}
     app.add_middleware(RequestGuard, **inside, draining=lambda: service.draining)
+    app.add_middleware(ErrorForms)
     open_to(app, cors)
 
     @app.head("/health", include_in_schema=False)
@@ -98,6 +101,6 @@ def open_to(app: FastAPI, origins: Sequence[str]) -> None:
             CORSMiddleware,
             allow_origins=list(origins),
             allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-Request-Id"],
+            allow_headers=["Authorization", "X-Api-Key", "Content-Type", "X-Request-Id"],
             expose_headers=["X-Request-Id", "Retry-After", HEADER],
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -114,17 +114,28 @@ class ChoiceCollector:
         self.choices[:] = formatting.expand_searches(self.choices)
         return {"trace": passes} if trace else {}
 
-    def streamed(self, pieces: AsyncIterator[str]) -> StreamingResponse:
-        """Return a stream of server-sent events; when its reader leaves, cancel the choices.
+    def streamed(
+        self,
+        pieces: AsyncIterator[str],
+        failed: Callable[[Exception], str] | None = None,
+        media_type: str = "text/event-stream",
+    ) -> StreamingResponse:
+        """Return a stream of text; when its reader leaves, cancel the choices.
 
-        A failure on the way ends the stream with an error event.
+        Args:
+            pieces: of the stream.
+            failed: returns the last piece of a stream that fails on its way. Default: an event
+                with OpenAI's error.
+            media_type: of the stream.
         """
-        return _Streamed(self, _with_errors(pieces))
+        return _Streamed(self, _with_errors(pieces, failed or _error_event), media_type)
 
 
 class _Streamed(StreamingResponse):
-    def __init__(self, collector: ChoiceCollector, pieces: AsyncIterator[str]) -> None:
-        super().__init__(pieces, media_type="text/event-stream")
+    def __init__(
+        self, collector: ChoiceCollector, pieces: AsyncIterator[str], media_type: str
+    ) -> None:
+        super().__init__(pieces, media_type=media_type)
         self._collector = collector
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -134,12 +145,18 @@ class _Streamed(StreamingResponse):
             self._collector.cancel()
 
 
-async def _with_errors(pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+async def _with_errors(
+    pieces: AsyncIterator[str], failed: Callable[[Exception], str]
+) -> AsyncIterator[str]:
     try:
         async for piece in pieces:
             yield piece
     except Exception as error:
-        yield f"data: {json.dumps(error_body(error))}\n\n"
+        yield failed(error)
+
+
+def _error_event(error: Exception) -> str:
+    return f"data: {json.dumps(error_body(error))}\n\n"
 
 
 async def _left(request: Request) -> None:

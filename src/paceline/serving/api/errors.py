@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from paceline.errors import PacelineError, TooLongError
+from paceline.serving.api.error_forms import family_of
 from paceline.serving.messages import FAILED
 from paceline.serving.scheduler import BusyError
 from paceline.serving.service import StoppingError
@@ -19,8 +20,12 @@ from paceline.serving.service import StoppingError
 _log = logging.getLogger(__name__)
 _STOPPING = 5  # seconds after which another server may have taken over
 _ALWAYS = ("/health", "/ready")
-_STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses")
-_OFFERED = "chat/completions, completions, responses and models under /v1, tokenize, detokenize"
+_STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
+_LINES = ("/api/chat", "/api/generate")  # stream as lines of JSON
+_OFFERED = (
+    "chat/completions, completions, responses, messages and models under /v1, tokenize, "
+    "detokenize, and Ollama's chat, generate, tags, ps, show and version under /api"
+)
 _REFUSALS = {
     "400": "Something in the request is invalid.",
     "401": "Unknown API key.",
@@ -163,8 +168,27 @@ def describe(app: FastAPI) -> None:
 def _describe(answers: dict[str, Any], path: str, method: str) -> None:
     answers.pop("422", None)  # invalid bodies get 400 here
     for status, about in _REFUSALS.items():
-        content = {"application/json": {"schema": _SHAPE}}
+        content = {"application/json": {"schema": _shape(path)}}
         if path not in _ALWAYS:
             answers.setdefault(status, {"description": about, "content": content})
     if method == "post" and path in _STREAMS:
         answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    if method == "post" and path in _LINES:
+        answers["200"]["content"]["application/x-ndjson"] = {"schema": {"type": "string"}}
+
+
+def _shape(path: str) -> dict[str, Any]:
+    """Return the schema of a path's errors."""
+    family = family_of(path)
+    if family is None:
+        return _SHAPE
+    text = {"type": "string"}
+    if family == "ollama":
+        return {"type": "object", "required": ["error"], "properties": {"error": text}}
+    properties = {"type": text, "message": text}
+    error = {"type": "object", "required": ["type", "message"], "properties": properties}
+    return {
+        "type": "object",
+        "required": ["type", "error"],
+        "properties": {"type": {"const": "error"}, "error": error},
+    }

@@ -36,6 +36,7 @@ class Choice:
         text: so far, as are `tokens` and `logprobs`.
         last: the last event, None before it.
         prompt_logprobs: of the prompt's tokens, where they are echoed.
+        begun: when the first token came, in seconds of `time.monotonic`; None before.
     """
 
     job: Job
@@ -45,9 +46,12 @@ class Choice:
     logprobs: list[Logprob] = field(default_factory=list)
     last: JobEvent | None = None
     prompt_logprobs: list[Logprob] = field(default_factory=list)
+    begun: float | None = None
 
     def add(self, event: JobEvent) -> None:
         """Append an event."""
+        if self.begun is None and event.tokens:
+            self.begun = event.at
         self.text += event.text
         self.tokens += event.tokens
         self.logprobs += event.logprobs

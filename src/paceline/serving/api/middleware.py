@@ -260,8 +260,11 @@ def _tokens(choice: Choice) -> int:
 
 
 def _bearer(scope: Scope) -> bytes:
-    kind, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-    return bytes(key).strip() if kind.lower() == b"bearer" else b""
+    headers = dict(scope["headers"])
+    kind, _, key = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"bearer":
+        return bytes(key).strip()
+    return bytes(headers.get(b"x-api-key", b"")).strip()  # as Anthropic's clients send it
 
 
 def _closing(response: Response) -> Response:

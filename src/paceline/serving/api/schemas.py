@@ -196,6 +196,7 @@ _NO_TEXT = {
     "video_url": "videos",
     "file": "files",
     "input_file": "files",
+    "document": "documents",
 }
 
 

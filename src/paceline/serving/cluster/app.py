@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from paceline.serving.api.app import METRICS, open_to
+from paceline.serving.api.error_forms import ErrorForms
 from paceline.serving.api.errors import install
 from paceline.serving.api.middleware import RequestGuard, Rules
 from paceline.serving.cluster import merged_metrics
@@ -50,6 +51,7 @@ def create_front(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     install(app)
     app.add_middleware(RequestGuard, rules=rules, metrics=requests, draining=lambda: front.draining)
+    app.add_middleware(ErrorForms)
     open_to(app, cors)
 
     @app.get("/health")
