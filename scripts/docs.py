@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from paceline.compatibility import ENGINE_ABILITIES, RULES
+from paceline.control.structured.schema_rewrite import rewrite
+from paceline.errors import RequestError
 from paceline.features import FEATURES, NOT_YET, coverage
 from paceline.method_card import Setting, description, served, settings, summary
 from paceline.registry import FAMILIES, Registry, controls
@@ -215,7 +217,8 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "exclusiveMaximum": {"type": "number", "exclusiveMaximum": 1},
     "exclusiveMinimum": {"type": "number", "exclusiveMinimum": 1},
     "format": {"type": "string", "format": "date-time"},
-    "if": {"if": {"type": "integer"}, "then": {"minimum": 1}},
+    "if (of what can be negated)": {"if": {"type": "string"}, "then": {"minLength": 1}},
+    "if (of other schemas)": {"if": {"pattern": "a"}, "then": {"minLength": 1}},
     "items": {"type": "array", "items": {"type": "integer"}},
     "maxContains": {"contains": {"type": "integer"}, "maxContains": 1},
     "maxItems": {"type": "array", "maxItems": 1},
@@ -228,9 +231,10 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "minProperties": {"type": "object", "minProperties": 1},
     "minimum": {"type": "number", "minimum": 1},
     "multipleOf": {"type": "integer", "multipleOf": 2},
-    "not": {"not": {"type": "integer"}},
+    "not (of types, values, bounds and properties)": {"not": {"enum": [1, "a"]}},
+    "not (of other schemas)": {"not": {"pattern": "a"}},
     "oneOf (of exclusive schemas)": {"oneOf": [{"type": "integer"}, {"type": "string"}]},
-    "oneOf (of schemas that overlap)": {"oneOf": [{"type": "integer"}, {"minimum": 1}]},
+    "oneOf (of schemas that may overlap)": {"oneOf": [{"pattern": "a"}, {"pattern": "b"}]},
     "pattern": {"type": "string", "pattern": "^a+$"},
     "patternProperties": {"type": "object", "patternProperties": {"^a": {"type": "integer"}}},
     "prefixItems": {"type": "array", "prefixItems": [{"type": "integer"}]},
@@ -241,7 +245,8 @@ KEYWORDS: dict[str, dict[str, Any]] = {
     "$dynamicRef": {"$dynamicRef": "#a", "$defs": {"a": {"$dynamicAnchor": "a"}}},
     "unevaluatedItems": {"type": "array", "unevaluatedItems": False},
     "unevaluatedProperties": {"type": "object", "unevaluatedProperties": False},
-    "uniqueItems": {"type": "array", "uniqueItems": True},
+    "uniqueItems (of a small enum)": {"items": {"enum": [1, 2]}, "uniqueItems": True},
+    "uniqueItems (of other items)": {"type": "array", "uniqueItems": True},
 }
 
 
@@ -251,15 +256,17 @@ def keywords() -> str:
 
     names: dict[bool, list[str]] = {True: [], False: []}
     for name, schema in KEYWORDS.items():
-        wrong, _ = LLMatcher.validate_grammar_with_warnings(
-            LLMatcher.grammar_from_json_schema(schema)
-        )
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(rewrite(schema))
+            wrong, _ = LLMatcher.validate_grammar_with_warnings(grammar)
+        except RequestError:
+            wrong = True
         names[not wrong].append(f"`{name}`")
     return (
         "## Keywords of JSON Schema\n\n"
         f"Enforced: {', '.join(names[True])}.\n\n"
-        f"Refused by name: {', '.join(names[False])}; remote `$ref`, unknown formats, and what "
-        "llguidance does not know in combination."
+        f"Refused by name: {', '.join(names[False])}; remote `$ref`, and what llguidance "
+        "does not know in combination. An unknown `format` is an annotation."
     )
 
 

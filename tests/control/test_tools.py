@@ -183,7 +183,7 @@ def test_none_offers_none(lm):
         ([CLOCK], "clok", "did you mean clock"),
         ([CLOCK], 3, "tool_choice"),
         ([CLOCK], {"type": "function"}, "tool_choice"),
-        ([{"name": "f", "parameters": {"uniqueItems": 1}}], "f", "cannot be used"),
+        ([{"name": "f", "parameters": {"uniqueItems": 1}}], "f", "uniqueItems"),
     ],
 )
 def test_bad_tools_are_refused(lm, tools, choice, said):

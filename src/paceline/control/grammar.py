@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from threading import Lock, Thread, stack_size
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -13,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod
 from paceline.control.structured.matcher import Matcher, refusal
+from paceline.control.structured.schema_rewrite import rewrite
 from paceline.core import Control, Exactness, Request
 from paceline.errors import MethodError, RequestError
 from paceline.models.vocabulary import Vocabulary
@@ -23,7 +23,12 @@ _COMPILED = 64  # compiled grammars kept for each model
 _STACK = 1 << 29  # bytes of address space; only pages that are touched take memory
 _CACHED_TEXTS = 4096  # tokenised texts that are kept
 _KINDS = ("regex", "json", "lark")
-_SPACES: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACES: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "json_allowed_escapes": 'nrbtf\\"',  # with \u a key could name a listed property otherwise
+}
 _DEEPEST = 100  # levels of nesting in a schema; much deeper ones overflow the compiler's stack
 
 
@@ -39,8 +44,9 @@ class Grammar(ControlMethod):
     a model.
 
     JSON objects have their keys in the order of the schema, with spaces only after commas and
-    colons; llguidance's `x-guidance` in the schema can change the spaces. A schema keyword that
-    cannot be enforced is refused by name.
+    colons; llguidance's `x-guidance` in the schema can change the spaces. A schema is rewritten
+    before it is compiled where llguidance would take or refuse the wrong values; a keyword that
+    cannot be enforced is refused by name, and an unknown `format` is an annotation.
 
     Attributes:
         text: the grammar, at most a million characters.
@@ -165,9 +171,7 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
         make: dict[str, Callable[[str], str]] = {
             "regex": LLMatcher.grammar_from_regex,
             "lark": LLMatcher.grammar_from_lark,
-            "json": partial(
-                LLMatcher.grammar_from_json_schema, defaults=_SPACES, overrides={"lenient": False}
-            ),
+            "json": _json_grammar,
         }
 
         def compiled() -> Any:
@@ -185,6 +189,17 @@ def _compiled(grammar: Grammar, vocabulary: Vocabulary, stops: tuple[int, ...]) 
     return matchers[key]
 
 
+def _json_grammar(text: str) -> str:
+    from llguidance import LLMatcher
+
+    grammar: str = LLMatcher.grammar_from_json_schema(
+        json.dumps(rewrite(json.loads(text))),
+        defaults=_SPACES,
+        overrides={"lenient": False, "coerce_one_of": False},
+    )
+    return grammar
+
+
 _one_at_a_time = Lock()
 
 
@@ -192,7 +207,7 @@ def _on_large_stack(call: Callable[[], Any]) -> Any:
     """Run `call` in a thread with a large stack, as the compiler recurses along rules.
 
     Raises:
-        RequestError: there is no memory for the stack, or the compiler gave up.
+        RequestError: there is no memory for the stack, the compiler gave up, or `call` refuses.
     """
     results: list[Any] = []
     failed: list[BaseException] = []
@@ -213,6 +228,8 @@ def _on_large_stack(call: Callable[[], Any]) -> Any:
         finally:
             stack_size(before)
     thread.join()
+    if failed and isinstance(failed[0], RequestError):
+        raise failed[0]
     if failed:
         message = " ".join(str(failed[0]).split())
         raise RequestError(f"the grammar cannot be used: {message:.200}")
@@ -248,10 +265,11 @@ def embedded(schema: Mapping[str, Any]) -> str:
     Raises:
         RequestError: as `Grammar.schema`.
     """
-    checked = Grammar.schema(dict(schema)).text
-    asked = schema.get("x-guidance")
-    options = {**_SPACES, **(asked if isinstance(asked, Mapping) else {}), "lenient": False}
-    return f"%json {json.dumps({**json.loads(checked), 'x-guidance': options})}"
+    rewritten = rewrite(json.loads(Grammar.schema(dict(schema)).text))
+    requested = rewritten.get("x-guidance")
+    requested = requested if isinstance(requested, Mapping) else {}
+    options = {**_SPACES, **requested, "lenient": False, "coerce_one_of": False}
+    return f"%json {json.dumps({**rewritten, 'x-guidance': options})}"
 
 
 def _inner(value: object) -> Iterable[object]:
