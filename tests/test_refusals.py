@@ -124,7 +124,7 @@ TRIGGERS = {
     "guide-other-guide": lambda: generate(guide="cfg+contrastive:x"),
     "tools-grammar": lambda: generate(tools=[TOOL], grammar='start: "a"'),
     "grammar-no-stop-token": lambda: generate(grammar='start: "a"', ignore_eos=True),
-    "end-control-stop-strings": lambda: generate(controls="min_length=3", stop=["a"]),
+    "end-control-stop-strings": lambda: generate(keywords="dog", stop=["a"]),
     "frequent-head-other-tokens": lambda: draft(OTHER, ",head=100"),
     "parallel-drafting-other-tokens": lambda: draft(OTHER, ",schedule=pearl"),
     "several-drafts-other-tokens": two_drafts,

@@ -209,6 +209,8 @@ class Request:
         controls: edit the logits of each visited node, in this order.
         stop_tokens: end the output; they are part of `Output.tokens`, not of `Output.text`.
         stop_strings: end the output; neither they nor what follows is part of the text.
+        stop_after: stop strings that are complete within so many new tokens end nothing.
+        include_stop: the stop string that ends the output is part of its text.
         prediction: token ids that the output is expected to resemble, for drafters that use them.
         walk: `gumbel`, or `rejection`: other tokens from the same distribution; see
             `decoding/rejection.py`.
@@ -226,6 +228,8 @@ class Request:
     controls: tuple[Control, ...] = ()
     stop_tokens: frozenset[int] = frozenset()
     stop_strings: tuple[str, ...] = ()
+    stop_after: int = 0
+    include_stop: bool = False
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     continues: bool = False

@@ -13,6 +13,7 @@ from paceline.control.base import ControlMethod, bind
 from paceline.control.guides.base import GuideMethod, guided, parse_guides
 from paceline.control.guides.guide_models import GuideModels
 from paceline.control.keywords import Keywords
+from paceline.control.min_length import MinLength
 from paceline.control.sampler_spec import SamplerSpec
 from paceline.control.structured.output_parser import followed
 from paceline.control.structured.tools import Choice, Tools
@@ -87,8 +88,10 @@ class RequestBuilder:
             max_new_tokens=values["max_new_tokens"],
             temperature=temperature,
             seed=values["seed"],
-            stop_tokens=frozenset() if values["ignore_eos"] else frozenset(defaults.stop_tokens),
+            stop_tokens=self._stop_tokens(values["stop_token_ids"], values["ignore_eos"]),
             stop_strings=tuple(values["stop"]),
+            stop_after=max((m.tokens for m in spec.methods if isinstance(m, MinLength)), default=0),
+            include_stop=values["include_stop"],
             prediction=self._predicted(values["prediction"]),
             walk=values["walk"],
             continues=continues,
@@ -128,6 +131,14 @@ class RequestBuilder:
             for name, value in self.model.defaults.samplers().items()
             if controls.find(name).order < TEMPERATURE
         }
+
+    def _stop_tokens(self, given: Sequence[object], ignore_eos: bool) -> frozenset[int]:
+        """Return the tokens that end an output: the request's, and the checkpoint's."""
+        size = self.engine.config.vocab_size
+        own = check_tokens("stop_token_ids", given, size) if given else ()
+        return frozenset(own) | (
+            frozenset() if ignore_eos else frozenset(self.model.defaults.stop_tokens)
+        )
 
     def _kv_policy(self, requested: Policy | Literal[False] | None) -> Policy | None:
         """Return the policy of a request: its own, none if it says so, or the default."""
@@ -223,7 +234,8 @@ class RequestBuilder:
     ) -> tuple[list[int], bool]:
         """Return the prompt's tokens, and whether the output's text continues the prompt's.
 
-        The answer to chat messages begins anew; that to other prompts continues them.
+        The answer to chat messages begins anew, unless it continues the last one; that to other
+        prompts continues them.
 
         Raises:
             RequestError: the prompt is neither text nor token ids nor messages, or the chat
@@ -235,9 +247,10 @@ class RequestBuilder:
         if not any(isinstance(item, Mapping) for item in items):
             return list(check_tokens("the prompt", items, self.engine.config.vocab_size)), True
         messages = check_messages(items)
+        continues = bool((template_settings or {}).get("continue_final_message"))
         if tools:
-            return tools.encode(messages, self.tokenizer, template_settings), False
-        return self.tokenizer.encode_chat(messages, settings=template_settings), False
+            return tools.encode(messages, self.tokenizer, template_settings), continues
+        return self.tokenizer.encode_chat(messages, settings=template_settings), continues
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

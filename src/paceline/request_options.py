@@ -64,6 +64,8 @@ class RequestOptions(TypedDict, total=False):
             `{"enable_thinking": False}`.
         tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
         stop: a string, or several, that end the output and are no part of it.
+        stop_token_ids: tokens that end the output besides the checkpoint's, also with `ignore_eos`.
+        include_stop: the text includes the stop string that ended it. Default False.
         ignore_eos: keep generating after the checkpoint's stop tokens. Default False.
         prediction: expected output, as text or token ids: a draft, a template, the document to
             edit. It makes the output faster, never different.
@@ -97,6 +99,8 @@ class RequestOptions(TypedDict, total=False):
     chat_template_kwargs: Mapping[str, Any] | None
     tool_choice: Choice | None
     stop: str | Sequence[str] | None
+    stop_token_ids: Sequence[int] | None
+    include_stop: bool | None
     ignore_eos: bool | None
     prediction: str | Sequence[int] | None
     walk: str | None
@@ -242,6 +246,10 @@ def _prediction(name: str, value: object) -> Any:
     return value if isinstance(value, str) else check_items(name, value, "text or token ids")
 
 
+def _token_ids(name: str, value: object) -> list[object]:
+    return check_items(name, value, "token ids")
+
+
 def _at_least_one(name: str, value: object) -> int:
     return check_integer(name, value, low=1)
 
@@ -267,6 +275,8 @@ _DEFAULTS: dict[str, object] = {
     "chat_template_kwargs": None,
     "tool_choice": "auto",
     "stop": (),
+    "stop_token_ids": (),
+    "include_stop": False,
     "ignore_eos": False,
     "prediction": None,
     "walk": "gumbel",
@@ -286,6 +296,8 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "chat_template_kwargs": _template_settings,
     "tool_choice": _tool_choice,
     "stop": check_texts,
+    "stop_token_ids": _token_ids,
+    "include_stop": check_flag,
     "ignore_eos": check_flag,
     "prediction": _prediction,
     "walk": check_text,

@@ -53,6 +53,32 @@ def test_without_stop_strings_nothing_is_held_back():
     assert show("ab", ("", ""))[2] == ["a", "b", ""]
 
 
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), max_size=3),
+    st.integers(0, 12),
+    st.booleans(),
+)
+def test_stop_strings_count_behind_a_minimum_and_may_be_included(text, stops, after, include):
+    ends = [
+        (at + len(stop), at)
+        for stop in stops
+        for at in range(len(text))
+        if text.startswith(stop, at) and at + len(stop) > after
+    ]
+    first = min((end for end, _ in ends), default=len(text))
+    start = min((at for end, at in ends if end == first), default=first)
+    stream, shown = TextStream(Letters(), tuple(stops), after, include), ""
+    for letter in text:
+        shown += stream.push(ord(letter))
+        if stream.stopped:
+            break
+    shown += stream.flush()
+    assert shown == (text[:first] if include else text[:start])
+    assert stream.stopped == bool(ends)
+    assert stream.stopped_by == (text[start:first] if ends else "")
+
+
 class Bytes:
     """Gives all its text at the end, as a decoder does that waits for a character."""
 

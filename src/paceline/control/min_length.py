@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paceline.compatibility import Side, check
 from paceline.control.base import ControlMethod, require
 from paceline.control.logits import forbid
 from paceline.core import Control, Exactness, Floats, Request
@@ -18,7 +17,7 @@ from paceline.registry import Source, controls
 class MinLength(ControlMethod):
     """Forbid stop tokens until the output has a minimum length.
 
-    Stop strings cannot be forbidden, so the two are refused together.
+    Stop strings are not forbidden; those that are complete by then do not end the output.
 
     Attributes:
         tokens: minimum number of new tokens before a stop token, at least 0.
@@ -37,10 +36,8 @@ class MinLength(ControlMethod):
         """Return the control for the request's stop tokens.
 
         Raises:
-            RequestError: the request has stop strings, or allows fewer new tokens.
+            RequestError: the request allows fewer new tokens.
         """
-        if request.stop_strings:
-            check({Side.END_CONTROL: "the control min_length", Side.STOP_STRINGS: "stop strings"})
         if self.tokens > request.max_new_tokens:
             raise RequestError(
                 f"min_length is {self.tokens}, expected at most the {request.max_new_tokens} "

@@ -24,10 +24,23 @@ class TextStream:
     """Text of a growing output, up to the first stop string.
 
     Text that may begin a stop string is held back until it does or does not.
+
+    Args:
+        pieces: decodes the tokens.
+        stops: the stop strings.
+        after: stop strings that are complete within so many tokens are text like any other.
+        include: the text ends with the stop string, not before it.
     """
 
-    def __init__(self, pieces: StreamingDecoder, stops: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        pieces: StreamingDecoder,
+        stops: tuple[str, ...] = (),
+        after: int = 0,
+        include: bool = False,
+    ) -> None:
         self._pieces = pieces
+        self._left, self._include = after, include
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
         self.stopped = False
@@ -35,6 +48,7 @@ class TextStream:
 
     def push(self, token: int) -> str:
         """Return the text that is final now. Sets `stopped` if a stop string is complete."""
+        self._left -= 1
         return self._release(self._pieces.push(token))
 
     def flush(self) -> str:
@@ -47,12 +61,16 @@ class TextStream:
         return text
 
     def _release(self, text: str) -> str:
+        known = len(self._held)
         self._held += text
-        starts = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
-        if starts:
+        # Only those that the new text completes: what was held may hold one that did not count.
+        found = ((self._held.find(s, max(known - len(s) + 1, 0)), s) for s in self._stops)
+        starts = [(start, stop) for start, stop in found if start >= 0]
+        if starts and self._left < 0:
             start, self.stopped_by = min(starts, key=lambda each: each[0])
             self.stopped = True
-            shown, self._held = self._held[:start], ""
+            end = start + len(self.stopped_by) if self._include else start
+            shown, self._held = self._held[:end], ""
             return shown
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
         cut = len(self._held) - keep
@@ -62,7 +80,8 @@ class TextStream:
 
 def text_of(request: Request, tokenizer: Decoder) -> TextStream:
     """Return the text stream of a request's output."""
-    return TextStream(pieces_of(request, tokenizer), request.stop_strings)
+    pieces = pieces_of(request, tokenizer)
+    return TextStream(pieces, request.stop_strings, request.stop_after, request.include_stop)
 
 
 def pieces_of(request: Request, tokenizer: Decoder) -> Detokenizer:

@@ -23,7 +23,13 @@ from jinja2 import nodes
 
 from paceline.errors import ModelError, RequestError, one_line
 from paceline.models import chat_worker
-from paceline.models.chat_messages import as_templates_expect, calls_as_text, with_content
+from paceline.models.chat_messages import (
+    as_templates_expect,
+    calls_as_text,
+    to_continue,
+    up_to_end,
+    with_content,
+)
 
 _LONGEST_SOURCE = 1 << 20  # characters
 _START_SECONDS = 60.0  # until the process is ready, on a busy machine
@@ -88,13 +94,17 @@ class ChatTemplate:
             messages: `role` and `content` of each turn; content that is null or absent is empty.
             special: special tokens by role, e.g. `bos_token`.
             tools: offered to the model.
-            settings: further variables of the template, e.g. `enable_thinking`.
+            settings: further variables of the template, e.g. `enable_thinking`. As in
+                transformers, `continue_final_message` ends the text with the last message's.
 
         Raises:
             RequestError: the template refuses them, or exceeds a limit.
         """
         if self._without_tools is not None and not tools:
             return self._without_tools.render(messages, special, (), settings)
+        if settings and settings.get("continue_final_message"):
+            text = self.render(to_continue(messages), special, tools, _unanswered(settings))
+            return up_to_end(text)
         values = {
             "tools": list(tools) or None,
             "documents": None,
@@ -139,6 +149,18 @@ def _refusal(status: bytes, text: str) -> str:
     if status == chat_worker.TOO_LARGE:
         return f"the chat template needs more than {chat_worker.MEMORY >> 20} MB; {_ADVICE}"
     return f"the chat template refuses these messages: {' '.join(text.split())}"
+
+
+def _unanswered(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a text that ends with the last message.
+
+    Raises:
+        RequestError: a new answer is asked for as well.
+    """
+    if settings.get("add_generation_prompt"):
+        raise RequestError("add_generation_prompt and continue_final_message are both true")
+    left = {name: each for name, each in settings.items() if name != "continue_final_message"}
+    return left | {"add_generation_prompt": False}
 
 
 class _EndedError(Exception):

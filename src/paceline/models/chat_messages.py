@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from paceline.errors import RequestError
 
 Message = Mapping[str, Any]
 
@@ -84,3 +86,30 @@ def _call_text(call: Any) -> str:
         named = ("name", "arguments")
         function = {name: function[name] for name in named if name in function}
     return json.dumps(function, ensure_ascii=False)
+
+
+_END = "[the message goes on here] "  # with a space, by which a template that trims is known
+
+
+def to_continue(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return messages whose last one ends with a mark.
+
+    Raises:
+        RequestError: the last message has no text.
+    """
+    content = messages[-1].get("content") if messages else None
+    if not isinstance(content, str) or not content:
+        raise RequestError("continue_final_message needs a last message with text")
+    return [*messages[:-1], {**messages[-1], "content": content + _END}]
+
+
+def up_to_end(text: str) -> str:
+    """Return a rendered text up to the mark; trimmed where the template trims messages.
+
+    Raises:
+        RequestError: the template leaves the last message out.
+    """
+    start = text.rfind(_END.strip())
+    if start < 0:
+        raise RequestError("the chat template leaves out the last message, so nothing continues it")
+    return text[:start] if text[start:].startswith(_END) else text[:start].rstrip()

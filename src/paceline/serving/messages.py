@@ -33,6 +33,8 @@ class Job:
             log-probabilities.
         after: id of a request with the same prompt that should prefill it first.
         strategy: a search without sampling; then drafter, budget and logprobs must be None.
+        reasoning: separated from the answer: where `tags` begin it, or the prompt has opened them;
+            None: it is part of the text.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Job:
     logprobs: int | None = None
     after: str | None = None
     strategy: Strategy | None = None
+    reasoning: Literal["tags", "open"] | None = None
 
 
 class Logprob(NamedTuple):

@@ -159,6 +159,21 @@ JSON = st.recursive(
 )
 
 
+def test_reasoning_and_token_ids_go_on_without_a_seam():
+    def said(ids, **delta):
+        choice = {"index": 0, "finish_reason": None, "logprobs": None, "delta": delta}
+        return {"id": "a", "created": 1, "choices": [choice | {"token_ids": ids}]}
+
+    splice = ResumedStream(sse([said([1], reasoning_content="ab")])[0])
+    [new] = sse([said([1, 2], reasoning_content="abc", content="d")])
+    [choice] = json.loads(splice.rest(new).removeprefix(b"data: "))["choices"]
+    assert choice["delta"] == {"reasoning_content": "c", "content": "d"}
+    assert choice["token_ids"] == [2]
+    splice = ResumedStream(sse([said([1], reasoning_content="ab")])[0])
+    with pytest.raises(SeamError):
+        splice.rest(sse([said([3], reasoning_content="ab")])[0])
+
+
 @settings(max_examples=200)
 @given(st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_what_is_no_event_is_told_so(data):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from paceline.lm import LM
 
 router = APIRouter()
+_TEXTS = {"reasoning_content": "reasoning", "content": "content"}  # of a message -> of `Choice`
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -60,7 +61,10 @@ def reply(
             else None
         )
         fields = {"index": index, "message": formatting.message(choice), "logprobs": logprobs}
+        fields |= {"token_ids": choice.tokens} if body.return_token_ids else {}
         rendered.append(fields | {"finish_reason": choice.finish})
+    if body.return_token_ids:
+        heading |= {"prompt_token_ids": list(choices[0].job.request.prompt)}
     return heading | {
         "choices": rendered,
         "usage": formatting.usage(choices),
@@ -78,17 +82,20 @@ async def _pieces(
     counted = options is not None and options.include_usage
     heading |= {"usage": None} if counted else {}
     texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
-    sent = [0] * len(collector.choices)  # characters of each choice's content
+    sent = [dict.fromkeys(_TEXTS, 0) for _ in collector.choices]  # characters
     for choice in collector.choices:
-        yield heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
+        opening = heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}
+        if body.return_token_ids:
+            opening["prompt_token_ids"] = list(choice.job.request.prompt)
+        yield opening
     async for choice, event in collector.events():
-        content = choice.content[sent[choice.index] :]
-        sent[choice.index] += len(content)
-        change: dict[str, Any] = {"content": content} if content else {}
+        change = _new_texts(choice, sent[choice.index])
         if event.finish and (calls := choice.calls):  # sent whole
             change["tool_calls"] = [{"index": i} | call for i, call in enumerate(calls)]
-        if change or event.finish or event.logprobs or body.trace:
+        ids = event.tokens if body.return_token_ids else []
+        if change or event.finish or event.logprobs or body.trace or ids:
             fields = _delta(choice, change)
+            fields |= {"token_ids": ids} if body.return_token_ids else {}
             if event.logprobs:
                 fields["logprobs"] = chat_logprobs(event.logprobs, texts[choice.index])
             piece = heading | {"choices": [fields]}
@@ -97,6 +104,14 @@ async def _pieces(
             yield with_details(piece, body.trace, event, here.lm)
     if counted:
         yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
+
+
+def _new_texts(choice: Choice, sent: dict[str, int]) -> dict[str, Any]:
+    """Return what is new of a choice's texts, and count it as sent."""
+    texts = {name: getattr(choice, each)[sent[name] :] for name, each in _TEXTS.items()}
+    for name, text in texts.items():
+        sent[name] += len(text)
+    return {name: text for name, text in texts.items() if text}
 
 
 def _delta(choice: Choice, change: dict[str, Any]) -> dict[str, Any]:

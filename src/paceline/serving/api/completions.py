@@ -64,6 +64,9 @@ def reply(
         fields = _choice(choice, _echo(body, choice, lm) + choice.text) | {"index": index}
         if body.logprobs is not None:
             fields["logprobs"] = _logprobs(body, choice, lm)
+        if body.return_token_ids:
+            fields |= {"token_ids": choice.tokens}
+            fields |= {"prompt_token_ids": list(choice.job.request.prompt)}
         rendered.append(fields)
     return heading | {
         "choices": rendered,
@@ -87,8 +90,13 @@ async def _pieces(
             yield heading | {"choices": [_choice(choice, echo)]}
     texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
     async for choice, event in collector.events():
-        if event.text or event.finish or event.logprobs or body.trace:
+        ids = event.tokens if body.return_token_ids else []
+        if event.text or event.finish or event.logprobs or body.trace or ids:
             fields = _choice(choice, event.text)
+            if body.return_token_ids:
+                fields["token_ids"] = ids
+                if len(choice.tokens) == len(ids):  # the first piece
+                    fields["prompt_token_ids"] = list(choice.job.request.prompt)
             if event.logprobs:
                 fields["logprobs"] = completion_logprobs(event.logprobs, texts[choice.index])
             piece = heading | {"choices": [fields]}

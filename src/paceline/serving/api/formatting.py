@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paceline.core import Parsed
 from paceline.errors import RequestError
+from paceline.serving.api.reasoning import Separated, separate
 from paceline.serving.messages import Job, JobEvent, Logprob
 
 if TYPE_CHECKING:
@@ -67,24 +68,33 @@ class Choice:
         return "tool_calls" if reason == "stop" and self.parsed.tool_calls else reason
 
     @property
+    def reasoning(self) -> str:
+        """The reasoning before the content; before the end, what is certain of it."""
+        return self._separated.reasoning
+
+    @property
+    def _separated(self) -> Separated:
+        return separate(self.text, self.job.reasoning, self.last is not None)
+
+    @property
     def parsed(self) -> Parsed:
-        """The finished text, with its tool calls taken out."""
+        """The finished text behind the reasoning, with its tool calls taken out."""
         parser = self.job.request.parser
         try:
-            return parser(self.text) if parser else Parsed(None, [])
+            return parser(self._separated.rest) if parser else Parsed(None, [])
         except RequestError:  # a model of pydantic's rejects the value; the text remains
             return Parsed(None, [])
 
     @property
     def content(self) -> str:
-        """The text without tool calls; before the end, what is certain of it."""
-        parser = self.job.request.parser
+        """The text without reasoning and tool calls; before the end, what is certain of it."""
+        parser, text = self.job.request.parser, self._separated.rest
         if parser is None:
-            return self.text
+            return text
         if self.last is None:
-            return self.text[: parser.certain(self.text)]
+            return text[: parser.certain(text)]
         content = self.parsed.content
-        return self.text if content is None else content
+        return text if content is None else content
 
     @property
     def calls(self) -> list[dict[str, Any]]:
@@ -203,6 +213,8 @@ def message(choice: Choice) -> dict[str, Any]:
     """Return the assistant's message."""
     calls, content = choice.calls, choice.content
     fields: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if choice.reasoning:
+        fields["reasoning_content"] = choice.reasoning
     if calls:
         fields["content"] = content or None
         fields["tool_calls"] = calls

@@ -19,6 +19,11 @@ from paceline.serving.api.parse import chat_jobs
 
 router = APIRouter()
 _Object = dict[str, Any]
+_TEXTS = {"reasoning": "thinking", "content": "text"}  # of `Choice` -> type of the block
+_EMPTY: dict[str, _Object] = {
+    "thinking": {"type": "thinking", "thinking": "", "signature": ""},
+    "text": {"type": "text", "text": ""},
+}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -46,10 +51,15 @@ async def count_tokens(body: CountBody, here: Here) -> dict[str, int]:
 
 
 def _blocks(choice: Choice) -> list[_Object]:
-    """Return the content: a text where there is any or nothing else, then calls of tools."""
+    """Return the content: reasoning, a text where there is any or no call, and calls of tools."""
     calls, content = choice.calls, choice.content
+    thoughts = [_thinking(choice.reasoning)] if choice.reasoning else []
     texts = [{"type": "text", "text": content}] if content or not calls else []
-    return [*texts, *map(_tool_use, calls)]
+    return [*thoughts, *texts, *map(_tool_use, calls)]
+
+
+def _thinking(text: str) -> _Object:
+    return {"type": "thinking", "thinking": text, "signature": ""}
 
 
 def _tool_use(call: _Object) -> _Object:
@@ -81,21 +91,27 @@ async def _events(head: _Object, collector: ChoiceCollector) -> AsyncIterator[_O
     [choice] = collector.choices
     opening = head | {"content": [], **_stop(choice), "usage": _usage(choice)}
     yield {"type": "message_start", "message": opening}
-    sent = 0
+    sent = dict.fromkeys(_TEXTS, 0)  # characters
+    open_blocks: list[str] = []  # those begun; the last one is not closed
     async for _, event in collector.events():
         if event.finish == "error":
             yield anthropic_error(event.error, 500)
             return
-        content = choice.content
-        if len(content) > sent:
-            if not sent:
-                yield _start(0, {"type": "text", "text": ""})
-            yield _delta(0, {"type": "text_delta", "text": content[sent:]})
-            sent = len(content)
-    if sent:
-        yield {"type": "content_block_stop", "index": 0}
+        for name, kind in _TEXTS.items():
+            text = getattr(choice, name)[sent[name] :]
+            if not text:
+                continue
+            if kind not in open_blocks:
+                if open_blocks:
+                    yield {"type": "content_block_stop", "index": len(open_blocks) - 1}
+                yield _start(len(open_blocks), _EMPTY[kind])
+                open_blocks.append(kind)
+            yield _delta(len(open_blocks) - 1, {"type": f"{kind}_delta", kind: text})
+            sent[name] += len(text)
+    if open_blocks:
+        yield {"type": "content_block_stop", "index": len(open_blocks) - 1}
     for index, block in enumerate(_blocks(choice)):
-        if block["type"] == "tool_use" or not sent:
+        if block["type"] not in open_blocks:
             for piece in _whole(index, block):
                 yield piece
     yield {"type": "message_delta", "delta": _stop(choice), "usage": _usage(choice)}
@@ -109,9 +125,7 @@ def _whole(index: int, block: _Object) -> Iterator[_Object]:
         yield _start(index, block | {"input": {}})
         yield _delta(index, {"type": "input_json_delta", "partial_json": arguments})
     else:
-        yield _start(index, block | {"text": ""})
-        if block["text"]:
-            yield _delta(index, {"type": "text_delta", "text": block["text"]})
+        yield _start(index, block)
     yield {"type": "content_block_stop", "index": index}
 
 

@@ -111,7 +111,7 @@ async def version() -> dict[str, str]:
     return {"version": __version__}
 
 
-Piece = Callable[[Choice, str], _Object]
+Piece = Callable[[Choice, str, str], _Object]
 
 
 async def _answer(
@@ -124,33 +124,36 @@ async def _answer(
         return collector.streamed(lines, _failed, "application/x-ndjson")
     await collector.finish(request, here.lm)
     [choice] = collector.choices
-    return _head(here) | piece(choice, choice.content) | _end(choice, begun)
+    texts = piece(choice, choice.content, choice.reasoning)
+    return _head(here) | texts | _end(choice, begun)
 
 
 async def _lines(
     here: Dependencies, collector: ChoiceCollector, piece: Piece, begun: float
 ) -> AsyncIterator[str]:
     [choice] = collector.choices
-    sent = 0
+    sent = thought = 0
     async for _, event in collector.events():
         if event.finish == "error":
             yield _line({"error": event.error})
             return
-        content = choice.content[sent:]
-        sent += len(content)
+        content, reasoning = choice.content[sent:], choice.reasoning[thought:]
+        sent, thought = sent + len(content), thought + len(reasoning)
+        texts = piece(choice, content, reasoning)
         if event.finish:
-            yield _line(_head(here) | piece(choice, content) | _end(choice, begun))
-        elif content:
-            yield _line(_head(here) | piece(choice, content) | {"done": False})
+            yield _line(_head(here) | texts | _end(choice, begun))
+        elif content or reasoning:
+            yield _line(_head(here) | texts | {"done": False})
 
 
-def _chat_piece(choice: Choice, content: str) -> _Object:
+def _chat_piece(choice: Choice, content: str, reasoning: str) -> _Object:
     """Return new content, at the end with the tool calls."""
-    return {"message": _message(content, choice.calls if choice.finish else [])}
+    message = _message(content, choice.calls if choice.finish else [])
+    return {"message": message | ({"thinking": reasoning} if reasoning else {})}
 
 
-def _text_piece(choice: Choice, content: str) -> _Object:
-    return {"response": content}
+def _text_piece(choice: Choice, content: str, reasoning: str) -> _Object:
+    return {"response": content} | ({"thinking": reasoning} if reasoning else {})
 
 
 def _message(content: str, calls: list[_Object] | None = None) -> _Object:

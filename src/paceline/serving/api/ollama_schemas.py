@@ -74,16 +74,22 @@ class OllamaBody(Strict):
     stream: bool = True
     format: Literal["json", ""] | dict[str, Any] | None = Field(None, description=_FORM)
     options: OllamaOptions | None = None
+    think: bool | Literal["low", "medium", "high"] | None = Field(
+        None, description="Sets `enable_thinking`, where the chat template has it."
+    )
 
     unused: ClassVar = {
         "keep_alive": ANY,
-        "think": (False,),
         "images": ([],),
         "logprobs": (False,),
         "top_logprobs": (0,),
         "truncate": ANY,
         "shift": ANY,
     }
+
+    def template_settings(self) -> dict[str, Any] | None:
+        """Return the variables of the chat template."""
+        return None if self.think is None else {"enable_thinking": bool(self.think)}
 
     def shared(self) -> dict[str, Any]:
         """Return the fields that do not depend on the route."""
@@ -147,7 +153,13 @@ class OllamaChatBody(OllamaBody):
         """Return the equivalent chat body."""
         messages = [_message(message, index) for index, message in enumerate(self.messages)]
         tools: list[Tool] = [*(self.tools or [])]
-        return ChatBody(messages=messages, tools=tools or None, **self.shared())
+        settings = self.template_settings()
+        return ChatBody(
+            messages=messages,
+            tools=tools or None,
+            chat_template_kwargs=settings,
+            **self.shared(),
+        )
 
 
 class OllamaGenerateBody(OllamaBody):
@@ -169,7 +181,8 @@ class OllamaGenerateBody(OllamaBody):
         messages = [Message(role="user", content=self.prompt)]
         if self.system:
             messages.insert(0, Message(role="system", content=self.system))
-        return ChatBody(messages=messages, **self.shared())
+        settings = self.template_settings()
+        return ChatBody(messages=messages, chat_template_kwargs=settings, **self.shared())
 
     def as_completion(self) -> CompletionBody:
         """Return the equivalent completion body.

@@ -16,6 +16,7 @@ from paceline.errors import RequestError, TooLongError
 from paceline.registry import drafters
 from paceline.request_options import RequestOptions
 from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
+from paceline.serving.api.reasoning import reasoning_form
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
     AllowedToolsChoice,
@@ -113,8 +114,8 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     options = _options(lm, body, limits, plan, _grammar(body, body.response_format))
     if body.tools:
         options["tools"] = [tool.model_dump(exclude_none=True) for tool in body.tools]
-    if body.chat_template_kwargs:
-        options["chat_template_kwargs"] = body.chat_template_kwargs
+    if template_settings := _template_settings(body):
+        options["chat_template_kwargs"] = template_settings
     if body.tool_choice is not None:
         choice = body.tool_choice
         if isinstance(choice, AllowedToolsChoice):
@@ -131,7 +132,26 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _jobs(job_id, make, plan, body, client, limits, logprobs)
+    jobs = _jobs(job_id, make, plan, body, client, limits, logprobs)
+    if not body.include_reasoning:
+        return jobs
+    free = options["grammar"] is None and options.get("tool_choice") in (None, "auto", "none")
+    form = reasoning_form(lm.tokenizer, jobs[0].request.prompt) if free else "tags"
+    return [replace(job, reasoning=form) for job in jobs]
+
+
+def _template_settings(body: ChatBody) -> dict[str, Any]:
+    """Return the variables of the chat template, of whichever field.
+
+    Raises:
+        RequestError: a field is given twice.
+    """
+    settings = dict(body.chat_template_kwargs or {})
+    for name in ("add_generation_prompt", "continue_final_message"):
+        value = getattr(body, name)
+        if value is not None and settings.setdefault(name, value) != value:
+            raise RequestError(f"{name} is given twice, and differs; give it once")
+    return settings
 
 
 def _some_tools(tools: list[dict[str, Any]], allowed: set[str]) -> list[dict[str, Any]]:
@@ -234,6 +254,8 @@ def _options(
         **sampling(body, defaults),
         "grammar": grammar,
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
+        "stop_token_ids": body.stop_token_ids,
+        "include_stop": body.include_stop_str_in_output,
         "ignore_eos": body.ignore_eos,
         "prediction": prediction,
         "guide": _guides(lm, body, limits),

@@ -180,6 +180,7 @@ class ResponseBody(SamplingBody):
             tools=tools or None,
             tool_choice=_choice(choice) if isinstance(choice, ResponseToolChoice) else choice,
             parallel_tool_calls=self.parallel_tool_calls,
+            include_reasoning=False,
         )
 
     def _items(self) -> list[ResponseMessage | FunctionCall | FunctionOutput | Reasoning]:

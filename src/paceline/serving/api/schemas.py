@@ -87,6 +87,8 @@ class SamplingBody(Strict):
     )
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Texts | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=1024)] | None = None
+    include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     stream: bool | None = None
     user: str | None = None
@@ -122,7 +124,6 @@ class SamplingBody(Strict):
         "keep_alive": ANY,
         "skip_special_tokens": (True,),
         "spaces_between_special_tokens": ANY,
-        "include_stop_str_in_output": (False,),
         "add_special_tokens": (True,),
         "truncate_prompt_tokens": NULL,
         "request_id": ANY,
@@ -140,6 +141,7 @@ class MultiChoiceBody(SamplingBody):
     strategy: str | None = Field(None, description="Search strategy, as in `--strategy`.")
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
+    return_token_ids: bool = Field(False, description="Return the ids of prompt and answer.")
     trace: bool = Field(False, description="Return the drafter of each token, and the trees.")
 
 
@@ -317,6 +319,13 @@ class ChatBody(MultiChoiceBody):
     chat_template_kwargs: dict[str, Any] | None = Field(
         None, description="Further variables of the chat template, as enable_thinking."
     )
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = Field(
+        None, description="The answer continues the last message; no new one begins."
+    )
+    include_reasoning: bool = Field(
+        True, description="`<think>...</think>` at the beginning goes to `reasoning_content`."
+    )
 
     unused: ClassVar = {
         **MultiChoiceBody.unused,
@@ -327,8 +336,6 @@ class ChatBody(MultiChoiceBody):
         "functions": NULL,
         "function_call": NULL,
         "web_search_options": NULL,
-        "add_generation_prompt": (True,),
-        "continue_final_message": (False,),
     }
 
 

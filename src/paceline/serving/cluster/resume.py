@@ -58,6 +58,7 @@ class ResumedStream:
             known.over = choice["finish_reason"] is not None
             known.text += _text(choice)
             known.tokens += _tokens(choice["logprobs"])
+            known.ids += choice.get("token_ids", [])
             known.traced += trace.get("tokens", [])
 
     def rest(self, event: bytes) -> bytes:
@@ -87,6 +88,9 @@ class ResumedStream:
         known.text, cut = _met(known.text, text)
         known.tokens, named = _met(known.tokens, tokens)
         known.traced, drawn = _met(known.traced, traced)
+        if ids := choice.get("token_ids"):
+            known.ids, seen = _met(known.ids, ids)
+            choice["token_ids"] = ids[seen:]
         if choice["finish_reason"] is not None and (known.text or known.tokens or known.traced):
             raise SeamError("another replica's answer is shorter")
         if cut:
@@ -101,7 +105,7 @@ class ResumedStream:
             self._set_clock(piece["paceline"])
         anything = len(text) > cut or len(tokens) > named or len(traced) > drawn or not known.begun
         known.begun = True
-        calls = bool(choice.get("delta", {}).get("tool_calls"))
+        calls = bool(choice.get("delta", {}).get("tool_calls") or choice.get("token_ids"))
         return anything or calls or choice["finish_reason"] is not None
 
     def _set_clock(self, trace: dict[str, Any]) -> None:
@@ -118,6 +122,7 @@ class _UnmatchedChoice:
     text: str = ""
     tokens: list[str] = field(default_factory=list)  # with their log probabilities
     traced: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     begun: bool = False
     over: bool = False
 
@@ -139,6 +144,7 @@ def _read(event: bytes) -> dict[str, Any]:
         piece: dict[str, Any] = json.loads(event.removeprefix(b"data: "))
         for choice in piece["choices"]:
             _text(choice), _tokens(choice.setdefault("logprobs")), choice["index"]
+            list(choice.get("token_ids", ()))
             choice["finish_reason"]
         _traced(piece)
     except (ValueError, LookupError, TypeError, AttributeError):
@@ -148,7 +154,9 @@ def _read(event: bytes) -> dict[str, Any]:
 
 def _text(choice: dict[str, Any]) -> str:
     delta = choice.get("delta")
-    return (choice.get("text") if delta is None else delta.get("content")) or ""
+    if delta is None:
+        return choice.get("text") or ""
+    return (delta.get("reasoning_content") or "") + (delta.get("content") or "")
 
 
 def _tokens(logprobs: dict[str, Any] | None) -> list[str]:
@@ -165,7 +173,10 @@ def _traced(piece: dict[str, Any]) -> list[int]:
 
 def _cut_text(choice: dict[str, Any], cut: int) -> None:
     if "delta" in choice:
-        choice["delta"]["content"] = choice["delta"]["content"][cut:]
+        for name in ("reasoning_content", "content"):
+            if text := choice["delta"].get(name):
+                choice["delta"][name] = text[cut:]
+                cut -= min(cut, len(text))
     else:
         choice["text"] = choice["text"][cut:]
 
