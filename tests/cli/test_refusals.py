@@ -30,7 +30,7 @@ def refused(done, said):
     [
         (("--model", ""), "expected a folder with config.json"),
         (("--model", "folder"), "cannot read folder/config.json"),
-        (("--model", "bytes"), "expected the folder that holds"),
+        (("--model", "bytes"), "is no GGUF file"),
         (("--model", "\udcff"), "does not exist"),
         (("--model", "|"), "lacks a model"),
         (("--drafter", ""), "unknown drafter"),
