@@ -346,8 +346,6 @@ def test_contradictions_and_unknown_tokens_are_refused():
             bound(method)
     with pytest.raises(RequestError, match="at most the 4"):
         bound(MinLength(5))
-    with pytest.raises(RequestError, match="stop strings"):
-        bound(MinLength(1), Request((1,), 4, stop_strings=("x",)))
     with pytest.raises(MethodError, match="by their ids"):
         bound(BadWords('"damn"'))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,9 +116,3 @@ def test_every_token_has_the_bytes_of_llama_cpp(tokenizer, oracle):
     different = [token for token, piece in enumerate(pieces) if piece != oracle.piece(token)]
     # llama.cpp takes Gemma's tag for crossed-out text for the end of a text.
     assert [tokenizer.token(token) for token in different] in ([], ["</s>"])
-
-
-def test_opening_takes_a_moment(file):
-    start = time.process_time()
-    open_gguf_tokenizer(file)
-    assert time.process_time() - start < 1
