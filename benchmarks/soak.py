@@ -48,10 +48,12 @@ class Server:
     def __init__(self, words: list[str]) -> None:
         self.process = subprocess.Popen([*PROGRAM, *words], stderr=subprocess.PIPE, text=True)
         assert self.process.stderr
-        first = self.process.stderr.readline()
-        found = re.search(r"http://127.0.0.1:(\d+)", first)
-        if not found:
-            sys.exit(f"the server did not start: {first}")
+        said = ""
+        while not (found := re.search(r"http://127.0.0.1:(\d+)", said)):
+            line = self.process.stderr.readline()
+            if not line:
+                sys.exit(f"the server did not start: {said}")
+            said += line
         self.port, self.log = int(found[1]), Counter[str]()
         self.errors: list[str] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
