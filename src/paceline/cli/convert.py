@@ -49,11 +49,9 @@ def convert(
     with counting_bytes(export.nbytes, "converting") as tick:
         size = export.write(out, tick)
     seconds = perf_counter() - start
-    types = getattr(export, "types", None) or {export.dtype: len(opened.weights)}  # type: ignore[union-attr]
-    fallbacks = getattr(export, "fallbacks", {})
-    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(types.items()))
+    listed = ", ".join(f"{count} {kind}" for kind, count in sorted(export.types.items()))
     say(f"wrote {out}, {size / 1e6:.1f} MB in {seconds:.1f} s: {listed} tensors")
-    for (wanted, kind), count in fallbacks.items():
+    for (wanted, kind), count in export.fallbacks.items():
         what = "matrix is" if count == 1 else "matrices are"
         say(f"{count} {what} {kind} instead of {wanted}: rows are no whole blocks of {wanted}")
     for note in export.notes:
@@ -63,10 +61,10 @@ def convert(
             {
                 "path": str(out),
                 "bytes": size,
-                "types": dict(types),
+                "types": dict(export.types),
                 "fallbacks": [
                     {"wanted": wanted, "type": kind, "tensors": count}
-                    for (wanted, kind), count in fallbacks.items()
+                    for (wanted, kind), count in export.fallbacks.items()
                 ],
                 "notes": export.notes,
                 "seconds": seconds,

@@ -56,7 +56,7 @@ class GGUFExport:
 
     Attributes:
         types: how many tensors have each type.
-        fallbacks: (type wished for, type taken) -> tensors whose rows are too short for it.
+        fallbacks: (requested type, type taken) -> tensors whose rows are too short for it.
         notes: what a reader of the result should know, in sentences.
 
     Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -41,6 +42,8 @@ class SafetensorsExport:
 
     Attributes:
         dtype: of all tensors, `F32`, `F16` or `BF16`.
+        types: how many tensors have each type.
+        fallbacks: (requested type, type taken) -> tensors; none here, every row can be written.
         notes: what a reader of the result should know, in sentences.
 
     Raises:
@@ -60,6 +63,8 @@ class SafetensorsExport:
         _check_same(model, config, wanted)
         self._offset = np.float32(model.config.norm_offset - config.norm_offset)
         self._tensors = {_full_name(each, family.prefixes): each for each in assemble(wanted)}
+        self.types = Counter({self.dtype: len(self._tensors)})
+        self.fallbacks: Counter[tuple[str, str]] = Counter()
         self._texts = tokenizer_files(model)
         if _is_quantised(model):
             self.notes.append(
