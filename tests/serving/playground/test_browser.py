@@ -18,8 +18,7 @@ sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
 expect.set_options(timeout=20_000)
 
-# Without a ratio where a text came in one piece, as when the drafter has learnt it before.
-SAME = re.compile(r"^The same text, \d+ tokens(, at [\d.]+ times the speed)?\.$")
+SAME = re.compile(r"^The same text, \d+ tokens, at [\d.]+ times the speed\.$")
 REFUSED = "Failed to load resource"  # the browser's own words for a status of 400 and more
 
 
@@ -80,7 +79,8 @@ def test_the_replay_without_speculation_is_the_same(page):
 
 
 def test_the_last_run_can_be_replayed_later(page):
-    run(page, max_tokens=20, temperature=0.8)
+    # A seed of its own: a text that the drafter has learnt may come in one piece, without a speed.
+    run(page, max_tokens=20, temperature=0.8, seed=82)
     expect(page.locator("#plain")).to_be_hidden()
     page.locator("#compare").check()
     expect(page.locator("#verdict")).to_have_text(SAME)
