@@ -41,6 +41,9 @@ class Side(StrEnum):
     PREDICTION_FREE_DRAFTER = "a drafter that reads no prediction"
     COMPARED_ANSWERS = "answers of which the best is taken"
     STREAM = "a stream"
+    PROMPT_SCORES = "scores of a prompt"
+    SYSTEM_PROMPT = "a system prompt"
+    RAW_PROMPT = "a prompt that is taken as it is"
     COMPARISON = "a comparison with plain decoding"
     LOSSY_DRAFTER = "a lossy drafter"
     TIMING = "a comparison of times with plain decoding"
@@ -193,6 +196,13 @@ RULES = (
         S.STREAM,
         "all answers are compared before the first is sent",
         "leave stream out",
+    ),
+    Rule(S.PROMPT_SCORES, S.STREAM, "the scores come as a whole", "leave stream out"),
+    Rule(
+        S.SYSTEM_PROMPT,
+        S.RAW_PROMPT,
+        "only the chat template has a place for it",
+        "leave raw or system out",
     ),
     Rule(S.GUIDE, S.OTHER_GUIDE, "no order is defined between them", "give one of them"),
     Rule(S.TOOLS, S.GRAMMAR, "an output follows one of them"),

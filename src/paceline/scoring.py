@@ -54,13 +54,22 @@ def score_tokens(engine: Engine, tokens: Sequence[int]) -> Score:
         logprobs.extend(_logprobs(logits, after).tolist())
 
     engine.release(engine.start(ids[:-1], observe))
+    check_finite(logprobs)
+    return Score(tuple(tokens), (None, *logprobs), float(sum(logprobs)))
+
+
+def check_finite(logprobs: Sequence[float]) -> None:
+    """Refuse log-probabilities of which one is infinite or no number.
+
+    Raises:
+        ModelError: names its position.
+    """
     if not np.isfinite(logprobs).all():
         place = int(np.flatnonzero(~np.isfinite(logprobs))[0])
         raise ModelError(
             f"the model's logits at position {place} are not finite; its weights or its number "
             "format cannot represent this text"
         )
-    return Score(tuple(tokens), (None, *logprobs), float(sum(logprobs)))
 
 
 def _logprobs(logits: Floats, tokens: Tokens) -> NDArray[np.float64]:

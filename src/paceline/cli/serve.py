@@ -98,18 +98,12 @@ def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
 
 def _worker(lm: LM, settings: ServerSettings) -> Worker:
     from paceline.drafters.base import engines_of
-    from paceline.serving.kv_budget import DEFAULT_SHARE, default_room, room
+    from paceline.serving.kv_budget import DEFAULT_SHARE, room
     from paceline.serving.worker import Worker
 
     promised, others = settings.memory, [*engines_of(lm.drafter), *lm.guide_models.loaded]
     memory = None if promised is None else room(promised, lm.engine, others)
-    if memory is None:
-        most = default_room(lm.engine, settings.max_running) / 1e6
-        say(
-            f"keys and values take up to {most:,.0f} MB, never more than {DEFAULT_SHARE:.0%} of "
-            "the memory that is free now; see --memory"
-        )
-    return Worker(
+    worker = Worker(
         lm,
         settings.max_running,
         settings.queue,
@@ -117,6 +111,12 @@ def _worker(lm: LM, settings: ServerSettings) -> Worker:
         memory,
         settings.prefix_cache,
     )
+    if promised is None:
+        say(
+            f"keys and values take up to {worker.memory.limit.total / 1e6:,.0f} MB, at most "
+            f"{DEFAULT_SHARE:.0%} of the memory that was free; see --memory"
+        )
+    return worker
 
 
 def _warn(settings: ServerSettings, keys: ApiKeys) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from paceline.core import Floats, TokenTree
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.errors import RequestError
+from paceline.scoring import check_finite
 from paceline.serving.messages import Logprob, logprobs
 
 
@@ -42,7 +43,11 @@ class PromptScores(Strategy):
             )
 
     def run(self, task: Task) -> list[SearchOutput]:
-        """Return one output without tokens; see `Strategy`."""
+        """Return one output without tokens; see `Strategy`.
+
+        Raises:
+            ModelError: the model's logits are not finite.
+        """
         self.check(task)
         prompt, engine = task.request.prompt, task.engine
         ids = np.array(prompt, np.int32)
@@ -58,4 +63,5 @@ class PromptScores(Strategy):
                 engine.extend(sequence, ids[:-1], observe)
         finally:
             engine.release(sequence)
+        check_finite([score.logprob for score in scores if score.logprob is not None])
         return [PromptScore(logprobs=scores)]

@@ -2,13 +2,18 @@
 
 import math
 
+import numpy as np
 import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.core import TokenTree
+from paceline.decoding.strategies.base import Task
+from paceline.errors import ModelError
 from paceline.serving.api.logprobs import TokenTexts, completion_logprobs
 from paceline.serving.messages import Logprob
+from paceline.serving.prompt_scores import PromptScores
 
 OPENING = "Once upon a time"
 TALK = [{"role": "user", "content": "Once"}]
@@ -86,6 +91,16 @@ def test_bytes_of_a_chat_are_its_text(client):
     [choice] = client.chat.completions.create(**options, logprobs=True, top_logprobs=3).choices
     joined = b"".join(bytes(each.bytes) for each in choice.logprobs.content)
     assert joined.decode(errors="replace").startswith(choice.message.content)
+
+
+def test_logits_that_are_no_numbers_are_no_scores(lm, monkeypatch):
+    def broken(sequence, tokens, observe, chunk=256):
+        observe(0, TokenTree.chain(tokens), np.full((len(tokens), 600), np.nan, np.float32))
+
+    monkeypatch.setattr(lm.engine, "extend", broken)
+    request = lm.request(TEXT)
+    with pytest.raises(ModelError, match="not finite"):
+        PromptScores(1).run(Task(lm.engine, request))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ async def _pieces(
     options = body.stream_options
     counted = options is not None and options.include_usage
     heading |= {"usage": None} if counted else {}
-    texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
+    choices = collector.choices if body.logprobs else []
+    texts = [texts_of(choice.job.request, here.lm) for choice in choices]
     sent = [dict.fromkeys(_TEXTS, 0) for _ in collector.choices]  # characters
     for choice in collector.choices:
         opening = heading | {"choices": [_delta(choice, {"role": "assistant", "content": ""})]}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
-from paceline.errors import RequestError
+from paceline.compatibility import Side, check
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import (
@@ -36,7 +36,7 @@ async def completions(body: CompletionBody, request: Request, here: Here) -> Any
     """Continue one or more texts."""
     here.check_model(body.model)
     if body.stream and (body.max_tokens == 0 or (body.echo and body.logprobs is not None)):
-        raise RequestError("the scores of a prompt come as a whole; leave stream out")
+        check({Side.PROMPT_SCORES: "the scores of a prompt", Side.STREAM: "stream"})
     name, client = new_id("cmpl"), client_of(request, body.user)
     jobs_by_prompt = await asyncio.to_thread(
         completion_jobs, here.lm, body, name, client, here.limits
@@ -88,7 +88,8 @@ async def _pieces(
     for choice, echo in zip(collector.choices, echoes, strict=True):
         if echo:
             yield heading | {"choices": [_choice(choice, echo)]}
-    texts = [texts_of(choice.job.request, here.lm) for choice in collector.choices]
+    choices = collector.choices if body.logprobs is not None else []
+    texts = [texts_of(choice.job.request, here.lm) for choice in choices]
     async for choice, event in collector.events():
         ids = event.tokens if body.return_token_ids else []
         if event.text or event.finish or event.logprobs or body.trace or ids:

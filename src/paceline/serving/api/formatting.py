@@ -48,12 +48,14 @@ class Choice:
     last: JobEvent | None = None
     prompt_logprobs: list[Logprob] = field(default_factory=list)
     begun: float | None = None
+    _parsed: Parsed | None = field(default=None, init=False, repr=False)
 
     def add(self, event: JobEvent) -> None:
         """Append an event."""
         if self.begun is None and event.tokens:
             self.begun = event.at
         self.text += event.text
+        self._parsed = None
         self.tokens += event.tokens
         self.logprobs += event.logprobs
         if event.finish is not None:
@@ -78,12 +80,14 @@ class Choice:
 
     @property
     def parsed(self) -> Parsed:
-        """The finished text behind the reasoning, with its tool calls taken out."""
-        parser = self.job.request.parser
-        try:
-            return parser(self._separated.rest) if parser else Parsed(None, [])
-        except RequestError:  # a model of pydantic's rejects the value; the text remains
-            return Parsed(None, [])
+        """The finished text behind the reasoning, with its tool calls taken out; parsed once."""
+        if self._parsed is None:
+            parser = self.job.request.parser
+            try:
+                self._parsed = parser(self._separated.rest) if parser else Parsed(None, [])
+            except RequestError:  # a model of pydantic's rejects the value; the text remains
+                self._parsed = Parsed(None, [])
+        return self._parsed
 
     @property
     def content(self) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from paceline.errors import RequestError
+from paceline.compatibility import Side, check
 from paceline.serving.api.schemas import (
     CalledFunction,
     ChatBody,
@@ -188,10 +188,10 @@ class OllamaGenerateBody(OllamaBody):
         """Return the equivalent completion body.
 
         Raises:
-            RequestError: there is a system prompt, which needs a template.
+            CombinationError: there is a system prompt, which needs a template.
         """
         if self.system:
-            raise RequestError("system needs the chat template; leave it out, or raw")
+            check({Side.SYSTEM_PROMPT: "system", Side.RAW_PROMPT: "raw"})
         return CompletionBody(prompt=self.prompt, **self.shared())
 
 

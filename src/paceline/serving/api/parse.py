@@ -16,6 +16,7 @@ from paceline.errors import RequestError, TooLongError
 from paceline.registry import drafters
 from paceline.request_options import RequestOptions
 from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
+from paceline.serving.api.logprobs import token_bytes
 from paceline.serving.api.reasoning import reasoning_form
 from paceline.serving.api.sampling import sampling
 from paceline.serving.api.schemas import (
@@ -77,6 +78,8 @@ def completion_jobs(
     prompts = _prompts(body.prompt)
     plan = plan_choices(body, len(prompts), limits.answers)
     options = _options(lm, body, limits, plan, _grammar(body, None))
+    if body.logprobs is not None:
+        token_bytes(lm)
     nothing = body.max_tokens == 0
     options["max_new_tokens"] = _max_tokens(
         lm, None if nothing else body.max_tokens, limits, options["watermark"]
@@ -132,6 +135,8 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    if logprobs is not None:
+        token_bytes(lm)
     jobs = _jobs(job_id, make, plan, body, client, limits, logprobs)
     if not body.include_reasoning:
         return jobs
