@@ -94,8 +94,10 @@ def test_bytes_of_a_chat_are_its_text(client):
 
 
 def test_logits_that_are_no_numbers_are_no_scores(lm, monkeypatch):
+    size = lm.engine.config.vocab_size
+
     def broken(sequence, tokens, observe, chunk=256):
-        observe(0, TokenTree.chain(tokens), np.full((len(tokens), 600), np.nan, np.float32))
+        observe(0, TokenTree.chain(tokens), np.full((len(tokens), size), np.nan, np.float32))
 
     monkeypatch.setattr(lm.engine, "extend", broken)
     request = lm.request(TEXT)
