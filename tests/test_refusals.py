@@ -1,5 +1,6 @@
 """Each rule of `compatibility.RULES`, triggered from where users meet it."""
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,6 +14,9 @@ from paceline.decoding.strategies.beam import Beam
 from paceline.errors import CombinationError
 from paceline.kvcache.sliding_window import SlidingWindow
 from paceline.serving.api.choices import plan_choices
+from paceline.serving.api.completions import completions
+from paceline.serving.api.ollama_schemas import OllamaGenerateBody
+from paceline.serving.api.schemas import CompletionBody
 from tests.cli.conftest import Result
 from tests.conftest import shared
 from tests.decoding.strategies.test_beam import Guide
@@ -121,6 +125,16 @@ TRIGGERS = {
         1,
         8,
     ),
+    "prompt-scores-stream": lambda: asyncio.run(
+        completions(
+            CompletionBody(prompt="a", echo=True, logprobs=1, stream=True),
+            None,
+            SimpleNamespace(check_model=lambda name: None),
+        )
+    ),
+    "system-prompt-raw-prompt": lambda: OllamaGenerateBody(
+        model="m", prompt="a", system="b", raw=True
+    ).as_completion(),
     "guide-other-guide": lambda: generate(guide="cfg+contrastive:x"),
     "tools-grammar": lambda: generate(tools=[TOOL], grammar='start: "a"'),
     "grammar-no-stop-token": lambda: generate(grammar='start: "a"', ignore_eos=True),
