@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -5,7 +7,15 @@ from hypothesis import strategies as st
 from paceline.engines.ensemble import parse_ensemble
 from paceline.engines.formats import parse_format
 from paceline.errors import MethodError, ModelError
-from paceline.method_spec import MethodSpec, join_specs, parse_spec, parse_specs, split_list
+from paceline.method_spec import (
+    MethodSpec,
+    join_specs,
+    members,
+    parse_spec,
+    parse_specs,
+    split_list,
+    split_quoted,
+)
 from paceline.watermarks.base import parse_watermark
 
 TEXTS = st.text() | st.text('a",+:=\\; \n', max_size=8)
@@ -104,3 +114,32 @@ def test_the_weight_of_an_ensemble_is_a_number():
         parse_ensemble("A:weight=1+B:wait=1")
     with pytest.raises(ModelError, match="lacks a model"):
         parse_ensemble("A:weight=1+:weight=2")
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ('a=cfg:negative="x; y",scale=2;b=c', ['a=cfg:negative="x; y",scale=2', "b=c"]),
+        ('"a;b"; c', ['"a;b"', "c"]),
+        (r'a="q\";z";b', [r'a="q\";z"', "b"]),
+        ('x=5" tv;y=6" tv', ['x=5" tv', 'y=6" tv']),
+        ('a="b;c', ['a="b', "c"]),
+        (";", ["", ""]),
+    ],
+)
+def test_lists_are_split_outside_of_quoted_texts(text, parts):
+    assert split_quoted(text, ";") == parts
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_quoted_members_come_back_whatever_they_hold(texts):
+    assert [json.loads(part) for part in split_quoted(";".join(map(json.dumps, texts)), ";")] == (
+        texts
+    )
+
+
+def test_an_empty_member_is_refused_by_name():
+    assert members("cors", " ", ",") == []
+    for text in (",", "a,", "a,,b"):
+        with pytest.raises(MethodError, match="cors has an empty member"):
+            members("cors", text, ",")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from paceline.errors import MethodError
@@ -99,6 +100,38 @@ def split_list(text: str, names: Collection[str]) -> list[MethodSpec]:
         specs.append(scanner.spec())
         scanner.at += 1  # the separator
     return [spec for spec in specs if spec.name or spec.settings]
+
+
+def split_quoted(text: str, separator: str) -> list[str]:
+    """Split a list at a separator, except within JSON strings; parts are stripped.
+
+    A string begins at a quotation mark at the beginning of a value: at the start of the text, or
+    after one of `:=,;+`.
+    """
+    parts, start, at, begins = [], 0, 0, True
+    while at < len(text):
+        character, end = text[at], at + 1
+        if character == separator:
+            parts.append(text[start:at].strip())
+            start = end
+        elif character == '"' and begins:
+            with suppress(json.JSONDecodeError):  # then the mark stands for itself
+                end = _DECODER.raw_decode(text, at)[1]
+        begins = character in ":=,;+" or (begins and character.isspace())
+        at = end
+    return [*parts, text[start:].strip()]
+
+
+def members(name: str, text: str, separator: str) -> list[str]:
+    """Return the members of a list as `split_quoted` does; an empty text has none.
+
+    Raises:
+        MethodError: a member is empty.
+    """
+    parts = split_quoted(text, separator) if text.strip() else []
+    if "" in parts:
+        raise MethodError(f"{name} has an empty member in {text!r:.80}; leave the {separator} out")
+    return parts
 
 
 def join_specs(specs: Iterable[MethodSpec]) -> str:

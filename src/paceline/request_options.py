@@ -242,6 +242,13 @@ def _kv_policy(name: str, value: object) -> Policy | Literal[False]:
     return parse_policy(check_text(name, value, "NAME:key=value,..., a Policy, or False"))
 
 
+def _stop(name: str, value: object) -> tuple[str, ...]:
+    texts = check_texts(name, value)
+    if "" in texts:
+        raise RequestError(f"{name} has an empty string, expected texts that end the output")
+    return texts
+
+
 def _prediction(name: str, value: object) -> Any:
     return value if isinstance(value, str) else check_items(name, value, "text or token ids")
 
@@ -295,7 +302,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "tools": _tools,
     "chat_template_kwargs": _template_settings,
     "tool_choice": _tool_choice,
-    "stop": check_texts,
+    "stop": _stop,
     "stop_token_ids": _token_ids,
     "include_stop": check_flag,
     "ignore_eos": check_flag,

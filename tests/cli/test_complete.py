@@ -56,8 +56,8 @@ def test_scores_are_the_models_and_beams_are_no_worse():
         (["--alpha", "0.5"], "beam search uses no n-grams"),
         (["--method", "beams"], "expected beam or superposed"),
         (
-            ["--method", "superposed", "--model", f"{MODEL}|{MODEL}"],
-            "the engine ensemble do not go together",
+            ["--model", f"{MODEL}|{MODEL}"],
+            f"--model is '{MODEL}' and '{MODEL}|{MODEL}'; give one",
         ),
     ],
 )

@@ -38,6 +38,15 @@ def test_load_goes_on_at_a_rate_and_tells_of_failures(paceline, prompts, monkeyp
     assert all(body["top_p"] == 0.5 and "messages" in body for _, _, body in fake.asked)
 
 
+def test_a_suite_needs_no_file(paceline):
+    with serving(lambda *_: answer(sse(piece("Once", "stop")))) as fake:
+        words = ["--users", 4, "--model", "m", "--json", "--suite", "spec-bench"]
+        done = paceline("load-test", fake.url, *words)
+        assert done.code == 0
+        assert done.json["settings"]["suite"] == "spec-bench"
+        assert 10 <= done.json["settings"]["prompts"] <= 24
+
+
 def test_a_server_that_answers_nothing_ends_with_1(paceline, prompts):
     with serving(lambda *_: answer(b"{}", 500)) as fake:
         words = ["--prompts", prompts, "--users", 2, "--model", "m"]

@@ -71,7 +71,7 @@ def refused(done, said):
         (("--prediction", "empty"), "is empty"),
         (("\udcff",), "half a character"),
         (("",), "the prompt is empty"),
-        (("one", "two"), "extra argument"),
+        (("one", "two"), "put it in quotes"),
     ],
 )
 def test_generate(paceline, files, words, said):

@@ -112,3 +112,27 @@ def test_bad_settings(text, said):
 def test_any_text_is_understood_or_refused(text):
     with suppress(PacelineError):
         SamplerSpec.parse(text)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bad_words": [[]]},
+        {"bad_words": ["a", []]},
+        {"bad_words": [""]},
+        {"bad_words": "13;"},
+        {"controls": {"dry": 0.8, "dry.breakers": [[]]}},
+        {"controls": 'bad_words:words="a";'},
+        {"controls": "top_p=0.9,,min_p=0.1"},
+        {"keywords": "dog;"},
+        {"logit_bias": "13=1;"},
+        {"stop": [""]},
+        {"stop": ["a", ""]},
+    ],
+)
+def test_an_empty_member_is_refused_by_name(lm, options):
+    name = next(iter(options))
+    with pytest.raises(PacelineError) as caught:
+        lm.request("Once", **options)
+    assert "empty" in str(caught.value)
+    assert name in str(caught.value) or name == "controls"

@@ -1,4 +1,7 @@
 import json
+import logging
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.errors import RequestError
+from paceline.serving.logs import formatter
 from paceline.serving.settings import PREFIX, ServerSettings, Size, names
 
 FORMATS = {
@@ -113,3 +117,35 @@ def test_a_size_is_written_as_it_is_read(size):
     assert Size.parse(str(Size(size))) == size
     assert Size.parse("2GB") == 2 * 10**9
     assert Size.parse("1.5 MiB") == 3 * 2**19
+
+
+def test_a_guide_keeps_semicolons_within_quoted_texts():
+    text = 'calm=cfg:negative="loud; angry, sad",scale=2;dry=cfg:negative=wet'
+    settings = ServerSettings.read({"guides": text}, {})
+    assert settings.guides == (
+        'calm=cfg:negative="loud; angry, sad",scale=2',
+        "dry=cfg:negative=wet",
+    )
+    with pytest.raises(RequestError, match="cors has an empty member"):
+        ServerSettings.read({}, {"PACELINE_SERVE_CORS": "a,,b"})
+    assert ServerSettings.read({}, {"PACELINE_SERVE_CORS": ""}).cors == ()
+
+
+@pytest.mark.parametrize("name", ["auto", "text", "json"])
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_log_is_text_on_a_terminal_and_json_elsewhere(name, terminal, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    record = logging.LogRecord("paceline", logging.INFO, "", 0, "request", None, None)
+    record.fields = {"path": "/v1", "prompt": 'a "b"\n\x1b[2J', "seconds": 0.12345678}
+    line = formatter(name).format(record)
+    if name == "text" or (name == "auto" and terminal):
+        assert re.fullmatch(r"\d\d:\d\d:\d\d request path=/v1 prompt=\"a .*\" seconds=0.1235", line)
+        assert line.isprintable()
+    else:
+        assert json.loads(line)["prompt"] == record.fields["prompt"]
+
+
+def test_settings_of_log_and_tls_are_checked():
+    for flags in ({"log_format": "yaml"}, {"ssl_keyfile": "key.pem"}):
+        with pytest.raises(RequestError, match=next(iter(flags))):
+            ServerSettings.read(flags, {})

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 import paceline
-from paceline.cli.option_groups import either_model, spread
+from paceline.cli.command import command_of
+from paceline.cli.option_groups import either_model, model_or_prompt, spread
 from paceline.cli.output import ReaderGoneError, document, drop, say, write, writing
 from paceline.errors import PacelineError
 
@@ -109,6 +110,10 @@ PANELS: dict[str, tuple[str, ...]] = {
 }
 # Verbs that take the model by position as well as by --model.
 EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
+# Verbs whose first argument is the model; --model takes its place.
+MODEL_FIRST = ("convert", "index-corpus", "inflate", "distil-hmm")
+# Verbs that continue a prompt, with the model before it or as --model.
+MODEL_OR_PROMPT = ("generate", "complete")
 
 
 def _earlier_options(verb: str) -> dict[str, str]:
@@ -141,10 +146,16 @@ def _add(app: typer.Typer, panel: str, name: str) -> None:
     verb = getattr(import_module(f"paceline.cli.{module}"), module)
     names = _earlier_options(name)
     command = app.command(
+        cls=command_of(name, MODEL_FIRST),
         rich_help_panel=panel,
         context_settings=names and {"token_normalize_func": renamed(names)},
     )
-    command(either_model(spread(verb)) if name in EITHER_MODEL else spread(verb))
+    verb = spread(verb)
+    if name in EITHER_MODEL:
+        verb = either_model(verb)
+    elif name in MODEL_OR_PROMPT:
+        verb = model_or_prompt(verb)
+    command(verb)
 
 
 @cache

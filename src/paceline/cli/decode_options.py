@@ -78,6 +78,22 @@ def summary(output: Output) -> str:
     )
 
 
+def silence(lm: LM, text: str, chat: bool) -> str | None:
+    """Return why nothing was printed and what helps; None if there is some text.
+
+    Args:
+        lm: the model.
+        text: of all outputs.
+        chat: whether the chat template was used.
+    """
+    if text.strip():
+        return None
+    said = "the model ended the text at once, so nothing is printed"
+    if not chat and lm.tokenizer.template is not None:
+        return f"{said}; it is tuned for chat: ask it with --chat, or go on with --ignore-eos"
+    return f"{said}; ask in other words, or go on with --ignore-eos"
+
+
 def sizing(report: dict[str, Any]) -> str:
     """Return one line: what a governor did, and why."""
     drafted = [int(nodes) for nodes in report["sizes"] if nodes != "1"]

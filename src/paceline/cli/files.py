@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,30 @@ from paceline.errors import RequestError
 
 OPENING = "Once upon a time there was"
 _STDIN_LIMIT = 64 << 20  # bytes; longer than any model's context
+
+
+def names_model(word: str, before_prompt: bool = False) -> bool:
+    """Return whether a word of the command line is a model rather than a prompt.
+
+    Args:
+        word: an argument.
+        before_prompt: a prompt follows, so that hub ids and ensembles are models, too.
+    """
+    from paceline.models.known_models import KNOWN_MODELS
+
+    if word in KNOWN_MODELS or word.endswith(".gguf"):
+        return True
+    if not word.strip():
+        return False
+    try:
+        folder = Path(word).expanduser()
+        if (folder / "config.json").is_file() or any(folder.glob("*.gguf")):
+            return True
+    except (OSError, RuntimeError, ValueError):  # a text that no file can be called
+        return False
+    if not before_prompt:
+        return False
+    return folder.exists() or bool(re.fullmatch(r"[^\s/]+(/[^\s/]+)+|\S+:weight=\S+", word))
 
 
 def read_prompt(prompt: str | None) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import decode_options, options, search
-from paceline.cli.decode_options import describe, sizing, stream, summary
+from paceline.cli.decode_options import describe, silence, sizing, stream, summary
 from paceline.cli.files import read_prediction, read_prompt, read_tools
 from paceline.cli.output import document, say
 from paceline.compatibility import Side
@@ -147,6 +147,7 @@ def generate(
     if method is not None:
         outputs = lm.search(messages, method, **requested)
         drafting.keep(lm)
+        explain_silence(lm, "".join(output.text for output in outputs), chat)
         search.deliver(lm, method.name, outputs, json)
         return
     request = lm.request(messages, **requested)
@@ -157,6 +158,8 @@ def generate(
     output = stream(lm, request, quiet=json)
     drafting.keep(lm)
     record = describe(lm, request, output, drafting, sampling)
+    if output.finish not in ("interrupted", "context"):
+        explain_silence(lm, output.text, chat)
     report(record, output)
     if check and output.finish != "interrupted":
         record["check"] = checked(lm, request, output)
@@ -166,6 +169,13 @@ def generate(
         raise typer.Exit(130)
     if not record.get("check", {"identical": True})["identical"]:
         raise typer.Exit(1)
+
+
+def explain_silence(lm: LM, text: str, chat: bool) -> None:
+    """Say on stderr why nothing was printed, where that is so."""
+    reason = silence(lm, text, chat)
+    if reason is not None:
+        say(reason)
 
 
 def echo(prompt: str) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from paceline.measuring.load.client import ServerAddress
     from paceline.measuring.load.run import Reply, Traffic
+    from paceline.measuring.prompts import Dialogue
 
 _ROWS = {
     "ttft": "first token",
@@ -26,6 +27,29 @@ _ROWS = {
     "gap": "between pieces",
     "latency": "whole answer",
 }
+
+
+@dataclass(frozen=True)
+class LoadPromptOptions(evaluation.SuiteOptions):
+    """Prompts."""
+
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Suite that the prompts belong to: spec-bench; without --prompts those of the "
+            "built-in questions that belong to its tasks."
+        ),
+    ] = None
+
+    def read(self) -> list[Dialogue]:
+        """Return the lines of the file or of the built-in questions, with a suite's tasks.
+
+        Raises:
+            RequestError: as `PromptOptions.read`, or there is no such suite.
+        """
+        from paceline.measuring.suites import read_tasks
+
+        return read_tasks(self.file, self.limit, self.suite)
 
 
 @dataclass(frozen=True)
@@ -140,7 +164,7 @@ class LatencyGoals:
 def load_test(
     url: Annotated[str, typer.Argument(help="Address of a server, e.g. http://127.0.0.1:8000.")],
     *,
-    prompt_options: evaluation.SuiteOptions,
+    prompt_options: LoadPromptOptions,
     arrivals: ArrivalOptions,
     body_options: BodyOptions,
     goals: LatencyGoals,
@@ -212,7 +236,7 @@ async def run(
 def settings(
     url: str,
     name: str,
-    prompt_options: evaluation.SuiteOptions,
+    prompt_options: LoadPromptOptions,
     arrivals: ArrivalOptions,
     body_options: BodyOptions,
 ) -> dict[str, Any]:

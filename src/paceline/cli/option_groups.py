@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import wraps
@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from paceline.cli.files import names_model
 from paceline.errors import RequestError
 
 Verb = Callable[..., None]
@@ -80,6 +81,62 @@ def either_model(verb: Verb) -> Verb:
     setattr(chosen, "__signature__", Signature(parameters))  # noqa: B010
     chosen.__annotations__ = {each.name: each.annotation for each in parameters}
     return chosen
+
+
+def model_or_prompt(verb: Verb) -> Verb:
+    """Let a verb with the parameters `prompt` and `model` take `[MODEL] [PROMPT]`.
+
+    One word is the prompt, two are the model and the prompt; `--model` names the model as well.
+    """
+    given = signature(verb)
+    help_ = (
+        "The text to continue; - reads it from stdin. Before it, as an argument of its own, may "
+        "stand the model."
+    )
+    words = Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [PROMPT]", help=help_)]
+    parameters = [
+        each.replace(annotation=words, name="words") if each.name == "prompt" else each
+        for each in given.parameters.values()
+    ]
+
+    @wraps(verb)
+    def chosen(words: list[str] | None = None, **options: Any) -> None:
+        model, prompt = split_prompt(words or [], options.pop("model", None))
+        verb(**options, model=model, prompt=prompt)
+
+    setattr(chosen, "__signature__", Signature(parameters))  # noqa: B010
+    chosen.__annotations__ = {each.name: each.annotation for each in parameters}
+    return chosen
+
+
+def split_prompt(words: Sequence[str], model: str | None) -> tuple[str | None, str | None]:
+    """Return the model and the prompt that the arguments of a verb name.
+
+    Args:
+        words: the arguments.
+        model: value of `--model`.
+
+    Raises:
+        RequestError: it is not plain which argument is what.
+    """
+    if len(words) > 2 or (len(words) == 2 and model is not None):
+        raise RequestError(
+            f"{' '.join(words)!r:.80} is {len(words)} arguments, expected one prompt; put it in "
+            "quotes"
+        )
+    if len(words) == 2:
+        if not names_model(words[0], before_prompt=True):
+            raise RequestError(
+                f"{words[0]!r:.80} before {words[1]!r:.80} is no model, and one prompt is "
+                "expected; put it in quotes"
+            )
+        return words[0], words[1]
+    if words and model is None and names_model(words[0]):
+        raise RequestError(
+            f"{words[0]!r:.80} is a model, and no prompt is given; add one in quotes after it, or "
+            "name the model with --model to begin a story"
+        )
+    return model, words[0] if words else None
 
 
 def _options(group: type[Any]) -> Iterator[Parameter]:

@@ -25,7 +25,7 @@ _DRAFTERS_HELP = (
 
 _MODEL_HELP = "A name of `paceline models`, a folder or GGUF file, or a hub id"
 
-Model = Annotated[str, typer.Argument(help=f"{_MODEL_HELP}.")]
+Model = Annotated[str, typer.Argument(help=f"{_MODEL_HELP}; or --model MODEL.")]
 Models = Annotated[
     str,
     typer.Argument(help=f"{_MODEL_HELP}; 'A:weight=0.7+B:weight=0.3' is an ensemble."),

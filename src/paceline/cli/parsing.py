@@ -129,10 +129,12 @@ def numbers(name: str, text: str) -> list[float]:
 
     Raises:
         RequestError: one of them is none, is negative, or there is none.
+        MethodError: one of them is empty.
     """
     from paceline.control.sampler_spec import number
+    from paceline.method_spec import members
 
-    values = [number(name, item) for item in text.split(",") if item.strip()]
+    values = [number(name, item) for item in members(name, text, ",")]
     if not values or min(values) < 0:
         raise RequestError(f"{name} is {text!r}, expected numbers of 0 or more, with commas")
     return list(dict.fromkeys(values))

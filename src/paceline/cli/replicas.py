@@ -35,6 +35,11 @@ def cluster_parts() -> tuple[ModuleType, ModuleType, ModuleType]:
     return ray_cluster, batch, servers
 
 
+def scheme(settings: ServerSettings) -> str:
+    """Return the scheme of a server's address."""
+    return "http" if settings.ssl_certfile is None else "https"
+
+
 def model_paths(model: str | None) -> list[Path]:
     """Return the folders of a model, several for an ensemble.
 
@@ -85,8 +90,9 @@ def serve_replicas(
             listener.listen()  # clients may connect as soon as the next line is printed
             host, port = listener.getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            say(f"serving {settings.name} on http://{host}:{port}, {count} times {threads} threads")
-            log_to_stderr()
+            address = f"{scheme(settings)}://{host}:{port}"
+            say(f"serving {settings.name} on {address}, {count} times {threads} threads")
+            log_to_stderr(settings.log_format)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # while the cluster is left; Ray exits
             server.run([listener])
     if server.force_exit:

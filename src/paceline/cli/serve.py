@@ -14,12 +14,14 @@ import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say
-from paceline.cli.replicas import model_paths, serve_replicas
+from paceline.cli.replicas import model_paths, scheme, serve_replicas
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
 from paceline.serving.settings import ServerSettings, Size
 
 if TYPE_CHECKING:
+    from ssl import SSLContext
+
     from fastapi import FastAPI
 
     from paceline.lm import LM
@@ -53,19 +55,29 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         return
     if settings.ray is not None:
         raise RequestError("--ray is a cluster to run replicas on; give their number: --replicas")
+    tls = _tls(settings)
     with _listening(settings.host, settings.port) as listener:
-        with answering(listener):
+        with answering(listener, tls):
             lm = _open(settings)
             app, service = _app(lm, settings, _rules(settings, keys))
         server = DrainingServer(app, service, settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
-        say(f"serving {settings.name or lm.model.name} on http://{host}:{port}")
+        say(f"serving {settings.name or lm.model.name} on {scheme(settings)}://{host}:{port}")
         _warn(settings, keys)
-        log_to_stderr()
+        log_to_stderr(settings.log_format)
         server.run([listener])
     if server.force_exit:
         raise typer.Exit(1)
+
+
+def _tls(settings: ServerSettings) -> SSLContext | None:
+    """Return the TLS context of the settings; None for a server that speaks HTTP."""
+    from paceline.serving.tls import server_context
+
+    if settings.ssl_certfile is None:
+        return None
+    return server_context(settings.ssl_certfile, settings.ssl_keyfile)
 
 
 def _open(settings: ServerSettings) -> LM:
@@ -128,6 +140,7 @@ def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
     """Serve from a Ray cluster, each replica with these settings; rates hold for the whole."""
     from paceline.models.hub import display_name
 
+    _tls(settings)
     paths = model_paths(settings.model)
     here = str(paths[0].resolve()) if len(paths) == 1 else settings.model
     settings = replace(settings, model=here, name=settings.name or display_name(paths[0]))
@@ -232,7 +245,15 @@ _PANELS = {
         "unknown_fields",
     ),
     "Policy": ("watermark", "watermark_choice", "guides", "kv_policy", "kv_policy_choice"),
-    "Security": ("keys_file", "request_rate", "token_rate", "log_prompts"),
+    "Security": (
+        "keys_file",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "request_rate",
+        "token_rate",
+        "log_prompts",
+        "log_format",
+    ),
     "Cluster": ("replicas", "ray"),
 }  # of settings in --help; others are in the first panel
 

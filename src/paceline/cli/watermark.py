@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from paceline.cli import options
+from paceline.cli.command import VerbCommand
 from paceline.cli.files import read_stdin, read_text
 from paceline.cli.output import document, write
 
@@ -20,7 +21,7 @@ def verbs() -> None:
     """Find the watermark that `--watermark` puts into a text."""
 
 
-@watermark.command()
+@watermark.command(cls=VerbCommand)
 def detect(
     text: Annotated[
         Path,

@@ -83,6 +83,8 @@ class Keywords(ControlMethod):
             if item is None:
                 raise MethodError(f"keywords are {self.words!r}, expected words separated by ;")
             text, rest = item[1].strip(), rest[item.end() :]
+            if not rest and item[0].endswith(";"):
+                raise MethodError(f"keywords are {self.words!r}; one of them is empty")
             if text.startswith('"'):
                 try:
                     text = json.loads(text)

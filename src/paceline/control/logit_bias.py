@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from paceline.control.base import ControlMethod, require
 from paceline.core import Control, Exactness, Floats, Request
 from paceline.errors import MethodError
+from paceline.method_spec import members
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import Source, controls
 
@@ -40,7 +41,7 @@ class LogitBias(ControlMethod):
             RequestError: a bias is out of range.
         """
         biases: dict[int, float] = {}
-        for item in filter(None, map(str.strip, self.biases.split(";"))):
+        for item in members("logit_bias", self.biases, ";"):
             token, _, bias = map(str.strip, item.partition("="))
             try:
                 if not (token.isascii() and token.isdecimal() and len(token) < 10):

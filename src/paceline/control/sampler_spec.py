@@ -10,7 +10,7 @@ from math import isfinite
 
 from paceline.control.base import ControlMethod, chain
 from paceline.errors import MethodError, RequestError, unknown
-from paceline.method_spec import MethodSpec, parse_specs
+from paceline.method_spec import MethodSpec, members, parse_specs
 from paceline.registry import controls
 
 _LONG = re.compile(r"\s*\w+\s*(?:[:+]|$)")
@@ -41,7 +41,7 @@ class SamplerSpec:
         if _LONG.match(text):
             return cls._read(parse_specs(text, [*controls.methods(), "temperature"]))
         settings: dict[str, object] = {}
-        for item in filter(None, map(str.strip, text.split(","))):
+        for item in members("the sampler", text, ","):
             name, equals, value = item.partition("=")
             if not equals:
                 raise MethodError(f"{item!r} in the sampler has no value; write {item}=VALUE")
@@ -69,7 +69,7 @@ class SamplerSpec:
             setting = setting if dot else fields(kind)[0].name
             if setting in given:
                 raise MethodError(f"{name}.{setting} is given twice in the sampler; give one")
-            given[setting] = _text(value)
+            given[setting] = _text(key, value)
         return cls._read([MethodSpec(name, given) for name, given in specs.items()])
 
     @classmethod
@@ -106,12 +106,19 @@ def number(name: str, text: str) -> float:
     return value
 
 
-def _text(value: object) -> str:
-    """Return a value in the syntax of `--sampler`."""
+def _text(name: str, value: object) -> str:
+    """Return a value in the syntax of `--sampler`.
+
+    Raises:
+        MethodError: it is a list with an empty member.
+    """
     if isinstance(value, Mapping):
         return ";".join(f"{key}={item}" for key, item in value.items())
     if isinstance(value, Iterable) and not isinstance(value, str):
-        return ";".join(_item(item) for item in value)
+        items = [_item(item) for item in value]
+        if "" in items or '""' in items:
+            raise MethodError(f"{name} has an empty member; leave it out")
+        return ";".join(items)
     return str(value)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from paceline.errors import RequestError
-from paceline.measuring.prompts import Dialogue, read_prompts
+from paceline.measuring.prompts import QUESTIONS, Dialogue, read_prompts
 
 # Spec-Bench (Xia et al. 2024, section 4.1): MT-Bench's eight kinds are its first task.
 _SPEC_BENCH = {
@@ -33,7 +33,8 @@ def read_tasks(
     Args:
         path: of the prompts.
         limit: largest number of lines; per task if a suite or tasks are named.
-        suite: one of `SUITES`: its tasks replace the file's categories.
+        suite: one of `SUITES`: its tasks replace the file's categories. Of the questions in this
+            package only those of its categories are taken.
         tasks: only these tasks; none named takes all.
 
     Raises:
@@ -44,12 +45,15 @@ def read_tasks(
     if suite is not None and suite not in SUITES:
         raise RequestError(f"there is no suite {suite!r}; known: {', '.join(SUITES)}")
     dialogues = read_prompts(path)
+    if suite is not None and path == QUESTIONS:
+        known = {category for group in SUITES[suite].values() for category in group}
+        dialogues = [dialogue for dialogue in dialogues if dialogue.category in known]
     if suite is not None:
         dialogues = [_grouped(path, dialogue, suite) for dialogue in dialogues]
-    known = dict.fromkeys(dialogue.category for dialogue in dialogues)
+    found = dict.fromkeys(dialogue.category for dialogue in dialogues)
     for task in tasks:
-        if task not in known:
-            raise RequestError(f"{path} has no task {task!r}; it has {', '.join(known)}")
+        if task not in found:
+            raise RequestError(f"{path} has no task {task!r}; it has {', '.join(found)}")
     counts: Counter[str] = Counter()
     kept = []
     for dialogue in dialogues:

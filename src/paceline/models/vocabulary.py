@@ -215,11 +215,13 @@ def words(name: str, text: str) -> list[tuple[int, ...] | str]:
                 rest = rest[end:].lstrip()
                 if rest and not rest.startswith(";"):
                     raise ValueError
-                rest = rest[1:].lstrip()
+                more, rest = rest[:1], rest[1:].lstrip()
             else:
-                ids, _, rest = rest.partition(";")
+                ids, more, rest = rest.partition(";")
                 items.append(tuple(_id(part) for part in ids.split()))
                 rest = rest.lstrip()
+            if more and not rest:
+                items.append("")
         except ValueError:
             raise MethodError(
                 f'{name} is {text!r}, expected token ids and "quoted text" with ; between them'

@@ -7,6 +7,7 @@ import select
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from ssl import SSLContext
 from threading import Event, Thread
 
 _BODY = json.dumps(
@@ -29,10 +30,16 @@ _LARGEST_HEAD = 1 << 16  # bytes
 
 
 @contextmanager
-def answering(listener: socket.socket) -> Iterator[None]:
-    """Answer 503 to what connects to a listening socket, until the block ends."""
+def answering(listener: socket.socket, tls: SSLContext | None = None) -> Iterator[None]:
+    """Answer 503 to what connects to a listening socket, until the block ends.
+
+    Args:
+        listener: the socket.
+        tls: the context of a server that speaks HTTPS.
+    """
     stop = Event()
-    thread = Thread(target=_answer_all, args=(listener, stop), name="paceline-loading", daemon=True)
+    arguments = (listener, stop, tls)
+    thread = Thread(target=_answer_all, args=arguments, name="paceline-loading", daemon=True)
     thread.start()
     try:
         yield
@@ -41,7 +48,7 @@ def answering(listener: socket.socket) -> Iterator[None]:
         thread.join()
 
 
-def _answer_all(listener: socket.socket, stop: Event) -> None:
+def _answer_all(listener: socket.socket, stop: Event, tls: SSLContext | None) -> None:
     while not stop.is_set():
         ready, _, _ = select.select([listener], [], [], 0.05)
         if not ready:
@@ -50,7 +57,11 @@ def _answer_all(listener: socket.socket, stop: Event) -> None:
             connection, _ = listener.accept()
             with connection:
                 connection.settimeout(_HEAD_SECONDS)
-                _answer(connection)
+                if tls is None:
+                    _answer(connection)
+                    continue
+                with tls.wrap_socket(connection, server_side=True) as secured:
+                    _answer(secured)
 
 
 def _answer(connection: socket.socket) -> None:

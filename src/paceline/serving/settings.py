@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from paceline.errors import RequestError, unknown
+from paceline.method_spec import split_quoted
 
 PREFIX = "PACELINE_SERVE_"
 # Earlier names of settings, understood for one release.
@@ -195,6 +196,17 @@ class ServerSettings:
         SettingInfo("Unknown fields of a body: refuse them, or ignore them and warn in a header."),
     ] = "refuse"
     log_prompts: Annotated[bool, SettingInfo("Write prompts and answers to the log.")] = False
+    log_format: Annotated[
+        str, SettingInfo("Lines of the log: text, json, or auto: text on a terminal, else JSON.")
+    ] = "auto"
+    ssl_certfile: Annotated[
+        Path | None,
+        SettingInfo("PEM file with the certificate chain; the server then speaks HTTPS only."),
+    ] = None
+    ssl_keyfile: Annotated[
+        Path | None,
+        SettingInfo("PEM file with the certificate's key, unless the certificate's file has it."),
+    ] = None
 
     def __post_init__(self) -> None:
         for name, (kind, info) in _described().items():
@@ -203,6 +215,12 @@ class ServerSettings:
             raise RequestError(
                 f"unknown_fields is {self.unknown_fields!r:.40}, expected refuse or warn"
             )
+        if self.log_format not in ("auto", "text", "json"):
+            raise RequestError(
+                f"log_format is {self.log_format!r:.40}, expected auto, text or json"
+            )
+        if self.ssl_keyfile is not None and self.ssl_certfile is None:
+            raise RequestError("ssl_keyfile needs its certificate; name it in ssl_certfile")
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
         if self.kv_policy is not None:
@@ -338,8 +356,12 @@ def _read(name: str, kind: Any, info: SettingInfo, value: Any) -> Any:
     plain = _plain(kind)
     try:
         if get_origin(plain) is tuple:
-            parts = value.split(info.separator) if isinstance(value, str) else value
-            return tuple(str(part).strip() for part in parts if str(part).strip())
+            if isinstance(value, str):
+                value = split_quoted(value, info.separator) if value.strip() else ()
+            parts = tuple(str(part).strip() for part in value)
+            if "" in parts:
+                raise RequestError(f"{name} has an empty member; leave it out")
+            return parts
         if plain is Size:
             return Size(value) if type(value) is int else Size.parse(str(value))
         if isinstance(value, str) and plain is bool:

@@ -111,6 +111,8 @@ class DrainingServer(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=settings.idle_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=_FLUSH,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
         )
         super().__init__(config)
         self._service, self._seconds = service, settings.drain
