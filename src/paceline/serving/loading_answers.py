@@ -21,10 +21,20 @@ _BODY = json.dumps(
         },
     }
 ).encode()
-_ANSWER = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-    b"Connection: close\r\nContent-Length: %d\r\n\r\n"
-) % len(_BODY)
+# For a browser: it asks again by itself, without scripts.
+_PAGE = b"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><meta http-equiv="refresh" content="2">
+<title>Paceline</title>
+<h1>The model is loading</h1>
+<p>This page opens by itself in a moment. <a href="/">Retry now</a></p>
+</html>
+"""
+_HEAD = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: %b\r\nRetry-After: 1\r\n"
+    b"Cache-Control: no-store\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+)
 _HEAD_SECONDS = 1.0  # for the head of a request to arrive
 _LARGEST_HEAD = 1 << 16  # bytes
 
@@ -72,5 +82,8 @@ def _answer(connection: socket.socket) -> None:
         if not part:
             return
         head += part
-    connection.sendall(_ANSWER if head.startswith(b"HEAD ") else _ANSWER + _BODY)
+    page = head.startswith((b"GET / ", b"HEAD / ")) and b"text/html" in head.lower()
+    kind, body = (b"text/html", _PAGE) if page else (b"application/json", _BODY)
+    answer = _HEAD % (kind, len(body))
+    connection.sendall(answer if head.startswith(b"HEAD ") else answer + body)
     connection.shutdown(socket.SHUT_WR)

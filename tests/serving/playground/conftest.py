@@ -53,4 +53,12 @@ def watched(browser, address):  # noqa: F811
 
 @pytest.fixture
 def page(watched):
+    """The page as it opens: in a chat."""
     return watched.page
+
+
+@pytest.fixture
+def completions(page):
+    """The page where it completes prompts."""
+    page.get_by_label("Completion", exact=True).check()
+    return page

@@ -1,4 +1,4 @@
-"""The playground, used in a real browser: chromium from PATH, driven by Playwright."""
+"""The playground's completions and inspector, used in a real browser by Playwright."""
 
 import json
 import re
@@ -13,30 +13,19 @@ from paceline.serving.api.middleware import Rules
 from paceline.serving.api_keys import ApiKeys
 from tests.serving.halting import halt
 from tests.serving.playground.conftest import Watched, served
-
-sync_api = pytest.importorskip("playwright.sync_api")
-expect = sync_api.expect
-expect.set_options(timeout=20_000)
-
-SAME = re.compile(r"^The same text, \d+ tokens, at [\d.]+ times the speed\.$")
-REFUSED = "Failed to load resource"  # the browser's own words for a status of 400 and more
-
-
-def fill(page, **settings):
-    for name, value in settings.items():
-        page.locator(f"#{name}").fill(str(value))
-
-
-def run(page, **settings):
-    """Press Run, and wait for the end; what is drawn is the same every time."""
-    fill(page, **({"seed": 3} | settings))
-    page.get_by_role("button", name="Run").click()
-    done(page)
-
-
-def done(page):
-    expect(page.locator("#status")).to_contain_text("Seed")
-    expect(page.locator("#run")).to_be_enabled()
+from tests.serving.playground.steps import (
+    REFUSED,
+    SAME,
+    compare,
+    done,
+    expect,
+    fill,
+    mode,
+    panel,
+    run,
+    text_of,
+    turns,
+)
 
 
 def answered(address, **body):
@@ -44,11 +33,8 @@ def answered(address, **body):
     return httpx.post(f"{address}/v1/completions", json=body).json()
 
 
-def text_of(page, run="paced"):
-    return page.locator(f"#{run} .text").text_content()
-
-
-def test_tokens_are_coloured_by_who_guessed_them(page, address):
+def test_tokens_are_coloured_by_who_guessed_them(completions, address):
+    page = completions
     run(page, max_tokens=40, seed=3, temperature=0.8, budget=8)
     speculation = {"budget": 8}
     found = answered(address, speculation=speculation)
@@ -67,8 +53,9 @@ def test_tokens_are_coloured_by_who_guessed_them(page, address):
     expect(page.locator("#chart polyline")).to_have_count(1)
 
 
-def test_the_replay_without_speculation_is_the_same(page):
-    page.locator("#compare").check()
+def test_the_replay_without_speculation_is_the_same(completions):
+    page = completions
+    compare(page)
     run(page, max_tokens=40, temperature=0.8, budget=8)
     expect(page.locator("#verdict")).to_have_text(SAME)
     expect(page.locator("#verdict")).to_have_class(re.compile("good"))
@@ -78,15 +65,18 @@ def test_the_replay_without_speculation_is_the_same(page):
     assert page.locator(".wrong").count() == 0
 
 
-def test_the_last_run_can_be_replayed_later(page):
+def test_the_last_run_can_be_replayed_later(completions):
+    page = completions
     # A seed of its own: a text that the drafter has learnt may come in one piece, without a speed.
     run(page, max_tokens=20, temperature=0.8, seed=82)
     expect(page.locator("#plain")).to_be_hidden()
-    page.locator("#compare").check()
+    compare(page)
     expect(page.locator("#verdict")).to_have_text(SAME)
 
 
-def test_a_difference_is_marked_where_it_begins(page):
+def test_a_difference_is_marked_where_it_begins(completions):
+    page = completions
+
     def forge(route):
         answer = route.fetch()
         lines = answer.text().split("\n\n")
@@ -97,7 +87,7 @@ def test_a_difference_is_marked_where_it_begins(page):
         route.fulfill(response=answer, body="\n\n".join(lines))
 
     page.route("**/v1/completions", forge)
-    page.locator("#compare").check()
+    compare(page)
     run(page, max_tokens=12, temperature=0.8)
     said = "The texts differ from token 5 on: this is a bug; please report it."
     expect(page.locator("#verdict")).to_have_text(said)
@@ -106,7 +96,9 @@ def test_a_difference_is_marked_where_it_begins(page):
     assert wrong.first.text_content() == "<b>no</b>"
 
 
-def test_passes_that_came_as_one_are_shown_as_such(page, address):
+def test_passes_that_came_as_one_are_shown_as_such(completions, address):
+    page = completions
+
     def forge(route):
         answer = route.fetch()
         lines = answer.text().split("\n\n")
@@ -130,7 +122,8 @@ def test_passes_that_came_as_one_are_shown_as_such(page, address):
     assert all("probability" in tip.get_attribute("data-tip") for tip in tips[-1:])
 
 
-def test_the_tree_of_a_chosen_pass(page):
+def test_the_tree_of_a_chosen_pass(completions):
+    page = completions
     run(page, max_tokens=60, temperature=0, budget=8)
     slider = page.locator("#pass")
     passes = int(slider.get_attribute("max"))
@@ -159,9 +152,12 @@ def test_the_tree_of_a_chosen_pass(page):
 
 def test_a_schema_is_followed_and_a_broken_one_is_told(watched):
     page = watched.page
+    mode(page, "Completion")
     fill(page, schema='{"type": ')
     expect(page.locator("#schema-hint")).to_contain_text("This is no JSON")
+    page.locator("#show-settings").click()
     page.get_by_role("button", name="Run").click()
+    expect(page.locator("#settings")).to_be_visible()
     assert page.evaluate("document.activeElement.id") == "schema"
     fill(page, schema="[1]")
     expect(page.locator("#schema-hint")).to_have_text("A schema is a JSON object: {…}")
@@ -173,23 +169,28 @@ def test_a_schema_is_followed_and_a_broken_one_is_told(watched):
     expect(page.locator("#paced .summary")).to_contain_text("The JSON is whole.")
 
 
-def test_what_a_model_says_is_never_markup(page):
+def test_what_a_model_says_is_never_markup(completions):
+    page = completions
     evil = "<script>window.hurt=1</script><img src=x onerror='window.hurt=1'>"
-    page.locator("#compare").check()
+    compare(page)
     run(page, schema=json.dumps({"const": evil}), budget=8, max_tokens=200)
     assert json.loads(text_of(page)) == evil
     assert json.loads(text_of(page, "plain")) == evil
-    assert page.locator("main script, main img").count() == 0
-    page.get_by_label("Chat").check()
+    assert page.locator("main script, main img, aside script, aside img").count() == 0
+    mode(page, "Chat")
     run(page, prompt=evil)
     run(page, prompt=evil)
-    assert page.locator("#talk p").all_text_contents() == [evil, json.dumps(evil), evil]
-    assert page.locator("main script, main img").count() == 0
+    assert turns(page) == [evil, json.dumps(evil), evil, json.dumps(evil)]
+    page.locator("#colours").click()
+    assert page.locator("#talk .token").count() > 2
+    assert turns(page) == [evil, json.dumps(evil), evil, json.dumps(evil)]
+    assert page.locator("main script, main img, aside script, aside img").count() == 0
     assert page.evaluate("window.hurt") is None
 
 
 def test_what_the_server_refuses_is_told(browser, address):
     found = Watched(browser, address)
+    mode(found.page, "Completion")
     fill(found.page, prompt="word " * 600)
     found.page.get_by_role("button", name="Run").click()
     expect(found.page.get_by_role("alert")).to_contain_text("the model sees 512")
@@ -200,7 +201,6 @@ def test_what_the_server_refuses_is_told(browser, address):
 
 
 def test_a_conversation(page):
-    page.get_by_label("Chat").check()
     expect(page.get_by_role("textbox", name="Message")).to_be_visible()
     run(page, prompt="Tell me of the sea.", system="Be brief.", max_tokens=12, temperature=0.8)
     first = text_of(page)
@@ -215,12 +215,14 @@ def test_a_conversation(page):
         {"role": "user", "content": "And then?"},
     ]
     done(page)
+    assert turns(page)[:3] == ["Tell me of the sea.", first.strip(), "And then?"]
     page.get_by_role("button", name="New conversation").click()
     expect(page.locator("#talk li")).to_have_count(0)
 
 
 @pytest.mark.parametrize("way", ["Stop", "Escape"])
-def test_a_run_can_be_stopped(page, service, monkeypatch, way):
+def test_a_run_can_be_stopped(completions, service, monkeypatch, way):
+    page = completions
     halt(monkeypatch, service.worker, tokens=9)
     fill(page, max_tokens=400, seed=1, temperature=0.8)
     page.locator("#seed").press("Control+Enter")
@@ -239,26 +241,39 @@ def test_a_run_can_be_stopped(page, service, monkeypatch, way):
     expect(page.locator("#run")).to_be_enabled()
 
 
-def test_the_page_is_used_by_keyboard(page):
-    page.keyboard.press("Tab")
+def tabbed(page):
+    """The names of what Tab reaches; each shows its focus and has a name."""
     seen = []
-    for _ in range(40):
-        active = page.evaluate(
-            "(e => [e.id || e.name || e.tagName, e.labels ? e.labels.length : 1, "
+    page.locator("#show-sidebar").focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Shift+Tab")
+    for _ in range(60):
+        identity, named, outline = page.evaluate(
+            "(e => [e.id || e.name || e.className || e.tagName,"
+            "Boolean((e.labels && e.labels.length) || e.ariaLabel || e.textContent.trim()),"
             "getComputedStyle(e.name === 'mode' ? e.nextElementSibling : e).outlineStyle])"
             "(document.activeElement)"
         )
-        if active[0] in seen or active[0] == "BODY":
+        if identity in seen or identity == "BODY":
             break
-        seen.append(active[0])
-        assert active[2] != "none", active  # focus is visible
-        assert active[1] or active[0] in ("run", "theme", "SUMMARY"), (
-            active
-        )  # and the field has a name
+        seen.append(identity)
+        if identity != "prompt":  # its frame shows the focus
+            assert outline != "none", identity
+        assert named, identity
         page.keyboard.press("Tab")
-    every = ["theme", "mode", "prompt", "run", "compare", "drafter", "budget", "temperature"]
-    every += ["seed", "top_p", "top_k", "min_p", "max_tokens", "stops", "schema"]
-    assert [name for name in seen if name in every] == every
+    return seen
+
+
+def test_the_page_is_used_by_keyboard(page):
+    mode(page, "Completion")
+    panel(page, "settings")
+    every = ["show-sidebar", "colours", "show-inspector", "show-settings", "theme", "mode", "new"]
+    every += ["search", "import", "prompt", "run"]
+    fields = ["temperature", "seed", "top_p", "top_k", "min_p", "max_tokens", "stops"]
+    fields += ["drafter", "budget", "schema", "tools"]
+    assert [name for name in tabbed(page) if name in every + fields] == every + fields
+    panel(page, "inspector")
+    assert [name for name in tabbed(page) if name in [*every, "compare"]] == [*every, "compare"]
 
 
 def test_a_key_is_asked_for_where_one_is_needed(browser, service):
@@ -275,7 +290,8 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, service):
         expect(key).to_be_focused()
         key.fill(secret)
         key.press("Tab")
-        expect(found.page.locator("#facts")).to_contain_text("tiny")
+        expect(found.page.locator("#model")).to_have_text("tiny")
+        mode(found.page, "Completion")
         run(found.page, max_tokens=4)
         assert text_of(found.page)
         kept = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
@@ -286,7 +302,8 @@ def test_a_key_is_asked_for_where_one_is_needed(browser, service):
 LOOKS = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
-    "phone": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 844}},
+    "small": {"color_scheme": "light", "viewport": {"width": 320, "height": 568}},
 }
 
 
@@ -298,11 +315,18 @@ def test_looks(browser, address, tmp_path, look):
     colours = {"light": "rgb(250, 250, 248)", "dark": "rgb(19, 21, 24)"}
     scheme = LOOKS[look]["color_scheme"]
     assert page.evaluate(body) == colours[scheme]
-    if look == "phone":
-        expect(page.locator("#temperature")).to_be_hidden()
-        page.locator("#settings summary").click()
-    page.locator("#compare").check()
-    run(page, seed=7, max_tokens=80, temperature=0.7, budget=12)
+    expect(page.locator("#temperature")).to_be_hidden()
+    wide = LOOKS[look]["viewport"]["width"] > 900
+    mode(page, "Completion")
+    for step in (
+        compare,
+        lambda page: fill(page, seed=7, max_tokens=80, temperature=0.7, budget=12),
+    ):
+        step(page)
+        if not wide:
+            page.keyboard.press("Escape")
+    page.locator("#run").click()
+    done(page)
     expect(page.locator("#verdict")).to_have_text(SAME)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.screenshot(path=tmp_path / f"{look}.png", full_page=True)

@@ -41,6 +41,8 @@ def test_the_facts(address, lm):
     assert found["model"] == "tiny"
     assert found["context"] == lm.engine.config.context
     assert found["chat"] is True
+    assert found["format"] == lm.engine.format
+    assert found["memory"] >= lm.engine.weight_bytes
     assert found["drafter"] == "blend"
     assert found["exact"] is True
     assert {"plain", "recycle", "blend"} <= set(found["drafters"])

@@ -9,7 +9,7 @@ from paceline.serving.service import Service
 from paceline.serving.worker import Worker
 from tests.real_models import real_file
 from tests.serving.playground.conftest import Watched, served
-from tests.serving.playground.test_browser import SAME, run, text_of
+from tests.serving.playground.steps import SAME, compare, run, text_of
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -28,9 +28,8 @@ def test_a_conversation_makes_sense(browser, chatting):
     watched = Watched(browser, chatting, viewport={"width": 1280, "height": 900})
     page = watched.page
     page.context.set_default_timeout(120_000)
-    sync_api.expect(page.locator("#facts")).to_contain_text("smollm2-135m")
-    page.get_by_label("Chat").check()
-    page.locator("#compare").check()
+    sync_api.expect(page.locator("#model")).to_have_text("smollm2-135m")
+    compare(page)
     question = "What is the capital of France?"
     run(page, prompt=question, max_tokens=24, temperature=0)
     sync_api.expect(page.locator("#verdict")).to_have_text(SAME)

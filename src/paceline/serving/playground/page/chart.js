@@ -25,9 +25,9 @@ export function chart(svg, runs) {
     );
   }
   for (const tick of ticks(seconds, Math.min(6, across / 90)).slice(1)) {
-    const said = seconds < 1 ? `${+(tick * 1000).toFixed(3)} ms` : `${+tick.toFixed(3)} s`;
+    const label = seconds < 1 ? `${+(tick * 1000).toFixed(3)} ms` : `${+tick.toFixed(3)} s`;
     const anchor = tick > 0.93 * seconds ? "end" : "middle";
-    svg.append(mark("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": anchor }, said));
+    svg.append(mark("text", { x: x(tick), y: HEIGHT - 6, "text-anchor": anchor }, label));
   }
   shown.forEach(([, css], index) => {
     const points = curves[index].map(([a, b]) => `${x(a).toFixed(1)},${y(b).toFixed(1)}`);
@@ -41,7 +41,7 @@ export function chart(svg, runs) {
   svg.setAttribute("aria-label", `Tokens a second. ${speeds.join("; ")}`);
 }
 
-/** Round numbers from 0 to `end`, about `count` of them. */
+/** Return round numbers from 0 to `end`, about `count` of them. */
 function ticks(end, count) {
   const scale = 10 ** Math.floor(Math.log10(end / count));
   const step = [1, 2, 5, 10].map((k) => k * scale).find((each) => end / each <= count);

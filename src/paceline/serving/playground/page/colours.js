@@ -1,9 +1,9 @@
-// The same name, the same colour, as long as the page is open.
+// Gives each drafter a colour, the same one as long as the page is open.
 
 const COUNT = 10;
 const names = [];
 
-/** The CSS class of a drafter's name. */
+/** Return the CSS class of a drafter's colour; null is the model. */
 export function colour(name) {
   if (name === null) return "own";
   if (!names.includes(name)) names.push(name);

@@ -1,270 +1,239 @@
 // The page: what happens when.
 
-import { ask, parsed, plain } from "./ask.js";
+import { Chat } from "./chat.js";
 import { colour } from "./colours.js";
-import { difference } from "./record.js";
-import { Refused, facts, pieces } from "./server.js";
-import { Side, count } from "./side.js";
-import * as views from "./views.js";
+import { Composer } from "./composer.js";
+import { byId } from "./dom.js";
+import { showPace } from "./inspector.js";
+import { Panels } from "./panels.js";
+import { preference, setPreference } from "./preferences.js";
+import { completionRequest, keepSettings, parseSchema, parseTools, restoreDrafter } from "./request.js";
+import { Runs } from "./runs.js";
+import { Conversation } from "./conversation.js";
+import { Refused, facts } from "./server.js";
+import { Sidebar } from "./sidebar.js";
+import { Store } from "./store.js";
 
-const CALM = 100; // milliseconds between drawings: they take time from a server on the same machine
-const field = (id) => document.getElementById(id);
-const form = field("form");
-const paced = new Side(field("paced"), (number) => choose(number));
-const bare = new Side(field("plain"), () => {});
-
+const FIRST_PROMPT = "Once upon a time";
+const FIRST_LENGTH = "200"; // tokens of a completion
+const form = byId("form");
 let known = null; // what the server is
-let talk = []; // of the conversation so far
-let asked = null; // of the last run
-let halted = false; // whether the user stopped it
-let control = null; // of the run under way
-let choose = () => {};
+let prompt = FIRST_PROMPT; // of completions, while a chat is shown
 
-const chatting = () => form.elements.mode.value === "chat";
-const key = () => field("key").value;
+const store = new Store();
+const panels = new Panels();
+const runs = new Runs(() => known, showBusy);
+const chat = new Chat(runs, store, {
+  changed: () => sidebar.draw(),
+  inspect: () => panels.show("inspector", true, true),
+  refused: complain,
+});
+const sidebar = new Sidebar(chat, store, openConversation);
+const composer = new Composer(isChat);
+
+function isChat() {
+  return form.elements.mode.value === "chat";
+}
 
 // The server
 
+/** Ask what the server is; while it loads its model, ask again. */
 async function meet() {
+  clearTimeout(meet.timer);
   try {
-    known = await facts(key());
+    known = await facts(byId("key").value);
   } catch (error) {
+    if (error instanceof Refused && error.loading) meet.timer = setTimeout(meet, 1000 * (error.wait ?? 2));
     return complain(error);
   }
-  field("problem").hidden = true;
-  field("facts").textContent = `${known.model} · ${count(known.context, "token")} of context`;
+  byId("problem").hidden = true;
+  showFacts();
   const own = new Option(`default: ${known.drafter}`, "");
-  field("drafter").replaceChildren(own, ...known.drafters.map((name) => new Option(name, name)));
+  byId("drafter").replaceChildren(own, ...known.drafters.map((name) => new Option(name, name)));
+  restoreDrafter();
   known.drafters.forEach(colour);
-  const [, chat] = form.elements.mode;
-  chat.disabled = !known.chat;
-  chat.parentElement.title = known.chat ? "" : "This model has no chat template.";
+  const [chatMode, completion] = form.elements.mode;
+  chatMode.disabled = !known.chat;
+  chatMode.parentElement.title = known.chat ? "" : "This model has no chat template.";
+  if (!known.chat && isChat()) {
+    completion.checked = true;
+    changeMode();
+  }
+  return undefined;
+}
+
+function showFacts() {
+  const { model, format, memory, context } = known;
+  byId("model").textContent = model;
+  byId("welcome-model").textContent = model;
+  const details = [format, memory && `${size(memory)} of memory`, `${context.toLocaleString("en")} tokens of context`];
+  byId("facts").textContent = details.filter(Boolean).join(" · ");
+  byId("facts").title = byId("facts").textContent;
+}
+
+function size(bytes) {
+  return bytes < 1e9 ? `${Math.max(1, Math.round(bytes / 1e6))} MB` : `${(bytes / 1e9).toFixed(1)} GB`;
 }
 
 function complain(error) {
-  if (error.name === "AbortError") return;
   if (!(error instanceof Refused)) console.error(error);
-  const problem = field("problem");
-  problem.textContent =
+  byId("problem-text").textContent =
     error instanceof Refused ? error.message : `The page failed: ${error.message}`;
-  problem.hidden = false;
-  field("status").textContent = "";
+  byId("problem").hidden = false;
+  byId("status").textContent = "";
   if (error.status === 401) {
-    field("settings").open = true;
-    field("key-field").hidden = false;
-    field("key").focus();
+    panels.show("settings", true);
+    byId("key-field").hidden = false;
+    byId("key").focus();
   }
 }
 
 // Runs
 
-async function run() {
-  if (control) return;
+async function submit() {
+  if (runs.busy || (isChat() && composer.empty)) return;
   if (!known) await meet();
-  if (!known) return;
-  const said = field("prompt").value;
-  const before = talk;
-  if (chatting()) {
-    talk = [...talk, { role: "user", content: said }];
-    field("prompt").value = "";
-    showTalk();
-  }
-  asked = ask(chatting() ? talk : null);
-  field("answer").hidden = false;
-  bare.hide();
-  await busy(async () => {
-    await one(paced, asked);
-    if (field("compare").checked && !halted) await replay();
-  });
-  const came = paced.record.tokens > 0;
-  field("answer").hidden = field("views").hidden = !came;
-  if (!chatting()) return;
-  if (came) {
-    talk = [...talk, { role: "assistant", content: paced.record.text }];
+  if (!known && !isChat()) return;
+  if (isChat()) {
+    await chat.send(composer.take());
+    byId("prompt").focus();
   } else {
-    talk = before;
-    field("prompt").value ||= said;
-    showTalk();
+    await complete();
   }
+  if (known) facts(byId("key").value).then((now) => showFacts((known = now)), () => {});
 }
 
-async function replay() {
-  await one(bare, plain(asked)).finally(() => bare.record.tokens || bare.hide());
-  if (bare.record) judge();
-}
-
-/** Something that can be stopped. */
-async function busy(work) {
-  control = new AbortController();
-  halted = false;
-  field("problem").hidden = field("verdict").hidden = true;
-  const [start, stop] = [field("run"), field("stop")];
-  stop.disabled = false;
-  if (document.activeElement === start) stop.focus();
-  start.disabled = form.elements.mode[0].closest("fieldset").disabled = true;
+async function complete() {
+  byId("problem").hidden = true;
   try {
-    await work();
+    await runs.during(() => runs.run(completionRequest(byId("prompt").value), () => {}));
   } catch (error) {
     complain(error);
-  } finally {
-    control = null;
-    start.disabled = form.elements.mode[0].closest("fieldset").disabled = false;
-    if (document.activeElement === stop) start.focus();
-    stop.disabled = true;
   }
 }
 
-/** One run, shown as it comes. */
-async function one(side, [path, body]) {
-  const record = side.begin();
-  const start = performance.now();
-  let first = null;
-  let timer = 0;
-  const draw = () => {
-    timer = 0;
-    side.draw();
-    views.pace(paced.record, bare.record);
-  };
-  field("status").textContent = side === paced ? "Running." : "Running with the pace line off.";
-  try {
-    for await (const piece of pieces(path, body, key(), control.signal)) {
-      record.finish = piece.choices[0].finish_reason;
-      if (!piece.paceline) continue;
-      first ??= performance.now() - start;
-      record.add(piece.paceline);
-      timer ||= setTimeout(draw, CALM);
-    }
-  } catch (error) {
-    if (error.name !== "AbortError") throw error;
-    halted = true;
-  } finally {
-    clearTimeout(timer);
-    side.end();
-    if (record.passes.length) finish(side, body);
-  }
-  const end = halted ? "stopped" : `ended by ${record.finish}`;
-  const wait = first === null ? "" : `, the first after ${Math.round(first)} ms`;
-  const came = count(record.tokens, "token");
-  field("status").textContent = `${came}, ${end}${wait}. Seed ${body.seed}.`;
+function showBusy() {
+  const [start, stop] = [byId("run"), byId("stop")];
+  const { busy } = runs;
+  const focused = document.activeElement;
+  stop.hidden = stop.disabled = !busy;
+  start.disabled = busy;
+  start.hidden = busy;
+  byId("modes").disabled = busy;
+  if (busy && focused === start) stop.focus();
+  if (!busy && focused === stop) start.focus();
 }
 
-/** What there is to say and see of a run that is over. */
-function finish(side, body) {
-  views.pace(paced.record, bare.record);
-  if (side !== paced) return;
-  const { record, words, summary } = paced;
-  views.legend(record);
-  choose = views.passes(record, words);
-  if (body.guided_json && !halted) summary.append(whole(record.text));
-  if (!record.guesses.size && body.speculation?.budget === undefined) {
-    summary.append(
-      " Nothing was guessed: here a guess costs more than it saves. ",
-      "A number as budget guesses anyway.",
-    );
+// Conversations
+
+function openConversation(conversation) {
+  if (!isChat()) {
+    if (runs.busy || form.elements.mode[0].disabled) return;
+    form.elements.mode.value = "chat";
+    changeMode();
   }
+  composer.clear();
+  chat.open(conversation ?? new Conversation());
+  panels.closeAll();
+  byId("prompt").focus();
 }
 
-function whole(text) {
-  try {
-    JSON.parse(text);
-    return " The JSON is whole.";
-  } catch {
-    return " It ended before its JSON was whole.";
+/** Show what another window has changed. */
+function changedElsewhere(id) {
+  const { conversation } = chat;
+  if ((id === null || id === conversation.id) && !runs.busy && store.conversations.has(conversation.id)) {
+    chat.open(store.conversations.get(conversation.id));
+  } else {
+    sidebar.draw();
   }
-}
-
-/** Compare both runs. */
-function judge() {
-  const [one, other] = [paced.record, bare.record];
-  let place = difference(one, other);
-  const both = Math.min(one.tokens, other.tokens);
-  if (place < 0 && !halted && one.tokens !== other.tokens) place = both;
-  const verdict = field("verdict");
-  verdict.hidden = false;
-  verdict.className = `verdict ${place < 0 ? "good" : "bad"}`;
-  if (place < 0) {
-    const ratio = one.speed && other.speed && (one.speed / other.speed).toFixed(2);
-    const fast = ratio ? `, at ${ratio} times the speed` : "";
-    verdict.textContent = `The same text, ${count(both, "token")}${fast}.`;
-    return;
-  }
-  const lossy = !known.exact && !field("drafter").value;
-  const why = lossy ? "this drafter is lossy." : "this is a bug; please report it.";
-  verdict.textContent = `The texts differ from token ${place + 1} on: ${why}`;
-  paced.words.wrong(place);
-  bare.words.wrong(place);
 }
 
 // The form
 
-function showTalk() {
-  const turns = talk.map(({ role, content }) => {
-    const turn = document.createElement("li");
-    const name = document.createElement("b");
-    const text = document.createElement("p");
-    turn.className = role;
-    name.textContent = role === "user" ? "You" : "Model";
-    text.textContent = content;
-    turn.append(name, text);
-    return turn;
-  });
-  field("talk").replaceChildren(...turns);
-}
-
 function changeMode() {
-  const chat = chatting();
+  const chatting = isChat();
   const focused = document.activeElement;
-  field("stage")[chat ? "append" : "prepend"](field("composer")); // where one looks for it
+  byId("stage")[chatting ? "append" : "prepend"](byId("dock")); // where one looks for it
+  byId(chatting ? "chat-run" : "scroller").append(byId("answer"));
   focused?.focus();
-  field("prompt-label").textContent = chat ? "Message" : "Prompt";
-  for (const id of ["system-field", "clear", "talk"]) field(id).hidden = !chat;
-  clear();
+  document.body.dataset.mode = chatting ? "chat" : "completion";
+  byId("prompt-label").textContent = chatting ? "Message" : "Prompt";
+  byId("run-label").textContent = chatting ? "Send" : "Run";
+  byId("prompt").required = !chatting;
+  byId("prompt").placeholder = chatting ? "Write a message" : "";
+  if (chatting) prompt = byId("prompt").value || prompt;
+  byId("prompt").value = chatting ? "" : prompt;
+  byId("attach").hidden = byId("talk").hidden = byId("system-field").hidden = !chatting;
+  byId("welcome").hidden = !chatting || chat.conversation.turns.size > 0;
+  const length = byId("max_tokens");
+  if (length.value === (chatting ? FIRST_LENGTH : "")) length.value = chatting ? "" : FIRST_LENGTH;
+  runs.clear();
+  byId("problem").hidden = Boolean(known);
+  byId("status").textContent = byId("usage").textContent = "";
+  showColours();
 }
 
-function clear() {
-  talk = [];
-  asked = null;
-  showTalk();
-  for (const id of ["answer", "views", "verdict", "problem"]) field(id).hidden = true;
-  field("status").textContent = "";
+function showColours() {
+  const on = preference(isChat() ? "chatColours" : "completionColours", !isChat());
+  byId("colours").setAttribute("aria-pressed", String(on));
+  document.body.classList.toggle("colourless", !on);
+  chat.setColours(on && isChat());
 }
 
-function checkSchema() {
-  const { wrong, value } = parsed(field("schema").value);
-  const hint = field("schema-hint");
-  field("schema").setCustomValidity(wrong ?? "");
-  field("schema").setAttribute("aria-invalid", String(Boolean(wrong)));
-  hint.textContent = wrong ?? `${value ? "A JSON object. " : ""}The answer will follow it.`;
+function switchColours() {
+  const on = byId("colours").getAttribute("aria-pressed") === "true";
+  setPreference(isChat() ? "chatColours" : "completionColours", !on);
+  showColours();
+}
+
+function checkJson(name, parse, rightText) {
+  const { wrong, value } = parse(byId(name).value);
+  const hint = byId(`${name}-hint`);
+  byId(name).setCustomValidity(wrong ?? "");
+  byId(name).setAttribute("aria-invalid", String(Boolean(wrong)));
+  hint.textContent = wrong ?? rightText(value);
   hint.classList.toggle("bad", Boolean(wrong));
+}
+
+function checkSettings() {
+  checkJson("schema", parseSchema, (value) => `${value ? "A JSON object. " : ""}The answer will follow it.`);
+  checkJson("tools", parseTools, (value) =>
+    value ? `${value.length} that the model may call.` : "Functions that the model may call in a chat.",
+  );
 }
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  run();
+  submit();
 });
-form.addEventListener("invalid", () => (field("settings").open = true), true);
+document.addEventListener("invalid", ({ target }) => byId("settings").contains(target) && panels.show("settings", true), true);
 for (const radio of form.elements.mode) radio.addEventListener("change", changeMode);
-field("schema").addEventListener("input", checkSchema);
-field("key").addEventListener("change", meet);
-field("clear").addEventListener("click", clear);
-field("stop").addEventListener("click", () => control?.abort());
-field("compare").addEventListener("change", () => {
-  const open = asked && !control && paced.record?.tokens && !bare.record;
-  if (field("compare").checked && open) busy(replay);
+for (const name of ["schema", "tools"]) byId(name).addEventListener("input", checkSettings);
+byId("key").addEventListener("change", meet);
+byId("retry").addEventListener("click", meet);
+byId("stop").addEventListener("click", () => runs.stop());
+byId("colours").addEventListener("click", switchColours);
+byId("system").addEventListener("input", (event) => chat.setSystem(event.target.value));
+byId("compare").addEventListener("change", () => {
+  if (byId("compare").checked && runs.replayable) runs.during(() => runs.replay()).catch(complain);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") control?.abort();
-  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  if (event.key === "Escape" && !panels.closeAll()) runs.stop();
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.defaultPrevented) return;
   event.preventDefault();
-  if (!control) form.requestSubmit();
+  if (!runs.busy) form.requestSubmit();
 });
 new ResizeObserver(() => {
-  if (paced.record) views.pace(paced.record, bare.record);
-}).observe(field("chart"));
+  if (runs.paced.record?.passes.length) showPace(runs.paced.record, runs.plain.record);
+}).observe(byId("chart"));
+store.watch(changedElsewhere);
 
-const apple = /Mac|iPhone|iPad/.test(navigator.platform);
-if (apple) field("run").querySelector("kbd").textContent = "⌘ ⏎";
-field("settings").open = matchMedia("(min-width: 900px)").matches;
+keepSettings();
+if (matchMedia("(hover: hover)").matches) byId("prompt").focus();
 changeMode(); // a reload may have kept the form
-checkSchema();
+checkSettings();
+showBusy();
+const [latest] = store.latest;
+if (latest && location.hash !== "#new") chat.open(latest);
+else chat.render();
 meet();

@@ -1,4 +1,4 @@
-// What is kept of a run: its passes, and what follows from them.
+// A run's passes, and what follows from them.
 
 export class Record {
   passes = [];
@@ -6,8 +6,8 @@ export class Record {
   finish = null;
 
   /**
-   * A pass: `tokens`, `texts`, `origins` of each, `at` in seconds, `tree`. Of several `passes` that
-   * came as one, because the page was slow, the tree is the last one's.
+   * Add a pass: `tokens`, `texts`, `origins` of each, `at` in seconds, `tree`. Where several
+   * `passes` came as one, because the page was slow, the tree is the last one's.
    */
   add(pass) {
     this.passes.push(pass);
@@ -28,40 +28,55 @@ export class Record {
     return seconds > 0 ? (this.tokens - this.passes[0].tokens.length) / seconds : null;
   }
 
-  /** Tokens there were at each moment: [seconds, tokens], from the first pass on. */
+  /** Number of tokens over time: [seconds, tokens], from the first pass on. */
   get curve() {
     let tokens = -this.passes[0].tokens.length;
     return this.passes.map((pass) => [pass.at - this.passes[0].at, (tokens += pass.tokens.length)]);
   }
 
-  /** How many passes there were. */
-  get ran() {
+  /** Number of passes of the model. */
+  get passCount() {
     return this.passes.reduce((sum, pass) => sum + pass.passes, 0);
   }
 
-  /** Those that came with their trees. */
-  get seen() {
+  /** Passes that came with their trees. */
+  get traced() {
     return this.passes.filter((pass) => pass.passes === 1);
   }
 
-  /** Who guessed how much, and how much was right, as far as seen: name -> [guessed, right]. */
-  get guesses() {
-    const found = new Map();
-    const row = (name) => found.get(name) ?? found.set(name, [0, 0]).get(name);
-    for (const { tree, origins } of this.seen) {
+  /** Proposed and accepted tokens of each drafter, as far as traced: name -> [proposed, accepted]. */
+  get drafted() {
+    const counts = new Map();
+    const row = (name) => counts.get(name) ?? counts.set(name, [0, 0]).get(name);
+    for (const { tree, origins } of this.traced) {
       for (const name of tree.origins) if (name !== null) row(name)[0] += 1;
       for (const name of origins) if (name !== null) row(name)[1] += 1;
     }
-    return found;
+    return counts;
   }
 
-  /** Tokens that nobody guessed, as far as seen. */
+  /** Number of tokens that no drafter proposed, as far as traced. */
   get own() {
-    return this.seen.flatMap((pass) => pass.origins).filter((name) => name === null).length;
+    return this.traced.flatMap((pass) => pass.origins).filter((name) => name === null).length;
   }
 }
 
-/** Where two runs first differ, as a number of tokens; -1 if one is the beginning of the other. */
+/**
+ * Return a pass's tokens: `{text, pass, name, probability}`; `name` is the drafter, null for the
+ * model, and `probability` the drafter's, null where the pass came without its tree.
+ */
+export function tokensOf(pass, number) {
+  const alone = pass.passes === 1;
+  const first = alone ? 0 : pass.tokens.length - pass.tree.path.length; // that the tree is of
+  const whole = alone || pass.origins.at(-1) === null;
+  return pass.texts.map((text, index) => {
+    const node = whole && index >= first ? pass.tree.path[index - first + 1] : undefined;
+    const probability = node === undefined ? null : pass.tree.scores[node];
+    return { text, pass: number, name: pass.origins[index], probability };
+  });
+}
+
+/** Return where two runs first differ, as a number of tokens; -1 if one is the other's beginning. */
 export function difference(one, other) {
   const [a, b] = [one.ids, other.ids];
   return a.findIndex((id, place) => place < b.length && id !== b[place]);

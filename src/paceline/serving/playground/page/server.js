@@ -1,36 +1,47 @@
-// Talks to the server: the facts, and the pieces of an answer as they come.
+// Talks to the server: the facts about it, and the pieces of an answer as they come.
 
-/** A request that the server did not take, or did not bring to its end. */
+/**
+ * A request that the server did not take, or did not bring to its end.
+ *
+ * `status` is HTTP's, 0 where there was no answer; `wait` are seconds after which to try again, null
+ * where the server named none.
+ */
 export class Refused extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, wait = null) {
     super(message);
     this.status = status;
+    this.wait = wait;
+  }
+
+  /** Whether the server is there, but its model is still being loaded. */
+  get loading() {
+    return this.status === 503;
   }
 }
 
-/** What the server is and offers. */
+/** Return what the server is and offers. */
 export async function facts(key) {
-  return (await reached("v1/playground", { headers: headers(key) })).json();
+  return (await request("v1/playground", { headers: headers(key) })).json();
 }
 
-/** The pieces of a streamed answer; leaving early, or `signal`, cancels it. */
+/** Yield the pieces of a streamed answer; leaving early, or `signal`, cancels it. */
 export async function* pieces(path, body, key, signal) {
-  const asked = JSON.stringify({ ...body, stream: true, trace: true });
-  const reply = await reached(path, { method: "POST", headers: headers(key), body: asked, signal });
+  const text = JSON.stringify({ ...body, stream: true, trace: true });
+  const reply = await request(path, { method: "POST", headers: headers(key), body: text, signal });
   const reader = reply.body.pipeThrough(new TextDecoderStream()).getReader();
   let held = "";
-  let whole = false;
+  let complete = false;
   try {
     for (;;) {
-      const { done, value } = await reader.read();
-      if (done && whole) return;
+      const { done, value } = await read(reader);
+      if (done && complete) return;
       if (done) throw new Refused("The server broke the answer off.");
       const events = (held + value).split("\n\n");
       held = events.pop();
       for (const event of events) {
         const data = event.replace(/^data: /, "");
-        whole = data === "[DONE]";
-        if (whole) continue;
+        complete = data === "[DONE]";
+        if (complete) continue;
         const piece = JSON.parse(data);
         if (piece.error) throw new Refused(piece.error.message);
         yield piece;
@@ -41,13 +52,22 @@ export async function* pieces(path, body, key, signal) {
   }
 }
 
-function headers(key) {
-  const found = { "Content-Type": "application/json" };
-  if (key) found.Authorization = `Bearer ${key}`;
-  return found;
+async function read(reader) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused("The connection to the server was lost.");
+  }
 }
 
-async function reached(path, options) {
+function headers(key) {
+  const fields = { "Content-Type": "application/json" };
+  if (key) fields.Authorization = `Bearer ${key}`;
+  return fields;
+}
+
+async function request(path, options) {
   let reply;
   try {
     reply = await fetch(path, options);
@@ -56,6 +76,8 @@ async function reached(path, options) {
     throw new Refused("The server cannot be reached.");
   }
   if (reply.ok) return reply;
-  const found = await reply.json().catch(() => null);
-  throw new Refused(found?.error?.message ?? `The server answered ${reply.status}.`, reply.status);
+  const answer = await reply.json().catch(() => null);
+  const wait = Number.parseInt(reply.headers.get("Retry-After") ?? "", 10);
+  const message = answer?.error?.message ?? `The server answered ${reply.status}.`;
+  throw new Refused(message, reply.status, Number.isNaN(wait) ? null : wait);
 }

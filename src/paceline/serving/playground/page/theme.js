@@ -1,4 +1,4 @@
-// Light, dark, or as the system is. Runs before the page is drawn, so that nothing flashes.
+// Light, dark, or as the system is. Runs before the page is drawn, so that it does not flash.
 (() => {
   const root = document.documentElement;
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -11,9 +11,9 @@
   document.addEventListener("DOMContentLoaded", () => {
     const button = document.getElementById("theme");
     const show = () => {
-      const other = dark() ? "Light" : "Dark";
-      button.textContent = other;
-      button.setAttribute("aria-label", `${other} colours`);
+      const label = `${dark() ? "Light" : "Dark"} theme`;
+      button.setAttribute("aria-label", label);
+      button.title = label;
     };
     button.addEventListener("click", () => {
       root.dataset.theme = dark() ? "light" : "dark";

@@ -1,4 +1,4 @@
-// A draft tree: the accepted path runs straight along the top, what was in vain hangs below it.
+// A draft tree: the accepted path runs straight along the top, rejected branches hang below it.
 
 import { colour } from "./colours.js";
 import { mark, width } from "./drawing.js";
@@ -11,7 +11,7 @@ const LONGEST = 18; // characters
 
 /** Draw the tree of a pass into `svg`. */
 export function draw(svg, pass) {
-  const nodes = grown(pass);
+  const nodes = layOut(pass);
   const rows = place(nodes, 0, 0);
   const wide = []; // of each column
   for (const node of nodes) wide[node.depth] = Math.max(wide[node.depth] ?? 0, node.width);
@@ -31,8 +31,8 @@ export function draw(svg, pass) {
   svg.replaceChildren(...below.map((node) => edge(nodes[node.parent], node)), ...nodes.map(box));
 }
 
-/** What is drawn: the tree's nodes, and the token that the model drew at the path's end. */
-function grown({ tree, texts, origins }) {
+/** Return the nodes to draw: the tree's, and the token that the model sampled at the path's end. */
+function layOut({ tree, texts, origins }) {
   const nodes = tree.tokens.map((text, index) => ({
     label: label(text),
     parent: tree.parents[index],
@@ -57,7 +57,7 @@ function grown({ tree, texts, origins }) {
   return nodes;
 }
 
-/** Give the branch at `index` rows from `row` on; returns the first row below it. */
+/** Give the branch at `index` rows from `row` on; return the first row below it. */
 function place(nodes, index, row) {
   const node = nodes[index];
   node.row = row;
@@ -93,7 +93,7 @@ function edge(above, node) {
 function tip(node, index) {
   if (!index) return "the last token before this pass";
   if (node.drawn) return "the model's own";
-  const end = node.taken ? "accepted" : "in vain";
+  const end = node.taken ? "accepted" : "rejected";
   return `${node.origin}: probability ${Math.round(100 * node.probability)} %, ${end}`;
 }
 

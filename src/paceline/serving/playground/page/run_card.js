@@ -1,49 +1,61 @@
-// One run's card: its text as it grows, its speed, what there is to say.
+// One run's card: its text as it grows, its speed, a summary.
 
 import { Record } from "./record.js";
-import { Words } from "./words.js";
+import { TokenText } from "./token_text.js";
 
-export class Side {
+export class RunCard {
   record = null;
 
   constructor(card, onPick) {
     this.card = card;
-    this.words = new Words(card.querySelector(".text"), onPick);
+    this.text = new TokenText(card.querySelector(".text"), onPick);
     this.speed = card.querySelector(".speed");
     this.summary = card.querySelector(".summary");
   }
 
+  /** Start a run; return its record, which is to be filled. */
   begin() {
-    this.card.hidden = false;
     this.card.setAttribute("aria-busy", "true");
-    this.record = new Record();
-    this.shown = 0; // passes
-    this.words.clear();
-    this.summary.textContent = "";
+    this.start(new Record());
     this.draw();
     return this.record;
+  }
+
+  /** Show a run that is over. */
+  show(record) {
+    this.start(record);
+    this.end();
+  }
+
+  start(record) {
+    this.card.hidden = false;
+    this.record = record;
+    this.shown = 0; // passes
+    this.text.clear();
+    this.summary.textContent = "";
   }
 
   /** Show what came since the last time. */
   draw() {
     const { passes, speed } = this.record;
-    while (this.shown < passes.length) this.words.add(passes[this.shown], this.shown++);
+    while (this.shown < passes.length) this.text.add(passes[this.shown], this.shown++);
     const big = document.createElement("span");
     big.className = "big";
     big.textContent = speed === null ? "–" : round(speed);
     this.speed.replaceChildren(big, " tokens/s");
   }
 
+  /** Show all of a run, and its summary. */
   end() {
     this.draw();
     this.card.removeAttribute("aria-busy");
-    const { ran, seen, tokens, guesses } = this.record;
-    if (!ran) return;
-    const rate = (tokens / ran).toFixed(2);
-    const passes = count(ran, "pass", "passes");
+    const { passCount, traced, tokens, drafted } = this.record;
+    if (!passCount) return;
+    const rate = (tokens / passCount).toFixed(2);
+    const passes = count(passCount, "pass", "passes");
     this.summary.textContent = `${count(tokens, "token")} in ${passes}, ${rate} a pass.`;
-    const lost = ran - seen.length;
-    if (lost && guesses.size) {
+    const lost = passCount - traced.length;
+    if (lost && drafted.size) {
       this.summary.append(` Too fast for this page: ${lost} without their trees.`);
     }
   }
@@ -54,12 +66,12 @@ export class Side {
   }
 }
 
-/** `1 token`, `2 tokens`. */
+/** Return `1 token`, `2 tokens`. */
 export function count(number, one, many = `${one}s`) {
   return `${number.toLocaleString("en")} ${number === 1 ? one : many}`;
 }
 
-/** Three digits that matter. */
-function round(value) {
+/** Return a number with three significant digits. */
+export function round(value) {
   return value < 100 ? String(+value.toPrecision(3)) : Math.round(value).toLocaleString("en");
 }
