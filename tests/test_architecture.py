@@ -51,6 +51,9 @@ SHARED = {
     "attention pattern": {"base"},
     "pruner": {"base"},
     "quantizer": {"base"},
+    "factorizer": {"base"},
+    "transform": {"base"},
+    "correction": {"base"},
     "kv policy": {"base"},
 }
 

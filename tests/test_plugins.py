@@ -96,7 +96,8 @@ COMPRESS = """
 import sys
 import numpy as np, torch
 from paceline.compress.pipeline import compress_blocks
-from paceline.models import load
+from paceline.compress.recipe import parse_recipe
+from paceline.models import blocks, load
 from paceline.registry import pruners, quantizers
 
 model = load(sys.argv[1])
@@ -108,16 +109,16 @@ for name in model.weights:
         place = layers[int(index)]
     place[key] = torch.tensor(np.asarray(model.weights[name], np.float32))
 tokens = torch.tensor([model.tokenizer.encode("Once upon a time there was a dog. " * 4)])
+x = blocks.embed(tokens, torch.arange(tokens.shape[1]), model.config, outer)
 for family, name in ((pruners, "norm_weighted"), (quantizers, "clipped")):
     for spec in family.find(name).examples:
-        stored = dict(
-            compress_blocks(model.config, outer, layers.__getitem__, tokens, family.parse(spec))
-        )
         errors = []
-        for key, matrix in stored.items():
-            _, index, rest = key.split(".")
-            weight = layers[int(index)][rest].numpy()
-            errors.append(np.square(matrix.dense() - weight).sum() / np.square(weight).sum())
+        recipe = parse_recipe(spec)
+        for block in compress_blocks(model.config, layers.__getitem__, x, recipe):
+            for key in ("q", "k", "v", "o", "gate", "up", "down"):
+                weight = layers[block.index][key].numpy()
+                lost = block.tensors[key].dense() - weight
+                errors.append(np.square(lost).sum() / np.square(weight).sum())
         print(spec, max(errors))
 """
 

@@ -293,6 +293,9 @@ kv_policies = Registry("kv policy", "paceline.kvcache")
 patterns = Registry("attention pattern", "paceline.attention")
 pruners = Registry("pruner", "paceline.compress.prune")
 quantizers = Registry("quantizer", "paceline.compress.quantize")
+factorizers = Registry("factorizer", "paceline.compress.lowrank")
+transforms = Registry("transform", "paceline.compress.transform")
+corrections = Registry("correction", "paceline.compress.correction")
 
 FAMILIES: dict[str, Registry] = {
     registry.family: registry
@@ -307,5 +310,8 @@ FAMILIES: dict[str, Registry] = {
         patterns,
         pruners,
         quantizers,
+        factorizers,
+        transforms,
+        corrections,
     )
 }

@@ -1,4 +1,4 @@
-"""Pruners and quantisers: selection, grids, calibration, and models that still speak."""
+"""Pruners and quantisers: selection, grids, statistics."""
 
 import numpy as np
 import pytest
@@ -7,22 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.compress.base import Statistic, Statistics
-from paceline.compress.pipeline import MATRICES, compress_blocks
 from paceline.compress.prune.magnitude import Magnitude
 from paceline.compress.quantize.rtn import RoundToNearest
-from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError
-from paceline.models import blocks, load
 from paceline.registry import pruners, quantizers
-from tests.conftest import shared
 
 NONE = Statistics()
-EXAMPLES = [
-    spec
-    for family in (pruners, quantizers)
-    for method in family.methods().values()
-    for spec in method.examples
-]
 
 
 def parse(spec):
@@ -79,11 +69,16 @@ def test_equal_scores_keep_the_first_inputs():
 )
 def test_every_weight_is_the_nearest_value_of_its_grid(rows, columns, bits, group, symmetric, seed):
     weight = matrix(rows, columns, seed)
-    method = RoundToNearest(bits=bits, group=group, symmetric=symmetric)
+    method = RoundToNearest(bits=bits, group=group, symmetric=symmetric, search=0)
     found = torch.from_numpy(method.compress(weight, NONE).dense())
     scales = method.grid(weight).scales.repeat_interleave(group or columns, 1)[:, :columns]
-    # Half a step, and as much again where the zero point was rounded away from the range's end.
-    assert ((found - weight).abs() <= scales * (0.5001 if symmetric else 1.0001)).all()
+    # Half a step, as much again where the zero point was rounded away from the range's end, and at
+    # the ends what the rounding of scales to half precision moves them by.
+    steps = (0.5001 if symmetric else 1.0001) + 2**bits / 2**10
+    assert ((found - weight).abs() <= scales * steps).all()
+    searched = RoundToNearest(bits=bits, group=group, symmetric=symmetric, search=5)
+    better = torch.from_numpy(searched.compress(weight, NONE).dense())
+    assert (better - weight).square().sum() <= (found - weight).square().sum() * 1.0001
 
 
 def test_zeros_stay_zeros():
@@ -123,68 +118,3 @@ def test_statistics_add_up():
     torch.testing.assert_close(found.input_norm, x.norm(dim=0))
     torch.testing.assert_close(found.second_moment, x.T @ x)
     assert Statistics().plus(x, frozenset()).input_norm is None
-
-
-@pytest.fixture(scope="module")
-def story():
-    model = load(shared("models", "stories260K"))
-    outer, layers = {}, [{} for _ in model.config.layers]
-    for name in model.weights:
-        place, key = outer, name
-        if name.startswith("layers."):
-            _, index, key = name.split(".", 2)
-            place = layers[int(index)]
-        place[key] = torch.tensor(np.asarray(model.weights[name], np.float32))
-    text = shared("data", "stories-val")
-    tokens = model.tokenizer.encode("Once upon a time there was a little girl named Lily. " * 8)
-    assert text.exists()
-    return model, outer, layers, torch.tensor([tokens[:128]])
-
-
-def loss(model, weights, tokens):
-    """Nats a token of a text."""
-    rows = []
-    engine = ReferenceEngine(model.config, weights)
-    ids = tokens[0].numpy().astype(np.int32)
-    engine.start(ids, lambda _, __, logits: rows.append(logits.copy()))
-    logits = torch.from_numpy(np.concatenate(rows))
-    return torch.nn.functional.cross_entropy(logits[:-1], tokens[0, 1:]).item()
-
-
-@pytest.mark.parametrize("spec", EXAMPLES)
-def test_a_compressed_model_still_speaks(story, spec):
-    model, outer, layers, tokens = story
-    method = parse(spec)
-    stored = dict(compress_blocks(model.config, outer, layers.__getitem__, tokens, method))
-    assert len(stored) == len(MATRICES) * len(layers)
-    weights = {name: np.asarray(model.weights[name]) for name in model.weights}
-    before = loss(model, weights, tokens)
-    after = loss(model, weights | {n: s.dense() for n, s in stored.items()}, tokens)
-    assert after != before
-    assert after < np.log(model.config.vocab_size) - 1  # far better than a uniform guess
-    if getattr(method, "bits", 0) == 8:
-        assert abs(after - before) < 0.02
-    dense = sum(weights[name].nbytes for name in stored)
-    assert sum(s.nbytes for s in stored.values()) < 0.8 * dense
-
-
-def test_later_blocks_see_the_error_of_earlier_ones(story):
-    model, outer, layers, tokens = story
-    seen = []
-
-    class Recording(Magnitude):
-        statistics = frozenset({Statistic.INPUT_NORM})
-
-        def score(self, weight, stats):
-            seen.append(stats.input_norm)
-            return super().score(weight, stats)
-
-    list(compress_blocks(model.config, outer, layers.__getitem__, tokens, Recording(sparsity=0.5)))
-    inputs = {}
-    blocks.logits(
-        tokens, model.config, outer, layers, lambda *tap: inputs.update({tap[:2]: tap[2]})
-    )
-    first, last = seen[0], seen[-len(MATRICES)]
-    torch.testing.assert_close(first, inputs[0, "q"].flatten(0, 1).norm(dim=0))
-    plain = inputs[len(layers) - 1, "q"].flatten(0, 1).norm(dim=0)
-    assert not torch.allclose(last, plain, rtol=1e-2)

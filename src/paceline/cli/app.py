@@ -104,7 +104,7 @@ _EARLIER_VERBS = {"load": "load-test", "index": "index-corpus"}
 PANELS: dict[str, tuple[str, ...]] = {
     "Generate": ("generate", "chat", "complete"),
     "Serve": ("serve", "batch"),
-    "Prepare": ("pull", "convert", "warm", "index-corpus", "inflate", "distil-hmm"),
+    "Prepare": ("pull", "convert", "compress", "warm", "index-corpus", "inflate", "distil-hmm"),
     "Measure": ("bench", "prove", "load-test", "tune-sampling"),
     "About": ("models", "methods", "doctor"),
 }

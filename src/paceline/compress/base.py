@@ -1,9 +1,15 @@
-"""The contract of a compressor: what it wants to know of a matrix, and what it makes of it."""
+"""The contracts of compression methods: what each wants to know, and what it makes of a block.
+
+Four kinds of methods make a recipe, in this order: transforms rewrite the weights of a block
+without changing what it computes, a pruner, one quantiser or factorisation, and corrections of
+what that lost.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,7 +19,12 @@ from paceline.registry import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.config import LayerConfig, ModelConfig
     from paceline.models.tensors import Linear
+
+# Matrices of a block; those of one group are multiplied with the same input.
+GROUPS = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+MATRICES = tuple(name for group in GROUPS for name in group)
 
 
 class Statistic(StrEnum):
@@ -49,13 +60,43 @@ class Statistics:
         if Statistic.SECOND_MOMENT in wanted:
             moment = flat.T @ flat
             old = self.second_moment
-            new = replace(new, second_moment=moment if old is None else old + moment)
+            new = replace(new, second_moment=moment if old is None else old.add_(moment))
         return new
+
+    @property
+    def mean_squares(self) -> Tensor | None:
+        """Mean square of each input channel, float32 [in]: the importance of its weights."""
+        if self.second_moment is not None:
+            return self.second_moment.diagonal() / max(self.count, 1)
+        return None if self.input_norm is None else self.input_norm.square() / max(self.count, 1)
 
 
 @dataclass(frozen=True)
-class WeightCompressor(Method, ABC):
-    """A method that compresses one matrix at a time; its fields are its settings.
+class Block:
+    """One decoder block that is being compressed.
+
+    Attributes:
+        index: of the layer.
+        config: the model's shape.
+        shape: the layer's shape.
+        weights: float32 tensors of the layer by name (`q`, `attn_norm`, `q.bias`); transforms
+            replace entries.
+        stats: of the inputs of each matrix, as far as the recipe asks for them.
+        inputs: float32 [B, T, hidden], what the blocks before put out, already compressed.
+        run: the block's output for some weights and inputs, differentiable.
+    """
+
+    index: int
+    config: ModelConfig
+    shape: LayerConfig
+    weights: dict[str, Tensor]
+    stats: Mapping[str, Statistics]
+    inputs: Tensor
+    run: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(repr=False)
+
+
+class Compressor(Method):
+    """What all methods of compression say about themselves.
 
     Attributes:
         statistics: what calibration has to measure for it; empty for methods without data.
@@ -63,6 +104,16 @@ class WeightCompressor(Method, ABC):
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
+
+
+@dataclass(frozen=True)
+class WeightCompressor(Compressor, ABC):
+    """A method that compresses one matrix at a time; its fields are its settings."""
+
+    @property
+    def quick(self) -> WeightCompressor:
+        """A cheap method with the same grid, for searches that compress a matrix many times."""
+        return self
 
     @abstractmethod
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
@@ -74,4 +125,33 @@ class WeightCompressor(Method, ABC):
 
         Raises:
             MethodError: the settings do not fit the matrix.
+        """
+
+
+@dataclass(frozen=True)
+class BlockTransform(Compressor, ABC):
+    """A method that rewrites the weights of a block so that they compress better."""
+
+    @abstractmethod
+    def transform(self, block: Block, compressor: WeightCompressor) -> None:
+        """Replace entries of `block.weights`; the block's output stays the same up to rounding.
+
+        Args:
+            block: with the statistics that `statistics` names.
+            compressor: what will compress the matrices.
+        """
+
+
+@dataclass(frozen=True)
+class Correction(Compressor, ABC):
+    """A method that makes up for what the compression of a matrix lost."""
+
+    @abstractmethod
+    def correct(self, weight: Tensor, stored: Linear, stats: Statistics) -> Linear:
+        """Return a stored form that is closer to a matrix.
+
+        Args:
+            weight: float32 [out, in], as it was.
+            stored: its compressed form.
+            stats: of its inputs.
         """

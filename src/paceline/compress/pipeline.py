@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from paceline.compress.base import Statistics, WeightCompressor
+from paceline.compress.base import GROUPS, MATRICES, Block, Statistic, Statistics
+from paceline.compress.recipe import Recipe
+from paceline.errors import ModelError
 from paceline.models import blocks
-from paceline.models.config import ModelConfig
+from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.tensors import Linear
 
-MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+_TOGETHER = 4096  # positions that run through a block at once
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class CompressedBlock:
+    """A compressed block.
+
+    Attributes:
+        index: of the layer.
+        tensors: stored matrices and float32 vectors by their names in the layer, e.g. `q`.
+        outputs: float32 [B, T, hidden] of the compressed block, the inputs of the next.
+    """
+
+    index: int
+    tensors: Mapping[str, Linear | Tensor]
+    outputs: Tensor
+
+
 def compress_blocks(
     config: ModelConfig,
-    outer: Mapping[str, Tensor],
     layer: Callable[[int], Mapping[str, Tensor]],
-    tokens: Tensor,
-    method: WeightCompressor,
-) -> Iterator[tuple[str, Linear]]:
+    inputs: Tensor,
+    recipe: Recipe,
+    start: int = 0,
+) -> Iterator[CompressedBlock]:
     """Compress every matrix of the decoder blocks, in order.
 
     The error of earlier blocks reaches the calibration of later ones. One block's tensors are in
@@ -30,30 +47,81 @@ def compress_blocks(
 
     Args:
         config: the model's shape.
-        outer: float32 tensors outside the layers; only the embeddings are read.
         layer: reads the float32 tensors of a layer by its index.
-        tokens: int64 [B, T], calibration texts of one length.
-        method: compresses each matrix.
+        inputs: float32 [B, T, hidden], what goes into the block `start`; see `blocks.embed`.
+        recipe: what becomes of each matrix.
+        start: the first block.
 
-    Yields:
-        the canonical name, e.g. `layers.0.q`, and the stored form.
+    Raises:
+        ModelError: an output is no number.
+        MethodError: a method does not fit a matrix.
     """
-    positions = torch.arange(tokens.shape[1])
-    x = blocks.embed(tokens, positions, config, outer)
-    for index, shape in enumerate(config.layers):
+    x = inputs
+    for index in range(start, len(config.layers)):
         weights = dict(layer(index))
-        mask = blocks.causal_mask(positions, shape.window)
-        rotation = blocks.rotation_of(shape, positions)
-        stats = {name: Statistics() for name in MATRICES if name in weights}
+        runner = _Runner(config, config.layers[index], x.shape[1])
+        matrices = [name for name in MATRICES if name in weights]
+        names = [f"layers.{index}.{name}" for name in matrices]
+        transformed = frozenset().union(*(each.statistics for each in recipe.transforms))
+        for transform in recipe.transforms:
+            stats = runner.statistics(weights, x, transformed)
+            block = Block(index, config, runner.shape, weights, stats, x, runner)
+            transform.transform(block, recipe.steps.compressors[-1])
+        with torch.no_grad():
+            stats = runner.statistics(weights, x, recipe.wanted(names))
+            tensors: dict[str, Linear | Tensor] = {}
+            for name, full in zip(matrices, names, strict=True):
+                steps = recipe.steps_of(full)
+                if not steps.compressors:
+                    continue
+                stored = steps.compress(weights[name], stats[name])
+                weights[name] = torch.from_numpy(stored.dense())
+                tensors[name] = stored
+            tensors = {**weights, **tensors}
+            x = runner.outputs(weights, x)
+        if not bool(torch.isfinite(x).all()):
+            raise ModelError(
+                f"block {index} puts out values that are no numbers on the calibration texts; the "
+                "checkpoint or the recipe is unsound"
+            )
+        yield CompressedBlock(index, tensors, x)
 
-        def tap(name: str, seen: Tensor, stats: dict[str, Statistics] = stats) -> None:
-            if name in stats:
-                stats[name] = stats[name].plus(seen, method.statistics)
 
-        if method.statistics:
-            blocks.block(x, config, shape, weights, mask, rotation, tap=tap)
-        for name, seen in stats.items():
-            stored = method.compress(weights[name], seen)
-            weights[name] = torch.from_numpy(stored.dense())
-            yield f"layers.{index}.{name}", stored
-        x = blocks.block(x, config, shape, weights, mask, rotation)
+class _Runner:
+    """Runs one block over calibration texts, some at a time."""
+
+    def __init__(self, config: ModelConfig, shape: LayerConfig, length: int) -> None:
+        positions = torch.arange(length)
+        self._config, self.shape = config, shape
+        self._mask = blocks.causal_mask(positions, shape.window)
+        self._rotation = blocks.rotation_of(shape, positions)
+        self._step = max(1, _TOGETHER // length)
+
+    def __call__(
+        self, weights: Mapping[str, Tensor], x: Tensor, tap: blocks.Tap | None = None
+    ) -> Tensor:
+        return blocks.block(
+            x, self._config, self.shape, weights, self._mask, self._rotation, tap=tap
+        )
+
+    def outputs(
+        self, weights: Mapping[str, Tensor], x: Tensor, tap: blocks.Tap | None = None
+    ) -> Tensor:
+        """Return the outputs [B, T, hidden] of all texts."""
+        return torch.cat([self(weights, part, tap) for part in torch.split(x, self._step)])
+
+    @torch.no_grad()
+    def statistics(
+        self, weights: Mapping[str, Tensor], x: Tensor, wanted: frozenset[Statistic]
+    ) -> dict[str, Statistics]:
+        """Return what is wanted to be known of the inputs of each matrix."""
+        groups = [[name for name in group if name in weights] for group in GROUPS]
+        found = {group[0]: Statistics() for group in groups if group}
+        if wanted:
+
+            def tap(name: str, seen: Tensor) -> None:
+                if name in found:
+                    found[name] = found[name].plus(seen, wanted)
+
+            self.outputs(weights, x, tap)
+        return {name: found[group[0]] for group in groups for name in group}

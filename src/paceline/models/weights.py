@@ -18,6 +18,7 @@ from paceline.models.family import Family
 from paceline.models.formats.gguf import GGUFFile, GGUFTensor
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
+from paceline.models.formats.stored_forms import StoredForms
 from paceline.models.tensor_names import Place, Shape, places
 from paceline.models.tensors import BlockQuantized, Dense, Linear, to_dense, widen
 
@@ -97,6 +98,15 @@ class Weights(Mapping[str, Linear | Floats]):
             return matrix
         return matrix.rows(part_rows(place, np.arange(matrix.shape[0])))
 
+    def nbytes(self) -> int:
+        """Return the bytes of all weights as they are stored; each part that is shared once."""
+        total = 0
+        for tensor in {place.tensor for place in self._places.values()}:
+            stored = self._tensors[tensor]
+            matrix = stored.read() if isinstance(stored, Packed) else stored
+            total += matrix.values.nbytes if isinstance(matrix, Stored) else matrix.nbytes
+        return total
+
     def formats(self) -> tuple[str, ...]:
         """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
         return tuple(sorted({tensor.format for tensor in self._tensors.values()}))
@@ -174,6 +184,12 @@ def open_weights(
     """
     files = open_tensors(folder)
     tensors = packing.collect(folder, files) if packing else files
+    if isinstance(packing, StoredForms):
+        named = {
+            name: Place(name, place.shape, place.shape)
+            for name, place in places(config, family, biased).items()
+        }
+        return _find(folder, dict(tensors), named, config, "config.json")
     return _place(folder, tensors, config, family, biased, "config.json")
 
 
@@ -205,7 +221,17 @@ def _place(
 ) -> tuple[ModelConfig, Weights]:
     """Find the tensors of a model among those of its files; `settings` is named in errors."""
     held = _strip(path, tensors, family)
-    wanted = places(config, family, biased)
+    return _find(path, held, places(config, family, biased), config, settings)
+
+
+def _find(
+    path: Path,
+    held: dict[str, FileTensor],
+    wanted: dict[str, Place],
+    config: ModelConfig,
+    settings: str,
+) -> tuple[ModelConfig, Weights]:
+    """Check that the tensors of files are those that a model has."""
     if config.tied:
         config = replace(config, tied=_tie(held, wanted))
     _check(path, held, wanted, settings)

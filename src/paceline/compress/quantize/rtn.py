@@ -25,10 +25,11 @@ class RoundToNearest(Quantizer):
         bits: as of every quantiser.
         group: as of every quantiser.
         symmetric: as of every quantiser.
+        search: as of every quantiser.
     """
 
     source = Source(note="the usual baseline; no paper of its own")
-    examples = ("rtn", "rtn:bits=8,group=0", "rtn:bits=3,group=64,symmetric=false")
+    examples = ("rtn", "rtn:bits=8,group=0,search=0", "rtn:bits=3,group=64,symmetric=false")
 
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the nearest codes."""

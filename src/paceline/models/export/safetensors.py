@@ -60,7 +60,7 @@ class SafetensorsExport:
         wanted = places(config, family, biased)
         if model.config.tied:
             wanted.pop("head", None)
-        _check_same(model, config, wanted)
+        check_describes(model, config, wanted)
         self._offset = np.float32(model.config.norm_offset - config.norm_offset)
         self._tensors = {_full_name(each, family.prefixes): each for each in assemble(wanted)}
         self.types = Counter({self.dtype: len(self._tensors)})
@@ -147,7 +147,7 @@ def _is_quantised(model: Model) -> bool:
     return any(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
 
 
-def _check_same(model: Model, config: ModelConfig, wanted: dict[str, Place]) -> None:
+def check_describes(model: Model, config: ModelConfig, wanted: dict[str, Place]) -> None:
     """Refuse settings and names that describe another model than the source."""
     lost = differences(model.config, config)
     lost += [f"the tensor {name}" for name in sorted(model.weights.keys() - wanted.keys())][:1]

@@ -98,7 +98,7 @@ class AWQLayout:
                 scale_type=kind,
             )
 
-        return Packed((rows, inputs), BITS, read)
+        return Packed((rows, inputs), f"int{BITS}", read)
 
     def save(self, matrix: Grouped) -> dict[str, NDArray[Any]]:
         """Return what follows the module's name in a checkpoint: `qweight` and the others.

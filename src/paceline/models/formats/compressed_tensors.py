@@ -117,7 +117,7 @@ class CompressedTensorsLayout:
                 scale_type=scale.dtype,
             )
 
-        return Packed((rows, inputs), bits, read)
+        return Packed((rows, inputs), f"int{bits}", read)
 
 
 def _bits(name: str, group: Any) -> int:

@@ -114,7 +114,7 @@ class GPTQLayout:
                 scale_type=kind,
             )
 
-        return Packed((rows, inputs), bits, read)
+        return Packed((rows, inputs), f"int{bits}", read)
 
     def save(self, matrix: Grouped) -> dict[str, NDArray[Any]]:
         """Return what follows the module's name in a checkpoint: `qweight` and the others.

@@ -1,4 +1,4 @@
-"""Matrices of few bits that lie in several tensors of a checkpoint, whatever the layout."""
+"""Matrices that lie in several tensors of a checkpoint, whatever the layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored
-from paceline.models.tensors import BlockQuantized, Grouped, widen
+from paceline.models.tensors import BlockQuantized, Linear, widen
 
 FLOATS = ("F32", "F16", "BF16")
 
@@ -22,18 +22,13 @@ class Packed:
 
     Attributes:
         shape: outputs and inputs.
-        bits: of a code.
+        format: name of the kind of matrix, e.g. `int4`.
         read: unpacks the codes, each time.
     """
 
     shape: tuple[int, int]
-    bits: int
-    read: Callable[[], Grouped]
-
-    @property
-    def format(self) -> str:
-        """Name of the width, e.g. `int4`."""
-        return f"int{self.bits}"
+    format: str
+    read: Callable[[], Linear]
 
 
 FileTensor = Stored | Packed | BlockQuantized

@@ -9,11 +9,13 @@ from paceline.models.formats.awq import AWQLayout
 from paceline.models.formats.compressed_tensors import CompressedTensorsLayout
 from paceline.models.formats.gptq import GPTQLayout
 from paceline.models.formats.packed import Packing
+from paceline.models.formats.stored_forms import QUANT_METHOD, StoredForms
 
 _LAYOUTS: Mapping[str, Callable[[Mapping[str, Any]], Packing]] = {
     "compressed-tensors": CompressedTensorsLayout.of,
     "gptq": GPTQLayout.of,
     "awq": AWQLayout.of,
+    QUANT_METHOD: StoredForms.of,
 }
 
 

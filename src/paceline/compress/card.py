@@ -1,0 +1,65 @@
+"""What is told of a compressed checkpoint: `card.json`, and the same as text in `card.md`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paceline.models.formats.writer import write_bytes
+
+
+def write_card(folder: Path, card: Mapping[str, Any]) -> None:
+    """Write both forms of a card into a folder.
+
+    Raises:
+        ModelError: they cannot be written.
+    """
+    text = json.dumps(card, indent=2, allow_nan=False) + "\n"
+    write_bytes(folder / "card.json", text.encode())
+    write_bytes(folder / "card.md", as_markdown(card).encode())
+
+
+def as_markdown(card: Mapping[str, Any]) -> str:
+    """Return a card as text."""
+    size, source = card["size"], card["source"]
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"{source['name']} compressed by Paceline {card['version']}: `{card['recipe']}`.",
+        "",
+        f"- Calibrated on {card['calibration']['rows']} texts of {card['calibration']['length']} "
+        f"tokens ({card['calibration']['origin']}).",
+        f"- {size['total'] / 1e6:.1f} MB, of the source's {source['bytes'] / 1e6:.1f} MB; "
+        f"{size['bits_per_weight']:.2f} bits for a weight of the layers, scales and all told.",
+        f"- Compressed in {card['seconds']:.0f} s with at most {card['peak_bytes'] / 1e9:.2f} GB "
+        "of memory.",
+        *(f"- {note}" for note in card.get("notes", ())),
+    ]
+    if price := card.get("price"):
+        loss = price["loss"]
+        lines += [
+            "",
+            "## What it costs and brings",
+            "",
+            f"Paired over {price['windows']} windows of {price['window']} tokens of "
+            f"{price['text']}; {price['machine']}, {price['threads']} threads.",
+            "",
+            "| | nats a token | bits a byte | tokens/s, plain | pass of 8 | pass of 16 |",
+            "|---|---:|---:|---:|---:|---:|",
+            _row("source", price["source"]),
+            _row("compressed", price["compressed"]),
+            "",
+            f"It loses {loss['nats']:.4f} nats a token (standard error {loss['error']:.4f}); the "
+            f"most likely token is the same at {loss['firsts']:.1%} of the positions.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, one: Mapping[str, Any]) -> str:
+    passes = [f"{one['passes'][size]:.2f}" if size in one["passes"] else "" for size in ("8", "16")]
+    return (
+        f"| {name}, {one['format']} | {one['nats']:.4f} | {one['bits_per_byte']:.4f} | "
+        f"{one['tokens_per_second']:.1f} | {passes[0]} | {passes[1]} |"
+    )

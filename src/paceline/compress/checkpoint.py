@@ -1,0 +1,159 @@
+"""Write a compressed checkpoint: canonical tensors in their stored forms, and the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.compress.base import MATRICES, Statistics
+from paceline.compress.work_folder import WorkFolder, write_arrays
+from paceline.errors import ModelError
+from paceline.models.export.hf_settings import hf_settings
+from paceline.models.export.hf_tokenizer import tokenizer_files
+from paceline.models.export.safetensors import check_describes
+from paceline.models.formats.safetensors import Stored, read_file
+from paceline.models.formats.stored_forms import arrays_of, scheme
+from paceline.models.formats.writer import write_bytes, write_json
+from paceline.models.hf_config import read_config
+from paceline.models.tensor_names import places
+from paceline.models.tensors import Linear
+
+if TYPE_CHECKING:
+    from paceline.compress.recipe import Recipe
+    from paceline.models import Model
+    from paceline.models.config import ModelConfig
+
+Arrays = dict[str, tuple[str, NDArray[Any]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is checked of a model before its compression begins.
+
+    Attributes:
+        settings: of the config.json that will be written.
+        norm_offset: what is added to the norms that are written.
+        texts: contents of the tokenizer's files by name.
+    """
+
+    settings: Mapping[str, Any]
+    norm_offset: float
+    texts: Mapping[str, bytes]
+
+    @classmethod
+    def of(cls, model: Model, recipe: Recipe) -> Target:
+        """Check that a checkpoint can describe a model.
+
+        Raises:
+            ModelError: it cannot; what would be lost.
+        """
+        settings = hf_settings(model) | {"dtype": "float32"}
+        config, family, biased = read_config(settings)
+        wanted = places(config, family, biased)
+        if model.config.tied:
+            wanted.pop("head", None)
+        check_describes(model, config, wanted)
+        settings["quantization_config"] = scheme(str(recipe))
+        offset = model.config.norm_offset - config.norm_offset
+        return cls(settings, offset, tokenizer_files(model))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of a checkpoint's tensors.
+
+    Attributes:
+        total: of all tensors.
+        matrices: of the matrices in the blocks, with scales, minima and factors.
+        weights: their number of weights.
+    """
+
+    total: int
+    matrices: int
+    weights: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits for a weight of the matrices in the blocks, all told."""
+        return 8 * self.matrices / self.weights
+
+
+def write_checkpoint(
+    folder: Path, model: Model, recipe: Recipe, target: Target, work: WorkFolder
+) -> Size:
+    """Write the finished blocks and what lies outside them into a folder.
+
+    config.json comes last: a folder that has one is complete.
+
+    Raises:
+        ModelError: it cannot be written.
+        MethodError: the recipe of the head does not fit it.
+    """
+    arrays = _outer(model, recipe)
+    for index in range(len(model.config.layers)):
+        tensors = read_file(work.block_file(index))
+        arrays |= {name: (each.dtype, each.values) for name, each in tensors.items()}
+    if target.norm_offset:
+        arrays = {name: _moved(name, *each, target.norm_offset) for name, each in arrays.items()}
+    write_arrays(folder / "model.safetensors", arrays)
+    for name, content in target.texts.items():
+        write_bytes(folder / name, content)
+    write_json(folder / "config.json", dict(target.settings))
+    return _size(arrays, model.config)
+
+
+def _outer(model: Model, recipe: Recipe) -> Arrays:
+    """Return what lies outside the blocks: as it is stored, or as the head's recipe says."""
+    arrays: Arrays = {}
+    for name in model.weights:
+        if name.startswith("layers."):
+            continue
+        weight: Any = model.weights.stored(name)
+        if recipe.head.compressors and name in ("embed", "head"):
+            import torch
+
+            values = torch.from_numpy(np.array(model.weights.dense(name)))
+            weight = recipe.head.compress(values, Statistics())
+        if isinstance(weight, Stored):
+            arrays[name] = (weight.dtype, weight.values)
+        else:
+            arrays |= arrays_of(name, weight)
+    return arrays
+
+
+def _moved(name: str, kind: str, values: NDArray[Any], offset: float) -> tuple[str, NDArray[Any]]:
+    if not name.endswith("norm"):
+        return kind, values
+    if kind != "F32":
+        raise ModelError(f"the norm {name} is {kind}, expected F32")
+    return kind, values + np.float32(offset)
+
+
+def _size(arrays: Arrays, config: ModelConfig) -> Size:
+    total = sum(values.nbytes for _, values in arrays.values())
+    matrices = weights = 0
+    for name, (_, values) in arrays.items():
+        owner, _, part = name.partition(":")
+        if owner.rpartition(".")[2] not in MATRICES or not owner.startswith("layers."):
+            continue
+        if part == "meta":
+            rows, columns = json.loads(bytes(values))["shape"]
+            weights += rows * columns
+        elif not part.endswith(".meta"):
+            matrices += values.nbytes
+            weights += 0 if part else values.size
+    return Size(total, matrices, weights)
+
+
+def is_compressed(model: Model) -> bool:
+    """Return whether a matrix of the blocks is stored in fewer bits than floating-point numbers."""
+    from paceline.models.tensors import Dense
+
+    stored = (model.weights.stored(name) for name in model.weights if name.startswith("layers."))
+    return any(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)

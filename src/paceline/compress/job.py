@@ -1,0 +1,145 @@
+"""Compress a checkpoint into a folder: resumable, one block in memory at a time."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+import paceline
+from paceline.compress.checkpoint import Size, Target, is_compressed, write_checkpoint
+from paceline.compress.work_folder import WorkFolder
+from paceline.errors import ModelError, RequestError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.compress.calibrate import Calibration
+    from paceline.compress.recipe import Recipe
+    from paceline.models import Model
+
+
+@dataclass
+class CompressionJob:
+    """The compression of one checkpoint; everything is checked before the work begins.
+
+    Args:
+        model: the source.
+        out: the folder to write.
+        recipe: what becomes of each matrix.
+        again: compress a checkpoint that is stored in few bits already.
+
+    Raises:
+        RequestError: the target exists, or the source is compressed already.
+        ModelError: a checkpoint cannot describe the model.
+    """
+
+    model: Model
+    out: Path
+    recipe: Recipe
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        """Check source and target."""
+        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
+            raise RequestError(f"{self.out} exists already; name a new folder")
+        if not self.out.parent.is_dir():
+            raise RequestError(f"cannot write {self.out}: there is no folder {self.out.parent}")
+        if not self.again and is_compressed(self.model):
+            raise RequestError(
+                f"{self.model.name} is stored in few bits already, so that rounding it once more "
+                "loses twice; take the original checkpoint, or add --again"
+            )
+        self._target = Target.of(self.model, self.recipe)
+
+    @property
+    def work_path(self) -> Path:
+        """Return where unfinished work is kept."""
+        return self.out.with_name(f".{self.out.name}.partial")
+
+    def run(
+        self,
+        calibration: Callable[[], Calibration],
+        tick: Callable[[int], None] = lambda done: None,
+    ) -> Size:
+        """Compress, or go on where an earlier run was interrupted.
+
+        Args:
+            calibration: makes the texts; the same at every run.
+            tick: called with the number of blocks that have been finished.
+
+        Returns:
+            the sizes of what was written.
+
+        Raises:
+            RequestError: another job was interrupted at this target.
+            ModelError, MethodError: a block cannot be compressed or written.
+        """
+        from paceline.compress.pipeline import compress_blocks
+
+        texts = calibration()
+        work = WorkFolder(self.work_path, self._describe(texts))
+        layers = len(self.model.config.layers)
+        done = work.finished(layers)
+        tick(done)
+        if done < layers:
+            inputs = work.hidden(done) if done else self._embed(texts)
+            for block in compress_blocks(self.model.config, self._layer, inputs, self.recipe, done):
+                work.save(block)
+                tick(1)
+        draft = work.path / "out"
+        shutil.rmtree(draft, ignore_errors=True)
+        size = write_checkpoint(draft, self.model, self.recipe, self._target, work)
+        try:
+            draft.replace(self.out)
+        except OSError as error:
+            raise ModelError(f"cannot write {self.out}: {error.strerror or error}") from None
+        work.remove()
+        return size
+
+    def _describe(self, texts: Calibration) -> Mapping[str, object]:
+        return {
+            "model": self.model.fingerprint(),
+            "recipe": str(self.recipe),
+            "calibration": texts.digest(),
+            "version": paceline.__version__,
+        }
+
+    def _embed(self, texts: Calibration) -> Tensor:
+        """Return what goes into the first block; only the rows that occur are read."""
+        import torch
+
+        from paceline.models import blocks
+
+        used, places = np.unique(texts.tokens, return_inverse=True)
+        embed = self.model.weights["embed"]
+        outer = {"embed": torch.from_numpy(np.array(_rows(embed, used)))}
+        if self.model.config.learned_positions:
+            outer["positions"] = torch.from_numpy(np.array(self.model.weights.dense("positions")))
+        tokens = torch.from_numpy(places.reshape(texts.tokens.shape))
+        positions = torch.arange(tokens.shape[1])
+        return blocks.embed(tokens, positions, self.model.config, outer).contiguous()
+
+    def _layer(self, index: int) -> Mapping[str, Tensor]:
+        """Return the float32 tensors of a layer."""
+        import torch
+
+        prefix = f"layers.{index}."
+        return {
+            name.removeprefix(prefix): torch.from_numpy(np.array(self.model.weights.dense(name)))
+            for name in self.model.weights
+            if name.startswith(prefix)
+        }
+
+
+def _rows(weight: object, index: np.ndarray) -> np.ndarray:
+    from paceline.models.tensors import Linear
+
+    if isinstance(weight, Linear):
+        return weight.rows(index).dense()
+    rows: np.ndarray = np.asarray(weight)[index]
+    return rows

@@ -1,0 +1,215 @@
+"""Recipes: which methods compress which matrix, and in what order."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.compress.base import BlockTransform, Compressor, Correction, Statistic
+from paceline.compress.base import WeightCompressor as Weight
+from paceline.errors import MethodError, unknown
+from paceline.method_spec import parse_specs
+from paceline.registry import corrections, factorizers, pruners, quantizers, transforms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.compress.base import Statistics
+    from paceline.models.tensors import Linear
+
+KEEP = "keep"  # the recipe of what stays as it is
+# In the order in which they come in a recipe.
+REGISTRIES = (transforms, pruners, quantizers, factorizers, corrections)
+_STAGES = {"transform": 0, "pruner": 1, "quantizer": 2, "factorizer": 2, "correction": 3}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The methods of one recipe; none keeps the matrices as they are.
+
+    Attributes:
+        text: as the user wrote them.
+        transforms: of whole blocks.
+        compressors: of single matrices, each of what the one before it made.
+        corrections: of what they lost.
+    """
+
+    text: str = KEEP
+    transforms: tuple[BlockTransform, ...] = ()
+    compressors: tuple[Weight, ...] = ()
+    corrections: tuple[Correction, ...] = ()
+
+    @property
+    def statistics(self) -> frozenset[Statistic]:
+        """What calibration has to measure for the matrices, after the transforms."""
+        return _wanted((*self.compressors, *self.corrections))
+
+    def compress(self, weight: Tensor, stats: Statistics) -> Linear:
+        """Return the stored form of a matrix, float32 [out, in]."""
+        import torch
+
+        rest, stored = weight, None
+        for method in self.compressors:
+            stored = method.compress(rest, stats)
+            rest = torch.from_numpy(stored.dense())
+        if stored is None:
+            raise MethodError(f"the recipe {self.text!r} compresses nothing")
+        for correction in self.corrections:
+            stored = correction.correct(weight, stored, stats)
+        return stored
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Steps for all matrices of the blocks, and others for some of them.
+
+    Attributes:
+        steps: for every matrix that no rule matches.
+        rules: (pattern of canonical names, steps); the first that matches counts.
+        head: steps for embedding and head; kept as they are by default.
+    """
+
+    steps: Steps
+    rules: tuple[tuple[str, Steps], ...] = ()
+    head: Steps = Steps()
+
+    def steps_of(self, name: str) -> Steps:
+        """Return the steps for a matrix by its canonical name, e.g. `layers.0.q`."""
+        for pattern, steps in self.rules:
+            if fnmatchcase(name, pattern):
+                return steps
+        return self.steps
+
+    @property
+    def transforms(self) -> tuple[BlockTransform, ...]:
+        """Transforms of whole blocks; rules cannot change them."""
+        return self.steps.transforms
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether any method looks at calibration texts."""
+        steps = (self.steps, *(each for _, each in self.rules))
+        return bool(self.transforms) or any(each.statistics for each in steps)
+
+    def __str__(self) -> str:
+        texts = [self.steps.text, *(f"{pattern} = {steps.text}" for pattern, steps in self.rules)]
+        if self.head.compressors:
+            texts.append(f"head = {self.head.text}")
+        return "; ".join(texts)
+
+    def wanted(self, names: Iterator[str] | list[str]) -> frozenset[Statistic]:
+        """Return what calibration has to measure for some matrices, after the transforms."""
+        each = [self.steps_of(name).statistics for name in names]
+        return frozenset().union(*each)
+
+
+def parse_recipe(text: str, head: str = KEEP) -> Recipe:
+    """Read a recipe: `METHOD[:key=value,...]+METHOD...`, or the name of a TOML file.
+
+    A file has `recipe = "..."`, optionally `head = "..."`, and any number of tables `[[rule]]`
+    with `match`, a pattern of canonical names such as `layers.0.*`, and `recipe`.
+
+    Raises:
+        MethodError: an unknown method or setting, an order that cannot be, or a file that is none.
+    """
+    if text.endswith(".toml"):
+        return _from_file(Path(text), head)
+    return Recipe(parse_steps(text), head=_head(head))
+
+
+def parse_steps(text: str) -> Steps:
+    """Read the methods of `METHOD+METHOD`; `keep` is none.
+
+    Raises:
+        MethodError: as `parse_recipe`.
+    """
+    if text.strip() == KEEP:
+        return Steps()
+    methods = [_build(spec.name, spec) for spec in parse_specs(text, _names(), lambda name: [])]
+    for one, other in pairwise(methods):
+        if _STAGES[one.family] > _STAGES[other.family]:
+            raise MethodError(
+                f"in the recipe {text!r}, {other.name} ({other.family}) comes after {one.name} "
+                f"({one.family}); the order is transforms, a pruner, a quantizer or factorizer, "
+                "corrections"
+            )
+        if _STAGES[one.family] == _STAGES[other.family] and _STAGES[one.family] in (1, 2):
+            raise MethodError(
+                f"{one.name} and {other.name} do not go together: each makes a stored form of its "
+                "own; leave one of them out of the recipe"
+            )
+    steps = Steps(
+        text,
+        tuple(each for each in methods if isinstance(each, BlockTransform)),
+        tuple(each for each in methods if isinstance(each, Weight)),
+        tuple(each for each in methods if isinstance(each, Correction)),
+    )
+    if not steps.compressors:
+        raise MethodError(
+            f"the recipe {text!r} compresses nothing; add a quantizer, a pruner or a factorizer"
+        )
+    return steps
+
+
+def _head(text: str) -> Steps:
+    steps = parse_steps(text)
+    if steps.transforms or steps.statistics:
+        raise MethodError(
+            f"the recipe {text!r} of embedding and head needs calibration, and these are not "
+            "calibrated; take a method without data, e.g. rtn:bits=8"
+        )
+    return steps
+
+
+def _build(name: str, spec: Any) -> Compressor:
+    for registry in REGISTRIES:
+        if registry.current_name(name) in registry.methods():
+            built: Compressor = registry.build(spec)
+            return built
+    raise MethodError(unknown("method of compression", name, _names()))
+
+
+def _names() -> list[str]:
+    return [name for registry in REGISTRIES for name in registry.visible()]
+
+
+def _wanted(methods: tuple[Compressor, ...]) -> frozenset[Statistic]:
+    return frozenset().union(*(method.statistics for method in methods))
+
+
+def _from_file(path: Path, head: str) -> Recipe:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise MethodError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise MethodError(f"the recipe {path} is no TOML file: {error}") from None
+    if extra := sorted(values.keys() - {"recipe", "head", "rule"}):
+        raise MethodError(unknown(f"entry of {path}", extra[0], ["recipe", "head", "rule"]))
+    rules = values.get("rule", [])
+    if not isinstance(rules, list) or not all(isinstance(rule, dict) for rule in rules):
+        raise MethodError(f"the rules of {path} are no tables; write [[rule]] before each")
+    found = []
+    for rule in rules:
+        match = _text(path, rule, "match")
+        steps = parse_steps(_text(path, rule, "recipe"))
+        if steps.transforms:
+            raise MethodError(
+                f"the rule for {match!r} in {path} has the transform {steps.transforms[0].name}, "
+                "which changes whole blocks; put it into the recipe of all"
+            )
+        found.append((match, steps))
+    chosen = head if head != KEEP else str(values.get("head", KEEP))
+    return Recipe(parse_steps(_text(path, values, "recipe")), tuple(found), _head(chosen))
+
+
+def _text(path: Path, values: Mapping[str, Any], key: str) -> str:
+    text = values.get(key)
+    if not isinstance(text, str):
+        raise MethodError(f"{path} has no text {key!r} where it needs one")
+    return text

@@ -1,0 +1,1 @@
+"""Transforms, one a file: each rewrites a block so that it compresses better."""

@@ -1,0 +1,114 @@
+"""The work of an interrupted compression: finished blocks, and what goes into the next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import ModelError, RequestError
+from paceline.models.formats.safetensors import read_file
+from paceline.models.formats.stored_forms import arrays_of
+from paceline.models.formats.writer import Pending, write_json, write_safetensors
+from paceline.models.tensors import Linear
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.compress.pipeline import CompressedBlock
+
+_STATE = "job.json"
+
+
+class WorkFolder:
+    """A folder beside the target that holds finished blocks until all are there.
+
+    A block counts once its file has its name; the hidden states after it are written before, so
+    that a kill at any moment loses at most the block that was running.
+
+    Args:
+        path: of the folder; made where it does not exist.
+        job: what is done, in JSON: model, recipe, calibration, version.
+
+    Raises:
+        RequestError: another job was interrupted there.
+        ModelError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, job: Mapping[str, Any]) -> None:
+        self.path = path
+        state = path / _STATE
+        if state.is_file():
+            _check_same(path, state, job)
+        else:
+            write_json(state, dict(job))
+
+    def finished(self, layers: int) -> int:
+        """Return how many blocks, from the first on, are there already."""
+        done = 0
+        while done < layers and self.block_file(done).is_file():
+            done += 1
+        while done and not self._hidden(done).is_file():
+            done -= 1  # its outputs are gone: compress it again
+        return done
+
+    def block_file(self, index: int) -> Path:
+        """Return where a block is kept."""
+        return self.path / f"block-{index:04}.safetensors"
+
+    def hidden(self, index: int) -> Tensor:
+        """Return what goes into a block, float32 [B, T, hidden]."""
+        import torch
+
+        return torch.from_numpy(np.array(read_file(self._hidden(index))["x"].values))
+
+    def save(self, block: CompressedBlock) -> None:
+        """Keep a finished block.
+
+        Raises:
+            ModelError: the system refused, e.g. the disk is full.
+        """
+        outputs = block.outputs.numpy()
+        write_arrays(self._hidden(block.index + 1), {"x": ("F32", outputs)})
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {}
+        for name, weight in block.tensors.items():
+            stored = weight if isinstance(weight, Linear) else weight.numpy()
+            arrays |= arrays_of(f"layers.{block.index}.{name}", stored)
+        write_arrays(self.block_file(block.index), arrays)
+        with suppress(OSError):
+            self._hidden(block.index).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _hidden(self, index: int) -> Path:
+        return self.path / f"hidden-{index:04}.safetensors"
+
+
+def write_arrays(path: Path, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+    """Write arrays of some types into a safetensors file; see `write_safetensors`."""
+    pending = {
+        name: Pending(values.shape, lambda values=values: values, kind)  # type: ignore[misc]
+        for name, (kind, values) in arrays.items()
+    }
+    write_safetensors(path, pending)
+
+
+def _check_same(path: Path, state: Path, job: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {state}: {error}; remove {path} to begin anew") from None
+    different = sorted(key for key in job if before.get(key) != json.loads(json.dumps(job[key])))
+    if different:
+        raise RequestError(
+            f"{path} holds another compression that was interrupted ({', '.join(different)} "
+            "differ); remove it to begin anew, or give the same options to go on"
+        )

@@ -1,0 +1,88 @@
+"""The price of a compressed checkpoint: what it loses on a text, and how fast it is here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from paceline.engines.cost import measure_cost
+from paceline.lm import LM
+from paceline.machine import machine
+from paceline.measuring.quality import WINDOW, Scores, Windows, paired
+
+_SIZES = (1, 8, 16)  # tokens of the passes that are timed
+_CONTEXT = 128  # positions before them
+_REPEATS = 7
+
+
+def windows_of(lm: LM, text: str, limit: int | None = None) -> Windows:
+    """Return the windows of a text for a model.
+
+    Raises:
+        RequestError: the text is too short.
+    """
+    opening = lm.tokenizer.encode("")[:1]
+    tokens = lm.tokenizer.encode(text)[len(lm.tokenizer.encode("")) :]
+    size = min(WINDOW, lm.model.config.context)
+    return Windows.cut(tokens, opening, lm.tokenizer.decode, size, limit)
+
+
+def price(
+    source: str | Path,
+    compressed: Path,
+    text: str,
+    name: str,
+    limit: int | None = None,
+    threads: int | None = None,
+    tick: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Return what a compressed checkpoint loses and brings against its source, for its card.
+
+    Args:
+        source: the checkpoint that it was made of.
+        compressed: its folder.
+        text: is cut into windows.
+        name: of the text.
+        limit: at most so many windows.
+        threads: of the engine.
+        tick: called after each window.
+    """
+    found: list[tuple[dict[str, Any], Scores]] = []
+    windows: Windows | None = None
+    for path in (source, compressed):
+        lm = LM(path, drafter="plain", budget=1, threads=threads)
+        windows = windows or windows_of(lm, text, limit)
+        found.append(_measure(lm, windows, tick))
+        used = lm.engine.threads
+        del lm
+    assert windows is not None
+    (base, base_scores), (ours, scores) = found
+    loss = paired(scores, base_scores)
+    here = machine()
+    return {
+        "text": name,
+        "windows": len(windows.tokens),
+        "window": windows.tokens.shape[1],
+        "machine": str(here.get("processor", here)),
+        "threads": used,
+        "source": base,
+        "compressed": ours,
+        "loss": {"nats": loss.nats, "error": loss.error, "firsts": loss.firsts},
+    }
+
+
+def _measure(
+    lm: LM, windows: Windows, tick: Callable[[int], None]
+) -> tuple[dict[str, Any], Scores]:
+    scores = windows.score(lm.engine, tick)
+    cost = measure_cost(lm.engine, min(_CONTEXT, lm.model.config.context // 2), _SIZES, _REPEATS)
+    seconds = dict(zip(cost.nodes, cost.seconds, strict=True))
+    return {
+        "format": str(lm.engine.format),
+        "nats": scores.mean,
+        "error": scores.error,
+        "bits_per_byte": scores.bits_per_byte,
+        "tokens_per_second": 1 / seconds[1],
+        "passes": {str(size): seconds[size] / seconds[1] for size in _SIZES[1:]},
+    }, scores

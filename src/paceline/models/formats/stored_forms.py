@@ -1,0 +1,111 @@
+"""Matrices in any stored form, as `paceline compress` writes them into a safetensors file.
+
+Tensors have canonical names (see `tensor_names`), e.g. `layers.0.q`. A matrix in another form than
+floating-point numbers is several tensors `NAME:PART`: `meta`, JSON in bytes with the form's name,
+its shape and its numbers, and the arrays of `Linear.tensors`. Nothing of a file is executed, and no
+form is read that is not one of `models.tensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paceline.errors import ModelError
+from paceline.models.formats.packed import FileTensor, Packed
+from paceline.models.formats.safetensors import Stored
+from paceline.models.tensors import Dense, Linear, from_tensors
+from paceline.models.tensors.base import META
+
+QUANT_METHOD = "paceline"
+VERSION = 1
+_MARK = ":"
+
+
+@dataclass(frozen=True)
+class StoredForms:
+    """The layout of a checkpoint that `paceline compress` wrote."""
+
+    canonical = True  # names of tensors are ours, not those of the family
+
+    @classmethod
+    def of(cls, scheme: Mapping[str, Any]) -> StoredForms:
+        """Read a `quantization_config`.
+
+        Raises:
+            ModelError: a later version wrote it.
+        """
+        version = scheme.get("version")
+        if version != VERSION:
+            raise ModelError(
+                f"the checkpoint has version {version!r:.20} of our stored forms, expected "
+                f"{VERSION}; a newer Paceline reads it"
+            )
+        return cls()
+
+    def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
+        """Return the tensors with each matrix as one; see `Packing.collect`."""
+        rest: dict[str, FileTensor] = {}
+        parts: dict[str, dict[str, Stored]] = {}
+        for name, tensor in tensors.items():
+            owner, mark, part = name.partition(_MARK)
+            if mark:
+                parts.setdefault(owner, {})[part] = tensor
+            else:
+                rest[name] = tensor
+        for name, arrays in parts.items():
+            if name in rest:
+                raise ModelError(f"{folder} holds tensor {name!r:.80} in two forms")
+            rest[name] = _packed(f"{name!r:.80} of {folder}", arrays)
+        return rest
+
+
+def scheme(recipe: str) -> dict[str, Any]:
+    """Return the `quantization_config` of a checkpoint that a recipe made."""
+    return {"quant_method": QUANT_METHOD, "version": VERSION, "recipe": recipe}
+
+
+def arrays_of(name: str, weight: Linear | NDArray[Any]) -> dict[str, tuple[str, NDArray[Any]]]:
+    """Return (type, values) of the tensors that hold a weight, by their names in the file.
+
+    Types are those of safetensors; bfloat16 values are bits in uint16.
+    """
+    if isinstance(weight, Dense):
+        return {name: (weight.dtype, weight.values)}
+    if not isinstance(weight, Linear):
+        return {name: (_type(weight), weight)}
+    stored = dict(weight.tensors())
+    meta = json.loads(bytes(stored[META])) | {"shape": list(weight.shape)}
+    stored[META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    return {f"{name}{_MARK}{part}": (_type(array), array) for part, array in stored.items()}
+
+
+def _type(array: NDArray[Any]) -> str:
+    from paceline.models.formats.writer import type_name
+
+    return type_name(array.dtype.newbyteorder("<"))
+
+
+def _packed(what: str, arrays: Mapping[str, Stored]) -> Packed:
+    try:
+        meta = json.loads(bytes(arrays[META].values))
+        form, (rows, columns) = meta["form"], meta["shape"]
+        known = isinstance(form, str) and all(type(size) is int for size in (rows, columns))
+    except (LookupError, TypeError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise ModelError(f"{what} has no description of its form and shape; download it again")
+    return Packed((rows, columns), form.lower(), partial(_read, what, (rows, columns), arrays))
+
+
+def _read(what: str, shape: tuple[int, int], arrays: Mapping[str, Stored]) -> Linear:
+    matrix = from_tensors({name: stored.values for name, stored in arrays.items()})
+    if matrix.shape != shape:
+        raise ModelError(f"{what} has the shape {list(matrix.shape)}, and says {list(shape)}")
+    return matrix

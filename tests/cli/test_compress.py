@@ -1,0 +1,243 @@
+"""`paceline compress`: whole runs, interrupted ones, and what is refused."""
+
+import json
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.compress import job as compression
+from paceline.compress.base import MATRICES
+from paceline.compress.calibrate import Calibration, calibration
+from paceline.compress.job import CompressionJob
+from paceline.compress.recipe import parse_recipe
+from paceline.compress.work_folder import WorkFolder
+from paceline.engines.reference import ReferenceEngine
+from paceline.errors import ModelError, RequestError
+from paceline.lm import LM
+from paceline.models import load
+from paceline.models.tensors import Dense, Linear
+from tests.conftest import shared
+
+SMALL = ("--rows", 4, "--length", 64)
+
+
+def job(out, spec="rtn:bits=4,group=32", name="stories260K", **options):
+    return CompressionJob(load(shared("models", name)), out, parse_recipe(spec), **options)
+
+
+def texts(name="stories260K", rows=4, seed=0):
+    model = load(shared("models", name))
+    tokens = np.random.default_rng(seed).integers(0, model.config.vocab_size, (rows, 48))
+    return lambda: Calibration(tokens, "noise")
+
+
+def test_a_compressed_model_runs_everywhere_and_has_a_card(tmp_path, paceline):
+    out = tmp_path / "small"
+    model = shared("models", "stories260K")
+    done = paceline(
+        *(
+            "compress",
+            model,
+            out,
+            "--recipe",
+            "rtn:bits=4,group=32",
+            *SMALL,
+            "--windows",
+            3,
+            "--json",
+        )
+    ).json
+    assert done == json.loads((out / "card.json").read_text())
+    assert 4.4 < done["size"]["bits_per_weight"] < 4.6
+    assert done["price"]["windows"] == 3
+    assert 0.3 < done["price"]["loss"]["firsts"] <= 1
+    assert "| compressed, " in (out / "card.md").read_text()
+    text = paceline("generate", "Once upon a time", "--model", out, "--max-new-tokens", 12)
+    assert text.code == 0
+    proof = paceline(
+        *("prove", out, "--drafters", "recycle", "--temperatures", 0, "--limit", 2),
+        *("--max-new-tokens", 16, "--json"),
+    )
+    assert proof.code == 0
+    back = paceline("convert", out, tmp_path / "again.gguf", "--json")
+    assert back.code == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "rtn:bits=3,group=32,symmetric=false",
+        "magnitude:pattern=2:4",
+        "svd:keep=0.5",
+        "rtn:bits=2,group=32+eora:rank=4",
+    ],
+)
+def test_both_engines_read_every_form(tmp_path, spec):
+    made = job(tmp_path / "out", spec)
+    size = made.run(texts())
+    model = load(tmp_path / "out")
+    matrices = [name for name in model.weights if name.rpartition(".")[2] in MATRICES]
+    stored = [model.weights[name] for name in matrices]
+    assert all(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
+    assert sum(each.nbytes for each in stored) == size.matrices
+    native = LM(tmp_path / "out", drafter="plain", budget=1)
+    reference = ReferenceEngine(model.config, model.weights.to_arrays())
+    ids = np.arange(5, 40, dtype=np.int32)
+    rows = ([], [])
+    for engine, found in zip((native.engine, reference), rows, strict=True):
+        engine.start(ids, lambda _, __, logits, found=found: found.append(logits.copy()))
+    one, other = (np.concatenate(found) for found in rows)
+    assert np.abs(one - other).max() < 0.02 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("name", ["stories260K", "TinyStories-656K"])
+def test_what_is_kept_is_bit_identical(tmp_path, name):
+    job(tmp_path / "out", name=name).run(texts(name))
+    before, after = load(shared("models", name)), load(tmp_path / "out")
+    assert after.config == before.config
+    for each in before.weights:
+        if each.rpartition(".")[2] not in MATRICES:
+            assert np.array_equal(before.weights.dense(each), after.weights.dense(each)), each
+    text = "Once upon a time"
+    assert after.tokenizer.encode(text) == before.tokenizer.encode(text)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    spec = "awq:steps=1+rtn:bits=4,group=32"
+    job(tmp_path / "whole", spec).run(texts())
+    wanted = {p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()}
+    rng = random.Random(0)
+    writes = 0
+
+    def interrupted(path, *rest):
+        nonlocal writes
+        writes -= 1
+        if writes < 0:
+            path.with_name(path.name + ".part").write_bytes(b"half of it")
+            raise KilledError
+        return original(path, *rest)
+
+    from paceline.compress import checkpoint, work_folder
+
+    original = work_folder.write_safetensors
+    monkeypatch.setattr(work_folder, "write_safetensors", interrupted)
+    assert checkpoint.write_arrays is work_folder.write_arrays
+    kills = 0
+    while not (tmp_path / "out").exists():
+        writes = rng.randrange(4)
+        try:
+            job(tmp_path / "out", spec).run(texts())
+        except KilledError:
+            kills += 1
+            assert not (tmp_path / "out").exists()
+    assert kills > 2
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == wanted
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_another_job_does_not_go_on_with_unfinished_work(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KilledError
+
+    monkeypatch.setattr(WorkFolder, "save", stop)
+    with pytest.raises(KilledError):
+        job(tmp_path / "out").run(texts())
+    with pytest.raises(RequestError, match="recipe differ"):
+        job(tmp_path / "out", "rtn:bits=8,group=32").run(texts())
+    with pytest.raises(RequestError, match="calibration differ"):
+        job(tmp_path / "out").run(texts(seed=1))
+    (tmp_path / ".out.partial" / "job.json").write_text("{")
+    with pytest.raises(ModelError, match="to begin anew"):
+        job(tmp_path / "out").run(texts())
+
+
+def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
+    def full(*_):
+        raise ModelError("cannot write out: No space left on device")
+
+    monkeypatch.setattr(compression, "write_checkpoint", full)
+    with pytest.raises(ModelError, match="No space left"):
+        job(tmp_path / "out").run(texts())
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_requests_end_in_one_sentence(tmp_path, paceline):
+    model = shared("models", "stories260K")
+    out = tmp_path / "out"
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("x")
+    (tmp_path / "short.txt").write_text("Once upon a time.")
+    (tmp_path / "bad.jsonl").write_text('{"text": 3}\n')
+    cases = {
+        "name a new folder": (model, tmp_path / "full", "--recipe", "rtn"),
+        "there is no folder": (model, tmp_path / "no" / "out", "--recipe", "rtn"),
+        "did you mean gptq": (model, out, "--recipe", "gptqq"),
+        "give more text, or fewer rows": (
+            *(model, out, "--recipe", "gptq", "--calibration", tmp_path / "short.txt"),
+        ),
+        "line 1 of": (model, out, "--recipe", "gptq", "--calibration", tmp_path / "bad.jsonl"),
+        "cannot read the calibration text": (
+            *(model, out, "--recipe", "gptq", "--calibration", tmp_path / "none.txt"),
+        ),
+        "needs calibration": (model, out, "--recipe", "rtn", "--head", "gptq"),
+    }
+    for said, words in cases.items():
+        done = paceline("compress", *words, "--no-measure")
+        assert done.code == 2
+        assert said in done.err
+        assert done.err.count("\n") == 1
+        assert not out.exists()
+
+
+def test_what_is_compressed_already_needs_again(tmp_path):
+    job(tmp_path / "one").run(texts())
+    with pytest.raises(RequestError, match="add --again"):
+        CompressionJob(load(tmp_path / "one"), tmp_path / "two", parse_recipe("rtn"))
+    once_more = CompressionJob(
+        load(tmp_path / "one"), tmp_path / "two", parse_recipe("rtn:bits=3,group=32"), True
+    )
+    once_more.run(texts())
+    assert load(tmp_path / "two").weights["layers.0.q"].bits == 3
+
+
+def test_values_that_are_no_numbers_are_refused(tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(shared("models", "stories260K"), broken)
+    (broken / "model.safetensors").chmod(0o644)
+    model = load(broken)
+    huge = CompressionJob(model, tmp_path / "out", parse_recipe("rtn:bits=4,group=32"))
+    layer = huge._layer
+    huge._layer = lambda index: {
+        name: each * (torch.inf if name == "attn_norm" else 1)
+        for name, each in layer(index).items()
+    }
+    with pytest.raises(ModelError, match="no numbers on the calibration texts"):
+        huge.run(texts())
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_texts_come_from_what_was_named(tmp_path):
+    model = load(shared("models", "stories260K"))
+    file = tmp_path / "text.jsonl"
+    file.write_text(
+        "".join(json.dumps({"text": f"Line {i} of a story. "}) + "\n" for i in range(99))
+    )
+    one = calibration(model, str(file), 5, 32, seed=1)
+    assert one.tokens.shape == (5, 32)
+    assert np.array_equal(one.tokens, calibration(model, str(file), 5, 32, seed=1).tokens)
+    assert not np.array_equal(one.tokens, calibration(model, str(file), 5, 32, seed=2).tokens)
+    mixed = calibration(model, count=8, length=32)
+    assert mixed.tokens.shape == (8, 32)
+    assert "documentation" in mixed.origin
+    written = calibration(model, "own", 3, 16, own=lambda count: np.arange(count + 9))
+    assert (np.diff(written.tokens[:, 1:]) == 1).all()
+    with pytest.raises(RequestError, match=r"need an engine"):
+        calibration(model, "own", 3, 16)
