@@ -1,5 +1,6 @@
 """Bodies: null is "not given", what changes nothing is taken and named, the rest is refused."""
 
+import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -51,6 +52,51 @@ def test_what_changes_nothing_is_taken_and_named(case):
     assert now.header() == name
 
 
+def test_unknown_nulls_are_not_given_and_named():
+    call = {"type": "function_call", "call_id": "c", "name": "dig", "arguments": "{}"}
+    newer = {"input": [call | {"caller": None}], "background_mode": None}
+    with reading() as now:
+        assert ResponseBody.model_validate(newer) == ResponseBody.model_validate({"input": [call]})
+    assert now.header() == "background_mode, caller"
+
+
+@given(st.lists(st.text()))
+@settings(deadline=None)
+def test_any_name_fits_in_a_header(names):
+    with reading() as now:
+        ChatBody.model_validate({"messages": TALK, **{f"new {name}": None for name in names}})
+        TokenizeBody.model_validate(dict.fromkeys(names))
+    value = now.header()
+    assert value == value.strip()
+    assert value.isascii()
+    assert value.isprintable()
+
+
+ITEM = {"type": "function_call", "call_id": "c", "name": "dig", "arguments": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where", "what"),
+    [
+        ("responses", {"input": [ITEM | {"mood": 1}]}, "input.0.mood", "is not a parameter"),
+        ("responses", {"input": [ITEM | {"name": 1}]}, "input.0.name", "a valid string"),
+        ("responses", {"input": [{"role": "user"}]}, "input.0.content", "required"),
+        ("responses", {"input": 3}, "input", "Input should be a valid string or a valid list"),
+        ("responses", {"input": "a", "tool_choice": {"type": "function"}}, "tool_choice.name", ""),
+        ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+         "messages.0.content.0.text", "required"),
+        ("chat/completions", {"messages": TALK, "stop": [1]}, "stop.0", "a valid string"),
+        ("completions", {"prompt": [["a"]]}, "prompt.0.0", "a valid integer"),
+    ],
+)  # fmt: skip
+def test_a_fault_is_told_where_it_is(client, path, body, where, what):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.post(f"/{path}", body={"model": "tiny", **body}, cast_to=object)
+    assert caught.value.param == where
+    assert caught.value.body["message"].startswith(f"{where}: ")
+    assert what in caught.value.body["message"]
+
+
 def test_unknown_fields_are_refused_or_named():
     with reading(), pytest.raises(ValidationError, match="Extra"):
         ChatBody.model_validate({"messages": TALK, "temperatur": 0.5})
@@ -67,7 +113,8 @@ def test_the_header_names_what_was_ignored(client):
 
 
 def test_every_answer_can_be_sent_back(client):
-    tool = {"type": "function", "function": {"name": "dig", "parameters": {"type": "object"}}}
+    nothing = {"type": "object", "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "dig", "parameters": nothing}}
     for options in ({}, {"tools": [tool], "tool_choice": "required"}):
         found = client.chat.completions.create(
             model="tiny", messages=TALK, max_tokens=40, seed=1, **options
@@ -77,11 +124,13 @@ def test_every_answer_can_be_sent_back(client):
             {"role": "tool", "tool_call_id": call.id, "content": "done"}
             for call in message.tool_calls or ()
         ]
+        assert bool(more) == bool(options)
         for said in (message, message.model_dump(), message.model_dump(exclude_none=True)):
             client.chat.completions.create(
                 model="tiny", messages=[*TALK, said, *more, *TALK], max_tokens=2, **options
             )
-    tool = {"type": "function", "name": "dig", "parameters": {"type": "object"}}
+    nothing = {"type": "object", "additionalProperties": False}
+    tool = {"type": "function", "name": "dig", "parameters": nothing}
     for options in ({}, {"tools": [tool], "tool_choice": "required"}):
         found = client.responses.create(
             model="tiny", input=TALK, max_output_tokens=40, extra_body={"seed": 1}, **options
@@ -91,6 +140,7 @@ def test_every_answer_can_be_sent_back(client):
             for item in found.output
             if item.type == "function_call"
         ]
+        assert bool(more) == bool(options)
         for said in (found.output, [item.model_dump() for item in found.output]):
             client.responses.create(
                 model="tiny", input=[*TALK, *said, *more, *TALK], max_output_tokens=2, **options

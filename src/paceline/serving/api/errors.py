@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -18,6 +19,7 @@ from paceline.serving.scheduler import BusyError
 from paceline.serving.service import StoppingError
 
 _log = logging.getLogger(__name__)
+_SHOULD_BE = "Input should be "  # pydantic's
 _STOPPING = 5  # seconds after which another server may have taken over
 _ALWAYS = ("/health", "/ready")
 _STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
@@ -126,14 +128,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        location = ".".join(printable(str(part)) for part in first["loc"] if part != "body")
-        reason = first["msg"]
-        if first["type"] == "extra_forbidden":
-            reason = "is not a parameter of this server"
-        elif first["type"] == "json_invalid":
-            reason = f"is not JSON: {first.get('ctx', {}).get('error', reason)}"
-            location = "the body"
+        location, reason = _fault(error)
         return refusal(400, f"{location or 'the body'}: {reason}", param=location or None)
 
     @app.exception_handler(HTTPException)
@@ -148,6 +143,38 @@ def install(app: FastAPI) -> None:
     async def bug(_: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", exc_info=error)
         return refusal(500, FAILED, "server_error")
+
+
+def _fault(error: RequestValidationError) -> tuple[str, str]:
+    """Return where in a body a fault is, and what it is.
+
+    Of the alternatives of a union, the one that fits furthest into the body counts.
+    """
+    faults = error.errors()
+    deepest = max((_path(fault, error.body) for fault in faults), key=len)
+    faults = [fault for fault in faults if _path(fault, error.body) == deepest]
+    kind, reason = faults[0]["type"], faults[0]["msg"]
+    if kind == "json_invalid":
+        return "the body", f"is not JSON: {faults[0].get('ctx', {}).get('error', reason)}"
+    if kind == "extra_forbidden":
+        reason = "is not a parameter of this server"
+    elif all(fault["msg"].startswith(_SHOULD_BE) for fault in faults):
+        reasons = dict.fromkeys(fault["msg"].removeprefix(_SHOULD_BE) for fault in faults)
+        reason = _SHOULD_BE + " or ".join(reasons)
+    return ".".join(printable(str(part)) for part in deepest), reason
+
+
+def _path(fault: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
+    """Return the keys of a fault in the body, without pydantic's names of alternatives."""
+    path: list[str | int] = []
+    loc = fault["loc"][1:]
+    for part in loc:
+        if (isinstance(body, dict) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
+            path.append(part)
+            body = body[part]
+    return (*path, loc[-1]) if fault["type"] == "missing" and loc else tuple(path)
 
 
 def describe(app: FastAPI) -> None:

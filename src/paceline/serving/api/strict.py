@@ -1,8 +1,9 @@
 """The base of request bodies: null is "not given", and every other field means something.
 
 Clients send fields that change nothing here, such as `service_tier`. Those are taken, and named in
-the header `X-Paceline-Ignored` of the response. Unknown fields are refused by name, unless the
-server runs with `--unknown-fields warn`: then they are named in that header as well.
+the header `X-Paceline-Ignored` of the response. So are unknown fields that are null, which newer
+clients send with an earlier answer. Other unknown fields are refused by name, unless the server
+runs with `--unknown-fields warn`: then they are named in that header as well.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Reading:
     def header(self) -> str:
         """Return the value of the header; empty if nothing was ignored."""
         names = dict.fromkeys(self.ignored)
-        return ", ".join(name.encode("ascii", "backslashreplace").decode() for name in names)[:1000]
+        return ", ".join(ascii(name)[1:-1] for name in names)[:1000].strip()  # printable
 
 
 _reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
@@ -80,7 +81,7 @@ class Strict(BaseModel):
                     kept[name] = value
             elif value is None and name in cls.unused:
                 continue  # as if it were not there
-            elif _is_unused(value, cls.unused.get(name)) or (now and now.warn):
+            elif value is None or _is_unused(value, cls.unused.get(name)) or (now and now.warn):
                 if now:
                     now.ignored.append(name if isinstance(name, str) else repr(name))
             else:
@@ -94,6 +95,8 @@ class Strict(BaseModel):
         """Describe nulls and unused fields, too."""
         schema = handler(core)
         target = handler.resolve_ref_schema(schema)
+        if target.get("additionalProperties") is False:
+            target["additionalProperties"] = {"type": "null"}
         required = set(target.get("required", ()))
         properties = target.get("properties", {})
         for name, each in properties.items():
