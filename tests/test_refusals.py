@@ -95,6 +95,10 @@ TRIGGERS = {
     ),
     "rejection-search": lambda: search("beam", walk="rejection"),
     "comparison-search": lambda: command("generate", "Once", "--strategy", "best_of", "--check"),
+    "stored-prefixes-search": lambda: command(
+        "generate", "Once", "--strategy", "beam", "--prefix-cache-dir", "x"
+    ),
+    "stored-prefixes-kv-policy": lambda: lm(kv_policy="sliding_window", prefix_cache_dir="x"),
     "one-text-guide-search": lambda: Beam().run(
         Task(ToyEngine(), Request((1, 2), 9, controls=(Guide(),)))
     ),

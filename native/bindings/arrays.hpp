@@ -32,6 +32,14 @@ Array1<T> copied(const std::vector<T>& values) {
     return Array1<T>(data, {values.size()}, owner);
 }
 
+// A new array [N] that owns `values`.
+template <class T>
+Array1<T> owned(std::unique_ptr<T[]> values, size_t count) {
+    T* data = values.release();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return Array1<T>(data, {count}, owner);
+}
+
 // A new array [rows, columns] that owns `values`.
 template <class T>
 Array2<T> owned(std::unique_ptr<T[]> values, size_t rows, size_t columns) {

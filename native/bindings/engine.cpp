@@ -312,6 +312,25 @@ void evict(Sequence& sequence, const std::vector<Rows>& kept) {
     });
 }
 
+arrays::Array1<uint8_t> read_page(Sequence& sequence, size_t page) {
+    const size_t size = sequence.engine->model.memory.page_bytes();
+    auto bytes = std::make_unique<uint8_t[]>(size);
+    locked(sequence, [&](KVCache& cache) { cache.read_page(page, bytes.get()); });
+    return arrays::owned(std::move(bytes), size);
+}
+
+void append_page(Sequence& sequence, arrays::Input<uint8_t, 1> data) {
+    const Model& model = sequence.engine->model;
+    if (data.size() != model.memory.page_bytes())
+        refuse("a page has " + std::to_string(model.memory.page_bytes()) + " bytes, found " +
+               std::to_string(data.size()));
+    locked(sequence, [&](KVCache& cache) {
+        if (cache.length() + kCacheBlock > model.shape.context)
+            refuse("a page ends beyond the context of " + std::to_string(model.shape.context));
+        cache.append_page(data.data());
+    });
+}
+
 void bind_sequence(nb::module_& m) {
     nb::class_<Sequence>(m, "NativeSequence", "Keys and values of one sequence.")
         .def_prop_ro(
@@ -336,6 +355,12 @@ void bind_sequence(nb::module_& m) {
         .def("evict", &evict, nb::arg("kept"),
              nb::sig("def evict(self, kept: list[Tokens]) -> None"),
              "Drop all rows but those of these indices, [heads, kept] for each layer.")
+        .def("read_page", &read_page, nb::arg("page"),
+             nb::sig("def read_page(self, page: int) -> NDArray[np.uint8]"),
+             "Return a copy of a page whose positions are all committed.")
+        .def("append_page", &append_page, nb::arg("data").noconvert(),
+             nb::sig("def append_page(self, data: NDArray[np.uint8]) -> None"),
+             "Commit a page that `read_page` gave, behind whole pages.")
         .def("commit", &commit, nb::arg("path"),
              nb::sig("def commit(self, path: Tokens) -> None"),
              "Keep the nodes of `path` of the last pass, root first; forget the others.")

@@ -226,6 +226,33 @@ void KVCache::evict(std::span<const KeptRows> kept) {
     keep(pages_for(most));
 }
 
+void KVCache::check_whole() const {
+    if (evicted()) throw std::invalid_argument("rows of this sequence were evicted");
+    if (tracks_attention()) throw std::invalid_argument("this sequence tracks attention");
+}
+
+void KVCache::read_page(size_t page, uint8_t* to) const {
+    check_whole();
+    if (page >= length_ / kCacheBlock)
+        throw std::invalid_argument("page " + std::to_string(page) + " is not among the " +
+                                    std::to_string(length_ / kCacheBlock) + " full pages");
+    std::memcpy(to, pages_[page]->data, layout_->bytes);
+}
+
+void KVCache::append_page(const uint8_t* from) {
+    check_whole();
+    if (length_ % kCacheBlock)
+        throw std::invalid_argument("a page cannot follow " + std::to_string(length_) +
+                                    " positions, expected a multiple of " +
+                                    std::to_string(kCacheBlock));
+    parents_.clear();
+    keep(length_ / kCacheBlock);
+    Page* page = memory_->take();
+    std::memcpy(page->data, from, layout_->bytes);
+    add(page);
+    length_ += kCacheBlock;
+}
+
 void KVCache::track_attention() {
     if (length_)
         throw std::invalid_argument("attention can only be summed from the first position on");

@@ -78,6 +78,11 @@ public:
     void evict(std::span<const KeptRows> kept);
     // Shares every page; takes none.
     KVCache fork() const;
+    // Copies a page whose positions are all committed; `append_page` takes what it gives. Both throw
+    // std::invalid_argument where rows were evicted or attention is tracked. To append needs whole
+    // pages before, forgets the nodes, and throws MemoryFull.
+    void read_page(size_t page, uint8_t* to) const;
+    void append_page(const uint8_t* from);
 
     // Keeps the attention that each row receives. Throws std::invalid_argument unless empty.
     void track_attention();
@@ -118,6 +123,7 @@ private:
         size_t size = 0;  // of each node
     };
 
+    void check_whole() const;
     void add(Page* page);
     void keep(size_t pages);
     void replace(size_t page, Page* by);

@@ -493,6 +493,12 @@ class NativeSequence:
         Drop all rows but those of these indices, [heads, kept] for each layer.
         """
 
+    def read_page(self, page: int) -> NDArray[np.uint8]:
+        """Return a copy of a page whose positions are all committed."""
+
+    def append_page(self, data: NDArray[np.uint8]) -> None:
+        """Commit a page that `read_page` gave, behind whole pages."""
+
     def commit(self, path: Tokens) -> None:
         """
         Keep the nodes of `path` of the last pass, root first; forget the others.

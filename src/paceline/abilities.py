@@ -17,6 +17,7 @@ class Ability(StrEnum):
     MIXTURES = "mixtures"  # run a node that is a weighted sum of token embeddings
     HIDDEN = "hidden"  # return the hidden states that the head was given
     ATTENTION_MASS = "attention mass"  # sum the attention that each cached position received
+    STORED_PAGES = "stored pages"  # hand out cached keys and values, and take them back
     EVICT = "evict"  # drop committed rows of the cache and go on with the others
     GRADIENT = "gradient"  # differentiate the model's blocks
     ENSEMBLE = "ensemble"  # several models behind one engine

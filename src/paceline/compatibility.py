@@ -57,6 +57,7 @@ class Side(StrEnum):
     PARALLEL_DRAFTING = "parallel drafting"
     SEVERAL_DRAFTS = "several nested drafts"
     OTHER_TOKENS = "a draft with another tokenizer"
+    STORED_PREFIXES = "a prefix cache on disk"
     NATIVE = "the native engine"
     REFERENCE = "the reference engine"
     DEVICE = "a device"
@@ -134,6 +135,17 @@ RULES = (
     Rule(S.DRAFT_OPTION, S.DRAFTLESS_SEARCH, "the strategy has no drafter", "leave the option out"),
     Rule(S.REJECTION, S.SEARCH, "strategies know one walk", "use --walk gumbel"),
     Rule(S.COMPARISON, S.SEARCH, "its output is not that of plain decoding", "leave the check out"),
+    Rule(
+        S.STORED_PREFIXES,
+        S.SEARCH,
+        "a search computes its prompt itself",
+        "leave out the folder",
+    ),
+    Rule(
+        S.STORED_PREFIXES,
+        S.KV_POLICY,
+        "what is stored was computed with all positions, and the policy drops some",
+    ),
     Rule(S.ONE_TEXT_GUIDE, S.SEARCH, "the strategy follows several texts", "leave the guide out"),
     Rule(
         S.GROWING_TEXT_GUIDE,
@@ -251,6 +263,7 @@ ENGINE_ABILITIES = {
     Ability.MIXTURES: "run weighted sums of token embeddings",
     Ability.HIDDEN: "return hidden states",
     Ability.ATTENTION_MASS: "sum the attention of cached positions",
+    Ability.STORED_PAGES: "hand out its cached keys and values",
     Ability.EVICT: "evict rows of its cache",
     Ability.GRADIENT: "differentiate its blocks",
     Ability.ENSEMBLE: "run several models as one",

@@ -266,6 +266,7 @@ class Output:
         accepted: number of accepted tokens by origin of the drafter.
         margins: distance of the two best perturbed logits at each token, where it was requested.
         seconds: where the time went.
+        cached_tokens: tokens of the prompt that were read from the prefix cache on disk.
         parser: the request's.
     """
 
@@ -278,6 +279,7 @@ class Output:
     accepted: dict[str, int] = field(default_factory=dict)
     margins: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
+    cached_tokens: int = 0
     parser: Parser | None = None
 
     def __str__(self) -> str:

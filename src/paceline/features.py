@@ -192,6 +192,12 @@ FEATURES = (
         "src/paceline/serving/prefix_cache.py",
     ),
     Feature(
+        "prefix cache on disk",
+        "Keep the keys and values of prompts in a folder, so that a restart need not compute them "
+        "again (`--prefix-cache-dir`).",
+        "src/paceline/engines/page_store.py",
+    ),
+    Feature(
         "memory limit",
         "Hold a process's memory to a limit; drafts yield first, then cached prefixes.",
         "src/paceline/serving/kv_budget.py",

@@ -10,8 +10,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn, Self, Unpack, overload
 
 from paceline import registry
-from paceline.arguments import check_text, check_texts, check_tokens, wrong
+from paceline.arguments import check_integer, check_text, check_texts, check_tokens, wrong
 from paceline.attention.base import Pattern
+from paceline.compatibility import Side, check
 from paceline.control.guides.guide_models import GuideModels
 from paceline.core import Output, Request, Tokens
 from paceline.decoding.governor import Fixed, Governor
@@ -21,6 +22,7 @@ from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
+from paceline.engines.page_store import DEFAULT_LIMIT, PageStore
 from paceline.errors import MethodError, RequestError, unknown
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
@@ -72,6 +74,10 @@ class LM:
         kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
             every request that does not name its own; lossy. None keeps all rows. `score` reads
             whole texts, without it.
+        prefix_cache_dir: folder that keeps the keys and values of prompts beyond the process: the
+            longest beginning of a prompt that is stored is read instead of computed, to the bit;
+            see `PageStore`. Native engine only. None stores nothing.
+        prefix_cache_bytes: maximum bytes of that folder.
         format: earlier name of `dtype`; deprecated.
 
     Several threads may use one model: they take turns, pass by pass, or list by list.
@@ -85,10 +91,13 @@ class LM:
         draft_target: what the drafter knows of the model; builds further drafters.
         budget: sizes draft trees.
         request_builder: turns prompts and options into requests.
+        pages: stores prefixes on disk; None without `prefix_cache_dir`.
 
     Raises:
         ModelError, MethodError, RequestError: what is wrong and what to do, in one sentence.
     """
+
+    pages: PageStore | None = None
 
     def __init__(
         self,
@@ -103,6 +112,8 @@ class LM:
         kv_format: str = "auto",
         attention: str | Pattern | None = None,
         kv_policy: str | Policy | None = None,
+        prefix_cache_dir: str | Path | None = None,
+        prefix_cache_bytes: int = DEFAULT_LIMIT,
         format: str | None = None,  # noqa: A002 (deprecated)
         **unexpected: NoReturn,
     ) -> None:
@@ -145,6 +156,8 @@ class LM:
         )
         self._name = self.model.name
         self._lock = RLock()  # engine and drafter serve one thread at a time
+        if prefix_cache_dir is not None:
+            self.store_prefixes(prefix_cache_dir, prefix_cache_bytes)
         self._load_seconds = perf_counter() - start
 
     @overload
@@ -218,7 +231,13 @@ class LM:
             request = prompt
         text = text_of(request, self.tokenizer)
         generation = Generation(
-            self.engine, self.drafter, request, self.budget, text, lock=self._lock
+            self.engine,
+            self.drafter,
+            request,
+            self.budget,
+            text,
+            pages=self.pages,
+            lock=self._lock,
         )
         generation.output.seconds.load = self._load_seconds + self.guide_models.seconds
         return generation
@@ -358,6 +377,23 @@ class LM:
         self.drafter.reset()
         if isinstance(self.budget, Governor):
             self.budget = Governor(self.budget.cost)
+
+    def store_prefixes(self, folder: str | Path, limit: int = DEFAULT_LIMIT) -> None:
+        """Keep the keys and values of prompts in a folder; see `prefix_cache_dir`.
+
+        Raises:
+            CombinationError: the engine cannot hand out its keys and values, or the model has a
+                KV policy.
+            RequestError: the folder cannot be used, or the limit is too small.
+        """
+        if not isinstance(folder, str | Path):
+            raise wrong("prefix_cache_dir", folder, "a folder")
+        limit = check_integer("prefix_cache_bytes", limit, 1)
+        policy = self.request_builder.kv_policy
+        if policy is not None:
+            one = f"the KV policy {policy.name}"
+            check({Side.STORED_PREFIXES: "prefix_cache_dir", Side.KV_POLICY: one})
+        self.pages = PageStore(self.engine, self.model.digest, folder, limit)
 
     def save_learnt(self, path: str | Path) -> None:
         """Write what the drafter has learnt to a safetensors file.

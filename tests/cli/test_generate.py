@@ -15,6 +15,7 @@ KEYS = {
     "text",
     "tokens",
     "prompt_tokens",
+    "cached_tokens",
     "new_tokens",
     "passes",
     "tokens_per_pass",

@@ -33,6 +33,7 @@ def chat(
     constraints: options.ConstraintOptions,
     drafting: LearningDraftOptions,
     engine: options.EngineOptions,
+    prefixes: options.PrefixCacheOptions,
     json: options.Json = False,
 ) -> None:
     """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
@@ -40,6 +41,7 @@ def chat(
     pattern = _pattern(template)
     requested["stop"] = [*parsing.stops(sampling.stop), *_ends(pattern)]
     lm = drafting.open(engine, model)
+    prefixes.open(lm)
     if pattern is None:
         _try_template(lm)
     lm.stream(lm.request(_prompt(pattern, [], "Hello"), **requested))  # refused before anyone types

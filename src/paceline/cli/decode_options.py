@@ -118,6 +118,7 @@ def describe(
         "text": output.text,
         "tokens": output.tokens,
         "prompt_tokens": len(request.prompt),
+        "cached_tokens": output.cached_tokens,
         "new_tokens": len(output.tokens),
         "passes": output.passes,
         "tokens_per_pass": output.tokens_per_pass,

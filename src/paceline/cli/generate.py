@@ -119,6 +119,7 @@ def generate(
     constraints: LexicalOptions,
     drafting: PredictionDraftOptions,
     engine: options.EngineOptions,
+    prefixes: options.PrefixCacheOptions,
     strategy: Strategy = None,
     chat: options.Chat = False,
     ignore_eos: IgnoreEos = False,
@@ -140,7 +141,11 @@ def generate(
     if method is not None and not method.drafts:
         drafting = replace(drafting, drafter="plain", budget="0")
 
+    if method is not None and prefixes.prefix_cache_dir is not None:
+        searching, stored = f"the strategy {method.name}", "--prefix-cache-dir"
+        check_sides({Side.SEARCH: searching, Side.STORED_PREFIXES: stored})
     lm = drafting.open(engine, model)
+    prefixes.open(lm)
     if not chat and lm.tokenizer.template is not None:
         say(CHAT_HINT)
     messages: Prompt = [{"role": "user", "content": text}] if chat else text

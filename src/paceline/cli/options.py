@@ -134,6 +134,36 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
+class PrefixCacheOptions:
+    """Prefix cache."""
+
+    prefix_cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the keys and values of prompts for the next start."),
+    ] = None
+    prefix_cache_bytes: Annotated[
+        str, typer.Option(help="Maximum size of that folder, e.g. 2GB.")
+    ] = "4GB"
+
+    def open(self, lm: LM) -> None:
+        """Let a model keep its prompts in the folder, if one is named.
+
+        Raises:
+            PacelineError: the size or the folder cannot be used, or the engine has no pages.
+        """
+        from paceline.serving.settings import Size
+
+        try:
+            size = Size.parse(self.prefix_cache_bytes)
+        except ValueError as error:
+            raise RequestError(
+                f"--prefix-cache-bytes is {self.prefix_cache_bytes!r}: {error}"
+            ) from None
+        if self.prefix_cache_dir is not None:
+            lm.store_prefixes(self.prefix_cache_dir, size)
+
+
+@dataclass(frozen=True)
 class DraftOptions:
     """Drafting."""
 

@@ -15,6 +15,7 @@ import typer
 from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, scheme, serve_replicas
+from paceline.compatibility import Side, check
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
 from paceline.serving.settings import ServerSettings, Size
@@ -88,7 +89,10 @@ def _open(settings: ServerSettings) -> LM:
         settings.format,
         settings.kv_format,
     )
-    return chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+    lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
+    if settings.prefix_cache_dir is not None:
+        lm.store_prefixes(settings.prefix_cache_dir, settings.prefix_cache_bytes)
+    return lm
 
 
 def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
@@ -103,6 +107,9 @@ def _steering(lm: LM, settings: ServerSettings) -> OperatorPolicy:
     policy = None if settings.kv_policy is None else parse_policy(settings.kv_policy)
     if policy is not None or settings.kv_policy_choice:
         (policy or parse_policy("sliding_window")).check(lm.engine)
+    if policy is not None and lm.pages is not None:
+        own = f"the KV policy {policy.name}"
+        check({Side.STORED_PREFIXES: "--prefix-cache-dir", Side.KV_POLICY: own})
     return OperatorPolicy(
         mark, settings.watermark_choice, guides, policy, settings.kv_policy_choice
     )
@@ -237,6 +244,8 @@ _PANELS = {
         "prefill_slowdown",
         "memory",
         "prefix_cache",
+        "prefix_cache_dir",
+        "prefix_cache_bytes",
         "max_tokens",
         "default_tokens",
         "max_prompt",

@@ -9,11 +9,12 @@ from typing import Any
 
 from paceline.compatibility import Side, check
 from paceline.core import Output, Request
-from paceline.decoding.governor import Budget, Fixed
+from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine, Rows
+from paceline.engines.page_store import PageStore
 from paceline.errors import MemoryFullError, MethodError
 
 
@@ -31,6 +32,8 @@ class Generation:
         stream: turns tokens into text and finds stop strings; None when only tokens matter.
         margins: record `Output.margins`, for `measuring.proof`.
         sequence: holds a prefix of the prompt, and is released at the end; None opens a new one.
+        pages: stores prefixes on disk: the longest stored one of the prompt is read instead of
+            computed, and the prompt is stored. None, a given `sequence` and a KV policy do without.
         lock: held while the engine and the drafter are used, and not while text is handed out;
             None where one thread uses them.
 
@@ -48,12 +51,14 @@ class Generation:
         stream: TextStream | None = None,
         margins: bool = False,
         sequence: Cached | None = None,
+        pages: PageStore | None = None,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._lock = nullcontext() if lock is None else lock
         rejects = follows_rejection(request, drafter, budget)
         self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
+        self._pages = pages if sequence is None and request.kv_policy is None else None
         self.output = self._session.output
 
     def __iter__(self) -> Iterator[str]:
@@ -81,17 +86,28 @@ class Generation:
     def _prefill(self) -> None:
         session, start = self._session, perf_counter()
         session.open(self._sequence)
+        self._load_pages()
         while session.missing:
             assert session.sequence is not None
             tree = session.next_part()
             rows: Rows = "all" if session.wants_prefill_logits else "none"
             logits = self._engine.forward([(session.sequence, tree)], rows)
             session.commit_part(tree, logits)
+        if self._pages is not None and session.sequence is not None:
+            self._pages.save(session.text, session.sequence)
         with suppress(MemoryFullError):  # without room, nothing is drafted
             if isinstance(session.drafter, ModelBacked):
                 session.drafter.follow(session.text)
         session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
+
+    def _load_pages(self) -> None:
+        """Read the stored beginning of the prompt, unless computing it is faster."""
+        sequence, text = self._session.sequence, self._session.text
+        if self._pages is None or sequence is None:
+            return
+        cost = self._budget.cost if isinstance(self._budget, Governor) else None
+        self.output.cached_tokens = self._pages.load(text[:-1], sequence, cost)
 
     def _step(self) -> str:
         """Run one pass: draft, forward, walk, commit, learn. Return its text."""

@@ -86,7 +86,8 @@ class Engine(ABC):
         tolerance: largest change of the difference of two logits that rounding may cause.
         abilities: what the engine can do besides plain passes: the parts of a `View` that
             `forward` supports, `MIXTURES` for `forward_mixed`, `HIDDEN` for `hidden`, `EVICT` and
-            `ATTENTION_MASS` for the operations of those names.
+            `ATTENTION_MASS` for the operations of those names, `STORED_PAGES` for `read_page` and
+            `append_page`.
         pattern: which cached positions are read; None: all that the model's own windows show.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
@@ -244,6 +245,36 @@ class Engine(ABC):
                 was changed.
         """
         raise RequestError(f"the engine {self.name} cannot evict rows of its cache")
+
+    def read_page(self, sequence: Cached, page: int) -> NDArray[np.uint8]:
+        """Return a copy of the keys and values of a full page of a sequence.
+
+        Args:
+            sequence: no rows of it were evicted.
+            page: index; all its `PAGE` positions are committed.
+
+        Returns:
+            uint8 [`Memory.page_bytes`], in a form that this engine alone understands.
+
+        Raises:
+            RequestError: there is no such page, or the engine lacks the ability `STORED_PAGES`.
+        """
+        raise RequestError(f"the engine {self.name} does not hand out cached keys and values")
+
+    def append_page(self, sequence: Cached, page: NDArray[np.uint8]) -> None:
+        """Commit `PAGE` positions by what `read_page` gave for the same text.
+
+        Args:
+            sequence: its length is a multiple of `PAGE`.
+            page: uint8 [`Memory.page_bytes`]. What it holds is not checked: anything else than
+                what `read_page` gave for these positions gives wrong logits.
+
+        Raises:
+            RequestError: the page does not fit, or the engine lacks the ability `STORED_PAGES`.
+            MemoryFullError: there is no room. Nothing was changed but a pass that was not
+                committed, which is forgotten.
+        """
+        raise RequestError(f"the engine {self.name} does not take cached keys and values")
 
     def hidden(self) -> Floats:
         """Return the hidden states after the last norm of the last `forward`.

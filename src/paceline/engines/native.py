@@ -81,6 +81,7 @@ class NativeEngine(Engine):
             Ability.HIDDEN,
             Ability.EVICT,
             Ability.ATTENTION_MASS,
+            Ability.STORED_PAGES,
         }
     )
 
@@ -291,6 +292,25 @@ class NativeEngine(Engine):
             if self._lent(Memory.pages(own.row_count)):
                 return self.evict(sequence, kept)
             raise self._full(error) from None
+
+    def read_page(self, sequence: Cached, page: int) -> NDArray[np.uint8]:
+        """Return a copy of a full page; see `Engine.read_page`."""
+        try:
+            return _own(sequence).read_page(page)
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"cannot read page {page}: {error}") from None
+
+    def append_page(self, sequence: Cached, page: NDArray[np.uint8]) -> None:
+        """Commit a page of keys and values; see `Engine.append_page`."""
+        own = _own(sequence)
+        try:
+            own.append_page(page)
+        except _native.MemoryFullError as error:
+            if self._lent(1):
+                return self.append_page(sequence, page)
+            raise self._full(error) from None
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"cannot append a page: {error}") from None
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""

@@ -107,6 +107,14 @@ class EngineWrapper(Engine):
         """Drop rows; see `Engine.evict`."""
         self.inner.evict(sequence, kept)
 
+    def read_page(self, sequence: Cached, page: int) -> NDArray[np.uint8]:
+        """Return a page of a sequence; see `Engine.read_page`."""
+        return self.inner.read_page(sequence, page)
+
+    def append_page(self, sequence: Cached, page: NDArray[np.uint8]) -> None:
+        """Commit a page; see `Engine.append_page`."""
+        self.inner.append_page(sequence, page)
+
     def hidden(self) -> Floats:
         """Return hidden states of the last pass; see `Engine.hidden`."""
         return self.inner.hidden()

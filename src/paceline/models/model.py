@@ -75,6 +75,21 @@ class Model:
                 raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
         return mark.hexdigest()[:24]
 
+    def digest(self) -> str:
+        """Return a hash of the whole content of its files, which takes a second for 1.5 GB.
+
+        Raises:
+            ModelError: a file cannot be read.
+        """
+        whole = hashlib.sha256()
+        for path in self._files():
+            try:
+                with path.open("rb") as file:
+                    whole.update(hashlib.file_digest(file, "sha256").digest())
+            except OSError as error:
+                raise ModelError(f"cannot read {path}: {error.strerror or error}") from None
+        return whole.hexdigest()
+
     def _files(self) -> list[Path]:
         if self.gguf is not None:
             return list(self.gguf.files)

@@ -83,6 +83,7 @@ class KVBudget:
 
     Attributes:
         idle: returns the drafters that no request uses.
+        unwritten: drops texts that wait to be written to disk; returns whether there was any.
 
     Raises:
         RequestError: the memory cannot hold one request.
@@ -103,6 +104,7 @@ class KVBudget:
         self.limit = SharedLimit(engine, total)
         self.prefix_cache = PrefixCache(engine, int(prefix_cache * (total // page)))
         self.idle: Callable[[], Iterable[Drafter]] = tuple
+        self.unwritten: Callable[[], bool] = lambda: False
         self._drafts = WeakSet[Engine]()
         scheduler.capacity = self._capacity(total)
 
@@ -203,7 +205,7 @@ class KVBudget:
                     drafter.release()
             if self.limit.used < before:
                 return True
-        return self.prefix_cache.shrink(pages) > 0
+        return self.prefix_cache.shrink(pages) > 0 or self.unwritten()
 
     def park(self, drafter: Drafter) -> bool:
         """Drop the KV cache of a running request's drafter; return whether it had any."""

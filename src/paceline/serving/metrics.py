@@ -131,9 +131,29 @@ class _WorkerCollector(Collector):
         }
         for name, (value, about) in counts.items():
             yield CounterMetricFamily(f"paceline_{name}", about, value=value)
+        yield from self._stored_pages()
         yield _by_drafter("guessed_tokens", "Nodes that a drafter proposed.", stats.guessed)
         yield _by_drafter("accepted_tokens", "Proposed nodes that were accepted.", stats.accepted)
         yield from self._governor()
+
+    def _stored_pages(self) -> Iterator[Metric]:
+        """Yield the counters of the prefix cache on disk, if there is one."""
+        store = self._service.worker.lm.pages
+        if store is None:
+            return
+        counts = store.statistics
+        yield _gauge(
+            "stored_prefix_bytes", "Size of the prefix cache on disk.", counts.stored_bytes
+        )
+        for name, value, about in (
+            ("read", counts.read_pages, "Pages that were read instead of computed."),
+            ("written", counts.written_pages, "Pages that were written to disk."),
+            ("unusable", counts.unusable_pages, "Files of pages that could not be used."),
+            ("evicted", counts.evicted_pages, "Pages that were removed to keep the limit."),
+        ):
+            yield CounterMetricFamily(f"paceline_stored_pages_{name}", about, value=value)
+        about = "Texts that were not written to disk: the writer was behind, or could not write."
+        yield CounterMetricFamily("paceline_stored_texts_skipped", about, counts.skipped_texts)
 
     def _governor(self) -> Iterator[Metric]:
         governor = self._service.worker.governor

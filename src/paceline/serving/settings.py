@@ -51,6 +51,7 @@ class Size(int):
 
 
 _BODY = Size(10**6)
+_PREFIX_CACHE = Size(4 * 10**9)
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,13 @@ class ServerSettings:
         float,
         SettingInfo("Share of the KV memory that finished requests' prefixes may fill.", 0, 1),
     ] = 0.5
+    prefix_cache_dir: Annotated[
+        Path | None,
+        SettingInfo("Folder that keeps the keys and values of prompts for the next start."),
+    ] = None
+    prefix_cache_bytes: Annotated[
+        Size, SettingInfo("Maximum size of that folder; the least recently used go first.", 1)
+    ] = _PREFIX_CACHE
     watermark: Annotated[
         str | None,
         SettingInfo("Watermark of every answer: key=SECRET, and more as in `paceline generate`."),

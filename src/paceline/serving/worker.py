@@ -73,7 +73,7 @@ class Worker:
             allows one context of the model for each running request, and does not limit draft
             models and guides.
         prefix_cache: share of the memory that cached prefixes may fill, 0 to 1; running requests
-            can reclaim it.
+            can reclaim it. Prefixes are stored on disk, too, where `lm.pages` is given.
 
     Raises:
         PacelineError: see `DrafterPool` and `known_cost`; or the memory cannot hold one request.
@@ -93,6 +93,8 @@ class Worker:
         self.memory = KVBudget(lm.engine, self.scheduler, memory, prefix_cache)
         self.memory.register(lm.guide_models.loaded, loaded=True)
         self._pools = DrafterPools(lm, known_cost(lm.engine), self.memory)
+        if lm.pages is not None:
+            self.memory.unwritten = lm.pages.give_way
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None
         self._slots: dict[str, Slot] = {}
         self._runner = PassRunner(lm.engine, self.scheduler, self.memory, self._slots, self.stats)
@@ -306,7 +308,12 @@ class Worker:
         """
         if run.request.kv_policy is not None:
             return None, 0
-        return self.prefix_cache.match(run.text[:-1])
+        text = run.text[:-1]
+        sequence, length = self.prefix_cache.match(text)
+        if self.lm.pages is None:
+            return sequence, length
+        cost = self.governor.cost
+        return sequence, self.lm.pages.load(text, sequence, cost, lambda: self.memory.ease(1))
 
     def _part(self, job_id: str, size: int, pass_budget: PassBudget) -> BatchEntry:
         slot = self._slots[job_id]
@@ -334,6 +341,7 @@ class Worker:
         self._report(part.id)
         if not part.run.missing:
             self._keep(part.run)
+            self._store(part.run)
 
     def _keep(self, run: Session) -> None:
         """Put the computed part of a text into the prefix cache.
@@ -342,6 +350,11 @@ class Worker:
         """
         if run.sequence and run.request.kv_policy is None:
             self.prefix_cache.insert(run.text[: run.sequence.length], run.sequence)
+
+    def _store(self, run: Session) -> None:
+        """Write a text that was just computed to the prefix cache on disk, if there is one."""
+        if self.lm.pages is not None and run.sequence and run.request.kv_policy is None:
+            self.lm.pages.save(run.text, run.sequence)
 
     def _events(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
         """Return the events of a request after a pass."""
