@@ -53,12 +53,12 @@ class Parser:
 
     Attributes:
         parse: reads a finished text.
-        certain: returns how many characters of an unfinished text are content, whatever may
-            follow; all of them by default.
+        scanner: returns a function for one text as it grows, which returns how many of its
+            characters are content, whatever may follow; all of them by default.
     """
 
     parse: Callable[[str], Parsed]
-    certain: Callable[[str], int] = len
+    scanner: Callable[[], Callable[[str], int]] = lambda: len
 
     def __call__(self, text: str) -> Parsed:
         """Parse a finished text."""

@@ -1,12 +1,15 @@
 """Tool calls in what models write: the syntax of each family, and text that only looks like it."""
 
+import ast
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.control.structured.tool_calls import certain_content, read_calls
+from paceline.control.structured import call_scanner, tool_calls
+from paceline.control.structured.call_scanner import CallScanner
+from paceline.control.structured.tool_calls import read_calls
 
 FUNCTIONS = {
     "get": {"type": "object", "properties": {"x": {"type": "string"}, "n": {"type": "integer"}}},
@@ -163,12 +166,89 @@ def test_any_text_gives_strict_json(text):
 def test_what_is_certain_stays(text, data):
     content = read_calls(text, FUNCTIONS).content
     cut = data.draw(st.integers(0, len(text)))
-    certain = certain_content(text[:cut], FUNCTIONS)
+    certain = CallScanner(FUNCTIONS)(text[:cut])
     assert content.startswith(text[:certain])
+
+
+@given(TEXTS, st.data())
+@settings(max_examples=400, deadline=None)
+def test_what_is_certain_of_a_growing_text_stays(text, data):
+    content = read_calls(text, FUNCTIONS).content
+    scan, cut, before = CallScanner(FUNCTIONS), 0, 0
+    while cut < len(text):
+        cut += data.draw(st.integers(1, 9))
+        certain = scan(text[:cut])
+        assert before <= certain
+        assert content.startswith(text[:certain])
+        before = certain
+
+
+LONG = [
+    *("word, word. ", "- [ ] task\n", "[ ] task\n", "[1,\n", '{"a":\n', "`a ", "```\n{", "[get(\n"),
+    *(
+        "<function=x>",
+        "<function=get>",
+        "<tool_call>",
+        '["a\\\n',
+        "<parameter=a>",
+        "[print(\n",
+        "[",
+    ),
+    'a <tool_call>{"name":"get"}</tool_call> b\n',
+]
+
+
+@pytest.mark.parametrize("part", LONG)
+@pytest.mark.parametrize("end", ["", ")]", '"}]'])
+def test_a_long_text_is_read_in_steps_in_proportion_to_its_length(part, end, monkeypatch):
+    read = [0]
+
+    class Decoder(json.JSONDecoder):
+        def raw_decode(self, s, idx=0):
+            try:
+                value, stop = super().raw_decode(s, idx)
+                read[0] += stop - idx
+            except ValueError as error:
+                read[0] += getattr(error, "pos", idx) - idx
+                raise
+            except RecursionError:
+                read[0] += 1000
+                raise
+            return value, stop
+
+    monkeypatch.setattr(tool_calls, "_decoder", Decoder())
+    monkeypatch.setattr(call_scanner, "_decoder", Decoder())
+    steps = [0]
+    at = tool_calls.CallReader.at
+
+    def counted(self, match):
+        steps[0] += 1
+        return at(self, match)
+
+    monkeypatch.setattr(tool_calls.CallReader, "at", counted)
+    parsed, parse = [0], ast.parse
+
+    def measured(source, *words, **options):
+        parsed[0] += len(source)
+        return parse(source, *words, **options)
+
+    monkeypatch.setattr(tool_calls.ast, "parse", measured)
+    text = (part * 4000)[:16000] + end
+    read_calls(text, FUNCTIONS)
+    assert read[0] < 40 * len(text) + 300_000
+    assert parsed[0] < 60_000
+    read[0] = steps[0] = 0
+    scan = CallScanner(FUNCTIONS)
+    for cut in range(0, len(text) + 40, 40):
+        scan(text[:cut])
+    events = len(text) // 40
+    assert steps[0] < 40 * events + len(text)
+    assert read[0] < 3 * (events * len(text) / 2 + 40 * len(text) + 300_000)
 
 
 def test_plain_text_is_not_held_back():
     text = "Here is [a list](of links), `code` and {braces}; {1: 2}.\n- [x] done\n```py\nf(1)\n"
+    scan = CallScanner(FUNCTIONS)
     for cut in range(len(text) + 1):
-        certain = certain_content(text[:cut], FUNCTIONS)
+        certain = scan(text[:cut])
         assert len(text[:cut].rstrip()) - certain <= len("- ```py")

@@ -23,12 +23,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-_OPENINGS = (
+OPENINGS = (
     *("<tool_call>", "<|tool_call|>", "[TOOL_CALLS]", "<function=", "functools["),
     *("<|python_tag|>", "<\uff5ctool\u2581calls\u2581begin\uff5c>"),
     "<\uff5ctool\u2581call\u2581begin\uff5c>",
 )
-_THINK = "<think>", "</think>"
+THINK = "<think>", "</think>"
 # Ends of calls, each optional: what was written without one counts as well.
 _CUT_END = "|".join("</tool_call"[:size] for size in range(11, 0, -1))  # where a text was cut
 _ENDS = re.compile(
@@ -36,13 +36,13 @@ _ENDS = re.compile(
     rf"<\uff5ctool\u2581calls?\u2581end\uff5c>|(?:{_CUT_END})\Z)"
 )
 _SPACE = re.compile(r"[\s;,]*")
-_MARK = re.compile(
-    "|".join(map(re.escape, (*_OPENINGS, _THINK[0], "```", "`"))) + r"|(?m:^[ \t]*[{\[])"
+MARK = re.compile(
+    "|".join(map(re.escape, (*OPENINGS, THINK[0], "```", "`"))) + r"|(?m:^[ \t]*[{\[])"
 )
-_FENCE = re.compile(r"```[ \t]*([\w-]*)[ \t]*\n?(.*?)```", re.DOTALL)
-_OPEN_FENCE = re.compile(r"```[ \t]*([\w-]*)(\s)?")
-_FENCES = ("", "json", "tool_code", "tool_call", "tool_calls")
-_FUNCTION = re.compile(r"<function=([^>\n]{1,64})>(.*?)(?:</function>|$)", re.DOTALL)
+_FENCE = re.compile(r"```[ \t]*([\w-]*)[ \t]*\n?")
+FENCES = ("", "json", "tool_code", "tool_call", "tool_calls")
+_FUNCTION = re.compile(r"<function=([^>\n]{1,64})>")
+_FUNCTION_END = "</function>"
 _PARAMETER = re.compile(
     r"<parameter=([^>\n]{1,200})>\n?(.*?)(?:\n?</parameter>|(?=<parameter=)|$)", re.DOTALL
 )
@@ -52,9 +52,12 @@ _DEEPSEEK = re.compile(
     r"([A-Za-z0-9_.-]{1,64})<\uff5ctool\u2581sep\uff5c>\s*(?=\{)"
 )
 _AFTER_JSON = re.compile(r"\s*```")
-_PYTHON = re.compile(r"\[?\s*([A-Za-z_][A-Za-z0-9_.]{0,63})\(")
-_CUT_PYTHON = re.compile(r"\[?\s*([A-Za-z_][A-Za-z0-9_.]{0,63})?\Z")
+PYTHON = re.compile(r"\[?\s*([A-Za-z_][A-Za-z0-9_.]{0,63})\(")
 _LONGEST_PYTHON = 20_000  # characters
+# Characters that may be read in vain, besides so many for each of the text: what models write must
+# not keep a reader busy. Python is read more slowly than JSON, and deep nesting is given up late.
+_VAIN, _VAIN_EACH = 100_000, 20
+_PYTHON_COST, _DEEP_COST = 20, 20_000
 _KEYS = frozenset({"name", "arguments", "parameters", "type", "id", "index"})
 
 _decoder = json.JSONDecoder()
@@ -80,7 +83,7 @@ class ToolText(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """A part of a text that makes calls."""
 
     start: int
@@ -96,7 +99,7 @@ def read_calls(text: str, functions: Mapping[str, Any]) -> ToolText:
         functions: name -> JSON schema of the arguments.
     """
     content, calls, at = [], [], 0
-    for span in _Reader(text, functions).spans():
+    for span in CallReader(text, functions).spans():
         content.append(text[at : span.start].rstrip())
         calls += span.calls
         at = span.end
@@ -105,147 +108,87 @@ def read_calls(text: str, functions: Mapping[str, Any]) -> ToolText:
     return ToolText("".join(content), calls)
 
 
-def certain_content(text: str, functions: Mapping[str, Any]) -> int:
-    """Return how many characters of an unfinished text are content, whatever may follow."""
-    end = _Reader(text, functions).undecided()
-    return len(text[:end].rstrip())
+class Fence(NamedTuple):
+    """A fence of code, whose body lies between `start` and `close`; None while it is open."""
+
+    info: str
+    start: int
+    close: int | None
+    end: int
 
 
-class _Reader:
-    """Goes through a text once, from mark to mark."""
+class CallReader:
+    """Goes through a text once, from mark to mark.
+
+    Args:
+        text: any text.
+        functions: name -> JSON schema of the arguments.
+
+    Attributes:
+        last: where white space at the end begins.
+        left: characters that may still be read in vain; below 0 nothing more is read as a call.
+    """
 
     def __init__(self, text: str, functions: Mapping[str, Any]) -> None:
-        self._text = text
-        self._functions = functions
+        self.text = text
+        self.functions = functions
+        self.last = len(text.rstrip())
+        self.left = _VAIN + _VAIN_EACH * len(text)
 
-    def spans(self) -> Iterator[_Span]:
+    def spans(self) -> Iterator[Span]:
         """Yield the parts of a finished text that make calls."""
         at = 0
-        while match := _MARK.search(self._text, at):
-            found = self._at(match)
-            if isinstance(found, _Span):
+        while match := MARK.search(self.text, at):
+            found = self.at(match)
+            if isinstance(found, Span):
                 yield found
                 at = found.end
             else:
                 at = max(found, match.start() + 1)
 
-    def undecided(self) -> int:
-        """Return where the first part begins that makes a call, or may become one."""
-        text, at = self._text, 0
-        while match := _MARK.search(text, at):
-            found = self._at(match)
-            if isinstance(found, _Span) or self._may_grow(match):
-                return match.start()
-            at = max(found, match.start() + 1)
-        starts = (*_OPENINGS, _THINK[0], "```")
-        for size in range(min(len(text), max(map(len, starts)) - 1), 0, -1):
-            if any(mark.startswith(text[-size:]) for mark in starts):
-                return len(text) - size
-        return len(text)
-
-    def _at(self, match: re.Match[str]) -> _Span | int:
+    def at(self, match: re.Match[str]) -> Span | int:
         """Return the calls that a mark begins, or where to go on."""
-        text, mark, start = self._text, match[0], match.start()
-        if mark == _THINK[0]:
-            end = text.find(_THINK[1], start)
-            return len(text) if end < 0 else end + len(_THINK[1])
+        text, mark, start = self.text, match[0], match.start()
+        if mark == THINK[0]:
+            end = text.find(THINK[1], start)
+            return len(text) if end < 0 else end + len(THINK[1])
         if mark == "```":
             return self._fence(start)
         if mark == "`":
             line = text.find("\n", start) % (len(text) + 1)
             end = text.find("`", start + 1, line)
             return start + 1 if end < 0 else end + 1
-        if mark in _OPENINGS:
+        if mark in OPENINGS:
             return self._tagged(start)
         return self._alone(match.end() - 1)
 
-    def _may_grow(self, match: re.Match[str]) -> bool:
-        """Return whether more text could make a call of what begins here."""
-        text, mark, start = self._text, match[0], match.start()
-        if mark == "```":
-            if not self._begins_line(start):
-                return False
-            closed = _FENCE.match(text, start)
-            if closed is None:
-                return self._fence_may_grow(start)
-            # A fence of calls counts where it ends the text.
-            return bool(self._values(closed[2])) and not text[closed.end() :].strip()
-        if mark in (_THINK[0], "`"):
-            return False
-        if mark in _OPENINGS:
-            line = text.find("\n", start)
-            return not self._cited(start) or line < 0
-        begin = match.end() - 1
-        values, end = self._json_run(begin)
-        if not values:
-            return self._is_cut(begin) or self._python_may_grow(begin)
-        if not all(self._calls(value) for value in values):
-            return False
-        return not text[end:].strip() or self._is_cut(end)
-
-    def _fence_may_grow(self, start: int) -> bool:
-        """Return whether an open fence holds a call so far."""
-        opening = _OPEN_FENCE.match(self._text, start)
-        if opening is None:
-            return False
-        info, body = opening[1], opening[2]
-        if body is None:
-            return any(name.startswith(info) for name in _FENCES)
-        begin = _space(self._text, opening.end())
-        if info not in _FENCES:
-            return False
-        rest = self._text[begin : begin + 1]
-        return not rest or rest in "{[" or self._python_may_grow(begin)
-
-    def _python_may_grow(self, start: int) -> bool:
-        """Return whether calls written as Python begin here, or may."""
-        match = _PYTHON.match(self._text, start)
-        if match:
-            return match[1] == "print" or match[1] in self._functions
-        match = _CUT_PYTHON.match(self._text, start)
-        begun = (match[1] or "") if match else None
-        return begun is not None and any(
-            name.startswith(begun) for name in ("print", *self._functions)
-        )
-
-    def _is_cut(self, start: int) -> bool:
-        """Return whether JSON that begins here is incomplete rather than wrong."""
-        try:
-            _decoder.raw_decode(self._text, start)
-        except ValueError as error:
-            at = getattr(error, "pos", 0)
-            unended = "Unterminated" in str(error) or "Invalid control" in str(error)
-            return unended or at >= len(self._text.rstrip()) - 5
-        except RecursionError:
-            return False
-        return False
-
-    def _begins_line(self, start: int) -> bool:
-        return not self._text[self._text.rfind("\n", 0, start) + 1 : start].strip()
+    def begins_line(self, start: int) -> bool:
+        """Return whether nothing stands before a place in its line."""
+        return not self.text[self.text.rfind("\n", 0, start) + 1 : start].strip()
 
     def _cited(self, start: int, end: int | None = None) -> bool:
         """Return whether a call from `start` to `end` stands in the middle of a line."""
-        before = self._text[self._text.rfind("\n", 0, start) + 1 : start]
-        if not before.strip() or before.rstrip().endswith(_THINK[1]):
+        before = self.text[self.text.rfind("\n", 0, start) + 1 : start]
+        if not before.strip() or before.rstrip().endswith(THINK[1]):
             return False
         if end is None:
             return False
-        line = self._text.find("\n", end)
-        after = self._text[end : line if line >= 0 else len(self._text)].strip()
-        return bool(after) and not after.startswith(_OPENINGS)
+        line = self.text.find("\n", end)
+        after = self.text[end : line if line >= 0 else len(self.text)].strip()
+        return bool(after) and not after.startswith(OPENINGS)
 
-    def _tagged(self, start: int) -> _Span | int:
-        text = self._text
-        mark = next(each for each in _OPENINGS if text.startswith(each, start))
+    def _tagged(self, start: int) -> Span | int:
+        text = self.text
+        mark = next(each for each in OPENINGS if text.startswith(each, start))
         at = start + len(mark)
         if mark in ("<function=", "functools["):
             at = start if mark == "<function=" else at - 1
         calls: list[ToolCall] = []
         end = at
         while True:
-            begin = _space(text, end)
-            if mark.startswith("<\uff5c") and text.startswith(_OPENINGS[-1], begin):
-                begin += len(_OPENINGS[-1])
+            begin = space(text, end)
+            if mark.startswith("<\uff5c") and text.startswith(OPENINGS[-1], begin):
+                begin += len(OPENINGS[-1])
             found = self._one(begin, mark)
             if found is None:
                 break
@@ -257,79 +200,104 @@ class _Reader:
                 break
         if not calls or self._cited(start, end):
             return at if not calls else end
-        return _Span(start, end, calls)
+        return Span(start, end, calls)
 
     def _one(self, start: int, mark: str) -> tuple[list[ToolCall], int] | None:
         """Return the calls of one value after an opening, and where it ends."""
-        text = self._text
+        text = self.text
         if function := _FUNCTION.match(text, start):
-            call = self._function(function[1].strip(), function[2])
-            return ([call], function.end()) if call else None
+            name = function[1].strip()
+            if name not in self.functions:
+                return None
+            close = text.find(_FUNCTION_END, function.end())
+            call = self._function(name, text[function.end() : len(text) if close < 0 else close])
+            return (
+                ([call], len(text) if close < 0 else close + len(_FUNCTION_END)) if call else None
+            )
         named = _MISTRAL if mark == "[TOOL_CALLS]" else _DEEPSEEK
         if match := named.match(text, start):
             name = next(group for group in match.groups() if group)
-            value, end = _json_at(text, match.end())
+            value, end = self._json_at(match.end())
             call = self._call(name, value) if end else None
             if call is None:
                 return None
             fence = _AFTER_JSON.match(text, end)
             return [call], fence.end() if fence and "```json" in match[0] else end
-        value, end = _json_at(text, start)
+        value, end = self._json_at(start)
         if end:
-            calls = self._calls(value)
+            calls = self.calls_of(value)
             return (calls, end) if calls else None
         return self._python(start)
 
-    def _alone(self, start: int) -> _Span | int:
+    def _json_at(self, start: int) -> tuple[object, int]:
+        """Return the JSON object or list that begins here and its end; 0 where there is none."""
+        if self.left < 0 or self.text[start : start + 1] not in ("{", "["):
+            return None, 0
+        try:
+            return _decoder.raw_decode(self.text, start)
+        except ValueError as error:
+            self.left -= getattr(error, "pos", len(self.text)) - start
+        except RecursionError:
+            self.left -= _DEEP_COST
+        return None, 0
+
+    def _alone(self, start: int) -> Span | int:
         """Return the calls of JSON or Python that stands alone from here to the end."""
-        text = self._text
-        values, end = self._json_run(start)
+        text = self.text
+        values, end = self.json_run(start)
         if not values:
             python = self._python(start)
-            if python and not text[python[1] :].strip():
-                return _Span(start, len(text), python[0])
+            if python and python[1] >= self.last:
+                return Span(start, len(text), python[0])
             return start + 1
         calls: list[ToolCall] = []
         for value in values:
-            found = self._calls(value)
+            found = self.calls_of(value)
             if not found:
                 return end
             calls += found
-        return _Span(start, len(text), calls) if not text[end:].strip() else end
+        return Span(start, len(text), calls) if end >= self.last else end
 
-    def _json_run(self, start: int) -> tuple[list[object], int]:
+    def json_run(self, start: int) -> tuple[list[object], int]:
         """Return the JSON values that follow each other from here, and where they end."""
         values: list[object] = []
         end = start
         while True:
-            value, after = _json_at(self._text, _space(self._text, end))
-            if not after or not isinstance(value, dict | list):
+            value, after = self._json_at(space(self.text, end))
+            if not after:
                 return values, end
             values.append(value)
             end = after
 
-    def _fence(self, start: int) -> _Span | int:
-        match = _FENCE.match(self._text, start)
-        if match is None:
-            return len(self._text)
-        ends = not self._text[match.end() :].strip()
-        if ends and match[1] in _FENCES and self._begins_line(start):
-            calls = self._values(match[2])
-            if calls:
-                return _Span(start, match.end(), calls)
-        return match.end()
+    def fence(self, start: int) -> Fence:
+        """Return the fence that begins here."""
+        opening = _FENCE.match(self.text, start)
+        assert opening is not None  # it begins with the mark
+        close = self.text.find("```", opening.end())
+        if close < 0:
+            return Fence(opening[1], opening.end(), None, len(self.text))
+        return Fence(opening[1], opening.end(), close, close + len("```"))
 
-    def _values(self, text: str) -> list[ToolCall]:
+    def _fence(self, start: int) -> Span | int:
+        fence = self.fence(start)
+        ends = fence.close is not None and fence.end >= self.last
+        if ends and fence.info in FENCES and self.begins_line(start):
+            calls = self.values(self.text[fence.start : fence.close])
+            if calls:
+                return Span(start, fence.end, calls)
+        return fence.end
+
+    def values(self, text: str) -> list[ToolCall]:
         """Return the calls of a text that holds nothing else."""
-        inner = _Reader(text.strip(), self._functions)
-        found = inner._alone(0) if inner._text[:1] in ("{", "[") else inner._python(0)
-        if isinstance(found, _Span):
+        inner = CallReader(text.strip(), self.functions)
+        found = inner._alone(0) if inner.text[:1] in ("{", "[") else inner._python(0)
+        if isinstance(found, Span):
             return found.calls
-        if isinstance(found, tuple) and found[1] == len(inner._text):
+        if isinstance(found, tuple) and found[1] == len(inner.text):
             return found[0]
         return []
 
-    def _calls(self, value: object) -> list[ToolCall]:
+    def calls_of(self, value: object) -> list[ToolCall]:
         """Return the calls that a JSON value describes; none if a part of it is no call."""
         calls: list[ToolCall] = []
         for each in value if isinstance(value, list) else [value]:
@@ -347,10 +315,10 @@ class _Reader:
         return calls
 
     def _call(self, name: object, arguments: object) -> ToolCall | None:
-        if not isinstance(name, str) or name not in self._functions:
+        if not isinstance(name, str) or name not in self.functions:
             return None
         if isinstance(arguments, str):
-            value, end = _json_at(arguments, _space(arguments, 0))
+            value, end = _json_at(arguments, space(arguments, 0))
             arguments = value if end and not arguments[end:].strip() else arguments.strip() or None
         if arguments is None:
             arguments = {}
@@ -360,11 +328,11 @@ class _Reader:
 
     def _function(self, name: str, body: str) -> ToolCall | None:
         """Return a call whose arguments are JSON, or one tag for each."""
-        if name not in self._functions:
+        if name not in self.functions:
             return None
         if "<parameter=" not in body:
             return self._call(name, body)
-        schema = self._functions[name]
+        schema = self.functions[name]
         properties = schema.get("properties") if isinstance(schema, Mapping) else None
         arguments: dict[str, Any] = {}
         for match in _PARAMETER.finditer(body):
@@ -377,11 +345,12 @@ class _Reader:
 
     def _python(self, start: int) -> tuple[list[ToolCall], int] | None:
         """Return calls written as Python, with constants as arguments; nothing is executed."""
-        text = self._text
-        if not _PYTHON.match(text, start) or len(text) - start > _LONGEST_PYTHON:
+        text, match = self.text, PYTHON.match(self.text, start)
+        known = match is not None and (match[1] == "print" or match[1] in self.functions)
+        if not known or len(text) - start > _LONGEST_PYTHON or self.left < 0:
             return None
-        listed = text[start] == "["
-        end = text.rfind("]" if listed else ")", start) + 1
+        end = text.rfind("]" if text[start] == "[" else ")", start) + 1
+        self.left -= _PYTHON_COST * max(end - start, 0)
         try:
             body = ast.parse(text[start:end], mode="exec").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -416,7 +385,8 @@ class _Reader:
         return self._call(name, arguments)
 
 
-def _space(text: str, start: int) -> int:
+def space(text: str, start: int) -> int:
+    """Return where white space and separators of calls end."""
     match = _SPACE.match(text, start)
     return match.end() if match else start
 

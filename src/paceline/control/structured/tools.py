@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from paceline.control.grammar import Grammar, embedded
-from paceline.control.structured.tool_calls import ToolCall, certain_content, read_calls
+from paceline.control.structured.call_scanner import CallScanner
+from paceline.control.structured.tool_calls import ToolCall, read_calls
 from paceline.core import Parsed, Parser
 from paceline.errors import RequestError, unknown
 from paceline.models.tokenizer import Tokenizer
@@ -151,7 +152,7 @@ class Tools:
             content, calls = read_calls(text, self.functions)
             return Parsed(None, calls, content)
 
-        return Parser(parse, lambda text: certain_content(text, self.functions))
+        return Parser(parse, lambda: CallScanner(self.functions))
 
 
 def style_of(template: str) -> Style:

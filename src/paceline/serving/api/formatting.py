@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from time import time
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,7 @@ class Choice:
     prompt_logprobs: list[Logprob] = field(default_factory=list)
     begun: float | None = None
     _parsed: Parsed | None = field(default=None, init=False, repr=False)
+    _scan: Callable[[str], int] | None = field(default=None, init=False, repr=False)
 
     def add(self, event: JobEvent) -> None:
         """Append an event."""
@@ -96,7 +97,8 @@ class Choice:
         if parser is None:
             return text
         if self.last is None:
-            return text[: parser.certain(text)]
+            self._scan = self._scan or parser.scanner()
+            return text[: self._scan(text)]
         content = self.parsed.content
         return text if content is None else content
 

@@ -193,7 +193,7 @@ def _calling_once(make: Callable[..., Request], seed: int) -> Request:
         parsed = parser(text)
         return parsed._replace(tool_calls=parsed.tool_calls[:1])
 
-    return replace(request, parser=Parser(first, parser.certain))
+    return replace(request, parser=Parser(first, parser.scanner))
 
 
 def message_of(message: Message) -> dict[str, Any]:
