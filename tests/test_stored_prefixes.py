@@ -109,4 +109,5 @@ def test_a_worker_reads_what_another_has_written(tmp_path, pages):
             assert lm.engine.memory.used == 0
     texts = [[event.output.tokens for event in each] for each in events]
     assert texts[0] == texts[1] == texts[2]
-    assert [event.cached for event in events[2]] == [192, 192, 64]
+    if pages is None:  # where memory is short, texts that wait to be written give way
+        assert [event.cached for event in events[2]] == [192, 192, 64]

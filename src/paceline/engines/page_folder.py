@@ -63,7 +63,7 @@ class Link(NamedTuple):
     key: bytes
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class PageFolder:
     """Pages of one model among those of others.
 
@@ -76,6 +76,9 @@ class PageFolder:
         identity: 32 bytes that tell the model, its formats and the code from all others.
         limit: maximum bytes of all files of all models.
 
+    Attributes:
+        unusable: files that were damaged, foreign or unreadable, whenever one was to be read.
+
     Raises:
         RequestError: the folder cannot be used.
     """
@@ -83,7 +86,8 @@ class PageFolder:
     root: Path
     identity: bytes
     limit: int
-    _ignored: set[Path] = field(default_factory=set)  # named in the log already
+    unusable: int = field(default=0, init=False)
+    _ignored: set[Path] = field(default_factory=set, init=False)  # named in the log already
 
     def __post_init__(self) -> None:
         try:
@@ -132,11 +136,13 @@ class PageFolder:
         except FileNotFoundError:  # evicted meanwhile
             return None
         except DamagedPageError as error:
+            self.unusable += 1
             _log.warning("removed %s from the prefix cache: %s", path, error)
             with suppress(OSError):
                 path.unlink()
             return None
         except (OSError, ForeignPageError) as error:
+            self.unusable += 1
             reason = error.strerror if isinstance(error, OSError) else error
             if path not in self._ignored:
                 _log.warning("ignored %s in the prefix cache: %s", path, reason)

@@ -29,6 +29,7 @@ from paceline.errors import MemoryFullError, RequestError
 DEFAULT_LIMIT = 4 * 10**9  # bytes of a folder
 _MAX_WAITING = 64  # texts that wait to be written
 _PATIENCE = 4  # pages that are read before slow reading is given up
+_RECENT, _SAMPLES = 8, 3  # texts whose times are kept, and that are needed for a judgement
 _DECAY = 0.9  # of the measured time, for each text that was not read because of it
 _PAUSE = 60.0  # seconds without writing after an error
 _FLUSH = 30.0  # seconds that the end of the process waits for the writer
@@ -102,7 +103,7 @@ class PageStore:
         self._engine = engine
         self._folder = PageFolder(Path(folder), _identity(engine, model()), limit)
         self._writer = _Writer(engine, self._folder, self.statistics)
-        self._page_seconds: float | None = None  # to read one, measured
+        self._page_seconds: deque[float] = deque(maxlen=_RECENT)  # to read one, measured
         self.close = finalize(self, self._writer.close)
 
     @property
@@ -146,7 +147,7 @@ class PageStore:
             if read >= _PATIENCE and perf_counter() - begun > 2 * compute * read:
                 break
         if end > start:
-            self._page_seconds = (perf_counter() - begun) / (end - start)
+            self._page_seconds.append((perf_counter() - begun) / (end - start))
             self.statistics.read_pages += end - start
         return sequence.length
 
@@ -178,7 +179,7 @@ class PageStore:
         """Append a page behind the first `length` positions; return whether it could be done."""
         page = self._folder.read(link, self._engine.memory.page_bytes)
         if page is None:
-            self.statistics.unusable_pages += 1
+            self.statistics.unusable_pages = self._folder.unusable
             return False
         while True:
             try:
@@ -191,9 +192,14 @@ class PageStore:
                     return False
 
     def _worthwhile(self, compute: float) -> bool:
-        if self._page_seconds is None or self._page_seconds < compute:
+        """Return whether reading takes less time than computing, by the best recent time.
+
+        A machine that is busy with something else makes single times long.
+        """
+        seconds = self._page_seconds
+        if len(seconds) < _SAMPLES or min(seconds) < compute:
             return True
-        self._page_seconds *= _DECAY  # tried again some time
+        seconds.append(_DECAY * min(seconds))  # tried again some time
         return False
 
 
