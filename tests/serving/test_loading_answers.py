@@ -29,6 +29,11 @@ def test_every_request_is_told_to_come_back(listener):
             assert not json.load(caught.value)["ready"]
         with socket.create_connection(listener.getsockname()) as silent:
             silent.close()
+        request = urllib.request.Request(address, headers={"Accept": "text/html,*/*"})
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        assert caught.value.headers["Content-Type"] == "text/html"
+        assert "The model is loading" in caught.value.read().decode()
     listener.settimeout(10)
     with socket.create_connection(listener.getsockname()):
         connection, _ = listener.accept()  # nobody else takes it any more

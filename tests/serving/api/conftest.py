@@ -18,10 +18,11 @@ from paceline.serving.worker import Worker
 
 
 @contextlib.contextmanager
-def served(app):
+def served(app, listener=None):
     """The address of a running server."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+    with listener or socket.socket() as listener:
+        if listener.getsockname()[1] == 0:
+            listener.bind(("127.0.0.1", 0))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()

@@ -2,11 +2,15 @@
 
 import json
 import re
+import socket
 
 import pytest
 
+from paceline.serving import playground
+from paceline.serving.api import create_app
+from paceline.serving.loading_answers import answering as answering_503
 from tests.serving.halting import halt
-from tests.serving.playground.conftest import Watched
+from tests.serving.playground.conftest import Watched, served
 from tests.serving.playground.steps import (
     REFUSED,
     act,
@@ -366,6 +370,23 @@ def test_the_page_waits_while_the_server_loads(browser, address):
     assert turns(page)[1]
     assert refused["v1/chat/completions"] == 3
     found.close(REFUSED)
+
+
+def test_a_browser_that_comes_early_gets_the_page_by_itself(browser, service):
+    app = create_app(service, "tiny", routers=[playground.router])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        found = Watched(browser, "about:blank")
+        found.asked.clear()
+        found.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with answering_503(listener):
+            found.page.goto(found.url)
+            expect(found.page.get_by_role("heading")).to_have_text("The model is loading")
+            expect(found.page.get_by_role("link", name="Retry now")).to_be_visible()
+        with served(app, listener):
+            expect(found.page.locator("#model")).to_have_text("tiny")
+            found.close(REFUSED)
 
 
 def test_waiting_for_a_server_that_loads_can_be_stopped(browser, address):
