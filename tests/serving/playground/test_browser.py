@@ -23,6 +23,7 @@ from tests.serving.playground.steps import (
     mode,
     panel,
     run,
+    say,
     text_of,
     turns,
 )
@@ -341,4 +342,56 @@ def test_looks(browser, address, tmp_path, look):
     assert page.evaluate(moving) == "0s"
     page.emulate_media(reduced_motion="no-preference")
     assert page.evaluate(moving) != "0s"
+    found.close()
+
+
+CONTRAST = """() => {
+    const parse = (text) => {
+        const numbers = text.match(/[\\d.]+/g).map(Number);
+        const scale = text.startsWith("color(") ? 255 : 1;
+        return [...numbers.slice(0, 3).map((each) => each * scale), numbers[3] ?? 1];
+    };
+    const over = ([r, g, b, a], below) =>
+        [r, g, b].map((each, index) => each * a + below[index] * (1 - a));
+    const behind = (element) => {
+        if (!element) return [255, 255, 255];
+        const own = parse(getComputedStyle(element).backgroundColor);
+        return over(own, behind(element.parentElement));
+    };
+    const light = (rgb) => {
+        const [r, g, b] = rgb.map((each) => each / 255).map((each) =>
+            each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const texts = [...element.childNodes].filter((each) => each.nodeType === 3);
+        const text = texts.some((each) => each.data.trim());
+        const style = getComputedStyle(element);
+        if (!text || !element.checkVisibility({ checkOpacity: true }) || style.clipPath !== "none"
+            || element.closest(":disabled, svg, option")) continue;
+        const back = behind(element);
+        const fore = over(parse(style.color), back);
+        const [high, low] = [light(fore), light(back)].sort((a, b) => b - a);
+        const ratio = (high + 0.05) / (low + 0.05);
+        if (ratio < 4.5) found.push([ratio, element.className, element.textContent.slice(0, 40)]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_has_contrast(browser, address, scheme):
+    found = Watched(browser, address, color_scheme=scheme, reduced_motion="reduce")
+    page = found.page
+    fill(page, max_tokens=40, temperature=0, budget=8)
+    say(page, "Once upon a time")
+    page.locator("#colours").click()
+    for name in ("settings", "inspector"):
+        panel(page, name)
+        assert page.locator("#talk .token:not(.own)").count() > 3
+        assert page.evaluate(CONTRAST) == []
+    mode(page, "Completion")
+    run(page)
+    assert page.evaluate(CONTRAST) == []
     found.close()

@@ -76,6 +76,15 @@ def test_a_conversation_is_renamed_and_deleted(page):
     assert titles(page) == ["<b>Other</b>"]
 
 
+def test_what_is_not_sent_stays_with_its_conversation(page):
+    two(page)
+    page.locator("#prompt").fill("a draft")
+    page.get_by_role("button", name="First", exact=True).click()
+    expect(page.locator("#prompt")).to_have_value("")
+    page.get_by_role("button", name="Second: *bold*?", exact=True).click()
+    expect(page.locator("#prompt")).to_have_value("a draft")
+
+
 def test_a_menu_is_used_by_keyboard(page):
     with answering(page, "one"):
         say(page, "First")
@@ -102,6 +111,7 @@ def test_what_is_exported_is_imported(page):
     bring(page, one)  # the same again changes nothing
     expect(page.locator("#notices")).to_contain_text("1 conversation imported.")
     assert stored(page) == before
+    assert len(titles(page)) == 2
     page.evaluate("localStorage.clear()")
     page.reload()
     assert titles(page) == []
@@ -219,6 +229,7 @@ def test_another_window_sees_what_is_said(watched):
     other = watched.context.new_page()
     other.goto(watched.url)
     expect(other.locator("#model")).to_have_text("tiny")
+    page.bring_to_front()
     two(page)
     expect(other.locator("#conversations .open")).to_have_count(2)
     other.get_by_role("button", name="First", exact=True).click()

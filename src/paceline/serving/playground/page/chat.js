@@ -72,11 +72,14 @@ export class Chat {
     byId("system-field").open = false;
     this.showSystem();
     this.render();
-    if (!this.busy) this.runs.clear();
+    if (this.busy) return;
+    this.runs.clear();
+    byId("status").textContent = byId("usage").textContent = "";
   }
 
   render() {
     this.thread.render();
+    document.title = this.conversation.title ? `${this.conversation.title} · Paceline` : "Paceline";
     this.events.changed();
   }
 
@@ -136,7 +139,7 @@ export class Chat {
     const others = this.siblings(turn);
     const made = await this.answer(before, null, others.length);
     if (made && others.some((other) => other.content === made.content)) {
-      byId("status").append(" The same text as before; a higher temperature in Settings varies it.");
+      notify("The same text as before; a higher temperature in Settings varies it.");
     }
   }
 

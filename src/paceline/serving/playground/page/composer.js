@@ -87,8 +87,13 @@ export class Composer {
   }
 
   clear() {
-    this.field.value = "";
-    this.attachments = [];
+    this.put({ content: "" });
+  }
+
+  /** Show what was taken before. */
+  put({ content, attachments = [] }) {
+    this.field.value = content;
+    this.attachments = attachments;
     this.draw();
   }
 

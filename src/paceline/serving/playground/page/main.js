@@ -17,6 +17,7 @@ import { Store } from "./store.js";
 const FIRST_PROMPT = "Once upon a time";
 const FIRST_LENGTH = "200"; // tokens of a completion
 const form = byId("form");
+const drafts = new WeakMap(); // conversation -> what is not yet sent
 let known = null; // what the server is
 let prompt = FIRST_PROMPT; // of completions, while a chat is shown
 
@@ -132,8 +133,9 @@ function openConversation(conversation) {
     form.elements.mode.value = "chat";
     changeMode();
   }
-  composer.clear();
+  drafts.set(chat.conversation, composer.take());
   chat.open(conversation ?? new Conversation());
+  composer.put(drafts.get(chat.conversation) ?? { content: "" });
   panels.closeAll();
   byId("prompt").focus();
 }
@@ -233,7 +235,5 @@ if (matchMedia("(hover: hover)").matches) byId("prompt").focus();
 changeMode(); // a reload may have kept the form
 checkSettings();
 showBusy();
-const [latest] = store.latest;
-if (latest && location.hash !== "#new") chat.open(latest);
-else chat.render();
+chat.open(store.latest[0] ?? chat.conversation);
 meet();

@@ -17,6 +17,7 @@ export class Thread {
       byId("to-end").hidden = this.following || byId("talk").hidden;
     });
     byId("to-end").addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.following && this.toEnd()).observe(this.scroller);
   }
 
   /** Show the conversation's path; what had the focus keeps it. */

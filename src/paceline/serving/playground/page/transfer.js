@@ -71,9 +71,10 @@ function importText(text, name) {
   });
 }
 
-/** Give a conversation another id where its own is taken by different turns. */
+/** Give an imported conversation another id where its own is taken by one that differs. */
 export function asNew(conversation, existing) {
-  const same = existing && JSON.stringify(existing.data()) === JSON.stringify(conversation.data());
+  const text = (each) => JSON.stringify(readConversation(each.data()).data());
+  const same = existing && text(existing) === text(conversation);
   if (existing && !same) conversation.id = newId();
   return conversation;
 }
