@@ -137,7 +137,7 @@ def batch(
         counting(summary.lines, "lines") as tick,
     ):
         before = journal.lines
-        tick(before)
+        tick(before, earlier=True)
         if before:
             say(f"continues after {before} lines")
         for number, line in _answers(

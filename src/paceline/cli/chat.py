@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import options, parsing
-from paceline.cli.decode_options import LearningDraftOptions, describe, stream, summary
+from paceline.cli.conversation.transcript import Transcript, parse_pattern, stop_strings
+from paceline.cli.decode_options import LearningDraftOptions, describe
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.lm import LM, Prompt, RequestOptions
+    from paceline.lm import LM, RequestOptions
 
-USER = "{user}"
+DEFAULT_MODEL = "smollm2-135m"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="A name of `paceline models`, a folder or GGUF file, or a hub id; smollm2-135m by "
+        "default, and the embedded story model with --template."
+    ),
+]
 Template = Annotated[
     str | None,
     typer.Option(
@@ -23,11 +31,20 @@ Template = Annotated[
         "'User: {user}\\nBot:'; \\n is a new line."
     ),
 ]
+System = Annotated[str | None, typer.Option(help="The system prompt: what the model is to be.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Show answers as they are, not as Markdown.")]
+History = Annotated[
+    bool,
+    typer.Option(help="Keep what is typed in the cache folder, for the arrow keys of later talks."),
+]
 
 
 def chat(
-    model: options.ModelOption = None,
+    model: Model = None,
     template: Template = None,
+    system: System = None,
+    plain: Plain = False,
+    history: History = True,
     *,
     sampling: options.SamplingOptions,
     constraints: options.ConstraintOptions,
@@ -36,27 +53,36 @@ def chat(
     prefixes: options.PrefixCacheOptions,
     json: options.Json = False,
 ) -> None:
-    """Talk with a model, a line at a time. /exit or Ctrl-D ends, Ctrl-C stops an answer."""
+    """Talk with a model. /help lists commands, Ctrl-C stops an answer, Ctrl-D ends the talk.
+
+    A terminal has line editing, history and pastes of several lines as one message with
+    `pip install 'paceline[chat]'`; otherwise each line of the input is a message.
+    """
+    from paceline.cli.conversation.banner import banner
+    from paceline.cli.conversation.reader import reader_for
+    from paceline.cli.conversation.talk import Talk
+
     requested: RequestOptions = {**sampling.request_options(), **constraints.request_options()}
-    pattern = _pattern(template)
-    requested["stop"] = [*parsing.stops(sampling.stop), *_ends(pattern)]
+    pattern = parse_pattern(template)
+    requested["stop"] = [*parsing.stops(sampling.stop), *stop_strings(pattern)]
+    if model is None and pattern is None:
+        model = DEFAULT_MODEL
     lm = drafting.open(engine, model)
     prefixes.open(lm)
     if pattern is None:
         _try_template(lm)
-    lm.stream(lm.request(_prompt(pattern, [], "Hello"), **requested))  # refused before anyone types
-    talk: list[tuple[str, str]] = []
-    answers: list[dict[str, Any]] = []
-    while (said := _listen()) is not None:
-        requested["seed"] = sampling.seed + len(answers)
-        prompt = _fit(lm, pattern, talk, said, sampling.max_new_tokens)
-        request = lm.request(prompt, **requested)
-        output = stream(lm, request, quiet=json)
-        say(summary(output))
-        talk.append((said, output.text.strip()))
-        answers.append({"user": said, **describe(lm, request, output, drafting, sampling)})
+    reader = reader_for(history)
+    talk = Talk(lm, Transcript(pattern, system or None), requested, reader, not plain, json)
+    talk.check()  # refused before anyone types
+    if reader.interactive:
+        say(banner(lm))
+    talk.run()
     drafting.keep(lm)
     if json:
+        answers = [
+            {"user": each.said, **describe(lm, each.request, each.output, drafting, sampling)}
+            for each in talk.answers
+        ]
         document({"turns": answers})
 
 
@@ -66,61 +92,3 @@ def _try_template(lm: LM) -> None:
     except RequestError as error:
         hint = "or say how a turn is written, e.g. --template 'User: {user}\\nBot:'"
         raise RequestError(f"{error}; {hint}") from None
-
-
-def _pattern(template: str | None) -> str | None:
-    if template is None:
-        return None
-    pattern = template.replace("\\n", "\n")
-    if USER not in pattern:
-        raise RequestError(f"--template is {template!r}, expected {USER} in it")
-    return pattern
-
-
-def _ends(pattern: str | None) -> list[str]:
-    """Return stop strings: a model that writes the user's next line has ended its turn."""
-    start = pattern.partition(USER)[0].strip() if pattern else ""
-    return [f"\n{start}"] if start else []
-
-
-def _listen() -> str | None:
-    """Return the next line that is not blank, or None at the end."""
-    while True:
-        if sys.stdin.isatty():
-            sys.stderr.write("> ")
-            sys.stderr.flush()
-        try:
-            line = sys.stdin.readline()
-        except UnicodeDecodeError:
-            raise RequestError("the input is not UTF-8 text") from None
-        if not line or line.strip() == "/exit":
-            return None
-        if line.strip():
-            return line.strip()
-
-
-def _fit(lm: LM, pattern: str | None, talk: list[tuple[str, str]], said: str, room: int) -> Prompt:
-    """Return the conversation with the new line, without its oldest turns if it is too long.
-
-    At most half of a small context is kept free for the answer.
-    """
-    context = lm.engine.config.context
-    room = min(room, context // 2)
-    while True:
-        prompt = _prompt(pattern, talk, said)
-        size = len(lm.request(prompt).prompt)
-        if not talk or size + room <= context:
-            return prompt
-        talk.pop(0)
-        say("the oldest turn was dropped to fit the context")
-
-
-def _prompt(pattern: str | None, talk: list[tuple[str, str]], said: str) -> Prompt:
-    if pattern:
-        past = "".join(f"{pattern.replace(USER, user)} {answer}\n" for user, answer in talk)
-        return past + pattern.replace(USER, said)
-    messages = []
-    for user, answer in talk:
-        messages.append({"role": "user", "content": user})
-        messages.append({"role": "assistant", "content": answer})
-    return [*messages, {"role": "user", "content": said}]

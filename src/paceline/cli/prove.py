@@ -93,7 +93,8 @@ def prove(
         new, seed=seed, chat=chat, grammar=rules, watermark=mark, guide=constraints.guides
     )
     sizes = partial(comparison.sizes, job.lm)
-    with counting(job.turns * len(temperatures)) as tick:
+    outputs = job.turns * len(temperatures) * (1 + len(job.methods))
+    with counting(outputs, "outputs") as tick:
         result = proof.prove(
             job.lm, job.methods, job.dialogues, temperatures, asking, sizes, tick, comparison.reload
         )

@@ -12,6 +12,7 @@ import typer
 
 from paceline.cli import options, parsing
 from paceline.cli.output import check_target, document, save, say
+from paceline.cli.progress import counting
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
@@ -139,10 +140,13 @@ def tune_sampling(
         search.seed,
         trials,
     )
-    for trial in tuning.run():
-        say(trial_line(len(tuning.trials), trial))
-        if out:
-            save(out, {"task": task, **tuning.document()})
+    with counting(search.token_budget, "tokens") as tick:
+        tick(tuning.spent, earlier=True)
+        for trial in tuning.run():
+            tick(trial.spent)
+            say(trial_line(len(tuning.trials), trial))
+            if out:
+                save(out, {"task": task, **tuning.document()})
     say(outcome(tuning))
     if json:
         document({"task": task, **tuning.document()})

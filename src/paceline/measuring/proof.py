@@ -183,7 +183,7 @@ def prove(
         temperatures: replace that of `options` one after the other.
         options: of every turn.
         budget: makes what sizes the trees, once for each drafter.
-        progress: called after each turn.
+        progress: called after each output, the plain one and that of each drafter.
         reload: pass what each drafter has learnt through a file into a new drafter between prompts.
     """
     built = {name: (method.build(lm.draft_target), budget()) for name, method in methods.items()}
@@ -192,12 +192,13 @@ def prove(
         for turn in plain_turns(lm, dialogues, replace(options, temperature=temperature)):
             proof.prompts += 1
             proof.clipped += turn.clipped
+            progress()
             for name, (drafter, sizes) in built.items():
                 output = decode(lm, drafter, turn.request, sizes)
                 _count(proof, lm, name, turn, output)
+                progress()
                 if reload:
                     built[name] = (_reloaded(methods[name], lm, drafter), sizes)
-            progress()
     return proof
 
 
