@@ -148,16 +148,22 @@ def install(app: FastAPI) -> None:
 def _fault(error: RequestValidationError) -> tuple[str, str]:
     """Return where in a body a fault is, and what it is.
 
-    Of the alternatives of a union, the one that fits furthest into the body counts.
+    Of the alternatives of a union, the one that fits furthest into the body counts; a wrong type
+    explains more than what that type would need.
     """
     faults = error.errors()
-    deepest = max((_path(fault, error.body) for fault in faults), key=len)
-    faults = [fault for fault in faults if _path(fault, error.body) == deepest]
-    kind, reason = faults[0]["type"], faults[0]["msg"]
+    paths = [_path(fault, error.body) for fault in faults]
+    deepest = max(paths, key=lambda path: (len(path), path[-1:] == ("type",)))
+    faults = [fault for fault, path in zip(faults, paths, strict=True) if path == deepest]
+    kind, reason, context = faults[0]["type"], faults[0]["msg"], faults[0].get("ctx", {})
     if kind == "json_invalid":
-        return "the body", f"is not JSON: {faults[0].get('ctx', {}).get('error', reason)}"
+        return "the body", f"is not JSON: {context.get('error', reason)}"
     if kind == "extra_forbidden":
         reason = "is not a parameter of this server"
+    elif kind == "union_tag_invalid":
+        reason = f"is of the type {context['tag']!r:.80}, expected {context['expected_tags']}"
+    elif kind == "value_error" and "error" in context:
+        reason = str(context["error"])
     elif all(fault["msg"].startswith(_SHOULD_BE) for fault in faults):
         reasons = dict.fromkeys(fault["msg"].removeprefix(_SHOULD_BE) for fault in faults)
         reason = _SHOULD_BE + " or ".join(reasons)

@@ -39,7 +39,7 @@ class ResponseMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ResponseTextPart]
+    content: str | list[ResponseTextPart] | None = None
 
     unused: ClassVar = _EARLIER
 
@@ -60,9 +60,11 @@ class FunctionOutput(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ResponseTextPart]
+    output: str | list[ResponseTextPart] | None = None
 
     unused: ClassVar = _EARLIER
+
+    _text = field_validator("output", mode="before")(only_text)
 
 
 class Reasoning(Strict):
@@ -200,8 +202,10 @@ def _message(item: ResponseMessage | FunctionCall | FunctionOutput) -> Message:
     return Message(role=item.role, content=_joined(item.content))
 
 
-def _joined(content: str | list[ResponseTextPart]) -> str:
-    return content if isinstance(content, str) else "".join(piece.text for piece in content)
+def _joined(content: str | list[ResponseTextPart] | None) -> str:
+    if isinstance(content, str):
+        return content
+    return "".join(piece.text for piece in content or ())
 
 
 def _function(tool: ResponseTool) -> FunctionBody:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
@@ -165,6 +166,11 @@ class TextPart(Strict):
     type: Literal["text", "input_text", "output_text"]
     text: str
 
+    @field_validator("text", mode="before")
+    @classmethod
+    def _empty(cls, value: object) -> object:
+        return "" if value is None else value
+
 
 class Prediction(Strict):
     """The expected output; it makes generation faster, not different."""
@@ -177,7 +183,13 @@ class CalledFunction(Strict):
     """A function and its arguments as JSON text."""
 
     name: str
-    arguments: str
+    arguments: str = Field("", description="Empty and null are no arguments.")
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _as_text(cls, value: object) -> object:
+        """Write arguments that come as an object, as some clients send them, as JSON."""
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else value
 
 
 class ToolCallBody(Strict):
@@ -203,7 +215,7 @@ _NO_TEXT = {
 
 
 def only_text(content: Any) -> Any:
-    """Refuse the parts of a content that are no text, as what they are.
+    """Refuse the parts of a content that are no text, as what they are; a refusal is text.
 
     Raises:
         ValueError: says what was found.
@@ -212,7 +224,15 @@ def only_text(content: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in _NO_TEXT:
             raise ValueError(f"this model reads text only, no {_NO_TEXT[kind]}; leave {kind} out")
-    return content
+    return [_as_text(part) for part in content] if isinstance(content, list) else content
+
+
+def _as_text(part: Any) -> Any:
+    """Return the refusal of an earlier answer as a part of its text."""
+    if isinstance(part, dict) and part.get("type") == "refusal":
+        rest = {name: value for name, value in part.items() if name != "refusal"}
+        return {**rest, "type": "text", "text": part.get("refusal")}
+    return part
 
 
 class Message(Strict):
