@@ -2,6 +2,8 @@
 
 import re
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2 as httpx
@@ -29,6 +31,17 @@ def test_generate_and_doctor_say_what_is_stored(tmp_path, paceline):
     done = paceline(*words, "--prefix-cache-dir", tmp_path, "--prefix-cache-bytes", "much")
     assert done.code == 2
     assert "--prefix-cache-bytes is 'much': expected a size" in done.err
+
+
+def test_a_process_ends_without_a_word_about_memory(tmp_path):
+    code = (
+        "from paceline import LM\n"
+        f"lm = LM({str(shared('models', MODEL))!r}, prefix_cache_dir={str(tmp_path)!r})\n"
+        f"print(lm.generate({TEXT!r}, max_new_tokens=2).cached_tokens)"
+    )
+    for cached in (False, True):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (int(done.stdout) > 64, done.stderr, done.returncode) == (cached, "", 0)
 
 
 def test_talks_use_the_folder(tmp_path, paceline):

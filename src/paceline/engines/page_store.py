@@ -33,6 +33,7 @@ _RECENT, _SAMPLES = 8, 3  # texts whose times are kept, and that are needed for 
 _DECAY = 0.9  # of the measured time, for each text that was not read because of it
 _PAUSE = 60.0  # seconds without writing after an error
 _FLUSH = 30.0  # seconds that the end of the process waits for the writer
+_END = 5.0  # seconds more for its thread to end
 
 _log = logging.getLogger(__name__)
 
@@ -246,12 +247,15 @@ class _Writer:
 
     def close(self) -> None:
         """Write what waits, and end the thread."""
-        if threading.current_thread() is not self._thread:  # where garbage may be collected
+        outside = threading.current_thread() is not self._thread  # which may collect garbage
+        if outside:
             self.wait(_FLUSH)
         with self._change:
             self._closed = True
             self._change.notify_all()
         self.drop()
+        if self._thread is not None and outside:
+            self._thread.join(_END)  # at the end of the process, it must not hold the engine
 
     def _run(self) -> None:
         while True:

@@ -39,7 +39,7 @@ class ResponseMessage(Strict):
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ResponseTextPart] | None = None
+    content: str | list[ResponseTextPart] | None
 
     unused: ClassVar = _EARLIER
 
@@ -60,7 +60,7 @@ class FunctionOutput(Strict):
 
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[ResponseTextPart] | None = None
+    output: str | list[ResponseTextPart] | None
 
     unused: ClassVar = _EARLIER
 
