@@ -3,6 +3,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <numeric>
+
 #include "bindings/arrays.hpp"
 #include "bindings/checks.hpp"
 #include "drafting/governor.hpp"
@@ -67,6 +69,16 @@ Array1<double> path_probs(AcceptanceRates& rates, const std::vector<nb::object>&
     return copied(probs);
 }
 
+NodeRanking rank(AcceptanceRates& rates, const std::vector<nb::object>& trees) {
+    std::vector<double> probs;
+    std::vector<size_t> sizes;
+    for (const nb::object& tree : trees) {
+        rates.path_probs(TreeArrays(tree).nodes(), probs);
+        sizes.push_back(probs.size() - std::accumulate(sizes.begin(), sizes.end(), size_t{0}));
+    }
+    return {probs, sizes};
+}
+
 void learn(AcceptanceRates& rates, const std::vector<nb::object>& trees,
            const std::vector<std::vector<int32_t>>& paths) {
     if (trees.size() != paths.size()) refuse("every tree has a path");
@@ -96,15 +108,21 @@ double marginal_seconds(const CostCurve& curve, size_t size) {
     return curve.marginal_seconds(size_in_range("size", size, 0, kMaxSize));
 }
 
-void correct(CostCurve& curve, double size, double ratio) {
+bool correct(CostCurve& curve, double size, double ratio) {
     if (!(size > 0.0)) refuse("a pass has at least one node");
     in_range("ratio", ratio, 0.0, kLargest);
-    curve.correct(size, ratio);
+    return curve.correct(size, ratio);
 }
 
 void make_ranking(NodeRanking* self, Input<double, 1> probs, const std::vector<size_t>& sizes) {
     const double* first = probs.data();
     new (self) NodeRanking({first, first + probs.shape(0)}, sizes);
+}
+
+nb::tuple choose(const NodeRanking& ranking, const CostCurve& curve, size_t first, double more,
+                 double margin) {
+    const auto choice = ranking.choose(curve, size_in_range("first", first, 0, kMaxSize), more, margin);
+    return nb::make_tuple(choice.others, choice.pays, choice.needed);
 }
 
 Array1<bool> keep(const NodeRanking& ranking, size_t count) {
@@ -126,6 +144,9 @@ void bind_governor(nb::module_& m) {
              nb::sig("def path_probs(self, trees: Items[TokenTree]) -> NDArray[np.float64]"),
              "Return the probability that each node of the trees is reached and accepted, float64\n"
              "[nodes of all trees].")
+        .def("rank", &rank, nb::arg("trees"),
+             nb::sig("def rank(self, trees: Items[TokenTree]) -> NodeRanking"),
+             "Return the nodes of the trees by `path_probs`.")
         .def("learn", &learn, nb::arg("trees"), nb::arg("paths"),
              nb::sig("def learn(self, trees: Items[TokenTree], paths: Items[list[int]]) -> None"),
              "Record the accepted path of each tree.")
@@ -154,7 +175,8 @@ void bind_governor(nb::module_& m) {
              "Return the seconds that a node beyond `size` costs, if as many are added as make it\n"
              "cheapest.")
         .def("correct", &correct, nb::arg("size"), nb::arg("ratio"),
-             "Record that a pass over `size` nodes took `ratio` times the expected seconds.")
+             "Record that a pass over `size` nodes took `ratio` times the expected seconds. Return\n"
+             "whether the whole curve moved, as passes of this size were repeatedly misjudged.")
         .def_prop_ro("seconds", [](const CostCurve& curve) { return curve.seconds; });
     nb::class_<NodeRanking>(m, "NodeRanking",
                             "Nodes of trees by probability; native/drafting/governor.hpp.")
@@ -164,6 +186,12 @@ void bind_governor(nb::module_& m) {
              "Return how many nodes besides the roots give the most tokens a second, if a pass "
              "with\n"
              "the roots alone has `first` nodes and every pass takes `more` seconds besides.")
+        .def("choose", &choose, nb::arg("curve"), nb::arg("first"), nb::arg("more"),
+             nb::arg("margin"),
+             nb::sig("def choose(self, curve: CostCurve, first: int, more: float, margin: float)"
+                     " -> tuple[int, bool, float]"),
+             "Return how many nodes besides the roots to run, whether they beat plain passes by\n"
+             "the factor `margin`, and the tokens that a further node would have had to gain.")
         .def("keep", &keep, nb::arg("count"),
              nb::sig("def keep(self, count: int) -> NDArray[np.bool_]"),
              "Return for each node whether it is a root or one of the best `count` others.")

@@ -8,6 +8,12 @@
 
 namespace paceline {
 
+namespace {
+
+constexpr double kSurprise = 0.15;  // of the expected time: more than passes usually differ
+
+}  // namespace
+
 void AcceptanceRates::find_kinds(const Nodes& tree) {
     depths_.assign(tree.count, 0);
     kinds_.assign(tree.count, 0);
@@ -83,11 +89,42 @@ double CostCurve::marginal_seconds(size_t size) const {
     return min_cost;
 }
 
-void CostCurve::correct(double size, double ratio) {
+bool CostCurve::correct(double size, double ratio) {
+    const double expected = at(size), measured = ratio * expected;
     for (size_t i = 0; i < sizes.size(); ++i) {
         const double near = std::exp(-std::fabs(std::log2(sizes[i] / size)));
         seconds[i] *= 1.0 + (ratio - 1.0) * (0.02 + 0.08 * near);
     }
+    const auto own = std::find_if(recent_.begin(), recent_.end(),
+                                  [&](const Recent& one) { return one.size == size; });
+    if (std::fabs(ratio - 1.0) <= kSurprise) {
+        if (own != recent_.end()) recent_.erase(own);
+        return false;
+    }
+    if (own == recent_.end()) {
+        recent_.push_back({size, {measured, 0.0, 0.0}, 1});
+        return false;
+    }
+    if ((own->seconds[0] > expected) != (measured > expected)) own->count = 0;
+    own->seconds = {measured, own->seconds[0], own->seconds[1]};
+    own->count = std::min<size_t>(own->count + 1, 3);
+    return own->count == 3 && move(*own);
+}
+
+bool CostCurve::move(const Recent& recent) {
+    std::array<double, 3> sorted = recent.seconds;
+    std::sort(sorted.begin(), sorted.end());
+    const double size = recent.size, ratio = sorted[1] / at(size);
+    for (size_t i = 0; i < sizes.size(); ++i) {
+        const double near = std::exp(-std::fabs(std::log2(sizes[i] / size)));
+        seconds[i] *= 1.0 + (ratio - 1.0) * (0.5 + 0.5 * near);
+    }
+    for (size_t i = 1; i < sizes.size(); ++i)  // more nodes never take less
+        if (sizes[i] > size) seconds[i] = std::max(seconds[i], seconds[i - 1]);
+    for (size_t i = sizes.size() - 1; i-- > 0;)
+        if (sizes[i] < size) seconds[i] = std::min(seconds[i], seconds[i + 1]);
+    recent_.clear();
+    return true;
 }
 
 NodeRanking::NodeRanking(const std::vector<double>& probs, const std::vector<size_t>& sizes_)
@@ -119,6 +156,18 @@ size_t NodeRanking::best(const CostCurve& curve, size_t first, double more) cons
         if (i == 0 || speed > fastest) count = i, fastest = speed;
     }
     return count;
+}
+
+NodeRanking::Choice NodeRanking::choose(const CostCurve& curve, size_t first, double more,
+                                        double margin) const {
+    const auto requests = static_cast<double>(sizes.size());
+    size_t others = best(curve, first, more);
+    const double rate = tokens[others] / (curve.at(static_cast<double>(first + others)) + more);
+    const bool pays = rate > margin * requests / curve.at(requests);
+    if (!pays && sizes.size() > 1) others = 0;
+    double needed = rate * curve.marginal_seconds(first + others);
+    if (others) needed = std::min(needed, tokens[others] - tokens[others - 1]);
+    return {others, pays, needed};
 }
 
 std::vector<uint8_t> NodeRanking::keep(size_t count) const {

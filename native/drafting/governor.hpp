@@ -3,6 +3,7 @@
 
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -57,10 +58,24 @@ public:
     double marginal_seconds(size_t size) const;
 
     // Record that a pass over `size` nodes took `ratio` times the expected seconds; the curve
-    // changes most near that size.
-    void correct(double size, double ratio);
+    // changes most near that size. One pass changes it by a tenth of the difference. Where three
+    // passes of one size in a row all differ by more than 15 % in one direction, the curve was
+    // measured in other circumstances: it moves to their median at that size, and elsewhere half
+    // as far at least. Returns whether it did.
+    bool correct(double size, double ratio);
 
     std::vector<double> sizes, seconds;
+
+private:
+    struct Recent {
+        double size;
+        std::array<double, 3> seconds;  // of the last passes of that size, newest first
+        size_t count;
+    };
+
+    bool move(const Recent& recent);
+
+    std::vector<Recent> recent_;  // of sizes whose last passes differed
 };
 
 // The nodes of several trees by falling path probability, all roots first.
@@ -74,6 +89,16 @@ public:
 
     // Return for each node whether it is a root or one of the best `count` others.
     std::vector<uint8_t> keep(size_t count) const;
+
+    // What to run: `others` nodes besides the roots. `pays`: they beat passes over the roots alone,
+    // by more than the factor `margin`; several requests otherwise run none. A node that was left
+    // out would have had to gain `needed` tokens.
+    struct Choice {
+        size_t others;
+        bool pays;
+        double needed;
+    };
+    Choice choose(const CostCurve& curve, size_t first, double more, double margin) const;
 
     std::vector<size_t> sizes;
     std::vector<double> tokens;  // expected tokens with the roots and the best 0, 1, ... others

@@ -377,6 +377,9 @@ class AcceptanceRates:
         [nodes of all trees].
         """
 
+    def rank(self, trees: Items[TokenTree]) -> NodeRanking:
+        """Return the nodes of the trees by `path_probs`."""
+
     def learn(self, trees: Items[TokenTree], paths: Items[list[int]]) -> None:
         """Record the accepted path of each tree."""
 
@@ -410,9 +413,10 @@ class CostCurve:
         cheapest.
         """
 
-    def correct(self, size: float, ratio: float) -> None:
+    def correct(self, size: float, ratio: float) -> bool:
         """
-        Record that a pass over `size` nodes took `ratio` times the expected seconds.
+        Record that a pass over `size` nodes took `ratio` times the expected seconds. Return
+        whether the whole curve moved, as passes of this size were repeatedly misjudged.
         """
 
     @property
@@ -426,6 +430,14 @@ class NodeRanking:
         """
         Return how many nodes besides the roots give the most tokens a second, if a pass with
         the roots alone has `first` nodes and every pass takes `more` seconds besides.
+        """
+
+    def choose(
+        self, curve: CostCurve, first: int, more: float, margin: float
+    ) -> tuple[int, bool, float]:
+        """
+        Return how many nodes besides the roots to run, whether they beat plain passes by
+        the factor `margin`, and the tokens that a further node would have had to gain.
         """
 
     def keep(self, count: int) -> NDArray[np.bool_]:

@@ -25,6 +25,7 @@ def cached_json(
     make: Callable[[], object],
     parse: Callable[[Any], T],
     folder: Path | None = None,
+    renew: bool = False,
 ) -> T:
     """Return a value that is computed once and kept as `NAME-KEY.json`.
 
@@ -36,12 +37,13 @@ def cached_json(
             PacelineError for a damaged one.
         folder: where the file is; None takes `cache_folder()`. A folder that cannot be written is
             no error: the value is computed again next time.
+        renew: compute the value in any case.
     """
     path = (folder or cache_folder()) / f"{name}-{key}.json"
-    try:
-        return parse(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError, TypeError, PacelineError):
-        document = make()
+    with suppress(OSError, ValueError, KeyError, TypeError, PacelineError):
+        if not renew:
+            return parse(json.loads(path.read_text()))
+    document = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")

@@ -373,10 +373,10 @@ class LM:
         return self.request_builder.guide_models
 
     def reset(self) -> None:
-        """Forget what the drafter and the governor have learnt."""
+        """Forget what the drafter and the governor have learnt, but not what passes take."""
         self.drafter.reset()
         if isinstance(self.budget, Governor):
-            self.budget = Governor(self.budget.cost)
+            self.budget = self.budget.fresh()
 
     def store_prefixes(self, folder: str | Path, limit: int = DEFAULT_LIMIT) -> None:
         """Keep the keys and values of prompts in a folder; see `prefix_cache_dir`.

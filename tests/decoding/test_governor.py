@@ -474,33 +474,23 @@ def pinned_run(requests=1, truth=(0.85, 0.05), drafting=0.05, **settings):
 PINNED = {
     "one request": (
         {},
-        [2133, 40, 10, 0.050069606, 2.973961154, 656.439739236, -0.0, 9.516470195, 0.059768786],
+        [2127, 44, 9, 0.050077327, 2.996196633, 634.453647559, -0.0, 9.592375706, 0.062095897],
     ),
     "three requests": (
         {"requests": 3},
-        [3491, 125, 13, 0.050071625, 3.217145321, 339.458988144, -0.0, 9.629700921, 0.220302635],
+        [3491, 125, 13, 0.050071625, 3.217145321, 339.199263529, -0.0, 9.629700921, 0.220302635],
     ),
     "small rests": (
         {"max_nodes": 3, "patience": 2, "rest": 4, "longest_rest": 16, "risk": 0.05},
-        [1514, 23, 11, 0.050069589, 3.01578151, 481.889300548, -0.0, 9.599622176, 0.055714668],
+        [1485, 33, 11, 0.05007731, 3.066391187, 470.826608808, -0.0, 9.640947716, 0.062029791],
     ),
     "what never pays": (
         {"truth": (0.05, 0.02), "drafting": 0.3},
-        [546, 333, 5, 0.286152803, 3.081454404, 56.32766647, 3.354641167, 9.823307075, 0.013477284],
+        [507, 350, 7, 0.381, 3.024776627, 60.600406841, 3.695643895, 9.80981345, 0.024100835],
     ),
     "what sometimes pays, for three": (
         {"requests": 3, "truth": (0.5, 0.02), "drafting": 0.2},
-        [
-            1323,
-            319,
-            31,
-            0.198099323,
-            1.198676768,
-            -5.181089434,
-            6.785273924,
-            9.524673681,
-            0.041822183,
-        ],
+        [1303, 351, 5, 0.2, 3.211372632, 15.641262394, 3.329233945, 9.595123689, 0.036689206],
     ),
 }
 
@@ -572,7 +562,7 @@ def test_a_pass_without_drafting_earns_the_risk_up_to_three_passes():
     assert governor.report()["balance_seconds"] == pytest.approx(2.5)
     assert governor.report()["saved_seconds"] == pytest.approx(-0.75)
     assert governor.report()["regret_seconds"] == pytest.approx(0.75)
-    assert governor.report()["draft_seconds"] == pytest.approx(0.075)
+    assert governor.report()["draft_seconds"] == pytest.approx(0.75)
     balances = []
     for _ in range(3):
         governor.record(root, [[0]], 0.0, 1.0)
@@ -590,10 +580,10 @@ def test_a_pass_without_drafting_earns_the_risk_up_to_three_passes():
 def test_a_slow_draft_counts_as_four_usual_ones():
     governor, chain = Governor(FLAT, risk=0.0), [TokenTree.chain([0, 1])]
     governor.record(chain, [[0]], 1.0, 1.0)  # the first has nothing to compare with
-    assert governor.report()["draft_seconds"] == pytest.approx(0.1)
+    assert governor.report()["draft_seconds"] == pytest.approx(1.0)
     governor.record(chain, [[0]], 9.0, 1.0)
-    assert governor.report()["saved_seconds"] == pytest.approx(-1.4)
-    assert governor.report()["draft_seconds"] == pytest.approx(0.1 + 0.1 * (0.4 - 0.1))
+    assert governor.report()["saved_seconds"] == pytest.approx(-5.0)
+    assert governor.report()["draft_seconds"] == pytest.approx(1.0 + 0.1 * (4.0 - 1.0))
 
 
 def rests(governor, passes, requests=1):
@@ -613,7 +603,7 @@ def test_rests_double_up_to_the_longest():
     governor = Governor(FLAT, patience=2, rest=2, longest_rest=5)
     assert rests(governor, 2) == []
     assert why(governor) == "plain: the drafter proposed nothing"
-    assert rests(governor, 24) == [0, 3, 4, 5, 8, 9, 10, 11, 14, 15, 16, 17, 20, 21, 22, 23]
+    assert rests(governor, 24) == [0, 1, 4, 5, 6, 7, 10, 11, 12, 13, 14, 17, 18, 19, 20, 21]
 
 
 def test_half_the_requests_end_a_rest():
@@ -627,3 +617,121 @@ def test_a_reason_needs_more_tokens_than_cost():
     governor = Governor(FLAT)
     governor.prune([TokenTree.chain([0, 1], score=0.5)], 0.5)
     assert why(governor) == "plain: no tree pays, best expected 1.50 tokens for 1.50 of the cost"
+
+
+def test_a_rest_is_so_many_plain_passes_as_it_says():
+    for rest in (1, 2, 7):
+        governor = Governor(FLAT, patience=1, rest=rest, longest_rest=rest)
+        rests(governor, 1)
+        assert rests(governor, 3 * (rest + 1)) == [
+            number for number in range(3 * (rest + 1)) if (number + 1) % (rest + 1)
+        ]
+
+
+def test_a_dear_drafter_has_one_try_after_a_rest():
+    tries = {}
+    for drafting in (0.01, 0.5):
+        governor = Governor(FLAT, patience=2, rest=2, longest_rest=2, risk=1.0)
+        asked = []
+        for _ in range(40):
+            nodes = governor.nodes_wanted()
+            asked.append(bool(nodes))
+            tree = TokenTree.root(0)
+            if nodes:
+                governor.prune([tree], drafting)
+            governor.record([tree], [[0]], drafting if nodes else 0.0, 1.0)
+        tries[drafting] = asked[:11]
+    yes, no = [True], [False]
+    assert tries[0.01] == yes * 2 + no * 2 + yes * 2 + no * 2 + yes * 2 + no
+    assert tries[0.5] == yes * 2 + (no * 2 + yes) * 3
+
+
+def scaled(cost, factors):
+    """The curve, times a factor for each size."""
+    return Cost(cost.nodes, tuple(s * f for s, f in zip(cost.seconds, factors, strict=True)))
+
+
+BUSY = [3.0, 2.5, 2.0, 1.5, 1.2, 1.0, 1.0]  # small passes had waited for others most
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.15, 0.3, 0.45])
+@pytest.mark.parametrize("drafting", [0.001, 0.3])
+def test_a_curve_of_a_busy_machine_does_not_mislead_for_long(truth, drafting):
+    """It says that nodes are nearly free, and plain passes slow."""
+    real = Cost((1, 2, 4, 8, 16, 32, 64), (1.0, 1.1, 1.3, 2.0, 3.5, 6.8, 13.0))
+    stale = scaled(real, BUSY)
+    took = simulate(Governor(stale), real, truth, claimed=0.8, drafting=drafting)
+    best = min(
+        1.0, *(simulate(Fixed(n), real, truth, 0.8, drafting=drafting) for n in (1, 2, 3, 5, 7))
+    )
+    assert took < 1.03
+    assert took < 1.2 * best
+
+
+def test_a_curve_by_which_nothing_pays_is_found_out():
+    """Passes of all sizes but one had been interrupted while they were measured."""
+    stale = scaled(FLAT, [1.0, 1.8, 3.0, 4.0, 5.0, 6.0, 9.0])
+    quick = Cost(FLAT.nodes, tuple(0.3 * s for s in FLAT.seconds))
+    assert simulate(Governor(stale), quick, 0.9, 0.9) < 0.15
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.2, 0.4])
+@pytest.mark.parametrize("drafting", [0.02, 0.3, 2.0])
+@pytest.mark.parametrize("tokens", [128, 1000])
+def test_it_is_never_much_slower_than_plain_decoding(truth, drafting, tokens):
+    real = Cost((1, 2, 4, 8, 16), (1.0, 1.2, 1.6, 2.3, 4.0))
+    took = simulate(Governor(real), real, truth, claimed=0.7, tokens=tokens, drafting=drafting)
+    assert took < 1.01 + (3.0 + drafting + 4.0) / tokens
+
+
+def test_plain_passes_are_measured_while_drafts_pay():
+    governor = Governor(FLAT)
+    simulate(governor, FLAT, truth=0.9, claimed=0.9, tokens=8000)
+    assert governor.passes / 80 < governor.plain_passes < governor.passes / 50
+    faster = Cost(FLAT.nodes, (0.5, *FLAT.seconds[1:]))
+    simulate(governor, faster, truth=0.9, claimed=0.9, tokens=8000)
+    assert governor.measured().at(1) == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_reset_keeps_the_time_of_a_pass():
+    governor = Governor(FLAT, max_nodes=9, risk=0.5, patience=3, rest=5, longest_rest=7)
+    slow = Cost(FLAT.nodes, tuple(2 * s for s in FLAT.seconds))
+    simulate(governor, slow, truth=0.7, claimed=0.7)
+    fresh = governor.fresh()
+    assert fresh.measured() == governor.measured() != FLAT
+    assert (fresh.max_nodes, fresh.risk, fresh.patience) == (9, 0.5, 3)
+    assert (fresh.rest, fresh.longest_rest, fresh.passes) == (5, 7, 0)
+    assert Governor(FLAT).fresh().max_nodes == 63
+
+
+def test_time_to_catch_up_is_charged():
+    governor = Governor(FLAT)
+    governor.charge(2.0)
+    assert governor.report()["balance_seconds"] == pytest.approx(1.0)
+    assert not governor.resting
+    governor.charge(1.5)
+    assert governor.resting
+    assert governor.nodes_wanted() == 0
+    assert governor.report()["regret_seconds"] == pytest.approx(3.5)
+    Fixed(3).charge(9.0)
+
+
+@given(
+    size=st.sampled_from([1.0, 3.0, 8.0]),
+    factor=st.floats(0.5, 2.0),
+    noise=st.lists(st.floats(0.97, 1.03), min_size=30, max_size=30),
+)
+def test_a_curve_moves_to_what_passes_take(size, factor, noise):
+    curve = _native.CostCurve(FLAT.nodes, FLAT.seconds)
+    truth = factor * FLAT.at(size)
+    for each in noise:
+        curve.correct(size, truth * each / curve.at(size))
+    assert curve.at(size) == pytest.approx(truth, rel=0.06)
+    assert (np.diff(curve.seconds) >= -0.1 * np.array(curve.seconds[1:])).all()
+
+
+def test_one_hiccup_does_not_move_a_curve():
+    curve = _native.CostCurve(FLAT.nodes, FLAT.seconds)
+    assert not any(curve.correct(8, ratio) for ratio in (2.0, 1.0, 2.0, 0.5, 2.0, 1.1))
+    assert curve.at(8) < 1.5 * FLAT.at(8)
+    assert [curve.correct(1, 0.5) for _ in range(3)] == [False, False, True]

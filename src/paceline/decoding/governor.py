@@ -25,6 +25,10 @@ Paths = Sequence[list[int]]
 
 _SURE = 0.5  # fraction of the break-even probability below which a node is not proposed
 _CLEAR = 1.05  # gain over plain decoding from which requests that share passes draft
+# Passes with drafts after which one without them measures what it takes: first, doubled up to last.
+_FIRST_CHECK, _LAST_CHECK = 2, 64
+_DEAR = 0.05  # of a plain pass: a drafter that takes more has one try after a rest
+_FIRST = 8  # plain passes whose time is always recorded; later ones every 16th
 
 
 class Budget(Protocol):
@@ -54,6 +58,10 @@ class Budget(Protocol):
         self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0
     ) -> None:
         """Record accepted paths, and the seconds of drafting with learning and of the pass."""
+        ...
+
+    def charge(self, seconds: float) -> None:
+        """Record time that a drafter took besides: to catch up with the text after a rest."""
         ...
 
 
@@ -92,6 +100,9 @@ class Fixed:
     ) -> None:
         """See `Budget`."""
 
+    def charge(self, seconds: float) -> None:
+        """See `Budget`."""
+
 
 def judged(tree: TokenTree, path: list[int]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return the nodes that were tested, and the accepted ones with the root, bool [N] each."""
@@ -114,13 +125,17 @@ def _calibration() -> _native.AcceptanceRates:
 class Governor:
     """Sizes every tree by measured cost; see the module's docstring.
 
+    T(n) is refined by every pass. So that it is known for plain passes, too, one is made after 2
+    passes with drafts, another after 4 more, and so on up to every 64.
+
     Attributes:
-        cost: T(n), refined by every pass.
-        most: largest budget that is ever asked for; None takes the size where even certain
+        cost: T(n) as it was measured before.
+        max_nodes: largest budget that is ever asked for; None takes the size where even certain
             nodes would not pay.
         risk: fraction of plain decoding's time that may be lost on rejected drafts.
-        patience: consecutive passes without a worthwhile node before the drafter rests.
-        rest: passes that it then rests; doubled each time, up to `longest_rest`.
+        patience: consecutive passes without a worthwhile node before the drafter rests. For one
+            that takes more than 5 % of a plain pass, one is enough after the first rest.
+        rest: plain passes that follow; doubled each time, up to `longest_rest`.
     """
 
     cost: Cost
@@ -136,6 +151,7 @@ class Governor:
     sizes: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._sizes_itself = self.max_nodes is None
         if self.max_nodes is None:
             self.max_nodes = _largest_useful(self.cost)
         self._curve = _native.CostCurve(self.cost.nodes, self.cost.seconds)  # as passes correct it
@@ -146,10 +162,28 @@ class Governor:
         self._resting = 0
         self._next_rest = self.rest
         self._tired = 0  # number of requests in the pass after which it rests
+        self._unchecked, self._check_after = 0, _FIRST_CHECK  # passes with drafts since one without
         self._min_path_prob = 0.0
-        self._off = False
+        self._off = self._checking = False
         self._saved = self._worst = 0.0  # seconds against plain decoding, and their lowest
         self._last: tuple[_native.NodeRanking, int, float] | None = None
+
+    def measured(self) -> Cost:
+        """Return T(n) as passes have corrected it."""
+        return Cost(self.cost.nodes, tuple(self._curve.seconds))
+
+    def fresh(self) -> Governor:
+        """Return a governor that knows T(n) as corrected, and nothing of earlier drafts."""
+        most = None if self._sizes_itself else self.max_nodes
+        settings = (most, self.risk, self.patience, self.rest, self.longest_rest)
+        other = Governor(self.measured(), *settings)
+        other._check_after = self._check_after
+        return other
+
+    @property
+    def resting(self) -> bool:
+        """Whether the next pass will be plain, whatever the drafter would propose."""
+        return self._resting > 0 or self._balance < 0 or not self.max_nodes
 
     def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
@@ -157,12 +191,13 @@ class Governor:
             self._resting and 2 * requests <= self._tired
         ):  # drafting that did not pay under load may pay now
             self._resting, self._next_rest = 0, self.rest
-        if self._resting > 0 or self._balance < 0:
+        if self.resting:
             self._off = True
             return 0
         max_nodes = self.max_nodes or 0
+        self._checking = requests == 1 and self._unchecked >= self._check_after
         if requests == 1:
-            return max_nodes
+            return 0 if self._checking else max_nodes
         # Drafters differ: twice an equal share leaves a choice. But nodes that are dropped cost
         # time, so no more than a few times as many as were kept recently.
         share = -(-2 * self._curve.max_useful(requests, requests * max_nodes) // requests)
@@ -185,31 +220,27 @@ class Governor:
         The nodes of all requests compete: each goes where it is most likely to be accepted.
         """
         requests, first = len(trees), len(trees) + other_tokens
-        probs = self.calibration.path_probs(trees)
-        ranking = _native.NodeRanking(probs, [len(tree) for tree in trees])
-        plain = self._at(requests)
+        ranking = self.calibration.rank(trees)
         more = max(seconds, requests * self._drafting) - self._other_seconds(requests, other_tokens)
         self._last = ranking, first, more
         self.probes += self._off
         self._off = False
         # The proposal is paid for already; where plain would have won, `nodes_wanted` remembers.
-        best = ranking.best(self._curve, first, more)
-        rate = ranking.tokens[best] / (self._at(first + best) + more)
         # With several requests a gain must be clear, as not all costs to the others are measured.
-        sure = 1.0 if requests == 1 else _CLEAR
-        worth = rate > sure * requests / plain
-        best = best if worth or requests == 1 else 0
-        gain = rate * self._curve.marginal_seconds(first + best)  # of a further node, for it to pay
-        if best:
-            gain = min(gain, ranking.tokens[best] - ranking.tokens[best - 1])
-        self._min_path_prob = _SURE * min(gain, 1.0)
+        margin = 1.0 if requests == 1 else _CLEAR
+        best, worth, needed = ranking.choose(self._curve, first, more, margin)
+        self._min_path_prob = _SURE * min(needed, 1.0)
+        if worth:
+            self._next_rest = self.rest
         self._idle = 0 if worth and best else self._idle + 1
         if self._idle >= self.patience:
-            self._idle, self._resting, self._tired = 0, self._next_rest, requests
+            dear = self._drafting > _DEAR * self._at(1)
+            self._idle = self.patience - 1 if dear else 0
+            self._resting, self._tired = self._next_rest, requests
             self._next_rest = min(2 * self._next_rest, self.longest_rest)
-        elif worth:
-            self._next_rest = self.rest
         self._kept += 0.1 * (best / requests - self._kept)
+        if best == len(ranking.tokens) - 1:
+            return list(trees)
         kept, end, parts = ranking.keep(best), 0, []
         for tree in trees:
             end += len(tree)
@@ -223,30 +254,43 @@ class Governor:
         requests, nodes = len(trees), sum(map(len, trees))
         self.passes += 1
         self.sizes[nodes] = self.sizes.get(nodes, 0) + 1
-        self._resting -= self._resting > 0
+        if self._off and self._resting:
+            self._resting -= 1
         plain = self._at(requests)
         if nodes == requests and draft == 0.0:  # the plain path: spend next to no time here
             self.plain_passes += 1
+            self._unchecked = 0
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
-            if requests > 1 or self.plain_passes % 16 == 0:
-                self._refine(nodes, forward, other_tokens)
+            few = self.plain_passes <= _FIRST
+            if requests > 1 or few or self._checking or self.plain_passes % 16 == 0:
+                self._refine(requests, nodes, forward, other_tokens)
+            if self._checking:
+                self._check_after = min(2 * self._check_after, _LAST_CHECK)
+            self._checking = False
             return
-        forward = self._refine(nodes, forward, other_tokens) - self._other_seconds(
+        self._unchecked += 1
+        forward = self._refine(requests, nodes, forward, other_tokens) - self._other_seconds(
             requests, other_tokens
         )
-        if self._off:  # forced nodes while the drafter rests say nothing about it
-            won = sum(map(len, paths)) * plain / requests - draft - forward
-            self._saved += won
-            self._worst = min(self._worst, self._saved)
-            self._balance = min(self._balance + won, 3.0 * plain)
+        if self._off or self._checking:  # forced nodes while the drafter rests say nothing about it
+            self._settle(sum(map(len, paths)) * plain / requests - draft - forward, plain)
             return
         draft = min(draft, 4.0 * requests * self._drafting or draft)
-        self._drafting += 0.1 * (draft / requests - self._drafting)
+        mean = draft / requests
+        self._drafting += (0.1 if self._drafting else 1.0) * (mean - self._drafting)
         self.calibration.learn(trees, paths)
         won = sum(map(len, paths)) * plain / requests - draft - forward
+        self._settle(won, plain, self.risk * plain)
+
+    def charge(self, seconds: float) -> None:
+        """See `Budget`."""
+        self._settle(-seconds, self._at(1))
+
+    def _settle(self, won: float, plain: float, allowance: float = 0.0) -> None:
+        """Enter the seconds that drafting won in a pass, and those that the pass lets it lose."""
         self._saved += won
         self._worst = min(self._worst, self._saved)
-        self._balance = min(self._balance + won + self.risk * plain, 3.0 * plain)
+        self._balance = min(self._balance + won + allowance, 3.0 * plain)
 
     def seconds(self, size: ArrayLike) -> NDArray[np.float64]:
         """Return T(n) as corrected by passes, continued linearly beyond the largest size."""
@@ -260,7 +304,7 @@ class Governor:
         """Return the seconds that `other_tokens` add to a pass of the roots; no cost of drafts."""
         return self._at(requests + other_tokens) - self._at(requests) if other_tokens else 0.0
 
-    def _refine(self, nodes: int, forward: float, other_tokens: int) -> float:
+    def _refine(self, requests: int, nodes: int, forward: float, other_tokens: int) -> float:
         """Correct T(n) by a measured pass, most at its own size; return its time without outliers.
 
         Other load on the machine slows all sizes, so all of the curve follows a little. A pass that
@@ -269,9 +313,20 @@ class Governor:
         """
         expected = self._at(nodes + other_tokens)
         forward = min(forward, 2.0 * expected)
-        if not other_tokens:
-            self._curve.correct(nodes, max(forward / expected, 0.5))
+        if not other_tokens and self._curve.correct(nodes, max(forward / expected, 0.1)):
+            self._reconsider(requests if nodes == requests else 0)
         return forward
+
+    def _reconsider(self, requests: int) -> None:
+        """Forget what was decided by a curve that has turned out wrong.
+
+        If it was that of plain passes of `requests`, the ledger was wrong, too; 0: it was not.
+        """
+        self._resting, self._next_rest = 0, self.rest
+        if self._sizes_itself:
+            self.max_nodes = _largest_useful(self.measured())
+        if requests:
+            self._balance = max(self._balance, self._at(requests))
 
     def report(self) -> dict[str, object]:
         """Return what it did and why; `docs/reference/bench-json.md` has the fields."""
@@ -291,7 +346,7 @@ class Governor:
     def _reason(self) -> str:
         """Return why the next pass would be plain, or else what the last tree promised."""
         if not self.max_nodes:
-            two = self.cost.at(2) / self.cost.at(1)
+            two = self._at(2) / self._at(1)
             return f"plain: no tree can pay, 2 nodes cost {two:.2f} plain passes"
         if self._balance < 0:
             return "plain: drafting has lost all the time that it may for now"

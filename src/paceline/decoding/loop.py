@@ -18,6 +18,9 @@ from paceline.engines.page_store import PageStore
 from paceline.errors import MemoryFullError, MethodError
 
 
+_RECENT = 128  # tokens that a draft model reads after a rest in which more were drawn
+
+
 class Generation:
     """A running request. Iterating yields the text as soon as it is final.
 
@@ -58,6 +61,7 @@ class Generation:
         rejects = follows_rejection(request, drafter, budget)
         self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
+        self._rested = False  # whether the drafter drafted nothing for the last pass
         self._pages = pages if sequence is None and request.kv_policy is None else None
         self.output = self._session.output
 
@@ -95,8 +99,10 @@ class Generation:
             session.commit_part(tree, logits)
         if self._pages is not None and session.sequence is not None:
             self._pages.save(session.text, session.sequence)
-        with suppress(MemoryFullError):  # without room, nothing is drafted
-            if isinstance(session.drafter, ModelBacked):
+        # A drafter that rests reads nothing, nor one that lacks the room for it.
+        self._rested = not self._budget.nodes_wanted()
+        with suppress(MemoryFullError):
+            if isinstance(session.drafter, ModelBacked) and not self._rested:
                 session.drafter.follow(session.text)
         session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
@@ -113,8 +119,10 @@ class Generation:
         """Run one pass: draft, forward, walk, commit, learn. Return its text."""
         session, budget = self._session, self._budget
         assert session.sequence is not None
-        start = perf_counter()
         nodes = budget.nodes_wanted() if session.levels else 0
+        woken = self._wake() if nodes and self._rested else 0.0
+        self._rested = not nodes
+        start = perf_counter()
         tree = session.propose(
             nodes, 0 if nodes else budget.nodes_for_forced(), budget.min_path_prob()
         )
@@ -132,12 +140,23 @@ class Generation:
         draft = drafted - start + perf_counter() - learning if len(tree) > 1 or nodes else 0.0
         budget.record([tree], [walked.path], draft, passed - drafted)
         seconds = self.output.seconds
-        seconds.draft += draft
+        seconds.draft += draft + woken
         seconds.guide += looked - drafted
         seconds.forward += passed - looked
         seconds.walk += learning - passed
-        seconds.decode += perf_counter() - start
+        seconds.decode += perf_counter() - start + woken
         return "".join(session.accept(tree, walked))
+
+    def _wake(self) -> float:
+        """Let a draft model read the end of the text after a rest; return the seconds it took."""
+        drafter, start = self._session.drafter, perf_counter()
+        if not isinstance(drafter, ModelBacked):
+            return 0.0
+        with suppress(MemoryFullError):
+            drafter.follow_recent(self._session.text, _RECENT)
+        seconds = perf_counter() - start
+        self._budget.charge(seconds)
+        return seconds
 
 
 def follows_rejection(request: Request, drafter: Drafter, budget: Budget) -> bool:

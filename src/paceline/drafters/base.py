@@ -153,6 +153,20 @@ class ModelBacked(Drafter):
         """
         return 0
 
+    def follow_recent(self, context: Tokens, max_tokens: int) -> int:
+        """Let models that lag behind after a rest read what they lack, or little more than the end.
+
+        Where they lack more than `max_tokens` of `context` [S], they may begin anew with its last
+        `max_tokens`, and draft from these until the next `begin`.
+
+        Returns:
+            the largest number of tokens that one of the models read.
+
+        Raises:
+            MemoryFullError: an engine has no room. It can follow again later.
+        """
+        return self.follow(context)
+
     def ready(self, context: Tokens) -> bool:
         """Return whether it has read enough of `context` [S] to draft what comes after it."""
         return True

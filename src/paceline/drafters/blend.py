@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,7 +21,7 @@ from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.state import checked
 from paceline.drafters.suffix import Suffix, automata_state, load_automata
-from paceline.errors import MethodError
+from paceline.errors import MemoryFullError, MethodError
 from paceline.noise import noise_of
 from paceline.registry import Source, check_range, drafters
 
@@ -32,6 +33,7 @@ _OWN = ("recycle", "suffix")
 _ORDERS, _SKIPS = 5, 1  # as of `recycle`; native/drafting/blend_prior.hpp is made for these
 _ASK = ("worth", "always")
 _LARGEST = 8.0  # limit of the weights of the known noise
+_RECENT = 128  # tokens that a model reads again after a rest
 _Allowed = Callable[[Sequence[int]], Mask | None]
 
 
@@ -187,6 +189,7 @@ class _Blend(ModelBacked):
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt, self._request = 0, Request((), 0)
+        self._rested: set[int] = set()  # members that have not read the text meanwhile
         self._silent: set[int] = set()  # members that have nothing to propose for this request
         self._starts: dict[int, int | None] = {}  # of the noise, by position
         self._masking: MasksTokens | None = None
@@ -220,6 +223,11 @@ class _Blend(ModelBacked):
         backed = [member for member in asked if isinstance(member, ModelBacked)]
         return max((member.follow(context, max_tokens) for member in backed), default=0)
 
+    def follow_recent(self, context: Tokens, max_tokens: int) -> int:
+        asked = (m for m, worth in zip(self._members, self._worth, strict=True) if not worth.resting)
+        backed = [member for member in asked if isinstance(member, ModelBacked)]
+        return max((member.follow_recent(context, max_tokens) for member in backed), default=0)
+
     def release(self) -> None:
         for member in self._model_backed():
             member.release()
@@ -235,7 +243,12 @@ class _Blend(ModelBacked):
                 continue
             if worth.resting and self._method.ask == "worth":
                 worth.resting -= 1
+                self._rested.add(i)
                 continue
+            if i in self._rested and isinstance(member, ModelBacked):
+                with suppress(MemoryFullError):  # it proposes nothing then
+                    member.follow_recent(context, _RECENT)
+            self._rested.discard(i)
             start = perf_counter()
             proposal = member.propose(context, budget)
             asked.seconds[i] = perf_counter() - start

@@ -199,6 +199,7 @@ class Drafts(ModelDrafter):
         self._known: tuple[bytes, tuple[Tokens, str]] | None = (
             None  # a text, and it in draft tokens
         )
+        self._start = 0  # of what the drafts read of the text
 
     def fork(self) -> Drafter | None:
         """Return a fork, see `Drafter`; None with `pearl`, whose thread owns the engine."""
@@ -215,6 +216,7 @@ class Drafts(ModelDrafter):
         if self._pearl is not None:
             self._pearl.forget()
         super().begin(request)
+        self._start = 0
         if self._frequent is not None:
             self._frequent.begin(np.array(request.prompt, np.int32))
         for follower in self._followers:
@@ -233,6 +235,16 @@ class Drafts(ModelDrafter):
         for follower in self._followers:
             follower.paced = max_tokens is not None
         return max(follower.follow(own, max_tokens) for follower in self._followers)
+
+    def follow_recent(self, context: Tokens, max_tokens: int) -> int:
+        """See `ModelBacked`."""
+        if self._pearl is not None:
+            self._pearl.stop()
+        own, _ = self._own(context)
+        behind = max(follower.behind(own) for follower in self._followers)
+        if behind > max_tokens and self._translation is None:
+            self._start, self._last = max(len(context) - max_tokens, 0), None
+        return self.follow(context) if behind else 0
 
     def ready(self, context: Tokens) -> bool:
         """Return whether the smallest draft, which drafts without the others, has caught up."""
@@ -310,7 +322,7 @@ class Drafts(ModelDrafter):
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
         """Return the text so far in draft tokens, and the end of it that they leave out."""
         if self._translation is None:
-            return context, ""
+            return context[self._start :], ""
         text = context.tobytes()
         if self._known is None or self._known[0] != text:  # called a few times in each pass
             self._known = text, self._translation.into(context)

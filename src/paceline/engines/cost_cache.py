@@ -16,6 +16,8 @@ from paceline.engines.cost import measure_cost
 from paceline.machine import machine
 
 _SIZES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64)
+_CHECKED = (1, 8)  # sizes of the passes that are run anew
+_CLEARLY, _RESOLUTION = 0.85, 2e-4  # share of the known time, and seconds, by which they are faster
 _USEFUL = 5.0  # no tree is expected to gain so many tokens
 _SECONDS = 1.0
 _CONTEXT = 8  # committed positions: short, since they are run for every measurement
@@ -24,20 +26,41 @@ _CONTEXT = 8  # committed positions: short, since they are run for every measure
 def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
     """Return T(n) of an engine, measured unless an earlier run has done so.
 
+    A curve that was measured on a busy machine is replaced: some passes are run anew, and where
+    they take clearly less than it says, so are all.
+
     Args:
         engine: shape, format and threads decide the time; the values of its weights do not.
         folder: where curves are kept; see `cached_json`.
     """
 
+    fresh = False
+
     def make() -> dict[str, object]:
-        cost = _measure(engine)
+        nonlocal fresh
+        fresh, cost = True, _measure(engine)
         rising = np.minimum.accumulate(cost.seconds[::-1])[::-1]  # more nodes never take less
         return {"nodes": cost.nodes, "seconds": rising.tolist()}
 
     def parse(found: Any) -> Cost:
         return Cost(tuple(map(int, found["nodes"])), tuple(map(float, found["seconds"])))
 
-    return cached_json("cost", _key(engine), make, parse, folder)
+    key = _key(engine)
+    cost = cached_json("cost", key, make, parse, folder)
+    if fresh or not _outdated(engine, cost):
+        return cost
+    return cached_json("cost", key, make, parse, folder, renew=True)
+
+
+def _outdated(engine: Engine, cost: Cost) -> bool:
+    """Return whether passes take clearly less time now than when the curve was measured.
+
+    More says nothing: other work may slow them down now.
+    """
+    sizes = tuple(n for n in _CHECKED if n <= cost.nodes[-1])
+    now = measure_cost(engine, _CONTEXT, sizes, repeats=2, pick=min)
+    pairs = zip(now.seconds, map(cost.at, sizes), strict=True)
+    return any(seconds < _CLEARLY * known - _RESOLUTION for seconds, known in pairs)
 
 
 def _measure(engine: Engine) -> Cost:

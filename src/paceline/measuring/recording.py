@@ -41,6 +41,10 @@ class RecordingBudget:
         self.passes += zip(trees, paths, strict=True)
         self.budget.record(trees, paths, draft, forward, other_tokens)
 
+    def charge(self, seconds: float) -> None:
+        """See `Budget`."""
+        self.budget.charge(seconds)
+
 
 @dataclass(frozen=True)
 class RecordingFixedBudget(Fixed):

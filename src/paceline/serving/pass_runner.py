@@ -63,8 +63,11 @@ class PassRunner:
         """
         for part in parts:
             self._prefill_guides(part, len(part.tree))
+            slot = self._slots[part.id]
+            if part.budget is None and slot.pool.governor.resting:
+                continue  # its draft model catches up when it is asked again
             try:
-                self._prefill_drafter(self._slots[part.id], len(part.tree))
+                self._prefill_drafter(slot, len(part.tree))
             except Exception as error:
                 part.error = error
         lagging = [entry for entry in entries if self._lags(entry)]
