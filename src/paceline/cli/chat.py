@@ -9,6 +9,7 @@ import typer
 from paceline.cli import options, parsing
 from paceline.cli.conversation.transcript import Transcript, parse_pattern, stop_strings
 from paceline.cli.decode_options import LearningDraftOptions, describe
+from paceline.cli.format_hint import hint_formats
 from paceline.cli.output import document, say
 from paceline.errors import RequestError
 
@@ -76,6 +77,7 @@ def chat(
     talk.check()  # refused before anyone types
     if reader.interactive:
         say(banner(lm))
+        hint_formats(lm, engine.weight_format)
     talk.run()
     drafting.keep(lm)
     if json:

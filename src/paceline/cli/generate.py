@@ -12,6 +12,7 @@ import typer
 from paceline.cli import decode_options, options, search
 from paceline.cli.decode_options import describe, silence, sizing, stream, summary
 from paceline.cli.files import read_prediction, read_prompt, read_tools
+from paceline.cli.format_hint import hint_formats
 from paceline.cli.output import document, say
 from paceline.compatibility import Side
 from paceline.compatibility import check as check_sides
@@ -166,6 +167,7 @@ def generate(
     if output.finish not in ("interrupted", "context"):
         explain_silence(lm, output.text, chat)
     report(record, output)
+    hint_formats(lm, engine.weight_format)
     if check and output.finish != "interrupted":
         record["check"] = checked(lm, request, output)
     if json:
