@@ -224,7 +224,9 @@ class _Blend(ModelBacked):
         return max((member.follow(context, max_tokens) for member in backed), default=0)
 
     def follow_recent(self, context: Tokens, max_tokens: int) -> int:
-        asked = (m for m, worth in zip(self._members, self._worth, strict=True) if not worth.resting)
+        asked = (
+            m for m, worth in zip(self._members, self._worth, strict=True) if not worth.resting
+        )
         backed = [member for member in asked if isinstance(member, ModelBacked)]
         return max((member.follow_recent(context, max_tokens) for member in backed), default=0)
 
