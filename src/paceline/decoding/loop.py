@@ -17,7 +17,6 @@ from paceline.engines.base import Cached, Engine, Rows
 from paceline.engines.page_store import PageStore
 from paceline.errors import MemoryFullError, MethodError
 
-
 _RECENT = 128  # tokens that a draft model reads after a rest in which more were drawn
 
 

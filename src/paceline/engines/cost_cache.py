@@ -33,7 +33,6 @@ def known_cost(engine: Engine, folder: Path | None = None) -> Cost:
         engine: shape, format and threads decide the time; the values of its weights do not.
         folder: where curves are kept; see `cached_json`.
     """
-
     fresh = False
 
     def make() -> dict[str, object]:
