@@ -16,6 +16,7 @@ from tests.serving.playground.conftest import Watched, served
 from tests.serving.playground.steps import (
     REFUSED,
     SAME,
+    answering,
     compare,
     done,
     expect,
@@ -391,7 +392,14 @@ def test_all_text_has_contrast(browser, address, scheme):
         panel(page, name)
         assert page.locator("#talk .token:not(.own)").count() > 3
         assert page.evaluate(CONTRAST) == []
+    page.locator("#colours").click()
+    code = "~~~python\n# note\nif x:\n    return 'a' + 1\n~~~\n\n> so `it` *is*\n\n[a](https://a.example)"
+    with answering(page, [{"reasoning_content": "Hm."}, {"content": code}]):
+        say(page, "Code")
+        page.locator(".reasoning summary").last.click()
+        assert page.evaluate(CONTRAST) == []
     mode(page, "Completion")
-    run(page)
+    page.locator("#run").click()
+    done(page)
     assert page.evaluate(CONTRAST) == []
     found.close()

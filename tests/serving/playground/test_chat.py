@@ -213,6 +213,28 @@ def test_stop_keeps_what_was_written(page, service, monkeypatch):
     expect(page.locator(".turn.assistant .body")).to_have_text(said[1])
 
 
+def test_what_came_before_a_reload_is_kept(page, service, monkeypatch):
+    halt(monkeypatch, service.worker, tokens=9)
+    fill(page, seed=1, temperature=0.8)
+    page.locator("#prompt").fill("Tell me a story")
+    page.locator("#prompt").press("Enter")
+    expect(page.locator(".turn.assistant .body")).to_have_text(re.compile(r"\w{2,}"))
+    for name in ("Edit", "Regenerate"):
+        for button in page.get_by_role("button", name=name, exact=True).all():
+            expect(button).to_be_disabled()
+    page.reload()
+    expect(page.locator(".turn.assistant .body")).to_have_text(re.compile(r"\w{2,}"))
+    expect(page.locator(".turn.assistant")).to_have_attribute("aria-busy", "false")
+
+
+def test_a_model_that_has_nothing_to_add_is_heard(page):
+    with answering(page, "All.", ""):
+        say(page, "Hello")
+        act(page, "Continue")
+        expect(page.locator("#notices")).to_contain_text("it had nothing to add")
+    assert turns(page) == ["Hello", "All."]
+
+
 def test_text_files_are_attached(page):
     files = [
         {"name": "notes.md", "mimeType": "text/markdown", "buffer": "Grüße\n```\nx\n```".encode()},
@@ -316,10 +338,10 @@ def test_an_error_is_shown_where_it_happened_and_can_be_retried(browser, address
     found.close(REFUSED)
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_an_answer_that_breaks_off_keeps_its_text(page, told):
+@pytest.mark.parametrize("named", [True, False])
+def test_an_answer_that_breaks_off_keeps_its_text(page, named):
     body = streamed(chunk({"content": "Half an"})).removesuffix("data: [DONE]\n\n")
-    if told:
+    if named:
         body += f"data: {json.dumps({'error': {'message': 'it broke'}})}\n\n"
 
     def answer(route):
@@ -328,7 +350,7 @@ def test_an_answer_that_breaks_off_keeps_its_text(page, told):
     page.route("**/v1/chat/completions", answer)
     page.locator("#prompt").fill("Hello")
     page.locator("#prompt").press("Enter")
-    reason = "it broke" if told else "The server broke the answer off."
+    reason = "it broke" if named else "The server broke the answer off."
     expect(page.locator(".turn.assistant [role=alert]")).to_contain_text(reason)
     assert turns(page) == ["Hello", "Half an"]
     page.unroute("**/v1/chat/completions")

@@ -211,11 +211,14 @@ def test_hostile_texts_stay_texts(page):
 
 
 @pytest.mark.parametrize(
-    "unit", ["*a ", "**", "[", "](", "> ", "- ", "`", "|", "_a*", "<", "  - ", "![a]("]
+    "unit",
+    ["*a ", "**", "[", "](", "> ", "- ", "`", "|", "_a*", "<", "  - ", "![a](", '"a', "/*", "'''"],
 )
 def test_long_hostile_texts_take_no_forever(page, unit):
     expect(page.locator("#model")).to_have_text("tiny")
-    assert page.evaluate(SHOW, unit * (40_000 // len(unit)))
+    text = unit * (40_000 // len(unit))
+    for whole in (text, f"~~~js\n{text}", f"~~~python\n{text}"):
+        assert page.evaluate(SHOW, whole)
 
 
 def test_hostile_answers_in_a_conversation(page):
@@ -225,6 +228,43 @@ def test_hostile_answers_in_a_conversation(page):
     assert turns(page)[::2] == [text.strip() for text in EVIL[:12]]
     assert page.locator("#talk a, #talk img, #talk script").count() == 0
     assert page.evaluate("window.hurt") is None
+
+
+PARTS = {
+    ("python", 'if x: # a "b"\n  y = "#1" + 12'): [
+        ("keyword", "if"),
+        ("comment", '# a "b"'),
+        ("string", '"#1"'),
+        ("number", "12"),
+    ],
+    ("js", "let a = 'x\\'y'; // no\n/* a\nb */ f(1.5)"): [
+        ("keyword", "let"),
+        ("string", "'x\\'y'"),
+        ("comment", "// no"),
+        ("comment", "/* a\nb */"),
+        ("number", "1.5"),
+    ],
+    ("SQL", "SELECT a -- b\n"): [("keyword", "SELECT"), ("comment", "-- b")],
+    ("json", '{"a": 1, "b": "//"}'): [
+        ("string", '"a"'),
+        ("number", "1"),
+        ("string", '"b"'),
+        ("string", '"//"'),
+    ],
+    ("", "it isn't // x"): [],
+}
+
+
+def test_the_parts_of_code_have_colours(page):
+    expect(page.locator("#model")).to_have_text("tiny")
+    for (language, text), expected in PARTS.items():
+        parts = page.evaluate(
+            """async ([text, language]) =>
+                (await import("/playground/highlight.js")).codeParts(text, language)""",
+            [text, language],
+        )
+        assert "".join(part["text"] for part in parts) == text
+        assert [(part["kind"], part["text"]) for part in parts if part["kind"]] == expected
 
 
 def test_blocks_that_are_complete_stay_while_an_answer_grows(page):

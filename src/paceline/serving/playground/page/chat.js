@@ -144,7 +144,12 @@ export class Chat {
   }
 
   async continueTurn(turn) {
-    if (!this.busy) await this.answer(this.conversation.before(turn), turn);
+    if (this.busy) return;
+    const before = turn.content;
+    await this.answer(this.conversation.before(turn), turn);
+    if (turn.content === before && turn.finish === "stop") {
+      notify("The model ended its answer at once: it had nothing to add.");
+    }
   }
 
   /** Answer again after a failure. */

@@ -54,9 +54,9 @@ export function showPasses(record, onChoose) {
     const pass = record.passes[number];
     if (!pass) return;
     slider.value = number + 1;
-    const said = `${number + 1} of ${record.passes.length}`;
-    byId("pass-number").value = said;
-    slider.setAttribute("aria-valuetext", said);
+    const label = `${number + 1} of ${record.passes.length}`;
+    byId("pass-number").value = label;
+    slider.setAttribute("aria-valuetext", label);
     byId("pass-summary").textContent = summary(pass);
     draw(byId("tree"), pass);
     onChoose(number);

@@ -45,7 +45,7 @@ export function askText(label, value) {
   input.value = value;
   const dialog = make(
     "dialog",
-    { class: "dialog" },
+    { class: "dialog", "aria-label": label },
     make("label", { for: "asked" }, label),
     input,
     make(

@@ -126,13 +126,14 @@ export class Message {
     const { turn, chat } = this;
     const assistant = turn.role === "assistant";
     const last = chat.isLast(turn);
-    const action = (name, label, run) => iconButton(name, label, run, { "data-action": name });
+    const action = (name, label, run, disabled = false) =>
+      iconButton(name, label, run, { "data-action": name, disabled });
     const buttons = [
       ...this.pager(),
       copyButton("Copy message", () => turn.content),
-      turn.role !== "tool" && action("edit", "Edit", () => this.edit()),
-      assistant && action("again", "Regenerate", () => chat.regenerate(turn)),
-      assistant && last && !turn.calls?.length && action("more", "Continue", () => chat.continueTurn(turn)),
+      turn.role !== "tool" && action("edit", "Edit", () => this.edit(), chat.busy),
+      assistant && action("again", "Regenerate", () => chat.regenerate(turn), chat.busy),
+      assistant && last && !turn.calls?.length && action("more", "Continue", () => chat.continueTurn(turn), chat.busy),
       action("branch", "Branch from here", () => chat.fork(turn)),
       assistant && chat.runsOf(turn).length > 0 && action("inspect", "Inspect", () => chat.inspect(turn)),
     ];
@@ -147,7 +148,7 @@ export class Message {
     if (all.length < 2) return [];
     const place = all.indexOf(turn);
     const step = (name, label, index) =>
-      iconButton(name, label, () => chat.choose(all[index]), { "data-action": name, disabled: !all[index] });
+      iconButton(name, label, () => chat.choose(all[index]), { "data-action": name, disabled: chat.busy || !all[index] });
     return [
       step("back", "Previous version", place - 1),
       make("span", { class: "pages" }, `${place + 1} / ${all.length}`),

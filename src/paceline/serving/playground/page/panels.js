@@ -26,13 +26,13 @@ export class Panels {
     this.settle();
   }
 
-  /** Open or close a panel. `asked`: by the user, which is kept and moves the focus. */
-  show(name, open, asked = false) {
+  /** Open or close a panel. `byUser`: it is kept for the next visit, and the focus follows. */
+  show(name, open, byUser = false) {
     const others = WIDE.matches ? RIGHT : NAMES;
     if (open && others.includes(name)) others.forEach((other) => this.set(other, false));
     this.set(name, open);
     this.settle();
-    if (!asked) return;
+    if (!byUser) return;
     if (WIDE.matches) {
       setPreference("panels", Object.fromEntries(NAMES.map((each) => [each, !byId(each).hidden])));
     } else {

@@ -1,6 +1,7 @@
 // Shows Markdown as elements. Only element names of this file are made, and texts stay texts.
 
 import { copyButton, make } from "./dom.js";
+import { codeParts } from "./highlight.js";
 import { parseInline } from "./inline.js";
 import { linesOf, parseBlocks } from "./markdown.js";
 
@@ -47,11 +48,17 @@ function element(block, write) {
 
 function codeBlock({ info, inside }, write) {
   const code = make("code");
-  inside.forEach((line, index) => {
-    write(code, line.text + (index + 1 < inside.length ? "\n" : ""), line.at);
-  });
   const language = info.split(/\s/)[0];
   const text = inside.map((line) => line.text).join("\n");
+  if (write === asText) {
+    for (const part of codeParts(text, language)) {
+      code.append(part.kind ? make("span", { class: `code-${part.kind}` }, part.text) : part.text);
+    }
+  } else {
+    inside.forEach((line, index) => {
+      write(code, line.text + (index + 1 < inside.length ? "\n" : ""), line.at);
+    });
+  }
   return make(
     "div",
     { class: "code" },

@@ -25,12 +25,12 @@ export class Sidebar {
   }
 
   draw() {
-    const sought = byId("search").value.trim().toLowerCase();
-    const found = this.store.latest.filter((each) => matches(each, sought));
+    const query = byId("search").value.trim().toLowerCase();
+    const found = this.store.latest.filter((each) => matches(each, query));
     byId("conversations").replaceChildren(...found.map((each) => this.row(each)));
     const none = byId("no-conversations");
     none.hidden = found.length > 0;
-    none.textContent = sought ? "None holds these words." : "What you write is kept here, in this browser.";
+    none.textContent = query ? "None holds these words." : "What you write is kept here, in this browser.";
     byId("export-all").disabled = !this.store.conversations.size;
     this.drawUnreadable();
   }
@@ -112,13 +112,13 @@ export class Sidebar {
       this.store.discardUnreadable();
       this.draw();
     };
-    const said = `${count(unreadable.length, "conversation")} in this browser cannot be read: damaged, or of a newer Paceline.`;
+    const text = `${count(unreadable.length, "conversation")} in this browser cannot be read: damaged, or of a newer Paceline.`;
     const button = make("button", { type: "button", class: "small", onclick: discard }, "Delete");
-    box.replaceChildren(make("span", {}, said), button);
+    box.replaceChildren(make("span", {}, text), button);
   }
 }
 
-function matches({ title, turns }, sought) {
-  if (!sought || title.toLowerCase().includes(sought)) return true;
-  return [...turns.values()].some(({ content }) => content.toLowerCase().includes(sought));
+function matches({ title, turns }, query) {
+  if (!query || title.toLowerCase().includes(query)) return true;
+  return [...turns.values()].some(({ content }) => content.toLowerCase().includes(query));
 }

@@ -15,10 +15,10 @@ export function tokenElement({ pass, name, probability }, text) {
     element.className = "token own";
     element.dataset.tip = `the model's own · ${where}`;
   } else {
-    const said = probability === null ? "" : ` · probability ${Math.round(100 * probability)} %`;
+    const detail = probability === null ? "" : ` · probability ${Math.round(100 * probability)} %`;
     element.className = `token ${colour(name)}`;
     element.style.setProperty("--sure", `${14 + Math.round(46 * probability)}%`);
-    element.dataset.tip = `${name}${said} · ${where}`;
+    element.dataset.tip = `${name}${detail} · ${where}`;
   }
   return element;
 }

@@ -46,9 +46,9 @@ function layOut({ tree, texts, origins }) {
     nodes.push({ label: label(texts.at(-1)), parent, drawn: true, taken: true, children: [] });
   }
   nodes.forEach((node, index) => {
-    node.said = index && !node.drawn ? `${Math.round(100 * node.probability)}` : "";
-    const beside = node.said && width(node.said, FONT) * 0.85 + 7;
-    node.width = Math.ceil(width(node.label, FONT) + Number(beside)) + 18;
+    node.percent = index && !node.drawn ? `${Math.round(100 * node.probability)}` : "";
+    const extra = node.percent && width(node.percent, FONT) * 0.85 + 7;
+    node.width = Math.ceil(width(node.label, FONT) + Number(extra)) + 18;
     if (index) nodes[node.parent].children.push(index);
   });
   for (const { children } of nodes) {
@@ -75,9 +75,9 @@ function box(node, index) {
     mark("rect", { x, y: y - BOX / 2, width: wide, height: BOX, rx: 6 }),
     mark("text", { x: x + 9, y: y + 4.5 }, node.label),
   ];
-  if (node.said) {
+  if (node.percent) {
     const end = { class: "probability", x: x + wide - 8, y: y + 4.5, "text-anchor": "end" };
-    inside.push(mark("text", end, node.said));
+    inside.push(mark("text", end, node.percent));
   }
   return mark("g", { class: `node ${kind}${node.taken ? " taken" : ""}` }, ...inside);
 }
