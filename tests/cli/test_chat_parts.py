@@ -252,3 +252,24 @@ def test_the_time_that_is_left_is_told_in_words():
     assert time_left(5, 10, 5.0) == "0:05 left"
     assert time_left(1, 3601, 1.0) == "1:00:00 left"
     assert time_left(10, 10, 5.0) == ""
+
+
+def test_a_talk_of_any_length_is_cut_before_it_is_rendered(paceline, toy, monkeypatch):
+    from tests.toy import Oracle, ToyEngine
+
+    toy.engine = ToyEngine(context=60)
+    toy.drafter = Oracle(toy.engine)
+    rendered = []
+    encode = toy.tokenizer.encode
+
+    def counted(text):
+        rendered.append(len(text))
+        return encode(text)
+
+    monkeypatch.setattr(toy.tokenizer, "encode", counted)
+    talk = Transcript("U: {user}\nB:", None, [("hello", "bye")] * 50_000)
+    prompt, dropped = talk.fit(toy, "now", 5)
+    assert prompt.endswith("U: now\nB:")
+    assert dropped + len(talk.turns) == 50_000
+    assert len(rendered) < 200
+    assert max(rendered) < 60 * 16 * 3

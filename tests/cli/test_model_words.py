@@ -98,3 +98,11 @@ def test_silence_is_explained(paceline, toy):
     assert not done.out.strip()
     assert "the model ended the text at once" in done.err
     assert "nothing is printed" not in paceline("generate", "Once", "--max-new-tokens", 4).err
+
+
+def test_a_prompt_that_looks_like_a_path_is_told(paceline):
+    for word in ("./no/such", "owner/name", "~/model"):
+        done = paceline("generate", word, "--max-new-tokens", 1)
+        assert done.code == 0
+        assert "is taken for the prompt; a model stands before it" in done.err
+    assert "is taken for" not in paceline("generate", "Once", "--max-new-tokens", 1).err

@@ -111,7 +111,7 @@ PANELS: dict[str, tuple[str, ...]] = {
 # Verbs that take the model by position as well as by --model.
 EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
 # Verbs whose first argument is the model; --model takes its place.
-MODEL_FIRST = ("convert", "index-corpus", "inflate", "distil-hmm")
+MODEL_FIRST = ("convert", "compress", "index-corpus", "inflate", "distil-hmm")
 # Verbs that continue a prompt, with the model before it or as --model.
 MODEL_OR_PROMPT = ("generate", "complete")
 

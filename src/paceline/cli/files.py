@@ -38,6 +38,11 @@ def names_model(word: str, before_prompt: bool = False) -> bool:
     return folder.exists() or bool(re.fullmatch(r"[^\s/]+(/[^\s/]+)+|\S+:weight=\S+", word))
 
 
+def looks_like_path(word: str) -> bool:
+    """Return whether a prompt looks like the path or the hub id of a model."""
+    return bool(re.fullmatch(r"(~|\.{0,2})/\S+|[\w.-]+/[\w.-]+", word))
+
+
 def read_prompt(prompt: str | None) -> str:
     """Return the prompt, read from stdin where it is `-`.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.cli import decode_options, options, search
+from paceline.cli.conversation.screen import dim
 from paceline.cli.decode_options import describe, silence, sizing, stream, summary
 from paceline.cli.files import read_prediction, read_prompt, read_tools
 from paceline.cli.format_hint import hint_formats
@@ -188,7 +189,7 @@ def explain_silence(lm: LM, text: str, chat: bool) -> None:
 def echo(prompt: str) -> None:
     """Show the prompt on a terminal, faintly, in front of the text."""
     if sys.stderr.isatty():
-        sys.stderr.write(f"\x1b[2m{prompt}\x1b[0m")
+        sys.stderr.write(dim(prompt))
         sys.stderr.flush()
 
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from paceline.cli.files import names_model
+from paceline.cli.files import looks_like_path, names_model
+from paceline.cli.output import say
 from paceline.errors import RequestError
 
 Verb = Callable[..., None]
@@ -102,6 +103,8 @@ def model_or_prompt(verb: Verb) -> Verb:
     @wraps(verb)
     def chosen(words: list[str] | None = None, **options: Any) -> None:
         model, prompt = split_prompt(words or [], options.pop("model", None))
+        if model is None and prompt is not None and looks_like_path(prompt):
+            say(f"{prompt!r:.80} is taken for the prompt; a model stands before it, or in --model")
         verb(**options, model=model, prompt=prompt)
 
     setattr(chosen, "__signature__", Signature(parameters))  # noqa: B010

@@ -39,14 +39,20 @@ def counting_bytes(total: int, what: str) -> Iterator[Callable[..., None]]:
 @contextmanager
 def _bar(total: int, what: str, count: ProgressColumn) -> Iterator[Callable[..., None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     console = Console(stderr=True)
     columns = (
         TextColumn(what),
         BarColumn(),
         count,
-        TextColumn("{task.percentage:>3.0f}%"),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )

@@ -123,8 +123,10 @@ class Talk:
         options["seed"] = (options.get("seed") or 0) + self.asked
         room = options.get("max_new_tokens") or 256
         prompt, dropped = self.transcript.fit(self.lm, said, room)
-        for _ in range(dropped):
+        if dropped == 1:
             say("the oldest turn was dropped to fit the context")
+        elif dropped:
+            say(f"the {dropped} oldest turns were dropped to fit the context")
         request = self.lm.request(prompt, **options)
         self.asked += 1
         output = self._shown(request)

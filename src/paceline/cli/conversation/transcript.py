@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from paceline.lm import LM, Prompt
 
 USER = "{user}"
+_CHARACTERS = 16  # of a token; more than any tokenizer has on average
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Transcript:
         """
         context = lm.engine.config.context
         room = min(room, context // 2)
-        dropped = 0
+        dropped = self._drop_far(_CHARACTERS * context)
         while True:
             prompt = self.prompt(said)
             size = len(lm.request(prompt).prompt)
@@ -63,6 +64,21 @@ class Transcript:
                 return prompt, dropped
             self.turns.pop(0)
             dropped += 1
+
+    def _drop_far(self, characters: int) -> int:
+        """Drop the oldest turns that are farther back than so many characters; return how many.
+
+        What cannot fit is not rendered: a file may hold any number of turns.
+        """
+        kept, size = 0, 0
+        for user, answer in reversed(self.turns):
+            size += len(user) + len(answer)
+            if size > characters:
+                break
+            kept += 1
+        dropped = len(self.turns) - kept
+        del self.turns[:dropped]
+        return dropped
 
 
 def parse_pattern(template: str | None) -> str | None:
