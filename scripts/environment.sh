@@ -43,11 +43,31 @@ pull_models() {
     echo "Gemma 3 270M cannot be fetched: its tests will be skipped" >&2
 }
 
-# install_ray   after `install "[test]"`: Ray in .venv-ray, on top of the packages of .venv
-install_ray() {
-  [ -x .venv-ray/bin/python ] || python3 -m venv .venv-ray
+# layer FOLDER   after `install "[test]"`: an environment on top of the packages of .venv
+layer() {
+  [ -x "$1/bin/python" ] || python3 -m venv "$1"
   local code='import sysconfig; print(sysconfig.get_path("purelib"))'
-  .venv/bin/python -c "$code" > "$(.venv-ray/bin/python -c "$code")/paceline-test.pth"
+  .venv/bin/python -c "$code" > "$("$1/bin/python" -c "$code")/paceline-test.pth"
+}
+
+# install_clients   clients of the server in .venv-clients (about 120 MB of downloads), by their own
+# constraints, and the package `openai` of Node where npm is
+install_clients() {
+  layer .venv-clients
+  local code='import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]'
+  code="$code[\"optional-dependencies\"][\"clients\"], sep=\"\\n\")"
+  PIP_CONSTRAINT="$PWD/tests/clients/constraints.txt" .venv-clients/bin/python -m pip install \
+    --quiet -r <(.venv/bin/python -c "$code")
+  if command -v npm > /dev/null; then
+    npm ci --prefix tests/clients --silent --no-audit --no-fund
+  else
+    echo "there is no npm: the tests of Node's client will be skipped" >&2
+  fi
+}
+
+# install_ray   Ray in .venv-ray
+install_ray() {
+  layer .venv-ray
   local ray
   ray="$(grep -o 'ray\[[a-z,]*\]==[0-9.]*' pyproject.toml)"
   .venv-ray/bin/python -m pip install --quiet "$ray"

@@ -48,6 +48,7 @@ class Side(StrEnum):
     LOSSY_DRAFTER = "a lossy drafter"
     TIMING = "a comparison of times with plain decoding"
     GRAMMAR = "a grammar or schema"
+    RULES = "a grammar of several rules"
     TOOLS = "tools"
     NO_STOP_TOKEN = "a request without a stop token"
     STOP_STRINGS = "stop strings"
@@ -217,7 +218,12 @@ RULES = (
         "leave raw or system out",
     ),
     Rule(S.GUIDE, S.OTHER_GUIDE, "no order is defined between them", "give one of them"),
-    Rule(S.TOOLS, S.GRAMMAR, "an output follows one of them"),
+    Rule(
+        S.TOOLS,
+        S.RULES,
+        "rules cannot be mixed with those of calls",
+        "give a JSON schema or a regular expression, or leave the tools out",
+    ),
     Rule(
         S.GRAMMAR,
         S.NO_STOP_TOKEN,

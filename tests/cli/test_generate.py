@@ -259,7 +259,6 @@ def test_tools_are_read_from_a_file(paceline, tmp_path):
         (None, [], "cannot read the tools"),
         ('[{"name": "f"}]', ["--tool-choice", "g"], "unknown tool 'g'"),
         ('[{"name": "f"}]', ["--chat"], "chat template"),
-        ('[{"name": "f"}]', ["--regex", "a"], "follows one of them"),
     ],
 )
 def test_bad_tools_are_refused(paceline, tmp_path, content, words, said):

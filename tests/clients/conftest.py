@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def server():
     words = ["--model", real_file("smollm2-135m"), "--name", MODEL, "--port", "0", "--threads", "2"]
+    words += ["--budget", "3"]  # few tokens in a pass, so that streams have many pieces
     environment = os.environ | {"PACELINE_SERVE_KEYS": f"tests:{KEY}"}
     with subprocess.Popen(
         [*PROGRAM, *words], stderr=subprocess.PIPE, text=True, env=environment

@@ -6,8 +6,12 @@ import pydantic
 
 QUESTION = "What is the capital of France?"
 MESSAGES = [{"role": "user", "content": QUESTION}]
+TALE = "Write a story about a fox."
+TALE_MESSAGES = [{"role": "user", "content": TALE}]
 WEATHER = "What is the weather in Paris?"
 REPORT = "18 degrees and rain"
+# A small model calls a tool by itself where it only has to repeat the call.
+CALL = 'Say exactly this: {"name": "get_weather", "arguments": {"city": "Paris"}}'
 TOO_LONG = "word " * 9000  # SmolLM2 sees 8192 tokens
 
 

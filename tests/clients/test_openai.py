@@ -11,6 +11,7 @@ from tests.clients.talk import (
     MESSAGES,
     QUESTION,
     REPORT,
+    TALE_MESSAGES,
     TOO_LONG,
     WEATHER,
     City,
@@ -54,12 +55,12 @@ def test_chat_without_blocking(server, options, plain):
 def test_stream(client, options, plain):
     usage = {"stream_options": {"include_usage": True}}
     with client.chat.completions.create(
-        messages=MESSAGES, max_tokens=16, stream=True, **usage, **options
+        messages=TALE_MESSAGES, max_tokens=16, stream=True, **usage, **options
     ) as stream:
         chunks = list(stream)
     pieces = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
     assert len([piece for piece in pieces if piece]) > 1
-    assert "".join(pieces) == plain(messages=MESSAGES)["content"]
+    assert "".join(pieces) == plain(messages=TALE_MESSAGES)["content"]
     assert chunks[-1].usage.total_tokens > 16
 
 

@@ -1,6 +1,7 @@
 """Tools: offered in the prompt, called by a grammar, found in the text."""
 
 import json
+import re
 from contextlib import suppress
 
 import jsonschema
@@ -197,10 +198,53 @@ def test_a_choice_may_be_as_the_api_has_it(lm):
     assert output.tool_calls == [ToolCall("clock", {})]
 
 
-def test_an_output_follows_one_thing(lm):
-    for other in ({"schema": {}}, {"grammar": Grammar("a")}):
-        with pytest.raises(RequestError, match="follows one of them"):
-            lm.request("Once", tools=TOOLS, **other)
+FORMS = {
+    "schema": ({"schema": {"enum": [7, "/"]}}, r'7|"/"'),
+    "regex": ({"grammar": Grammar("a\n|b/c|[/]\\/")}, r"a\n|b/c|//"),
+    "choice": ({"grammar": Grammar.choice(["yes", "no / \\"])}, r"yes|no / \\"),
+}
+
+
+@pytest.mark.parametrize("style", TEMPLATES)
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_beside_tools_is_that_of_the_text(lm, monkeypatch, style, form):
+    use(lm, monkeypatch, TEMPLATES[style])
+    options, expected = FORMS[form]
+    called = wrote = 0
+    for seed in range(24):
+        output = lm.generate(
+            [{"role": "user", "content": "Once"}],
+            tools=[CLOCK],
+            temperature=100.0,
+            seed=seed,
+            controls={},
+            max_new_tokens=80,
+            **options,
+        )
+        if output.tool_calls:
+            called += 1
+            assert output.tool_calls[0] == ToolCall("clock", {})
+            assert output.parsed is None
+        elif output.finish == "stop":
+            wrote += 1
+            assert re.fullmatch(expected, output.text)
+            assert form != "schema" or output.parsed == json.loads(output.text)
+    assert called
+    assert wrote
+
+
+def test_a_form_is_not_written_where_a_call_is_forced(lm):
+    for options, _ in FORMS.values():
+        output = lm.generate("Once", tools=TOOLS, tool_choice="clock", **options)
+        assert output.tool_calls == [ToolCall("clock", {})]
+
+
+def test_rules_are_not_mixed_with_those_of_calls(lm):
+    rules = Grammar('start: call\ncall: "a"', "lark")
+    with pytest.raises(RequestError, match="rules cannot be mixed"):
+        lm.request("Once", tools=TOOLS, grammar=rules)
+    with pytest.raises(RequestError, match="rules cannot be mixed"):
+        lm.request("Once", tools=TOOLS, grammar=Grammar("a"), schema={})
 
 
 @pytest.mark.parametrize("marker", ["[TOOL_CALLS]", "<function=", "<\uff5ctool"])

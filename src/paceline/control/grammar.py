@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from threading import Lock, Thread, stack_size
@@ -108,6 +109,16 @@ class Grammar(ControlMethod):
             raise RequestError("a choice needs texts that are not empty, as in yes|no")
         rules = " | ".join(json.dumps(text, ensure_ascii=False) for text in options)
         return cls(f"start: {rules}", "lark")
+
+    def term(self) -> str | None:
+        """Return the grammar as a term of other Lark rules; None if it has several rules."""
+        if self.kind == "json":
+            return embedded(json.loads(self.text))
+        if self.kind == "regex":
+            escaped = re.sub(r"\\.|[/\n]", _escaped, self.text, flags=re.DOTALL)
+            return f"/{escaped}/" if escaped else '""'
+        rule, _, term = self.text.partition(": ")
+        return f"({term})" if rule == "start" and "\n" not in term else None
 
     def bind(self, request: Request, vocabulary: Vocabulary) -> Control:
         """Return a matcher that starts at the end of the prompt.
@@ -270,6 +281,11 @@ def embedded(schema: Mapping[str, Any]) -> str:
     requested = requested if isinstance(requested, Mapping) else {}
     options = {**_SPACES, **requested, "lenient": False, "coerce_one_of": False}
     return f"%json {json.dumps({**rewritten, 'x-guidance': options})}"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    """Return a part of a regular expression as it is written between slashes."""
+    return {"/": r"\/", "\n": r"\n", "\\\n": r"\n"}.get(match[0], match[0])
 
 
 def _inner(value: object) -> Iterable[object]:

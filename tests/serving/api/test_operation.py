@@ -81,7 +81,8 @@ def test_who_has_a_key_is_served_under_its_name(service, caplog):
                 client.models.list()
         found = post(port)
         assert found.status_code == 401
-        assert found.json()["error"]["code"] == "invalid_api_key"
+        error = found.json()["error"]
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         assert post(port, headers={"Authorization": "Basic key-of-ann-1"}).status_code == 401
         assert httpx.get(f"http://127.0.0.1:{port}/metrics").status_code == 401
         assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200

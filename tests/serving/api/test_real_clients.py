@@ -46,6 +46,7 @@ def test_a_prompt_that_is_too_long_has_its_code(client):
     )
     error = refused(client, "/completions", prompt=[5] * 600)
     assert error.code == "context_length_exceeded"
+    assert "This model's maximum context length is 512 tokens" in error.message
 
 
 @pytest.mark.parametrize(

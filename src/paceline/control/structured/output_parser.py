@@ -22,20 +22,35 @@ def followed(
 ) -> tuple[list[Grammar], Parser | None]:
     """Return the grammars that an output follows, and the parser of its text.
 
+    A schema beside tools describes the text that is written instead of calls.
+
     Raises:
-        RequestError: there are tools and also a schema or grammar; or as `Grammar` and `style_of`.
+        RequestError: there are tools and also a grammar of rules; or as `Grammar` and `style_of`.
     """
     grammars = [Grammar.schema(schema)] if schema is not None else []
     if grammar is not None:
         grammars.append(Grammar(grammar, "lark") if isinstance(grammar, str) else grammar)
+    value_parser = _schema_parser(schema) if any(each.kind == "json" for each in grammars) else None
     if tools is None:
-        json_ = any(each.kind == "json" for each in grammars)
-        return grammars, _schema_parser(schema) if json_ else None
-    if grammars:
-        check({Side.TOOLS: "tools", Side.GRAMMAR: "a schema or grammar"})
+        return grammars, value_parser
+    text = grammars[0].term() if len(grammars) == 1 else None
+    if grammars and text is None:
+        check({Side.TOOLS: "tools", Side.RULES: "a grammar of rules"})
     style = style_of(template.source if template else "")
-    calls = tools.grammar(style)
-    return [calls] if calls else [], tools.parser()
+    calls = tools.grammar(style, text)
+    return [calls] if calls else [], _calls_or_value(tools.parser(), value_parser)
+
+
+def _calls_or_value(calls: Parser, value: Parser | None) -> Parser:
+    """Return a parser of tool calls, and of a schema's value where there are none."""
+    if value is None:
+        return calls
+
+    def parse(text: str) -> Parsed:
+        parsed = calls(text)
+        return parsed if parsed.tool_calls else parsed._replace(value=value(text).value)
+
+    return Parser(parse, calls.scanner)
 
 
 def _schema_parser(schema: object) -> Parser:

@@ -128,15 +128,20 @@ class Tools:
             return [{**first, "content": f"{first.get('content')}\n\n{words}"}, *rest]
         return [{"role": "system", "content": words}, *messages]
 
-    def grammar(self, style: Style) -> Grammar | None:
-        """Return the grammar of an output that must consist of calls; None if it need not."""
-        if self.choice == "auto":
+    def grammar(self, style: Style, text: str | None = None) -> Grammar | None:
+        """Return the grammar of an output that must consist of calls; None if it need not.
+
+        Args:
+            style: the syntax of calls.
+            text: what the output may consist of instead, if no call is forced; a term of Lark.
+        """
+        if self.choice == "auto" and text is None:
             return None
-        named = self.choice != "required"
+        named = self.choice in self.functions
         functions = {self.choice: self.functions[self.choice]} if named else self.functions
         more = "" if named or not style.many else ' ("\\n" call)*'
         rules = [
-            f"start: call{more}",
+            f"start: call{more}" + (f" | {text}" if self.choice == "auto" else ""),
             f"call: {' | '.join(f'f{i}' for i in range(len(functions)))}",
         ]
         for i, (name, parameters) in enumerate(functions.items()):

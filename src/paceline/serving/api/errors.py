@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -20,6 +20,8 @@ from paceline.serving.service import StoppingError
 
 _log = logging.getLogger(__name__)
 _SHOULD_BE = "Input should be "  # pydantic's
+# Clients know this sentence of OpenAI's, and shorten the conversation.
+_LONGEST = "This model's maximum context length is {} tokens."
 _STOPPING = 5  # seconds after which another server may have taken over
 _ALWAYS = ("/health", "/ready")
 _STREAMS = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages")
@@ -123,7 +125,10 @@ def install(app: FastAPI) -> None:
         if isinstance(error, LeftError):
             return refusal(499, str(error))  # nobody reads it; for the log
         if isinstance(error, TooLongError):
-            return refusal(400, str(error), code="context_length_exceeded")
+            here = request.app.state.context
+            longest = min(here.limits.prompt_tokens or inf, here.lm.engine.config.context)
+            message = f"{error}. {_LONGEST.format(longest)}"
+            return refusal(400, message, code="context_length_exceeded")
         return refusal(400, str(error))
 
     @app.exception_handler(RequestValidationError)

@@ -110,7 +110,7 @@ class RequestGuard:
             exchange.client = self._rules.keys.name_of(_bearer(scope))
             if exchange.client is None:
                 reason = "the API key is unknown; send a valid one as 'Authorization: Bearer KEY'"
-                response = refusal(401, reason, code="invalid_api_key")
+                response = refusal(401, reason, "authentication_error", code="invalid_api_key")
                 response.headers["WWW-Authenticate"] = "Bearer"
                 return response
             scope["state"]["key"] = exchange.client

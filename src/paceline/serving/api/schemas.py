@@ -199,7 +199,7 @@ class ToolCallBody(Strict):
     type: Literal["function"] = "function"
     function: CalledFunction
 
-    unused: ClassVar = {"index": ANY}
+    unused: ClassVar = {"index": ANY, "provider_specific_fields": ANY}
 
 
 _NO_TEXT = {
@@ -245,7 +245,7 @@ class Message(Strict):
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
-    # What answers of OpenAI's API and of this server contain besides.
+    # What answers of OpenAI's API and of this server contain besides, and what LiteLLM adds.
     unused: ClassVar = {
         "refusal": ANY,
         "annotations": ANY,
@@ -254,6 +254,9 @@ class Message(Strict):
         "id": ANY,
         "status": ANY,
         "reasoning": ANY,
+        "reasoning_details": ANY,
+        "thinking_blocks": ANY,
+        "provider_specific_fields": ANY,
     }
 
     _text = field_validator("content", mode="before")(only_text)
