@@ -141,6 +141,27 @@ def test_what_only_looks_like_a_call_stays_text(text):
     assert read_calls(text, FUNCTIONS) == (text, [])
 
 
+ODD = ["class", "print", "get-weather", "get.weather", "None", "1get", "get", "lambda", "a.class"]
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize("form", ["[{}]", "```tool_code\n{}\n```", "```tool_code\nprint({})\n```"])
+def test_names_that_python_does_not_take_are_called_as_others(name, form):
+    functions = {each: {} for each in ODD}
+    x = f"use {name}(a) or class=1, \u03c0\u03b10\u03c0\u03b1"
+    said = f'{name}(x="{x}", class=[1, {{"in": (2,)}}])'
+    text = form.format(said)
+    wanted = {
+        "x": f"use {name}(a) or class=1, \u03c0\u03b10\u03c0\u03b1",
+        "class": [1, {"in": [2]}],
+    }
+    assert read_calls(text, functions) == ("", [(name, wanted)])
+    assert [CallScanner(functions)(text[:cut]) for cut in range(1, len(text))] == [0] * (
+        len(text) - 1
+    )
+    assert read_calls(text, {"another": {}}).calls == []
+
+
 FRAGMENTS = [
     *(text for text, _, _ in WRITTEN.values()),
     *(text for text in NO_CALLS if len(text) < 1000),

@@ -21,7 +21,7 @@ from paceline.control.structured.tool_calls import (
 _STARTS = (*OPENINGS, THINK[0], "```")
 _LONGEST = max(map(len, _STARTS))
 _OPEN_FENCE = re.compile(r"```[ \t]*([\w-]*)(\s)?")
-_CUT_PYTHON = re.compile(r"\[?\s*([A-Za-z_][A-Za-z0-9_.]{0,63})?\Z")
+_CUT_PYTHON = re.compile(r"\[?\s*([A-Za-z0-9_.-]{1,64})?\Z")
 _decoder = json.JSONDecoder()
 
 

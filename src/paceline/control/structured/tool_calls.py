@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from paceline.control.structured.python_names import OddNames
+
 OPENINGS = (
     *("<tool_call>", "<|tool_call|>", "[TOOL_CALLS]", "<function=", "functools["),
     *("<|python_tag|>", "<\uff5ctool\u2581calls\u2581begin\uff5c>"),
@@ -52,7 +54,7 @@ _DEEPSEEK = re.compile(
     r"([A-Za-z0-9_.-]{1,64})<\uff5ctool\u2581sep\uff5c>\s*(?=\{)"
 )
 _AFTER_JSON = re.compile(r"\s*```")
-PYTHON = re.compile(r"\[?\s*([A-Za-z_][A-Za-z0-9_.]{0,63})\(")
+PYTHON = re.compile(r"\[?\s*([A-Za-z0-9_.-]{1,64})\(")
 _LONGEST_PYTHON = 20_000  # characters
 # Characters that may be read in vain, besides so many for each of the text: what models write must
 # not keep a reader busy. Python is read more slowly than JSON, and deep nesting is given up late.
@@ -351,8 +353,9 @@ class CallReader:
             return None
         end = text.rfind("]" if text[start] == "[" else ")", start) + 1
         self.left -= _PYTHON_COST * max(end - start, 0)
+        names = OddNames(self.functions)
         try:
-            body = ast.parse(text[start:end], mode="exec").body
+            body = ast.parse(names.hide(text[start:end]), mode="exec").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             return None
         calls: list[ToolCall] = []
@@ -360,29 +363,31 @@ class CallReader:
             value = statement.value if isinstance(statement, ast.Expr) else None
             parts = value.elts if isinstance(value, ast.List) else [value]
             for part in parts:
-                call = self._python_call(part)
+                call = self._python_call(part, names)
                 if call is None:
                     return None
                 calls.append(call)
         return (calls, end) if calls else None
 
-    def _python_call(self, node: ast.AST | None) -> ToolCall | None:
+    def _python_call(self, node: ast.AST | None, names: OddNames) -> ToolCall | None:
         if (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Name)
             and node.func.id == "print"
+            and len(node.args) == 1
+            and not node.keywords
         ):
-            node = node.args[0] if len(node.args) == 1 and not node.keywords else None
+            node = node.args[0]
         if not isinstance(node, ast.Call) or node.args:
             return None
         try:
-            name = ast.unparse(node.func)
+            name = names.show(ast.unparse(node.func))
             arguments = {each.arg: ast.literal_eval(each.value) for each in node.keywords}
         except (ValueError, TypeError, RecursionError, MemoryError):
             return None
         if any(not isinstance(key, str) for key in arguments):
             return None
-        return self._call(name, arguments)
+        return self._call(name, names.show(arguments))
 
 
 def space(text: str, start: int) -> int:
