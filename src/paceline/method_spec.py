@@ -122,6 +122,15 @@ def split_quoted(text: str, separator: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
+def unquoted(part: str) -> str:
+    """Return the text of a part that is a JSON string, and other parts as they are."""
+    try:
+        value = json.loads(part) if part.startswith('"') else part
+    except json.JSONDecodeError:
+        return part
+    return str(value)
+
+
 def members(name: str, text: str, separator: str) -> list[str]:
     """Return the members of a list as `split_quoted` does; an empty text has none.
 

@@ -273,3 +273,43 @@ def test_a_talk_of_any_length_is_cut_before_it_is_rendered(paceline, toy, monkey
     assert dropped + len(talk.turns) == 50_000
     assert len(rendered) < 200
     assert max(rendered) < 60 * 16 * 3
+
+
+def words_of_a_talk():
+    commands = [f"/{name}" for name in COMMANDS if name not in ("save", "exit")]
+    arguments = st.text(max_size=20) | st.sampled_from(
+        ["", "off", "temperature=0.5", "top_p=2", "seed=-1", "max_new_tokens=0", "top_k=x", "/dev"]
+    )
+    return st.text(max_size=30) | st.builds("{} {}".format, st.sampled_from(commands), arguments)
+
+
+@given(st.lists(words_of_a_talk(), max_size=8))
+def test_no_line_ends_a_talk_or_breaks_it(lines):
+    """Any messages and commands, in any order: the talk goes on and stays consistent."""
+    from paceline.cli.conversation.talk import Talk
+    from tests.measuring.toy_lm import ToyLM
+
+    class Typist:
+        interactive = True
+
+        def __init__(self):
+            self.left = [*lines, "hello"]
+
+        def read(self):
+            return self.left.pop(0) if self.left else None
+
+    lm = ToyLM()
+    options = {"max_new_tokens": 3, "stop": []}
+    talk = Talk(lm, Transcript("U: {user}\nB:"), options, Typist(), quiet=True)
+    talk.run()
+    assert not talk.reader.left
+    for turn, answer in zip(talk.transcript.turns[::-1], talk.answers[::-1], strict=False):
+        assert turn[0] == answer.said
+
+
+def test_keywords_keep_commas_within_quotation_marks(paceline):
+    words = ("--keywords", '"cat, dog",park', "--max-new-tokens", 40, "--json")
+    done = paceline("generate", "Once upon a time", *words)
+    assert done.code == 0
+    assert "cat, dog" in done.json["text"]
+    assert "park" in done.json["text"]

@@ -52,7 +52,10 @@ class LexicalOptions(options.ConstraintOptions):
 
     keywords: Annotated[
         str | None,
-        typer.Option(help="Words that the output must contain, in any order: dog,ice cream."),
+        typer.Option(
+            help="Words that the output must contain, in any order: dog,ice cream; one with a "
+            "comma in quotation marks."
+        ),
     ] = None
     hmm: Annotated[
         Path | None,
@@ -76,12 +79,14 @@ class LexicalOptions(options.ConstraintOptions):
             PacelineError: a word is missing.
         """
         from paceline.control.keywords import Keywords
+        from paceline.method_spec import split_quoted, unquoted
 
         if self.keywords is None:
             if self.hmm is not None:
                 raise MethodError("--hmm leads to keywords, and none are given; add --keywords")
             return None
-        return Keywords.of(self.keywords.split(","), hmm="" if self.hmm is None else str(self.hmm))
+        words = map(unquoted, split_quoted(self.keywords, ","))
+        return Keywords.of(words, hmm="" if self.hmm is None else str(self.hmm))
 
     def request_options(self) -> RequestOptions:
         """Return the options of `LM.request`.
