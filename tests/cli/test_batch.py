@@ -111,7 +111,9 @@ def test_lines_without_sampling_of_their_own_get_that_of_the_options(paceline, t
     assert texts({"temperature": 0, "top_k": 5}, "--temperature", 1.5, "--top-k", 1) == texts(
         {"temperature": 0, "top_k": 5}
     )
-    assert texts({"sampler": "top_k=5"}, *words) == texts({"sampler": "top_k=5"})
+    for sampler in ("top_k=5", {"top_k": 5}):  # each default holds for what a line does not say
+        assert texts({"sampler": sampler}, *words) == texts(given | {"top_k": 5})
+    assert texts({"sampler": "temperature=0"}, *words) == texts(given | {"temperature": 0})
     source = tmp_path / "in.jsonl"
     assert "top_p is 7" in paceline("batch", source, tmp_path / "o", "--top-p", 7).err
 

@@ -72,6 +72,12 @@ def test_each_line_is_answered_as_plain_decoding_does(lm, data):
         assert text(line) == expected
 
 
+def test_null_is_not_given_in_a_line(worker):
+    null = {"custom_id": None, "url": None, "metadata": None, "never_heard_of": None}
+    [line], [plain] = run(worker, [GOOD | null]), run(worker, [GOOD])
+    assert (line["custom_id"], text(line)) == ("line-1", text(plain))
+
+
 def test_openais_lines_and_short_ones_get_the_same(worker):
     body = GOOD | {"model": "tiny", "n": 2, "temperature": 1.0}
     long = {"custom_id": "mine", "method": "POST", "url": "/v1/completions", "body": body}
@@ -97,6 +103,15 @@ def test_openais_lines_and_short_ones_get_the_same(worker):
         ({}, "none of url and body"),
         ({"prompt": "Once", "colour": 1}, "colour: is not a parameter"),
         ({"prompt": "Once", "max_tokens": "3"}, "max_tokens: "),
+        ({"prompt": [[1], ["a"]]}, "prompt.1.0: Input should be a valid integer"),
+        (
+            {"messages": [{"role": "user", "content": 3}]},
+            "messages.0.content: Input should be a valid string or a valid list",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content: this model reads text only, no images",
+        ),
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": []}, "empty list"),
         ({"prompt": "\ud800"}, "lone surrogate"),

@@ -55,7 +55,7 @@ class LineDefaults:
     repetition_penalty: options.RepetitionPenalty = None
 
     def sampling(self) -> dict[str, float]:
-        """Return the sampling fields of lines that give neither them nor `sampler`.
+        """Return the sampling fields of lines that do not give them, in `sampler` neither.
 
         Raises:
             MethodError: a value is out of range.

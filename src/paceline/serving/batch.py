@@ -19,9 +19,11 @@ from pydantic import ValidationError
 
 from paceline.errors import PacelineError, RequestError
 from paceline.serving.api import chat, completions, formatting
+from paceline.serving.api.body_faults import fault_of
 from paceline.serving.api.errors import NotFoundError
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.parse import RequestLimits, chat_jobs, completion_jobs
+from paceline.serving.api.sampling import fields_in_sampler
 from paceline.serving.api.schemas import ChatBody, CompletionBody
 from paceline.serving.messages import FAILED, JobEvent
 from paceline.serving.worker import Worker
@@ -98,8 +100,8 @@ class BatchSettings:
         name: the model's name; a line that names another model is refused.
         max_new_tokens: for lines that give no number; None allows the rest of the context.
         seed: for lines that give none.
-        sampling: fields such as `temperature` and `top_p`, each for lines that give neither it nor
-            `sampler`.
+        sampling: fields such as `temperature` and `top_p`, each for lines that do not give it,
+            in `sampler` neither.
     """
 
     name: str
@@ -170,7 +172,7 @@ def _start_line(worker: Worker, line: InputLine, settings: BatchSettings) -> _Pe
     """Parse a line and submit its requests, or record the error."""
     pending = _PendingLine(line.number, f"line-{line.number}")
     try:
-        row = _row(line.text)
+        row = {name: each for name, each in _row(line.text).items() if each is not None}
         pending.custom_id = _text(row.pop("custom_id", pending.custom_id), "custom_id")
         pending.body = _body(row)
         _submit(worker, pending, pending.body, settings)
@@ -187,8 +189,9 @@ def _submit(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchS
         raise NotFoundError(f"there is no model {body.model!r} here, only {settings.name!r}")
     if body.seed is None:
         body.seed = settings.seed
+    in_sampler = fields_in_sampler(body)
     for field_, value in settings.sampling.items():
-        if body.sampler is None and getattr(body, field_) is None:
+        if field_ not in in_sampler and getattr(body, field_) is None:
             setattr(body, field_, value)
     limits, name = RequestLimits(default_tokens=settings.max_new_tokens), f"line-{pending.number}"
     if isinstance(body, ChatBody):
@@ -257,12 +260,9 @@ def _body(row: dict[str, Any]) -> _Body:
     try:
         return kind.model_validate(body)
     except ValidationError as error:
-        first = error.errors()[0]
-        location = ".".join(map(str, first["loc"])) or "body"
-        unknown = first["type"] == "extra_forbidden"
-        raise RequestError(
-            f"{location}: {'is not a parameter of this server' if unknown else first['msg']}"
-        ) from None
+        faults = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+        location, reason = fault_of(faults, body)
+        raise RequestError(f"{location or 'body'}: {reason}") from None
 
 
 def _shown(pending: _PendingLine, worker: Worker, settings: BatchSettings) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from math import ceil, inf
 from typing import Any
 
@@ -13,13 +12,13 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from paceline.errors import PacelineError, TooLongError
+from paceline.serving.api.body_faults import fault_of, printable
 from paceline.serving.api.error_forms import family_of
 from paceline.serving.messages import FAILED
 from paceline.serving.scheduler import BusyError
 from paceline.serving.service import StoppingError
 
 _log = logging.getLogger(__name__)
-_SHOULD_BE = "Input should be "  # pydantic's
 # Clients know this sentence of OpenAI's, and shorten the conversation.
 _LONGEST = "This model's maximum context length is {} tokens."
 _STOPPING = 5  # seconds after which another server may have taken over
@@ -103,11 +102,6 @@ def error_body(error: Exception) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
-def printable(text: str) -> str:
-    """Return the text with lone surrogates escaped, so that it can be written as UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def install(app: FastAPI) -> None:
     """Let the application answer exceptions with these errors."""
 
@@ -133,7 +127,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        location, reason = _fault(error)
+        location, reason = fault_of(error.errors(), error.body)
         return refusal(400, f"{location or 'the body'}: {reason}", param=location or None)
 
     @app.exception_handler(HTTPException)
@@ -148,44 +142,6 @@ def install(app: FastAPI) -> None:
     async def bug(_: Request, error: Exception) -> JSONResponse:
         _log.error("a request failed", exc_info=error)
         return refusal(500, FAILED, "server_error")
-
-
-def _fault(error: RequestValidationError) -> tuple[str, str]:
-    """Return where in a body a fault is, and what it is.
-
-    Of the alternatives of a union, the one that fits furthest into the body counts; a wrong type
-    explains more than what that type would need.
-    """
-    faults = error.errors()
-    paths = [_path(fault, error.body) for fault in faults]
-    deepest = max(paths, key=lambda path: (len(path), path[-1:] == ("type",)))
-    faults = [fault for fault, path in zip(faults, paths, strict=True) if path == deepest]
-    kind, reason, context = faults[0]["type"], faults[0]["msg"], faults[0].get("ctx", {})
-    if kind == "json_invalid":
-        return "the body", f"is not JSON: {context.get('error', reason)}"
-    if kind == "extra_forbidden":
-        reason = "is not a parameter of this server"
-    elif kind == "union_tag_invalid":
-        reason = f"is of the type {context['tag']!r:.80}, expected {context['expected_tags']}"
-    elif kind == "value_error" and "error" in context:
-        reason = str(context["error"])
-    elif all(fault["msg"].startswith(_SHOULD_BE) for fault in faults):
-        reasons = dict.fromkeys(fault["msg"].removeprefix(_SHOULD_BE) for fault in faults)
-        reason = _SHOULD_BE + " or ".join(reasons)
-    return ".".join(printable(str(part)) for part in deepest), reason
-
-
-def _path(fault: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
-    """Return the keys of a fault in the body, without pydantic's names of alternatives."""
-    path: list[str | int] = []
-    loc = fault["loc"][1:]
-    for part in loc:
-        if (isinstance(body, dict) and part in body) or (
-            isinstance(body, list) and isinstance(part, int) and part < len(body)
-        ):
-            path.append(part)
-            body = body[part]
-    return (*path, loc[-1]) if fault["type"] == "missing" and loc else tuple(path)
 
 
 def describe(app: FastAPI) -> None:

@@ -57,8 +57,7 @@ def sampling(body: SamplingBody, defaults: Mapping[str, float]) -> dict[str, Any
             server; or a field lacks the one it requires.
     """
     named, off = _named(body)
-    text = {} if body.sampler is None else body.sampler
-    own = SamplerSpec.parse(text) if isinstance(text, str) else SamplerSpec.of(text)
+    own = _own_sampler(body)
     for method in own.methods:
         _check_paths(method)
     temperatures = {each for each in (body.temperature, own.temperature) if each is not None}
@@ -74,6 +73,23 @@ def sampling(body: SamplingBody, defaults: Mapping[str, float]) -> dict[str, Any
         "temperature": next(iter(temperatures), None),
         "controls": SamplerSpec(methods=methods).methods,
     }
+
+
+def fields_in_sampler(body: SamplingBody) -> set[str]:
+    """Return the fields of a body that its `sampler` gives in their stead.
+
+    Raises:
+        PacelineError: the sampler is wrong.
+    """
+    own = _own_sampler(body)
+    names = {each.name for each in own.methods}
+    fields = {name for name, each in _FIELDS.items() if each.key.partition(".")[0] in names}
+    return fields if own.temperature is None else fields | {"temperature"}
+
+
+def _own_sampler(body: SamplingBody) -> SamplerSpec:
+    text = {} if body.sampler is None else body.sampler
+    return SamplerSpec.parse(text) if isinstance(text, str) else SamplerSpec.of(text)
 
 
 def _named(body: SamplingBody) -> tuple[Mapping[str, object], set[str]]:
