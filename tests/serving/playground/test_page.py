@@ -12,7 +12,9 @@ def test_the_page_and_its_parts_are_served_under_a_strict_policy(address):
     assert found.headers["content-type"] == "text/html; charset=utf-8"
     parts = re.findall(r'(?:href|src)="([^"]+)"', found.text)
     assert {part.removeprefix("playground/") for part in parts} == set(_FILES) - {"index.html"}
-    for each in [found, *(httpx.get(f"{address}/playground/{name}") for name in _FILES)]:
+    with httpx.Client() as client:
+        files = [client.get(f"{address}/playground/{name}") for name in _FILES]
+    for each in [found, *files]:
         assert each.status_code == 200
         policy = each.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; ")

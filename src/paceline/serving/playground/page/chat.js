@@ -261,7 +261,10 @@ export class Chat {
     };
     const onPiece = (piece, record) => {
       this.waiting = "";
-      if (!growth.trace && piece.paceline) this.trace(turn, (growth.trace = { record, base: growth.base, request }));
+      if (!growth.trace && piece.paceline) {
+        growth.trace = { record, base: growth.base, request };
+        this.traces.set(turn.id, [...this.runsOf(turn), growth.trace]);
+      }
       growth.add(piece.choices[0]?.delta ?? {});
       if (piece.usage) showUsage(piece.usage, this.runs.known()?.context);
       growth.finish = piece.choices[0]?.finish_reason ?? growth.finish;
@@ -284,10 +287,6 @@ export class Chat {
     } finally {
       clearTimeout(timer);
     }
-  }
-
-  trace(turn, run) {
-    this.traces.set(turn.id, [...this.runsOf(turn), run]);
   }
 
   /** Keep what was written, or take an answer without a word away; say what went wrong. */

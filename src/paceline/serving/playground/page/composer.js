@@ -72,7 +72,8 @@ export class Composer {
         this.field.focus();
       };
       const { name } = attachment;
-      return make("li", {}, icon("file"), make("span", {}, name), iconButton("close", `Remove ${name}`, remove));
+      const button = iconButton("close", `Remove ${name}`, remove);
+      return make("li", {}, icon("file"), make("span", {}, name), button);
     });
     byId("attachments").replaceChildren(...chips);
     byId("attachments").hidden = !chips.length;
@@ -105,7 +106,8 @@ export class Composer {
 /** Return a file's text. Throws an Error that names the file and what is wrong with it. */
 async function textOf(file) {
   if (file.size > MAX_BYTES) {
-    throw new Error(`${file.name} has ${file.size} bytes, expected at most ${MAX_BYTES}; attach a part of it.`);
+    const found = `${file.name} has ${file.size} bytes`;
+    throw new Error(`${found}, expected at most ${MAX_BYTES}; attach a part of it.`);
   }
   let text;
   try {

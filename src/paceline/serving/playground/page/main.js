@@ -67,7 +67,8 @@ function showFacts() {
   const { model, format, memory, context } = known;
   byId("model").textContent = model;
   byId("welcome-model").textContent = model;
-  const details = [format, memory && `${size(memory)} of memory`, `${context.toLocaleString("en")} tokens of context`];
+  const room = `${context.toLocaleString("en")} tokens of context`;
+  const details = [format, memory && `${size(memory)} of memory`, room];
   byId("facts").textContent = details.filter(Boolean).join(" · ");
   byId("facts").title = byId("facts").textContent;
 }
@@ -208,7 +209,8 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
-document.addEventListener("invalid", ({ target }) => byId("settings").contains(target) && panels.show("settings", true), true);
+const showInvalid = ({ target }) => byId("settings").contains(target) && panels.show("settings", true);
+document.addEventListener("invalid", showInvalid, true); // before the browser moves the focus there
 for (const radio of form.elements.mode) radio.addEventListener("change", changeMode);
 for (const name of ["schema", "tools"]) byId(name).addEventListener("input", checkSettings);
 byId("key").addEventListener("change", meet);

@@ -133,12 +133,14 @@ export class Message {
       copyButton("Copy message", () => turn.content),
       turn.role !== "tool" && action("edit", "Edit", () => this.edit(), chat.busy),
       assistant && action("again", "Regenerate", () => chat.regenerate(turn), chat.busy),
-      assistant && last && !turn.calls?.length && action("more", "Continue", () => chat.continueTurn(turn), chat.busy),
+      assistant && last && !turn.calls?.length &&
+        action("more", "Continue", () => chat.continueTurn(turn), chat.busy),
       action("branch", "Branch from here", () => chat.fork(turn)),
       assistant && chat.runsOf(turn).length > 0 && action("inspect", "Inspect", () => chat.inspect(turn)),
     ];
     const end = assistant && ENDS[turn.finish];
-    return make("div", { class: last ? "actions last" : "actions" }, ...buttons, end && make("span", { class: "hint" }, end));
+    const hint = end && make("span", { class: "hint" }, end);
+    return make("div", { class: last ? "actions last" : "actions" }, ...buttons, hint);
   }
 
   /** Return buttons that lead to the other versions of a turn. */
@@ -147,8 +149,10 @@ export class Message {
     const all = chat.siblings(turn);
     if (all.length < 2) return [];
     const place = all.indexOf(turn);
-    const step = (name, label, index) =>
-      iconButton(name, label, () => chat.choose(all[index]), { "data-action": name, disabled: chat.busy || !all[index] });
+    const step = (name, label, index) => {
+      const attributes = { "data-action": name, disabled: chat.busy || !all[index] };
+      return iconButton(name, label, () => chat.choose(all[index]), attributes);
+    };
     return [
       step("back", "Previous version", place - 1),
       make("span", { class: "pages" }, `${place + 1} / ${all.length}`),

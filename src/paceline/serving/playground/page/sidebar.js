@@ -40,20 +40,25 @@ export class Sidebar {
     const current = id === this.chat.conversation.id;
     const button = make(
       "button",
-      { type: "button", class: "open", "aria-current": current ? "true" : null, title, onclick: () => this.open(conversation) },
+      { type: "button", class: "open", "aria-current": current ? "true" : null, title },
       title,
     );
-    const options = { class: "ghost options", "aria-haspopup": "menu", "aria-expanded": "false" };
-    const more = iconButton("menu", `Options of ${title}`, () => openMenu(more, this.options(conversation)), options);
+    button.addEventListener("click", () => this.open(conversation));
+    const attributes = { class: "ghost options", "aria-haspopup": "menu", "aria-expanded": "false" };
+    const open = () => openMenu(more, this.options(conversation));
+    const more = iconButton("menu", `Options of ${title}`, open, attributes);
     return make("li", { "data-conversation": id }, button, more);
   }
 
   options(conversation) {
     const { title } = conversation;
+    const saveJson = () => download(fileName(title, "json"), exportJson([conversation]), JSON_TYPE);
+    const saveMarkdown = () =>
+      download(fileName(title, "md"), exportMarkdown(conversation), "text/markdown");
     return [
       ["Rename", () => this.rename(conversation)],
-      ["Export as JSON", () => download(fileName(title, "json"), exportJson([conversation]), JSON_TYPE)],
-      ["Export as Markdown", () => download(fileName(title, "md"), exportMarkdown(conversation), "text/markdown")],
+      ["Export as JSON", saveJson],
+      ["Export as Markdown", saveMarkdown],
       ["Delete", () => this.remove(conversation)],
     ];
   }
@@ -112,7 +117,8 @@ export class Sidebar {
       this.store.discardUnreadable();
       this.draw();
     };
-    const text = `${count(unreadable.length, "conversation")} in this browser cannot be read: damaged, or of a newer Paceline.`;
+    const found = `${count(unreadable.length, "conversation")} in this browser cannot be read`;
+    const text = `${found}: damaged, or of a newer Paceline.`;
     const button = make("button", { type: "button", class: "small", onclick: discard }, "Delete");
     box.replaceChildren(make("span", {}, text), button);
   }
