@@ -69,7 +69,7 @@ class Terminal:
         """What came after the last `expect`, without escapes."""
         return _ESCAPES.sub("", self.raw).replace("\r", "")[self._seen :]
 
-    def expect(self, pattern, seconds=20):
+    def expect(self, pattern, seconds=100):
         """Wait for a pattern in the text; return the match."""
         end = time.monotonic() + seconds
         alive = True
@@ -82,7 +82,7 @@ class Terminal:
                 raise AssertionError(f"no {pattern!r} in {self.text!r}")
             alive = self.read(0.2)
 
-    def end(self, seconds=20):
+    def end(self, seconds=100):
         """Wait for the end; return the exit code."""
         limit = time.monotonic() + seconds
         while self.read(0.2) and time.monotonic() < limit and self.process.poll() is None:

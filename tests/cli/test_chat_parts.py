@@ -313,3 +313,26 @@ def test_keywords_keep_commas_within_quotation_marks(paceline):
     assert done.code == 0
     assert "cat, dog" in done.json["text"]
     assert "park" in done.json["text"]
+
+
+def test_an_answer_that_never_began_is_not_kept_and_a_retry_keeps_the_earlier_one():
+    from paceline.cli.conversation.talk import Talk
+    from tests.measuring.toy_lm import ToyLM
+    from tests.toy import Oracle
+
+    class Impatient(Oracle):
+        def propose(self, context, budget, min_path_prob=0.0):
+            raise KeyboardInterrupt
+
+    lm = ToyLM()
+    talk = Talk(
+        lm, Transcript("U: {user}\nB:"), {"max_new_tokens": 3, "stop": []}, None, quiet=True
+    )
+    talk.reader = type("Reader", (), {"interactive": False})()
+    assert talk.answer("hello")
+    before = list(talk.transcript.turns)
+    lm.drafter = Impatient(lm.engine)
+    talk.take("and now?")
+    talk.take("/retry")
+    assert talk.transcript.turns == before
+    assert [each.said for each in talk.answers] == ["hello"]

@@ -106,6 +106,7 @@ def test_a_paste_of_several_lines_is_one_message(start, tmp_path):
         screen.type("\x1b[200~One line\nand another\x1b[201~")
         screen.type("\r")
         screen.expect(STATS)
+        screen.expect(">")
         screen.type("first\x1b\rsecond\r")  # Alt-Enter
         screen.expect(STATS)
         screen.send(f"/save {file}")

@@ -113,8 +113,8 @@ class Talk:
             say(str(error))
         return True
 
-    def answer(self, said: str) -> None:
-        """Answer a message and keep both.
+    def answer(self, said: str) -> bool:
+        """Answer a message and keep both; return False if nothing came before Ctrl-C.
 
         Raises:
             RequestError: it cannot be answered; the talk is as before.
@@ -131,13 +131,16 @@ class Talk:
         self.asked += 1
         output = self._shown(request)
         say(self._dim(summary(output)))
-        if not output.text.strip() and output.finish != "interrupted":
+        if output.finish == "interrupted" and not output.text.strip():
+            return False
+        if not output.text.strip():
             say("the model ended its answer at once; /retry asks again, with another seed")
         self.transcript.turns.append((said, output.text.strip()))
         self.answers.append(Answer(said, request, output))
         self._tokens[0] += len(output.tokens)
         self._tokens[1] += output.passes
         self._seconds += output.seconds.decode
+        return True
 
     def _shown(self, request: Request) -> Output:
         """Decode, showing the text as it comes; Ctrl-C ends the answer, not the talk."""
@@ -197,14 +200,14 @@ class Talk:
             raise RequestError("there is nothing to answer again")
         last = self.transcript.turns.pop()
         kept = self.answers.pop() if self.answers else None
+        answered = False
         try:
-            self.answer(last[0])
-        except BaseException:
-            self.transcript.turns.append(last)
-            if kept is not None:
-                self.answers.append(kept)
-            raise
-        if self.answers[-1].request.temperature == 0:
+            answered = self.answer(last[0])
+        finally:
+            if not answered:
+                self.transcript.turns.append(last)
+                self.answers += [kept] if kept is not None else []
+        if answered and self.answers[-1].request.temperature == 0:
             say("at temperature 0 the answer is always the same; try /settings temperature=0.7")
 
     def _save(self, argument: str) -> None:
