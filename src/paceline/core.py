@@ -211,6 +211,7 @@ class Request:
         stop_strings: end the output; neither they nor what follows is part of the text.
         stop_after: stop strings that are complete within so many new tokens end nothing.
         include_stop: the stop string that ends the output is part of its text.
+        keep_special: special tokens are part of the output's text, except the one that ends it.
         prediction: token ids that the output is expected to resemble, for drafters that use them.
         walk: `gumbel`, or `rejection`: other tokens from the same distribution; see
             `decoding/rejection.py`.
@@ -230,6 +231,7 @@ class Request:
     stop_strings: tuple[str, ...] = ()
     stop_after: int = 0
     include_stop: bool = False
+    keep_special: bool = False
     prediction: tuple[int, ...] = ()
     walk: str = "gumbel"
     continues: bool = False

@@ -92,6 +92,7 @@ class RequestBuilder:
             stop_strings=tuple(values["stop"]),
             stop_after=max((m.tokens for m in spec.methods if isinstance(m, MinLength)), default=0),
             include_stop=values["include_stop"],
+            keep_special=values["keep_special"],
             prediction=self._predicted(values["prediction"]),
             walk=values["walk"],
             continues=continues,

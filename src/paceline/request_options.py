@@ -66,6 +66,8 @@ class RequestOptions(TypedDict, total=False):
         stop: a string, or several, that end the output and are no part of it.
         stop_token_ids: tokens that end the output besides the checkpoint's, also with `ignore_eos`.
         include_stop: the text includes the stop string that ended it. Default False.
+        keep_special: special tokens that the model writes are part of the text, except the stop
+            token that ends it. Default False.
         ignore_eos: keep generating after the checkpoint's stop tokens. Default False.
         prediction: expected output, as text or token ids: a draft, a template, the document to
             edit. It makes the output faster, never different.
@@ -101,6 +103,7 @@ class RequestOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     include_stop: bool | None
+    keep_special: bool | None
     ignore_eos: bool | None
     prediction: str | Sequence[int] | None
     walk: str | None
@@ -284,6 +287,7 @@ _DEFAULTS: dict[str, object] = {
     "stop": (),
     "stop_token_ids": (),
     "include_stop": False,
+    "keep_special": False,
     "ignore_eos": False,
     "prediction": None,
     "walk": "gumbel",
@@ -305,6 +309,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "stop": _stop,
     "stop_token_ids": _token_ids,
     "include_stop": check_flag,
+    "keep_special": check_flag,
     "ignore_eos": check_flag,
     "prediction": _prediction,
     "walk": check_text,

@@ -86,7 +86,8 @@ def text_of(request: Request, tokenizer: Decoder) -> TextStream:
 
 def pieces_of(request: Request, tokenizer: Decoder) -> Detokenizer:
     """Return the decoder of a request's output, which does not cut stop strings."""
-    return Detokenizer(tokenizer, request.prompt if request.continues else ())
+    decoder = tokenizer.with_special() if request.keep_special else tokenizer
+    return Detokenizer(decoder, request.prompt if request.continues else ())
 
 
 def _overlap(text: str, stop: str) -> int:

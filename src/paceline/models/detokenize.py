@@ -19,6 +19,10 @@ class Decoder(Protocol):
         """Return the text of `ids`."""
         ...
 
+    def with_special(self) -> Decoder:
+        """Return a decoder to whose texts special tokens contribute what they are called."""
+        ...
+
 
 class Detokenizer:
     """Turns a stream of tokens into text: what `push` and `flush` return, joined, is all of it.

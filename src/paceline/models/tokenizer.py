@@ -18,6 +18,34 @@ from paceline.models.sentence_piece import SentencePieceBackend
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
+class WithSpecialTokens:
+    """Decodes tokens to text, special tokens to what they are called.
+
+    Args:
+        backend: decodes texts between special tokens.
+        byte_tokens: ids that stand for one byte each.
+    """
+
+    silent: frozenset[int] = frozenset()
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer | SentencePieceBackend,
+        byte_tokens: frozenset[int],
+    ) -> None:
+        self._backend, self.byte_tokens = backend, byte_tokens
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of `ids`."""
+        if isinstance(self._backend, SentencePieceBackend):
+            return self._backend.decode(ids)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
+
+    def with_special(self) -> WithSpecialTokens:
+        """Return this decoder."""
+        return self
+
+
 class Tokenizer:
     """A checkpoint's tokenizer.
 
@@ -112,6 +140,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
         return self._backend.decode([index for index in ids if index not in self.silent])
+
+    def with_special(self) -> WithSpecialTokens:
+        """Return a decoder that keeps special tokens."""
+        return WithSpecialTokens(self._backend, self.byte_tokens)
 
     def fingerprint(self) -> bytes:
         """Return 32 bytes that identify this vocabulary."""

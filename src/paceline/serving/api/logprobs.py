@@ -24,17 +24,20 @@ class TokenTexts:
         lm: knows the tokens.
         begins: whether the first token begins a text; a leading space is dropped then where the
             tokenizer adds one.
+        special: ids of special tokens that are part of the text.
     """
 
-    def __init__(self, lm: LM, begins: bool) -> None:
+    def __init__(self, lm: LM, begins: bool, special: frozenset[int] = frozenset()) -> None:
         self._lm = lm
         self._strips = begins and lm.vocabulary.strips
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._length = 0
+        self._length, self._special = 0, special
         self._bytes = token_bytes(lm)
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of the token if it comes next."""
+        if token in self._special:
+            return self._lm.tokenizer.token(token).encode()
         if self._bytes is None:  # a decoder whose tokens have no text of their own
             return self._lm.tokenizer.decode([token]).encode()
         own = self._bytes[token] if token < len(self._bytes) else b""
@@ -60,7 +63,8 @@ class TokenTexts:
 
 def texts_of(request: Request, lm: LM) -> TokenTexts:
     """Return the texts of a request's output."""
-    return TokenTexts(lm, begins=not request.continues)
+    kept = lm.tokenizer.silent - request.stop_tokens if request.keep_special else frozenset()
+    return TokenTexts(lm, begins=not request.continues, special=kept)
 
 
 def completion_logprobs(logprobs: Sequence[Logprob], texts: TokenTexts) -> dict[str, Any]:

@@ -91,6 +91,8 @@ def completion_jobs(
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             _check_text(lm, "the prompt", prompt, limits)
+            if not body.add_special_tokens:
+                prompt = lm.tokenizer.encode(prompt, special=False)
         make = partial(lm.request, prompt, **options)
         name = f"{job_id}-{index}"
         jobs = [] if nothing else _jobs(name, make, plan, body, client, limits, body.logprobs)
@@ -261,6 +263,7 @@ def _options(
         "stop": [body.stop] if isinstance(body.stop, str) else body.stop or (),
         "stop_token_ids": body.stop_token_ids,
         "include_stop": body.include_stop_str_in_output,
+        "keep_special": not body.skip_special_tokens,
         "ignore_eos": body.ignore_eos,
         "prediction": prediction,
         "guide": _guides(lm, body, limits),

@@ -141,6 +141,7 @@ class ResponseBody(SamplingBody):
 
     unused: ClassVar = {
         **SamplingBody.unused,
+        "add_special_tokens": (True, False),
         "truncation": ANY,  # what is too long is refused
         "include": ANY,
         "reasoning": ANY,

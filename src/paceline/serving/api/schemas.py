@@ -90,6 +90,7 @@ class SamplingBody(Strict):
     stop: Texts | None = None
     stop_token_ids: Annotated[list[int], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = Field(True, description="Or they are part of the text.")
     ignore_eos: bool = False
     stream: bool | None = None
     user: str | None = None
@@ -123,9 +124,7 @@ class SamplingBody(Strict):
         "prompt_cache_key": ANY,
         "prompt_cache_retention": ANY,
         "keep_alive": ANY,
-        "skip_special_tokens": (True,),
         "spaces_between_special_tokens": ANY,
-        "add_special_tokens": (True,),
         "truncate_prompt_tokens": NULL,
         "request_id": ANY,
     }
@@ -155,6 +154,7 @@ class CompletionBody(MultiChoiceBody):
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
+    add_special_tokens: bool = Field(True, description="Those that begin or end every text.")
     prediction: Prediction | None = None
 
     unused: ClassVar = {**MultiChoiceBody.unused, "suffix": ("",)}
@@ -352,6 +352,7 @@ class ChatBody(MultiChoiceBody):
 
     unused: ClassVar = {
         **MultiChoiceBody.unused,
+        "add_special_tokens": (True, False),  # of a conversation the template writes them
         "reasoning_effort": ANY,
         "verbosity": ANY,
         "modalities": (["text"],),
