@@ -135,3 +135,52 @@ def test_what_cannot_be_is_refused_by_name(client, change, said):
     body = {"model": "tiny", "input": "Hello", "max_output_tokens": 4} | change
     with pytest.raises(openai.BadRequestError, match=said):
         client.post("/responses", body=body, cast_to=object)
+
+
+def test_some_of_the_tools_may_be_called(client):
+    other = {**TOOL, "name": "fly"}
+    choice = {
+        "type": "allowed_tools",
+        "mode": "required",
+        "tools": [{"type": "function", "name": "dig"}],
+    }
+    options = {"model": "tiny", "input": TALK, "tools": [other, TOOL], "max_output_tokens": 40}
+    found = client.responses.create(**options, tool_choice=choice, **HEAT)
+    assert [item.name for item in found.output] == ["dig"]
+    choice["tools"][0]["name"] = "swim"
+    with pytest.raises(openai.BadRequestError, match="swim"):
+        client.responses.create(**options, tool_choice=choice)
+
+
+def test_log_probabilities_are_those_of_chat(client):
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=TALK,
+        max_tokens=20,
+        logprobs=True,
+        top_logprobs=2,
+        temperature=0.8,
+        seed=2,
+    )
+    expected = [each.model_dump() for each in chat.choices[0].logprobs.content]
+    options = {"model": "tiny", "input": TALK, "max_output_tokens": 20, **HEAT}
+    fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    found = client.responses.create(**options, **fields)
+    assert [each.model_dump() for each in found.output[0].content[0].logprobs] == expected
+    deltas, whole = [], None
+    for event in client.responses.create(**options, **fields, stream=True):
+        if event.type == "response.output_text.delta":
+            deltas += event.logprobs
+        elif event.type == "response.output_text.done":
+            whole = event.logprobs
+    assert [each.logprob for each in deltas] == [each["logprob"] for each in expected]
+    assert [each.token for each in whole] == [each["token"] for each in expected]
+    assert not client.responses.create(**options).output[0].content[0].logprobs
+
+
+def test_what_else_may_be_included_changes_nothing_and_is_named(client):
+    create = client.responses.with_raw_response.create
+    found = create(
+        model="tiny", input=TALK, max_output_tokens=2, include=["reasoning.encrypted_content"]
+    )
+    assert found.headers["X-Paceline-Ignored"] == "include"

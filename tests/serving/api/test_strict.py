@@ -85,6 +85,8 @@ ITEM = {"type": "function_call", "call_id": "c", "name": "dig", "arguments": "{}
         ("responses", {"input": "a", "tool_choice": {"type": "function"}}, "tool_choice.name", ""),
         ("chat/completions", {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
          "messages.0.content.0.text", "required"),
+        ("chat/completions", {"messages": TALK, "tool_choice": {"type": "function"}},
+         "tool_choice.function", "required"),
         ("chat/completions", {"messages": TALK, "stop": [1]}, "stop.0", "a valid string"),
         ("completions", {"prompt": [["a"]]}, "prompt.0.0", "a valid integer"),
     ],

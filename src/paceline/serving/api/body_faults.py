@@ -31,6 +31,8 @@ def fault_of(faults: Sequence[Any], body: Any) -> tuple[str, str]:
         return "the body", f"is not JSON: {context.get('error', reason)}"
     if kind == "extra_forbidden":
         reason = "is not a parameter of this server"
+    elif kind == "union_tag_invalid" and deepest[-1:] == ("type",):
+        reason = _SHOULD_BE + context["expected_tags"].replace("', '", "' or '")
     elif kind == "union_tag_invalid":
         reason = f"is of the type {context['tag']!r:.80}, expected {context['expected_tags']}"
     elif kind == "value_error" and "error" in context:
@@ -51,4 +53,7 @@ def _path(fault: Mapping[str, Any], body: Any) -> tuple[str | int, ...]:
         ):
             path.append(part)
             body = body[part]
+    tagged = fault.get("ctx", {}).get("discriminator") == "'type'"
+    if tagged and isinstance(body, dict) and "type" in body:
+        return (*path, "type")
     return (*path, loc[-1]) if fault["type"] == "missing" and loc else tuple(path)

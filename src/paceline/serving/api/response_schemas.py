@@ -8,6 +8,8 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from paceline.errors import RequestError
 from paceline.serving.api.schemas import (
+    AllowedTools,
+    AllowedToolsChoice,
     CalledFunction,
     ChatBody,
     FunctionBody,
@@ -22,7 +24,9 @@ from paceline.serving.api.schemas import (
     ToolCallBody,
     only_text,
 )
-from paceline.serving.api.strict import ANY, NULL, Strict
+from paceline.serving.api.strict import ANY, NULL, Strict, note_ignored
+
+_LOGPROBS = "message.output_text.logprobs"
 
 # Fields of items of an earlier response.
 _EARLIER = {"id": ANY, "status": ANY, "phase": ANY, "created_by": ANY, "namespace": NULL}
@@ -107,6 +111,14 @@ class ResponseToolChoice(FunctionName):
     type: Literal["function"]
 
 
+class ResponseAllowedTools(Strict):
+    """Only some of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    mode: Literal["auto", "required"] = "auto"
+    tools: Annotated[list[ResponseToolChoice], Field(min_length=1)]
+
+
 class ResponseTextFormat(Strict):
     """The format of the answer."""
 
@@ -133,22 +145,28 @@ class ResponseBody(SamplingBody):
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     text: ResponseTextOptions | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ResponseToolChoice | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | Annotated[ResponseToolChoice | ResponseAllowedTools, Field(discriminator="type")]
+        | None
+    ) = None
     parallel_tool_calls: bool | None = None
     store: bool | None = None
     previous_response_id: str | None = None
     background: bool | None = None
+    include: list[str] | None = Field(
+        None, description=f"Only {_LOGPROBS} exists here; others change nothing."
+    )
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     unused: ClassVar = {
         **SamplingBody.unused,
         "add_special_tokens": (True, False),
         "truncation": ANY,  # what is too long is refused
-        "include": ANY,
         "reasoning": ANY,
         "reasoning_effort": ANY,
         "stream_options": ANY,
         "max_tool_calls": ANY,
-        "top_logprobs": (0,),
         "prompt": NULL,
         "conversation": NULL,
     }
@@ -159,6 +177,18 @@ class ResponseBody(SamplingBody):
         if value:
             raise ValueError("this server stores no responses; send the whole conversation")
         return value
+
+    @field_validator("include")
+    @classmethod
+    def _only_logprobs_exist(cls, value: list[str] | None) -> list[str] | None:
+        if value and set(value) != {_LOGPROBS}:
+            note_ignored("include")
+        return value
+
+    @property
+    def logprobs(self) -> bool:
+        """Whether the text has log-probabilities."""
+        return bool(self.top_logprobs) or _LOGPROBS in (self.include or ())
 
     def as_chat(self) -> ChatBody:
         """Return the equivalent chat body.
@@ -181,7 +211,9 @@ class ResponseBody(SamplingBody):
             max_completion_tokens=self.max_output_tokens,
             response_format=_format(form) if form else None,
             tools=tools or None,
-            tool_choice=_choice(choice) if isinstance(choice, ResponseToolChoice) else choice,
+            tool_choice=choice if choice is None or isinstance(choice, str) else _choice(choice),
+            logprobs=self.logprobs,
+            top_logprobs=self.top_logprobs if self.logprobs else None,
             parallel_tool_calls=self.parallel_tool_calls,
             include_reasoning=False,
         )
@@ -213,8 +245,18 @@ def _function(tool: ResponseTool) -> FunctionBody:
     return FunctionBody(**tool.model_dump(exclude={"type"}))
 
 
-def _choice(choice: ResponseToolChoice) -> NamedToolChoice:
-    return NamedToolChoice(type="function", function=FunctionName(name=choice.name))
+def _choice(
+    choice: ResponseToolChoice | ResponseAllowedTools,
+) -> NamedToolChoice | AllowedToolsChoice:
+    if isinstance(choice, ResponseToolChoice):
+        return NamedToolChoice(type="function", function=FunctionName(name=choice.name))
+    named = [
+        NamedToolChoice(type="function", function=FunctionName(name=tool.name))
+        for tool in choice.tools
+    ]
+    return AllowedToolsChoice(
+        type="allowed_tools", allowed_tools=AllowedTools(mode=choice.mode, tools=named)
+    )
 
 
 def _format(form: ResponseTextFormat) -> ResponseFormat:

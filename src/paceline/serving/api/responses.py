@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
@@ -14,8 +14,13 @@ from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import Here, client_of, new_id, submit_jobs
 from paceline.serving.api.formatting import Choice
+from paceline.serving.api.logprobs import TokenTexts, chat_logprobs, texts_of
 from paceline.serving.api.parse import chat_jobs
 from paceline.serving.api.response_schemas import ResponseBody
+from paceline.serving.messages import Logprob
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 router = APIRouter()
 _Object = dict[str, Any]
@@ -28,7 +33,7 @@ async def responses(body: ResponseBody, request: Request, here: Here) -> Any:
     name, client = new_id("resp"), client_of(request, body.user)
     jobs = await asyncio.to_thread(chat_jobs, here.lm, body.as_chat(), name, client, here.limits)
     collector = await submit_jobs(here, request, jobs)
-    builder = _ResponseBuilder(body, formatting.head(name, "response", here.name))
+    builder = _ResponseBuilder(body, formatting.head(name, "response", here.name), here.lm)
     if body.stream:
         return collector.streamed(_sse(_events(builder, collector)))
     await collector.finish(request, here.lm)
@@ -38,7 +43,7 @@ async def responses(body: ResponseBody, request: Request, here: Here) -> Any:
 class _ResponseBuilder:
     """Builds the response objects of one request."""
 
-    def __init__(self, body: ResponseBody, head: _Object) -> None:
+    def __init__(self, body: ResponseBody, head: _Object, lm: LM) -> None:
         created = head.pop("created")
         fields = body.model_dump(include={"instructions", "max_output_tokens", "temperature"})
         fields |= body.model_dump(include={"top_p", "metadata", "user"})
@@ -53,6 +58,8 @@ class _ResponseBuilder:
             "truncation": "disabled",
         }
         self._id = head["id"]
+        self._lm = lm
+        self._logprobs = body.logprobs
 
     def response(self, choice: Choice) -> _Object:
         """Return the response as far as it has come."""
@@ -93,7 +100,10 @@ class _ResponseBuilder:
         calls, content = message.get("tool_calls", []), message["content"] or ""
         items = []
         if content or not calls:
-            items.append(self.message(choice, self.status(choice), [_text(content)]))
+            part = _text(content)
+            if texts := self.texts(choice):
+                part["logprobs"] = _logprobs(choice.logprobs, texts)
+            items.append(self.message(choice, self.status(choice), [part]))
         return items + [
             {
                 "type": "function_call",
@@ -104,6 +114,10 @@ class _ResponseBuilder:
             }
             for call in calls
         ]
+
+    def texts(self, choice: Choice) -> TokenTexts | None:
+        """Return the texts of an answer's tokens; None if no log-probabilities are requested."""
+        return texts_of(choice.job.request, self._lm) if self._logprobs else None
 
     def message(self, choice: Choice, status: str, content: list[_Object]) -> _Object:
         """Return the assistant's message."""
@@ -117,14 +131,16 @@ async def _events(builder: _ResponseBuilder, collector: ChoiceCollector) -> Asyn
     yield {"type": "response.in_progress", "response": builder.response(choice)}
     opening = builder.message(choice, "in_progress", [])
     place = {"item_id": opening["id"], "output_index": 0, "content_index": 0}
-    sent = 0
-    async for _ in collector.events():
+    sent, texts, logprobs = 0, builder.texts(choice), list[Logprob]()
+    async for _, event in collector.events():
         content = choice.content
+        logprobs += event.logprobs
         if content and not sent:
             for piece in _opened(opening, place):
                 yield piece
         if len(content) > sent:
-            yield _delta(place, content[sent:])
+            yield _delta(place, content[sent:], _logprobs(logprobs, texts) if texts else [])
+            logprobs = []
         sent = max(sent, len(content))
     for index, item in enumerate(builder.items(choice)):
         if item["type"] == "function_call":
@@ -134,10 +150,10 @@ async def _events(builder: _ResponseBuilder, collector: ChoiceCollector) -> Asyn
         if not sent:
             for piece in _opened(opening, place):
                 yield piece
-        text = item["content"][0]["text"]
+        [part] = item["content"]
         done = {"type": "response.output_text.done", **place}
-        yield done | {"text": text, "logprobs": []}
-        yield {"type": "response.content_part.done", **place, "part": _text(text)}
+        yield done | {"text": part["text"], "logprobs": part.get("logprobs", [])}
+        yield {"type": "response.content_part.done", **place, "part": part}
         yield {"type": "response.output_item.done", "output_index": index, "item": item}
     yield {"type": f"response.{builder.status(choice)}", "response": builder.response(choice)}
 
@@ -170,8 +186,13 @@ async def _sse(events: AsyncIterator[_Object]) -> AsyncIterator[str]:
         yield f"event: {event['type']}\ndata: {json.dumps(numbered, ensure_ascii=False)}\n\n"
 
 
-def _delta(place: _Object, text: str) -> _Object:
-    return {"type": "response.output_text.delta", **place, "delta": text, "logprobs": []}
+def _delta(place: _Object, text: str, logprobs: list[_Object]) -> _Object:
+    return {"type": "response.output_text.delta", **place, "delta": text, "logprobs": logprobs}
+
+
+def _logprobs(logprobs: Sequence[Logprob], texts: TokenTexts) -> list[_Object]:
+    content: list[_Object] = chat_logprobs(logprobs, texts)["content"]
+    return content
 
 
 def _text(text: str) -> _Object:

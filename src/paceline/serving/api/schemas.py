@@ -335,7 +335,9 @@ class ChatBody(MultiChoiceBody):
     response_format: ResponseFormat | None = None
     tools: list[Tool] | None = None
     tool_choice: (
-        Literal["none", "auto", "required"] | NamedToolChoice | AllowedToolsChoice | None
+        Literal["none", "auto", "required"]
+        | Annotated[NamedToolChoice | AllowedToolsChoice, Field(discriminator="type")]
+        | None
     ) = None
     parallel_tool_calls: bool | None = None
     prediction: Prediction | None = None

@@ -44,6 +44,12 @@ class Reading:
 _reading: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 
+def note_ignored(name: str) -> None:
+    """Name a field in the header of what was ignored."""
+    if now := _reading.get():
+        now.ignored.append(name)
+
+
 @contextmanager
 def reading(warn: bool = False) -> Iterator[Reading]:
     """Collect what is ignored in the bodies that are read inside."""
