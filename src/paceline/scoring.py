@@ -51,7 +51,7 @@ def score_tokens(engine: Engine, tokens: Sequence[int]) -> Score:
 
     def observe(offset: int, tree: TokenTree, logits: Floats) -> None:
         after = ids[offset + 1 : offset + 1 + len(tree)]
-        logprobs.extend(_logprobs(logits, after).tolist())
+        logprobs.extend(token_logprobs(logits, after).tolist())
 
     engine.release(engine.start(ids[:-1], observe))
     check_finite(logprobs)
@@ -72,7 +72,7 @@ def check_finite(logprobs: Sequence[float]) -> None:
         )
 
 
-def _logprobs(logits: Floats, tokens: Tokens) -> NDArray[np.float64]:
+def token_logprobs(logits: Floats, tokens: Tokens) -> NDArray[np.float64]:
     """Return log softmax(logits [N, V]) at `tokens` [N], float64 [N]."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=1, keepdims=True)

@@ -167,8 +167,15 @@ class Tokenizer:
         """Return the tokenizer.json; empty where the tokenizer has none, as SentencePiece."""
         return self._backend.to_str() if isinstance(self._backend, tokenizers.Tokenizer) else ""
 
+    def special_id(self, role: str) -> int | None:
+        """Return the id of a special token, e.g. of `bos_token`; None if there is none."""
+        index: int | None = None
+        if role in self.special:
+            index = self._backend.token_to_id(self.special[role])
+        return index
+
     def _ids(self, role: str) -> list[int]:
-        index = self._backend.token_to_id(self.special[role]) if role in self.special else None
+        index = self.special_id(role)
         return [] if index is None else [index]
 
 

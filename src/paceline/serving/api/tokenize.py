@@ -42,6 +42,22 @@ async def tokenize(body: TokenizeBody, here: Here) -> dict[str, Any]:
     return {"tokens": tokens, "count": len(tokens), "max_model_len": window}
 
 
+@router.get("/tokenizer_info")
+async def tokenizer_info(here: Here) -> dict[str, Any]:
+    """Return the special tokens and the chat template, as vLLM does."""
+    tokenizer = here.lm.tokenizer
+    template = tokenizer.template
+    return {
+        "bos_token": None,
+        "eos_token": None,
+        "pad_token": None,
+        "unk_token": None,
+        **tokenizer.special,
+        "chat_template": None if template is None else template.source,
+        "model_max_length": here.lm.engine.config.context,
+    }
+
+
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, here: Here) -> dict[str, Any]:
     """Return the text of tokens."""
