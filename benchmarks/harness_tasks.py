@@ -54,18 +54,19 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def write_tasks(folder: Path, shared: Path, count: int) -> list[str]:
+def write_tasks(folder: Path, shared: Path, count: int, characters: int | None = None) -> list[str]:
     """Write tasks and their documents into a folder for `--include_path`; return their names.
 
     Args:
         folder: is filled.
         shared: holds `data/`.
         count: how many documents of each task.
+        characters: of each article that is read whole; None: all.
     """
     documents = {
         "local_blimp": _spread(_lines(shared / "data/blimp/blimp.jsonl.gz"), 67_000, count),
         "local_lambada": _lines(shared / "data/lambada/lambada_test.jsonl.gz"),
-        "local_wikitext": _articles(shared / "data/wikitext-2/valid.tokens.txt.gz"),
+        "local_wikitext": _articles(shared / "data/wikitext-2/valid.tokens.txt.gz", characters),
         "local_gsm8k": _lines(shared / "data/gsm8k/test.jsonl.gz"),
     }
     for name, task in TASKS.items():
@@ -95,13 +96,13 @@ def _spread(documents: Iterator[Document], total: int, count: int) -> Iterator[D
     return islice(documents, 0, None, max(total // count, 1))
 
 
-def _articles(path: Path) -> Iterator[Document]:
+def _articles(path: Path, characters: int | None) -> Iterator[Document]:
     """The articles of Wikitext, which begin with a heading ` = Title = `."""
     with gzip.open(path, "rt") as file:
         article: list[str] = []
         for line in file:
             if line.startswith(" = ") and not line.startswith(" = = ") and article:
-                yield {"text": "".join(article)}
+                yield {"text": "".join(article)[:characters]}
                 article = []
             article.append(line)
-        yield {"text": "".join(article)}
+        yield {"text": "".join(article)[:characters]}

@@ -3,11 +3,13 @@
     python benchmarks/soak.py --minutes 1 [--model FOLDER] [--users 8]
 
 It starts `paceline serve` on a free port of this machine. Polite users ask for greedy and sampled
-texts, streamed or whole, alone or several; each finished answer must be the text that plain
-decoding writes alone with the same seed. Hostile users leave early, send half or broken JSON,
-wrong types, large bodies, half heads, and read slowly or not at all. At the end the server gets
-SIGTERM while requests are under way. Prints a JSON document and exits with 1 where something is
-wrong: a crash, an unexplained answer, another text, pages or threads that stay, memory that grows.
+texts, streamed or whole, alone or several, with log-probabilities, echo, schemas and tools
+(`soak_requests.py`); each finished answer must be what plain decoding gives alone with the same
+seed: text, tool calls, tokens and their log-probabilities. Hostile users leave early, send half or
+broken JSON, wrong types, large bodies, half heads, and read slowly or not at all. At the end the
+server gets SIGTERM while requests are under way. Prints a JSON document and exits with 1 where
+something is wrong: a crash, an unexplained answer, another text, pages or threads that stay, memory
+that grows.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -30,14 +33,21 @@ from typing import Any
 
 import httpx2 as httpx
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.soak_requests import (
+    OPENINGS,
+    Answer,
+    alone,
+    differ,
+    folder_with_template,
+    random_request,
+)
 from paceline import LM
-from paceline.decoding.governor import Fixed
-from paceline.decoding.loop import Generation
-from paceline.decoding.text_stream import text_of
 
 PROGRAM = [sys.executable, "-c", "from paceline.cli import main; main()", "serve", "--port", "0"]
 TIGHT = ["--head-seconds", "2", "--body-seconds", "2", "--write-seconds", "3", "--queue", "16"]
-OPENINGS = ("Once upon a time", "The sea", "A little dog", "One day, a girl named Lily", "He said:")
+FINISHES = {"stop", "length", "tool_calls", "cancelled"}
 EXPLAINED = {200, 400, 401, 404, 408, 413, 429, 503}
 GROWTH = 5e6  # bytes in the second half that are no growth: the allocator's habit
 
@@ -109,23 +119,16 @@ class Soak:
         self.ending = False
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.finished: list[tuple[dict[str, Any], list[str]]] = []
+        self.finished: list[tuple[dict[str, Any], list[Answer]]] = []
 
     def polite(self, user: int, stop: float) -> None:
         """Ask, read to the end, keep the answer; until `stop` or the server's end."""
         rng = random.Random(user)
         with httpx.Client(base_url=self.server.url, timeout=120) as client:
             while not self.ending and time.monotonic() < stop:
-                body = {
-                    "prompt": rng.choice(OPENINGS),
-                    "max_tokens": rng.choice((1, 7, 30, 119)),
-                    "temperature": rng.choice((0.0, 0.7, 1.0)),
-                    "seed": rng.randrange(20),
-                    "n": rng.choice((1, 1, 1, 3)),
-                    "stream": rng.random() < 0.5,
-                }
+                path, body = random_request(rng)
                 try:
-                    self._ask(client, body)
+                    self._ask(client, path, body)
                 except httpx.ConnectError:
                     if not self.ending:
                         self.wrong.append("no connection")
@@ -134,9 +137,9 @@ class Soak:
                     if not self.ending:
                         self.wrong.append(f"{type(error).__name__}: {error}")
 
-    def _ask(self, client: httpx.Client, body: dict[str, Any]) -> None:
-        texts, finishes = [""] * body["n"], [""] * body["n"]
-        with client.stream("POST", "/v1/completions", json=body) as answer:
+    def _ask(self, client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+        answers = [Answer() for _ in range(body["n"])]
+        with client.stream("POST", path, json=body) as answer:
             self.outcomes[f"polite {answer.status_code}"] += 1
             if answer.status_code != 200:
                 said = json.loads(answer.read())["error"]["message"]
@@ -152,14 +155,14 @@ class Soak:
             else:
                 documents = [json.loads(answer.read())]
         for choice in (choice for document in documents for choice in document["choices"]):
-            texts[choice["index"]] += choice["text"]
-            finishes[choice["index"]] = choice["finish_reason"] or finishes[choice["index"]]
+            answers[choice["index"]].add(choice)
+        finishes = [each.finish for each in answers]
         for finish in finishes:
             self.outcomes[f"finish {finish}"] += 1
-        if "" in finishes or not set(finishes) <= {"stop", "length", "cancelled"}:
+        if "" in finishes or not set(finishes) <= FINISHES:
             self.wrong.append(f"finished with {finishes}")
         elif "cancelled" not in finishes:
-            self.finished.append((body, texts))
+            self.finished.append((body, answers))
         elif not self.ending:
             self.wrong.append("cancelled, and nobody wanted that")
 
@@ -247,19 +250,6 @@ def raw(content: bytes, length: int | None = -1) -> bytes:
     return head.encode() + b"\r\n\r\n" + content
 
 
-def alone(lm: LM, body: dict[str, Any], place: int) -> str:
-    """Return what plain decoding writes for an answer."""
-    request = lm.request(
-        body["prompt"],
-        max_new_tokens=body["max_tokens"],
-        temperature=body["temperature"],
-        seed=body["seed"] + place,
-    )
-    text = text_of(request, lm.tokenizer)
-    drafter = lm.drafter_method.build(lm.draft_target)
-    return Generation(lm.engine, drafter, request, Fixed(0), text).run().text
-
-
 def start(call: Any, *words: Any) -> threading.Thread:
     """Start a user in a thread."""
     found = threading.Thread(target=call, args=words)
@@ -282,16 +272,16 @@ def watch(server: Server, soak: Soak, users: int) -> list[dict[str, float]]:
 
 def compare(lm: LM, soak: Soak) -> None:
     """Each finished answer with what the same request gets alone."""
-    known: dict[str, str] = {}
-    for body, texts in soak.finished:
-        for place, text in enumerate(texts):
+    known: dict[str, Answer] = {}
+    for body, answers in soak.finished:
+        for place, answer in enumerate(answers):
             seed = body["seed"] + place if body["temperature"] else 0
             asked = {**body, "seed": seed, "n": 1, "stream": False}
             key = json.dumps(asked, sort_keys=True)
             if key not in known:
                 known[key] = alone(lm, body, place)
-            if text != known[key]:
-                soak.wrong.append(f"{body}, answer {place}: {text!r:.80}, not {known[key]!r:.80}")
+            if wrong := differ(answer, known[key]):
+                soak.wrong.append(f"{body!r:.400}, answer {place}: {wrong}")
 
 
 def slope(points: list[dict[str, float]]) -> float:
@@ -320,8 +310,13 @@ def main() -> int:
     parser.add_argument("--users", type=int, default=8, help="polite ones; half as many hostile")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = ["--model", options.model] if options.model else []
-    server = Server([*TIGHT, *model, "--drain", "30"])
+    with tempfile.TemporaryDirectory() as folder:
+        return soaked(options, folder_with_template(options.model, Path(folder)))
+
+
+def soaked(options: argparse.Namespace, model: str) -> int:
+    """Run with a model that takes conversations."""
+    server = Server([*TIGHT, "--model", model, "--drain", "30"])
     soak = Soak(server, options.minutes, options.seed)
     before = quiet(server)
     points = watch(server, soak, options.users)
@@ -334,7 +329,7 @@ def main() -> int:
     code = server.end()
     for user in last:
         user.join()
-    compare(LM(options.model), soak)
+    compare(LM(model), soak)
     half = points[len(points) // 2 :]
     faults = {
         "exit code": code != 0,
@@ -347,7 +342,7 @@ def main() -> int:
     report = {
         "minutes": options.minutes,
         "exit_code": code,
-        "answers_compared": sum(len(texts) for _, texts in soak.finished),
+        "answers_compared": sum(len(answers) for _, answers in soak.finished),
         "outcomes": dict(sorted(soak.outcomes.items())),
         "log": dict(sorted(server.log.items())),
         "before": before,

@@ -53,13 +53,14 @@ class Job:
 class Logprob(NamedTuple):
     """The log-probability of a token, at temperature 1 and before any control.
 
-    `top` has the most likely tokens and their log-probabilities. The first token of a prompt has
-    no log-probability.
+    `top` has the most likely tokens and their log-probabilities. `rank` is 1 for the most likely
+    token. The first token of a prompt has no log-probability.
     """
 
     token: int
     logprob: float | None
     top: list[tuple[int, float]]
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,5 +158,6 @@ def logprobs(logits: Floats, tokens: Sequence[int], count: int) -> list[Logprob]
         logs = row - row.max()
         logs -= np.log(np.exp(logs).sum())
         top = [(int(each), float(logs[each])) for each in _best(logs, count)]
-        rows.append(Logprob(token, float(logs[token]), top))
+        rank = 1 + int((logs > logs[token]).sum())
+        rows.append(Logprob(token, float(logs[token]), top, rank))
     return rows

@@ -21,6 +21,7 @@ from paceline.serving.api.dependencies import (
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.logprobs import chat_logprobs, texts_of
 from paceline.serving.api.parse import chat_jobs
+from paceline.serving.api.prompt_logprobs import check_whole, prompt_logprobs, with_prompt_scores
 from paceline.serving.api.schemas import ChatBody
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ _TEXTS = {"reasoning_content": "reasoning", "content": "content"}  # of a messag
 async def chat(body: ChatBody, request: Request, here: Here) -> Any:
     """Answer the last message of a conversation."""
     here.check_model(body.model)
+    if body.stream and body.prompt_logprobs is not None:
+        check_whole()
     name, client = new_id("chatcmpl"), client_of(request, body.user)
     jobs = await asyncio.to_thread(chat_jobs, here.lm, body, name, client, here.limits)
     collector = await submit_jobs(here, request, jobs)
@@ -54,6 +57,7 @@ def reply(
 ) -> dict[str, Any]:
     """Return the complete response for finished choices."""
     rendered = []
+    choices = with_prompt_scores(choices)
     for index, choice in enumerate(formatting.best(choices, 1, body.n or 1)):
         logprobs = (
             chat_logprobs(choice.logprobs, texts_of(choice.job.request, lm))
@@ -65,6 +69,9 @@ def reply(
         rendered.append(fields | {"finish_reason": choice.finish})
     if body.return_token_ids:
         heading |= {"prompt_token_ids": list(choices[0].job.request.prompt)}
+    if body.prompt_logprobs is not None:
+        scores = choices[0].prompt_logprobs
+        heading |= {"prompt_logprobs": prompt_logprobs(scores, body.prompt_logprobs, lm)}
     return heading | {
         "choices": rendered,
         "usage": formatting.usage(choices),

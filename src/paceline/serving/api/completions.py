@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
-from paceline.compatibility import Side, check
 from paceline.serving.api import formatting
 from paceline.serving.api.collect import ChoiceCollector
 from paceline.serving.api.dependencies import (
@@ -22,8 +21,13 @@ from paceline.serving.api.dependencies import (
 from paceline.serving.api.formatting import Choice
 from paceline.serving.api.logprobs import TokenTexts, completion_logprobs, texts_of
 from paceline.serving.api.parse import completion_jobs
+from paceline.serving.api.prompt_logprobs import (
+    check_whole,
+    prompt_logprobs,
+    with_fewer,
+    with_prompt_scores,
+)
 from paceline.serving.api.schemas import CompletionBody
-from paceline.serving.prompt_scores import PromptScores
 
 if TYPE_CHECKING:
     from paceline.lm import LM
@@ -35,8 +39,9 @@ router = APIRouter()
 async def completions(body: CompletionBody, request: Request, here: Here) -> Any:
     """Continue one or more texts."""
     here.check_model(body.model)
-    if body.stream and (body.max_tokens == 0 or (body.echo and body.logprobs is not None)):
-        check({Side.PROMPT_SCORES: "the scores of a prompt", Side.STREAM: "stream"})
+    echoed = body.echo and body.logprobs is not None
+    if body.stream and (body.max_tokens == 0 or echoed or body.prompt_logprobs is not None):
+        check_whole()
     name, client = new_id("cmpl"), client_of(request, body.user)
     jobs_by_prompt = await asyncio.to_thread(
         completion_jobs, here.lm, body, name, client, here.limits
@@ -67,6 +72,9 @@ def reply(
         if body.return_token_ids:
             fields |= {"token_ids": choice.tokens}
             fields |= {"prompt_token_ids": list(choice.job.request.prompt)}
+        if body.prompt_logprobs is not None:
+            scores = prompt_logprobs(choice.prompt_logprobs, body.prompt_logprobs, lm)
+            fields["prompt_logprobs"] = scores
         rendered.append(fields)
     return heading | {
         "choices": rendered,
@@ -108,37 +116,12 @@ async def _pieces(
         yield heading | {"choices": [], "usage": formatting.usage(collector.choices)}
 
 
-def with_prompt_scores(choices: Sequence[Choice]) -> list[Choice]:
-    """Return the choices, with the scores of their prompts where these were asked for.
-
-    The choice of a prompt that is only scored is the score itself.
-    """
-    kept = [choice for choice in choices if not _scores(choice)]
-    scores = {_prompt_of(choice): choice for choice in choices if _scores(choice)}
-    for choice in kept:
-        if found := scores.get(_prompt_of(choice)):
-            choice.prompt_logprobs = found.logprobs
-    answered = {_prompt_of(choice) for choice in kept}
-    for prompt, choice in scores.items():
-        if prompt not in answered:
-            choice.prompt_logprobs, choice.logprobs = choice.logprobs, []
-            kept.append(choice)
-    return kept
-
-
-def _scores(choice: Choice) -> bool:
-    return isinstance(choice.job.strategy, PromptScores)
-
-
-def _prompt_of(choice: Choice) -> str:
-    return choice.job.id.rpartition("-")[0]
-
-
 def _logprobs(body: CompletionBody, choice: Choice, lm: LM) -> dict[str, Any]:
     if not body.echo:
         return completion_logprobs(choice.logprobs, texts_of(choice.job.request, lm))
     texts = TokenTexts(lm, begins=True)
-    return completion_logprobs([*choice.prompt_logprobs, *choice.logprobs], texts)
+    prompt = with_fewer(choice.prompt_logprobs, body.logprobs or 0)
+    return completion_logprobs([*prompt, *choice.logprobs], texts)
 
 
 def _echo(body: CompletionBody, choice: Choice, lm: LM) -> str:

@@ -78,13 +78,14 @@ def completion_jobs(
     prompts = _prompts(body.prompt)
     plan = plan_choices(body, len(prompts), limits.answers)
     options = _options(lm, body, limits, plan, _grammar(body, None))
-    if body.logprobs is not None:
+    if body.logprobs is not None or body.prompt_logprobs is not None:
         token_bytes(lm)
     nothing = body.max_tokens == 0
     options["max_new_tokens"] = _max_tokens(
         lm, None if nothing else body.max_tokens, limits, options["watermark"]
     )
-    scored = nothing or (body.echo and body.logprobs is not None)
+    echoed = body.echo and body.logprobs is not None
+    scored = nothing or echoed or body.prompt_logprobs is not None
     if nothing and plan != ChoicePlan(1):
         raise RequestError("max_tokens is 0, expected n, best_of and a search to be left out")
     jobs_by_prompt = []
@@ -97,7 +98,8 @@ def completion_jobs(
         name = f"{job_id}-{index}"
         jobs = [] if nothing else _jobs(name, make, plan, body, client, limits, body.logprobs)
         if scored:
-            jobs.append(_scoring_job(name, lm, prompt, body, client, limits))
+            likely = max(body.logprobs or 0, body.prompt_logprobs or 0)
+            jobs.append(_scoring_job(name, lm, prompt, body, likely, client, limits))
         jobs_by_prompt.append(jobs)
     return jobs_by_prompt
 
@@ -137,14 +139,18 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
     if body.parallel_tool_calls is False:
         make = partial(_calling_once, make)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    if logprobs is not None:
+    if logprobs is not None or body.prompt_logprobs is not None:
         token_bytes(lm)
     jobs = _jobs(job_id, make, plan, body, client, limits, logprobs)
-    if not body.include_reasoning:
-        return jobs
-    free = options["grammar"] is None and options.get("tool_choice") in (None, "auto", "none")
-    form = reasoning_form(lm.tokenizer, jobs[0].request.prompt) if free else "tags"
-    return [replace(job, reasoning=form) for job in jobs]
+    if body.include_reasoning:
+        free = options["grammar"] is None and options.get("tool_choice") in (None, "auto", "none")
+        form = reasoning_form(lm.tokenizer, jobs[0].request.prompt) if free else "tags"
+        jobs = [replace(job, reasoning=form) for job in jobs]
+    if body.prompt_logprobs is not None:
+        prompt = list(jobs[0].request.prompt)
+        likely = body.prompt_logprobs
+        jobs.append(_scoring_job(job_id, lm, prompt, body, likely, client, limits))
+    return jobs
 
 
 def _template_settings(body: ChatBody) -> dict[str, Any]:
@@ -172,7 +178,8 @@ def _scoring_job(
     name: str,
     lm: LM,
     prompt: str | list[int],
-    body: CompletionBody,
+    body: SamplingBody,
+    likely: int,
     client: str,
     limits: RequestLimits,
 ) -> Job:
@@ -180,7 +187,7 @@ def _scoring_job(
     request = lm.request(prompt, max_new_tokens=1, controls={}, temperature=0.0)
     _check_prompt("the prompt", len(request.prompt), limits)
     deadline = None if body.timeout is None else monotonic() + body.timeout
-    strategy = PromptScores(body.logprobs or 0)
+    strategy = PromptScores(likely)
     return Job(f"{name}-prompt", request, client, body.priority, deadline, strategy=strategy)
 
 

@@ -142,6 +142,9 @@ class MultiChoiceBody(SamplingBody):
     store: Literal[False] | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool = Field(False, description="Return the ids of prompt and answer.")
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+        None, description="Return each prompt token's log-probability, and so many likely ones."
+    )
     trace: bool = Field(False, description="Return the drafter of each token, and the trees.")
 
 
