@@ -171,6 +171,7 @@ def main() -> int:
     parser.add_argument("model", type=Path)
     parser.add_argument("--count", type=int, default=200, help="documents of each task")
     parser.add_argument("--models", nargs="+", default=["hf", "paceline", "http", "auto"])
+    parser.add_argument("--characters", type=int, help="of each article; default: all")
     parser.add_argument("--window", type=int, default=510, help="tokens that a model sees at once")
     parser.add_argument("--tasks", nargs="+", help="default: all")
     parser.add_argument("--json", type=Path, help="each document's results")
@@ -179,7 +180,7 @@ def main() -> int:
     seconds = {}
     with tempfile.TemporaryDirectory() as name:
         os.environ["HF_DATASETS_CACHE"] = f"{name}/cache"
-        names = write_tasks(Path(name), SHARED, options.count)
+        names = write_tasks(Path(name), SHARED, options.count, options.characters)
         names = options.tasks or names
         for kind in options.models:
             with chosen(kind, options.model, options.window) as (model, arguments):

@@ -25,6 +25,7 @@ from paceline.engines.ensemble import EnsembleEngine
 from paceline.errors import MethodError, RequestError
 from paceline.kvcache.base import Policy
 from paceline.models import Model
+from paceline.models.infill import encode_infill, infill_stops
 from paceline.models.tokenizer import Tokenizer
 from paceline.models.vocabulary import Vocabulary
 from paceline.registry import controls
@@ -82,13 +83,18 @@ class RequestBuilder:
         offered = _tools(values["tools"], values["tool_choice"])
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
-        tokens, continues = self.encode(prompt, offered, values["chat_template_kwargs"])
+        stops = list(values["stop_token_ids"])
+        if values["suffix"] is None:
+            tokens, continues = self.encode(prompt, offered, values["chat_template_kwargs"])
+        else:
+            tokens, continues = self._encode_between(prompt, values["suffix"]), True
+            stops += [] if values["ignore_eos"] else infill_stops(self.tokenizer)
         request = Request(
             prompt=tuple(tokens),
             max_new_tokens=values["max_new_tokens"],
             temperature=temperature,
             seed=values["seed"],
-            stop_tokens=self._stop_tokens(values["stop_token_ids"], values["ignore_eos"]),
+            stop_tokens=self._stop_tokens(stops, values["ignore_eos"]),
             stop_strings=tuple(values["stop"]),
             stop_after=max((m.tokens for m in spec.methods if isinstance(m, MinLength)), default=0),
             include_stop=values["include_stop"],
@@ -140,6 +146,11 @@ class RequestBuilder:
         return frozenset(own) | (
             frozenset() if ignore_eos else frozenset(self.model.defaults.stop_tokens)
         )
+
+    def _encode_between(self, prompt: Prompt, suffix: str) -> list[int]:
+        if not isinstance(prompt, str):
+            raise wrong("the prompt with a suffix", prompt, "text")
+        return encode_infill(self.tokenizer, prompt, suffix)
 
     def _kv_policy(self, requested: Policy | Literal[False] | None) -> Policy | None:
         """Return the policy of a request: its own, none if it says so, or the default."""

@@ -63,6 +63,8 @@ class RequestOptions(TypedDict, total=False):
         chat_template_kwargs: further variables of the chat template, e.g.
             `{"enable_thinking": False}`.
         tool_choice: `auto`, `none`, `required` (the output is calls) or the name of a tool.
+        suffix: text behind what is written: the model fills in the middle between prompt and
+            suffix. The prompt is text, and the model one that has tokens for it.
         stop: a string, or several, that end the output and are no part of it.
         stop_token_ids: tokens that end the output besides the checkpoint's, also with `ignore_eos`.
         include_stop: the text includes the stop string that ended it. Default False.
@@ -100,6 +102,7 @@ class RequestOptions(TypedDict, total=False):
     tools: Sequence[Tool] | None
     chat_template_kwargs: Mapping[str, Any] | None
     tool_choice: Choice | None
+    suffix: str | None
     stop: str | Sequence[str] | None
     stop_token_ids: Sequence[int] | None
     include_stop: bool | None
@@ -284,6 +287,7 @@ _DEFAULTS: dict[str, object] = {
     "tools": (),
     "chat_template_kwargs": None,
     "tool_choice": "auto",
+    "suffix": None,
     "stop": (),
     "stop_token_ids": (),
     "include_stop": False,
@@ -306,6 +310,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "tools": _tools,
     "chat_template_kwargs": _template_settings,
     "tool_choice": _tool_choice,
+    "suffix": check_text,
     "stop": _stop,
     "stop_token_ids": _token_ids,
     "include_stop": check_flag,

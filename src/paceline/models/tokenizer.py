@@ -167,12 +167,14 @@ class Tokenizer:
         """Return the tokenizer.json; empty where the tokenizer has none, as SentencePiece."""
         return self._backend.to_str() if isinstance(self._backend, tokenizers.Tokenizer) else ""
 
+    def token_id(self, text: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it; None if there is none."""
+        index: int | None = self._backend.token_to_id(text)
+        return index
+
     def special_id(self, role: str) -> int | None:
         """Return the id of a special token, e.g. of `bos_token`; None if there is none."""
-        index: int | None = None
-        if role in self.special:
-            index = self._backend.token_to_id(self.special[role])
-        return index
+        return self.token_id(self.special[role]) if role in self.special else None
 
     def _ids(self, role: str) -> list[int]:
         index = self.special_id(role)

@@ -53,12 +53,12 @@ async def chat(body: OllamaChatBody, request: Request, here: Here) -> Any:
 async def generate(body: OllamaGenerateBody, request: Request, here: Here) -> Any:
     """Answer a prompt, as Ollama does."""
     _check_model(here, body.model)
-    if not body.prompt:
+    if not body.prompt and not body.suffix:
         return _head(here) | {"response": "", "done": True, "done_reason": "load"}
     name, client = new_id("ollama"), client_of(request)
 
     def jobs() -> list[Job]:
-        if body.raw or here.lm.tokenizer.template is None:
+        if body.raw or body.suffix or here.lm.tokenizer.template is None:
             completion = body.as_completion()
             return completion_jobs(here.lm, completion, name, client, here.limits)[0]
         return chat_jobs(here.lm, body.as_chat(), name, client, here.limits)

@@ -168,10 +168,10 @@ class OllamaGenerateBody(OllamaBody):
     prompt: str = ""
     system: str | None = None
     raw: bool = Field(False, description="The prompt is used as it is, without the template.")
+    suffix: str = Field("", description="The text behind the answer; the template is not used.")
 
     unused: ClassVar = {
         **OllamaBody.unused,
-        "suffix": ("",),
         "template": ("",),
         "context": ([],),
     }
@@ -191,8 +191,9 @@ class OllamaGenerateBody(OllamaBody):
             CombinationError: there is a system prompt, which needs a template.
         """
         if self.system:
-            check({Side.SYSTEM_PROMPT: "system", Side.RAW_PROMPT: "raw"})
-        return CompletionBody(prompt=self.prompt, **self.shared())
+            side = "suffix" if self.suffix else "raw"
+            check({Side.SYSTEM_PROMPT: "system", Side.RAW_PROMPT: side})
+        return CompletionBody(prompt=self.prompt, suffix=self.suffix or None, **self.shared())
 
 
 class OllamaShowBody(Strict):

@@ -13,6 +13,7 @@ from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Parsed, Parser, Request
 from paceline.errors import RequestError, TooLongError
+from paceline.models.infill import encode_infill, infill_stops
 from paceline.registry import drafters
 from paceline.request_options import RequestOptions
 from paceline.serving.api.choices import ChoicePlan, check_differ, plan_choices
@@ -78,6 +79,10 @@ def completion_jobs(
     prompts = _prompts(body.prompt)
     plan = plan_choices(body, len(prompts), limits.answers)
     options = _options(lm, body, limits, plan, _grammar(body, None))
+    if body.suffix:
+        prompts = [_between(lm, prompt, body, limits) for prompt in prompts]
+        ends = () if body.ignore_eos else infill_stops(lm.tokenizer)
+        options["stop_token_ids"] = [*(body.stop_token_ids or ()), *ends]
     if body.logprobs is not None or body.prompt_logprobs is not None:
         token_bytes(lm)
     nothing = body.max_tokens == 0
@@ -151,6 +156,19 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
         likely = body.prompt_logprobs
         jobs.append(_scoring_job(job_id, lm, prompt, body, likely, client, limits))
     return jobs
+
+
+def _between(
+    lm: LM, prompt: str | list[int], body: CompletionBody, limits: RequestLimits
+) -> list[int]:
+    """Return the tokens after which the model writes what is between prompt and suffix."""
+    if body.echo:
+        raise RequestError("echo is true, but with a suffix the answer stands between two texts")
+    if not isinstance(prompt, str):
+        raise RequestError("suffix needs a prompt of text, found token ids")
+    for what, text in (("the prompt", prompt), ("the suffix", body.suffix or "")):
+        _check_text(lm, what, text, limits)
+    return encode_infill(lm.tokenizer, prompt, body.suffix or "")
 
 
 def _template_settings(body: ChatBody) -> dict[str, Any]:

@@ -158,9 +158,10 @@ class CompletionBody(MultiChoiceBody):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: bool = False
     add_special_tokens: bool = Field(True, description="Those that begin or end every text.")
+    suffix: str | None = Field(
+        None, description="The text behind the answer, for models that fill in the middle."
+    )
     prediction: Prediction | None = None
-
-    unused: ClassVar = {**MultiChoiceBody.unused, "suffix": ("",)}
 
 
 class TextPart(Strict):
