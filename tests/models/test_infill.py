@@ -42,6 +42,7 @@ def test_the_parts_stand_between_their_marks(family, begins):
     marks = FAMILIES[family]
     tokenizer = tokenizer_with(marks, add_bos_token=begins)
     ids = encode_infill(tokenizer, "ab ", " c\n")
+    assert encode_infill(tokenizer, "ab ", " c\n", special=False) == ids[begins:]
     before, behind, middle = (tokenizer.token_id(mark) for mark in marks)
     first = [tokenizer.token_id("<s>")] if begins else []
     ab, c = tokenizer.encode("ab ", special=False), tokenizer.encode(" c\n", special=False)

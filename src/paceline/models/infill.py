@@ -30,15 +30,23 @@ _ENDS = (
 )
 
 
-def encode_infill(tokenizer: Tokenizer, prefix: str, suffix: str) -> list[int]:
+def encode_infill(
+    tokenizer: Tokenizer, prefix: str, suffix: str, special: bool = True
+) -> list[int]:
     """Return the token ids after which the model writes what is between two texts.
+
+    Args:
+        tokenizer: of the model.
+        prefix: what stands before.
+        suffix: what stands behind.
+        special: whether the token that begins every text begins this one.
 
     Raises:
         RequestError: the model has no tokens for it.
     """
     before, behind, middle = _marks(tokenizer)
     begin = tokenizer.special_id("bos_token")
-    begins = begin is not None and tokenizer.encode("a")[:1] == [begin]
+    begins = special and begin is not None and tokenizer.encode("a")[:1] == [begin]
     return [
         *([begin] if begins and begin is not None else []),
         before,

@@ -168,7 +168,7 @@ def _between(
         raise RequestError("suffix needs a prompt of text, found token ids")
     for what, text in (("the prompt", prompt), ("the suffix", body.suffix or "")):
         _check_text(lm, what, text, limits)
-    return encode_infill(lm.tokenizer, prompt, body.suffix or "")
+    return encode_infill(lm.tokenizer, prompt, body.suffix or "", body.add_special_tokens)
 
 
 def _template_settings(body: ChatBody) -> dict[str, Any]:
