@@ -1,0 +1,1 @@
+"""Compression on a base that no format was made for."""
