@@ -44,7 +44,7 @@ def test_the_frontier_judges_recipes_and_remembers(tmp_path, monkeypatch, capsys
     monkeypatch.setattr("sys.argv", list(map(str, words)))
     frontier.main()
     row = capsys.readouterr().out.splitlines()[-1].split("|")
-    assert float(row[2]) == 4.5
+    assert 4.5 <= float(row[2]) < 4.6
     assert len(json.loads((tmp_path / "known.json").read_text())) == 1
     monkeypatch.setattr(frontier, "judge", None)  # not asked again
     frontier.main()
