@@ -16,7 +16,8 @@ namespace {
 constexpr size_t kTopChunks = 64;         // of a row; every lane of a chunk is a group of tokens
 constexpr float kExpScale = 12102203.0f;  // 2^23 / ln(2)
 constexpr float kExpOne = 1065353216.0f;  // the bits of 1.0f, as a number
-constexpr float kMaxShift = 60.0f;        // exp of less neither overflows nor loses precision
+constexpr size_t kExactSize = 4096;       // rows up to this are summed exactly
+constexpr float kMaxShift = 60.0f;         // exp of less neither overflows nor loses precision
 
 // Bit i: whether lane i is above `limit`, or at least `limit`; a not-a-number is neither.
 template <bool at_least>
@@ -176,10 +177,37 @@ static size_t collect(const RowScan& scan, float limit, size_t k, int32_t* token
     return best.filled;
 }
 
-// The rough sum is corrected by the exact terms of the best, which make most of it. Where logits are
-// not numbers, or infinite, neither are the probabilities.
-static void top(const float* row, size_t size, size_t k, int32_t* tokens, float* probs) {
+// The exact sum of exp(logit - high) over a row.
+static float exact_mass(const RowScan& scan, float high) {
+    F16 mass = plain_exp(scan.rest() - splat(high));
+    for (size_t i = 0; i < scan.vectors; ++i)
+        mass = mass + plain_exp(load(scan.row + i * kPanel) - splat(high));
+    return sum(mass);
+}
+
+// The rough sum without the terms of the best `k`, which `logits` [k] holds, exp(high) being 1.
+static float rough_rest(const RowScan& scan, const float* logits, size_t k, float high) {
     constexpr float kUnit = 0.07802553f;  // of `add_rough_exp`
+    const Reg offset = (kExpOne - scan.shift * kExpScale) - Reg{};
+    float mass = scan.mass;
+    for (size_t at = 0; at < k; at += kPanel) {
+        float lanes[kPanel];
+        for (size_t lane = 0; lane < kPanel; ++lane)
+            lanes[lane] = at + lane < k ? logits[at + lane] : -__builtin_inff();
+        F16 rough = splat(0.0f);
+        for (int part = 0; part < kParts; ++part)
+            rough.part[part] = add_rough_exp(rough.part[part], load(lanes).part[part], offset);
+        mass -= sum(rough);
+    }
+    float out[kPanel];
+    const F16 scale = plain_exp(splat(scan.shift - high)) * splat(kUnit);
+    store(out, splat(mass > 0.0f ? mass : 0.0f) * scale);
+    return out[0];
+}
+
+// Of a long row the terms of the best, which make most of the sum, are exact, and the others rough.
+// Where logits are not numbers, or infinite, all tokens are as likely.
+static void top(const float* row, size_t size, size_t k, int32_t* tokens, float* probs) {
     RowScan scan(row, size);
     const float guess = scan.vectors ? largest(load(row)) : row[0];
     scan.read(guess - guess == 0.0f ? guess : 0.0f);
@@ -187,30 +215,23 @@ static void top(const float* row, size_t size, size_t k, int32_t* tokens, float*
     const float high = probs[0];
     if (filled < k || !(high - high == 0.0f)) {
         for (size_t i = filled; i < k; ++i) tokens[i] = static_cast<int32_t>(i);
-        for (size_t i = 0; i < k; ++i) probs[i] = __builtin_nanf("");
+        for (size_t i = 0; i < k; ++i) probs[i] = 1.0f / static_cast<float>(size);
         return;
     }
+    const bool small = size <= kExactSize;
     const float above = high - scan.shift;
-    if (above > kMaxShift || above < -kMaxShift) scan.read(high);
-    const Reg offset = (kExpOne - scan.shift * kExpScale) - Reg{};
-    const F16 unit = splat(kUnit), scale = plain_exp(splat(scan.shift - high));
-    float mass = 0.0f;
+    if (!small && (above > kMaxShift || above < -kMaxShift)) scan.read(high);
+    float mass = small ? exact_mass(scan, high) : rough_rest(scan, probs, k, high);
     for (size_t at = 0; at < k; at += kPanel) {
         const size_t count = k - at < kPanel ? k - at : kPanel;
-        float lanes[kPanel];
-        for (size_t lane = 0; lane < kPanel; ++lane)
-            lanes[lane] = lane < count ? probs[at + lane] : -__builtin_inff();
-        const F16 logits = load(lanes);
-        F16 rough = splat(0.0f);
-        for (int part = 0; part < kParts; ++part)
-            rough.part[part] = add_rough_exp(rough.part[part], logits.part[part], offset);
-        scan.mass -= sum(rough);
-        store(lanes, plain_exp(logits - splat(high)));
-        for (size_t lane = 0; lane < count; ++lane) mass += probs[at + lane] = lanes[lane];
+        float lanes[kPanel] = {};
+        for (size_t lane = 0; lane < count; ++lane) lanes[lane] = probs[at + lane];
+        store(lanes, plain_exp(load(lanes) - splat(high)));
+        for (size_t lane = 0; lane < count; ++lane) {
+            probs[at + lane] = lanes[lane];
+            if (!small) mass += lanes[lane];
+        }
     }
-    float others[kPanel];
-    store(others, splat(scan.mass > 0.0f ? scan.mass : 0.0f) * unit * scale);
-    mass += others[0];
     for (size_t i = 0; i < k; ++i) probs[i] /= mass;
 }
 

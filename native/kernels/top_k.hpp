@@ -1,6 +1,6 @@
 // The k most likely tokens of one row of logits, best first, of equal ones the lower, and their
-// softmax probabilities [k] within 3e-4 of themselves, 1 <= k <= size. Where fewer than k logits are numbers, or one of the
-// best is infinite, the probabilities are not numbers.
+// softmax probabilities [k], 1 <= k <= size; of more than 4096 logits within 3e-4 of themselves.
+// Where fewer than k logits are numbers, or the best is infinite, all probabilities are 1 / size.
 #pragma once
 
 #include <cstddef>

@@ -286,3 +286,77 @@ def test_a_draft_gets_an_engine_like_the_targets():
     (follower,) = drafter._followers
     own = follower.engine
     assert (own.name, own.threads, own.format) == ("native", 1, "int8")
+
+
+class Counting(Near):
+    """Counts the tokens that it runs."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.ran = 0
+
+    def forward(self, batch, rows="all", view=None):
+        self.ran += sum(len(tree) for _, tree in batch)
+        return super().forward(batch, rows, view)
+
+
+class Awake(Fixed):
+    """Drafts in the passes of `when`; what the draft has run after each is kept."""
+
+    def __init__(self, when, engine, nodes=4):
+        super().__init__(nodes)
+        object.__setattr__(self, "when", when)
+        object.__setattr__(self, "engine", engine)
+        object.__setattr__(self, "ran", [])
+        object.__setattr__(self, "charged", [])
+
+    def nodes_wanted(self, requests=1):
+        return self.nodes if len(self.ran) in self.when else 0
+
+    def record(self, trees, paths, draft, forward, other_tokens=0):
+        self.ran.append(self.engine.ran)
+
+    def charge(self, seconds):
+        self.charged.append(seconds)
+
+
+def test_a_draft_that_rests_runs_nothing():
+    engine = Counting(context=400)
+    request = Request(tuple(i % 11 for i in range(200)), 100)
+    budget = Awake((), engine)
+    output = Generation(ToyEngine(context=400), drafting(engine), request, budget).run()
+    assert output.passes == 100
+    assert engine.ran == 0
+    assert not budget.charged
+
+
+@pytest.mark.parametrize(("rest", "most"), [(20, 20), (150, 128)])
+def test_a_draft_that_wakes_reads_what_it_lacks_or_the_end(rest, most):
+    engine = Counting(context=500)
+    request = Request(tuple(i % 11 for i in range(200)), 200)
+    budget = Awake((0, rest + 1), engine)
+    output = Generation(ToyEngine(context=500), drafting(engine), request, budget).run()
+    assert output.tokens == run(drafting(), request, 0, ToyEngine(context=500)).tokens
+    assert budget.ran[0] >= 199, "the prompt was read, as it drafted at once"
+    assert budget.ran[rest] == budget.ran[0]
+    assert len(budget.charged) == 1
+    read = budget.ran[rest + 1] - budget.ran[rest]
+    assert most - 16 <= read <= most + 40, "and the trees of one proposal"
+
+
+def test_a_draft_that_begins_at_the_end_drafts_like_one_that_read_all():
+    text = np.array([i % 7 for i in range(300)], np.int32)
+    whole, late = drafting(Near(context=500)), drafting(Near(context=500))
+    for drafter in (whole, late):
+        drafter.begin(Request(tuple(text.tolist()), 50))
+    whole.follow(text)
+    assert (
+        late.follow_recent(text, 63) == 62
+    )  # the toy model sees so far, and the root is run later
+    a, b = whole.propose(text, 6), late.propose(text, 6)
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    assert late.follow_recent(text, 63) == 0
+    longer = np.append(text, a.tokens[1]).astype(np.int32)
+    check_tree(late.propose(longer, 6), int(longer[-1]), 6, 11)
+    late.begin(Request((1, 2, 3), 5))
+    assert len(late.propose(np.array([1, 2, 3], np.int32), 6)) > 1
