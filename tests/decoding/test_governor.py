@@ -586,6 +586,13 @@ def test_a_slow_draft_counts_as_four_usual_ones():
     assert governor.report()["draft_seconds"] == pytest.approx(1.0 + 0.1 * (4.0 - 1.0))
 
 
+def test_slow_first_drafts_are_forgotten_soon():
+    governor, chain = Governor(FLAT), [TokenTree.chain([0, 1])]
+    for drafting in (1.0, *[0.01] * 6):
+        governor.record(chain, [[0, 1]], drafting, 1.0)
+    assert governor.report()["draft_seconds"] < 0.03
+
+
 def rests(governor, passes, requests=1):
     """In which passes nothing is asked for, when the drafter proposes nothing of worth."""
     plain = []

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.core import Step, TokenTree
-from paceline.drafters.base import Target
+from paceline.core import Request, Step, TokenTree
+from paceline.drafters.base import Target, prompt_steps
 from paceline.registry import drafters
 from tests.drafters import reference
 from tests.drafters.steps import asked, random_step
@@ -144,3 +144,29 @@ def test_contexts_in_use_outlive_the_others():
         teach(drafter, random.integers(10, 5000, 2).tolist(), [(7, 0.5)], 7)
     tree = drafter.propose(np.array([1, 2], np.int32), 1)
     assert tree.tokens.tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("name", ["recycle", "trigram", "token_recycling", "blend"])
+def test_the_prompt_teaches_without_a_pass(name):
+    """After a text that repeats, the next token is proposed as it came before."""
+    drafter = drafters.parse(name).build(Target(50))
+    assert not drafter.learns_from_prompt
+    prompt = (*range(10, 30), 7, *range(10, 20))
+    context = np.array(prompt, np.int32)
+    drafter.begin(Request(prompt, 8))
+    drafter.read_prompt()
+    assert 20 in drafter.propose(context, 8).tokens[1:].tolist()
+    drafter.read_prompt()  # no harm
+
+
+def test_a_long_prompt_is_read_in_parts_that_join():
+    prompt = np.random.default_rng(0).integers(0, 9, 9000).tolist()
+    steps = list(prompt_steps(prompt))
+    assert [len(step.tree) for step in steps] == [4096, 4096, 807]
+    assert [token for step in steps for token in step.tree.tokens.tolist()] == prompt[:-1]
+    assert [token for step in steps for token in step.drawn.tolist()] == prompt[1:]
+    for step in steps:
+        assert step.context[-1] == step.tree.tokens[0]
+        np.testing.assert_array_equal(step.top_tokens[:, 0], step.drawn)
+        assert (step.top_probs == 0.5).all()
+    assert not list(prompt_steps(prompt[:1]))

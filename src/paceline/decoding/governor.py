@@ -28,6 +28,7 @@ _CLEAR = 1.05  # gain over plain decoding from which requests that share passes 
 # Passes with drafts after which one without them measures what it takes: first, doubled up to last.
 _FIRST_CHECK, _LAST_CHECK = 2, 64
 _DEAR = 0.05  # of a plain pass: a drafter that takes more has one try after a rest
+_EARLY = 8  # drafts that may be slow for reasons that pass
 _FIRST = 8  # plain passes whose time is always recorded; later ones every 16th
 
 
@@ -155,7 +156,7 @@ class Governor:
         if self.max_nodes is None:
             self.max_nodes = _largest_useful(self.cost)
         self._curve = _native.CostCurve(self.cost.nodes, self.cost.seconds)  # as passes correct it
-        self._drafting = 0.0  # seconds, running mean
+        self._drafting, self._drafts = 0.0, 0  # seconds, running mean, and of how many
         self._kept = 4.0  # nodes of a tree beyond its root, running mean
         self._balance = 3.0 * self.cost.at(1)  # seconds that may still be lost
         self._idle = 0
@@ -276,11 +277,17 @@ class Governor:
             self._settle(sum(map(len, paths)) * plain / requests - draft - forward, plain)
             return
         draft = min(draft, 4.0 * requests * self._drafting or draft)
-        mean = draft / requests
-        self._drafting += (0.1 if self._drafting else 1.0) * (mean - self._drafting)
+        self._track_drafting(draft / requests)
         self.calibration.learn(trees, paths)
         won = sum(map(len, paths)) * plain / requests - draft - forward
         self._settle(won, plain, self.risk * plain)
+
+    def _track_drafting(self, seconds: float) -> None:
+        """Follow the time of a draft; what made the first ones slow is forgotten soon."""
+        self._drafts += 1
+        falls = seconds < self._drafting
+        rate = 1.0 if self._drafts == 1 else 0.5 if falls and self._drafts <= _EARLY else 0.1
+        self._drafting += rate * (seconds - self._drafting)
 
     def charge(self, seconds: float) -> None:
         """See `Budget`."""

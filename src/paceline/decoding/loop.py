@@ -100,6 +100,8 @@ class Generation:
             self._pages.save(session.text, session.sequence)
         # A drafter that rests reads nothing, nor one that lacks the room for it.
         self._rested = not self._budget.nodes_wanted()
+        if not self._rested:
+            session.read_prompt()
         with suppress(MemoryFullError):
             if isinstance(session.drafter, ModelBacked) and not self._rested:
                 session.drafter.follow(session.text)
@@ -147,12 +149,12 @@ class Generation:
         return "".join(session.accept(tree, walked))
 
     def _wake(self) -> float:
-        """Let a draft model read the end of the text after a rest; return the seconds it took."""
+        """Let a drafter read what it needs after a rest; return the seconds it took."""
         drafter, start = self._session.drafter, perf_counter()
-        if not isinstance(drafter, ModelBacked):
-            return 0.0
+        self._session.read_prompt()
         with suppress(MemoryFullError):
-            drafter.follow_recent(self._session.text, _RECENT)
+            if isinstance(drafter, ModelBacked):
+                drafter.follow_recent(self._session.text, _RECENT)
         seconds = perf_counter() - start
         self._budget.charge(seconds)
         return seconds

@@ -84,7 +84,7 @@ class Session:
         self._tokens = np.zeros(len(request.prompt) + self._limit, np.int32)
         self._tokens[: len(request.prompt)] = request.prompt
         self._proposed: TokenTree | None = None
-        self._begun = self._attached = self._guided = False
+        self._begun = self._attached = self._guided = self._prompt_read = False
         self.output.finish = "length" if self._limit == request.max_new_tokens else "context"
 
     @property
@@ -161,6 +161,12 @@ class Session:
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._commit(nodes)
 
+    def read_prompt(self) -> None:
+        """Let the drafter learn from the prompt's tokens, unless it has; `propose` does so, too."""
+        if not self._prompt_read:
+            self._prompt_read = True
+            self.drafter.read_prompt()
+
     def propose(self, nodes: int, forced_nodes: int = 0, min_path_prob: float = 0.0) -> TokenTree:
         """Return the drafter's tree of at most `nodes` below the root; with 0 the drafter rests.
 
@@ -178,6 +184,7 @@ class Session:
             return self.drafter.forced_tree(self.text, min(forced_nodes, levels))
         if not nodes or not levels:
             return TokenTree.root(self._history[-1])
+        self.read_prompt()
         self._proposed = self.drafter.propose(self.text, nodes, min_path_prob)
         tree = self._proposed.cut(levels)
         if self._filters:

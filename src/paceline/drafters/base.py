@@ -8,7 +8,7 @@ A `DraftMethod` holds the settings and builds a `Drafter`. A drafter that runs a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,9 @@ from paceline.abilities import Ability
 from paceline.core import Floats, Request, State, Step, Tokens, TokenTree
 from paceline.models.tokenizer import Tokenizer
 from paceline.registry import Method
+
+_PART = 4096  # tokens of a prompt in one step
+_NEXT = 0.5  # probability of the token that follows in the prompt
 
 if TYPE_CHECKING:
     from paceline.engines.base import Cached, Engine
@@ -52,7 +55,8 @@ class Drafter(ABC):
         origins: names that `TokenTree.origin` indexes.
         top_k: number of successors of each node that `observe` needs; 0 if it ignores them.
         learns_from_prompt: call `observe` for every chunk of the prompt, too, as a chain whose
-            nodes are all accepted. Costs the head's rows in the prefill.
+            nodes are all accepted. Costs the head's rows in the prefill, which may take longer than
+            all the rest of it; `read_prompt` takes next to nothing and teaches nearly as much.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
         certain: proposes only tokens that the request's controls force.
         needs_hidden: needs the target's hidden states of each pass in `observe`.
@@ -79,6 +83,13 @@ class Drafter(ABC):
 
     def begin(self, request: Request) -> None:
         """Start a request whose prompt has not been run yet. Learned state is kept."""
+
+    def read_prompt(self) -> None:
+        """Learn from the tokens of the request's prompt, see `prompt_steps`.
+
+        Called once before the first `propose` of a request, and not at all if drafting rests until
+        its end.
+        """
 
     @abstractmethod
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
@@ -209,6 +220,20 @@ def single_origin_tree(tokens: Tokens, parents: Tokens, scores: Floats) -> Token
     origin = np.zeros(len(tokens), np.int16)
     origin[0] = -1
     return TokenTree(tokens, parents, scores, origin)
+
+
+def prompt_steps(prompt: Sequence[int]) -> Iterator[Step]:
+    """Yield a prompt as steps whose tokens were all accepted, without a pass of the model.
+
+    A token's only known successor is the one that follows it, with a probability of a half.
+    """
+    tokens = np.array(prompt, np.int32)
+    for start in range(0, len(tokens) - 1, _PART):
+        part = tokens[start : start + _PART + 1]
+        probs = np.full((len(part) - 1, 1), _NEXT, np.float32)
+        path = np.arange(len(part) - 1, dtype=np.int32)
+        context, drawn = tokens[: start + 1], part[1:]
+        yield Step(context, TokenTree.chain(part[:-1]), drawn[:, None].copy(), probs, path, drawn)
 
 
 def step_arrays(step: Step) -> tuple[Tokens, Tokens, Tokens, Tokens, Floats, Tokens, Tokens]:

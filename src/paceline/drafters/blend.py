@@ -16,7 +16,14 @@ from paceline.abilities import Ability
 from paceline.control.base import paths
 from paceline.control.capabilities import Mask, MasksTokens
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, step_arrays
+from paceline.drafters.base import (
+    Drafter,
+    DraftMethod,
+    ModelBacked,
+    Target,
+    prompt_steps,
+    step_arrays,
+)
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.recycle import Recycle, load_mixer, mixer_state
 from paceline.drafters.state import checked
@@ -149,8 +156,6 @@ class _Asked:
 
 
 class _Blend(ModelBacked):
-    learns_from_prompt = True
-
     def __init__(self, method: Blend, target: Target) -> None:
         self._method = method
         self._target, self._vocab_size = target, target.vocab_size
@@ -169,6 +174,7 @@ class _Blend(ModelBacked):
         )
         self.origins = (*_OWN, *(member.name for member in method.methods()))
         self.top_k = min(max(recycle.k, *(m.top_k for m in self._members), 1), target.vocab_size)
+        self.learns_from_prompt = any(member.learns_from_prompt for member in self._members)
         self.needs_hidden = any(member.needs_hidden for member in self._members)
         self.needs = frozenset[Ability]().union(*(member.needs for member in self._members))
         self.uses_prediction = any(member.uses_prediction for member in self._members)
@@ -189,6 +195,7 @@ class _Blend(ModelBacked):
         self._asked = _Asked()
         self._token = 0.0  # seconds, running mean
         self._prompt, self._request = 0, Request((), 0)
+        self._unread: tuple[int, ...] = ()  # prompt
         self._rested: set[int] = set()  # members that have not read the text meanwhile
         self._silent: set[int] = set()  # members that have nothing to propose for this request
         self._starts: dict[int, int | None] = {}  # of the noise, by position
@@ -196,6 +203,7 @@ class _Blend(ModelBacked):
 
     def begin(self, request: Request) -> None:
         self._prompt, self._request, self._starts = len(request.prompt), request, {}
+        self._unread = () if self.learns_from_prompt else request.prompt
         self._masking = next((c for c in request.controls if isinstance(c, MasksTokens)), None)
         self._blend.begin()
         for i, member in enumerate(self._members):
@@ -236,6 +244,13 @@ class _Blend(ModelBacked):
 
     def _model_backed(self) -> list[ModelBacked]:
         return [member for member in self._members if isinstance(member, ModelBacked)]
+
+    def read_prompt(self) -> None:
+        for step in prompt_steps(self._unread):
+            self._blend.observe(*step_arrays(step), False)
+        self._unread = ()
+        for member in self._members:
+            member.read_prompt()
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         asked = _Asked()

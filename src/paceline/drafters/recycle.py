@@ -7,7 +7,14 @@ from dataclasses import dataclass, fields
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
+from paceline.drafters.base import (
+    Drafter,
+    DraftMethod,
+    Target,
+    prompt_steps,
+    single_origin_tree,
+    step_arrays,
+)
 from paceline.drafters.history.warm_start import start_of
 from paceline.drafters.state import load_table, table_state
 from paceline.drafters.token_recycling import TokenRecycling
@@ -22,10 +29,11 @@ _TREES = ("best", "static", "paper")
 class Recycle(DraftMethod):
     """Predict the next token from the model's own top-k predictions in similar contexts; ours.
 
-    Every pass computes a distribution at every node, rejected nodes and the prompt included. Their
-    top k are kept by context: the last 1 to `orders` tokens, the one token 2 to `skips + 1`
-    positions back, and the empty context. The row of a context is a running average of the
-    distributions observed there. To predict, the rows of all contexts that match are mixed: the
+    Every pass computes a distribution at every node, rejected nodes included. Their top k are kept
+    by context: the last 1 to `orders` tokens, the one token 2 to `skips + 1` positions back, and
+    the empty context. The row of a context is a running average of the distributions observed
+    there. In the prompt, whose distributions would cost the head for every token, the token that
+    follows counts as half of one. To predict, the rows of all contexts that match are mixed: the
     probability of a token is the softmax of the rows' weighted log probabilities, plus a weight
     where the token is a row's first. The weights depend on the longest matching context and on how
     often each context was observed, and learn from every drawn token, so that scores are
@@ -98,7 +106,6 @@ class Recycle(DraftMethod):
 
 class _Recycle(Drafter):
     origins = ("recycle",)
-    learns_from_prompt = True
 
     def __init__(self, method: Recycle, target: Target) -> None:
         self.top_k = min(method.k, target.vocab_size)
@@ -106,21 +113,27 @@ class _Recycle(Drafter):
         self._mixer = _native.ContextMixer(
             method.orders, method.skips, method.k, method.capacity, method.keep, method.rate
         )
-        self._prompt = 0
+        self._prompt: tuple[int, ...] = ()
+        self._unread = self._prompt
         self._start = start_of(self, target, method.warm)
 
     def fork(self) -> Drafter:
         return copy(self)
 
     def begin(self, request: Request) -> None:
-        self._prompt = len(request.prompt)
+        self._prompt = self._unread = request.prompt
+
+    def read_prompt(self) -> None:
+        # Tokens of the prompt were not drawn from the model: the weights learn nothing from them.
+        for step in prompt_steps(self._unread):
+            self._mixer.observe(*step_arrays(step), False)
+        self._unread = ()
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         return single_origin_tree(*self._mixer.propose(context, budget, min_path_prob))
 
     def observe(self, step: Step) -> None:
-        # Tokens of the prompt were not drawn from the model: the weights learn nothing from them.
-        drawn = len(step.context) >= self._prompt
+        drawn = len(step.context) >= len(self._prompt)
         self._mixer.observe(*step_arrays(step), drawn)
 
     def state(self) -> State:

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from paceline import _native
 from paceline.core import Exactness, Request, State, Step, Tokens, TokenTree
-from paceline.drafters.base import Drafter, DraftMethod, Target, single_origin_tree, step_arrays
+from paceline.drafters.base import (
+    Drafter,
+    DraftMethod,
+    Target,
+    prompt_steps,
+    single_origin_tree,
+    step_arrays,
+)
 from paceline.drafters.state import load_table, table_state
 from paceline.registry import Source, check_range, drafters
 
@@ -73,7 +80,6 @@ class Trigram(DraftMethod):
 
 class _Trigram(Drafter):
     origins = ("trigram",)
-    learns_from_prompt = True
 
     def __init__(self, method: Trigram, vocab_size: int) -> None:
         self.top_k = min(method.k, vocab_size)
@@ -82,16 +88,22 @@ class _Trigram(Drafter):
         self._native = _native.TrigramSearch(
             method.k, method.capacity, method.explore, method.depth, method.keep, method.rate
         )
-        self._prompt = 0
+        self._prompt: tuple[int, ...] = ()
+        self._unread = self._prompt
 
     def begin(self, request: Request) -> None:
-        self._prompt = len(request.prompt)
+        self._prompt = self._unread = request.prompt
+
+    def read_prompt(self) -> None:
+        for step in prompt_steps(self._unread):
+            self._native.observe(*step_arrays(step), False)
+        self._unread = ()
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         return single_origin_tree(*self._native.propose(context, budget))
 
     def observe(self, step: Step) -> None:
-        drawn = len(step.context) >= self._prompt
+        drawn = len(step.context) >= len(self._prompt)
         self._native.observe(*step_arrays(step), drawn)
 
     def state(self) -> State:

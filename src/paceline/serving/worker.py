@@ -334,6 +334,8 @@ class Worker:
     def _commit_part(self, part: BatchEntry, logits: Floats) -> None:
         try:
             part.run.commit_part(part.tree, logits if len(logits) else None)
+            if not part.run.missing and not part.run.output.tokens:
+                part.run.read_prompt()
         except Exception as error:  # a drafter that learns from prompts failed
             part.error = error
             return

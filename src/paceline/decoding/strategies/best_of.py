@@ -142,6 +142,8 @@ def _side_by_side(
                 assert each.sequence is not None
                 part = each.next_part()
                 each.commit_part(part, engine.forward([(each.sequence, part)]))
+            if budget.nodes_wanted(len(sessions)):
+                each.read_prompt()
             each.begin_guides()
         while live := [each for each in sessions if not each.done]:
             for each, score in zip(live, _pass(search, live, budget), strict=True):
