@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paceline.control.temperature import Temperature
-from paceline.core import Request, TokenTree
-from paceline.decoding.governor import Fixed
+from paceline.core import Cost, Request, TokenTree
+from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.session import Session, give_hidden
 from paceline.decoding.text_stream import TextStream
@@ -257,3 +257,46 @@ def test_a_drafter_sees_its_top_k_and_no_more_than_the_vocabulary(top_k, shown):
     assert {k for k, _ in watcher.shapes} == {shown}
     if shown == 11:  # all tokens are there, so their probabilities sum to 1
         assert all(abs(total - 1) < 1e-5 for _, total in watcher.shapes)
+
+
+class Watched(Oracle):
+    """Notes after how many of the engine's passes it is asked for something."""
+
+    def __init__(self, engine):
+        super().__init__(engine)
+        self.learns_from_prompt, self.calls, self.passes = False, [], 0
+
+    def read_prompt(self):
+        self.calls.append(("read", self.passes))
+
+    def propose(self, context, budget, min_path_prob=0.0):
+        self.calls.append(("propose", self.passes))
+        return super().propose(context, budget, min_path_prob)
+
+
+class Paced(ToyEngine):
+    """Counts its passes at a drafter."""
+
+    def forward(self, batch, rows="all", view=None):
+        self.watched.passes += 1
+        return super().forward(batch, rows, view)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_no_drafter_delays_the_first_token_of_an_adaptive_budget(adaptive):
+    engine = Paced()
+    engine.watched = drafter = Watched(ToyEngine())
+    budget = Governor(Cost((1, 2, 64), (1.0, 1.0, 1.0))) if adaptive else Fixed(8)
+    output = Generation(engine, drafter, request(max_new_tokens=30), budget).run()
+    assert output.tokens == run(ToyEngine(), Root(), request(max_new_tokens=30)).tokens
+    first = 2 if adaptive else 1  # the prompt, and the pass of the first token
+    assert drafter.calls[:2] == [("read", first), ("propose", first)]
+    assert [call for call, _ in drafter.calls].count("read") == 1
+
+
+def test_a_drafter_that_never_drafts_reads_nothing():
+    engine = Paced()
+    engine.watched = drafter = Watched(ToyEngine())
+    for budget in (Governor(Cost((1, 2), (1.0, 5.0))), Fixed(0)):
+        Generation(engine, drafter, request(), budget).run()
+    assert not drafter.calls

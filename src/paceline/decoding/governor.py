@@ -260,7 +260,8 @@ class Governor:
         plain = self._at(requests)
         if nodes == requests and draft == 0.0:  # the plain path: spend next to no time here
             self.plain_passes += 1
-            self._unchecked = 0
+            if self._off or self._checking:
+                self._unchecked = 0
             self._balance = min(self._balance + self.risk * plain, 3.0 * plain)
             few = self.plain_passes <= _FIRST
             if requests > 1 or few or self._checking or self.plain_passes % 16 == 0:

@@ -17,6 +17,7 @@ from paceline.engines.base import Cached, Engine, Rows
 from paceline.engines.page_store import PageStore
 from paceline.errors import MemoryFullError, MethodError
 
+_SOON = 4  # passes of a request before which no draft is not called a rest
 _RECENT = 128  # tokens that a draft model reads after a rest in which more were drawn
 
 
@@ -61,6 +62,7 @@ class Generation:
         self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
         self._rested = False  # whether the drafter drafted nothing for the last pass
+        self._adaptive = self._delayed = False  # whether only the first token's time was in the way
         self._pages = pages if sequence is None and request.kv_policy is None else None
         self.output = self._session.output
 
@@ -98,13 +100,11 @@ class Generation:
             session.commit_part(tree, logits)
         if self._pages is not None and session.sequence is not None:
             self._pages.save(session.text, session.sequence)
-        # A drafter that rests reads nothing, nor one that lacks the room for it.
-        self._rested = not self._budget.nodes_wanted()
+        # Under an adaptive budget the first pass is plain, so that no drafter delays its token.
+        self._adaptive = not isinstance(self._budget, Fixed)
+        self._rested = self._adaptive or not self._budget.nodes_wanted()
         if not self._rested:
-            session.read_prompt()
-        with suppress(MemoryFullError):
-            if isinstance(session.drafter, ModelBacked) and not self._rested:
-                session.drafter.follow(session.text)
+            self._read_all()
         session.begin_guides()
         self.output.seconds.prefill = perf_counter() - start
 
@@ -121,6 +121,8 @@ class Generation:
         session, budget = self._session, self._budget
         assert session.sequence is not None
         nodes = budget.nodes_wanted() if session.levels else 0
+        if self._adaptive and not self.output.passes:
+            self._delayed, nodes = bool(nodes), 0
         woken = self._wake() if nodes and self._rested else 0.0
         self._rested = not nodes
         start = perf_counter()
@@ -148,9 +150,24 @@ class Generation:
         seconds.decode += perf_counter() - start + woken
         return "".join(session.accept(tree, walked))
 
+    def _read_all(self) -> None:
+        """Let the drafter read all of the text."""
+        self._session.read_prompt()
+        with suppress(MemoryFullError):  # without room, nothing is drafted
+            if isinstance(self._session.drafter, ModelBacked):
+                self._session.drafter.follow(self._session.text)
+
     def _wake(self) -> float:
-        """Let a drafter read what it needs after a rest; return the seconds it took."""
+        """Let a drafter read what it needs after plain passes; return the seconds it took.
+
+        After a rest this is a loss that drafting has to make up for; before the first draft of a
+        request it is not.
+        """
         drafter, start = self._session.drafter, perf_counter()
+        delayed, self._delayed = self._delayed, False
+        if delayed and self.output.passes <= _SOON:
+            self._read_all()
+            return perf_counter() - start
         self._session.read_prompt()
         with suppress(MemoryFullError):
             if isinstance(drafter, ModelBacked):

@@ -114,7 +114,7 @@ class _Recycle(Drafter):
             method.orders, method.skips, method.k, method.capacity, method.keep, method.rate
         )
         self._prompt: tuple[int, ...] = ()
-        self._unread = self._prompt
+        self._unread: tuple[int, ...] = ()
         self._start = start_of(self, target, method.warm)
 
     def fork(self) -> Drafter:

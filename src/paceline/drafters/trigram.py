@@ -89,7 +89,7 @@ class _Trigram(Drafter):
             method.k, method.capacity, method.explore, method.depth, method.keep, method.rate
         )
         self._prompt: tuple[int, ...] = ()
-        self._unread = self._prompt
+        self._unread: tuple[int, ...] = ()
 
     def begin(self, request: Request) -> None:
         self._prompt = self._unread = request.prompt
