@@ -140,7 +140,7 @@ TRIGGERS = {
         model="m", prompt="a", system="b", raw=True
     ).as_completion(),
     "guide-other-guide": lambda: generate(guide="cfg+contrastive:x"),
-    "tools-grammar": lambda: generate(tools=[TOOL], grammar='start: "a"'),
+    "tools-rules": lambda: generate(tools=[TOOL], grammar='start: word\nword: "a"'),
     "grammar-no-stop-token": lambda: generate(grammar='start: "a"', ignore_eos=True),
     "end-control-stop-strings": lambda: generate(keywords="dog", stop=["a"]),
     "frequent-head-other-tokens": lambda: draft(OTHER, ",head=100"),
