@@ -96,7 +96,8 @@ def test_log_likelihoods_are_those_of_hf(ours, theirs):
 def test_rolling_log_likelihoods_are_those_of_hf(ours, theirs):
     asked = requests("loglikelihood_rolling", [(text,) for text in TEXTS])
     expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert ours.loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(expected, abs=1e-3)
+    found = ours.loglikelihood_rolling(asked, disable_tqdm=True)
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)  # sums over hundreds of tokens
 
 
 def test_texts_are_those_of_hf(ours, theirs):
@@ -149,7 +150,9 @@ def test_tasks_have_the_scores_of_hf(model, tasks, address):
             if name == "local_gsm8k":
                 assert got == right, kind
             else:
-                assert difference(got, right) < 1e-3, (kind, name)
+                whole = name == "local_wikitext"  # sums over hundreds of tokens
+                most = max(abs(score) for scores_of in right for score in scores_of)
+                assert difference(got, right) < 1e-3 + 1e-5 * most * whole, (kind, name)
             theirs_of = expected["results"][name]
             metrics = [key for key, value in theirs_of.items() if isinstance(value, float)]
             assert metrics
@@ -164,7 +167,7 @@ def test_what_would_be_a_wrong_number_is_refused(ours):
     with pytest.raises(RequestError, match="a continuation has 121 tokens"):
         ours._loglikelihood_tokens([(None, [5], [6] * 121)])
     for settings, message in (
-        ({"num_beams": 4}, "sets num_beams"),
+        ({"num_beams": 4, "max_gen_toks": 5}, "sets num_beams"),
         ({"max_gen_toks": WINDOW}, "expected less than the 120 tokens"),
     ):
         with pytest.raises(RequestError, match=message):
