@@ -97,3 +97,15 @@ def test_cost_interpolates_between_what_was_measured():
 def test_output_without_passes_divides_by_nothing():
     assert Output().tokens_per_pass == 0.0
     assert Output().tokens_per_second == 0.0
+
+
+def test_a_trusted_tree_is_the_same_and_a_root_is_a_chain_of_one():
+    chain = TokenTree.chain([4, 5, 6], score=0.5)
+    trusted = TokenTree.trusted(chain.tokens, chain.parents, chain.scores, chain.origin)
+    for tree, other in ((trusted, chain), (TokenTree.root(7), TokenTree.chain([7]))):
+        for name in ("tokens", "parents", "scores", "origin"):
+            ours, theirs = getattr(tree, name), getattr(other, name)
+            assert ours.dtype == theirs.dtype
+            assert ours.tolist() == theirs.tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        TokenTree.root(7).scores[0] = 0.5

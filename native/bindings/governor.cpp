@@ -125,6 +125,38 @@ nb::tuple choose(const NodeRanking& ranking, const CostCurve& curve, size_t firs
     return nb::make_tuple(choice.others, choice.pays, choice.needed);
 }
 
+// The kept nodes of one tree, from `kept` [nodes]: tokens, parents, scores and origins.
+nb::tuple part_of(nb::handle tree, const uint8_t* kept, size_t count) {
+    const TreeArrays arrays(tree);
+    Input<int32_t, 1> all;
+    const size_t n = arrays.parents.shape(0);
+    if (!nb::try_cast(nb::object(tree.attr("tokens")), all) || all.shape(0) != n || n != count)
+        refuse("these are not the trees that were ranked");
+    std::vector<int32_t> tokens, parents, places(n, -1);
+    std::vector<float> scores;
+    std::vector<int16_t> origins;
+    for (size_t node = 0; node < n; ++node) {
+        if (!kept[node]) continue;
+        const int32_t parent = arrays.parents(node);
+        places[node] = static_cast<int32_t>(tokens.size());
+        tokens.push_back(all(node));
+        parents.push_back(parent < 0 ? -1 : places[static_cast<size_t>(parent)]);
+        scores.push_back(arrays.scores(node));
+        origins.push_back(arrays.origins(node));
+    }
+    return nb::make_tuple(copied(tokens), copied(parents), copied(scores), copied(origins));
+}
+
+nb::list parts(const NodeRanking& ranking, const std::vector<nb::object>& trees, size_t count) {
+    const std::vector<uint8_t> kept = ranking.keep(count);
+    if (trees.size() != ranking.sizes.size()) refuse("these are not the trees that were ranked");
+    nb::list out;
+    size_t first = 0;
+    for (size_t i = 0; i < trees.size(); first += ranking.sizes[i++])
+        out.append(part_of(trees[i], kept.data() + first, ranking.sizes[i]));
+    return out;
+}
+
 Array1<bool> keep(const NodeRanking& ranking, size_t count) {
     const std::vector<uint8_t> kept = ranking.keep(count);
     auto* data = new bool[kept.size()];
@@ -192,6 +224,11 @@ void bind_governor(nb::module_& m) {
                      " -> tuple[int, bool, float]"),
              "Return how many nodes besides the roots to run, whether they beat plain passes by\n"
              "the factor `margin`, and the tokens that a further node would have had to gain.")
+        .def("parts", &parts, nb::arg("trees"), nb::arg("count"),
+             nb::sig("def parts(self, trees: Items[TokenTree], count: int) -> "
+                     "list[tuple[Tokens, Tokens, Floats, NDArray[np.int16]]]"),
+             "Return tokens, parents, scores and origins of the part of each of the ranked trees\n"
+             "that `keep` keeps.")
         .def("keep", &keep, nb::arg("count"),
              nb::sig("def keep(self, count: int) -> NDArray[np.bool_]"),
              "Return for each node whether it is a root or one of the best `count` others.")

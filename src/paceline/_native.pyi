@@ -440,6 +440,14 @@ class NodeRanking:
         the factor `margin`, and the tokens that a further node would have had to gain.
         """
 
+    def parts(
+        self, trees: Items[TokenTree], count: int
+    ) -> list[tuple[Tokens, Tokens, Floats, NDArray[np.int16]]]:
+        """
+        Return tokens, parents, scores and origins of the part of each of the ranked trees
+        that `keep` keeps.
+        """
+
     def keep(self, count: int) -> NDArray[np.bool_]:
         """
         Return for each node whether it is a root or one of the best `count` others.

@@ -109,9 +109,19 @@ class TokenTree:
             raise ValueError("two siblings hold the same token")
 
     @classmethod
+    def trusted(
+        cls, tokens: Tokens, parents: Tokens, scores: Floats, origin: NDArray[np.int16]
+    ) -> TokenTree:
+        """Return the tree of arrays that are known to form one: nothing is checked."""
+        tree = object.__new__(cls)
+        for name, array in zip(cls.__slots__, (tokens, parents, scores, origin), strict=True):
+            object.__setattr__(tree, name, array)
+        return tree
+
+    @classmethod
     def root(cls, token: int) -> TokenTree:
         """Return the tree of one node, which is plain decoding."""
-        return cls.chain([token])
+        return cls.trusted(np.array((token,), np.int32), *_ROOT)
 
     @classmethod
     def chain(cls, tokens: ArrayLike, score: float = 1.0, origin: int = 0) -> TokenTree:
@@ -179,6 +189,12 @@ class Step:
             raise ValueError("top_tokens and top_probs need one row for each of the tree's nodes")
         if not len(self.path) or self.path[0] != 0 or len(self.path) != len(self.drawn):
             raise ValueError("a path starts at the root and has one drawn token for each node")
+
+
+# Parents, scores and origins of all trees of one node, which share them.
+_ROOT = np.array([-1], np.int32), np.array([1.0], np.float32), np.array([-1], np.int16)
+for _array in _ROOT:
+    _array.flags.writeable = False
 
 
 class Control(Protocol):

@@ -742,3 +742,20 @@ def test_one_hiccup_does_not_move_a_curve():
     assert not any(curve.correct(8, ratio) for ratio in (2.0, 1.0, 2.0, 0.5, 2.0, 1.1))
     assert curve.at(8) < 1.5 * FLAT.at(8)
     assert [curve.correct(1, 0.5) for _ in range(3)] == [False, False, True]
+
+
+@given(shapes=st.lists(trees(), min_size=1, max_size=4), seed=st.integers(0, 2**32 - 1))
+def test_the_parts_of_trees_are_what_their_masks_keep(shapes, seed):
+    random = np.random.default_rng(seed)
+    found = [scored(shape, random)[0] for shape in shapes]
+    ranking = _native.AcceptanceRates(0.98, 0.5).rank(found)
+    assert ranking.sizes == [len(tree) for tree in found]
+    for count in (0, 1, len(ranking.tokens) - 1):
+        kept = np.split(ranking.keep(count), np.cumsum(ranking.sizes)[:-1])
+        for tree, mask, part in zip(found, kept, ranking.parts(found, count), strict=True):
+            expected = tree.keep(mask)
+            for name, array in zip(("tokens", "parents", "scores", "origin"), part, strict=True):
+                assert array.tolist() == getattr(expected, name).tolist()
+                assert array.dtype == getattr(expected, name).dtype
+    with pytest.raises(ValueError, match="not the trees"):
+        ranking.parts([TokenTree.chain(range(99))] * len(found), 0)

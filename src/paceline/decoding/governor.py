@@ -242,11 +242,7 @@ class Governor:
         self._kept += 0.1 * (best / requests - self._kept)
         if best == len(ranking.tokens) - 1:
             return list(trees)
-        kept, end, parts = ranking.keep(best), 0, []
-        for tree in trees:
-            end += len(tree)
-            parts.append(tree.keep(kept[end - len(tree) : end]))
-        return parts
+        return [TokenTree.trusted(*part) for part in ranking.parts(trees, best)]
 
     def record(
         self, trees: Trees, paths: Paths, draft: float, forward: float, other_tokens: int = 0

@@ -58,6 +58,7 @@ class Drafter(ABC):
             nodes are all accepted. Costs the head's rows in the prefill, which may take longer than
             all the rest of it; `read_prompt` takes next to nothing and teaches nearly as much.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
+        only_prediction: proposes nothing where a request has no prediction.
         certain: proposes only tokens that the request's controls force.
         needs_hidden: needs the target's hidden states of each pass in `observe`.
         rollback: of a lossy drafter: accept a draft token if its surprise under the model is at
@@ -69,6 +70,7 @@ class Drafter(ABC):
     top_k: int = 0
     learns_from_prompt: bool = False
     uses_prediction: bool = False
+    only_prediction: bool = False
     certain: bool = False
     needs_hidden: bool = False
     rollback: float | None = None

@@ -213,7 +213,10 @@ class _Blend(ModelBacked):
             if member.certain and request.controls:
                 self._worth[i] = _Worth()
         self._silent = {
-            i for i, m in enumerate(self._members) if m.certain and not request.controls
+            i
+            for i, m in enumerate(self._members)
+            if (m.certain and not request.controls)
+            or (m.only_prediction and not request.prediction)
         }
 
     def attach(self, sequence: Cached) -> None:
@@ -277,7 +280,7 @@ class _Blend(ModelBacked):
         tokens, parents, scores, origin, named = self._blend.propose(
             context, budget, min_path_prob, proposals, noise, allowed
         )
-        tree = TokenTree(tokens, parents, scores, origin)
+        tree = TokenTree.trusted(tokens, parents, scores, origin)
         if proposals:
             asked.named = dict(zip(paths(tree), named.tolist(), strict=True))
         asked.at = perf_counter()

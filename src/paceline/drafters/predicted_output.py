@@ -82,7 +82,7 @@ _START = (
 
 class _PredictedOutput(Drafter):
     origins = ("predicted_output",)
-    uses_prediction = True
+    uses_prediction = only_prediction = True
 
     def __init__(self, method: PredictedOutput, vocab_size: int) -> None:
         self._method = method
