@@ -28,6 +28,7 @@ SMOKE = {
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",
     "blend_prior.py": SMALL + " --limit 1 --new 8 --header {header}",
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
+    "first_token.py": SMALL + " --sizes 20 --rounds 3",
     "drafting.py": SMALL + " --requests 1 --passes 4",
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
