@@ -83,11 +83,12 @@ class RequestBuilder:
         offered = _tools(values["tools"], values["tool_choice"])
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
-        stops = list(values["stop_token_ids"])
+        stops, split = list(values["stop_token_ids"]), values["split_special"]
         if values["suffix"] is None:
-            tokens, continues = self.encode(prompt, offered, values["chat_template_kwargs"])
+            settings = values["chat_template_kwargs"]
+            tokens, continues = self.encode(prompt, offered, settings, split)
         else:
-            tokens, continues = self._encode_between(prompt, values["suffix"]), True
+            tokens, continues = self._encode_between(prompt, values["suffix"], split), True
             stops += [] if values["ignore_eos"] else infill_stops(self.tokenizer)
         request = Request(
             prompt=tuple(tokens),
@@ -147,10 +148,10 @@ class RequestBuilder:
             frozenset() if ignore_eos else frozenset(self.model.defaults.stop_tokens)
         )
 
-    def _encode_between(self, prompt: Prompt, suffix: str) -> list[int]:
+    def _encode_between(self, prompt: Prompt, suffix: str, split_special: bool) -> list[int]:
         if not isinstance(prompt, str):
             raise wrong("the prompt with a suffix", prompt, "text")
-        return encode_infill(self.tokenizer, prompt, suffix)
+        return encode_infill(self.tokenizer, prompt, suffix, split_special=split_special)
 
     def _kv_policy(self, requested: Policy | Literal[False] | None) -> Policy | None:
         """Return the policy of a request: its own, none if it says so, or the default."""
@@ -243,6 +244,7 @@ class RequestBuilder:
         prompt: Prompt,
         tools: Tools | None = None,
         template_settings: Mapping[str, Any] | None = None,
+        split_special: bool = False,
     ) -> tuple[list[int], bool]:
         """Return the prompt's tokens, and whether the output's text continues the prompt's.
 
@@ -254,15 +256,18 @@ class RequestBuilder:
                 template refuses the messages.
         """
         if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt), True
+            return self.tokenizer.encode(prompt, split_special=split_special), True
         items = check_items("the prompt", prompt, "text, token ids or chat messages")
         if not any(isinstance(item, Mapping) for item in items):
             return list(check_tokens("the prompt", items, self.engine.config.vocab_size)), True
         messages = check_messages(items)
         continues = bool((template_settings or {}).get("continue_final_message"))
         if tools:
-            return tools.encode(messages, self.tokenizer, template_settings), continues
-        return self.tokenizer.encode_chat(messages, settings=template_settings), continues
+            given = (messages, self.tokenizer, template_settings, split_special)
+            return tools.encode(*given), continues
+        encode = self.tokenizer.encode_chat
+        ids = encode(messages, settings=template_settings, split_special=split_special)
+        return ids, continues
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

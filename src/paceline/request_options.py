@@ -70,6 +70,9 @@ class RequestOptions(TypedDict, total=False):
         include_stop: the text includes the stop string that ended it. Default False.
         keep_special: special tokens that the model writes are part of the text, except the stop
             token that ends it. Default False.
+        split_special: special tokens in a prompt, or in the messages of users, tools and systems,
+            are text: nobody can end a turn by writing the token that ends it. Default False, as in
+            transformers.
         ignore_eos: keep generating after the checkpoint's stop tokens. Default False.
         prediction: expected output, as text or token ids: a draft, a template, the document to
             edit. It makes the output faster, never different.
@@ -107,6 +110,7 @@ class RequestOptions(TypedDict, total=False):
     stop_token_ids: Sequence[int] | None
     include_stop: bool | None
     keep_special: bool | None
+    split_special: bool | None
     ignore_eos: bool | None
     prediction: str | Sequence[int] | None
     walk: str | None
@@ -292,6 +296,7 @@ _DEFAULTS: dict[str, object] = {
     "stop_token_ids": (),
     "include_stop": False,
     "keep_special": False,
+    "split_special": False,
     "ignore_eos": False,
     "prediction": None,
     "walk": "gumbel",
@@ -315,6 +320,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "stop_token_ids": _token_ids,
     "include_stop": check_flag,
     "keep_special": check_flag,
+    "split_special": check_flag,
     "ignore_eos": check_flag,
     "prediction": _prediction,
     "walk": check_text,

@@ -31,7 +31,11 @@ _ENDS = (
 
 
 def encode_infill(
-    tokenizer: Tokenizer, prefix: str, suffix: str, special: bool = True
+    tokenizer: Tokenizer,
+    prefix: str,
+    suffix: str,
+    special: bool = True,
+    split_special: bool = False,
 ) -> list[int]:
     """Return the token ids after which the model writes what is between two texts.
 
@@ -40,6 +44,7 @@ def encode_infill(
         prefix: what stands before.
         suffix: what stands behind.
         special: whether the token that begins every text begins this one.
+        split_special: special tokens in the texts are text.
 
     Raises:
         RequestError: the model has no tokens for it.
@@ -50,9 +55,9 @@ def encode_infill(
     return [
         *([begin] if begins and begin is not None else []),
         before,
-        *tokenizer.encode(prefix, special=False),
+        *tokenizer.encode(prefix, False, split_special),
         behind,
-        *tokenizer.encode(suffix, special=False),
+        *tokenizer.encode(suffix, False, split_special),
         middle,
     ]
 

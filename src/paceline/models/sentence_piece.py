@@ -66,8 +66,8 @@ class SentencePieceBackend:
             raise ModelError(f"the tokenizer has pieces that are not UTF-8: {error}") from None
         except ValueError as error:
             raise ModelError(f"the tokenizer is invalid: {error}") from None
-        self._pieces = pieces
-        self._added = added
+        self._pieces, self._scores = pieces, scores
+        self._added, self._unknown, self._prefix = added, unknown, prefix
         self.decoder: decoders.Decoder = decoders.Sequence(
             [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
             + ([decoders.Strip(" ", 1, 0)] if prefix else [])
@@ -76,6 +76,11 @@ class SentencePieceBackend:
     def encode(self, text: str, *, add_special_tokens: bool = False) -> PieceIds:
         """Return the pieces of a text; nothing is ever added to it."""
         return PieceIds(self._native.encode(text.encode()).tolist())
+
+    def without_special(self) -> SentencePieceBackend:
+        """Return a copy that finds no special pieces in a text."""
+        others = {index: token for index, token in self._added.items() if not token.special}
+        return SentencePieceBackend(self._pieces, self._scores, others, self._unknown, self._prefix)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of some pieces; ids that do not exist have none."""

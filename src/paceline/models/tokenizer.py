@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import tokenizers
 from paceline.errors import ModelError, RequestError, one_line
 from paceline.models.chat import ChatTemplate, find_template
 from paceline.models.fields import Fields, read_json
+from paceline.models.plain_text import Backend, MarkedMessages, without_special
 from paceline.models.sentence_piece import SentencePieceBackend
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -30,7 +32,7 @@ class WithSpecialTokens:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer | SentencePieceBackend,
+        backend: Backend,
         byte_tokens: frozenset[int],
     ) -> None:
         self._backend, self.byte_tokens = backend, byte_tokens
@@ -67,7 +69,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: tokenizers.Tokenizer | SentencePieceBackend,
+        backend: Backend,
         settings: Mapping[str, Any] | None = None,
         template: ChatTemplate | None = None,
         chat_begins: bool = False,
@@ -86,19 +88,30 @@ class Tokenizer:
         # By id: the decoder's own way, by text, misses special tokens that were normalised.
         added = backend.get_added_tokens_decoder()
         self.silent = hidden | {index for index, token in added.items() if token.special}
+        self._special_texts = [token.content for token in added.values() if token.special]
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
-        """Return the token ids of `text`, with the tokens that begin or end a text if `special`.
+    @cached_property
+    def _plain(self) -> Backend:
+        return without_special(self._backend)
+
+    def encode(self, text: str, special: bool = True, split_special: bool = False) -> list[int]:
+        """Return the token ids of a text.
+
+        Args:
+            text: in which special tokens are found, as in transformers.
+            special: the tokens that begin or end a text are added.
+            split_special: special tokens in the text are text.
 
         Raises:
             RequestError: the text is not valid Unicode.
         """
         added = special and not self._explicit
+        backend = self._plain if split_special else self._backend
         try:
-            ids: list[int] = self._backend.encode(text, add_special_tokens=added).ids
+            ids: list[int] = backend.encode(text, add_special_tokens=added).ids
         except (UnicodeEncodeError, TypeError):
             raise RequestError("the text holds half a character (a lone surrogate)") from None
         return [*self._begin, *ids, *self._end] if special else ids
@@ -108,6 +121,7 @@ class Tokenizer:
         messages: Iterable[Mapping[str, Any]],
         tools: Sequence[Mapping[str, Any]] = (),
         settings: Mapping[str, Any] | None = None,
+        split_special: bool = False,
     ) -> list[int]:
         """Return the token ids of a conversation, ready for the model's answer.
 
@@ -115,11 +129,21 @@ class Tokenizer:
             messages: `role` and `content` of each turn.
             tools: for a template that takes them.
             settings: further variables of the template, e.g. `enable_thinking`.
+            split_special: special tokens in the messages of users, tools and systems are text.
 
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
-        ids = self.encode(self.render_chat(messages, tools, settings), special=False)
+        if split_special:
+            marked = MarkedMessages(list(messages), self._special_texts)
+            text = self.render_chat(marked.messages, tools, settings)
+            ids = marked.encode(
+                text,
+                partial(self.encode, special=False),
+                partial(self.encode, special=False, split_special=True),
+            )
+        else:
+            ids = self.encode(self.render_chat(messages, tools, settings), special=False)
         begins = ids[: len(self._chat_begin)] == self._chat_begin
         return ids if begins else [*self._chat_begin, *ids]
 

@@ -93,3 +93,27 @@ def test_a_conversation_has_those_of_its_template(address):
         for more in ({}, {"add_special_tokens": False}, {"skip_special_tokens": True})
     }
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_special_tokens_of_users_are_text_if_requested(address, lm, chat):
+    token = special_of(lm)
+    text = f"Once {lm.tokenizer.token(token)} upon"
+    path = "chat/completions" if chat else "completions"
+    body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    body |= {"max_tokens": 1, "return_token_ids": True, "seed": 1}
+    counts = []
+    for split in (False, True):
+        sent = {**body, "split_special_tokens": split}
+        done = httpx.post(f"{address}/v1/{path}", json=sent, timeout=60)
+        assert done.status_code == 200, done.text
+        found = done.json()
+        holder = found if "prompt_token_ids" in found else found["choices"][0]
+        ids = holder["prompt_token_ids"]
+        counts.append(ids.count(token))
+        same = {key: body[key] for key in ("messages", "prompt") if key in body}
+        tokens = httpx.post(
+            f"{address}/tokenize", json={**same, "split_special_tokens": split}, timeout=60
+        ).json()["tokens"]
+        assert tokens == ids
+    assert counts[1] == counts[0] - 1

@@ -108,6 +108,7 @@ class Tools:
         messages: Sequence[Mapping[str, Any]],
         tokenizer: Tokenizer,
         settings: Mapping[str, Any] | None = None,
+        split_special: bool = False,
     ) -> list[int]:
         """Return the token ids of a conversation that offers the tools.
 
@@ -116,8 +117,9 @@ class Tools:
         """
         template = tokenizer.template
         if template is not None and template.takes_tools:
-            return tokenizer.encode_chat(messages, self.given, settings)
-        return tokenizer.encode_chat(self.with_tools(messages), settings=settings)
+            return tokenizer.encode_chat(messages, self.given, settings, split_special)
+        described = self.with_tools(messages)
+        return tokenizer.encode_chat(described, settings=settings, split_special=split_special)
 
     def with_tools(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return `messages` with the tools described in text, for templates without tools."""

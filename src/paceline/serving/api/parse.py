@@ -97,8 +97,10 @@ def completion_jobs(
     for index, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             _check_text(lm, "the prompt", prompt, limits)
-            if not body.add_special_tokens:
-                prompt = lm.tokenizer.encode(prompt, special=False)
+            if not body.add_special_tokens or body.split_special_tokens:
+                prompt = lm.tokenizer.encode(
+                    prompt, body.add_special_tokens, body.split_special_tokens
+                )
         make = partial(lm.request, prompt, **options)
         name = f"{job_id}-{index}"
         jobs = [] if nothing else _jobs(name, make, plan, body, client, limits, body.logprobs)
@@ -168,7 +170,8 @@ def _between(
         raise RequestError("suffix needs a prompt of text, found token ids")
     for what, text in (("the prompt", prompt), ("the suffix", body.suffix or "")):
         _check_text(lm, what, text, limits)
-    return encode_infill(lm.tokenizer, prompt, body.suffix or "", body.add_special_tokens)
+    special, split = body.add_special_tokens, body.split_special_tokens
+    return encode_infill(lm.tokenizer, prompt, body.suffix or "", special, split)
 
 
 def _template_settings(body: ChatBody) -> dict[str, Any]:
@@ -289,6 +292,7 @@ def _options(
         "stop_token_ids": body.stop_token_ids,
         "include_stop": body.include_stop_str_in_output,
         "keep_special": not body.skip_special_tokens,
+        "split_special": body.split_special_tokens,
         "ignore_eos": body.ignore_eos,
         "prediction": prediction,
         "guide": _guides(lm, body, limits),

@@ -91,6 +91,11 @@ class SamplingBody(Strict):
     stop_token_ids: Annotated[list[int], Field(max_length=1024)] | None = None
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = Field(True, description="Or they are part of the text.")
+    split_special_tokens: bool = Field(
+        False,
+        description="Special tokens in the prompt, or in the messages of users, tools and systems, "
+        "are text: nobody ends a turn by writing the token that ends it.",
+    )
     ignore_eos: bool = False
     stream: bool | None = None
     user: str | None = None
@@ -376,6 +381,7 @@ class TokenizeBody(Strict):
     prompt: str | None = None
     messages: list[Message] | None = None
     add_special_tokens: bool = True
+    split_special_tokens: bool = False
 
 
 class DetokenizeBody(Strict):

@@ -34,10 +34,12 @@ async def tokenize(body: TokenizeBody, here: Here) -> dict[str, Any]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError("give one of prompt and messages")
     if body.prompt is not None:
-        tokens = here.lm.tokenizer.encode(body.prompt, special=body.add_special_tokens)
+        tokens = here.lm.tokenizer.encode(
+            body.prompt, body.add_special_tokens, body.split_special_tokens
+        )
     else:
         messages = [message_of(message) for message in body.messages or []]
-        tokens = here.lm.tokenizer.encode_chat(messages)
+        tokens = here.lm.tokenizer.encode_chat(messages, split_special=body.split_special_tokens)
     window = here.lm.engine.config.context
     return {"tokens": tokens, "count": len(tokens), "max_model_len": window}
 
