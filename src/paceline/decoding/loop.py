@@ -62,6 +62,7 @@ class Generation:
         self._session = Session(engine, drafter, request, stream, margins, rejects)
         self._engine, self._budget, self._sequence = engine, budget, sequence
         self._rested = False  # whether the drafter drafted nothing for the last pass
+        self._recording = 0.0  # seconds that the budget's last `record` took
         self._adaptive = self._delayed = False  # whether only the first token's time was in the way
         self._pages = pages if sequence is None and request.kv_policy is None else None
         self.output = self._session.output
@@ -140,8 +141,12 @@ class Generation:
         walked = session.verify(tree, logits)
         learning = perf_counter()
         session.learn(tree, logits, walked)
-        draft = drafted - start + perf_counter() - learning if len(tree) > 1 or nodes else 0.0
+        draft = 0.0
+        learnt = perf_counter()
+        if len(tree) > 1 or nodes:  # what the budget took to record the last pass is part of it
+            draft = drafted - start + learnt - learning + self._recording
         budget.record([tree], [walked.path], draft, passed - drafted)
+        self._recording = perf_counter() - learnt
         seconds = self.output.seconds
         seconds.draft += draft + woken
         seconds.guide += looked - drafted
