@@ -28,6 +28,7 @@ if [ $# = 0 ]; then
   .venv-clients/bin/python -m pytest -q --strict-skips -p no:unraisableexception tests/clients
   install_harness
   .venv-harness/bin/python -c "import lm_eval"
-  .venv-harness/bin/python -m pytest -q --strict-skips tests/measuring/test_harness.py
+  .venv-harness/bin/python -m pytest -q --strict-skips tests/measuring/test_harness.py \
+    tests/measuring/evaluation/test_lm_harness.py
 fi
 python -m pytest -q --hypothesis-profile repeatable --strict-skips "$@"

@@ -56,7 +56,8 @@ class PacelineLM(TemplateLM):  # type: ignore[misc, unused-ignore]
     """A model of Paceline for lm-evaluation-harness.
 
     Args:
-        pretrained: what `LM` takes: a folder, a GGUF file or a hub id.
+        pretrained: what `LM` takes: a folder, a GGUF file or a hub id; or an `LM`, whose settings
+            stay as they are.
         dtype, engine, drafter, budget, threads, kv_format: as of `LM`. `fp32` gives the scores of
             `hf` with the same weights in float32.
         device: `cpu`, or a device of the reference engine.
@@ -78,7 +79,7 @@ class PacelineLM(TemplateLM):  # type: ignore[misc, unused-ignore]
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str | LM,
         dtype: str = "auto",
         engine: str = "auto",
         drafter: str = "blend",
@@ -96,15 +97,19 @@ class PacelineLM(TemplateLM):  # type: ignore[misc, unused-ignore]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.lm = LM(
-            pretrained,
-            dtype=dtype,
-            engine=engine,
-            drafter=drafter,
-            budget=budget,
-            threads=threads,
-            kv_format=kv_format,
-            device=None if device == "cpu" and engine != "reference" else device,
+        self.lm = (
+            pretrained
+            if isinstance(pretrained, LM)
+            else LM(
+                pretrained,
+                dtype=dtype,
+                engine=engine,
+                drafter=drafter,
+                budget=budget,
+                threads=threads,
+                kv_format=kv_format,
+                device=None if device == "cpu" and engine != "reference" else device,
+            )
         )
         context = self.lm.engine.config.context
         self.max_length = context if max_length is None else max_length
@@ -112,7 +117,7 @@ class PacelineLM(TemplateLM):  # type: ignore[misc, unused-ignore]
             raise RequestError(f"max_length is {max_length}, expected 2 to {context}")
         self.max_gen_toks = max_gen_toks
         self.batch_size = _batch_size(batch_size)
-        self._name = pretrained
+        self._name = pretrained if isinstance(pretrained, str) else pretrained.model.name
         self._add_bos = add_bos_token
         self._prefix = self._find_prefix(prefix_token_id)
         self._thinking, self._think_end = enable_thinking, think_end_token

@@ -9,7 +9,7 @@ from typing import Any
 from paceline.engines.cost import measure_cost
 from paceline.lm import LM
 from paceline.machine import machine
-from paceline.measuring.quality import WINDOW, Scores, Windows, paired
+from paceline.measuring.quality import WINDOW, Scores, Windows, paired, text_windows
 
 _SIZES = (1, 8, 16)  # tokens of the passes that are timed
 _CONTEXT = 128  # positions before them
@@ -22,10 +22,7 @@ def windows_of(lm: LM, text: str, limit: int | None = None) -> Windows:
     Raises:
         RequestError: the text is too short.
     """
-    opening = lm.tokenizer.encode("")[:1]
-    tokens = lm.tokenizer.encode(text)[len(lm.tokenizer.encode("")) :]
-    size = min(WINDOW, lm.model.config.context)
-    return Windows.cut(tokens, opening, lm.tokenizer.decode, size, limit)
+    return text_windows(lm.tokenizer, text, min(WINDOW, lm.model.config.context), limit)
 
 
 def price(

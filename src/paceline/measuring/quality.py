@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from paceline.core import Floats, TokenTree
 from paceline.engines.base import Engine
 from paceline.errors import RequestError
+from paceline.models.tokenizer import Tokenizer
 
 WINDOW = 512  # tokens, context and stride
 MIN_WINDOWS = 2  # for a standard error
@@ -105,13 +106,24 @@ class Windows:
         """Return how a model predicts the windows."""
         nats, firsts = [], []
         for window in self.tokens:
-            losses, first = _score(engine, window)
+            losses, first = score_window(engine, window)
             nats.append(losses)
             firsts.append(first)
             tick(1)
         total = np.stack(nats)
         bits = float(total.sum() / np.log(2) / self.bytes)
         return Scores(total.mean(1), np.stack(firsts), bits)
+
+
+def text_windows(tokenizer: Tokenizer, text: str, size: int, limit: int | None = None) -> Windows:
+    """Return the windows of a text; see `Windows.cut`.
+
+    Raises:
+        RequestError: the text is too short.
+    """
+    usual = tokenizer.encode("")
+    tokens = tokenizer.encode(text)[len(usual) :]
+    return Windows.cut(tokens, usual[:1], tokenizer.decode, size, limit)
 
 
 def paired(scores: Scores, base: Scores) -> Loss:
@@ -124,10 +136,10 @@ def paired(scores: Scores, base: Scores) -> Loss:
     )
 
 
-def _score(
+def score_window(
     engine: Engine, window: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """Return the nats of window[1:], and the most likely tokens there."""
+    """Return the nats of window[1:], float64, and the most likely tokens there, int32."""
     nats: list[NDArray[np.float64]] = []
     firsts: list[NDArray[np.int32]] = []
 

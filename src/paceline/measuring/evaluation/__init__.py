@@ -1,0 +1,1 @@
+"""Evaluation of models on texts and benchmark suites: one file a suite."""

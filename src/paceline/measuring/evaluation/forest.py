@@ -1,0 +1,146 @@
+"""Scores continuations of contexts, many in one pass of the engine: a forest of trees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from paceline.core import Floats, TokenTree
+from paceline.engines.base import Cached, Engine
+from paceline.errors import RequestError
+from paceline.scoring import check_finite, token_logprobs
+
+_LOGITS = 1 << 25  # logits of a pass
+_TOKENS = 512  # tokens of the contexts of a pass
+
+
+class Branches(NamedTuple):
+    """Continuations of one context.
+
+    Attributes:
+        context: token ids, at least one.
+        continuations: token ids of each; one may be empty.
+    """
+
+    context: list[int]
+    continuations: list[list[int]]
+
+    @property
+    def inner(self) -> int:
+        """Upper bound of the nodes that are run for the continuations."""
+        return 1 + sum(max(0, len(each) - 1) for each in self.continuations)
+
+
+class BranchScore(NamedTuple):
+    """How probable a continuation is.
+
+    Attributes:
+        logprob: natural logarithm of its probability given the context.
+        greedy: each of its tokens is the most probable one.
+    """
+
+    logprob: float
+    greedy: bool
+
+
+def score_branches(engine: Engine, groups: Sequence[Branches]) -> list[list[BranchScore]]:
+    """Return the scores of the continuations of each context, in order.
+
+    Contexts are read together; what continuations of one context share is run once.
+
+    Raises:
+        RequestError: a context is empty or longer than the model sees, with its continuations.
+        ModelError: the model's logits are not finite.
+    """
+    limit = engine.config.context
+    for context, continuations in groups:
+        size = len(context) + max(map(len, continuations), default=0)
+        if not context or size > limit + 1:
+            raise RequestError(f"a text has {size} tokens, expected 1 to {limit + 1}")
+    scores: list[list[BranchScore]] = []
+    for batch in _batches(groups, engine.config.vocab_size):
+        sequences = [engine.open() for _ in batch]
+        try:
+            _read(engine, sequences, [group.context[:-1] for group in batch])
+            scores += _score(engine, sequences, batch)
+        finally:
+            for sequence in sequences:
+                engine.release(sequence)
+    return scores
+
+
+def _batches(groups: Sequence[Branches], vocab_size: int) -> Iterator[list[Branches]]:
+    """Yield groups that fit into a pass; one that does not is alone."""
+    batch: list[Branches] = []
+    rows = tokens = 0
+    for group in groups:
+        rows, tokens = rows + group.inner, tokens + len(group.context)
+        if batch and (rows * vocab_size > _LOGITS or tokens > _TOKENS):
+            yield batch
+            batch, rows, tokens = [], group.inner, len(group.context)
+        batch.append(group)
+    if batch:
+        yield batch
+
+
+def _read(engine: Engine, sequences: Sequence[Cached], contexts: Sequence[list[int]]) -> None:
+    """Commit a context to each sequence; no logits are computed."""
+    for begin in range(0, max(map(len, contexts)), _TOKENS):
+        parts = [
+            (sequence, TokenTree.chain(context[begin : begin + _TOKENS]))
+            for sequence, context in zip(sequences, contexts, strict=True)
+            if len(context) > begin
+        ]
+        engine.forward(parts, "none")
+        for sequence, tree in parts:
+            engine.commit(sequence, np.arange(len(tree), dtype=np.int32))
+
+
+def _score(
+    engine: Engine, sequences: Sequence[Cached], groups: Sequence[Branches]
+) -> list[list[BranchScore]]:
+    plans = [_tree(group) for group in groups]
+    trees = [tree for tree, _ in plans]
+    logits = engine.forward(list(zip(sequences, trees, strict=True)))
+    scores, offset = [], 0
+    for group, (tree, paths) in zip(groups, plans, strict=True):
+        rows = logits[offset : offset + len(tree)]
+        offset += len(tree)
+        scores.append(
+            [
+                _branch_score(rows[path], each)
+                for path, each in zip(paths, group.continuations, strict=True)
+            ]
+        )
+    return scores
+
+
+def _branch_score(rows: Floats, tokens: list[int]) -> BranchScore:
+    if not tokens:
+        return BranchScore(0.0, True)
+    ids = np.array(tokens, np.int32)
+    logprobs = token_logprobs(rows, ids)
+    check_finite(logprobs.tolist())
+    return BranchScore(float(logprobs.sum()), bool((rows.argmax(axis=1) == ids).all()))
+
+
+def _tree(group: Branches) -> tuple[TokenTree, list[list[int]]]:
+    """Return the tree of all continuations, and for each the nodes that predict its tokens."""
+    tokens, parents = [group.context[-1]], [-1]
+    children: dict[tuple[int, int], int] = {}
+    paths = []
+    for continuation in group.continuations:
+        path = [0] if continuation else []
+        for token in continuation[:-1]:
+            node = children.setdefault((path[-1], token), len(tokens))
+            if node == len(tokens):
+                tokens.append(token)
+                parents.append(path[-1])
+            path.append(node)
+        paths.append(path)
+    ones, origins = np.ones(len(tokens), np.float32), np.zeros(len(tokens), np.int16)
+    origins[0] = -1
+    tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32), ones, origins)
+    return tree, paths
