@@ -48,6 +48,35 @@ def tournament(probs: Floats, start: int, layers: int) -> Floats:
     `start` as for `noise.bits`.
     """
 
+def pack_floats(
+    numbers: NDArray[np.uint8], width: int, threads: int = 1
+) -> tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint64]]:
+    """
+    Return floating-point numbers of `width` bytes, 2 or 4, in fewer bytes: the bytes, the
+    sizes of the planes [chunks * width] and the checksums [chunks].
+    """
+
+def unpack_floats(
+    data: NDArray[np.uint8],
+    sizes: NDArray[np.uint32],
+    checksums: NDArray[np.uint64],
+    count: int,
+    width: int,
+    threads: int = 1,
+) -> NDArray[np.uint8]:
+    """
+    Return the bytes of `count` numbers that `pack_floats` packed; a ValueError where they
+    are damaged.
+    """
+
+def expand_mask(
+    mask: NDArray[np.uint8], numbers: NDArray[np.uint8], count: int, width: int
+) -> NDArray[np.uint8]:
+    """
+    Return the bytes of `count` numbers: the given ones where the bits of `mask` are set,
+    lowest first, zeros elsewhere.
+    """
+
 class SentencePiece:
     """
     Split text into pieces, merging the best-scored pair first.

@@ -60,12 +60,12 @@ SHARED = {
 # Systems that Paceline is to serve and does not yet.
 # fmt: off
 NOT_YET = (
-    14, 21, 25, 37, 38, 41, 48, 56, 63, 96, 97, 98, 99, 100, 102, 103, 109, 115, 116, 120, 123,
-    128, 129, 133, 138, 139, 140, 144, 149, 153, 157, 158, 161, 162, 165, 166, 170, 175, 176,
+    14, 21, 25, 37, 38, 41, 48, 56, 63, 96, 97, 98, 99, 100, 102, 103, 115, 116, 120, 123,
+    129, 133, 138, 139, 140, 144, 149, 153, 157, 158, 161, 162, 165, 166, 170, 175, 176,
     182, 183, 184, 185, 190, 192, 196, 201, 203, 204, 206, 211, 214, 217, 222, 223, 227, 228,
     230, 231, 234, 238, 239, 240, 241, 244, 249, 250, 253, 257, 264, 266, 268, 269, 272, 273,
     274, 277, 278, 281, 282, 290, 291, 293, 294, 296, 297, 299, 307, 314, 321, 323, 332, 336,
-    346, 352, 361, 369, 381, 383, 387, 390, 393, 398, 407, 416, 417, 420, 421, 428, 433, 437,
+    346, 352, 361, 369, 381, 383, 387, 390, 393, 398, 416, 417, 420, 421, 428, 433, 437,
     448, 452, 464, 480, 482, 493,
 )
 # fmt: on
@@ -104,6 +104,21 @@ FEATURES = (
             19: "the search for a group size for each matrix",
             267: "the automatic choice of a recipe that meets an accuracy target",
         },
+    ),
+    Feature(
+        "lossless packing",
+        "Store floating-point weights bit for bit in two thirds of bfloat16: exponents are entropy-"
+        "coded, chunks decode in parallel when they are loaded (`paceline convert --lossless`).",
+        "src/paceline/models/tensors/packed_floats.py",
+        (109,),
+    ),
+    Feature(
+        "bitmaps of sparse weights",
+        "Store pruned matrices as a bitmap and the packed weights that are not zero, and expand "
+        "them when they are loaded (`paceline convert --lossless`).",
+        "native/storage/packed_floats.cpp",
+        (128,),
+        {128: "offloading: matrices are expanded once, not each time that a layer runs"},
     ),
     Feature(
         "compressed caches",

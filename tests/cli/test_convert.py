@@ -1,6 +1,7 @@
 import errno
 import json
 
+import numpy as np
 import pytest
 
 from paceline.models import load
@@ -128,3 +129,128 @@ def test_what_gguf_cannot_describe_is_refused(paceline, tmp_path):
     assert done.code == 0
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["model_type"] == "gpt_neo"
+
+
+def same_weights(one, other):
+    """Whether two checkpoints hold the same bits."""
+    one, other = load(one).weights, load(other).weights
+    assert list(one) == list(other)
+    for name in one:
+        a, b = one.stored(name), other.stored(name)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert a.values.tobytes() == b.values.tobytes()
+
+
+@pytest.fixture
+def halved(paceline, model, tmp_path):
+    out = tmp_path / "bf16"
+    assert paceline("convert", model, out, "--format", "bf16").code == 0
+    return out
+
+
+def test_packed_without_loss_and_back(paceline, halved, tmp_path):
+    packed, back = tmp_path / "packed", tmp_path / "back"
+    done = paceline("convert", halved, packed, "--lossless", "--json")
+    assert done.code == 0
+    found = done.json
+    assert found["types"] == {"BF16": 11, "BF16 packed": 36}
+    sizes = found["lossless"]
+    assert sizes["packed"] < 0.72 * sizes["packed_source"]  # small matrices with their headers
+    assert found["bytes"] < 0.75 * (halved / "model.safetensors").stat().st_size
+    assert (packed / "model.safetensors").stat().st_size < 0.85 * sizes["source"]
+    assert "unpacking takes" in done.err
+    same_weights(halved, packed)
+    assert load(packed).weights.formats() == ("bf16",)
+    assert paceline("convert", packed, back, "--json").json["types"] == {"BF16": 47}
+    same_weights(halved, back)
+    data = [(each / "model.safetensors").read_bytes() for each in (halved, back)]
+    assert data[0] == data[1]
+    words = ("generate", "Once upon a time", "--max-new-tokens", 12, "--temperature", 0)
+    texts = [paceline(*words, "--model", each).out for each in (halved, packed)]
+    assert texts[0] == texts[1]
+
+
+def test_packing_what_is_packed_changes_nothing(paceline, halved, tmp_path):
+    for source, out in ((halved, "a"), (tmp_path / "a", "b")):
+        assert paceline("convert", source, tmp_path / out, "--lossless").code == 0
+    files = [(tmp_path / out / "model.safetensors").read_bytes() for out in "ab"]
+    assert files[0] == files[1]
+
+
+def test_blocks_of_a_gguf_file_stay_and_its_numbers_are_packed(paceline, model, tmp_path):
+    source, packed, back = tmp_path / "a.gguf", tmp_path / "packed", tmp_path / "b.gguf"
+    paceline("convert", model, source, "--format", "q8_0:head=f16")
+    types = paceline("convert", source, packed, "--lossless", "--json").json["types"]
+    assert types == {"F16 packed": 6, "F32": 11, "Q8_0": 30}
+    assert paceline("convert", packed, back).code == 0
+    one, other = load(source).weights, load(back).weights
+    for name in one:
+        a, b = one.stored(name), other.stored(name)
+        data = [getattr(each, "data", None) for each in (a, b)]
+        data = [a.values, b.values] if data[0] is None else data
+        assert bytes(data[0]) == bytes(data[1])
+
+
+def test_matrices_with_many_zeros_are_stored_without_them(paceline, halved, tmp_path):
+    file = halved / "model.safetensors"
+    raw = bytearray(file.read_bytes())
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    start = 8 + int.from_bytes(raw[:8], "little")
+    random = np.random.default_rng(0)
+    for name, entry in header.items():
+        if name.endswith("_proj.weight"):
+            begin, end = (start + offset for offset in entry["data_offsets"])
+            values = np.frombuffer(raw[begin:end], np.uint16).copy()
+            drawn = random.random(len(values))
+            values[drawn < 0.7] = 0
+            values[drawn < 0.05] = 0x8000  # -0 is no +0
+            raw[begin:end] = values.tobytes()
+    file.write_bytes(raw)
+    done = paceline("convert", halved, tmp_path / "packed", "--lossless", "--json").json
+    assert done["types"] == {"BF16": 11, "BF16 packed": 1, "BF16 packed without zeros": 35}
+    same_weights(halved, tmp_path / "packed")
+
+
+def test_packing_with_another_format_is_refused(paceline, model, tmp_path):
+    words = ("convert", model, tmp_path / "out", "--lossless")
+    assert "keeps every type as it is" in refusal(paceline(*words, "--format", "bf16"))
+    assert "GGUF has no packed numbers" in refusal(
+        paceline("convert", model, tmp_path / "a.gguf", "--lossless")
+    )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+def test_packing_that_stops_leaves_nothing(paceline, model, tmp_path, stop, monkeypatch):
+    from paceline.models.export import lossless
+
+    pack, calls = lossless.pack_smallest, []
+
+    def stops(*words):
+        calls.append(words)
+        if len(calls) > 20:
+            raise stop
+        return pack(*words)
+
+    monkeypatch.setattr(lossless, "pack_smallest", stops)
+    done = paceline("convert", model, tmp_path / "out", "--lossless")
+    assert done.code == 130 if stop is KeyboardInterrupt else "No space left" in refusal(done)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_packed_checkpoint_is_one_sentence(paceline, halved, tmp_path):
+    packed = tmp_path / "packed"
+    paceline("convert", halved, packed, "--lossless")
+    file = packed / "model.safetensors"
+    whole = file.read_bytes()
+    start = 8 + int.from_bytes(whole[:8], "little")
+    entry = json.loads(whole[8:start])["layers.0.gate:data"]["data_offsets"]
+    for at in (entry[0], sum(entry) // 2):
+        broken = bytearray(whole)
+        broken[start + at] ^= 64
+        file.write_bytes(broken)
+        said = refusal(paceline("generate", "a", "--model", packed, "--max-new-tokens", 1))
+        assert "layers.0.gate" in said
+        assert "damaged" in said
+    file.write_bytes(whole[:-9])
+    assert "truncated" in refusal(paceline("generate", "a", "--model", packed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,10 @@ from paceline.errors import RequestError
 if TYPE_CHECKING:
     from paceline.models import Model
     from paceline.models.export.gguf import GGUFExport
+    from paceline.models.export.lossless import LosslessExport, Sizes
     from paceline.models.export.safetensors import SafetensorsExport
+
+    Export = GGUFExport | SafetensorsExport | LosslessExport
 
 _FORMAT_HELP = (
     "GGUF: q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 bf16 f16 "
@@ -32,6 +36,14 @@ def convert(
     ],
     *,
     weight_format: Annotated[str, typer.Option("--format", help=_FORMAT_HELP)] = "auto",
+    lossless: Annotated[
+        bool,
+        typer.Option(
+            "--lossless",
+            help="Pack floating-point matrices bit for bit into fewer bytes, in a folder that "
+            "Paceline reads.",
+        ),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a GGUF file.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -44,13 +56,16 @@ def convert(
 
     opened = load(model)
     _check_target(out, opened.path, overwrite)
-    export = _prepare(opened, out, weight_format)
+    export = _prepare(opened, out, weight_format, lossless)
     start = perf_counter()
     with counting_bytes(export.nbytes, "converting") as tick:
         size = export.write(out, tick)
     seconds = perf_counter() - start
     listed = ", ".join(f"{count} {kind}" for kind, count in sorted(export.types.items()))
     say(f"wrote {out}, {size / 1e6:.1f} MB in {seconds:.1f} s: {listed} tensors")
+    sizes: Sizes | None = getattr(export, "sizes", None)
+    if sizes:
+        say(_packing(sizes, size))
     for (wanted, kind), count in export.fallbacks.items():
         what = "matrix is" if count == 1 else "matrices are"
         say(f"{count} {what} {kind} instead of {wanted}: rows are no whole blocks of {wanted}")
@@ -69,15 +84,41 @@ def convert(
                 "notes": export.notes,
                 "seconds": seconds,
             }
+            | ({"lossless": asdict(sizes)} if sizes else {})
         )
 
 
-def _prepare(model: Model, out: Path, weight_format: str) -> GGUFExport | SafetensorsExport:
-    """Return what will be written, everything checked."""
+def _packing(sizes: Sizes, size: int) -> str:
+    """Return a sentence that says what packing came to."""
+    if not sizes.packed:
+        return "no floating-point matrix became smaller"
+    speed = sizes.packed_source / sizes.unpack_seconds / 1e9
+    return (
+        f"{size / sizes.source:.3f} of the {sizes.source / 1e6:.1f} MB of the source; unpacking "
+        f"takes {sizes.unpack_seconds:.2f} s when it is loaded, {speed:.1f} GB/s"
+    )
+
+
+def _prepare(model: Model, out: Path, weight_format: str, lossless: bool) -> Export:
+    """Return what will be written, everything checked.
+
+    Raises:
+        RequestError: `lossless` with something that it cannot go with.
+    """
     from paceline.models.export.gguf import GGUFExport
     from paceline.models.export.gguf_types import parse_gguf_format
+    from paceline.models.export.lossless import LosslessExport
     from paceline.models.export.safetensors import SafetensorsExport
 
+    if lossless:
+        if weight_format != "auto":
+            raise RequestError(
+                f"--lossless keeps every type as it is and --format {weight_format} changes it; "
+                "convert to that format first, then pack the result"
+            )
+        if out.suffix == ".gguf":
+            raise RequestError("GGUF has no packed numbers; name a folder to use --lossless")
+        return LosslessExport(model)
     if out.suffix == ".gguf":
         return GGUFExport(model, parse_gguf_format(weight_format))
     return SafetensorsExport(model, weight_format)

@@ -102,7 +102,7 @@ class SafetensorsExport:
                 write_bytes(folder / name, content)
             write_json(folder / "config.json", self._settings)
         except BaseException:
-            _remove(folder, ("model.safetensors", *self._texts))
+            remove_files(folder, ("model.safetensors", *self._texts))
             raise
         return self.nbytes
 
@@ -165,7 +165,7 @@ def _full_name(tensor: Assembled, prefixes: tuple[str, ...]) -> str:
     return prefix + tensor.name
 
 
-def _remove(folder: Path, names: Collection[str]) -> None:
+def remove_files(folder: Path, names: Collection[str]) -> None:
     """Remove what was written of a folder that is not complete."""
     for name in names:
         with suppress(OSError):

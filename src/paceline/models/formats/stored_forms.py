@@ -3,7 +3,8 @@
 Tensors have canonical names (see `tensor_names`), e.g. `layers.0.q`. A matrix in another form than
 floating-point numbers is several tensors `NAME:PART`: `meta`, JSON in bytes with the form's name,
 its shape and its numbers, and the arrays of `Linear.tensors`. Nothing of a file is executed, and no
-form is read that is not one of `models.tensors`.
+form is read that is not one of `models.tensors`. `PackedFloats` are decoded when they are read, on
+all cores, one matrix at a time: everything else sees the matrix that was packed.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelError
-from paceline.models.formats.packed import FileTensor, Packed
+from paceline.machine import usable_cores
+from paceline.models.formats.packed import FLOATS, FileTensor, Packed
 from paceline.models.formats.safetensors import Stored
-from paceline.models.tensors import Dense, Linear, from_tensors
+from paceline.models.tensors import Dense, Linear, PackedFloats, from_tensors
 from paceline.models.tensors.base import META
 
 QUANT_METHOD = "paceline"
@@ -101,11 +103,13 @@ def _packed(what: str, arrays: Mapping[str, Stored]) -> Packed:
         known = False
     if not known:
         raise ModelError(f"{what} has no description of its form and shape; download it again")
-    return Packed((rows, columns), form.lower(), partial(_read, what, (rows, columns), arrays))
+    packs_floats = form == PackedFloats.__name__ and meta.get("dtype") in FLOATS
+    name = str(meta["dtype"] if packs_floats else form).lower()  # decoded as soon as it is read
+    return Packed((rows, columns), name, partial(_read, what, (rows, columns), arrays))
 
 
 def _read(what: str, shape: tuple[int, int], arrays: Mapping[str, Stored]) -> Linear:
     matrix = from_tensors({name: stored.values for name, stored in arrays.items()})
-    if matrix.shape != shape:
+    if matrix.shape != shape:  # before anything is decoded that claims to be large
         raise ModelError(f"{what} has the shape {list(matrix.shape)}, and says {list(shape)}")
-    return matrix
+    return matrix.unpack(usable_cores()) if isinstance(matrix, PackedFloats) else matrix

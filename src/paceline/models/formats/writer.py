@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,45 @@ def write_safetensors(path: Path, tensors: Mapping[str, Pending]) -> None:
             file.write(np.ascontiguousarray(tensor.make(), _NUMPY[tensor.dtype]).data)
 
     replace_file(path, write)
+
+
+def header_room(names: Iterable[str]) -> int:
+    """Return bytes that a header has at most in which tensors of up to three axes are named."""
+    return 64 + sum(128 + len(json.dumps(name)) for name in names)
+
+
+def write_growing_safetensors(
+    path: Path, tensors: Iterable[tuple[str, str, NDArray[Any]]], room: int
+) -> int:
+    """Write tensors whose sizes are not known before they are made; return their bytes.
+
+    Args:
+        path: the file, which gets its name once it is complete.
+        tensors: (name, type, values), written in order, one in memory at a time.
+        room: bytes kept free for the header; see `header_room`.
+
+    Raises:
+        ModelError: it cannot be written, e.g. the disk is full.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    room += -room % 8
+    end = 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal end
+        file.write(bytes(8 + room))
+        for name, dtype, values in tensors:
+            begin, end = end, end + values.nbytes
+            header[name] = {"dtype": dtype, "shape": values.shape, "data_offsets": [begin, end]}
+            file.write(np.ascontiguousarray(values, _NUMPY[dtype]).data)
+        text = json.dumps(header, separators=(",", ":")).encode()
+        if len(text) > room:
+            raise ModelError(f"the header of {path} has {len(text)} bytes, room is for {room}")
+        file.seek(0)
+        file.write(room.to_bytes(8, "little") + text.ljust(room))
+
+    replace_file(path, write)
+    return end
 
 
 def write_json(path: Path, values: object) -> None:

@@ -10,6 +10,7 @@ from paceline.models.tensors.codebook import Codebook
 from paceline.models.tensors.composed import LowRank, Sum
 from paceline.models.tensors.dense import Dense
 from paceline.models.tensors.grouped import Grouped
+from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
 from paceline.models.tensors.sparse import Sparse
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "Grouped",
     "Linear",
     "LowRank",
+    "PackedFloats",
     "Sparse",
     "Sum",
     "from_tensors",
     "narrow",
+    "pack_smallest",
     "to_dense",
     "widen",
 ]
