@@ -759,3 +759,13 @@ def test_the_parts_of_trees_are_what_their_masks_keep(shapes, seed):
                 assert array.dtype == getattr(expected, name).dtype
     with pytest.raises(ValueError, match="not the trees"):
         ranking.parts([TokenTree.chain(range(99))] * len(found), 0)
+
+
+def test_drafting_is_in_doubt_from_a_rest_until_it_pays():
+    governor = Governor(FLAT, patience=1)
+    assert not governor.doubtful
+    rests(governor, 3)
+    assert governor.doubtful
+    governor.prune([TokenTree.chain([0, 1, 2], score=1.0)], 0.0)
+    assert not governor.doubtful
+    assert not Governor(FLAT).fresh().doubtful

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.control.temperature import Temperature
-from paceline.core import Request
-from paceline.decoding.governor import Fixed
+from paceline.core import Cost, Request
+from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import Target
 from paceline.drafters.draft_model.calibration import Calibration
@@ -360,3 +360,28 @@ def test_a_draft_that_begins_at_the_end_drafts_like_one_that_read_all():
     check_tree(late.propose(longer, 6), int(longer[-1]), 6, 11)
     late.begin(Request((1, 2, 3), 5))
     assert len(late.propose(np.array([1, 2, 3], np.int32), 6)) > 1
+
+
+class Doubtful(Governor):
+    """Always drafts, and is in doubt or not as it was told."""
+
+    doubtful = False
+
+    def nodes_wanted(self, requests=1):
+        return 4
+
+    def prune(self, trees, seconds, other_tokens=0):
+        return list(trees)
+
+    def record(self, trees, paths, draft, forward, other_tokens=0):
+        pass
+
+
+@pytest.mark.parametrize(("doubtful", "least", "most"), [(False, 399, 600), (True, 120, 330)])
+def test_a_trial_after_a_rest_reads_the_end_of_the_prompt_only(doubtful, least, most):
+    engine, prompt = Counting(context=700), tuple(i % 11 for i in range(400))
+    governor = Doubtful(Cost((1, 2), (1.0, 1.0)))
+    governor.doubtful = doubtful
+    Generation(ToyEngine(context=700), drafting(engine), Request(prompt, 3), governor).run()
+    assert least <= engine.ran <= most
+    assert (governor.report()["saved_seconds"] < 0) == doubtful, "only a trial is charged"

@@ -186,6 +186,11 @@ class Governor:
         """Whether the next pass will be plain, whatever the drafter would propose."""
         return self._resting > 0 or self._balance < 0 or not self.max_nodes
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether drafting has rested since it last paid: the next draft is a trial."""
+        return self._next_rest != self.rest
+
     def nodes_wanted(self, requests: int = 1) -> int:
         """See `Budget`."""
         if (

@@ -166,11 +166,12 @@ class Generation:
         """Let a drafter read what it needs after plain passes; return the seconds it took.
 
         After a rest this is a loss that drafting has to make up for; before the first draft of a
-        request it is not.
+        request it is not, unless drafting has not paid lately.
         """
         drafter, start = self._session.drafter, perf_counter()
         delayed, self._delayed = self._delayed, False
-        if delayed and self.output.passes <= _SOON:
+        trial = isinstance(self._budget, Governor) and self._budget.doubtful
+        if delayed and not trial and self.output.passes <= _SOON:
             self._read_all()
             return perf_counter() - start
         self._session.read_prompt()
