@@ -67,6 +67,57 @@ def test_a_compressed_model_runs_everywhere_and_has_a_card(tmp_path, paceline):
     assert not list(tmp_path.glob(".*"))
 
 
+PAIRS = (
+    {"sentence_good": "The cats play.", "sentence_bad": "The cats plays.", "UID": "one"},
+    {"sentence_good": "Tom has a cat.", "sentence_bad": "Tom have a cat.", "UID": "two"},
+)
+
+
+def test_a_card_has_suites_of_source_and_result(tmp_path, paceline):
+    passage = {"text": "Lily went to the park to play with her friend Tom"}
+    for suite, rows in (("blimp", PAIRS), ("lambada", [passage])):
+        (tmp_path / suite).mkdir()
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / suite / f"{suite}.jsonl").write_text(lines)
+    out = tmp_path / "small"
+    model = shared("models", "stories260K")
+    words = ("compress", model, out, "--recipe", "rtn:bits=4,group=32", *SMALL, "--windows", 2)
+    suites = ("--suite", "blimp", "--suite", "lambada", "--data", tmp_path)
+    done = paceline(*words, *suites, "--prefix", "none", "--json").json
+    blimp, lambada = done["price"]["suites"]
+    assert [blimp["items"], lambada["items"]] == [2, 1]
+    assert blimp["settings"] == blimp["base"]["settings"] == {"prefix": "none"}
+    difference = lambada["paired"]["metrics"]["nats of the last word"]["difference"]
+    assert difference == pytest.approx(
+        lambada["metrics"]["nats of the last word"]["value"]
+        - lambada["base"]["metrics"]["nats of the last word"]["value"]
+    )
+    card = (out / "card.md").read_text()
+    assert "| blimp, prefix `none` | accuracy | 2 |" in card
+    assert "| lambada, prefix `none` | nats of the last word | 1 |" in card
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--suite", "gsm8k"), "takes the suites blimp and lambada, not 'gsm8k'"),
+        (("--suite", "blimp"), "needs its data"),
+        (("--suite", "blimp", "--data", "nowhere"), "there is no folder nowhere"),
+        (("--limit", 3), "are of --suite, which is not given"),
+        (("--suite", "blimp", "--data", ".", "--no-measure"), "--no-measure leaves out"),
+    ],
+)
+def test_suites_are_refused_before_the_work(tmp_path, paceline, words, said):
+    out = tmp_path / "small"
+    done = paceline(
+        *("compress", shared("models", "stories260K"), out, "--recipe", "rtn:bits=4,group=32"),
+        *words,
+    )
+    assert done.code == 2
+    assert said in done.err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     "spec",
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,7 @@ from paceline.cli import options
 from paceline.cli.files import read_text
 from paceline.cli.output import document, say, write
 from paceline.cli.progress import counting
+from paceline.errors import RequestError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.compress.calibrate import Calibration, Writer
     from paceline.compress.checkpoint import Size
     from paceline.compress.recipe import Recipe
+    from paceline.measuring.evaluation.base import Suite
     from paceline.models import Model
 
 
@@ -64,6 +66,21 @@ class CardOptions:
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure loss and speed.")
     ] = True
+    suite: Annotated[
+        list[str],
+        typer.Option(help="blimp or lambada, for source and result; repeatable. Needs --data."),
+    ] = field(default_factory=list)
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the suites' data, as of `paceline eval`.")
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only the first items of a suite; of each paradigm for blimp."),
+    ] = None
+    prefix: Annotated[
+        str | None,
+        typer.Option(help="Token before texts of the suites, as of `paceline eval`."),
+    ] = None
 
     def read(self) -> tuple[str, str]:
         """Return the text and its name.
@@ -76,6 +93,32 @@ class CardOptions:
         if self.text is None:
             return held_out(), "modules of Python's standard library"
         return read_text("the text", self.text), self.text.name
+
+    def suites(self) -> list[Suite]:
+        """Return the suites with their items.
+
+        Raises:
+            RequestError: one is not scored here, or its data cannot be read.
+        """
+        if not self.suite and (self.data, self.limit, self.prefix) == (None, None, None):
+            return []
+        from paceline.measuring.evaluation.plan import SuiteSettings
+
+        if not self.suite:
+            raise RequestError("--data, --limit and --prefix are of --suite, which is not given")
+        for name in self.suite:
+            if name not in ("blimp", "lambada"):
+                raise RequestError(
+                    f"a card takes the suites blimp and lambada, not {name!a:.80}; use `paceline "
+                    "eval` for others"
+                )
+        if not self.measure:
+            raise RequestError("--no-measure leaves out what --suite measures; give one of them")
+        settings = SuiteSettings(
+            suite=self.suite, data=self.data, limit=self.limit, prefix=self.prefix
+        )
+        settings.check()
+        return [settings.make(name) for name in dict.fromkeys(self.suite)]
 
 
 def compress(
@@ -107,6 +150,7 @@ def compress(
     """
     import torch
 
+    from paceline.cache_dir import cache_folder
     from paceline.compress.card import write_card
     from paceline.compress.job import CompressionJob
     from paceline.compress.recipe import parse_recipe
@@ -118,6 +162,7 @@ def compress(
     plan = parse_recipe(recipe, head)
     opened = load(model)
     job = CompressionJob(opened, out, plan, again)
+    suites = card.suites()
     text, name = card.read() if card.measure else ("", "")
     start = perf_counter()
     used: list[Calibration] = []
@@ -135,8 +180,19 @@ def compress(
         f"the layers, in {content['seconds']:.0f} s"
     )
     if card.measure:
-        with counting(2 * card.windows, "windows") as tick:
-            content["price"] = price(opened.path, out, text, name, card.windows, threads, tick)
+        items = card.windows + sum(len(suite.items) for suite in suites)
+        with counting(2 * items, "windows and items" if suites else "windows") as tick:
+            content["price"] = price(
+                opened.path,
+                out,
+                text,
+                name,
+                card.windows,
+                threads,
+                tick,
+                suites,
+                cache_folder() / "evaluations",
+            )
         write_card(out, content)
     if json:
         document(content)

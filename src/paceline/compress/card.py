@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,37 @@ def as_markdown(card: Mapping[str, Any]) -> str:
             "",
             f"It loses {loss['nats']:.4f} nats a token (standard error {loss['error']:.4f}); the "
             f"most likely token is the same at {loss['firsts']:.1%} of the positions.",
+            *_suites(price.get("suites", ())),
         ]
     return "\n".join(lines) + "\n"
+
+
+def _suites(suites: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of benchmark suites, each metric with its paired difference."""
+    if not suites:
+        return []
+    lines = [
+        "",
+        "| suite | metric | items | source | compressed | paired difference | p |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for suite in suites:
+        prefix = suite["settings"].get("prefix")
+        title = f"{suite['suite']}, prefix `{prefix}`" if prefix else str(suite["suite"])
+        for name, value in suite["metrics"].items():
+            difference = suite["paired"]["metrics"][name]
+            p = "" if difference["p"] is None else f"{difference['p']:.3g}"
+            base = suite["base"]["metrics"][name]
+            lines.append(
+                f"| {title} | {name} | {suite['items']} | {_estimate(base)} | {_estimate(value)} | "
+                f"{_estimate({**difference, 'value': difference['difference']}, '+')} | {p} |"
+            )
+    return lines
+
+
+def _estimate(estimate: Mapping[str, Any], sign: str = "") -> str:
+    value, error = estimate["value"], estimate["error"]
+    return f"{value:{sign}.4f}" if error is None else f"{value:{sign}.4f} ± {error:.4f}"
 
 
 def _row(name: str, one: Mapping[str, Any]) -> str:

@@ -1,14 +1,16 @@
-"""The price of a compressed checkpoint: what it loses on a text, and how fast it is here."""
+"""The price of a compressed checkpoint: what it loses on texts and suites, and how fast it is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from paceline.engines.cost import measure_cost
 from paceline.lm import LM
 from paceline.machine import machine
+from paceline.measuring.evaluation.base import Suite
+from paceline.measuring.evaluation.run import Evaluation, evaluate, suite_document
 from paceline.measuring.quality import WINDOW, Scores, Windows, paired, text_windows
 
 _SIZES = (1, 8, 16)  # tokens of the passes that are timed
@@ -32,7 +34,9 @@ def price(
     name: str,
     limit: int | None = None,
     threads: int | None = None,
-    tick: Callable[[int], None] = lambda done: None,
+    tick: Callable[..., None] = lambda *_: None,
+    suites: Sequence[Suite] = (),
+    folder: Path | None = None,
 ) -> dict[str, Any]:
     """Return what a compressed checkpoint loses and brings against its source, for its card.
 
@@ -43,14 +47,21 @@ def price(
         name: of the text.
         limit: at most so many windows.
         threads: of the engine.
-        tick: called after each window.
+        tick: called with how many windows or items of suites were done, and whether before.
+        suites: that both models are evaluated on.
+        folder: where results of their items are kept, so that an interrupted run goes on.
+
+    Raises:
+        RequestError: the text is too short, or a suite does not suit the models.
     """
     found: list[tuple[dict[str, Any], Scores]] = []
+    evaluated: list[list[Evaluation]] = []
     windows: Windows | None = None
     for path in (source, compressed):
         lm = LM(path, drafter="plain", budget=1, threads=threads)
         windows = windows or windows_of(lm, text, limit)
         found.append(_measure(lm, windows, tick))
+        evaluated.append([evaluate(suite, lm, folder, tick) for suite in suites])
         used = lm.engine.threads
         del lm
     assert windows is not None
@@ -66,6 +77,10 @@ def price(
         "source": base,
         "compressed": ours,
         "loss": {"nats": loss.nats, "error": loss.error, "firsts": loss.firsts},
+        "suites": [
+            suite_document(suite, compressed_scores, source_scores)
+            for suite, source_scores, compressed_scores in zip(suites, *evaluated, strict=True)
+        ],
     }
 
 

@@ -26,10 +26,8 @@ from paceline.measuring.evaluation.mbpp import Mbpp
 from paceline.measuring.evaluation.run import (
     Evaluation,
     Tick,
-    comparison,
     evaluate,
-    group_summary,
-    summary,
+    suite_document,
 )
 from paceline.measuring.evaluation.texts import TextDocuments, TextWindows, read_documents
 from paceline.measuring.quality import WINDOW
@@ -270,31 +268,6 @@ class EvaluationPlan:
                 document["paired"] = {"metrics": compare_tasks(own, other, self.settings.seed)}
             documents.append(document)
         return documents
-
-
-def suite_document(
-    suite: Suite, ours: Evaluation, base: Evaluation | None, seed: int = 0
-) -> Document:
-    """Return the results of a suite, and what they are paired with those of the base."""
-    document: Document = {
-        "suite": suite.name,
-        "items": len(suite.items),
-        "earlier": ours.earlier,
-        "seconds": ours.seconds,
-        "settings": ours.settings,
-        "metrics": summary(suite, ours.results),
-        "groups": group_summary(suite, ours.results),
-    }
-    if base is not None:
-        document["base"] = {
-            "earlier": base.earlier,
-            "seconds": base.seconds,
-            "settings": base.settings,
-            "metrics": summary(suite, base.results),
-            "groups": group_summary(suite, base.results),
-        }
-        document["paired"] = comparison(suite, ours.results, base.results, seed)
-    return document
 
 
 def _texts(settings: SuiteSettings, model: str, base: str | None) -> list[Suite]:

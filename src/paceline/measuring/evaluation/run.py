@@ -143,6 +143,31 @@ def paired(
     }
 
 
+def suite_document(
+    suite: Suite, ours: Evaluation, base: Evaluation | None, seed: int = 0
+) -> dict[str, Any]:
+    """Return the results of a suite, and what they are paired with those of the base."""
+    document: dict[str, Any] = {
+        "suite": suite.name,
+        "items": len(suite.items),
+        "earlier": ours.earlier,
+        "seconds": ours.seconds,
+        "settings": ours.settings,
+        "metrics": summary(suite, ours.results),
+        "groups": group_summary(suite, ours.results),
+    }
+    if base is not None:
+        document["base"] = {
+            "earlier": base.earlier,
+            "seconds": base.seconds,
+            "settings": base.settings,
+            "metrics": summary(suite, base.results),
+            "groups": group_summary(suite, base.results),
+        }
+        document["paired"] = comparison(suite, ours.results, base.results, seed)
+    return document
+
+
 def _columns(metric: Metric, results: Sequence[Result]) -> list[list[float]]:
     return [[float(result[field]) for result in results] for field in metric.fields]
 
