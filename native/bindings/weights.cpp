@@ -182,6 +182,26 @@ void finish_loading(Engine& engine) {
     });
 }
 
+size_t set_byte_activations(Engine& engine, const std::vector<std::string>& names) {
+    ByteKinds kinds{};
+    const std::pair<const char*, bool*> known[] = {{"qkv", &kinds.qkv},
+                                                   {"output", &kinds.output},
+                                                   {"up", &kinds.up},
+                                                   {"down", &kinds.down},
+                                                   {"head", &kinds.head}};
+    for (const std::string& name : names) {
+        const auto* kind = std::ranges::find(known, name, [](const auto& each) {
+            return std::string(each.first);
+        });
+        if (kind == std::end(known)) refuse("no products are called '" + name + "'");
+        *kind->second = true;
+    }
+    return locked(engine, [&] {
+        if (!engine.ready) refuse("the model is not loaded");
+        return engine.model.weights.set_byte_activations(kinds);
+    });
+}
+
 void extend_rope(Engine& engine, size_t index, Matrix32 cosines, Matrix32 sines) {
     const bool same = cosines.shape(0) == sines.shape(0) && cosines.shape(1) == sines.shape(1);
     const auto uses = [&](const LayerShape& layer) {
@@ -229,6 +249,11 @@ void bind_loading(nb::class_<Engine>& model) {
              "Store a matrix of a GGUF file as it is, after `set_format` with its type in lower\n"
              "case: uint8 [out, bytes of a row]. `mapped`: as for `set`.")
         .def("finish", &finish_loading, "Check that no weight is missing; then passes can run.")
+        .def("set_byte_activations", &set_byte_activations, nb::arg("kinds"),
+             nb::sig("def set_byte_activations(self, kinds: list[str]) -> int"),
+             "Multiply with activations rounded to 8 bits in blocks of 32 in products of these kinds\n"
+             "(`qkv`, `output`, `up`, `down`, `head`) where their formats can, and in no others.\n"
+             "Return the number of matrices that do. `finish` comes first.")
         .def("extend_rope", &extend_rope, nb::arg("index"), nb::arg("cosines"), nb::arg("sines"),
              nb::sig("def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None"),
              "Append angles [positions, dim / 2] to a rotary embedding of `ropes`.");

@@ -124,7 +124,17 @@ void StoredRows::forget(size_t first, size_t last) const {
 }
 
 Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
-    : format(&format), panels(panels), inputs(inputs), panel_bytes(format.panel_bytes(inputs)) {}
+    : format(&format),
+      product(&format.product),
+      panels(panels),
+      inputs(inputs),
+      panel_bytes(format.panel_bytes(inputs)) {}
+
+bool Matrix::set_byte_activations(bool on) {
+    const bool able = on && format->product8.multiply;
+    product = able ? &format->product8 : &format->product;
+    return able;
+}
 
 void Matrix::reserve() {
     if (data) return;
@@ -183,6 +193,7 @@ Matrix Matrix::gather(std::span<const int32_t> rows) const {
     part.reserve();
     part.data.zero();
     part.order = order;
+    part.product = product;
     for (size_t i = 0; i < rows.size(); ++i) {
         const size_t row = static_cast<size_t>(rows[i]);
         format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,

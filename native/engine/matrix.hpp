@@ -48,7 +48,12 @@ struct Matrix {
     // Row `row` times `scale`, `inputs` floats.
     void unpack(size_t row, float scale, float* out) const;
 
+    // Multiplies with activations of 8 bits where the format can, or with those it has otherwise.
+    // Whether it does.
+    bool set_byte_activations(bool on);
+
     const FormatKernels* format = nullptr;
+    const ProductKernels* product = nullptr;  // how it is multiplied
     size_t panels = 0, inputs = 0, panel_bytes = 0;
     Buffer data;
     std::vector<int32_t> order;  // the input at each place; empty: they are in order
@@ -82,6 +87,13 @@ public:
         size_t first, every, bias_first;
     };
     Place place(size_t part);
+
+    // See Matrix::set_byte_activations; once the weights are stored. How many matrices do.
+    size_t set_byte_activations(bool on) {
+        size_t count = 0;
+        for (Matrix& matrix : matrices_) count += matrix.set_byte_activations(on);
+        return count;
+    }
 
     std::span<const Matrix> matrices() const { return matrices_; }
     size_t inputs() const { return inputs_; }

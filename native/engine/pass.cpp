@@ -20,7 +20,7 @@ constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and 
 // The first of some matrices that reads its inputs as the i-th does.
 size_t same_layout(std::span<const Matrix> matrices, size_t i) {
     size_t first = 0;
-    while (matrices[first].format->arrange != matrices[i].format->arrange ||
+    while (matrices[first].product->arrange != matrices[i].product->arrange ||
            matrices[first].order != matrices[i].order)
         ++first;
     return first;
@@ -28,7 +28,7 @@ size_t same_layout(std::span<const Matrix> matrices, size_t i) {
 
 // Bytes of the arranged inputs of a matrix, in whole cache lines.
 size_t arranged_room(const Matrix& matrix, size_t n) {
-    return (matrix.format->arranged_bytes(n, matrix.inputs) + 63) / 64 * 64;
+    return (matrix.product->arranged_bytes(n, matrix.inputs) + 63) / 64 * 64;
 }
 
 }  // namespace
@@ -178,7 +178,7 @@ void Pass::reserve() {
         const std::span<const Matrix> matrices = fused.matrices();
         size_t bytes = 0;
         for (size_t i = 0; i < matrices.size(); ++i) {
-            scratch = std::max(scratch, matrices[i].format->scratch_bytes(n_));
+            scratch = std::max(scratch, matrices[i].product->scratch_bytes(n_));
             if (same_layout(matrices, i) == i) bytes += arranged_room(matrices[i], n_);
         }
         arranged = std::max(arranged, bytes);
@@ -246,14 +246,13 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
     size_t panels = 0, arranged = 0;
     for (size_t i = 0; i < matrices.size(); ++i) {
         const Matrix& matrix = matrices[i];
-        const FormatKernels& format = *matrix.format;
         const size_t like = same_layout(matrices, i), begin = gate_apart ? 0 : panels;
         job.panels = matrix.data.bytes();
         job.panel_bytes = matrix.panel_bytes;
         job.inputs = matrix.inputs;
         job.x = rows.floats();
         job.bias = bias ? bias.floats() + panels * kPanel : nullptr;
-        const bool arranges = format.arranged_bytes(job.n, matrix.inputs) > 0;
+        const bool arranges = matrix.product->arranged_bytes(job.n, matrix.inputs) > 0;
         if (arranges && like == i) {
             job.x = work_.arranged.bytes() + arranged;
             arranged += arranged_room(matrix, job.n);
@@ -349,9 +348,9 @@ void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
         if (!linear.arranges) continue;
         const std::vector<int32_t>& order = linear.matrix->order;
         void* to = const_cast<void*>(linear.job.x);
-        linear.matrix->format->arrange(linear.rows, linear.stride, linear.job.n,
-                                       linear.matrix->inputs,
-                                       order.empty() ? nullptr : order.data(), to, chunk, chunks);
+        linear.matrix->product->arrange(linear.rows, linear.stride, linear.job.n,
+                                        linear.matrix->inputs,
+                                        order.empty() ? nullptr : order.data(), to, chunk, chunks);
     }
 }
 
@@ -366,8 +365,8 @@ void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch
         const size_t from = std::max(begin, linear.first);
         const size_t to = std::min(end, linear.first + linear.matrix->panels);
         if (from < to)
-            linear.matrix->format->multiply(linear.job, from - linear.first, to - linear.first,
-                                            scratch.bytes());
+            linear.matrix->product->multiply(linear.job, from - linear.first, to - linear.first,
+                                             scratch.bytes());
     }
 }
 

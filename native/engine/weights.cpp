@@ -241,6 +241,17 @@ void Weights::choose(std::span<const int32_t> tokens) {
     chosen_.assign(tokens.begin(), tokens.end());
 }
 
+size_t Weights::set_byte_activations(const ByteKinds& kinds) {
+    size_t count = head.set_byte_activations(kinds.head);
+    for (LayerWeights& layer : layers)
+        count += layer.qkv.set_byte_activations(kinds.qkv) +
+                 layer.o.set_byte_activations(kinds.output) +
+                 layer.gate_up.set_byte_activations(kinds.up) +
+                 layer.down.set_byte_activations(kinds.down);
+    chosen_.clear();  // its rows would be multiplied as before
+    return count;
+}
+
 const Weights::Place& Weights::place_of(const std::string& name) const {
     const auto place = places_.find(name);
     if (place == places_.end()) refuse("no matrix '" + name + "' has been set");

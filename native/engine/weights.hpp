@@ -24,6 +24,11 @@ struct LayerWeights {
     unsigned seen = 0;  // which of the required parts have been given
 };
 
+// Kinds of products, each of all layers.
+struct ByteKinds {
+    bool qkv, output, up, down, head;
+};
+
 class Weights {
 public:
     // `head_format` is that of the embedding, too.
@@ -60,6 +65,9 @@ public:
     }
     // Throws std::invalid_argument with the name of a missing weight.
     void check() const;
+    // Lets products of these kinds use activations of 8 bits where their formats can, all others
+    // those of their formats; once all weights are set. Returns how many matrices do.
+    size_t set_byte_activations(const ByteKinds& kinds);
     // Of the matrices that every pass multiplies with, padding included.
     size_t bytes() const;
     size_t parameters() const;

@@ -1,7 +1,7 @@
 // The kernels of GGUF's block types, compiled once for each instruction set, as kernels.cpp.
 
 #include "kernels/formats/block_types.hpp"
-#include "kernels/formats/gguf.hpp"
+#include "kernels/formats/block_formats.hpp"
 
 namespace paceline::PACELINE_ISA {
 

@@ -113,6 +113,19 @@ struct GroupedRows {
     }
 };
 
+// How one weight format is multiplied with activations.
+struct ProductKernels {
+    // Bytes that n rows take after `arrange`; 0 when the row itself is read.
+    size_t (*arranged_bytes)(size_t n, size_t inputs);
+    // Lays n rows out for the product; part `part` of `parts` of the work. `order` says which
+    // input comes at each place; null: they stay in order. Float formats take no other.
+    void (*arrange)(const float* rows, size_t stride, size_t n, size_t inputs,
+                    const int32_t* order, void* out, size_t part, size_t parts);
+    // Panels first .. last - 1; `scratch` holds `scratch_bytes(n)`.
+    void (*multiply)(const Product&, size_t first, size_t last, void* scratch);
+    size_t (*scratch_bytes)(size_t n);
+};
+
 // How one weight format is stored and multiplied.
 struct FormatKernels {
     const char* name;
@@ -137,15 +150,9 @@ struct FormatKernels {
     void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
     // Row `lane` of a panel, bit for bit, to row `to_lane` of another.
     void (*copy)(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to, size_t to_lane);
-    // Bytes that n rows take after `arrange`; 0 when the row itself is read.
-    size_t (*arranged_bytes)(size_t n, size_t inputs);
-    // Lays n rows out for the product; part `part` of `parts` of the work. `order` says which
-    // input comes at each place; null: they stay in order. Float formats take no other.
-    void (*arrange)(const float* rows, size_t stride, size_t n, size_t inputs,
-                    const int32_t* order, void* out, size_t part, size_t parts);
-    // Panels first .. last - 1; `scratch` holds `scratch_bytes(n)`.
-    void (*multiply)(const Product&, size_t first, size_t last, void* scratch);
-    size_t (*scratch_bytes)(size_t n);
+    ProductKernels product;
+    // The same with activations of 8 bits. Without functions, there is none.
+    ProductKernels product8;
 };
 
 struct Kernels {

@@ -13,6 +13,8 @@ namespace {
 
 constexpr int32_t kBit = 0x01010101, kTwoBits = 0x03030303, kNibble = 0x0f0f0f0f;
 
+INLINE Reg to_float(Int value) { return __builtin_convertvector(value, Reg); }
+
 // The lowest bits of each byte that `mask` has, those of `bits` from bit `from` on, moved to `to`.
 INLINE Int move_bits(Int bits, int from, int to, int32_t mask) {
     const int left = to - from;

@@ -59,7 +59,6 @@ struct BlockActivations {
 
     // What `finish` asks for.
     static const float* scales(const void* x) { return static_cast<const float*>(x); }
-    static F16 total(const float* sums, const uint8_t*) { return load(sums); }
 };
 
 // Some panels times one tile: up to kGroup blocks of it.

@@ -13,7 +13,6 @@ INLINE Reg half_float(const uint8_t* unit, size_t at, int part) {
 INLINE Int header_byte(const uint8_t* unit, size_t at, int part) {
     return widen_bytes(unit + at * kPanel, part);
 }
-INLINE Reg to_float(Int value) { return __builtin_convertvector(value, Reg); }
 
 // Low nibbles are the first inputs, high ones those that follow.
 template <size_t kCount>
@@ -83,6 +82,7 @@ struct Iq4Nl : WithScale {
 
 // d (q - 8)
 struct Q4_0 : Iq4Nl {
+    static constexpr bool kLinear = true;
     static constexpr uint8_t kTable[16] = {120, 121, 122, 123, 124, 125, 126, 127,
                                            128, 129, 130, 131, 132, 133, 134, 135};
     static constexpr const uint8_t* table() { return kTable; }

@@ -18,7 +18,7 @@
 //   expand(words, planes)  makes planes of those of sixteen rows
 #pragma once
 
-#include "kernels/formats/block_codes.hpp"
+#include "kernels/formats/byte_products.hpp"
 
 namespace paceline {
 
@@ -49,11 +49,27 @@ constexpr size_t packed_words() {
 }
 
 template <class Type>
+constexpr bool row_factors() {  // a panel begins with a factor for each of its rows
+    if constexpr (requires { Type::kRowFactors; }) return Type::kRowFactors;
+    return false;
+}
+
+template <class Type>
+constexpr bool linear_table() {  // codes of four bits, less eight
+    return requires { Type::kLinear; };
+}
+
+template <class Type>
 struct BlockWeights {
     using Codes = typename Type::Codes;
     using Products = BlockProducts<Codes, Type::kScales, Type::kMinima>;
+    using Bytes = ByteCodes<Codes, Type::kMinima, linear_table<Type>()>;
+    using Decoded = DecodedBytes<Bytes::kBits, Bytes::kOffset>;
+    using Products8 = ByteProducts<Bytes, Type::kScales, Type::kMinima>;
     static constexpr size_t kBlocks = Type::kInputs / kBlockInputs;  // of a unit
     static constexpr size_t kUnits = kGroup / kBlocks;               // of a group
+    static constexpr bool kRowFactors = row_factors<Type>();
+    static constexpr size_t kPanelHeader = kRowFactors ? kPanel * sizeof(float) : 0;
     static constexpr size_t kCodesAt = header_bytes<Type>() * kPanel;
     static constexpr size_t kPlaneBytes = kBlocks * Codes::kBlockBytes;
     static constexpr size_t kPacked = packed_words<Type>();
@@ -62,7 +78,9 @@ struct BlockWeights {
     static_assert(kUnitBytes == Type::kFileBytes * kPanel);
 
     static size_t units(size_t inputs) { return (inputs + Type::kInputs - 1) / Type::kInputs; }
-    static size_t panel_bytes(size_t inputs) { return units(inputs) * kUnitBytes; }
+    static size_t panel_bytes(size_t inputs) {
+        return kPanelHeader + units(inputs) * kUnitBytes;
+    }
     static size_t stored_row_bytes(size_t inputs) {
         return inputs % Type::kInputs ? 0 : units(inputs) * Type::kFileBytes;
     }
@@ -116,6 +134,7 @@ struct BlockWeights {
             panel += size * kPanel;
             to += size * kPanel;
         };
+        if constexpr (kRowFactors) move(sizeof(float));
         for (size_t unit = 0; unit < units(inputs); ++unit) {
             for (const Field& field : Type::kHeader)
                 for (size_t e = 0; e < field.count; ++e) move(field.size());
@@ -134,6 +153,9 @@ struct BlockWeights {
         BlockScales factors;
         alignas(64) uint8_t codes[kHalfQuads * kWordBytes], room[kPacked ? kPlaneBytes : 1];
         const uint8_t* planes = nullptr;
+        float factor = 1.0f;
+        if constexpr (kRowFactors) factor = ((const float*)panel)[lane];
+        panel += kPanelHeader;
         for (size_t k = 0; k < inputs; ++k) {
             const size_t in_unit = k % Type::kInputs, block = in_unit / kBlockInputs;
             const size_t half = k / (kBlockInputs / 2) % 2, in_half = k % (kBlockInputs / 2);
@@ -152,9 +174,10 @@ struct BlockWeights {
             const size_t place = in_unit * Type::kScales / kBlockInputs * kPanel + lane;
             if constexpr (Type::kMinima) {
                 const float minimum = factors.minima[place] * -kCodeOffset;
-                out[k] = (factors.scales[place] * static_cast<float>(code) + minimum) * scale;
+                out[k] = (factors.scales[place] * static_cast<float>(code) + minimum) * factor * scale;
             } else {
-                out[k] = factors.scales[place] * static_cast<float>(code - kCodeOffset) * scale;
+                const float number = static_cast<float>(code - kCodeOffset);
+                out[k] = factors.scales[place] * factor * number * scale;
             }
         }
     }
@@ -176,12 +199,10 @@ struct BlockWeights {
         }
     }
 
-    static size_t arranged_bytes(size_t n, size_t inputs) {
-        return arranged_pair_bytes<BlockActivations>(n, inputs);
-    }
     static size_t scratch_bytes(size_t n) {
         return kUnit * room(tiling(n, kWidest)) * kPanel * sizeof(float);
     }
+    static size_t scratch_bytes8(size_t n) { return kUnit * n * kPanel * sizeof(float); }
 
     static void multiply(const Product& job, size_t first, size_t last, void* scratch) {
         const Tiling tiles = tiling(job.n, kWidest);
@@ -195,9 +216,21 @@ struct BlockWeights {
                 const Sums to{sums.at + p * sums.stride, sums.stride, false};
                 multiply_panels(job, panel + p, count, tiles, to);
             }
-            finish<BlockActivations>(job, panel, panels, sums);
+            finish<Totals>(job, panel, panels, sums);
         }
     }
+
+    // What `finish` asks for.
+    template <class Activations>
+    struct TotalsOf {
+        static const float* scales(const void* x) { return Activations::scales(x); }
+        static F16 total(const float* sums, const uint8_t* panel) {
+            if constexpr (kRowFactors) return load(sums) * load((const float*)panel);
+            return load(sums);
+        }
+    };
+    using Totals = TotalsOf<BlockActivations>;
+    using ByteTotals = TotalsOf<ByteActivations>;
 
     // Up to kUnit panels: a group of blocks is used by all tiles before the next one is read.
     static void multiply_panels(const Product& job, size_t panel, size_t panels,
@@ -206,7 +239,7 @@ struct BlockWeights {
         alignas(64) uint8_t room[kPacked ? kUnit * kPlaneBytes : 1];
         const size_t all = units(job.inputs), blocks = all * kBlocks;
         const int32_t* x = static_cast<const int32_t*>(job.x) + padded(job.n);
-        const uint8_t* group = job.panels + panel * job.panel_bytes;
+        const uint8_t* group = job.panels + panel * job.panel_bytes + kPanelHeader;
         const size_t fetch = fetch_ahead(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
@@ -246,6 +279,119 @@ struct BlockWeights {
         }
     }
 
+    // The same with int8 activations.
+    static void multiply8(const Product& job, size_t first, size_t last, void* scratch) {
+        const ByteTiling tiles = byte_tiling(job.n);
+        const Sums sums{static_cast<float*>(scratch), job.n * kPanel, false};
+        size_t together = 1;
+        with_tokens(tiles.width, [&](auto t) {
+            together = static_cast<size_t>(Products8::panels(decltype(t)::value));
+        });
+        for (size_t panel = first; panel < last; panel += kUnit) {
+            const size_t panels = last - panel < kUnit ? last - panel : kUnit;
+            for (size_t p = 0; p < panels; p += together) {
+                const size_t count = panels - p < together ? panels - p : together;
+                const Sums to{sums.at + p * sums.stride, sums.stride, false};
+                multiply_panels8(job, panel + p, count, tiles, to);
+            }
+            finish<ByteTotals>(job, panel, panels, sums);
+        }
+    }
+
+    // Up to kUnit panels, a group of blocks after the other. Where several tiles use them, codes are
+    // decoded once for all.
+    static void multiply_panels8(const Product& job, size_t panel, size_t panels,
+                                 const ByteTiling& tiles, Sums sums) {
+        BlockScales factors[kUnit];
+        alignas(64) uint8_t room[kPacked ? kUnit * kPlaneBytes : 1];
+        const size_t all = units(job.inputs), stride = kPacked ? kPlaneBytes : job.panel_bytes;
+        const uint8_t* group = job.panels + panel * job.panel_bytes + kPanelHeader;
+        const size_t fetch = fetch_ahead8(tiles, panels, job.panel_bytes);
+        for (size_t unit = 0; unit < all; unit += kUnits) {
+            const size_t count = all - unit < kUnits ? all - unit : kUnits;
+            for (size_t p = 0; p < panels; ++p) {
+                const uint8_t* from = group + p * job.panel_bytes;
+                for (size_t i = 0; i < count; ++i)
+                    decode_scales(from + i * kUnitBytes, factors[p], i * kBlocks);
+                if constexpr (kPacked > 0) planes_of(from, room + p * kPlaneBytes);
+            }
+            ByteTile work{
+                .codes = kPacked ? room : group + kCodesAt,
+                .panel_bytes = stride,
+                .stride = kBlocks == 1 ? kUnitBytes : Codes::kBlockBytes,
+                .table = Type::table(),
+                .factors = factors,
+                .first_scale = 0,
+                .panels = panels,
+                .blocks = count * kBlocks,
+                .ahead = group + fetch,
+                .ahead_bytes = job.panel_bytes,
+                .step = kUnitBytes / kBlocks / (kBlockInputs / 4),
+            };
+            if (tiles.count == 1) {
+                multiply_tiles8<Bytes>(job, work, unit * kBlocks, all * kBlocks, tiles, sums);
+            } else {
+                alignas(64) uint8_t decoded[kUnit * kGroup * kByteBlock];
+                decode_tile(work, decoded);
+                multiply_tiles8<Decoded>(job, work, unit * kBlocks, all * kBlocks, tiles, sums);
+            }
+            group += count * kUnitBytes;
+        }
+    }
+
+    // Blocks from `block` on times all tiles; then those of them that have more bits.
+    template <class From>
+    INLINE_MEMBER void multiply_tiles8(const Product& job, ByteTile work, size_t block, size_t all,
+                                       const ByteTiling& tiles, Sums sums) {
+        for (size_t tile = 0; tile < tiles.count; ++tile) {
+            const size_t token = tiles.first(tile), width = tiles.tokens(tile);
+            const int32_t* more = ByteActivations::tile_at(job.x, tiles, tile, all);
+            const int32_t* numbers = more + all + kByteWords * block * width;
+            work.x = numbers;
+            work.sums = {sums.at + token * kPanel, sums.stride, block > 0};
+            with_tokens(width, [&](auto t) {
+                constexpr int T = decltype(t)::value;
+                using Bytes8 = ByteProducts<From, Type::kScales, Type::kMinima>;
+                Bytes8::template multiply<T>(work);
+                for (size_t i = 0; i < work.blocks; ++i) {
+                    if (!more[block + i]) continue;
+                    ByteTile again = work;
+                    again.codes += i * work.stride;
+                    again.first_scale = i * Type::kScales * kPanel;
+                    again.blocks = 1;
+                    again.x = numbers + kByteWords * (all + i) * width;
+                    again.sums.resume = true;
+                    again.step = 0;  // it has been fetched
+                    Bytes8::template multiply<T>(again);
+                }
+            });
+        }
+    }
+
+    // Decodes the codes of a tile, which has them there then.
+    INLINE_MEMBER void decode_tile(ByteTile& tile, uint8_t* to) {
+        uint8_t* out = to;
+        for (size_t p = 0; p < tile.panels; ++p)
+            for (size_t block = 0; block < tile.blocks; ++block)
+#pragma GCC unroll 8
+                for (int q = 0; q < static_cast<int>(kBlockInputs / 4); ++q, out += kWordBytes)
+#pragma GCC unroll 4
+                    for (int part = 0; part < kParts; ++part)
+                        store_part((float*)out, part,
+                                   (Reg)Bytes::quad(
+                                       tile.codes + p * tile.panel_bytes + block * tile.stride,
+                                       static_cast<size_t>(q), part, tile.table));
+        tile.codes = to;
+        tile.panel_bytes = tile.blocks * kByteBlock;
+        tile.stride = kByteBlock;
+    }
+
+    static size_t fetch_ahead8(const ByteTiling& tiles, size_t panels, size_t panel_bytes) {
+        return tiles.count == 1 && panels > 1 && panel_bytes < size_t{1} << 15
+                   ? panels * panel_bytes
+                   : 4096;
+    }
+
     // As `fetch_distance`: short panels end before the machine foresees them, so the next ones are
     // fetched.
     static size_t fetch_ahead(const Tiling& tiles, size_t panels, size_t panel_bytes) {
@@ -269,10 +415,10 @@ constexpr FormatKernels block_format(const char* name) {
     kernels.load_blocks = W::load_blocks;
     kernels.unpack = W::unpack;
     kernels.copy = W::copy;
-    kernels.arranged_bytes = W::arranged_bytes;
-    kernels.arrange = arrange_pairs<BlockActivations>;
-    kernels.multiply = W::multiply;
-    kernels.scratch_bytes = W::scratch_bytes;
+    kernels.product = {arranged_pair_bytes<BlockActivations>, arrange_pairs<BlockActivations>,
+                       W::multiply, W::scratch_bytes};
+    kernels.product8 = {ByteActivations::arranged_bytes, ByteActivations::arrange, W::multiply8,
+                        W::scratch_bytes8};
     return kernels;
 }
 

@@ -226,10 +226,7 @@ constexpr FormatKernels format_kernels(const char* name, const char* head, bool 
     }
     kernels.unpack = W::unpack;
     kernels.copy = W::copy;
-    kernels.arranged_bytes = W::arranged_bytes;
-    kernels.arrange = W::arrange;
-    kernels.multiply = multiply<W>;
-    kernels.scratch_bytes = multiply_scratch<W>;
+    kernels.product = {W::arranged_bytes, W::arrange, multiply<W>, multiply_scratch<W>};
     return kernels;
 }
 

@@ -48,7 +48,8 @@ def open_engine(
         threads: of the native engine; None uses the cores this process may use.
         device: of the reference engine; None is the CPU.
         weight_format: how the weights are stored, see `formats`; `auto` keeps the checkpoint's
-            format, in the reference engine fp32.
+            format, in the reference engine fp32. `act=int8` beside it rounds activations to
+            8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
             nothing.
         pattern: attention pattern of the reference engine.
@@ -108,15 +109,17 @@ def _reference(
 def _native(
     model: Model, threads: int | None, weight_format: str, kv_format: str, kv_limit: int | None
 ) -> Engine:
-    from paceline.engines.formats import NotTernaryError
+    from paceline.engines.formats import NotTernaryError, split_activations, with_activations
     from paceline.engines.native import NativeEngine
+
+    weight_format, act = split_activations(weight_format)
 
     def load(name: str) -> Engine:
         return NativeEngine(
             model.config,
             model.weights,
             threads=threads,
-            format=name,
+            format=with_activations(name, act),
             kv_format=kv_format,
             kv_limit=kv_limit,
         )

@@ -1,5 +1,7 @@
 """Weight formats of the native engine: `int4`, or `int4:head=bf16` with one for embedding and head.
 
+`act=int8` beside them rounds what is multiplied with the weights to 8 bits: `int8:act=int8`.
+
 Names, default formats of heads and sizes are those of the compiled kernels
 (`native/kernels/formats/all.hpp`).
 """
@@ -10,13 +12,14 @@ from dataclasses import dataclass
 
 from paceline import _native
 from paceline.errors import MethodError, ModelError, unknown
-from paceline.method_spec import parse_spec
+from paceline.method_spec import MethodSpec, parse_spec
 
 _KNOWN = _native.weight_formats()
 FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if rounds)  # to choose from
 GGUF_FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if not rounds)  # a file's own
 HEADS = tuple(name for name, _, for_heads, _, rounds in _KNOWN if rounds and for_heads)
 BITS = {name: bits for name, _, _, bits, _ in _KNOWN}  # of a weight
+ACTIVATIONS = ("int16", "int8", "auto")  # of the products with weights of 8 bits and fewer
 _DEFAULT_HEADS = {name: head for name, head, _, _, _ in _KNOWN}
 
 
@@ -39,14 +42,38 @@ class Format:
         return self.layers if self.layers == self.head else f"{self.layers}:head={self.head}"
 
 
+def split_activations(text: str) -> tuple[str, str]:
+    """Split a format into the weights' and that of activations: `int8:act=auto` -> `int8`, `auto`.
+
+    Where none is named, it is `int16`.
+
+    Raises:
+        MethodError: the activations have no such format.
+    """
+    spec = _spec(text)
+    act = spec.settings.get("act")
+    if act is None:
+        return text, ACTIVATIONS[0]
+    if act not in ACTIVATIONS:
+        raise MethodError(unknown("format of activations", act, ACTIVATIONS))
+    settings = {key: value for key, value in spec.settings.items() if key != "act"}
+    return str(MethodSpec(spec.name, settings)), act
+
+
+def with_activations(text: str, act: str) -> str:
+    """Return a format of weights with one of activations, as `split_activations` reads it."""
+    if act == ACTIVATIONS[0]:
+        return text
+    return f"{text}{',' if ':' in text else ':'}act={act}"
+
+
 def parse_format(text: str) -> Format:
     """Parse `LAYERS` or `LAYERS:head=HEAD`; `LAYERS,head=HEAD` is the earlier spelling.
 
     Raises:
         MethodError: another form, an unknown name, or one that no weights can be rounded to.
     """
-    earlier = "," in text and ":" not in text
-    spec = parse_spec(text.replace(",", ":", 1) if earlier else text)
+    spec = _spec(text)
     layers = spec.name
     _check("format", layers, FORMATS)
     if text == layers:
@@ -56,6 +83,11 @@ def parse_format(text: str) -> Format:
     head = spec.settings["head"]
     _check("format of the head", head, HEADS)
     return Format(layers, head)
+
+
+def _spec(text: str) -> MethodSpec:
+    earlier = "," in text and ":" not in text
+    return parse_spec(text.replace(",", ":", 1) if earlier else text)
 
 
 def _check(what: str, name: str, choices: tuple[str, ...]) -> None:

@@ -14,8 +14,16 @@ from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
+from paceline.engines.byte_activations import choose_activations
 from paceline.engines.checks import check_kept
-from paceline.engines.formats import FORMATS, Format, NotTernaryError, parse_format
+from paceline.engines.formats import (
+    FORMATS,
+    Format,
+    NotTernaryError,
+    parse_format,
+    split_activations,
+    with_activations,
+)
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.view import View
@@ -57,7 +65,9 @@ class NativeEngine(Engine):
             physical core. The logits do not depend on it.
         format: how matrices are stored, one of `FORMATS`, with `:head=` and another where
             embedding and head have their own, see `formats`; or `auto`, which keeps every matrix
-            as it is stored.
+            as it is stored. With `act=int8` products with weights of 8 bits and fewer round
+            activations to 8 bits, with `act=auto` where this model loses little, see
+            `byte_activations`; otherwise to 16.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
@@ -66,7 +76,12 @@ class NativeEngine(Engine):
     Raises:
         ModelError: a weight is missing, unknown, of the wrong shape or not finite;
             `NotTernaryError` where it is not ternary and shall be stored so.
-        MethodError: unknown formats, instruction set or number of threads.
+        MethodError: unknown formats, instruction set or number of threads; `act=int8` where no
+            weights can be multiplied so.
+
+    Attributes:
+        activations: bits that products round activations to where weights have 8 bits or fewer,
+            `int8` or `int16`.
     """
 
     name = "native"
@@ -96,7 +111,8 @@ class NativeEngine(Engine):
         kv_limit: int | None = None,
     ) -> None:
         self.config = config
-        chosen = None if format == "auto" else parse_format(format)
+        weight_format, act = split_activations(format)
+        chosen = None if weight_format == "auto" else parse_format(weight_format)
         first = chosen or Format("fp32", "fp32")
         self.kv_format = kv_format
         count = default_threads() if threads is None else threads
@@ -117,7 +133,8 @@ class NativeEngine(Engine):
             raise NotTernaryError(str(error)) from None
         except ValueError as error:
             raise ModelError(str(error)) from None
-        self.format = str(chosen or formats)
+        self.activations = choose_activations(self, self._model, act)
+        self.format = with_activations(str(chosen or formats), self.activations)
 
     def dense(self, name: str) -> Floats:
         """Return the matrix `name` as the engine holds it, float32 [out, in].
