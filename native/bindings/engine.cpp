@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "bindings/engine.hpp"
+#include "bindings/pass_input.hpp"
 #include "bindings/model_config.hpp"
 #include "engine/attention_mass.hpp"
 #include "engine/pass.hpp"
@@ -59,57 +60,9 @@ Logits as_array(const std::shared_ptr<Buffer>& buffer, size_t rows, size_t colum
     return Logits(buffer->floats(), {rows, columns}, owner);
 }
 
-// What a pass reads: copies, because other Python threads could change the arrays meanwhile.
-struct PassInput {
-    struct Entry {
-        nb::object owner;  // keeps `sequence` alive
-        Sequence* sequence;
-        std::vector<int32_t> tokens, parents;
-        size_t nodes;
-        bool rows;                   // whether its logits are wanted
-        size_t mixed = 1;            // tokens that each node mixes
-        std::vector<float> weights;  // [nodes, mixed]; empty: each is 1
-    };
-    std::vector<Entry> entries;
-    std::optional<std::vector<int32_t>> layers, positions, tokens, exits;
-
-    View view() const {
-        const auto part = [](const auto& values) -> std::optional<std::span<const int32_t>> {
-            if (!values) return std::nullopt;
-            return std::span<const int32_t>(*values);
-        };
-        return {part(layers), part(positions), part(tokens), part(exits)};
-    }
-
-    std::vector<Branch> branches() const {
-        std::vector<Branch> branches;
-        for (const Entry& entry : entries)
-            branches.push_back({&entry.sequence->open(), entry.tokens.data(), entry.parents.data(),
-                                entry.nodes, entry.rows, entry.mixed,
-                                entry.weights.empty() ? nullptr : entry.weights.data()});
-        return branches;
-    }
-};
-
-// The values of an int32 array. It is not converted: that would hide a mistake, and cost time.
-std::vector<int32_t> ints_of(nb::handle object) {
-    Ints array;
-    if (!nb::try_cast(object, array, false))
-        refuse("tokens, parents and what a view has must be int32 arrays");
-    return {array.data(), array.data() + array.size()};
-}
-
 std::optional<std::vector<int32_t>> optional_ints(nb::handle object) {
     if (object.is_none()) return std::nullopt;
     return ints_of(object);
-}
-
-Sequence& sequence_of(Engine& engine, nb::handle object) {
-    Sequence* sequence = nullptr;
-    if (!nb::try_cast(object, sequence) || !sequence)
-        refuse("a batch has (sequence, tokens, parents) entries");
-    if (sequence->engine.get() != &engine) refuse("a sequence belongs to another engine");
-    return *sequence;
 }
 
 Logits run(Engine& engine, const PassInput& input) {
@@ -121,6 +74,7 @@ Logits run(Engine& engine, const PassInput& input) {
     std::shared_ptr<Buffer> logits;
     locked(engine, [&] {
         if (!engine.ready) refuse("the model is not loaded");
+        ++engine.passes;
         if (engine.logits->size() < rows * columns * sizeof(float))
             engine.logits = std::make_shared<Buffer>(rows * columns * sizeof(float));
         logits = engine.logits;
@@ -153,28 +107,7 @@ Logits forward_mixed(Engine& engine, nb::object sequence, arrays::Input<int32_t,
 
 Logits forward(Engine& engine, nb::list batch, const std::vector<bool>& rows, nb::object layers,
                nb::object positions, nb::object tokens, nb::object exits) {
-    PassInput input;
-    if (rows.size() != batch.size())
-        refuse("a batch needs to know of each entry if its rows are wanted");
-    for (nb::handle item : batch) {
-        if (!nb::isinstance<nb::tuple>(item) || nb::len(item) != 3)
-            refuse("a batch has (sequence, tokens, parents) entries");
-        const auto entry = nb::borrow<nb::tuple>(item);
-        Sequence* sequence = &sequence_of(engine, entry[0]);
-        for (const auto& other : input.entries)
-            if (other.sequence == sequence) refuse("a sequence appears twice in the batch");
-        std::vector<int32_t> ids = ints_of(entry[1]), parents = ints_of(entry[2]);
-        if (ids.size() != parents.size()) refuse("tokens and parents differ in size");
-        const size_t nodes = ids.size();
-        input.entries.push_back({nb::object(entry[0]),
-                                 sequence,
-                                 std::move(ids),
-                                 std::move(parents),
-                                 nodes,
-                                 rows[input.entries.size()],
-                                 1,
-                                 {}});
-    }
+    PassInput input = read_batch(engine, batch, rows);
     input.layers = optional_ints(layers);
     input.positions = optional_ints(positions);
     input.tokens = optional_ints(tokens);
@@ -466,6 +399,7 @@ void bind_engine(nb::module_& m) {
               nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"));
     bind_loading(model);
     bind_passes(model);
+    bind_screen(m, model);
     bind_properties(model);
 }
 

@@ -34,6 +34,8 @@ struct Engine {
     std::vector<nanobind::object> ropes;
     std::mutex busy;
     std::shared_ptr<Buffer> logits = std::make_shared<Buffer>();
+    std::shared_ptr<Buffer> bounds = std::make_shared<Buffer>();  // of coarse logits
+    size_t passes = 0;
     bool ready = false;
     AddressRange mapped_file;  // that weights showed, while they are loaded
 };
@@ -64,6 +66,9 @@ template <class Use>
 auto locked(Sequence& sequence, Use use) {
     return locked(*sequence.engine, [&] { return use(sequence.open()); });
 }
+
+// Methods of `NativeModel` for the coarse head, and what its passes return.
+void bind_screen(nanobind::module_& m, nanobind::class_<Engine>& model);
 
 // Methods of `NativeModel` that give it weights.
 void bind_loading(nanobind::class_<Engine>& model);

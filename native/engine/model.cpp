@@ -22,6 +22,13 @@ void Model::finish() {
     parameters = weights.parameters();
 }
 
+bool Model::make_screen() {
+    if (screen) return true;
+    if (!HeadScreen::fits(weights.head, shape.logit_softcap)) return false;
+    screen = HeadScreen::copy(weights.head.matrices()[0], shape.vocabulary, *kernels.screen, *pool_);
+    return bool(screen);
+}
+
 void Model::hidden(float* out) const {
     const size_t stride = padded(shape.hidden);
     for (size_t row = 0; row < hidden_rows; ++row)

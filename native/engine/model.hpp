@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/head_screen.hpp"
 #include "engine/kv_cache.hpp"
 #include "support/thread_pool.hpp"
 #include "engine/profile.hpp"
@@ -44,6 +45,12 @@ struct View {
     bool partial() const { return layers || positions; }
 };
 
+// What a pass with the coarse head leaves beside its logits.
+struct ScreenedRows {
+    uint16_t* bounds;              // [nodes][V]
+    std::vector<uint8_t> bounded;  // [nodes]: whether the bounds hold
+};
+
 // Working memory, rows of n tokens each; kept between passes.
 struct Workspace {
     Buffer x;         // the residual stream, [n][hidden]
@@ -55,6 +62,8 @@ struct Workspace {
     Buffer arranged;  // the input of a product, as its kernel wants it
     Buffer seen;      // the rows that a view sees, in blocks as in a cache
     Buffer states;    // of the spans of attention
+    Buffer screened;  // the input of the coarse head
+    Buffer found;     // tokens that may win a draw
     std::vector<Buffer> scratch;  // one for each thread
 };
 
@@ -87,6 +96,9 @@ public:
     // All weights have been set. Throws std::invalid_argument if one is missing.
     void finish();
 
+    // Copies the head to screen it; false where that cannot be done.
+    bool make_screen();
+
     // Copies what the head was given in the last pass with logits, [hidden_rows][hidden].
     void hidden(float* out) const;
 
@@ -102,6 +114,7 @@ public:
     const PageLayout layout;
     PagePool memory;  // of all sequences
     Weights weights;
+    std::unique_ptr<HeadScreen> screen;  // or null
     // A pass of fewer estimated microseconds runs on the calling thread alone: to wake others
     // would cost more than it gives.
     double worth_waking = 60.0;

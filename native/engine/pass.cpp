@@ -33,7 +33,8 @@ size_t arranged_room(const Matrix& matrix, size_t n) {
 
 }  // namespace
 
-Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view)
+Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view,
+           ScreenedRows* screened)
     : model_(model),
       shape_(model.shape),
       kernels_(model.kernels),
@@ -41,6 +42,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
       batch_(batch),
       view_(view),
       logits_(logits),
+      screened_(screened),
       hidden_(padded(model.shape.hidden)) {
     choose_layers();
     choose_tokens();
@@ -293,6 +295,7 @@ void Pass::plan() {
 // The logits of what the layers before `layer` give, behind those of `place` other heads.
 void Pass::plan_head(size_t layer, size_t place) {
     add(Stage::norm, &Pass::enter_head, layer, headed_.size(), 1);
+    if (screened_) return plan_screen();
     const Weights& weights = model_.weights;
     const auto& tokens = view_.tokens;
     const size_t size = tokens ? tokens->size() : shape_.vocabulary;
@@ -304,6 +307,14 @@ void Pass::plan_head(size_t layer, size_t place) {
                     .stride = size,
                     .rows = size},
                    headed_.size());
+}
+
+void Pass::plan_screen() {
+    const HeadScreen& screen = *model_.screen;
+    work_.screened.reserve(screen.arranged_bytes(headed_.size()));
+    screened_->bounded.assign(headed_.size(), 1);
+    add(Stage::arrange, &Pass::arrange_screen, 0, headed_.size(), 1);
+    add(Stage::head, &Pass::multiply_screen, 0, screen.panels(), kGrain);
 }
 
 void Pass::plan_layer(size_t layer) {
@@ -354,6 +365,19 @@ void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
     }
 }
 
+void Pass::arrange_screen(size_t, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = chunk_range(headed_.size(), chunk, chunks);
+    for (size_t k = begin; k < end; ++k)
+        screened_->bounded[k] = model_.screen->arrange(row(work_.normed, k, hidden_), k,
+                                                       headed_.size(), work_.screened.bytes());
+}
+
+void Pass::multiply_screen(size_t, size_t chunk, size_t chunks, Buffer&) {
+    const auto [begin, end] = chunk_range(model_.screen->panels(), chunk, chunks, kGrain);
+    model_.screen->multiply(work_.screened.bytes(), headed_.size(), logits_, screened_->bounds,
+                            begin, end);
+}
+
 void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
     const size_t parts = products_[product].parts;
     size_t panels = 0;
@@ -370,10 +394,11 @@ void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch
     }
 }
 
-void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view) {
+void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view,
+              ScreenedRows* screened) {
     model.hidden_rows = 0;
     if (batch.empty()) return;
-    const auto pass = std::make_shared<Pass>(model, batch, logits, view);
+    const auto pass = std::make_shared<Pass>(model, batch, logits, view, screened);
     model.pool().run(pass, pass->threads());
     if (model.profiling) pass->account(model.profile);
     for (const Branch& branch : batch)

@@ -14,7 +14,8 @@ class Pass : public Task {
 public:
     // Checks the batch, makes room in the caches and in the workspace, plans the phases.
     // Throws std::invalid_argument, MemoryFull or std::bad_alloc; then nothing has been done.
-    Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
+    Pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view,
+         ScreenedRows* screened);
 
     // How many threads are worth waking for so much work.
     size_t threads() const { return threads_; }
@@ -105,6 +106,9 @@ private:
     void enter_head(size_t layer, size_t chunk, size_t chunks, Buffer& scratch);
     void arrange(size_t product, size_t chunk, size_t chunks, Buffer&);
     void multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch);
+    void plan_screen();
+    void arrange_screen(size_t, size_t chunk, size_t chunks, Buffer&);
+    void multiply_screen(size_t, size_t chunk, size_t chunks, Buffer&);
 
     void mix(const Branch& branch, size_t node, float* x, float* other) const;
     void norm_row(const Norm& norm, const float* row, float* out, size_t size) const;
@@ -138,6 +142,7 @@ private:
     const View view_;
     std::vector<size_t> layers_;  // those that are run
     float* logits_;
+    ScreenedRows* screened_;  // or null
     size_t n_ = 0, threads_ = 1;
     size_t hidden_, wide_ = 0, qkv_ = 0, attended_ = 0;  // strides of the workspace's rows
     std::vector<int32_t> depths_;                         // of all nodes
@@ -158,6 +163,10 @@ private:
 // Runs every node of every branch and writes logits [nodes][V], or of the view's tokens only;
 // `logits` may be null. Commits nothing. Throws std::invalid_argument for bad tokens, parents,
 // positions or views, and MemoryFull, before any work is done.
-void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view);
+//
+// With `screened`, logits and its bounds [nodes][V] are those of the model's coarse head; the view
+// must then name no tokens and no exits.
+void run_pass(Model& model, const std::vector<Branch>& batch, float* logits, const View& view,
+              ScreenedRows* screened = nullptr);
 
 }  // namespace paceline

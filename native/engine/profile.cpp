@@ -28,6 +28,10 @@ Spent Pass::moved(const Phase& phase) const {
             spent.macs +=
                 static_cast<double>(linear.job.n * matrix.panels * kPanel * matrix.inputs);
         }
+    } else if (phase.work == &Pass::multiply_screen) {
+        spent.bytes += static_cast<double>(model_.screen->bytes());
+        spent.macs += static_cast<double>(headed_.size() * model_.screen->panels() * kPanel *
+                                          shape_.hidden);
     } else if (phase.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[phase.index];
         for (const Branch& branch : batch_) {

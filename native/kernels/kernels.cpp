@@ -15,6 +15,10 @@
 
 namespace paceline {
 
+namespace PACELINE_ISA {
+extern const ScreenKernels screen_kernels;  // head_screen.cpp
+}
+
 extern const Kernels JOIN(kernels_, PACELINE_ISA);
 const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .isa = TEXT(PACELINE_ISA),
@@ -28,6 +32,7 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .combine = combine,
     .read = read,
     .top = top,
+    .screen = &PACELINE_ISA::screen_kernels,
 };
 
 }  // namespace paceline

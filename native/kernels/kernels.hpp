@@ -155,6 +155,59 @@ struct FormatKernels {
     ProductKernels product8;
 };
 
+// Words that a token has for a block of a coarse product: eight of four activations each, a byte
+// for each; then floats: -7.5 times their sum, their scale, and the size of the block.
+constexpr size_t kScreenWords = 11;
+
+// Coarse logits of n tokens and a bound of what each misses; see head_screen.cpp.
+struct ScreenProduct {
+    const uint8_t* panels;
+    size_t inputs;
+    const int32_t* x;  // tiles of `width` tokens, the last of fewer: [blocks][kScreenWords][tokens]
+    size_t n;
+    float* out;        // [n][stride]
+    uint16_t* bounds;  // [n][stride], the upper halves of floats
+    size_t stride;     // rows of the head
+};
+
+// Sixteen rows to be copied. A block's error is what its weights miss, plus `drift` times their
+// size for activations that differ, plus `rounding` times it for sums.
+struct ScreenPack {
+    const float* weights;  // [rows][inputs]
+    size_t rows, inputs;
+    float drift, rounding;
+    float* scratch;  // sixteen floats for each block
+};
+
+// One row of coarse logits, and which of them are looked for: those whose score may reach a
+// threshold. A score is the logit over the temperature, plus noise.
+struct ScreenRow {
+    const float* values;
+    const uint16_t* bounds;
+    float temperature, threshold;
+    bool noise;
+    uint64_t start;  // of the noise
+
+    float bound(size_t at) const {
+        const uint32_t bits = static_cast<uint32_t>(bounds[at]) << 16;
+        float value;
+        __builtin_memcpy(&value, &bits, sizeof(value));
+        return value;
+    }
+};
+
+struct ScreenKernels {
+    size_t (*width)();
+    size_t (*panel_bytes)(size_t inputs);
+    // False: the weights are too large or too small for bounds.
+    bool (*pack)(const ScreenPack&, uint8_t* panel);
+    void (*multiply)(const ScreenProduct&, size_t first, size_t last);
+    // Among logits first .. last - 1 the one of the largest lower bound.
+    size_t (*best)(const ScreenRow&, size_t first, size_t last);
+    // Those of first .. last - 1 that may reach the threshold; returns how many.
+    size_t (*survivors)(const ScreenRow&, size_t first, size_t last, int32_t* out);
+};
+
 struct Kernels {
     const char* isa;
     const FormatKernels* const* formats;  // the last is followed by null
@@ -172,6 +225,7 @@ struct Kernels {
     float (*read)(const float* from, size_t bytes);
     // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.
     void (*top)(const float* row, size_t size, size_t k, int32_t* tokens, float* probs);
+    const ScreenKernels* screen;
 };
 
 }  // namespace paceline

@@ -24,6 +24,10 @@ double exact_noise(uint64_t m) {
 
 }  // namespace
 
+double exact_noise(uint64_t start, uint64_t token) {
+    return exact_noise(random_bits(start, token) >> 11);
+}
+
 std::vector<int32_t> contenders(const float* logits, size_t size, uint64_t start) {
     struct Token {
         int32_t id;

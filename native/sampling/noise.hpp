@@ -16,6 +16,9 @@ inline uint64_t random_bits(uint64_t start, uint64_t token) {
     return x ^ x >> 31;
 }
 
+// The noise of `token` in the stream that begins at `start`.
+double exact_noise(uint64_t start, uint64_t token);
+
 // The tokens, ascending, one of which has the largest logit + Gumbel noise: all others are ruled
 // out by a bound on their noise that takes no logarithm. NaN logits are never among them.
 std::vector<int32_t> contenders(const float* logits, size_t size, uint64_t start);

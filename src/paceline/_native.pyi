@@ -614,6 +614,13 @@ class NativeModel:
     def finish(self) -> None:
         """Check that no weight is missing; then passes can run."""
 
+    def set_byte_activations(self, kinds: list[str]) -> int:
+        """
+        Multiply with activations rounded to 8 bits in blocks of 32 in products of these kinds
+        (`qkv`, `output`, `up`, `down`, `head`) where their formats can, and in no others.
+        Return the number of matrices that do. `finish` comes first.
+        """
+
     def extend_rope(self, index: int, cosines: Floats, sines: Floats) -> None:
         """Append angles [positions, dim / 2] to a rotary embedding of `ropes`."""
 
@@ -658,6 +665,32 @@ class NativeModel:
 
     @profiling.setter
     def profiling(self, arg: bool, /) -> None: ...
+    def forward_screened(self, batch: list[Any], rows: Items[bool]) -> NativeScreenedLogits:
+        """
+        Run a pass as `forward` does, with the coarse head that `make_screen` has made.
+        """
+
+    def make_screen(self) -> bool:
+        """
+        Make a coarse copy of the head; return False where the head is too small, too coarse
+        itself, or cannot be bounded.
+        """
+
+    def drop_screen(self) -> None:
+        """Free the coarse copy."""
+
+    @property
+    def screen_bytes(self) -> int:
+        """Bytes of the coarse copy of the head; 0 without one."""
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the head, which may be the embedding, too."""
+
+    @property
+    def head_panels(self) -> int:
+        """Groups of sixteen rows that the head has."""
+
     @property
     def ropes(self) -> list[Rope]:
         """The distinct rotary embeddings of the layers."""
@@ -707,3 +740,38 @@ class NativeModel:
 
     @threads.setter
     def threads(self, arg: int, /) -> None: ...
+
+class NativeScreenedLogits:
+    """Coarse logits of a pass; exact ones are computed when asked for."""
+
+    @property
+    def values(self) -> Floats:
+        """
+        The coarse logits, float32 [N, V]; exact where they have been computed.
+        """
+
+    @property
+    def bounds(self) -> Floats:
+        """
+        Bounds of what `values` differ from the logits, float32 [N, V], copied.
+        """
+
+    @property
+    def panels_read(self) -> int:
+        """Groups of sixteen rows of the head that were read so far."""
+
+    def contenders(
+        self, row: int, temperature: float, noise: int | None
+    ) -> tuple[Tokens, Floats] | None:
+        """
+        Return all tokens, ascending, that may have the largest logit / temperature + noise,
+        and their logits. None: too many; `complete` the row.
+        """
+
+    def at_least(self, row: int, least: float) -> tuple[Tokens, Floats] | None:
+        """
+        Return all tokens, ascending, whose logit is `least` or more, and their logits.
+        """
+
+    def complete(self, row: int) -> None:
+        """Make all `values` of a row exact."""

@@ -42,6 +42,26 @@ class FiltersDrafts(Protocol):
 
 
 @runtime_checkable
+class Truncates(Protocol):
+    """A control that only forbids the less likely tokens, by their logits alone.
+
+    It keeps the most likely token always.
+    """
+
+    def keeps(self, logit: np.float32, above: Floats) -> bool:
+        """Whether a token is kept, whatever the logits below its own are.
+
+        False is no promise that it is not.
+
+        Args:
+            logit: of the token, as `apply` would get it.
+            above: float32 [n], the logits of all tokens that are at least as large, its own
+                included.
+        """
+        ...
+
+
+@runtime_checkable
 class RejectsText(Protocol):
     """A control that knows texts which can never be part of an output."""
 

@@ -38,3 +38,7 @@ class MinP(Stateless):
         if self.p == 0:
             return logits
         return keep_only(logits, logits >= logits.max() + np.float32(np.log(self.p)))
+
+    def keeps(self, logit: np.float32, above: Floats) -> bool:
+        """Whether the largest logit leaves it; see `Truncates`."""
+        return self.p == 0 or bool(logit >= above.max() + np.float32(np.log(self.p)))

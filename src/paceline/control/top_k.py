@@ -40,3 +40,7 @@ class TopK(Stateless):
         if self.k >= len(logits):
             return logits
         return keep_only(logits, logits >= np.partition(logits, -self.k)[-self.k])
+
+    def keeps(self, logit: np.float32, above: Floats) -> bool:
+        """Whether fewer than k logits are larger; see `Truncates`."""
+        return int((above > logit).sum()) < self.k

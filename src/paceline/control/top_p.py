@@ -11,6 +11,8 @@ from paceline.control.logits import keep_only
 from paceline.core import Exactness, Floats
 from paceline.registry import Source, controls
 
+_MARGIN = 1e-9  # of sums in another order
+
 
 @controls.register("top_p", Exactness.EXACT)
 @dataclass(frozen=True)
@@ -44,3 +46,12 @@ class TopP(Stateless):
         kept = before < self.p
         kept[0] = True
         return keep_only(logits, order[kept])
+
+    def keeps(self, logit: np.float32, above: Floats) -> bool:
+        """Whether those above it are less than `p` even of themselves; see `Truncates`."""
+        if self.p == 1 or len(above) == 1:
+            return True
+        weights = np.exp(above.astype(np.float64) - float(above.max()))
+        own = float(np.exp(float(logit) - float(above.max())))
+        total = float(weights.sum())
+        return (total - own) / total < self.p - _MARGIN

@@ -15,6 +15,7 @@ from paceline.decoding.text_stream import TextStream
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine, Rows
 from paceline.engines.page_store import PageStore
+from paceline.engines.screened import coarse
 from paceline.errors import MemoryFullError, MethodError
 
 _SOON = 4  # passes of a request before which no draft is not called a rest
@@ -97,8 +98,8 @@ class Generation:
             assert session.sequence is not None
             tree = session.next_part()
             rows: Rows = "all" if session.wants_prefill_logits else "none"
-            logits = self._engine.forward([(session.sequence, tree)], rows)
-            session.commit_part(tree, logits)
+            logits = self._engine.forward_screened([(session.sequence, tree)], rows)
+            session.commit_part(tree, coarse(logits))
         if self._pages is not None and session.sequence is not None:
             self._pages.save(session.text, session.sequence)
         # Under an adaptive budget the first pass is plain, so that no drafter delays its token.
@@ -135,7 +136,8 @@ class Generation:
         drafted = perf_counter()
         session.run_guides(tree)
         looked = perf_counter() if session.guides else drafted
-        logits = self._engine.forward([(session.sequence, tree)])
+        forward = self._engine.forward_screened if session.can_screen else self._engine.forward
+        logits = forward([(session.sequence, tree)])
         give_hidden(self._engine, [session], [len(tree)])
         passed = perf_counter()
         walked = session.verify(tree, logits)

@@ -15,10 +15,12 @@ from paceline.core import Floats, Output, Request, Step, Tokens, TokenTree
 from paceline.decoding.filter_tree import filter_tree
 from paceline.decoding.lenient import lenient_walk
 from paceline.decoding.rejection import rejection_walk
+from paceline.decoding.screened_walk import can_screen
 from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
+from paceline.engines.screened import Logits, ScreenedLogits, coarse
 from paceline.errors import RequestError, TooLongError
 from paceline.kvcache.base import Policy
 
@@ -73,6 +75,8 @@ class Session:
         if self._policy is not None:
             check_policy(self._policy, engine, drafter, request)
         self._rejects = rejects
+        exact = rejects or margins or drafter.rollback is not None  # needs all logits
+        self._screens = not exact and can_screen(request)
         # Rejection sampling needs every drafted sibling, including those that controls will reject.
         filters = [c for c in request.controls if isinstance(c, FiltersDrafts)]
         self._filters = [] if rejects else filters
@@ -123,6 +127,11 @@ class Session:
     def wants_prefill_logits(self) -> bool:
         """Whether `commit_part` needs logits, as the drafter learns from the prompt."""
         return self.drafter.learns_from_prompt and not self.output.tokens
+
+    @property
+    def can_screen(self) -> bool:
+        """Whether the next pass may give screened logits; see `Engine.forward_screened`."""
+        return self._screens
 
     def open(self, sequence: Cached | None = None) -> None:
         """Open the request in `sequence`, which may hold a prefix of the text, or in a new one.
@@ -223,10 +232,15 @@ class Session:
         for guide in self.guides:
             guide.run_tree(self.text, tree)
 
-    def verify(self, tree: TokenTree, logits: Floats) -> WalkResult:
-        """Walk the tree over its logits [N, V], and commit the accepted nodes."""
+    def verify(self, tree: TokenTree, logits: Logits) -> WalkResult:
+        """Walk the tree over its logits [N, V], and commit the accepted nodes.
+
+        They may be screened if the request `can_screen`.
+        """
         assert self.sequence is not None
-        if self._rejects:
+        if isinstance(logits, ScreenedLogits):
+            walked = walk(tree, logits, self._history, self.request, self._margins)
+        elif self._rejects:
             q = np.zeros_like(logits)
             if self._proposed is not None and isinstance(self.drafter, ModelBacked):
                 rows = self.drafter.distributions()
@@ -244,9 +258,10 @@ class Session:
         self.output.nodes += len(tree)
         return walked
 
-    def learn(self, tree: TokenTree, logits: Floats, walked: WalkResult) -> None:
-        """Show the pass to the drafter, if it drafted for it."""
+    def learn(self, tree: TokenTree, logits: Logits, walked: WalkResult) -> None:
+        """Show the pass to the drafter, if it drafted for it; coarse logits where screened."""
         if self._proposed is not None:
+            logits = coarse(logits)
             context = self._tokens[: len(self._history) - len(walked.drawn)]
             path, drawn = np.array(walked.path, np.int32), np.array(walked.drawn, np.int32)
             masks = self._masks(context, tree)

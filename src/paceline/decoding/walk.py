@@ -13,6 +13,8 @@ import numpy as np
 
 from paceline import _native
 from paceline.core import Floats, Request, TokenTree
+from paceline.decoding.screened_walk import draw_screened
+from paceline.engines.screened import Logits, ScreenedLogits
 from paceline.errors import ModelError, RequestError
 from paceline.noise import REACH, noise_of, perturbation
 
@@ -83,16 +85,19 @@ def edited(logits: Floats, history: list[int], request: Request) -> Floats:
 
 def walk(
     tree: TokenTree,
-    logits: Floats,
+    logits: Logits,
     history: list[int],
     request: Request,
     want_margin: bool = False,
 ) -> WalkResult:
-    """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`."""
+    """Walk `tree` over its `logits` [N, V]; the drawn tokens are appended to `history`.
+
+    Of screened logits, only those rows of the head are computed that can win at a visited node.
+    """
     walked = WalkResult([0], [], [])
     while True:
         node = walked.path[-1]
-        token, margin = draw(logits[node], history, request, want_margin)
+        token, margin = _draw_at(logits, node, history, request, want_margin)
         history.append(token)
         walked.drawn.append(token)
         walked.margins.append(margin)
@@ -100,3 +105,15 @@ def walk(
         if child is None:
             return walked
         walked.path.append(child)
+
+
+def _draw_at(
+    logits: Logits, node: int, history: list[int], request: Request, want_margin: bool
+) -> tuple[int, float]:
+    """Draw at a node; see `draw`. A margin needs all logits."""
+    if isinstance(logits, ScreenedLogits):
+        token = None if want_margin else draw_screened(logits, node, history, request)
+        if token is not None:
+            return token, np.inf
+        return draw(logits.row(node), history, request, want_margin)
+    return draw(logits[node], history, request, want_margin)

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.screened import Logits
 from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models.config import ModelConfig
@@ -93,6 +94,8 @@ class Engine(ABC):
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
         weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
+        head_share: bytes that recent passes read for the head, over its size; see
+            `forward_screened`.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Engine(ABC):
     threads: int | None = None
     device: str | None = None
     weight_bytes: int | None = None
+    head_share: float = 1.0
 
     @property
     def memory(self) -> Memory:
@@ -185,6 +189,16 @@ class Engine(ABC):
             MemoryFullError: more pages are needed than `kv_limit` leaves. Nothing was changed:
                 other sequences can be released, and the same pass run again.
         """
+
+    def forward_screened(
+        self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all"
+    ) -> Logits:
+        """Run a pass as `forward` does, of whose logits only those of likely tokens are needed.
+
+        Returns:
+            the logits, or screened ones where the engine can read its head in part and that pays.
+        """
+        return self.forward(batch, rows)
 
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows that a layer holds.

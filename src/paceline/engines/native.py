@@ -24,8 +24,10 @@ from paceline.engines.formats import (
     split_activations,
     with_activations,
 )
+from paceline.engines.head_screen import HeadScreen
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
+from paceline.engines.screened import Logits
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
@@ -135,6 +137,7 @@ class NativeEngine(Engine):
             raise ModelError(str(error)) from None
         self.activations = choose_activations(self, self._model, act)
         self.format = with_activations(str(chosen or formats), self.activations)
+        self.head_screen = HeadScreen(self._model)
 
     def dense(self, name: str) -> Floats:
         """Return the matrix `name` as the engine holds it, float32 [out, in].
@@ -156,6 +159,12 @@ class NativeEngine(Engine):
     def weight_bytes(self) -> int:  # type: ignore[override]  # an attribute there
         """Size of the matrices, which every pass reads."""
         return self._model.bytes
+
+    @property
+    def head_share(self) -> float:  # type: ignore[override]  # an attribute there
+        """Bytes that recent passes read for the head, over its size; 1 where it is read whole."""
+        share = self.head_screen.share
+        return share if share is not None and self.head_screen.state == "on" else 1.0
 
     @property
     def position_bytes(self) -> float:
@@ -219,18 +228,32 @@ class NativeEngine(Engine):
     ) -> Floats:
         """Run every tree in one native call; see `Engine.forward`."""
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
-        end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
-        if end > self._rope_end:
-            self._extend_ropes(min(end, self.config.context))
+        self._extend_ropes_for(batch)
         parts = (view.layers, view.positions, view.tokens, view.exits) if view else ()
         try:
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:
-            if self._lent(_pages([(self.row_count(own), len(tree)) for own, tree in batch])):
-                return self.forward(batch, rows, view)
-            raise self._full(error) from None
+            self._make_room(batch, error)
+            return self.forward(batch, rows, view)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
+
+    def forward_screened(
+        self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all"
+    ) -> Logits:
+        """Run every tree with the coarse head where that pays; see `Engine.forward_screened`."""
+        own = wanted(rows, batch)
+        if not any(own) or not self.head_screen.ready():
+            return self.forward(batch, own)
+        self._extend_ropes_for(batch)
+        entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
+        try:
+            return self.head_screen.run(entries, own)
+        except _native.MemoryFullError as error:
+            self._make_room(batch, error)
+            return self.forward_screened(batch, own)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise self._refusal(batch, None, error) from None
 
     def hidden(self) -> Floats:
         """Hidden states of the last pass; see `Engine.hidden`."""
@@ -333,6 +356,11 @@ class NativeEngine(Engine):
         """Give the memory back."""
         _own(sequence).release()
 
+    def _extend_ropes_for(self, batch: Sequence[tuple[Cached, TokenTree]]) -> None:
+        end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
+        if end > self._rope_end:
+            self._extend_ropes(min(end, self.config.context))
+
     def _extend_ropes(self, end: int) -> None:
         """Extend the rotary tables to `end` positions or more."""
         if end <= self._rope_end:
@@ -345,6 +373,11 @@ class NativeEngine(Engine):
                 index, np.ascontiguousarray(cosines), np.ascontiguousarray(sines)
             )
         self._rope_end = stop
+
+    def _make_room(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> None:
+        """Borrow pages for a pass that lacks some, or refuse it."""
+        if not self._lent(_pages([(self.row_count(own), len(tree)) for own, tree in batch])):
+            raise self._full(error) from None
 
     def _full(self, error: Exception) -> Exception:
         limit = self.memory.limit

@@ -16,8 +16,8 @@ from paceline.engines.view import View
 class EngineWrapper(Engine):
     """Forwards every operation and attribute to another engine; subclasses override what differs.
 
-    `start` and `extend` are not forwarded: they are made of `open`, `forward` and `commit`, and so
-    pass through what a subclass overrides.
+    `start`, `extend` and `forward_screened` are not forwarded: they are made of `open`, `forward`
+    and `commit`, and so pass through what a subclass overrides.
 
     Args:
         inner: the engine that does the work. Sequences are its own.
@@ -47,6 +47,11 @@ class EngineWrapper(Engine):
     def weight_bytes(self) -> int | None:  # type: ignore[override]  # an attribute there
         """Size of the weights; see `Engine.weight_bytes`."""
         return self.inner.weight_bytes
+
+    @property
+    def head_share(self) -> float:  # type: ignore[override]  # an attribute there
+        """Share of the head that is read; see `Engine.head_share`."""
+        return self.inner.head_share
 
     @property
     def threads(self) -> int | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import monotonic
 
-from paceline.core import Floats, TokenTree
+from paceline.core import TokenTree
 from paceline.decoding.session import Session
 from paceline.decoding.walk import WalkResult
+from paceline.engines.screened import Logits, ScreenedLogits
 from paceline.serving.messages import JobEvent, logprobs
 
 _NONE = TokenTree.root(0)
@@ -41,11 +42,11 @@ class BatchEntry:
     late: bool = False
     error: Exception | None = None
 
-    def event(self, logits: Floats, top_logprobs: int | None) -> JobEvent:
+    def event(self, logits: Logits, top_logprobs: int | None) -> JobEvent:
         """Return the event for the client after the walk.
 
         Args:
-            logits: of the tree's nodes, [N, V].
+            logits: of the tree's nodes, [N, V]; not screened where log-probabilities are asked for.
             top_logprobs: number of most likely tokens to report at each position; None reports no
                 log-probabilities.
         """
@@ -59,7 +60,7 @@ class BatchEntry:
             tokens,
             [*names, None][: len(tokens)],
             []
-            if top_logprobs is None
+            if top_logprobs is None or isinstance(logits, ScreenedLogits)
             else logprobs(logits[path[: len(tokens)]], tokens, top_logprobs),
             self.tree,
             path,

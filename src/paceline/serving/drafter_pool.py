@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from paceline.core import Cost, Floats, TokenTree
+from paceline.core import Cost, TokenTree
 from paceline.decoding.governor import Governor
 from paceline.decoding.session import Session
 from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, engines_of
 from paceline.drafters.plain import Plain
 from paceline.engines.base import Engine
+from paceline.engines.screened import Logits
 from paceline.errors import MemoryFullError
 from paceline.registry import drafters
 from paceline.serving.batch_entry import BatchEntry
@@ -133,7 +134,7 @@ class DrafterPool:
             for entry, tree in zip(governed, kept, strict=True):
                 entry.tree = tree
 
-    def commit(self, entries: Sequence[BatchEntry], logits: Sequence[Floats]) -> None:
+    def commit(self, entries: Sequence[BatchEntry], logits: Sequence[Logits]) -> None:
         """Walk each tree over its logits, and let the drafters learn from the result."""
         for entry, rows in zip(entries, logits, strict=True):
             try:

@@ -113,6 +113,8 @@ class _WorkerCollector(Collector):
             yield _gauge("kv_pages_limit", about, float("inf") if limit is None else limit)
             yield _gauge("kv_page_bytes", "Bytes of a page.", load.memory.page_bytes)
         yield _gauge("guide_kv_bytes", "Bytes of keys and values of guide models.", load.guides)
+        share = self._service.worker.lm.engine.head_share
+        yield _gauge("head_read_share", "Part of the model's head that passes read.", share)
         counts = {
             "passes": (stats.passes, "Forward passes."),
             "pass_nodes": (stats.nodes, "Prompt tokens and tree nodes in passes."),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from paceline.core import Floats
 from paceline.decoding.session import give_hidden
 from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Engine
+from paceline.engines.screened import Logits, split_logits
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.drafter_pool import Slot
@@ -91,15 +89,20 @@ class PassRunner:
         """Let the guides of each request run its tree; return the entries whose guides have."""
         return [entry for entry in entries if self._run_guides_of(entry)]
 
-    def forward(self, entries: list[BatchEntry]) -> dict[str, Floats]:
-        """Return the logits of each entry by id; preempted requests are left out."""
+    def forward(self, entries: list[BatchEntry]) -> dict[str, Logits]:
+        """Return the logits of each entry by id; preempted requests are left out.
+
+        The head may be read in part if every entry can do with that.
+        """
         while entries := [entry for entry in entries if entry.run.sequence and not entry.error]:
             rows = [
                 entry.run.wants_prefill_logits if entry.run.missing else True for entry in entries
             ]
             batch = [(entry.run.sequence, entry.tree) for entry in entries if entry.run.sequence]
             try:
-                logits = self._engine.forward(batch, rows)
+                screened = all(map(self._can_screen, entries))
+                forward = self._engine.forward_screened if screened else self._engine.forward
+                logits = forward(batch, rows)
             except MemoryFullError as error:
                 self._reclaim_for(entries[0], error)
             except PacelineError as error:
@@ -109,7 +112,7 @@ class PassRunner:
                     len(each.tree) * has_logits
                     for each, has_logits in zip(entries, rows, strict=True)
                 ]
-                split = np.split(logits, np.cumsum(sizes)[:-1])
+                split = split_logits(logits, sizes)
                 give_hidden(self._engine, [entry.run for entry in entries], sizes)
                 return {entry.id: part for entry, part in zip(entries, split, strict=True)}
         return {}
@@ -124,6 +127,12 @@ class PassRunner:
         if self._scheduler.jobs[job_id].stage != "waiting":
             self._scheduler.preempt(job_id)
         self._stats.preempted += 1
+
+    def _can_screen(self, entry: BatchEntry) -> bool:
+        """Whether an entry needs only the logits of likely tokens; of a prompt coarse ones."""
+        if entry.run.missing:
+            return True
+        return entry.run.can_screen and self._slots[entry.id].job.logprobs is None
 
     def _run_guides_of(self, entry: BatchEntry) -> bool:
         while (

@@ -14,7 +14,6 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side, check
-from paceline.core import Floats
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.session import Session
@@ -23,6 +22,7 @@ from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Cached
 from paceline.engines.cost_cache import known_cost
 from paceline.engines.pages import PAGE
+from paceline.engines.screened import Logits, coarse
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.serving.batch_entry import BatchEntry
 from paceline.serving.drafter_pool import DrafterPool, DrafterPools, Slot
@@ -248,7 +248,7 @@ class Worker:
         self,
         batch: _Pass,
         groups: list[tuple[DrafterPool, list[BatchEntry]]],
-        logits: dict[str, Floats],
+        logits: dict[str, Logits],
         seconds: float,
     ) -> list[JobEvent]:
         """Walk the trees, let drafters and the governor learn, and return the events.
@@ -331,9 +331,9 @@ class Worker:
         held = run.sequence.length if run.sequence else 0
         self.scheduler.ran(job_id, held, len(run.text), run.row_count)
 
-    def _commit_part(self, part: BatchEntry, logits: Floats) -> None:
+    def _commit_part(self, part: BatchEntry, logits: Logits) -> None:
         try:
-            part.run.commit_part(part.tree, logits if len(logits) else None)
+            part.run.commit_part(part.tree, coarse(logits) if len(logits) else None)
             if not part.run.missing and not part.run.output.tokens:
                 part.run.read_prompt()
         except Exception as error:  # a drafter that learns from prompts failed
@@ -358,7 +358,7 @@ class Worker:
         if self.lm.pages is not None and run.sequence and run.request.kv_policy is None:
             self.lm.pages.save(run.text, run.sequence)
 
-    def _events(self, entry: BatchEntry, logits: Floats | None) -> list[JobEvent]:
+    def _events(self, entry: BatchEntry, logits: Logits | None) -> list[JobEvent]:
         """Return the events of a request after a pass."""
         if entry.error:
             return self._fail(entry.id, entry.error)
