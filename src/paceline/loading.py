@@ -92,9 +92,9 @@ def open_budget(budget: int | str, engine: Engine) -> Budget:
         return Fixed(budget)
     if not isinstance(budget, str) or budget != "auto":
         raise RequestError(f"the budget is {described(budget)}, expected a number of nodes or auto")
-    from paceline.engines.cost_cache import known_cost
+    from paceline.engines.cost_cache import cost_of
 
-    return Governor(known_cost(engine))
+    return Governor(cost_of(engine))
 
 
 @contextmanager

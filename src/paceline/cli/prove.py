@@ -58,10 +58,10 @@ class ComparisonOptions:
     def sizes(self, lm: LM) -> Budget:
         """Return a new budget for one drafter."""
         from paceline.decoding.governor import Fixed, Governor
-        from paceline.engines.cost_cache import known_cost
+        from paceline.engines.cost_cache import cost_of
 
         nodes = parsing.one_budget(self.budget)
-        return Fixed(nodes) if isinstance(nodes, int) else Governor(known_cost(lm.engine))
+        return Fixed(nodes) if isinstance(nodes, int) else Governor(cost_of(lm.engine))
 
 
 def prove(

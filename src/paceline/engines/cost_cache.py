@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,6 +22,20 @@ _CLEARLY, _RESOLUTION = 0.85, 2e-4  # share of the known time, and seconds, by w
 _USEFUL = 5.0  # no tree is expected to gain so many tokens
 _SECONDS = 1.0
 _CONTEXT = 8  # committed positions: short, since they are run for every measurement
+
+
+_known: WeakKeyDictionary[Engine, Cost] = WeakKeyDictionary()
+
+
+def cost_of(engine: Engine) -> Cost:
+    """Return T(n) of an engine; measured or checked when it is first asked for.
+
+    Raises:
+        PacelineError: as the engine does.
+    """
+    if engine not in _known:
+        _known[engine] = known_cost(engine)
+    return _known[engine]
 
 
 def known_cost(engine: Engine, folder: Path | None = None) -> Cost:

@@ -19,7 +19,7 @@ from paceline.decoding.loop import follows_rejection
 from paceline.decoding.text_stream import pieces_of
 from paceline.drafters.base import Drafter, DraftMethod
 from paceline.engines.cost import context_for, measure_cost
-from paceline.engines.cost_cache import known_cost
+from paceline.engines.cost_cache import cost_of
 from paceline.lm import LM
 from paceline.measuring.bandwidth import Bandwidth, bytes_per_token, measure_bandwidth
 from paceline.measuring.baseline import (
@@ -203,7 +203,7 @@ def bench(
         MethodError: the requested walk cannot follow a drafter, a budget or a grammar.
     """
     # Governors use this curve; the one below, at a longer context, is reported.
-    known = known_cost(lm.engine) if "auto" in budgets else None
+    known = cost_of(lm.engine) if "auto" in budgets else None
     arms = list(_arms(lm, methods, options, budgets, states, known))
     turns = []
     for turn in plain_turns(lm, dialogues, options):

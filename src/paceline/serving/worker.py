@@ -20,7 +20,7 @@ from paceline.decoding.session import Session
 from paceline.decoding.text_stream import text_of
 from paceline.drafters.base import ModelBacked
 from paceline.engines.base import Cached
-from paceline.engines.cost_cache import known_cost
+from paceline.engines.cost_cache import cost_of
 from paceline.engines.pages import PAGE
 from paceline.engines.screened import Logits, coarse
 from paceline.errors import MemoryFullError, PacelineError
@@ -76,7 +76,7 @@ class Worker:
             can reclaim it. Prefixes are stored on disk, too, where `lm.pages` is given.
 
     Raises:
-        PacelineError: see `DrafterPool` and `known_cost`; or the memory cannot hold one request.
+        PacelineError: see `DrafterPool` and `cost_of`; or the memory cannot hold one request.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Worker:
         self.scheduler = Scheduler(max_running, queue=queue, loss=PAGE)
         self.memory = KVBudget(lm.engine, self.scheduler, memory, prefix_cache)
         self.memory.register(lm.guide_models.loaded, loaded=True)
-        self._pools = DrafterPools(lm, known_cost(lm.engine), self.memory)
+        self._pools = DrafterPools(lm, cost_of(lm.engine), self.memory)
         if lm.pages is not None:
             self.memory.unwritten = lm.pages.give_way
         self._budget = lm.budget.nodes if isinstance(lm.budget, Fixed) else None

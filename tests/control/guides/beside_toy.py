@@ -35,7 +35,7 @@ class Other(ToyEngine):
 class Words(Letters):
     """No token begins a text."""
 
-    def encode(self, text, special=True):
+    def encode(self, text, special=True, split_special=False):
         return super().encode(text)
 
 

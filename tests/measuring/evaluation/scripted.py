@@ -15,7 +15,7 @@ class Words:
     def __init__(self, begins=True):
         self.begins = begins
 
-    def encode(self, text, special=True):
+    def encode(self, text, special=True, split_special=False):
         start = [0] if special and self.begins else []
         return start + [WORDS.index(word) for word in text.split()]
 
