@@ -1,6 +1,7 @@
 #include "engine/screened_logits.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -17,9 +18,9 @@ namespace {
 constexpr double kNoiseRounding = 1e-4;  // of logarithms that round in other ways
 constexpr size_t kFirst = 8;             // tokens that are computed to find a threshold
 constexpr size_t kChunks = 16;
-// From so many on the whole head is read: panels, and an eighth of the tokens.
+// From so many on the whole head is read: panels, and a part of the tokens in one chunk.
 constexpr double kLargestShare = 0.4;
-constexpr size_t kMostCandidates = 8;
+constexpr size_t kMostCandidates = 32;
 
 float below(double value) {
     const auto rounded = static_cast<float>(value);
@@ -56,7 +57,7 @@ public:
         add_phase(kChunks);
     }
 
-    bool too_many = false;
+    std::atomic<bool> too_many{false};
     size_t computed = 0;  // panels
 
     ExactLogits result() const {
@@ -71,6 +72,11 @@ public:
     }
 
 private:
+    struct Candidate {
+        size_t token;
+        double upper, lower;
+    };
+
     static constexpr size_t kTogether = 4;  // panels that are multiplied together
 
     // Of one thread; the product may fetch from behind the panels.
@@ -92,8 +98,7 @@ private:
         } else if (phase == 1 && !least_) {
             first_threshold(rooms_[thread]);
         } else if (phase == 2 && begin < end) {
-            int32_t* found = reinterpret_cast<int32_t*>(model_.work.found.bytes()) + begin;
-            found_[chunk] = {found, model_.kernels.screen->survivors(row_, begin, end, found)};
+            find(begin, end, found_[chunk]);
         } else if (phase == 3) {
             narrow(rooms_[thread]);
         } else if (phase == 4) {
@@ -160,23 +165,24 @@ private:
         row_.threshold = below(threshold_of(tokens, room));
     }
 
-    struct Candidate {
-        size_t token;
-        double upper, lower;
-    };
+    // The tokens of begin .. end - 1 that may reach the threshold, with their noise.
+    void find(size_t begin, size_t end, std::vector<Candidate>& found) {
+        int32_t* tokens = reinterpret_cast<int32_t*>(model_.work.found.bytes()) + begin;
+        const size_t count = model_.kernels.screen->survivors(row_, begin, end, tokens);
+        if (count > screen_.rows() / kMostCandidates) too_many = true;
+        for (size_t i = 0; i < count && !too_many; ++i) {
+            const auto token = static_cast<size_t>(tokens[i]);
+            const double more = noise(token), high = upper(token) + more;
+            if (least_ || high + margin() >= row_.threshold)
+                found.push_back({token, high, lower(token) + more});
+        }
+    }
 
     void narrow(Room& room) {
         std::vector<Candidate> candidates;
-        size_t count = 0;
-        for (const auto& found : found_) count += found.size();
-        too_many = count > screen_.rows() / kMostCandidates;
         if (too_many) return;
         for (const auto& found : found_)
-            for (const int32_t id : found) {
-                const auto token = static_cast<size_t>(id);
-                const double more = noise(token);
-                candidates.push_back({token, upper(token) + more, lower(token) + more});
-            }
+            candidates.insert(candidates.end(), found.begin(), found.end());
         if (!least_) raise_threshold(candidates, room);
         size_t last = SIZE_MAX;
         for (const Candidate& candidate : candidates) {
@@ -186,8 +192,10 @@ private:
             panels_.push_back(last = panel);
         }
         const auto limit = kLargestShare * static_cast<double>(screen_.panels());
-        too_many = static_cast<double>(panels_.size()) > limit;
-        if (too_many) panels_.clear();
+        if (static_cast<double>(panels_.size()) > limit) {
+            too_many = true;
+            panels_.clear();
+        }
         computed += panels_.size();
     }
 
@@ -219,7 +227,7 @@ private:
     const DrawRule rule_;
     const std::optional<float> least_;
     ScreenRow row_;
-    std::vector<std::span<int32_t>> found_;  // of each chunk
+    std::vector<std::vector<Candidate>> found_;  // of each chunk
     std::vector<size_t> seeds_;                // of each chunk
     std::vector<int32_t> left_;
     std::vector<size_t> panels_;
