@@ -30,6 +30,7 @@ SMOKE = {
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "first_token.py": SMALL + " --sizes 20 --rounds 3",
     "drafting.py": SMALL + " --requests 1 --passes 4",
+    "lossless.py": SMALL + " --rounds 1 --threads 1 --pruned 0.5",
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
     "predictions.py": SMALL + " --prompts 1 --budgets 4",

@@ -3,8 +3,9 @@
 #include <nanobind/nanobind.h>
 
 #include <memory>
+#include <optional>
 #include <string>
-#include <tuple>
+#include <utility>
 
 #include "bindings/arrays.hpp"
 #include "bindings/checks.hpp"
@@ -37,7 +38,7 @@ nb::tuple bound_pack(Bytes numbers, size_t width, size_t threads) {
         nb::gil_scoped_release unlocked;
         packed = pack_floats(numbers.data(), count, width, threads);
     }
-    return nb::make_tuple(arrays::copied(packed.data), arrays::copied(packed.sizes),
+    return nb::make_tuple(arrays::owned(std::move(packed.data), packed.size), arrays::copied(packed.sizes),
                           arrays::copied(packed.checksums));
 }
 

@@ -11,6 +11,7 @@ namespace {
 constexpr size_t kBytes = 256, kLongest = 11, kTable = size_t{1} << kLongest;
 constexpr size_t kAtOnce = 4;  // values that one look-up can decode
 constexpr size_t kLookups = 5;  // codes that surely lie in the 56 bits after a refill
+constexpr size_t kLeastGain = 16;  // less than 1 / 16 of the bytes is not worth the decoding
 
 using Lengths = std::array<uint8_t, kBytes>;
 using Codes = std::array<uint16_t, kBytes>;
@@ -175,22 +176,31 @@ struct Stream {
     }
 };
 
-void append_stream(const uint8_t* values, size_t count, const Lengths& lengths, const Codes& codes,
-                   std::vector<uint8_t>& out) {
+// Write a stream at `at`, where 8 bytes more than it takes are free; return its end.
+uint8_t* write_stream(const uint8_t* values, size_t count, const std::array<uint32_t, kBytes>& words,
+                      uint8_t* at) {
     uint64_t bits = 0;
     uint32_t held = 0;
-    for (size_t i = 0; i < count; ++i) {
-        bits |= uint64_t{codes[values[i]]} << held;
-        held += lengths[values[i]];
-        if (held >= 32) {
-            const size_t at = out.size();
-            out.resize(at + 4);
-            for (size_t byte = 0; byte < 4; ++byte) out[at + byte] = static_cast<uint8_t>(bits >> 8 * byte);
-            bits >>= 32;
-            held -= 32;
-        }
+    const auto add = [&](uint8_t value) {
+        const uint32_t word = words[value];
+        bits |= uint64_t{word >> 8} << held;
+        held += word & 0xff;
+    };
+    const auto flush = [&] {  // whole bytes; at most 7 bits are left
+        std::memcpy(at, &bits, 8);
+        at += held >> 3;
+        bits >>= held & 56;
+        held &= 7;
+    };
+    size_t i = 0;
+    for (; i + kLookups <= count; i += kLookups) {
+        for (size_t k = 0; k < kLookups; ++k) add(values[i + k]);
+        flush();
     }
-    for (; held; held -= std::min<uint32_t>(held, 8), bits >>= 8) out.push_back(static_cast<uint8_t>(bits));
+    for (; i < count; ++i) add(values[i]);
+    flush();
+    if (held) *at++ = static_cast<uint8_t>(bits);
+    return at;
 }
 
 }  // namespace
@@ -200,22 +210,26 @@ bool huffman_encode(const uint8_t* values, size_t count, std::vector<uint8_t>& o
     const Lengths lengths = code_lengths(counts);
     uint64_t bits = 0;
     for (size_t byte = 0; byte < kBytes; ++byte) bits += uint64_t{counts[byte]} * lengths[byte];
-    if (kHuffmanHeader + kHuffmanStreams + bits / 8 >= count) return false;
+    if (kHuffmanHeader + kHuffmanStreams + bits / 8 > count - count / kLeastGain) return false;
     Codes codes{};
     assign_codes(lengths, codes);
     const size_t begin = out.size();
-    out.reserve(begin + kHuffmanHeader + kHuffmanStreams + bits / 8);
+    out.resize(begin + kHuffmanHeader + kHuffmanStreams + bits / 8 + 8);
+    uint8_t* header = out.data() + begin;
+    std::array<uint32_t, kBytes> words;
+    for (size_t byte = 0; byte < kBytes; ++byte) words[byte] = uint32_t{codes[byte]} << 8 | lengths[byte];
     for (size_t byte = 0; byte < kBytes; byte += 2)
-        out.push_back(static_cast<uint8_t>(lengths[byte] | lengths[byte + 1] << 4));
-    out.resize(begin + kHuffmanHeader);
+        header[byte / 2] = static_cast<uint8_t>(lengths[byte] | lengths[byte + 1] << 4);
+    uint8_t* at = header + kHuffmanHeader;
     for (size_t stream = 0; stream < kHuffmanStreams; ++stream) {
         const size_t from = stream_begin(count, stream), to = stream_begin(count, stream + 1);
-        const size_t start = out.size();
-        append_stream(values + from, to - from, lengths, codes, out);
-        const size_t size = out.size() - start;
+        uint8_t* end = write_stream(values + from, to - from, words, at);
+        const auto size = static_cast<size_t>(end - at);
         for (size_t byte = 0; byte < 4; ++byte)
-            out[begin + 128 + 4 * stream + byte] = static_cast<uint8_t>(size >> 8 * byte);
+            header[128 + 4 * stream + byte] = static_cast<uint8_t>(size >> 8 * byte);
+        at = end;
     }
+    out.resize(static_cast<size_t>(at - out.data()));
     return true;
 }
 

@@ -15,7 +15,7 @@ namespace paceline {
 constexpr size_t kHuffmanStreams = 4;
 constexpr size_t kHuffmanHeader = 128 + 4 * kHuffmanStreams;
 
-// Append a block to `out` if it is smaller than the values themselves; return whether it is.
+// Append a block to `out` if it is smaller than the values by a sixteenth; return whether it is.
 bool huffman_encode(const uint8_t* values, size_t count, std::vector<uint8_t>& out);
 
 // Decode a block of exactly `count` values; return false where it is no such block. Any bytes are

@@ -14,6 +14,8 @@ namespace paceline {
 
 namespace {
 
+constexpr size_t kSlack = 1024;  // what a block may take for a moment beyond its final size
+
 size_t chunk_count(size_t count) { return (count + kChunkNumbers - 1) / kChunkNumbers; }
 
 size_t numbers_in(size_t count, size_t chunk) {
@@ -136,6 +138,7 @@ PackedFloats pack_floats(const uint8_t* numbers, size_t count, size_t width, siz
     for_chunks(chunks, threads, [&](size_t chunk, size_t thread) {
         const uint8_t* from = numbers + chunk * kChunkNumbers * width;
         const size_t held = numbers_in(count, chunk);
+        parts[chunk].reserve(held * width + kSlack);
         uint8_t* planes = room.data() + thread * width * std::min(count, kChunkNumbers);
         width == 2 ? split<uint16_t>(from, held, planes) : split<uint32_t>(from, held, planes);
         packed.checksums[chunk] = checksum(from, held * width);
@@ -145,9 +148,11 @@ PackedFloats pack_floats(const uint8_t* numbers, size_t count, size_t width, siz
     });
     size_t total = 0;
     for (const auto& part : parts) total += part.size();
-    packed.data.reserve(total);
+    packed.data.reset(new uint8_t[total]);
+    packed.size = total;
+    uint8_t* at = packed.data.get();
     for (auto& part : parts) {
-        packed.data.insert(packed.data.end(), part.begin(), part.end());
+        at = std::copy(part.begin(), part.end(), at);
         std::vector<uint8_t>().swap(part);
     }
     return packed;

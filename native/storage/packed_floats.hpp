@@ -11,6 +11,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -19,7 +20,8 @@ namespace paceline {
 constexpr size_t kChunkNumbers = size_t{1} << 18;
 
 struct PackedFloats {
-    std::vector<uint8_t> data;
+    std::unique_ptr<uint8_t[]> data;
+    size_t size = 0;                  // of `data`, in bytes
     std::vector<uint32_t> sizes;      // [chunks, width], of each plane, in bytes
     std::vector<uint64_t> checksums;  // [chunks], of the numbers
 };
