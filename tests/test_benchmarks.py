@@ -15,6 +15,7 @@ SMALL = "{models}/stories260K"
 # The shortest arguments that run every part of a script that needs nothing to be installed.
 SMOKE = {
     "kernels.py": "--shape tiny --rounds 1 --threads 1 --megabytes 1",
+    "activations.py": SMALL + " --format int8 --rounds 1",
     "step.py": "--shape tiny --format int8 --repeat 1 --sizes 1 4 --profile",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",

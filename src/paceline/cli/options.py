@@ -94,7 +94,8 @@ class EngineOptions:
         typer.Option(
             "--format",
             help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
-            "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head.",
+            "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head, "
+            "':act=int8' (or auto) rounds activations to 8 bits.",
         ),
     ] = "auto"
     kv_format: Annotated[
