@@ -1,6 +1,6 @@
-"""Activations of 8 bits beside 16: T(n), prompts, and what the rounding costs, on one model.
+"""Activations of 8 bits beside 16: T(n), prompts, and what the rounding costs, on one GGUF file.
 
-    python benchmarks/activations.py MODEL [--format auto] [--threads 2] [--rounds 7]
+    python benchmarks/activations.py FILE.gguf [--threads 2] [--rounds 7]
         [--text FILE.jsonl.xz --documents 8]
 
 One engine multiplies with both in turns; medians. With `--text`, the first documents of a file of
@@ -110,7 +110,6 @@ def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model")
-    parser.add_argument("--format", default="auto")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
     parser.add_argument("--rounds", type=int, default=7)
@@ -118,7 +117,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=8)
     options = parser.parse_args()
     model = load(options.model)
-    engine = NativeEngine(model.config, model.weights, options.threads, options.format, options.isa)
+    engine = NativeEngine(model.config, model.weights, options.threads, "auto", options.isa)
     print(f"{engine.format}, {engine.isa}, {engine.threads} threads")
     if options.text:
         report_quality(engine, read_texts(model, options.text, options.documents))

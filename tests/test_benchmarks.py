@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from paceline.models import load
+from paceline.models.export.gguf import GGUFExport
+from paceline.models.export.gguf_types import GGUFFormat
 from tests.conftest import shared
 
 ROOT = Path(__file__).parent.parent
@@ -15,7 +18,7 @@ SMALL = "{models}/stories260K"
 # The shortest arguments that run every part of a script that needs nothing to be installed.
 SMOKE = {
     "kernels.py": "--shape tiny --rounds 1 --threads 1 --megabytes 1",
-    "activations.py": SMALL + " --format int8 --rounds 1",
+    "activations.py": "{gguf} --rounds 1",
     "step.py": "--shape tiny --format int8 --repeat 1 --sizes 1 4 --profile",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "shared_prefix.py": "--shape tiny --context 70 --sequences 2 --nodes 1 --repeat 1",
@@ -60,11 +63,11 @@ def test_every_script_has_its_smoke_arguments_or_a_reason():
 def test_it_runs_to_its_end(script, tmp_path):
     dictionary = tmp_path / "words.txt"
     dictionary.write_text("DAY  D EY1\nPLAY  P L EY1\nTHE  DH AH0\nONCE  W AH1 N S\n")
-    words = (
-        SMOKE[script]
-        .format(models=shared("models"), words=dictionary, header=tmp_path / "prior.hpp")
-        .split()
-    )
+    paths = {"words": dictionary, "header": tmp_path / "prior.hpp", "gguf": tmp_path / "a.gguf"}
+    if "{gguf}" in SMOKE[script]:
+        model = load(shared("models") / "stories260K")
+        GGUFExport(model, GGUFFormat("Q8_0", "Q8_0")).write(paths["gguf"])
+    words = SMOKE[script].format(models=shared("models"), **paths).split()
     done = subprocess.run(
         [sys.executable, f"benchmarks/{script}", *words],
         cwd=ROOT,

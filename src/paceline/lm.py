@@ -58,8 +58,9 @@ class LM:
             weighted mean of their distributions.
         dtype: format of the weights: `fp32`, `bf16`, `fp16`, `int8`, `int4` or `ternary`; `auto`
             keeps every matrix as the checkpoint stores it. `:head=FORMAT` after it sets that of
-            embedding and head; `paceline.engines.formats.FORMATS` lists all. `:act=int8` rounds
-            activations to 8 bits, `:act=auto` where that costs this model little.
+            embedding and head; `paceline.engines.formats.FORMATS` lists all. `auto:act=int8`
+            rounds activations to 8 bits where a GGUF file has blocks, `auto:act=auto` where that
+            costs this model little.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.

@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
 from paceline.core import TokenTree
 from paceline.engines import byte_activations, open_engine
 from paceline.engines.byte_activations import KINDS
-from paceline.engines.formats import FORMATS
 from paceline.engines.native import NativeEngine
 from paceline.engines.view import View
 from paceline.errors import MethodError
@@ -29,7 +27,6 @@ from tests.engines.test_block_formats import (
 )
 from tests.engines.test_native import ISAS, path_to, run, tiny_model, trees
 
-INTEGERS = tuple(name for name in FORMATS if name.startswith("int"))
 MORE_BITS = 2.0  # times its share of a row's error, above which a block has 16 bits
 __all__ = ["tiny_model"]  # a fixture
 
@@ -94,33 +91,12 @@ def check_head(engine: NativeEngine, values: np.ndarray) -> None:
         assert (np.abs(logits - expected) <= added).all()
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("storage", INTEGERS)
-def test_integers_are_multiplied_so_with_inputs_that_end_within_a_block(
-    storage: str, isa: str, tiny_model
-) -> None:
-    model = tiny_model("llama-gqa-tied-bias")
-    arrays = model.weights.to_arrays()
-    arrays["final_norm"] = outliers(np.random.default_rng(1), model.config.hidden_size)
-    arrays.pop("head.bias", None)
-    form = f"{storage}:head={storage}"
-    engine = NativeEngine(model.config, arrays, isa=isa, threads=2, format=form)
-    check_head(in_bytes(engine, ["head"]), engine.dense("embed"))
-
-
-@pytest.mark.parametrize("name", [*NAMES, *INTEGERS])
-def test_instruction_sets_agree_in_every_bit_where_sums_are_fused(name: str, tiny_model) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_instruction_sets_agree_in_every_bit_where_sums_are_fused(name: str) -> None:
     ids = np.arange(40, dtype=np.int32) % 30
-    engines = []
-    for isa in ISAS:
-        if name in INTEGERS:
-            model = tiny_model("gemma2")
-            form = f"{name}:head={name}"
-            engine = NativeEngine(model.config, model.weights, isa=isa, format=form)
-        else:
-            shape = config(256, 256)
-            engine = open_blocks(shape, weights_of(shape, lambda _: name), isa=isa)
-        engines.append(in_bytes(engine))
+    shape = config(256, 256)
+    weights = weights_of(shape, lambda _: name)
+    engines = [in_bytes(open_blocks(shape, weights, isa=isa)) for isa in ISAS]
     logits = {engine.isa: run(engine, ids, 40) for engine in engines}
     plain = logits.pop("portable")
     for found in logits.values():
@@ -183,38 +159,34 @@ def test_extreme_scales_of_a_file_keep_to_the_rounded_products() -> None:
 
 
 def test_a_format_names_its_activations(tiny_model) -> None:
-    model = tiny_model("llama-gqa-tied-bias")
-    named = {
-        "int8:act=int8": ("int8:act=int8", "int8"),
-        "int8,act=int8": ("int8:act=int8", "int8"),
-        "int4:head=int8,act=int8": ("int4:head=int8,act=int8", "int8"),
-        "int4,act=int8,head=fp16": ("int4:head=fp16,act=int8", "int8"),
-        "int8:act=int16": ("int8", "int16"),
-        "int8": ("int8", "int16"),
-        "fp32:act=auto": ("fp32", "int16"),
-    }
-    for text, found in named.items():
-        engine = open_engine(model, weight_format=text)
+    shape = config(256, 256)
+    weights = weights_of(shape, lambda _: "Q8_0")
+    for text, found in (
+        ("auto:act=int8", ("blocks:act=int8", "int8")),
+        ("auto,act=int8", ("blocks:act=int8", "int8")),
+        ("auto:act=int16", ("blocks", "int16")),
+        ("auto", ("blocks", "int16")),
+    ):
+        engine = open_blocks(shape, weights, format=text)
         assert (engine.format, engine.activations) == found
-    for text in ("fp32:act=int8", "auto:act=int8", "ternary:head=bf16,act=int8"):
-        with pytest.raises(MethodError, match="needs weights of 8 bits or fewer"):
-            NativeEngine(model.config, ternary(model), format=text)
-    with pytest.raises(MethodError, match="unknown format of activations 'int9'"):
-        open_engine(model, weight_format="int8:act=int9")
-
-
-def ternary(model) -> dict[str, np.ndarray]:
-    arrays = model.weights.to_arrays()
-    return {name: np.sign(each) if each.ndim == 2 else each for name, each in arrays.items()}
-
-
-def test_auto_takes_them_where_the_logits_lose_little(tiny_model) -> None:
     model = tiny_model("llama-gqa-tied-bias")
+    for text in ("int8:act=auto", "fp32:act=auto", "int4:head=fp16,act=int16"):
+        assert "act" not in open_engine(model, weight_format=text).format
+    for text in ("fp32:act=int8", "auto:act=int8", "int8,act=int8", "int4:act=int8,head=bf16"):
+        with pytest.raises(MethodError, match="needs weights in the blocks of a GGUF file"):
+            open_engine(model, weight_format=text)
+    with pytest.raises(MethodError, match="unknown format of activations 'int9'"):
+        open_engine(model, weight_format="auto:act=int9")
+
+
+def test_auto_takes_them_where_the_logits_lose_little() -> None:
+    shape = config(256, 256)
+    weights = weights_of(shape, lambda _: "Q4_K")
     for bound, expected in ((1.0, "int8"), (0.0, "int16")):
         with mock.patch.object(byte_activations, "BOUND", bound):
-            engine = NativeEngine(model.config, model.weights, format="int8:act=auto")
+            engine = open_blocks(shape, weights, format="auto:act=auto")
         assert engine.activations == expected
-        fixed = NativeEngine(model.config, model.weights, format=f"int8:act={expected}")
-        ids = tiny.tokens(30)
+        fixed = open_blocks(shape, weights, format=f"auto:act={expected}")
+        ids = np.arange(30, dtype=np.int32)
         np.testing.assert_array_equal(run(engine, ids, 30), run(fixed, ids, 30))
         assert engine.memory.used == 0

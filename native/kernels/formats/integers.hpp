@@ -1,26 +1,28 @@
-// Weights as integers, in blocks of 32 inputs with one scale each and, in some formats, a zero
-// point: what a checkpoint of another kind than GGUF is rounded to, or kept in.
+// Weights as integers, in blocks of 32 inputs with one scale each. Sums over a block are exact, in
+// int32; blocks are added in fp32, in order.
 //
-// A panel lies as that of a GGUF type with such blocks; see blocks.hpp. In formats with scales in
-// fp16 a factor for each of its sixteen rows comes first.
+// A panel holds a factor for each of its sixteen rows, in some formats; then for each block the
+// scales of sixteen rows, their zero points in some formats, and their weights.
 #pragma once
 
-#include "kernels/formats/blocks.hpp"
+#include "kernels/formats/integer_pairs.hpp"
 
 namespace paceline {
 
 namespace {
 
+constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
+
 // Scales in bf16.
 struct Bf16Scales : Bf16 {
-    static constexpr bool kRowFactors = false;
+    static constexpr size_t kHeader = 0;
     static float row_factor(const float*, size_t) { return 1.0f; }
 };
 
 // Scales in fp16 times a power of two for each row: those of any file in fp16, and those in bf16
 // that lie within some thirty powers of two.
 struct Fp16Scales : Fp16 {
-    static constexpr bool kRowFactors = true;
+    static constexpr size_t kHeader = kPanel * sizeof(float);
     static float row_factor(const float* scales, size_t count) {
         float largest = 0.0f;
         bool exact = true;
@@ -38,101 +40,194 @@ struct Fp16Scales : Fp16 {
     static float max_of(float a, float b) { return a > b ? a : b; }
 };
 
-// How weights are rounded. Tried: parts of the scale that gives the largest weight the number of
-// largest size; then as often the scale that fits the numbers best.
-template <int kBits>
-struct Rounding;
-template <>
-struct Rounding<8> {
+// How the 512 weights of a block are kept; see PairProducts. Signed numbers run from kLow to
+// -1 - kLow; with zero points they are unsigned codes.
+struct EightBits {
+    static constexpr size_t kBlockBytes = 512, kAtOnce = 1;
+    static constexpr int kBits = 8, kEach = 2;
+    static Shorts pair(Shorts read, size_t) { return read; }
+    static void put(uint8_t* block, size_t pair, size_t row, size_t half, int stored) {
+        block[pair * 2 * kPanel + row * 2 + half] = static_cast<uint8_t>(stored);
+    }
+    static int get(const uint8_t* block, size_t pair, size_t row, size_t half) {
+        return block[pair * 2 * kPanel + row * 2 + half];
+    }
+};
+
+// Two neighbouring pairs share bytes: the even one in the low half.
+struct FourBits {
+    static constexpr size_t kBlockBytes = 256, kAtOnce = 2;
+    static constexpr int kBits = 4, kEach = 2;
+    static Shorts load(const uint8_t* from, int part) {
+        return widen(*(const PlainBytes*)(from + part * kBytes / 2));
+    }
+    static Shorts pair(Shorts read, size_t q) { return q ? read >> 4 : read & 15; }
+    static void put(uint8_t* block, size_t pair, size_t row, size_t half, int stored) {
+        uint8_t& byte = block[pair / 2 * 2 * kPanel + row * 2 + half];
+        byte = static_cast<uint8_t>(pair % 2 ? (byte & 15) | stored << 4 : (byte & 240) | stored);
+    }
+    static int get(const uint8_t* block, size_t pair, size_t row, size_t half) {
+        const uint8_t byte = block[pair / 2 * 2 * kPanel + row * 2 + half];
+        return pair % 2 ? byte >> 4 : byte & 15;
+    }
+};
+
+struct Int8 : EightBits {
+    static constexpr bool kZeros = false;
+    static constexpr size_t kLead = 0;
+    static constexpr int kLow = -128;
+    // Tried: parts of the scale that gives the largest weight the number of largest size.
     static constexpr float kFactors[] = {1.0f, 1.008f};
     static constexpr int kRounds = 1;
+    static Shorts load(const uint8_t* from, int part) {
+        return widen(*(const SignedBytes*)(from + part * kBytes / 2));
+    }
+    static int encode(int value) { return value & 255; }
+    static int decode(int stored) { return static_cast<int8_t>(stored); }
 };
-template <>
-struct Rounding<4> {
+
+// Stored with 8 added; a token's sum over the block, times -8, takes it off again.
+struct Int4 : FourBits {
+    static constexpr bool kZeros = false;
+    static constexpr size_t kLead = 1;
+    static constexpr int kLow = -8;
     static constexpr float kFactors[] = {1.12f, 1.03f, 0.94f, 0.85f, 0.76f};
     static constexpr int kRounds = 2;
+    static int encode(int value) { return value + 8; }
+    static int decode(int stored) { return stored - 8; }
+    static int32_t lead(int32_t sum) { return -8 * sum; }
 };
 
-// Integers of kBits bits: signed from kLow to -1 - kLow, stored with -kLow added; or, with zero
-// points, codes from 0 to kTop less a zero point of 0 to 255 for each row of a block.
-template <int kStoredBits, class ScalesOf, bool kZeroPoints>
-struct Integers {
-    using Scales = ScalesOf;
-    static constexpr int kBits = kStoredBits;
-    static constexpr bool kZeros = kZeroPoints, kRowFactors = Scales::kRowFactors;
-    static constexpr int kLow = -(1 << (kBits - 1)), kTop = (1 << kBits) - 1;
-    // As a GGUF type.
-    static constexpr int kAdded = kZeros ? 0 : kCodeOffset + kLow;
-    using Codes = BlockCodes<kBits, kAdded>;
-    static constexpr size_t kInputs = kBlockInputs;
-    static constexpr size_t kFileBytes = sizeof(uint16_t) + kZeros + kBits * kBlockInputs / 8;
-    static constexpr int kScales = 1;
-    static constexpr bool kMinima = kZeros;
-    static constexpr Field kHeader[] = {{Holds::half_words, 0, 1}, {Holds::bytes, 2, kZeros}};
-    static constexpr const uint8_t* table() { return nullptr; }
-    static void codes(const uint8_t* unit, uint8_t* out) {
-        std::memcpy(out, unit + sizeof(uint16_t) + kZeros, kBlockInputs);
+// Unsigned codes, less a zero point of 0 to 255 for each row of a block. It is taken off by one
+// more pair of products: (-z, -64 z) times the low and high bits of the token's sum.
+template <class Bits>
+struct WithZeros : Bits {
+    static constexpr bool kZeros = true;
+    static constexpr size_t kLead = 1;
+    static constexpr int kTop = (1 << Bits::kBits) - 1;
+    static int32_t lead(int32_t sum) {
+        const int32_t high = sum >> 6, low = sum & 63;
+        return static_cast<int32_t>(static_cast<uint32_t>(low) |
+                                    static_cast<uint32_t>(high) << 16);
     }
-    template <class Scale, class Minimum>
-    INLINE_MEMBER void scales(const uint8_t* unit, int part, Scale scale, Minimum minimum) {
-        const Reg size = Scales::part(unit, part);
-        scale(0, 0, size);
-        if constexpr (kZeros)
-            minimum(0, 0, -size * to_float(widen_bytes(unit + sizeof(uint16_t) * kPanel, part)));
+    static Shorts factors(const uint8_t* zeros, int part) {
+        const Int zero = widen_bytes(zeros, part);
+        return (Shorts)((-zero & 0xffff) | -zero << 22);
     }
+    static int encode(int value) { return value; }
+    static int decode(int stored) { return stored; }
 };
 
-template <class Type>
-struct IntegerWeights : BlockWeights<Type> {
-    using Blocks = BlockWeights<Type>;
-    using Scales = typename Type::Scales;
-    using Numbers = uint8_t[kPanel][kBlockInputs];
-    static constexpr bool kZeros = Type::kZeros;
-    static constexpr size_t kZerosAt = sizeof(uint16_t) * kPanel;
-
-    static uint8_t* unit_of(uint8_t* panel, size_t block) {
-        return panel + Blocks::kPanelHeader + block * Blocks::kUnitBytes;
+struct UnsignedBytes : EightBits {
+    static Shorts load(const uint8_t* from, int part) {
+        return widen(*(const PlainBytes*)(from + part * kBytes / 2));
     }
-    static void set_factor(uint8_t* panel, size_t row, float factor) {
-        if constexpr (Type::kRowFactors) ((float*)panel)[row] = factor;
+};
+using Int8Zero = WithZeros<UnsignedBytes>;
+using Int4Zero = WithZeros<FourBits>;
+
+template <class Stored, class Scales>
+struct IntWeights : PairProducts<Stored> {
+    using Products = PairProducts<Stored>;
+    using Products::blocks, Products::kHeld, Products::kLead, Products::kSpan;
+    static constexpr bool kZeros = Stored::kZeros;
+    static constexpr size_t kHeader = Scales::kHeader;
+    static constexpr size_t kWeightsAt = kScaleBytes + (kZeros ? kPanel : 0);  // in a block
+    static constexpr size_t kStep = kWeightsAt + Stored::kBlockBytes;
+
+    static F16 total(const float* sums, const uint8_t* panel) {
+        if constexpr (kHeader > 0)
+            return paceline::load(sums) * paceline::load((const float*)panel);
+        return paceline::load(sums);
     }
 
-    // Writes the codes of a block of sixteen rows.
-    static void put(const Numbers& codes, uint8_t* unit) {
-        auto* to = (uint32_t*)(unit + Blocks::kCodesAt);
-        for (size_t row = 0; row < kPanel; ++row) {
-            uint32_t words[Type::Codes::kWords];
-            Type::Codes::pack(codes[row], words);
-            for (size_t word = 0; word < Type::Codes::kWords; ++word)
-                to[word * kPanel + row] = words[word];
+    template <int P, int T>
+    static void tile(const uint8_t* panels, size_t panel_bytes, const int32_t* x, size_t steps,
+                     Sums sums, Ahead ahead) {
+        panels += kHeader;
+        Reg total[P][T][kParts];
+        each<P, T>([&](int p, int t, int i) {
+            total[p][t][i] = sums.resume ? load_part(place(sums, p, t), i) : Reg{};
+            if (!kHeld) store_part(place(sums, p, t), i, total[p][t][i]);
+        });
+        for (size_t step = 0; step < steps; ++step) {
+            Int sum[P][T][kParts];
+            begin_block<P, T>(sum, panels + kScaleBytes, panel_bytes, x);
+            Products::template add_block<P, T>(sum, panels + kWeightsAt, panel_bytes,
+                                               x + kLead * T, 0, ahead);
+            each<P, 1>([&](int p, int, int i) {
+                const Reg scale = Scales::part(panels + p * panel_bytes, i);
+#pragma GCC unroll 32
+                for (int t = 0; t < T; ++t) {
+                    float* at = place(sums, p, t);
+                    const Reg exact = __builtin_convertvector(sum[p][t][i], Reg);
+                    if (kHeld) {
+                        total[p][t][i] = reg_fma(exact, scale, total[p][t][i]);
+                    } else {
+                        store_part(at, i, reg_fma(exact, scale, load_part(at, i)));
+                    }
+                }
+            });
+            x += kSpan * T;
+            panels += kStep;
+            ahead.from += ahead.step;
+        }
+        if (kHeld)
+            each<P, T>([&](int p, int t, int i) {
+                store_part(place(sums, p, t), i, total[p][t][i]);
+            });
+    }
+
+    // What the sums of a block start from.
+    template <int P, int T>
+    INLINE_MEMBER void begin_block(Int (&sum)[P][T][kParts], const uint8_t* zeros,
+                                   size_t panel_bytes, const int32_t* x) {
+        if constexpr (kZeros) {
+            each<P, 1>([&](int p, int, int i) {
+                const Shorts factors = Stored::factors(zeros + p * panel_bytes, i);
+#pragma GCC unroll 32
+                for (int t = 0; t < T; ++t)
+                    sum[p][t][i] = add_pairs(Int{}, factors, (Shorts)(x[t] - Int{}));
+            });
+        } else {
+            (void)zeros, (void)panel_bytes;
+            each<P, T>([&](int p, int t, int i) { sum[p][t][i] = kLead ? x[t] - Int{} : Int{}; });
         }
     }
 
+    static size_t panel_bytes(size_t inputs) { return kHeader + blocks(inputs) * kStep; }
+    static uint8_t* block_of(uint8_t* panel, size_t block) {
+        return panel + kHeader + block * kStep;
+    }
+    static const uint8_t* block_of(const uint8_t* panel, size_t block) {
+        return panel + kHeader + block * kStep;
+    }
+
     static bool pack(const float* weights, size_t rows, size_t inputs, uint8_t* panel) {
-        for (size_t row = 0; row < kPanel; ++row) set_factor(panel, row, 1.0f);
-        for (size_t block = 0; block < Blocks::units(inputs); ++block) {
+        for (size_t row = 0; kHeader > 0 && row < kPanel; ++row) ((float*)panel)[row] = 1.0f;
+        for (size_t block = 0; block < blocks(inputs); ++block) {
             float values[kBlockInputs][kPanel] = {};
             const size_t first = block * kBlockInputs;
             for (size_t row = 0; row < rows; ++row)
                 for (size_t k = 0; k < kBlockInputs && first + k < inputs; ++k)
                     values[k][row] = weights[row * inputs + first + k];
             if constexpr (kZeros)
-                pack_between(values, unit_of(panel, block));
+                pack_between(values, block_of(panel, block));
             else
-                pack_block(values, unit_of(panel, block));
+                pack_block(values, block_of(panel, block));
         }
         return true;
     }
 
     // Sixteen rows at once. Each tries some scales, and after each the one that fits its numbers
     // best, and keeps that of the smallest squared error.
-    static void pack_block(const float (&values)[kBlockInputs][kPanel], uint8_t* unit) {
+    static void pack_block(const float (&values)[kBlockInputs][kPanel], uint8_t* block) {
         F16 edge = splat(0.0f), best = edge, smallest = splat(__builtin_inff());
         for (const auto& value : values)
             edge = where_less(size(edge), size(paceline::load(value)), paceline::load(value), edge);
-        for (const float factor : Rounding<Type::kBits>::kFactors) {
-            F16 scale = Scales::rounded(edge * splat(1.0f / Type::kLow) * splat(factor));
-            for (int round = 0; round < Rounding<Type::kBits>::kRounds; ++round) {
+        for (const float factor : Stored::kFactors) {
+            F16 scale = Scales::rounded(edge * splat(1.0f / Stored::kLow) * splat(factor));
+            for (int round = 0; round < Stored::kRounds; ++round) {
                 const F16 inverse = inverse_of(scale);
                 F16 error = splat(0.0f), cross = error, square = error;
                 for (const auto& value : values) {
@@ -149,39 +244,35 @@ struct IntegerWeights : BlockWeights<Type> {
         }
         float scales[kPanel], numbers[kPanel];
         store(scales, best);
-        for (size_t row = 0; row < kPanel; ++row) ((uint16_t*)unit)[row] = Scales::to(scales[row]);
-        Numbers codes;
+        for (size_t row = 0; row < kPanel; ++row)
+            ((uint16_t*)block)[row] = Scales::to(scales[row]);
         for (size_t k = 0; k < kBlockInputs; ++k) {
             store(numbers, nearest(paceline::load(values[k]), inverse_of(best)));
             for (size_t row = 0; row < kPanel; ++row)
-                codes[row][k] = static_cast<uint8_t>(static_cast<int>(numbers[row]) - Type::kLow);
+                put(block, k, row, static_cast<int>(numbers[row]));
         }
-        put(codes, unit);
     }
 
     // Each row's codes lie between its smallest and its largest weight, or zero.
-    static void pack_between(const float (&values)[kBlockInputs][kPanel], uint8_t* unit) {
-        Numbers codes;
+    static void pack_between(const float (&values)[kBlockInputs][kPanel], uint8_t* block) {
         for (size_t row = 0; row < kPanel; ++row) {
             float low = 0.0f, high = 0.0f;
             for (const auto& value : values) {
                 low = value[row] < low ? value[row] : low;
                 high = value[row] > high ? value[row] : high;
             }
-            const uint16_t stored = Scales::to((high - low) / Type::kTop);
+            const uint16_t stored = Scales::to((high - low) / Stored::kTop);
             const float scale = Scales::from(stored);
             const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
             const int zero = code(-low * inverse);
-            ((uint16_t*)unit)[row] = stored;
-            unit[kZerosAt + row] = static_cast<uint8_t>(zero);
+            ((uint16_t*)block)[row] = stored;
+            block[kScaleBytes + row] = static_cast<uint8_t>(zero);
             for (size_t k = 0; k < kBlockInputs; ++k)
-                codes[row][k] = static_cast<uint8_t>(
-                    code(values[k][row] * inverse + static_cast<float>(zero)));
+                put(block, k, row, code(values[k][row] * inverse + static_cast<float>(zero)));
         }
-        put(codes, unit);
     }
     static int code(float value) {
-        const float top = Type::kTop;
+        const float top = Stored::kTop;
         const float inside = value < 0.0f ? 0.0f : value > top ? top : value;
         return static_cast<int>(inside + 0.5f);
     }
@@ -193,12 +284,12 @@ struct IntegerWeights : BlockWeights<Type> {
     }
     static F16 nearest(F16 value, F16 inverse) {
         const F16 magic = splat(12582912.0f);  // adding it rounds to an integer
-        const F16 number = min(max(value * inverse, splat(Type::kLow)), splat(-1 - Type::kLow));
+        const F16 number = min(max(value * inverse, splat(Stored::kLow)), splat(-1 - Stored::kLow));
         return (number + magic) - magic;
     }
 
     static bool holds(const GroupedRows& from) {
-        if (from.bits > Type::kBits) return false;
+        if (from.bits > Stored::kBits) return false;
         for (size_t row = 0; row < from.rows; ++row) {
             const float* scales = from.scales + row * from.groups;
             const float factor = Scales::row_factor(scales, from.groups);
@@ -209,7 +300,7 @@ struct IntegerWeights : BlockWeights<Type> {
                 if constexpr (kZeros) {
                     if (zero > 255) return false;
                 } else {
-                    if (-zero < Type::kLow || top > -1 - Type::kLow) return false;
+                    if (-zero < Stored::kLow || top > -1 - Stored::kLow) return false;
                 }
             }
         }
@@ -217,44 +308,72 @@ struct IntegerWeights : BlockWeights<Type> {
     }
 
     static void load(const GroupedRows& from, uint8_t* panel) {
-        std::memset(panel, 0, Blocks::panel_bytes(from.inputs));
-        float factors[kPanel] = {};
+        std::memset(panel, 0, panel_bytes(from.inputs));
         for (size_t row = 0; row < from.rows; ++row) {
-            factors[row] = Scales::row_factor(from.scales + row * from.groups, from.groups);
-            set_factor(panel, row, factors[row]);
-        }
-        for (size_t block = 0; block < Blocks::units(from.inputs); ++block) {
-            uint8_t* unit = unit_of(panel, block);
-            const auto group = static_cast<size_t>(from.block_groups[block]);
-            const size_t first = block * kBlockInputs;
-            Numbers codes = {};
-            for (size_t row = 0; row < from.rows; ++row) {
+            const float* scales = from.scales + row * from.groups;
+            const float factor = Scales::row_factor(scales, from.groups);
+            if constexpr (kHeader > 0) ((float*)panel)[row] = factor;
+            for (size_t at = 0; at < blocks(from.inputs); ++at) {
+                uint8_t* block = block_of(panel, at);
+                const auto group = static_cast<size_t>(from.block_groups[at]);
                 const int zero = from.zero(row, group);
-                const float scale = from.scales[row * from.groups + group];
-                ((uint16_t*)unit)[row] = Scales::to(scale / factors[row]);
-                if constexpr (kZeros) unit[kZerosAt + row] = static_cast<uint8_t>(zero);
-                const uint8_t* stored = from.codes + row * from.inputs + first;
+                ((uint16_t*)block)[row] = Scales::to(scales[group] / factor);
+                if constexpr (kZeros) block[kScaleBytes + row] = static_cast<uint8_t>(zero);
+                const size_t first = at * kBlockInputs;
                 for (size_t k = 0; k < kBlockInputs && first + k < from.inputs; ++k)
-                    codes[row][k] =
-                        static_cast<uint8_t>(stored[k] - (kZeros ? 0 : zero + Type::kLow));
+                    put(block, k, row,
+                        from.codes[row * from.inputs + first + k] - (kZeros ? 0 : zero));
             }
-            put(codes, unit);
+        }
+    }
+
+    static void put(uint8_t* block, size_t k, size_t row, int value) {
+        Stored::put(block + kWeightsAt, k / 2, row, k % 2, Stored::encode(value));
+    }
+    // The number that is multiplied with the scale.
+    static int get(const uint8_t* block, size_t k, size_t row) {
+        const int value = Stored::decode(Stored::get(block + kWeightsAt, k / 2, row, k % 2));
+        return kZeros ? value - block[kScaleBytes + row] : value;
+    }
+
+    static void copy(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to,
+                     size_t to_lane) {
+        if constexpr (kHeader > 0) ((float*)to)[to_lane] = ((const float*)panel)[lane];
+        for (size_t block = 0; block < blocks(inputs); ++block) {
+            const uint8_t* from = block_of(panel, block);
+            uint8_t* out = block_of(to, block);
+            ((uint16_t*)out)[to_lane] = ((const uint16_t*)from)[lane];
+            if constexpr (kZeros) out[kScaleBytes + to_lane] = from[kScaleBytes + lane];
+            for (size_t k = 0; k < kBlockInputs; ++k)
+                Stored::put(out + kWeightsAt, k / 2, to_lane, k % 2,
+                            Stored::get(from + kWeightsAt, k / 2, lane, k % 2));
+        }
+    }
+
+    static void unpack(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out) {
+        float factor = 1.0f;
+        if constexpr (kHeader > 0) factor = ((const float*)panel)[lane];
+        for (size_t k = 0; k < inputs; ++k) {
+            const uint8_t* block = block_of(panel, k / kBlockInputs);
+            const auto value = static_cast<float>(get(block, k % kBlockInputs, lane));
+            const float size = Scales::from(((const uint16_t*)block)[lane]) * factor;
+            out[k] = value * size * scale;
         }
     }
 };
 
-template <class Type>
-constexpr FormatKernels integer_format(const char* name, const char* head) {
-    using W = IntegerWeights<Type>;
-    FormatKernels kernels = block_format<Type>(name);
-    kernels.head = head;
-    kernels.stored_row_bytes = nullptr;
-    kernels.load_blocks = nullptr;
-    kernels.pack = W::pack;
-    kernels.holds = W::holds;
-    kernels.load = W::load;
-    return kernels;
-}
+static const FormatKernels int8_kernels =
+    format_kernels<IntWeights<Int8, Bf16Scales>>("int8", "int8");
+static const FormatKernels int4_kernels =
+    format_kernels<IntWeights<Int4, Bf16Scales>>("int4", "int8");
+static const FormatKernels int8_fp16_kernels =
+    format_kernels<IntWeights<Int8, Fp16Scales>>("int8_fp16", "int8_fp16");
+static const FormatKernels int4_fp16_kernels =
+    format_kernels<IntWeights<Int4, Fp16Scales>>("int4_fp16", "int8_fp16");
+static const FormatKernels int8_zero_kernels =
+    format_kernels<IntWeights<Int8Zero, Fp16Scales>>("int8_zero", "int8_zero");
+static const FormatKernels int4_zero_kernels =
+    format_kernels<IntWeights<Int4Zero, Fp16Scales>>("int4_zero", "int8_zero");
 
 }  // namespace
 

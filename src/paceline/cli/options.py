@@ -95,7 +95,7 @@ class EngineOptions:
             "--format",
             help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
             "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head, "
-            "':act=int8' (or auto) rounds activations to 8 bits.",
+            "'auto:act=int8' (or act=auto) rounds activations to 8 bits, for GGUF files.",
         ),
     ] = "auto"
     kv_format: Annotated[

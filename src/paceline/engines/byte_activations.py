@@ -41,7 +41,7 @@ def choose_activations(engine: Engine, model: _native.NativeModel, act: str) -> 
     able = model.set_byte_activations(KINDS) > 0
     if act == narrow and not able:
         raise MethodError(
-            "act=int8 needs weights of 8 bits or fewer: int8, int4 or blocks of a GGUF file; "
+            "act=int8 needs weights in the blocks of a GGUF file, kept by --format auto; "
             "this model has none, so leave it out"
         )
     if not able or (act == auto and _error(engine, model) > BOUND):

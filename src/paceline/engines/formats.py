@@ -1,6 +1,6 @@
 """Weight formats of the native engine: `int4`, or `int4:head=bf16` with one for embedding and head.
 
-`act=int8` beside them rounds what is multiplied with the weights to 8 bits: `int8:act=int8`.
+`act=int8` rounds what is multiplied with the blocks of a GGUF file to 8 bits: `auto:act=int8`.
 
 Names, default formats of heads and sizes are those of the compiled kernels
 (`native/kernels/formats/all.hpp`).
@@ -19,7 +19,7 @@ FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if rounds)  # to choose
 GGUF_FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if not rounds)  # a file's own
 HEADS = tuple(name for name, _, for_heads, _, rounds in _KNOWN if rounds and for_heads)
 BITS = {name: bits for name, _, _, bits, _ in _KNOWN}  # of a weight
-ACTIVATIONS = ("int16", "int8", "auto")  # of the products with weights of 8 bits and fewer
+ACTIVATIONS = ("int16", "int8", "auto")  # of the products with blocks of a GGUF file
 _DEFAULT_HEADS = {name: head for name, head, _, _, _ in _KNOWN}
 
 
@@ -43,7 +43,7 @@ class Format:
 
 
 def split_activations(text: str) -> tuple[str, str]:
-    """Split a format into the weights' and that of activations: `int8:act=auto` -> `int8`, `auto`.
+    """Split a format into the weights' and that of activations: `auto:act=int8` -> `auto`, `int8`.
 
     Where none is named, it is `int16`.
 

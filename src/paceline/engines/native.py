@@ -67,7 +67,7 @@ class NativeEngine(Engine):
             physical core. The logits do not depend on it.
         format: how matrices are stored, one of `FORMATS`, with `:head=` and another where
             embedding and head have their own, see `formats`; or `auto`, which keeps every matrix
-            as it is stored. With `act=int8` products with weights of 8 bits and fewer round
+            as it is stored. With `act=int8` products with the blocks of a GGUF file round
             activations to 8 bits, with `act=auto` where this model loses little, see
             `byte_activations`; otherwise to 16.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
@@ -82,8 +82,8 @@ class NativeEngine(Engine):
             weights can be multiplied so.
 
     Attributes:
-        activations: bits that products round activations to where weights have 8 bits or fewer,
-            `int8` or `int16`.
+        activations: what products with the blocks of a GGUF file round activations to, `int8` or
+            `int16`.
     """
 
     name = "native"
