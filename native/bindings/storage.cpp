@@ -70,8 +70,10 @@ arrays::Array1<uint8_t> bound_unpack(Bytes data, arrays::Input<uint32_t, 1> size
     return arrays::owned(std::move(numbers), count * width);
 }
 
-arrays::Array1<uint8_t> bound_expand(Bytes mask, Bytes numbers, size_t count, size_t width) {
+arrays::Array1<uint8_t> bound_expand(Bytes mask, Bytes numbers, size_t count, size_t width,
+                                     size_t threads) {
     check_width(width);
+    size_in_range("threads", threads, 1, kMaxThreads);
     size_in_range("the count of numbers", count, 0, kMaxNumbers);
     if (mask.size() != (count + 7) / 8 || numbers.size() % width)
         refuse("a bitmap of " + std::to_string(mask.size()) + " bytes does not fit " +
@@ -82,7 +84,7 @@ arrays::Array1<uint8_t> bound_expand(Bytes mask, Bytes numbers, size_t count, si
     {
         nb::gil_scoped_release unlocked;
         fits = expand_mask(mask.data(), numbers.data(), numbers.size() / width, out.get(), count,
-                           width);
+                           width, threads);
     }
     if (!fits) refuse("the bitmap does not have a bit for each number that is kept");
     return arrays::owned(std::move(out), count * width);
@@ -104,9 +106,9 @@ void bind_storage(nb::module_& m) {
           "Return the bytes of `count` numbers that `pack_floats` packed; a ValueError where they\n"
           "are damaged.");
     m.def("expand_mask", &bound_expand, nb::arg("mask"), nb::arg("numbers"), nb::arg("count"),
-          nb::arg("width"),
+          nb::arg("width"), nb::arg("threads") = 1,
           nb::sig("def expand_mask(mask: NDArray[np.uint8], numbers: NDArray[np.uint8], "
-                  "count: int, width: int) -> NDArray[np.uint8]"),
+                  "count: int, width: int, threads: int = 1) -> NDArray[np.uint8]"),
           "Return the bytes of `count` numbers: the given ones where the bits of `mask` are set,\n"
           "lowest first, zeros elsewhere.");
 }

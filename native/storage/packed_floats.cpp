@@ -113,13 +113,15 @@ const uint8_t* unpack_plane(const uint8_t* data, size_t size, bool first, size_t
     return huffman_decode(data, size, room, count) ? room : nullptr;
 }
 
+// Expand the numbers whose bits are in the bytes `begin` to `end` of the mask.
 template <class Word>
-void expand(const uint8_t* mask, const uint8_t* numbers, uint8_t* out, size_t count) {
-    std::memset(out, 0, count * sizeof(Word));
-    const size_t bytes = (count + 7) / 8;
-    for (size_t at = 0; at < bytes; at += 8) {
+void expand(const uint8_t* mask, size_t begin, size_t end, const uint8_t* numbers, uint8_t* out,
+            size_t count) {
+    const size_t from = 8 * begin, to = std::min(8 * end, count);
+    std::memset(out + from * sizeof(Word), 0, (to - from) * sizeof(Word));
+    for (size_t at = begin; at < end; at += 8) {
         uint64_t bits = 0;
-        std::memcpy(&bits, mask + at, std::min<size_t>(8, bytes - at));
+        std::memcpy(&bits, mask + at, std::min<size_t>(8, end - at));
         for (; bits; bits &= bits - 1, numbers += sizeof(Word))
             std::memcpy(out + (8 * at + std::countr_zero(bits)) * sizeof(Word), numbers, sizeof(Word));
     }
@@ -201,13 +203,23 @@ std::optional<size_t> unpack_floats(const uint8_t* data, size_t size, const uint
 }
 
 bool expand_mask(const uint8_t* mask, const uint8_t* numbers, size_t kept, uint8_t* out,
-                 size_t count, size_t width) {
-    const size_t bytes = (count + 7) / 8;
-    size_t set = 0;
-    for (size_t i = 0; i < bytes; ++i) set += std::popcount(mask[i]);
-    if (set != kept || (count % 8 && mask[bytes - 1] >> count % 8)) return false;
-    width == 2 ? expand<uint16_t>(mask, numbers, out, count)
-               : expand<uint32_t>(mask, numbers, out, count);
+                 size_t count, size_t width, size_t threads) {
+    const size_t bytes = (count + 7) / 8, part = kChunkNumbers / 8;
+    const size_t parts = chunk_count(count);
+    std::vector<size_t> before(parts + 1, 0);  // numbers in the parts before each
+    for (size_t i = 0; i < parts; ++i) {
+        before[i + 1] = before[i];
+        for (size_t at = i * part; at < std::min(bytes, (i + 1) * part); ++at)
+            before[i + 1] += std::popcount(mask[at]);
+    }
+    if (before[parts] != kept || (count % 8 && mask[bytes - 1] >> count % 8)) return false;
+    for_chunks(parts, std::clamp<size_t>(threads, 1, std::max<size_t>(parts, 1)),
+               [&](size_t i, size_t) {
+                   const size_t begin = i * part, end = std::min(bytes, begin + part);
+                   const uint8_t* from = numbers + before[i] * width;
+                   width == 2 ? expand<uint16_t>(mask, begin, end, from, out, count)
+                              : expand<uint32_t>(mask, begin, end, from, out, count);
+               });
     return true;
 }
 

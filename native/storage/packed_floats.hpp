@@ -38,6 +38,6 @@ std::optional<size_t> unpack_floats(const uint8_t* data, size_t size, const uint
 // Put `kept` numbers of `width` bytes where the bits of `mask` [(count + 7) / 8] are set, lowest
 // first, and zeros elsewhere (the format of Endor). False where as many bits are not set.
 bool expand_mask(const uint8_t* mask, const uint8_t* numbers, size_t kept, uint8_t* out,
-                 size_t count, size_t width);
+                 size_t count, size_t width, size_t threads);
 
 }  // namespace paceline

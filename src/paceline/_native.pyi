@@ -70,7 +70,7 @@ def unpack_floats(
     """
 
 def expand_mask(
-    mask: NDArray[np.uint8], numbers: NDArray[np.uint8], count: int, width: int
+    mask: NDArray[np.uint8], numbers: NDArray[np.uint8], count: int, width: int, threads: int = 1
 ) -> NDArray[np.uint8]:
     """
     Return the bytes of `count` numbers: the given ones where the bits of `mask` are set,

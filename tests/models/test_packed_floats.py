@@ -140,6 +140,10 @@ def test_the_smallest_form_is_taken():
     assert sparse.mask is not None
     assert sparse.nbytes < 2 * count * (1 / 16 + 0.4 * 0.69)
     assert sparse.nbytes < PackedFloats.of(sparse.unpack()).nbytes
+    few = gaussian(random, count, "BF16") * (random.random(count) < 0.85)
+    some = matrix(few, 256, 256, "BF16")
+    sizes = [PackedFloats.of(some, masked).nbytes for masked in (False, True)]
+    assert pack_smallest(some).nbytes == min(sizes) < max(sizes)
 
 
 def test_no_chunk_takes_less_than_a_bit_for_each_number():

@@ -14,7 +14,16 @@ from paceline.core import Floats
 from paceline.engines.formats import BITS, GGUF_FORMATS, Format
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored, is_mapped
-from paceline.models.tensors import BlockQuantized, Dense, Grouped, Linear, narrow, to_dense
+from paceline.models.tensors import (
+    BlockQuantized,
+    Dense,
+    Grouped,
+    Linear,
+    Sparse,
+    narrow,
+    to_dense,
+    widen,
+)
 from paceline.models.weights import Weights
 
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
@@ -202,8 +211,10 @@ def _kept(matrix: Linear, block: Blocks | None) -> str:
         for name in sorted(BITS, key=lambda form: BITS[form]):
             if block.fits(name):
                 return name
+    # Zeros fit every type: of a sparse matrix only the kept values matter.
+    values = widen(matrix.values, matrix.dtype) if isinstance(matrix, Sparse) else matrix.dense()
     for kind in ("BF16", "F16"):
         with suppress(ModelError):
-            narrow(matrix.dense(), kind)
+            narrow(values, kind)
             return FLOATS[kind]
     return "fp32"

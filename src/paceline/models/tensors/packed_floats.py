@@ -15,7 +15,8 @@ from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear
 from paceline.models.tensors.dense import Dense
 
 Bytes = NDArray[np.uint8]
-_MASK_SHARE = 1 / 16  # of zeros, from which on a bitmap may pay: it takes a bit for each number
+# Shares of zeros from which on a bitmap, with a bit for each number, may pay, and does as a rule.
+_MASK_FROM, _MASK_ALWAYS = 1 / 16, 1 / 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,7 +124,7 @@ class PackedFloats(Linear):
             )
             if self.mask is not None:
                 mask = np.ascontiguousarray(self.mask)
-                values = _native.expand_mask(mask, values, rows * columns, kind.itemsize)
+                values = _native.expand_mask(mask, values, rows * columns, kind.itemsize, threads)
         except (ValueError, TypeError) as error:  # TypeError: a count that no integer holds
             reason = "sizes beyond all memory" if isinstance(error, TypeError) else error
             raise ModelError(
@@ -159,11 +160,13 @@ class PackedFloats(Linear):
 
 def pack_smallest(matrix: Dense, threads: int = 1) -> Dense | PackedFloats:
     """Return a matrix in the smallest of its forms: as it is, packed, or packed without zeros."""
-    best: Dense | PackedFloats = PackedFloats.of(matrix, threads=threads)
     bits = np.ascontiguousarray(matrix.values).view(_bits(matrix.dtype))
-    if np.count_nonzero(bits == 0) > _MASK_SHARE * bits.size:
-        masked = PackedFloats.of(matrix, masked=True, threads=threads)
-        best = min(best, masked, key=lambda form: form.nbytes)
+    zeros = (bits.size - np.count_nonzero(bits)) / max(bits.size, 1)
+    maskings = [False] if zeros < _MASK_ALWAYS else []
+    if zeros > _MASK_FROM:
+        maskings.append(True)
+    forms = [PackedFloats.of(matrix, masked, threads) for masked in maskings]
+    best = min(forms, key=lambda form: form.nbytes)
     return best if best.nbytes < matrix.nbytes else matrix
 
 
