@@ -90,7 +90,8 @@ bool assign_codes(const Lengths& lengths, Codes& codes) {
         const uint32_t forward = next[length]++;
         if (forward >> length) return false;
         uint32_t reversed = 0;
-        for (size_t bit = 0; bit < length; ++bit) reversed |= (forward >> bit & 1) << (length - 1 - bit);
+        for (size_t bit = 0; bit < length; ++bit)
+            reversed |= (forward >> bit & 1) << (length - 1 - bit);
         codes[byte] = static_cast<uint16_t>(reversed);
     }
     uint32_t used = 0;
@@ -177,8 +178,8 @@ struct Stream {
 };
 
 // Write a stream at `at`, where 8 bytes more than it takes are free; return its end.
-uint8_t* write_stream(const uint8_t* values, size_t count, const std::array<uint32_t, kBytes>& words,
-                      uint8_t* at) {
+uint8_t* write_stream(const uint8_t* values, size_t count,
+                      const std::array<uint32_t, kBytes>& words, uint8_t* at) {
     uint64_t bits = 0;
     uint32_t held = 0;
     const auto add = [&](uint8_t value) {
@@ -217,7 +218,8 @@ bool huffman_encode(const uint8_t* values, size_t count, std::vector<uint8_t>& o
     out.resize(begin + kHuffmanHeader + kHuffmanStreams + bits / 8 + 8);
     uint8_t* header = out.data() + begin;
     std::array<uint32_t, kBytes> words;
-    for (size_t byte = 0; byte < kBytes; ++byte) words[byte] = uint32_t{codes[byte]} << 8 | lengths[byte];
+    for (size_t byte = 0; byte < kBytes; ++byte)
+        words[byte] = uint32_t{codes[byte]} << 8 | lengths[byte];
     for (size_t byte = 0; byte < kBytes; byte += 2)
         header[byte / 2] = static_cast<uint8_t>(lengths[byte] | lengths[byte + 1] << 4);
     uint8_t* at = header + kHuffmanHeader;
@@ -251,17 +253,20 @@ bool huffman_decode(const uint8_t* data, size_t size, uint8_t* out, size_t count
     for (size_t k = 0; k < kHuffmanStreams; ++k) {
         const size_t bytes = read32(data + 128 + 4 * k);
         if (bytes > left) return false;
-        streams[k] = {at, at + bytes, out + stream_begin(count, k), out + stream_begin(count, k + 1)};
+        streams[k] = {at, at + bytes, out + stream_begin(count, k),
+                      out + stream_begin(count, k + 1)};
         at += bytes;
         left -= bytes;
     }
     if (left) return false;
 
     auto [a, b, c, d] = streams;
-    while (const size_t rounds = std::min({a.safe_rounds(), b.safe_rounds(), c.safe_rounds(), d.safe_rounds()}))
+    while (const size_t rounds = std::min(
+               {a.safe_rounds(), b.safe_rounds(), c.safe_rounds(), d.safe_rounds()}))
         for (size_t round = 0; round < rounds; ++round) {
             a.refill(), b.refill(), c.refill(), d.refill();
-            for (size_t i = 0; i < kLookups; ++i) a.step(table), b.step(table), c.step(table), d.step(table);
+            for (size_t i = 0; i < kLookups; ++i)
+                a.step(table), b.step(table), c.step(table), d.step(table);
         }
     return a.finish(table) && b.finish(table) && c.finish(table) && d.finish(table);
 }

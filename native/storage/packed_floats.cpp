@@ -50,7 +50,8 @@ void split(const uint8_t* numbers, size_t count, uint8_t* planes) {
         std::memcpy(&word, numbers + i * sizeof(Word), sizeof(Word));
         word = std::rotl(word, 1);
         for (size_t plane = 0; plane < sizeof(Word); ++plane)
-            planes[plane * count + i] = static_cast<uint8_t>(word >> 8 * (sizeof(Word) - 1 - plane));
+            planes[plane * count + i] =
+                static_cast<uint8_t>(word >> 8 * (sizeof(Word) - 1 - plane));
     }
 }
 
@@ -123,7 +124,8 @@ void expand(const uint8_t* mask, size_t begin, size_t end, const uint8_t* number
         uint64_t bits = 0;
         std::memcpy(&bits, mask + at, std::min<size_t>(8, end - at));
         for (; bits; bits &= bits - 1, numbers += sizeof(Word))
-            std::memcpy(out + (8 * at + std::countr_zero(bits)) * sizeof(Word), numbers, sizeof(Word));
+            std::memcpy(out + (8 * at + std::countr_zero(bits)) * sizeof(Word), numbers,
+                        sizeof(Word));
     }
 }
 
