@@ -31,7 +31,6 @@ const Kernels JOIN(kernels_, PACELINE_ISA) = {
     .state_floats = state_floats,
     .combine = combine,
     .read = read,
-    .top = top,
     .screen = &PACELINE_ISA::screen_kernels,
 };
 

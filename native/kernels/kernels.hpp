@@ -223,8 +223,6 @@ struct Kernels {
     void (*combine)(const Attention&, size_t query);
     // The sum of `bytes` / 4 floats, read as fast as they come: to measure the memory.
     float (*read)(const float* from, size_t bytes);
-    // The k likeliest of one row, best first, of equal ones the lower; and their probabilities.
-    void (*top)(const float* row, size_t size, size_t k, int32_t* tokens, float* probs);
     const ScreenKernels* screen;
 };
 

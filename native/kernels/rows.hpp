@@ -41,48 +41,6 @@ static float read(const float* from, size_t bytes) {
     return sum(total[0] + total[1] + total[2] + total[3]);
 }
 
-// Puts a logit among the k best so far; `filled` of them are set.
-INLINE void insert(float logit, int32_t token, size_t k, size_t& filled, float* best,
-                   int32_t* tokens) {
-    if (filled == k && !(logit > best[k - 1])) return;
-    size_t place = filled < k ? filled++ : k - 1;
-    for (; place > 0 && logit > best[place - 1]; --place) {
-        best[place] = best[place - 1];
-        tokens[place] = tokens[place - 1];
-    }
-    best[place] = logit;
-    tokens[place] = token;
-}
-
-// Tokens are met in order, so of equal logits the lower token stays first.
-static void top(const float* row, size_t size, size_t k, int32_t* tokens, float* probs) {
-    size_t filled = 0, i = 0;
-    for (; i + kPanel <= size; i += kPanel) {
-        if (filled == k && !(largest(load(row + i)) > probs[k - 1])) continue;
-        for (size_t lane = 0; lane < kPanel; ++lane)
-            insert(row[i + lane], static_cast<int32_t>(i + lane), k, filled, probs, tokens);
-    }
-    for (; i < size; ++i) insert(row[i], static_cast<int32_t>(i), k, filled, probs, tokens);
-
-    const F16 high = splat(probs[0]);
-    F16 mass = splat(0.0f);
-    for (i = 0; i + kPanel <= size; i += kPanel) mass = mass + exp(load(row + i) - high);
-    if (i < size) {
-        float rest[kPanel];
-        for (size_t lane = 0; lane < kPanel; ++lane)
-            rest[lane] = i + lane < size ? row[i + lane] : -__builtin_inff();
-        mass = mass + exp(load(rest) - high);
-    }
-    const F16 total = splat(sum(mass));
-    for (size_t at = 0; at < k; at += kPanel) {
-        const size_t count = k - at < kPanel ? k - at : kPanel;
-        float lanes[kPanel] = {};
-        for (size_t lane = 0; lane < count; ++lane) lanes[lane] = probs[at + lane];
-        store(lanes, exp(load(lanes) - high) / total);
-        for (size_t lane = 0; lane < count; ++lane) probs[at + lane] = lanes[lane];
-    }
-}
-
 }  // namespace
 
 }  // namespace paceline

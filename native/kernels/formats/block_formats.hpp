@@ -1,5 +1,5 @@
 // The formats in blocks, compiled apart from the list: GGUF's block types, under their names in lower
-// case, and integers.
+// case.
 #pragma once
 
 #include "kernels/kernels.hpp"
@@ -9,23 +9,11 @@
     USE(Q2K, q2_k) USE(Q3K, q3_k) USE(Q4K, q4_k) USE(Q5K, q5_k) USE(Q6K, q6_k)                 \
     USE(Iq4Nl, iq4_nl) USE(Iq4Xs, iq4_xs) USE(Tq1_0, tq1_0) USE(Tq2_0, tq2_0) USE(Mxfp4, mxfp4)
 
-// Those of integers with scales: name, and the format of embedding and head beside it.
-#define INTEGER_FORMATS(USE)                                                      \
-    USE((Integers<8, Bf16Scales, false>), int8, int8)                              \
-    USE((Integers<4, Bf16Scales, false>), int4, int8)                              \
-    USE((Integers<8, Fp16Scales, false>), int8_fp16, int8_fp16)                    \
-    USE((Integers<8, Fp16Scales, true>), int8_zero, int8_zero)                     \
-    USE((Integers<4, Fp16Scales, false>), int4_fp16, int8_fp16)                    \
-    USE((Integers<4, Fp16Scales, true>), int4_zero, int8_zero)
-
 // One namespace for each instruction set: they are compiled apart from the list.
 namespace paceline::PACELINE_ISA {
 
 #define FORMAT(Type, name) extern const FormatKernels name##_kernels;
 GGUF_FORMATS(FORMAT)
-#undef FORMAT
-#define FORMAT(Type, name, head) extern const FormatKernels name##_kernels;
-INTEGER_FORMATS(FORMAT)
 #undef FORMAT
 
 }  // namespace paceline::PACELINE_ISA

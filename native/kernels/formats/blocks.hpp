@@ -49,12 +49,6 @@ constexpr size_t packed_words() {
 }
 
 template <class Type>
-constexpr bool row_factors() {  // a panel begins with a factor for each of its rows
-    if constexpr (requires { Type::kRowFactors; }) return Type::kRowFactors;
-    return false;
-}
-
-template <class Type>
 constexpr bool linear_table() {  // codes of four bits, less eight
     return requires { Type::kLinear; };
 }
@@ -68,8 +62,6 @@ struct BlockWeights {
     using Products8 = ByteProducts<Bytes, Type::kScales, Type::kMinima>;
     static constexpr size_t kBlocks = Type::kInputs / kBlockInputs;  // of a unit
     static constexpr size_t kUnits = kGroup / kBlocks;               // of a group
-    static constexpr bool kRowFactors = row_factors<Type>();
-    static constexpr size_t kPanelHeader = kRowFactors ? kPanel * sizeof(float) : 0;
     static constexpr size_t kCodesAt = header_bytes<Type>() * kPanel;
     static constexpr size_t kPlaneBytes = kBlocks * Codes::kBlockBytes;
     static constexpr size_t kPacked = packed_words<Type>();
@@ -79,7 +71,7 @@ struct BlockWeights {
 
     static size_t units(size_t inputs) { return (inputs + Type::kInputs - 1) / Type::kInputs; }
     static size_t panel_bytes(size_t inputs) {
-        return kPanelHeader + units(inputs) * kUnitBytes;
+        return units(inputs) * kUnitBytes;
     }
     static size_t stored_row_bytes(size_t inputs) {
         return inputs % Type::kInputs ? 0 : units(inputs) * Type::kFileBytes;
@@ -134,7 +126,6 @@ struct BlockWeights {
             panel += size * kPanel;
             to += size * kPanel;
         };
-        if constexpr (kRowFactors) move(sizeof(float));
         for (size_t unit = 0; unit < units(inputs); ++unit) {
             for (const Field& field : Type::kHeader)
                 for (size_t e = 0; e < field.count; ++e) move(field.size());
@@ -153,9 +144,6 @@ struct BlockWeights {
         BlockScales factors;
         alignas(64) uint8_t codes[kHalfQuads * kWordBytes], room[kPacked ? kPlaneBytes : 1];
         const uint8_t* planes = nullptr;
-        float factor = 1.0f;
-        if constexpr (kRowFactors) factor = ((const float*)panel)[lane];
-        panel += kPanelHeader;
         for (size_t k = 0; k < inputs; ++k) {
             const size_t in_unit = k % Type::kInputs, block = in_unit / kBlockInputs;
             const size_t half = k / (kBlockInputs / 2) % 2, in_half = k % (kBlockInputs / 2);
@@ -174,10 +162,10 @@ struct BlockWeights {
             const size_t place = in_unit * Type::kScales / kBlockInputs * kPanel + lane;
             if constexpr (Type::kMinima) {
                 const float minimum = factors.minima[place] * -kCodeOffset;
-                out[k] = (factors.scales[place] * static_cast<float>(code) + minimum) * factor * scale;
+                out[k] = (factors.scales[place] * static_cast<float>(code) + minimum) * scale;
             } else {
                 const float number = static_cast<float>(code - kCodeOffset);
-                out[k] = factors.scales[place] * factor * number * scale;
+                out[k] = factors.scales[place] * number * scale;
             }
         }
     }
@@ -224,10 +212,7 @@ struct BlockWeights {
     template <class Activations>
     struct TotalsOf {
         static const float* scales(const void* x) { return Activations::scales(x); }
-        static F16 total(const float* sums, const uint8_t* panel) {
-            if constexpr (kRowFactors) return load(sums) * load((const float*)panel);
-            return load(sums);
-        }
+        static F16 total(const float* sums, const uint8_t*) { return load(sums); }
     };
     using Totals = TotalsOf<BlockActivations>;
     using ByteTotals = TotalsOf<ByteActivations>;
@@ -239,7 +224,7 @@ struct BlockWeights {
         alignas(64) uint8_t room[kPacked ? kUnit * kPlaneBytes : 1];
         const size_t all = units(job.inputs), blocks = all * kBlocks;
         const int32_t* x = static_cast<const int32_t*>(job.x) + padded(job.n);
-        const uint8_t* group = job.panels + panel * job.panel_bytes + kPanelHeader;
+        const uint8_t* group = job.panels + panel * job.panel_bytes;
         const size_t fetch = fetch_ahead(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
@@ -305,7 +290,7 @@ struct BlockWeights {
         BlockScales factors[kUnit];
         alignas(64) uint8_t room[kPacked ? kUnit * kPlaneBytes : 1];
         const size_t all = units(job.inputs), stride = kPacked ? kPlaneBytes : job.panel_bytes;
-        const uint8_t* group = job.panels + panel * job.panel_bytes + kPanelHeader;
+        const uint8_t* group = job.panels + panel * job.panel_bytes;
         const size_t fetch = fetch_ahead8(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
