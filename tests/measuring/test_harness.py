@@ -47,7 +47,6 @@ MODELS = (
     "embedded",
     "stories260K",
     pytest.param("smollm2-135m", marks=pytest.mark.real),
-    pytest.param("gemma3-270m", marks=pytest.mark.real_gemma),
 )
 
 
@@ -97,7 +96,8 @@ def test_rolling_log_likelihoods_are_those_of_hf(ours, theirs):
     asked = requests("loglikelihood_rolling", [(text,) for text in TEXTS])
     expected = theirs.loglikelihood_rolling(asked, disable_tqdm=True)
     found = ours.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-3)  # sums over hundreds of tokens
+    # Sums over hundreds of tokens: float32 products in another order differ by 1e-5 at each.
+    assert found == pytest.approx(expected, rel=5e-5, abs=1e-3)
 
 
 def test_texts_are_those_of_hf(ours, theirs):
@@ -152,7 +152,7 @@ def test_tasks_have_the_scores_of_hf(model, tasks, address):
             else:
                 whole = name == "local_wikitext"  # sums over hundreds of tokens
                 most = max(abs(score) for scores_of in right for score in scores_of)
-                assert difference(got, right) < 1e-3 + 1e-5 * most * whole, (kind, name)
+                assert difference(got, right) < 1e-3 + 5e-5 * most * whole, (kind, name)
             theirs_of = expected["results"][name]
             metrics = [key for key, value in theirs_of.items() if isinstance(value, float)]
             assert metrics
