@@ -210,6 +210,6 @@ def _start(tokenizer: Tokenizer) -> int:
     if start is None:
         raise RequestError(
             "a tokenizer has no token that begins or ends a text, so that models with different "
-            "tokenizers cannot be compared; leave --base out"
+            "tokenizers cannot be compared; take a base with the same tokenizer"
         )
     return start
