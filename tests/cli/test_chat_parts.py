@@ -262,7 +262,7 @@ def test_a_talk_of_any_length_is_cut_before_it_is_rendered(paceline, toy, monkey
     rendered = []
     encode = toy.tokenizer.encode
 
-    def counted(text):
+    def counted(text, **options):
         rendered.append(len(text))
         return encode(text)
 
