@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
+import importlib.util
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -151,9 +151,16 @@ def _prose() -> Iterator[str]:
 
 def held_out() -> str:
     """Return a text that is no part of the default calibration: modules of the standard library."""
-    return "\n".join(inspect.getsource(importlib.import_module(name)) for name in _HELD_OUT)
+    return "\n".join(map(_source, _HELD_OUT))
 
 
 def _code() -> Iterator[str]:
-    for name in _CODE:
-        yield inspect.getsource(importlib.import_module(name))
+    yield from map(_source, _CODE)
+
+
+def _source(name: str) -> str:
+    """Return the source of a module, which is not run; empty where it is not installed."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return ""
+    return Path(spec.origin).read_text(encoding="utf-8")
