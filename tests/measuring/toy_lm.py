@@ -27,7 +27,7 @@ class Letters:
     def decode(self, ids):
         return "".join(chr(97 + i) for i in ids)
 
-    def render_chat(self, messages, settings=None):
+    def render_chat(self, messages, settings=None, split_special=False):
         raise RequestError("this model has no chat template")
 
     encode_chat = render_chat
