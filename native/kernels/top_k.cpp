@@ -205,6 +205,8 @@ static float rough_rest(const RowScan& scan, const float* logits, size_t k, floa
     return out[0];
 }
 
+constexpr float kSmallestLog = -87.33654f;  // of the smallest normal number
+
 // Of a long row the terms of the best, which make most of the sum, are exact, and the others rough.
 // Where logits are not numbers, or infinite, all tokens are as likely.
 static void top(const float* row, size_t size, size_t k, int32_t* tokens, float* probs) {
@@ -228,6 +230,8 @@ static void top(const float* row, size_t size, size_t k, int32_t* tokens, float*
         for (size_t lane = 0; lane < count; ++lane) lanes[lane] = probs[at + lane];
         store(lanes, plain_exp(load(lanes) - splat(high)));
         for (size_t lane = 0; lane < count; ++lane) {
+            // `plain_exp` ends where numbers are no longer normal; what is banned has no share.
+            if (probs[at + lane] - high < kSmallestLog) lanes[lane] = 0.0f;
             probs[at + lane] = lanes[lane];
             if (!small) mass += lanes[lane];
         }
