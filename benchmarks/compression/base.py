@@ -22,10 +22,9 @@ import numpy as np
 
 from paceline.compress.checkpoint import Target
 from paceline.compress.recipe import Recipe, Steps
-from paceline.compress.work_folder import write_arrays
 from paceline.models import Model, load
 from paceline.models.formats.stored_forms import arrays_of
-from paceline.models.formats.writer import write_bytes, write_json
+from paceline.models.formats.writer import write_arrays, write_bytes, write_json
 
 Tensors = dict[str, np.ndarray]
 _RESIDUAL_INPUTS = ("q", "k", "v", "gate", "up")

@@ -26,8 +26,7 @@ from paceline.compress.calibrate import calibration
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
 from paceline.lm import LM
-from paceline.measuring.price import windows_of
-from paceline.measuring.quality import Loss, Scores, paired
+from paceline.measuring.quality import WINDOW, Loss, Scores, paired, text_windows
 from paceline.models import load
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -54,7 +53,8 @@ def wikitext() -> str:
 def score(path: Path, windows: int) -> Scores:
     """Return how a model predicts the text, in the formats that it is stored in."""
     lm = LM(path, drafter="plain", budget=1)
-    return windows_of(lm, wikitext(), windows).score(lm.engine)
+    size = min(WINDOW, lm.model.config.context)
+    return text_windows(lm.tokenizer, wikitext(), size, windows).score(lm.engine)
 
 
 def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
@@ -64,9 +64,8 @@ def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
         out = Path(folder) / "out"
         model = load(base)
         job = CompressionJob(model, out, parse_recipe(recipe))
-        size = job.run(
-            lambda: calibration(model, asked.calibration, asked.rows, asked.length, asked.seed)
-        )
+        texts = calibration(model, asked.calibration, asked.rows, asked.length, asked.seed)
+        size = job.run(texts)
         loss = paired(score(out, asked.windows), whole)
         if asked.keep:
             shutil.copytree(out, Path(asked.keep) / f"{base.name}-{_slug(recipe)}")

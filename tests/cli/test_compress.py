@@ -18,10 +18,9 @@ from paceline.engines.reference import ReferenceEngine
 from paceline.errors import ModelError, RequestError
 from paceline.lm import LM
 from paceline.models import load
+from paceline.models.formats import writer
 from paceline.models.tensors import Dense, Linear
 from tests.conftest import shared
-
-SMALL = ("--rows", 4, "--length", 64)
 
 
 def job(out, spec="rtn:bits=4,group=32", name="stories260K", **options):
@@ -31,7 +30,7 @@ def job(out, spec="rtn:bits=4,group=32", name="stories260K", **options):
 def texts(name="stories260K", rows=4, seed=0):
     model = load(shared("models", name))
     tokens = np.random.default_rng(seed).integers(0, model.config.vocab_size, (rows, 48))
-    return lambda: Calibration(tokens, "noise")
+    return Calibration(tokens, "noise")
 
 
 def test_a_compressed_model_runs_everywhere_and_has_a_card(tmp_path, paceline):
@@ -44,7 +43,6 @@ def test_a_compressed_model_runs_everywhere_and_has_a_card(tmp_path, paceline):
             out,
             "--recipe",
             "rtn:bits=4,group=32",
-            *SMALL,
             "--windows",
             3,
             "--json",
@@ -81,7 +79,7 @@ def test_a_card_has_suites_of_source_and_result(tmp_path, paceline):
         (tmp_path / suite / f"{suite}.jsonl").write_text(lines)
     out = tmp_path / "small"
     model = shared("models", "stories260K")
-    words = ("compress", model, out, "--recipe", "rtn:bits=4,group=32", *SMALL, "--windows", 2)
+    words = ("compress", model, out, "--recipe", "rtn:bits=4,group=32", "--windows", 2)
     suites = ("--suite", "blimp", "--suite", "lambada", "--data", tmp_path)
     done = paceline(*words, *suites, "--prefix", "none", "--json").json
     blimp, lambada = done["price"]["suites"]
@@ -176,11 +174,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
             raise KilledError
         return original(path, *rest)
 
-    from paceline.compress import checkpoint, work_folder
-
-    original = work_folder.write_safetensors
-    monkeypatch.setattr(work_folder, "write_safetensors", interrupted)
-    assert checkpoint.write_arrays is work_folder.write_arrays
+    original = writer.write_safetensors
+    monkeypatch.setattr(writer, "write_safetensors", interrupted)
     kills = 0
     while not (tmp_path / "out").exists():
         writes = rng.randrange(4)
@@ -238,10 +233,13 @@ def test_bad_requests_end_in_one_sentence(tmp_path, paceline):
         "cannot read the calibration text": (
             *(model, out, "--recipe", "gptq", "--calibration", tmp_path / "none.txt"),
         ),
+        "leave --calibration": (model, out, "--recipe", "rtn", "--rows", 3),
+        "expected at least": (*(model, out, "--recipe", "rtn", "--text", tmp_path / "short.txt"),),
         "needs calibration": (model, out, "--recipe", "rtn", "--head", "gptq"),
     }
     for said, words in cases.items():
-        done = paceline("compress", *words, "--no-measure")
+        measure = () if "--text" in words else ("--no-measure",)
+        done = paceline("compress", *words, *measure)
         assert done.code == 2
         assert said in done.err
         assert done.err.count("\n") == 1

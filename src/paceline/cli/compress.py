@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paceline.compress.calibrate import Calibration, Writer
-    from paceline.compress.checkpoint import Size
     from paceline.compress.recipe import Recipe
     from paceline.measuring.evaluation.base import Suite
+    from paceline.measuring.quality import Windows
     from paceline.models import Model
 
 
@@ -44,10 +44,16 @@ class CalibrationOptions:
         """Return the texts; a few where no method looks at data.
 
         Raises:
-            RequestError: a file is missing or too short.
+            RequestError: a file is missing or too short, or options of texts are given where no
+                method looks at any.
         """
         from paceline.compress.calibrate import calibration
 
+        if not recipe.needs_data and self != CalibrationOptions():
+            raise RequestError(
+                f"no method of {recipe} looks at texts; leave --calibration, --rows, --length and "
+                "--seed out"
+            )
         if not recipe.needs_data:
             return calibration(model, count=1, length=min(self.length, 64))
         own = _own(model, self.seed)
@@ -82,17 +88,23 @@ class CardOptions:
         typer.Option(help="Token before texts of the suites, as of `paceline eval`."),
     ] = None
 
-    def read(self) -> tuple[str, str]:
-        """Return the text and its name.
+    @property
+    def text_name(self) -> str:
+        """Name of the text."""
+        return "modules of Python's standard library" if self.text is None else self.text.name
+
+    def read(self, model: Model) -> Windows:
+        """Return the windows of the text for a model.
 
         Raises:
-            RequestError: it cannot be read.
+            RequestError: it cannot be read, or is too short.
         """
         from paceline.compress.calibrate import held_out
+        from paceline.measuring.quality import WINDOW, text_windows
 
-        if self.text is None:
-            return held_out(), "modules of Python's standard library"
-        return read_text("the text", self.text), self.text.name
+        text = held_out() if self.text is None else read_text("the text", self.text)
+        size = min(WINDOW, model.config.context)
+        return text_windows(model.tokenizer, text, size, self.windows)
 
     def suites(self) -> list[Suite]:
         """Return the suites with their items.
@@ -151,7 +163,7 @@ def compress(
     import torch
 
     from paceline.cache_dir import cache_folder
-    from paceline.compress.card import write_card
+    from paceline.compress.card import describe, write_card
     from paceline.compress.job import CompressionJob
     from paceline.compress.recipe import parse_recipe
     from paceline.machine import peak_bytes, usable_cores
@@ -163,78 +175,28 @@ def compress(
     opened = load(model)
     job = CompressionJob(opened, out, plan, again)
     suites = card.suites()
-    text, name = card.read() if card.measure else ("", "")
+    windows = card.read(opened) if card.measure else None
     start = perf_counter()
-    used: list[Calibration] = []
-
-    def texts() -> Calibration:
-        used.append(calibration.texts(opened, plan))
-        return used[0]
-
+    texts = calibration.texts(opened, plan)
     with counting(len(opened.config.layers), "blocks") as tick:
         size = job.run(texts, tick)
-    content = _card(opened, out, plan, used[0], size, perf_counter() - start, peak_bytes())
+    content = describe(job, texts, size, perf_counter() - start, peak_bytes())
     write_card(out, content)
     say(
         f"wrote {out}: {size.total / 1e6:.1f} MB, {size.bits_per_weight:.2f} bits for a weight of "
         f"the layers, in {content['seconds']:.0f} s"
     )
-    if card.measure:
-        items = card.windows + sum(len(suite.items) for suite in suites)
+    if windows is not None:
+        items = len(windows.tokens) + sum(len(suite.items) for suite in suites)
+        kept = cache_folder() / "evaluations"
         with counting(2 * items, "windows and items" if suites else "windows") as tick:
-            content["price"] = price(
-                opened.path,
-                out,
-                text,
-                name,
-                card.windows,
-                threads,
-                tick,
-                suites,
-                cache_folder() / "evaluations",
-            )
+            measured = price(opened.path, out, windows, card.text_name, threads, tick, suites, kept)
+        content["price"] = measured
         write_card(out, content)
     if json:
         document(content)
     else:
         write((out / "card.md").read_text(encoding="utf-8"))
-
-
-def _card(
-    model: Model,
-    out: Path,
-    recipe: Recipe,
-    texts: Calibration,
-    size: Size,
-    seconds: float,
-    peak: int,
-) -> dict[str, Any]:
-    import paceline
-
-    return {
-        "name": out.name,
-        "version": paceline.__version__,
-        "recipe": str(recipe),
-        "source": {
-            "name": model.name,
-            "fingerprint": model.fingerprint(),
-            "bytes": model.weights.nbytes(),
-        },
-        "calibration": {
-            "origin": texts.origin if recipe.needs_data else "not used: no method looks at data",
-            "rows": len(texts.tokens),
-            "length": texts.tokens.shape[1],
-            "digest": texts.digest(),
-        },
-        "size": {
-            "total": size.total,
-            "matrices": size.matrices,
-            "weights": size.weights,
-            "bits_per_weight": size.bits_per_weight,
-        },
-        "seconds": seconds,
-        "peak_bytes": peak,
-    }
 
 
 def _own(model: Model, seed: int) -> Writer:

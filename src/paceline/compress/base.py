@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.abilities import Ability
@@ -34,7 +35,7 @@ class Statistic(StrEnum):
     SECOND_MOMENT = "second moment"  # sum of x x', the Hessian of the layer's squared error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Statistics:
     """What calibration measured about the inputs x of one matrix; None where it was not asked for.
 
@@ -60,8 +61,22 @@ class Statistics:
         if Statistic.SECOND_MOMENT in wanted:
             moment = flat.T @ flat
             old = self.second_moment
-            new = replace(new, second_moment=moment if old is None else old.add_(moment))
+            new = replace(new, second_moment=moment if old is None else old + moment)
         return new
+
+    @cached_property
+    def whitener(self) -> tuple[Tensor, Tensor]:
+        """Matrices S and its inverse, float32 [in, in], with S S' the second moment.
+
+        By eigenvectors; channels that never occur have a small share of the largest eigenvalue.
+        """
+        import torch
+
+        assert self.second_moment is not None
+        values, vectors = torch.linalg.eigh(self.second_moment.double())
+        values = values.clamp(min=float(values.max()) * 1e-9 + 1e-30)
+        root = values.sqrt()
+        return (vectors * root).float(), (vectors / root).T.float()
 
     @property
     def mean_squares(self) -> Tensor | None:

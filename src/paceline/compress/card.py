@@ -4,10 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import paceline
 from paceline.models.formats.writer import write_bytes
+
+if TYPE_CHECKING:
+    from paceline.compress.calibrate import Calibration
+    from paceline.compress.checkpoint import Size
+    from paceline.compress.job import CompressionJob
+
+
+def describe(
+    job: CompressionJob, texts: Calibration, size: Size, seconds: float, peak: int
+) -> dict[str, Any]:
+    """Return the card of a finished job, without loss and speed.
+
+    Args:
+        job: with source, target and recipe.
+        texts: that it was calibrated on.
+        size: of what was written.
+        seconds: that it took.
+        peak: largest resident memory, in bytes.
+    """
+    used = job.recipe.needs_data
+    return {
+        "name": job.out.name,
+        "version": paceline.__version__,
+        "recipe": str(job.recipe),
+        "source": {
+            "name": job.model.name,
+            "fingerprint": job.model.fingerprint(),
+            "bytes": job.model.weights.nbytes(),
+        },
+        "calibration": {
+            "origin": texts.origin if used else "not used: no method looks at data",
+            "rows": len(texts.tokens),
+            "length": texts.tokens.shape[1],
+            "digest": texts.digest(),
+        },
+        "size": {**asdict(size), "bits_per_weight": size.bits_per_weight},
+        "seconds": seconds,
+        "peak_bytes": peak,
+    }
 
 
 def write_card(folder: Path, card: Mapping[str, Any]) -> None:

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.compress.base import MATRICES, Statistics
-from paceline.compress.work_folder import WorkFolder, write_arrays
+from paceline.compress.work_folder import WorkFolder
 from paceline.errors import ModelError
 from paceline.models.export.hf_settings import hf_settings
 from paceline.models.export.hf_tokenizer import tokenizer_files
 from paceline.models.export.safetensors import check_describes
 from paceline.models.formats.safetensors import Stored, read_file
 from paceline.models.formats.stored_forms import arrays_of, scheme
-from paceline.models.formats.writer import write_bytes, write_json
+from paceline.models.formats.writer import write_arrays, write_bytes, write_json
 from paceline.models.hf_config import read_config
 from paceline.models.tensor_names import places
 from paceline.models.tensors import Linear

@@ -61,15 +61,11 @@ class CompressionJob:
         """Return where unfinished work is kept."""
         return self.out.with_name(f".{self.out.name}.partial")
 
-    def run(
-        self,
-        calibration: Callable[[], Calibration],
-        tick: Callable[[int], None] = lambda done: None,
-    ) -> Size:
+    def run(self, texts: Calibration, tick: Callable[[int], None] = lambda done: None) -> Size:
         """Compress, or go on where an earlier run was interrupted.
 
         Args:
-            calibration: makes the texts; the same at every run.
+            texts: for calibration; the same at every run.
             tick: called with the number of blocks that have been finished.
 
         Returns:
@@ -81,7 +77,6 @@ class CompressionJob:
         """
         from paceline.compress.pipeline import compress_blocks
 
-        texts = calibration()
         work = WorkFolder(self.work_path, self._describe(texts))
         layers = len(self.model.config.layers)
         done = work.finished(layers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -46,7 +46,7 @@ class Steps:
 
     @property
     def statistics(self) -> frozenset[Statistic]:
-        """What calibration has to measure for the matrices, after the transforms."""
+        """Return what calibration has to measure for the matrices, after the transforms."""
         return _wanted((*self.compressors, *self.corrections))
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
@@ -57,8 +57,7 @@ class Steps:
         for method in self.compressors:
             stored = method.compress(rest, stats)
             rest = torch.from_numpy(stored.dense())
-        if stored is None:
-            raise MethodError(f"the recipe {self.text!r} compresses nothing")
+        assert stored is not None, "a recipe that keeps a matrix compresses none"
         for correction in self.corrections:
             stored = correction.correct(weight, stored, stats)
         return stored
@@ -102,7 +101,7 @@ class Recipe:
             texts.append(f"head = {self.head.text}")
         return "; ".join(texts)
 
-    def wanted(self, names: Iterator[str] | list[str]) -> frozenset[Statistic]:
+    def wanted(self, names: Iterable[str]) -> frozenset[Statistic]:
         """Return what calibration has to measure for some matrices, after the transforms."""
         each = [self.steps_of(name).statistics for name in names]
         return frozenset().union(*each)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from paceline.errors import ModelError, RequestError
 from paceline.models.formats.safetensors import read_file
 from paceline.models.formats.stored_forms import arrays_of
-from paceline.models.formats.writer import Pending, write_json, write_safetensors
+from paceline.models.formats.writer import write_arrays, write_json
 from paceline.models.tensors import Linear
 
 if TYPE_CHECKING:
@@ -90,15 +90,6 @@ class WorkFolder:
 
     def _hidden(self, index: int) -> Path:
         return self.path / f"hidden-{index:04}.safetensors"
-
-
-def write_arrays(path: Path, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
-    """Write arrays of some types into a safetensors file; see `write_safetensors`."""
-    pending = {
-        name: Pending(values.shape, lambda values=values: values, kind)  # type: ignore[misc]
-        for name, (kind, values) in arrays.items()
-    }
-    write_safetensors(path, pending)
 
 
 def _check_same(path: Path, state: Path, job: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from paceline.core import Floats, TokenTree
 from paceline.engines.base import Engine
+from paceline.scoring import token_logprobs
 
 
 class Predicted(NamedTuple):
@@ -63,10 +64,7 @@ def _nats(engine: Engine, ids: np.ndarray) -> float:
     def observe(offset: int, tree: TokenTree, logits: Floats) -> None:
         nonlocal total
         following = ids[offset + 1 : offset + 1 + len(tree)]
-        wide = logits.astype(np.float64)
-        largest = wide.max(axis=1)
-        mass = np.log(np.exp(wide - largest[:, None]).sum(axis=1)) + largest
-        total += float((mass - wide[np.arange(len(tree)), following]).sum())
+        total -= float(token_logprobs(logits, following).sum())
 
     engine.release(engine.start(ids[:-1], observe))
     return total

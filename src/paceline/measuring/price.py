@@ -11,28 +11,18 @@ from paceline.lm import LM
 from paceline.machine import machine
 from paceline.measuring.evaluation.base import Suite
 from paceline.measuring.evaluation.run import Evaluation, evaluate, suite_document
-from paceline.measuring.quality import WINDOW, Scores, Windows, paired, text_windows
+from paceline.measuring.quality import Scores, Windows, paired
 
 _SIZES = (1, 8, 16)  # tokens of the passes that are timed
 _CONTEXT = 128  # positions before them
 _REPEATS = 7
 
 
-def windows_of(lm: LM, text: str, limit: int | None = None) -> Windows:
-    """Return the windows of a text for a model.
-
-    Raises:
-        RequestError: the text is too short.
-    """
-    return text_windows(lm.tokenizer, text, min(WINDOW, lm.model.config.context), limit)
-
-
 def price(
     source: str | Path,
     compressed: Path,
-    text: str,
+    windows: Windows,
     name: str,
-    limit: int | None = None,
     threads: int | None = None,
     tick: Callable[..., None] = lambda *_: None,
     suites: Sequence[Suite] = (),
@@ -43,28 +33,24 @@ def price(
     Args:
         source: the checkpoint that it was made of.
         compressed: its folder.
-        text: is cut into windows.
+        windows: of a text, on which the loss is measured.
         name: of the text.
-        limit: at most so many windows.
         threads: of the engine.
         tick: called with how many windows or items of suites were done, and whether before.
         suites: that both models are evaluated on.
         folder: where results of their items are kept, so that an interrupted run goes on.
 
     Raises:
-        RequestError: the text is too short, or a suite does not suit the models.
+        RequestError: a suite does not suit the models.
     """
     found: list[tuple[dict[str, Any], Scores]] = []
     evaluated: list[list[Evaluation]] = []
-    windows: Windows | None = None
     for path in (source, compressed):
         lm = LM(path, drafter="plain", budget=1, threads=threads)
-        windows = windows or windows_of(lm, text, limit)
         found.append(_measure(lm, windows, tick))
         evaluated.append([evaluate(suite, lm, folder, tick) for suite in suites])
         used = lm.engine.threads
         del lm
-    assert windows is not None
     (base, base_scores), (ours, scores) = found
     loss = paired(scores, base_scores)
     here = machine()

@@ -13,6 +13,7 @@ from paceline.core import Floats, TokenTree
 from paceline.engines.base import Engine
 from paceline.errors import RequestError
 from paceline.models.tokenizer import Tokenizer
+from paceline.scoring import token_logprobs
 
 WINDOW = 512  # tokens, context and stride
 MIN_WINDOWS = 2  # for a standard error
@@ -145,11 +146,8 @@ def score_window(
 
     def observe(offset: int, tree: TokenTree, logits: Floats) -> None:
         following = window[offset + 1 : offset + 1 + len(tree)]
-        wide = logits.astype(np.float64)
-        largest = wide.max(axis=1)
-        mass = np.log(np.exp(wide - largest[:, None]).sum(axis=1)) + largest
-        nats.append(mass - wide[np.arange(len(tree)), following])
-        firsts.append(wide.argmax(axis=1).astype(np.int32))
+        nats.append(-token_logprobs(logits, following))
+        firsts.append(logits.argmax(axis=1).astype(np.int32))
 
     engine.release(engine.start(window[:-1], observe))
     return np.concatenate(nats), np.concatenate(firsts)

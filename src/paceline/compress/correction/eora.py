@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Correction, Statistic, Statistics
-from paceline.compress.lowrank.base import low_rank, whitener
+from paceline.compress.lowrank.base import check_bits, low_rank, whitened_factors
 from paceline.core import Exactness
-from paceline.errors import MethodError
 from paceline.registry import Source, check_range, corrections
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ class EoRA(Correction):
 
     def __post_init__(self) -> None:
         check_range(1, 4096, self.name, rank=self.rank)
-        if self.bits not in (8, 16):
-            raise MethodError(f"{self.name}:bits is {self.bits}, expected 8 or 16")
+        check_bits(self.bits, self.name)
 
     def correct(self, weight: Tensor, stored: Linear, stats: Statistics) -> Linear:
         """Return the stored form and the product, summed."""
@@ -52,11 +50,6 @@ class EoRA(Correction):
 
         from paceline.models.tensors import Sum
 
-        assert stats.second_moment is not None
-        root, inverse = whitener(stats.second_moment)
         error = weight - torch.from_numpy(stored.dense())
-        left, values, right = torch.linalg.svd(error @ root, full_matrices=False)
-        rank = min(self.rank, len(values))
-        shares = values[:rank].sqrt()
-        factors = left[:, :rank] * shares, (shares[:, None] * right[:rank]) @ inverse
+        factors = whitened_factors(error, stats, self.rank)
         return Sum((stored, low_rank(*factors, self.bits)))

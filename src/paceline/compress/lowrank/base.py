@@ -30,8 +30,7 @@ class Factorizer(WeightCompressor):
 
     def __post_init__(self) -> None:
         check_range(0.001, 0.999, self.name, keep=self.keep)
-        if self.bits not in (8, 16):
-            raise MethodError(f"{self.name}:bits is {self.bits}, expected 8 or 16")
+        check_bits(self.bits, self.name)
 
     @abstractmethod
     def factor(self, weight: Tensor, stats: Statistics, rank: int) -> tuple[Tensor, Tensor]:
@@ -51,17 +50,27 @@ def low_rank(left: Tensor, right: Tensor, bits: int) -> Linear:
     return LowRank(_stored(left, bits), _stored(right, bits))
 
 
-def whitener(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Return S and its inverse with S S' = the second moment [in, in], by its eigenvectors.
+def whitened_factors(matrix: Tensor, stats: Statistics, rank: int) -> tuple[Tensor, Tensor]:
+    """Return the product of a rank that is closest to a matrix [out, in] on the inputs.
 
-    Channels that never occur have a small share of the largest eigenvalue.
+    Singular values of the matrix times the whitener are cut; each factor has their roots.
     """
     import torch
 
-    values, vectors = torch.linalg.eigh(moment.double())
-    values = values.clamp(min=float(values.max()) * 1e-9 + 1e-30)
-    root = values.sqrt()
-    return (vectors * root).float(), (vectors / root).T.float()
+    root, inverse = stats.whitener
+    left, values, right = torch.linalg.svd(matrix @ root, full_matrices=False)
+    shares = values[:rank].sqrt()
+    return left[:, :rank] * shares, (shares[:, None] * right[:rank]) @ inverse
+
+
+def check_bits(bits: int, name: str) -> None:
+    """Refuse widths of factors that are not stored.
+
+    Raises:
+        MethodError: names the setting.
+    """
+    if bits not in (8, 16):
+        raise MethodError(f"{name}:bits is {bits}, expected 8 or 16")
 
 
 def _stored(factor: Tensor, bits: int) -> Linear:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
-from paceline.compress.lowrank.base import Factorizer, whitener
+from paceline.compress.lowrank.base import Factorizer, whitened_factors
 from paceline.core import Exactness
 from paceline.registry import Source, factorizers
 
@@ -38,10 +38,4 @@ class WhitenedSVD(Factorizer):
 
     def factor(self, weight: Tensor, stats: Statistics, rank: int) -> tuple[Tensor, Tensor]:
         """Return the factors, the root of each singular value in both."""
-        import torch
-
-        assert stats.second_moment is not None
-        root, inverse = whitener(stats.second_moment)
-        left, values, right = torch.linalg.svd(weight @ root, full_matrices=False)
-        shares = values[:rank].sqrt()
-        return left[:, :rank] * shares, (shares[:, None] * right[:rank]) @ inverse
+        return whitened_factors(weight, stats, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
@@ -83,6 +84,7 @@ class GPTQ(Quantizer):
         return Grid(self.bits, group, scales, zeros).pack(codes)
 
 
+@lru_cache(maxsize=1)  # matrices with one input follow one another
 def inverse_factor(moment: Tensor, damping: float, name: str) -> Tensor:
     """Return the upper Cholesky factor of the inverse of a damped second moment, [in, in].
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.compress.base import Block, BlockTransform, Statistic, WeightCompressor
+from paceline.compress.base import (
+    Block,
+    BlockTransform,
+    Statistic,
+    Statistics,
+    WeightCompressor,
+)
 from paceline.compress.transform.base import Channels, channels_of
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from paceline.compress.base import Statistics
 
 
 @transforms.register("awq", Exactness.LOSSY)
@@ -85,7 +89,7 @@ class AWQ(BlockTransform):
 
         assert stats.second_moment is not None
         error = 0.0
-        scaled = scaled_statistics(stats, scales)
+        scaled = scaled_statistics(stats, scales) if compressor.statistics else Statistics()
         for name in channels.consumers:
             weight = block.weights[name]
             stored = compressor.compress(weight * scales, scaled)
@@ -96,8 +100,6 @@ class AWQ(BlockTransform):
 
 def scaled_statistics(stats: Statistics, scales: Tensor) -> Statistics:
     """Return the statistics of inputs that are divided by scales [in]."""
-    from paceline.compress.base import Statistics
-
     norm, moment = stats.input_norm, stats.second_moment
     return Statistics(
         stats.count,

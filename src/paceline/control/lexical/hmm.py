@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paceline.control.lexical.keyword_automaton import KeywordAutomaton
 from paceline.errors import ModelError, RequestError
 from paceline.models.formats.safetensors import read_file
-from paceline.models.formats.writer import Pending, write_safetensors
+from paceline.models.formats.writer import write_arrays
 from paceline.models.tokenizer import Tokenizer
 
 Doubles = NDArray[np.float64]
@@ -102,12 +102,9 @@ def write_hmm(path: Path, hmm: Hmm, tokenizer: Tokenizer) -> None:
         "transition": hmm.transition,
         "emission": hmm.emission,
     }
-    pending = {
-        name: Pending(array.shape, lambda array=array: array, "F32")  # type: ignore[misc]
-        for name, array in arrays.items()
-    }
     mark = np.frombuffer(tokenizer.fingerprint(), np.uint8)
-    write_safetensors(path, {**pending, "tokenizer": Pending((32,), lambda: mark, "U8")})
+    named = {name: ("F32", array) for name, array in arrays.items()}
+    write_arrays(path, {**named, "tokenizer": ("U8", mark)})
 
 
 def read_hmm(path: str, tokenizer: Tokenizer, size: int) -> Hmm:

@@ -114,6 +114,16 @@ def write_growing_safetensors(
     return end
 
 
+def write_arrays(path: Path, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+    """Write (type, values) by name; see `write_safetensors`, also for what it raises."""
+    write_safetensors(path, {name: held(*each) for name, each in arrays.items()})
+
+
+def held(dtype: str, values: NDArray[Any]) -> Pending:
+    """Return a tensor that is in memory already."""
+    return Pending(values.shape, lambda: values, dtype)
+
+
 def write_json(path: Path, values: object) -> None:
     """Write JSON; the file gets its name once it is complete.
 
