@@ -27,6 +27,7 @@ SMOKE = {
     "drafters.py": SMALL + " --documents 0:1 --drafters recycle blend --budgets 4",
     "letters.py": SMALL + " --outputs 1 --dictionary {words}",
     "grammars.py": SMALL + " --schemas 8 --drafter blend",
+    "head_screen.py": SMALL + " --drafter plain --tokens 4 --rounds 1",
     "heads.py": SMALL + " --formats int8 --sizes 8",
     "guided.py": SMALL + " --count 1 --rounds 1 --budget 4",
     "pearl.py": SMALL + " {models}/stories260K --count 1 --budget 4 --only-waits",

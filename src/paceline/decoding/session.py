@@ -76,7 +76,8 @@ class Session:
             check_policy(self._policy, engine, drafter, request)
         self._rejects = rejects
         exact = rejects or margins or drafter.rollback is not None  # needs all logits
-        self._screens = not exact and can_screen(request)
+        pays = engine.screens_drafts or not drafter.drafts
+        self._screens = pays and not exact and can_screen(request)
         # Rejection sampling needs every drafted sibling, including those that controls will reject.
         filters = [c for c in request.controls if isinstance(c, FiltersDrafts)]
         self._filters = [] if rejects else filters

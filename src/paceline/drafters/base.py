@@ -58,6 +58,7 @@ class Drafter(ABC):
             nodes are all accepted. Costs the head's rows in the prefill, which may take longer than
             all the rest of it; `read_prompt` takes next to nothing and teaches nearly as much.
         uses_prediction: follows `Request.prediction`; with other drafters `LM` refuses one.
+        drafts: False for plain decoding, which never proposes anything.
         only_prediction: proposes nothing where a request has no prediction.
         certain: proposes only tokens that the request's controls force.
         needs_hidden: needs the target's hidden states of each pass in `observe`.
@@ -70,6 +71,7 @@ class Drafter(ABC):
     top_k: int = 0
     learns_from_prompt: bool = False
     uses_prediction: bool = False
+    drafts: bool = True
     only_prediction: bool = False
     certain: bool = False
     needs_hidden: bool = False

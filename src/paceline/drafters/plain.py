@@ -31,6 +31,7 @@ class Plain(DraftMethod):
 
 class _Plain(Drafter):
     origins = ("plain",)
+    drafts = False
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         return TokenTree.root(int(context[-1]))

@@ -94,6 +94,8 @@ class Engine(ABC):
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
         weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
+        screens_drafts: `forward_screened` is for passes with drafts, too; otherwise only for plain
+            decoding, as a draw for each visited node costs more than the smaller reading saves.
         head_share: bytes that recent passes read for the head, over its size; see
             `forward_screened`.
     """
@@ -110,6 +112,7 @@ class Engine(ABC):
     threads: int | None = None
     device: str | None = None
     weight_bytes: int | None = None
+    screens_drafts: bool = False
     head_share: float = 1.0
 
     @property

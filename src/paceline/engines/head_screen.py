@@ -17,10 +17,11 @@ _VARIABLE = "PACELINE_HEAD_SCREEN"
 class HeadScreen:
     """Decides pass by pass whether the coarse head is used, and measures what it saves.
 
-    The copy is made once enough passes could have used it, as making it takes the time that some
-    hundred passes save. Then the bytes that passes read are compared with the whole head. Where
-    the share stays high (weights with outliers, whose bounds are wide), the coarse head rests for
-    longer and longer, and at last its copy is freed.
+    Plain decoding uses it; requests with drafts only where it is `on`. The copy is made once enough
+    passes could have used it, as making it takes the time that some hundred passes save. Then the
+    bytes that passes read are compared with the whole head. Where the share stays high (weights
+    with outliers, whose bounds are wide), the coarse head rests for longer and longer, and at last
+    its copy is freed.
 
     Args:
         model: holds the head and its copy.

@@ -161,6 +161,11 @@ class NativeEngine(Engine):
         return self._model.bytes
 
     @property
+    def screens_drafts(self) -> bool:  # type: ignore[override]  # an attribute there
+        """Whether passes with drafts read the head in part, too; see `HeadScreen`."""
+        return self.head_screen.mode == "on"
+
+    @property
     def head_share(self) -> float:  # type: ignore[override]  # an attribute there
         """Bytes that recent passes read for the head, over its size; 1 where it is read whole."""
         share = self.head_screen.share

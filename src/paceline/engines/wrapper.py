@@ -49,6 +49,11 @@ class EngineWrapper(Engine):
         return self.inner.weight_bytes
 
     @property
+    def screens_drafts(self) -> bool:  # type: ignore[override]  # an attribute there
+        """Whether passes with drafts read the head in part; see `Engine.screens_drafts`."""
+        return self.inner.screens_drafts
+
+    @property
     def head_share(self) -> float:  # type: ignore[override]  # an attribute there
         """Share of the head that is read; see `Engine.head_share`."""
         return self.inner.head_share
