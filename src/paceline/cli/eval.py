@@ -31,7 +31,7 @@ class SuiteOptions:
     suite: Annotated[
         list[str],
         typer.Option(
-            help="blimp, lambada, gsm8k, mbpp, or lm_eval:TASK of lm-evaluation-harness; "
+            help="blimp, lambada, gsm8k, mbpp, long, or lm_eval:TASK of lm-evaluation-harness; "
             "repeatable."
         ),
     ] = field(default_factory=list)
@@ -44,14 +44,22 @@ class SuiteOptions:
         typer.Option(
             min=1,
             help="Only the first N items: pairs of each paradigm (blimp), windows (texts), "
-            "else problems.",
+            "contexts of each kind (long; 20 by default), else problems.",
         ),
     ] = None
     prefix: Annotated[
         str | None,
         typer.Option(
-            help="Token before texts of blimp and lambada: auto (the tokenizer's), none, or its "
-            "text; auto by default."
+            help="Token before texts of blimp, lambada and long: auto (the tokenizer's), none, or "
+            "its text; auto by default."
+        ),
+    ] = None
+    context: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens of a context of long; 2048 by default, or three quarters of what the "
+            "model sees.",
         ),
     ] = None
     shots: Annotated[
@@ -96,6 +104,10 @@ class EvaluatedEngineOptions:
     kv_format: Annotated[
         str, typer.Option(help="Format of MODEL's cached keys and values; the base's is fp32.")
     ] = "auto"
+    kv_policy: Annotated[
+        str | None,
+        typer.Option(help="KV policy of MODEL, NAME:key=value,...; the base has none."),
+    ] = None
     attention: Annotated[
         str | None,
         typer.Option(help="Attention pattern of MODEL, NAME:key=value,...; reference engine only."),
@@ -111,6 +123,7 @@ class EvaluatedEngineOptions:
             dtype=self.weight_format,
             kv_format=self.kv_format,
             attention=self.attention,
+            kv_policy=self.kv_policy,
             engine=self.engine,
             threads=self.threads,
             device=self.device,
@@ -162,7 +175,10 @@ def eval(  # noqa: A001 (the name of the verb)
     from paceline.measuring.evaluation.plan import EvaluationPlan
     from paceline.measuring.evaluation.tables import evaluation_tables
 
-    plan = EvaluationPlan.make(suites.settings(), model, base)
+    settings = suites.settings()
+    if engine.kv_policy is not None:
+        settings.check_policy()
+    plan = EvaluationPlan.make(settings, model, base)
     generates = plan.generates
     record = plan.run(
         lambda: engine.open(model, generates),

@@ -1,11 +1,13 @@
-"""Reads the files of benchmark suites: JSON lines, plain or compressed with gzip."""
+"""Reads the files of benchmark suites: JSON lines, plain or compressed with gzip or xz."""
 
 from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,6 +17,7 @@ Row = dict[str, Any]
 _LINE = 1 << 24  # characters of a line
 _TOTAL = 1 << 30  # characters of a file
 _SHOWN = 80  # characters of a bad value
+_OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def find_files(folder: Path, suite: str, patterns: tuple[str, ...]) -> list[Path]:
@@ -23,7 +26,7 @@ def find_files(folder: Path, suite: str, patterns: tuple[str, ...]) -> list[Path
     Args:
         folder: that `--data` names.
         suite: name of the suite and of its sub-folder.
-        patterns: of names, without `.gz`; the first one that any file has is taken.
+        patterns: of names, without `.gz` or `.xz`; the first one that any file has is taken.
 
     Raises:
         RequestError: there is no such folder, or no such file in it.
@@ -33,13 +36,13 @@ def find_files(folder: Path, suite: str, patterns: tuple[str, ...]) -> list[Path
         raise RequestError(f"there is no folder {folder}; --data names the data of the suites")
     for place in places:
         for pattern in patterns:
-            plain, packed = place.glob(pattern), place.glob(f"{pattern}.gz")
-            files = sorted(path for path in (*plain, *packed) if path.is_file())
+            found = chain.from_iterable(place.glob(pattern + end) for end in ("", *_OPENERS))
+            files = sorted(path for path in found if path.is_file())
             if files:
                 return files
     wanted = " or ".join(patterns)
     raise RequestError(
-        f"{places[0]} has no data of {suite}: expected {wanted}, or the same with .gz"
+        f"{places[0]} has no data of {suite}: expected {wanted}, or the same with .gz or .xz"
     )
 
 
@@ -60,13 +63,13 @@ def read_rows(path: Path, fields: Mapping[str, Callable[[object], bool]]) -> Ite
     """Read a file of JSON objects, one a line; empty lines are skipped.
 
     Args:
-        path: of the file; compressed if it ends in `.gz`.
+        path: of the file; compressed if it ends in `.gz` or `.xz`.
         fields: that every row must have, with what accepts its value.
 
     Raises:
         RequestError: the file cannot be read, or a line is bad, by its number.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
+    opened = _OPENERS.get(path.suffix, open)
     try:
         with opened(path, "rt", encoding="utf-8-sig", newline="\n") as file:
             for number, line in _lines(path, file):
@@ -74,8 +77,8 @@ def read_rows(path: Path, fields: Mapping[str, Callable[[object], bool]]) -> Ite
                     yield _row(path, number, line, fields)
     except UnicodeDecodeError as error:
         raise RequestError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile):
-        raise RequestError(f"{path} is no whole gzip file; fetch it again") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError):
+        raise RequestError(f"{path} is no whole {path.suffix} file; fetch it again") from None
     except OSError as error:
         raise RequestError(f"cannot read {path}: {error.strerror}") from None
 

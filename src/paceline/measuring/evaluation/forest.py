@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline.core import Floats, TokenTree
 from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
+from paceline.kvcache.base import Policy
 from paceline.scoring import check_finite, token_logprobs
 
 _LOGITS = 1 << 25  # logits of a pass
@@ -37,23 +39,47 @@ class BranchScore(NamedTuple):
     """How probable a continuation is.
 
     Attributes:
-        logprob: natural logarithm of its probability given the context.
-        greedy: each of its tokens is the most probable one.
+        logprobs: natural logarithm of each token's probability given what comes before, float64.
+        firsts: whether each token is the most probable one.
     """
 
-    logprob: float
-    greedy: bool
+    logprobs: NDArray[np.float64]
+    firsts: NDArray[np.bool_]
+
+    @property
+    def logprob(self) -> float:
+        """Natural logarithm of the continuation's probability given the context."""
+        return float(self.logprobs.sum())
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the most probable one."""
+        return bool(self.firsts.all())
+
+    def last(self, count: int) -> BranchScore:
+        """Return the score of the last tokens."""
+        return BranchScore(self.logprobs[-count:], self.firsts[-count:])
 
 
-def score_branches(engine: Engine, groups: Sequence[Branches]) -> list[list[BranchScore]]:
+def score_branches(
+    engine: Engine, groups: Sequence[Branches], policy: Policy | None = None
+) -> list[list[BranchScore]]:
     """Return the scores of the continuations of each context, in order.
 
     Contexts are read together; what continuations of one context share is run once.
 
+    Args:
+        engine: runs the model.
+        groups: contexts with their continuations.
+        policy: acts while contexts are read, up to the token before their last, and not behind.
+
     Raises:
         RequestError: a context is empty or longer than the model sees, with its continuations.
+        MethodError: the engine lacks what the policy needs.
         ModelError: the model's logits are not finite.
     """
+    if policy is not None:
+        policy.check(engine)
     limit = engine.config.context
     for context, continuations in groups:
         size = len(context) + max(map(len, continuations), default=0)
@@ -63,7 +89,7 @@ def score_branches(engine: Engine, groups: Sequence[Branches]) -> list[list[Bran
     for batch in _batches(groups, engine.config.vocab_size):
         sequences = [engine.open() for _ in batch]
         try:
-            _read(engine, sequences, [group.context[:-1] for group in batch])
+            _read(engine, sequences, [group.context[:-1] for group in batch], policy)
             scores += _score(engine, sequences, batch)
         finally:
             for sequence in sequences:
@@ -85,17 +111,30 @@ def _batches(groups: Sequence[Branches], vocab_size: int) -> Iterator[list[Branc
         yield batch
 
 
-def _read(engine: Engine, sequences: Sequence[Cached], contexts: Sequence[list[int]]) -> None:
+def _read(
+    engine: Engine,
+    sequences: Sequence[Cached],
+    contexts: Sequence[list[int]],
+    policy: Policy | None,
+) -> None:
     """Commit a context to each sequence; no logits are computed."""
-    for begin in range(0, max(map(len, contexts)), _TOKENS):
+    if policy is not None:
+        for sequence in sequences:
+            policy.begin(engine, sequence)
+    begin, longest = 0, max(map(len, contexts))
+    while begin < longest:
+        step = _TOKENS if policy is None else min(_TOKENS, policy.distance(begin))
         parts = [
-            (sequence, TokenTree.chain(context[begin : begin + _TOKENS]))
+            (sequence, TokenTree.chain(context[begin : begin + step]))
             for sequence, context in zip(sequences, contexts, strict=True)
             if len(context) > begin
         ]
         engine.forward(parts, "none")
         for sequence, tree in parts:
             engine.commit(sequence, np.arange(len(tree), dtype=np.int32))
+            if policy is not None:
+                policy.act(engine, sequence)
+        begin += step
 
 
 def _score(
@@ -119,11 +158,11 @@ def _score(
 
 def _branch_score(rows: Floats, tokens: list[int]) -> BranchScore:
     if not tokens:
-        return BranchScore(0.0, True)
+        return BranchScore(np.zeros(0), np.zeros(0, np.bool_))
     ids = np.array(tokens, np.int32)
     logprobs = token_logprobs(rows, ids)
     check_finite(logprobs.tolist())
-    return BranchScore(float(logprobs.sum()), bool((rows.argmax(axis=1) == ids).all()))
+    return BranchScore(logprobs, rows.argmax(axis=1) == ids)
 
 
 def _tree(group: Branches) -> tuple[TokenTree, list[list[int]]]:

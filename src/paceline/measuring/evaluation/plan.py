@@ -22,6 +22,7 @@ from paceline.measuring.evaluation.lm_harness import (
     compare_tasks,
     run_task,
 )
+from paceline.measuring.evaluation.long_context import LongContexts
 from paceline.measuring.evaluation.mbpp import Mbpp
 from paceline.measuring.evaluation.run import (
     Evaluation,
@@ -37,12 +38,13 @@ from paceline.models.tokenizer import same_tokens
 
 Document = dict[str, Any]
 Progress = Callable[[int, str], AbstractContextManager[Tick]]
-SUITES = ("blimp", "lambada", "gsm8k", "mbpp")
+SUITES = ("blimp", "lambada", "gsm8k", "mbpp", "long")
 _GENERATING = frozenset({"gsm8k", "mbpp"})
 _SHOTS = {"gsm8k": 5, "mbpp": 3}
 # Options of some suites only. Given without one of them, they are refused.
 _TAKEN_BY = {
-    "prefix": frozenset({"blimp", "lambada"}),
+    "prefix": frozenset({"blimp", "lambada", "long"}),
+    "context": frozenset({"long"}),
     "shots": _GENERATING,
     "chat": _GENERATING,
     "max_new_tokens": _GENERATING,
@@ -50,6 +52,7 @@ _TAKEN_BY = {
     "data": frozenset({*SUITES, PREFIX}),
 }
 _TOKENS = 400  # of an answer
+_POLICY_ACTS = frozenset({"gsm8k", "mbpp", "long"})  # suites that read and write as requests do
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class SuiteSettings:
         data: folder of the suites' data.
         limit: only the first items.
         prefix: token before scored texts; None is `auto`.
+        context: tokens of a long context; None is 2048, or what the model has room for.
         shots: solved examples; None takes each suite's own number.
         chat: problems are messages of the chat template.
         max_new_tokens: maximum tokens of an answer; None is 400.
@@ -74,6 +78,7 @@ class SuiteSettings:
     data: Path | None = None
     limit: int | None = None
     prefix: str | None = None
+    context: int | None = None
     shots: int | None = None
     chat: bool = False
     max_new_tokens: int | None = None
@@ -105,6 +110,19 @@ class SuiteSettings:
             names = ", ".join(sorted(chosen & set(SUITES)))
             raise RequestError(f"--suite {names} needs its data; name their folder with --data")
 
+    def check_policy(self) -> None:
+        """Refuse a KV policy where something is scored that no policy acts on.
+
+        Raises:
+            RequestError: names it.
+        """
+        deaf = [*(["--text"] if self.text else []), *(set(self.suite) - _POLICY_ACTS)]
+        if deaf:
+            raise RequestError(
+                f"a KV policy acts in --suite {', '.join(sorted(_POLICY_ACTS))}; leave "
+                f"{min(deaf)} out, or --kv-policy"
+            )
+
     def make(self, name: str) -> Suite:
         """Return a suite with its items.
 
@@ -116,6 +134,8 @@ class SuiteSettings:
             return Blimp(data, self.limit, prefix)
         if name == "lambada":
             return Lambada(data, self.limit, prefix)
+        if name == "long":
+            return LongContexts(data, self.limit, self.context, prefix, self.seed)
         tokens = self.max_new_tokens or _TOKENS
         shots = _SHOTS[name] if self.shots is None else self.shots
         if name == "gsm8k":

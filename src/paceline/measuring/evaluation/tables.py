@@ -11,6 +11,8 @@ from rich.table import Table
 
 from paceline.measuring.report.document import align_numbers_right
 
+_SHOWN_GROUPS = 8  # suites with more show none
+
 
 def evaluation_tables(record: Mapping[str, Any]) -> RenderableType:
     """Return the tables of a document of `paceline eval`: metrics, and differences to the base."""
@@ -26,12 +28,23 @@ def _metrics(record: Mapping[str, Any]) -> Table:
         columns.append("base")
     table = Table(*columns, box=SIMPLE)
     for suite in record["suites"]:
-        for name, value in suite["metrics"].items():
-            row = [_title(suite), name, str(suite["items"]), with_error(value)]
-            if record["base"] is not None:
-                row.append(with_error(suite["base"]["metrics"].get(name)))
-            table.add_row(*row)
+        base = suite["base"] if record["base"] is not None else None
+        _add_rows(table, _title(suite), suite, base)
+        groups = suite.get("groups", {})
+        if len(groups) <= _SHOWN_GROUPS:
+            for name, group in groups.items():
+                _add_rows(table, f"  {name}", group, base and base["groups"][name])
     return align_numbers_right(table)
+
+
+def _add_rows(
+    table: Table, title: str, part: Mapping[str, Any], base: Mapping[str, Any] | None
+) -> None:
+    for name, value in part["metrics"].items():
+        row = [title, name, str(part["items"]), with_error(value)]
+        if base is not None:
+            row.append(with_error(base["metrics"].get(name)))
+        table.add_row(*row)
 
 
 def _differences(record: Mapping[str, Any]) -> Table:

@@ -1,0 +1,155 @@
+"""Long contexts: what a model finds in them, and what a KV policy leaves of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paceline.errors import RequestError
+from paceline.kvcache.base import Policy
+from paceline.lm import LM
+from paceline.measuring.evaluation.base import Item, Kind, Metric, Result, Suite, item_key
+from paceline.measuring.evaluation.data import find_file, is_text, read_rows
+from paceline.measuring.evaluation.forest import Branches, BranchScore, score_branches
+from paceline.measuring.evaluation.long_tasks import ContextBuilder, LongContext
+from paceline.measuring.evaluation.prefix import prefix_name, prefix_tokens
+
+KINDS = ("single", "multikey", "copy")
+_CONTEXTS = 20  # of each kind
+_LENGTH = 2048  # tokens of a context
+_ROOM = 128  # tokens behind it, for a question
+_CHARACTERS = 16  # of a text for each token, so that no tokenizer runs short
+_SMALLEST_BOOK = 20_000  # characters
+
+
+class LongContexts(Suite):
+    """Needles, keys and repeated passages in texts; no question is seen before the context ends.
+
+    Kinds: `single` hides four numbers of five digits, `multikey` eight sentences of one kind, and
+    `copy` repeats the beginnings of five passages. Every context has its own text and draws, all
+    its questions share one prefill, and what is scored are the tokens of the answers. A KV policy
+    acts while the context is read. The gain of a context is the log-probability of the answers
+    behind it less that of the same answers without it; `gain kept` is the gain under the policy,
+    over the gain with all rows (1 without a policy). Items of standard errors are contexts.
+
+    Args:
+        folder: holds JSON lines with `text`, books.
+        limit: contexts of each kind.
+        length: tokens of a context; by default 2048, or three quarters of what the model sees.
+        prefix: token before a context, see `prefix_tokens`.
+        seed: of texts and questions.
+
+    Raises:
+        RequestError: the data cannot be read.
+    """
+
+    name = "long"
+    metrics = (
+        Metric("nats an answer token", Kind.RATIO, "nats", "tokens"),
+        Metric("exact answers", Kind.RATIO, "exact", "questions"),
+        Metric("gain kept", Kind.RATIO, "gain", "whole_gain"),
+    )
+    batch = 1
+
+    def __init__(
+        self,
+        folder: Path,
+        limit: int | None = None,
+        length: int | None = None,
+        prefix: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self._prefix, self._length, self._seed = prefix, length, seed
+        path = find_file(folder, "long", "long*.jsonl", "*books*.jsonl", "*.jsonl")
+        books = (row["text"] for row in read_rows(path, {"text": is_text}))
+        self._books = [book for book in books if len(book) >= _SMALLEST_BOOK]
+        if not self._books:
+            raise RequestError(f"{path} holds no text of {_SMALLEST_BOOK} characters")
+        self.items = [
+            Item((kind, number), item_key(kind, number, seed), kind)
+            for number in range(limit or _CONTEXTS)
+            for kind in KINDS
+        ]
+        self._data = item_key(path.name, [len(book) for book in self._books])
+
+    def settings(self, lm: LM) -> dict[str, Any]:
+        """Return length, policy, prefix, seed and a hash of the data.
+
+        Raises:
+            RequestError: the model does not see as many tokens.
+        """
+        policy = lm.request_builder.kv_policy
+        return {
+            "context": self._size(lm),
+            "kv_policy": policy and {"name": policy.name, **asdict(policy)},
+            "prefix": prefix_name(lm, self._prefix),
+            "seed": self._seed,
+            "data": self._data,
+        }
+
+    def score(self, lm: LM, items: Sequence[Item]) -> list[Result]:
+        """Return sums over the questions of each context."""
+        builder = ContextBuilder(
+            lambda text: lm.tokenizer.encode(text, False),
+            prefix_tokens(lm, self._prefix),
+            self._size(lm),
+        )
+        return [self._score(lm, builder, *item.content) for item in items]
+
+    def _score(self, lm: LM, builder: ContextBuilder, kind: str, number: int) -> Result:
+        rng = np.random.default_rng([self._seed, number, KINDS.index(kind)])
+        context: LongContext = getattr(builder, kind)(self._excerpt(lm, rng), rng)
+        policy = lm.request_builder.kv_policy
+        start = prefix_tokens(lm, self._prefix)
+        ours = _answers(lm, context.tokens, context, policy)
+        whole = ours if policy is None else _answers(lm, context.tokens, context, None)
+        none = _answers(lm, start, context, None)
+        logprob, full, without = (
+            sum(each.logprob for each in scores) for scores in (ours, whole, none)
+        )
+        return {
+            "nats": -logprob,
+            "tokens": sum(question.answer for question in context.questions),
+            "exact": sum(each.greedy for each in ours),
+            "questions": len(context.questions),
+            "gain": logprob - without,
+            "whole_gain": full - without,
+        }
+
+    def _excerpt(self, lm: LM, rng: np.random.Generator) -> str:
+        """Return a part of a book, from a line break on; a short book goes on in others."""
+        wanted = self._size(lm) * _CHARACTERS
+        book = self._books[rng.integers(len(self._books))]
+        start = int(rng.integers(max(1, len(book) - wanted)))
+        text = str(book[start + 1 + book[start:].find("\n") :])
+        while len(text) < wanted:
+            text += "\n\n" + self._books[rng.integers(len(self._books))]
+        return text[:wanted]
+
+    def _size(self, lm: LM) -> int:
+        seen = lm.engine.config.context
+        if self._length is None:
+            return min(_LENGTH, seen * 3 // 4 // 64 * 64)
+        if self._length + _ROOM > seen:
+            raise RequestError(
+                f"--context is {self._length}, and with {_ROOM} tokens of questions it must not "
+                f"exceed the {seen} that the model sees"
+            )
+        return self._length
+
+
+def _answers(
+    lm: LM, before: Sequence[int], context: LongContext, policy: Policy | None
+) -> list[BranchScore]:
+    """Return the score of each answer behind some tokens."""
+    mark = context.questions[0].tokens[:1]
+    group = Branches([*before, *mark], [question.tokens[1:] for question in context.questions])
+    [scores] = score_branches(lm.engine, [group], policy)
+    return [
+        score.last(question.answer)
+        for score, question in zip(scores, context.questions, strict=True)
+    ]
