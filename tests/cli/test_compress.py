@@ -131,7 +131,8 @@ def test_both_engines_read_every_form(tmp_path, spec):
     model = load(tmp_path / "out")
     matrices = [name for name in model.weights if name.rpartition(".")[2] in MATRICES]
     stored = [model.weights[name] for name in matrices]
-    assert all(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
+    assert all(isinstance(each, Linear) for each in stored)
+    assert any(not isinstance(each, Dense) for each in stored)
     assert sum(each.nbytes for each in stored) == size.matrices
     native = LM(tmp_path / "out", drafter="plain", budget=1)
     reference = ReferenceEngine(model.config, model.weights.to_arrays())

@@ -222,11 +222,35 @@ def test_a_whitened_factorisation_is_the_best_of_its_rank():
     x = torch.randn(500, 24) @ torch.randn(24, 24)
     stats = Statistics().plus(x, frozenset({Statistic.SECOND_MOMENT}))
     weight = torch.randn(20, 24)
-    left, right = factorizers.parse("svd").factor(weight, stats, 6)
-    error = float((x @ (left @ right - weight).T).norm())
     # The output X W' has the same singular values as W times the root of the moment.
     values = torch.linalg.svdvals((x @ weight.T).double())
-    assert error == pytest.approx(float(values[6:].norm()), rel=1e-3)
+    keep = 6 * (20 + 24 - 6) / (20 * 24)
+    stored = factorizers.parse(f"svd:keep={keep}").compress(weight, stats)
+    assert stored.basis.shape == (6, 24)
+    two = factorizers.parse(f"svd:pivots=false,keep={6 * 44 / 480}").compress(weight, stats)
+    assert two.right.shape == (6, 24)
+    for matrix in (stored, two):
+        error = float((x @ (torch.from_numpy(matrix.dense()) - weight).T).norm())
+        assert error == pytest.approx(float(values[6:].norm()), rel=1e-3)
+    assert stored.nbytes - 6 * 4 == two.nbytes - 2 * 6 * 6
+    assert np.abs(stored.coefficients.dense()).max() < 1.06
+
+
+def test_ranks_go_where_they_save_most():
+    torch.manual_seed(0)
+    x = torch.randn(400, 32)
+    stats = Statistics().plus(x, frozenset({Statistic.SECOND_MOMENT}))
+    thin = torch.randn(32, 4) @ torch.randn(4, 32) + 0.01 * torch.randn(32, 32)
+    weights = {"q": torch.randn(32, 32), "k": thin}
+    known = dict.fromkeys("qk", stats)
+    plan = factorizers.parse("svd:keep=0.6").for_block(weights, known)
+    assert plan["k"].keep < 0.3 < 0.8 < plan["q"].keep
+    numbers = sum(each.keep * 1024 for each in plan.values())
+    assert 0.55 * 2048 < numbers <= 0.6 * 2048
+    stored = {name: plan[name].compress(weights[name], stats) for name in plan}
+    assert sum(each.nbytes for each in stored.values()) <= 2 * 0.63 * 2048
+    even = factorizers.parse("svd:keep=0.6,spread=false").for_block(weights, known)
+    assert {each.keep for each in even.values()} == {0.6}
 
 
 def test_a_correction_brings_the_matrix_closer():

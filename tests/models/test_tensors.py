@@ -25,6 +25,7 @@ from paceline.models.tensors import (
     Grouped,
     Linear,
     LowRank,
+    Pivoted,
     Sparse,
     Sum,
     from_tensors,
@@ -102,6 +103,13 @@ def sparse(random, rows, columns, kind="F32"):
     return Sparse(mask, floats(random, int(mask.sum()), kind)[0], kind, pattern)
 
 
+def pivoted(random, rows, columns, depth):
+    rank = int(random.integers(1, rows))
+    pivots = np.sort(random.permutation(rows)[:rank]).astype(np.int32)
+    parts = ((rank, columns), (rows - rank, rank))
+    return Pivoted(pivots, *(any_form(random, *shape, depth + 1) for shape in parts))
+
+
 def any_form(random, rows, columns, depth=0):
     kind = str(random.choice(KINDS))
     makers = [
@@ -119,6 +127,8 @@ def any_form(random, rows, columns, depth=0):
             ),
             lambda: Sum(tuple(any_form(random, rows, columns, depth + 1) for _ in range(1 + rank))),
         ]
+        if rows > 1:
+            makers.append(lambda: pivoted(random, rows, columns, depth))
     return makers[random.integers(len(makers))]()
 
 
@@ -284,6 +294,11 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Sparse(MASK, np.ones(4, F32), pattern=(2, 4)), "2 of every 4"),
         (lambda: Sparse(MASK, np.ones(4, F32), pattern=(3, 3)), "3:3 for 4 inputs"),
         (lambda: LowRank(Dense(SCALES), Dense(np.ones((3, 2), F32))), "rows of the second"),
+        (lambda: Pivoted(np.int32([1]), Dense(SCALES[:1]), Dense(SCALES)), "expected 1 columns"),
+        (
+            lambda: Pivoted(np.int32([1, 0]), Dense(SCALES), Dense(SCALES[:1])),
+            r"expected int32 \[2\], ascending and below 3",
+        ),
         (lambda: Sum(()), "expected one shape"),
         (lambda: Sum((Dense(SCALES), Dense(SCALES[:1]))), "expected one shape"),
         (lambda: from_tensors({}), "describe no stored matrix"),

@@ -130,6 +130,19 @@ class WeightCompressor(Compressor, ABC):
         """A cheap method with the same grid, for searches that compress a matrix many times."""
         return self
 
+    def for_block(
+        self, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
+    ) -> Mapping[str, WeightCompressor]:
+        """Return what compresses each matrix of a block; one that is left out stays as it is.
+
+        Methods that divide a budget among matrices, or factor several together, override this.
+
+        Args:
+            weights: float32 [out, in] by name (`q`); those that this method is to compress.
+            stats: of the inputs of each.
+        """
+        return dict.fromkeys(weights, self)
+
     @abstractmethod
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the stored form of a matrix.

@@ -70,8 +70,8 @@ def compress_blocks(
         with torch.no_grad():
             stats = runner.statistics(weights, x, recipe.wanted(names))
             tensors: dict[str, Linear | Tensor] = {}
-            for name, full in zip(matrices, names, strict=True):
-                steps = recipe.steps_of(full)
+            chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
+            for name, steps in chosen.items():
                 if not steps.compressors:
                     continue
                 stored = steps.compress(weights[name], stats[name])

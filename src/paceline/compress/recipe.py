@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,17 @@ class Steps:
         """Return what calibration has to measure for the matrices, after the transforms."""
         return _wanted((*self.compressors, *self.corrections))
 
+    def for_block(
+        self, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
+    ) -> dict[str, Steps]:
+        """Return the steps of each matrix of a block; see `WeightCompressor.for_block`."""
+        plans = [method.for_block(weights, stats) for method in self.compressors]
+        chosen = {}
+        for name in weights:
+            methods = tuple(plan[name] for plan in plans if name in plan)
+            chosen[name] = replace(self, compressors=methods) if methods else Steps()
+        return chosen
+
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the stored form of a matrix, float32 [out, in]."""
         import torch
@@ -83,6 +94,18 @@ class Recipe:
             if fnmatchcase(name, pattern):
                 return steps
         return self.steps
+
+    def for_block(
+        self, index: int, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
+    ) -> dict[str, Steps]:
+        """Return the steps of each matrix of the block `index`, by its name there (`q`)."""
+        groups: dict[Steps, list[str]] = {}
+        for name in weights:
+            groups.setdefault(self.steps_of(f"layers.{index}.{name}"), []).append(name)
+        chosen: dict[str, Steps] = {}
+        for steps, names in groups.items():
+            chosen |= steps.for_block({name: weights[name] for name in names}, stats)
+        return chosen
 
     @property
     def transforms(self) -> tuple[BlockTransform, ...]:

@@ -11,6 +11,7 @@ from paceline.models.tensors.composed import LowRank, Sum
 from paceline.models.tensors.dense import Dense
 from paceline.models.tensors.grouped import Grouped
 from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
+from paceline.models.tensors.pivoted import Pivoted
 from paceline.models.tensors.sparse import Sparse
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "Linear",
     "LowRank",
     "PackedFloats",
+    "Pivoted",
     "Sparse",
     "Sum",
     "from_tensors",

@@ -60,11 +60,11 @@ class LowRank(Linear):
         return {}
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {**_prefixed("left", self.left), **_prefixed("right", self.right)}
+        return {**prefixed("left", self.left), **prefixed("right", self.right)}
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> LowRank:
-        return cls(_part("left", arrays), _part("right", arrays))
+        return cls(part_of("left", arrays), part_of("right", arrays))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,19 +110,25 @@ class Sum(Linear):
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = {}
         for number, part in enumerate(self.parts):
-            arrays |= _prefixed(str(number), part)
+            arrays |= prefixed(str(number), part)
         return arrays
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Sum:
-        return cls(tuple(_part(str(number), arrays) for number in range(meta["parts"])))
+        return cls(tuple(part_of(str(number), arrays) for number in range(meta["parts"])))
 
 
-def _prefixed(prefix: str, part: Linear) -> dict[str, NDArray[Any]]:
+def prefixed(prefix: str, part: Linear) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a part of a matrix under names that begin with `prefix`."""
     return {f"{prefix}.{name}": array for name, array in part.tensors().items()}
 
 
-def _part(prefix: str, arrays: Arrays) -> Linear:
+def part_of(prefix: str, arrays: Arrays) -> Linear:
+    """Return the part of a matrix that `prefixed` saved.
+
+    Raises:
+        ModelError: it is missing.
+    """
     start = f"{prefix}."
     inner = {
         name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)
