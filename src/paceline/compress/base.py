@@ -120,6 +120,11 @@ class Compressor(Method):
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
 
+    @property
+    def optional_statistics(self) -> frozenset[Statistic]:
+        """Return what it looks at where it was measured, and can do without."""
+        return frozenset()
+
 
 @dataclass(frozen=True)
 class WeightCompressor(Compressor, ABC):
@@ -142,6 +147,19 @@ class WeightCompressor(Compressor, ABC):
             stats: of the inputs of each.
         """
         return dict.fromkeys(weights, self)
+
+    def for_matrix(self, name: str, config: ModelConfig) -> WeightCompressor:
+        """Return the method with the settings for one matrix; itself by default.
+
+        Args:
+            name: canonical, e.g. `layers.0.q`.
+            config: the model's shape.
+        """
+        return self
+
+    def note(self, shape: tuple[int, int]) -> str | None:
+        """Return what the card tells of a matrix of some shape, e.g. that it takes another form."""
+        return None
 
     @abstractmethod
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:

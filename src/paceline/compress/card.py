@@ -46,6 +46,7 @@ def describe(
             "digest": texts.digest(),
         },
         "size": {**asdict(size), "bits_per_weight": size.bits_per_weight},
+        "notes": job.notes,
         "seconds": seconds,
         "peak_bytes": peak,
     }

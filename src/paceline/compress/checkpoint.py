@@ -22,7 +22,6 @@ from paceline.models.formats.stored_forms import arrays_of, scheme
 from paceline.models.formats.writer import write_arrays, write_bytes, write_json
 from paceline.models.hf_config import read_config
 from paceline.models.tensor_names import places
-from paceline.models.tensors import Linear
 
 if TYPE_CHECKING:
     from paceline.compress.recipe import Recipe
@@ -153,7 +152,5 @@ def _size(arrays: Arrays, config: ModelConfig) -> Size:
 
 def is_compressed(model: Model) -> bool:
     """Return whether a matrix of the blocks is stored in fewer bits than floating-point numbers."""
-    from paceline.models.tensors import Dense
-
-    stored = (model.weights.stored(name) for name in model.weights if name.startswith("layers."))
-    return any(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
+    layers = (name for name in model.weights if name.startswith("layers."))
+    return any(model.weights.float_type(name) is None for name in layers)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import paceline
+from paceline.compress.base import MATRICES
 from paceline.compress.checkpoint import Size, Target, is_compressed, write_checkpoint
 from paceline.compress.work_folder import WorkFolder
 from paceline.errors import ModelError, RequestError
@@ -55,6 +56,19 @@ class CompressionJob:
                 "loses twice; take the original checkpoint, or add --again"
             )
         self._target = Target.of(self.model, self.recipe)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return in sentences where a method has to make another form than it was asked for."""
+        weights = self.model.weights
+        names = [
+            f"layers.{index}.{part}"
+            for index in range(len(self.model.config.layers))
+            for part in MATRICES
+        ]
+        shapes = {name: weights.shape(name) for name in names if name in weights}
+        matrices = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
+        return self.recipe.notes(matrices, self.model.config)
 
     @property
     def work_path(self) -> Path:

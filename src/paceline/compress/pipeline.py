@@ -71,7 +71,8 @@ def compress_blocks(
             stats = runner.statistics(weights, x, recipe.wanted(names))
             tensors: dict[str, Linear | Tensor] = {}
             chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
-            for name, steps in chosen.items():
+            for name, shared in chosen.items():
+                steps = shared.for_matrix(f"layers.{index}.{name}", config)
                 if not steps.compressors:
                     continue
                 stored = steps.compress(weights[name], stats[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.compress.base import Statistics
+    from paceline.models.config import ModelConfig
     from paceline.models.tensors import Linear
 
 KEEP = "keep"  # the recipe of what stays as it is
@@ -47,7 +49,22 @@ class Steps:
     @property
     def statistics(self) -> frozenset[Statistic]:
         """Return what calibration has to measure for the matrices, after the transforms."""
-        return _wanted((*self.compressors, *self.corrections))
+        return _required(self._methods).union(*(each.optional_statistics for each in self._methods))
+
+    @property
+    def required_statistics(self) -> frozenset[Statistic]:
+        """Return what calibration has to measure because a method cannot do without."""
+        return _required(self._methods)
+
+    @property
+    def _methods(self) -> tuple[Compressor, ...]:
+        return (*self.compressors, *self.corrections)
+
+    def for_matrix(self, name: str, config: ModelConfig) -> Steps:
+        """Return the steps with the settings for one matrix by its canonical name."""
+        return replace(
+            self, compressors=tuple(each.for_matrix(name, config) for each in self.compressors)
+        )
 
     def for_block(
         self, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
@@ -87,6 +104,18 @@ class Recipe:
     steps: Steps
     rules: tuple[tuple[str, Steps], ...] = ()
     head: Steps = Steps()
+
+    def notes(self, shapes: Mapping[str, tuple[int, int]], config: ModelConfig) -> list[str]:
+        """Return what the card tells of matrices, by their canonical names and shapes."""
+        found: Counter[str] = Counter()
+        for name, shape in shapes.items():
+            for method in self.steps_of(name).for_matrix(name, config).compressors:
+                if (note := method.note(shape)) is not None:
+                    found[note] += 1
+        return [
+            f"{count} {'matrix is' if count == 1 else 'matrices are'} {note}."
+            for note, count in found.items()
+        ]
 
     def steps_of(self, name: str) -> Steps:
         """Return the steps for a matrix by its canonical name, e.g. `layers.0.q`."""
@@ -180,7 +209,7 @@ def parse_steps(text: str) -> Steps:
 
 def _head(text: str) -> Steps:
     steps = parse_steps(text)
-    if steps.transforms or steps.statistics:
+    if steps.transforms or steps.required_statistics:
         raise MethodError(
             f"the recipe {text!r} of embedding and head needs calibration, and these are not "
             "calibrated; take a method without data, e.g. rtn:bits=8"
@@ -200,7 +229,7 @@ def _names() -> list[str]:
     return [name for registry in REGISTRIES for name in registry.visible()]
 
 
-def _wanted(methods: tuple[Compressor, ...]) -> frozenset[Statistic]:
+def _required(methods: tuple[Compressor, ...]) -> frozenset[Statistic]:
     return frozenset().union(*(method.statistics for method in methods))
 
 

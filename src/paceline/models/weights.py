@@ -98,6 +98,15 @@ class Weights(Mapping[str, Linear | Floats]):
             return matrix
         return matrix.rows(part_rows(place, np.arange(matrix.shape[0])))
 
+    def shape(self, name: str) -> Shape:
+        """Return the shape of a weight, a matrix's as [out, in]; nothing is read."""
+        return self._places[name].shape
+
+    def float_type(self, name: str) -> str | None:
+        """Return `F32`, `F16` or `BF16` for floating-point numbers, else None; nothing is read."""
+        kind = self._tensors[self._places[name].tensor].format.upper()
+        return kind if kind in _READABLE else None
+
     def nbytes(self) -> int:
         """Return the bytes of all weights as they are stored; each part that is shared once."""
         total = 0

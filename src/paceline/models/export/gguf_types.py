@@ -42,11 +42,15 @@ class GGUFFormat:
     def choose(self, matrix: Linear, head: bool) -> tuple[str, str | None]:
         """Return the type of a matrix, and the one that it would have if its rows were longer."""
         wanted = (self.head if head else self.layers) or _own_type(matrix)
-        inputs = matrix.shape[1]
-        chosen = wanted
-        while inputs % TYPES[chosen].weights:
-            chosen = _FALLBACKS.get(chosen, "F16")
+        chosen = fit_type(wanted, matrix.shape[1])
         return chosen, None if chosen == wanted else wanted
+
+
+def fit_type(name: str, inputs: int) -> str:
+    """Return a type, or the one that llama.cpp takes instead for rows that are no whole blocks."""
+    while inputs % TYPES[name].weights:
+        name = _FALLBACKS.get(name, "F16")
+    return name
 
 
 def _own_type(matrix: Linear) -> str:

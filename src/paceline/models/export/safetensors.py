@@ -24,7 +24,6 @@ from paceline.models.formats.writer import Pending, write_bytes, write_json, wri
 from paceline.models.hf_config import read_config
 from paceline.models.model import Model
 from paceline.models.tensor_names import Place, places
-from paceline.models.tensors import Dense, Linear
 
 FORMATS = ("auto", "f32", "f16", "bf16")
 _ALIASES = {"fp32": "f32", "fp16": "f16"}
@@ -127,24 +126,15 @@ def _choose(model: Model, text: str) -> str:
         raise MethodError(f"{unknown('format of safetensors', text, FORMATS)}")
     if name != "auto":
         return name.upper()
-    kinds = {_kind(model, name) for name in model.weights}
-    kinds.discard(None)
+    weights = model.weights
+    kinds = {weights.float_type(name) or "F16" for name in weights if len(weights.shape(name)) == 2}
     if len(kinds) == 1:
         return str(kinds.pop())
     return "F32" if "F32" in kinds else "F16"
 
 
-def _kind(model: Model, name: str) -> str | None:
-    """Return the type in which a matrix is kept; None for a vector."""
-    weight = model.weights.stored(name)
-    if len(weight.shape) != 2:
-        return None
-    return weight.dtype if isinstance(weight, Dense) else "F16"
-
-
 def _is_quantised(model: Model) -> bool:
-    stored = (model.weights.stored(name) for name in model.weights)
-    return any(isinstance(each, Linear) and not isinstance(each, Dense) for each in stored)
+    return any(model.weights.float_type(name) is None for name in model.weights)
 
 
 def check_describes(model: Model, config: ModelConfig, wanted: dict[str, Place]) -> None:

@@ -1,0 +1,105 @@
+"""The block types of GGUF files, with scales that minimise the error weighted by the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from paceline.compress.base import Statistic, Statistics, WeightCompressor
+from paceline.core import Exactness
+from paceline.errors import MethodError, ModelError, unknown
+from paceline.models.export.gguf_mixes import MIXES, Position
+from paceline.models.export.gguf_types import fit_type
+from paceline.registry import Source, quantizers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.models.config import ModelConfig
+    from paceline.models.tensors import Linear
+
+# Type -> bits, inputs that share a scale, and whether its grid is centred on zero.
+_GRIDS = {
+    **{"Q4_0": (4, 32, True), "Q4_1": (4, 32, False), "Q5_0": (5, 32, True)},
+    **{"Q5_1": (5, 32, False), "Q8_0": (8, 32, True), "Q2_K": (2, 16, False)},
+    **{"Q3_K": (3, 16, True), "Q4_K": (4, 32, False), "Q5_K": (5, 32, False)},
+    **{"Q6_K": (6, 16, True), "IQ4_NL": (4, 32, True), "IQ4_XS": (4, 32, True)},
+}
+_NAMES = tuple(name.lower() for name in (*_GRIDS, *MIXES))
+
+
+@quantizers.register("gguf", Exactness.LOSSY)
+@dataclass(frozen=True)
+class GGUFBlocks(WeightCompressor):
+    """Round to a block type of GGUF, which llama.cpp runs as it is.
+
+    Scales and minima minimise the squared error weighted by the mean squares of the inputs (the
+    importance matrix of llama.cpp). A matrix whose rows are no whole blocks of the type takes the
+    type that llama.cpp falls back to; the card tells how many.
+
+    Attributes:
+        type: q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl or iq4_xs; or a
+            mix with more bits for some matrices: q2_k_m, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m,
+            q5_k_s or q5_k_m. Default q4_k.
+        imatrix: weight errors by the inputs; otherwise large weights count more. Default true.
+    """
+
+    type: str = "q4_k"
+    imatrix: bool = True
+
+    source = Source(
+        title="llama.cpp, ggml-common.h and llama-quant.cpp",
+        note="layouts, mixes and fallbacks are llama.cpp's, the searches for scales are our own",
+    )
+    examples = ("gguf", "gguf:type=q4_0", "gguf:type=q4_k_m,imatrix=false")
+
+    def __post_init__(self) -> None:
+        if self.type not in _NAMES:
+            raise MethodError(unknown(f"type of {self.name}", self.type, _NAMES))
+
+    @property
+    def optional_statistics(self) -> frozenset[Statistic]:
+        """See `Compressor`."""
+        return frozenset({Statistic.INPUT_NORM}) if self.imatrix else frozenset()
+
+    @property
+    def quick(self) -> WeightCompressor:
+        """Rounding to nearest on a grid of as many bits, without a search for scales."""
+        from paceline.compress.quantize.rtn import RoundToNearest
+
+        bits, group, symmetric = _GRIDS[self._block_type]
+        return RoundToNearest(bits, group, symmetric, search=0)
+
+    def for_matrix(self, name: str, config: ModelConfig) -> WeightCompressor:
+        """Return the method with the type that a mix chooses for a matrix."""
+        mix = MIXES.get(self.type.upper())
+        return replace(self, type=mix.choose(Position.of(name, config)).lower()) if mix else self
+
+    def compress(self, weight: Tensor, stats: Statistics) -> Linear:
+        """See `WeightCompressor`."""
+        from paceline.models.formats.gguf_quantize import quantize
+        from paceline.models.tensors import BlockQuantized, Dense
+
+        values = weight.numpy()
+        kind = fit_type(self._block_type, values.shape[1])
+        squares = stats.mean_squares if self.imatrix else None
+        try:
+            data = quantize(kind, values, None if squares is None else squares.numpy())
+        except ModelError as error:
+            raise MethodError(f"{self.name}: {error}") from None
+        if kind == "F16":
+            return Dense(data.view("<f2"), "F16")
+        return BlockQuantized(kind, data, values.shape[1])
+
+    def note(self, shape: tuple[int, int]) -> str | None:
+        """Tell of a matrix whose rows are no whole blocks."""
+        wanted = self._block_type
+        kind = fit_type(wanted, shape[1])
+        if kind == wanted:
+            return None
+        return f"{kind} instead of {wanted}: rows of {shape[1]} are no whole blocks of it"
+
+    @property
+    def _block_type(self) -> str:
+        mix = MIXES.get(self.type.upper())
+        return mix.type if mix else self.type.upper()
