@@ -16,6 +16,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -69,12 +70,44 @@ def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
         loss = paired(score(out, asked.windows), whole)
         if asked.keep:
             shutil.copytree(out, Path(asked.keep) / f"{base.name}-{_slug(recipe)}")
-    return _row(size.bits_per_weight, size.total, loss)
+    return row(size.bits_per_weight, size.total, loss)
 
 
-def _row(bits: float, total: int, loss: Loss) -> dict[str, Any]:
-    row = {"bits": bits, "bytes": total, "nats": loss.nats, "error": loss.error}
-    return row | {"firsts": loss.firsts}
+def row(bits: float, total: int, loss: Loss) -> dict[str, Any]:
+    """Return what is kept and shown of one compressed model."""
+    sizes = {"bits": bits, "bytes": total}
+    return sizes | {"nats": loss.nats, "error": loss.error, "firsts": loss.firsts}
+
+
+def key_of(base: Path, recipe: str, asked: SimpleNamespace) -> str:
+    """Return the key of a result in the cache."""
+    settings = [asked.windows, asked.calibration, asked.rows, asked.length, asked.seed]
+    return json.dumps([str(base), recipe, *settings])
+
+
+def print_table(results: Mapping[str, Sequence[Mapping[str, float]]], title: bool = True) -> None:
+    """Print means over the bases as rows of a table."""
+    if title:
+        print("| recipe | bits | MB | nats | error | first choices |")
+        print("|---|---:|---:|---:|---:|---:|")
+    for recipe, rows in results.items():
+        mean = {name: float(np.mean([each[name] for each in rows])) for name in rows[0]}
+        print(
+            f"| `{recipe}` | {mean['bits']:.2f} | {mean['bytes'] / 1e6:.1f} | {mean['nats']:.4f} | "
+            f"{mean['error']:.4f} | {mean['firsts']:.3f} |",
+            flush=True,
+        )
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that results depend on, and where they are kept."""
+    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--calibration", default="mixed")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--keep", help="folder for the compressed models")
 
 
 def _slug(text: str) -> str:
@@ -86,33 +119,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("bases", nargs="+", type=Path)
     parser.add_argument("--recipe", action="append", required=True)
-    parser.add_argument("--windows", type=int, default=20)
-    parser.add_argument("--calibration", default="mixed")
-    parser.add_argument("--rows", type=int, default=64)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path)
-    parser.add_argument("--keep", help="folder for the compressed models")
+    add_settings(parser)
     asked: SimpleNamespace = parser.parse_args(namespace=SimpleNamespace())
     known = json.loads(asked.cache.read_text()) if asked.cache and asked.cache.exists() else {}
-    settings = [asked.windows, asked.calibration, asked.rows, asked.length, asked.seed]
-    print("| recipe | bits | MB | nats | error | first choices |")
-    print("|---|---:|---:|---:|---:|---:|")
-    for recipe in asked.recipe:
+    for number, recipe in enumerate(asked.recipe):
         rows = []
         for base in asked.bases:
-            key = json.dumps([str(base), recipe, *settings])
+            key = key_of(base, recipe, asked)
             if key not in known:
                 known[key] = judge(base, recipe, asked)
                 if asked.cache:
                     asked.cache.write_text(json.dumps(known, indent=1))
             rows.append(known[key])
-        mean = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        print(
-            f"| `{recipe}` | {mean['bits']:.2f} | {mean['bytes'] / 1e6:.1f} | {mean['nats']:.4f} | "
-            f"{mean['error']:.4f} | {mean['firsts']:.3f} |",
-            flush=True,
-        )
+        print_table({recipe: rows}, title=number == 0)
 
 
 if __name__ == "__main__":

@@ -291,3 +291,22 @@ def test_calibration_texts_come_from_what_was_named(tmp_path):
     assert (np.diff(written.tokens[:, 1:]) == 1).all()
     with pytest.raises(RequestError, match=r"need an engine"):
         calibration(model, "own", 3, 16)
+
+
+def test_a_gguf_file_has_its_card_beside_it(tmp_path, paceline):
+    out, model = tmp_path / "small.gguf", shared("models", "TinyStories-656K")
+    words = ("compress", model, out, "--recipe", "gguf:type=q4_k", "--head", "gguf:type=q8_0")
+    done = paceline(*words, "--rows", 4, "--length", 64, "--windows", 2, "--json")
+    assert done.code == 0
+    card = done.json
+    assert card["notes"] == [
+        "12 matrices are Q5_0 instead of Q4_K: rows of 128 are no whole blocks of it.",
+        "2 matrices are Q5_0 instead of Q4_K: rows of 384 are no whole blocks of it.",
+    ]
+    assert card["size"]["bits_per_weight"] == 5.5
+    assert card["size"]["total"] < out.stat().st_size
+    assert json.loads((tmp_path / "small.card.json").read_text()) == card
+    assert "12 matrices are Q5_0" in (tmp_path / "small.card.md").read_text()
+    again = paceline(*words, "--no-measure")
+    assert again.code == 2
+    assert "exists already; name a new file" in again.err

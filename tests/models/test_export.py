@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import gguf
 import numpy as np
@@ -13,6 +14,9 @@ from benchmarks.llama_cpp import Library, LlamaCpp, LlamaCppTokenizer
 
 import tiny
 import tiny_gguf
+from paceline.compress.calibrate import Calibration
+from paceline.compress.job import CompressionJob
+from paceline.compress.recipe import parse_recipe
 from paceline.errors import MethodError, ModelError
 from paceline.models import Model, load
 from paceline.models.export.gguf import GGUFExport
@@ -21,6 +25,8 @@ from paceline.models.export.gguf_types import NAMES, GGUFFormat, parse_gguf_form
 from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats.gguf import GGUFFile
 from paceline.models.generation import Defaults
+from paceline.models.tensors import Grouped
+from paceline.models.weights import Weights
 from tests.conftest import shared
 from tests.models.test_packed_layouts import packed_checkpoint
 
@@ -258,8 +264,8 @@ def test_a_packed_checkpoint_is_written_with_the_values_of_its_codes(method, tmp
     packed_checkpoint(tmp_path / "hf", method)
     source = load(tmp_path / "hf")
     export = to_gguf(tmp_path / "hf", tmp_path / "a.gguf", "auto")
-    assert "F16" in export.types
-    assert "quantised matrices are of a kind that GGUF has no type for" in export.notes[-1]
+    assert export.types["Q5_0"] == 14  # holds the integers of 4 bits with any zero point
+    assert export.unsupported is None
     folder = SafetensorsExport(source)
     assert folder.notes == ["quantised matrices are written as F16 numbers, which take more room"]
     folder.write(tmp_path / "out")
@@ -270,6 +276,38 @@ def test_a_packed_checkpoint_is_written_with_the_values_of_its_codes(method, tmp
         for name in source.weights:
             expected = source.weights.dense(name)
             np.testing.assert_allclose(found.weights.dense(name), expected, rtol=6e-4, atol=1e-7)
+            if path == "a.gguf" and isinstance(source.weights[name], Grouped):
+                np.testing.assert_array_equal(found.weights.dense(name), expected)
+
+
+def test_matrices_that_gguf_has_no_type_for_are_named(tmp_path):
+    made = CompressionJob(
+        load(shared("models", "TinyStories-656K")), tmp_path / "hf", parse_recipe("svd:keep=0.5")
+    )
+    made.run(Calibration(np.arange(96).reshape(2, 48), "numbers"))
+    export = to_gguf(tmp_path / "hf", tmp_path / "a.gguf", "auto")
+    assert (
+        "14 quantised matrices are of a kind that GGUF has no type for, e.g. layers.0."
+        in (export.notes[-1])
+    )
+    assert "of low rank), and are written as F16" in export.notes[-1]
+
+
+@pytest.mark.parametrize("method", ["gptq", "compressed-tensors"])
+def test_writing_a_folder_reads_each_matrix_once(method, tmp_path, monkeypatch):
+    (tmp_path / "hf").mkdir()
+    packed_checkpoint(tmp_path / "hf", method)
+    source = load(tmp_path / "hf")
+    reads = Counter()
+    original = Weights.stored
+
+    def counted(weights, name):
+        reads[name] += 1
+        return original(weights, name)
+
+    monkeypatch.setattr(Weights, "stored", counted)
+    SafetensorsExport(source).write(tmp_path / "out")
+    assert set(reads.values()) == {1}
 
 
 def test_values_that_a_type_cannot_hold_name_their_tensor(tmp_path):
@@ -288,7 +326,8 @@ def test_values_that_a_type_cannot_hold_name_their_tensor(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q4_k_m", "unknown format 'q4_k_m'; did you mean"),
+        ("q4_k_x", "unknown format 'q4_k_x'; did you mean"),
+        ("q4_k:head=q4_k_m", "unknown format 'q4_k_m'"),
         ("iq2_xs", "unknown format 'iq2_xs'"),
         ("q4_k:embed=q8_0", "is not of the form"),
         ("q4_k:head=int8", "unknown format 'int8'"),

@@ -135,7 +135,9 @@ class CardOptions:
 
 def compress(
     model: options.Model,
-    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    out: Annotated[
+        Path, typer.Argument(help="A new folder, or a file for llama.cpp that ends in .gguf.")
+    ],
     *,
     recipe: Annotated[
         str,
@@ -157,13 +159,15 @@ def compress(
 ) -> None:
     """Compress a checkpoint block by block into a new folder that runs everywhere in Paceline.
 
-    An interrupted run goes on where it was when the same command is given again. The card in the
-    folder says what was lost and gained, measured on this machine.
+    A GGUF file takes recipes whose matrices it has types for, e.g. gguf:type=q4_k or
+    gptq:bits=4,group=32. An interrupted run goes on where it was when the same command is given
+    again. The card in the folder says what was lost and gained, measured on this machine.
     """
     import torch
 
     from paceline.cache_dir import cache_folder
-    from paceline.compress.card import describe, write_card
+    from paceline.compress.card import card_path, describe, write_card
+    from paceline.compress.gguf_job import GGUFJob
     from paceline.compress.job import CompressionJob
     from paceline.compress.recipe import parse_recipe
     from paceline.machine import peak_bytes, usable_cores
@@ -173,7 +177,7 @@ def compress(
     torch.set_num_threads(threads or usable_cores())
     plan = parse_recipe(recipe, head)
     opened = load(model)
-    job = CompressionJob(opened, out, plan, again)
+    job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
     suites = card.suites()
     windows = card.read(opened) if card.measure else None
     start = perf_counter()
@@ -196,7 +200,7 @@ def compress(
     if json:
         document(content)
     else:
-        write((out / "card.md").read_text(encoding="utf-8"))
+        write(card_path(out).read_text(encoding="utf-8"))
 
 
 def _own(model: Model, seed: int) -> Writer:

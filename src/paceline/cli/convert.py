@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _FORMAT_HELP = (
     "GGUF: q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 bf16 f16 "
-    "f32; `q4_k:head=q8_0` sets embedding and head. Folder: bf16 f16 f32. auto keeps what the "
-    "model has."
+    "f32, or a mix: q2_k_m q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m; `q4_k:head=q8_0` "
+    "sets embedding and head. Folder: bf16 f16 f32. auto keeps what the model has."
 )
 
 

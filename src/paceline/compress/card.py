@@ -52,15 +52,22 @@ def describe(
     }
 
 
-def write_card(folder: Path, card: Mapping[str, Any]) -> None:
-    """Write both forms of a card into a folder.
+def card_path(out: Path, suffix: str = ".md") -> Path:
+    """Return where a card is: `card.md` in a folder, `NAME.card.md` beside the file `NAME.gguf`."""
+    if out.suffix == ".gguf":
+        return out.with_name(f"{out.stem}.card{suffix}")
+    return out / f"card{suffix}"
+
+
+def write_card(out: Path, card: Mapping[str, Any]) -> None:
+    """Write both forms of the card of a folder or a GGUF file.
 
     Raises:
         ModelError: they cannot be written.
     """
     text = json.dumps(card, indent=2, allow_nan=False) + "\n"
-    write_bytes(folder / "card.json", text.encode())
-    write_bytes(folder / "card.md", as_markdown(card).encode())
+    write_bytes(card_path(out, ".json"), text.encode())
+    write_bytes(card_path(out), as_markdown(card).encode())
 
 
 def as_markdown(card: Mapping[str, Any]) -> str:

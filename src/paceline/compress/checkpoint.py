@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,6 +149,17 @@ def _size(arrays: Arrays, config: ModelConfig) -> Size:
             matrices += values.nbytes
             weights += 0 if part else values.size
     return Size(total, matrices, weights)
+
+
+def stored_size(model: Model) -> Size:
+    """Return the sizes of a checkpoint's tensors as they are stored."""
+    matrices = weights = 0
+    for name in model.weights:
+        if name.startswith("layers.") and name.rpartition(".")[2] in MATRICES:
+            stored = model.weights[name]
+            matrices += int(stored.nbytes)
+            weights += math.prod(stored.shape)
+    return Size(model.weights.nbytes(), matrices, weights)
 
 
 def is_compressed(model: Model) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.compress.calibrate import Calibration
+    from paceline.compress.pipeline import CompressedBlock
     from paceline.compress.recipe import Recipe
     from paceline.models import Model
 
@@ -46,8 +47,7 @@ class CompressionJob:
 
     def __post_init__(self) -> None:
         """Check source and target."""
-        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
-            raise RequestError(f"{self.out} exists already; name a new folder")
+        self._check_target()
         if not self.out.parent.is_dir():
             raise RequestError(f"cannot write {self.out}: there is no folder {self.out.parent}")
         if not self.again and is_compressed(self.model):
@@ -56,6 +56,14 @@ class CompressionJob:
                 "loses twice; take the original checkpoint, or add --again"
             )
         self._target = Target.of(self.model, self.recipe)
+
+    def _check_target(self) -> None:
+        """Refuse to write over something."""
+        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
+            raise RequestError(f"{self.out} exists already; name a new folder")
+
+    def _check_block(self, block: CompressedBlock) -> None:
+        """Refuse a block that cannot be written, before it is kept."""
 
     @property
     def notes(self) -> list[str]:
@@ -98,16 +106,22 @@ class CompressionJob:
         if done < layers:
             inputs = work.hidden(done) if done else self._embed(texts)
             for block in compress_blocks(self.model.config, self._layer, inputs, self.recipe, done):
+                self._check_block(block)
                 work.save(block)
                 tick(1)
         draft = work.path / "out"
         shutil.rmtree(draft, ignore_errors=True)
         size = write_checkpoint(draft, self.model, self.recipe, self._target, work)
+        size = self._finish(draft, size)
+        work.remove()
+        return size
+
+    def _finish(self, draft: Path, size: Size) -> Size:
+        """Give the finished folder its name; return the sizes of what is there."""
         try:
             draft.replace(self.out)
         except OSError as error:
             raise ModelError(f"cannot write {self.out}: {error.strerror or error}") from None
-        work.remove()
         return size
 
     def _describe(self, texts: Calibration) -> Mapping[str, object]:

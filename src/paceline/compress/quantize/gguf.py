@@ -73,7 +73,7 @@ class GGUFBlocks(WeightCompressor):
     def for_matrix(self, name: str, config: ModelConfig) -> WeightCompressor:
         """Return the method with the type that a mix chooses for a matrix."""
         mix = MIXES.get(self.type.upper())
-        return replace(self, type=mix.choose(Position.of(name, config)).lower()) if mix else self
+        return replace(self, type=mix.choose(Position.of((name,), config)).lower()) if mix else self
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """See `WeightCompressor`."""

@@ -11,11 +11,32 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.tensor_names import Place, Shape
-from paceline.models.tensors import Dense, Linear, to_dense
+from paceline.models.tensors import (
+    BitPlanes,
+    BlockQuantized,
+    Codebook,
+    Dense,
+    Grouped,
+    Linear,
+    LowRank,
+    Pivoted,
+    Sparse,
+    Sum,
+    to_dense,
+)
 from paceline.models.weights import Weights, part_rows
 
 _PIECE = 1 << 22  # weights in memory at once, where a tensor is written by rows
 Rows = NDArray[np.intp]
+_FORMS: Mapping[type[Linear], str] = {
+    BitPlanes: "bit planes",
+    Codebook: "codebooks",
+    Dense: "floating-point numbers",
+    LowRank: "low-rank factors",
+    Pivoted: "rows and coefficients of low rank",
+    Sparse: "a bitmap and its values",
+    Sum: "a sum of matrices",
+}
 
 
 @dataclass(frozen=True)
@@ -108,3 +129,15 @@ def as_matrix(weight: Linear | Floats) -> Linear:
     if isinstance(weight, Linear):
         return weight
     return Dense(np.ascontiguousarray(weight if weight.ndim == 2 else weight[None]))
+
+
+def form_name(matrix: Linear) -> str:
+    """Return what the form of a matrix is called in messages."""
+    if isinstance(matrix, BlockQuantized):
+        return f"blocks of {matrix.type}"
+    if not isinstance(matrix, Grouped):
+        return _FORMS.get(type(matrix), type(matrix).__name__)
+    zeros = " with zero points" if matrix.zeros is not None else ""
+    minima = " with minima" if matrix.minima is not None else ""
+    order = " in an order of its own" if matrix.g_idx is not None else ""
+    return f"integers of {matrix.bits} bits in groups of {matrix.group}{zeros}{minima}{order}"

@@ -13,15 +13,22 @@ from numpy.typing import NDArray
 from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.config import ModelConfig
-from paceline.models.export.assembly import Assembled, as_matrix, assemble, row_pieces
+from paceline.models.export.assembly import (
+    Assembled,
+    as_matrix,
+    assemble,
+    form_name,
+    row_pieces,
+)
 from paceline.models.export.gguf_metadata import (
     check_same,
     find_architecture,
     gguf_settings,
     rope_tensors,
 )
+from paceline.models.export.gguf_mixes import MIXES, Position
 from paceline.models.export.gguf_tokenizer import tokenizer_metadata
-from paceline.models.export.gguf_types import FILE_TYPES, GGUFFormat
+from paceline.models.export.gguf_types import FILE_TYPES, GGUFFormat, own_type
 from paceline.models.export.llama_cpp import (
     check_llama_cpp,
     llama_cpp_differences,
@@ -30,16 +37,16 @@ from paceline.models.export.llama_cpp import (
 from paceline.models.export.settings import as_fields, family_of, model_settings
 from paceline.models.family import Family
 from paceline.models.formats.gguf_quantize import quantize
+from paceline.models.formats.gguf_repack import is_exact, to_blocks
 from paceline.models.formats.gguf_writer import PendingTensor, Value, write_gguf
 from paceline.models.gguf_architectures import Architecture
 from paceline.models.gguf_config import layer_modules, located_family
 from paceline.models.model import Model
 from paceline.models.tensor_names import places
-from paceline.models.tensors import BlockQuantized, Dense
+from paceline.models.tensors import BlockQuantized, Dense, Grouped, Linear
 from paceline.models.weights import Weights
 
 Bytes = NDArray[np.uint8]
-_ENDS = ("embed", "head")
 _OF_THE_FILE = ("general.architecture", "general.alignment", "general.file_type")
 _KEPT_FLOAT = ("positions",)  # not quantised by llama.cpp either
 
@@ -77,7 +84,9 @@ class GGUFExport:
         settings = as_fields(self.model, model_settings(self.model))
         divisors = rope_tensors(config, settings)
         family = family_of(self.model, settings.values)
-        self._widened = 0
+        self._widened: list[str] = []  # matrices that have no type, in words
+        self._repacked: set[str] = set()  # tensors whose integers are kept
+        self._rounded = 0  # among them those whose scales are not
         assembled = _assembled(config, family, arch, self.model.weights)
         self._tensors = {each: _vector(values) for each, values in divisors.items()}
         for each in assembled:
@@ -97,11 +106,7 @@ class GGUFExport:
         check_llama_cpp(name, config, self.model.weights)
         tokenizer, self.notes = tokenizer_metadata(self.model)
         self.notes += llama_cpp_differences(name, config)
-        if self._widened:
-            self.notes.append(
-                f"{self._widened} quantised matrices are of a kind that GGUF has no type for and "
-                "are written as F16; a format makes them small again"
-            )
+        self.notes += self._form_notes()
         self._metadata: dict[str, Value] = {
             "general.architecture": name,
             **_general(self.model),
@@ -140,12 +145,16 @@ class GGUFExport:
 
     def _choose(self, tensor: Assembled) -> str:
         """Return the type of a matrix; half precision where fused parts have different ones."""
-        head = tensor.names[0] in _ENDS
-        matrices = [as_matrix(self.model.weights[name]) for name in tensor.names]
-        kept = (self.format.head if head else self.format.layers) is None
-        if kept and not all(isinstance(each, Dense | BlockQuantized) for each in matrices):
-            self._widened += 1
-        choices = {self.format.choose(matrix, head) for matrix in matrices}
+        matrices = {name: as_matrix(self.model.weights[name]) for name in tensor.names}
+        at = Position.of(tensor.names, self.model.config)
+        choices = {self.format.choose(matrix, at) for matrix in matrices.values()}
+        grouped = [each for each in matrices.values() if isinstance(each, Grouped)]
+        kinds = {own_type(each) for each in matrices.values()}
+        if grouped and len(kinds) == 1 and kinds == {kind for kind, _ in choices}:
+            self._repacked.add(tensor.name)
+            self._rounded += not all(map(is_exact, grouped))
+        if (self.format.head if at is None else self.format.layers) is None:
+            self._widened += _without_type(matrices, len(choices) > 1)
         if len(choices) > 1:
             return "F16"
         [(kind, wanted)] = choices
@@ -153,11 +162,33 @@ class GGUFExport:
             self.fallbacks[wanted, kind] += 1
         return kind
 
+    def _form_notes(self) -> list[str]:
+        """Return in sentences what becomes of matrices that GGUF cannot hold as they are."""
+        notes = []
+        if self._widened:
+            notes.append(
+                f"{len(self._widened)} quantised matrices are of a kind that GGUF has no type for, "
+                f"e.g. {self._widened[0]}, and are written as F16; a format makes them small again"
+            )
+        if self._rounded:
+            notes.append(
+                f"the scales of {self._rounded} matrices of integers are rounded to half precision"
+            )
+        return notes
+
+    @property
+    def unsupported(self) -> str | None:
+        """A matrix that has no type of GGUF and is written in half precision, and its form."""
+        return self._widened[0] if self._widened else None
+
     def _pieces(self, tensor: Assembled, kind: str, offset: float) -> Iterator[Bytes]:
         importance = (self.importance or {}).get(tensor.names[0])
         for rows in row_pieces(self.model.weights, tensor):
             if isinstance(rows, BlockQuantized) and rows.type == kind:
                 yield rows.data
+                continue
+            if isinstance(rows, Grouped) and tensor.name in self._repacked:
+                yield to_blocks(rows, kind)
                 continue
             values = rows.dense() + np.float32(offset) if offset else rows.dense()
             try:
@@ -166,7 +197,9 @@ class GGUFExport:
                 raise ModelError(f"tensor {tensor.name} cannot be written: {error}") from None
 
     def _file_type(self) -> int:
-        """Return llama.cpp's number for the type of most matrices."""
+        """Return llama.cpp's number for the mix, or for the type of most matrices."""
+        if mix := MIXES.get(self.format.layers or ""):
+            return mix.file_type
         matrices = {kind: count for kind, count in self.types.items() if kind != "F32"}
         most = max(matrices, key=lambda kind: matrices[kind]) if matrices else "F32"
         return FILE_TYPES[most]
@@ -202,6 +235,15 @@ def _assembled(
     if absent:
         raise ModelError(f"{config.family} models have no {absent[0]}, which GGUF files need")
     return assemble(wanted)
+
+
+def _without_type(matrices: Mapping[str, Linear], mixed: bool) -> list[str]:
+    """Return the quantised matrices that have no type, or none in common with those beside them."""
+    return [
+        f"{name} ({form_name(each)})"
+        for name, each in matrices.items()
+        if own_type(each) is None or (mixed and not isinstance(each, Dense))
+    ]
 
 
 def _has(weights: Weights, family: Family, names: str) -> bool:

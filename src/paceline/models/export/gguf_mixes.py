@@ -7,7 +7,7 @@ models; its `Q2_K` is called `Q2_K_M` here, where `Q2_K` is that type for every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from paceline.models.config import ModelConfig
@@ -18,7 +18,7 @@ class Position:
     """Where a matrix lies in a model.
 
     Attributes:
-        part: its name in the layer, e.g. `v`.
+        part: its name in the layer, e.g. `v`; `qkv` is a tensor of all three.
         layer: its index.
         layers: number of layers.
         sharing: query heads for each key/value head.
@@ -30,9 +30,14 @@ class Position:
     sharing: int
 
     @classmethod
-    def of(cls, name: str, config: ModelConfig) -> Position | None:
-        """Return the position of a matrix by its canonical name; None outside the layers."""
-        owner, _, part = name.rpartition(".")
+    def of(cls, names: Sequence[str], config: ModelConfig) -> Position | None:
+        """Return the position of a tensor by the canonical names of its parts.
+
+        None outside the layers.
+        """
+        owner, _, part = names[0].rpartition(".")
+        if len(names) > 1 and part == "q":
+            part = "qkv"
         if not owner.startswith("layers."):
             return None
         index = int(owner.removeprefix("layers."))
@@ -95,10 +100,15 @@ MIXES: Mapping[str, Mix] = {
         {
             "v": lambda at: "Q5_K" if at.layer < 2 else "Q4_K",
             "o": _always("Q4_K"),
+            "qkv": _always("Q4_K"),
             "down": lambda at: "Q5_K" if at.layer < at.layers // 16 else "Q4_K",
         },
     ),
-    "Q3_K_L": Mix("Q3_K", 13, dict.fromkeys(("v", "o", "down"), _always("Q5_K"))),
+    "Q3_K_L": Mix(
+        "Q3_K",
+        13,
+        {**dict.fromkeys(("v", "o", "down"), _always("Q5_K")), "qkv": _always("Q4_K")},
+    ),
     "Q4_K_S": Mix(
         "Q4_K",
         14,
@@ -107,7 +117,7 @@ MIXES: Mapping[str, Mix] = {
             "down": lambda at: "Q5_K" if at.layer < at.layers // 8 else None,
         },
     ),
-    "Q4_K_M": Mix("Q4_K", 15, dict.fromkeys(("v", "down"), _half_six)),
+    "Q4_K_M": Mix("Q4_K", 15, {"v": _half_six, "down": _half_six, "qkv": _always("Q5_K")}),
     "Q5_K_S": Mix("Q5_K", 16, {}),
-    "Q5_K_M": Mix("Q5_K", 17, dict.fromkeys(("v", "down"), _half_six)),
+    "Q5_K_M": Mix("Q5_K", 17, {"v": _half_six, "down": _half_six, "qkv": _always("Q6_K")}),
 }

@@ -6,18 +6,21 @@ from dataclasses import dataclass
 
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_spec
+from paceline.models.export.gguf_mixes import MIXES, Position
 from paceline.models.formats.gguf_quantize import WRITABLE
+from paceline.models.formats.gguf_repack import block_type
 from paceline.models.formats.gguf_types import TYPES
-from paceline.models.tensors import BlockQuantized, Dense, Linear
+from paceline.models.tensors import BlockQuantized, Dense, Grouped, Linear
 
 AUTO = "auto"
 NAMES = (AUTO, *(name.lower() for name in WRITABLE))
+LAYERS = (*NAMES, *(name.lower() for name in MIXES))
 # As everywhere in Paceline, and as the reader of hub checkpoints would write them.
 _ALIASES = {"fp32": "f32", "fp16": "f16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 # Embedding and head feel coarse rounding most; a tied one is both.
 _HEADS = {
     **dict.fromkeys(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", "IQ4_NL"), "Q6_K"),
-    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0"), "Q6_K"),
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1", "TQ1_0", "TQ2_0", *MIXES), "Q6_K"),
 }
 # For rows that are no multiple of 256, as in llama.cpp (`llama-quant.cpp`).
 _FALLBACKS = {
@@ -34,14 +37,25 @@ FILE_TYPES = {
 
 @dataclass(frozen=True)
 class GGUFFormat:
-    """Types of the matrices in the layers, and of embedding and head; None keeps what there is."""
+    """Types of the matrices in the layers, and of embedding and head; None keeps what there is.
+
+    The layers may have a mix, a name of `MIXES`.
+    """
 
     layers: str | None
     head: str | None
 
-    def choose(self, matrix: Linear, head: bool) -> tuple[str, str | None]:
-        """Return the type of a matrix, and the one that it would have if its rows were longer."""
-        wanted = (self.head if head else self.layers) or _own_type(matrix)
+    def choose(self, matrix: Linear, at: Position | None) -> tuple[str, str | None]:
+        """Return the type of a matrix, and the one that it would have if its rows were longer.
+
+        Args:
+            matrix: as it is stored.
+            at: where it lies in the layers; None for embedding and head.
+        """
+        wanted = self.head if at is None else self.layers
+        if mix := MIXES.get(wanted or ""):
+            wanted = mix.choose(at)
+        wanted = wanted or own_type(matrix) or "F16"
         chosen = fit_type(wanted, matrix.shape[1])
         return chosen, None if chosen == wanted else wanted
 
@@ -53,11 +67,13 @@ def fit_type(name: str, inputs: int) -> str:
     return name
 
 
-def _own_type(matrix: Linear) -> str:
-    """Return the type that holds a matrix as it is, or half precision for what GGUF has none."""
+def own_type(matrix: Linear) -> str | None:
+    """Return the type that holds a matrix as it is; None for forms that GGUF has no type for."""
     if isinstance(matrix, BlockQuantized):
         return matrix.type
-    return matrix.dtype if isinstance(matrix, Dense) else "F16"
+    if isinstance(matrix, Grouped):
+        return block_type(matrix)
+    return matrix.dtype if isinstance(matrix, Dense) else None
 
 
 def parse_gguf_format(text: str) -> GGUFFormat:
@@ -69,14 +85,14 @@ def parse_gguf_format(text: str) -> GGUFFormat:
     spec = parse_spec(text)
     if set(spec.settings) - {"head"}:
         raise MethodError(f"format {text!r} is not of the form FORMAT or FORMAT:head=FORMAT")
-    layers = _type(spec.name)
+    layers = _type(spec.name, LAYERS)
     if "head" in spec.settings:
         return GGUFFormat(layers, _type(spec.settings["head"]))
     return GGUFFormat(layers, _HEADS.get(layers, layers) if layers else None)
 
 
-def _type(name: str) -> str | None:
+def _type(name: str, known: tuple[str, ...] = NAMES) -> str | None:
     name = _ALIASES.get(name.lower(), name.lower())
-    if name not in NAMES:
-        raise MethodError(unknown("format", name, NAMES))
+    if name not in known:
+        raise MethodError(unknown("format", name, known))
     return None if name == AUTO else name.upper()

@@ -140,12 +140,13 @@ def _inverse(scales: Floats) -> Floats:
     return np.where(np.isfinite(inverse), inverse, np.float32(0))
 
 
-def _pack_nibbles(codes: Bytes) -> Bytes:
+def join_nibbles(codes: Bytes) -> Bytes:
     """Put codes i and i + 16 of a block into one byte: [n, 32] -> [n, 16]."""
     return codes[:, :16] & NIBBLE | codes[:, 16:] << FOUR
 
 
-def _pack_fifth_bits(codes: Bytes) -> Bytes:
+def pack_fifth_bits(codes: Bytes) -> Bytes:
+    """Put bit 4 of the codes of a block into four bytes: [n, 32] -> [n, 4]."""
     return np.packbits(codes >> FOUR, axis=1, bitorder="little")
 
 
@@ -167,22 +168,22 @@ def _affine_codes(blocks: Floats, top: int) -> tuple[Bytes, Bytes, Bytes]:
 
 def _q4_0(blocks: Floats) -> Bytes:
     scale, codes = _signed_codes(blocks, 8)
-    return np.hstack([scale, _pack_nibbles(codes)])
+    return np.hstack([scale, join_nibbles(codes)])
 
 
 def _q4_1(blocks: Floats) -> Bytes:
     scale, low, codes = _affine_codes(blocks, 15)
-    return np.hstack([scale, low, _pack_nibbles(codes)])
+    return np.hstack([scale, low, join_nibbles(codes)])
 
 
 def _q5_0(blocks: Floats) -> Bytes:
     scale, codes = _signed_codes(blocks, 16)
-    return np.hstack([scale, _pack_fifth_bits(codes), _pack_nibbles(codes)])
+    return np.hstack([scale, pack_fifth_bits(codes), join_nibbles(codes)])
 
 
 def _q5_1(blocks: Floats) -> Bytes:
     scale, low, codes = _affine_codes(blocks, 31)
-    return np.hstack([scale, low, _pack_fifth_bits(codes), _pack_nibbles(codes)])
+    return np.hstack([scale, low, pack_fifth_bits(codes), join_nibbles(codes)])
 
 
 def _q8_0(blocks: Floats) -> Bytes:
@@ -245,28 +246,28 @@ def _searched_affine(blocks: Floats, weights: Floats, top: int) -> tuple[Bytes, 
 
 def _best_q4_0(blocks: Floats, weights: Floats) -> Bytes:
     scale, levels = _searched_scale(blocks, weights, to_integers(-8, 7), -around(8, 0.1, 9, 9))
-    return np.hstack([scale, _pack_nibbles(from_groups(levels, -8))])
+    return np.hstack([scale, join_nibbles(from_groups(levels, -8))])
 
 
 def _best_q5_0(blocks: Floats, weights: Floats) -> Bytes:
     scale, levels = _searched_scale(blocks, weights, to_integers(-16, 15), -around(16, 0.1, 9, 9))
     codes = from_groups(levels, -16)
-    return np.hstack([scale, _pack_fifth_bits(codes), _pack_nibbles(codes)])
+    return np.hstack([scale, pack_fifth_bits(codes), join_nibbles(codes)])
 
 
 def _best_q4_1(blocks: Floats, weights: Floats) -> Bytes:
     scale, low, codes = _searched_affine(blocks, weights, 15)
-    return np.hstack([scale, low, _pack_nibbles(codes)])
+    return np.hstack([scale, low, join_nibbles(codes)])
 
 
 def _best_q5_1(blocks: Floats, weights: Floats) -> Bytes:
     scale, low, codes = _searched_affine(blocks, weights, 31)
-    return np.hstack([scale, low, _pack_fifth_bits(codes), _pack_nibbles(codes)])
+    return np.hstack([scale, low, pack_fifth_bits(codes), join_nibbles(codes)])
 
 
 def _iq4_nl(blocks: Floats, weights: Floats) -> Bytes:
     scale, levels = _searched_scale(blocks, weights, to_iq4, IQ4_TARGETS)
-    return np.hstack([scale, _pack_nibbles(iq4_codes(levels))])
+    return np.hstack([scale, join_nibbles(iq4_codes(levels))])
 
 
 _PLAIN: dict[str, Callable[[Floats], Bytes]] = {
