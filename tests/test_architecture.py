@@ -54,6 +54,7 @@ SHARED = {
     "factorizer": {"base"},
     "transform": {"base"},
     "correction": {"base"},
+    "tuner": {"base"},
     "kv policy": {"base"},
 }
 

@@ -296,6 +296,7 @@ quantizers = Registry("quantizer", "paceline.compress.quantize")
 factorizers = Registry("factorizer", "paceline.compress.lowrank")
 transforms = Registry("transform", "paceline.compress.transform")
 corrections = Registry("correction", "paceline.compress.correction")
+tuners = Registry("tuner", "paceline.compress.tune")
 
 FAMILIES: dict[str, Registry] = {
     registry.family: registry
@@ -313,5 +314,6 @@ FAMILIES: dict[str, Registry] = {
         factorizers,
         transforms,
         corrections,
+        tuners,
     )
 }

@@ -12,10 +12,14 @@ from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError
 from paceline.models import blocks, load
 from paceline.models.tensors import Linear
-from paceline.registry import corrections, factorizers, pruners, quantizers, transforms
+from paceline.registry import corrections, factorizers, pruners, quantizers, transforms, tuners
 from tests.conftest import shared
 
-COMPLETE = ((transforms, "{}+rtn:group=32"), (corrections, "rtn:bits=3,group=32+{}"))
+COMPLETE = (
+    (transforms, "{}+rtn:group=32"),
+    (corrections, "rtn:bits=3,group=32+{}"),
+    (tuners, "rtn:bits=3,group=32+{}"),
+)
 EXAMPLES = [
     spec
     for family in (pruners, quantizers, factorizers)
@@ -173,6 +177,7 @@ def test_rules_choose_by_name(story, tmp_path):
         ("rtn+gptq", "rtn and gptq do not go together"),
         ("svd+rtn", "svd and rtn do not go together"),
         ("awq", "compresses nothing"),
+        ("block_ap+rtn", "rtn (quantizer) comes after block_ap (tuner)"),
         ("rtn:bits=1", "rtn:bits is 1"),
         ("missing.toml", "cannot read the recipe missing.toml"),
     ],
@@ -192,6 +197,8 @@ def test_what_cannot_compose_is_refused(text, said):
         ('recipe = "rtn"\n[[rule]]\nmatch = "*"', "no text 'recipe'"),
         ('recipe = "rtn"\n[[rule]]\nmatch = "*"\nrecipe = "awq+rtn"', "changes whole blocks"),
         ('recipe = "rtn"\nhead = "gptq"', "needs calibration"),
+        ('recipe = "rtn"\n[[rule]]\nmatch = "*"\nrecipe = "rtn+block_ap"', "changes whole blocks"),
+        ('recipe = "rtn"\nhead = "rtn+block_ap"', "needs calibration"),
         ("recipe = ", "no TOML file"),
     ],
 )

@@ -1,8 +1,8 @@
 """The contracts of compression methods: what each wants to know, and what it makes of a block.
 
-Four kinds of methods make a recipe, in this order: transforms rewrite the weights of a block
-without changing what it computes, a pruner, one quantiser or factorisation, and corrections of
-what that lost.
+Five kinds of methods make a recipe, in this order: transforms rewrite the weights of a block
+without changing what it computes, a pruner, one quantiser or factorisation, corrections of what
+that lost, and tuners, which train the stored form on the outputs of the block.
 """
 
 from __future__ import annotations
@@ -200,4 +200,22 @@ class Correction(Compressor, ABC):
             weight: float32 [out, in], as it was.
             stored: its compressed form.
             stats: of its inputs.
+        """
+
+
+@dataclass(frozen=True)
+class BlockTuner(Compressor, ABC):
+    """A method that trains what is stored of a block, so that its outputs come closer."""
+
+    @abstractmethod
+    def tune(self, block: Block, stored: Mapping[str, Linear]) -> dict[str, Linear]:
+        """Return stored forms of the same sizes with a smaller error of the block's outputs.
+
+        Args:
+            block: with the weights as they were before they were compressed; vectors in
+                `block.weights`, such as norms, may be replaced.
+            stored: the compressed matrices by name; matrices that are kept are missing.
+
+        Returns:
+            the matrices of `stored`, tuned or as they were.
         """

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paceline.compress.base import GROUPS, MATRICES, Block, Statistic, Statistics
-from paceline.compress.recipe import Recipe
+from paceline.compress.recipe import Recipe, Steps
 from paceline.errors import ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
@@ -67,18 +67,15 @@ def compress_blocks(
             stats = runner.statistics(weights, x, transformed)
             block = Block(index, config, runner.shape, weights, stats, x, runner)
             transform.transform(block, recipe.steps.compressors[-1])
+        stats = runner.statistics(weights, x, recipe.wanted(names))
+        block = Block(index, config, runner.shape, weights, stats, x, runner)
+        chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
+        stored = _compress(block, chosen)
+        for tuner in recipe.tuners:
+            stored |= tuner.tune(block, stored)
+        weights |= {name: torch.from_numpy(each.dense()) for name, each in stored.items()}
+        tensors: dict[str, Linear | Tensor] = {**weights, **stored}
         with torch.no_grad():
-            stats = runner.statistics(weights, x, recipe.wanted(names))
-            tensors: dict[str, Linear | Tensor] = {}
-            chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
-            for name, shared in chosen.items():
-                steps = shared.for_matrix(f"layers.{index}.{name}", config)
-                if not steps.compressors:
-                    continue
-                stored = steps.compress(weights[name], stats[name])
-                weights[name] = torch.from_numpy(stored.dense())
-                tensors[name] = stored
-            tensors = {**weights, **tensors}
             x = runner.outputs(weights, x)
         if not bool(torch.isfinite(x).all()):
             raise ModelError(
@@ -86,6 +83,22 @@ def compress_blocks(
                 "checkpoint or the recipe is unsound"
             )
         yield CompressedBlock(index, tensors, x)
+
+
+@torch.no_grad()
+def _compress(block: Block, chosen: Mapping[str, Steps]) -> dict[str, Linear]:
+    """Return the stored forms of the matrices that the recipe does not keep.
+
+    Args:
+        block: with the statistics that the methods want.
+        chosen: the steps of each matrix.
+    """
+    stored = {}
+    for name, shared in chosen.items():
+        steps = shared.for_matrix(f"layers.{block.index}.{name}", block.config)
+        if steps.compressors:
+            stored[name] = steps.compress(block.weights[name], block.stats[name])
+    return stored
 
 
 class _Runner:

@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.compress.base import BlockTransform, Compressor, Correction, Statistic
+from paceline.compress.base import BlockTransform, BlockTuner, Compressor, Correction, Statistic
 from paceline.compress.base import WeightCompressor as Weight
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
-from paceline.registry import corrections, factorizers, pruners, quantizers, transforms
+from paceline.registry import corrections, factorizers, pruners, quantizers, transforms, tuners
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,8 +26,15 @@ if TYPE_CHECKING:
 
 KEEP = "keep"  # the recipe of what stays as it is
 # In the order in which they come in a recipe.
-REGISTRIES = (transforms, pruners, quantizers, factorizers, corrections)
-_STAGES = {"transform": 0, "pruner": 1, "quantizer": 2, "factorizer": 2, "correction": 3}
+REGISTRIES = (transforms, pruners, quantizers, factorizers, corrections, tuners)
+_STAGES = {
+    "transform": 0,
+    "pruner": 1,
+    "quantizer": 2,
+    "factorizer": 2,
+    "correction": 3,
+    "tuner": 4,
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,14 @@ class Steps:
         transforms: of whole blocks.
         compressors: of single matrices, each of what the one before it made.
         corrections: of what they lost.
+        tuners: of the stored forms of a block.
     """
 
     text: str = KEEP
     transforms: tuple[BlockTransform, ...] = ()
     compressors: tuple[Weight, ...] = ()
     corrections: tuple[Correction, ...] = ()
+    tuners: tuple[BlockTuner, ...] = ()
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -58,7 +67,7 @@ class Steps:
 
     @property
     def _methods(self) -> tuple[Compressor, ...]:
-        return (*self.compressors, *self.corrections)
+        return (*self.compressors, *self.corrections, *self.tuners)
 
     def for_matrix(self, name: str, config: ModelConfig) -> Steps:
         """Return the steps with the settings for one matrix by its canonical name."""
@@ -142,10 +151,16 @@ class Recipe:
         return self.steps.transforms
 
     @property
+    def tuners(self) -> tuple[BlockTuner, ...]:
+        """Tuners of whole blocks; rules cannot change them."""
+        return self.steps.tuners
+
+    @property
     def needs_data(self) -> bool:
         """Whether any method looks at calibration texts."""
         steps = (self.steps, *(each for _, each in self.rules))
-        return bool(self.transforms) or any(each.statistics for each in steps)
+        learnt = bool(self.transforms or self.tuners)
+        return learnt or any(each.statistics for each in steps)
 
     def __str__(self) -> str:
         texts = [self.steps.text, *(f"{pattern} = {steps.text}" for pattern, steps in self.rules)]
@@ -187,7 +202,7 @@ def parse_steps(text: str) -> Steps:
             raise MethodError(
                 f"in the recipe {text!r}, {other.name} ({other.family}) comes after {one.name} "
                 f"({one.family}); the order is transforms, a pruner, a quantizer or factorizer, "
-                "corrections"
+                "corrections, tuners"
             )
         if _STAGES[one.family] == _STAGES[other.family] and _STAGES[one.family] in (1, 2):
             raise MethodError(
@@ -199,6 +214,7 @@ def parse_steps(text: str) -> Steps:
         tuple(each for each in methods if isinstance(each, BlockTransform)),
         tuple(each for each in methods if isinstance(each, Weight)),
         tuple(each for each in methods if isinstance(each, Correction)),
+        tuple(each for each in methods if isinstance(each, BlockTuner)),
     )
     if not steps.compressors:
         raise MethodError(
@@ -209,7 +225,7 @@ def parse_steps(text: str) -> Steps:
 
 def _head(text: str) -> Steps:
     steps = parse_steps(text)
-    if steps.transforms or steps.required_statistics:
+    if steps.transforms or steps.tuners or steps.required_statistics:
         raise MethodError(
             f"the recipe {text!r} of embedding and head needs calibration, and these are not "
             "calibrated; take a method without data, e.g. rtn:bits=8"
@@ -249,9 +265,9 @@ def _from_file(path: Path, head: str) -> Recipe:
     for rule in rules:
         match = _text(path, rule, "match")
         steps = parse_steps(_text(path, rule, "recipe"))
-        if steps.transforms:
+        for method in (*steps.transforms, *steps.tuners):
             raise MethodError(
-                f"the rule for {match!r} in {path} has the transform {steps.transforms[0].name}, "
+                f"the rule for {match!r} in {path} has the {method.family} {method.name}, "
                 "which changes whole blocks; put it into the recipe of all"
             )
         found.append((match, steps))

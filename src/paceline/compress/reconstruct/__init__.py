@@ -1,0 +1,1 @@
+"""Reconstruction: training on the outputs of one block, which tuners and transforms share."""

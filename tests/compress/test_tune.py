@@ -1,0 +1,129 @@
+"""Tuners: the outputs of a block come closer, the form stays, and two runs have the same bits."""
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.compress.base import Block
+from paceline.compress.pipeline import _Runner
+from paceline.compress.recipe import parse_steps
+from paceline.compress.reconstruct.objective import Objective, dense_weights
+from paceline.errors import MethodError
+from paceline.models import load
+from paceline.models.tensors import Grouped
+from paceline.registry import tuners
+from tests.conftest import shared
+
+
+class Bench:
+    """The second block of a small model, on random tokens."""
+
+    def __init__(self, name="stories260K"):
+        model = load(shared("models", name))
+        self.config = model.config
+        self.weights = {
+            each.removeprefix("layers.1."): torch.tensor(
+                np.asarray(model.weights[each], np.float32)
+            )
+            for each in model.weights
+            if each.startswith("layers.1.")
+        }
+        tokens = np.random.default_rng(0).integers(3, self.config.vocab_size, (32, 24))
+        embed = np.asarray(model.weights["embed"], np.float32)
+        self.inputs = torch.from_numpy(embed[tokens])
+        self.runner = _Runner(self.config, self.config.layers[1], 24)
+
+    def block(self):
+        stats = self.runner.statistics(self.weights, self.inputs, parse_steps("gptq").statistics)
+        shape = self.config.layers[1]
+        return Block(1, self.config, shape, dict(self.weights), stats, self.inputs, self.runner)
+
+    def compress(self, recipe):
+        """Return the stored matrices and the relative error on texts that were not trained on."""
+        steps, block = parse_steps(recipe), self.block()
+        objective = Objective(block, 4)
+        stored = {
+            name: steps.compress(block.weights[name], block.stats[name]) for name in block.stats
+        }
+        for tuner in steps.tuners:
+            stored |= tuner.tune(block, stored)
+        return stored, objective.error(dense_weights(block, stored)), block
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return Bench()
+
+
+@pytest.mark.parametrize(
+    ("tuner", "below"),
+    [("block_ap:steps=100,rate=0.02", 0.9)],
+)
+@pytest.mark.parametrize(
+    "quantizer",
+    ["rtn:bits=2,group=16,symmetric=false", "gptq:bits=2,group=16,symmetric=false", "rtn:bits=3"],
+)
+def test_a_tuner_lowers_the_error_of_the_block(bench, quantizer, tuner, below):
+    before, error, _ = bench.compress(quantizer)
+    after, tuned, _ = bench.compress(f"{quantizer}+{tuner}")
+    assert tuned < below * error
+    for name in before:
+        assert after[name].nbytes == before[name].nbytes
+        assert type(after[name]) is type(before[name])
+
+
+@pytest.mark.parametrize("name", sorted(tuners.methods()))
+def test_two_runs_have_the_same_bits(bench, name):
+    spec = tuners.methods()[name].examples[0]
+    one, other = (bench.compress(f"rtn:bits=2,group=16+{spec}") for _ in range(2))
+    for each in one[0]:
+        assert one[0][each].dense().tobytes() == other[0][each].dense().tobytes()
+    for each, weight in one[2].weights.items():
+        assert torch.equal(weight, other[2].weights[each])
+
+
+def test_what_does_not_help_is_not_kept(bench):
+    plain, error, _ = bench.compress("rtn:bits=8,group=16")
+    tuned, after, block = bench.compress("rtn:bits=8,group=16+block_ap:steps=2,rate=1.0")
+    assert after == error
+    for each in plain:
+        assert tuned[each] is not None
+        assert tuned[each].dense().tobytes() == plain[each].dense().tobytes()
+    assert all(block.weights[each] is bench.weights[each] for each in bench.weights)
+
+
+def test_norms_are_tuned_too(bench):
+    _, _, block = bench.compress("rtn:bits=2,group=16+block_ap:steps=8")
+    assert not torch.equal(block.weights["attn_norm"], bench.weights["attn_norm"])
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "zeros", "minima"])
+def test_parameters_of_groups_start_at_what_is_stored(kind):
+    from paceline.compress.reconstruct.grouped import TrainedGroups
+
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 8, (6, 20)).astype(np.uint8)
+    scales = rng.uniform(0.5, 1, (6, 3)).astype(np.float16).astype(np.float32)
+    zeros = rng.integers(0, 8, (6, 3)).astype(np.uint16) if kind == "zeros" else None
+    minima = -scales if kind == "minima" else None
+    stored = Grouped(3, codes, scales, 8, zeros, minima, scale_type="F16")
+    trained = TrainedGroups(torch.randn(6, 20), stored)
+    assert trained.stored().dense().tobytes() == stored.dense().tobytes()
+    weight = trained.weight()
+    np.testing.assert_allclose(weight.detach().numpy(), stored.dense(), atol=1e-6)
+    weight.square().sum().backward()
+    assert all(bool((each.grad != 0).any()) for each, _ in trained.groups())
+
+
+def test_forms_that_cannot_be_trained_are_refused(bench):
+    with pytest.raises(MethodError, match="block_ap trains integers in groups, and the recipe"):
+        bench.compress("magnitude:sparsity=0.5+block_ap")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("block_ap:steps=0", "block_ap:steps is 0"), ("block_ap:rate=2", "block_ap:rate is 2")],
+)
+def test_wrong_settings_are_refused(spec, said):
+    with pytest.raises(MethodError, match=said):
+        tuners.parse(spec)
