@@ -220,6 +220,47 @@ arrays::Array2<double> attention_mass(Sequence& sequence, int64_t index) {
     });
 }
 
+// A copy of all blocks that hold a layer's committed rows, head by head.
+arrays::Array2<uint8_t> read_blocks(Sequence& sequence, int64_t index) {
+    const size_t layer = layer_of(sequence, index);
+    const size_t heads = sequence.engine->model.shape.layers[layer].kv_heads;
+    size_t blocks = 0, size = 0;
+    std::unique_ptr<uint8_t[]> bytes;
+    locked(sequence, [&](KVCache& cache) {
+        blocks = (cache.held(layer) + kCacheBlock - 1) / kCacheBlock;
+        size = cache.block_bytes(layer);
+        bytes = std::make_unique<uint8_t[]>(heads * blocks * size);
+        for (size_t head = 0; head < heads; ++head)
+            for (size_t block = 0; block < blocks; ++block)
+                std::memcpy(bytes.get() + (head * blocks + block) * size,
+                            cache.data()[block] + cache.offset(layer, head), size);
+    });
+    return arrays::owned(std::move(bytes), heads * blocks, size);
+}
+
+void track_queries(Sequence& sequence, int64_t window) {
+    if (window < 1 || window > static_cast<int64_t>(sequence.engine->model.shape.context))
+        refuse("the window of queries is " + std::to_string(window) + ", expected 1 to " +
+               std::to_string(sequence.engine->model.shape.context));
+    locked(sequence, [&](KVCache& cache) { cache.track_queries(static_cast<size_t>(window)); });
+}
+
+arrays::Array2<float> recent_queries(Sequence& sequence, int64_t index) {
+    const size_t layer = layer_of(sequence, index);
+    const size_t size = sequence.engine->model.shape.layers[layer].query_size();
+    size_t rows = 0;
+    std::unique_ptr<float[]> values;
+    locked(sequence, [&](KVCache& cache) {
+        if (!cache.tracks_queries())
+            refuse("this sequence does not track queries; `track_queries` does");
+        const std::vector<float> queries = cache.recent_queries(layer, size);
+        rows = queries.size() / size;
+        values = std::make_unique<float[]>(queries.size());
+        std::copy(queries.begin(), queries.end(), values.get());
+    });
+    return arrays::owned(std::move(values), rows, size);
+}
+
 using Rows = arrays::Input<int32_t, 2>;
 
 void evict(Sequence& sequence, const std::vector<Rows>& kept) {
@@ -285,6 +326,15 @@ void bind_sequence(nb::module_& m) {
             "track_attention",
             [](Sequence& s) { locked(s, [](KVCache& cache) { cache.track_attention(); }); },
             "Sum the attention that each row receives. The sequence must be empty.")
+        .def("track_queries", &track_queries, nb::arg("window"),
+             nb::sig("def track_queries(self, window: int) -> None"),
+             "Keep the queries of the last positions. The sequence must be empty.")
+        .def("recent_queries", &recent_queries, nb::arg("layer"),
+             nb::sig("def recent_queries(self, layer: int) -> Floats"),
+             "Return scaled queries of a layer's last positions, [positions, heads * dim].")
+        .def("read_blocks", &read_blocks, nb::arg("layer"),
+             nb::sig("def read_blocks(self, layer: int) -> NDArray[np.uint8]"),
+             "Return a copy of the blocks of a layer's rows, [heads * blocks, bytes].")
         .def("evict", &evict, nb::arg("kept"),
              nb::sig("def evict(self, kept: list[Tokens]) -> None"),
              "Drop all rows but those of these indices, [heads, kept] for each layer.")

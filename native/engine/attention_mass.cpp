@@ -82,9 +82,12 @@ private:
 
 void commit_path(Model& model, KVCache& cache, const int32_t* path, size_t count) {
     cache.commit(path, count);
-    if (!cache.tracks_attention() || !count) return;
-    const auto task = std::make_shared<MassTask>(model, cache, count);
-    model.pool().run(task, task->threads());
+    if (!cache.keeps_queries() || !count) return;
+    cache.keep_queries(count);
+    if (cache.tracks_attention()) {
+        const auto task = std::make_shared<MassTask>(model, cache, count);
+        model.pool().run(task, task->threads());
+    }
     cache.drop_queries();
 }
 

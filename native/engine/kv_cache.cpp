@@ -78,6 +78,8 @@ KVCache KVCache::fork() const {
     other.evicted_at_ = evicted_at_;
     other.mass_ = mass_;
     other.queries_.resize(queries_.size());
+    other.query_window_ = query_window_;
+    other.recent_ = recent_;
     other.pages_.reserve(count);
     other.data_.reserve(count);
     for (size_t i = 0; i < count; ++i) {
@@ -136,6 +138,8 @@ void KVCache::truncate(size_t length) {
         throw std::invalid_argument("rows were evicted at " + std::to_string(evicted_at_));
     if (length && length < length_ && tracks_attention())
         throw std::invalid_argument("the attention of later positions was summed");
+    if (length && length < length_ && query_window_)
+        throw std::invalid_argument("queries of earlier positions were dropped");
     if (!length) {
         positions_.clear();
         evicted_at_ = 0;
@@ -229,6 +233,7 @@ void KVCache::evict(std::span<const KeptRows> kept) {
 void KVCache::check_whole() const {
     if (evicted()) throw std::invalid_argument("rows of this sequence were evicted");
     if (tracks_attention()) throw std::invalid_argument("this sequence tracks attention");
+    if (query_window_) throw std::invalid_argument("this sequence tracks queries");
 }
 
 void KVCache::read_page(size_t page, uint8_t* to) const {
@@ -259,6 +264,34 @@ void KVCache::track_attention() {
     mass_.clear();
     for (const PageLayout::Layer& layer : layout_->layers) mass_.emplace_back(layer.heads);
     queries_.resize(layout_->layers.size());
+}
+
+void KVCache::track_queries(size_t window) {
+    if (length_)
+        throw std::invalid_argument("queries can only be kept from the first position on");
+    query_window_ = window;
+    recent_.assign(layout_->layers.size(), {});
+    queries_.resize(layout_->layers.size());
+}
+
+void KVCache::keep_queries(size_t count) {
+    if (!query_window_) return;
+    for (size_t layer = 0; layer < queries_.size(); ++layer) {
+        const size_t size = queries_[layer].size;
+        recent_[layer].resize(query_window_ * size);
+        for (size_t i = count - std::min(count, query_window_); i < count; ++i)
+            std::copy_n(queries_[layer].values.data() + i * size, size,
+                        recent_[layer].data() + (length_ - count + i) % query_window_ * size);
+    }
+}
+
+std::vector<float> KVCache::recent_queries(size_t layer, size_t size) const {
+    const size_t count = std::min(length_, query_window_);
+    std::vector<float> queries(count * size);
+    for (size_t i = 0; i < count; ++i)
+        std::copy_n(recent_[layer].data() + (length_ - count + i) % query_window_ * size, size,
+                    queries.data() + i * size);
+    return queries;
 }
 
 void KVCache::reserve_queries(size_t layer, size_t nodes, size_t size) {

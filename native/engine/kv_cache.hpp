@@ -89,10 +89,18 @@ public:
     bool tracks_attention() const { return !mass_.empty(); }
     // Of each row of a head, as `held`, while attention is tracked.
     std::vector<double>& mass(size_t layer, size_t head) { return mass_[layer][head]; }
-    // Queries of the nodes [node][size], while attention is tracked; after `commit` those of the
-    // path. `reserve_queries` is called by the pass that will fill them.
+    // Keeps the queries of the last `window` positions. Throws std::invalid_argument unless empty.
+    void track_queries(size_t window);
+    bool tracks_queries() const { return query_window_ > 0; }
+    bool keeps_queries() const { return tracks_attention() || tracks_queries(); }
+    // Queries of the last positions, at most the window, [position][size], in order.
+    std::vector<float> recent_queries(size_t layer, size_t size) const;
+    // Queries of the nodes [node][size], while attention or queries are tracked; after `commit`
+    // those of the path. `reserve_queries` is called by the pass that will fill them.
     void reserve_queries(size_t layer, size_t nodes, size_t size);
     float* queries(size_t layer) { return queries_[layer].values.data(); }
+    // Moves the queries of the last `count` positions to the recent ones, where they are tracked.
+    void keep_queries(size_t count);
     void drop_queries();
 
     // Bytes of one head's block, and of all heads' blocks for the same positions.
@@ -142,6 +150,8 @@ private:
     size_t evicted_at_ = 0;                                     // length at the last eviction
     std::vector<std::vector<std::vector<double>>> mass_;        // [layer][head][row]
     std::vector<Queries> queries_;                              // [layer]
+    size_t query_window_ = 0;                                   // 0: queries are not tracked
+    std::vector<std::vector<float>> recent_;  // [layer][position % window][size]
 };
 
 }  // namespace paceline

@@ -118,7 +118,7 @@ private:
     void enter(const Norm& norm, const float* x, float* out) const;
     size_t seen(size_t layer, const Branch& branch) const;
     bool keeps_queries(const Branch& branch) const {
-        return branch.cache->tracks_attention() && !view_.partial();
+        return branch.cache->keeps_queries() && !view_.partial();
     }
     size_t blocks_of_view() const;
     void reserve_view();

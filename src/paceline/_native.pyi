@@ -537,6 +537,21 @@ class NativeSequence:
     def track_attention(self) -> None:
         """Sum the attention that each row receives. The sequence must be empty."""
 
+    def track_queries(self, window: int) -> None:
+        """
+        Keep the queries of the last positions. The sequence must be empty.
+        """
+
+    def recent_queries(self, layer: int) -> Floats:
+        """
+        Return scaled queries of a layer's last positions, [positions, heads * dim].
+        """
+
+    def read_blocks(self, layer: int) -> NDArray[np.uint8]:
+        """
+        Return a copy of the blocks of a layer's rows, [heads * blocks, bytes].
+        """
+
     def evict(self, kept: list[Tokens]) -> None:
         """
         Drop all rows but those of these indices, [heads, kept] for each layer.

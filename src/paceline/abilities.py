@@ -17,6 +17,8 @@ class Ability(StrEnum):
     MIXTURES = "mixtures"  # run a node that is a weighted sum of token embeddings
     HIDDEN = "hidden"  # return the hidden states that the head was given
     ATTENTION_MASS = "attention mass"  # sum the attention that each cached position received
+    KEYS = "keys"  # return the keys and values that the cache holds
+    QUERIES = "queries"  # keep the queries of the last positions
     STORED_PAGES = "stored pages"  # hand out cached keys and values, and take them back
     EVICT = "evict"  # drop committed rows of the cache and go on with the others
     GRADIENT = "gradient"  # differentiate the model's blocks

@@ -269,6 +269,8 @@ ENGINE_ABILITIES = {
     Ability.MIXTURES: "run weighted sums of token embeddings",
     Ability.HIDDEN: "return hidden states",
     Ability.ATTENTION_MASS: "sum the attention of cached positions",
+    Ability.KEYS: "return cached keys and values",
+    Ability.QUERIES: "keep the queries of the last positions",
     Ability.STORED_PAGES: "hand out its cached keys and values",
     Ability.EVICT: "evict rows of its cache",
     Ability.GRADIENT: "differentiate its blocks",

@@ -241,6 +241,42 @@ class Engine(ABC):
         """
         raise RequestError(f"the engine {self.name} does not sum attention")
 
+    def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
+        """Return the keys, rotated, and the values of a layer's rows, as the cache rounds them.
+
+        Returns:
+            two arrays float32 [H_kv, R, D], in the order of `rows`.
+
+        Raises:
+            RequestError: the engine lacks the ability `KEYS`.
+        """
+        raise RequestError(f"the engine {self.name} does not return cached keys and values")
+
+    def track_queries(self, sequence: Cached, window: int) -> None:
+        """Keep the queries of a sequence's last `window` committed positions, from now on.
+
+        Forks go on with them.
+
+        Raises:
+            RequestError: the sequence holds positions already, the window is not between 1 and the
+                model's context, or the engine lacks the ability `QUERIES`.
+        """
+        raise RequestError(f"the engine {self.name} does not keep queries")
+
+    def recent_queries(self, sequence: Cached, layer: int) -> Floats:
+        """Return the queries of the last positions, rotated and times the scale of attention.
+
+        Products with keys are the scores of attention, before a soft cap. They are as invariant as
+        logits are.
+
+        Returns:
+            float32 [H, W, D] for W positions, the tracked window or all that are committed.
+
+        Raises:
+            RequestError: the sequence does not track queries.
+        """
+        raise RequestError(f"the engine {self.name} does not keep queries")
+
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`, for good, and give the memory of the pages that empty back.
 

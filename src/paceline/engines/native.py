@@ -15,6 +15,7 @@ from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine, Rows, wanted
 from paceline.engines.byte_activations import choose_activations
+from paceline.engines.cache_blocks import unpack_blocks
 from paceline.engines.checks import check_kept
 from paceline.engines.formats import (
     FORMATS,
@@ -98,6 +99,8 @@ class NativeEngine(Engine):
             Ability.HIDDEN,
             Ability.EVICT,
             Ability.ATTENTION_MASS,
+            Ability.KEYS,
+            Ability.QUERIES,
             Ability.STORED_PAGES,
         }
     )
@@ -326,6 +329,30 @@ class NativeEngine(Engine):
             return _own(sequence).attention_mass(layer)
         except ValueError as error:
             raise RequestError(str(error)) from None
+
+    def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
+        """Return cached keys and values; see `Engine.keys_values`."""
+        shape, own = self.config.layers[layer], _own(sequence)
+        rows = own.rows(layer).shape[1]
+        blocks = own.read_blocks(layer)
+        return unpack_blocks(blocks, shape.kv_heads, rows, shape.head_dim, self.kv_format)
+
+    def track_queries(self, sequence: Cached, window: int) -> None:
+        """Keep the last queries; see `Engine.track_queries`."""
+        try:
+            _own(sequence).track_queries(window)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+
+    def recent_queries(self, sequence: Cached, layer: int) -> Floats:
+        """Return the last queries; see `Engine.recent_queries`."""
+        try:
+            queries = _own(sequence).recent_queries(layer)
+        except ValueError as error:
+            raise RequestError(str(error)) from None
+        shape = self.config.layers[layer]
+        heads = queries.reshape(len(queries), shape.heads, shape.head_dim)
+        return np.ascontiguousarray(heads.transpose(1, 0, 2))
 
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""

@@ -58,6 +58,8 @@ class ReferenceEngine(Engine):
             Ability.HIDDEN,
             Ability.EVICT,
             Ability.ATTENTION_MASS,
+            Ability.KEYS,
+            Ability.QUERIES,
         }
     )
 
@@ -211,6 +213,35 @@ class ReferenceEngine(Engine):
             raise RequestError("this sequence does not track attention; `track_attention` does")
         return np.array(own.mass[layer].cpu().numpy(), np.float64)
 
+    def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
+        """Return cached keys and values; see `Engine.keys_values`."""
+        own = _own(sequence)
+        keys, values = own.layers[layer][:, :, : own.held(layer)].float().cpu().numpy()
+        return np.array(keys, np.float32), np.array(values, np.float32)
+
+    def track_queries(self, sequence: Cached, window: int) -> None:
+        """Keep the last queries; see `Engine.track_queries`."""
+        own = _own(sequence)
+        if own.length:
+            raise RequestError("queries can only be kept from the first position on")
+        if not 1 <= window <= self.config.context:
+            raise RequestError(
+                f"the window of queries is {window}, expected 1 to {self.config.context}"
+            )
+        own.window = window
+        own.recent = [
+            torch.zeros(each.heads, 0, each.head_dim, dtype=self.dtype, device=self._device)
+            for each in self.config.layers
+        ]
+
+    def recent_queries(self, sequence: Cached, layer: int) -> Floats:
+        """Return the last queries; see `Engine.recent_queries`."""
+        own = _own(sequence)
+        if not own.window:
+            raise RequestError("this sequence does not track queries; `track_queries` does")
+        queries = own.recent[layer].float().cpu().numpy() * np.float32(self.config.attention_scale)
+        return np.array(queries, np.float32)
+
     @torch.inference_mode()
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
@@ -265,8 +296,8 @@ class ReferenceEngine(Engine):
         if config.learned_positions:
             x = x + outer["positions"][self._tensor(positions + config.position_offset)]
         sequence.pending = len(tree)
-        sequence.viewed, sequence.weights = view.partial, []
-        tracked = sequence.mass is not None and not view.partial
+        sequence.viewed, sequence.weights, sequence.queries = view.partial, [], []
+        tracked = bool(sequence.mass is not None or sequence.window) and not view.partial
         states, where = [], self._tensor(positions)
         chain = bool((tree.parents == np.arange(-1, len(tree) - 1)).all())
         run = range(len(config.layers)) if view.layers is None else view.layers

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,6 +30,9 @@ class ReferenceCache:
         evicted: length at the last eviction.
         mass: float64 [H_kv, R] of each layer; None where attention is not tracked.
         weights: attention of the pending nodes, float64 [H_kv, N, R + N] for each layer.
+        window: positions whose queries are kept; 0 where they are not tracked.
+        recent: queries [H, W, D] of the last positions, for each layer.
+        queries: those of the pending nodes [H, N, D], for each layer.
     """
 
     numbers: Iterator[int]
@@ -42,6 +46,9 @@ class ReferenceCache:
     evicted: int = 0
     mass: list[Tensor] | None = None
     weights: list[Tensor] = field(default_factory=list)
+    window: int = 0
+    recent: list[Tensor] = field(default_factory=list)
+    queries: list[Tensor] = field(default_factory=list)
 
     def held(self, layer: int) -> int:
         """Return how many committed rows a layer holds."""
@@ -68,8 +75,10 @@ class ReferenceCache:
         return cache[0, :, :end], cache[1, :, :end]
 
     def note(self, name: str, value: Tensor) -> None:
-        """Keep a layer's attention weights [H, N, S] for `commit`: a tap of `models.blocks`."""
-        if name == "attention":
+        """Keep a layer's queries and attention weights for `commit`: a tap of `models.blocks`."""
+        if name == "queries" and self.window:
+            self.queries.append(value)
+        if name == "attention" and self.mass is not None:
             kv_heads = self.layers[len(self.weights)].shape[1]
             grouped = value.view(kv_heads, -1, *value.shape[1:])
             self.weights.append(grouped.double().sum(1))
@@ -82,6 +91,12 @@ class ReferenceCache:
         if self.mass is not None:
             masses = zip(self.mass, self.weights, strict=True)
             self.mass = [_add_weights(mass, weights, nodes) for mass, weights in masses]
+        if self.window:
+            joined = (
+                torch.cat([old, new[:, nodes]], 1)
+                for old, new in zip(self.recent, self.queries, strict=True)
+            )
+            self.recent = [queries[:, -self.window :] for queries in joined]
         end = self.length + len(nodes)
         if self.positions is not None:
             fresh = np.arange(self.length, end, dtype=np.int32)
@@ -100,7 +115,12 @@ class ReferenceCache:
             raise RequestError(
                 f"cannot cut to {length} positions: the attention of later ones was summed"
             )
+        if self.window and 0 < length < self.length:
+            raise RequestError(
+                f"cannot cut to {length} positions: queries of earlier ones were dropped"
+            )
         if not length:
+            self.recent = [queries[:, :0] for queries in self.recent]
             self.positions, self.evicted = None, 0
             self.mass = None if self.mass is None else [mass[:, :0] for mass in self.mass]
         elif self.positions is not None:  # everything behind the last eviction is held
@@ -132,6 +152,8 @@ class ReferenceCache:
             positions=self.positions,
             evicted=self.evicted,
             mass=None if self.mass is None else list(self.mass),
+            window=self.window,
+            recent=list(self.recent),
         )
 
     def resize(self, pages: int) -> None:
@@ -147,7 +169,8 @@ class ReferenceCache:
 
     def _settle(self, length: int) -> None:
         """Forget the last pass, and give back the pages that the committed rows do not take."""
-        self.length, self.pending, self.viewed, self.weights = length, 0, False, []
+        self.length, self.pending, self.viewed = length, 0, False
+        self.weights, self.queries = [], []
         self.resize(Memory.pages(self.row_count))
 
 

@@ -113,6 +113,18 @@ class EngineWrapper(Engine):
         """Return the attention that rows received; see `Engine.attention_mass`."""
         return self.inner.attention_mass(sequence, layer)
 
+    def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
+        """Return cached keys and values; see `Engine.keys_values`."""
+        return self.inner.keys_values(sequence, layer)
+
+    def track_queries(self, sequence: Cached, window: int) -> None:
+        """Keep the last queries; see `Engine.track_queries`."""
+        self.inner.track_queries(sequence, window)
+
+    def recent_queries(self, sequence: Cached, layer: int) -> Floats:
+        """Return the last queries; see `Engine.recent_queries`."""
+        return self.inner.recent_queries(sequence, layer)
+
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop rows; see `Engine.evict`."""
         self.inner.evict(sequence, kept)

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from paceline.abilities import Ability
 from paceline.compatibility import Side, check, check_needs
-from paceline.core import Tokens
+from paceline.core import Floats, Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.errors import MethodError
+from paceline.models.config import LayerConfig, ModelConfig
 from paceline.registry import Method, check_range, kv_policies
 
 Scores = NDArray[np.float64]
@@ -36,6 +37,10 @@ class LayerCache:
         length: positions committed so far, evicted ones too.
         positions: int32 [H_kv, S], positions of the rows that are held, increasing in every head.
         mass: float64 [H_kv, S], attention that each row received; None unless the policy needs it.
+        keys: float32 [H_kv, S, D], rotated, as the cache rounds them; None likewise.
+        values: float32 [H_kv, S, D]; None likewise.
+        queries: float32 [H, W, D] of the last W positions, rotated and scaled; None likewise.
+        config: the model's shape; None where nothing needs it.
     """
 
     index: int
@@ -43,6 +48,16 @@ class LayerCache:
     length: int
     positions: Tokens
     mass: Scores | None = None
+    keys: Floats | None = None
+    values: Floats | None = None
+    queries: Floats | None = None
+    config: ModelConfig | None = None
+
+    @property
+    def shape(self) -> LayerConfig:
+        """The layer's shape."""
+        assert self.config is not None
+        return self.config.layers[self.index]
 
     @property
     def attention_mass(self) -> Scores:
@@ -68,6 +83,11 @@ class Policy(Method, ABC):
     """
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.EVICT})
+
+    @property
+    def query_window(self) -> int:
+        """Last positions whose queries the policy reads, if `needs` names `Ability.QUERIES`."""
+        return 1
 
     budget: int = 1024
     sinks: int = 4
@@ -103,6 +123,8 @@ class Policy(Method, ABC):
         """Prepare an empty sequence."""
         if Ability.ATTENTION_MASS in self.needs:
             engine.track_attention(sequence)
+        if Ability.QUERIES in self.needs:
+            engine.track_queries(sequence, min(self.query_window, engine.config.context))
 
     def distance(self, length: int) -> int:
         """Return how many positions may be committed, from `length` on, before the policy acts."""
@@ -121,16 +143,37 @@ class Policy(Method, ABC):
         held = engine.row_count(sequence)
         if sequence.length % self.every or held <= self.budget:
             return False
-        weighs, layers = Ability.ATTENTION_MASS in self.needs, len(engine.config.layers)
         kept = []
-        for index in range(layers):
+        for index in range(len(engine.config.layers)):
             positions = engine.rows(sequence, index)
-            mass = engine.attention_mass(sequence, index) if weighs else None
-            layer = LayerCache(index, layers, sequence.length, positions, mass)
-            over = positions.shape[1] > self.budget
-            kept.append(self.keep(layer) if over else np.arange(positions.shape[1], dtype=np.int32))
+            if positions.shape[1] > self.budget:
+                kept.append(self.keep(self._layer(engine, sequence, index, positions)))
+            else:
+                kept.append(np.arange(positions.shape[1], dtype=np.int32))
         engine.evict(sequence, kept)
         return True
+
+    def _layer(self, engine: Engine, sequence: Cached, index: int, positions: Tokens) -> LayerCache:
+        """Return what the policy needs to know of a layer."""
+        needs, config = self.needs, engine.config
+        mass = keys = values = queries = None
+        if Ability.ATTENTION_MASS in needs:
+            mass = engine.attention_mass(sequence, index)
+        if Ability.KEYS in needs:
+            keys, values = engine.keys_values(sequence, index)
+        if Ability.QUERIES in needs:
+            queries = engine.recent_queries(sequence, index)
+        return LayerCache(
+            index,
+            len(config.layers),
+            sequence.length,
+            positions,
+            mass,
+            keys,
+            values,
+            queries,
+            config,
+        )
 
 
 @dataclass(frozen=True)

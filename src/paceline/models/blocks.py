@@ -145,6 +145,8 @@ def attention(
     keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
     if not isinstance(mask, Tensor):
         mask = mask(q, keys)
+    if tap is not None:
+        tap("queries", q)
     groups = layer.heads // layer.kv_heads
     keys, values = keys.repeat_interleave(groups, -3), values.repeat_interleave(groups, -3)
     scores = (q @ keys.transpose(-1, -2)).float() * config.attention_scale  # [..., H, T, S]
