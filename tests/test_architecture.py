@@ -55,7 +55,7 @@ SHARED = {
     "transform": {"base"},
     "correction": {"base"},
     "tuner": {"base"},
-    "kv policy": {"base"},
+    "kv policy": {"base", "query_attention"},
 }
 
 
