@@ -16,6 +16,7 @@ LAYERS = [
     [
         "abilities",
         "arguments",
+        "byte_sizes",
         "compatibility",
         "core",
         "errors",

@@ -9,6 +9,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
+from paceline.byte_sizes import Size
 from paceline.errors import RequestError
 
 _LARGEST = 1 << 63  # of integers that reach arrays
@@ -42,6 +43,23 @@ def check_text(name: str, value: object, expected: str = "text") -> str:
     if not isinstance(value, str):
         raise wrong(name, value, expected)
     return value
+
+
+def check_size(name: str, value: object) -> int:
+    """Return a number of bytes, given as an integer or as text such as `80MB`.
+
+    Raises:
+        RequestError: it is neither, or none.
+    """
+    size = value
+    if isinstance(value, str):
+        try:
+            size = Size.parse(value)
+        except ValueError:
+            size = None
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise wrong(name, value, "a number of bytes such as 80MB")
+    return int(size)
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -65,7 +65,7 @@ NOT_YET = (
     182, 183, 184, 185, 190, 192, 196, 201, 203, 204, 206, 211, 214, 217, 222, 223, 227, 228,
     230, 231, 234, 238, 239, 240, 241, 244, 249, 250, 253, 257, 264, 266, 268, 269, 272, 273,
     274, 277, 278, 281, 282, 290, 291, 293, 294, 296, 297, 299, 307, 314, 321, 323, 332, 336,
-    346, 352, 361, 369, 381, 383, 387, 390, 393, 398, 416, 417, 420, 421, 428, 433, 437,
+    346, 352, 361, 369, 381, 383, 387, 390, 393, 398, 416, 417, 420, 428, 433, 437,
     448, 452, 464, 480, 482, 493,
 )
 # fmt: on
@@ -115,10 +115,10 @@ FEATURES = (
     Feature(
         "bitmaps of sparse weights",
         "Store pruned matrices as a bitmap and the packed weights that are not zero, and expand "
-        "them when they are loaded (`paceline convert --lossless`).",
-        "native/storage/packed_floats.cpp",
+        "them when they are loaded (`paceline convert --lossless`), or on the device each time "
+        "that their layer runs (`--format stored`).",
+        "src/paceline/engines/stored_layers.py",
         (128,),
-        {128: "offloading: matrices are expanded once, not each time that a layer runs"},
     ),
     Feature(
         "compressed caches",

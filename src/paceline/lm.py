@@ -60,7 +60,8 @@ class LM:
             keeps every matrix as the checkpoint stores it. `:head=FORMAT` after it sets that of
             embedding and head; `paceline.engines.formats.FORMATS` lists all. `auto:act=int8`
             rounds activations to 8 bits where a GGUF file has blocks, `auto:act=auto` where that
-            costs this model little.
+            costs this model little. `stored` is of the reference engine: each matrix stays in its
+            stored form, in the file, and is expanded while its layer runs.
         engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.
@@ -71,6 +72,9 @@ class LM:
         device: device of the reference engine, e.g. `cuda`.
         kv_format: format of the native engine's cached keys and values: `fp32`, `fp16`, `int8`;
             `auto` is `fp32`.
+        memory: bytes, or text such as `80MB`: of a nested checkpoint (recipe `bitstack`) only as
+            many blocks are loaded as fit. The engine is then one that holds the blocks as they are
+            stored; the native one expands those that it has no kernel for.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
         kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
@@ -112,6 +116,7 @@ class LM:
         threads: int | None = None,
         device: str | None = None,
         kv_format: str = "auto",
+        memory: int | str | None = None,
         attention: str | Pattern | None = None,
         kv_policy: str | Policy | None = None,
         prefix_cache_dir: str | Path | None = None,
@@ -142,6 +147,7 @@ class LM:
             device=device,
             weight_format=dtype,
             kv_format=kv_format,
+            memory=memory,
             attention=attention,
         )
         self.model, self.engine = loaded.model, loaded.engine

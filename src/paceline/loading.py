@@ -9,12 +9,13 @@ from threading import Thread
 from typing import NamedTuple
 
 from paceline import registry
-from paceline.arguments import check_integer, check_text, described, wrong
+from paceline.arguments import check_integer, check_size, check_text, described, wrong
 from paceline.attention.base import Pattern
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
+from paceline.engines.factory import open_nested
 from paceline.errors import ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
@@ -43,6 +44,7 @@ def open_model(
     device: str | None,
     weight_format: str,
     kv_format: str,
+    memory: int | str | None = None,
     attention: str | Pattern | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, or several as an ensemble, with the arguments of `LM`.
@@ -60,10 +62,17 @@ def open_model(
     if pattern is not None and not isinstance(pattern, Pattern):
         raise wrong("attention", attention, "a name or a Pattern")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
-    models = [load(part) for part, _ in parts]
+    size = None if memory is None else check_size("memory", memory)
+    if size is not None and len(parts) > 1:
+        raise RequestError(
+            f"memory is that of one checkpoint, and {len(parts)} are named; leave it out, or name "
+            "one"
+        )
+    models = [load(part, size) for part, _ in parts]
+    open_one = open_engine if size is None else open_nested
     with _opening_tokenizers(models):
         engines = [
-            open_engine(
+            open_one(
                 each,
                 engine,
                 threads=threads,

@@ -156,6 +156,18 @@ def test_what_is_kept_is_bit_identical(tmp_path, name):
     assert after.tokenizer.encode(text) == before.tokenizer.encode(text)
 
 
+def test_memory_says_how_many_blocks_are_loaded(tmp_path, paceline):
+    job(tmp_path / "out", "bitstack:blocks=3,rank=1").run(texts())
+    words = ("generate", "Once upon a time", "--model", tmp_path / "out", "--max-new-tokens", 4)
+    done = paceline(*words, "--memory", "1KB")
+    assert done.code == 2
+    assert "takes at least" in done.err
+    assert done.err.count("\n") == 1
+    assert paceline(*words, "--memory", "0.25MB").code == 0
+    small = paceline("convert", tmp_path / "out", tmp_path / "a.gguf", "--memory", "0.25MB")
+    assert small.code == 0
+
+
 class KilledError(Exception):
     pass
 

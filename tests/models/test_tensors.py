@@ -26,6 +26,7 @@ from paceline.models.tensors import (
     Linear,
     LowRank,
     Pivoted,
+    SignBlocks,
     Sparse,
     Sum,
     from_tensors,
@@ -110,6 +111,16 @@ def pivoted(random, rows, columns, depth):
     return Pivoted(pivots, *(any_form(random, *shape, depth + 1) for shape in parts))
 
 
+def sign_blocks(random, rows, columns):
+    blocks, rank = int(random.integers(1, 4)), int(random.integers(1, 4))
+    return SignBlocks(
+        random.integers(0, 256, (blocks, rows, packed_size(columns, 1))).astype(np.uint8),
+        random.normal(size=(blocks, rows, rank)).astype(np.float16),
+        random.normal(size=(blocks, rank, columns)).astype(np.float16),
+        -np.sort(-random.random(blocks)).astype(F32),
+    )
+
+
 def any_form(random, rows, columns, depth=0):
     kind = str(random.choice(KINDS))
     makers = [
@@ -118,6 +129,7 @@ def any_form(random, rows, columns, depth=0):
         lambda: codebook(random, rows, columns),
         lambda: bit_planes(random, rows, columns),
         lambda: sparse(random, rows, columns, kind),
+        lambda: sign_blocks(random, rows, columns),
     ]
     if depth < 2:
         rank = int(random.integers(1, 4))

@@ -44,6 +44,7 @@ def convert(
             "Paceline reads.",
         ),
     ] = False,
+    memory: options.Memory = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a GGUF file.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -52,9 +53,11 @@ def convert(
     The tokenizer, the chat template and the sampling defaults come along. A model that the format
     cannot describe is refused before anything is written, and no half-written file is left.
     """
+    from paceline.arguments import check_size
     from paceline.models import load
 
-    opened = load(model)
+    size = None if memory is None else check_size("--memory", memory)
+    opened = load(model, size)
     _check_target(out, opened.path, overwrite)
     export = _prepare(opened, out, weight_format, lossless)
     start = perf_counter()

@@ -104,6 +104,7 @@ class EvaluatedEngineOptions:
     kv_format: Annotated[
         str, typer.Option(help="Format of MODEL's cached keys and values; the base's is fp32.")
     ] = "auto"
+    memory: options.Memory = None
     kv_policy: Annotated[
         str | None,
         typer.Option(help="KV policy of MODEL, NAME:key=value,...; the base has none."),
@@ -122,6 +123,7 @@ class EvaluatedEngineOptions:
             model,
             dtype=self.weight_format,
             kv_format=self.kv_format,
+            memory=self.memory,
             attention=self.attention,
             kv_policy=self.kv_policy,
             engine=self.engine,

@@ -77,6 +77,12 @@ RepetitionPenalty = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="Stop string (repeatable).")]
 Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat template.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(
+        help="Load as many blocks of a nested checkpoint (recipe bitstack) as fit, e.g. 80MB."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]
 
 
@@ -95,12 +101,14 @@ class EngineOptions:
             "--format",
             help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
             "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head, "
+            "'stored' (reference engine) expands each matrix only while its layer runs, "
             "'auto:act=int8' (or act=auto) rounds activations to 8 bits, for GGUF files.",
         ),
     ] = "auto"
     kv_format: Annotated[
         str, typer.Option(help="Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
     ] = "auto"
+    memory: Memory = None
     attention: Annotated[
         str | None,
         typer.Option(
@@ -129,6 +137,7 @@ class EngineOptions:
             device=self.device,
             dtype=self.weight_format,
             kv_format=self.kv_format,
+            memory=self.memory,
             attention=self.attention,
             kv_policy=self.kv_policy,
         )
@@ -152,7 +161,7 @@ class PrefixCacheOptions:
         Raises:
             PacelineError: the size or the folder cannot be used, or the engine has no pages.
         """
-        from paceline.serving.settings import Size
+        from paceline.byte_sizes import Size
 
         try:
             size = Size.parse(self.prefix_cache_bytes)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from paceline.byte_sizes import Size
 from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.replicas import model_paths, scheme, serve_replicas
 from paceline.compatibility import Side, check
 from paceline.errors import MethodError, RequestError
 from paceline.serving import settings as known
-from paceline.serving.settings import ServerSettings, Size
+from paceline.serving.settings import ServerSettings
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -88,6 +89,7 @@ def _open(settings: ServerSettings) -> LM:
         settings.threads,
         settings.format,
         settings.kv_format,
+        None if settings.weight_memory is None else str(settings.weight_memory),
     )
     lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
     if settings.prefix_cache_dir is not None:
@@ -225,7 +227,16 @@ def _loopback(host: str) -> bool:
 
 
 _PANELS = {
-    "Model": ("model", "name", "engine", "format", "kv_format", "device", "threads"),
+    "Model": (
+        "model",
+        "name",
+        "engine",
+        "format",
+        "kv_format",
+        "device",
+        "threads",
+        "weight_memory",
+    ),
     "Drafting": ("drafter", "budget"),
     "Network": (
         "host",
@@ -293,7 +304,7 @@ def _signature() -> inspect.Signature:
             )
             parameters.append(parameter(name, bool | None, option))
         else:
-            kinds = {int: "INTEGER", float: "NUMBER", known.Size: "SIZE", Path: "PATH"}
+            kinds = {int: "INTEGER", float: "NUMBER", Size: "SIZE", Path: "PATH"}
             metavar = kinds.get(kind, "TEXT")
             option = typer.Option(
                 flag,

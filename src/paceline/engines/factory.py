@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from paceline.compatibility import Side, check
 from paceline.engines.base import AttentionPattern, Engine
 from paceline.errors import MethodError, unknown
+from paceline.models.tensors import Nested
 
 if TYPE_CHECKING:
     from paceline.models import Model
 
 STORED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}  # in files -> in engines
+KEPT = "stored"  # matrices stay in their stored form, in the reference engine
 NAMES = ("auto", "native", "reference")
 
 
@@ -44,11 +46,12 @@ def open_engine(
 
     Args:
         model: a checkpoint.
-        name: one of `NAMES`; `auto` is native unless a device is named.
+        name: one of `NAMES`; `auto` is native unless a device or the format `stored` is named.
         threads: of the native engine; None uses the cores this process may use.
         device: of the reference engine; None is the CPU.
         weight_format: how the weights are stored, see `formats`; `auto` keeps the checkpoint's
-            format, in the reference engine fp32. `act=int8` beside it rounds activations to
+            format, in the reference engine fp32; `stored` expands each matrix only while its layer
+            runs, in the reference engine. `act=int8` beside it rounds activations to
             8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
             nothing.
@@ -60,7 +63,7 @@ def open_engine(
     """
     if name not in NAMES:
         raise MethodError(unknown("engine", name, NAMES))
-    if name == "reference" or (name == "auto" and device is not None):
+    if name == "reference" or (name == "auto" and (device is not None or weight_format == KEPT)):
         sides = {Side.REFERENCE: "the reference engine"}
         if threads is not None:
             sides[Side.THREADS] = f"threads={threads}"
@@ -79,6 +82,47 @@ def open_engine(
     return _native(model, threads, weight_format, kept, kv_limit)
 
 
+def open_nested(
+    model: Model,
+    name: str,
+    *,
+    threads: int | None,
+    device: str | None,
+    weight_format: str,
+    kv_format: str,
+    pattern: AttentionPattern | None,
+) -> Engine:
+    """Open a model whose nested matrices were cut to a memory, in an engine that stays within it.
+
+    That is the native one where it has kernels for them as they are stored, otherwise the reference
+    engine with the format `stored`. Arguments are those of `open_engine`.
+
+    Raises:
+        MethodError: the engine or format that is named would expand them; as `open_engine`.
+    """
+    from paceline.engines.native_weights import expands
+
+    nested = any(
+        isinstance(matrix := model.weights.stored(each), Nested) and expands(matrix)
+        for each in model.weights
+    )
+    if nested and (name == "native" or weight_format not in ("auto", KEPT)):
+        chosen = "the native engine" if name == "native" else f"the format {weight_format}"
+        raise MethodError(
+            f"{chosen} would expand the blocks of {model.name} beyond the memory; leave the "
+            "memory out, or engine and format"
+        )
+    return open_engine(
+        model,
+        name,
+        threads=None if nested else threads,
+        device=device,
+        weight_format=KEPT if nested else weight_format,
+        kv_format=kv_format,
+        pattern=pattern,
+    )
+
+
 def _reference(
     model: Model,
     device: str,
@@ -90,11 +134,11 @@ def _reference(
         from paceline.engines.reference import DTYPES, ReferenceEngine
     except ModuleNotFoundError as error:
         raise MethodError("the reference engine needs torch; install paceline[torch]") from error
-    dtype = DTYPES.get("fp32" if weight_format == "auto" else weight_format)
+    dtype = DTYPES.get("fp32" if weight_format in ("auto", KEPT) else weight_format)
     if dtype is None:
         raise MethodError(
             f"the reference engine has no format {weight_format!r}; "
-            f"expected auto, {', '.join(DTYPES)}"
+            f"expected auto, {', '.join(DTYPES)}, {KEPT}"
         )
     return ReferenceEngine(
         model.config,
@@ -103,6 +147,7 @@ def _reference(
         dtype=dtype,
         kv_limit=kv_limit,
         pattern=pattern,
+        stored=weight_format == KEPT,
     )
 
 
@@ -112,6 +157,11 @@ def _native(
     from paceline.engines.formats import NotTernaryError, split_activations, with_activations
     from paceline.engines.native import NativeEngine
 
+    if weight_format == KEPT:
+        raise MethodError(
+            "the native engine keeps the forms that it has kernels for, and has no format "
+            f"{KEPT!r}; take the reference engine, or leave the format out"
+        )
     weight_format, act = split_activations(weight_format)
 
     def load(name: str) -> Engine:

@@ -115,6 +115,11 @@ def load_weights(
     return Format(names[0] or names[1], names[1])
 
 
+def expands(matrix: Linear) -> bool:
+    """Return whether the engine holds a matrix as floating-point numbers, not as it is stored."""
+    return _kept(matrix, Blocks.of(matrix)) in FLOATS.values()
+
+
 def _load_together(
     model: _native.NativeModel,
     matrices: Mapping[str, Linear],

@@ -19,12 +19,14 @@ from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
+from paceline.engines.stored_layers import StoredLayers
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
 from paceline.models.config import ModelConfig
 from paceline.models.tensors import Linear, to_dense
 
+STORED = "stored"  # the format of matrices that are expanded while their layer runs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 _Layer = dict[str, Tensor]
@@ -40,6 +42,7 @@ class ReferenceEngine(Engine):
         dtype: of weights and activations; norms and softmax are computed in float32.
         pattern: which cached positions are read; None: all that the model shows.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
+        stored: keep the matrices of the layers as they are stored, see `StoredLayers`.
 
     Raises:
         MethodError: torch has no such device here.
@@ -71,6 +74,7 @@ class ReferenceEngine(Engine):
         dtype: torch.dtype = torch.float32,
         kv_limit: int | None = None,
         pattern: AttentionPattern | None = None,
+        stored: bool = False,
     ) -> None:
         self.config = config
         self.pattern = pattern
@@ -79,21 +83,26 @@ class ReferenceEngine(Engine):
         self._device = _device(device)
         self.device = str(self._device)
         self.dtype = dtype
-        self.format = next(name for name, known in DTYPES.items() if known == dtype)
-        self.kv_format = self.format
+        self.kv_format = next(name for name, known in DTYPES.items() if known == dtype)
+        self.format = STORED if stored else self.kv_format
         self._live: WeakSet[ReferenceCache] = WeakSet()
         self._numbers = count()
         self._limit: int | None = None
         self._outer: _Layer = {}
         self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
-        self._layers: list[_Layer] = [{} for _ in config.layers]
+        layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
+            if stored and name.startswith("layers."):
+                continue
             tensor = torch.tensor(to_dense(weights[name])).to(self._device, dtype)
             if name.startswith("layers."):
                 _, index, rest = name.split(".", 2)
-                self._layers[int(index)][rest] = tensor
+                layers[int(index)][rest] = tensor
             else:
                 self._outer[name] = tensor
+        self._layers: list[_Layer] | StoredLayers = layers
+        if stored:
+            self._layers = StoredLayers(weights, len(config.layers), self._device, dtype)
         if kv_limit is not None:
             self.kv_limit = kv_limit
 

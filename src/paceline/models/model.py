@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -63,7 +63,7 @@ class Model:
         Raises:
             ModelError: a file cannot be read.
         """
-        mark = hashlib.sha256()
+        mark = hashlib.sha256(self.weights.cut.encode())
         for path in self._files():
             try:
                 size = path.stat().st_size
@@ -81,7 +81,7 @@ class Model:
         Raises:
             ModelError: a file cannot be read.
         """
-        whole = hashlib.sha256()
+        whole = hashlib.sha256(self.weights.cut.encode())
         for path in self._files():
             try:
                 with path.open("rb") as file:
@@ -96,16 +96,23 @@ class Model:
         return sorted((self.path / "config.json", *self.path.glob("*.safetensors")))
 
 
-def load(source: str | Path | None = None) -> Model:
+def load(source: str | Path | None = None, memory: int | None = None) -> Model:
     """Open a checkpoint; check its settings and the names and shapes of its tensors.
 
     Args:
         source: a folder, a GGUF file, a hub id, or None for the embedded model; see `hub.locate`.
+        memory: bytes that the weights may take; of nested matrices the last blocks are left out.
 
     Raises:
         ModelError: what is wrong with it, and what to do.
     """
-    folder = locate(source)
+    model = _load(locate(source))
+    if memory is None:
+        return model
+    return replace(model, weights=model.weights.fit(memory))
+
+
+def _load(folder: Path) -> Model:
     if folder.is_file():
         return _load_gguf(GGUFFile.open(folder))
     values = read_json(folder / "config.json")

@@ -19,8 +19,17 @@ from paceline.models.formats.gguf import GGUFFile, GGUFTensor
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.formats.stored_forms import StoredForms
+from paceline.models.nested import NestedSizes, choose_blocks
 from paceline.models.tensor_names import Place, Shape, places
-from paceline.models.tensors import BlockQuantized, Dense, Linear, to_dense, widen
+from paceline.models.tensors import (
+    BlockQuantized,
+    Dense,
+    Linear,
+    Nested,
+    nested_forms,
+    to_dense,
+    widen,
+)
 
 _READABLE = ("F32", "F16", "BF16")
 _GGUF_FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -39,6 +48,8 @@ class Weights(Mapping[str, Linear | Floats]):
         path: the checkpoint, a folder or a file.
         tensors: what its files hold, without prefixes.
         places: where each canonical tensor lies.
+        blocks: how many blocks of nested matrices are read, by the names of their tensors; all of
+            those that are not named.
     """
 
     def __init__(
@@ -46,10 +57,12 @@ class Weights(Mapping[str, Linear | Floats]):
         path: Path,
         tensors: Mapping[str, FileTensor],
         places: Mapping[str, Place],
+        blocks: Mapping[str, int] | None = None,
     ) -> None:
         self.path = path
         self._tensors = tensors
         self._places = places
+        self._blocks = dict(blocks or {})
         self._finite: set[str] = set()
 
     def __getitem__(self, name: str) -> Linear | Floats:
@@ -91,7 +104,7 @@ class Weights(Mapping[str, Linear | Floats]):
                 return Dense(values, tensor.dtype)
             return Stored(tensor.dtype, values)
         try:
-            matrix = tensor.read() if isinstance(tensor, Packed) else tensor
+            matrix = self._matrix(place.tensor, tensor)
         except ModelError as error:
             raise ModelError(f"tensor {place.tensor} of {self.path}: {error}") from None
         if place.groups is None and place.rows is None and place.paired is None:
@@ -112,13 +125,59 @@ class Weights(Mapping[str, Linear | Floats]):
         total = 0
         for tensor in {place.tensor for place in self._places.values()}:
             stored = self._tensors[tensor]
-            matrix = stored.read() if isinstance(stored, Packed) else stored
-            total += matrix.values.nbytes if isinstance(matrix, Stored) else matrix.nbytes
+            if isinstance(stored, Stored):
+                total += stored.values.nbytes
+            else:
+                total += self._matrix(tensor, stored).nbytes
         return total
+
+    @property
+    def cut(self) -> str:
+        """Which blocks of nested matrices are read, as text; empty where all are."""
+        return ",".join(f"{name}={count}" for name, count in sorted(self._blocks.items()))
+
+    def fit(self, memory: int) -> Weights:
+        """Return the weights with as many blocks of nested matrices as fit into `memory` bytes.
+
+        Raises:
+            ModelError: no matrix is nested, or the smallest form does not fit.
+        """
+        nested = {
+            tensor: matrix
+            for tensor, stored in self._tensors.items()
+            if isinstance(stored, Packed) and stored.format in nested_forms()
+            if isinstance(matrix := stored.read(), Nested)
+        }
+        if not nested:
+            raise ModelError(
+                f"{self.path} has no blocks that could be left out to fit a memory; compress the "
+                "original with the recipe bitstack, or leave the memory out"
+            )
+        whole = Weights(self.path, self._tensors, self._places).nbytes()
+        rest = whole - sum(matrix.nbytes for matrix in nested.values())
+        sizes = {
+            name: NestedSizes(matrix.sizes, matrix.losses.tolist())
+            for name, matrix in nested.items()
+        }
+        blocks = choose_blocks(sizes, memory - rest)
+        if blocks is None:
+            least = rest + sum(each.sizes[0] for each in sizes.values())
+            raise ModelError(
+                f"{self.path} takes at least {least} bytes, more than the {memory} of the memory; "
+                "give more, or compress embedding and head, too (--head)"
+            )
+        left_out = {name: n for name, n in blocks.items() if n < len(nested[name].losses)}
+        return Weights(self.path, self._tensors, self._places, left_out)
 
     def formats(self) -> tuple[str, ...]:
         """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""
         return tuple(sorted({tensor.format for tensor in self._tensors.values()}))
+
+    def _matrix(self, tensor: str, stored: Packed | BlockQuantized) -> Linear:
+        """Return a matrix of the files, without the blocks that are left out."""
+        matrix = stored.read() if isinstance(stored, Packed) else stored
+        count = self._blocks.get(tensor)
+        return matrix.first(count) if count and isinstance(matrix, Nested) else matrix
 
     def _check_finite(self, name: str, weight: Linear | Stored) -> None:
         if isinstance(weight, BlockQuantized):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from paceline.byte_sizes import Size
 from paceline.errors import RequestError, unknown
 from paceline.method_spec import split_quoted
 
@@ -24,32 +24,6 @@ EARLIER_NAMES = {
     "prefixes": "prefix_cache",
 }
 _HIDDEN = ("keys", "watermark")  # never shown
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-class Size(int):
-    """A number of bytes, written as `2GB` or `512MiB`."""
-
-    @classmethod
-    def parse(cls, text: str) -> Size:
-        """Parse a size.
-
-        Raises:
-            ValueError: it is malformed.
-        """
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMG]i?B)?", text.strip(), re.I)
-        if not found:
-            raise ValueError("expected a size, e.g. 2GB or 512MiB")
-        return cls(float(found[1]) * _UNITS[(found[2] or "").upper()])
-
-    def __str__(self) -> str:
-        for unit in ("GB", "MB", "KB", "GiB", "MiB", "KiB"):
-            whole, rest = divmod(int(self), _UNITS[unit.upper()])
-            if whole and not rest:
-                return f"{whole}{unit}"
-        return f"{int(self)}"
-
-
 _BODY = Size(10**6)
 _PREFIX_CACHE = Size(4 * 10**9)
 
@@ -116,6 +90,10 @@ class ServerSettings:
             "memory that is free at the start.",
             1,
         ),
+    ] = None
+    weight_memory: Annotated[
+        Size | None,
+        SettingInfo("Load as many blocks of a nested checkpoint (bitstack) as fit, e.g. 80MB.", 1),
     ] = None
     prefix_cache: Annotated[
         float,

@@ -3,7 +3,15 @@
 `Linear` is the contract (`base.py`); each form is a file.
 """
 
-from paceline.models.tensors.base import Linear, from_tensors, narrow, to_dense, widen
+from paceline.models.tensors.base import (
+    Linear,
+    Nested,
+    from_tensors,
+    narrow,
+    nested_forms,
+    to_dense,
+    widen,
+)
 from paceline.models.tensors.bit_planes import BitPlanes
 from paceline.models.tensors.block_quantized import BlockQuantized
 from paceline.models.tensors.codebook import Codebook
@@ -12,6 +20,7 @@ from paceline.models.tensors.dense import Dense
 from paceline.models.tensors.grouped import Grouped
 from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
 from paceline.models.tensors.pivoted import Pivoted
+from paceline.models.tensors.sign_blocks import SignBlocks
 from paceline.models.tensors.sparse import Sparse
 
 __all__ = [
@@ -22,12 +31,15 @@ __all__ = [
     "Grouped",
     "Linear",
     "LowRank",
+    "Nested",
     "PackedFloats",
     "Pivoted",
+    "SignBlocks",
     "Sparse",
     "Sum",
     "from_tensors",
     "narrow",
+    "nested_forms",
     "pack_smallest",
     "to_dense",
     "widen",

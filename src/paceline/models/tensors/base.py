@@ -25,6 +25,8 @@ Index = slice | NDArray[np.intp]
 META = "meta"  # JSON in uint8: the form and its numbers
 FLOATS: Mapping[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
+_TOGETHER = 1 << 15  # entries of a product that are summed at once
+
 
 def widen(values: NDArray[Any], dtype: str) -> Floats:
     """Return stored floats as float32; `BF16` values are bits in uint16."""
@@ -58,7 +60,8 @@ class Linear(ABC):
 
     def __init_subclass__(cls) -> None:
         """Register a form under its name, for `from_tensors`."""
-        Linear._forms[cls.__name__] = cls
+        if "_build" in cls.__dict__:  # not the contracts between
+            Linear._forms[cls.__name__] = cls
 
     @property
     @abstractmethod
@@ -106,6 +109,40 @@ class Linear(ABC):
         return np.array(self.dense(), dtype, copy=copy)
 
 
+class Nested(Linear):
+    """A matrix in blocks, the first of which are a coarser version of it: it fits any size.
+
+    Attributes:
+        losses: float32 [blocks], the share of the output's energy that is missed with a block and
+            those before it; never rising.
+    """
+
+    __slots__ = ()
+
+    losses: Floats
+
+    @abstractmethod
+    def first(self, count: int) -> Nested:
+        """Return the matrix of the first blocks, at least one."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of the first block, of the first two, and so on; the last is `nbytes`."""
+        return tuple(self.first(count).nbytes for count in range(1, len(self.losses) + 1))
+
+    def _check_losses(self, blocks: int) -> None:
+        check_floats("losses", self.losses, (blocks,))
+        if (np.diff(self.losses) > 0).any():
+            raise ModelError("the losses of the blocks rise, expected each block to lose less")
+
+
+def nested_forms() -> frozenset[str]:
+    """Return the names of the nested forms in lower case, as `Packed.format` has them."""
+    return frozenset(
+        name.lower() for name, form in Linear._forms.items() if issubclass(form, Nested)
+    )
+
+
 def from_tensors(arrays: Arrays) -> Linear:
     """Return the matrix that `Linear.tensors` described.
 
@@ -140,6 +177,22 @@ def check_group(group: int) -> None:
     """Refuse groups of no inputs, or of more than an index can count."""
     if not 1 <= group < 1 << 31:
         raise ModelError(f"groups have {group} inputs, expected at least 1 and below 2 ** 31")
+
+
+def multiply(left: Floats, right: Floats) -> Floats:
+    """Return the product of [out, rank] and [rank, in], float32 [out, in].
+
+    Outer products in the order of the ranks, each rounded and added: the same bits everywhere.
+    """
+    values = np.zeros((len(left), right.shape[1]), np.float32)
+    step = max(1, _TOGETHER // max(right.shape[1], 1))
+    for start in range(0, len(left), step):  # a few rows at a time, which stay in the cache
+        part, sums = left[start : start + step], values[start : start + step]
+        room = np.empty_like(sums)
+        for rank in range(len(right)):
+            np.multiply(part[:, rank, None], right[rank], out=room)
+            sums += room
+    return values
 
 
 def take(values: NDArray[Any] | None, index: Index) -> Any:

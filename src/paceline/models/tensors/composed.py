@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline.core import Floats
 from paceline.errors import ModelError
-from paceline.models.tensors.base import META, Arrays, Index, Linear, from_tensors
+from paceline.models.tensors.base import META, Arrays, Index, Linear, from_tensors, multiply
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,11 +46,7 @@ class LowRank(Linear):
 
     def dense(self) -> Floats:
         """Return the product: outer products in the order of the ranks, each rounded and added."""
-        left, right = self.left.dense(), self.right.dense()
-        values = np.zeros(self.shape, np.float32)
-        for rank in range(len(right)):
-            values += left[:, rank, None] * right[rank]
-        return values
+        return multiply(self.left.dense(), self.right.dense())
 
     def rows(self, index: Index) -> LowRank:
         """Return some rows."""
