@@ -77,6 +77,8 @@ class LM:
             stored; the native one expands those that it has no kernel for.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
+        rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained
+            context; see `paceline.models.extension.extend_context`.
         kv_policy: `NAME[:key=value,...]` or a `Policy`: bounds the cache of keys and values of
             every request that does not name its own; lossy. None keeps all rows. `score` reads
             whole texts, without it.
@@ -119,6 +121,7 @@ class LM:
         memory: int | str | None = None,
         attention: str | Pattern | None = None,
         kv_policy: str | Policy | None = None,
+        rope: str | None = None,
         prefix_cache_dir: str | Path | None = None,
         prefix_cache_bytes: int = DEFAULT_LIMIT,
         format: str | None = None,  # noqa: A002 (deprecated)
@@ -149,6 +152,7 @@ class LM:
             kv_format=kv_format,
             memory=memory,
             attention=attention,
+            rope=rope,
         )
         self.model, self.engine = loaded.model, loaded.engine
         self.tokenizer = self.model.tokenizer

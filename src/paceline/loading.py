@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from paceline.engines.ensemble import EnsembleEngine, parse_ensemble
 from paceline.engines.factory import open_nested
 from paceline.errors import ModelError, RequestError
 from paceline.models import Model, load
+from paceline.models.extension import extend_context
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import Trace, known_trace
 
@@ -46,6 +48,7 @@ def open_model(
     kv_format: str,
     memory: int | str | None = None,
     attention: str | Pattern | None = None,
+    rope: str | None = None,
 ) -> LoadedModel:
     """Open a checkpoint, or several as an ensemble, with the arguments of `LM`.
 
@@ -70,6 +73,10 @@ def open_model(
         )
     models = [load(part, size) for part, _ in parts]
     open_one = open_engine if size is None else open_nested
+    models = [load(part) for part, _ in parts]
+    if rope is not None:
+        check_text("rope", rope)
+        models = [replace(each, config=extend_context(each.config, rope)) for each in models]
     with _opening_tokenizers(models):
         engines = [
             open_one(

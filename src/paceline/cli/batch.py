@@ -169,6 +169,7 @@ def _job(
         "sampling": dict(settings.sampling),
         "attention": engine.attention,
         "kv_policy": engine.kv_policy,
+        "rope": engine.rope,
     }
     return {
         "schema": "paceline-batch/1",

@@ -105,6 +105,12 @@ class EvaluatedEngineOptions:
         str, typer.Option(help="Format of MODEL's cached keys and values; the base's is fp32.")
     ] = "auto"
     memory: options.Memory = None
+    rope: Annotated[
+        str | None,
+        typer.Option(
+            help="Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."
+        ),
+    ] = None
     kv_policy: Annotated[
         str | None,
         typer.Option(help="KV policy of MODEL, NAME:key=value,...; the base has none."),
@@ -125,6 +131,7 @@ class EvaluatedEngineOptions:
             kv_format=self.kv_format,
             memory=self.memory,
             attention=self.attention,
+            rope=self.rope,
             kv_policy=self.kv_policy,
             engine=self.engine,
             threads=self.threads,

@@ -116,6 +116,12 @@ class EngineOptions:
             "See `paceline methods`."
         ),
     ] = None
+    rope: Annotated[
+        str | None,
+        typer.Option(
+            help="Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."
+        ),
+    ] = None
     kv_policy: Annotated[
         str | None,
         typer.Option(
@@ -139,6 +145,7 @@ class EngineOptions:
             kv_format=self.kv_format,
             memory=self.memory,
             attention=self.attention,
+            rope=self.rope,
             kv_policy=self.kv_policy,
         )
 

@@ -90,6 +90,7 @@ def _open(settings: ServerSettings) -> LM:
         settings.format,
         settings.kv_format,
         None if settings.weight_memory is None else str(settings.weight_memory),
+        rope=settings.rope,
     )
     lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
     if settings.prefix_cache_dir is not None:
@@ -234,6 +235,7 @@ _PANELS = {
         "format",
         "kv_format",
         "device",
+        "rope",
         "threads",
         "weight_memory",
     ),

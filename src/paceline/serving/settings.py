@@ -68,6 +68,10 @@ class ServerSettings:
     kv_format: Annotated[
         str, SettingInfo("Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
     ] = "auto"
+    rope: Annotated[
+        str | None,
+        SettingInfo("Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."),
+    ] = None
     device: Annotated[str | None, SettingInfo("Device of the reference engine, e.g. cuda.")] = None
     threads: Annotated[
         int | None, SettingInfo("Threads of the native engine. Default: all usable cores.", 1, 1024)
