@@ -29,6 +29,7 @@ from paceline.models.tensors import (
     SignBlocks,
     Sparse,
     Sum,
+    TensorTrain,
     from_tensors,
     narrow,
     to_dense,
@@ -121,6 +122,17 @@ def sign_blocks(random, rows, columns):
     )
 
 
+def tensor_train(random, rows, columns):
+    first = [
+        int(random.choice([d for d in range(1, size + 1) if size % d == 0]))
+        for size in (rows, columns)
+    ]
+    second, bond = [rows // first[0], columns // first[1]], int(random.integers(1, 4))
+    shapes = (1, first[0] * first[1] * bond), (bond, second[0] * second[1])
+    cores = tuple(Dense(random.normal(size=shape).astype(F32)) for shape in shapes)
+    return TensorTrain(cores, (first[0], second[0]), (first[1], second[1]))
+
+
 def any_form(random, rows, columns, depth=0):
     kind = str(random.choice(KINDS))
     makers = [
@@ -130,6 +142,7 @@ def any_form(random, rows, columns, depth=0):
         lambda: bit_planes(random, rows, columns),
         lambda: sparse(random, rows, columns, kind),
         lambda: sign_blocks(random, rows, columns),
+        lambda: tensor_train(random, rows, columns),
     ]
     if depth < 2:
         rank = int(random.integers(1, 4))
@@ -174,6 +187,19 @@ def test_rows_of_every_form(seed, rows, columns):
     order = random.permutation(rows)
     for index in (slice(1, None), slice(0, rows - 1), order, order[:1]):
         np.testing.assert_array_equal(matrix.rows(index).dense(), matrix.dense()[index])
+
+
+def test_a_tensor_train_is_a_product_along_the_bonds():
+    random = np.random.default_rng(0)
+    outputs, inputs, bonds = (2, 3, 2), (3, 1, 2), (1, 4, 2, 1)
+    cores = [
+        random.normal(size=(bonds[k], outputs[k], inputs[k], bonds[k + 1])).astype(F32)
+        for k in range(3)
+    ]
+    stored = tuple(Dense(core.reshape(len(core), -1)) for core in cores)
+    matrix = TensorTrain(stored, outputs, inputs)
+    expected = np.einsum("aoib,bpjc,cqkd->opqijk", *cores).reshape(12, 6)
+    np.testing.assert_allclose(matrix.dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9))
@@ -310,6 +336,11 @@ PLANES = np.ones((1, 2, 4), bool)
         (
             lambda: Pivoted(np.int32([1, 0]), Dense(SCALES), Dense(SCALES[:1])),
             r"expected int32 \[2\], ascending and below 3",
+        ),
+        (lambda: TensorTrain((Dense(SCALES),), (2,), (2,)), "at least two"),
+        (
+            lambda: TensorTrain((Dense(SCALES[:1]), Dense(SCALES)), (1, 2), (2, 1)),
+            "expected 1 x 2 x 2",
         ),
         (lambda: Sum(()), "expected one shape"),
         (lambda: Sum((Dense(SCALES), Dense(SCALES[:1]))), "expected one shape"),

@@ -22,6 +22,7 @@ from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
 from paceline.models.tensors.pivoted import Pivoted
 from paceline.models.tensors.sign_blocks import SignBlocks
 from paceline.models.tensors.sparse import Sparse
+from paceline.models.tensors.tensor_train import TensorTrain
 
 __all__ = [
     "BitPlanes",
@@ -37,6 +38,7 @@ __all__ = [
     "SignBlocks",
     "Sparse",
     "Sum",
+    "TensorTrain",
     "from_tensors",
     "narrow",
     "nested_forms",
