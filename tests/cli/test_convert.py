@@ -254,3 +254,17 @@ def test_a_damaged_packed_checkpoint_is_one_sentence(paceline, halved, tmp_path)
         assert "damaged" in said
     file.write_bytes(whole[:-9])
     assert "truncated" in refusal(paceline("generate", "a", "--model", packed))
+
+
+def test_integers_become_a_folder_of_compressed_tensors(tmp_path, paceline):
+    model = shared("models", "TinyStories-656K")
+    small, out = tmp_path / "small", tmp_path / "out"
+    recipe = ("--recipe", "rtn:bits=4,group=32", "--no-measure")
+    assert paceline("compress", model, small, *recipe).code == 0
+    done = paceline("convert", small, out, "--format", "compressed-tensors", "--json")
+    assert done.json["types"] == {"int4": 14, "F32": 6}
+    assert paceline("generate", "Once upon", "--model", out, "--max-new-tokens", 4).code == 0
+    refused = paceline("convert", model, tmp_path / "no", "--format", "compressed-tensors")
+    assert refused.code == 2
+    assert "compress it first" in refused.err
+    assert not (tmp_path / "no").exists()

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _FORMAT_HELP = (
     "GGUF: q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs tq1_0 tq2_0 bf16 f16 "
     "f32, or a mix: q2_k_m q3_k_s q3_k_m q3_k_l q4_k_s q4_k_m q5_k_s q5_k_m; `q4_k:head=q8_0` "
-    "sets embedding and head. Folder: bf16 f16 f32. auto keeps what the model has."
+    "sets embedding and head. Folder: bf16 f16 f32, or compressed-tensors for the integers of a "
+    "compressed model. auto keeps what the model has."
 )
 
 
@@ -108,6 +109,8 @@ def _prepare(model: Model, out: Path, weight_format: str, lossless: bool) -> Exp
     Raises:
         RequestError: `lossless` with something that it cannot go with.
     """
+    from paceline.models.export.compressed_tensors import NAME as COMPRESSED_TENSORS
+    from paceline.models.export.compressed_tensors import CompressedTensorsExport
     from paceline.models.export.gguf import GGUFExport
     from paceline.models.export.gguf_types import parse_gguf_format
     from paceline.models.export.lossless import LosslessExport
@@ -124,6 +127,8 @@ def _prepare(model: Model, out: Path, weight_format: str, lossless: bool) -> Exp
         return LosslessExport(model)
     if out.suffix == ".gguf":
         return GGUFExport(model, parse_gguf_format(weight_format))
+    if weight_format.partition(":")[0] == COMPRESSED_TENSORS:
+        return CompressedTensorsExport(model, weight_format)
     return SafetensorsExport(model, weight_format)
 
 

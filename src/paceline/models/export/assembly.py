@@ -82,10 +82,10 @@ def assemble(places: Mapping[str, Place]) -> list[Assembled]:
 
 
 def _first_row(part: tuple[str, Place]) -> int:
-    return int(_stored_rows(part[1]).min(initial=0))
+    return int(stored_rows(part[1]).min(initial=0))
 
 
-def _stored_rows(place: Place) -> Rows:
+def stored_rows(place: Place) -> Rows:
     """Return where each row of a canonical tensor lies in the stored one, transposed back."""
     count = place.stored[-1] if place.turned else place.stored[0]
     return part_rows(place, np.arange(count))
@@ -98,7 +98,7 @@ def row_pieces(weights: Weights, tensor: Assembled) -> Iterator[Linear]:
     """
     for name, place in tensor.parts:
         matrix = as_matrix(weights[name])
-        order = np.argsort(_stored_rows(place))
+        order = np.argsort(stored_rows(place))
         if not tensor.is_matrix:
             yield Dense(np.ascontiguousarray(matrix.dense()[:, order]))
             continue
@@ -117,7 +117,7 @@ def whole(weights: Weights, tensor: Assembled) -> Floats:
     filled = 0
     for name, place in tensor.parts:
         values = to_dense(weights[name])
-        stored[_stored_rows(place)] = values
+        stored[stored_rows(place)] = values
         filled += len(values)
     if filled != len(stored):
         raise ModelError(f"tensor {tensor.name} has {filled} rows, expected {len(stored)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -91,12 +91,8 @@ class SafetensorsExport:
             ModelError: it cannot be written, or the type cannot hold a tensor.
         """
         check_space(folder / "model.safetensors", self.nbytes)
-        pending = {
-            name: Pending(each.shape, partial(self._values, each, tick), self.dtype)
-            for name, each in self._tensors.items()
-        }
         try:
-            write_safetensors(folder / "model.safetensors", pending)
+            write_safetensors(folder / "model.safetensors", self._pending(tick))
             for name, content in self._texts.items():
                 write_bytes(folder / name, content)
             write_json(folder / "config.json", self._settings)
@@ -104,6 +100,13 @@ class SafetensorsExport:
             remove_files(folder, ("model.safetensors", *self._texts))
             raise
         return self.nbytes
+
+    def _pending(self, tick: Callable[[int], None] | None) -> Mapping[str, Pending]:
+        """Return the tensors of the file by name."""
+        return {
+            name: Pending(each.shape, partial(self._values, each, tick), self.dtype)
+            for name, each in self._tensors.items()
+        }
 
     def _values(self, tensor: Assembled, tick: Callable[[int], None] | None) -> NDArray[Any]:
         values = whole(self._model.weights, tensor)

@@ -1,11 +1,14 @@
-"""Weights of 2 to 8 bits as compressed-tensors packs them (its format `pack-quantized`).
+"""Weights of 2 to 8 bits as compressed-tensors stores them.
 
-A linear map W [out, in] is `weight_packed` int32 [out, words], codes of neighbouring inputs in a
-word from the lowest bit up, none across two words; `weight_scale` [out, groups], [out, 1] or one
-number; `weight_shape`, out and in; `weight_zero_point` where the codes are asymmetric, int32
-[words, groups] packed along the outputs, or int8 [out, groups] less half the range; and
-`weight_g_idx` int32 [in], the group of each input, where these are not in order.
-W = (code - zero) * scale. llm-compressor, vLLM and transformers write and read it.
+In its format `pack-quantized` a linear map W [out, in] is `weight_packed` int32 [out, words], codes
+of neighbouring inputs in a word from the lowest bit up, none across two words; `weight_scale`
+[out, groups], [out, 1] or one number; `weight_shape`, out and in; `weight_zero_point` where the
+codes are asymmetric, int32 [words, groups] packed along the outputs, or int8 [out, groups] less
+half the range; and `weight_g_idx` int32 [in], the group of each input, where these are not in
+order.
+W = (code - zero) * scale. In `int-quantized` the codes are `weight` int8 [out, in] less half the
+range, and so are zero points. `sparse_24.py` has what it stored of 2:4 sparse maps. llm-compressor,
+vLLM and transformers write and read these.
 """
 
 from __future__ import annotations
@@ -32,9 +35,12 @@ from paceline.models.formats.packed import (
     take_parts,
 )
 from paceline.models.formats.safetensors import Stored
+from paceline.models.formats.sparse_24 import FORMAT as SPARSE
+from paceline.models.formats.sparse_24 import collect_sparse
 from paceline.models.tensors import Grouped, narrow, widen
 
 BITS = tuple(range(2, 9))
+FORMATS = (PACKED, INTEGERS) = ("pack-quantized", "int-quantized")
 _PACKED, _SCALE, _SHAPE, _ZERO, _ORDER = "_packed", "_scale", "_shape", "_zero_point", "_g_idx"
 _WHERE = "quantization_config in config.json"
 
@@ -46,10 +52,14 @@ class CompressedTensorsLayout:
     Attributes:
         widths: bits of its packed matrices; which of them a matrix has tells its shape.
         symmetric: whether there may be matrices without zero points.
+        sparse: whether there are sparse matrices.
+        packed: whether there are packed ones.
     """
 
     widths: tuple[int, ...]
     symmetric: bool = True
+    sparse: bool = False
+    packed: bool = True
 
     @classmethod
     def of(cls, scheme: Mapping[str, Any]) -> CompressedTensorsLayout:
@@ -59,25 +69,42 @@ class CompressedTensorsLayout:
             ModelError: a setting is missing or not supported.
         """
         groups = scheme.get("config_groups")
-        if scheme.get("format") != "pack-quantized" or not isinstance(groups, dict) or not groups:
+        sparsity = scheme.get("sparsity_config")
+        if isinstance(sparsity, dict) and sparsity.get("format") == SPARSE and not groups:
+            return cls((), sparse=True)
+        stated = scheme.get("format")
+        if not isinstance(groups, dict) or not groups or not _known(stated, groups):
             raise ModelError(
-                f"{_WHERE} has the format {scheme.get('format')!r:.40}, expected pack-quantized "
+                f"{_WHERE} has the format {stated!r:.40}, expected pack-quantized or int-quantized "
                 "with config_groups: integers of 2 to 8 bits, weights only"
             )
         if scheme.get("kv_cache_scheme") is not None:
             raise ModelError(f"{_WHERE} quantises the cache, too; choose that with --kv-format")
         widths = {_bits(name, group) for name, group in groups.items()}
         plain = any(group["weights"].get("symmetric", True) for group in groups.values())
-        return cls(tuple(sorted(widths)), plain)
+        return cls(tuple(sorted(widths)), plain, packed=stated != INTEGERS)
 
     def collect(self, folder: object, tensors: Mapping[str, Stored]) -> dict[str, FileTensor]:
         """Return the tensors with each packed matrix as one; see `Packing.collect`."""
         rest: dict[str, FileTensor] = dict(tensors)
         names = (_PACKED, _SCALE, _SHAPE, f"{_ZERO}?" if self.symmetric else _ZERO, f"{_ORDER}?")
         for name in [name for name in tensors if name.endswith(_PACKED)]:
+            if not self.packed:
+                raise ModelError(
+                    f"{_WHERE} has the format {INTEGERS} and {folder} holds {name!r:.80}, expected "
+                    f"{PACKED}; download it again"
+                )
             weight = name.removesuffix(_PACKED)
             parts = take_parts(folder, rest, weight, names)
             rest[weight] = self._matrix(f"{weight!r:.80} of {folder}", parts)
+        for name in [name for name in rest if name.endswith(_SCALE)]:
+            weight = name.removesuffix(_SCALE)
+            codes = rest.get(weight)
+            if isinstance(codes, Stored) and codes.dtype == "I8":
+                parts = take_parts(folder, rest, weight, ("", _SCALE, f"{_ZERO}?"))
+                rest[weight] = _integers(f"{weight!r:.80} of {folder}", parts)
+        if self.sparse:
+            collect_sparse(folder, rest)
         return rest
 
     def _matrix(self, what: str, parts: Mapping[str, Stored]) -> Packed:
@@ -118,6 +145,39 @@ class CompressedTensorsLayout:
             )
 
         return Packed((rows, inputs), f"int{bits}", read)
+
+
+def _integers(what: str, parts: Mapping[str, Stored]) -> Packed:
+    """Return a matrix of whole bytes."""
+    codes, scale, zeros = parts[""], parts[_SCALE], parts.get(_ZERO)
+    if codes.values.ndim != 2 or not codes.values.size:
+        raise ModelError(f"{what} has the shape {list(codes.shape)}, expected two axes")
+    rows, inputs = codes.values.shape
+    scales = scale.values.reshape(1, 1) if scale.values.size == 1 else scale.values
+    group = _group(what, scale, scales, rows, inputs)
+    groups = scales.shape[1]
+    if zeros is not None and (zeros.dtype != "I8" or zeros.values.size != 1):
+        check_part(f"{what}: zero_point", zeros, ("I8",), (rows, groups))
+
+    def read() -> Grouped:
+        wide = np.broadcast_to(scale_rows(scales, scale.dtype, turned=False), (rows, groups))
+        return Grouped(
+            8,
+            codes.values.view(np.uint8) ^ np.uint8(128),
+            np.ascontiguousarray(wide),
+            group,
+            _zeros(zeros, 8, rows, groups),
+            scale_type=scale.dtype,
+        )
+
+    return Packed((rows, inputs), "int8", read)
+
+
+def _known(stated: object, groups: Mapping[str, Any]) -> bool:
+    """Return whether matrices are stored in a format that is read here, maybe each group's own."""
+    if stated != "mixed-precision":
+        return stated in FORMATS
+    return all(isinstance(each, dict) and each.get("format") in FORMATS for each in groups.values())
 
 
 def _bits(name: str, group: Any) -> int:
@@ -173,15 +233,12 @@ def _zeros(zeros: Stored | None, bits: int, rows: int, groups: int) -> NDArray[n
 
 
 def save(matrix: Grouped) -> dict[str, NDArray[Any]]:
-    """Return what follows `weight` in a name -> tensor, for a matrix.
+    """Return what follows `weight` in a name -> tensor, for a matrix in `pack-quantized`.
 
     Raises:
         ModelError: it has minima, which this layout cannot hold, or zero points beyond its range.
     """
-    if matrix.minima is not None or (
-        matrix.zeros is not None and matrix.zeros.max() >> matrix.bits
-    ):
-        raise ModelError("compressed-tensors packs zero points below 2 ** bits, and no minima")
+    _check_zeros(matrix)
     parts: dict[str, NDArray[Any]] = {
         _PACKED: pack_fields(matrix.codes, matrix.bits),
         _SCALE: narrow(matrix.scales, matrix.scale_type),
@@ -193,6 +250,31 @@ def save(matrix: Grouped) -> dict[str, NDArray[Any]]:
     if matrix.g_idx is not None:
         parts[_ORDER] = matrix.g_idx
     return parts
+
+
+def save_integers(matrix: Grouped) -> dict[str, NDArray[Any]]:
+    """Return what follows `weight` in a name -> tensor, for 8 bits in `int-quantized`.
+
+    Raises:
+        ModelError: other bits, minima, or groups in an order of their own.
+    """
+    _check_zeros(matrix)
+    if matrix.bits != 8 or matrix.g_idx is not None:
+        raise ModelError("int-quantized holds integers of 8 bits, with groups in order")
+    parts: dict[str, NDArray[Any]] = {
+        "": (matrix.codes ^ np.uint8(128)).view(np.int8),
+        _SCALE: narrow(matrix.scales, matrix.scale_type),
+    }
+    if matrix.zeros is not None:
+        parts[_ZERO] = (matrix.zeros.astype(np.int16) - np.int16(128)).astype(np.int8)
+    return parts
+
+
+def _check_zeros(matrix: Grouped) -> None:
+    if matrix.minima is not None or (
+        matrix.zeros is not None and matrix.zeros.max() >> matrix.bits
+    ):
+        raise ModelError("compressed-tensors packs zero points below 2 ** bits, and no minima")
 
 
 def quantize(matrix: Floats, bits: int = 8, group: int = 32) -> Grouped:
