@@ -73,7 +73,6 @@ def open_model(
         )
     models = [load(part, size) for part, _ in parts]
     open_one = open_engine if size is None else open_nested
-    models = [load(part) for part, _ in parts]
     if rope is not None:
         check_text("rope", rope)
         models = [replace(each, config=extend_context(each.config, rope)) for each in models]
