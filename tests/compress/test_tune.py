@@ -10,7 +10,7 @@ from paceline.compress.recipe import parse_steps
 from paceline.compress.reconstruct.objective import Objective, dense_weights
 from paceline.errors import MethodError
 from paceline.models import load
-from paceline.models.tensors import Grouped
+from paceline.models.tensors import Codebook, Grouped
 from paceline.registry import tuners
 from tests.conftest import shared
 
@@ -33,15 +33,19 @@ class Bench:
         self.inputs = torch.from_numpy(embed[tokens])
         self.runner = _Runner(self.config, self.config.layers[1], 24)
 
-    def block(self):
-        stats = self.runner.statistics(self.weights, self.inputs, parse_steps("gptq").statistics)
+    def block(self, weights=None):
+        weights = dict(weights or self.weights)
+        stats = self.runner.statistics(weights, self.inputs, parse_steps("gptq").statistics)
         shape = self.config.layers[1]
-        return Block(1, self.config, shape, dict(self.weights), stats, self.inputs, self.runner)
+        return Block(1, self.config, shape, weights, stats, self.inputs, self.runner)
 
     def compress(self, recipe):
         """Return the stored matrices and the relative error on texts that were not trained on."""
         steps, block = parse_steps(recipe), self.block()
         objective = Objective(block, 4)
+        for transform in steps.transforms:
+            transform.transform(block, steps.compressors[-1])
+        block = self.block(block.weights)
         stored = {
             name: steps.compress(block.weights[name], block.stats[name]) for name in block.stats
         }
@@ -57,7 +61,7 @@ def bench():
 
 @pytest.mark.parametrize(
     ("tuner", "below"),
-    [("block_ap:steps=100,rate=0.02", 0.9)],
+    [("block_ap:steps=100,rate=0.02", 0.9), ("pv:steps=45,batch=8", 0.95)],
 )
 @pytest.mark.parametrize(
     "quantizer",
@@ -80,6 +84,56 @@ def test_two_runs_have_the_same_bits(bench, name):
         assert one[0][each].dense().tobytes() == other[0][each].dense().tobytes()
     for each, weight in one[2].weights.items():
         assert torch.equal(weight, other[2].weights[each])
+
+
+@pytest.mark.parametrize("quantizer", ["rtn:bits=3,group=16", "rtn:bits=4,group=32"])
+@pytest.mark.parametrize("transform", ["teq:steps=60"])
+def test_a_trained_transform_lowers_the_error_of_the_block(bench, quantizer, transform):
+    _, error, _ = bench.compress(quantizer)
+    _, trained, _ = bench.compress(f"{transform}+{quantizer}")
+    assert trained < 0.95 * error
+
+
+def test_a_trained_transform_needs_a_grid(bench):
+    with pytest.raises(MethodError, match="teq learns through rounding to integers in groups"):
+        bench.compress("teq+svd")
+
+
+@pytest.mark.parametrize("rows", ["shared", "own"])
+def test_entries_of_a_codebook_move_against_the_gradient(rows):
+    from paceline.compress.reconstruct.codes import MovableEntries
+
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 8, (6, 5, 2)).astype(np.uint16)
+    entries = rng.normal(size=(2, 6 if rows == "own" else 1, 8, 4)).astype(np.float32)
+    scales = rng.uniform(1, 2, (6, 2)).astype(np.float32)
+    stored = Codebook(codes, entries, scales, 10)
+    part = MovableEntries(stored)
+    assert part.stored().dense().tobytes() == stored.dense().tobytes()
+    target = torch.randn(6, 20)
+    gradient = 2 * (part.weight().detach() - target)
+    moved, change = part.propose(gradient, torch.ones(6, 20), 1)
+    wanted = change.reshape(6, 5, 4)
+    gain = (gradient * change + change.square()).reshape(6, 5, 4).sum(-1)
+    assert bool((moved[..., 0] == part.codes[..., 0]).all())
+    before = part.weight().detach()
+    good = gain < 0
+    assert 5 < int(good.sum()) < 30
+    part.codes = torch.where(good[..., None], moved, part.codes)
+    after = part.weight().detach()
+    torch.testing.assert_close((after - before).reshape(6, 5, 4)[good], wanted[good])
+    assert float((after - target).norm()) < float((before - target).norm())
+
+
+def test_moves_of_a_row_are_chosen_one_after_another():
+    from paceline.compress.reconstruct.codes import choose_moves
+
+    # Two weights with the same input: moving one does what is needed, moving both overshoots.
+    moment = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    gradient = torch.tensor([[-2.0, -2.0, -0.5]])
+    change = torch.ones(1, 3)
+    chosen = choose_moves(change, gradient, torch.ones(1), moment, 3, 3)
+    assert chosen.tolist() == [[True, False, False]]
 
 
 def test_what_does_not_help_is_not_kept(bench):

@@ -63,6 +63,23 @@ class Objective:
         sizes = right.square().sum(-1).clamp(min=_TINY)
         return (lost.square().sum(-1) / sizes).mean()
 
+    def probe(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+        """Return the outputs of some texts times random signs, a scalar.
+
+        The expected square of its gradient by a parameter is the loss's curvature there
+        (Gauss-Newton): a change by d adds it times d^2 to the loss.
+        """
+        import torch
+
+        right = self._targets[rows]
+        generator = torch.Generator().manual_seed(self._block.index)
+        signs = torch.randint(0, 2, right.shape, generator=generator) * 2 - 1
+        sizes = right.square().sum(-1, keepdim=True).clamp(min=_TINY)
+        outputs = self._block.run(weights, self._block.inputs[rows])
+        positions = right.numel() // right.shape[-1]
+        probe: Tensor = (outputs * signs / sizes.sqrt()).sum() / math.sqrt(positions)
+        return probe
+
     def error(self, weights: Mapping[str, Tensor]) -> float:
         """Return the error on the texts that are not trained on; not differentiable."""
         import torch
@@ -73,6 +90,41 @@ class Objective:
         return total / len(self._held)
 
 
+class Descent:
+    """Adam with a rate that falls to zero by a cosine.
+
+    Args:
+        parameters: each with its factor of the rate.
+        steps: that will be made.
+        rate: at the beginning.
+    """
+
+    def __init__(self, parameters: Sequence[tuple[Tensor, float]], steps: int, rate: float) -> None:
+        import torch
+
+        groups = [{"params": [each], "share": factor} for each, factor in parameters]
+        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
+        self._steps, self._rate, self._done = steps, rate, 0
+
+    def step(self, loss: Tensor) -> None:
+        """Make a step against the gradient of a loss.
+
+        Raises:
+            MethodError: the loss is no number.
+        """
+        import torch
+
+        if not bool(torch.isfinite(loss)):
+            raise MethodError(f"training gave no number at step {self._done}; lower the rate")
+        now = self._rate * 0.5 * (1 + math.cos(math.pi * self._done / self._steps))
+        for group in self._optimizer.param_groups:
+            group["lr"] = now * group["share"]
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._optimizer.step()
+        self._done += 1
+
+
 def train(
     objective: Objective,
     weights: Callable[[], Mapping[str, Tensor]],
@@ -80,32 +132,21 @@ def train(
     steps: int,
     rate: float,
 ) -> None:
-    """Minimise the error of a block's outputs by Adam, in place.
+    """Minimise the error of a block's outputs, in place.
 
     Args:
         objective: the error.
         weights: of the block for the parameters as they are, differentiable.
         parameters: each with its factor of the rate.
         steps: of Adam.
-        rate: at the beginning; it falls to zero by a cosine.
+        rate: at the beginning; see `Descent`.
 
     Raises:
         MethodError: the error is no number any more.
     """
-    import torch
-
-    groups = [{"params": [each], "share": factor} for each, factor in parameters]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-    for step, rows in enumerate(objective.batches(steps)):
-        now = rate * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = now * group["share"]
-        loss = objective.loss(weights(), rows)
-        if not bool(torch.isfinite(loss)):
-            raise MethodError(f"training a block gave no number at step {step}; lower the rate")
-        optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        optimizer.step()
+    descent = Descent(parameters, steps, rate)
+    for rows in objective.batches(steps):
+        descent.step(objective.loss(weights(), rows))
 
 
 def dense_weights(block: Block, stored: Mapping[str, Linear]) -> dict[str, Tensor]:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from paceline.compress.base import Block
+from paceline.compress.reconstruct.norms import Norms
+from paceline.compress.reconstruct.objective import dense_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,3 +30,35 @@ class Trainable(ABC):
     @abstractmethod
     def stored(self) -> Linear:
         """Return the matrix as it will be stored."""
+
+
+class TrainedBlock:
+    """A block whose matrices and norms are trained.
+
+    Args:
+        block: with the weights as they were before they were compressed.
+        stored: the compressed matrices.
+        parts: those that are trained.
+
+    Attributes:
+        block: as given.
+        parts: as given.
+        norms: the norms.
+    """
+
+    def __init__(
+        self, block: Block, stored: Mapping[str, Linear], parts: Mapping[str, Trainable]
+    ) -> None:
+        rest = {name: each for name, each in stored.items() if name not in parts}
+        self._fixed = dense_weights(block, rest)
+        self.block, self.parts, self.norms = block, parts, Norms(block)
+
+    def groups(self) -> list[tuple[Tensor, float]]:
+        """Return all parameters, each with its factor of the learning rate."""
+        parts = [pair for part in self.parts.values() for pair in part.groups()]
+        return [*parts, *self.norms.groups()]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the block, differentiable."""
+        matrices = {name: part.weight() for name, part in self.parts.items()}
+        return self._fixed | self.norms.weights() | matrices

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Block, BlockTuner
-from paceline.compress.reconstruct.norms import Norms
 from paceline.compress.reconstruct.objective import Objective, dense_weights, train
-from paceline.compress.reconstruct.trainable import Trainable
+from paceline.compress.reconstruct.trainable import Trainable, TrainedBlock
 from paceline.errors import MethodError
 from paceline.registry import check_range
 
@@ -56,20 +55,18 @@ class Tuner(BlockTuner):
         parts = self.parts(block, stored)
         objective = Objective(block, self.batch)
         before = objective.error(dense_weights(block, stored))
-        norms = Norms(block)
-        fixed = dense_weights(block, {k: v for k, v in stored.items() if k not in parts})
-
-        def weights() -> dict[str, Tensor]:
-            return fixed | norms.weights() | {name: part.weight() for name, part in parts.items()}
-
-        parameters = [pair for part in parts.values() for pair in part.groups()]
-        train(objective, weights, [*parameters, *norms.groups()], self.steps, self.rate)
+        trained = TrainedBlock(block, stored, parts)
+        self.fit(trained, objective)
         tuned = dict(stored) | {name: part.stored() for name, part in parts.items()}
-        after = objective.error(dense_weights(block, tuned) | norms.final())
-        if not after < before:
+        norms = trained.norms.final()
+        if not objective.error(dense_weights(block, tuned) | norms) < before:
             return dict(stored)
-        block.weights.update(norms.final())
+        block.weights.update(norms)
         return tuned
+
+    def fit(self, trained: TrainedBlock, objective: Objective) -> None:
+        """Train the parameters of a block, in place."""
+        train(objective, trained.weights, trained.groups(), self.steps, self.rate)
 
     def parts(self, block: Block, stored: Mapping[str, Linear]) -> dict[str, Trainable]:
         """Return what is trained of each matrix.
