@@ -30,6 +30,7 @@ from paceline.models.tensors import (
     Sparse,
     Sum,
     TensorTrain,
+    TwoGrained,
     from_tensors,
     narrow,
     to_dense,
@@ -76,11 +77,35 @@ def codebook(random, rows, columns):
     own = rows if random.random() < 0.5 else 1
     group = int(random.integers(1, columns + 1))
     scales = random.normal(size=(rows, -(-columns // group))).astype(F32)
+    kind = str(random.choice(KINDS))
+    _, entries = floats(random, (tables, own, many, dim), kind)
+    _, scales = floats(random, scales.shape, kind)
     return Codebook(
         random.integers(0, many, (rows, columns // dim, tables)).astype(np.uint16),
-        random.normal(size=(tables, own, many, dim)).astype(F32),
+        entries,
         scales if random.random() < 0.5 else None,
         group,
+        kind,
+    )
+
+
+def two_grained(random, rows, columns):
+    bits, step_bits, group = (int(random.integers(2, each)) for each in (9, 9, columns + 3))
+    groups = -(-columns // group)
+    mode = random.choice(["plain", "zeros", "levels"])
+
+    def below(width, *shape):
+        return random.integers(0, 1 << width, shape).astype(np.uint8)
+
+    return TwoGrained(
+        bits,
+        below(bits, rows, columns),
+        group,
+        below(step_bits, rows, groups),
+        step_bits,
+        floats(random, (rows,), "F16")[1],
+        below(bits, rows, groups) if mode == "zeros" else None,
+        random.integers(-127, 128, 1 << bits).astype(np.int8) if mode == "levels" else None,
     )
 
 
@@ -139,6 +164,7 @@ def any_form(random, rows, columns, depth=0):
         lambda: Dense(floats(random, (rows, columns), kind)[0], kind),
         lambda: grouped(random, rows, columns, kind),
         lambda: codebook(random, rows, columns),
+        lambda: two_grained(random, rows, columns),
         lambda: bit_planes(random, rows, columns),
         lambda: sparse(random, rows, columns, kind),
         lambda: sign_blocks(random, rows, columns),
@@ -215,6 +241,25 @@ def test_grouped_is_each_code_less_its_zero_times_its_scale(seed, rows, columns)
             zero = 1 << (matrix.bits - 1) if matrix.zeros is None else int(matrix.zeros[row, at])
             expected = F32(F32(code - zero) * scale)
         assert values[row, column] == expected
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 9))
+def test_two_grained_scales_are_whole_multiples_in_half_precision(seed, rows, columns):
+    matrix = two_grained(np.random.default_rng(seed), rows, columns)
+    values = matrix.dense()
+    for row, column in itertools.product(range(rows), range(columns)):
+        at, code = column // matrix.group, int(matrix.codes[row, column])
+        scale = F32(np.float16(F32(matrix.units[row] * F32(matrix.steps[row, at]))))
+        if matrix.levels is not None:
+            place = int(matrix.levels[code])
+        else:
+            half = 1 << (matrix.bits - 1)
+            place = code - (half if matrix.zeros is None else int(matrix.zeros[row, at]))
+        assert values[row, column] == F32(place) * scale
+    if matrix.levels is None:
+        np.testing.assert_array_equal(matrix.grouped.dense(), values)
+    else:
+        assert matrix.grouped is None
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 8))
@@ -321,6 +366,29 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Grouped(4, CODES, SCALES, 2, g_idx=np.int32([0, 0, 1, 2])), "below the number"),
         (lambda: Grouped(4, CODES, SCALES, 2, g_idx=np.int32([0, -1, 1, 1])), "below the number"),
         (lambda: Grouped(4, CODES, SCALES, 2, g_idx=np.int32([0])), r"int32 \[4\]"),
+        (lambda: TwoGrained(9, CODES, 2, CODES[:, :2], 4, SCALES[0]), "9 bits, expected 2 to 8"),
+        (lambda: TwoGrained(4, CODES, 2, CODES[:, :2], 1, SCALES[0]), "scales have 1 bits"),
+        (lambda: TwoGrained(4, CODES, 2, CODES, 4, SCALES[0]), r"steps are uint8 \[2, 4\]"),
+        (lambda: TwoGrained(4, CODES + 16, 2, CODES[:, :2], 4, SCALES[0]), "below 16"),
+        (lambda: TwoGrained(4, CODES, 2, CODES[:, :2] + 4, 2, SCALES[0]), "below 4"),
+        (lambda: TwoGrained(4, CODES, 2, CODES[:, :2], 4, SCALES[0] * np.nan), "units hold NaN"),
+        (
+            lambda: TwoGrained(4, CODES, 2, CODES[:, :2] + 1, 4, SCALES[0] * F32(1e6)),
+            "too large for scales in half",
+        ),
+        (
+            lambda: TwoGrained(
+                4, CODES, 2, CODES[:, :2], 4, SCALES[0], levels=np.zeros(4, np.int8)
+            ),
+            r"expected int8 \[16\]",
+        ),
+        (
+            lambda: TwoGrained(
+                2, CODES, 2, CODES[:, :2], 4, SCALES[0], CODES[:, :2], np.zeros(4, np.int8)
+            ),
+            "zero points or a table",
+        ),
+        (lambda: Codebook(CODES.astype(np.uint16)[..., None], ENTRIES, float_type="I8"), "as 'I8'"),
         (lambda: Codebook(CODES.astype(np.uint16), ENTRIES), "expected uint16"),
         (lambda: Codebook(np.full((1, 2, 1), 2, np.uint16), ENTRIES), "a code is 2"),
         (lambda: Codebook(np.zeros((3, 2, 1), np.uint16), ENTRIES.repeat(2, 1)), "1 or 3"),
@@ -369,7 +437,7 @@ def test_a_missing_array_is_refused(seed):
 
 
 @pytest.mark.parametrize("inputs", [0, -1, 3, 17, 10**12, 10**30, 1.5, None])
-@pytest.mark.parametrize("make", [grouped, bit_planes, sparse])
+@pytest.mark.parametrize("make", [grouped, two_grained, bit_planes, sparse])
 def test_a_width_that_the_bytes_do_not_have_is_refused(make, inputs):
     """Whatever a file claims, no more is allocated than it holds."""
     arrays = dict(make(np.random.default_rng(0), 3, 16).tensors())

@@ -20,6 +20,7 @@ from paceline.models.tensors import (
     Grouped,
     Linear,
     Sparse,
+    TwoGrained,
     narrow,
     to_dense,
     widen,
@@ -55,6 +56,8 @@ class Blocks:
     @classmethod
     def of(cls, matrix: Linear) -> Blocks | None:
         """Return a matrix in blocks; None where it has minima, or its groups do not fall so."""
+        if isinstance(matrix, TwoGrained):
+            matrix = matrix.grouped or matrix
         if not isinstance(matrix, Grouped) or matrix.minima is not None:
             return None
         groups, codes, order = matrix.groups.astype(np.int32), matrix.codes, None

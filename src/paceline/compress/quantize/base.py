@@ -1,12 +1,14 @@
-"""The contract of a quantiser, and what most of them share: grids of groups, and packing."""
+"""The contract of a quantiser, and what most of them share: settings and grids of groups."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistics, WeightCompressor
+from paceline.compress.quantize.grids.grid import Grid
+from paceline.compress.quantize.grids.search import GridSearch, learned_levels
 from paceline.errors import MethodError
 from paceline.registry import check_range
 
@@ -14,58 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.models.tensors import Linear
-
-
-_NARROWEST = 0.6  # share of a range that the narrowest grid leaves out
-_SMALLEST = 2.0**-24  # above zero in half precision
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The values that a row's groups can take: `(code - zero) * scale`, code 0 to 2**bits - 1.
-
-    Attributes:
-        bits: of a code.
-        group: inputs that share a scale.
-        scales: float32 [out, groups].
-        zeros: float32 [out, groups], whole numbers.
-    """
-
-    bits: int
-    group: int
-    scales: Tensor
-    zeros: Tensor
-
-    def round(self, weight: Tensor) -> Tensor:
-        """Return the codes, float32 [out, in], nearest to a matrix [out, in]."""
-        scales, zeros = self._wide(weight.shape[1])
-        return (weight / scales).round().add(zeros).clamp(0, 2**self.bits - 1)
-
-    def values(self, codes: Tensor) -> Tensor:
-        """Return what codes [out, in] stand for, float32."""
-        scales, zeros = self._wide(codes.shape[1])
-        return (codes - zeros) * scales
-
-    def pack(self, codes: Tensor) -> Linear:
-        """Return the stored form of codes [out, in]."""
-        import numpy as np
-
-        from paceline.models.tensors import Grouped
-
-        integers = codes.to("cpu").numpy().astype(np.uint8)
-        zeros = None
-        if bool((self.zeros != 2 ** (self.bits - 1)).any()):
-            zeros = self.zeros.numpy().astype(np.uint16)
-        if not bool(self.scales.isfinite().all()):
-            raise MethodError("the weights of a matrix are too large for scales in half precision")
-        scales = np.ascontiguousarray(self.scales.numpy())
-        return Grouped(self.bits, integers, scales, self.group, zeros, scale_type="F16")
-
-    def _wide(self, columns: int) -> tuple[Tensor, Tensor]:
-        return (
-            self.scales.repeat_interleave(self.group, 1)[:, :columns],
-            self.zeros.repeat_interleave(self.group, 1)[:, :columns],
-        )
 
 
 @dataclass(frozen=True)
@@ -80,24 +30,48 @@ class Quantizer(WeightCompressor):
         search: how many narrower grids are tried for each group, 0 to 100; the one with the
             smallest squared error counts, weighted by the inputs where they were measured.
             Default 20.
+        levels: `even`: codes stand for whole numbers; `learned`: for a table of 2**bits numbers
+            that is fitted to the matrix, up to 6 bits, with symmetric grids. Default even.
+        scale_bits: scales are whole numbers of so many bits, 2 to 8, times a number for each row;
+            0 keeps a half-precision number for each group. Default 0.
     """
 
     bits: int = 4
     group: int = 128
     symmetric: bool = True
     search: int = 20
+    levels: str = "even"
+    scale_bits: int = 0
 
     def __post_init__(self) -> None:
         check_range(2, 8, self.name, bits=self.bits)
         check_range(0, 1 << 20, self.name, group=self.group)
         check_range(0, 100, self.name, search=self.search)
+        if self.scale_bits not in (0, *range(2, 9)):
+            raise MethodError(f"{self.name}:scale_bits is {self.scale_bits}, expected 0, or 2 to 8")
+        if self.levels not in ("even", "learned"):
+            raise MethodError(f"{self.name}:levels is {self.levels!r}, expected even or learned")
+        if self.levels == "learned" and (self.bits > 6 or not self.symmetric):
+            raise MethodError(
+                f"{self.name}:levels=learned takes up to 6 bits and symmetric grids; leave it out, "
+                "or change these"
+            )
 
     @abstractmethod
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the stored form of a matrix [out, in]."""
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
-        """See `WeightCompressor`."""
+        """See `WeightCompressor`.
+
+        Raises:
+            MethodError: weights are no numbers, or too large.
+        """
+        if not bool(weight.isfinite().all()):
+            raise MethodError(
+                f"a matrix [{weight.shape[0]}, {weight.shape[1]}] holds NaN or infinite weights; "
+                f"{self.name} needs numbers, download the checkpoint again"
+            )
         return self.quantize(weight, stats)
 
     @property
@@ -110,54 +84,21 @@ class Quantizer(WeightCompressor):
     def grid(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """Return a grid for each group: the one that spans it, or a narrower one with less error.
 
-        Scales are rounded to half precision, as they are stored.
+        Scales are rounded as they are stored.
 
         Args:
             weight: float32 [out, in].
-            importance: weights of the squared errors, float32 [in]; all alike by default.
+            importance: weights of the squared errors, float32 [in] or [out, in]; all alike by
+                default.
         """
-        import torch
-        from torch.nn import functional as F
+        group = self.group or weight.shape[1]
+        return self.grid_search(weight, importance).grid(weight, group, importance)
 
-        columns = weight.shape[1]
-        group = self.group or columns
-        padded = F.pad(weight, (0, -columns % group))
-        groups = padded.reshape(len(weight), -1, group)
-        low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        best = self._span(low, high, group)
-        if not self.search:
-            return best
-        share = torch.ones(columns) if importance is None else importance
-        shares = F.pad(share, (0, -columns % group)).reshape(1, -1, group)
-
-        def error(grid: Grid) -> Tensor:
-            rounded = grid.values(grid.round(padded)) - padded
-            return (rounded.reshape(groups.shape).square() * shares).sum(-1)
-
-        least = error(best)
-        for step in range(1, self.search + 1):
-            factor = 1 - _NARROWEST * step / self.search
-            grid = self._span(low * factor, high * factor, group)
-            found = error(grid)
-            better = found < least
-            least = torch.where(better, found, least)
-            scales = torch.where(better, grid.scales, best.scales)
-            best = Grid(self.bits, group, scales, torch.where(better, grid.zeros, best.zeros))
-        return best
-
-    def _span(self, low: Tensor, high: Tensor, group: int) -> Grid:
-        """Return the grid that spans ranges [out, groups]."""
-        import torch
-
-        top, half = 2**self.bits - 1, 2 ** (self.bits - 1)
-        if self.symmetric:
-            scales = torch.maximum(high / (half - 1), -low / half)
-            zeros = torch.full_like(scales, half)
-        else:
-            scales = (high - low) / top
-            zeros = torch.zeros_like(scales)
-        scales = scales.half().float()  # beyond its range: checked when it is packed
-        scales = torch.where(scales > 0, scales, torch.full_like(scales, _SMALLEST))
-        if not self.symmetric:
-            zeros = (-low / scales).round().clamp(0, top)
-        return Grid(self.bits, group, scales, zeros)
+    def grid_search(self, weight: Tensor, importance: Tensor | None = None) -> GridSearch:
+        """Return what chooses the grids of a matrix: with its table of levels and coarse scales."""
+        group = self.group or weight.shape[1]
+        search = GridSearch(self.bits, self.symmetric, self.search, step_bits=self.scale_bits)
+        if self.levels == "learned":
+            levels = learned_levels(weight, search, group, importance)
+            search = replace(search, levels=levels)
+        return search.with_units(weight, group, importance)

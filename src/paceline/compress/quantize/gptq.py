@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
-from paceline.compress.quantize.base import Grid, Quantizer
+from paceline.compress.quantize.base import Quantizer
+from paceline.compress.quantize.grids.grid import Grid, join
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, quantizers
@@ -33,55 +34,105 @@ class GPTQ(Quantizer):
         group: as of every quantiser.
         symmetric: as of every quantiser.
         search: as of every quantiser.
+        levels: as of every quantiser.
+        scale_bits: as of every quantiser.
         damping: share of the mean diagonal of the second moment that is added to it, 0 to 1.
             Default 0.01.
+        order: `activation`: columns with large inputs first, groups staying together; `given`: as
+            they stand. Default activation.
+        passes: of coordinate descent over the codes afterwards, 0 to 20. Default 0.
     """
 
     damping: float = 0.01
+    order: str = "activation"
+    passes: int = 0
 
     source = Source(
         authors="Frantar et al.",
         title="GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
         arxiv="2210.17323",
         section="section 3, algorithm 1",
-        note="columns in order, without sorting by activation",
+        note="groups, and columns within a group, are sorted by activation, so that each group "
+        "keeps its place; passes of coordinate descent are ours",
     )
-    examples = ("gptq:group=32", "gptq:bits=3,group=32,symmetric=false")
+    examples = (
+        "gptq:group=32",
+        "gptq:bits=3,group=32,symmetric=false,order=given",
+        "gptq:bits=3,group=16,scale_bits=6,passes=2",
+        "gptq:group=32,levels=learned",
+    )
     statistics = frozenset({Statistic.SECOND_MOMENT})
 
     def __post_init__(self) -> None:
         Quantizer.__post_init__(self)
         check_range(0.0, 1.0, self.name, damping=self.damping)
+        check_range(0, 20, self.name, passes=self.passes)
+        if self.order not in ("activation", "given"):
+            raise MethodError(f"{self.name}:order is {self.order!r}, expected activation or given")
 
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return codes whose errors make up for each other."""
         import torch
 
         assert stats.second_moment is not None
-        factor = inverse_factor(stats.second_moment, self.damping, self.name)
-        rest, columns = weight.clone(), weight.shape[1]
+        moment, columns = stats.second_moment, weight.shape[1]
         group = self.group or columns
+        order = self._order(moment.diagonal(), group)
+        sorted_moment = moment if self.order == "given" else moment[order][:, order]
+        factor = inverse_factor(sorted_moment, self.damping, self.name)
         importance = stats.mean_squares
-        codes = torch.empty_like(weight)
-        grids: list[Grid] = []
+        search = self.grid_search(weight, importance)
+        rest, codes, values = weight[:, order], torch.empty_like(weight), torch.empty_like(weight)
+        grids: dict[int, Grid] = {}
         for start in range(0, columns, _TOGETHER):
             end = min(start + _TOGETHER, columns)
             errors = torch.empty(len(weight), end - start)
             for at in range(start, end):
-                if at % group == 0:
-                    ahead = slice(at, min(at + group, columns))
+                place = int(order[at]) // group
+                if place not in grids:  # the columns of a group follow one another
+                    size = min(group, columns - place * group)
+                    ahead = order[at : at + size]
                     seen = None if importance is None else importance[ahead]
-                    grids.append(replace(self, group=0).grid(rest[:, ahead], seen))
-                column = rest[:, at : at + 1]
-                rounded = grids[-1].round(column)
-                codes[:, at : at + 1] = rounded
-                error = (column - grids[-1].values(rounded)) / factor[at, at]
+                    grids[place] = search.grid(rest[:, at : at + size], size, seen)
+                column, grid = rest[:, at : at + 1], grids[place]
+                codes[:, at : at + 1] = rounded = grid.round(column)
+                values[:, at : at + 1] = value = grid.values(rounded)
+                error = (column - value) / factor[at, at]
                 rest[:, at:end] -= error * factor[at, at:end]
                 errors[:, at - start] = error[:, 0]
             rest[:, end:] -= errors @ factor[start:end, end:]
-        scales = torch.cat([grid.scales for grid in grids], 1)
-        zeros = torch.cat([grid.zeros for grid in grids], 1)
-        return Grid(self.bits, group, scales, zeros).pack(codes)
+        back = order.argsort()
+        chosen = join([grids[place] for place in range(len(grids))], group)
+        return chosen.pack(self._descend(weight, moment, chosen, codes[:, back]))
+
+    def _order(self, importance: Tensor, group: int) -> Tensor:
+        """Return the order of the columns: groups whole, the most important first."""
+        import torch
+        from torch.nn import functional as F
+
+        columns = len(importance)
+        if self.order == "given":
+            return torch.arange(columns)
+        grouped = F.pad(importance, (0, -columns % group), value=-1.0).reshape(-1, group)
+        means = grouped.clamp(min=0).sum(1) / (grouped >= 0).sum(1)
+        within = grouped.sort(dim=1, descending=True, stable=True).indices
+        within = within + torch.arange(len(grouped))[:, None] * group
+        order = within[means.sort(descending=True, stable=True).indices].flatten()
+        return order[order < columns]
+
+    def _descend(self, weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+        """Return codes with less error: each column once more, given all others, in each pass."""
+        diagonal = moment.diagonal().clamp(min=1e-12)
+        values = grid.values(codes)
+        for _ in range(self.passes):
+            for at in range(weight.shape[1]):
+                slope = (values - weight) @ moment[:, at]
+                wanted = values[:, at] - slope / diagonal[at]
+                column = grid.column(at)
+                rounded = column.round(wanted[:, None])
+                codes[:, at] = rounded[:, 0]
+                values[:, at] = column.values(rounded)[:, 0]
+        return codes
 
 
 @lru_cache(maxsize=1)  # matrices with one input follow one another

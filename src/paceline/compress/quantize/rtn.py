@@ -26,10 +26,17 @@ class RoundToNearest(Quantizer):
         group: as of every quantiser.
         symmetric: as of every quantiser.
         search: as of every quantiser.
+        levels: as of every quantiser.
+        scale_bits: as of every quantiser.
     """
 
     source = Source(note="the usual baseline; no paper of its own")
-    examples = ("rtn", "rtn:bits=8,group=0,search=0", "rtn:bits=3,group=64,symmetric=false")
+    examples = (
+        "rtn",
+        "rtn:bits=8,group=0,search=0",
+        "rtn:bits=3,group=64,symmetric=false",
+        "rtn:group=32,scale_bits=6,levels=learned",
+    )
 
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the nearest codes."""

@@ -14,13 +14,16 @@ from paceline.core import Floats
 from paceline.errors import ModelError
 from paceline.models.formats.bits import pack_bits, packed_size
 from paceline.models.tensors.base import (
+    FLOATS,
     Arrays,
     Index,
     Linear,
     check_floats,
     check_group,
+    narrow,
     take,
     unpack_rows,
+    widen,
 )
 
 
@@ -33,12 +36,15 @@ class Codebook(Linear):
         entries: float32 [tables, 1 or out, entries, dim]: shared by all rows, or one for each.
         scales: float32 [out, groups], or None.
         group: inputs that share a scale.
+        float_type: type in which entries and scales are saved, `F32`, `F16` or `BF16`; it holds
+            them exactly.
     """
 
     codes: NDArray[np.uint16]
     entries: Floats
     scales: Floats | None = None
     group: int = 1
+    float_type: str = "F32"
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -57,6 +63,10 @@ class Codebook(Linear):
         if codes.size and codes.max() >= entries.shape[2]:
             raise ModelError(f"a code is {codes.max()}, and there are {entries.shape[2]} entries")
         check_group(self.group)
+        if self.float_type not in FLOATS:
+            raise ModelError(
+                f"floats are saved as {self.float_type!r:.20}, expected F32, F16 or BF16"
+            )
         if self.scales is not None:
             check_floats("scales", self.scales, (len(codes), -(-self.shape[1] // self.group)))
 
@@ -74,8 +84,9 @@ class Codebook(Linear):
     def nbytes(self) -> int:
         """Bytes of packed codes, entries and scales."""
         rows, vectors, tables = self.codes.shape
-        scales = 0 if self.scales is None else self.scales.nbytes
-        return int(rows * packed_size(vectors * tables, self._bits) + self.entries.nbytes + scales)
+        floats = self.entries.size + (0 if self.scales is None else self.scales.size)
+        each = np.dtype(FLOATS[self.float_type]).itemsize
+        return int(rows * packed_size(vectors * tables, self._bits) + floats * each)
 
     def dense(self) -> Floats:
         """Return the sum of the entries, in the order of the tables, times the scales."""
@@ -92,17 +103,20 @@ class Codebook(Linear):
     def rows(self, index: Index) -> Codebook:
         """Return some rows."""
         entries = self.entries if self.entries.shape[1] == 1 else self.entries[:, index]
-        return Codebook(self.codes[index], entries, take(self.scales, index), self.group)
+        scales = take(self.scales, index)
+        return Codebook(self.codes[index], entries, scales, self.group, self.float_type)
 
     def _meta(self) -> dict[str, Any]:
-        return {"shape": self.codes.shape, "group": self.group}
+        return {"shape": self.codes.shape, "group": self.group, "float_type": self.float_type}
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         codes: NDArray[Any] = self.codes.reshape(len(self.codes), -1)
         if self._bits < 16:
             codes = pack_bits(codes.astype(np.uint8), self._bits)
-        scales = {} if self.scales is None else {"scales": self.scales}
-        return {"codes": codes, "entries": self.entries, **scales}
+        arrays = {"codes": codes, "entries": narrow(self.entries, self.float_type)}
+        if self.scales is not None:
+            arrays["scales"] = narrow(self.scales, self.float_type)
+        return arrays
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Codebook:
@@ -110,7 +124,9 @@ class Codebook(Linear):
         if codes.dtype == np.uint8:
             codes = unpack_rows(codes, _code_bits(entries), shape[1] * shape[2])
         codes = codes.astype(np.uint16).reshape(shape)
-        return cls(codes, entries, arrays.get("scales"), meta["group"])
+        kind, scales = meta.get("float_type", "F32"), arrays.get("scales")
+        scales = None if scales is None else widen(scales, kind)
+        return cls(codes, widen(entries, kind), scales, meta["group"], kind)
 
 
 def _code_bits(entries: Floats) -> int:

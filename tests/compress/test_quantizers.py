@@ -1,0 +1,144 @@
+"""Quantisers: less weighted error than rounding, exact stored forms, hostile matrices."""
+
+import numpy as np
+import pytest
+import torch
+
+from paceline.compress.base import Statistic, Statistics
+from paceline.errors import MethodError
+from paceline.models.tensors import TwoGrained, from_tensors
+from paceline.registry import quantizers
+
+EXAMPLES = [spec for kind in quantizers.methods().values() for spec in kind.examples]
+
+
+def inputs(columns, seed=0, count=400):
+    """Correlated inputs, a few channels much larger than the others."""
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(columns, columns, generator=random) * torch.logspace(0, -1.5, columns)
+    x = torch.randn(count, columns, generator=random) @ mix
+    x[:, ::13] *= 6
+    return x
+
+
+def statistics(x):
+    return Statistics().plus(x, frozenset({Statistic.INPUT_NORM, Statistic.SECOND_MOMENT}))
+
+
+def weights(rows, columns, seed=1):
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=random) * 0.05
+
+
+def error(spec, weight, x):
+    stored = quantizers.parse(spec).compress(weight, statistics(x))
+    return float((x @ (torch.from_numpy(stored.dense()) - weight).T).square().sum())
+
+
+@pytest.mark.parametrize("spec", EXAMPLES)
+@pytest.mark.parametrize("columns", [64, 50])
+def test_two_runs_store_the_same_bytes_that_read_back(spec, columns):
+    weight, stats = weights(12, columns), statistics(inputs(columns))
+    kept = weight.clone()
+    one, two = (quantizers.parse(spec).compress(weight, stats) for _ in range(2))
+    assert torch.equal(weight, kept)
+    arrays, others = one.tensors(), two.tensors()
+    assert arrays.keys() == others.keys()
+    assert all(arrays[name].tobytes() == others[name].tobytes() for name in arrays)
+    assert one.shape == (12, columns)
+    np.testing.assert_array_equal(from_tensors(arrays).dense(), one.dense())
+    size = sum(part.nbytes for name, part in arrays.items() if not name.endswith("meta"))
+    assert one.nbytes == size
+
+
+def zeros(weight):
+    weight[:] = 0
+
+
+def zero_rows(weight):
+    weight[::2] = 0
+
+
+def outlier(weight):
+    weight[1, 5] = 40
+
+
+def tiny(weight):
+    weight *= 1e-9
+
+
+def constant(weight):
+    weight[:] = 0.25
+
+
+@pytest.mark.parametrize("spec", EXAMPLES)
+@pytest.mark.parametrize("change", [zeros, zero_rows, outlier, tiny, constant])
+def test_hostile_matrices_stay_finite_and_close(spec, change):
+    x = inputs(50)
+    weight = weights(8, 50)
+    change(weight)
+    found = torch.from_numpy(quantizers.parse(spec).compress(weight, statistics(x)).dense())
+    assert found.isfinite().all()
+    assert (found[weight.abs().sum(1) == 0] == 0).all()
+    assert (x @ (found - weight).T).norm() <= 0.4 * (x @ weight.T).norm() + 1e-4
+
+
+@pytest.mark.parametrize("spec", EXAMPLES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(spec, value):
+    weight = weights(8, 32)
+    weight[3, 4] = value
+    with pytest.raises(MethodError, match="holds NaN or infinite weights"):
+        quantizers.parse(spec).compress(weight, statistics(inputs(32)))
+
+
+@pytest.mark.parametrize("spec", EXAMPLES)
+def test_inputs_that_never_occur_do_no_harm(spec):
+    x = inputs(48)
+    x[:, 10:20] = 0
+    weight = weights(8, 48)
+    found = torch.from_numpy(quantizers.parse(spec).compress(weight, statistics(x)).dense())
+    assert found.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "baseline", "share"),
+    [
+        ("gptq:bits=3,group=16", "rtn:bits=3,group=16", 0.7),
+        ("gptq:bits=3,group=16", "gptq:bits=3,group=16,order=given", 1.0),
+        ("gptq:bits=3,group=16,passes=4", "gptq:bits=3,group=16", 0.97),
+        ("rtn:bits=3,group=32,levels=learned", "rtn:bits=3,group=32", 0.95),
+        ("gptq:bits=3,group=32,levels=learned", "gptq:bits=3,group=32", 0.95),
+        ("rtn:bits=4,group=16,scale_bits=6", "rtn:bits=4,group=16", 1.06),
+        ("rtn:bits=4,group=16,symmetric=false,scale_bits=6", "rtn:bits=4,group=16", 0.95),
+    ],
+)
+def test_a_quantiser_loses_less_than_its_baseline(spec, baseline, share):
+    x, weight = inputs(96), weights(64, 96)
+    assert error(spec, weight, x) < share * error(baseline, weight, x)
+
+
+def test_fine_scales_take_few_bits():
+    weight = weights(16, 128)
+    stored = quantizers.parse("rtn:bits=4,group=32,scale_bits=6,levels=learned").compress(
+        weight, Statistics()
+    )
+    assert isinstance(stored, TwoGrained)
+    assert stored.nbytes == 16 * 128 // 2 + 16 * 4 * 6 // 8 + 16 * 2 + 16
+    assert (np.diff(stored.levels.astype(int)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("rtn:scale_bits=1", "scale_bits is 1, expected 0, or 2 to 8"),
+        ("rtn:levels=odd", "expected even or learned"),
+        ("rtn:levels=learned,symmetric=false", "symmetric grids"),
+        ("rtn:levels=learned,bits=8", "up to 6 bits"),
+        ("gptq:order=size", "expected activation or given"),
+        ("gptq:passes=-1", "gptq:passes is -1"),
+    ],
+)
+def test_wrong_settings_are_refused(spec, said):
+    with pytest.raises(MethodError, match=said):
+        quantizers.parse(spec)
