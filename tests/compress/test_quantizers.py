@@ -88,7 +88,7 @@ def test_hostile_matrices_stay_finite_and_close(spec, change):
 def test_weights_that_are_no_numbers_are_refused(spec, value):
     weight = weights(8, 32)
     weight[3, 4] = value
-    with pytest.raises(MethodError, match="holds NaN or infinite weights"):
+    with pytest.raises(MethodError, match=r"holds? NaN or infinite"):
         quantizers.parse(spec).compress(weight, statistics(inputs(32)))
 
 
