@@ -18,10 +18,17 @@ from paceline.models import load
 from paceline.models.export.gguf import GGUFExport
 from paceline.models.export.gguf_mixes import MIXES, Position
 from paceline.models.formats import gguf_writer
+from paceline.models.formats.gguf_codes import BlockGrid, with_codes
+from paceline.models.formats.gguf_quantize import quantize
+from paceline.models.formats.gguf_types import TYPES, dequantize
 from paceline.models.tensors import BlockQuantized, Dense
 from tests.conftest import shared
 
 MODEL = "TinyStories-656K"
+GRIDS = (
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs"),
+)
 
 
 def texts(seed=0):
@@ -49,6 +56,45 @@ def test_inputs_that_matter_are_rounded_with_less_error(kind):
         float(((torch.from_numpy(each.dense()) - weight) @ x.T).square().mean()) for each in found
     )
     assert own < 0.9 * plain
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_feedback_lowers_the_error_of_the_outputs(kind):
+    random = np.random.default_rng(7)
+    weight = torch.from_numpy(random.standard_normal((24, 512)).astype(np.float32))
+    mix = random.standard_normal((512, 512)) * random.gamma(0.5, 1, 512)
+    x = torch.from_numpy((random.standard_normal((900, 512)) @ mix / 30).astype(np.float32))
+    stats = Statistics().plus(x, GGUFBlocks(feedback=True).optional_statistics)
+    errors = []
+    for feedback in (True, False):
+        stored = GGUFBlocks(kind, feedback=feedback).compress(weight, stats)
+        assert stored.type == kind.upper()
+        errors.append(float(((torch.from_numpy(stored.dense()) - weight) @ x.T).square().mean()))
+    assert errors[0] < 0.85 * errors[1]
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+def test_other_codes_have_the_values_of_the_grid(kind):
+    random, name = np.random.default_rng(2), kind.upper()
+    width, size = TYPES[name].weights, TYPES[name].nbytes
+    blocks = quantize(name, random.standard_normal((3, 512)).astype(np.float32)).reshape(-1, size)
+    grid = BlockGrid.of(name, blocks)
+    codes = random.integers(1, 4, (len(blocks), width)).astype(np.uint8)
+    values = dequantize(name, with_codes(name, blocks, codes))
+    for column in range(width):
+        found, rounded = grid.round(column, values[:, column])
+        moving = np.abs(grid.steps[:, column]) > 0
+        np.testing.assert_array_equal(found[moving], codes[moving, column])
+        np.testing.assert_allclose(rounded, values[:, column], rtol=1e-4, atol=1e-5)
+
+
+def test_settings_that_exclude_each_other_are_refused():
+    with pytest.raises(MethodError, match="leave one of them out"):
+        GGUFBlocks(feedback=True, imatrix=False)
+    with pytest.raises(MethodError, match="did you mean q4_k"):
+        GGUFBlocks("q4_kk")
+    plain = GGUFBlocks(feedback=True).compress(torch.ones(1, 256), Statistics())
+    assert plain.type == "Q4_K"  # as of embedding and head, whose inputs are not measured
 
 
 def test_rows_that_are_no_whole_blocks_take_another_type_and_the_card_tells():
@@ -116,7 +162,7 @@ def format_of(text):
 
 # Recipe -> the type of q in the file. Integers of other methods are kept as they are.
 RUN = {
-    "gguf:type=q4_0": "Q4_0",
+    "gguf:type=q4_0,feedback=true": "Q4_0",
     "awq:steps=2+gguf:type=q4_1": "Q4_1",
     "gptq:bits=4,group=32": "Q4_0",
     "gptq:bits=4,group=32,symmetric=false": "Q5_0",

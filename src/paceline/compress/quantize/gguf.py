@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
+from paceline.compress.quantize.gptq import inverse_factor
 from paceline.core import Exactness
 from paceline.errors import MethodError, ModelError, unknown
 from paceline.models.export.gguf_mixes import MIXES, Position
 from paceline.models.export.gguf_types import fit_type
-from paceline.registry import Source, quantizers
+from paceline.registry import Source, check_range, quantizers
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
+    from paceline.core import Floats
     from paceline.models.config import ModelConfig
     from paceline.models.tensors import Linear
 
@@ -42,24 +47,38 @@ class GGUFBlocks(WeightCompressor):
             mix with more bits for some matrices: q2_k_m, q3_k_s, q3_k_m, q3_k_l, q4_k_s, q4_k_m,
             q5_k_s or q5_k_m. Default q4_k.
         imatrix: weight errors by the inputs; otherwise large weights count more. Default true.
+        feedback: round input by input and move the error of each into those after it, as GPTQ
+            does, with the scales of the type. Default false.
+        damping: share of the mean diagonal of the second moment that is added to it for the
+            feedback, 0 to 1. Default 0.01.
     """
 
     type: str = "q4_k"
     imatrix: bool = True
+    feedback: bool = False
+    damping: float = 0.01
 
     source = Source(
         title="llama.cpp, ggml-common.h and llama-quant.cpp",
         note="layouts, mixes and fallbacks are llama.cpp's, the searches for scales are our own",
     )
-    examples = ("gguf", "gguf:type=q4_0", "gguf:type=q4_k_m,imatrix=false")
+    examples = ("gguf:feedback=true", "gguf:type=q4_0", "gguf:type=q4_k_m,imatrix=false")
 
     def __post_init__(self) -> None:
         if self.type not in _NAMES:
             raise MethodError(unknown(f"type of {self.name}", self.type, _NAMES))
+        check_range(0.0, 1.0, self.name, damping=self.damping)
+        if self.feedback and not self.imatrix:
+            raise MethodError(
+                f"{self.name}:feedback=true needs the inputs, which imatrix=false leaves out; "
+                "leave one of them out"
+            )
 
     @property
     def optional_statistics(self) -> frozenset[Statistic]:
         """See `Compressor`."""
+        if self.feedback:
+            return frozenset({Statistic.SECOND_MOMENT})
         return frozenset({Statistic.INPUT_NORM}) if self.imatrix else frozenset()
 
     @property
@@ -83,8 +102,13 @@ class GGUFBlocks(WeightCompressor):
         values = weight.numpy()
         kind = fit_type(self._block_type, values.shape[1])
         squares = stats.mean_squares if self.imatrix else None
+        importance = None if squares is None else squares.numpy()
         try:
-            data = quantize(kind, values, None if squares is None else squares.numpy())
+            if self.feedback and stats.second_moment is not None and kind != "F16":
+                factor = inverse_factor(stats.second_moment, self.damping, self.name)
+                data = _round_with_feedback(kind, values, importance, factor.numpy())
+            else:
+                data = quantize(kind, values, importance)
         except ModelError as error:
             raise MethodError(f"{self.name}: {error}") from None
         if kind == "F16":
@@ -103,3 +127,41 @@ class GGUFBlocks(WeightCompressor):
     def _block_type(self) -> str:
         mix = MIXES.get(self.type.upper())
         return mix.type if mix else self.type.upper()
+
+
+def _round_with_feedback(
+    kind: str, values: Floats, importance: Floats | None, factor: Floats
+) -> NDArray[np.uint8]:
+    """Return rows in a type, rounded one input after another.
+
+    The scales of a block are searched when its first input is reached, from the weights as they are
+    then; the error of each input is made up for by those that are still to come.
+
+    Args:
+        kind: of blocks.
+        values: float32 [out, in].
+        importance: of the inputs, [in], or None.
+        factor: upper Cholesky factor of the inverse of the inputs' second moment, [in, in].
+    """
+    from paceline.models.formats.gguf_codes import BlockGrid, with_codes
+    from paceline.models.formats.gguf_quantize import quantize
+    from paceline.models.formats.gguf_types import TYPES
+
+    rest, width = values.copy(), TYPES[kind].weights
+    packed = []
+    for start in range(0, values.shape[1], width):
+        end = start + width
+        seen = None if importance is None else importance[start:end]
+        part = np.ascontiguousarray(rest[:, start:end])
+        blocks = quantize(kind, part, seen)
+        grid = BlockGrid.of(kind, blocks)
+        codes = np.empty(part.shape, np.uint8)
+        errors = np.empty_like(part)
+        for column in range(width):
+            at = start + column
+            codes[:, column], rounded = grid.round(column, part[:, column])
+            errors[:, column] = (part[:, column] - rounded) / factor[at, at]
+            part[:, column:] -= errors[:, column, None] * factor[at, at:end]
+        rest[:, end:] -= errors @ factor[start:end, end:]
+        packed.append(with_codes(kind, blocks, codes))
+    return np.concatenate(packed, 1)

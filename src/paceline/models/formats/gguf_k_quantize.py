@@ -109,16 +109,29 @@ def pack_two_bits(codes: Bytes) -> Bytes:
     return joined
 
 
-def _pack_bit(codes: Bytes, bit: int) -> Bytes:
+def pack_bit(codes: Bytes, bit: int) -> Bytes:
     """Put one bit of eight runs of 32 codes into 32 bytes: [n, 256] -> [n, 32]."""
     runs = codes.reshape(-1, 8, 32) >> np.uint8(bit) & np.uint8(1)
     return np.packbits(runs, axis=1, bitorder="little").reshape(-1, 32)
 
 
-def _pack_nibbles(codes: Bytes) -> Bytes:
+def pack_pairs(codes: Bytes) -> Bytes:
     """Put pairs of runs of 32 codes into the halves of 32 bytes: [n, 256] -> [n, 128]."""
     pairs = codes.reshape(-1, 4, 2, 32) & NIBBLE
     return (pairs[:, :, 0] | pairs[:, :, 1] << FOUR).reshape(-1, 128)
+
+
+def pack_six_bits(codes: Bytes) -> Bytes:
+    """Put the lower four bits of 256 codes into 128 bytes, the upper two into 64 (Q6_K)."""
+    low = codes.reshape(-1, 2, 4, 32) & NIBBLE
+    nibbles = (low[:, :, :2] | low[:, :, 2:] << FOUR).reshape(-1, 128)
+    return np.hstack([nibbles, pack_two_bits(codes >> FOUR)])
+
+
+def pack_halves(codes: Bytes) -> Bytes:
+    """Put codes i and i + 16 of each 32 into one byte: [n, 256] -> [n, 128] (IQ4_XS)."""
+    halves = codes.reshape(-1, 8, 2, 16)
+    return (halves[:, :, 0] | halves[:, :, 1] << FOUR).reshape(-1, 128)
 
 
 def _pack_scales(i: Bytes, j: Bytes) -> Bytes:
@@ -143,33 +156,29 @@ def q3_k(x: Floats, w: Floats) -> Bytes:
     high = scales >> FOUR
     high = high[:, :4] | high[:, 4:8] << TWO | high[:, 8:12] << FOUR | high[:, 12:] << SIX
     return np.hstack(
-        [_pack_bit(codes, 2), pack_two_bits(codes & np.uint8(3)), low, high, half_bytes(factor)]
+        [pack_bit(codes, 2), pack_two_bits(codes & np.uint8(3)), low, high, half_bytes(factor)]
     )
 
 
 def q4_k(x: Floats, w: Floats) -> Bytes:
     """Quantise to 4 bits with scale and minimum of 6 bits for each 32 weights."""
     factor, offset, i, j, codes = _affine(x, w, 32, 15, around(15, 0.125, 10, 8), 63)
-    return np.hstack([factor, offset, _pack_scales(i, j), _pack_nibbles(codes)])
+    return np.hstack([factor, offset, _pack_scales(i, j), pack_pairs(codes)])
 
 
 def q5_k(x: Floats, w: Floats) -> Bytes:
     """Quantise to 5 bits with scale and minimum of 6 bits for each 32 weights."""
     factor, offset, i, j, codes = _affine(x, w, 32, 31, around(31, 0.125, 10, 8), 63)
-    high = _pack_bit(codes, 4)
-    return np.hstack([factor, offset, _pack_scales(i, j), high, _pack_nibbles(codes)])
+    high = pack_bit(codes, 4)
+    return np.hstack([factor, offset, _pack_scales(i, j), high, pack_pairs(codes)])
 
 
 def q6_k(x: Floats, w: Floats) -> Bytes:
     """Quantise to 6 bits with a scale of 8 bits for each 16 weights."""
     targets = -around(32, 0.1, 9, 9)
     factor, i, levels = _symmetric(x, w, 16, to_integers(-32, 31), targets, (-128, 127))
-    runs = from_groups(levels, -32).reshape(-1, 2, 4, 32)
-    low, high = runs & NIBBLE, runs >> FOUR
-    nibbles = (low[:, :, :2] | low[:, :, 2:] << FOUR).reshape(-1, 128)
-    high = high[:, :, 0] | high[:, :, 1] << TWO | high[:, :, 2] << FOUR | high[:, :, 3] << SIX
     scales = i.astype(np.int8).view(np.uint8)
-    return np.hstack([nibbles, high.reshape(-1, 64), scales, half_bytes(factor)])
+    return np.hstack([pack_six_bits(from_groups(levels, -32)), scales, half_bytes(factor)])
 
 
 def iq4_codes(levels: Floats) -> Bytes:
@@ -182,12 +191,11 @@ def iq4_codes(levels: Floats) -> Bytes:
 def iq4_xs(x: Floats, w: Floats) -> Bytes:
     """Quantise to 16 uneven levels with a scale of 6 bits for each 32 weights."""
     factor, i, levels = _symmetric(x, w, 32, to_iq4, IQ4_TARGETS, (-32, 31))
-    codes, scales = iq4_codes(levels).reshape(-1, 8, 2, 16), (i + 32).astype(np.uint8)
+    scales = (i + 32).astype(np.uint8)
     high = (scales >> FOUR).astype(np.uint16) << np.arange(0, 16, 2, dtype=np.uint16)
     top = high.sum(1, dtype=np.uint16).astype("<u2").view(np.uint8).reshape(-1, 2)
     low = scales[:, ::2] & NIBBLE | scales[:, 1::2] << FOUR
-    nibbles = (codes[:, :, 0] | codes[:, :, 1] << FOUR).reshape(-1, 128)
-    return np.hstack([half_bytes(factor), top, low, nibbles])
+    return np.hstack([half_bytes(factor), top, low, pack_halves(iq4_codes(levels))])
 
 
 PACKERS: dict[str, Callable[[Floats, Floats], Bytes]] = {
