@@ -23,8 +23,9 @@ COMPLETE = (
 EXAMPLES = [
     spec
     for family in (pruners, quantizers, factorizers)
-    for method in family.methods().values()
+    for name, method in family.methods().items()
     for spec in method.examples
+    if name != "transmla"  # changes two of the matrices only; has a test of its own
 ] + [
     frame.format(spec)
     for family, frame in COMPLETE

@@ -17,6 +17,7 @@ from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept
+from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.stored_layers import StoredLayers
@@ -101,15 +102,33 @@ class ReferenceEngine(Engine):
             else:
                 self._outer[name] = tensor
         self._layers: list[_Layer] | StoredLayers = layers
+        # What a layer caches of a position: keys and values of each head, or one latent.
+        self._cached = [(2, layer.kv_heads, layer.head_dim) for layer in config.layers]
         if stored:
             self._layers = StoredLayers(weights, len(config.layers), self._device, dtype)
+        else:
+            self._take_latents(weights)
         if kv_limit is not None:
             self.kv_limit = kv_limit
+
+    def _take_latents(self, weights: Mapping[str, Linear | Floats]) -> None:
+        """Let layers whose keys and values are made of a latent cache that."""
+        for index, layer in enumerate(self.config.layers):
+            factors = latent_factors(weights, index, layer)
+            if factors is None:
+                continue
+            made = {
+                name: torch.tensor(factor.dense()).to(self._device, self.dtype)
+                for name, factor in factors.items()
+            }
+            self._layers[index].update(made)
+            self._cached[index] = (1, 1, len(made["latent"]))
+            self.abilities = self.abilities - {Ability.EVICT, Ability.ATTENTION_MASS}
 
     @property
     def memory(self) -> Memory:
         """The pages of keys and values now. No page is shared."""
-        row = sum(2 * layer.kv_heads * layer.head_dim for layer in self.config.layers)
+        row = sum(sides * heads * size for sides, heads, size in self._cached)
         used = sum(len(sequence.pages) for sequence in self._live)
         return Memory(PAGE * row * self.dtype.itemsize, used, 0, used, self._limit)
 
@@ -130,10 +149,8 @@ class ReferenceEngine(Engine):
         sequence = ReferenceCache(
             self._numbers,
             [
-                torch.empty(
-                    2, layer.kv_heads, 0, layer.head_dim, dtype=self.dtype, device=self._device
-                )
-                for layer in self.config.layers
+                torch.empty(sides, heads, 0, size, dtype=self.dtype, device=self._device)
+                for sides, heads, size in self._cached
             ],
         )
         self._live.add(sequence)
@@ -321,7 +338,11 @@ class ReferenceEngine(Engine):
                 held = self._tensor(np.r_[: sequence.length, positions])
                 hidden = partial(self._hide, index, mask, where, held, chain)
             rotation = blocks.rotation_of(layer, where)
-            cache = partial(self._cache, sequence, index)
+            cache: blocks.Cache | blocks.LatentCache = partial(self._cache, sequence, index)
+            if "latent" in weights:
+                held = self._tensor(np.r_[: sequence.length, positions])
+                extend = partial(sequence.write_latents, index)
+                cache = blocks.LatentCache(extend, blocks.rotation_of(layer, held))
             tap = sequence.note if tracked else None
             x = blocks.block(x, config, layer, weights, hidden, rotation, cache, tap)
         if not rows:

@@ -20,6 +20,8 @@ from paceline.models.config import LayerConfig
 class ReferenceCache:
     """Keys and values of one sequence: [2, H_kv, pages * PAGE, D] for each layer.
 
+    Of a layer with latents of r numbers, these: [1, 1, pages * PAGE, r].
+
     The rows that a layer holds are committed; the `pending` rows after them are those of the last
     forward, which was `viewed` if it used a part of the model only.
 
@@ -73,6 +75,13 @@ class ReferenceCache:
         end = start + keys.shape[1]
         cache[0, :, start:end], cache[1, :, start:end] = keys, values
         return cache[0, :, :end], cache[1, :, :end]
+
+    def write_latents(self, layer: int, latents: Tensor) -> Tensor:
+        """Write new latents [N, r] behind the committed ones; return them all."""
+        start, cache = self.held(layer), self.layers[layer]
+        end = start + len(latents)
+        cache[0, 0, start:end] = latents
+        return cache[0, 0, :end]
 
     def note(self, name: str, value: Tensor) -> None:
         """Keep a layer's queries and attention weights for `commit`: a tap of `models.blocks`."""
@@ -162,7 +171,7 @@ class ReferenceCache:
             return
         for index, old in enumerate(self.layers):
             held = self.held(index)
-            self.layers[index] = old.new_empty(2, old.shape[1], pages * PAGE, old.shape[3])
+            self.layers[index] = old.new_empty(*old.shape[:2], pages * PAGE, old.shape[3])
             self.layers[index][:, :, :held] = old[:, :, :held]
         del self.pages[pages:]
         self.pages += [next(self.numbers) for _ in range(pages - len(self.pages))]

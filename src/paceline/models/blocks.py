@@ -29,6 +29,20 @@ LayerWeights = Mapping[str, Matrix]
 Tap = Callable[[str, Tensor], object]
 # Takes the new keys and values [..., G, T, D]; returns all that are attended to [..., G, S, D].
 Cache = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class LatentCache(NamedTuple):
+    """A cache of the latents that keys and values are made of, see the recipe `transmla`.
+
+    Attributes:
+        extend: takes the new latents [T, r]; returns all that are attended to, [S, r].
+        rotation: of the S positions; None where the layer has no rotary embedding.
+    """
+
+    extend: Callable[[Tensor], Tensor]
+    rotation: Rotation | None
+
+
 # Float32 [T, S] or [H, T, S], 0 where a position is seen and -inf elsewhere; or a function of the
 # rotated queries [..., H, T, D] and keys [..., G, S, D] that returns such a tensor.
 Mask = Tensor | Callable[[Tensor, Tensor], Tensor]
@@ -104,7 +118,7 @@ def block(
     weights: LayerWeights,
     mask: Mask,
     rotation: Rotation | None,
-    cache: Cache | None = None,
+    cache: Cache | LatentCache | None = None,
     tap: Tap | None = None,
 ) -> Tensor:
     """Run one decoder block.
@@ -137,12 +151,17 @@ def attention(
     weights: LayerWeights,
     mask: Mask,
     rotation: Rotation | None,
-    cache: Cache | None = None,
+    cache: Cache | LatentCache | None = None,
     tap: Tap | None = None,
 ) -> Tensor:
     """Attend from T positions to S; arguments and result as those of `block`."""
-    q, k, v = queries_keys_values(x, config, layer, weights, rotation, tap)
-    keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
+    if isinstance(cache, LatentCache):
+        q = queries(x, config, layer, weights, rotation, tap)
+        latents = cache.extend(project(x, weights, "latent", tap))
+        keys, values = keys_values(latents, config, layer, weights, cache.rotation, tap)
+    else:
+        q, k, v = queries_keys_values(x, config, layer, weights, rotation, tap)
+        keys, values = (k, v) if cache is None else cache(k, v)  # [..., G, S, D]
     if not isinstance(mask, Tensor):
         mask = mask(q, keys)
     if tap is not None:
@@ -166,25 +185,64 @@ def queries_keys_values(
     tap: Tap | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return rotated queries [..., H, T, D] and keys, and values [..., G, T, D], of x."""
+    q = queries(x, config, layer, weights, rotation, tap)
+    return q, *keys_values(x, config, layer, weights, rotation, tap)
 
-    def normed(q: Tensor, k: Tensor, place: str) -> tuple[Tensor, Tensor]:
-        if config.qk_norm != place:
-            return q, k
-        return norm(q, config, weights, "q_norm"), norm(k, config, weights, "k_norm")
 
-    heads = (*x.shape[:-1], -1, layer.head_dim)
-    q, k, v = (project(x, weights, name, tap) for name in "qkv")
-    if config.qkv_clip is not None:
-        q, k, v = (part.clamp(-config.qkv_clip, config.qkv_clip) for part in (q, k, v))
-    q, k = normed(q, k, "width")
-    q, k, v = (part.view(heads).transpose(-3, -2) for part in (q, k, v))
-    q, k = normed(q, k, "head")
-    if rotation is not None:
-        q, k = (rotate(part, *rotation[:3]) for part in (q, k))
-        if rotation.query_scales is not None:
-            q = q * rotation.query_scales.to(q.dtype)
-    q, k = normed(q, k, "rotated")
-    return q, k, v
+def queries(
+    x: Tensor,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    rotation: Rotation | None,
+    tap: Tap | None = None,
+) -> Tensor:
+    """Return rotated queries [..., H, T, D] of x."""
+    q = _rotated_heads(project(x, weights, "q", tap), "q_norm", config, layer, weights, rotation)
+    if rotation is not None and rotation.query_scales is not None:
+        q = q * rotation.query_scales.to(q.dtype)
+    return norm(q, config, weights, "q_norm") if config.qk_norm == "rotated" else q
+
+
+def keys_values(
+    x: Tensor,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    rotation: Rotation | None,
+    tap: Tap | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return rotated keys and values [..., G, T, D] of x, or of the latents in its place."""
+    k = _rotated_heads(project(x, weights, "k", tap), "k_norm", config, layer, weights, rotation)
+    k = norm(k, config, weights, "k_norm") if config.qk_norm == "rotated" else k
+    return k, _heads(_clip(project(x, weights, "v", tap), config), layer)
+
+
+def _rotated_heads(
+    x: Tensor,
+    name: str,
+    config: ModelConfig,
+    layer: LayerConfig,
+    weights: LayerWeights,
+    rotation: Rotation | None,
+) -> Tensor:
+    """Return queries or keys [..., T, heads * D] as rotated heads, with the norm called `name`."""
+    x = _clip(x, config)
+    if config.qk_norm == "width":
+        x = norm(x, config, weights, name)
+    x = _heads(x, layer)
+    if config.qk_norm == "head":
+        x = norm(x, config, weights, name)
+    return x if rotation is None else rotate(x, *rotation[:3])
+
+
+def _clip(x: Tensor, config: ModelConfig) -> Tensor:
+    return x if config.qkv_clip is None else x.clamp(-config.qkv_clip, config.qkv_clip)
+
+
+def _heads(x: Tensor, layer: LayerConfig) -> Tensor:
+    """Split [..., T, heads * D] into [..., heads, T, D]."""
+    return x.view(*x.shape[:-1], -1, layer.head_dim).transpose(-3, -2)
 
 
 def mlp(x: Tensor, config: ModelConfig, weights: LayerWeights, tap: Tap | None = None) -> Tensor:
