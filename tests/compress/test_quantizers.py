@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from paceline.compress.base import Statistic, Statistics
+from paceline.compress.quantize.grids.kmeans import RowClusters
 from paceline.errors import MethodError
-from paceline.models.tensors import TwoGrained, from_tensors
+from paceline.models.tensors import Sum, TwoGrained, from_tensors
 from paceline.registry import quantizers
 
 EXAMPLES = [spec for kind in quantizers.methods().values() for spec in kind.examples]
@@ -109,6 +110,7 @@ def test_inputs_that_never_occur_do_no_harm(spec):
         ("gptq:bits=3,group=16,passes=4", "gptq:bits=3,group=16", 0.97),
         ("rtn:bits=3,group=32,levels=learned", "rtn:bits=3,group=32", 0.95),
         ("gptq:bits=3,group=32,levels=learned", "gptq:bits=3,group=32", 0.95),
+        ("nupes:bits=3,group=32", "gptq:bits=3,group=32", 1.0),
         ("rtn:bits=4,group=16,scale_bits=6", "rtn:bits=4,group=16", 1.06),
         ("rtn:bits=4,group=16,symmetric=false,scale_bits=6", "rtn:bits=4,group=16", 0.95),
     ],
@@ -116,6 +118,27 @@ def test_inputs_that_never_occur_do_no_harm(spec):
 def test_a_quantiser_loses_less_than_its_baseline(spec, baseline, share):
     x, weight = inputs(96), weights(64, 96)
     assert error(spec, weight, x) < share * error(baseline, weight, x)
+
+
+@pytest.mark.parametrize(
+    ("spec", "baseline", "share"),
+    [
+        ("easyquant:bits=3,group=0", "rtn:bits=3,group=0", 0.97),
+        ("easyquant:bits=3,sigma=2", "easyquant:bits=3,sigma=100", 0.7),
+        ("easyquant:bits=3", "easyquant:bits=3,steps=0", 0.999),
+        ("squeezellm:bits=3", "rtn:bits=3,group=0", 0.8),
+        ("squeezellm:bits=3,outliers=0.02", "squeezellm:bits=3,outliers=0", 0.95),
+        ("finequant:bits=3,group=8,gain=0", "rtn:bits=3,group=8", 1.0001),
+    ],
+)
+def test_a_quantiser_without_data_is_closer_to_the_weights(spec, baseline, share):
+    weight = weights(64, 96)
+
+    def lost(name):
+        stored = quantizers.parse(name).compress(weight, Statistics())
+        return float((torch.from_numpy(stored.dense()) - weight).square().sum())
+
+    assert lost(spec) < share * lost(baseline)
 
 
 def test_fine_scales_take_few_bits():
@@ -142,3 +165,51 @@ def test_fine_scales_take_few_bits():
 def test_wrong_settings_are_refused(spec, said):
     with pytest.raises(MethodError, match=said):
         quantizers.parse(spec)
+
+
+def test_codebooks_weigh_errors_by_fisher_information():
+    weight = weights(16, 128)
+    random = torch.Generator().manual_seed(3)
+    fisher = torch.rand(16, 128, generator=random) ** 8
+    blind = quantizers.parse("squeezellm:bits=3,outliers=0")
+    seeing = quantizers.parse("squeezellm:bits=3,outliers=0,sensitive=0")
+
+    def lost(method, stats):
+        missed = torch.from_numpy(method.compress(weight, stats).dense()) - weight
+        return float((missed.square() * fisher).sum())
+
+    weighed = lost(seeing, Statistics(fisher=fisher))
+    assert weighed < 0.6 * lost(blind, Statistics())
+    kept = quantizers.parse("squeezellm:bits=3,outliers=0,sensitive=0.05")
+    assert lost(kept, Statistics(fisher=fisher)) < 0.8 * weighed
+
+
+def test_codebooks_of_rows_are_as_good_as_any_split_of_few_values():
+    """All splits of six numbers into two clusters: k-means finds one that no move betters."""
+    values = torch.tensor([[-3.0, -2.0, 0.0, 0.5, 4.0, 4.5]])
+    found = RowClusters(values, torch.ones(1, 6)).fit(2)
+    torch.testing.assert_close(found, torch.tensor([[-1.125, 4.25]]))
+    parts = RowClusters(values, torch.ones(1, 6)).split(found)
+    torch.testing.assert_close(parts, torch.tensor([[-2.5, 0.25, 4.0, 4.5]]))
+
+
+def test_groups_are_small_where_outliers_are():
+    even, uneven = weights(16, 256), weights(16, 256)
+    uneven[:, ::64] *= 30
+    method = quantizers.parse("finequant:group=16,gain=0.15")
+    assert method.group_of(even) == 256
+    assert method.group_of(uneven) == 16
+    assert method.group_of(torch.zeros(2, 256)) == 256
+
+
+def test_weights_apart_take_a_byte_and_a_number_each():
+    weight = weights(64, 512)
+    stored = quantizers.parse("easyquant:sigma=4").compress(weight, Statistics())
+    assert isinstance(stored, Sum)
+    apart = stored.parts[1]
+    kept = int(apart.mask.sum())
+    assert 0 < kept < 0.001 * weight.numel()
+    assert apart.nbytes <= 2 * kept + kept + weight.numel() // 255 + 2
+    places = torch.from_numpy(apart.mask)
+    found = torch.from_numpy(stored.dense())
+    torch.testing.assert_close(found[places], weight[places], rtol=2e-3, atol=1e-6)

@@ -126,7 +126,7 @@ def sparse(random, rows, columns, kind="F32"):
         ranks = random.random((rows, columns // 4, 4)).argsort(-1)
         mask, pattern = (ranks < kept).reshape(rows, columns), (kept, 4)
     else:
-        mask, pattern = random.random((rows, columns)) < 0.4, None
+        mask, pattern = random.random((rows, columns)) < random.choice([0, 0.03, 0.4]), None
     return Sparse(mask, floats(random, int(mask.sum()), kind)[0], kind, pattern)
 
 
@@ -289,6 +289,23 @@ def test_sparse_puts_values_where_the_mask_is():
     matrix = Sparse(mask, F32([1, 2, 3, 4]), pattern=(2, 4))
     np.testing.assert_array_equal(matrix.dense(), [[1, 0, 0, 2], [0, 3, 4, 0]])
     assert matrix.nbytes == 2 + 16
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept"), [(2000, [3, 999, 1000, 1999]), (255, []), (256, [255])]
+)
+def test_few_entries_are_saved_as_gaps(columns, kept):
+    mask = np.zeros((1, columns), bool)
+    mask[0, kept] = True
+    matrix = Sparse(mask, np.arange(len(kept), dtype=F32))
+    arrays = matrix.tensors()
+    assert "mask" not in arrays
+    assert matrix.nbytes == arrays["gaps"].nbytes + 4 * len(kept) < columns // 8
+    np.testing.assert_array_equal(from_tensors(arrays).dense(), matrix.dense())
+    for wrong in ({"outputs": 3}, {"inputs": 10**12}, {"inputs": -1}, {"outputs": -1}):
+        text = json.dumps({**json.loads(bytes(arrays["meta"])), **wrong}).encode()
+        with pytest.raises(ModelError, match="gaps are uint8"):
+            from_tensors({**arrays, "meta": np.frombuffer(text, np.uint8)})
 
 
 def test_low_rank_adds_outer_products_in_order():

@@ -33,6 +33,12 @@ class Statistic(StrEnum):
 
     INPUT_NORM = "input norm"  # root of the sum of squares of each input channel
     SECOND_MOMENT = "second moment"  # sum of x x', the Hessian of the layer's squared error
+    FISHER = "Fisher information"  # sum of the squared derivatives of the loss by each weight
+    SENSITIVITY = "sensitivity"  # bits that the matrix should have more than others
+
+
+# What needs gradients of the whole model.
+OF_GRADIENTS = frozenset({Statistic.FISHER, Statistic.SENSITIVITY})
 
 
 @dataclass(frozen=True)
@@ -43,11 +49,16 @@ class Statistics:
         count: calibration positions.
         input_norm: float32 [in], the Euclidean norm of each channel over all positions.
         second_moment: float32 [in, in], the sum of x x' over all positions.
+        fisher: float32 [out, in], the diagonal of the Fisher information of the weights as they
+            were before any transform; see `fisher.Gradients`.
+        extra_bits: by which the matrix should exceed the mean of all; see `fisher.extra_bits`.
     """
 
     count: int = 0
     input_norm: Tensor | None = None
     second_moment: Tensor | None = None
+    fisher: Tensor | None = None
+    extra_bits: float | None = None
 
     def plus(self, x: Tensor, wanted: frozenset[Statistic]) -> Statistics:
         """Return the statistics with further positions x [..., in]."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import paceline
-from paceline.compress.base import MATRICES
+from paceline.compress.base import MATRICES, Statistic, Statistics
 from paceline.compress.checkpoint import Size, Target, is_compressed, write_checkpoint
 from paceline.compress.work_folder import WorkFolder
 from paceline.errors import ModelError, RequestError
@@ -104,8 +104,10 @@ class CompressionJob:
         done = work.finished(layers)
         tick(done)
         if done < layers:
+            gradients = self._gradients(work, texts)
             inputs = work.hidden(done) if done else self._embed(texts)
-            for block in compress_blocks(self.model.config, self._layer, inputs, self.recipe, done):
+            config = self.model.config
+            for block in compress_blocks(config, self._layer, inputs, self.recipe, done, gradients):
                 self._check_block(block)
                 work.save(block)
                 tick(1)
@@ -146,6 +148,51 @@ class CompressionJob:
         tokens = torch.from_numpy(places.reshape(texts.tokens.shape))
         positions = torch.arange(tokens.shape[1])
         return blocks.embed(tokens, positions, self.model.config, outer).contiguous()
+
+    def _gradients(
+        self, work: WorkFolder, texts: Calibration
+    ) -> Callable[[int, str], Statistics] | None:
+        """Return what gradients say of each matrix, computed unless it is there already."""
+        wanted = self.recipe.wanted_of_gradients
+        if not wanted:
+            return None
+        extra = work.extra_bits()
+        if extra is None:
+            extra = self._keep_gradients(work, texts, Statistic.FISHER in wanted)
+        known = extra
+
+        def read(index: int, name: str) -> Statistics:
+            fisher = work.gradients(index, name) if Statistic.FISHER in wanted else None
+            return Statistics(fisher=fisher, extra_bits=known[f"layers.{index}.{name}"])
+
+        return read
+
+    def _keep_gradients(
+        self, work: WorkFolder, texts: Calibration, fisher: bool
+    ) -> dict[str, float]:
+        """Compute gradients on the texts, and keep what they say of each matrix."""
+        import torch
+
+        from paceline.compress.fisher import Gradients, extra_bits, loss_of_rounding
+
+        outer = {
+            name: torch.from_numpy(np.array(self.model.weights.dense(name)))
+            for name in self.model.weights
+            if not name.startswith("layers.")
+        }
+        losses, sizes = {}, {}
+        passes = Gradients(self.model.config, self._layer, outer)
+        for index, found in passes.fisher(torch.from_numpy(texts.tokens)):
+            weights = self._layer(index)
+            for name, each in found.items():
+                full = f"layers.{index}.{name}"
+                losses[full] = loss_of_rounding(weights[name], each)
+                sizes[full] = each.numel()
+            if fisher:
+                work.keep_gradients(index, found)
+        extra = extra_bits(losses, sizes)
+        work.keep_extra_bits(extra)
+        return extra
 
     def _layer(self, index: int) -> Mapping[str, Tensor]:
         """Return the float32 tensors of a layer."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from paceline.compress.base import GROUPS, MATRICES, Block, Statistic, Statistics
+from paceline.compress.base import GROUPS, MATRICES, OF_GRADIENTS, Block, Statistic, Statistics
 from paceline.compress.recipe import Recipe, Steps
 from paceline.errors import ModelError
 from paceline.models import blocks
@@ -39,6 +39,7 @@ def compress_blocks(
     inputs: Tensor,
     recipe: Recipe,
     start: int = 0,
+    gradients: Callable[[int, str], Statistics] | None = None,
 ) -> Iterator[CompressedBlock]:
     """Compress every matrix of the decoder blocks, in order.
 
@@ -51,6 +52,8 @@ def compress_blocks(
         inputs: float32 [B, T, hidden], what goes into the block `start`; see `blocks.embed`.
         recipe: what becomes of each matrix.
         start: the first block.
+        gradients: returns what gradients say of a matrix, by the index of its layer and its name;
+            None where the recipe asks for none of that.
 
     Raises:
         ModelError: an output is no number.
@@ -67,7 +70,13 @@ def compress_blocks(
             stats = runner.statistics(weights, x, transformed)
             block = Block(index, config, runner.shape, weights, stats, x, runner)
             transform.transform(block, recipe.steps.compressors[-1])
-        stats = runner.statistics(weights, x, recipe.wanted(names))
+        stats = runner.statistics(weights, x, recipe.wanted(names) - OF_GRADIENTS)
+        if gradients is not None:
+            seen = {name: gradients(index, name) for name in matrices}
+            stats |= {
+                name: replace(stats[name], fisher=each.fisher, extra_bits=each.extra_bits)
+                for name, each in seen.items()
+            }
         block = Block(index, config, runner.shape, weights, stats, x, runner)
         chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
         stored = _compress(block, chosen)

@@ -11,7 +11,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paceline.compress.base import BlockTransform, BlockTuner, Compressor, Correction, Statistic
+from paceline.compress.base import (
+    OF_GRADIENTS,
+    BlockTransform,
+    BlockTuner,
+    Compressor,
+    Correction,
+    Statistic,
+)
 from paceline.compress.base import WeightCompressor as Weight
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
@@ -114,6 +121,16 @@ class Recipe:
     rules: tuple[tuple[str, Steps], ...] = ()
     head: Steps = Steps()
 
+    def __post_init__(self) -> None:
+        """Refuse gradients of weights that transforms change."""
+        for steps in (self.steps, *(each for _, each in self.rules)):
+            if self.transforms and Statistic.FISHER in steps.statistics:
+                raise MethodError(
+                    f"{steps.compressors[-1].name} weighs errors by gradients of the weights as "
+                    f"they are, and {self.transforms[0].name} changes these; leave one of them out "
+                    "of the recipe"
+                )
+
     def notes(self, shapes: Mapping[str, tuple[int, int]], config: ModelConfig) -> list[str]:
         """Return what the card tells of matrices, by their canonical names and shapes."""
         found: Counter[str] = Counter()
@@ -161,6 +178,12 @@ class Recipe:
         steps = (self.steps, *(each for _, each in self.rules))
         learnt = bool(self.transforms or self.tuners)
         return learnt or any(each.statistics for each in steps)
+
+    @property
+    def wanted_of_gradients(self) -> frozenset[Statistic]:
+        """Return what the methods want to know from gradients of the whole model."""
+        steps = (self.steps, *(each for _, each in self.rules))
+        return frozenset().union(*(each.statistics for each in steps)) & OF_GRADIENTS
 
     def __str__(self) -> str:
         texts = [self.steps.text, *(f"{pattern} = {steps.text}" for pattern, steps in self.rules)]
@@ -225,7 +248,8 @@ def parse_steps(text: str) -> Steps:
 
 def _head(text: str) -> Steps:
     steps = parse_steps(text)
-    if steps.transforms or steps.tuners or steps.required_statistics:
+    calibrated = steps.required_statistics | steps.statistics & {Statistic.SENSITIVITY}
+    if steps.transforms or steps.tuners or calibrated:
         raise MethodError(
             f"the recipe {text!r} of embedding and head needs calibration, and these are not "
             "calibrated; take a method without data, e.g. rtn:bits=8"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from paceline.compress.pipeline import CompressedBlock
 
 _STATE = "job.json"
+_EXTRA = "extra-bits.json"
 
 
 class WorkFolder:
@@ -83,6 +84,47 @@ class WorkFolder:
         write_arrays(self.block_file(block.index), arrays)
         with suppress(OSError):
             self._hidden(block.index).unlink(missing_ok=True)
+
+    def keep_gradients(self, index: int, fisher: Mapping[str, Tensor]) -> None:
+        """Keep the Fisher information of a block, in 16 bits a weight.
+
+        Raises:
+            ModelError: the system refused, e.g. the disk is full.
+        """
+        arrays: dict[str, tuple[str, NDArray[Any]]] = {}
+        for name, each in fisher.items():
+            top = float(each.max())
+            scaled = (each / top if top else each).sqrt()  # squares do not fit half precision
+            arrays[name] = ("F16", scaled.numpy().astype(np.float16))
+            arrays[f"{name}.top"] = ("F32", np.array([top], np.float32))
+        write_arrays(self._gradients(index), arrays)
+
+    def gradients(self, index: int, name: str) -> Tensor:
+        """Return the Fisher information of a matrix, float32 [out, in]."""
+        import torch
+
+        arrays = read_file(self._gradients(index))
+        roots = np.array(arrays[name].values, np.float32)
+        return torch.from_numpy(roots * roots * arrays[f"{name}.top"].values[0])
+
+    def keep_extra_bits(self, extra: Mapping[str, float]) -> None:
+        """Keep by how many bits each matrix should exceed the mean; gradients are all there.
+
+        Raises:
+            ModelError: the system refused.
+        """
+        write_json(self.path / _EXTRA, dict(extra))
+
+    def extra_bits(self) -> dict[str, float] | None:
+        """Return what `keep_extra_bits` kept; None where gradients are still to be computed."""
+        try:
+            text = (self.path / _EXTRA).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return {str(name): float(each) for name, each in json.loads(text).items()}
+
+    def _gradients(self, index: int) -> Path:
+        return self.path / f"gradients-{index:04}.safetensors"
 
     def remove(self) -> None:
         """Remove the folder."""

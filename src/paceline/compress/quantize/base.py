@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from paceline.compress.base import Statistics, WeightCompressor
+from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.quantize.grids.grid import Grid
 from paceline.compress.quantize.grids.search import GridSearch, learned_levels
 from paceline.errors import MethodError
@@ -34,6 +35,9 @@ class Quantizer(WeightCompressor):
             that is fitted to the matrix, up to 6 bits, with symmetric grids. Default even.
         scale_bits: scales are whole numbers of so many bits, 2 to 8, times a number for each row;
             0 keeps a half-precision number for each group. Default 0.
+        mean_bits: of a code over all matrices, 2 to 8, instead of `bits`: matrices whose rounding
+            raises the loss more, by gradients on the calibration texts, take more bits than
+            others; 0 gives all `bits`. Default 0.
     """
 
     bits: int = 4
@@ -42,11 +46,14 @@ class Quantizer(WeightCompressor):
     search: int = 20
     levels: str = "even"
     scale_bits: int = 0
+    mean_bits: float = 0.0
 
     def __post_init__(self) -> None:
         check_range(2, 8, self.name, bits=self.bits)
         check_range(0, 1 << 20, self.name, group=self.group)
         check_range(0, 100, self.name, search=self.search)
+        if self.mean_bits:
+            check_range(2.0, 8.0, self.name, mean_bits=self.mean_bits)
         if self.scale_bits not in (0, *range(2, 9)):
             raise MethodError(f"{self.name}:scale_bits is {self.scale_bits}, expected 0, or 2 to 8")
         if self.levels not in ("even", "learned"):
@@ -56,6 +63,28 @@ class Quantizer(WeightCompressor):
                 f"{self.name}:levels=learned takes up to 6 bits and symmetric grids; leave it out, "
                 "or change these"
             )
+
+    @property
+    def optional_statistics(self) -> frozenset[Statistic]:
+        """See `Compressor`."""
+        return frozenset({Statistic.SENSITIVITY}) if self.mean_bits else frozenset()
+
+    def for_block(
+        self, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
+    ) -> Mapping[str, WeightCompressor]:
+        """Return the method with the bits of each matrix."""
+        if not self.mean_bits:
+            return dict.fromkeys(weights, self)
+        widest = 6 if self.levels == "learned" else 8
+        chosen = {}
+        for name in weights:
+            extra = stats[name].extra_bits
+            if extra is not None:
+                bits = min(max(round(self.mean_bits + extra), 2), widest)
+                chosen[name] = replace(self, bits=bits, mean_bits=0.0)
+            else:
+                chosen[name] = self
+        return chosen
 
     @abstractmethod
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
@@ -67,11 +96,12 @@ class Quantizer(WeightCompressor):
         Raises:
             MethodError: weights are no numbers, or too large.
         """
-        if not bool(weight.isfinite().all()):
+        if self.mean_bits:
             raise MethodError(
-                f"a matrix [{weight.shape[0]}, {weight.shape[1]}] holds NaN or infinite weights; "
-                f"{self.name} needs numbers, download the checkpoint again"
+                f"{self.name}:mean_bits needs gradients of the model, which were not computed for "
+                f"this matrix; give bits instead"
             )
+        check_finite(weight, self.name)
         return self.quantize(weight, stats)
 
     @property
@@ -79,7 +109,8 @@ class Quantizer(WeightCompressor):
         """Rounding to nearest on the same grid, without a search for scales."""
         from paceline.compress.quantize.rtn import RoundToNearest
 
-        return RoundToNearest(self.bits, self.group, self.symmetric, search=0)
+        bits = round(self.mean_bits) or self.bits
+        return RoundToNearest(bits, self.group, self.symmetric, search=0)
 
     def grid(self, weight: Tensor, importance: Tensor | None = None) -> Grid:
         """Return a grid for each group: the one that spans it, or a narrower one with less error.
@@ -102,3 +133,16 @@ class Quantizer(WeightCompressor):
             levels = learned_levels(weight, search, group, importance)
             search = replace(search, levels=levels)
         return search.with_units(weight, group, importance)
+
+
+def check_finite(weight: Tensor, name: str) -> None:
+    """Refuse a matrix that holds what is no number.
+
+    Raises:
+        MethodError: names the method.
+    """
+    if not bool(weight.isfinite().all()):
+        raise MethodError(
+            f"a matrix [{weight.shape[0]}, {weight.shape[1]}] holds NaN or infinite weights; "
+            f"{name} needs numbers, download the checkpoint again"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics
 from paceline.compress.quantize.base import Quantizer
@@ -36,6 +36,7 @@ class GPTQ(Quantizer):
         search: as of every quantiser.
         levels: as of every quantiser.
         scale_bits: as of every quantiser.
+        mean_bits: as of every quantiser.
         damping: share of the mean diagonal of the second moment that is added to it, 0 to 1.
             Default 0.01.
         order: `activation`: columns with large inputs first, groups staying together; `given`: as
@@ -55,7 +56,7 @@ class GPTQ(Quantizer):
         note="groups, and columns within a group, are sorted by activation, so that each group "
         "keeps its place; passes of coordinate descent are ours",
     )
-    examples = (
+    examples: ClassVar[tuple[str, ...]] = (
         "gptq:group=32",
         "gptq:bits=3,group=32,symmetric=false,order=given",
         "gptq:bits=3,group=16,scale_bits=6,passes=2",

@@ -28,6 +28,7 @@ class RoundToNearest(Quantizer):
         search: as of every quantiser.
         levels: as of every quantiser.
         scale_bits: as of every quantiser.
+        mean_bits: as of every quantiser.
     """
 
     source = Source(note="the usual baseline; no paper of its own")

@@ -17,7 +17,9 @@ from paceline.models.tensors.base import FLOATS, Arrays, Index, Linear, unpack_r
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse(Linear):
-    """A bitmap of the entries that are kept, and their values row by row.
+    """The places of the entries that are kept, and their values row by row.
+
+    Places are saved as a bitmap, or as the gaps between them where that is smaller.
 
     Attributes:
         mask: bool [out, in]; True is kept.
@@ -65,9 +67,13 @@ class Sparse(Linear):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the bitmap and the values."""
+        """Bytes of the bitmap or the gaps, whichever is smaller, and the values."""
+        return min(self._bitmap_size, _gaps(self.mask).nbytes) + self.values.nbytes
+
+    @property
+    def _bitmap_size(self) -> int:
         rows, columns = self.shape
-        return rows * packed_size(columns, 1) + self.values.nbytes
+        return rows * packed_size(columns, 1)
 
     def dense(self) -> Floats:
         """Return the values in their places and zeros elsewhere."""
@@ -83,14 +89,58 @@ class Sparse(Linear):
         return Sparse(self.mask[index], values, self.dtype, self.pattern)
 
     def _meta(self) -> dict[str, Any]:
-        return {"inputs": self.shape[1], "dtype": self.dtype, "pattern": self.pattern}
+        return {
+            "outputs": self.shape[0],
+            "inputs": self.shape[1],
+            "dtype": self.dtype,
+            "pattern": self.pattern,
+        }
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
+        gaps = _gaps(self.mask)
+        if gaps.nbytes < self._bitmap_size:
+            return {"gaps": gaps, "values": self.values}
         packed = np.packbits(self.mask, axis=-1, bitorder="little")
         return {"mask": packed, "values": self.values}
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Sparse:
-        bits = unpack_rows(arrays["mask"], 1, meta["inputs"])
+        if "gaps" in arrays:
+            mask = _mask(arrays["gaps"], meta["outputs"], meta["inputs"])
+        else:
+            mask = unpack_rows(arrays["mask"], 1, meta["inputs"]).astype(bool)
         pattern = None if meta["pattern"] is None else tuple(meta["pattern"])
-        return cls(bits.astype(bool), arrays["values"], meta["dtype"], pattern)
+        return cls(mask, arrays["values"], meta["dtype"], pattern)
+
+
+_LONG = 255  # a byte for so many entries that are not kept, and none that is
+
+
+def _gaps(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the gaps before each kept entry, row by row, and before the end; see `_mask`."""
+    gaps = np.diff(np.append(np.flatnonzero(mask), mask.size), prepend=-1) - 1
+    bytes_of = gaps // _LONG + 1
+    packed = np.full(bytes_of.sum(), _LONG, np.uint8)
+    packed[np.cumsum(bytes_of) - 1] = gaps % _LONG
+    return packed
+
+
+def _mask(gaps: NDArray[np.uint8], rows: int, columns: int) -> NDArray[np.bool_]:
+    """Return the mask [rows, columns] that gaps describe: the inverse of `_gaps`.
+
+    A byte below 255 is that many entries that are not kept and one that is, and 255 is 255 that
+    are not. They reach to an entry after the last one, so that no file claims more than 255 times
+    its size.
+
+    Raises:
+        ModelError: they reach elsewhere.
+    """
+    covered = np.cumsum(gaps.astype(np.int64) + (gaps < _LONG))
+    total = int(covered[-1]) - 1 if len(covered) else -1
+    if gaps.dtype != np.uint8 or min(rows, columns) < 0 or rows * columns != total:
+        raise ModelError(
+            f"gaps are {gaps.dtype} for {total} entries, expected uint8 for {rows} x {columns}"
+        )
+    mask = np.zeros(total + 1, bool)
+    mask[covered[gaps < _LONG] - 1] = True
+    return mask[:-1].reshape(rows, columns)

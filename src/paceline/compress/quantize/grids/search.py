@@ -239,10 +239,10 @@ def learned_levels(
         )
         moved = torch.where(total > 0, sums / total.clamp(min=1e-300), levels.double()).float()
         levels = moved * (TOP_LEVEL / moved.abs().max().clamp(min=1e-30))
-    return _whole(levels)
+    return whole_levels(levels)
 
 
-def _whole(levels: Tensor) -> Tensor:
+def whole_levels(levels: Tensor) -> Tensor:
     """Return levels as ascending whole numbers, no two alike."""
     import torch
 
