@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from paceline.compress.base import Block
-from paceline.compress.pipeline import _Runner
-from paceline.compress.recipe import parse_steps
+from paceline.compress.pipeline import _compress, _Runner
+from paceline.compress.recipe import Recipe, parse_steps
 from paceline.compress.reconstruct.objective import Objective, dense_weights
 from paceline.errors import MethodError
 from paceline.models import load
-from paceline.models.tensors import Codebook, Grouped
+from paceline.models.tensors import Codebook, Grouped, Transformed
 from paceline.registry import tuners
 from tests.conftest import shared
 
@@ -33,11 +33,11 @@ class Bench:
         self.inputs = torch.from_numpy(embed[tokens])
         self.runner = _Runner(self.config, self.config.layers[1], 24)
 
-    def block(self, weights=None):
-        weights = dict(weights or self.weights)
-        stats = self.runner.statistics(weights, self.inputs, parse_steps("gptq").statistics)
+    def block(self, weights=None, bases=None):
+        weights, bases = dict(weights or self.weights), bases or {}
+        stats = self.runner.statistics(weights, self.inputs, parse_steps("gptq").statistics, bases)
         shape = self.config.layers[1]
-        return Block(1, self.config, shape, weights, stats, self.inputs, self.runner)
+        return Block(1, self.config, shape, weights, stats, self.inputs, self.runner, bases)
 
     def compress(self, recipe):
         """Return the stored matrices and the relative error on texts that were not trained on."""
@@ -45,10 +45,8 @@ class Bench:
         objective = Objective(block, 4)
         for transform in steps.transforms:
             transform.transform(block, steps.compressors[-1])
-        block = self.block(block.weights)
-        stored = {
-            name: steps.compress(block.weights[name], block.stats[name]) for name in block.stats
-        }
+        block = self.block(block.weights, block.bases)
+        stored = _compress(block, Recipe(steps), list(block.stats))
         for tuner in steps.tuners:
             stored |= tuner.tune(block, stored)
         return stored, objective.error(dense_weights(block, stored)), block
@@ -59,13 +57,20 @@ def bench():
     return Bench()
 
 
+ROUGH, GPTQ = "rtn:bits=2,group=16,symmetric=false", "gptq:bits=2,group=16,symmetric=false"
+
+
 @pytest.mark.parametrize(
-    ("tuner", "below"),
-    [("block_ap:steps=100,rate=0.02", 0.9), ("pv:steps=45,batch=8", 0.95)],
-)
-@pytest.mark.parametrize(
-    "quantizer",
-    ["rtn:bits=2,group=16,symmetric=false", "gptq:bits=2,group=16,symmetric=false", "rtn:bits=3"],
+    ("quantizer", "tuner", "below"),
+    [
+        (ROUGH, "block_ap:steps=60,rate=0.02", 0.8),
+        (GPTQ, "block_ap:steps=100,rate=0.02", 0.9),
+        ("rtn:bits=3", "block_ap:steps=60,rate=0.02", 0.8),
+        (ROUGH, "pv:steps=45,batch=8", 0.9),
+        (GPTQ, "pv:steps=45,batch=8", 0.95),
+        (ROUGH, "lrq:steps=60", 0.9),
+        ("rtn:bits=3", "lrq:steps=60", 0.8),
+    ],
 )
 def test_a_tuner_lowers_the_error_of_the_block(bench, quantizer, tuner, below):
     before, error, _ = bench.compress(quantizer)
@@ -87,11 +92,26 @@ def test_two_runs_have_the_same_bits(bench, name):
 
 
 @pytest.mark.parametrize("quantizer", ["rtn:bits=3,group=16", "rtn:bits=4,group=32"])
-@pytest.mark.parametrize("transform", ["teq:steps=60"])
+@pytest.mark.parametrize("transform", ["teq:steps=60", "flatquant:steps=60"])
 def test_a_trained_transform_lowers_the_error_of_the_block(bench, quantizer, transform):
     _, error, _ = bench.compress(quantizer)
     _, trained, _ = bench.compress(f"{transform}+{quantizer}")
     assert trained < 0.95 * error
+
+
+def test_transforms_of_inputs_are_stored_and_tuned_through(bench):
+    stored, error, block = bench.compress("flatquant:steps=30+rtn:bits=3,group=16")
+    assert all(isinstance(each, Transformed) for each in stored.values())
+    assert stored["q"].left.dense().tobytes() == stored["k"].left.dense().tobytes()
+    x = torch.randn(5, 64)
+    matrix = torch.from_numpy(stored["q"].matrix.dense())
+    online = block.bases["q"].inputs(x) @ matrix.T
+    torch.testing.assert_close(online, x @ torch.from_numpy(stored["q"].dense()).T)
+    exact = block.bases["q"].back(block.bases["q"].into(block.weights["q"]))
+    torch.testing.assert_close(exact, block.weights["q"], atol=1e-5, rtol=1e-4)
+    tuned, after, _ = bench.compress("flatquant:steps=30+rtn:bits=3,group=16+block_ap:steps=60")
+    assert all(isinstance(each, Transformed) for each in tuned.values())
+    assert after < 0.95 * error
 
 
 def test_a_trained_transform_needs_a_grid(bench):

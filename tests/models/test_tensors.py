@@ -30,6 +30,7 @@ from paceline.models.tensors import (
     Sparse,
     Sum,
     TensorTrain,
+    Transformed,
     TwoGrained,
     from_tensors,
     narrow,
@@ -158,6 +159,12 @@ def tensor_train(random, rows, columns):
     return TensorTrain(cores, (first[0], second[0]), (first[1], second[1]))
 
 
+def transformed(random, rows, columns, depth):
+    left = int(random.choice([d for d in range(1, columns + 1) if columns % d == 0]))
+    sizes = ((rows, columns), (left, left), (columns // left, columns // left))
+    return Transformed(*(any_form(random, *size, depth + 1) for size in sizes))
+
+
 def any_form(random, rows, columns, depth=0):
     kind = str(random.choice(KINDS))
     makers = [
@@ -178,6 +185,7 @@ def any_form(random, rows, columns, depth=0):
             ),
             lambda: Sum(tuple(any_form(random, rows, columns, depth + 1) for _ in range(1 + rank))),
         ]
+        makers.append(lambda: transformed(random, rows, columns, depth))
         if rows > 1:
             makers.append(lambda: pivoted(random, rows, columns, depth))
     return makers[random.integers(len(makers))]()
@@ -417,6 +425,10 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Sparse(MASK, np.ones(4, F32), pattern=(2, 4)), "2 of every 4"),
         (lambda: Sparse(MASK, np.ones(4, F32), pattern=(3, 3)), "3:3 for 4 inputs"),
         (lambda: LowRank(Dense(SCALES), Dense(np.ones((3, 2), F32))), "rows of the second"),
+        (
+            lambda: Transformed(*(Dense(np.ones(size, F32)) for size in ((2, 6), (2, 2), (2, 2)))),
+            "sizes multiply to the 6 inputs",
+        ),
         (lambda: Pivoted(np.int32([1]), Dense(SCALES[:1]), Dense(SCALES)), "expected 1 columns"),
         (
             lambda: Pivoted(np.int32([1, 0]), Dense(SCALES), Dense(SCALES[:1])),
@@ -463,3 +475,14 @@ def test_a_width_that_the_bytes_do_not_have_is_refused(make, inputs):
     with pytest.raises(ModelError) as caught:
         from_tensors({**arrays, "meta": np.frombuffer(text, np.uint8)})
     assert "\n" not in str(caught.value)
+
+
+def test_a_transformed_matrix_multiplies_transformed_inputs():
+    random = np.random.default_rng(0)
+    matrix, left, right = (
+        random.normal(size=size).astype(F32) for size in ((5, 12), (3, 3), (4, 4))
+    )
+    form = Transformed(Dense(matrix), Dense(left), Dense(right))
+    x = random.normal(size=12).astype(F32)
+    expected = matrix @ (left @ x.reshape(3, 4) @ right.T).ravel()
+    np.testing.assert_allclose(form.dense() @ x, expected, rtol=1e-4, atol=1e-5)

@@ -20,6 +20,7 @@ from paceline.registry import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.compress.kronecker import Kronecker
     from paceline.models.config import LayerConfig, ModelConfig
     from paceline.models.tensors import Linear
 
@@ -110,6 +111,9 @@ class Block:
         stats: of the inputs of each matrix, as far as the recipe asks for them.
         inputs: float32 [B, T, hidden], what the blocks before put out, already compressed.
         run: the block's output for some weights and inputs, differentiable.
+        bases: transforms of the inputs of some matrices, which transforms may add; the matrix is
+            compressed as it multiplies the transformed inputs, whose statistics are measured then.
+            `weights` has the matrix as it multiplies plain inputs.
     """
 
     index: int
@@ -119,6 +123,7 @@ class Block:
     stats: Mapping[str, Statistics]
     inputs: Tensor
     run: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(repr=False)
+    bases: dict[str, Kronecker] = field(default_factory=dict)
 
 
 class Compressor(Method):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from paceline.compress.base import GROUPS, MATRICES, OF_GRADIENTS, Block, Statistic, Statistics
-from paceline.compress.recipe import Recipe, Steps
-from paceline.errors import ModelError
+from paceline.compress.kronecker import Kronecker
+from paceline.compress.recipe import Recipe
+from paceline.errors import MethodError, ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.tensors import Linear
@@ -66,20 +68,21 @@ def compress_blocks(
         matrices = [name for name in MATRICES if name in weights]
         names = [f"layers.{index}.{name}" for name in matrices]
         transformed = frozenset().union(*(each.statistics for each in recipe.transforms))
+        bases: dict[str, Kronecker] = {}
         for transform in recipe.transforms:
-            stats = runner.statistics(weights, x, transformed)
-            block = Block(index, config, runner.shape, weights, stats, x, runner)
+            stats = runner.statistics(weights, x, transformed, bases)
+            block = Block(index, config, runner.shape, weights, stats, x, runner, bases)
             transform.transform(block, recipe.steps.compressors[-1])
-        stats = runner.statistics(weights, x, recipe.wanted(names) - OF_GRADIENTS)
+        stats = runner.statistics(weights, x, recipe.wanted(names) - OF_GRADIENTS, bases)
         if gradients is not None:
             seen = {name: gradients(index, name) for name in matrices}
+            _check_plain(recipe, seen, bases)
             stats |= {
                 name: replace(stats[name], fisher=each.fisher, extra_bits=each.extra_bits)
                 for name, each in seen.items()
             }
-        block = Block(index, config, runner.shape, weights, stats, x, runner)
-        chosen = recipe.for_block(index, {name: weights[name] for name in matrices}, stats)
-        stored = _compress(block, chosen)
+        block = Block(index, config, runner.shape, weights, stats, x, runner, bases)
+        stored = _compress(block, recipe, matrices)
         for tuner in recipe.tuners:
             stored |= tuner.tune(block, stored)
         weights |= {name: torch.from_numpy(each.dense()) for name, each in stored.items()}
@@ -95,19 +98,43 @@ def compress_blocks(
 
 
 @torch.no_grad()
-def _compress(block: Block, chosen: Mapping[str, Steps]) -> dict[str, Linear]:
+def _compress(block: Block, recipe: Recipe, names: Sequence[str]) -> dict[str, Linear]:
     """Return the stored forms of the matrices that the recipe does not keep.
 
     Args:
         block: with the statistics that the methods want.
-        chosen: the steps of each matrix.
+        recipe: what becomes of each matrix.
+        names: of the matrices.
     """
+    bases = block.bases
+    weights = {
+        name: bases[name].into(block.weights[name]) if name in bases else block.weights[name]
+        for name in names
+    }
     stored = {}
-    for name, shared in chosen.items():
+    for name, shared in recipe.for_block(block.index, weights, block.stats).items():
         steps = shared.for_matrix(f"layers.{block.index}.{name}", block.config)
         if steps.compressors:
-            stored[name] = steps.compress(block.weights[name], block.stats[name])
+            form = steps.compress(weights[name], block.stats[name])
+            stored[name] = bases[name].wrap(form) if name in bases else form
     return stored
+
+
+def _check_plain(
+    recipe: Recipe, seen: Mapping[str, Statistics], bases: Mapping[str, Kronecker]
+) -> None:
+    """Refuse gradients of plain weights where other weights are compressed.
+
+    Raises:
+        MethodError: the inputs of a matrix are transformed, and a method looks at gradients.
+    """
+    for name in bases:
+        if name in seen and seen[name].fisher is not None:
+            raise MethodError(
+                f"{recipe.transforms[-1].name} transforms the inputs of {name}, and "
+                f"{recipe.steps.compressors[-1].name} looks at gradients of the weights as they "
+                "were; leave one of them out of the recipe"
+            )
 
 
 class _Runner:
@@ -135,15 +162,20 @@ class _Runner:
 
     @torch.no_grad()
     def statistics(
-        self, weights: Mapping[str, Tensor], x: Tensor, wanted: frozenset[Statistic]
+        self,
+        weights: Mapping[str, Tensor],
+        x: Tensor,
+        wanted: frozenset[Statistic],
+        bases: Mapping[str, Kronecker] = MappingProxyType({}),
     ) -> dict[str, Statistics]:
-        """Return what is wanted to be known of the inputs of each matrix."""
+        """Return what is wanted of the inputs of each matrix, which `bases` transform first."""
         groups = [[name for name in group if name in weights] for group in GROUPS]
         found = {group[0]: Statistics() for group in groups if group}
         if wanted:
 
             def tap(name: str, seen: Tensor) -> None:
                 if name in found:
+                    seen = bases[name].inputs(seen) if name in bases else seen
                     found[name] = found[name].plus(seen, wanted)
 
             self.outputs(weights, x, tap)

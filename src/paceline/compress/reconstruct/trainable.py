@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Block
+from paceline.compress.kronecker import Kronecker
 from paceline.compress.reconstruct.norms import Norms
 from paceline.compress.reconstruct.objective import dense_weights
 
@@ -30,6 +31,30 @@ class Trainable(ABC):
     @abstractmethod
     def stored(self) -> Linear:
         """Return the matrix as it will be stored."""
+
+
+class TransformedPart(Trainable):
+    """A trained matrix that multiplies transformed inputs; the transform stays.
+
+    Args:
+        part: the matrix.
+        basis: the transform.
+    """
+
+    def __init__(self, part: Trainable, basis: Kronecker) -> None:
+        self._part, self._basis = part, basis
+
+    def groups(self) -> list[tuple[Tensor, float]]:
+        """Return the parameters of the matrix."""
+        return self._part.groups()
+
+    def weight(self) -> Tensor:
+        """Return the matrix that multiplies plain inputs."""
+        return self._basis.back(self._part.weight())
+
+    def stored(self) -> Linear:
+        """Return the matrix with the transform beside it."""
+        return self._basis.wrap(self._part.stored())
 
 
 class TrainedBlock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Block
@@ -56,6 +56,28 @@ class Channels:
             weights[f"{name}.bias"] = bias / scales
         for consumer in self.consumers:
             weights[consumer] = weights[consumer] * self.spread(scales)
+
+
+class ChannelScales:
+    """Scales of all channels of a block, as parameters.
+
+    Attributes:
+        logs: logarithms of the scales at each place, float32; zero in the beginning.
+    """
+
+    def __init__(self, block: Block) -> None:
+        import torch
+
+        self._block, self._places = block, tuple(channels_of(block))
+        widths = [len(block.weights[each.producer]) for each in self._places]
+        self.logs = [torch.zeros(width, requires_grad=True) for width in widths]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the scaled weights of the block, differentiable."""
+        draft = replace(self._block, weights=dict(self._block.weights))
+        for channels, log in zip(self._places, self.logs, strict=True):
+            channels.scale(draft, log.exp())
+        return draft.weights
 
 
 def channels_of(block: Block) -> Iterator[Channels]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import MATRICES, Block, BlockTransform, WeightCompressor
 from paceline.compress.reconstruct.fake_quantize import fake_quantize, grid_of
 from paceline.compress.reconstruct.objective import Objective, train
-from paceline.compress.transform.base import channels_of
+from paceline.compress.transform.base import ChannelScales
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, transforms
 
@@ -60,21 +60,12 @@ class TEQ(BlockTransform):
 
         grid = grid_of(compressor, self.name)
         objective = Objective(block, self.batch)
-        places = tuple(channels_of(block))
-        widths = [len(block.weights[each.producer]) for each in places]
-        logs = [torch.zeros(width, requires_grad=True) for width in widths]
-
-        def scaled() -> dict[str, Tensor]:
-            draft = replace(block, weights=dict(block.weights))
-            for channels, log in zip(places, logs, strict=True):
-                channels.scale(draft, log.exp())
-            return draft.weights
-
+        scales = ChannelScales(block)
         before = objective.error(rounded(block.weights, grid))
-        parameters = [(log, 1.0) for log in logs]
-        train(objective, lambda: rounded(scaled(), grid), parameters, self.steps, self.rate)
+        parameters = [(log, 1.0) for log in scales.logs]
+        train(objective, lambda: rounded(scales.weights(), grid), parameters, self.steps, self.rate)
         with torch.no_grad():
-            weights = scaled()
+            weights = scales.weights()
             if objective.error(rounded(weights, grid)) < before:
                 block.weights.update(weights)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Block, BlockTuner
 from paceline.compress.reconstruct.objective import Objective, dense_weights, train
-from paceline.compress.reconstruct.trainable import Trainable, TrainedBlock
+from paceline.compress.reconstruct.trainable import Trainable, TrainedBlock, TransformedPart
 from paceline.errors import MethodError
 from paceline.registry import check_range
 
@@ -35,6 +35,8 @@ class Tuner(BlockTuner):
     steps: int = 48
     rate: float = 0.015
     batch: int = 2
+
+    through_transforms: ClassVar[bool] = True  # trains matrices whose inputs are transformed
 
     def __post_init__(self) -> None:
         check_range(1, 100_000, self.name, steps=self.steps)
@@ -74,9 +76,19 @@ class Tuner(BlockTuner):
         Raises:
             MethodError: nothing, in a block that has compressed matrices.
         """
-        found = {name: self.trainable(block.weights[name], each) for name, each in stored.items()}
+        found = {name: self._part(block, name, each) for name, each in stored.items()}
         parts = {name: part for name, part in found.items() if part is not None}
         if stored and not parts:
             forms = ", ".join(sorted({type(each).__name__ for each in stored.values()}))
             raise MethodError(f"{self.name} trains {self.trains}, and the recipe stores {forms}")
         return parts
+
+    def _part(self, block: Block, name: str, stored: Linear) -> Trainable | None:
+        from paceline.models.tensors import Transformed
+
+        weight = block.weights[name]
+        if not isinstance(stored, Transformed) or not self.through_transforms:
+            return self.trainable(weight, stored)
+        basis = block.bases[name]
+        part = self.trainable(basis.into(weight), stored.matrix)
+        return None if part is None else TransformedPart(part, basis)

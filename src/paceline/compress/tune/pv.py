@@ -57,6 +57,7 @@ class PVTuning(Tuner):
     examples = ("pv:steps=8", "pv:steps=8,every=4,share=0.02")
 
     statistics = frozenset({Statistic.SECOND_MOMENT})
+    through_transforms = False
     trains = "integers in groups and codebooks"
 
     def __post_init__(self) -> None:

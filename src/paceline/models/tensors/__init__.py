@@ -23,6 +23,7 @@ from paceline.models.tensors.pivoted import Pivoted
 from paceline.models.tensors.sign_blocks import SignBlocks
 from paceline.models.tensors.sparse import Sparse
 from paceline.models.tensors.tensor_train import TensorTrain
+from paceline.models.tensors.transformed import Transformed
 from paceline.models.tensors.two_grained import TwoGrained
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Sparse",
     "Sum",
     "TensorTrain",
+    "Transformed",
     "TwoGrained",
     "from_tensors",
     "narrow",
