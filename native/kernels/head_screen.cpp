@@ -36,15 +36,15 @@ static size_t screen_width() { return kScreenWidth; }
 
 // sum + the products of four neighbouring bytes: unsigned codes below 16, signed activations.
 INLINE Int add_quads(Int sum, Int codes, Int x) {
-#if defined(__AVX512VNNI__)
-    return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)x);
+#if defined(PACELINE_VNNI)
+    return dot_quads(sum, codes, x);
 #elif defined(__AVX512BW__)
     const __m512i pairs = _mm512_maddubs_epi16((__m512i)codes, (__m512i)x);
     return sum + (Int)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 #elif defined(__AVX2__)
     const __m256i pairs = _mm256_maddubs_epi16((__m256i)codes, (__m256i)x);
     return sum + (Int)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(PACELINE_NEON_DOT)
     return (Int)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)x);
 #else
     sum = add_pairs(sum, (Shorts)(codes & 0x00ff00ff), (Shorts)((Shorts)(x << 8) >> 8));

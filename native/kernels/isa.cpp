@@ -3,15 +3,51 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace paceline {
 
 extern const Kernels kernels_portable;
 #if defined(PACELINE_PORTABLE_ONLY)
 #elif defined(__x86_64__)
-extern const Kernels kernels_avx2, kernels_avx512, kernels_avx512vnni;
+extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx512vnni;
 #elif defined(__aarch64__)
-extern const Kernels kernels_neon;
+extern const Kernels kernels_neon, kernels_neondot, kernels_neoni8mm;
 #endif
+
+namespace {
+
+#if defined(__x86_64__)
+// Leaf 7, subleaf 1 of cpuid; compilers differ in the names that they know.
+[[maybe_unused]] bool has_avx_vnni() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#elif defined(__aarch64__)
+enum class ArmFeature { dot_product, matrix_product };
+
+[[maybe_unused]] bool has_feature(ArmFeature feature) {
+    const bool dot = feature == ArmFeature::dot_product;
+#if defined(__linux__)  // HWCAP_ASIMDDP and HWCAP2_I8MM, which old headers lack
+    return dot ? getauxval(AT_HWCAP) >> 20 & 1 : getauxval(AT_HWCAP2) >> 13 & 1;
+#elif defined(__APPLE__)
+    int has = 0;
+    size_t size = sizeof(has);
+    const char* name = dot ? "hw.optional.arm.FEAT_DotProd" : "hw.optional.arm.FEAT_I8MM";
+    return sysctlbyname(name, &has, &size, nullptr, 0) == 0 && has != 0;
+#else
+    return (void)dot, false;
+#endif
+}
+#endif
+
+}  // namespace
 
 std::vector<const Kernels*> runnable() {
     std::vector<const Kernels*> found;
@@ -23,8 +59,12 @@ std::vector<const Kernels*> runnable() {
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
     if (avx512 && __builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
     if (avx512) found.push_back(&kernels_avx512);
+    if (avx2 && has_avx_vnni()) found.push_back(&kernels_avxvnni);
     if (avx2) found.push_back(&kernels_avx2);
 #elif defined(__aarch64__)
+    const bool dot = has_feature(ArmFeature::dot_product);
+    if (dot && has_feature(ArmFeature::matrix_product)) found.push_back(&kernels_neoni8mm);
+    if (dot) found.push_back(&kernels_neondot);
     found.push_back(&kernels_neon);
 #endif
     found.push_back(&kernels_portable);

@@ -8,10 +8,23 @@
 #include <cstdint>
 #include <cstring>
 
+// Without intrinsics where PACELINE_PLAIN is defined: what the other builds are compared with.
 #if defined(__AVX2__)
 #include <immintrin.h>
-#elif defined(__ARM_NEON)
+#elif defined(__ARM_NEON) && !defined(PACELINE_PLAIN)
 #include <arm_neon.h>
+#define PACELINE_NEON
+#if defined(__ARM_FEATURE_DOTPROD)
+#define PACELINE_NEON_DOT
+#endif
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+#define PACELINE_NEON_MATRIX
+#endif
+#endif
+
+// Whether one instruction multiplies neighbouring shorts or bytes, and adds the products to a word.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define PACELINE_VNNI
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -34,7 +47,7 @@ constexpr int kBytes = 32;
 constexpr int kBytes = 16;
 #endif
 constexpr int kParts = 64 / kBytes;
-#if defined(__AVX512F__) || defined(__ARM_NEON)
+#if defined(__AVX512F__) || defined(PACELINE_NEON)
 constexpr int kRegisters = 32;
 #else
 constexpr int kRegisters = 16;
@@ -49,12 +62,35 @@ INLINE Reg reg_fma(Reg a, Reg b, Reg c) {
     return (Reg)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
     return (Reg)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__ARM_NEON)
+#elif defined(PACELINE_NEON)
     return (Reg)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#elif defined(__FP_FAST_FMAF)  // every machine of this architecture fuses them
+    for (int lane = 0; lane < kRegLanes; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+    return c;
 #else
     return a * b + c;  // rounds twice, but everywhere in the same way
 #endif
 }
+
+#if defined(PACELINE_VNNI)
+// sum + the products of two neighbouring shorts, in each word.
+INLINE Int dot_pairs(Int sum, Int a, Int b) {
+#if defined(__AVX512VNNI__)
+    return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#else
+    return (Int)_mm256_dpwssd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b);
+#endif
+}
+
+// sum + the products of four neighbouring bytes, unsigned by signed.
+INLINE Int dot_quads(Int sum, Int unsigned_, Int signed_) {
+#if defined(__AVX512VNNI__)
+    return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)unsigned_, (__m512i)signed_);
+#else
+    return (Int)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)unsigned_, (__m256i)signed_);
+#endif
+}
+#endif
 
 struct F16 {
     Reg part[kParts];

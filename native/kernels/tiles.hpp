@@ -13,7 +13,7 @@ namespace {
 constexpr int kWidths[] = {1, 2, 3, 4, 6, 8, 12, 16, 24};
 constexpr int kSums = 24;  // sixteen-lane sums that fit the registers
 constexpr int kBulk = 12;  // tile width when there are many tokens
-#elif defined(__AVX2__) || defined(__ARM_NEON)
+#elif defined(__AVX2__) || defined(PACELINE_NEON)
 constexpr int kWidths[] = {1, 2, 3, 4, 6};
 constexpr int kSums = 6;
 constexpr int kBulk = 6;

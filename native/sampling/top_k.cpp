@@ -12,9 +12,9 @@ namespace paceline {
 extern const TopRow top_portable;
 #if defined(PACELINE_PORTABLE_ONLY)
 #elif defined(__x86_64__)
-extern const TopRow top_avx2, top_avx512, top_avx512vnni;
+extern const TopRow top_avx2, top_avxvnni, top_avx512, top_avx512vnni;
 #elif defined(__aarch64__)
-extern const TopRow top_neon;
+extern const TopRow top_neon, top_neondot, top_neoni8mm;
 #endif
 
 TopRow top_row(const char* name) {
@@ -23,8 +23,11 @@ TopRow top_row(const char* name) {
 #elif defined(__x86_64__)
     if (isa == "avx512vnni") return top_avx512vnni;
     if (isa == "avx512") return top_avx512;
+    if (isa == "avxvnni") return top_avxvnni;
     if (isa == "avx2") return top_avx2;
 #elif defined(__aarch64__)
+    if (isa == "neoni8mm") return top_neoni8mm;
+    if (isa == "neondot") return top_neondot;
     if (isa == "neon") return top_neon;
 #endif
     return top_portable;

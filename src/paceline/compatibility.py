@@ -61,6 +61,7 @@ class Side(StrEnum):
     STORED_PREFIXES = "a prefix cache on disk"
     NATIVE = "the native engine"
     REFERENCE = "the reference engine"
+    STATIC = "the static engine"
     DEVICE = "a device"
     THREADS = "a number of threads"
     KV_FORMAT = "a format of the cache"
@@ -254,6 +255,14 @@ RULES = (
     Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(
         S.REFERENCE,
+        S.KV_FORMAT,
+        "it caches keys and values in the format of its weights",
+        "leave kv_format out",
+    ),
+    Rule(S.STATIC, S.PATTERN, "its passes read all positions", "add --engine reference"),
+    Rule(S.STATIC, S.THREADS, "torch has threads of its own", "leave threads out"),
+    Rule(
+        S.STATIC,
         S.KV_FORMAT,
         "it caches keys and values in the format of its weights",
         "leave kv_format out",

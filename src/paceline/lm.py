@@ -62,14 +62,15 @@ class LM:
             rounds activations to 8 bits where a GGUF file has blocks, `auto:act=auto` where that
             costs this model little. `stored` is of the reference engine: each matrix stays in its
             stored form, in the file, and is expanded while its layer runs.
-        engine: `native` (CPU), `reference` (torch), or `auto`: native unless a device is named.
+        engine: `native` (CPU), `reference` (torch), `static` (torch, with CUDA graphs), or `auto`:
+            native unless a device is named.
         drafter: `NAME[:key=value,...]` or a `DraftMethod`; `blend` mixes several. What it learns
             is kept from request to request until `reset()`.
         budget: largest number of nodes of a draft tree beyond its root, or `auto`: as many as pay
             for themselves by this machine's measured cost, down to plain decoding.
         threads: number of threads of the native engine; None takes the cores that this process
             may use.
-        device: device of the reference engine, e.g. `cuda`.
+        device: device of the torch engines, e.g. `cuda`.
         kv_format: format of the native engine's cached keys and values: `fp32`, `fp16`, `int8`;
             `auto` is `fp32`.
         memory: bytes, or text such as `80MB`: of a nested checkpoint (recipe `bitstack`) only as

@@ -30,7 +30,7 @@ INLINE Int look_up(const uint8_t* table, Int codes) {
 #elif defined(__AVX2__)
     const __m128i entries = _mm_loadu_si128((const __m128i*)table);
     return (Int)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), (__m256i)codes);
-#elif defined(__ARM_NEON)
+#elif defined(PACELINE_NEON)
     return (Int)vqtbl1q_u8(vld1q_u8(table), (uint8x16_t)codes);
 #else
     using Bytes = uint8_t __attribute__((vector_size(kBytes)));

@@ -19,11 +19,11 @@ enum class ByteMath {
     small,   // unsigned bytes; sums of two products saturate, so codes are kept small
     signed_  // signed bytes
 };
-#if defined(__AVX512VNNI__)
+#if defined(PACELINE_VNNI)
 constexpr ByteMath kByteMath = ByteMath::any;
 #elif defined(__AVX2__)
 constexpr ByteMath kByteMath = ByteMath::small;
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(PACELINE_NEON_DOT)
 constexpr ByteMath kByteMath = ByteMath::signed_;
 #else
 constexpr ByteMath kByteMath = ByteMath::any;
@@ -31,7 +31,7 @@ constexpr ByteMath kByteMath = ByteMath::any;
 
 #if defined(__AVX512F__)
 constexpr int kByteTokens = 16;  // of the widest tile; every width up to it is compiled
-#elif defined(__AVX2__) || defined(__ARM_NEON)
+#elif defined(__AVX2__) || defined(PACELINE_NEON)
 constexpr int kByteTokens = 6;
 #else
 constexpr int kByteTokens = 2;
@@ -290,8 +290,8 @@ struct ByteTile {
 
 // sum + products of four neighbouring bytes, in each word.
 INLINE Int add_quads(Int sum, Int codes, Int numbers) {
-#if defined(__AVX512VNNI__)
-    return (Int)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)codes, (__m512i)numbers);
+#if defined(PACELINE_VNNI)
+    return dot_quads(sum, codes, numbers);
 #elif defined(__AVX512BW__)  // codes less kCodeOffset: their sizes times numbers with their signs
     const __m512i signed_ = _mm512_xor_si512((__m512i)codes, _mm512_set1_epi8(-128));
     const __m512i turned = _mm512_mask_sub_epi8((__m512i)numbers, _mm512_movepi8_mask(signed_),
@@ -303,7 +303,7 @@ INLINE Int add_quads(Int sum, Int codes, Int numbers) {
     const __m256i turned = _mm256_sign_epi8((__m256i)numbers, signed_);
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_), turned);
     return sum + (Int)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-#elif defined(__ARM_FEATURE_DOTPROD)
+#elif defined(PACELINE_NEON_DOT)
     return (Int)vdotq_s32((int32x4_t)sum, (int8x16_t)codes, (int8x16_t)numbers);
 #else
     const Shorts pairs = (Shorts)numbers;
@@ -312,7 +312,7 @@ INLINE Int add_quads(Int sum, Int codes, Int numbers) {
 #endif
 }
 
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#if defined(__AVX2__) && !defined(PACELINE_VNNI)
 // Sums of two products each, of small codes: they do not saturate.
 INLINE Shorts small_pairs(Int codes, Int numbers) {
 #if defined(__AVX512BW__)
@@ -323,6 +323,24 @@ INLINE Shorts small_pairs(Int codes, Int numbers) {
 }
 #else
 INLINE Shorts small_pairs(Int, Int) { return Shorts{}; }
+#endif
+
+#if defined(PACELINE_NEON_MATRIX)
+// sum + the products of two rows of eight bytes with those of two tokens: both tokens' of the first
+// row, then of the second.
+INLINE Int add_matrix(Int sum, Int rows, Int tokens) {
+    return (Int)vmmlaq_s32((int32x4_t)sum, (int8x16_t)rows, (int8x16_t)tokens);
+}
+// The words of two registers in turn: those of their first halves, or of their second ones.
+INLINE Int zip_low(Int a, Int b) { return (Int)vzip1q_s32((int32x4_t)a, (int32x4_t)b); }
+INLINE Int zip_high(Int a, Int b) { return (Int)vzip2q_s32((int32x4_t)a, (int32x4_t)b); }
+// Every other word of two registers, from the first or the second on.
+INLINE Int unzip_even(Int a, Int b) { return (Int)vuzp1q_s32((int32x4_t)a, (int32x4_t)b); }
+INLINE Int unzip_odd(Int a, Int b) { return (Int)vuzp2q_s32((int32x4_t)a, (int32x4_t)b); }
+// Two words side by side, in the first half.
+INLINE Int two_words(const int32_t* from) {
+    return (Int)vcombine_s32(vld1_s32(from), vdup_n_s32(0));
+}
 #endif
 
 // `Codes` gives quads; see ByteCodes. A block has kScales scales, and as many minima or none.
@@ -382,8 +400,13 @@ struct ByteProducts {
             for (size_t part = 0; part < kScales; ++part, scale += kPanel) {
                 const size_t sums_at = kScales == 1 ? 0 : 1 + part;
                 begin_block<P, T>(sum, x + (kByteSums + sums_at) * T);
-                add_block<P, T, kQuads>(sum, codes, ahead, job, part * kQuads,
-                                        x + (kByteQuads + part * kQuads) * T);
+                const int32_t* quads = x + (kByteQuads + part * kQuads) * T;
+#if defined(PACELINE_NEON_MATRIX)
+                if constexpr (T > 1)
+                    add_matrices<P, T, kQuads>(sum, codes, ahead, job, part * kQuads, quads);
+                else
+#endif
+                    add_block<P, T, kQuads>(sum, codes, ahead, job, part * kQuads, quads);
                 const float* minima = (const float*)x + (kByteMinima + sums_at) * T;
                 each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
                     float* at = sums[p] + t * kPanel;
@@ -467,6 +490,60 @@ struct ByteProducts {
                     });
         }
     }
+
+#if defined(PACELINE_NEON_MATRIX)
+    // The same with eight bytes of two rows times those of two tokens at once: meanwhile the sums of
+    // tokens t and t + 1 hold rows 0 and 1 of both, and rows 2 and 3 of both.
+    template <int P, int T, size_t N>
+    INLINE_MEMBER void add_matrices(Int (&sum)[P][T][kParts], const uint8_t* const (&codes)[P],
+                                    const uint8_t* const (&ahead)[P], const ByteTile& job,
+                                    size_t quad, const int32_t* x) {
+        each_pair<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+            const Int a = sum[p][t][i], b = sum[p][t + 1][i];
+            sum[p][t][i] = zip_low(a, b);
+            sum[p][t + 1][i] = zip_high(a, b);
+        });
+#pragma GCC unroll 4
+        for (size_t q = 0; q < N; q += 2, x += 2 * T) {
+            Int tokens[T / 2];
+#pragma GCC unroll 8
+            for (int t = 0; t + 1 < T; t += 2)
+                tokens[t / 2] = zip_low(two_words(x + t), two_words(x + T + t));
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                __builtin_prefetch(ahead[p] + (quad + q) * job.step, 0, 3);
+                __builtin_prefetch(ahead[p] + (quad + q + 1) * job.step, 0, 3);
+#pragma GCC unroll 4
+                for (int i = 0; i < kParts; ++i) {
+                    const Int a = as_multiplied(Codes::quad(codes[p], quad + q, i, job.table));
+                    const Int b = as_multiplied(Codes::quad(codes[p], quad + q + 1, i, job.table));
+                    const Int low = zip_low(a, b), high = zip_high(a, b);
+#pragma GCC unroll 8
+                    for (int t = 0; t + 1 < T; t += 2) {
+                        sum[p][t][i] = add_matrix(sum[p][t][i], low, tokens[t / 2]);
+                        sum[p][t + 1][i] = add_matrix(sum[p][t + 1][i], high, tokens[t / 2]);
+                    }
+                    if constexpr (T % 2 == 1) {
+                        Int& last = sum[p][T - 1][i];
+                        last = add_quads(last, a, splat_word(x[T - 1]));
+                        last = add_quads(last, b, splat_word(x[2 * T - 1]));
+                    }
+                }
+            }
+        }
+        each_pair<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
+            const Int a = sum[p][t][i], b = sum[p][t + 1][i];
+            sum[p][t][i] = unzip_even(a, b);
+            sum[p][t + 1][i] = unzip_odd(a, b);
+        });
+    }
+
+    // use(panel, token, part) for each register of the first token of each pair of tokens; unrolled.
+    template <int P, int T, class Use>
+    INLINE_MEMBER void each_pair(Use&& use) {
+        each<P, T / 2>([&](int p, int t, int i) INLINE_LAMBDA { use(p, 2 * t, i); });
+    }
+#endif
 
     INLINE_MEMBER Int as_multiplied(Int codes) {
         if constexpr (kByteMath == ByteMath::signed_ && kBits == 8)

@@ -61,7 +61,7 @@ struct Fp16 {
         return (Reg)_mm512_maskz_cvtph_ps(0xffff, (__m256i)bits);
 #elif defined(__AVX2__)
         return (Reg)_mm256_cvtph_ps((__m128i)bits);
-#elif defined(__ARM_NEON)
+#elif defined(PACELINE_NEON)
         return (Reg)vcvt_f32_f16((float16x4_t)bits);
 #else
         // Exponent and fraction in their places, then the exponent's bias by a product.

@@ -15,13 +15,13 @@ constexpr float kMaxActivation = 32767.0f;
 
 // sum + a[2i] * b[2i] + a[2i + 1] * b[2i + 1] in lane i.
 INLINE Int add_pairs(Int sum, Shorts a, Shorts b) {
-#if defined(__AVX512VNNI__)
-    return (Int)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
+#if defined(PACELINE_VNNI)
+    return dot_pairs(sum, (Int)a, (Int)b);
 #elif defined(__AVX512BW__)
     return sum + (Int)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
     return sum + (Int)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-#elif defined(__ARM_NEON)
+#elif defined(PACELINE_NEON)
     const int32x4_t low = vmull_s16(vget_low_s16((int16x8_t)a), vget_low_s16((int16x8_t)b));
     const int32x4_t high = vmull_high_s16((int16x8_t)a, (int16x8_t)b);
     return sum + (Int)vpaddq_s32(low, high);

@@ -91,10 +91,10 @@ class SuiteOptions:
 class EvaluatedEngineOptions:
     """Model."""
 
-    engine: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto"
-    device: Annotated[
-        str | None, typer.Option(help="Device of the reference engine, e.g. cuda.")
-    ] = None
+    engine: Annotated[str, typer.Option(help="auto, native, reference or static.")] = "auto"
+    device: Annotated[str | None, typer.Option(help="Device of the torch engines, e.g. cuda.")] = (
+        None
+    )
     threads: options.Threads = None
     weight_format: Annotated[
         str,

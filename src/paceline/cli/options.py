@@ -90,10 +90,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to s
 class EngineOptions:
     """Model."""
 
-    engine: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto"
-    device: Annotated[
-        str | None, typer.Option(help="Device of the reference engine, e.g. cuda.")
-    ] = None
+    engine: Annotated[str, typer.Option(help="auto, native, reference or static.")] = "auto"
+    device: Annotated[str | None, typer.Option(help="Device of the torch engines, e.g. cuda.")] = (
+        None
+    )
     threads: Threads = None
     weight_format: Annotated[
         str,

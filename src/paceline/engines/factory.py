@@ -11,11 +11,13 @@ from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested
 
 if TYPE_CHECKING:
+    import torch
+
     from paceline.models import Model
 
 STORED = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}  # in files -> in engines
 KEPT = "stored"  # matrices stay in their stored form, in the reference engine
-NAMES = ("auto", "native", "reference")
+NAMES = ("auto", "native", "reference", "static")
 
 
 def open_like(engine: Engine | None, model: Model, weight_format: str = "auto") -> Engine:
@@ -48,9 +50,9 @@ def open_engine(
         model: a checkpoint.
         name: one of `NAMES`; `auto` is native unless a device or the format `stored` is named.
         threads: of the native engine; None uses the cores this process may use.
-        device: of the reference engine; None is the CPU.
+        device: of the torch engines, reference and static; None is the CPU.
         weight_format: how the weights are stored, see `formats`; `auto` keeps the checkpoint's
-            format, in the reference engine fp32; `stored` expands each matrix only while its layer
+            format, in the torch engines fp32; `stored` expands each matrix only while its layer
             runs, in the reference engine. `act=int8` beside it rounds activations to
             8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
@@ -63,14 +65,21 @@ def open_engine(
     """
     if name not in NAMES:
         raise MethodError(unknown("engine", name, NAMES))
-    if name == "reference" or (name == "auto" and (device is not None or weight_format == KEPT)):
-        sides = {Side.REFERENCE: "the reference engine"}
+    by_default = name == "auto" and (device is not None or weight_format == KEPT)
+    if name in ("reference", "static") or by_default:
+        static = name == "static"
+        kind, called = (Side.STATIC, name) if static else (Side.REFERENCE, "reference")
+        sides = {kind: f"the {called} engine"}
         if threads is not None:
             sides[Side.THREADS] = f"threads={threads}"
         if kv_format != "auto":
             sides[Side.KV_FORMAT] = f"kv_format={kv_format}"
+        if static and pattern is not None:
+            sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
         check(sides)
         place = "cpu" if device is None else device
+        if static:
+            return _static(model, place, weight_format, kv_limit)
         return _reference(model, place, weight_format, kv_limit, pattern)
     sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
@@ -130,16 +139,9 @@ def _reference(
     kv_limit: int | None,
     pattern: AttentionPattern | None,
 ) -> Engine:
-    try:
-        from paceline.engines.reference import DTYPES, ReferenceEngine
-    except ModuleNotFoundError as error:
-        raise MethodError("the reference engine needs torch; install paceline[torch]") from error
-    dtype = DTYPES.get("fp32" if weight_format in ("auto", KEPT) else weight_format)
-    if dtype is None:
-        raise MethodError(
-            f"the reference engine has no format {weight_format!r}; "
-            f"expected auto, {', '.join(DTYPES)}, {KEPT}"
-        )
+    dtype = _torch_dtype("reference", weight_format, KEPT)
+    from paceline.engines.reference import ReferenceEngine
+
     return ReferenceEngine(
         model.config,
         model.weights,
@@ -149,6 +151,30 @@ def _reference(
         pattern=pattern,
         stored=weight_format == KEPT,
     )
+
+
+def _static(model: Model, device: str, weight_format: str, kv_limit: int | None) -> Engine:
+    dtype = _torch_dtype("static", weight_format)
+    from paceline.engines.static import StaticEngine
+
+    engine = StaticEngine(model.config, model.weights, device=device, dtype=dtype)
+    if kv_limit is not None:
+        engine.kv_limit = kv_limit
+    return engine
+
+
+def _torch_dtype(engine: str, weight_format: str, *others: str) -> torch.dtype:
+    try:
+        from paceline.engines.reference import DTYPES
+    except ModuleNotFoundError as error:
+        raise MethodError(f"the {engine} engine needs torch; install paceline[torch]") from error
+    dtype = DTYPES.get("fp32" if weight_format in ("auto", *others) else weight_format)
+    if dtype is None:
+        raise MethodError(
+            f"the {engine} engine has no format {weight_format!r}; "
+            f"expected auto, {', '.join([*DTYPES, *others])}"
+        )
+    return dtype
 
 
 def _native(

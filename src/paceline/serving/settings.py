@@ -63,7 +63,7 @@ class ServerSettings:
     budget: Annotated[
         str, SettingInfo("Maximum nodes of a tree beyond its root; auto: chosen by cost.")
     ] = "auto"
-    engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
+    engine: Annotated[str, SettingInfo("Engine: auto, native, reference or static.")] = "auto"
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
         str, SettingInfo("Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
@@ -72,7 +72,7 @@ class ServerSettings:
         str | None,
         SettingInfo("Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."),
     ] = None
-    device: Annotated[str | None, SettingInfo("Device of the reference engine, e.g. cuda.")] = None
+    device: Annotated[str | None, SettingInfo("Device of the torch engines, e.g. cuda.")] = None
     threads: Annotated[
         int | None, SettingInfo("Threads of the native engine. Default: all usable cores.", 1, 1024)
     ] = None

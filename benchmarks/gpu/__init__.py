@@ -1,0 +1,1 @@
+"""One run on a GPU; see `benchmarks/gpu.sh`."""
