@@ -1,11 +1,13 @@
 """Every script under `benchmarks/` runs to its end, on tiny models and in seconds."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from paceline.models import load
 from paceline.models.export.gguf import GGUFExport
@@ -79,3 +81,63 @@ def test_it_runs_to_its_end(script, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip()
+
+
+def run_gpu(*words):
+    return subprocess.run(
+        ["bash", "benchmarks/gpu.sh", *map(str, words)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_the_run_on_a_gpu_is_tried_on_the_cpu(tmp_path):
+    model = shared("models") / "stories260K"
+    done = run_gpu("run", model, "--device", "cpu", "--smoke", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    [facts] = json.loads((tmp_path / "gpu.json").read_text())["models"].values()
+    assert facts["skipped"] == {}
+    assert list(facts["cost"]) == ["reference", "static"]
+    speeds = facts["speed"]
+    assert [*speeds] == [
+        *("plain", "token_recycling@8", "recycle@8", "blend@8", "loop of graphs"),
+    ]
+    assert all(row["same"] == "2 of 2" for row in speeds.values())
+    assert speeds["recycle@8"]["tokens_per_pass"] > 1
+    assert all("0 bugs" in tally for tally in facts["proof"].values())
+    assert done.stdout.strip() == (tmp_path / "gpu.md").read_text().strip()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_machine_without_a_gpu_says_so(tmp_path):
+    done = run_gpu("run", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("torch finds no CUDA device here; run this on")
+    assert done.stderr.count("\n") == 1
+
+
+def test_pieces_are_joined_by_their_sums(tmp_path):
+    file, pieces, out = tmp_path / "a.gguf", tmp_path / "pieces", tmp_path / "out"
+    file.write_bytes(bytes(range(256)) * 10)
+    done = run_gpu("split", file, pieces, "--megabytes", 0.001)
+    assert done.stdout == "a.gguf: 3 pieces\n"
+    assert sorted(path.name for path in pieces.iterdir()) == [
+        *(f"a.gguf.00{number}" for number in range(3)),
+        "pieces.json",
+    ]
+    assert run_gpu("join", pieces, out).returncode == 0
+    assert (out / "a.gguf").read_bytes() == file.read_bytes()
+    assert "is there" in run_gpu("join", pieces, out).stdout
+    (out / "a.gguf").unlink()
+    (pieces / "a.gguf.001").write_bytes(b"changed")
+    assert "has another sum" in run_gpu("join", pieces, out).stderr
+    (pieces / "a.gguf.001").unlink()
+    assert "a.gguf.001 is missing" in run_gpu("join", pieces, out).stderr
+    assert not (out / "a.gguf").exists()

@@ -6,7 +6,7 @@ import pytest
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
 
-@pytest.mark.parametrize("name", ["test.sh", "demo.sh"])
+@pytest.mark.parametrize("name", ["test.sh", "demo.sh", "kernels.sh", "wheel.sh"])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_is_printed_and_nothing_is_done(name, flag, tmp_path):
     for file in (name, "environment.sh"):

@@ -216,6 +216,7 @@ class StaticEngine(ReferenceEngine):
         span = min(span, self._rows)
         found = slot.passes.get((size, span))
         if found is None:
+            assert isinstance(self._layers, list)  # no matrix stays in its stored form
             found = slot.passes[size, span] = StaticPass(
                 *(self.config, self._outer, self._layers, self._rotations, slot.layers),
                 size=size,
