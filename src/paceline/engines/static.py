@@ -129,8 +129,8 @@ class StaticEngine(ReferenceEngine):
     def _limit_pages(self, pages: int | None) -> None:
         if pages is not None:
             raise MethodError(
-                "the static engine gives every sequence its whole cache at once; leave kv_limit "
-                "out, or choose a smaller capacity"
+                "the static engine gives every sequence its whole cache at once, so that kv_limit "
+                "bounds nothing; choose a smaller capacity, or the reference engine"
             )
 
     def open(self) -> Cached:
