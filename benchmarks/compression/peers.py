@@ -16,7 +16,7 @@ import ctypes
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -145,9 +145,10 @@ def importance_of(model: Model, asked: SimpleNamespace) -> dict[str, Floats]:
     }
 
 
-def judge(base: Path, kinds: list[str], asked: SimpleNamespace) -> dict[str, dict[str, Any]]:
-    """Return bits, bytes and loss of each type on a base."""
-    rows: dict[str, dict[str, Any]] = {}
+def judge(
+    base: Path, kinds: list[str], asked: SimpleNamespace
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each type with its bits, bytes and loss on a base."""
     quantizer = Quantizer()
     whole = score(base, asked.windows)
     model = load(base)
@@ -159,10 +160,9 @@ def judge(base: Path, kinds: list[str], asked: SimpleNamespace) -> dict[str, dic
             quantizer.run(source, out, kind, importance)
             size = stored_size(load(out))
             loss = paired(score(out, asked.windows), whole)
-            rows[kind] = row(size.bits_per_weight, size.total, loss)
+            yield kind, row(size.bits_per_weight, size.total, loss)
             if asked.keep:
                 out.replace(Path(asked.keep) / f"{base.name}-{kind.lower()}.gguf")
-    return rows
 
 
 def main() -> None:
@@ -179,10 +179,10 @@ def main() -> None:
     for base in asked.bases:
         keys = {kind: key_of(base, name, asked) for kind, name in names.items()}
         new = [kind for kind, key in keys.items() if key not in known]
-        for kind, found in (judge(base, new, asked) if new else {}).items():
+        for kind, found in judge(base, new, asked) if new else ():
             known[keys[kind]] = found
-        if asked.cache:
-            asked.cache.write_text(json.dumps(known, indent=1))
+            if asked.cache:
+                asked.cache.write_text(json.dumps(known, indent=1))
     print_table(
         {
             name: [known[key_of(base, name, asked)] for base in asked.bases]
