@@ -7,6 +7,7 @@ import pytest
 import torch
 from benchmarks.llama_cpp import Library, LlamaCpp
 
+import tiny
 from paceline.compress.base import Statistics
 from paceline.compress.calibrate import Calibration
 from paceline.compress.gguf_job import GGUFJob
@@ -232,3 +233,16 @@ def test_a_full_disk_leaves_the_work_and_no_file(tmp_path, monkeypatch):
     job(out, spec).run(texts())
     assert out.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_fused_matrices_need_one_type(tmp_path):
+    tiny.MODELS["phi3"]().save_pretrained(tmp_path / "hf")
+    model = load(tmp_path / "hf")
+    for spec in ("gguf:type=q4_k_m", "gguf:type=q3_k_l"):
+        with pytest.raises(MethodError, match=r"stores layers.\d.q and .* in one tensor"):
+            GGUFJob(model, tmp_path / "a.gguf", parse_recipe(spec))
+    tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 24))
+    GGUFJob(model, tmp_path / "a.gguf", parse_recipe("gguf:type=q4_k")).run(
+        Calibration(tokens, "noise")
+    )
+    assert load(tmp_path / "a.gguf").config.layers == model.config.layers

@@ -1,6 +1,9 @@
 """Integers and 2:4 sparse matrices written as compressed-tensors stores them, and read again."""
 
 import json
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +17,9 @@ from paceline.compress.recipe import parse_recipe
 from paceline.errors import MethodError, ModelError
 from paceline.models import load
 from paceline.models.export.compressed_tensors import CompressedTensorsExport
+from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats import gguf_writer
+from paceline.models.formats.packed import Packed
 from tests.conftest import shared
 
 MODEL = "TinyStories-656K"
@@ -106,7 +111,22 @@ def test_fused_matrices_are_put_together(tmp_path, name):
     source = compressed(tmp_path / "small", "rtn:bits=4,group=0", tmp_path / "hf")
     export = CompressedTensorsExport(source)
     export.write(tmp_path / "out")
-    same(source, load(tmp_path / "out"))
+    found = load(tmp_path / "out")
+    same(source, found)
+    reads = Counter()
+    for key, tensor in found.weights._tensors.items():
+        if isinstance(tensor, Packed):
+            count = partial(counted, reads, key, tensor.read)
+            found.weights._tensors[key] = replace(tensor, read=count)
+    found.weights._last = None
+    SafetensorsExport(found).write(tmp_path / "numbers")
+    assert reads
+    assert set(reads.values()) == {1}
+
+
+def counted(reads, name, read):
+    reads[name] += 1
+    return read()
 
 
 def test_matrices_may_have_different_bits(tmp_path):

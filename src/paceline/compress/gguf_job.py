@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.compress.base import Statistics
+from paceline.compress.base import Statistics, WeightCompressor
 from paceline.compress.checkpoint import Size, stored_size
 from paceline.compress.job import CompressionJob
 from paceline.errors import MethodError, RequestError
@@ -36,7 +36,9 @@ class GGUFJob(CompressionJob):
     def __post_init__(self) -> None:
         """Check source and target, and that GGUF can describe the model."""
         super().__post_init__()
-        GGUFExport(self.model, parse_gguf_format(_KEEP))
+        export = GGUFExport(self.model, parse_gguf_format(_KEEP))
+        for names in export.fused:
+            _check_fused(names, [self._methods(name) for name in names])
         if self.recipe.head.compressors:
             import torch
 
@@ -44,6 +46,10 @@ class GGUFJob(CompressionJob):
                 if name in self.model.weights:
                     row = torch.from_numpy(np.array(self.model.weights.dense(name)[:1]))
                     _check(name, self.recipe.head.compress(row, Statistics()))
+
+    def _methods(self, name: str) -> tuple[WeightCompressor, ...]:
+        """Return what compresses a matrix."""
+        return self.recipe.steps_of(name).for_matrix(name, self.model.config).compressors
 
     def _check_target(self) -> None:
         if self.out.is_dir():
@@ -67,6 +73,15 @@ class GGUFJob(CompressionJob):
             raise MethodError(_refusal(export.unsupported))
         export.write(self.out)
         return stored_size(load(self.out))
+
+
+def _check_fused(names: tuple[str, ...], methods: list[tuple[WeightCompressor, ...]]) -> None:
+    """Refuse different types for matrices that a file has in one tensor."""
+    if any(each != methods[0] for each in methods):
+        raise MethodError(
+            f"GGUF stores {' and '.join(names)} in one tensor, and the recipe gives them different "
+            "types; take the same for all, e.g. gguf:type=q4_k, or write a folder instead"
+        )
 
 
 def _check(name: str, matrix: Linear) -> None:

@@ -73,7 +73,7 @@ class CompressionJob:
             f"layers.{index}.{part}"
             for index in range(len(self.model.config.layers))
             for part in MATRICES
-        ]
+        ] + ["embed", "head"]
         shapes = {name: weights.shape(name) for name in names if name in weights}
         matrices = {name: (shape[0], shape[1]) for name, shape in shapes.items()}
         return self.recipe.notes(matrices, self.model.config)

@@ -135,7 +135,8 @@ class Recipe:
         """Return what the card tells of matrices, by their canonical names and shapes."""
         found: Counter[str] = Counter()
         for name, shape in shapes.items():
-            for method in self.steps_of(name).for_matrix(name, config).compressors:
+            steps = self.steps_of(name) if name.startswith("layers.") else self.head
+            for method in steps.for_matrix(name, config).compressors:
                 if (note := method.note(shape)) is not None:
                     found[note] += 1
         return [

@@ -42,7 +42,8 @@ class Weights(Mapping[str, Linear | Floats]):
 
     Names and shapes were checked when the checkpoint was opened. Values are checked when a weight
     is first read: a NaN or an infinity is a `ModelError`. Arrays are read-only views into the
-    mapped file where it holds them in this order, copies otherwise; nothing is kept.
+    mapped file where it holds them in this order, copies otherwise; nothing is kept but one packed
+    matrix that several are parts of.
 
     Args:
         path: the checkpoint, a folder or a file.
@@ -64,6 +65,7 @@ class Weights(Mapping[str, Linear | Floats]):
         self._places = places
         self._blocks = dict(blocks or {})
         self._finite: set[str] = set()
+        self._last: tuple[str, Linear] | None = None
 
     def __getitem__(self, name: str) -> Linear | Floats:
         weight = self.stored(name)
@@ -103,13 +105,19 @@ class Weights(Mapping[str, Linear | Floats]):
             if values.ndim == 2:
                 return Dense(values, tensor.dtype)
             return Stored(tensor.dtype, values)
-        try:
-            matrix = self._matrix(place.tensor, tensor)
-        except ModelError as error:
-            raise ModelError(f"tensor {place.tensor} of {self.path}: {error}") from None
         if place.groups is None and place.rows is None and place.paired is None:
-            return matrix
+            return self._read(place.tensor, tensor)
+        last = self._last
+        if last is None or last[0] != place.tensor:
+            self._last = last = (place.tensor, self._read(place.tensor, tensor))
+        matrix = last[1]
         return matrix.rows(part_rows(place, np.arange(matrix.shape[0])))
+
+    def _read(self, name: str, tensor: Packed | BlockQuantized) -> Linear:
+        try:
+            return self._matrix(name, tensor)
+        except ModelError as error:
+            raise ModelError(f"tensor {name} of {self.path}: {error}") from None
 
     def shape(self, name: str) -> Shape:
         """Return the shape of a weight, a matrix's as [out, in]; nothing is read."""

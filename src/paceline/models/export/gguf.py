@@ -88,6 +88,7 @@ class GGUFExport:
         self._repacked: set[str] = set()  # tensors whose integers are kept
         self._rounded = 0  # among them those whose scales are not
         assembled = _assembled(config, family, arch, self.model.weights)
+        self._fused = [each.names for each in assembled if each.is_matrix and len(each.names) > 1]
         self._tensors = {each: _vector(values) for each, values in divisors.items()}
         for each in assembled:
             self._tensors[each.name] = self._pending(each, arch)
@@ -161,6 +162,11 @@ class GGUFExport:
         if wanted:
             self.fallbacks[wanted, kind] += 1
         return kind
+
+    @property
+    def fused(self) -> list[tuple[str, ...]]:
+        """Canonical names of the matrices that lie in one tensor each, of those with several."""
+        return self._fused
 
     def _form_notes(self) -> list[str]:
         """Return in sentences what becomes of matrices that GGUF cannot hold as they are."""
