@@ -10,7 +10,7 @@ from paceline.compress.recipe import Recipe, parse_steps
 from paceline.compress.reconstruct.objective import Objective, dense_weights
 from paceline.errors import MethodError
 from paceline.models import load
-from paceline.models.tensors import Codebook, Grouped, Transformed
+from paceline.models.tensors import Codebook, Grouped, Transformed, from_tensors
 from paceline.registry import tuners
 from tests.conftest import shared
 
@@ -143,6 +143,16 @@ def test_entries_of_a_codebook_move_against_the_gradient(rows):
     after = part.weight().detach()
     torch.testing.assert_close((after - before).reshape(6, 5, 4)[good], wanted[good])
     assert float((after - target).norm()) < float((before - target).norm())
+
+
+def test_a_codebook_is_tuned_in_its_type(bench):
+    recipe = "edkm:bits=2,group=16,steps=0"
+    before, error, _ = bench.compress(recipe)
+    after, tuned, _ = bench.compress(f"{recipe}+pv:steps=45,batch=8")
+    assert tuned < 0.95 * error
+    for name, each in after.items():
+        assert each.nbytes == before[name].nbytes
+        assert from_tensors(each.tensors()).dense().tobytes() == each.dense().tobytes()
 
 
 def test_moves_of_a_row_are_chosen_one_after_another():

@@ -153,8 +153,8 @@ class MovableEntries(MovableCodes):
 
         scales = None
         if self._scales is not None:
-            scales = (self._scales * self._logs.exp()).detach().numpy()
-        entries = self._entries().detach().numpy()
+            scales = in_type(self._scales * self._logs.exp(), self._stored.float_type)
+        entries = in_type(self._entries(), self._stored.float_type)
         codes = self.codes.numpy().astype(np.uint16)
         return replace(self._stored, codes=codes, entries=entries, scales=scales)
 

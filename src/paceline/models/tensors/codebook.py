@@ -107,7 +107,7 @@ class Codebook(Linear):
         return Codebook(self.codes[index], entries, scales, self.group, self.float_type)
 
     def _meta(self) -> dict[str, Any]:
-        return {"shape": self.codes.shape, "group": self.group, "float_type": self.float_type}
+        return {"codes": self.codes.shape, "group": self.group, "float_type": self.float_type}
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         codes: NDArray[Any] = self.codes.reshape(len(self.codes), -1)
@@ -120,7 +120,7 @@ class Codebook(Linear):
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Codebook:
-        shape, codes, entries = meta["shape"], arrays["codes"], arrays["entries"]
+        shape, codes, entries = meta["codes"], arrays["codes"], arrays["entries"]
         if codes.dtype == np.uint8:
             codes = unpack_rows(codes, _code_bits(entries), shape[1] * shape[2])
         codes = codes.astype(np.uint16).reshape(shape)
