@@ -158,7 +158,16 @@ def test_what_is_kept_is_bit_identical(tmp_path, name):
 
 def test_memory_says_how_many_blocks_are_loaded(tmp_path, paceline):
     job(tmp_path / "out", "bitstack:blocks=3,rank=1").run(texts())
-    words = ("generate", "Once upon a time", "--model", tmp_path / "out", "--max-new-tokens", 4)
+    words = (
+        "generate",
+        "Once upon a time",
+        "--model",
+        tmp_path / "out",
+        "--max-new-tokens",
+        4,
+        "--budget",
+        4,
+    )
     done = paceline(*words, "--memory", "1KB")
     assert done.code == 2
     assert "takes at least" in done.err

@@ -69,7 +69,7 @@ def test_more_memory_loses_less_and_never_takes_more_than_it_may(stacked):
 
 def test_a_cut_model_answers_with_the_blocks_as_they_are_stored(stacked):
     size = int(0.8 * load(stacked).weights.nbytes())
-    with LM(stacked, memory=f"{size / 1000:.3f}KB", drafter="blend") as lm:
+    with LM(stacked, memory=f"{size / 1000:.3f}KB", drafter="blend", budget=8) as lm:
         assert (lm.engine.name, lm.engine.format) == ("reference", "stored")
         drafted = lm.generate(STORY, max_new_tokens=16, temperature=0).text
         weights = load(stacked, size).weights
@@ -78,14 +78,15 @@ def test_a_cut_model_answers_with_the_blocks_as_they_are_stored(stacked):
         rows = ([], [])
         for engine, found in zip((lm.engine, expanded), rows, strict=True):
             engine.start(ids, lambda _, __, logits, found=found: found.append(logits.copy()))
-    assert all(np.array_equal(one, other) for one, other in zip(*rows, strict=True))
-    with LM(stacked, memory=size, drafter="plain") as lm:
+    for one, other in zip(*rows, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    with LM(stacked, memory=size, drafter="plain", budget=8) as lm:
         assert lm.generate(STORY, max_new_tokens=16, temperature=0).text == drafted
 
 
 def test_pruned_matrices_are_expanded_while_their_layer_runs(tmp_path):
     out = compress(tmp_path / "pruned", "magnitude:sparsity=0.5")
-    with LM(out, dtype="stored") as lm, LM(out, engine="reference") as whole:
+    with LM(out, dtype="stored", budget=8) as lm, LM(out, engine="reference", budget=8) as whole:
         assert lm.engine.format == "stored"
         assert all(
             lm.generate(STORY, max_new_tokens=12, seed=seed).text

@@ -57,7 +57,7 @@ def test_the_cache_holds_the_latent_and_the_answers_stay(tmp_path, name, recipe,
 def test_drafts_and_copies_of_latents(tmp_path):
     out = compress(tmp_path / "out", MULTI_HEAD, "transmla")
     options = {"max_new_tokens": 30, "seed": 3, "temperature": 0.7}
-    with LM(out, engine="reference", drafter="blend") as lm, LM(out, drafter="plain") as native:
+    with LM(out, engine="reference", budget=8) as lm, LM(out, drafter="plain", budget=8) as native:
         drafted = lm.generate("Once upon a time", **options).text
         assert native.generate("Once upon a time", **options).text == drafted
         engine, ids = lm.engine, np.arange(5, 40, dtype=np.int32)

@@ -7,18 +7,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.core import Floats
-from paceline.models.tensors import Linear, Sparse, to_dense
+from paceline.models.tensors import Linear, SignBlocks, Sparse, to_dense
 
 
 class StoredLayers:
     """The tensors of each layer, expanded each time that it runs.
 
     The weights of a checkpoint stay in its files: each layer is read from them, goes to the device
-    in its stored form where that is a bitmap, and is dropped behind it. While a layer runs, the
-    next one is prepared in another thread, so that two are expanded at a time.
+    in its stored form where that is a bitmap or blocks of signs, and is dropped behind it. While a
+    layer runs on another device than the CPU, the next one is prepared by a thread.
 
     Based on "Endor: Hardware-Friendly Sparse Format for Offloaded LLM Inference".
 
@@ -41,21 +42,24 @@ class StoredLayers:
         for name in weights:
             if name.startswith("layers."):
                 self._names[int(name.split(".", 2)[1])].append(name)
-        self._pool = ThreadPoolExecutor(1, "paceline-layers")
+        # On the CPU the threads of torch are busy with the layer that runs.
+        ahead = device.type != "cpu"
+        self._pool = ThreadPoolExecutor(1, "paceline-layers") if ahead else None
         self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
 
     def __len__(self) -> int:
         return len(self._names)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return the tensors of a layer by their names in it, and begin with the layer after it."""
+        """Return the tensors of a layer by their names in it; a thread begins with the next."""
         ahead, self._next = self._next, None
         if ahead is not None and ahead[0] == index:
             layer = ahead[1].result()
         else:
             layer = self._expand(index)
-        after = (index + 1) % len(self._names)
-        self._next = (after, self._pool.submit(self._expand, after))
+        if self._pool is not None:
+            after = (index + 1) % len(self._names)
+            self._next = (after, self._pool.submit(self._expand, after))
         return layer
 
     def _expand(self, index: int) -> dict[str, Tensor]:
@@ -68,23 +72,47 @@ class StoredLayers:
 def expand(weight: Linear | Floats, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return a weight as a tensor on a device.
 
-    A sparse matrix goes there as its bitmap and the values that are kept, and is expanded there;
-    other forms are expanded here.
+    Sparse matrices and blocks of signs go there as they are stored, and are expanded there; other
+    forms are expanded here.
     """
-    if not isinstance(weight, Sparse) or device.type == "cpu":
-        return torch.tensor(to_dense(weight)).to(device, dtype)
-    rows, columns = weight.shape
-    bits = torch.from_numpy(np.packbits(weight.mask, bitorder="little")).to(device)
-    places = torch.arange(8, device=device, dtype=torch.uint8)
-    mask = (bits[:, None].bitwise_right_shift(places) & 1).flatten()[: rows * columns].bool()
-    matrix = torch.zeros(rows * columns, dtype=dtype, device=device)
-    matrix[mask] = _on_device(weight, device).to(dtype)
-    return matrix.view(rows, columns)
+    if isinstance(weight, SignBlocks):
+        return _expand_signs(weight, device).to(dtype)
+    if isinstance(weight, Sparse) and device.type != "cpu":
+        return _expand_sparse(weight, device, dtype)
+    return torch.tensor(to_dense(weight)).to(device, dtype)
 
 
-def _on_device(matrix: Sparse, device: torch.device) -> Tensor:
-    """Return the values of a sparse matrix, moved in the type in which they are stored."""
-    values = np.ascontiguousarray(matrix.values)
+def _expand_sparse(matrix: Sparse, device: torch.device, dtype: torch.dtype) -> Tensor:
+    rows, columns = matrix.shape
+    mask = _bits(np.packbits(matrix.mask, axis=1, bitorder="little"), columns, device).bool()
+    expanded = torch.zeros(rows, columns, dtype=dtype, device=device)
+    values = np.array(matrix.values)
+    stored = torch.from_numpy(values.view(np.int16) if matrix.dtype == "BF16" else values)
+    stored = stored.to(device)
     if matrix.dtype == "BF16":
-        return torch.from_numpy(values.view(np.int16)).to(device).view(torch.bfloat16)
-    return torch.from_numpy(np.array(values)).to(device)
+        stored = stored.view(torch.bfloat16)
+    expanded[mask] = stored.to(dtype)
+    return expanded
+
+
+def _expand_signs(matrix: SignBlocks, device: torch.device) -> Tensor:
+    """Return the sum of blocks, float32; products of the device, not those of `dense`."""
+    total = torch.zeros(matrix.shape, device=device)
+    for packed, *factors in zip(matrix.signs, matrix.left, matrix.right, strict=True):
+        left, right = (torch.from_numpy(np.array(part)).to(device).float() for part in factors)
+        signs = _bits(packed, matrix.shape[1], device).float().mul_(2).sub_(1)
+        total.addcmul_(left @ right, signs)
+    return total
+
+
+def _bits(packed: NDArray[np.uint8], columns: int, device: torch.device) -> Tensor:
+    """Return the bits of rows [R, bytes], lowest first, uint8 [R, columns] on a device."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(packed, axis=1, count=columns, bitorder="little"))
+    return _unpack(torch.from_numpy(np.array(packed)).to(device), columns)
+
+
+def _unpack(packed: Tensor, columns: int) -> Tensor:
+    """Return the bits of uint8 [R, bytes], lowest first, uint8 [R, columns]."""
+    places = torch.arange(8, device=packed.device, dtype=torch.uint8)
+    return (packed[..., None].bitwise_right_shift(places) & 1).flatten(1)[:, :columns]

@@ -46,6 +46,8 @@ class WhitenedSVD(Factorizer):
         note="the root by eigenvectors; without the update of the left factor; rows and "
         "coefficients instead of two factors as in Pivoting Factorization (2501.19090)",
     )
+    catalogue = (171,)
+    missing = {171: "training of the factors; Linformer's projection along the sequence"}
     examples = ("svd:keep=0.9", "svd:keep=0.9,bits=8", "svd:pivots=false,spread=false")
     statistics = frozenset({Statistic.SECOND_MOMENT})
 
