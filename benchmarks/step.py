@@ -1,8 +1,9 @@
-"""T(n): how long one pass over n nodes takes, at real shapes with random weights.
+"""T(n): how long one pass over n nodes takes: real shapes with random weights, or a checkpoint.
 
-    python benchmarks/step.py [--shape 135m|1.1b] [--format fp32] [--threads N] [--isa NAME]
-        [--context 64] [--kv-format fp32] [--profile]
+    python benchmarks/step.py [--shape 135m|1.1b | --model PATH] [--format fp32] [--threads N]
+        [--isa NAME] [--context 64] [--kv-format fp32] [--prompt 1000] [--profile]
 
+`--prompt` also times a prompt of so many tokens without logits.
 `--profile` shows where the time of a pass goes, by kind of work, beside the machine's ceilings: the
 memory's speed as measured by plain reading, and the multiply-adds that the same work reaches in a
 pass over 256 nodes. Work is timed from the beginning of a phase to that of the next one; `waiting`
@@ -24,6 +25,7 @@ from paceline import _native
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached
 from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, Spent, default_threads
+from paceline.models import load
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rope import Rope
 
@@ -122,6 +124,19 @@ def step_times(
     return {n: statistics.median(values[1:]) for n, values in times.items()}
 
 
+def prompt_time(engine: NativeEngine, length: int, repeat: int) -> float:
+    """Median seconds of a pass over a prompt without logits."""
+    times = []
+    for _ in range(repeat):
+        sequence = engine.open()
+        tree = TokenTree.chain(draw(engine, length))
+        start = time.perf_counter()
+        engine.forward([(sequence, tree)], "none")
+        times.append(time.perf_counter() - start)
+        engine.release(sequence)
+    return statistics.median(times)
+
+
 def profiled(engine: NativeEngine, sequence: Cached, n: int, repeat: int) -> dict[str, Spent]:
     """Part of a pass over n nodes -> what it took, on average."""
     tree = TokenTree.chain(draw(engine, n))
@@ -185,6 +200,7 @@ def report(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, action="append")
+    parser.add_argument("--model", help="a checkpoint instead of a shape; --format auto by default")
     parser.add_argument("--format", action="append", help="one of FORMATS, or with :head=FORMAT")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--isa", default="")
@@ -193,16 +209,23 @@ def main() -> None:
     parser.add_argument("--kv-format", choices=KV_FORMATS, default="fp32")
     parser.add_argument("--profile", action="store_true", help="where the time goes")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
+    parser.add_argument("--prompt", type=int, nargs="+", default=())
     options = parser.parse_args()
-    for shape in options.shape or SHAPES:
-        for storage in options.format or FORMATS:
-            config = SHAPES[shape]
-            weights = RandomWeights(config, storage.startswith("ternary"))
+    model = load(options.model) if options.model else None
+    for shape in [model.name] if model else options.shape or SHAPES:
+        for storage in options.format or (["auto"] if model else FORMATS):
+            config = model.config if model else SHAPES[shape]
+            weights = (
+                model.weights if model else RandomWeights(config, storage.startswith("ternary"))
+            )
             engine = NativeEngine(
                 config, weights, options.threads, storage, options.isa, options.kv_format
             )
             sizes = tuple(options.sizes)
             report(engine, shape, sizes, options.repeat, options.context)
+            for length in options.prompt:
+                seconds = prompt_time(engine, length, 3)
+                print(f"prompt of {length}: {length / seconds:.0f} tokens/s")
             if options.profile:
                 profile(engine, sizes, options.repeat, options.context)
             del engine

@@ -13,7 +13,10 @@ namespace {
 constexpr double kMacsPerMicrosecond = 40e3, kBytesPerMicrosecond = 25e3;
 constexpr size_t kMaxTreeNodes = size_t{1} << 16;  // or as many as the context has positions
 constexpr size_t kChunks = 8;  // pieces of a phase for each thread
-constexpr size_t kGrain = 4;   // panels that stay together; even, for gate and up
+constexpr size_t kGrain = 2;   // panels that stay together; even, for gate and up
+constexpr size_t kPiece = 4;   // panels of a piece of a product
+constexpr size_t kFetch = 128 << 10;  // bytes that a waiting thread fetches
+constexpr size_t kFetchLines = 8;     // cache lines at a time
 
 [[noreturn]] void refuse(const std::string& message) { throw std::invalid_argument(message); }
 
@@ -228,7 +231,13 @@ void Pass::reserve() {
 }
 
 void Pass::add_chunks(Stage part, Work work, size_t index, size_t chunks) {
-    phases_.push_back({part, work, index, chunks});
+    const bool alone = chunks == 1 && !steps_.empty() && steps_.back().chunks == 1;
+    steps_.push_back({part, work, index, chunks});
+    if (alone) {
+        ++phases_.back().last;
+        return;
+    }
+    phases_.push_back({steps_.size() - 1, steps_.size(), 0});
     add_phase(chunks);
 }
 
@@ -264,7 +273,7 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
         Product own = job;
         own.out += begin * kPanel;
         own.rows = matrices.size() == 1 ? job.rows : matrix.panels * kPanel;
-        products_.push_back({&matrix, rows.floats(), stride, own, begin, arranges && like == i, 0});
+        products_.push_back({&matrix, rows.floats(), stride, own, begin, arranges && like == i});
         panels += matrix.panels;
     }
     // The gate multiplies what `up` has left, so it comes behind it.
@@ -275,9 +284,20 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
         std::swap(products_[first], products_[first + 1]);
         panels /= 2;
     }
+    // One row is arranged sooner by one thread than others are asked to help.
+    if (arranged)
+        add(Stage::arrange, &Pass::arrange, first, job.n == 1 ? 1 : matrices[0].inputs, 256);
+    const size_t chunks = threads_ == 1 ? 1 : whole_chunks(panels);
     products_[first].parts = matrices.size();
-    if (arranged) add(Stage::arrange, &Pass::arrange, first, matrices[0].inputs, 256);
-    add(part, &Pass::multiply, first, panels, kGrain);
+    products_[first].panels = panels;
+    products_[first].chunks = chunks;
+    add_chunks(part, &Pass::multiply, first, chunks);
+}
+
+// Pieces of kPiece panels; as many for each thread.
+size_t Pass::whole_chunks(size_t panels) const {
+    const size_t pieces = (panels + kPiece - 1) / kPiece;
+    return (pieces + threads_ - 1) / threads_ * threads_;
 }
 
 void Pass::plan() {
@@ -290,6 +310,54 @@ void Pass::plan() {
         plan_layer(layers_[i]);
     }
     if (logits_) plan_head(shape_.layers.size(), heads);
+    plan_fetches();
+}
+
+// Tells each phase which product comes next.
+void Pass::plan_fetches() {
+    fetched_.resize(model_.threads());
+    size_t next = steps_.size();
+    for (size_t phase = phases_.size(); phase-- > 0;) {
+        phases_[phase].next = next;
+        for (size_t step = phases_[phase].last; step-- > phases_[phase].first;)
+            if (steps_[step].work == &Pass::multiply) next = step;
+    }
+}
+
+// Panels of a product that a thread owns.
+std::pair<size_t, size_t> Pass::owned_panels(size_t product, size_t thread) const {
+    const auto& [panels, chunks] = std::pair(products_[product].panels, products_[product].chunks);
+    const auto edge = [&](size_t i) {
+        return chunk_range(panels, first_owned(chunks, i, threads_), chunks, kGrain).first;
+    };
+    return {edge(thread), edge(thread + 1)};
+}
+
+// Where the weights lie that are read first from a panel of a product on.
+const uint8_t* Pass::start_of(size_t product, size_t panel) const {
+    for (size_t i = product; i < product + products_[product].parts; ++i) {
+        const PendingProduct& linear = products_[i];
+        if (panel >= linear.first && panel < linear.first + linear.matrix->panels)
+            return linear.matrix->data.bytes() + (panel - linear.first) * linear.matrix->panel_bytes;
+    }
+    return nullptr;
+}
+
+// Fetches what a thread owns of the next product, up to what its cache has room for.
+void Pass::wait(size_t phase, size_t thread, size_t) {
+    if (phases_[phase].next == steps_.size() || threads_ == 1) return;
+    const size_t product = steps_[phases_[phase].next].index;
+    Fetched& fetched = fetched_[thread];
+    if (fetched.product != product) {
+        const auto [first, last] = owned_panels(product, thread);
+        const size_t bytes = (last - first) * products_[product].matrix->panel_bytes;
+        const uint8_t* from = start_of(product, first);
+        fetched = {product, from, from + std::min(bytes, kFetch)};
+    }
+    for (size_t line = 0; line < kFetchLines && fetched.next < fetched.end; ++line) {
+        __builtin_prefetch(fetched.next, 0, 2);
+        fetched.next += 64;
+    }
 }
 
 // The logits of what the layers before `layer` give, behind those of `place` other heads.
@@ -314,7 +382,7 @@ void Pass::plan_screen() {
     work_.screened.reserve(screen.arranged_bytes(headed_.size()));
     screened_->bounded.assign(headed_.size(), 1);
     add(Stage::arrange, &Pass::arrange_screen, 0, headed_.size(), 1);
-    add(Stage::head, &Pass::multiply_screen, 0, screen.panels(), kGrain);
+    add(Stage::head, &Pass::multiply_screen, 0, screen.panels(), kPiece);
 }
 
 void Pass::plan_layer(size_t layer) {
@@ -349,8 +417,8 @@ void Pass::plan_layer(size_t layer) {
 }
 
 void Pass::work(size_t phase, size_t chunk, size_t thread) {
-    if (!clock_.starts.empty()) return work_timed(phase, chunk, thread);
-    run(phases_[phase], chunk, thread);
+    for (size_t step = phases_[phase].first; step < phases_[phase].last; ++step)
+        clock_.starts.empty() ? run(steps_[step], chunk, thread) : run_timed(step, chunk, thread);
 }
 
 void Pass::arrange(size_t product, size_t chunk, size_t chunks, Buffer&) {
@@ -373,17 +441,14 @@ void Pass::arrange_screen(size_t, size_t chunk, size_t chunks, Buffer&) {
 }
 
 void Pass::multiply_screen(size_t, size_t chunk, size_t chunks, Buffer&) {
-    const auto [begin, end] = chunk_range(model_.screen->panels(), chunk, chunks, kGrain);
+    const auto [begin, end] = chunk_range(model_.screen->panels(), chunk, chunks, kPiece);
     model_.screen->multiply(work_.screened.bytes(), headed_.size(), logits_, screened_->bounds,
                             begin, end);
 }
 
 void Pass::multiply(size_t product, size_t chunk, size_t chunks, Buffer& scratch) {
     const size_t parts = products_[product].parts;
-    size_t panels = 0;
-    for (size_t i = product; i < product + parts; ++i)
-        panels = std::max(panels, products_[i].first + products_[i].matrix->panels);
-    const auto [begin, end] = chunk_range(panels, chunk, chunks, kGrain);
+    const auto [begin, end] = chunk_range(products_[product].panels, chunk, chunks, kGrain);
     for (size_t i = product; i < product + parts; ++i) {
         const PendingProduct& linear = products_[i];
         const size_t from = std::max(begin, linear.first);

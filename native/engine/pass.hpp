@@ -25,19 +25,30 @@ public:
 
 protected:
     void work(size_t phase, size_t chunk, size_t thread) override;
+    void wait(size_t phase, size_t thread, size_t turn) override;
 
 private:
     using Work = void (Pass::*)(size_t index, size_t chunk, size_t chunks, Buffer& scratch);
     // `index` is a layer, or a product's place in `products_`.
-    struct Phase {
+    struct Step {
         Stage part;
         Work work;
         size_t index, chunks;
     };
+    // Steps that follow each other without a wait: one, or several that one thread does alone.
+    struct Phase {
+        size_t first, last;  // steps first .. last - 1
+        size_t next;         // the first step behind them that is a product, or as many as there are
+    };
+    // What a thread that waits has fetched so far of what it will read next.
+    struct alignas(64) Fetched {
+        size_t product = SIZE_MAX;
+        const uint8_t *next = nullptr, *end = nullptr;
+    };
     // Kept only while the model is profiling.
     struct Clock {
-        std::vector<double> starts;           // of each phase
-        std::vector<std::vector<double>> busy;  // [thread][phase]
+        std::vector<std::vector<double>> starts;  // [thread][step], 0: the thread took no part
+        std::vector<std::vector<double>> busy;  // [thread][step]
     };
     // How the queries of one kv head are divided into kernel calls.
     struct QuerySplit {
@@ -56,7 +67,8 @@ private:
         size_t span, nodes;
         std::vector<size_t> branches;
     };
-    // A matrix, the rows that it multiplies, and what becomes of the results.
+    // A matrix, the rows that it multiplies, and what becomes of the results. Those that are
+    // multiplied in one phase lie side by side.
     struct PendingProduct {
         const Matrix* matrix;
         const float* rows;
@@ -64,7 +76,8 @@ private:
         Product job;
         size_t first;   // panel of all that it begins with
         bool arranges;  // whether it lays its inputs out; else others do, or nobody
-        size_t parts;   // matrices that are multiplied in one phase, at the first of them
+        // Matrices that are multiplied in one phase, their panels, and its chunks; at the first.
+        size_t parts = 0, panels = 0, chunks = 0;
     };
 
     void check(const Branch& branch);
@@ -80,18 +93,23 @@ private:
     void plan_head(size_t layer, size_t place);
     void add_chunks(Stage part, Work work, size_t index, size_t chunks);
     void add(Stage part, Work work, size_t index, size_t things, size_t least);
+    void plan_fetches();
+    size_t whole_chunks(size_t panels) const;
+    const uint8_t* start_of(size_t product, size_t panel) const;
+    std::pair<size_t, size_t> owned_panels(size_t product, size_t thread) const;
     void add_rows(Work work, size_t layer, Stage part = Stage::norm) {
         add(part, work, layer, n_, 1);
     }
     void multiply_later(Stage part, std::span<const Matrix> matrices, const Buffer& bias,
                         const Buffer& rows, size_t stride, Product job,
                         std::optional<size_t> count = {});
-    void run(const Phase& phase, size_t chunk, size_t thread) {
-        (this->*phase.work)(phase.index, chunk, phase.chunks, work_.scratch[thread]);
+    void run(const Step& step, size_t chunk, size_t thread) {
+        (this->*step.work)(step.index, chunk, step.chunks, work_.scratch[thread]);
     }
     void start_clock();
-    void work_timed(size_t phase, size_t chunk, size_t thread);
-    Spent moved(const Phase& phase) const;
+    void run_timed(size_t step, size_t chunk, size_t thread);
+    double start_of_step(size_t step) const;
+    Spent moved(const Step& step) const;
 
     void embed(size_t, size_t chunk, size_t chunks, Buffer& scratch);
     void enter_attention(size_t layer, size_t chunk, size_t chunks, Buffer&);
@@ -155,7 +173,9 @@ private:
     std::vector<Before> before_;                          // of each layer
     std::vector<size_t> shared_span_counts_;                     // of each branch
     std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
+    std::vector<Step> steps_;
     std::vector<Phase> phases_;
+    std::vector<Fetched> fetched_;  // of each thread
     std::vector<PendingProduct> products_;
     Clock clock_;
 };
