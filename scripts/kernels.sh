@@ -82,7 +82,7 @@ arm() {
   expect cortex-a53 "neon portable"
   expect cortex-a76 "neondot neon portable"
   expect max "neoni8mm neondot neon portable"
-  qemu-aarch64 -cpu max $folder/check
+  qemu-aarch64 -cpu max $folder/check | tee $folder/log
 }
 
 vnni() {
@@ -112,9 +112,13 @@ vnni() {
   } | jobs
   "$cxx" -o $folder/check $folder/{avx2,avxvnni}.*.o $folder/{kernel_check,check_*}.o
   [ -z "$sed_script" ] || echo "AVX-VNNI in the form of AVX-512:"
-  $folder/check
+  $folder/check | tee $folder/log
 }
 
+# digests FOLDER   what a comparison printed of results that do not depend on FORMATS
+digests() { sed -n 's/^\(attention\|rows\|screen\):.*\(digest.*\)/\1 \2/p' "$build/$1/log"; }
+
+rm -f $build/*/log
 [ $# -gt 0 ] || set -- arm vnni
 for part in "$@"; do
   case "$part" in
@@ -122,3 +126,7 @@ for part in "$@"; do
     *) echo "unknown part '$part'; choose arm or vnni" >&2; exit 2 ;;
   esac
 done
+if [ -e $build/arm/log ] && [ -e $build/vnni/log ]; then
+  [ "$(digests arm)" = "$(digests vnni)" ] || { echo "ARM and x86 have other results"; exit 1; }
+  echo "ARM and x86 have the same results"
+fi
