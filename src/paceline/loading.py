@@ -10,7 +10,7 @@ from threading import Thread
 from typing import NamedTuple
 
 from paceline import registry
-from paceline.arguments import check_integer, check_size, check_text, described, wrong
+from paceline.arguments import check_integer, check_text, described, wrong
 from paceline.attention.base import Pattern
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.engines import open_engine
@@ -20,6 +20,7 @@ from paceline.engines.factory import open_nested
 from paceline.errors import ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.extension import extend_context
+from paceline.models.nested import parse_memory
 from paceline.models.tokenizer import same_tokens
 from paceline.models.trace import Trace, known_trace
 
@@ -65,7 +66,7 @@ def open_model(
     if pattern is not None and not isinstance(pattern, Pattern):
         raise wrong("attention", attention, "a name or a Pattern")
     parts = parse_ensemble(source) if isinstance(source, str) else [(source, 1.0)]
-    size = None if memory is None else check_size("memory", memory)
+    size = None if memory is None else parse_memory("memory", memory)
     if size is not None and len(parts) > 1:
         raise RequestError(
             f"memory is that of one checkpoint, and {len(parts)} are named; leave it out, or name "

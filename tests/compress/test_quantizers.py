@@ -187,9 +187,10 @@ def test_codebooks_weigh_errors_by_fisher_information():
 def test_codebooks_of_rows_are_as_good_as_any_split_of_few_values():
     """All splits of six numbers into two clusters: k-means finds one that no move betters."""
     values = torch.tensor([[-3.0, -2.0, 0.0, 0.5, 4.0, 4.5]])
-    found = RowClusters(values, torch.ones(1, 6)).fit(2)
+    clusters = RowClusters(values, torch.ones(1, 6))
+    found = clusters.fit(2)
     torch.testing.assert_close(found, torch.tensor([[-1.125, 4.25]]))
-    parts = RowClusters(values, torch.ones(1, 6)).split(found)
+    parts, _ = clusters.split(found, clusters.bounds(found))
     torch.testing.assert_close(parts, torch.tensor([[-2.5, 0.25, 4.0, 4.5]]))
 
 

@@ -25,6 +25,7 @@ from paceline.models.tensors import (
     Grouped,
     Linear,
     LowRank,
+    NestedCodes,
     Pivoted,
     SignBlocks,
     Sparse,
@@ -110,6 +111,20 @@ def two_grained(random, rows, columns):
     )
 
 
+def nested_codes(random, rows, columns):
+    bits = int(random.integers(1, 6))
+    count = int(random.integers(1, bits + 1))
+    planes = random.random((bits, rows, columns)) < 0.5
+    tables = [
+        random.normal(size=(rows, 1 << width)).astype(np.float16)
+        for width in range(bits - count + 1, bits + 1)
+    ]
+    losses = -np.sort(-random.random(count)).astype(F32)
+    return NestedCodes(
+        np.packbits(planes, axis=-1, bitorder="little"), tuple(tables), columns, losses
+    )
+
+
 def bit_planes(random, rows, columns):
     planes, group = int(random.integers(1, 4)), int(random.integers(1, columns + 1))
     groups = -(-columns // group)
@@ -172,6 +187,7 @@ def any_form(random, rows, columns, depth=0):
         lambda: grouped(random, rows, columns, kind),
         lambda: codebook(random, rows, columns),
         lambda: two_grained(random, rows, columns),
+        lambda: nested_codes(random, rows, columns),
         lambda: bit_planes(random, rows, columns),
         lambda: sparse(random, rows, columns, kind),
         lambda: sign_blocks(random, rows, columns),
@@ -467,7 +483,7 @@ def test_a_missing_array_is_refused(seed):
 
 
 @pytest.mark.parametrize("inputs", [0, -1, 3, 17, 10**12, 10**30, 1.5, None])
-@pytest.mark.parametrize("make", [grouped, two_grained, bit_planes, sparse])
+@pytest.mark.parametrize("make", [grouped, two_grained, nested_codes, bit_planes, sparse])
 def test_a_width_that_the_bytes_do_not_have_is_refused(make, inputs):
     """Whatever a file claims, no more is allocated than it holds."""
     arrays = dict(make(np.random.default_rng(0), 3, 16).tensors())

@@ -54,10 +54,10 @@ def convert(
     The tokenizer, the chat template and the sampling defaults come along. A model that the format
     cannot describe is refused before anything is written, and no half-written file is left.
     """
-    from paceline.arguments import check_size
     from paceline.models import load
+    from paceline.models.nested import parse_memory
 
-    size = None if memory is None else check_size("--memory", memory)
+    size = None if memory is None else parse_memory("--memory", memory)
     opened = load(model, size)
     _check_target(out, opened.path, overwrite)
     export = _prepare(opened, out, weight_format, lossless)

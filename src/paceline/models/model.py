@@ -17,6 +17,7 @@ from paceline.models.gguf_config import read_gguf_config
 from paceline.models.gguf_tokenizer import open_gguf_tokenizer
 from paceline.models.hf_config import read_config
 from paceline.models.hub import display_name, locate
+from paceline.models.nested import Width
 from paceline.models.tokenizer import Tokenizer, open_tokenizer
 from paceline.models.weights import Weights, open_gguf_weights, open_weights
 
@@ -96,12 +97,13 @@ class Model:
         return sorted((self.path / "config.json", *self.path.glob("*.safetensors")))
 
 
-def load(source: str | Path | None = None, memory: int | None = None) -> Model:
+def load(source: str | Path | None = None, memory: int | Width | None = None) -> Model:
     """Open a checkpoint; check its settings and the names and shapes of its tensors.
 
     Args:
         source: a folder, a GGUF file, a hub id, or None for the embedded model; see `hub.locate`.
-        memory: bytes that the weights may take; of nested matrices the last blocks are left out.
+        memory: bytes that the weights may take, or bits of their codes; of nested matrices the
+            last blocks are left out.
 
     Raises:
         ModelError: what is wrong with it, and what to do.

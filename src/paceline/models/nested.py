@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from paceline.arguments import check_size
+
+_WIDTH = re.compile(r"([1-8]) ?bits?")
+
+
+@dataclass(frozen=True)
+class Width:
+    """Bits of the codes that are loaded, instead of a memory.
+
+    Attributes:
+        bits: of a code.
+    """
+
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -53,3 +69,14 @@ def _next(name: str, matrix: NestedSizes, count: int) -> list[tuple[float, str, 
     size = matrix.sizes[count] - matrix.sizes[count - 1]
     saved = matrix.losses[count - 1] - matrix.losses[count]
     return [(-saved / max(size, 1), name, size)]
+
+
+def parse_memory(name: str, value: object) -> int | Width:
+    """Return bytes, given as an integer or as text such as `80MB`, or the width in `4bits`.
+
+    Raises:
+        RequestError: it is none of these.
+    """
+    if isinstance(value, str) and (match := _WIDTH.fullmatch(value.strip())):
+        return Width(int(match[1]))
+    return check_size(name, value)

@@ -19,7 +19,7 @@ from paceline.models.formats.gguf import GGUFFile, GGUFTensor
 from paceline.models.formats.packed import FileTensor, Packed, Packing
 from paceline.models.formats.safetensors import Stored, open_tensors
 from paceline.models.formats.stored_forms import StoredForms
-from paceline.models.nested import NestedSizes, choose_blocks
+from paceline.models.nested import NestedSizes, Width, choose_blocks
 from paceline.models.tensor_names import Place, Shape, places
 from paceline.models.tensors import (
     BlockQuantized,
@@ -144,8 +144,11 @@ class Weights(Mapping[str, Linear | Floats]):
         """Which blocks of nested matrices are read, as text; empty where all are."""
         return ",".join(f"{name}={count}" for name, count in sorted(self._blocks.items()))
 
-    def fit(self, memory: int) -> Weights:
-        """Return the weights with as many blocks of nested matrices as fit into `memory` bytes.
+    def fit(self, memory: int | Width) -> Weights:
+        """Return the weights with as many blocks of nested matrices as fit.
+
+        Args:
+            memory: bytes of all weights, or bits of the codes of each nested matrix.
 
         Raises:
             ModelError: no matrix is nested, or the smallest form does not fit.
@@ -159,8 +162,31 @@ class Weights(Mapping[str, Linear | Floats]):
         if not nested:
             raise ModelError(
                 f"{self.path} has no blocks that could be left out to fit a memory; compress the "
-                "original with the recipe bitstack, or leave the memory out"
+                "original with the recipe bitstack or any_precision, or leave the memory out"
             )
+        if isinstance(memory, Width):
+            blocks = {name: self._blocks_of(matrix, memory) for name, matrix in nested.items()}
+        else:
+            blocks = self._fitting(nested, memory)
+        left_out = {name: n for name, n in blocks.items() if n < len(nested[name].losses)}
+        return Weights(self.path, self._tensors, self._places, left_out)
+
+    def _blocks_of(self, matrix: Nested, width: Width) -> int:
+        """Return how many blocks of a matrix make codes of a width."""
+        if not matrix.widths:
+            raise ModelError(
+                f"the blocks of {self.path} are no bits of codes; give the memory in bytes, e.g. "
+                "80MB"
+            )
+        if width.bits not in matrix.widths:
+            raise ModelError(
+                f"{self.path} is loaded with {matrix.widths[0]} to {matrix.widths[-1]} bits, not "
+                f"{width.bits}"
+            )
+        return matrix.widths.index(width.bits) + 1
+
+    def _fitting(self, nested: Mapping[str, Nested], memory: int) -> dict[str, int]:
+        """Return how many blocks of each nested matrix fit into `memory` bytes."""
         whole = Weights(self.path, self._tensors, self._places).nbytes()
         rest = whole - sum(matrix.nbytes for matrix in nested.values())
         sizes = {
@@ -174,8 +200,7 @@ class Weights(Mapping[str, Linear | Floats]):
                 f"{self.path} takes at least {least} bytes, more than the {memory} of the memory; "
                 "give more, or compress embedding and head, too (--head)"
             )
-        left_out = {name: n for name, n in blocks.items() if n < len(nested[name].losses)}
-        return Weights(self.path, self._tensors, self._places, left_out)
+        return blocks
 
     def formats(self) -> tuple[str, ...]:
         """Return the formats in use, e.g. `("bf16",)` or `("bf16", "int8")`."""

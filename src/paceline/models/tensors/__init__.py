@@ -18,6 +18,7 @@ from paceline.models.tensors.codebook import Codebook
 from paceline.models.tensors.composed import LowRank, Sum
 from paceline.models.tensors.dense import Dense
 from paceline.models.tensors.grouped import Grouped
+from paceline.models.tensors.nested_codes import NestedCodes
 from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
 from paceline.models.tensors.pivoted import Pivoted
 from paceline.models.tensors.sign_blocks import SignBlocks
@@ -35,6 +36,7 @@ __all__ = [
     "Linear",
     "LowRank",
     "Nested",
+    "NestedCodes",
     "PackedFloats",
     "Pivoted",
     "SignBlocks",

@@ -126,6 +126,11 @@ class Nested(Linear):
         """Return the matrix of the first blocks, at least one."""
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Bits of a code with each number of blocks; empty where blocks are no bits of codes."""
+        return ()
+
+    @property
     def sizes(self) -> tuple[int, ...]:
         """Bytes of the first block, of the first two, and so on; the last is `nbytes`."""
         return tuple(self.first(count).nbytes for count in range(1, len(self.losses) + 1))

@@ -29,6 +29,7 @@ class RowClusters:
         share = share.gather(1, ordered.indices)
         start = torch.zeros(len(values), 1, dtype=torch.float64)
         self._values = ordered.values
+        self._ranks = ordered.indices.argsort(1)
         self._weights = torch.cat([start, share.cumsum(1)], 1)
         self._sums = torch.cat([start, (share * ordered.values).cumsum(1)], 1)
 
@@ -47,16 +48,16 @@ class RowClusters:
         # Between quantiles and equal distances: tails have few values, and large errors.
         return self._lloyd((entries + low + (high - low) * ends) / 2)
 
-    def split(self, entries: Tensor) -> Tensor:
-        """Return twice as many entries: each cluster is parted in two, by k-means within it.
+    def split(self, entries: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        """Return twice as many clusters: each is parted in two, by k-means within it.
 
         Args:
             entries: float32 [rows, count], ascending; entry i becomes entries 2i and 2i + 1.
+            bounds: where the clusters start among the sorted values; see `bounds`.
         """
         import torch
 
         rows, count = entries.shape
-        bounds = self._bounds(entries.double())
         first, last = bounds[:, :-1], bounds[:, 1:]
         middle = self._mean(first, last, entries.double())
         for _ in range(_ROUNDS):
@@ -68,24 +69,35 @@ class RowClusters:
             if torch.equal(moved, middle):
                 break
             middle = moved
-        return torch.stack([low, high], 2).reshape(rows, 2 * count).float()
+        cut = torch.searchsorted(self._values, middle.contiguous(), right=True)
+        cut = torch.minimum(torch.maximum(cut, first), last)
+        parted = torch.stack([low, high], 2).reshape(rows, 2 * count).float()
+        starts = torch.stack([first, cut], 2).reshape(rows, 2 * count)
+        return parted, torch.cat([starts, bounds[:, -1:]], 1)
+
+    def codes(self, bounds: Tensor) -> Tensor:
+        """Return the cluster of each value, int64 [rows, N]; see `bounds`."""
+        import torch
+
+        inner = bounds[:, 1:-1].contiguous()
+        return torch.searchsorted(inner, self._ranks.contiguous(), right=True)
 
     def _lloyd(self, entries: Tensor) -> Tensor:
         import torch
 
         for _ in range(_ROUNDS):
-            bounds = self._bounds(entries)
+            bounds = self.bounds(entries)
             moved = self._mean(bounds[:, :-1], bounds[:, 1:], entries)
             if torch.equal(moved, entries):
                 break
             entries = moved
         return entries.sort(1).values.float()
 
-    def _bounds(self, entries: Tensor) -> Tensor:
+    def bounds(self, entries: Tensor) -> Tensor:
         """Return where each cluster starts in the sorted values, and where the last one ends."""
         import torch
 
-        rows = len(entries)
+        rows, entries = len(entries), entries.double()
         between = ((entries[:, 1:] + entries[:, :-1]) / 2).contiguous()
         inner = torch.searchsorted(self._values, between, right=True)
         start = torch.zeros(rows, 1, dtype=torch.int64)
