@@ -97,13 +97,10 @@ FEATURES = (
     ),
     Feature(
         "weight-only formats",
-        "Multiply int8, int4 and ternary weights by activations, with grouped scales, on the CPU.",
+        "Multiply int8, int4 and ternary weights by activations, with grouped scales, on the CPU; "
+        "`paceline compress --target-loss` finds the smallest recipe that loses no more.",
         "src/paceline/engines/formats.py",
-        (19, 267),
-        {
-            19: "the search for a group size for each matrix",
-            267: "the automatic choice of a recipe that meets an accuracy target",
-        },
+        (267,),
     ),
     Feature(
         "lossless packing",

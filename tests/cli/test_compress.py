@@ -20,6 +20,7 @@ from paceline.lm import LM
 from paceline.models import load
 from paceline.models.formats import writer
 from paceline.models.tensors import Dense, Linear
+from paceline.planning.recipe_search import RECIPES
 from tests.conftest import shared
 
 
@@ -331,3 +332,27 @@ def test_a_gguf_file_has_its_card_beside_it(tmp_path, paceline):
     again = paceline(*words, "--no-measure")
     assert again.code == 2
     assert "exists already; name a new file" in again.err
+
+
+def test_the_command_searches(tmp_path, paceline):
+    out, text = tmp_path / "small", tmp_path / "text.txt"
+    text.write_text("Once upon a time there was a little girl named Lily. " * 120)
+    words = ("compress", shared("models", "stories260K"), out, "--text", text, "--windows", 2)
+    done = paceline(*words, "--target-loss", 5, "--rows", 2, "--length", 32, "--json").json
+    assert done["recipe"] == RECIPES[0]
+    assert done["notes"][0].startswith(f"Tried `{RECIPES[0]}`")
+    assert json.loads((out / "card.json").read_text())["name"] == "small"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "give --recipe, or --target-loss"),
+        (("--recipe", "rtn", "--target-loss", 1), "one of them"),
+        (("--target-loss", 1, "--no-measure"), "leave --no-measure out"),
+    ],
+)
+def test_a_search_needs_what_it_measures(tmp_path, paceline, options, said):
+    done = paceline("compress", shared("models", "stories260K"), tmp_path / "small", *options)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())

@@ -158,6 +158,10 @@ def test_fine_scales_take_few_bits():
         ("rtn:levels=odd", "expected even or learned"),
         ("rtn:levels=learned,symmetric=false", "symmetric grids"),
         ("rtn:levels=learned,bits=8", "up to 6 bits"),
+        ("dgq:bits=5", "dgq:bits is 5"),
+        ("dgq:levels=learned,symmetric=true", "leave levels"),
+        ("nupes:levels=learned", "leave both out"),
+        ("finequant:group=0", "finequant:group is 0"),
         ("gptq:order=size", "expected activation or given"),
         ("gptq:passes=-1", "gptq:passes is -1"),
     ],
@@ -201,6 +205,19 @@ def test_groups_are_small_where_outliers_are():
     assert method.group_of(even) == 256
     assert method.group_of(uneven) == 16
     assert method.group_of(torch.zeros(2, 256)) == 256
+
+
+def test_steps_and_codes_make_whole_bytes():
+    x = inputs(96)
+    for spec in ("dgq", "dgq:bits=3,group=16,symmetric=true", "dgq:group=0"):
+        stored = quantizers.parse(spec).compress(weights(24, 96), statistics(x))
+        bytes_of = stored.dense() / stored.units[:, None]
+        np.testing.assert_array_equal(bytes_of, bytes_of.round())
+        assert np.abs(bytes_of).max() <= 127
+        np.testing.assert_array_equal(stored.grouped.dense(), stored.dense())
+    assert error("dgq", weights(64, 96), x) < 1.1 * error(
+        "rtn:group=32,symmetric=false", weights(64, 96), x
+    )
 
 
 def test_weights_apart_take_a_byte_and_a_number_each():

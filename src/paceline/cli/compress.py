@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,11 @@ class CalibrationOptions:
             return calibration(model, count=1, length=min(self.length, 64))
         own = _own(model, self.seed)
         return calibration(model, self.calibration, self.rows, self.length, self.seed, own)
+
+    def texts_where_needed(self, model: Model, recipe: Recipe) -> Calibration:
+        """Return the texts; a few by default where no method looks at data, as one of several."""
+        options = self if recipe.needs_data else CalibrationOptions()
+        return options.texts(model, recipe)
 
 
 @dataclass(frozen=True)
@@ -140,12 +146,20 @@ def compress(
     ],
     *,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Methods with + between them, e.g. 'awq+gptq:bits=4,group=32', or a .toml file "
             "with rules; see `paceline methods`."
         ),
-    ],
+    ] = None,
+    target_loss: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Instead of a recipe: try recipes of 4 bits and more, the smallest first, until "
+            "one loses at most so many nats a token on the text.",
+        ),
+    ] = None,
     head: Annotated[
         str, typer.Option(help="Recipe of embedding and head: without data, or `keep`.")
     ] = "keep",
@@ -175,16 +189,40 @@ def compress(
     from paceline.models import load
 
     torch.set_num_threads(threads or usable_cores())
-    plan = parse_recipe(recipe, head)
+    if (recipe is None) == (target_loss is None):
+        raise RequestError("give --recipe, or --target-loss to have one searched; one of them")
     opened = load(model)
-    job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
     suites = card.suites()
-    windows = card.read(opened) if card.measure else None
     start = perf_counter()
-    texts = calibration.texts(opened, plan)
-    with counting(len(opened.config.layers), "blocks") as tick:
-        size = job.run(texts, tick)
+    trials: tuple[tuple[str, float], ...] = ()
+    if target_loss is not None:
+        from paceline.planning.recipe_search import RecipeSearch
+
+        if out.suffix == ".gguf" or not card.measure:
+            raise RequestError(
+                "--target-loss measures what it writes: leave --no-measure out, and name a folder"
+            )
+        windows: Windows | None = card.read(opened)
+        assert windows is not None
+        search = RecipeSearch(opened, out, target_loss, windows, head, again, threads)
+        layers = len(opened.config.layers) * len(search.recipes)
+        with counting(layers, "blocks") as tick:
+            job, texts, size, trials = search.run(
+                partial(calibration.texts_where_needed, opened), tick
+            )
+    else:
+        assert recipe is not None
+        plan = parse_recipe(recipe, head)
+        job = (GGUFJob if out.suffix == ".gguf" else CompressionJob)(opened, out, plan, again)
+        windows = card.read(opened) if card.measure else None
+        texts = calibration.texts(opened, plan)
+        with counting(len(opened.config.layers), "blocks") as tick:
+            size = job.run(texts, tick)
     content = describe(job, texts, size, perf_counter() - start, peak_bytes())
+    content["notes"] = [
+        *content["notes"],
+        *(f"Tried `{name}`: {lost:.4f} nats a token lost." for name, lost in trials),
+    ]
     write_card(out, content)
     say(
         f"wrote {out}: {size.total / 1e6:.1f} MB, {size.bits_per_weight:.2f} bits for a weight of "
