@@ -16,10 +16,12 @@ cd "$(dirname "$0")/.."
 build=build/kernels
 mkdir -p $build
 flags=(-std=c++20 -O1 -Wall -Wextra -ffp-contract=off -Inative -Itests/native)
-sources=(blocks kernels head_screen top_k)
+sources=(blocks grouped kernels head_screen top_k)
 few='USE(Q4_0,q4_0) USE(Q8_0,q8_0) USE(Q2K,q2_k) USE(Q3K,q3_k) USE(Q5K,q5_k) USE(Q6K,q6_k)'
 few="$few USE(Tq1_0,tq1_0)"
-[ "${FORMATS:-}" = all ] || flags+=("-DGGUF_FORMATS(USE)=$few")
+groups='USE(3,group3,PlainScales<3>) USE(8,group8_zero,ZeroScales<8>)'
+groups="$groups USE(5,nested5_zero,NestedZeros<5>) USE(4,levels4,NestedLevels<4>)"
+[ "${FORMATS:-}" = all ] || flags+=("-DGGUF_FORMATS(USE)=$few" "-DGROUP_FORMATS(USE)=$groups")
 
 # jobs   runs lines of its input, two at a time
 jobs() { tr '\n' '\0' | xargs -0 -P 2 -I {} bash -c {}; }

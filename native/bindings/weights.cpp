@@ -18,6 +18,7 @@ namespace {
 
 using Codes = arrays::Input<uint8_t, 2>;
 using Zeros = arrays::Input<uint16_t, 2>;
+using Levels = arrays::Input<int8_t, 1>;
 using Weight = nb::ndarray<nb::ro, nb::device::cpu>;
 
 constexpr size_t kMappedBytes = size_t{1} << 16;  // smaller weights are not worth giving back
@@ -66,15 +67,29 @@ void set_weight(Engine& engine, const std::string& name, Weight weight, bool map
     });
 }
 
+// Of scales in two grains.
+struct Nested {
+    std::optional<Codes> steps;
+    std::optional<Levels> levels;
+};
+
 // Arrays that describe integers with scales; `codes` may be null where they are not read.
 GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Matrix32& scales,
-                         const std::optional<Zeros>& zeros,
+                         const std::optional<Zeros>& zeros, const Nested& nested,
                          const std::vector<int32_t>* block_groups) {
-    const size_t rows = scales.shape(0), groups = scales.shape(1);
+    const size_t rows = scales.shape(0);
+    const size_t groups = nested.steps ? nested.steps->shape(1) : scales.shape(1);
     if (bits < 1 || bits > 8)
         refuse("codes have " + std::to_string(bits) + " bits, expected 1 to 8");
-    if (zeros && (zeros->shape(0) != rows || zeros->shape(1) != groups))
-        refuse("zero points and scales differ in size");
+    const auto expect = [&](const auto& array, size_t columns, const char* what) {
+        if (array && (array->shape(0) != rows || array->shape(1) != columns))
+            refuse(std::string(what) + " and scales differ in size");
+    };
+    expect(zeros, groups, "zero points");
+    expect(nested.steps, groups, "steps");
+    if (nested.steps && scales.shape(1) != 1) refuse("rows have one scale beside their steps");
+    if (nested.levels && (!nested.steps || zeros || nested.levels->size() != size_t{1} << bits))
+        refuse("levels are one for each code, with steps and without zero points");
     if (block_groups) {
         if (block_groups->size() != (inputs + kBlockInputs - 1) / kBlockInputs)
             refuse("block_groups has " + std::to_string(block_groups->size()) +
@@ -90,24 +105,37 @@ GroupedRows grouped_rows(int bits, const uint8_t* codes, size_t inputs, const Ma
             .codes = codes,
             .scales = scales.data(),
             .zeros = zeros ? zeros->data() : nullptr,
-            .block_groups = block_groups ? block_groups->data() : nullptr};
+            .block_groups = block_groups ? block_groups->data() : nullptr,
+            .steps = nested.steps ? nested.steps->data() : nullptr,
+            .levels = nested.levels ? nested.levels->data() : nullptr};
 }
 
-bool format_holds(const std::string& format, int bits, Matrix32 scales,
-                  std::optional<Zeros> zeros) {
+bool format_holds(const std::string& format, int bits, Matrix32 scales, std::optional<Zeros> zeros,
+                  std::optional<Codes> steps, std::optional<Levels> levels) {
     const FormatKernels& kernels = find_format(*runnable().back(), format);
-    const GroupedRows rows = grouped_rows(bits, nullptr, 0, scales, zeros, nullptr);
+    const GroupedRows rows = grouped_rows(bits, nullptr, 0, scales, zeros,
+                                          {steps, levels}, nullptr);
     nb::gil_scoped_release unlocked;
     return kernels.holds && kernels.holds(rows);
 }
 
+// Bits of a weight in rows of so many inputs.
+double format_bits(const std::string& format, size_t inputs, size_t group) {
+    const FormatKernels& kernels = find_format(*runnable().back(), format);
+    if (!inputs || !group) refuse("rows and groups need inputs");
+    return 8.0 * static_cast<double>(kernels.panel_bytes(inputs, group)) /
+           static_cast<double>(kPanel * inputs);
+}
+
 void load_weight(Engine& engine, const std::string& name, int bits, Codes codes, Matrix32 scales,
-                 std::optional<Zeros> zeros, Ints block_groups, std::optional<Ints> order) {
+                 std::optional<Zeros> zeros, Ints block_groups, std::optional<Ints> order,
+                 std::optional<Codes> steps, std::optional<Levels> levels) {
     const size_t inputs = codes.shape(1);
     if (codes.shape(0) != scales.shape(0)) refuse("codes and scales differ in rows");
     const std::vector<int32_t> groups(block_groups.data(),
                                       block_groups.data() + block_groups.size());
-    const GroupedRows rows = grouped_rows(bits, codes.data(), inputs, scales, zeros, &groups);
+    const GroupedRows rows = grouped_rows(bits, codes.data(), inputs, scales, zeros,
+                                          {steps, levels}, &groups);
     std::vector<int32_t> places;
     if (order) {
         places.assign(order->data(), order->data() + order->size());
@@ -142,9 +170,11 @@ void load_blocks(Engine& engine, const std::string& name, Codes data, size_t inp
     });
 }
 
-void set_format(Engine& engine, const std::string& name, const std::string& format, bool apart) {
+void set_format(Engine& engine, const std::string& name, const std::string& format, bool apart,
+                size_t group) {
     locked(engine, [&] {
-        engine.model.weights.set_format(name, find_format(engine.model.kernels, format), apart);
+        engine.model.weights.set_format(name, find_format(engine.model.kernels, format),
+                                        group, apart);
     });
 }
 
@@ -160,16 +190,16 @@ Logits get_weight(Engine& engine, const std::string& name) {
     return arrays::owned(std::move(values), rows, inputs);
 }
 
-// Name, format of the head beside it, whether a head may have it, bits of a weight, and whether
-// floats can be rounded to it.
-std::vector<std::tuple<std::string, std::string, bool, double, bool>> weight_formats() {
+// Name, format of the head beside it, whether a head may have it, bits of a weight, and what
+// weights it holds.
+std::vector<std::tuple<std::string, std::string, bool, double, std::string>> weight_formats() {
     constexpr size_t kInputs = 4096;
-    std::vector<std::tuple<std::string, std::string, bool, double, bool>> formats;
+    std::vector<std::tuple<std::string, std::string, bool, double, std::string>> formats;
     for (const FormatKernels* const* at = runnable().back()->formats; *at; ++at) {
-        const double bytes = static_cast<double>((*at)->panel_bytes(kInputs));
+        const double bytes = static_cast<double>((*at)->panel_bytes(kInputs, 1));
+        const char* kind = (*at)->grouped ? "groups" : (*at)->load_blocks ? "blocks" : "floats";
         formats.emplace_back((*at)->name, (*at)->head, (*at)->for_heads,
-                             8 * bytes / static_cast<double>(kPanel * kInputs),
-                             (*at)->pack != nullptr);
+                             8 * bytes / static_cast<double>(kPanel * kInputs), kind);
     }
     return formats;
 }
@@ -228,20 +258,26 @@ void bind_loading(nb::class_<Engine>& model) {
         .def("get", &get_weight, nb::arg("name"), nb::sig("def get(self, name: str) -> Floats"),
              "Return a matrix as it is stored, float32 [out, in].")
         .def("set_format", &set_format, nb::arg("name"), nb::arg("weight_format"),
-             nb::arg("apart") = false,
-             nb::sig("def set_format(self, name: str, weight_format: str, "
-                     "apart: bool = False) -> None"),
+             nb::arg("apart") = false, nb::arg("group") = 1,
+             nb::sig("def set_format(self, name: str, weight_format: str, apart: bool = False, "
+                     "group: int = 1) -> None"),
              "Choose the format of a matrix, before those that are multiplied with it have values.\n"
-             "`apart`: it is not stored together with them, as their inputs come in other orders.")
+             "`apart`: it is not stored together with them, as their inputs come in other orders.\n"
+             "`group` blocks of `BLOCK_INPUTS` inputs share a scale, where the format leaves it\n"
+             "open.")
         .def("load", &load_weight, nb::arg("name"), nb::arg("bits"), nb::arg("codes").noconvert(),
              nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
              nb::arg("block_groups").noconvert(), nb::arg("order").noconvert().none(),
+             nb::arg("steps").noconvert() = nb::none(),
+             nb::arg("levels").noconvert() = nb::none(),
              nb::sig("def load(self, name: str, bits: int, codes: NDArray[np.uint8], "
                      "scales: Floats, zeros: NDArray[np.uint16] | None, block_groups: Tokens, "
-                     "order: Tokens | None) -> None"),
+                     "order: Tokens | None, steps: NDArray[np.uint8] | None = None, "
+                     "levels: NDArray[np.int8] | None = None) -> None"),
              "Store a matrix of integers as it is: codes [out, in] with scales and zero points\n"
              "[out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at\n"
-             "each place.")
+             "each place. With `steps` [out, groups] a scale is that of its row [out, 1] times them,\n"
+             "in fp16; with `levels` [2 ** bits], codes name numbers.")
         .def("load_blocks", &load_blocks, nb::arg("name"), nb::arg("data").noconvert(),
              nb::arg("inputs"), nb::arg("mapped") = false,
              nb::sig("def load_blocks(self, name: str, data: NDArray[np.uint8], inputs: int, "
@@ -262,16 +298,22 @@ void bind_loading(nb::class_<Engine>& model) {
 void bind_formats(nb::module_& m) {
     m.attr("BLOCK_INPUTS") = kBlockInputs;
     m.def("weight_formats", &weight_formats,
-          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float, bool]]"),
+          nb::sig("def weight_formats() -> list[tuple[str, str, bool, float, str]]"),
           "Return the formats of weights: name, format of embedding and head where none is named,\n"
-          "whether these may have it, bits of a weight, and whether floats can be rounded to it;\n"
-          "if not, it holds weights of a GGUF file only.");
+          "whether these may have it, bits of a weight in groups of `BLOCK_INPUTS`, and what it\n"
+          "holds: `floats` that are rounded to it, `blocks` of a GGUF file, or integers in\n"
+          "`groups` of any multiple of `BLOCK_INPUTS`.");
+    m.def("format_bits", &format_bits, nb::arg("name"), nb::arg("inputs"), nb::arg("group") = 1,
+          nb::sig("def format_bits(name: str, inputs: int, group: int = 1) -> float"),
+          "Return the bits of a weight in rows of so many inputs; `group` as in `set_format`.");
     m.def("format_holds", &format_holds, nb::arg("name"), nb::arg("bits"),
           nb::arg("scales").noconvert(), nb::arg("zeros").noconvert().none(),
+          nb::arg("steps").noconvert() = nb::none(), nb::arg("levels").noconvert() = nb::none(),
           nb::sig("def format_holds(name: str, bits: int, scales: Floats, "
-                  "zeros: NDArray[np.uint16] | None) -> bool"),
-          "Return whether a format keeps integers with scales and zero points [out, groups] as\n"
-          "they are.");
+                  "zeros: NDArray[np.uint16] | None, steps: NDArray[np.uint8] | None = None, "
+                  "levels: NDArray[np.int8] | None = None) -> bool"),
+          "Return whether a format keeps integers with scales and zero points [out, groups], or\n"
+          "with scales in two grains, as they are.");
 }
 
 }  // namespace paceline

@@ -64,6 +64,8 @@ bool HeadScreen::fits(const FusedMatrix& head, float softcap) {
     const size_t bytes = matrix.panels * matrix.panel_bytes;
     // Bounds know of rounding in blocks that lie side by side.
     if (!matrix.order.empty()) return false;
+    // And of sums that are not much larger than the weights: codes of a file may all be small.
+    if (matrix.format->grouped && !matrix.rounded) return false;
     return matrix.data && bytes * 8 > 6 * matrix.panels * kPanel * matrix.inputs;
 }
 

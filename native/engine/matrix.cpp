@@ -70,12 +70,8 @@ private:
         const auto [begin, end] = chunk_range(panels_, chunk, chunks_);
         for (size_t panel = begin; panel < end; ++panel) {
             const size_t row = panel * kPanel;
-            GroupedRows part = rows_;
-            part.rows = std::min(rows_.rows - row, kPanel);
-            part.codes += row * rows_.inputs;
-            part.scales += row * rows_.groups;
-            if (part.zeros) part.zeros += row * rows_.groups;
-            to_.format->load(part, to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes);
+            to_.format->load(rows_.part(row, std::min(rows_.rows - row, kPanel)), to_.group,
+                             to_.data.bytes() + (first_ + panel * every_) * to_.panel_bytes);
         }
     }
 
@@ -123,12 +119,13 @@ void StoredRows::forget(size_t first, size_t last) const {
     if (mapped) forget_pages(data + first * row_bytes, (last - first) * row_bytes);
 }
 
-Matrix::Matrix(const FormatKernels& format, size_t panels, size_t inputs)
+Matrix::Matrix(const FormatKernels& format, size_t group, size_t panels, size_t inputs)
     : format(&format),
       product(&format.product),
+      group(group),
       panels(panels),
       inputs(inputs),
-      panel_bytes(format.panel_bytes(inputs)) {}
+      panel_bytes(format.panel_bytes(inputs, group)) {}
 
 bool Matrix::set_byte_activations(bool on) {
     const bool able = on && format->product8.multiply;
@@ -146,9 +143,12 @@ void Matrix::pack(const std::string& name, const TensorSource& weight, size_t fi
                   Pool& pool) {
     if (!format->pack)
         refuse("weight '" + name + "' cannot be rounded to " + format->name +
-               ": only weights of a GGUF file are kept in it");
+               ": only weights of a file are kept in it");
+    if (group != 1)
+        refuse("weight '" + name + "' can be rounded to groups of " + std::to_string(kBlockInputs) +
+               " inputs only");
     if (!order.empty()) refuse("weight '" + name + "' has its inputs in order, others have not");
-    loaded = true;
+    loaded = rounded = true;
     reserve();
     const auto packing = std::make_shared<Packing>(*this, weight, first, every, pool.size());
     pool.run(packing, pool.size());
@@ -163,6 +163,10 @@ void Matrix::load(const std::string& name, const GroupedRows& rows,
                   std::span<const int32_t> inputs_order, size_t first, size_t every, Pool& pool) {
     if (!format->holds || !format->holds(rows))
         refuse("weight '" + name + "' cannot be kept as it is in " + format->name);
+    for (size_t block = 0; format->grouped && block < (rows.inputs + kBlockInputs - 1) / kBlockInputs;
+         ++block)
+        if (rows.block_groups[block] != static_cast<int32_t>(block / group))
+            refuse("weight '" + name + "' has groups of other sizes than its format");
     if (loaded && !std::ranges::equal(order, inputs_order))
         refuse("weight '" + name + "' has its inputs in another order than others");
     order.assign(inputs_order.begin(), inputs_order.end());
@@ -189,14 +193,14 @@ void Matrix::load_blocks(const std::string& name, const StoredRows& rows, size_t
 }
 
 Matrix Matrix::gather(std::span<const int32_t> rows) const {
-    Matrix part(*format, padded(rows.size()) / kPanel, inputs);
+    Matrix part(*format, group, padded(rows.size()) / kPanel, inputs);
     part.reserve();
     part.data.zero();
     part.order = order;
     part.product = product;
     for (size_t i = 0; i < rows.size(); ++i) {
         const size_t row = static_cast<size_t>(rows[i]);
-        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs,
+        format->copy(data.bytes() + row / kPanel * panel_bytes, row % kPanel, inputs, group,
                      part.data.bytes() + i / kPanel * panel_bytes, i % kPanel);
     }
     return part;
@@ -204,16 +208,16 @@ Matrix Matrix::gather(std::span<const int32_t> rows) const {
 
 void Matrix::unpack(size_t row, float scale, float* out) const {
     const uint8_t* panel = data.bytes() + row / kPanel * panel_bytes;
-    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, scale, out);
+    if (order.empty()) return format->unpack(panel, row % kPanel, inputs, group, scale, out);
     std::vector<float> placed(inputs);
-    format->unpack(panel, row % kPanel, inputs, scale, placed.data());
+    format->unpack(panel, row % kPanel, inputs, group, scale, placed.data());
     for (size_t k = 0; k < inputs; ++k) out[order[k]] = placed[k];
 }
 
 FusedMatrix::FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
                          bool alternating)
     : panels_(std::move(panels)),
-      formats_(panels_.size(), &format),
+      formats_(panels_.size(), {&format, size_t{1}}),
       inputs_(inputs),
       alternating_(alternating) {
     build();
@@ -236,16 +240,19 @@ void FusedMatrix::build() {
         const bool joins = part && !apart && formats_[part] == formats_[part - 1];
         const size_t before = joins ? matrices_.back().panels : 0;
         if (joins) matrices_.pop_back();
-        matrices_.emplace_back(*formats_[part], before + panels_[part], inputs_);
+        matrices_.emplace_back(*formats_[part].first, formats_[part].second, before + panels_[part], inputs_);
         holder_[part] = matrices_.size() - 1;
     }
 }
 
 void FusedMatrix::set_format(const std::string& name, size_t part, const FormatKernels& format,
-                             bool apart) {
+                             size_t group, bool apart) {
+    if (!format.grouped && group != 1)
+        refuse("weight '" + name + "' cannot have groups of its own in " + format.name);
+    if (!group) refuse("weight '" + name + "' has groups of no inputs");
     const bool stored = std::ranges::any_of(matrices_, [](const Matrix& m) { return bool(m.data); });
     if (stored || bias) refuse("weight '" + name + "' comes too late to choose a format");
-    formats_[part] = &format;
+    formats_[part] = {&format, group};
     apart_ = apart;
     build();
 }

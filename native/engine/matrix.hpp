@@ -27,7 +27,7 @@ struct StoredRows {
 struct Matrix {
     Matrix() = default;
     // `reserve` gives it memory.
-    Matrix(const FormatKernels& format, size_t panels, size_t inputs);
+    Matrix(const FormatKernels& format, size_t group, size_t panels, size_t inputs);
     void reserve();
 
     // Packs a weight into every `every`-th panel from `first` on, a few rows at a time.
@@ -54,6 +54,8 @@ struct Matrix {
 
     const FormatKernels* format = nullptr;
     const ProductKernels* product = nullptr;  // how it is multiplied
+    size_t group = 1;            // blocks that share a scale, where the format leaves it open
+    bool rounded = false;        // whether it was packed
     size_t panels = 0, inputs = 0, panel_bytes = 0;
     Buffer data;
     std::vector<int32_t> order;  // the input at each place; empty: they are in order
@@ -75,10 +77,11 @@ public:
     FusedMatrix(const FormatKernels& format, std::vector<size_t> panels, size_t inputs,
                 bool alternating = false);
 
-    // Chooses the format of one weight. `apart`: the weights lie in matrices of their own though
+    // Chooses the format of one weight, and its groups where the format leaves them open. `apart`: the weights lie in matrices of their own though
     // their formats may be the same, because the orders of their inputs differ.
     // Throws std::invalid_argument if a weight or a bias has been stored.
-    void set_format(const std::string& name, size_t part, const FormatKernels& format, bool apart);
+    void set_format(const std::string& name, size_t part, const FormatKernels& format,
+                    size_t group, bool apart);
 
     // Where a weight lies: row r in panel `first + r / 16 * every` of `matrix`, its bias in the
     // panel `bias_first + r / 16 * every`.
@@ -106,7 +109,7 @@ private:
     void build();
 
     std::vector<size_t> panels_;
-    std::vector<const FormatKernels*> formats_;
+    std::vector<std::pair<const FormatKernels*, size_t>> formats_;
     size_t inputs_ = 0;
     bool alternating_ = false, apart_ = false;
     std::vector<Matrix> matrices_;

@@ -260,6 +260,7 @@ void Pass::multiply_later(Stage part, std::span<const Matrix> matrices, const Bu
         const size_t like = same_layout(matrices, i), begin = gate_apart ? 0 : panels;
         job.panels = matrix.data.bytes();
         job.panel_bytes = matrix.panel_bytes;
+        job.group = matrix.group;
         job.inputs = matrix.inputs;
         job.x = rows.floats();
         job.bias = bias ? bias.floats() + panels * kPanel : nullptr;

@@ -257,6 +257,7 @@ static Product product_of(const Model& model, const float* state, void* arranged
     Product job;
     job.panels = head.data.bytes();
     job.panel_bytes = head.panel_bytes;
+    job.group = head.group;
     job.inputs = head.inputs;
     job.n = 1;
     job.out = out;

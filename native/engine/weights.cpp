@@ -200,9 +200,10 @@ Weights::Slot Weights::matrix_slot(const std::string& name) {
     return slot;
 }
 
-void Weights::set_format(const std::string& name, const FormatKernels& format, bool apart) {
+void Weights::set_format(const std::string& name, const FormatKernels& format, size_t group,
+                         bool apart) {
     const Slot slot = matrix_slot(name);
-    slot.fused->set_format(name, slot.part, format, apart);
+    slot.fused->set_format(name, slot.part, format, group, apart);
 }
 
 void Weights::load(const std::string& name, const GroupedRows& rows,

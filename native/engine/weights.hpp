@@ -40,7 +40,8 @@ public:
     void set(const std::string& name, const TensorSource& weight, Pool& pool);
     // Chooses the format of the matrix `name`; see FusedMatrix::set_format.
     // Throws std::invalid_argument if there is none, too.
-    void set_format(const std::string& name, const FormatKernels& format, bool apart);
+    void set_format(const std::string& name, const FormatKernels& format, size_t group,
+                    bool apart);
     // Takes one matrix as integers; see Matrix::load.
     void load(const std::string& name, const GroupedRows& rows, std::span<const int32_t> order,
               Pool& pool);

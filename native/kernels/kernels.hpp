@@ -24,6 +24,7 @@ enum class Activation { none, silu, gelu, gelu_tanh, relu, relu2 };
 struct Product {
     const uint8_t* panels = nullptr;
     size_t panel_bytes = 0;
+    size_t group = 1;  // blocks of kBlockInputs inputs that share a scale, where formats leave it open
     size_t inputs = 0;        // K
     const void* x = nullptr;  // what `arrange` made of the n rows
     size_t n = 0;
@@ -100,16 +101,31 @@ struct CacheKernels {
 };
 
 // Rows of integers as a file holds them: input k of row r is (code - zero) * scale.
+//
+// In two grains, the scale of a group is `steps` times the number of its row, rounded to fp16. With
+// levels, a code names one of them, and there is no zero point.
 struct GroupedRows {
     size_t rows, inputs, groups;
     int bits;                     // of a code
     const uint8_t* codes;         // [rows][inputs]; not read by `holds`
-    const float* scales;          // [rows][groups]
+    const float* scales;          // [rows][groups]; in two grains, [rows]
     const uint16_t* zeros;        // [rows][groups]; null: all are half the range
     const int32_t* block_groups;  // the group of every kBlockInputs inputs
+    const uint8_t* steps = nullptr;  // [rows][groups], or null: there is one grain
+    const int8_t* levels = nullptr;  // [1 << bits], or null
 
     int zero(size_t row, size_t group) const {
         return zeros ? zeros[row * groups + group] : 1 << (bits - 1);
+    }
+    // Those from row `first` on.
+    GroupedRows part(size_t first, size_t count) const {
+        GroupedRows some = *this;
+        some.rows = count;
+        some.codes += first * inputs;
+        some.scales += first * (steps ? 1 : groups);
+        if (zeros) some.zeros += first * groups;
+        if (steps) some.steps += first * groups;
+        return some;
     }
 };
 
@@ -131,14 +147,15 @@ struct FormatKernels {
     const char* name;
     const char* head;  // format of embedding and head where none is named
     bool for_heads;    // whether embedding and head may have this format
-    size_t (*panel_bytes)(size_t inputs);
-    // Packs up to 16 rows [rows][inputs] into one panel; missing rows are zero. False: the format
-    // cannot hold these weights. Null: its weights come from a file only, by `load_blocks`.
+    bool grouped;      // whether any number of blocks may share a scale; in others, `group` is 1
+    size_t (*panel_bytes)(size_t inputs, size_t group);
+    // Packs up to 16 rows [rows][inputs] into one panel, in groups of one block; missing rows are
+    // zero. False: the format cannot hold these weights. Null: its weights come from a file only.
     bool (*pack)(const float* weights, size_t rows, size_t inputs, uint8_t* panel);
     // Whether `load` keeps these integers and scales as they are. Null, as `load`: it keeps none.
     bool (*holds)(const GroupedRows&);
     // Puts up to 16 rows that the format holds into one panel; missing rows are zero.
-    void (*load)(const GroupedRows&, uint8_t* panel);
+    void (*load)(const GroupedRows&, size_t group, uint8_t* panel);
     // Bytes that a GGUF file holds for a row; 0 if its blocks do not divide the inputs. Null, as
     // `load_blocks`, if the format is no GGUF type.
     size_t (*stored_row_bytes)(size_t inputs);
@@ -147,9 +164,11 @@ struct FormatKernels {
     bool (*load_blocks)(const uint8_t* rows, size_t row_stride, size_t count, size_t inputs,
                         uint8_t* panel);
     // Row `lane` of a panel times `scale`.
-    void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, float scale, float* out);
+    void (*unpack)(const uint8_t* panel, size_t lane, size_t inputs, size_t group, float scale,
+                   float* out);
     // Row `lane` of a panel, bit for bit, to row `to_lane` of another.
-    void (*copy)(const uint8_t* panel, size_t lane, size_t inputs, uint8_t* to, size_t to_lane);
+    void (*copy)(const uint8_t* panel, size_t lane, size_t inputs, size_t group, uint8_t* to,
+                 size_t to_lane);
     ProductKernels product;
     // The same with activations of 8 bits. Without functions, there is none.
     ProductKernels product8;

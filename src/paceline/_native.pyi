@@ -496,17 +496,30 @@ class NotTernaryError(ValueError):
 
 BLOCK_INPUTS: int = 32
 
-def weight_formats() -> list[tuple[str, str, bool, float, bool]]:
+def weight_formats() -> list[tuple[str, str, bool, float, str]]:
     """
     Return the formats of weights: name, format of embedding and head where none is named,
-    whether these may have it, bits of a weight, and whether floats can be rounded to it;
-    if not, it holds weights of a GGUF file only.
+    whether these may have it, bits of a weight in groups of `BLOCK_INPUTS`, and what it
+    holds: `floats` that are rounded to it, `blocks` of a GGUF file, or integers in
+    `groups` of any multiple of `BLOCK_INPUTS`.
     """
 
-def format_holds(name: str, bits: int, scales: Floats, zeros: NDArray[np.uint16] | None) -> bool:
+def format_bits(name: str, inputs: int, group: int = 1) -> float:
     """
-    Return whether a format keeps integers with scales and zero points [out, groups] as
-    they are.
+    Return the bits of a weight in rows of so many inputs; `group` as in `set_format`.
+    """
+
+def format_holds(
+    name: str,
+    bits: int,
+    scales: Floats,
+    zeros: NDArray[np.uint16] | None,
+    steps: NDArray[np.uint8] | None = None,
+    levels: NDArray[np.int8] | None = None,
+) -> bool:
+    """
+    Return whether a format keeps integers with scales and zero points [out, groups], or
+    with scales in two grains, as they are.
     """
 
 class NativeSequence:
@@ -538,9 +551,7 @@ class NativeSequence:
         """Sum the attention that each row receives. The sequence must be empty."""
 
     def track_queries(self, window: int) -> None:
-        """
-        Keep the queries of the last positions. The sequence must be empty.
-        """
+        """Keep the queries of the last positions. The sequence must be empty."""
 
     def recent_queries(self, layer: int) -> Floats:
         """
@@ -596,10 +607,14 @@ class NativeModel:
     def get(self, name: str) -> Floats:
         """Return a matrix as it is stored, float32 [out, in]."""
 
-    def set_format(self, name: str, weight_format: str, apart: bool = False) -> None:
+    def set_format(
+        self, name: str, weight_format: str, apart: bool = False, group: int = 1
+    ) -> None:
         """
         Choose the format of a matrix, before those that are multiplied with it have values.
         `apart`: it is not stored together with them, as their inputs come in other orders.
+        `group` blocks of `BLOCK_INPUTS` inputs share a scale, where the format leaves it
+        open.
         """
 
     def load(
@@ -611,11 +626,14 @@ class NativeModel:
         zeros: NDArray[np.uint16] | None,
         block_groups: Tokens,
         order: Tokens | None,
+        steps: NDArray[np.uint8] | None = None,
+        levels: NDArray[np.int8] | None = None,
     ) -> None:
         """
         Store a matrix of integers as it is: codes [out, in] with scales and zero points
         [out, groups], the group of every `BLOCK_INPUTS` inputs, and which input comes at
-        each place.
+        each place. With `steps` [out, groups] a scale is that of its row [out, 1] times them,
+        in fp16; with `levels` [2 ** bits], codes name numbers.
         """
 
     def load_blocks(

@@ -80,7 +80,7 @@ def weights_of(shape: ModelConfig, name_of, seed: int = 0) -> dict[str, object]:
     return weights
 
 
-def load_blocks(model, weights, _) -> str:
+def load_blocks(model, weights, *_) -> str:
     matrices = {name: each for name, each in weights.items() if isinstance(each, Linear)}
     for name, matrix in matrices.items():
         model.set_format(name, matrix.format)
@@ -220,5 +220,5 @@ def test_no_floats_are_rounded_to_a_type_of_files(name: str) -> None:
     weights = weights_of(shape, lambda _: "Q8_0")
     model = _native.NativeModel(shape, "fp32", "fp32", "fp32", "", 1)
     model.set_format("embed", name)
-    with pytest.raises(ValueError, match=f"cannot be rounded to {name}: only weights of a GGUF"):
+    with pytest.raises(ValueError, match=f"cannot be rounded to {name}: only weights of a file"):
         model.set("embed", weights["embed"].dense())

@@ -170,10 +170,15 @@ def test_a_format_names_its_activations(tiny_model) -> None:
         engine = open_blocks(shape, weights, format=text)
         assert (engine.format, engine.activations) == found
     model = tiny_model("llama-gqa-tied-bias")
-    for text in ("int8:act=auto", "fp32:act=auto", "int4:head=fp16,act=int16"):
+    for text in ("fp32:act=auto", "int4:head=fp16,act=int16"):
         assert "act" not in open_engine(model, weight_format=text).format
-    for text in ("fp32:act=int8", "auto:act=int8", "int8,act=int8", "int4:act=int8,head=bf16"):
-        with pytest.raises(MethodError, match="needs weights in the blocks of a GGUF file"):
+    for text, found in (
+        ("int8,act=int8", "int8:act=int8"),
+        ("int4:act=int8,head=bf16", "int4:head=bf16,act=int8"),
+    ):
+        assert open_engine(model, weight_format=text).format == found
+    for text in ("fp32:act=int8", "auto:act=int8", "bf16,act=int8", "int8_fp16:act=int8"):
+        with pytest.raises(MethodError, match="needs weights in GGUF blocks or in groups"):
             open_engine(model, weight_format=text)
     with pytest.raises(MethodError, match="unknown format of activations 'int9'"):
         open_engine(model, weight_format="auto:act=int9")

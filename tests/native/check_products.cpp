@@ -1,4 +1,6 @@
 // Every weight format: what it stores, and its products with activations of 16 and of 8 bits.
+#include <stdexcept>
+
 #include "checks.hpp"
 
 namespace check {
@@ -12,7 +14,7 @@ using paceline::Product;
 using paceline::ProductKernels;
 
 struct Weights {
-    size_t panels, inputs, panel_bytes;
+    size_t panels, inputs, group, panel_bytes;
     Memory<uint8_t> data;
 };
 
@@ -22,7 +24,7 @@ bool is_blocks(const FormatKernels& format) { return format.load_blocks != nullp
 std::vector<uint8_t> stored_row(const FormatKernels& format, size_t inputs, Random& random) {
     const size_t unit = format.stored_row_bytes(32) ? 32 : 256;
     const size_t unit_bytes = format.stored_row_bytes(unit);
-    Memory<uint8_t> panel(format.panel_bytes(unit));
+    Memory<uint8_t> panel(format.panel_bytes(unit, 1));
     std::vector<uint8_t> row(format.stored_row_bytes(inputs));
     for (size_t at = 0; at < row.size(); at += unit_bytes) do {
             for (size_t i = 0; i < unit_bytes; ++i)
@@ -31,9 +33,38 @@ std::vector<uint8_t> stored_row(const FormatKernels& format, size_t inputs, Rand
     return row;
 }
 
+// Puts random integers and scales that a format of groups holds into a panel.
+void load_groups(const FormatKernels& format, size_t rows, size_t inputs, size_t group,
+                 Random& random, uint8_t* to) {
+    const std::string name = format.name;
+    const bool nested = name[0] != 'g';
+    const int bits = name[name.find_first_of("23456789")] - '0';
+    const size_t blocks = (inputs + paceline::kBlockInputs - 1) / paceline::kBlockInputs;
+    const size_t groups = (blocks + group - 1) / group;
+    std::vector<uint8_t> codes(rows * inputs), steps(rows * groups);
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(random.below(size_t{1} << bits));
+    for (uint8_t& step : steps) step = static_cast<uint8_t>(random.below(64));
+    std::vector<float> scales(rows * (nested ? 1 : groups));
+    for (float& scale : scales) scale = static_cast<float>(random.below(2048)) * 0x1p-14f;
+    std::vector<uint16_t> zeros(rows * groups);
+    for (uint16_t& zero : zeros) zero = static_cast<uint16_t>(random.below(size_t{1} << bits));
+    std::vector<int8_t> levels(size_t{1} << bits);
+    for (int8_t& level : levels) level = static_cast<int8_t>(random.bits());
+    std::vector<int32_t> starts(blocks);
+    for (size_t i = 0; i < blocks; ++i) starts[i] = static_cast<int32_t>(i / group);
+    paceline::GroupedRows from{rows, inputs, groups, bits, codes.data(), scales.data(), nullptr,
+                               starts.data()};
+    if (name.ends_with("zero")) from.zeros = zeros.data();
+    if (nested) from.steps = steps.data();
+    if (name[0] == 'l') from.levels = levels.data();
+    if (!format.holds(from)) throw std::runtime_error(name + " does not hold its integers");
+    format.load(from, group, to);
+}
+
 Weights make_weights(const FormatKernels& format, size_t panels, size_t inputs, Random& random) {
-    const size_t bytes = format.panel_bytes(inputs);
-    Weights weights{panels, inputs, bytes, Memory<uint8_t>(panels * bytes + 64)};
+    const size_t group = format.grouped ? 1 + random.below(4) : 1;
+    const size_t bytes = format.panel_bytes(inputs, group);
+    Weights weights{panels, inputs, group, bytes, Memory<uint8_t>(panels * bytes + 64)};
     const Kind kinds[] = {Kind::plain, Kind::outliers, Kind::tiny, Kind::steps, Kind::zeros};
     const bool ternary = std::strcmp(format.name, "ternary") == 0;
     for (size_t panel = 0; panel < panels; ++panel) {
@@ -46,6 +77,10 @@ Weights make_weights(const FormatKernels& format, size_t panels, size_t inputs, 
                 stored.insert(stored.end(), one.begin(), one.end());
             }
             format.load_blocks(stored.data(), stored.size() / rows, rows, inputs, to);
+            continue;
+        }
+        if (format.grouped) {
+            load_groups(format, rows, inputs, group, random, to);
             continue;
         }
         Memory<float> values = random_rows(random, rows, inputs, inputs, kinds[random.below(5)]);
@@ -86,6 +121,7 @@ void multiply(const ProductKernels& product, const Weights& weights, bool may_sh
     job.panels = weights.data.data();
     job.panel_bytes = weights.panel_bytes;
     job.inputs = inputs;
+    job.group = weights.group;
     job.x = as_it_is ? static_cast<const void*>(rows.data()) : arranged.data();
     job.n = n;
     job.gated = weights.panels % 2 == 0 && random.one_in(3);
@@ -116,10 +152,10 @@ void check_format(const FormatKernels& format, Random random, Record& record) {
 
     const size_t lane = random.below(kPanel);
     std::vector<float> row(inputs);
-    format.unpack(weights.data.data(), lane, inputs, 0.75f, row.data());
+    format.unpack(weights.data.data(), lane, inputs, weights.group, 0.75f, row.data());
     record.floats(name + " unpacked", row.data(), inputs);
     Memory<uint8_t> copied(weights.panel_bytes);
-    format.copy(weights.data.data(), lane, inputs, copied.data(), kPanel - 1 - lane);
+    format.copy(weights.data.data(), lane, inputs, weights.group, copied.data(), kPanel - 1 - lane);
     record.bytes(name + " copied", copied.data(), copied.size());
 
     const bool floats = name[0] == 'f' || name[0] == 'b';  // they take no order

@@ -193,6 +193,15 @@ struct BlockProducts {
     }
 };
 
+// As `fetch_distance`: short panels end before the machine foresees them, so the next ones are
+// fetched.
+INLINE size_t block_fetch(const Tiling& tiles, size_t panels, size_t panel_bytes) {
+    const size_t width = tiles.width;
+    const size_t far = width == 1 || width > 4 ? size_t{1} << 15 : size_t{1} << 18;
+    const bool next = tiles.count == 1 && (kParts == 1 || width == 1);
+    return next && panel_bytes < far ? panels * panel_bytes : 4096;
+}
+
 }  // namespace
 
 }  // namespace paceline

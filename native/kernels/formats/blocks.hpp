@@ -225,7 +225,7 @@ struct BlockWeights {
         const size_t all = units(job.inputs), blocks = all * kBlocks;
         const int32_t* x = static_cast<const int32_t*>(job.x) + padded(job.n);
         const uint8_t* group = job.panels + panel * job.panel_bytes;
-        const size_t fetch = fetch_ahead(tiles, panels, job.panel_bytes);
+        const size_t fetch = block_fetch(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
             for (size_t p = 0; p < panels; ++p) {
@@ -291,7 +291,7 @@ struct BlockWeights {
         alignas(64) uint8_t room[kPacked ? kUnit * kPlaneBytes : 1];
         const size_t all = units(job.inputs), stride = kPacked ? kPlaneBytes : job.panel_bytes;
         const uint8_t* group = job.panels + panel * job.panel_bytes;
-        const size_t fetch = fetch_ahead8(tiles, panels, job.panel_bytes);
+        const size_t fetch = byte_fetch(tiles, panels, job.panel_bytes);
         for (size_t unit = 0; unit < all; unit += kUnits) {
             const size_t count = all - unit < kUnits ? all - unit : kUnits;
             for (size_t p = 0; p < panels; ++p) {
@@ -314,76 +314,16 @@ struct BlockWeights {
                 .step = kUnitBytes / kBlocks / (kBlockInputs / 4),
             };
             if (tiles.count == 1) {
-                multiply_tiles8<Bytes>(job, work, unit * kBlocks, all * kBlocks, tiles, sums);
+                multiply_byte_tiles<Bytes, Type::kScales, Type::kMinima>(
+                    job, work, unit * kBlocks, all * kBlocks, tiles, sums);
             } else {
                 alignas(64) uint8_t decoded[kUnit * kGroup * kByteBlock];
-                decode_tile(work, decoded);
-                multiply_tiles8<Decoded>(job, work, unit * kBlocks, all * kBlocks, tiles, sums);
+                decode_tile<Bytes>(work, decoded);
+                multiply_byte_tiles<Decoded, Type::kScales, Type::kMinima>(
+                    job, work, unit * kBlocks, all * kBlocks, tiles, sums);
             }
             group += count * kUnitBytes;
         }
-    }
-
-    // Blocks from `block` on times all tiles; then those of them that have more bits.
-    template <class From>
-    INLINE_MEMBER void multiply_tiles8(const Product& job, ByteTile work, size_t block, size_t all,
-                                       const ByteTiling& tiles, Sums sums) {
-        for (size_t tile = 0; tile < tiles.count; ++tile) {
-            const size_t token = tiles.first(tile), width = tiles.tokens(tile);
-            const int32_t* more = ByteActivations::tile_at(job.x, tiles, tile, all);
-            const int32_t* numbers = more + all + kByteWords * block * width;
-            work.x = numbers;
-            work.sums = {sums.at + token * kPanel, sums.stride, block > 0};
-            with_tokens(width, [&](auto t) {
-                constexpr int T = decltype(t)::value;
-                using Bytes8 = ByteProducts<From, Type::kScales, Type::kMinima>;
-                Bytes8::template multiply<T>(work);
-                for (size_t i = 0; i < work.blocks; ++i) {
-                    if (!more[block + i]) continue;
-                    ByteTile again = work;
-                    again.codes += i * work.stride;
-                    again.first_scale = i * Type::kScales * kPanel;
-                    again.blocks = 1;
-                    again.x = numbers + kByteWords * (all + i) * width;
-                    again.sums.resume = true;
-                    again.step = 0;  // it has been fetched
-                    Bytes8::template multiply<T>(again);
-                }
-            });
-        }
-    }
-
-    // Decodes the codes of a tile, which has them there then.
-    INLINE_MEMBER void decode_tile(ByteTile& tile, uint8_t* to) {
-        uint8_t* out = to;
-        for (size_t p = 0; p < tile.panels; ++p)
-            for (size_t block = 0; block < tile.blocks; ++block)
-#pragma GCC unroll 8
-                for (int q = 0; q < static_cast<int>(kBlockInputs / 4); ++q, out += kWordBytes)
-#pragma GCC unroll 4
-                    for (int part = 0; part < kParts; ++part)
-                        store_part((float*)out, part,
-                                   (Reg)Bytes::quad(
-                                       tile.codes + p * tile.panel_bytes + block * tile.stride,
-                                       static_cast<size_t>(q), part, tile.table));
-        tile.codes = to;
-        tile.panel_bytes = tile.blocks * kByteBlock;
-        tile.stride = kByteBlock;
-    }
-
-    static size_t fetch_ahead8(const ByteTiling& tiles, size_t panels, size_t panel_bytes) {
-        return tiles.count == 1 && panels > 1 && panel_bytes < size_t{1} << 15
-                   ? panels * panel_bytes
-                   : 4096;
-    }
-
-    // As `fetch_distance`: short panels end before the machine foresees them, so the next ones are
-    // fetched.
-    static size_t fetch_ahead(const Tiling& tiles, size_t panels, size_t panel_bytes) {
-        const size_t width = tiles.width;
-        const size_t far = width == 1 || width > 4 ? size_t{1} << 15 : size_t{1} << 18;
-        const bool next = tiles.count == 1 && (kParts == 1 || width == 1);
-        return next && panel_bytes < far ? panels * panel_bytes : 4096;
     }
 
     static constexpr uint8_t kMaxExponent = 252;  // more overflows
@@ -395,11 +335,9 @@ constexpr FormatKernels block_format(const char* name) {
     FormatKernels kernels{};
     kernels.name = kernels.head = name;
     kernels.for_heads = true;
-    kernels.panel_bytes = W::panel_bytes;
+    set_panels<W>(kernels);
     kernels.stored_row_bytes = W::stored_row_bytes;
     kernels.load_blocks = W::load_blocks;
-    kernels.unpack = W::unpack;
-    kernels.copy = W::copy;
     kernels.product = {arranged_pair_bytes<BlockActivations>, arrange_pairs<BlockActivations>,
                        W::multiply, W::scratch_bytes};
     kernels.product8 = {ByteActivations::arranged_bytes, ByteActivations::arrange, W::multiply8,

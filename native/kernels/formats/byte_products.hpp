@@ -552,6 +552,60 @@ struct ByteProducts {
     }
 };
 
+// Blocks from `block` on, of `all`, times all tiles; then those of them that have more bits.
+template <class From, int kScales, bool kMinima>
+INLINE void multiply_byte_tiles(const Product& job, ByteTile work, size_t block, size_t all,
+                                const ByteTiling& tiles, Sums sums) {
+    for (size_t tile = 0; tile < tiles.count; ++tile) {
+        const size_t token = tiles.first(tile), width = tiles.tokens(tile);
+        const int32_t* more = ByteActivations::tile_at(job.x, tiles, tile, all);
+        const int32_t* numbers = more + all + kByteWords * block * width;
+        work.x = numbers;
+        work.sums = {sums.at + token * kPanel, sums.stride, block > 0};
+        with_tokens(width, [&](auto t) {
+            constexpr int T = decltype(t)::value;
+            using Bytes8 = ByteProducts<From, kScales, kMinima>;
+            Bytes8::template multiply<T>(work);
+            for (size_t i = 0; i < work.blocks; ++i) {
+                if (!more[block + i]) continue;
+                ByteTile again = work;
+                again.codes += i * work.stride;
+                again.first_scale = i * kScales * kPanel;
+                again.blocks = 1;
+                again.x = numbers + kByteWords * (all + i) * width;
+                again.sums.resume = true;
+                again.step = 0;  // it has been fetched
+                Bytes8::template multiply<T>(again);
+            }
+        });
+    }
+}
+
+// Decodes the codes of a tile, which has them at `to` then.
+template <class Bytes>
+INLINE void decode_tile(ByteTile& tile, uint8_t* to) {
+    uint8_t* out = to;
+    for (size_t p = 0; p < tile.panels; ++p)
+        for (size_t block = 0; block < tile.blocks; ++block)
+#pragma GCC unroll 8
+            for (int q = 0; q < static_cast<int>(kBlockInputs / 4); ++q, out += kWordBytes)
+#pragma GCC unroll 4
+                for (int part = 0; part < kParts; ++part)
+                    store_part((float*)out, part,
+                               (Reg)Bytes::quad(
+                                   tile.codes + p * tile.panel_bytes + block * tile.stride,
+                                   static_cast<size_t>(q), part, tile.table));
+    tile.codes = to;
+    tile.panel_bytes = tile.blocks * kByteBlock;
+    tile.stride = kByteBlock;
+}
+
+// How far ahead panels are fetched, in bytes.
+INLINE size_t byte_fetch(const ByteTiling& tiles, size_t panels, size_t panel_bytes) {
+    return tiles.count == 1 && panels > 1 && panel_bytes < size_t{1} << 15 ? panels * panel_bytes
+                                                                           : 4096;
+}
+
 }  // namespace
 
 }  // namespace paceline

@@ -80,6 +80,17 @@ struct Fp16 {
         return static_cast<uint16_t>(bits | (value < 0.0f ? 0x8000u : 0u));
     }
     static Reg part(const uint8_t* from, int part) { return read(from, part, 0); }
+    // To the nearest, ties to even; finite results only.
+    static Reg rounded(Reg value) {
+#if defined(__AVX512F__)
+        return (Reg)_mm512_maskz_cvtph_ps(0xffff, _mm512_maskz_cvtps_ph(0xffff, (__m512)value, 0));
+#elif defined(__AVX2__)
+        return (Reg)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)value, 0));
+#else
+        const Int bits = (Int)(value * 0x1p-112f);
+        return (Reg)((bits + 0xfff + (bits >> 13 & 1)) & ~0x1fff) * 0x1p112f;
+#endif
+    }
     static F16 rounded(F16 value) {
         float lanes[kPanel];
         store(lanes, value);
@@ -211,6 +222,16 @@ struct FloatWeights {
     }
 };
 
+// What a format W whose groups are fixed says of its panels.
+template <class W>
+constexpr void set_panels(FormatKernels& kernels) {
+    kernels.panel_bytes = [](size_t inputs, size_t) { return W::panel_bytes(inputs); };
+    kernels.unpack = [](const uint8_t* panel, size_t lane, size_t inputs, size_t, float scale,
+                        float* out) { W::unpack(panel, lane, inputs, scale, out); };
+    kernels.copy = [](const uint8_t* panel, size_t lane, size_t inputs, size_t, uint8_t* to,
+                      size_t to_lane) { W::copy(panel, lane, inputs, to, to_lane); };
+}
+
 // The entry of a format W in the list. `head` names the format of embedding and head beside it.
 template <class W>
 constexpr FormatKernels format_kernels(const char* name, const char* head, bool for_heads = true) {
@@ -218,14 +239,14 @@ constexpr FormatKernels format_kernels(const char* name, const char* head, bool 
     kernels.name = name;
     kernels.head = head;
     kernels.for_heads = for_heads;
-    kernels.panel_bytes = W::panel_bytes;
+    set_panels<W>(kernels);
     kernels.pack = W::pack;
     if constexpr (requires { W::load; }) {
         kernels.holds = W::holds;
-        kernels.load = W::load;
+        kernels.load = [](const GroupedRows& from, size_t, uint8_t* panel) {
+            W::load(from, panel);
+        };
     }
-    kernels.unpack = W::unpack;
-    kernels.copy = W::copy;
     kernels.product = {W::arranged_bytes, W::arrange, multiply<W>, multiply_scratch<W>};
     return kernels;
 }

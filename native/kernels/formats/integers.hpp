@@ -6,39 +6,13 @@
 #pragma once
 
 #include "kernels/formats/integer_pairs.hpp"
+#include "kernels/formats/scales.hpp"
 
 namespace paceline {
 
 namespace {
 
 constexpr size_t kScaleBytes = kPanel * sizeof(uint16_t);
-
-// Scales in bf16.
-struct Bf16Scales : Bf16 {
-    static constexpr size_t kHeader = 0;
-    static float row_factor(const float*, size_t) { return 1.0f; }
-};
-
-// Scales in fp16 times a power of two for each row: those of any file in fp16, and those in bf16
-// that lie within some thirty powers of two.
-struct Fp16Scales : Fp16 {
-    static constexpr size_t kHeader = kPanel * sizeof(float);
-    static float row_factor(const float* scales, size_t count) {
-        float largest = 0.0f;
-        bool exact = true;
-        for (size_t i = 0; i < count; ++i) {
-            largest = max_of(largest, __builtin_fabsf(scales[i]));
-            exact = exact && from(to(scales[i])) == scales[i];
-        }
-        if (exact || !(largest >= 0x1p-110f)) return 1.0f;
-        uint32_t bits;
-        std::memcpy(&bits, &largest, sizeof(bits));
-        bits = (bits & 0x7f800000) - (15u << 23);  // so that the largest is 2^15 to 2^16
-        std::memcpy(&largest, &bits, sizeof(bits));
-        return largest;
-    }
-    static float max_of(float a, float b) { return a > b ? a : b; }
-};
 
 // How the 512 weights of a block are kept; see PairProducts. Signed numbers run from kLow to
 // -1 - kLow; with zero points they are unsigned codes.
@@ -289,7 +263,7 @@ struct IntWeights : PairProducts<Stored> {
     }
 
     static bool holds(const GroupedRows& from) {
-        if (from.bits > Stored::kBits) return false;
+        if (from.bits > Stored::kBits || from.steps) return false;
         for (size_t row = 0; row < from.rows; ++row) {
             const float* scales = from.scales + row * from.groups;
             const float factor = Scales::row_factor(scales, from.groups);
@@ -361,19 +335,6 @@ struct IntWeights : PairProducts<Stored> {
         }
     }
 };
-
-static const FormatKernels int8_kernels =
-    format_kernels<IntWeights<Int8, Bf16Scales>>("int8", "int8");
-static const FormatKernels int4_kernels =
-    format_kernels<IntWeights<Int4, Bf16Scales>>("int4", "int8");
-static const FormatKernels int8_fp16_kernels =
-    format_kernels<IntWeights<Int8, Fp16Scales>>("int8_fp16", "int8_fp16");
-static const FormatKernels int4_fp16_kernels =
-    format_kernels<IntWeights<Int4, Fp16Scales>>("int4_fp16", "int8_fp16");
-static const FormatKernels int8_zero_kernels =
-    format_kernels<IntWeights<Int8Zero, Fp16Scales>>("int8_zero", "int8_zero");
-static const FormatKernels int4_zero_kernels =
-    format_kernels<IntWeights<Int4Zero, Fp16Scales>>("int4_zero", "int8_zero");
 
 }  // namespace
 

@@ -103,7 +103,8 @@ class EngineOptions:
             help="Weight format: auto (as stored), fp32, bf16, fp16, int8, int4, ternary or one "
             "of docs/concepts/native-engine.md; ':head=FORMAT' sets that of embedding and head, "
             "'stored' (reference engine) expands each matrix only while its layer runs, "
-            "'auto:act=int8' (or act=auto) rounds activations to 8 bits, for GGUF files.",
+            "'auto:act=int8' (or act=auto) rounds activations to 8 bits, where weights are GGUF "
+            "blocks or integers.",
         ),
     ] = "auto"
     kv_format: Annotated[

@@ -41,8 +41,8 @@ def choose_activations(engine: Engine, model: _native.NativeModel, act: str) -> 
     able = model.set_byte_activations(KINDS) > 0
     if act == narrow and not able:
         raise MethodError(
-            "act=int8 needs weights in the blocks of a GGUF file, kept by --format auto; "
-            "this model has none, so leave it out"
+            "act=int8 needs weights in GGUF blocks or in groups of integers: --format int8 or "
+            "int4, or auto with a file that has them; leave it out"
         )
     if not able or (act == auto and _error(engine, model) > BOUND):
         model.set_byte_activations([])

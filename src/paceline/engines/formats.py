@@ -1,6 +1,7 @@
 """Weight formats of the native engine: `int4`, or `int4:head=bf16` with one for embedding and head.
 
-`act=int8` rounds what is multiplied with the blocks of a GGUF file to 8 bits: `auto:act=int8`.
+`act=int8` rounds what is multiplied with the blocks of a GGUF file, or with integers in groups, to
+8 bits: `auto:act=int8`, `int4:act=int8`.
 
 Names, default formats of heads and sizes are those of the compiled kernels
 (`native/kernels/formats/all.hpp`).
@@ -15,11 +16,12 @@ from paceline.errors import MethodError, ModelError, unknown
 from paceline.method_spec import MethodSpec, parse_spec
 
 _KNOWN = _native.weight_formats()
-FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if rounds)  # to choose from
-GGUF_FORMATS = tuple(name for name, _, _, _, rounds in _KNOWN if not rounds)  # a file's own
-HEADS = tuple(name for name, _, for_heads, _, rounds in _KNOWN if rounds and for_heads)
+FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "floats")  # to choose from
+GGUF_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "blocks")  # a file's own
+GROUP_FORMATS = tuple(name for name, _, _, _, kind in _KNOWN if kind == "groups")  # of integers
+HEADS = tuple(name for name, _, for_heads, _, kind in _KNOWN if kind == "floats" and for_heads)
 BITS = {name: bits for name, _, _, bits, _ in _KNOWN}  # of a weight
-ACTIVATIONS = ("int16", "int8", "auto")  # of the products with blocks of a GGUF file
+ACTIVATIONS = ("int16", "int8", "auto")  # of the products with GGUF blocks and groups of integers
 _DEFAULT_HEADS = {name: head for name, head, _, _, _ in _KNOWN}
 
 
@@ -91,9 +93,10 @@ def _spec(text: str) -> MethodSpec:
 
 
 def _check(what: str, name: str, choices: tuple[str, ...]) -> None:
-    if name in GGUF_FORMATS:
+    if name in GGUF_FORMATS + GROUP_FORMATS:
+        file = "a GGUF file" if name in GGUF_FORMATS else "a checkpoint"
         raise MethodError(
-            f"{what} {name!r} holds only weights that a GGUF file stores so; leave it out to keep "
+            f"{what} {name!r} holds only weights that {file} stores so; leave it out to keep "
             f"them, or choose one of {', '.join(choices)}"
         )
     if name not in choices:

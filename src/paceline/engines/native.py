@@ -18,6 +18,7 @@ from paceline.engines.byte_activations import choose_activations
 from paceline.engines.cache_blocks import unpack_blocks
 from paceline.engines.checks import check_kept
 from paceline.engines.formats import (
+    ACTIVATIONS,
     FORMATS,
     Format,
     NotTernaryError,
@@ -68,8 +69,8 @@ class NativeEngine(Engine):
             physical core. The logits do not depend on it.
         format: how matrices are stored, one of `FORMATS`, with `:head=` and another where
             embedding and head have their own, see `formats`; or `auto`, which keeps every matrix
-            as it is stored. With `act=int8` products with the blocks of a GGUF file round
-            activations to 8 bits, with `act=auto` where this model loses little, see
+            as it is stored. With `act=int8` products with GGUF blocks and groups of integers
+            round activations to 8 bits, with `act=auto` where this model loses little, see
             `byte_activations`; otherwise to 16.
         kv_format: how keys and values are cached, one of `KV_FORMATS`.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
@@ -83,8 +84,8 @@ class NativeEngine(Engine):
             weights can be multiplied so.
 
     Attributes:
-        activations: what products with the blocks of a GGUF file round activations to, `int8` or
-            `int16`.
+        activations: what products with GGUF blocks and groups of integers round activations to,
+            `int8` or `int16`.
     """
 
     name = "native"
@@ -132,7 +133,7 @@ class NativeEngine(Engine):
         self._ropes = self._model.ropes
         self._rope_end = 0
         try:
-            formats = load_weights(self._model, weights, chosen)
+            formats = load_weights(self._model, weights, chosen, act != ACTIVATIONS[0])
             self._model.finish()
         except _native.NotTernaryError as error:
             raise NotTernaryError(str(error)) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.core import Floats
-from paceline.engines.formats import BITS, GGUF_FORMATS, Format
+from paceline.engines.formats import BITS, GGUF_FORMATS, GROUP_FORMATS, Format
 from paceline.errors import ModelError
 from paceline.models.formats.safetensors import Stored, is_mapped
 from paceline.models.tensors import (
@@ -27,6 +27,9 @@ from paceline.models.tensors import (
 )
 from paceline.models.weights import Weights
 
+ENOUGH = 1.02  # a format this much larger than the smallest is taken if it stands before it
+_STEP_BITS = 6  # of scales in two grains, at most; others become scales of their own
+_IN_BYTES = {"int8": "group8", "int4": "group4"}  # the same values, for activations of 8 bits
 FLOATS = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}  # types in files -> formats
 _FUSED = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}
 
@@ -40,10 +43,12 @@ class Blocks:
     Attributes:
         bits: of a code.
         codes: uint8 [out, in], inputs in the order of `order`.
-        scales: float32 [out, groups].
+        scales: float32 [out, groups]; with `steps`, [out, 1].
         zeros: uint16 [out, groups], or None for half the range.
         block_groups: int32 [blocks], the group of each block.
         order: int32 [in], which input comes at each place; None where they are in order.
+        steps: uint8 [out, groups], which scales of a row, [out, 1], are multiplied with; or None.
+        levels: int8 [2 ** bits], what codes stand for; or None.
     """
 
     bits: int
@@ -51,34 +56,94 @@ class Blocks:
     scales: Floats
     zeros: NDArray[np.uint16] | None
     block_groups: NDArray[np.int32]
-    order: NDArray[np.int32] | None
+    order: NDArray[np.int32] | None = None
+    steps: NDArray[np.uint8] | None = None
+    levels: NDArray[np.int8] | None = None
 
     @classmethod
     def of(cls, matrix: Linear) -> Blocks | None:
-        """Return a matrix in blocks; None where it has minima, or its groups do not fall so."""
+        """Return a matrix in blocks; None where its groups do not fall so, or it has minima."""
         if isinstance(matrix, TwoGrained):
-            matrix = matrix.grouped or matrix
+            return cls._of_two_grained(matrix)
         if not isinstance(matrix, Grouped) or matrix.minima is not None:
             return None
         groups, codes, order = matrix.groups.astype(np.int32), matrix.codes, None
         if matrix.g_idx is not None:
             order = np.argsort(groups, kind="stable").astype(np.int32)
             groups, codes = groups[order], np.ascontiguousarray(codes[:, order])
-        starts = groups[:: _native.BLOCK_INPUTS]
-        if not np.array_equal(np.repeat(starts, _native.BLOCK_INPUTS)[: len(groups)], groups):
+        starts = _starts(groups)
+        if starts is None:
             return None
-        starts = np.ascontiguousarray(starts)
         return cls(matrix.bits, codes, matrix.scales, matrix.zeros, starts, order)
+
+    @classmethod
+    def _of_two_grained(cls, matrix: TwoGrained) -> Blocks | None:
+        if matrix.step_bits > _STEP_BITS:
+            return None if matrix.grouped is None else cls.of(matrix.grouped)
+        starts = _starts((np.arange(matrix.shape[1]) // matrix.group).astype(np.int32))
+        if starts is None:
+            return None
+        return cls(
+            matrix.bits,
+            matrix.codes,
+            np.ascontiguousarray(matrix.units[:, None]),
+            None if matrix.zeros is None else matrix.zeros.astype(np.uint16),
+            starts,
+            steps=matrix.steps,
+            levels=matrix.levels,
+        )
+
+    @property
+    def size(self) -> int:
+        """Blocks of a group where all have as many, but for the last one of a row; else 0."""
+        size = int(np.count_nonzero(self.block_groups == self.block_groups[:1]))
+        even = np.arange(len(self.block_groups)) // max(size, 1)
+        return size if np.array_equal(even, self.block_groups) else 0
 
     def fits(self, name: str) -> bool:
         """Whether a format keeps these integers and scales as they are."""
-        return _native.format_holds(name, self.bits, self.scales, self.zeros)
+        if name in GROUP_FORMATS and not self.size:
+            return False
+        return _native.format_holds(
+            name,
+            self.bits,
+            self.scales,
+            self.zeros,
+            self.steps,
+            self.levels,
+        )
+
+    def bits_in(self, name: str) -> float:
+        """Bits of a weight in a format that it fits."""
+        group = self.size if name in GROUP_FORMATS else 1
+        return _native.format_bits(name, self.codes.shape[1], group)
+
+    def kept_in(self, names: Iterable[str]) -> str | None:
+        """Return the format of `names` that keeps this matrix in the fewest bits, or about as many.
+
+        None where no format keeps it. The first one of those that are about as small counts.
+        """
+        even = self.size > 0
+        bits = {name: self.bits_in(name) for name in names if even or name not in GROUP_FORMATS}
+        smallest = next(
+            (name for name in sorted(bits, key=lambda n: bits[n]) if self.fits(name)), ""
+        )
+        enough = ENOUGH * bits.get(smallest, 0)
+        return next((name for name in bits if bits[name] <= enough and self.fits(name)), None)
+
+
+def _starts(groups: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    """Return the group of each block [blocks], from that of each input; None where blocks mix."""
+    starts = np.ascontiguousarray(groups[:: _native.BLOCK_INPUTS])
+    whole = np.repeat(starts, _native.BLOCK_INPUTS)[: len(groups)]
+    return starts if np.array_equal(whole, groups) else None
 
 
 def load_weights(
     model: _native.NativeModel,
     weights: Mapping[str, Linear | Floats],
     chosen: Format | None,
+    in_bytes: bool = False,
 ) -> Format:
     """Put all weights into a model.
 
@@ -86,6 +151,7 @@ def load_weights(
         model: takes them.
         weights: by canonical name. Those of a checkpoint are read as it holds them.
         chosen: the formats, or None to keep each matrix as it is stored.
+        in_bytes: whether they shall be such as can be multiplied with activations of 8 bits.
 
     Returns:
         the formats in use; several of the layers are joined by `+`, the largest part first.
@@ -111,7 +177,7 @@ def load_weights(
         in_layers = name.startswith("layers.")
         form = None if chosen is None else chosen.layers if in_layers else chosen.head
         count = sizes[0] if in_layers else sizes[1]
-        _load_together(model, matrices, form, count)
+        _load_together(model, matrices, form, count, in_bytes)
     for name in vectors:  # biases last: they lie as the panels of their matrices do
         model.set(name, *_floats(_read(weights, name)))
     names = ["+".join(sorted(each, key=lambda form: -each[form])) for each in sizes]
@@ -120,7 +186,7 @@ def load_weights(
 
 def expands(matrix: Linear) -> bool:
     """Return whether the engine holds a matrix as floating-point numbers, not as it is stored."""
-    return _kept(matrix, Blocks.of(matrix)) in FLOATS.values()
+    return _kept(matrix, Blocks.of(matrix), in_bytes=False) in FLOATS.values()
 
 
 def _load_together(
@@ -128,6 +194,7 @@ def _load_together(
     matrices: Mapping[str, Linear],
     form: str | None,
     count: dict[str, int],
+    in_bytes: bool,
 ) -> None:
     """Load the matrices that one product multiplies with, each in its own format.
 
@@ -136,16 +203,20 @@ def _load_together(
         matrices: by canonical name.
         form: the format of all; None keeps each as it is stored.
         count: number of weights by format, which is added to.
+        in_bytes: as for `load_weights`.
     """
+    if in_bytes and form is not None:
+        form = _IN_BYTES.get(form, form)
     plans = {}
     for name, matrix in matrices.items():
         block = Blocks.of(matrix)
-        kept = _kept(matrix, block) if form is None else form
+        kept = _kept(matrix, block, in_bytes) if form is None else form
         plans[name] = (kept, block if block and block.fits(kept) else None)
     first, *others = (block.order if block else None for _, block in plans.values())
     apart = not all(_same_order(first, order) for order in others)
-    for name, (kept, _) in plans.items():
-        model.set_format(name, kept, apart)
+    for name, (kept, block) in plans.items():
+        group = block.size if block and kept in GROUP_FORMATS else 1
+        model.set_format(name, kept, apart, group)
         rows, inputs = matrices[name].shape
         count[kept] = count.get(kept, 0) + rows * inputs
     for name, (kept, block) in plans.items():
@@ -172,6 +243,8 @@ def _load(model: _native.NativeModel, name: str, block: Blocks) -> None:
         block.zeros,
         block.block_groups,
         block.order,
+        block.steps,
+        block.levels,
     )
 
 
@@ -209,16 +282,16 @@ def _same_order(one: NDArray[np.int32] | None, other: NDArray[np.int32] | None) 
     return np.array_equal(one, other)
 
 
-def _kept(matrix: Linear, block: Blocks | None) -> str:
+def _kept(matrix: Linear, block: Blocks | None, in_bytes: bool) -> str:
     """Return the smallest format that keeps a matrix as it is."""
     if isinstance(matrix, Dense):
         return FLOATS[matrix.dtype]
     if isinstance(matrix, BlockQuantized) and matrix.format in GGUF_FORMATS:
         return matrix.format
-    if block:
-        for name in sorted(BITS, key=lambda form: BITS[form]):
-            if block.fits(name):
-                return name
+    for names in (GROUP_FORMATS, BITS) if in_bytes else (BITS,):
+        name = block.kept_in(names) if block else None
+        if name is not None:
+            return name
     # Zeros fit every type: of a sparse matrix only the kept values matter.
     values = widen(matrix.values, matrix.dtype) if isinstance(matrix, Sparse) else matrix.dense()
     for kind in ("BF16", "F16"):

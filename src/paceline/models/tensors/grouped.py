@@ -121,7 +121,7 @@ class Grouped(Linear):
         return (
             rows * packed_size(columns, self.bits)
             + floats * self.scales.size * np.dtype(FLOATS[self.scale_type]).itemsize
-            + (0 if self.zeros is None else self.zeros.nbytes)
+            + (0 if self.zeros is None else self._zero_bytes)
             + (0 if self.g_idx is None else self.g_idx.nbytes)
         )
 
@@ -131,6 +131,17 @@ class Grouped(Linear):
         if self.g_idx is not None:
             return self.g_idx.astype(np.intp)
         return np.arange(self.shape[1]) // self.group
+
+    @property
+    def _zero_bits(self) -> int:
+        """Bits of a zero point as it is saved: those of a code where all of them fit."""
+        assert self.zeros is not None
+        return self.bits if int(self.zeros.max(initial=0)) < 1 << self.bits else 16
+
+    @property
+    def _zero_bytes(self) -> int:
+        rows, groups = self.scales.shape
+        return int(rows * packed_size(groups, self._zero_bits))
 
     def dense(self) -> Floats:
         """Return `(codes - zeros) * scales`, or `codes * scales + minima`."""
@@ -160,18 +171,24 @@ class Grouped(Linear):
         )
 
     def _meta(self) -> dict[str, Any]:
-        return {
+        meta = {
             "bits": self.bits,
             "inputs": self.shape[1],
             "group": self.group,
             "scale_type": self.scale_type,
         }
+        if self.zeros is not None and self._zero_bits < 16:
+            meta["zero_bits"] = self._zero_bits
+        return meta
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
+        zeros: NDArray[Any] | None = self.zeros
+        if self.zeros is not None and self._zero_bits < 16:
+            zeros = pack_bits(self.zeros.astype(np.uint8), self._zero_bits)
         parts = {
             "codes": pack_bits(self.codes, self.bits),
             "scales": narrow(self.scales, self.scale_type),
-            "zeros": self.zeros,
+            "zeros": zeros,
             "minima": None if self.minima is None else narrow(self.minima, self.scale_type),
             "g_idx": self.g_idx,
         }
@@ -179,13 +196,16 @@ class Grouped(Linear):
 
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> Grouped:
-        kind, minima = meta["scale_type"], arrays.get("minima")
+        kind, minima, zeros = meta["scale_type"], arrays.get("minima"), arrays.get("zeros")
+        if zeros is not None and "zero_bits" in meta:
+            count = arrays["scales"].shape[-1]
+            zeros = unpack_rows(zeros, meta["zero_bits"], count).astype(np.uint16)
         return cls(
             meta["bits"],
             unpack_rows(arrays["codes"], meta["bits"], meta["inputs"]),
             widen(arrays["scales"], kind),
             meta["group"],
-            arrays.get("zeros"),
+            zeros,
             None if minima is None else widen(minima, kind),
             arrays.get("g_idx"),
             kind,

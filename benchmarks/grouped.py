@@ -1,0 +1,144 @@
+"""Time passes over integers in groups: bits, groups and activations of a model beside each other.
+
+    python benchmarks/grouped.py [FILE.gguf] [--forms 8:32 4:128 3:128] [--shape 1.1b]
+        [--act int16] [--sizes 1 8 12 16] [--rounds 7] [--threads N] [--head-bits 0]
+
+The layers of a model become integers in memory, rounded to nearest with an fp16 scale for each
+group; a form is BITS:GROUP, with `:zero` for zero points. Without a file they are random, at a
+shape of `step.py`; with `--random` they are so at the shape of the file, which takes less time.
+The head becomes integers, too, in groups of 32, where `--head-bits` says how many. Forms take
+turns, and times are medians behind 64 cached tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+from step import SHAPES, RandomWeights, draw
+
+from paceline.core import Floats, TokenTree
+from paceline.engines.native import NativeEngine
+from paceline.models import load
+from paceline.models.config import ModelConfig
+from paceline.models.tensors import Grouped, Linear
+
+
+def rounded(values: Floats, bits: int, group: int, zero: bool) -> Grouped:
+    """Return a matrix [out, in] rounded to the nearest integers."""
+    rows, columns = values.shape
+    groups = np.pad(values, ((0, 0), (0, -columns % group))).reshape(rows, -1, group)
+    low, high = groups.min(-1).clip(max=0), groups.max(-1).clip(min=0)
+    top, half = (1 << bits) - 1, 1 << (bits - 1)
+    size = (high - low) / top if zero else np.maximum(high / (half - 1), -low / half)
+    scales = size.astype(np.float16).astype(np.float32)
+    inverse = (1 / np.where(scales > 0, scales, np.inf)).astype(np.float32)
+    points = np.rint(-low * inverse).clip(0, top) if zero else np.full_like(scales, half)
+    codes = np.rint(groups * inverse[..., None] + points[..., None]).clip(0, top)
+    whole = codes.reshape(rows, -1)[:, :columns].astype(np.uint8)
+    zeros = points.astype(np.uint16) if zero else None
+    return Grouped(bits, np.ascontiguousarray(whole), scales, group, zeros, scale_type="F16")
+
+
+def drawn(shape: tuple[int, int], bits: int, group: int, zero: bool) -> Grouped:
+    """Return random integers of the size of usual weights."""
+    random = np.random.default_rng(0)
+    (rows, columns), groups = shape, -(-shape[1] // group)
+    codes = np.frombuffer(random.bytes(rows * columns), np.uint8).reshape(shape) >> (8 - bits)
+    scales = np.full((rows, groups), 2.0 ** -(bits + 4), np.float32)
+    points = random.integers(0, 1 << bits, scales.shape).astype(np.uint16) if zero else None
+    return Grouped(bits, codes, scales, group, points, scale_type="F16")
+
+
+class AsIntegers(Mapping[str, Linear | Floats]):
+    """The weights of a model with the matrices of its layers as integers, made when asked for."""
+
+    def __init__(
+        self, weights: Mapping[str, Linear | Floats], form: str, head_bits: int, random: bool
+    ) -> None:
+        bits, group, *zero = form.split(":")
+        self._form = int(bits), int(group), bool(zero)
+        self._weights, self._head_bits, self._random = weights, head_bits, random
+
+    def __getitem__(self, name: str) -> Linear | Floats:
+        weight = self._weights[name]
+        form = self._form
+        if name in ("embed", "head") and self._head_bits:
+            form = (self._head_bits, 32, False)
+        elif not name.startswith("layers.") or weight.ndim != 2:
+            return weight
+        if self._random:
+            rows, columns = weight.shape
+            return drawn((rows, columns), *form)
+        return rounded(np.asarray(weight, np.float32), *form)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def model_of(options: argparse.Namespace) -> tuple[ModelConfig, Mapping[str, Linear | Floats]]:
+    """Return the shape and the weights to round."""
+    if options.file:
+        model = load(options.file)
+        return model.config, model.weights
+    return SHAPES[options.shape], RandomWeights(SHAPES[options.shape])
+
+
+def measure(
+    engines: Mapping[str, NativeEngine], sizes: list[int], rounds: int
+) -> dict[str, dict[int, float]]:
+    """Return median milliseconds of a pass over n tokens; engines take turns."""
+    times: dict[str, dict[int, list[float]]] = {name: {n: [] for n in sizes} for name in engines}
+    sequences = {name: engine.start(draw(engine, 64)) for name, engine in engines.items()}
+    for turn in range(rounds + 1):
+        for n in sizes:
+            for name, engine in engines.items():
+                tree = TokenTree.chain(draw(engine, n))
+                for _ in range(3):
+                    start = time.perf_counter()
+                    engine.forward([(sequences[name], tree)])
+                    if turn:
+                        times[name][n].append(1e3 * (time.perf_counter() - start))
+    return {
+        name: {n: statistics.median(each) for n, each in of.items()} for name, of in times.items()
+    }
+
+
+def main() -> None:
+    """Print a table of times."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--forms", nargs="+", default=["8:32", "4:128", "3:128"])
+    parser.add_argument("--shape", choices=SHAPES, default="135m")
+    parser.add_argument("--act", nargs="+", default=["int16", "int8"])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 8, 12, 16])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--head-bits", type=int, default=0)
+    parser.add_argument("--random", action="store_true")
+    options = parser.parse_args()
+    config, weights = model_of(options)
+    engines = {}
+    for form in options.forms:
+        for act in options.act:
+            made = AsIntegers(weights, form, options.head_bits, options.random or not options.file)
+            engines[f"{form} {act}"] = NativeEngine(
+                config, made, options.threads, format=f"auto:act={act}"
+            )
+    found = measure(engines, options.sizes, options.rounds)
+    print("| form | format | MB | " + " | ".join(f"{n}" for n in options.sizes) + " |")
+    print("|---" * (3 + len(options.sizes)) + "|")
+    for name, times in found.items():
+        engine = engines[name]
+        cells = " | ".join(f"{times[n]:.2f} ({times[n] / times[1]:.2f})" for n in options.sizes)
+        print(f"| {name} | {engine.format} | {engine.weight_bytes / 1e6:.1f} | {cells} |")
+
+
+if __name__ == "__main__":
+    main()
