@@ -63,8 +63,10 @@ REFUSAL = re.compile(
 )
 # Refusals of settings within one method or one option, not of a combination.
 SETTINGS = {
-    "cli/decode_options.py", "cli/files.py", "compress/prune/base.py", "compress/recipe.py",
-    "measuring/harness.py", "models/infill.py",
+    "cli/compress.py", "cli/decode_options.py", "cli/files.py", "compress/pipeline.py",
+    "compress/prune/base.py", "compress/quantize/gguf.py", "compress/quantize/nupes.py",
+    "compress/recipe.py", "measuring/evaluation/plan.py", "measuring/harness.py",
+    "models/extension.py", "models/infill.py",
     "control/structured/tools.py",
     "drafters/blend.py", "drafters/draft_model/base.py", "drafters/model.py", "drafters/recycle.py",
     "control/keywords.py",

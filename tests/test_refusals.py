@@ -150,6 +150,9 @@ TRIGGERS = {
     "native-pattern": lambda: lm(engine="native", attention="lm_infinite"),
     "reference-threads": lambda: lm(engine="reference", threads=2),
     "reference-kv-format": lambda: lm(engine="reference", kv_format="int8"),
+    "static-threads": lambda: lm(engine="static", threads=2),
+    "static-pattern": lambda: lm(engine="static", attention="lm_infinite"),
+    "static-kv-format": lambda: lm(engine="static", kv_format="int8"),
 }  # fmt: skip
 
 
