@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
+from paceline.compress.quantize.base import check_finite
 from paceline.compress.reconstruct.objective import Descent
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
@@ -71,8 +72,10 @@ class EDKM(WeightCompressor):
         import torch
 
         assert stats.second_moment is not None
+        check_finite(weight, self.name)
         group = self.group or weight.shape[1]
-        scales = _group_sizes(weight, group).half().float()
+        sizes = _group_sizes(weight, group).half().float()
+        scales = sizes.clamp(min=_SMALLEST)
         wide = scales.repeat_interleave(group, 1)[:, : weight.shape[1]]
         moment = stats.second_moment / stats.second_moment.diagonal().mean().clamp(min=1e-12)
 
@@ -83,14 +86,14 @@ class EDKM(WeightCompressor):
         start = (weight / wide).contiguous()
         centroids = plain_centroids(start, 2**self.bits).half().float()
         best = (nearest(start, centroids), centroids)
-        if self.steps:
+        if self.steps and bool(centroids.max() > centroids.min()):
             with torch.enable_grad():
                 trained, found = self._train(start, centroids, error)
             found = found.detach().half().float()
             codes = nearest(trained, found)
             if error(found[codes]) < error(centroids[best[0]]):
                 best = (codes, found)
-        return _stored(*best, scales, group)
+        return _stored(*best, sizes, group)  # groups of zeros have the size zero
 
     def _train(
         self, start: Tensor, centroids: Tensor, error: Callable[[Tensor], Tensor]
@@ -201,7 +204,7 @@ def _group_sizes(weight: Tensor, group: int) -> Tensor:
     columns = weight.shape[1]
     squares = F.pad(weight.square(), (0, -columns % group)).reshape(len(weight), -1, group).sum(-1)
     counts = F.pad(weight.new_ones(1, columns), (0, -columns % group)).reshape(1, -1, group).sum(-1)
-    return (squares / counts).sqrt().clamp(min=_SMALLEST)
+    return (squares / counts).sqrt()
 
 
 def _stored(codes: Tensor, centroids: Tensor, scales: Tensor, group: int) -> Linear:
