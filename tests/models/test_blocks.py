@@ -69,7 +69,7 @@ def test_taps_see_the_input_of_every_matrix(checkpoint):
     tokens = torch.tensor(tiny.tokens(9), dtype=torch.int64)[None]
     seen = {}
     blocks.logits(tokens, model.config, outer, layers, lambda *tap: seen.update({tap[:2]: tap[2]}))
-    names = {"q", "k", "v", "o", "up", "down", "attention"} | (
+    names = {"q", "k", "v", "o", "up", "down", "queries", "attention"} | (
         {"gate"} if model.config.gated else set()
     )
     assert set(seen) == {(i, n) for i in range(len(layers)) for n in names}
@@ -77,6 +77,9 @@ def test_taps_see_the_input_of_every_matrix(checkpoint):
         if name == "attention":
             torch.testing.assert_close(x.sum(-1), torch.ones_like(x[..., 0]))
             assert (x.triu(1) == 0).all()
+        elif name == "queries":
+            shape = model.config.layers[index]
+            assert x.shape == (1, shape.heads, 9, shape.head_dim)
         else:
             assert x.shape[-1] == layers[index][name].shape[1]
 
