@@ -27,6 +27,7 @@ from paceline.models.tensors import (
     LowRank,
     NestedCodes,
     Pivoted,
+    RoundedInputs,
     SignBlocks,
     Sparse,
     Sum,
@@ -200,6 +201,12 @@ def any_form(random, rows, columns, depth=0):
                 any_form(random, rows, rank, depth + 1), any_form(random, rank, columns, depth + 1)
             ),
             lambda: Sum(tuple(any_form(random, rows, columns, depth + 1) for _ in range(1 + rank))),
+            lambda: RoundedInputs(
+                any_form(random, rows, columns, depth + 1),
+                int(random.integers(2, 9)),
+                np.flatnonzero(random.random(columns) < 0.3).astype(np.int32),
+                int(random.choice([4, 8, 16])),
+            ),
         ]
         makers.append(lambda: transformed(random, rows, columns, depth))
         if rows > 1:
@@ -456,6 +463,11 @@ PLANES = np.ones((1, 2, 4), bool)
             lambda: TensorTrain((Dense(SCALES[:1]), Dense(SCALES)), (1, 2), (2, 1)),
             "expected 1 x 2 x 2",
         ),
+        (lambda: RoundedInputs(Dense(SCALES), 1, np.int32([0])), "1 and 8 bits"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([0]), 9), "4 and 9 bits"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([1, 1])), "ascending below 2"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([2])), "ascending below 2"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int64([1])), "expected int32"),
         (lambda: Sum(()), "expected one shape"),
         (lambda: Sum((Dense(SCALES), Dense(SCALES[:1]))), "expected one shape"),
         (lambda: from_tensors({}), "describe no stored matrix"),

@@ -15,7 +15,8 @@ from paceline.compress.recipe import Recipe
 from paceline.errors import MethodError, ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
-from paceline.models.tensors import Linear
+from paceline.models.rounding import rounded_product
+from paceline.models.tensors import Linear, RoundedInputs
 
 _TOGETHER = 4096  # positions that run through a block at once
 
@@ -87,8 +88,13 @@ def compress_blocks(
             stored |= tuner.tune(block, stored)
         weights |= {name: torch.from_numpy(each.dense()) for name, each in stored.items()}
         tensors: dict[str, Linear | Tensor] = {**weights, **stored}
+        products = {
+            name: rounded_product(each, weights[name])
+            for name, each in stored.items()
+            if isinstance(each, RoundedInputs)
+        }
         with torch.no_grad():
-            x = runner.outputs(weights, x)
+            x = runner.outputs({**weights, **products}, x)
         if not bool(torch.isfinite(x).all()):
             raise ModelError(
                 f"block {index} puts out values that are no numbers on the calibration texts; the "
@@ -116,6 +122,12 @@ def _compress(block: Block, recipe: Recipe, names: Sequence[str]) -> dict[str, L
         steps = shared.for_matrix(f"layers.{block.index}.{name}", block.config)
         if steps.compressors:
             form = steps.compress(weights[name], block.stats[name])
+            if name in bases and isinstance(form, RoundedInputs):
+                raise MethodError(
+                    f"{steps.compressors[-1].name} rounds the inputs of {name} as they are, and "
+                    f"{recipe.transforms[-1].name} transforms them; leave one of them out of the "
+                    "recipe"
+                )
             stored[name] = bases[name].wrap(form) if name in bases else form
     return stored
 
@@ -148,14 +160,14 @@ class _Runner:
         self._step = max(1, _TOGETHER // length)
 
     def __call__(
-        self, weights: Mapping[str, Tensor], x: Tensor, tap: blocks.Tap | None = None
+        self, weights: blocks.LayerWeights, x: Tensor, tap: blocks.Tap | None = None
     ) -> Tensor:
         return blocks.block(
             x, self._config, self.shape, weights, self._mask, self._rotation, tap=tap
         )
 
     def outputs(
-        self, weights: Mapping[str, Tensor], x: Tensor, tap: blocks.Tap | None = None
+        self, weights: blocks.LayerWeights, x: Tensor, tap: blocks.Tap | None = None
     ) -> Tensor:
         """Return the outputs [B, T, hidden] of all texts."""
         return torch.cat([self(weights, part, tap) for part in torch.split(x, self._step)])

@@ -22,6 +22,7 @@ from paceline.compress.base import (
 from paceline.compress.base import WeightCompressor as Weight
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
+from paceline.models.tensors import RoundedInputs
 from paceline.registry import corrections, factorizers, pruners, quantizers, transforms, tuners
 
 if TYPE_CHECKING:
@@ -102,6 +103,11 @@ class Steps:
             stored = method.compress(rest, stats)
             rest = torch.from_numpy(stored.dense())
         assert stored is not None, "a recipe that keeps a matrix compresses none"
+        if isinstance(stored, RoundedInputs):  # what corrects multiplies the same inputs
+            return replace(stored, matrix=self._correct(weight, stored.matrix, stats))
+        return self._correct(weight, stored, stats)
+
+    def _correct(self, weight: Tensor, stored: Linear, stats: Statistics) -> Linear:
         for correction in self.corrections:
             stored = correction.correct(weight, stored, stats)
         return stored

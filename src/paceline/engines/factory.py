@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from paceline.compatibility import Side, check
 from paceline.engines.base import AttentionPattern, Engine
 from paceline.errors import MethodError, unknown
-from paceline.models.tensors import Nested
+from paceline.models.tensors import Nested, RoundedInputs
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +65,13 @@ def open_engine(
     """
     if name not in NAMES:
         raise MethodError(unknown("engine", name, NAMES))
-    by_default = name == "auto" and (device is not None or weight_format == KEPT)
+    rounds = RoundedInputs.__name__.lower() in model.weights.formats()
+    if rounds and name not in ("auto", "reference"):
+        raise MethodError(
+            f"{model.name} rounds activations, which the {name} engine has no products for; take "
+            "the engine auto or reference"
+        )
+    by_default = name == "auto" and (device is not None or weight_format == KEPT or rounds)
     if name in ("reference", "static") or by_default:
         static = name == "static"
         kind, called = (Side.STATIC, name) if static else (Side.REFERENCE, "reference")

@@ -20,7 +20,7 @@ from paceline.engines.checks import check_kept
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
-from paceline.engines.stored_layers import StoredLayers
+from paceline.engines.stored_layers import StoredLayers, multiplied
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
@@ -30,7 +30,7 @@ from paceline.models.tensors import Linear, to_dense
 STORED = "stored"  # the format of matrices that are expanded while their layer runs
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_Layer = dict[str, Tensor]
+_Layer = dict[str, blocks.Matrix]
 
 
 class ReferenceEngine(Engine):
@@ -89,7 +89,7 @@ class ReferenceEngine(Engine):
         self._live: WeakSet[ReferenceCache] = WeakSet()
         self._numbers = count()
         self._limit: int | None = None
-        self._outer: _Layer = {}
+        self._outer: dict[str, Tensor] = {}
         self._hidden: list[Tensor] = []  # of the last forward, [N, hidden] for each tree
         layers: list[_Layer] = [{} for _ in config.layers]
         for name in weights:
@@ -98,7 +98,7 @@ class ReferenceEngine(Engine):
             tensor = torch.tensor(to_dense(weights[name])).to(self._device, dtype)
             if name.startswith("layers."):
                 _, index, rest = name.split(".", 2)
-                layers[int(index)][rest] = tensor
+                layers[int(index)][rest] = multiplied(weights[name], tensor)
             else:
                 self._outer[name] = tensor
         self._layers: list[_Layer] | StoredLayers = layers

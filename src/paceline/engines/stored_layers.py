@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from paceline.core import Floats
-from paceline.models.tensors import Linear, SignBlocks, Sparse, to_dense
+from paceline.models.blocks import Matrix
+from paceline.models.rounding import rounded_product
+from paceline.models.tensors import Linear, RoundedInputs, SignBlocks, Sparse, to_dense
 
 
 class StoredLayers:
@@ -45,12 +47,12 @@ class StoredLayers:
         # On the CPU the threads of torch are busy with the layer that runs.
         ahead = device.type != "cpu"
         self._pool = ThreadPoolExecutor(1, "paceline-layers") if ahead else None
-        self._next: tuple[int, Future[dict[str, Tensor]]] | None = None
+        self._next: tuple[int, Future[dict[str, Matrix]]] | None = None
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Matrix]:
         """Return the tensors of a layer by their names in it; a thread begins with the next."""
         ahead, self._next = self._next, None
         if ahead is not None and ahead[0] == index:
@@ -62,11 +64,19 @@ class StoredLayers:
             self._next = (after, self._pool.submit(self._expand, after))
         return layer
 
-    def _expand(self, index: int) -> dict[str, Tensor]:
-        return {
-            name.split(".", 2)[2]: expand(self._weights[name], self._device, self._dtype)
-            for name in self._names[index]
-        }
+    def _expand(self, index: int) -> dict[str, Matrix]:
+        layer: dict[str, Matrix] = {}
+        for name in self._names[index]:
+            weight = self._weights[name]
+            layer[name.split(".", 2)[2]] = multiplied(
+                weight, expand(weight, self._device, self._dtype)
+            )
+        return layer
+
+
+def multiplied(weight: Linear | Floats, matrix: Tensor) -> Matrix:
+    """Return what stands for a weight in a layer: its values, or its products of rounded inputs."""
+    return rounded_product(weight, matrix) if isinstance(weight, RoundedInputs) else matrix
 
 
 def expand(weight: Linear | Floats, device: torch.device, dtype: torch.dtype) -> Tensor:

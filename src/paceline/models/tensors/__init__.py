@@ -21,6 +21,7 @@ from paceline.models.tensors.grouped import Grouped
 from paceline.models.tensors.nested_codes import NestedCodes
 from paceline.models.tensors.packed_floats import PackedFloats, pack_smallest
 from paceline.models.tensors.pivoted import Pivoted
+from paceline.models.tensors.rounded_inputs import RoundedInputs
 from paceline.models.tensors.sign_blocks import SignBlocks
 from paceline.models.tensors.sparse import Sparse
 from paceline.models.tensors.tensor_train import TensorTrain
@@ -39,6 +40,7 @@ __all__ = [
     "NestedCodes",
     "PackedFloats",
     "Pivoted",
+    "RoundedInputs",
     "SignBlocks",
     "Sparse",
     "Sum",
