@@ -116,8 +116,12 @@ def test_what_a_method_stores_runs_everywhere(source, name, tmp_path, monkeypatc
         matrix = each.rpartition(".")[2] in MATRICES
         changed += matrix and not np.array_equal(values, source.weights.dense(each))
     assert changed
-    with LM(out, drafter="plain", budget=1, threads=1) as lm:
-        check_engines(lm, model)
+    rounds = "roundedinputs" in model.weights.formats()  # which torch alone computes
+    with LM(out, drafter="plain", budget=1, threads=None if rounds else 1) as lm:
+        if rounds:
+            assert lm.engine.name == "reference"
+        else:
+            check_engines(lm, model)
         check_drafts(lm)
         answer = lm.generate("Once", schema=SCHEMA, max_new_tokens=40, temperature=0)
         assert 0 <= json.loads(answer.text)["size"] <= 99

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 from weakref import finalize
 
 import numpy as np
@@ -216,9 +217,10 @@ class StaticEngine(ReferenceEngine):
         span = min(span, self._rows)
         found = slot.passes.get((size, span))
         if found is None:
-            assert isinstance(self._layers, list)  # no matrix stays in its stored form
+            # No matrix stays in its stored form, and no checkpoint rounds activations here.
+            layers = cast(list[dict[str, Tensor]], self._layers)
             found = slot.passes[size, span] = StaticPass(
-                *(self.config, self._outer, self._layers, self._rotations, slot.layers),
+                *(self.config, self._outer, layers, self._rotations, slot.layers),
                 size=size,
                 span=span,
                 compiled=self._compiled,
