@@ -108,7 +108,7 @@ class EvaluatedEngineOptions:
     rope: Annotated[
         str | None,
         typer.Option(
-            help="Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."
+            help="Extend MODEL's context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."
         ),
     ] = None
     kv_policy: Annotated[

@@ -70,9 +70,12 @@ def test_results_are_of_one_model_and_one_setting(tmp_path, lm, suite):
     rounded = LM(shared("models", "stories260K"), drafter="plain", budget=1, dtype="int8")
     assert evaluate(suite, rounded, tmp_path / "kept").earlier == 0
     assert evaluate(suite, lm, tmp_path / "kept", fresh=True).earlier == 0
+    policy = "sliding_window:budget=32"
+    bounded = LM(shared("models", "stories260K"), drafter="plain", budget=1, kv_policy=policy)
+    assert evaluate(suite, bounded, tmp_path / "kept").earlier == 0
     suite._prefix = "none"
     assert evaluate(suite, lm, tmp_path / "kept").earlier == 0
-    assert len(scored) == 300
+    assert len(scored) == 400
 
 
 @pytest.mark.parametrize(

@@ -90,4 +90,5 @@ def model_identity(lm: LM) -> list[Any] | None:
         return None
     code = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
     facts = (engine.name, engine.format, engine.kv_format, engine.device, repr(engine.pattern))
-    return [paceline.__version__, code, lm.model.digest(), *facts, repr(engine.config)]
+    policy = repr(lm.request_builder.kv_policy)
+    return [paceline.__version__, code, lm.model.digest(), *facts, repr(engine.config), policy]
