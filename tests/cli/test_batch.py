@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import pytest
 
@@ -135,3 +136,13 @@ def test_a_job_with_other_outputs_is_another_job(engine, settings):
         return batch._job("digest", "model", [], made, *options)
 
     assert job(engine, settings) != job({}, {})
+
+
+def test_a_job_depends_on_every_option_of_the_engine_that_changes_answers():
+    def job(**engine):
+        options = (EngineOptions(**engine), DraftOptions())
+        return batch._job("digest", "model", [], BatchSettings("tiny"), *options)
+
+    same = {"engine", "device", "threads"}  # up to rounding
+    for each in fields(EngineOptions):
+        assert (job(**{each.name: "2"}) == job()) == (each.name in same), each.name

@@ -170,6 +170,7 @@ def _job(
         "attention": engine.attention,
         "kv_policy": engine.kv_policy,
         "rope": engine.rope,
+        "memory": engine.memory,
     }
     return {
         "schema": "paceline-batch/1",
