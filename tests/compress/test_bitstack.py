@@ -102,7 +102,9 @@ def test_what_cannot_be_cut_is_refused_in_one_sentence(stacked):
         ({"memory": "80 apples"}, RequestError, "a number of bytes such as 80MB"),
         ({"memory": True}, RequestError, "expected a number of bytes"),
         ({"memory": 500_000, "engine": "native"}, MethodError, "the native engine would expand"),
+        ({"memory": 500_000, "engine": "static"}, MethodError, "the static engine would expand"),
         ({"memory": 500_000, "dtype": "bf16"}, MethodError, "the format bf16 would expand"),
+        ({"memory": 500_000, "threads": 2}, MethodError, "leave threads out"),
         ({"dtype": "stored", "engine": "native"}, MethodError, "has no format 'stored'"),
     )
     for options, kind, said in cases:

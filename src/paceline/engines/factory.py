@@ -121,8 +121,9 @@ def open_nested(
         isinstance(matrix := model.weights.stored(each), Nested) and expands(matrix)
         for each in model.weights
     )
-    if nested and (name == "native" or weight_format not in ("auto", KEPT)):
-        chosen = "the native engine" if name == "native" else f"the format {weight_format}"
+    expanding = name in ("native", "static")
+    if nested and (expanding or weight_format not in ("auto", KEPT)):
+        chosen = f"the {name} engine" if expanding else f"the format {weight_format}"
         raise MethodError(
             f"{chosen} would expand the blocks of {model.name} beyond the memory; leave the "
             "memory out, or engine and format"
@@ -130,7 +131,7 @@ def open_nested(
     return open_engine(
         model,
         name,
-        threads=None if nested else threads,
+        threads=threads,
         device=device,
         weight_format=KEPT if nested else weight_format,
         kv_format=kv_format,
