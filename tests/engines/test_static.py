@@ -16,6 +16,7 @@ from paceline.engines.static_pass import pass_numbers
 from paceline.engines.view import View
 from paceline.errors import MethodError, RequestError
 from paceline.models import Model, load
+from paceline.serving.worker import Worker
 
 TOLERANCE = 1e-4
 # Windows and soft caps, learned positions, a parallel block, partial rotation, norms of each head.
@@ -189,3 +190,13 @@ def test_drafted_text_is_plain_text() -> None:
     prompt = "Once upon a time"
     ours, expected = (one.generate(prompt, max_new_tokens=24).tokens for one in (lm, plain))
     assert list(ours) == list(expected)
+
+
+def test_requests_run_one_by_one() -> None:
+    lm = LM(engine="static", drafter="plain")
+    prompts = ["Once upon a time", "The"]
+    together = lm.generate(prompts, max_new_tokens=4)
+    alone = [lm.generate(prompt, max_new_tokens=4) for prompt in prompts]
+    assert [each.tokens for each in together] == [each.tokens for each in alone]
+    with pytest.raises(MethodError, match="cannot share a limit of memory"):
+        Worker(lm)

@@ -15,7 +15,7 @@ from torch import Tensor
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import Cached, Engine
-from paceline.engines.pages import PAGE
+from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference import ReferenceEngine
 from paceline.engines.reference_cache import ReferenceCache
 from paceline.engines.static_pass import Rotations, StaticPass, pass_numbers
@@ -127,12 +127,21 @@ class StaticEngine(ReferenceEngine):
     def _take_latents(self, weights: Mapping[str, Linear | Floats]) -> None:
         """Leave keys and values as they are: their memory is reserved by heads."""
 
-    def _limit_pages(self, pages: int | None) -> None:
-        if pages is not None:
-            raise MethodError(
-                "the static engine gives every sequence its whole cache at once, so that kv_limit "
-                "bounds nothing; choose a smaller capacity, or the reference engine"
-            )
+    @property
+    def memory(self) -> Memory:
+        """Refuse to count pages: requests cannot share what each takes as a whole.
+
+        Raises:
+            MethodError: always.
+        """
+        raise MethodError(
+            "the static engine gives every sequence its whole cache at once, so that requests "
+            "cannot share a limit of memory (kv_limit); run them one by one, or take the reference "
+            "engine"
+        )
+
+    def _afford(self, pages: int) -> None:
+        """Allow every pass: the memory is reserved."""
 
     def open(self) -> Cached:
         """Open a new, empty sequence."""
