@@ -8,7 +8,7 @@ from paceline.compress.calibrate import Calibration
 from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
 from paceline.engines.reference import ReferenceEngine
-from paceline.errors import MethodError
+from paceline.errors import MethodError, RequestError
 from paceline.lm import LM
 from paceline.models import load
 from tests.conftest import shared
@@ -51,6 +51,10 @@ def test_the_cache_holds_the_latent_and_the_answers_stay(tmp_path, name, recipe,
     expanded = ReferenceEngine(model.config, model.weights.to_arrays())
     assert latent.memory.page_bytes == share * expanded.memory.page_bytes
     assert (Ability.EVICT in latent.abilities) == (share == 1)
+    assert (Ability.KEYS in latent.abilities) == (share == 1)
+    if share < 1:
+        with pytest.raises(RequestError, match="cache latents"):
+            latent.keys_values(latent.start([5, 6, 7]), 0)
     np.testing.assert_allclose(logits(latent), logits(expanded), atol=2e-4)
 
 

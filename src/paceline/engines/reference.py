@@ -123,7 +123,11 @@ class ReferenceEngine(Engine):
             }
             self._layers[index].update(made)
             self._cached[index] = (1, 1, len(made["latent"]))
-            self.abilities = self.abilities - {Ability.EVICT, Ability.ATTENTION_MASS}
+            self.abilities = self.abilities - {
+                Ability.EVICT,
+                Ability.ATTENTION_MASS,
+                Ability.KEYS,
+            }
 
     @property
     def memory(self) -> Memory:
@@ -242,6 +246,8 @@ class ReferenceEngine(Engine):
     def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
         """Return cached keys and values; see `Engine.keys_values`."""
         own = _own(sequence)
+        if Ability.KEYS not in self.abilities:
+            raise RequestError("this model's layers cache latents, not keys and values")
         keys, values = own.layers[layer][:, :, : own.held(layer)].float().cpu().numpy()
         return np.array(keys, np.float32), np.array(values, np.float32)
 
