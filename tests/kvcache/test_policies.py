@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -50,6 +50,22 @@ def test_h2o_keeps_what_was_attended_to_and_the_end_in_each_head() -> None:
     assert kept.tolist() == [[0, 2, 3, 5], [1, 3, 4, 5]]  # positions 5 and 6 are the recent ones
     equal = policy.keep(cache([[0, 1, 2, 3, 4, 5]], 6, np.ones((1, 6))))
     assert equal.tolist() == [[0, 1, 4, 5]], "of equals the earlier stays"
+
+
+def test_rows_that_a_window_hides_for_good_are_kept_last() -> None:
+    window = CONFIG.layers[1].window
+    assert window is not None
+    length = window + 10
+    mass = np.arange(length, 0.0, -1)[None]  # the oldest received most
+    layer = LayerCache(1, 3, length, np.arange(length, dtype=np.int32)[None], mass, config=CONFIG)
+    kept = H2O(budget=8, recent=2).keep(layer)
+    # Position 11 is the first that the next one sees.
+    assert kept.tolist() == [[*range(11, 17), length - 2, length - 1]]
+    roomy = H2O(budget=window + 3, recent=2).keep(layer)
+    assert roomy.tolist() == [[0, 1, 2, 3, *range(11, length)]]
+    far = replace(layer, index=0)
+    assert far.shape.window is None
+    assert H2O(budget=8, recent=2).keep(far).tolist() == [[*range(6), length - 2, length - 1]]
 
 
 @given(st.data())

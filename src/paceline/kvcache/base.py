@@ -180,6 +180,8 @@ class Policy(Method, ABC):
 class ScoringPolicy(Policy):
     """Keeps the rows with the highest scores besides the first and the last. Write `score`.
 
+    In layers with a window, rows that no later position sees come last, whatever their score.
+
     Attributes:
         budget, sinks, every: as of `Policy`.
         recent: last positions of the text, which are always kept.
@@ -203,6 +205,8 @@ class ScoringPolicy(Policy):
                 f"{self.name} scored {list(scores.shape)} rows, expected "
                 f"{list(layer.positions.shape)}"
             )
+        if layer.config is not None and layer.shape.window is not None:
+            scores[layer.positions <= layer.length - layer.shape.window] = -np.inf
         always = layer.positions < self.sinks
         always |= layer.positions >= layer.length - self.recent
         scores[always] = np.inf
