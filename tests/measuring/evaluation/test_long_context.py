@@ -47,6 +47,15 @@ def built(lm, kind, length=384, seed=0):
     return getattr(builder, kind)(BOOK, np.random.default_rng(seed))
 
 
+def fact(lm, question):
+    """The sentence that a context hides for a question."""
+    asked, answer = (
+        lm.tokenizer.decode(part).strip()
+        for part in (question.tokens[1 : -question.answer], question.tokens[-question.answer :])
+    )
+    return f"{asked.rpartition('Answer: ')[2].strip()} {answer}."
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_contexts_have_their_length_and_hold_the_answers(lm, kind):
     context = built(lm, kind)
@@ -59,11 +68,7 @@ def test_contexts_have_their_length_and_hold_the_answers(lm, kind):
             places = range(len(context.tokens) - len(passage) + 1)
             assert any(context.tokens[at : at + len(passage)] == passage for at in places)
             continue
-        asked, answer = (
-            lm.tokenizer.decode(part).strip()
-            for part in (passage[: -question.answer], passage[-question.answer :])
-        )
-        assert f"{asked.rpartition('Answer: ')[2].strip()} {answer}." in text
+        assert fact(lm, question) in text
     assert built(lm, kind) == context
     assert built(lm, kind, seed=1) != context
 
@@ -76,6 +81,19 @@ def test_needles_are_spread_over_the_context_and_not_at_its_end(lm):
     assert places == sorted(places)
     ends = lm.tokenizer.decode(context.tokens[-40:])
     assert "favourite" not in ends
+
+
+def test_a_long_sentence_pushes_no_needle_out(lm):
+    encode = lm.tokenizer.encode
+    text = BOOK[:200] + " and a bird" * 400 + "."
+    builder = ContextBuilder(lambda part: encode(part, False), [], 448)
+    context = builder.single(text, np.random.default_rng(0))
+    assert len(context.tokens) == 448
+    found = lm.tokenizer.decode(context.tokens)
+    assert all(fact(lm, question) in found for question in context.questions)
+    characters = ContextBuilder(list, [], 400)
+    with pytest.raises(RequestError, match="too short for what is hidden in it"):
+        characters.multikey("a" * 1000, np.random.default_rng(0))
 
 
 def test_scores_are_those_of_the_whole_text(lm, books):

@@ -74,7 +74,7 @@ class LongContexts(Suite):
             for number in range(limit or _CONTEXTS)
             for kind in KINDS
         ]
-        self._data = item_key(path.name, [len(book) for book in self._books])
+        self._data = item_key(path.name, self._books)
 
     def settings(self, lm: LM) -> dict[str, Any]:
         """Return length, policy, prefix, seed and a hash of the data.

@@ -134,17 +134,27 @@ class ContextBuilder:
     def _filled(self, text: str, needles: Sequence[tuple[float, list[int]]]) -> list[int]:
         """Return a context: whole sentences, needles behind them, and the last one cut.
 
+        Where a sentence leads into the end, where nothing is hidden, needles interrupt it.
+
         Raises:
-            RequestError: the text is too short.
+            RequestError: the text is too short, or the needles are too long for the context.
         """
         tokens, waiting = list(self._start), list(needles)
         room = self._length - _NEAR
         for sentence in _sentences(text):
-            while waiting and len(tokens) >= waiting[0][0] * room:
-                tokens += waiting.pop(0)[1]
-            tokens += self._encode(sentence)
-            if len(tokens) >= self._length and not waiting:
-                return tokens[: self._length]
+            rest = self._encode(sentence)
+            while rest:
+                while waiting and len(tokens) >= waiting[0][0] * room:
+                    tokens += waiting.pop(0)[1]
+                if len(tokens) > self._length:
+                    raise RequestError(
+                        f"a context of {self._length} tokens is too short for what is hidden in "
+                        "it; give a larger --context or a model that sees more"
+                    )
+                end = room - len(tokens) if waiting else len(rest)
+                tokens, rest = tokens + rest[:end], rest[end:]
+                if len(tokens) >= self._length and not waiting:
+                    return tokens[: self._length]
         raise RequestError(
             f"a text has {len(tokens)} tokens, too few for a context of {self._length}"
         )
