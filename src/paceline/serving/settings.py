@@ -63,7 +63,7 @@ class ServerSettings:
     budget: Annotated[
         str, SettingInfo("Maximum nodes of a tree beyond its root; auto: chosen by cost.")
     ] = "auto"
-    engine: Annotated[str, SettingInfo("Engine: auto, native, reference or static.")] = "auto"
+    engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
         str, SettingInfo("Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
@@ -97,7 +97,11 @@ class ServerSettings:
     ] = None
     weight_memory: Annotated[
         Size | None,
-        SettingInfo("Load as many blocks of a nested checkpoint (bitstack) as fit, e.g. 80MB.", 1),
+        SettingInfo(
+            "Load as many blocks of a nested checkpoint (recipe bitstack or any_precision) as fit, "
+            "e.g. 80MB.",
+            1,
+        ),
     ] = None
     prefix_cache: Annotated[
         float,
