@@ -71,6 +71,11 @@ def test_prompt_from_stdin_or_the_default_opening(paceline, toy):
     assert paceline(*words).json["prompt_tokens"] == len(OPENING)
 
 
+def test_what_is_lossy_is_named(paceline):
+    words = ("generate", "Once", "--max-new-tokens", 4, "--kv-policy", "sliding_window")
+    assert "the KV policy sliding_window is lossy" in paceline(*words).err
+
+
 def test_check_compares_with_plain_decoding(paceline, toy):
     done = paceline("generate", "Once", "--check", "--max-new-tokens", 20)
     assert done.code == 0

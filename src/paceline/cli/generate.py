@@ -204,7 +204,9 @@ def report(record: dict[str, Any], output: Output) -> None:
     if record["governor"]:
         say(sizing(record["governor"]))
     if record["lossy"]:
-        say(f"{record['drafter']} is lossy: this is not what plain decoding writes")
+        policy = record["kv_policy"]
+        what = record["drafter"] if policy is None else f"the KV policy {policy}"
+        say(f"{what} is lossy: this is not what plain decoding writes")
 
 
 def checked(lm: LM, request: Request, output: Output) -> dict[str, Any]:
