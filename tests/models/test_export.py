@@ -19,13 +19,14 @@ from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
 from paceline.errors import MethodError, ModelError
 from paceline.models import Model, load
+from paceline.models.export import assembly
 from paceline.models.export.gguf import GGUFExport
 from paceline.models.export.gguf_tokenizer import PROBES
 from paceline.models.export.gguf_types import NAMES, GGUFFormat, parse_gguf_format
 from paceline.models.export.safetensors import SafetensorsExport
 from paceline.models.formats.gguf import GGUFFile
 from paceline.models.generation import Defaults
-from paceline.models.tensors import Grouped
+from paceline.models.tensors import BlockQuantized, Grouped, Linear
 from paceline.models.weights import Weights
 from tests.conftest import shared
 from tests.models.test_packed_layouts import packed_checkpoint
@@ -407,3 +408,9 @@ def test_a_tokenizer_that_gguf_cannot_express_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(values))
     with pytest.raises(ModelError, match="its model is 'WordLevel', expected BPE"):
         to_gguf(tmp_path, tmp_path / "a.gguf")
+
+
+def test_every_stored_form_has_a_name_in_messages():
+    plain = {BlockQuantized, Grouped}  # named by their numbers
+    forms = {form for form in Linear._forms.values() if form.__module__.startswith("paceline.")}
+    assert forms - plain == set(assembly._FORMS)

@@ -20,6 +20,7 @@ from paceline.models.formats.bits import (
 )
 from paceline.models.tensors import (
     BitPlanes,
+    BlockQuantized,
     Codebook,
     Dense,
     Grouped,
@@ -400,6 +401,9 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: Grouped(4, CODES, SCALES, 3, None), None),
         (lambda: Grouped(4, CODES, SCALES, 0), "groups have 0 inputs"),
         (lambda: Grouped(4, CODES, SCALES, 10**30), "groups have 1"),
+        (lambda: Grouped(4, CODES, SCALES, 2.0), "groups have 2.0 inputs, expected a whole number"),
+        (lambda: BitPlanes(PLANES, SCALES[None], 2.0), "expected a whole number"),
+        (lambda: BlockQuantized("Q8_0", np.zeros((1, 34), np.uint8), 32.0), "has 32.0 inputs"),
         (lambda: Grouped(4, CODES, SCALES, 4), r"expected float32 \[2, 1\]"),
         (lambda: Grouped(4, CODES, SCALES * np.nan, 2), "scales hold NaN"),
         (lambda: Grouped(4, CODES, SCALES, 2, minima=SCALES * np.inf), "minima hold NaN"),
@@ -459,6 +463,7 @@ PLANES = np.ones((1, 2, 4), bool)
             r"expected int32 \[2\], ascending and below 3",
         ),
         (lambda: TensorTrain((Dense(SCALES),), (2,), (2,)), "at least two"),
+        (lambda: TensorTrain((Dense(SCALES[:1, :1]),) * 40, (1,) * 40, (1,) * 40), "at most 16"),
         (
             lambda: TensorTrain((Dense(SCALES[:1]), Dense(SCALES)), (1, 2), (2, 1)),
             "expected 1 x 2 x 2",

@@ -19,9 +19,16 @@ from paceline.models.tensors import (
     Grouped,
     Linear,
     LowRank,
+    NestedCodes,
+    PackedFloats,
     Pivoted,
+    RoundedInputs,
+    SignBlocks,
     Sparse,
     Sum,
+    TensorTrain,
+    Transformed,
+    TwoGrained,
     to_dense,
 )
 from paceline.models.weights import Weights, part_rows
@@ -33,9 +40,16 @@ _FORMS: Mapping[type[Linear], str] = {
     Codebook: "codebooks",
     Dense: "floating-point numbers",
     LowRank: "low-rank factors",
+    NestedCodes: "codes of several widths",
+    PackedFloats: "packed floating-point numbers",
     Pivoted: "rows and coefficients of low rank",
+    RoundedInputs: "a matrix whose inputs are rounded",
+    SignBlocks: "blocks of signs",
     Sparse: "a bitmap and its values",
     Sum: "a sum of matrices",
+    TensorTrain: "a matrix product operator",
+    Transformed: "a matrix whose inputs are transformed",
+    TwoGrained: "integers whose scales are integers, too",
 }
 
 

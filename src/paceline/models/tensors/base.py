@@ -180,8 +180,11 @@ def check_floats(name: str, values: Floats, shape: tuple[int, ...]) -> None:
 
 def check_group(group: int) -> None:
     """Refuse groups of no inputs, or of more than an index can count."""
-    if not 1 <= group < 1 << 31:
-        raise ModelError(f"groups have {group} inputs, expected at least 1 and below 2 ** 31")
+    if not isinstance(group, int | np.integer) or not 1 <= group < 1 << 31:
+        raise ModelError(
+            f"groups have {group!r:.40} inputs, expected a whole number of at least 1 and below "
+            "2 ** 31"
+        )
 
 
 def multiply(left: Floats, right: Floats) -> Floats:

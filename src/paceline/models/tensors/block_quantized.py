@@ -33,6 +33,8 @@ class BlockQuantized(Linear):
         """Check that the bytes are rows of so many inputs."""
         if self.type not in TYPES:
             raise ModelError(unknown("block type", self.type, TYPES))
+        if not isinstance(self.inputs, int | np.integer):
+            raise ModelError(f"a row has {self.inputs!r:.40} inputs, expected a whole number")
         row = TYPES[self.type].row_bytes(self.inputs)
         if self.data.dtype != np.uint8 or self.data.ndim != 2 or self.data.shape[1] != row:
             raise ModelError(

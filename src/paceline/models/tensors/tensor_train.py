@@ -16,6 +16,8 @@ from paceline.models.tensors.base import Arrays, Index, Linear, multiply
 from paceline.models.tensors.composed import part_of, prefixed
 from paceline.models.tensors.dense import Dense
 
+_SITES = 16  # at most: arrays of two axes for each are within NumPy's limit
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TensorTrain(Linear):
@@ -37,10 +39,13 @@ class TensorTrain(Linear):
     def __post_init__(self) -> None:
         """Check that the tensors fit together."""
         sizes = [self.outputs, self.inputs, self.cores]
-        if len(self.cores) < 2 or any(len(each) != len(self.cores) for each in sizes):
+        if not 2 <= len(self.cores) <= _SITES or any(
+            len(each) != len(self.cores) for each in sizes
+        ):
             raise ModelError(
                 f"there are {len(self.cores)} tensors for {len(self.outputs)} outputs and "
-                f"{len(self.inputs)} inputs, expected as many of each, at least two"
+                f"{len(self.inputs)} inputs, expected as many of each, at least two and at most "
+                f"{_SITES}"
             )
         if min(*self.outputs, *self.inputs) < 1:
             raise ModelError(f"sites are {self.outputs} and {self.inputs}, expected positive sizes")
