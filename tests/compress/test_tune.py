@@ -200,8 +200,17 @@ def test_parameters_of_groups_start_at_what_is_stored(kind):
 
 
 def test_forms_that_cannot_be_trained_are_refused(bench):
-    with pytest.raises(MethodError, match="block_ap trains integers in groups, and the recipe"):
+    with pytest.raises(
+        MethodError, match=r"block_ap trains integers in groups, .* stores a bitmap"
+    ):
         bench.compress("magnitude:sparsity=0.5+block_ap")
+
+
+@pytest.mark.parametrize("name", sorted(tuners.methods()))
+def test_a_block_whose_matrices_are_kept_is_not_tuned(bench, name):
+    block = bench.block()
+    assert tuners.parse(f"{name}:steps=2").tune(block, {}) == {}
+    assert all(block.weights[each] is bench.weights[each] for each in bench.weights)
 
 
 @pytest.mark.parametrize(

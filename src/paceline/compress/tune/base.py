@@ -11,6 +11,7 @@ from paceline.compress.base import Block, BlockTuner
 from paceline.compress.reconstruct.objective import Objective, dense_weights, train
 from paceline.compress.reconstruct.trainable import Trainable, TrainedBlock, TransformedPart
 from paceline.errors import MethodError
+from paceline.models.export.assembly import form_name
 from paceline.registry import check_range
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ class Tuner(BlockTuner):
 
     def tune(self, block: Block, stored: Mapping[str, Linear]) -> dict[str, Linear]:
         """See `BlockTuner`."""
+        if not stored:  # all matrices of the block are kept
+            return {}
         parts = self.parts(block, stored)
         objective = Objective(block, self.batch)
         before = objective.error(dense_weights(block, stored))
@@ -74,12 +77,12 @@ class Tuner(BlockTuner):
         """Return what is trained of each matrix.
 
         Raises:
-            MethodError: nothing, in a block that has compressed matrices.
+            MethodError: nothing.
         """
         found = {name: self._part(block, name, each) for name, each in stored.items()}
         parts = {name: part for name, part in found.items() if part is not None}
-        if stored and not parts:
-            forms = ", ".join(sorted({type(each).__name__ for each in stored.values()}))
+        if not parts:
+            forms = ", ".join(sorted({form_name(each) for each in stored.values()}))
             raise MethodError(f"{self.name} trains {self.trains}, and the recipe stores {forms}")
         return parts
 
