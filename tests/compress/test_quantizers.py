@@ -161,6 +161,8 @@ def test_fine_scales_take_few_bits():
         ("dgq:bits=5", "dgq:bits is 5"),
         ("dgq:levels=learned,symmetric=true", "leave levels"),
         ("nupes:levels=learned", "leave both out"),
+        ("nupes:mean_bits=7", "nupes:mean_bits is 7.0, expected 2.0 to 6.0"),
+        ("rtn:levels=learned,mean_bits=7", "rtn:mean_bits is 7.0, expected 2.0 to 6.0"),
         ("finequant:group=0", "finequant:group is 0"),
         ("gptq:order=size", "expected activation or given"),
         ("gptq:passes=-1", "gptq:passes is -1"),
@@ -169,6 +171,15 @@ def test_fine_scales_take_few_bits():
 def test_wrong_settings_are_refused(spec, said):
     with pytest.raises(MethodError, match=said):
         quantizers.parse(spec)
+
+
+@pytest.mark.parametrize("spec", ["rtn", "nupes", "gptq:levels=learned"])
+@pytest.mark.parametrize("extra", [-9.0, 9.0])
+def test_a_matrix_has_no_more_bits_than_the_method(spec, extra):
+    start = ":" if ":" not in spec else ","
+    method = quantizers.parse(f"{spec}{start}mean_bits=4")
+    plan = method.for_block({"q": weights(8, 64)}, {"q": Statistics(extra_bits=extra)})
+    assert plan["q"].bits == (2 if extra < 0 else method.widest)
 
 
 def test_codebooks_weigh_errors_by_fisher_information():

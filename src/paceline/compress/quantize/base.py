@@ -35,9 +35,9 @@ class Quantizer(WeightCompressor):
             that is fitted to the matrix, up to 6 bits, with symmetric grids. Default even.
         scale_bits: scales are whole numbers of so many bits, 2 to 8, times a number for each row;
             0 keeps a half-precision number for each group. Default 0.
-        mean_bits: of a code over all matrices, 2 to 8, instead of `bits`: matrices whose rounding
-            raises the loss more, by gradients on the calibration texts, take more bits than
-            others; 0 gives all `bits`. Default 0.
+        mean_bits: of a code over all matrices, 2 to the most that `bits` may be, instead of `bits`:
+            matrices whose rounding raises the loss more, by gradients on the calibration texts,
+            take more bits than others; 0 gives all `bits`. Default 0.
     """
 
     bits: int = 4
@@ -53,7 +53,7 @@ class Quantizer(WeightCompressor):
         check_range(0, 1 << 20, self.name, group=self.group)
         check_range(0, 100, self.name, search=self.search)
         if self.mean_bits:
-            check_range(2.0, 8.0, self.name, mean_bits=self.mean_bits)
+            check_range(2.0, float(self.widest), self.name, mean_bits=self.mean_bits)
         if self.scale_bits not in (0, *range(2, 9)):
             raise MethodError(f"{self.name}:scale_bits is {self.scale_bits}, expected 0, or 2 to 8")
         if self.levels not in ("even", "learned"):
@@ -63,6 +63,11 @@ class Quantizer(WeightCompressor):
                 f"{self.name}:levels=learned takes up to 6 bits and symmetric grids; leave it out, "
                 "or change these"
             )
+
+    @property
+    def widest(self) -> int:
+        """The most bits that a code may have."""
+        return 6 if self.levels == "learned" else 8
 
     @property
     def optional_statistics(self) -> frozenset[Statistic]:
@@ -75,12 +80,11 @@ class Quantizer(WeightCompressor):
         """Return the method with the bits of each matrix."""
         if not self.mean_bits:
             return dict.fromkeys(weights, self)
-        widest = 6 if self.levels == "learned" else 8
         chosen = {}
         for name in weights:
             extra = stats[name].extra_bits
             if extra is not None:
-                bits = min(max(round(self.mean_bits + extra), 2), widest)
+                bits = min(max(round(self.mean_bits + extra), 2), self.widest)
                 chosen[name] = replace(self, bits=bits, mean_bits=0.0)
             else:
                 chosen[name] = self

@@ -60,10 +60,15 @@ class NUPES(GPTQ):
 
     def __post_init__(self) -> None:
         GPTQ.__post_init__(self)
-        check_range(2, 6, self.name, bits=self.bits)
+        check_range(2, self.widest, self.name, bits=self.bits)
         check_range(2, 100, self.name, exponents=self.exponents)
         if self.levels != "even" or not self.symmetric:
             raise MethodError(f"{self.name} has levels and a symmetry of its own; leave both out")
+
+    @property
+    def widest(self) -> int:
+        """See `Quantizer`."""
+        return 6
 
     def grid_search(self, weight: Tensor, importance: Tensor | None = None) -> GridSearch:
         """Return what chooses the grids of a matrix, with the table of the best exponent."""
