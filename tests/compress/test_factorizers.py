@@ -73,6 +73,8 @@ def test_sizes_that_have_no_factors_still_split(case):
     weight = torch.randn(37, 48)
     stored = factorizers.parse("compactifai:keep=0.5,steps=1").compress(weight, stats)
     assert stored.shape == (37, 48)
+    bond = factorizers.parse("compactifai:keep=1,bond=2,steps=0").compress(weight, stats)
+    assert [core.shape[0] for core in bond.cores] == [1, 2]
     assert isinstance(factorizers.parse("dsformer:keep=1").compress(weight, stats), Dense)
 
 

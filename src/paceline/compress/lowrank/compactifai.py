@@ -82,7 +82,7 @@ class CompactifAI(Factorizer):
         """See `WeightCompressor`."""
         from paceline.models.tensors import TensorTrain
 
-        if self.keep == 1:
+        if self.keep == 1 and not self.bond:
             return store(weight, self.bits)
         sites = split_sites(weight.shape, self.sites)
         cores = decompose(weight, sites, self.bond or self._bond(sites, weight.numel()))
@@ -93,8 +93,8 @@ class CompactifAI(Factorizer):
 
     def _bond(self, sites: Sequence[tuple[int, int]], numbers: int) -> int:
         """Return the largest bond dimension at which the tensors have the share `keep`."""
-        bond = 1
-        while _numbers(sites, bond + 1) <= self.keep * numbers:
+        bond, budget = 1, self.keep * numbers + 1e-6
+        while _numbers(sites, bond + 1) <= budget:
             bond += 1
             if _numbers(sites, bond) == _numbers(sites, bond + 1):
                 break

@@ -72,7 +72,7 @@ class WhitenedSVD(Factorizer):
         """Return how many ranks have the share `keep` of a matrix's numbers."""
         size, both = self.keep * rows * columns, rows + columns
         if not self.pivots:
-            return max(1, int(size / both))
+            return max(1, int(size / both + 1e-6))
         return max(1, int((both - (both * both - 4 * size) ** 0.5) / 2 + 1e-6))
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
