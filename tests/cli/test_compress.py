@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 
 import numpy as np
@@ -15,7 +16,7 @@ from paceline.compress.job import CompressionJob
 from paceline.compress.recipe import parse_recipe
 from paceline.compress.work_folder import WorkFolder
 from paceline.engines.reference import ReferenceEngine
-from paceline.errors import ModelError, RequestError
+from paceline.errors import MethodError, ModelError, RequestError
 from paceline.lm import LM
 from paceline.models import load
 from paceline.models.formats import writer
@@ -280,6 +281,15 @@ def test_what_is_compressed_already_needs_again(tmp_path):
     assert load(tmp_path / "two").weights["layers.0.q"].bits == 3
 
 
+def test_a_rule_that_no_matrix_falls_under_is_refused(tmp_path):
+    model, file = load(shared("models", "stories260K")), tmp_path / "rules.toml"
+    for patterns in (["*.nope"], ["layers.99.*"], ["*.q", "layers.0.q"]):
+        rules = (f'[[rule]]\nmatch = "{each}"\nrecipe = "keep"\n' for each in patterns)
+        file.write_text('recipe = "rtn"\n' + "".join(rules))
+        with pytest.raises(MethodError, match=f"under the rule for '{re.escape(patterns[-1])}'"):
+            CompressionJob(model, tmp_path / "out", parse_recipe(str(file)))
+
+
 def test_values_that_are_no_numbers_are_refused(tmp_path):
     broken = tmp_path / "broken"
     shutil.copytree(shared("models", "stories260K"), broken)
@@ -290,6 +300,11 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
     huge._layer = lambda index: {
         name: each * (torch.inf if name == "attn_norm" else 1)
         for name, each in layer(index).items()
+    }
+    with pytest.raises(ModelError, match=r"layers.0.attn_norm holds NaN or infinite weights"):
+        huge.run(texts())
+    huge._layer = lambda index: {
+        name: each * (1e38 if name == "attn_norm" else 1) for name, each in layer(index).items()
     }
     with pytest.raises(ModelError, match="no numbers on the calibration texts"):
         huge.run(texts())

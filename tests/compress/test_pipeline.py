@@ -9,7 +9,7 @@ from paceline.compress.pipeline import _Runner, compress_blocks
 from paceline.compress.prune.magnitude import Magnitude
 from paceline.compress.recipe import Recipe, Steps, parse_recipe
 from paceline.engines.reference import ReferenceEngine
-from paceline.errors import MethodError
+from paceline.errors import MethodError, ModelError
 from paceline.models import blocks, load
 from paceline.models.tensors import Linear
 from paceline.registry import corrections, factorizers, pruners, quantizers, transforms, tuners
@@ -180,6 +180,14 @@ def test_rules_choose_by_name(story, tmp_path):
         ("awq", "compresses nothing"),
         ("block_ap+rtn", "rtn (quantizer) comes after block_ap (tuner)"),
         ("rtn:bits=1", "rtn:bits is 1"),
+        ("magnitude+svd", "magnitude and svd do not go together"),
+        ("magnitude+transmla:cache=0.5", "transmla does not bear other methods"),
+        ("awq+transmla", "give it a rule of its own"),
+        ("transmla+eora", "transmla does not bear other methods"),
+        ("flatquant+awq+rtn", "put flatquant behind all other transforms"),
+        ("flatquant+flatquant+rtn", "put flatquant behind all other transforms"),
+        ("flatquant+quik", "quik stores what multiplies the inputs as they are, and flatquant"),
+        ("flatquant+comet", "comet stores what multiplies the inputs as they are, and flatquant"),
         ("missing.toml", "cannot read the recipe missing.toml"),
     ],
 )
@@ -200,6 +208,12 @@ def test_what_cannot_compose_is_refused(text, said):
         ('recipe = "rtn"\nhead = "gptq"', "needs calibration"),
         ('recipe = "rtn"\n[[rule]]\nmatch = "*"\nrecipe = "rtn+block_ap"', "changes whole blocks"),
         ('recipe = "rtn"\nhead = "rtn+block_ap"', "needs calibration"),
+        ('recipe = "rtn"\nhead = 3', "no text 'head'"),
+        ('recipe = "rtn"\n[[rule]]\nmatch = "*"\nrecipe = "rtn"\nhead = "rtn"', "unknown entry of"),
+        (
+            'recipe = "flatquant+rtn"\n[[rule]]\nmatch = "*.[kv]"\nrecipe = "transmla"',
+            "transmla stores what multiplies the inputs as they are",
+        ),
         ("recipe = ", "no TOML file"),
     ],
 )
@@ -209,6 +223,23 @@ def test_a_bad_recipe_file_is_refused(tmp_path, text, said):
     with pytest.raises(MethodError) as caught:
         parse_recipe(str(file))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("spec", ["svd", "bitstack", "awq+rtn", "flatquant:steps=2+rtn"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(spec, value):
+    story = Story()
+    story.weights["layers.1.q"][0, 0] = value
+    with pytest.raises(ModelError, match=r"layers.1.q holds NaN or infinite weights"):
+        story.compress(parse_recipe(spec))
+
+
+@pytest.mark.parametrize("spec", ["svd", "gptq", "awq+rtn"])
+def test_inputs_that_are_no_numbers_are_refused(spec):
+    story = Story()
+    story.weights["layers.0.attn_norm"] *= 1e38
+    with pytest.raises(ModelError, match=r"inputs of layers.0.q are no numbers"):
+        story.compress(parse_recipe(spec))
 
 
 def test_gptq_loses_less_than_rounding():
@@ -240,6 +271,9 @@ def test_a_whitened_factorisation_is_the_best_of_its_rank():
     for matrix in (stored, two):
         error = float((x @ (torch.from_numpy(matrix.dense()) - weight).T).norm())
         assert error == pytest.approx(float(values[6:].norm()), rel=1e-3)
+    for rank in range(1, 9):  # a share of numbers that is rounded down keeps its rank
+        share = rank * 44 / 480
+        assert factorizers.parse(f"svd:pivots=false,keep={share}").rank(20, 24) == rank
     assert stored.nbytes - 6 * 4 == two.nbytes - 2 * 6 * 6
     assert np.abs(stored.coefficients.dense()).max() < 1.06
 

@@ -144,7 +144,16 @@ class Compressor(Method):
 
 @dataclass(frozen=True)
 class WeightCompressor(Compressor, ABC):
-    """A method that compresses one matrix at a time; its fields are its settings."""
+    """A method that compresses one matrix at a time; its fields are its settings.
+
+    Attributes:
+        alone: other methods would spoil what it stores: it is all of a recipe, or of a rule.
+        plain_inputs: what it stores multiplies the inputs as they are, so that no transform of the
+            inputs goes with it.
+    """
+
+    alone: ClassVar[bool] = False
+    plain_inputs: ClassVar[bool] = False
 
     @property
     def quick(self) -> WeightCompressor:
@@ -192,7 +201,14 @@ class WeightCompressor(Compressor, ABC):
 
 @dataclass(frozen=True)
 class BlockTransform(Compressor, ABC):
-    """A method that rewrites the weights of a block so that they compress better."""
+    """A method that rewrites the weights of a block so that they compress better.
+
+    Attributes:
+        of_inputs: it adds to `Block.bases`, and is the last transform of a recipe: others look at
+            the inputs as they are.
+    """
+
+    of_inputs: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, block: Block, compressor: WeightCompressor) -> None:

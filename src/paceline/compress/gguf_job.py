@@ -70,6 +70,7 @@ class GGUFJob(CompressionJob):
         """Write the file from the finished folder."""
         export = GGUFExport(load(draft), parse_gguf_format(_KEEP))
         if export.unsupported:
+            shutil.rmtree(self.work_path, ignore_errors=True)  # it would end here again
             raise MethodError(_refusal(export.unsupported))
         export.write(self.out)
         return stored_size(load(self.out))

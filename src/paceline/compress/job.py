@@ -14,7 +14,7 @@ import paceline
 from paceline.compress.base import MATRICES, Statistic, Statistics
 from paceline.compress.checkpoint import Size, Target, is_compressed, write_checkpoint
 from paceline.compress.work_folder import WorkFolder
-from paceline.errors import ModelError, RequestError
+from paceline.errors import MethodError, ModelError, RequestError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class CompressionJob:
     Raises:
         RequestError: the target exists, or the source is compressed already.
         ModelError: a checkpoint cannot describe the model.
+        MethodError: a rule of the recipe matches nothing.
     """
 
     model: Model
@@ -55,12 +56,28 @@ class CompressionJob:
                 f"{self.model.name} is stored in few bits already, so that rounding it once more "
                 "loses twice; take the original checkpoint, or add --again"
             )
+        self._check_rules()
         self._target = Target.of(self.model, self.recipe)
 
     def _check_target(self) -> None:
         """Refuse to write over something."""
         if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir())):
             raise RequestError(f"{self.out} exists already; name a new folder")
+
+    def _check_rules(self) -> None:
+        """Refuse rules that would be ignored: those that no matrix falls under."""
+        names = [
+            name
+            for name in self.model.weights
+            if name.startswith("layers.") and name.rpartition(".")[2] in MATRICES
+        ]
+        used = {self.recipe.rule_of(name) for name in names}
+        for place, (pattern, _) in enumerate(self.recipe.rules):
+            if place not in used:
+                raise MethodError(
+                    f"no matrix falls under the rule for {pattern!r}; names are such as "
+                    f"{names[0]}, and the first rule that matches one counts"
+                )
 
     def _check_block(self, block: CompressedBlock) -> None:
         """Refuse a block that cannot be written, before it is kept."""

@@ -59,12 +59,13 @@ def compress_blocks(
             None where the recipe asks for none of that.
 
     Raises:
-        ModelError: an output is no number.
+        ModelError: a weight, an input of a matrix or an output is no number.
         MethodError: a method does not fit a matrix.
     """
     x = inputs
     for index in range(start, len(config.layers)):
         weights = dict(layer(index))
+        _check_finite(index, weights)
         runner = _Runner(config, config.layers[index], x.shape[1])
         matrices = [name for name in MATRICES if name in weights]
         names = [f"layers.{index}.{name}" for name in matrices]
@@ -72,9 +73,11 @@ def compress_blocks(
         bases: dict[str, Kronecker] = {}
         for transform in recipe.transforms:
             stats = runner.statistics(weights, x, transformed, bases)
+            _check_statistics(index, stats)
             block = Block(index, config, runner.shape, weights, stats, x, runner, bases)
             transform.transform(block, recipe.steps.compressors[-1])
         stats = runner.statistics(weights, x, recipe.wanted(names) - OF_GRADIENTS, bases)
+        _check_statistics(index, stats)
         if gradients is not None:
             seen = {name: gradients(index, name) for name in matrices}
             _check_plain(recipe, seen, bases)
@@ -122,14 +125,29 @@ def _compress(block: Block, recipe: Recipe, names: Sequence[str]) -> dict[str, L
         steps = shared.for_matrix(f"layers.{block.index}.{name}", block.config)
         if steps.compressors:
             form = steps.compress(weights[name], block.stats[name])
-            if name in bases and isinstance(form, RoundedInputs):
-                raise MethodError(
-                    f"{steps.compressors[-1].name} rounds the inputs of {name} as they are, and "
-                    f"{recipe.transforms[-1].name} transforms them; leave one of them out of the "
-                    "recipe"
-                )
             stored[name] = bases[name].wrap(form) if name in bases else form
     return stored
+
+
+def _check_finite(index: int, weights: Mapping[str, Tensor]) -> None:
+    """Refuse a layer whose weights are no numbers: decompositions of them would not end."""
+    for name, each in weights.items():
+        if not bool(each.isfinite().all()):
+            raise ModelError(
+                f"layers.{index}.{name} holds NaN or infinite weights, expected numbers; download "
+                "the checkpoint again"
+            )
+
+
+def _check_statistics(index: int, stats: Mapping[str, Statistics]) -> None:
+    """Refuse inputs that are no numbers, or whose squares are none."""
+    for name, each in stats.items():
+        for measured in (each.input_norm, each.second_moment):
+            if measured is not None and not bool(measured.isfinite().all()):
+                raise ModelError(
+                    f"the inputs of layers.{index}.{name} are no numbers on the calibration "
+                    "texts; the checkpoint or the recipe is unsound"
+                )
 
 
 def _check_plain(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -128,8 +128,9 @@ class Recipe:
     head: Steps = Steps()
 
     def __post_init__(self) -> None:
-        """Refuse gradients of weights that transforms change."""
+        """Refuse transforms that a method of some matrices does not bear."""
         for steps in (self.steps, *(each for _, each in self.rules)):
+            _check_inputs(steps, self.transforms)
             if self.transforms and Statistic.FISHER in steps.statistics:
                 raise MethodError(
                     f"{steps.compressors[-1].name} weighs errors by gradients of the weights as "
@@ -152,10 +153,13 @@ class Recipe:
 
     def steps_of(self, name: str) -> Steps:
         """Return the steps for a matrix by its canonical name, e.g. `layers.0.q`."""
-        for pattern, steps in self.rules:
-            if fnmatchcase(name, pattern):
-                return steps
-        return self.steps
+        place = self.rule_of(name)
+        return self.steps if place is None else self.rules[place][1]
+
+    def rule_of(self, name: str) -> int | None:
+        """Return the place of the rule that a matrix falls under; None where there is none."""
+        places = enumerate(pattern for pattern, _ in self.rules)
+        return next((place for place, each in places if fnmatchcase(name, each)), None)
 
     def for_block(
         self, index: int, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
@@ -239,6 +243,7 @@ def parse_steps(text: str) -> Steps:
                 f"{one.name} and {other.name} do not go together: each makes a stored form of its "
                 "own; leave one of them out of the recipe"
             )
+    _check_together(text, methods)
     steps = Steps(
         text,
         tuple(each for each in methods if isinstance(each, BlockTransform)),
@@ -251,6 +256,38 @@ def parse_steps(text: str) -> Steps:
             f"the recipe {text!r} compresses nothing; add a quantizer, a pruner or a factorizer"
         )
     return steps
+
+
+def _check_together(text: str, methods: Sequence[Compressor]) -> None:
+    """Refuse methods that undo each other, though their order is right."""
+    for method in methods:
+        if isinstance(method, Weight) and method.alone and len(methods) > 1:
+            raise MethodError(
+                f"{method.name} does not bear other methods in {text!r}; give it a rule of its own "
+                'in a .toml file, e.g. match = "*.[kv]"'
+            )
+    for one, other in pairwise(methods):
+        if (one.family, other.family) == ("pruner", "factorizer"):
+            raise MethodError(
+                f"{one.name} and {other.name} do not go together: the product that {other.name} "
+                "stores has no zeros where weights were pruned; leave one of them out"
+            )
+        if isinstance(one, BlockTransform) and one.of_inputs and isinstance(other, BlockTransform):
+            raise MethodError(
+                f"{one.name} transforms inputs, and {other.name} looks at them as they are; put "
+                f"{one.name} behind all other transforms, once"
+            )
+
+
+def _check_inputs(steps: Steps, before: Sequence[BlockTransform]) -> None:
+    """Refuse transforms of the inputs that a stored form takes as they are."""
+    for method in steps.compressors:
+        for transform in before:
+            if method.plain_inputs and transform.of_inputs:
+                raise MethodError(
+                    f"{method.name} stores what multiplies the inputs as they are, and "
+                    f"{transform.name} transforms them; leave one of them out of the recipe"
+                )
 
 
 def _head(text: str) -> Steps:
@@ -294,6 +331,8 @@ def _from_file(path: Path, head: str) -> Recipe:
         raise MethodError(f"the rules of {path} are no tables; write [[rule]] before each")
     found = []
     for rule in rules:
+        if extra := sorted(rule.keys() - {"match", "recipe"}):
+            raise MethodError(unknown(f"entry of a rule of {path}", extra[0], ["match", "recipe"]))
         match = _text(path, rule, "match")
         steps = parse_steps(_text(path, rule, "recipe"))
         for method in (*steps.transforms, *steps.tuners):
@@ -302,7 +341,7 @@ def _from_file(path: Path, head: str) -> Recipe:
                 "which changes whole blocks; put it into the recipe of all"
             )
         found.append((match, steps))
-    chosen = head if head != KEEP else str(values.get("head", KEEP))
+    chosen = head if head != KEEP or "head" not in values else _text(path, values, "head")
     return Recipe(parse_steps(_text(path, values, "recipe")), tuple(found), _head(chosen))
 
 

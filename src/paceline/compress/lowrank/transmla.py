@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.lowrank.base import store
@@ -50,6 +50,8 @@ class TransMLA(WeightCompressor):
     missing = {314: "the native engine caches keys and values; no training of the new matrices"}
     examples = ("transmla:cache=0.75", "transmla")
     statistics = frozenset({Statistic.SECOND_MOMENT})
+    alone: ClassVar[bool] = True
+    plain_inputs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(0.001, 1.0, self.name, cache=self.cache)
@@ -74,7 +76,7 @@ class TransMLA(WeightCompressor):
         return {name: _Made(part) for name, part in zip("kv", parts, strict=True)}
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
-        """Refuse single matrices: `for_block` factors two together."""
+        """Refuse single matrices, as `for_block` factors two together."""
         raise MethodError(f"{self.name} factors keys and values of a block, not single matrices")
 
 

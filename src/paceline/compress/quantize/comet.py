@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistics
 from paceline.compress.quantize.gptq import GPTQ
@@ -37,8 +37,8 @@ class COMET(GPTQ):
         order: as of gptq.
         passes: as of gptq.
         block: channels whose activations have the same bits, 1 to 4096. Default 32.
-        ratio: how many times the median root mean square of the channels makes an outlier, above
-            1. Default 4.
+        ratio: how many times the median root mean square of the channels makes an outlier, at
+            least 1. Default 4.
     """
 
     block: int = 32
@@ -56,6 +56,7 @@ class COMET(GPTQ):
         {196: "kernels of 4 and 8 bits, which are GPUs', and keys and values of 4 bits"}
     )
     examples = ("comet:group=32", "comet:bits=4,group=32,block=8,ratio=2")
+    plain_inputs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         GPTQ.__post_init__(self)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.quantize.base import check_finite
@@ -56,6 +56,7 @@ class QUIK(WeightCompressor):
     )
     examples = ("quik", "quik:act_bits=8,outliers=0.03")
     statistics = frozenset({Statistic.SECOND_MOMENT})
+    plain_inputs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(2, 8, self.name, bits=self.bits, act_bits=self.act_bits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import GROUPS, Block, BlockTransform, WeightCompressor
 from paceline.compress.kronecker import Kronecker
@@ -57,6 +57,7 @@ class FlatQuant(BlockTransform):
         {240: "activations and keys in 4 bits; one kernel for the transform"}
     )
     examples = ("flatquant:steps=8",)
+    of_inputs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(1, 100_000, self.name, steps=self.steps)
