@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
@@ -24,8 +25,8 @@ class CompactifAI(Factorizer):
     """Write a matrix as a matrix product operator, whose bond dimension sets its size.
 
     Outputs and inputs are split into as many factors as there are sites, and singular value
-    decompositions from site to site are cut at the bond dimension. With two sites the budget goes
-    where the spectrum of a matrix needs it (layer sensitivity). A short training of the tensors on
+    decompositions from site to site are cut at the bond dimension. With two sites the budget of
+    a block goes to the matrices whose spectrum needs it. A short training of the tensors on
     the outputs for calibration texts heals part of the loss.
 
     Attributes:
@@ -51,6 +52,9 @@ class CompactifAI(Factorizer):
         note="healed matrix by matrix on the outputs for calibration texts, not on the model's",
     )
     catalogue = (170,)
+    missing = MappingProxyType(
+        {170: "retraining of the whole model, and layers chosen by their sensitivity"}
+    )
     examples = ("compactifai", "compactifai:sites=3,bits=8,steps=5")
     statistics = frozenset({Statistic.SECOND_MOMENT})
 

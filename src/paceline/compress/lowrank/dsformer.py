@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
@@ -51,6 +52,9 @@ class DSFormer(Factorizer):
         note="trained matrix by matrix on the outputs for calibration texts, not on a task",
     )
     catalogue = (162,)
+    missing = MappingProxyType(
+        {162: "training of all factors on the loss of a task: each matrix has its own outputs"}
+    )
     examples = ("dsformer", "dsformer:pattern=2:4,bits=8,steps=5")
     statistics = frozenset({Statistic.SECOND_MOMENT})
 

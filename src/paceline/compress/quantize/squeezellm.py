@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
@@ -47,6 +48,9 @@ class SqueezeLLM(WeightCompressor):
         note="the outliers of a matrix instead of each row's; positions as gaps in bytes",
     )
     catalogue = (222,)
+    missing = MappingProxyType(
+        {222: "kernels that look tables up and multiply few weights: engines expand the matrix"}
+    )
     examples = ("squeezellm", "squeezellm:bits=3,outliers=0.01,sensitive=0")
 
     def __post_init__(self) -> None:

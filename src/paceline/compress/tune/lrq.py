@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.reconstruct.grouped import TrainedGroups
@@ -44,6 +45,7 @@ class LRQ(Tuner):
         note="weights only, in groups; the norms of the block are trained, too",
     )
     catalogue = (282,)
+    missing = MappingProxyType({282: "activations of 8 bits while the rounding is learned"})
     examples = ("lrq:steps=8",)
 
     trains = "integers in groups with zero points"
