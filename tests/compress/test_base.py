@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from benchmarks.compression import frontier
+from benchmarks.compression import feedback, frontier
 from benchmarks.compression.base import write_base
 
 from paceline.engines.reference import ReferenceEngine
@@ -48,3 +48,12 @@ def test_the_frontier_judges_recipes_and_remembers(tmp_path, monkeypatch, capsys
     assert len(json.loads((tmp_path / "known.json").read_text())) == 1
     monkeypatch.setattr(frontier, "judge", None)  # not asked again
     frontier.main()
+
+
+def test_the_script_of_feedback_prints_a_share_for_each_type(monkeypatch, capsys):
+    words = ["feedback", "--rows", "4", "--inputs", "256", "--type", "q4_0", "q4_k"]
+    monkeypatch.setattr("sys.argv", words)
+    feedback.main()
+    shares = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert len(shares) == 2
+    assert all(0.1 < float(each) < 1 for each in shares)
