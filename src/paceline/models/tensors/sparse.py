@@ -84,8 +84,9 @@ class Sparse(Linear):
     def rows(self, index: Index) -> Sparse:
         """Return some rows."""
         ends = np.cumsum(self.mask.sum(1))
-        parts = [np.split(self.values, ends[:-1])[row] for row in np.arange(len(ends))[index]]
-        values = np.concatenate([self.values[:0], *parts])
+        parts = np.split(self.values, ends[:-1])
+        chosen = [parts[row] for row in np.arange(len(ends))[index]]
+        values = np.concatenate([self.values[:0], *chosen])
         return Sparse(self.mask[index], values, self.dtype, self.pattern)
 
     def _meta(self) -> dict[str, Any]:
