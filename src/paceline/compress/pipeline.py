@@ -12,7 +12,7 @@ from torch import Tensor
 from paceline.compress.base import GROUPS, MATRICES, OF_GRADIENTS, Block, Statistic, Statistics
 from paceline.compress.kronecker import Kronecker
 from paceline.compress.recipe import Recipe
-from paceline.errors import MethodError, ModelError
+from paceline.errors import ModelError
 from paceline.models import blocks
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rounding import rounded_product
@@ -68,24 +68,17 @@ def compress_blocks(
         _check_finite(index, weights)
         runner = _Runner(config, config.layers[index], x.shape[1])
         matrices = [name for name in MATRICES if name in weights]
-        names = [f"layers.{index}.{name}" for name in matrices]
-        transformed = frozenset().union(*(each.statistics for each in recipe.transforms))
         bases: dict[str, Kronecker] = {}
+        block = Block(index, config, runner.shape, weights, {}, x, runner, bases)
+        transformed = frozenset().union(*(each.statistics for each in recipe.transforms))
         for transform in recipe.transforms:
-            stats = runner.statistics(weights, x, transformed, bases)
-            _check_statistics(index, stats)
-            block = Block(index, config, runner.shape, weights, stats, x, runner, bases)
-            transform.transform(block, recipe.steps.compressors[-1])
-        stats = runner.statistics(weights, x, recipe.wanted(names) - OF_GRADIENTS, bases)
-        _check_statistics(index, stats)
+            stats = _checked(index, runner.statistics(weights, x, transformed, bases))
+            transform.transform(replace(block, stats=stats), recipe.steps.compressors[-1])
+        wanted = recipe.wanted(f"layers.{index}.{name}" for name in matrices) - OF_GRADIENTS
+        stats = _checked(index, runner.statistics(weights, x, wanted, bases))
         if gradients is not None:
-            seen = {name: gradients(index, name) for name in matrices}
-            _check_plain(recipe, seen, bases)
-            stats |= {
-                name: replace(stats[name], fisher=each.fisher, extra_bits=each.extra_bits)
-                for name, each in seen.items()
-            }
-        block = Block(index, config, runner.shape, weights, stats, x, runner, bases)
+            stats |= _with_gradients(stats, {name: gradients(index, name) for name in matrices})
+        block = replace(block, stats=stats)
         stored = _compress(block, recipe, matrices)
         for tuner in recipe.tuners:
             stored |= tuner.tune(block, stored)
@@ -139,8 +132,22 @@ def _check_finite(index: int, weights: Mapping[str, Tensor]) -> None:
             )
 
 
-def _check_statistics(index: int, stats: Mapping[str, Statistics]) -> None:
-    """Refuse inputs that are no numbers, or whose squares are none."""
+def _with_gradients(
+    stats: Mapping[str, Statistics], seen: Mapping[str, Statistics]
+) -> dict[str, Statistics]:
+    """Return statistics of inputs with what gradients say of the matrices."""
+    return {
+        name: replace(stats[name], fisher=each.fisher, extra_bits=each.extra_bits)
+        for name, each in seen.items()
+    }
+
+
+def _checked(index: int, stats: dict[str, Statistics]) -> dict[str, Statistics]:
+    """Return statistics, and refuse those of inputs that are no numbers, or whose squares are none.
+
+    Raises:
+        ModelError: names the matrix.
+    """
     for name, each in stats.items():
         for measured in (each.input_norm, each.second_moment):
             if measured is not None and not bool(measured.isfinite().all()):
@@ -148,23 +155,7 @@ def _check_statistics(index: int, stats: Mapping[str, Statistics]) -> None:
                     f"the inputs of layers.{index}.{name} are no numbers on the calibration "
                     "texts; the checkpoint or the recipe is unsound"
                 )
-
-
-def _check_plain(
-    recipe: Recipe, seen: Mapping[str, Statistics], bases: Mapping[str, Kronecker]
-) -> None:
-    """Refuse gradients of plain weights where other weights are compressed.
-
-    Raises:
-        MethodError: the inputs of a matrix are transformed, and a method looks at gradients.
-    """
-    for name in bases:
-        if name in seen and seen[name].fisher is not None:
-            raise MethodError(
-                f"{recipe.transforms[-1].name} transforms the inputs of {name}, and "
-                f"{recipe.steps.compressors[-1].name} looks at gradients of the weights as they "
-                "were; leave one of them out of the recipe"
-            )
+    return stats
 
 
 class _Runner:
