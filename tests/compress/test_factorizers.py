@@ -8,7 +8,9 @@ from paceline.compress.base import Statistic, Statistics
 from paceline.compress.lowrank.compactifai import contract, decompose, split_sites
 from paceline.errors import MethodError
 from paceline.models.tensors import Dense, LowRank, Sparse, TensorTrain
-from paceline.registry import factorizers
+from paceline.registry import factorizers, quantizers
+
+TRAINED = ((factorizers, "dsformer"), (factorizers, "compactifai"), (quantizers, "edkm"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,13 @@ def test_sizes_that_have_no_factors_still_split(case):
     bond = factorizers.parse("compactifai:keep=1,bond=2,steps=0").compress(weight, stats)
     assert [core.shape[0] for core in bond.cores] == [1, 2]
     assert isinstance(factorizers.parse("dsformer:keep=1").compress(weight, stats), Dense)
+
+
+@pytest.mark.parametrize(("registry", "name"), TRAINED)
+def test_searches_do_not_train(registry, name):
+    quick = registry.parse(f"{name}:steps=7").quick
+    assert quick.name == name
+    assert quick.steps == 0
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from paceline.compress.base import Statistic, Statistics
+from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.lowrank.base import Curve, Factorizer, store, train
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, factorizers
@@ -64,6 +64,11 @@ class CompactifAI(Factorizer):
         check_range(0, 1 << 16, self.name, bond=self.bond)
         check_range(0, 10_000, self.name, steps=self.steps)
         check_range(0.0, 1.0, self.name, rate=self.rate)
+
+    @property
+    def quick(self) -> WeightCompressor:
+        """The factors before they are trained."""
+        return replace(self, steps=0)
 
     def curve(self, weight: Tensor, stats: Statistics) -> Curve | None:
         """Return the energy that each bond dimension leaves out; None with more than two sites."""

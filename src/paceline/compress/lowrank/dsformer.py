@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from paceline.compress.base import Statistic, Statistics
+from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.lowrank.base import Factorizer, store, train
 from paceline.core import Exactness
 from paceline.errors import MethodError
@@ -66,6 +66,11 @@ class DSFormer(Factorizer):
             raise MethodError(
                 f"{self.name}:pattern is {self.pattern!r}, expected {', '.join(_PATTERNS)}"
             )
+
+    @property
+    def quick(self) -> WeightCompressor:
+        """The factors before they are trained."""
+        return replace(self, steps=0)
 
     def size(self, rows: int, columns: int) -> int:
         """Return how many rows the dictionary of a matrix has, a multiple of M."""

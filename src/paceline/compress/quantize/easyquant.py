@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistics, WeightCompressor
 from paceline.compress.quantize.base import check_finite
-from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, Grid
+from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, Grid, in_groups
 from paceline.compress.quantize.grids.outliers import add_outliers
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
@@ -78,12 +78,9 @@ class EasyQuant(WeightCompressor):
     def _descend(self, weight: Tensor, apart: Tensor) -> Grid:
         """Return the grid with the least error on the way of gradient descent."""
         import torch
-        from torch.nn import functional as F
 
         group = self.group or weight.shape[1]
-        pad = (0, -weight.shape[1] % group)
-        groups = F.pad(weight, pad).reshape(len(weight), -1, group)
-        counted = F.pad(~apart, pad).reshape(groups.shape).float()
+        groups, counted = in_groups(weight, group), in_groups(~apart, group).float()
         half = 2 ** (self.bits - 1)
         spans = torch.maximum(groups.amax(-1) / (half - 1), -groups.amin(-1) / half)
         best = self._stored(spans)

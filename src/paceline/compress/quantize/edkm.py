@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.quantize.base import check_finite
+from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, in_groups
 from paceline.compress.reconstruct.objective import Descent
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 _ROUNDS = 3  # of soft k-means in a step; each begins at the centroids of the step before
 _WARM, _COLD = 0.3, 0.01  # temperature at the first and the last step, of the squared spacing
 _HALVES = 1 << 16  # numbers of half precision
-_SMALLEST = 2.0**-24  # above zero in half precision
 
 
 @quantizers.register("edkm", Exactness.LOSSY)
@@ -67,6 +67,11 @@ class EDKM(WeightCompressor):
         check_range(0, 100_000, self.name, steps=self.steps)
         check_range(1e-9, 1.0, self.name, rate=self.rate)
 
+    @property
+    def quick(self) -> WeightCompressor:
+        """Plain k-means."""
+        return replace(self, steps=0)
+
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return a codebook of one table, with scales."""
         import torch
@@ -75,7 +80,7 @@ class EDKM(WeightCompressor):
         check_finite(weight, self.name)
         group = self.group or weight.shape[1]
         sizes = _group_sizes(weight, group).half().float()
-        scales = sizes.clamp(min=_SMALLEST)
+        scales = sizes.clamp(min=SMALLEST_SCALE)
         wide = scales.repeat_interleave(group, 1)[:, : weight.shape[1]]
         moment = stats.second_moment / stats.second_moment.diagonal().mean().clamp(min=1e-12)
 
@@ -199,11 +204,8 @@ def _attention(values: Tensor, centroids: Tensor, temperature: float) -> Tensor:
 
 def _group_sizes(weight: Tensor, group: int) -> Tensor:
     """Return the root mean square of each group, float32 [out, groups]."""
-    from torch.nn import functional as F
-
-    columns = weight.shape[1]
-    squares = F.pad(weight.square(), (0, -columns % group)).reshape(len(weight), -1, group).sum(-1)
-    counts = F.pad(weight.new_ones(1, columns), (0, -columns % group)).reshape(1, -1, group).sum(-1)
+    squares = in_groups(weight.square(), group).sum(-1)
+    counts = in_groups(weight.new_ones(1, weight.shape[1]), group).sum(-1)
     return (squares / counts).sqrt()
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistics
 from paceline.compress.quantize.base import Quantizer
+from paceline.compress.quantize.grids.grid import in_groups
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
 
@@ -75,7 +76,5 @@ class FineQuant(Quantizer):
 
     @staticmethod
     def _mean_range(weight: Tensor, group: int) -> float:
-        from torch.nn import functional as F
-
-        groups = F.pad(weight, (0, -weight.shape[1] % group)).reshape(len(weight), -1, group)
+        groups = in_groups(weight, group)
         return float((groups.amax(-1) - groups.amin(-1)).mean())

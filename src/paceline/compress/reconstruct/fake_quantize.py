@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.base import WeightCompressor
 from paceline.compress.quantize.base import Quantizer
+from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, in_groups
 from paceline.compress.reconstruct.objective import round_through
 from paceline.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_SMALLEST = 2.0**-24
 
 
 def grid_of(compressor: WeightCompressor, method: str) -> Quantizer:
@@ -41,19 +40,18 @@ def fake_quantize(weight: Tensor, grid: Quantizer) -> Tensor:
         grid: its bits, group and symmetry.
     """
     import torch
-    from torch.nn import functional as F
 
     columns = weight.shape[1]
     group = grid.group or columns
-    groups = F.pad(weight, (0, -columns % group)).reshape(len(weight), -1, group)
+    groups = in_groups(weight, group)
     low = groups.amin(-1, keepdim=True).clamp(max=0)
     high = groups.amax(-1, keepdim=True).clamp(min=0)
     top, half = 2**grid.bits - 1, 2 ** (grid.bits - 1)
     if grid.symmetric:
-        scales = torch.maximum(high / (half - 1), -low / half).clamp(min=_SMALLEST)
+        scales = torch.maximum(high / (half - 1), -low / half).clamp(min=SMALLEST_SCALE)
         zeros = torch.full_like(scales, half)
     else:
-        scales = ((high - low) / top).clamp(min=_SMALLEST)
+        scales = ((high - low) / top).clamp(min=SMALLEST_SCALE)
         zeros = (-low / scales).round().detach()
     codes = (round_through(groups / scales) + zeros).clamp(0, top)
     return ((codes - zeros) * scales).reshape(len(weight), -1)[:, :columns]

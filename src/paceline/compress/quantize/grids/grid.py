@@ -143,6 +143,14 @@ class Grid:
         )
 
 
+def in_groups(values: Tensor, group: int) -> Tensor:
+    """Return rows [out, in] as groups, [out, groups, group]; zeros fill the last one."""
+    from torch.nn import functional as F
+
+    padded = F.pad(values, (0, -values.shape[1] % group))
+    return padded.reshape(len(values), -1, group)
+
+
 def half_steps(values: Tensor) -> Tensor:
     """Return the place of each value in tables of half whole numbers from -127 to 127."""
     return (values * 2).floor().clamp(-2 * TOP_LEVEL, 2 * TOP_LEVEL).int() + 2 * TOP_LEVEL

@@ -10,6 +10,7 @@ from paceline.compress.quantize.grids.grid import (
     TOP_LEVEL,
     Grid,
     half_steps,
+    in_groups,
     nearest_levels,
 )
 
@@ -52,13 +53,10 @@ class GridSearch:
                 default.
         """
         import torch
-        from torch.nn import functional as F
 
         columns = weight.shape[1]
         share = torch.ones(1, columns) if importance is None else importance.reshape(-1, columns)
-        pad = (0, -columns % group)
-        groups = F.pad(weight, pad).reshape(len(weight), -1, group)
-        shares = F.pad(share, pad).reshape(len(share), -1, group)
+        groups, shares = in_groups(weight, group), in_groups(share, group)
         best = _Candidates(self, groups, shares, group)
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
         for step in range(self.search + 1):
