@@ -242,6 +242,10 @@ def test_fused_matrices_need_one_type(tmp_path):
         with pytest.raises(MethodError, match=r"stores layers.\d.q and .* in one tensor"):
             GGUFJob(model, tmp_path / "a.gguf", parse_recipe(spec))
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 24))
+    uneven = parse_recipe("rtn:mean_bits=5,group=32")  # widths are known after the work only
+    with pytest.raises(MethodError, match="GGUF has no type for layers"):
+        GGUFJob(model, tmp_path / "a.gguf", uneven).run(Calibration(tokens, "noise"))
+    assert [each.name for each in tmp_path.iterdir()] == ["hf"]
     GGUFJob(model, tmp_path / "a.gguf", parse_recipe("gguf:type=q4_k")).run(
         Calibration(tokens, "noise")
     )
