@@ -229,6 +229,15 @@ def test_another_job_does_not_go_on_with_unfinished_work(tmp_path, monkeypatch):
         job(tmp_path / "out").run(texts())
 
 
+@pytest.mark.parametrize("content", ["[]", "{", "3"])
+@pytest.mark.parametrize("name", ["job.json", "extra-bits.json"])
+def test_damaged_work_is_refused_in_one_sentence(tmp_path, name, content):
+    WorkFolder(tmp_path / "work", {"model": "m"})
+    (tmp_path / "work" / name).write_text(content)
+    with pytest.raises(ModelError, match=rf"{name}.*remove \S+work to begin anew"):
+        WorkFolder(tmp_path / "work", {"model": "m"}).extra_bits()
+
+
 def test_nothing_is_left_when_the_disk_is_full(tmp_path, monkeypatch):
     def full(*_):
         raise ModelError("cannot write out: No space left on device")

@@ -116,12 +116,13 @@ class WorkFolder:
         write_json(self.path / _EXTRA, dict(extra))
 
     def extra_bits(self) -> dict[str, float] | None:
-        """Return what `keep_extra_bits` kept; None where gradients are still to be computed."""
-        try:
-            text = (self.path / _EXTRA).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-        return {str(name): float(each) for name, each in json.loads(text).items()}
+        """Return what `keep_extra_bits` kept; None where gradients are still to be computed.
+
+        Raises:
+            ModelError: it cannot be read.
+        """
+        file = self.path / _EXTRA
+        return _read(self.path, file) if file.is_file() else None
 
     def _gradients(self, index: int) -> Path:
         return self.path / f"gradients-{index:04}.safetensors"
@@ -134,11 +135,19 @@ class WorkFolder:
         return self.path / f"hidden-{index:04}.safetensors"
 
 
-def _check_same(path: Path, state: Path, job: Mapping[str, Any]) -> None:
+def _read(path: Path, file: Path) -> dict[str, Any]:
+    """Return the values of a JSON file in the folder `path`."""
     try:
-        before = json.loads(state.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot read {state}: {error}; remove {path} to begin anew") from None
+        raise ModelError(f"cannot read {file}: {error}; remove {path} to begin anew") from None
+    if not isinstance(values, dict):
+        raise ModelError(f"{file} holds no settings by name; remove {path} to begin anew")
+    return values
+
+
+def _check_same(path: Path, state: Path, job: Mapping[str, Any]) -> None:
+    before = _read(path, state)
     different = sorted(key for key in job if before.get(key) != json.loads(json.dumps(job[key])))
     if different:
         raise RequestError(
