@@ -81,8 +81,8 @@ def test_a_place_of_the_wrong_kind_is_refused(paceline, model, tmp_path):
 
 
 def test_an_unknown_format_is_one_sentence(paceline, model, tmp_path):
-    assert "unknown format 'q4_k_m'" in refusal(
-        paceline("convert", model, tmp_path / "a.gguf", "--format", "q4_k_m")
+    assert "unknown format 'q9_k'" in refusal(
+        paceline("convert", model, tmp_path / "a.gguf", "--format", "q9_k")
     )
     assert "unknown format of safetensors 'q8_0'" in refusal(
         paceline("convert", model, tmp_path / "out", "--format", "q8_0")
