@@ -8,7 +8,8 @@ from paceline.models.chat import ChatTemplate
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 HOSTILE = {
     "{{ 'x' * 3000000000 }}": "needs more than 1024 MB",
-    "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}": "2 seconds",
+    "{% for i in range(9999) %}{% for j in range(9999) %}{% for k in range(9999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}": "2 seconds",
     "{% for i in range(9999) %}{{ 'x' * 10000 }}{% endfor %}": "writes more than",
 }
 
