@@ -82,6 +82,16 @@ class Terminal:
                 raise AssertionError(f"no {pattern!r} in {self.text!r}")
             alive = self.read(0.2)
 
+    def interrupt(self, pattern):
+        """Press Ctrl-C until a pattern comes: readline misses it while it handles another key."""
+        for _ in range(20):
+            self.type("\x03")
+            try:
+                return self.expect(pattern, 5)
+            except AssertionError:
+                continue
+        return self.expect(pattern, 0)
+
     def end(self, seconds=100):
         """Wait for the end; return the exit code."""
         limit = time.monotonic() + seconds

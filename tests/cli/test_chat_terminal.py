@@ -128,8 +128,9 @@ def test_ctrl_c_stops_the_answer_and_not_the_talk(start, program):
         screen.type("\x03")
         screen.expect("; interrupted")
         screen.expect(">")
-        screen.type("half a mess\x03")
-        screen.expect("Ctrl-D or /exit ends the talk")
+        screen.type("half a mess")
+        screen.expect("half a mess")
+        screen.interrupt("Ctrl-D or /exit ends the talk")
         screen.send("And then?")
         screen.expect(STATS)
         screen.expect(">")
@@ -147,8 +148,7 @@ def test_the_history_is_kept_for_its_user_only(start, program, tmp_path):
             screen.expect(">")
             screen.type("\x1b[A")  # up
             screen.expect(f"/system Words of {len(words)}")
-            screen.type("\x03")
-            screen.expect(">")
+            screen.interrupt(">")
             screen.type("\x04")
             assert screen.end() == 0
         files = list((tmp_path / "cache" / "paceline").glob("chat-*"))
