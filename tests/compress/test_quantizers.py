@@ -242,3 +242,16 @@ def test_weights_apart_take_a_byte_and_a_number_each():
     places = torch.from_numpy(apart.mask)
     found = torch.from_numpy(stored.dense())
     torch.testing.assert_close(found[places], weight[places], rtol=2e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("order", ["given", "activation"])
+def test_matrices_with_one_input_share_their_factor(order, monkeypatch):
+    made = []
+    factor = torch.linalg.cholesky
+    monkeypatch.setattr(
+        torch.linalg, "cholesky", lambda *args, **more: made.append(1) or factor(*args, **more)
+    )
+    stats = statistics(inputs(32))
+    for _ in range(3):
+        quantizers.parse(f"gptq:bits=3,group=16,order={order}").compress(weights(8, 32), stats)
+    assert len(made) == 2  # of the inverse, and of what is inverted

@@ -78,9 +78,7 @@ class GPTQ(Quantizer):
         assert stats.second_moment is not None
         moment, columns = stats.second_moment, weight.shape[1]
         group = self.group or columns
-        order = self._order(moment.diagonal(), group)
-        sorted_moment = moment if self.order == "given" else moment[order][:, order]
-        factor = inverse_factor(sorted_moment, self.damping, self.name)
+        order, factor = ordered_factor(moment, self.order, group, self.damping, self.name)
         importance = stats.mean_squares
         search = self.grid_search(weight, importance)
         rest, codes, values = weight[:, order], torch.empty_like(weight), torch.empty_like(weight)
@@ -106,21 +104,6 @@ class GPTQ(Quantizer):
         chosen = join([grids[place] for place in range(len(grids))], group)
         return chosen.pack(self._descend(weight, moment, chosen, codes[:, back]))
 
-    def _order(self, importance: Tensor, group: int) -> Tensor:
-        """Return the order of the columns: groups whole, the most important first."""
-        import torch
-        from torch.nn import functional as F
-
-        columns = len(importance)
-        if self.order == "given":
-            return torch.arange(columns)
-        grouped = F.pad(importance, (0, -columns % group), value=-1.0).reshape(-1, group)
-        means = grouped.clamp(min=0).sum(1) / (grouped >= 0).sum(1)
-        within = grouped.sort(dim=1, descending=True, stable=True).indices
-        within = within + torch.arange(len(grouped))[:, None] * group
-        order = within[means.sort(descending=True, stable=True).indices].flatten()
-        return order[order < columns]
-
     def _descend(self, weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor) -> Tensor:
         """Return codes with less error: each column once more, given all others, in each pass."""
         diagonal = moment.diagonal().clamp(min=1e-12)
@@ -137,6 +120,43 @@ class GPTQ(Quantizer):
 
 
 @lru_cache(maxsize=1)  # matrices with one input follow one another
+def ordered_factor(
+    moment: Tensor, order: str, group: int, damping: float, name: str
+) -> tuple[Tensor, Tensor]:
+    """Return the order of the columns, [in], and the inverse factor of the moment in that order.
+
+    Args:
+        moment: the second moment of the inputs, [in, in].
+        order: `given`, or `activation`: groups whole, the most important first.
+        group: columns that share a scale.
+        damping: as of `inverse_factor`.
+        name: of the method, for messages.
+
+    Raises:
+        MethodError: as `inverse_factor`.
+    """
+    import torch
+
+    if order == "given":
+        return torch.arange(len(moment)), inverse_factor(moment, damping, name)
+    places = _by_activation(moment.diagonal(), group)
+    return places, inverse_factor(moment[places][:, places], damping, name)
+
+
+def _by_activation(importance: Tensor, group: int) -> Tensor:
+    import torch
+    from torch.nn import functional as F
+
+    columns = len(importance)
+    grouped = F.pad(importance, (0, -columns % group), value=-1.0).reshape(-1, group)
+    means = grouped.clamp(min=0).sum(1) / (grouped >= 0).sum(1)
+    within = grouped.sort(dim=1, descending=True, stable=True).indices
+    within = within + torch.arange(len(grouped))[:, None] * group
+    order = within[means.sort(descending=True, stable=True).indices].flatten()
+    return order[order < columns]
+
+
+@lru_cache(maxsize=1)
 def inverse_factor(moment: Tensor, damping: float, name: str) -> Tensor:
     """Return the upper Cholesky factor of the inverse of a damped second moment, [in, in].
 

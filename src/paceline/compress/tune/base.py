@@ -51,7 +51,7 @@ class Tuner(BlockTuner):
     @property
     @abstractmethod
     def trains(self) -> str:
-        """What forms it trains, for a message."""
+        """Name the stored forms that it trains, for a message."""
 
     def tune(self, block: Block, stored: Mapping[str, Linear]) -> dict[str, Linear]:
         """See `BlockTuner`."""
