@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -126,6 +127,16 @@ def test_settings_that_do_not_go_together_are_refused() -> None:
     ):
         with pytest.raises(MethodError, match=message):
             parse_policy(spec)
+
+
+def test_queries_that_are_normed_behind_their_rotation_are_refused() -> None:
+    engine = reference()
+    policy = parse_policy("expected_attention")
+    policy.check(engine)
+    engine.config = replace(engine.config, qk_norm="rotated")
+    with pytest.raises(MethodError, match="takes back the rotation of queries"):
+        policy.check(engine)
+    parse_policy("keydiff").check(engine)
 
 
 def test_a_draw_depends_on_its_row_alone() -> None:

@@ -8,6 +8,8 @@ import numpy as np
 
 from paceline.abilities import Ability
 from paceline.core import Exactness
+from paceline.engines.base import Engine
+from paceline.errors import MethodError
 from paceline.kvcache.base import LayerCache, Scores, ScoringPolicy
 from paceline.models.rope import Rope
 from paceline.registry import Source, check_range, kv_policies
@@ -58,6 +60,19 @@ class ExpectedAttention(ScoringPolicy):
     def query_window(self) -> int:
         """Last positions whose queries are read."""
         return self.window
+
+    def check(self, engine: Engine) -> None:
+        """Refuse, besides what `Policy.check` does, models whose queries are normed when rotated.
+
+        Raises:
+            MethodError: the rotation of their queries cannot be taken back.
+        """
+        super().check(engine)
+        if engine.config.qk_norm == "rotated":
+            raise MethodError(
+                f"{self.name} takes back the rotation of queries, which this model norms behind "
+                "it; take another KV policy, e.g. keydiff"
+            )
 
     def score(self, layer: LayerCache) -> Scores:
         """See `ScoringPolicy.score`."""
