@@ -113,3 +113,14 @@ def test_corrections_multiply_rounded_inputs():
     plain = stored("comet:bits=2,group=32", x, weight)
     assert isinstance(form, RoundedInputs)
     assert loss(form, x, weight) < loss(plain, x, weight)
+
+
+@pytest.mark.parametrize("out", ["dense", "small.gguf"])
+def test_a_copy_that_rounds_no_activations_says_so(rounded, tmp_path, out):
+    from typer.testing import CliRunner
+
+    from paceline.cli.app import app
+
+    done = CliRunner().invoke(app, ["convert", str(rounded), str(tmp_path / out)])
+    assert done.exit_code == 0, done.output
+    assert "are rounded no more" in " ".join(done.output.split())

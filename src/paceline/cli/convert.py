@@ -61,6 +61,7 @@ def convert(
     opened = load(model, size)
     _check_target(out, opened.path, overwrite)
     export = _prepare(opened, out, weight_format, lossless)
+    rounds = not lossless and "roundedinputs" in opened.weights.formats()
     start = perf_counter()
     with counting_bytes(export.nbytes, "converting") as tick:
         size = export.write(out, tick)
@@ -73,6 +74,10 @@ def convert(
     for (wanted, kind), count in export.fallbacks.items():
         what = "matrix is" if count == 1 else "matrices are"
         say(f"{count} {what} {kind} instead of {wanted}: rows are no whole blocks of {wanted}")
+    if rounds:
+        export.notes.append(
+            "activations, which the source rounds, are rounded no more: outputs differ"
+        )
     for note in export.notes:
         say(note)
     if json:
