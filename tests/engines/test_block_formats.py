@@ -15,13 +15,12 @@ from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.formats import BITS, FORMATS, GGUF_FORMATS, HEADS, parse_format
 from paceline.engines.native import NativeEngine
-from paceline.engines.view import View
 from paceline.errors import MethodError
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.formats.gguf_types import TYPES
 from paceline.models.rope import Rope
 from paceline.models.tensors import BlockQuantized, Linear
-from tests.engines.test_native import ISAS, path_to, run, trees
+from tests.engines.test_native import ISAS, check_every_bit, run
 
 NAMES = tuple(name.upper() for name in GGUF_FORMATS)
 SMALL = tuple(name for name in NAMES if TYPES[name].weights == 32)
@@ -165,17 +164,7 @@ def test_every_bit_is_that_of_plain_decoding(data) -> None:
     weights = weights_of(shape, lambda _: types[random.integers(len(types))] if mixed else name)
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
     engine = open_blocks(shape, weights, isa=isa, threads=threads)
-    prompt = random.integers(0, 32, data.draw(st.integers(1, 60))).astype(np.int32)
-    sequence = engine.start(prompt, chunk=data.draw(st.integers(1, 60)))
-    tree = data.draw(trees(30))
-    logits = engine.forward([(sequence, tree)]).copy()
-    tokens = np.sort(random.choice(VOCAB, data.draw(st.integers(1, 40)), False)).astype(np.int32)
-    some = engine.forward([(sequence, tree)], view=View(tokens=tokens))
-    np.testing.assert_array_equal(some, logits[:, tokens])
-    engine.threads = data.draw(st.integers(1, 4))
-    path = path_to(tree, data.draw(st.integers(0, len(tree) - 1)))
-    plain = run(engine, np.concatenate([prompt, tree.tokens[path]]), 1)[len(prompt) :]
-    np.testing.assert_array_equal(logits[np.array(path)], plain)
+    check_every_bit(engine, random, data)
 
 
 def test_rows_of_another_size_and_scales_that_are_not_finite_are_refused() -> None:

@@ -13,7 +13,6 @@ from paceline.core import TokenTree
 from paceline.engines import byte_activations, open_engine
 from paceline.engines.byte_activations import KINDS
 from paceline.engines.native import NativeEngine
-from paceline.engines.view import View
 from paceline.errors import MethodError
 from tests.engines.test_block_formats import (
     NAMES,
@@ -25,7 +24,7 @@ from tests.engines.test_block_formats import (
     open_blocks,
     weights_of,
 )
-from tests.engines.test_native import ISAS, path_to, run, tiny_model, trees
+from tests.engines.test_native import ISAS, check_every_bit, run, tiny_model
 
 MORE_BITS = 2.0  # times its share of a row's error, above which a block has 16 bits
 __all__ = ["tiny_model"]  # a fixture
@@ -123,17 +122,7 @@ def test_every_bit_is_that_of_plain_decoding(data) -> None:
     isa, threads = data.draw(st.sampled_from(ISAS)), data.draw(st.integers(1, 4))
     engine = open_blocks(shape, weights, isa=isa, threads=threads)
     in_bytes(engine, data.draw(st.lists(st.sampled_from(KINDS), min_size=1, unique=True)))
-    prompt = random.integers(0, 32, data.draw(st.integers(1, 60))).astype(np.int32)
-    sequence = engine.start(prompt, chunk=data.draw(st.integers(1, 60)))
-    tree = data.draw(trees(40))
-    logits = engine.forward([(sequence, tree)]).copy()
-    tokens = np.sort(random.choice(VOCAB, data.draw(st.integers(1, 40)), False)).astype(np.int32)
-    some = engine.forward([(sequence, tree)], view=View(tokens=tokens))
-    np.testing.assert_array_equal(some, logits[:, tokens])
-    engine.threads = data.draw(st.integers(1, 4))
-    path = path_to(tree, data.draw(st.integers(0, len(tree) - 1)))
-    plain = run(engine, np.concatenate([prompt, tree.tokens[path]]), 1)[len(prompt) :]
-    np.testing.assert_array_equal(logits[np.array(path)], plain)
+    check_every_bit(engine, random, data)
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -16,6 +16,7 @@ from paceline import _native
 from paceline.core import TokenTree
 from paceline.engines.native import FORMATS, KV_FORMATS, NativeEngine, default_threads
 from paceline.engines.reference import ReferenceEngine
+from paceline.engines.view import View
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models import Model, load
 from paceline.models.tensors import to_dense
@@ -35,6 +36,22 @@ def run(engine, ids: np.ndarray, chunk: int) -> np.ndarray:
     rows: list[np.ndarray] = []
     engine.release(engine.start(ids, lambda _, __, logits: rows.append(logits.copy()), chunk))
     return np.concatenate(rows)
+
+
+def check_every_bit(engine, random: np.random.Generator, data) -> None:
+    """Logits of a drawn tree are those of plain decoding, and those of some tokens the same."""
+    prompt = random.integers(0, 32, data.draw(st.integers(1, 60))).astype(np.int32)
+    sequence = engine.start(prompt, chunk=data.draw(st.integers(1, 60)))
+    tree = data.draw(trees(40))
+    logits = engine.forward([(sequence, tree)]).copy()
+    vocabulary, count = engine.config.vocab_size, data.draw(st.integers(1, 40))
+    tokens = np.sort(random.choice(vocabulary, count, False)).astype(np.int32)
+    some = engine.forward([(sequence, tree)], view=View(tokens=tokens))
+    np.testing.assert_array_equal(some, logits[:, tokens])
+    engine.threads = data.draw(st.integers(1, 4))
+    path = path_to(tree, data.draw(st.integers(0, len(tree) - 1)))
+    plain = run(engine, np.concatenate([prompt, tree.tokens[path]]), 1)[len(prompt) :]
+    np.testing.assert_array_equal(logits[np.array(path)], plain)
 
 
 def as_ternary(values: np.ndarray) -> np.ndarray:
