@@ -244,8 +244,10 @@ def test_weights_apart_take_a_byte_and_a_number_each():
     torch.testing.assert_close(found[places], weight[places], rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("order", ["given", "activation"])
-def test_matrices_with_one_input_share_their_factor(order, monkeypatch):
+@pytest.mark.parametrize(
+    "spec", ["gptq:group=16,order=given", "gptq:group=16,order=activation", "quik:outliers=0.1"]
+)
+def test_matrices_with_one_input_share_their_factor(spec, monkeypatch):
     made = []
     factor = torch.linalg.cholesky
     monkeypatch.setattr(
@@ -253,5 +255,5 @@ def test_matrices_with_one_input_share_their_factor(order, monkeypatch):
     )
     stats = statistics(inputs(32))
     for _ in range(3):
-        quantizers.parse(f"gptq:bits=3,group=16,order={order}").compress(weights(8, 32), stats)
+        quantizers.parse(spec).compress(weights(8, 32), stats)
     assert len(made) == 2  # of the inverse, and of what is inverted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -81,12 +82,10 @@ class QUIK(WeightCompressor):
         assert stats.second_moment is not None
         moment = stats.second_moment
         count = round(self.outliers * weight.shape[1])
-        ranked = moment.diagonal().sort(descending=True, stable=True).indices
-        apart = ranked[:count].sort().values
+        order, factor = _outliers_last(moment, count, self.damping, self.name)
+        apart = order[weight.shape[1] - count :]
         plain = torch.ones(weight.shape[1], dtype=torch.bool)
         plain[apart] = False
-        order = torch.cat([plain.nonzero()[:, 0], apart])
-        factor = inverse_factor(moment[order][:, order], self.damping, self.name)
         rest, codes = weight[:, order], torch.full_like(weight, 2 ** (self.bits - 1))
         grid = GridSearch(self.bits, True, 20).grid(
             torch.where(plain, weight, 0.0), weight.shape[1], moment.diagonal()
@@ -119,3 +118,13 @@ class QUIK(WeightCompressor):
         chosen = Sparse(places, np.ones(len(apart), np.float16), "F16")
         wide = RoundToNearest(_OUTLIER_BITS, 0).compress(outliers.contiguous(), Statistics())
         return Sum((narrow, LowRank(wide, chosen)))
+
+
+@lru_cache(maxsize=1)  # matrices with one input follow one another
+def _outliers_last(moment: Tensor, count: int, damping: float, name: str) -> tuple[Tensor, Tensor]:
+    """Return the columns with the `count` largest inputs last, and the inverse factor so ordered."""
+    import torch
+
+    ranked = moment.diagonal().sort(descending=True, stable=True).indices
+    order = torch.cat([ranked[count:].sort().values, ranked[:count].sort().values])
+    return order, inverse_factor(moment[order][:, order], damping, name)
