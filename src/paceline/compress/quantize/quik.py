@@ -122,7 +122,7 @@ class QUIK(WeightCompressor):
 
 @lru_cache(maxsize=1)  # matrices with one input follow one another
 def _outliers_last(moment: Tensor, count: int, damping: float, name: str) -> tuple[Tensor, Tensor]:
-    """Return the columns with the `count` largest inputs last, and the inverse factor so ordered."""
+    """Return the columns, the `count` with the largest inputs last, and the factor so ordered."""
     import torch
 
     ranked = moment.diagonal().sort(descending=True, stable=True).indices
