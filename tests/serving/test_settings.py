@@ -149,3 +149,26 @@ def test_settings_of_log_and_tls_are_checked():
     for flags in ({"log_format": "yaml"}, {"ssl_keyfile": "key.pem"}):
         with pytest.raises(RequestError, match=next(iter(flags))):
             ServerSettings.read(flags, {})
+
+
+def test_the_memory_of_weights_is_a_size_or_a_width():
+    for text in ("80MB", "4bits"):
+        assert ServerSettings(weight_memory=text).weight_memory == text
+    with pytest.raises(RequestError, match="weight_memory"):
+        ServerSettings(weight_memory="much")
+
+
+@pytest.mark.parametrize(
+    ("given", "counted"),
+    [
+        ({}, True),
+        ({"engine": "native"}, True),
+        ({"engine": "reference"}, False),
+        ({"device": "cpu"}, False),
+        ({"weight_memory": "4bits"}, False),
+    ],
+)
+def test_replicas_have_threads_of_their_own_where_the_engine_counts_them(given, counted):
+    from paceline.cli.serve import _has_threads
+
+    assert _has_threads(ServerSettings(**given)) is counted

@@ -89,7 +89,7 @@ def _open(settings: ServerSettings) -> LM:
         settings.threads,
         settings.format,
         settings.kv_format,
-        None if settings.weight_memory is None else str(settings.weight_memory),
+        settings.weight_memory,
         rope=settings.rope,
     )
     lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
@@ -161,7 +161,12 @@ def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
         from paceline.serving.rate_limits import RateLimits
 
         # The front has measured the body, which may have grown by a seed.
-        own = replace(settings, threads=threads, cors=(), max_body=Size(4 * settings.max_body))
+        own = replace(
+            settings,
+            threads=threads if _has_threads(settings) else settings.threads,
+            cors=(),
+            max_body=Size(4 * settings.max_body),
+        )
         meter = (
             RateLimits() if settings.token_rate is None else rates
         )  # nobody would ask what is owed
@@ -170,6 +175,12 @@ def _replicated(settings: ServerSettings, keys: ApiKeys) -> None:
     with _listening(settings.host, settings.port) as listener:
         _warn(settings, keys)
         serve_replicas(build, listener, settings, rules)
+
+
+def _has_threads(settings: ServerSettings) -> bool:
+    """Return whether the engine is the native one, whose threads are counted."""
+    torch = settings.device is not None or settings.weight_memory is not None
+    return settings.engine in ("auto", "native") and not torch
 
 
 def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Service]:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from paceline.byte_sizes import Size
 from paceline.errors import RequestError, unknown
 from paceline.method_spec import split_quoted
+from paceline.models.nested import parse_memory
 
 PREFIX = "PACELINE_SERVE_"
 # Earlier names of settings, understood for one release.
@@ -96,11 +97,10 @@ class ServerSettings:
         ),
     ] = None
     weight_memory: Annotated[
-        Size | None,
+        str | None,
         SettingInfo(
             "Load as many blocks of a nested checkpoint (recipe bitstack or any_precision) as fit, "
-            "e.g. 80MB.",
-            1,
+            "e.g. 80MB, or as many bits of each code, e.g. 4bits."
         ),
     ] = None
     prefix_cache: Annotated[
@@ -215,6 +215,8 @@ class ServerSettings:
             )
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise RequestError("ssl_keyfile needs its certificate; name it in ssl_certfile")
+        if self.weight_memory is not None:
+            parse_memory("weight_memory", self.weight_memory)
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
         if self.kv_policy is not None:
