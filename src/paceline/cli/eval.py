@@ -31,8 +31,8 @@ class SuiteOptions:
     suite: Annotated[
         list[str],
         typer.Option(
-            help="blimp, lambada, gsm8k, mbpp, long, or lm_eval:TASK of lm-evaluation-harness; "
-            "repeatable."
+            help="blimp, lambada, gsm8k, mbpp, long, squad, or lm_eval:TASK of "
+            "lm-evaluation-harness; repeatable."
         ),
     ] = field(default_factory=list)
     data: Annotated[

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,60 +22,37 @@ from paceline.measuring.evaluation.prefix import prefix_name, prefix_tokens
 KINDS = ("single", "multikey", "copy")
 _CONTEXTS = 20  # of each kind
 _LENGTH = 2048  # tokens of a context
-_ROOM = 128  # tokens behind it, for a question
 _CHARACTERS = 16  # of a text for each token, so that no tokenizer runs short
 _SMALLEST_BOOK = 20_000  # characters
 
 
-class LongContexts(Suite):
-    """Needles, keys and repeated passages in texts; no question is seen before the context ends.
+class ContextSuite(Suite):
+    """Questions about long contexts, and what a KV policy leaves of what they tell.
 
-    Kinds: `single` hides four numbers of five digits, `multikey` eight sentences of one kind, and
-    `copy` repeats the beginnings of five passages. Every context has its own text and draws, all
-    its questions share one prefill, and what is scored are the tokens of the answers. A KV policy
-    acts while the context is read. The gain of a context is the log-probability of the answers
-    behind it less that of the same answers without it; `gain kept` is the gain under the policy,
-    over the gain with all rows (1 without a policy). Items of standard errors are contexts.
+    No question is seen before its context ends, all questions of a context share one prefill, and
+    what is scored are the tokens of the answers. A KV policy acts while the context is read. The
+    gain of a context is the log-probability of the answers behind it less that of the same answers
+    without it; `gain kept` is the gain under the policy, over the gain with all rows (1 without a
+    policy). Items of standard errors are contexts. A suite writes `_context`.
 
-    Args:
-        folder: holds JSON lines with `text`, books.
-        limit: contexts of each kind.
-        length: tokens of a context; by default 2048, or three quarters of what the model sees.
-        prefix: token before a context, see `prefix_tokens`.
-        seed: of texts and questions.
-
-    Raises:
-        RequestError: the data cannot be read.
+    Attributes:
+        room: tokens kept free behind a context, for its questions.
     """
 
-    name = "long"
     metrics = (
         Metric("nats an answer token", Kind.RATIO, "nats", "tokens"),
         Metric("exact answers", Kind.RATIO, "exact", "questions"),
         Metric("gain kept", Kind.RATIO, "gain", "whole_gain"),
     )
     batch = 1
+    room: ClassVar[int]
 
-    def __init__(
-        self,
-        folder: Path,
-        limit: int | None = None,
-        length: int | None = None,
-        prefix: str = "auto",
-        seed: int = 0,
-    ) -> None:
-        self._prefix, self._length, self._seed = prefix, length, seed
-        path = find_file(folder, "long", "long*.jsonl", "*books*.jsonl", "*.jsonl")
-        books = (row["text"] for row in read_rows(path, {"text": is_text}))
-        self._books = [book for book in books if len(book) >= _SMALLEST_BOOK]
-        if not self._books:
-            raise RequestError(f"{path} holds no text of {_SMALLEST_BOOK} characters")
-        self.items = [
-            Item((kind, number), item_key(kind, number, seed), kind)
-            for number in range(limit or _CONTEXTS)
-            for kind in KINDS
-        ]
-        self._data = item_key(path.name, self._books)
+    def __init__(self, data: str, length: int | None, prefix: str, seed: int) -> None:
+        self._data, self._length, self._prefix, self._seed = data, length, prefix, seed
+
+    @abstractmethod
+    def _context(self, lm: LM, item: Item) -> LongContext:
+        """Return the context of an item with its questions."""
 
     def settings(self, lm: LM) -> dict[str, Any]:
         """Return length, policy, prefix, seed and a hash of the data.
@@ -93,16 +71,9 @@ class LongContexts(Suite):
 
     def score(self, lm: LM, items: Sequence[Item]) -> list[Result]:
         """Return sums over the questions of each context."""
-        builder = ContextBuilder(
-            lambda text: lm.tokenizer.encode(text, False),
-            prefix_tokens(lm, self._prefix),
-            self._size(lm),
-        )
-        return [self._score(lm, builder, *item.content) for item in items]
+        return [self._score(lm, self._context(lm, item)) for item in items]
 
-    def _score(self, lm: LM, builder: ContextBuilder, kind: str, number: int) -> Result:
-        rng = np.random.default_rng([self._seed, number, KINDS.index(kind)])
-        context: LongContext = getattr(builder, kind)(self._excerpt(lm, rng), rng)
+    def _score(self, lm: LM, context: LongContext) -> Result:
         policy = lm.request_builder.kv_policy
         start = prefix_tokens(lm, self._prefix)
         ours = _answers(lm, context.tokens, context, policy)
@@ -120,6 +91,70 @@ class LongContexts(Suite):
             "whole_gain": full - without,
         }
 
+    def _size(self, lm: LM) -> int:
+        """Return the tokens of a context."""
+        seen = lm.engine.config.context
+        if self._length is None:
+            return min(_LENGTH, seen * 3 // 4 // 64 * 64)
+        if self._length + self.room > seen:
+            raise RequestError(
+                f"--context is {self._length}, and with {self.room} tokens of questions it must "
+                f"not exceed the {seen} that the model sees"
+            )
+        return self._length
+
+
+class LongContexts(ContextSuite):
+    """Needles, keys and repeated passages in texts.
+
+    Kinds: `single` hides four numbers of five digits, `multikey` eight sentences of one kind, and
+    `copy` repeats the beginnings of five passages. Every context has its own text and draws.
+
+    Args:
+        folder: holds JSON lines with `text`, books.
+        limit: contexts of each kind.
+        length: tokens of a context; by default 2048, or three quarters of what the model sees.
+        prefix: token before a context, see `prefix_tokens`.
+        seed: of texts and questions.
+
+    Raises:
+        RequestError: the data cannot be read.
+    """
+
+    name = "long"
+    room = 128
+
+    def __init__(
+        self,
+        folder: Path,
+        limit: int | None = None,
+        length: int | None = None,
+        prefix: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        path = find_file(folder, "long", "long*.jsonl", "*books*.jsonl", "*.jsonl")
+        books = (row["text"] for row in read_rows(path, {"text": is_text}))
+        self._books = [book for book in books if len(book) >= _SMALLEST_BOOK]
+        if not self._books:
+            raise RequestError(f"{path} holds no text of {_SMALLEST_BOOK} characters")
+        self.items = [
+            Item((kind, number), item_key(kind, number, seed), kind)
+            for number in range(limit or _CONTEXTS)
+            for kind in KINDS
+        ]
+        super().__init__(item_key(path.name, self._books), length, prefix, seed)
+
+    def _context(self, lm: LM, item: Item) -> LongContext:
+        kind, number = item.content
+        builder = ContextBuilder(
+            lambda text: lm.tokenizer.encode(text, False),
+            prefix_tokens(lm, self._prefix),
+            self._size(lm),
+        )
+        rng = np.random.default_rng([self._seed, number, KINDS.index(kind)])
+        context: LongContext = getattr(builder, kind)(self._excerpt(lm, rng), rng)
+        return context
+
     def _excerpt(self, lm: LM, rng: np.random.Generator) -> str:
         """Return a part of a book, from a line break on; a short book goes on in others."""
         wanted = self._size(lm) * _CHARACTERS
@@ -129,17 +164,6 @@ class LongContexts(Suite):
         while len(text) < wanted:
             text += "\n\n" + self._books[rng.integers(len(self._books))]
         return text[:wanted]
-
-    def _size(self, lm: LM) -> int:
-        seen = lm.engine.config.context
-        if self._length is None:
-            return min(_LENGTH, seen * 3 // 4 // 64 * 64)
-        if self._length + _ROOM > seen:
-            raise RequestError(
-                f"--context is {self._length}, and with {_ROOM} tokens of questions it must not "
-                f"exceed the {seen} that the model sees"
-            )
-        return self._length
 
 
 def _answers(

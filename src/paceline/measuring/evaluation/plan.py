@@ -30,6 +30,7 @@ from paceline.measuring.evaluation.run import (
     evaluate,
     suite_document,
 )
+from paceline.measuring.evaluation.squad import Squad
 from paceline.measuring.evaluation.texts import TextDocuments, TextWindows, read_documents
 from paceline.measuring.quality import WINDOW
 from paceline.measuring.report.document import conditions
@@ -38,13 +39,13 @@ from paceline.models.tokenizer import same_tokens
 
 Document = dict[str, Any]
 Progress = Callable[[int, str], AbstractContextManager[Tick]]
-SUITES = ("blimp", "lambada", "gsm8k", "mbpp", "long")
+SUITES = ("blimp", "lambada", "gsm8k", "mbpp", "long", "squad")
 _GENERATING = frozenset({"gsm8k", "mbpp"})
 _SHOTS = {"gsm8k": 5, "mbpp": 3}
 # Options of some suites only. Given without one of them, they are refused.
 _TAKEN_BY = {
-    "prefix": frozenset({"blimp", "lambada", "long"}),
-    "context": frozenset({"long"}),
+    "prefix": frozenset({"blimp", "lambada", "long", "squad"}),
+    "context": frozenset({"long", "squad"}),
     "shots": _GENERATING,
     "chat": _GENERATING,
     "max_new_tokens": _GENERATING,
@@ -52,7 +53,9 @@ _TAKEN_BY = {
     "data": frozenset({*SUITES, PREFIX}),
 }
 _TOKENS = 400  # of an answer
-_POLICY_ACTS = frozenset({"gsm8k", "mbpp", "long"})  # suites that read and write as requests do
+_POLICY_ACTS = frozenset(
+    {"gsm8k", "mbpp", "long", "squad"}
+)  # suites that read and write as requests do
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,8 @@ class SuiteSettings:
             return Lambada(data, self.limit, prefix)
         if name == "long":
             return LongContexts(data, self.limit, self.context, prefix, self.seed)
+        if name == "squad":
+            return Squad(data, self.limit, self.context, prefix, self.seed)
         tokens = self.max_new_tokens or _TOKENS
         shots = _SHOTS[name] if self.shots is None else self.shots
         if name == "gsm8k":
