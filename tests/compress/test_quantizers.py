@@ -6,6 +6,7 @@ import torch
 
 from paceline.compress.base import Statistic, Statistics
 from paceline.compress.quantize.grids.kmeans import RowClusters
+from paceline.compress.recipe import parse_steps
 from paceline.errors import MethodError
 from paceline.models.tensors import Sum, TwoGrained, from_tensors
 from paceline.registry import quantizers
@@ -257,3 +258,46 @@ def test_matrices_with_one_input_share_their_factor(spec, monkeypatch):
     for _ in range(3):
         quantizers.parse(spec).compress(weights(8, 32), stats)
     assert len(made) == 2  # of the inverse, and of what is inverted
+
+
+OTHERS = [
+    f"gguf:type={name}" for name in ("q4_0", "q4_1", "q5_0", "q8_0", "q3_k", "q6_k", "iq4_nl")
+]
+OTHERS += ["gptq:bits=3,group=16,symmetric=false,passes=2", "gptq:group=32,levels=learned"]
+OTHERS += ["gguf:type=q4_0,feedback=true", "rtn:group=32,levels=learned,scale_bits=6"]
+
+
+@pytest.mark.parametrize("spec", dict.fromkeys([*EXAMPLES, *OTHERS]))
+@pytest.mark.parametrize("pruner", ["magnitude", "magnitude:pattern=2:4"])
+def test_what_a_pruner_made_zero_stays_zero_or_is_refused(spec, pruner):
+    keeps = quantizers.parse(spec).keeps_zeros
+    if not keeps:
+        name = spec.partition(":")[0]
+        with pytest.raises(MethodError, match=f"{name}, set like this, does not keep the zeros"):
+            parse_steps(f"{pruner}+{spec}")
+        return
+    for columns in (512, 96):
+        weight, stats = weights(6, columns), statistics(inputs(columns))
+        pruned = parse_steps(pruner).compress(weight, stats).dense() == 0
+        stored = parse_steps(f"{pruner}+{spec}").compress(weight, stats).dense()
+        assert not stored[pruned].any()
+        assert (stored[~pruned] != 0).mean() > 0.5
+
+
+def test_gptq_makes_up_for_errors_beside_pruned_weights():
+    x = inputs(96)
+    weight, stats = weights(24, 96), statistics(x)
+    pruned = torch.from_numpy(parse_steps("magnitude").compress(weight, stats).dense())
+
+    def lost(spec):
+        stored = torch.from_numpy(parse_steps(f"magnitude+{spec}").compress(weight, stats).dense())
+        return float((x @ (stored - pruned).T).square().sum())
+
+    assert lost("gptq:bits=3,group=32") < 0.8 * lost("rtn:bits=3,group=32")
+    assert lost("gptq:bits=3,group=32,passes=2") < lost("gptq:bits=3,group=32")
+
+
+@pytest.mark.parametrize("tuner", ["block_ap", "pv", "lrq"])
+def test_tuners_that_would_fill_zeros_are_refused(tuner):
+    with pytest.raises(MethodError, match=f"{tuner} moves the codes of all weights, .* magnitude"):
+        parse_steps(f"magnitude+rtn:bits=3,group=32+{tuner}")

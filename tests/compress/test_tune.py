@@ -1,5 +1,7 @@
 """Tuners: the outputs of a block come closer, the form stays, and two runs have the same bits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from paceline.compress.recipe import Recipe, parse_steps
 from paceline.compress.reconstruct.objective import Objective, dense_weights
 from paceline.errors import MethodError
 from paceline.models import load
-from paceline.models.tensors import Codebook, Grouped, Transformed, from_tensors
+from paceline.models.tensors import Codebook, Grouped, Transformed, TwoGrained, from_tensors
 from paceline.registry import tuners
 from tests.conftest import shared
 
@@ -59,6 +61,8 @@ def bench():
 
 ROUGH, GPTQ = "rtn:bits=2,group=16,symmetric=false", "gptq:bits=2,group=16,symmetric=false"
 
+TABLE = "rtn:bits=2,group=16,scale_bits=6,levels=learned"
+
 
 @pytest.mark.parametrize(
     ("quantizer", "tuner", "below"),
@@ -70,6 +74,9 @@ ROUGH, GPTQ = "rtn:bits=2,group=16,symmetric=false", "gptq:bits=2,group=16,symme
         (GPTQ, "pv:steps=45,batch=8", 0.95),
         (ROUGH, "lrq:steps=60", 0.9),
         ("rtn:bits=3", "lrq:steps=60", 0.8),
+        (f"{GPTQ},scale_bits=4", "block_ap:steps=60,rate=0.02", 0.95),
+        ("rtn:bits=3,group=16,scale_bits=6", "block_ap:steps=60,rate=0.02", 0.7),
+        (TABLE, "block_ap:steps=60,rate=0.02", 0.75),
     ],
 )
 def test_a_tuner_lowers_the_error_of_the_block(bench, quantizer, tuner, below):
@@ -197,6 +204,40 @@ def test_parameters_of_groups_start_at_what_is_stored(kind):
     np.testing.assert_allclose(weight.detach().numpy(), stored.dense(), atol=1e-6)
     weight.square().sum().backward()
     assert all(bool((each.grad != 0).any()) for each, _ in trained.groups())
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "zeros", "levels"])
+def test_two_grained_parameters_start_at_what_is_stored(kind):
+    from paceline.compress.reconstruct.two_grained import TrainedTwoGrained
+
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 8, (6, 20)).astype(np.uint8)
+    steps = rng.integers(1, 16, (6, 3)).astype(np.uint8)
+    steps[2] = 0  # groups of zeros
+    units = rng.uniform(0.01, 0.02, 6).astype(np.float16).astype(np.float32)
+    zeros = rng.integers(0, 8, (6, 3)).astype(np.uint8) if kind == "zeros" else None
+    levels = np.array([-127, -60, -31, -9, 10, 30, 66, 127], np.int8) if kind == "levels" else None
+    stored = TwoGrained(3, codes, 8, steps, 4, units, zeros, levels)
+    trained = TrainedTwoGrained(torch.randn(6, 20), stored)
+    assert trained.stored().dense().tobytes() == stored.dense().tobytes()
+    weight = trained.weight()
+    np.testing.assert_allclose(weight.detach().numpy(), stored.dense(), atol=1e-6)
+    weight.square().sum().backward()
+    assert all(bool((each.grad != 0).any()) for each, _ in trained.groups())
+
+
+def test_a_single_text_is_trained_on_in_its_first_half_and_judged_on_its_second(bench):
+    block = bench.block()
+    single = replace(block, inputs=block.inputs[:1])
+    objective = Objective(single, 4)
+    end = {**block.weights, "down": block.weights["down"] * 1.1}
+    rows = torch.arange(1)
+    right, wrong = bench.runner(block.weights, single.inputs), bench.runner(end, single.inputs)
+    each = ((wrong - right).square().sum(-1) / right.square().sum(-1))[0]
+    torch.testing.assert_close(objective.loss(end, rows), each[:12].mean())
+    assert objective.error(end) == pytest.approx(float(each[12:].mean()))
+    with pytest.raises(MethodError, match="one text of one token"):
+        Objective(replace(single, inputs=single.inputs[:, :1]), 4)
 
 
 def test_forms_that_cannot_be_trained_are_refused(bench):

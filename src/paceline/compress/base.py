@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.compress.kronecker import Kronecker
+    from paceline.models.blocks import LayerWeights
     from paceline.models.config import LayerConfig, ModelConfig
     from paceline.models.tensors import Linear
 
@@ -53,6 +54,7 @@ class Statistics:
         fisher: float32 [out, in], the diagonal of the Fisher information of the weights as they
             were before any transform; see `fisher.Gradients`.
         extra_bits: by which the matrix should exceed the mean of all; see `fisher.extra_bits`.
+        kept: bool [out, in], which weights a pruner left; None where none went before.
     """
 
     count: int = 0
@@ -60,6 +62,7 @@ class Statistics:
     second_moment: Tensor | None = None
     fisher: Tensor | None = None
     extra_bits: float | None = None
+    kept: Tensor | None = None
 
     def plus(self, x: Tensor, wanted: frozenset[Statistic]) -> Statistics:
         """Return the statistics with further positions x [..., in]."""
@@ -122,7 +125,7 @@ class Block:
     weights: dict[str, Tensor]
     stats: Mapping[str, Statistics]
     inputs: Tensor
-    run: Callable[[Mapping[str, Tensor], Tensor], Tensor] = field(repr=False)
+    run: Callable[[LayerWeights, Tensor], Tensor] = field(repr=False)
     bases: dict[str, Kronecker] = field(default_factory=dict)
 
 
@@ -154,6 +157,11 @@ class WeightCompressor(Compressor, ABC):
 
     alone: ClassVar[bool] = False
     plain_inputs: ClassVar[bool] = False
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether what a pruner made zero is zero in what it stores, too."""
+        return False
 
     @property
     def quick(self) -> WeightCompressor:

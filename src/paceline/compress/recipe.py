@@ -102,6 +102,8 @@ class Steps:
         for method in self.compressors:
             stored = method.compress(rest, stats)
             rest = torch.from_numpy(stored.dense())
+            if method.family == "pruner":
+                stats = replace(stats, kept=rest != 0)
         assert stored is not None, "a recipe that keeps a matrix compresses none"
         if isinstance(stored, RoundedInputs):  # what corrects multiplies the same inputs
             return replace(stored, matrix=self._correct(weight, stored.matrix, stats))
@@ -266,6 +268,7 @@ def _check_together(text: str, methods: Sequence[Compressor]) -> None:
                 f"{method.name} does not bear other methods in {text!r}; give it a rule of its own "
                 'in a .toml file, e.g. match = "*.[kv]"'
             )
+    _check_zeros(methods)
     for one, other in pairwise(methods):
         if (one.family, other.family) == ("pruner", "factorizer"):
             raise MethodError(
@@ -276,6 +279,25 @@ def _check_together(text: str, methods: Sequence[Compressor]) -> None:
             raise MethodError(
                 f"{one.name} transforms inputs, and {other.name} looks at them as they are; put "
                 f"{one.name} behind all other transforms, once"
+            )
+
+
+def _check_zeros(methods: Sequence[Compressor]) -> None:
+    """Refuse what would fill the zeros of a pruner: quantizers without a zero, tuners of codes."""
+    pruner = next((each for each in methods if each.family == "pruner"), None)
+    quantizer = next((each for each in methods if each.family == "quantizer"), None)
+    if pruner is None or not isinstance(quantizer, Weight):
+        return
+    if not quantizer.keeps_zeros:
+        raise MethodError(
+            f"{quantizer.name}, set like this, does not keep the zeros that {pruner.name} makes; "
+            "take rtn or gptq with even levels, or leave one of them out"
+        )
+    for tuner in methods:
+        if isinstance(tuner, BlockTuner):
+            raise MethodError(
+                f"{tuner.name} moves the codes of all weights, and would fill the zeros that "
+                f"{pruner.name} makes; leave one of them out"
             )
 
 

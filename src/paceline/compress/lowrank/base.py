@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -110,46 +110,6 @@ def whitened_factors(matrix: Tensor, stats: Statistics, rank: int) -> tuple[Tens
     left, values, right = torch.linalg.svd(matrix @ root, full_matrices=False)
     shares = values[:rank].sqrt()
     return left[:, :rank] * shares, (shares[:, None] * right[:rank]) @ inverse
-
-
-def train(
-    parameters: Sequence[Tensor],
-    loss: Callable[[list[Tensor]], Tensor],
-    steps: int,
-    rate: float,
-) -> list[Tensor]:
-    """Return parameters that were trained with Adam, those of the step with the smallest loss.
-
-    Args:
-        parameters: float32, where training begins; not written to.
-        loss: of some parameters, a scalar.
-        steps: of training; 0 returns the parameters.
-        rate: of each tensor, in units of its mean absolute value; it falls to 0.
-    """
-    import torch
-
-    with torch.enable_grad():
-        current = [each.clone().requires_grad_() for each in parameters]
-        rates = [rate * float(each.abs().mean()) for each in parameters]
-        groups = [
-            {"params": [each], "lr": each_rate}
-            for each, each_rate in zip(current, rates, strict=True)
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        best, smallest = list(parameters), float("inf")
-        for step in range(steps + 1):
-            value = loss(current)
-            if float(value.detach()) < smallest:
-                smallest = float(value.detach())
-                best = [each.detach().clone() for each in current]
-            if step == steps:
-                break
-            for group, start in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = start * (1 - step / steps)
-            optimizer.zero_grad()
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-    return best
 
 
 def check_bits(bits: int, name: str) -> None:

@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
-from paceline.compress.lowrank.base import Curve, Factorizer, store, train
+from paceline.compress.lowrank.base import Curve, Factorizer, store
+from paceline.compress.reconstruct.descent import best_parameters
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, factorizers
 
@@ -123,7 +124,7 @@ class CompactifAI(Factorizer):
         def loss(parts: list[Tensor]) -> Tensor:
             return (target - contract(parts, sites) @ root).square().sum() / energy
 
-        return train(cores, loss, self.steps, self.rate)
+        return best_parameters(cores, loss, self.steps, self.rate)
 
 
 def split_sites(shape: Sequence[int], sites: int) -> list[tuple[int, int]]:

@@ -7,7 +7,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
-from paceline.compress.lowrank.base import Factorizer, store, train
+from paceline.compress.lowrank.base import Factorizer, store
+from paceline.compress.reconstruct.descent import best_parameters
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, factorizers
@@ -120,7 +121,7 @@ class DSFormer(Factorizer):
             passed = cut + dense - dense.detach()  # the values of one, the gradients of the other
             return (target - passed @ (rows @ root)).square().sum() / energy
 
-        trained = train([codes, dictionary], loss, self.steps, self.rate)
+        trained = best_parameters([codes, dictionary], loss, self.steps, self.rate)
         return trained[0], trained[1]
 
 

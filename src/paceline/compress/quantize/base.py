@@ -74,6 +74,11 @@ class Quantizer(WeightCompressor):
         """See `Compressor`."""
         return frozenset({Statistic.SENSITIVITY}) if self.mean_bits else frozenset()
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """See `WeightCompressor`: a table that is fitted may have no zero."""
+        return self.levels == "even"
+
     def for_block(
         self, weights: Mapping[str, Tensor], stats: Mapping[str, Statistics]
     ) -> Mapping[str, WeightCompressor]:

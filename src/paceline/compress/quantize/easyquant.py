@@ -58,6 +58,11 @@ class EasyQuant(WeightCompressor):
         check_range(0, 1000, self.name, steps=self.steps)
 
     @property
+    def keeps_zeros(self) -> bool:
+        """See `WeightCompressor`."""
+        return True
+
+    @property
     def quick(self) -> WeightCompressor:
         """Rounding to nearest on the same grid, without outliers and descent."""
         from paceline.compress.quantize.rtn import RoundToNearest

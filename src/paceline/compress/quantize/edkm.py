@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.quantize.base import check_finite
 from paceline.compress.quantize.grids.grid import SMALLEST_SCALE, in_groups
-from paceline.compress.reconstruct.objective import Descent
+from paceline.compress.reconstruct.descent import Descent
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
 

@@ -30,6 +30,8 @@ _GRIDS = {
     **{"Q3_K": (3, 16, True), "Q4_K": (4, 32, False), "Q5_K": (5, 32, False)},
     **{"Q6_K": (6, 16, True), "IQ4_NL": (4, 32, True), "IQ4_XS": (4, 32, True)},
 }
+# Types with a code for zero, whose fallbacks have one, too.
+_WITH_ZERO = ("q4_0", "q5_0", "q8_0", "q3_k", "q6_k")
 _NAMES = tuple(name.lower() for name in (*_GRIDS, *MIXES))
 
 
@@ -80,6 +82,11 @@ class GGUFBlocks(WeightCompressor):
         if self.feedback:
             return frozenset({Statistic.SECOND_MOMENT})
         return frozenset({Statistic.INPUT_NORM}) if self.imatrix else frozenset()
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """See `WeightCompressor`: feedback fills zeros, and few types have a code for them."""
+        return self.type in _WITH_ZERO and not self.feedback
 
     @property
     def quick(self) -> WeightCompressor:

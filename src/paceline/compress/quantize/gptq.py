@@ -94,7 +94,10 @@ class GPTQ(Quantizer):
                     seen = None if importance is None else importance[ahead]
                     grids[place] = search.grid(rest[:, at : at + size], size, seen)
                 column, grid = rest[:, at : at + 1], grids[place]
-                codes[:, at : at + 1] = rounded = grid.round(column)
+                rounded = grid.round(column)
+                if stats.kept is not None:  # what was pruned stays zero; its error moves on
+                    rounded = rounded.where(stats.kept[:, order[at], None], grid.zeros)
+                codes[:, at : at + 1] = rounded
                 values[:, at : at + 1] = value = grid.values(rounded)
                 error = (column - value) / factor[at, at]
                 rest[:, at:end] -= error * factor[at, at:end]
@@ -102,10 +105,12 @@ class GPTQ(Quantizer):
             rest[:, end:] -= errors @ factor[start:end, end:]
         back = order.argsort()
         chosen = join([grids[place] for place in range(len(grids))], group)
-        return chosen.pack(self._descend(weight, moment, chosen, codes[:, back]))
+        return chosen.pack(self._descend(weight, stats, chosen, codes[:, back]))
 
-    def _descend(self, weight: Tensor, moment: Tensor, grid: Grid, codes: Tensor) -> Tensor:
+    def _descend(self, weight: Tensor, stats: Statistics, grid: Grid, codes: Tensor) -> Tensor:
         """Return codes with less error: each column once more, given all others, in each pass."""
+        moment = stats.second_moment
+        assert moment is not None
         diagonal = moment.diagonal().clamp(min=1e-12)
         values = grid.values(codes)
         for _ in range(self.passes):
@@ -114,6 +119,8 @@ class GPTQ(Quantizer):
                 wanted = values[:, at] - slope / diagonal[at]
                 column = grid.column(at)
                 rounded = column.round(wanted[:, None])
+                if stats.kept is not None:
+                    rounded = rounded.where(stats.kept[:, at, None], column.zeros)
                 codes[:, at] = rounded[:, 0]
                 values[:, at] = column.values(rounded)[:, 0]
         return codes

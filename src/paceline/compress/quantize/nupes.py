@@ -66,6 +66,11 @@ class NUPES(GPTQ):
             raise MethodError(f"{self.name} has levels and a symmetry of its own; leave both out")
 
     @property
+    def keeps_zeros(self) -> bool:
+        """See `WeightCompressor`: no value is zero."""
+        return False
+
+    @property
     def widest(self) -> int:
         """See `Quantizer`."""
         return 6

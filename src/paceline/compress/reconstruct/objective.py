@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from paceline.compress.base import Block
+from paceline.compress.reconstruct.descent import Descent
 from paceline.errors import MethodError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.blocks import LayerWeights
     from paceline.models.tensors import Linear
 
 _HELD = 8  # one of so many texts is not trained on; it decides whether training helped
@@ -22,11 +24,15 @@ class Objective:
     """The error of a block's outputs on the calibration texts, position by position.
 
     The squared error of a position counts relative to the square of the output there, as the
-    norms that follow see it; a few positions with huge outputs would decide alone otherwise.
+    norms that follow see it; a few positions with huge outputs would decide alone otherwise. One in
+    eight texts is held out; of a single text it is the second half of the positions.
 
     Args:
         block: with the weights whose outputs are right.
         batch: texts that run at once.
+
+    Raises:
+        MethodError: there is one text of one position, which leaves none to judge by.
     """
 
     def __init__(self, block: Block, batch: int) -> None:
@@ -37,6 +43,15 @@ class Objective:
         held = max(1, count // _HELD)
         self._held = torch.arange(count - held, count)
         self._trained = torch.arange(max(1, count - held))
+        self._train_positions = self._held_positions = slice(None)
+        if count == 1:
+            length = block.inputs.shape[1]
+            if length < 2:
+                raise MethodError(
+                    "one text of one token cannot be trained on and judged by; give more"
+                )
+            self._train_positions = slice(0, length // 2)
+            self._held_positions = slice(length // 2, None)
         with torch.no_grad():
             parts = torch.split(block.inputs, batch)
             right = dict(block.weights)
@@ -56,14 +71,17 @@ class Objective:
             yield queue[:size]
             queue = queue[size:]
 
-    def loss(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-        """Return the mean relative squared error on some texts, a scalar."""
-        right = self._targets[rows]
-        lost = self._block.run(weights, self._block.inputs[rows]) - right
+    def loss(self, weights: LayerWeights, rows: Tensor) -> Tensor:
+        """Return the mean relative squared error on texts of training, a scalar."""
+        return self._loss(weights, rows, self._train_positions)
+
+    def _loss(self, weights: LayerWeights, rows: Tensor, positions: slice) -> Tensor:
+        right = self._targets[rows, positions]
+        lost = self._block.run(weights, self._block.inputs[rows])[:, positions] - right
         sizes = right.square().sum(-1).clamp(min=_TINY)
         return (lost.square().sum(-1) / sizes).mean()
 
-    def probe(self, weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+    def probe(self, weights: LayerWeights, rows: Tensor) -> Tensor:
         """Return the outputs of some texts times random signs, a scalar.
 
         The expected square of its gradient by a parameter is the loss's curvature there
@@ -71,63 +89,29 @@ class Objective:
         """
         import torch
 
-        right = self._targets[rows]
+        right = self._targets[rows, self._train_positions]
         generator = torch.Generator().manual_seed(self._block.index)
         signs = torch.randint(0, 2, right.shape, generator=generator) * 2 - 1
         sizes = right.square().sum(-1, keepdim=True).clamp(min=_TINY)
-        outputs = self._block.run(weights, self._block.inputs[rows])
+        outputs = self._block.run(weights, self._block.inputs[rows])[:, self._train_positions]
         positions = right.numel() // right.shape[-1]
         probe: Tensor = (outputs * signs / sizes.sqrt()).sum() / math.sqrt(positions)
         return probe
 
-    def error(self, weights: Mapping[str, Tensor]) -> float:
+    def error(self, weights: LayerWeights) -> float:
         """Return the error on the texts that are not trained on; not differentiable."""
         import torch
 
         with torch.no_grad():
             parts = torch.split(self._held, self._batch)
-            total = sum(float(self.loss(weights, rows)) * len(rows) for rows in parts)
+            at = self._held_positions
+            total = sum(float(self._loss(weights, rows, at)) * len(rows) for rows in parts)
         return total / len(self._held)
-
-
-class Descent:
-    """Adam with a rate that falls to zero by a cosine.
-
-    Args:
-        parameters: each with its factor of the rate.
-        steps: that will be made.
-        rate: at the beginning.
-    """
-
-    def __init__(self, parameters: Sequence[tuple[Tensor, float]], steps: int, rate: float) -> None:
-        import torch
-
-        groups = [{"params": [each], "share": factor} for each, factor in parameters]
-        self._optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95))
-        self._steps, self._rate, self._done = steps, rate, 0
-
-    def step(self, loss: Tensor) -> None:
-        """Make a step against the gradient of a loss.
-
-        Raises:
-            MethodError: the loss is no number.
-        """
-        import torch
-
-        if not bool(torch.isfinite(loss)):
-            raise MethodError(f"training gave no number at step {self._done}; lower the rate")
-        now = self._rate * 0.5 * (1 + math.cos(math.pi * self._done / self._steps))
-        for group in self._optimizer.param_groups:
-            group["lr"] = now * group["share"]
-        self._optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        self._optimizer.step()
-        self._done += 1
 
 
 def train(
     objective: Objective,
-    weights: Callable[[], Mapping[str, Tensor]],
+    weights: Callable[[], LayerWeights],
     parameters: Sequence[tuple[Tensor, float]],
     steps: int,
     rate: float,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
-from paceline.compress.base import GROUPS, Block, BlockTransform, WeightCompressor
+from paceline.compress.base import GROUPS, Block
 from paceline.compress.kronecker import Kronecker
-from paceline.compress.reconstruct.fake_quantize import fake_quantize, grid_of
-from paceline.compress.reconstruct.objective import Objective, train
-from paceline.compress.transform.base import ChannelScales
+from paceline.compress.reconstruct.fake_quantize import fake_quantize
+from paceline.compress.reconstruct.objective import Objective
+from paceline.compress.transform.base import ChannelScales, TrainedParts, TrainedTransform
 from paceline.core import Exactness
-from paceline.registry import Source, check_range, transforms
+from paceline.registry import Source, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +24,7 @@ _FACTOR_SHARE = 0.1  # of the rate, for entries of the factors
 
 @transforms.register("flatquant", Exactness.LOSSY)
 @dataclass(frozen=True)
-class FlatQuant(BlockTransform):
+class FlatQuant(TrainedTransform):
     """Transform the inputs of each group of matrices by a Kronecker product that is trained.
 
     The matrices with one input, such as q, k and v, share two small square factors, which begin as
@@ -41,10 +40,6 @@ class FlatQuant(BlockTransform):
         batch: texts of a step, 1 to 1024. Default 2.
     """
 
-    steps: int = 48
-    rate: float = 0.02
-    batch: int = 2
-
     source = Source(
         authors="Sun et al.",
         title="FlatQuant: Flatness Matters for LLM Quantization",
@@ -59,35 +54,39 @@ class FlatQuant(BlockTransform):
     examples = ("flatquant:steps=8",)
     of_inputs: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_range(1, 100_000, self.name, steps=self.steps)
-        check_range(1e-9, 1.0, self.name, rate=self.rate)
-        check_range(1, 1024, self.name, batch=self.batch)
+    def parts(self, block: Block, grid: Quantizer, objective: Objective) -> FlatParts:
+        """Return the scales of all channels, and identities as transforms."""
+        return FlatParts(block, grid)
 
-    def transform(self, block: Block, compressor: WeightCompressor) -> None:
-        """Scale the channels, and add the transforms to `block.bases`."""
-        import torch
 
-        grid = grid_of(compressor, self.name)
-        objective = Objective(block, self.batch)
-        scales, bases = ChannelScales(block), _identities(block)
-        before = objective.error(_rounded(block.weights, bases, grid))
-        factors = {id(each): each for basis in bases.values() for each in (basis.left, basis.right)}
-        parameters = [(each.requires_grad_(), _FACTOR_SHARE) for each in factors.values()]
-        parameters += [(log, 1.0) for log in scales.logs]
-        train(
-            objective,
-            lambda: _rounded(scales.weights(), bases, grid),
-            parameters,
-            self.steps,
-            self.rate,
-        )
-        with torch.no_grad():
-            weights = scales.weights()
-            bases = {name: basis.halved() for name, basis in bases.items()}
-            if objective.error(_rounded(weights, bases, grid)) < before:
-                block.weights.update(weights)
-                block.bases.update(bases)
+class FlatParts(TrainedParts):
+    """The scales of the channels of a block, and the transforms of its inputs."""
+
+    def __init__(self, block: Block, grid: Quantizer) -> None:
+        self._scales, self._bases, self._grid = ChannelScales(block), _identities(block), grid
+
+    def groups(self) -> list[tuple[Tensor, float]]:
+        """Return the factors of the transforms and the logarithms of the scales."""
+        bases = self._bases.values()
+        factors = {id(each): each for basis in bases for each in (basis.left, basis.right)}
+        pairs = [(each.requires_grad_(), _FACTOR_SHARE) for each in factors.values()]
+        return [*pairs, *self._scales.groups()]
+
+    def rounded(self) -> dict[str, Tensor]:
+        """Return the weights with the matrices rounded as they multiply transformed inputs."""
+        weights = self._scales.weights()
+        for name, basis in self._bases.items():
+            weights[name] = basis.back(fake_quantize(basis.into(weights[name]), self._grid))
+        return weights
+
+    def freeze(self) -> None:
+        """Round the factors to half precision."""
+        self._bases = {name: basis.halved() for name, basis in self._bases.items()}
+
+    def apply(self, block: Block) -> None:
+        """Write the scaled weights and the transforms."""
+        block.weights.update(self._scales.weights())
+        block.bases.update(self._bases)
 
 
 def _identities(block: Block) -> dict[str, Kronecker]:
@@ -103,13 +102,3 @@ def _identities(block: Block) -> dict[str, Kronecker]:
             basis = Kronecker(torch.eye(left), torch.eye(width // left))
             bases |= dict.fromkeys(names, basis)
     return bases
-
-
-def _rounded(
-    weights: Mapping[str, Tensor], bases: Mapping[str, Kronecker], grid: Quantizer
-) -> dict[str, Tensor]:
-    """Return the weights of a block with its matrices rounded as they are stored."""
-    rounded = dict(weights)
-    for name, basis in bases.items():
-        rounded[name] = basis.back(fake_quantize(basis.into(weights[name]), grid))
-    return rounded

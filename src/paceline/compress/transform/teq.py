@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.compress.base import MATRICES, Block, BlockTransform, WeightCompressor
-from paceline.compress.reconstruct.fake_quantize import fake_quantize, grid_of
-from paceline.compress.reconstruct.objective import Objective, train
-from paceline.compress.transform.base import ChannelScales
+from paceline.compress.base import MATRICES, Block
+from paceline.compress.reconstruct.fake_quantize import fake_quantize
+from paceline.compress.reconstruct.objective import Objective
+from paceline.compress.transform.base import ChannelScales, TrainedParts, TrainedTransform
 from paceline.core import Exactness
-from paceline.registry import Source, check_range, transforms
+from paceline.registry import Source, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @transforms.register("teq", Exactness.LOSSY)
 @dataclass(frozen=True)
-class TEQ(BlockTransform):
+class TEQ(TrainedTransform):
     """Train the scales of channels on the outputs of the block, folded into what comes before.
 
     All scales of a block are trained together by Adam, while its matrices are rounded to the grid
@@ -34,10 +34,6 @@ class TEQ(BlockTransform):
         batch: texts of a step, 1 to 1024. Default 2.
     """
 
-    steps: int = 48
-    rate: float = 0.02
-    batch: int = 2
-
     source = Source(
         authors="Cheng et al.",
         title="TEQ: Trainable Equivalent Transformation for Quantization of LLMs",
@@ -49,25 +45,28 @@ class TEQ(BlockTransform):
     catalogue = (281,)
     examples = ("teq:steps=8",)
 
-    def __post_init__(self) -> None:
-        check_range(1, 100_000, self.name, steps=self.steps)
-        check_range(1e-9, 1.0, self.name, rate=self.rate)
-        check_range(1, 1024, self.name, batch=self.batch)
+    def parts(self, block: Block, grid: Quantizer, objective: Objective) -> ScaledChannels:
+        """Return the scales of all channels."""
+        return ScaledChannels(block, grid)
 
-    def transform(self, block: Block, compressor: WeightCompressor) -> None:
-        """Scale the channels of the block as training found."""
-        import torch
 
-        grid = grid_of(compressor, self.name)
-        objective = Objective(block, self.batch)
-        scales = ChannelScales(block)
-        before = objective.error(rounded(block.weights, grid))
-        parameters = [(log, 1.0) for log in scales.logs]
-        train(objective, lambda: rounded(scales.weights(), grid), parameters, self.steps, self.rate)
-        with torch.no_grad():
-            weights = scales.weights()
-            if objective.error(rounded(weights, grid)) < before:
-                block.weights.update(weights)
+class ScaledChannels(TrainedParts):
+    """The scales of the channels of a block whose matrices are rounded to a grid."""
+
+    def __init__(self, block: Block, grid: Quantizer) -> None:
+        self._scales, self._grid = ChannelScales(block), grid
+
+    def groups(self) -> list[tuple[Tensor, float]]:
+        """Return the logarithms of the scales."""
+        return self._scales.groups()
+
+    def rounded(self) -> dict[str, Tensor]:
+        """Return the scaled weights, rounded."""
+        return rounded(self._scales.weights(), self._grid)
+
+    def apply(self, block: Block) -> None:
+        """Write the scaled weights."""
+        block.weights.update(self._scales.weights())
 
 
 def rounded(weights: Mapping[str, Tensor], grid: Quantizer) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.reconstruct.grouped import TrainedGroups
 from paceline.compress.reconstruct.trainable import Trainable
+from paceline.compress.reconstruct.two_grained import TrainedTwoGrained
 from paceline.compress.tune.base import Tuner
 from paceline.core import Exactness
 from paceline.registry import Source, tuners
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class BlockAP(Tuner):
     """Train all numbers of grouped integers, and the norms, on the outputs of the block.
+
+    Scales may be whole numbers times one of each row (`scale_bits`), and codes may stand for a
+    table of levels (`levels=learned` with `scale_bits`), which is not trained.
 
     Codes are rounded from trained positions between them, through which gradients pass; they
     start at what the quantizer chose, so that nothing of what it gained is lost.
@@ -44,4 +48,8 @@ class BlockAP(Tuner):
 
     def trainable(self, weight: Tensor, stored: Linear) -> Trainable | None:
         """Return codes, scales and zero points of grouped integers."""
+        from paceline.models.tensors import TwoGrained
+
+        if isinstance(stored, TwoGrained):
+            return TrainedTwoGrained(weight, stored)
         return TrainedGroups.of(weight, stored)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.base import Statistic, Statistics
 from paceline.compress.reconstruct.codes import MovableCodes, choose_moves, movable
-from paceline.compress.reconstruct.objective import Descent, Objective
+from paceline.compress.reconstruct.descent import Descent
+from paceline.compress.reconstruct.objective import Objective
 from paceline.compress.reconstruct.trainable import TrainedBlock
 from paceline.compress.tune.base import Tuner
 from paceline.core import Exactness
