@@ -61,7 +61,7 @@ SHARED = {
 # fmt: off
 NOT_YET = (
     14, 21, 25, 37, 38, 41, 48, 56, 63, 96, 97, 98, 99, 100, 102, 103, 115, 116, 120, 123, 129,
-    133, 138, 139, 140, 144, 149, 153, 157, 158, 161, 165, 166, 176, 182, 183, 185, 190, 192,
+    133, 139, 140, 144, 149, 153, 157, 158, 165, 166, 176, 182, 183, 185, 190, 192,
     203, 204, 206, 211, 214, 217, 223, 227, 228, 230, 231, 234, 238, 239, 241, 244, 249, 250,
     253, 257, 264, 266, 268, 269, 272, 273, 274, 278, 290, 291, 293, 294, 296, 297, 299, 307,
     321, 323, 332, 336, 346, 352, 361, 369, 383, 390, 393, 398, 417, 420, 428, 433, 437, 448,
@@ -100,6 +100,14 @@ FEATURES = (
         "`paceline compress --target-loss` finds the smallest recipe that loses no more.",
         "src/paceline/engines/formats.py",
         (267,),
+    ),
+    Feature(
+        "named recipes",
+        "Compress by a recipe that comes with Paceline: `mobilenmt` stores weights, embedding and "
+        "head as bytes and rounds activations within fixed ranges.",
+        "src/paceline/compress/recipes/mobilenmt.toml",
+        (161,),
+        {161: "training a small model by the paper's principles; the engine for ARM"},
     ),
     Feature(
         "lossless packing",

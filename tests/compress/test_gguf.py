@@ -194,10 +194,11 @@ def test_llama_cpp_says_what_we_say(tmp_path, spec):
     assert (steps.argmax(1) == said).mean() > 0.8
 
 
-def test_integers_are_kept_value_for_value(tmp_path):
+@pytest.mark.parametrize("scales", ["", ",scale_bits=6"])
+def test_integers_are_kept_value_for_value(tmp_path, scales):
     from paceline.compress.job import CompressionJob
 
-    spec = parse_recipe("gptq:bits=4,group=32,symmetric=false")
+    spec = parse_recipe(f"gptq:bits=4,group=32,symmetric=false{scales}")
     source = load(shared("models", MODEL))
     CompressionJob(source, tmp_path / "folder", spec).run(texts())
     GGUFJob(source, tmp_path / "a.gguf", spec).run(texts())
@@ -213,6 +214,9 @@ def test_integers_are_kept_value_for_value(tmp_path):
         ("svd:keep=0.5", "keep", "layers.0.q .*low"),
         ("rtn:bits=8,group=32,symmetric=false", "keep", "integers of 8 bits in groups of 32 with"),
         ("rtn:bits=4,group=48", "keep", "groups of 48"),
+        ("rtn:group=32,levels=learned,scale_bits=6", "keep", "codes of a table of 16 levels"),
+        ("quik", "keep", r"no type for layers.0.q \(a matrix whose inputs are rounded"),
+        ("comet:group=32", "keep", r"no type for layers.0.q \(a matrix whose inputs are rounded"),
         ("gguf", "rtn:bits=8,group=24", r"no type for embed \(integers of 8 bits in groups of 24"),
     ],
 )

@@ -152,7 +152,8 @@ def test_a_transform_does_not_change_what_a_block_computes(spec, name):
     transform.transform(block, quantizers.parse("rtn:bits=3,group=16"))
     for each, basis in block.bases.items():
         weights[each] = basis.back(basis.into(weights[each]))
-    assert any(not torch.equal(weights[each], kept[each]) for each in kept)
+    changed = any(not torch.equal(weights[each], kept[each]) for each in kept)
+    assert changed or block.ranges
     after = runner.outputs(weights, x)
     assert (after - before).norm() < 1e-4 * before.norm()
 
@@ -310,3 +311,14 @@ def test_a_correction_brings_the_matrix_closer():
     assert error(corrections.parse("eora:rank=4096").correct(weight, stored, stats)) < 0.05 * error(
         stored
     )
+
+
+def test_recipes_of_ours_parse_and_may_keep_the_head():
+    from paceline.compress.recipe import NAMED
+
+    for name in NAMED:
+        recipe = parse_recipe(name)
+        assert recipe.steps.compressors
+        assert recipe.head.compressors
+    assert str(parse_recipe("mobilenmt", "rtn:bits=4,group=32").head.text) == "rtn:bits=4,group=32"
+    assert parse_recipe("mobilenmt").steps.compressors[0].bits == 8

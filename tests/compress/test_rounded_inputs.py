@@ -124,3 +124,51 @@ def test_a_copy_that_rounds_no_activations_says_so(rounded, tmp_path, out):
     done = CliRunner().invoke(app, ["convert", str(rounded), str(tmp_path / out)])
     assert done.exit_code == 0, done.output
     assert "are rounded no more" in " ".join(done.output.split())
+
+
+def test_a_limit_is_the_scale_of_all_positions_and_clips():
+    x = torch.tensor([[7.0, -3.4, 0.2, 20.0], [1.4, 0.0, 0.0, -9.0]])
+    expected = torch.tensor([[7.0, -3, 0, 7], [1.0, 0, 0, -7]])
+    torch.testing.assert_close(round_inputs(x, 4, 7.0), expected)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_mobilequant_trains_scales_and_ranges_together(bits):
+    from tests.compress.test_tune import Bench
+
+    bench = Bench()
+    grid = "rtn:bits=8,group=0"
+    errors = {}
+    for steps in (1, 60):
+        stored, _, block = bench.compress(f"mobilequant:steps={steps},act_bits={bits}+{grid}")
+        limits = {name: form.limit for name, form in stored.items()}
+        assert limits["q"] == limits["k"] == limits["v"] != limits["o"]
+        assert all(form.bits == bits and not len(form.apart) for form in stored.values())
+        exact = bench.runner(bench.weights, bench.inputs[28:])
+        products = {
+            name: rounded_product(form, torch.from_numpy(form.dense()))
+            for name, form in stored.items()
+        }
+        found = bench.runner({**block.weights, **products}, bench.inputs[28:])
+        errors[steps] = float((found - exact).square().sum() / exact.square().sum())
+    assert errors[60] < (0.8 if bits == 4 else 0.95) * errors[1]
+
+
+def test_a_search_finds_ranges_without_outliers():
+    from paceline.compress.reconstruct.objective import Objective
+    from paceline.compress.transform.mobilequant import RangedInputs
+    from tests.compress.test_tune import Bench
+
+    bench = Bench()
+    block = bench.block()
+    parts = RangedInputs(block, quantizers.parse("rtn:bits=8,group=0"), 3)
+    objective = Objective(block, 4)
+    before = objective.error(parts.rounded())
+    parts.search(objective)
+    assert objective.error(parts.rounded()) < 0.9 * before
+
+
+def test_what_looks_at_inputs_does_not_go_with_ranges():
+    for recipe in ("mobilequant+quik", "mobilequant+flatquant+rtn", "flatquant+mobilequant+rtn"):
+        with pytest.raises(MethodError, match="changes"):
+            parse_recipe(recipe)

@@ -47,7 +47,7 @@ class Bench:
         objective = Objective(block, 4)
         for transform in steps.transforms:
             transform.transform(block, steps.compressors[-1])
-        block = self.block(block.weights, block.bases)
+        block = replace(self.block(block.weights, block.bases), ranges=block.ranges)
         stored = _compress(block, Recipe(steps), list(block.stats))
         for tuner in steps.tuners:
             stored |= tuner.tune(block, stored)

@@ -38,6 +38,7 @@ FORMS = [
     ("rtn:bits=3,group=64,symmetric=false", "compressed-tensors", "int4"),
     ("rtn:bits=5,group=32", "compressed-tensors:dtype=f32", "int8"),
     ("rtn:bits=2,group=32", INTEGERS, "int8"),
+    ("rtn:bits=4,group=32,symmetric=false,scale_bits=6", "compressed-tensors", "int4"),
     ("magnitude:pattern=2:4", "compressed-tensors", "2:4 sparse"),
 ]
 
@@ -153,6 +154,9 @@ def test_matrices_may_have_different_bits(tmp_path):
         ("magnitude:sparsity=0.5", r"layers.0.q \(a bitmap and its values\): .*two of every four"),
         ("rtn:bits=4,group=48", "groups have to divide the 128 inputs"),
         ("gguf:type=q4_0", r"layers.0.q \(blocks of Q4_0\)"),
+        ("rtn:group=32,levels=learned,scale_bits=6", r"layers.0.q \(codes of a table of 16 levels"),
+        ("quik", r"layers.0.q \(a matrix whose inputs are rounded\)"),
+        ("comet:group=32", r"layers.0.q \(a matrix whose inputs are rounded\)"),
     ],
 )
 def test_forms_without_a_place_are_refused_by_name(tmp_path, spec, said):

@@ -207,6 +207,7 @@ def any_form(random, rows, columns, depth=0):
                 int(random.integers(2, 9)),
                 np.flatnonzero(random.random(columns) < 0.3).astype(np.int32),
                 int(random.choice([4, 8, 16])),
+                None if random.random() < 0.5 else float(random.uniform(0.1, 9)),
             ),
         ]
         makers.append(lambda: transformed(random, rows, columns, depth))
@@ -473,6 +474,8 @@ PLANES = np.ones((1, 2, 4), bool)
         (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([1, 1])), "ascending below 2"),
         (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([2])), "ascending below 2"),
         (lambda: RoundedInputs(Dense(SCALES), 4, np.int64([1])), "expected int32"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([1]), 8, 0.0), "limit of the inputs"),
+        (lambda: RoundedInputs(Dense(SCALES), 4, np.int32([1]), 8, np.nan), "limit of the inputs"),
         (lambda: Sum(()), "expected one shape"),
         (lambda: Sum((Dense(SCALES), Dense(SCALES[:1]))), "expected one shape"),
         (lambda: from_tensors({}), "describe no stored matrix"),

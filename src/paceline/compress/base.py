@@ -20,6 +20,7 @@ from paceline.registry import Method
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.compress.input_range import InputRange
     from paceline.compress.kronecker import Kronecker
     from paceline.models.blocks import LayerWeights
     from paceline.models.config import LayerConfig, ModelConfig
@@ -117,6 +118,8 @@ class Block:
         bases: transforms of the inputs of some matrices, which transforms may add; the matrix is
             compressed as it multiplies the transformed inputs, whose statistics are measured then.
             `weights` has the matrix as it multiplies plain inputs.
+        ranges: of the inputs of some matrices, which transforms may add; the matrix is stored as
+            one that multiplies inputs rounded within them.
     """
 
     index: int
@@ -127,6 +130,7 @@ class Block:
     inputs: Tensor
     run: Callable[[LayerWeights, Tensor], Tensor] = field(repr=False)
     bases: dict[str, Kronecker] = field(default_factory=dict)
+    ranges: dict[str, InputRange] = field(default_factory=dict)
 
 
 class Compressor(Method):
@@ -212,8 +216,8 @@ class BlockTransform(Compressor, ABC):
     """A method that rewrites the weights of a block so that they compress better.
 
     Attributes:
-        of_inputs: it adds to `Block.bases`, and is the last transform of a recipe: others look at
-            the inputs as they are.
+        of_inputs: it adds to `Block.bases` or `Block.ranges`, and is the last transform of a
+            recipe: others look at the inputs as they are.
     """
 
     of_inputs: ClassVar[bool] = False

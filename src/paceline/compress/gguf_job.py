@@ -14,7 +14,7 @@ from paceline.compress.checkpoint import Size, stored_size
 from paceline.compress.job import CompressionJob
 from paceline.errors import MethodError, RequestError
 from paceline.models import load
-from paceline.models.export.assembly import form_name
+from paceline.models.export.assembly import as_matrix, form_name
 from paceline.models.export.gguf import GGUFExport
 from paceline.models.export.gguf_types import own_type, parse_gguf_format
 from paceline.models.tensors import Linear
@@ -87,7 +87,7 @@ def _check_fused(names: tuple[str, ...], methods: list[tuple[WeightCompressor, .
 
 def _check(name: str, matrix: Linear) -> None:
     """Refuse a matrix that GGUF has no type for."""
-    if own_type(matrix) is None:
+    if own_type(as_matrix(matrix)) is None:
         raise MethodError(_refusal(f"{name} ({form_name(matrix)})"))
 
 

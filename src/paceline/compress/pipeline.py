@@ -118,7 +118,8 @@ def _compress(block: Block, recipe: Recipe, names: Sequence[str]) -> dict[str, L
         steps = shared.for_matrix(f"layers.{block.index}.{name}", block.config)
         if steps.compressors:
             form = steps.compress(weights[name], block.stats[name])
-            stored[name] = bases[name].wrap(form) if name in bases else form
+            form = bases[name].wrap(form) if name in bases else form
+            stored[name] = block.ranges[name].wrap(form) if name in block.ranges else form
     return stored
 
 

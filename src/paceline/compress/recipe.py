@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from paceline.models.tensors import Linear
 
 KEEP = "keep"  # the recipe of what stays as it is
+NAMED = ("mobilenmt",)  # recipes that come with Paceline, in the folder `recipes`
 # In the order in which they come in a recipe.
 REGISTRIES = (transforms, pruners, quantizers, factorizers, corrections, tuners)
 _STAGES = {
@@ -211,7 +212,7 @@ class Recipe:
 
 
 def parse_recipe(text: str, head: str = KEEP) -> Recipe:
-    """Read a recipe: `METHOD[:key=value,...]+METHOD...`, or the name of a TOML file.
+    """Read a recipe: `METHOD[:key=value,...]+METHOD...`, a TOML file, or the name of one of ours.
 
     A file has `recipe = "..."`, optionally `head = "..."`, and any number of tables `[[rule]]`
     with `match`, a pattern of canonical names such as `layers.0.*`, and `recipe`.
@@ -219,6 +220,8 @@ def parse_recipe(text: str, head: str = KEEP) -> Recipe:
     Raises:
         MethodError: an unknown method or setting, an order that cannot be, or a file that is none.
     """
+    if text in NAMED:
+        return _from_file(Path(__file__).with_name("recipes") / f"{text}.toml", head)
     if text.endswith(".toml"):
         return _from_file(Path(text), head)
     return Recipe(parse_steps(text), head=_head(head))
@@ -277,7 +280,7 @@ def _check_together(text: str, methods: Sequence[Compressor]) -> None:
             )
         if isinstance(one, BlockTransform) and one.of_inputs and isinstance(other, BlockTransform):
             raise MethodError(
-                f"{one.name} transforms inputs, and {other.name} looks at them as they are; put "
+                f"{one.name} changes inputs, and {other.name} looks at them as they are; put "
                 f"{one.name} behind all other transforms, once"
             )
 
@@ -308,7 +311,7 @@ def _check_inputs(steps: Steps, before: Sequence[BlockTransform]) -> None:
             if method.plain_inputs and transform.of_inputs:
                 raise MethodError(
                     f"{method.name} stores what multiplies the inputs as they are, and "
-                    f"{transform.name} transforms them; leave one of them out of the recipe"
+                    f"{transform.name} changes them; leave one of them out of the recipe"
                 )
 
 

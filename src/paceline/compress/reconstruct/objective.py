@@ -71,6 +71,10 @@ class Objective:
             yield queue[:size]
             queue = queue[size:]
 
+    def some_texts(self, count: int) -> Tensor:
+        """Return the indices of the first texts of training, at most `count`."""
+        return self._trained[:count]
+
     def loss(self, weights: LayerWeights, rows: Tensor) -> Tensor:
         """Return the mean relative squared error on texts of training, a scalar."""
         return self._loss(weights, rows, self._train_positions)

@@ -109,6 +109,9 @@ class TrainedParts(ABC):
     def apply(self, block: Block) -> None:
         """Write the transform into a block."""
 
+    def skip(self, block: Block) -> None:
+        """Write what a block needs where training did not help; nothing by default."""
+
 
 @dataclass(frozen=True)
 class TrainedTransform(BlockTransform):
@@ -149,6 +152,8 @@ class TrainedTransform(BlockTransform):
             parts.freeze()
             if objective.error(parts.rounded()) < before:
                 parts.apply(block)
+            else:
+                parts.skip(block)
 
 
 def channels_of(block: Block) -> Iterator[Channels]:

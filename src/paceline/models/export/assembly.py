@@ -139,7 +139,12 @@ def whole(weights: Weights, tensor: Assembled) -> Floats:
 
 
 def as_matrix(weight: Linear | Floats) -> Linear:
-    """Return a weight as a matrix; a vector becomes its only row."""
+    """Return a weight as a matrix that other formats know; a vector becomes its only row.
+
+    Two-grained scales become one number for each group, which is exact; tables stay as they are.
+    """
+    if isinstance(weight, TwoGrained):
+        return weight.grouped or weight
     if isinstance(weight, Linear):
         return weight
     return Dense(np.ascontiguousarray(weight if weight.ndim == 2 else weight[None]))
@@ -149,6 +154,8 @@ def form_name(matrix: Linear) -> str:
     """Return what the form of a matrix is called in messages."""
     if isinstance(matrix, BlockQuantized):
         return f"blocks of {matrix.type}"
+    if isinstance(matrix, TwoGrained) and matrix.levels is not None:
+        return f"codes of a table of {len(matrix.levels)} levels"
     if not isinstance(matrix, Grouped):
         return _FORMS.get(type(matrix), type(matrix).__name__)
     zeros = " with zero points" if matrix.zeros is not None else ""

@@ -20,8 +20,9 @@ class RoundedInputs(Linear):
     """A matrix, and how the inputs of its products are rounded.
 
     The inputs of a position have a scale, their largest magnitude over `2 ** (bits - 1) - 1`, and
-    are rounded to whole multiples of it. Some inputs are apart, with more bits and a scale of
-    their own, or are not rounded. `dense` is the matrix alone: engines that round nothing refuse
+    are rounded to whole multiples of it. With a limit, all positions have one scale, and larger
+    inputs are clipped. Some inputs are apart, with more bits and a scale of their own, or are not
+    rounded. `dense` is the matrix alone: engines that round nothing refuse
     this form.
 
     Attributes:
@@ -29,12 +30,15 @@ class RoundedInputs(Linear):
         bits: of the inputs, 2 to 8.
         apart: int32 [k], inputs with `apart_bits`, in ascending order.
         apart_bits: 2 to 8, or 16 where they are not rounded.
+        limit: the largest magnitude of the inputs that are not apart, above zero, for all positions
+            (a static range); None takes that of each position.
     """
 
     matrix: Linear
     bits: int
     apart: NDArray[np.int32]
     apart_bits: int = 8
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
@@ -43,6 +47,8 @@ class RoundedInputs(Linear):
                 f"inputs have {self.bits} and {self.apart_bits} bits, expected 2 to 8, and 2 to 8 "
                 "or 16"
             )
+        if self.limit is not None and not 0 < self.limit < np.finfo(np.float32).max:
+            raise ModelError(f"the limit of the inputs is {self.limit!r:.40}, expected above zero")
         apart, inputs = self.apart, self.matrix.shape[1]
         if (
             apart.dtype != np.int32
@@ -71,10 +77,13 @@ class RoundedInputs(Linear):
 
     def rows(self, index: Index) -> RoundedInputs:
         """Return some rows."""
-        return RoundedInputs(self.matrix.rows(index), self.bits, self.apart, self.apart_bits)
+        return RoundedInputs(
+            self.matrix.rows(index), self.bits, self.apart, self.apart_bits, self.limit
+        )
 
     def _meta(self) -> dict[str, Any]:
-        return {"bits": self.bits, "apart_bits": self.apart_bits}
+        meta: dict[str, Any] = {"bits": self.bits, "apart_bits": self.apart_bits}
+        return meta if self.limit is None else meta | {"limit": self.limit}
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {"apart": self.apart, **prefixed("matrix", self.matrix)}
@@ -82,4 +91,7 @@ class RoundedInputs(Linear):
     @classmethod
     def _build(cls, meta: Mapping[str, Any], arrays: Arrays) -> RoundedInputs:
         matrix = part_of("matrix", arrays)
-        return cls(matrix, meta["bits"], arrays["apart"], meta["apart_bits"])
+        limit = meta.get("limit")
+        if limit is not None and type(limit) is not float:
+            raise ModelError(f"the limit of the inputs is {limit!r:.40}, expected a number")
+        return cls(matrix, meta["bits"], arrays["apart"], meta["apart_bits"], limit)
