@@ -46,7 +46,7 @@ def cached_json(
     document = make()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")  # of this process alone
         part.write_text(json.dumps(document, indent=2) + "\n")
         part.replace(path)
     return parse(document)

@@ -236,6 +236,12 @@ FEATURES = (
         {275: "proposals by BlendSearch; half are drawn at random and half near the best"},
     ),
     Feature(
+        "planner",
+        "Find the fastest exact setup of a model for this machine, or the smallest that loses no "
+        "more than is allowed (`paceline plan`); measured, predicted, and verified in turns.",
+        "src/paceline/planning/planner.py",
+    ),
+    Feature(
         "proof",
         "Compare every output with plain decoding, token by token, and tell ties from bugs.",
         "src/paceline/measuring/proof.py",

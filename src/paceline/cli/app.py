@@ -105,13 +105,13 @@ PANELS: dict[str, tuple[str, ...]] = {
     "Generate": ("generate", "chat", "complete"),
     "Serve": ("serve", "batch"),
     "Prepare": ("pull", "convert", "compress", "warm", "index-corpus", "inflate", "distil-hmm"),
-    "Measure": ("eval", "bench", "prove", "load-test", "tune-sampling"),
+    "Measure": ("plan", "eval", "bench", "prove", "load-test", "tune-sampling"),
     "About": ("models", "methods", "doctor"),
 }
 # Verbs that take the model by position as well as by --model.
 EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
 # Verbs whose first argument is the model; --model takes its place.
-MODEL_FIRST = ("convert", "compress", "eval", "index-corpus", "inflate", "distil-hmm")
+MODEL_FIRST = ("plan", "convert", "compress", "eval", "index-corpus", "inflate", "distil-hmm")
 # Verbs that continue a prompt, with the model before it or as --model.
 MODEL_OR_PROMPT = ("generate", "complete")
 

@@ -11,6 +11,7 @@ from paceline.cli.conversation.transcript import Transcript, parse_pattern, stop
 from paceline.cli.decode_options import LearningDraftOptions, describe
 from paceline.cli.format_hint import hint_formats
 from paceline.cli.output import document, say
+from paceline.cli.plan_options import PlanOptions
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ History = Annotated[
 
 
 def chat(
+    context: typer.Context,
     model: Model = None,
     template: Template = None,
     system: System = None,
@@ -51,6 +53,7 @@ def chat(
     constraints: options.ConstraintOptions,
     drafting: LearningDraftOptions,
     engine: options.EngineOptions,
+    plan: PlanOptions,
     prefixes: options.PrefixCacheOptions,
     json: options.Json = False,
 ) -> None:
@@ -66,8 +69,9 @@ def chat(
     requested: RequestOptions = {**sampling.request_options(), **constraints.request_options()}
     pattern = parse_pattern(template)
     requested["stop"] = [*parsing.stops(sampling.stop), *stop_strings(pattern)]
-    if model is None and pattern is None:
+    if model is None and pattern is None and plan.plan is None:
         model = DEFAULT_MODEL
+    model, engine, drafting = plan.apply(context, model, engine, drafting)
     lm = drafting.open(engine, model)
     prefixes.open(lm)
     if pattern is None:

@@ -15,6 +15,7 @@ from paceline.cli.decode_options import describe, silence, sizing, stream, summa
 from paceline.cli.files import read_prediction, read_prompt, read_tools
 from paceline.cli.format_hint import hint_formats
 from paceline.cli.output import document, say
+from paceline.cli.plan_options import PlanOptions
 from paceline.compatibility import Side
 from paceline.compatibility import check as check_sides
 from paceline.errors import MethodError
@@ -126,6 +127,7 @@ def generate(
     constraints: LexicalOptions,
     drafting: PredictionDraftOptions,
     engine: options.EngineOptions,
+    plan: PlanOptions,
     prefixes: options.PrefixCacheOptions,
     strategy: Strategy = None,
     chat: options.Chat = False,
@@ -144,6 +146,7 @@ def generate(
         "ignore_eos": ignore_eos,
     }
     text, requested["prediction"] = read_prompt(prompt), drafting.expected()
+    model, engine, drafting = plan.apply(context, model, engine, drafting)
     method = None if strategy is None else search.chosen(context, strategy)
     if method is not None and not method.drafts:
         drafting = replace(drafting, drafter="plain", budget="0")

@@ -1,0 +1,150 @@
+"""Forecasts by hand, and facts that survive their JSON or are refused."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.core import TokenTree
+from paceline.planning.cost_model import (
+    NO_DRAFTS,
+    DraftFacts,
+    EngineFacts,
+    PromptFacts,
+    Slowdown,
+    forecast,
+)
+from paceline.planning.measurer import gains
+from paceline.planning.setups import Goal, Setup
+
+PAGES = {"fp32": 64_000, "fp16": 32_000, "int8": 18_000}
+ENGINE = EngineFacts("int8", 10**8, (1, 17), (0.01, 0.02), 1e-5, 1e-3, 2, PAGES, 1000)
+DRAFTS = DraftFacts(tuple(np.linspace(1, 2, 17)), 0.001, 0.0005, 0.0, 500, 0, 0)
+PROMPTS = PromptFacts(100, 50)  # 125 cached positions in the mean
+
+
+def said(setup, drafts=NO_DRAFTS, goal=None, slowdown=None):
+    return forecast(setup, ENGINE, drafts, PROMPTS, goal or Goal(), slowdown or Slowdown())
+
+
+def test_plain_speed_is_that_of_a_pass_over_one_node():
+    plain = said(Setup("m", drafter="plain", budget=0))
+    assert plain.tokens_per_second == pytest.approx(1 / (0.01 + 125e-5))
+    assert plain.first_token == pytest.approx(100 * 1e-3 + 0.01 + 100e-5)
+    assert plain.memory == 10**8 + 3 * 64_000 + 2 * 4 * 1000
+
+
+def test_a_budget_is_the_one_that_pays_most():
+    auto = said(Setup("m"), DRAFTS)
+    fixed = [said(Setup("m", budget=n), DRAFTS).tokens_per_second for n in range(17)]
+    assert auto.tokens_per_second == pytest.approx(max(fixed))
+    assert auto.nodes == int(np.argmax(fixed)) == 16
+    assert fixed[16] == pytest.approx(2 / (0.02 + 125e-5 + 0.001 + 0.0005))
+
+
+def test_a_drafter_that_does_not_pay_rests():
+    slow = DraftFacts(DRAFTS.gained, 1.0)
+    assert said(Setup("m"), slow).nodes == 0
+
+
+def test_smaller_caches_take_less_time_and_memory():
+    whole, small = (said(Setup("m", "auto", "plain", 0, kv), NO_DRAFTS) for kv in ("auto", "int8"))
+    assert small.tokens_per_second == pytest.approx(1 / (0.01 + 125e-5 * 18 / 64))
+    assert whole.memory - small.memory == 3 * (64_000 - 18_000)
+
+
+def test_a_policy_bounds_memory_and_what_a_pass_reads():
+    goal = Goal(context=4096)
+    bounded = said(
+        Setup("m", kv_policy="sliding_window:budget=64,every=16", drafter="plain"), goal=goal
+    )
+    whole = said(Setup("m", drafter="plain"), goal=goal)
+    assert whole.memory - bounded.memory == (65 - 2) * 64_000
+    assert bounded.tokens_per_second == pytest.approx(1 / (0.01 + 80e-5))
+
+
+def test_users_share_passes_and_have_caches_of_their_own():
+    one, four = (said(Setup("m", drafter="plain"), goal=Goal(users=n)) for n in (1, 4))
+    seconds = ENGINE.at(4) + 4 * 125e-5 + 4 * 100 * 1e-3 / 50
+    assert four.tokens_per_second == pytest.approx(4 / seconds)
+    assert four.memory - one.memory == 3 * (3 * 64_000 + 2 * 4 * 1000)
+
+
+def test_passes_of_answers_may_take_longer_than_the_curve():
+    plain = DraftFacts((1.0,), 0.0, 0.0, forward=2 * (0.01 + 125e-5))
+    drafts = DraftFacts((1.0, 2.0), 0.0, 0.0, forward=3 * (0.02 + 125e-5))
+    slowdown = Slowdown.of(ENGINE, plain, drafts, PROMPTS)
+    assert [slowdown.at(n) for n in (0, 8, 16, 99)] == pytest.approx([2, 2.5, 3, 3])
+    slow = said(Setup("m", drafter="plain"), slowdown=slowdown)
+    assert slow.tokens_per_second == pytest.approx(1 / (0.02 + 250e-5))
+
+
+def test_curves_go_on_beyond_their_end():
+    assert ENGINE.at(34) == pytest.approx(0.04)
+    assert ENGINE.at(9) == pytest.approx(0.015)
+
+
+def test_an_unmeasured_format_scales_with_its_bytes():
+    half = ENGINE.scaled("int4", 5 * 10**7)
+    assert half.predicted
+    assert half.seconds == pytest.approx((0.005, 0.01))
+
+
+@pytest.mark.parametrize("facts", [ENGINE, DRAFTS])
+def test_facts_survive_json(facts):
+    assert type(facts).parse(json.loads(json.dumps(facts.document()))) == facts
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        (EngineFacts, {"seconds": []}),
+        (EngineFacts, {"seconds": [0.0, 1.0]}),
+        (EngineFacts, {"nodes": [2, 1]}),
+        (EngineFacts, {"slope": -1}),
+        (EngineFacts, {"prefill": float("nan")}),
+        (EngineFacts, {"page_bytes": None}),
+        (DraftFacts, {"gained": []}),
+        (DraftFacts, {"gained": [0.5]}),
+        (DraftFacts, {"gained": ["x"]}),
+        (DraftFacts, {"seconds": float("nan")}),
+    ],
+)
+def test_damaged_facts_are_refused(kind, change):
+    good = (ENGINE if kind is EngineFacts else DRAFTS).document()
+    with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+        kind.parse({**good, **change})
+
+
+def test_smaller_trees_gain_what_is_left_of_the_path():
+    # root -> 1 (0.9) -> 3 (0.5); root -> 2 (0.6): in order of path probability 1, 2, 3.
+    tree = TokenTree(
+        np.array([5, 6, 7, 8], np.int32),
+        np.array([-1, 0, 0, 1], np.int32),
+        np.array([1, 0.9, 0.6, 0.5], np.float32),
+        np.array([-1, 0, 0, 0], np.int16),
+    )
+    assert gains([tree], [[0, 1, 3]], 4).tolist() == [1, 2, 2, 3, 3]
+    assert gains([tree], [[0, 2]], 4).tolist() == [1, 1, 2, 2, 2]
+    assert gains([tree, tree], [[0], [0, 1]], 1).tolist() == [2, 3]
+
+
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=12), st.data())
+def test_gains_never_fall_and_end_at_the_whole_path(scores, data):
+    n = len(scores)
+    parents = [-1] + [data.draw(st.integers(0, i - 1)) for i in range(1, n)]
+    tree = TokenTree(
+        np.arange(n, dtype=np.int32),
+        np.array(parents, np.int32),
+        np.array([1.0, *scores[1:]], np.float32),
+        np.zeros(n, np.int16),
+    )
+    path = [data.draw(st.integers(0, n - 1))]
+    while path[0]:
+        path.insert(0, parents[path[0]])
+    found = gains([tree], [path], 12)
+    assert found[0] == 1
+    assert found[-1] == len(path)
+    assert (np.diff(found) >= 0).all()

@@ -1,0 +1,98 @@
+"""Measurements with a real engine on a tiny model: what they say, and never how long they take."""
+
+import numpy as np
+import pytest
+
+from paceline.errors import RequestError
+from paceline.kvcache.base import parse_policy
+from paceline.lm import LM
+from paceline.measuring.prompts import Dialogue
+from paceline.measuring.quality import score_window
+from paceline.planning.cost_model import DraftFacts, EngineFacts
+from paceline.planning.measurer import EngineMeasurer, page_bytes, parameters, policy_nats
+from paceline.planning.setups import Setup
+from paceline.planning.verification import ModelRunner
+from tests.conftest import shared
+
+MODEL = str(shared("models", "stories260K"))
+TEXT = "Once upon a time there was a little girl named Lily. She liked to play outside. " * 12
+
+
+@pytest.fixture
+def measurer(tmp_path):
+    dialogues = [Dialogue(("Once upon a time",), "text", 1), Dialogue(("Lily was",), "text", 2)]
+    measurer = EngineMeasurer(MODEL, dialogues, TEXT, tokens=8, folder=tmp_path)
+    yield measurer
+    measurer.close()
+
+
+def test_an_engine_is_described(measurer):
+    facts = EngineFacts.parse(measurer.engine(MODEL, "int8", 1))
+    with LM(MODEL, dtype="int8", threads=1) as lm:
+        assert facts.weight_bytes == lm.engine.weight_bytes
+        assert facts.page_bytes["fp32"] == lm.engine.memory.page_bytes
+    assert (facts.format, facts.threads, facts.predicted) == ("int8", 1, False)
+    assert parameters(measurer.model) > 200_000
+
+
+def test_page_sizes_are_those_of_engines(measurer):
+    for name, size in page_bytes(measurer.model).items():
+        with LM(MODEL, kv_format=name) as lm:
+            assert lm.engine.memory.page_bytes == size
+
+
+def test_losses_are_of_the_same_windows(measurer):
+    stored, rounded = (measurer.nats(MODEL, name, "auto", None, 0) for name in ("auto", "int4"))
+    assert len(stored) == len(rounded) >= 2
+    assert np.mean(rounded) != np.mean(stored)
+    assert measurer.nats(MODEL, "auto", "int8", None, 0) != stored
+    with pytest.raises(RequestError, match="the text has"):
+        measurer.nats(MODEL, "auto", "auto", "sliding_window:budget=64", 500)
+
+
+def test_a_policy_that_drops_nothing_loses_nothing(measurer):
+    lm = measurer.open(MODEL, {"dtype": "auto", "kv_format": "auto", "threads": None})
+    window = np.array(lm.encode(TEXT)[:100], np.int32)
+    whole, _ = score_window(lm.engine, window)
+    same = policy_nats(lm.engine, parse_policy("sliding_window:budget=200,every=7"), window)
+    assert same == pytest.approx(whole, abs=1e-4)
+    short = policy_nats(lm.engine, parse_policy("sliding_window:budget=8,every=4,sinks=1"), window)
+    assert short[:8] == pytest.approx(whole[:8], abs=1e-4)  # before it drops anything
+    assert np.abs(short[12:] - whole[12:]).max() > 0.01
+    assert lm.engine.memory.used == 0
+
+
+def test_a_drafter_is_described(measurer):
+    facts = DraftFacts.parse(measurer.drafts("suffix"))
+    assert facts.gained[0] == 1
+    assert (np.diff(facts.gained) >= 0).all()
+    assert facts.state_bytes > 0
+    plain = DraftFacts.parse(measurer.drafts("plain"))
+    assert set(plain.gained) == {1.0}
+    assert plain.forward > 0
+
+
+def test_a_draft_model_counts_its_memory(measurer):
+    facts = DraftFacts.parse(measurer.drafts(f"model:path={MODEL},format=int8"))
+    assert facts.model_bytes > 0
+    assert facts.page_bytes > 0
+
+
+def test_a_judge_scores_answers(tmp_path):
+    dialogues = [Dialogue(("Once upon a time",), "text", 1)]
+    judge = tmp_path / "judge"
+    judge.write_text('#!/bin/sh\ntest "$1" = "Once upon a time" && grep -q . && echo 0.25\n')
+    judge.chmod(0o755)
+    measurer = EngineMeasurer(MODEL, dialogues, TEXT, tokens=4, judge=str(judge), folder=tmp_path)
+    assert measurer.scores(MODEL, "auto", "auto", None) == [0.25]
+
+
+@pytest.mark.parametrize("users", [1, 3])
+def test_setups_run_to_the_end(measurer, users):
+    runner = ModelRunner(Setup(MODEL, "int8", budget=4), measurer.requests, users)
+    runner.begin_round()
+    time = runner.run(0)
+    assert time.tokens == 8 * users
+    assert time.seconds > 0
+    assert time.first_token > 0
+    runner.close()

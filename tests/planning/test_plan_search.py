@@ -1,0 +1,252 @@
+"""Plans over a table of measurements: what is chosen, what is told, and what is not run."""
+
+import pytest
+
+from paceline.errors import RequestError
+from paceline.planning.lab import PairedLoss
+from paceline.planning.plan_document import notes, plan_document, plan_table
+from paceline.planning.plan_report import pareto, plan_page
+from paceline.planning.setups import Goal, Setup
+from tests.planning.fake_measurer import MODEL, FakeMeasurer, a_planner, a_search
+
+
+def planned(folder, goal=None, measurer=None, factors=None, verify=True, **options):
+    search = a_search(folder, measurer, goal=goal or Goal(), **options)
+    planner = a_planner(search, factors, verify)
+    return planner.run(), planner
+
+
+def test_the_fastest_format_within_the_loss_is_chosen_and_its_rivals_are_run(tmp_path):
+    result, planner = planned(tmp_path)
+    chosen = result.plan.chosen
+    assert (chosen.setup.format, chosen.setup.drafter, chosen.exact) == ("int8", "blend", False)
+    assert chosen.loss == pytest.approx(0.001)
+    assert chosen.low <= chosen.speed <= chosen.high
+    assert next(each.setup for each in planner.runners) == Setup(MODEL)  # the default is run, too
+    assert {each.rounds for each in planner.runners} == {3}
+    assert all(each.closed for each in planner.runners)
+
+
+def test_exact_plans_keep_the_format_as_stored(tmp_path):
+    result, planner = planned(tmp_path, Goal(exact=True, loss=0.0))
+    assert result.plan.chosen.exact
+    assert all(row.exact and row.setup.format == "auto" for row in result.plan.rows)
+    assert not any(call.startswith("nats") for call in planner.search.lab.measurer.calls)
+    assert not any("int" in call for call in planner.search.lab.measurer.calls)
+
+
+def test_a_plan_is_never_slower_than_the_default_that_was_run(tmp_path):
+    result, _ = planned(tmp_path, factors={"int8": 0.3})
+    assert result.plan.chosen.setup == Setup(MODEL)
+
+
+def test_of_equally_fast_setups_the_exact_one_is_chosen(tmp_path):
+    result, _ = planned(tmp_path, factors={"int8": 0.605})  # 90.75 against 90
+    assert result.plan.chosen.exact
+
+
+def test_the_least_memory_can_be_preferred(tmp_path):
+    result, _ = planned(tmp_path, Goal(context=8192, loss=0.1, prefer="memory"))
+    chosen = result.plan.chosen
+    assert (chosen.setup.format, chosen.setup.kv_format) == ("int4", "int8")
+    assert chosen.setup.plain
+    assert chosen.memory == min(
+        each.forecast.memory for each in result.candidates if each.fits(result.plan.goal)
+    )
+
+
+def test_memory_leaves_out_what_cannot_fit_before_it_runs(tmp_path):
+    result, planner = planned(tmp_path, Goal(memory=70_000_000, loss=0.1))
+    assert result.plan.chosen.setup.format == "int4"
+    assert f"engine {MODEL} int8 None" not in planner.search.lab.measurer.calls
+    assert f"nats {MODEL} int8 auto None 0" not in planner.search.lab.measurer.calls
+    assert "MB at least" in result.left_out[f"{MODEL} int8"]
+
+
+def test_impossible_goals_are_answered_with_what_is_possible(tmp_path):
+    with pytest.raises(RequestError) as caught:
+        planned(tmp_path, Goal(memory=40_000_000, context=1000, users=2))
+    said = str(caught.value)
+    assert said.startswith("40 MB cannot hold model with 1000 tokens for 2 users at a loss of")
+    assert "the smallest measured is" in said
+    assert "int4" in said
+    assert "loss 0.05" in said
+    assert "\n" not in said
+
+
+def test_an_impossible_loss_names_the_smallest_within_it_as_well(tmp_path):
+    with pytest.raises(RequestError, match=r"within that loss 1\d\d MB .*int8"):
+        planned(tmp_path, Goal(memory=70_000_000))
+
+
+def test_a_longer_context_than_the_model_sees_is_refused(tmp_path):
+    with pytest.raises(RequestError, match="sees 8192"):
+        a_search(tmp_path, goal=Goal(context=8193))
+
+
+def test_another_checkpoint_competes(tmp_path):
+    result, _ = planned(tmp_path, Goal(memory=45_000_000, loss=0.4), others={"small": 30_000_000})
+    chosen = result.plan.chosen
+    assert chosen.setup.model == "small"
+    assert chosen.needs == "the checkpoint small"
+    assert chosen.fingerprint == "print of small"
+
+
+def test_measurements_are_kept_and_a_second_plan_makes_none(tmp_path):
+    planned(tmp_path)
+    _, planner = planned(tmp_path)
+    assert planner.search.lab.measurer.calls == []
+    assert planner.search.lab.made == 0
+
+
+def test_a_killed_plan_goes_on_where_it_was(tmp_path):
+    class Killed(FakeMeasurer):
+        def drafts(self, drafter):
+            if drafter == "recycle":
+                raise KeyboardInterrupt
+            return super().drafts(drafter)
+
+    first = Killed()
+    with pytest.raises(KeyboardInterrupt):
+        planned(tmp_path, measurer=first)
+    second = FakeMeasurer()
+    result, _ = planned(tmp_path, measurer=second)
+    assert not set(first.calls) & set(second.calls)
+    assert result.plan.chosen.setup.format == "int8"
+
+
+def test_damaged_measurements_are_made_again(tmp_path):
+    planned(tmp_path)
+    for number, file in enumerate(sorted(tmp_path.glob("*/*.json"))):
+        file.write_text(("{", "[]", "null", '{"nodes": [1]}', "\x00", "[NaN]")[number % 6])
+    result, planner = planned(tmp_path)
+    assert planner.search.lab.made > 3
+    assert result.plan.chosen.setup.format == "int8"
+
+
+def test_without_time_everything_is_predicted_and_only_the_exact_is_chosen(tmp_path):
+    result, planner = planned(tmp_path, deadline=0.0, verify=False)
+    assert planner.search.lab.measurer.calls == ["bandwidth"]
+    assert result.plan.chosen.exact
+    assert result.plan.chosen.speed is None
+    assert result.plan.chosen.setup == Setup(MODEL)
+    assert "forecasts" in " ".join(notes(result))
+    assert "go" in " ".join(notes(result))
+    assert "no time" in result.left_out["blend"]
+
+
+def test_when_time_ends_what_was_measured_is_used(tmp_path):
+    times = iter([0.0] * 6 + [2.0] * 1000)
+    result, planner = planned(tmp_path, clock=lambda: next(times))
+    assert 0 < planner.search.lab.made <= 6
+    assert planner.search.lab.unmeasured
+    assert result.plan.rows
+
+
+def test_a_format_that_is_refused_is_named_with_its_reason(tmp_path):
+    result, _ = planned(tmp_path, measurer=FakeMeasurer({"auto:act=int8": 0.0}))
+    assert result.left_out["auto:act=int8"] == "no format auto:act=int8"
+    assert all(each.setup.format != "auto:act=int8" for each in result.candidates)
+
+
+def test_a_model_that_the_engine_cannot_run_is_refused(tmp_path):
+    class Refusing(FakeMeasurer):
+        def engine(self, path, weight_format, threads):
+            raise RequestError("it rounds activations; take another engine")
+
+    with pytest.raises(RequestError, match="cannot be planned: it rounds"):
+        planned(tmp_path, measurer=Refusing())
+
+
+def test_a_judge_bounds_the_score_that_is_lost(tmp_path):
+    measurer = FakeMeasurer()
+    result, _ = planned(tmp_path, Goal(loss=0.01), measurer=measurer, judged=True)
+    assert result.plan.chosen.setup.format == "int8"
+    assert result.plan.chosen.loss == pytest.approx(0.005)
+    assert not any(call.startswith("nats") for call in measurer.calls)
+    strict, _ = planned(tmp_path, Goal(loss=0.001), judged=True)
+    assert strict.plan.chosen.exact
+
+
+def test_policies_compete_where_a_text_of_the_user_may_be_long_enough(tmp_path):
+    goal = Goal(context=4096, loss=1.0, prefer="memory")
+    result, planner = planned(tmp_path, goal, long_text=True)
+    assert result.plan.chosen.setup.kv_policy is not None
+    assert any("4096" in call for call in planner.search.lab.measurer.calls)
+    without, _ = planned(tmp_path / "other", goal)
+    assert without.plan.chosen.setup.kv_policy is None
+
+
+def test_the_loss_of_combinations_is_measured_before_they_are_run(tmp_path):
+    goal = Goal(context=8192, loss=0.0029, prefer="memory")
+    result, planner = planned(tmp_path, goal)
+    assert result.plan.chosen.setup.kv_format in ("fp16", "auto")
+    whole = [each for each in planner.search.lab.measurer.calls if "int8 fp16" in each]
+    assert whole, "the chosen combination was measured as a whole"
+
+
+def test_faster_threads_are_considered(tmp_path):
+    class Faster(FakeMeasurer):
+        def engine(self, path, weight_format, threads):
+            facts = super().engine(path, weight_format, threads)
+            if threads == 1:
+                facts["seconds"] = [each / 3 for each in facts["seconds"]]
+            return facts
+
+    result, _ = planned(tmp_path, measurer=Faster())
+    assert any(row.setup.threads == 1 for row in result.plan.rows)
+
+
+def test_documents_tables_and_pages_hold_the_plan(tmp_path):
+    result, _ = planned(tmp_path)
+    document = plan_document(result)
+    assert document["setups"][0]["command"].startswith("paceline generate --model folder/model")
+    assert document["errors"]["largest"] >= document["errors"]["median"]
+    assert plan_table(result).row_count == len(result.plan.rows)
+    page = plan_page(result)
+    assert "<svg" in page
+    assert "Predicted and measured" in page
+    assert "<script" not in page
+
+
+def test_the_pareto_front_is_beaten_by_nothing(tmp_path):
+    result, _ = planned(tmp_path)
+    front = pareto(result.candidates)
+    assert front
+    for each in front:
+        for other in result.candidates:
+            if other.loss is None:
+                continue
+            better = other.forecast.tokens_per_second > each.forecast.tokens_per_second
+            loss = PairedLoss(0.0, 0.0) if each.exact else each.loss
+            assert not (
+                better
+                and other.forecast.memory <= each.forecast.memory
+                and other.loss.value <= loss.value
+            )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"memory": 0},
+        {"context": 1},
+        {"users": 0},
+        {"users": 5000},
+        {"loss": -0.1},
+        {"loss": float("nan")},
+        {"prefer": "beauty"},
+    ],
+)
+def test_goals_out_of_range_are_refused(values):
+    with pytest.raises(RequestError, match="expected"):
+        Goal(**values)
+
+
+def test_a_setup_is_a_command_line():
+    setup = Setup("a model", "int8", "model:path=x y", 4, "fp16", "h2o:budget=64", 2)
+    assert setup.command("chat") == (
+        "paceline chat --model 'a model' --format int8 --drafter 'model:path=x y' --budget 4 "
+        "--kv-format fp16 --kv-policy h2o:budget=64 --threads 2"
+    )
+    assert Setup("m").command() == "paceline generate --model m"
