@@ -73,10 +73,10 @@ class LM:
         device: device of the torch engines, e.g. `cuda`.
         kv_format: format of the native engine's cached keys and values: `fp32`, `fp16`, `int8`;
             `auto` is `fp32`.
-        memory: bytes, or text such as `80MB`: of a nested checkpoint (recipe `bitstack` or
-            `any_precision`) only as many blocks are loaded as fit; `4bits` loads the codes of
-            `any_precision` with so many bits. The engine is then one that holds the blocks as they
-            are stored; the native one expands those that it has no kernel for.
+        memory: bytes, or text such as `80MB`: of a nested checkpoint (recipe `bitstack`,
+            `any_precision` or `llm_qfa`) only as many blocks are loaded as fit; `4bits` loads the
+            codes of the latter two with so many bits. The engine is then one that holds the blocks
+            as they are stored; the native one expands those that it has no kernel for.
         attention: `NAME[:key=value,...]` or a `Pattern`: which cached positions are read; lossy,
             and of the reference engine only. None reads all.
         rope: `yarn:factor=2`, `linear:...` or `dynamic:...`: lets texts outgrow the trained

@@ -97,15 +97,24 @@ def texts(model):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_a_method_stores_runs_everywhere(source, name, tmp_path, monkeypatch):
-    made, save = {}, WorkFolder.save
+    made, save, keep = {}, WorkFolder.save, WorkFolder.keep_tuned
 
-    def kept(work, block):
-        for each, weight in block.tensors.items():
+    def note(index, tensors):
+        for each, weight in tensors.items():
             dense = weight.dense() if isinstance(weight, Linear) else weight.numpy()
-            made[f"layers.{block.index}.{each}"] = dense
+            made[f"layers.{index}.{each}"] = dense
+
+    def saved(work, block):
+        note(block.index, block.tensors)
         save(work, block)
 
-    monkeypatch.setattr(WorkFolder, "save", kept)
+    def tuned(work, layers):
+        for index, tensors in enumerate(layers):
+            note(index, tensors)
+        keep(work, layers)
+
+    monkeypatch.setattr(WorkFolder, "save", saved)
+    monkeypatch.setattr(WorkFolder, "keep_tuned", tuned)
     out = tmp_path / "out"
     CompressionJob(source, out, parse_recipe(RECIPES[name])).run(texts(source))
     model = load(out)

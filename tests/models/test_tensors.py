@@ -35,6 +35,7 @@ from paceline.models.tensors import (
     TensorTrain,
     Transformed,
     TwoGrained,
+    Widths,
     from_tensors,
     narrow,
     to_dense,
@@ -148,6 +149,12 @@ def sparse(random, rows, columns, kind="F32"):
     return Sparse(mask, floats(random, int(mask.sum()), kind)[0], kind, pattern)
 
 
+def widths(random, rows, columns):
+    bits = np.sort(random.permutation(range(2, 9))[: random.integers(1, 4)]).tolist()
+    losses = -np.sort(-random.random(len(bits))).astype(F32)
+    return Widths(tuple(grouped(random, rows, columns, "F16", each) for each in bits), losses)
+
+
 def pivoted(random, rows, columns, depth):
     rank = int(random.integers(1, rows))
     pivots = np.sort(random.permutation(rows)[:rank]).astype(np.int32)
@@ -194,6 +201,7 @@ def any_form(random, rows, columns, depth=0):
         lambda: sparse(random, rows, columns, kind),
         lambda: sign_blocks(random, rows, columns),
         lambda: tensor_train(random, rows, columns),
+        lambda: widths(random, rows, columns),
     ]
     if depth < 2:
         rank = int(random.integers(1, 4))

@@ -31,12 +31,12 @@ class CalibrationOptions:
     """Calibration."""
 
     calibration: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="`mixed`: documentation, code and the model's own texts; `own`: only these; or a "
-            "file, text or .jsonl with `text`."
+            "file, text or .jsonl with `text`. Mixed by default, own for tuners of whole models."
         ),
-    ] = "mixed"
+    ] = None
     rows: Annotated[int, typer.Option(min=1, help="Texts.")] = 64
     length: Annotated[int, typer.Option(min=8, help="Tokens of a text.")] = 512
     seed: options.Seed = 0
@@ -48,7 +48,7 @@ class CalibrationOptions:
             RequestError: a file is missing or too short, or options of texts are given where no
                 method looks at any.
         """
-        from paceline.compress.calibrate import calibration
+        from paceline.compress.calibrate import DEFAULT, OWN, calibration
 
         if not recipe.needs_data and self != CalibrationOptions():
             raise RequestError(
@@ -58,7 +58,8 @@ class CalibrationOptions:
         if not recipe.needs_data:
             return calibration(model, count=1, length=min(self.length, 64))
         own = _own(model, self.seed)
-        return calibration(model, self.calibration, self.rows, self.length, self.seed, own)
+        source = self.calibration or (OWN if recipe.own_texts else DEFAULT)
+        return calibration(model, source, self.rows, self.length, self.seed, own)
 
     def texts_where_needed(self, model: Model, recipe: Recipe) -> Calibration:
         """Return the texts; a few by default where no method looks at data, as one of several."""

@@ -80,8 +80,8 @@ Chat = Annotated[bool, typer.Option("--chat", help="Use the checkpoint's chat te
 Memory = Annotated[
     str | None,
     typer.Option(
-        help="Load as many blocks of a nested checkpoint (recipe bitstack or any_precision) as "
-        "fit, e.g. 80MB; or any_precision's codes with so many bits, e.g. 4bits."
+        help="Load as many blocks of a nested checkpoint (recipe bitstack, any_precision or "
+        "llm_qfa) as fit, e.g. 80MB; or codes of the latter two with so many bits, e.g. 4bits."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document to stdout.")]

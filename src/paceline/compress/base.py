@@ -2,7 +2,8 @@
 
 Five kinds of methods make a recipe, in this order: transforms rewrite the weights of a block
 without changing what it computes, a pruner, one quantiser or factorisation, corrections of what
-that lost, and tuners, which train the stored form on the outputs of the block.
+that lost, and tuners, which train the stored form on the outputs of the block or, all blocks
+together, on those of the model.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from paceline.compress.input_range import InputRange
     from paceline.compress.kronecker import Kronecker
+    from paceline.compress.reconstruct.distillation import CompressedModel
     from paceline.models.blocks import LayerWeights
     from paceline.models.config import LayerConfig, ModelConfig
     from paceline.models.tensors import Linear
@@ -142,6 +144,7 @@ class Compressor(Method):
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
     statistics: ClassVar[frozenset[Statistic]] = frozenset()
+    own_texts: ClassVar[bool] = False  # is calibrated on the model's own texts by default
 
     @property
     def optional_statistics(self) -> frozenset[Statistic]:
@@ -262,4 +265,20 @@ class BlockTuner(Compressor, ABC):
 
         Returns:
             the matrices of `stored`, tuned or as they were.
+        """
+
+
+@dataclass(frozen=True)
+class ModelTuner(Compressor, ABC):
+    """A method that trains what is stored of a whole model, once its blocks are compressed.
+
+    All of the model is in memory, unlike with other methods.
+    """
+
+    @abstractmethod
+    def tune(self, model: CompressedModel) -> list[dict[str, Linear | Tensor]]:
+        """Return the stored matrices and vectors of each layer, trained or as they were.
+
+        Raises:
+            MethodError: it trains none of the stored forms, or training gave no number.
         """

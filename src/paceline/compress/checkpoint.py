@@ -97,7 +97,7 @@ def write_checkpoint(
     """
     arrays = _outer(model, recipe)
     for index in range(len(model.config.layers)):
-        tensors = read_file(work.block_file(index))
+        tensors = read_file(work.final_file(index))
         arrays |= {name: (each.dtype, each.values) for name, each in tensors.items()}
     if target.norm_offset:
         arrays = {name: _moved(name, *each, target.norm_offset) for name, each in arrays.items()}

@@ -128,6 +128,8 @@ class CompressionJob:
                 self._check_block(block)
                 work.save(block)
                 tick(1)
+        if self.recipe.model_tuner is not None and not work.is_tuned():
+            self._tune(work, texts)
         draft = work.path / "out"
         shutil.rmtree(draft, ignore_errors=True)
         size = write_checkpoint(draft, self.model, self.recipe, self._target, work)
@@ -184,6 +186,34 @@ class CompressionJob:
 
         return read
 
+    def _tune(self, work: WorkFolder, texts: Calibration) -> None:
+        """Train all blocks together, and keep them."""
+        import torch
+
+        from paceline.compress.reconstruct.distillation import CompressedModel
+
+        assert self.recipe.model_tuner is not None
+        layers = range(len(self.model.config.layers))
+        model = CompressedModel(
+            self.model.config,
+            self._outer(),
+            [self._layer(index) for index in layers],
+            [work.block(index) for index in layers],
+            torch.from_numpy(texts.tokens),
+            bool(self.recipe.transforms),
+        )
+        work.keep_tuned(self.recipe.model_tuner.tune(model))
+
+    def _outer(self) -> dict[str, Tensor]:
+        """Return the float32 tensors outside the layers."""
+        import torch
+
+        return {
+            name: torch.from_numpy(np.array(self.model.weights.dense(name)))
+            for name in self.model.weights
+            if not name.startswith("layers.")
+        }
+
     def _keep_gradients(
         self, work: WorkFolder, texts: Calibration, fisher: bool
     ) -> dict[str, float]:
@@ -192,13 +222,8 @@ class CompressionJob:
 
         from paceline.compress.fisher import Gradients, extra_bits, loss_of_rounding
 
-        outer = {
-            name: torch.from_numpy(np.array(self.model.weights.dense(name)))
-            for name in self.model.weights
-            if not name.startswith("layers.")
-        }
         losses, sizes = {}, {}
-        passes = Gradients(self.model.config, self._layer, outer)
+        passes = Gradients(self.model.config, self._layer, self._outer())
         for index, found in passes.fisher(torch.from_numpy(texts.tokens)):
             weights = self._layer(index)
             for name, each in found.items():

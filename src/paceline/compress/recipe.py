@@ -17,6 +17,7 @@ from paceline.compress.base import (
     BlockTuner,
     Compressor,
     Correction,
+    ModelTuner,
     Statistic,
 )
 from paceline.compress.base import WeightCompressor as Weight
@@ -56,6 +57,7 @@ class Steps:
         compressors: of single matrices, each of what the one before it made.
         corrections: of what they lost.
         tuners: of the stored forms of a block.
+        model_tuner: of those of all blocks together; or None.
     """
 
     text: str = KEEP
@@ -63,6 +65,7 @@ class Steps:
     compressors: tuple[Weight, ...] = ()
     corrections: tuple[Correction, ...] = ()
     tuners: tuple[BlockTuner, ...] = ()
+    model_tuner: ModelTuner | None = None
 
     @property
     def statistics(self) -> frozenset[Statistic]:
@@ -187,10 +190,20 @@ class Recipe:
         return self.steps.tuners
 
     @property
+    def model_tuner(self) -> ModelTuner | None:
+        """The tuner of the whole model; rules cannot have one."""
+        return self.steps.model_tuner
+
+    @property
+    def own_texts(self) -> bool:
+        """Whether a method is calibrated on the model's own texts by default."""
+        return self.model_tuner is not None and self.model_tuner.own_texts
+
+    @property
     def needs_data(self) -> bool:
         """Whether any method looks at calibration texts."""
         steps = (self.steps, *(each for _, each in self.rules))
-        learnt = bool(self.transforms or self.tuners)
+        learnt = bool(self.transforms or self.tuners or self.model_tuner)
         return learnt or any(each.statistics for each in steps)
 
     @property
@@ -255,6 +268,7 @@ def parse_steps(text: str) -> Steps:
         tuple(each for each in methods if isinstance(each, Weight)),
         tuple(each for each in methods if isinstance(each, Correction)),
         tuple(each for each in methods if isinstance(each, BlockTuner)),
+        next((each for each in methods if isinstance(each, ModelTuner)), None),
     )
     if not steps.compressors:
         raise MethodError(
@@ -272,6 +286,12 @@ def _check_together(text: str, methods: Sequence[Compressor]) -> None:
                 'in a .toml file, e.g. match = "*.[kv]"'
             )
     _check_zeros(methods)
+    for one, other in pairwise(methods):
+        if isinstance(one, ModelTuner):
+            raise MethodError(
+                f"{one.name} trains the whole model when all of its blocks are done, and "
+                f"{other.name} comes after it; put it last, once"
+            )
     for one, other in pairwise(methods):
         if (one.family, other.family) == ("pruner", "factorizer"):
             raise MethodError(
@@ -297,7 +317,7 @@ def _check_zeros(methods: Sequence[Compressor]) -> None:
             "take rtn or gptq with even levels, or leave one of them out"
         )
     for tuner in methods:
-        if isinstance(tuner, BlockTuner):
+        if isinstance(tuner, BlockTuner | ModelTuner):
             raise MethodError(
                 f"{tuner.name} moves the codes of all weights, and would fill the zeros that "
                 f"{pruner.name} makes; leave one of them out"
@@ -318,7 +338,7 @@ def _check_inputs(steps: Steps, before: Sequence[BlockTransform]) -> None:
 def _head(text: str) -> Steps:
     steps = parse_steps(text)
     calibrated = steps.required_statistics | steps.statistics & {Statistic.SENSITIVITY}
-    if steps.transforms or steps.tuners or calibrated:
+    if steps.transforms or steps.tuners or steps.model_tuner or calibrated:
         raise MethodError(
             f"the recipe {text!r} of embedding and head needs calibration, and these are not "
             "calibrated; take a method without data, e.g. rtn:bits=8"
@@ -360,7 +380,8 @@ def _from_file(path: Path, head: str) -> Recipe:
             raise MethodError(unknown(f"entry of a rule of {path}", extra[0], ["match", "recipe"]))
         match = _text(path, rule, "match")
         steps = parse_steps(_text(path, rule, "recipe"))
-        for method in (*steps.transforms, *steps.tuners):
+        whole = () if steps.model_tuner is None else (steps.model_tuner,)
+        for method in (*steps.transforms, *steps.tuners, *whole):
             raise MethodError(
                 f"the rule for {match!r} in {path} has the {method.family} {method.name}, "
                 "which changes whole blocks; put it into the recipe of all"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paceline.errors import ModelError, RequestError
-from paceline.models.formats.safetensors import read_file
-from paceline.models.formats.stored_forms import arrays_of
+from paceline.models.formats.packed import Packed
+from paceline.models.formats.safetensors import Stored, read_file
+from paceline.models.formats.stored_forms import StoredForms, arrays_of
 from paceline.models.formats.writer import write_arrays, write_json
-from paceline.models.tensors import Linear
+from paceline.models.tensors import Dense, Linear
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _STATE = "job.json"
 _EXTRA = "extra-bits.json"
+_TUNED = "tuned.json"
+Arrays = dict[str, tuple[str, NDArray[Any]]]
 
 
 class WorkFolder:
@@ -63,6 +66,41 @@ class WorkFolder:
         """Return where a block is kept."""
         return self.path / f"block-{index:04}.safetensors"
 
+    def final_file(self, index: int) -> Path:
+        """Return where a block is as it will be written: trained with the others, where it was."""
+        return self._tuned(index) if self.is_tuned() else self.block_file(index)
+
+    def is_tuned(self) -> bool:
+        """Return whether the blocks were trained together."""
+        return (self.path / _TUNED).is_file()
+
+    def keep_tuned(self, layers: Sequence[Mapping[str, Linear | Tensor]]) -> None:
+        """Keep blocks that were trained together; they count once all are there.
+
+        Raises:
+            ModelError: the system refused, e.g. the disk is full.
+        """
+        for index, tensors in enumerate(layers):
+            write_arrays(self._tuned(index), _arrays(index, tensors))
+        write_json(self.path / _TUNED, {"layers": len(layers)})
+
+    def block(self, index: int) -> dict[str, Linear | Tensor]:
+        """Return the matrices and vectors of a finished block by their names in the layer."""
+        import torch
+
+        tensors = StoredForms().collect(self.path, read_file(self.block_file(index)))
+        found: dict[str, Linear | Tensor] = {}
+        for name, each in tensors.items():
+            short = name.split(".", 2)[2]
+            if isinstance(each, Packed):
+                found[short] = each.read()
+            elif isinstance(each, Stored) and each.dtype == "F32":
+                found[short] = torch.from_numpy(np.array(each.values))
+            else:
+                assert isinstance(each, Stored)
+                found[short] = Dense(np.array(each.values), each.dtype)
+        return found
+
     def hidden(self, index: int) -> Tensor:
         """Return what goes into a block, float32 [B, T, hidden]."""
         import torch
@@ -77,11 +115,7 @@ class WorkFolder:
         """
         outputs = block.outputs.numpy()
         write_arrays(self._hidden(block.index + 1), {"x": ("F32", outputs)})
-        arrays: dict[str, tuple[str, NDArray[Any]]] = {}
-        for name, weight in block.tensors.items():
-            stored = weight if isinstance(weight, Linear) else weight.numpy()
-            arrays |= arrays_of(f"layers.{block.index}.{name}", stored)
-        write_arrays(self.block_file(block.index), arrays)
+        write_arrays(self.block_file(block.index), _arrays(block.index, block.tensors))
         with suppress(OSError):
             self._hidden(block.index).unlink(missing_ok=True)
 
@@ -131,8 +165,20 @@ class WorkFolder:
         """Remove the folder."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def _tuned(self, index: int) -> Path:
+        return self.path / f"tuned-{index:04}.safetensors"
+
     def _hidden(self, index: int) -> Path:
         return self.path / f"hidden-{index:04}.safetensors"
+
+
+def _arrays(index: int, tensors: Mapping[str, Linear | Tensor]) -> Arrays:
+    """Return what is written of a block."""
+    arrays: Arrays = {}
+    for name, weight in tensors.items():
+        stored = weight if isinstance(weight, Linear) else weight.numpy()
+        arrays |= arrays_of(f"layers.{index}.{name}", stored)
+    return arrays
 
 
 def _read(path: Path, file: Path) -> dict[str, Any]:

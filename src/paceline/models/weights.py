@@ -162,7 +162,8 @@ class Weights(Mapping[str, Linear | Floats]):
         if not nested:
             raise ModelError(
                 f"{self.path} has no blocks that could be left out to fit a memory; compress the "
-                "original with the recipe bitstack or any_precision, or leave the memory out"
+                "original with the recipe bitstack, any_precision or llm_qfa, or leave the memory "
+                "out"
             )
         if isinstance(memory, Width):
             blocks = {name: self._blocks_of(matrix, memory) for name, matrix in nested.items()}
@@ -188,7 +189,7 @@ class Weights(Mapping[str, Linear | Floats]):
     def _fitting(self, nested: Mapping[str, Nested], memory: int) -> dict[str, int]:
         """Return how many blocks of each nested matrix fit into `memory` bytes."""
         whole = Weights(self.path, self._tensors, self._places).nbytes()
-        rest = whole - sum(matrix.nbytes for matrix in nested.values())
+        rest = whole - sum(matrix.sizes[-1] for matrix in nested.values())
         sizes = {
             name: NestedSizes(matrix.sizes, matrix.losses.tolist())
             for name, matrix in nested.items()
@@ -209,8 +210,9 @@ class Weights(Mapping[str, Linear | Floats]):
     def _matrix(self, tensor: str, stored: Packed | BlockQuantized) -> Linear:
         """Return a matrix of the files, without the blocks that are left out."""
         matrix = stored.read() if isinstance(stored, Packed) else stored
-        count = self._blocks.get(tensor)
-        return matrix.first(count) if count and isinstance(matrix, Nested) else matrix
+        if not isinstance(matrix, Nested):
+            return matrix
+        return matrix.first(self._blocks.get(tensor, len(matrix.losses)))
 
     def _check_finite(self, name: str, weight: Linear | Stored) -> None:
         if isinstance(weight, BlockQuantized):

@@ -99,8 +99,8 @@ class ServerSettings:
     weight_memory: Annotated[
         str | None,
         SettingInfo(
-            "Load as many blocks of a nested checkpoint (recipe bitstack or any_precision) as fit, "
-            "e.g. 80MB, or as many bits of each code, e.g. 4bits."
+            "Load as many blocks of a nested checkpoint (recipe bitstack, any_precision or "
+            "llm_qfa) as fit, e.g. 80MB, or as many bits of each code, e.g. 4bits."
         ),
     ] = None
     prefix_cache: Annotated[

@@ -46,13 +46,6 @@ class TrainedGroups(Trainable):
         self._shifts = torch.zeros_like(self._scales, requires_grad=True)
         self._offsets = offsets
 
-    @classmethod
-    def of(cls, weight: Tensor, stored: Linear) -> TrainedGroups | None:
-        """Return the parameters of a matrix; None where it is stored otherwise."""
-        from paceline.models.tensors import Grouped
-
-        return cls(weight, stored) if isinstance(stored, Grouped) else None
-
     def groups(self) -> list[tuple[Tensor, float]]:
         """Return codes, scales, and zero points or minima."""
         shifts = [] if self._centred else [(self._shifts, 1.0)]

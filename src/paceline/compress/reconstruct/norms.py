@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
-
-from paceline.compress.base import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class Norms:
-    """The norms of a block, trained by a factor for each channel."""
+    """The norms of a block, trained by a factor for each channel.
 
-    def __init__(self, block: Block) -> None:
+    Args:
+        weights: of the block, vectors among them.
+        offset: that is added to norms where they are used.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], offset: float) -> None:
         import torch
 
-        self._offset = block.config.norm_offset
-        self._start = {name: each for name, each in block.weights.items() if name.endswith("norm")}
+        self._offset = offset
+        self._start = {name: each for name, each in weights.items() if name.endswith("norm")}
         self._logs = {
             name: torch.zeros_like(each, requires_grad=True) for name, each in self._start.items()
         }

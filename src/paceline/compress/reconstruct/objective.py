@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.compress.base import Block
 from paceline.compress.reconstruct.descent import Descent
-from paceline.errors import MethodError
+from paceline.compress.reconstruct.split import TextSplit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from paceline.models.blocks import LayerWeights
     from paceline.models.tensors import Linear
 
-_HELD = 8  # one of so many texts is not trained on; it decides whether training helped
 _TINY = 1e-12
 
 
@@ -24,34 +23,22 @@ class Objective:
     """The error of a block's outputs on the calibration texts, position by position.
 
     The squared error of a position counts relative to the square of the output there, as the
-    norms that follow see it; a few positions with huge outputs would decide alone otherwise. One in
-    eight texts is held out; of a single text it is the second half of the positions.
+    norms that follow see it; a few positions with huge outputs would decide alone otherwise. Some
+    texts are held out; see `TextSplit`.
 
     Args:
         block: with the weights whose outputs are right.
         batch: texts that run at once.
 
     Raises:
-        MethodError: there is one text of one position, which leaves none to judge by.
+        MethodError: as `TextSplit`.
     """
 
     def __init__(self, block: Block, batch: int) -> None:
         import torch
 
         self._block, self._batch = block, batch
-        count = len(block.inputs)
-        held = max(1, count // _HELD)
-        self._held = torch.arange(count - held, count)
-        self._trained = torch.arange(max(1, count - held))
-        self._train_positions = self._held_positions = slice(None)
-        if count == 1:
-            length = block.inputs.shape[1]
-            if length < 2:
-                raise MethodError(
-                    "one text of one token cannot be trained on and judged by; give more"
-                )
-            self._train_positions = slice(0, length // 2)
-            self._held_positions = slice(length // 2, None)
+        self._split = TextSplit(len(block.inputs), block.inputs.shape[1], batch, block.index)
         with torch.no_grad():
             parts = torch.split(block.inputs, batch)
             right = dict(block.weights)
@@ -59,25 +46,15 @@ class Objective:
 
     def batches(self, steps: int) -> Iterator[Tensor]:
         """Yield indices of texts for each step, every text once before any comes again."""
-        import torch
-
-        generator = torch.Generator().manual_seed(self._block.index)
-        queue = torch.empty(0, dtype=torch.int64)
-        size = min(self._batch, len(self._trained))
-        for _ in range(steps):
-            if len(queue) < size:
-                order = torch.randperm(len(self._trained), generator=generator)
-                queue = torch.cat([queue, self._trained[order]])
-            yield queue[:size]
-            queue = queue[size:]
+        return self._split.batches(steps)
 
     def some_texts(self, count: int) -> Tensor:
         """Return the indices of the first texts of training, at most `count`."""
-        return self._trained[:count]
+        return self._split.trained[:count]
 
     def loss(self, weights: LayerWeights, rows: Tensor) -> Tensor:
         """Return the mean relative squared error on texts of training, a scalar."""
-        return self._loss(weights, rows, self._train_positions)
+        return self._loss(weights, rows, self._split.trained_positions)
 
     def _loss(self, weights: LayerWeights, rows: Tensor, positions: slice) -> Tensor:
         right = self._targets[rows, positions]
@@ -93,11 +70,13 @@ class Objective:
         """
         import torch
 
-        right = self._targets[rows, self._train_positions]
+        right = self._targets[rows, self._split.trained_positions]
         generator = torch.Generator().manual_seed(self._block.index)
         signs = torch.randint(0, 2, right.shape, generator=generator) * 2 - 1
         sizes = right.square().sum(-1, keepdim=True).clamp(min=_TINY)
-        outputs = self._block.run(weights, self._block.inputs[rows])[:, self._train_positions]
+        outputs = self._block.run(weights, self._block.inputs[rows])[
+            :, self._split.trained_positions
+        ]
         positions = right.numel() // right.shape[-1]
         probe: Tensor = (outputs * signs / sizes.sqrt()).sum() / math.sqrt(positions)
         return probe
@@ -107,10 +86,10 @@ class Objective:
         import torch
 
         with torch.no_grad():
-            parts = torch.split(self._held, self._batch)
-            at = self._held_positions
+            parts = torch.split(self._split.held, self._batch)
+            at = self._split.held_positions
             total = sum(float(self._loss(weights, rows, at)) * len(rows) for rows in parts)
-        return total / len(self._held)
+        return total / len(self._split.held)
 
 
 def train(

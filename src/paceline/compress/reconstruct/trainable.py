@@ -76,7 +76,11 @@ class TrainedBlock:
     ) -> None:
         rest = {name: each for name, each in stored.items() if name not in parts}
         self._fixed = dense_weights(block, rest)
-        self.block, self.parts, self.norms = block, parts, Norms(block)
+        self.block, self.parts, self.norms = (
+            block,
+            parts,
+            Norms(block.weights, block.config.norm_offset),
+        )
 
     def groups(self) -> list[tuple[Tensor, float]]:
         """Return all parameters, each with its factor of the learning rate."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.compress.reconstruct.grouped import TrainedGroups
+from paceline.compress.reconstruct.integers import trained_integers
 from paceline.compress.reconstruct.trainable import Trainable
-from paceline.compress.reconstruct.two_grained import TrainedTwoGrained
 from paceline.compress.tune.base import Tuner
 from paceline.core import Exactness
 from paceline.registry import Source, tuners
@@ -48,8 +47,4 @@ class BlockAP(Tuner):
 
     def trainable(self, weight: Tensor, stored: Linear) -> Trainable | None:
         """Return codes, scales and zero points of grouped integers."""
-        from paceline.models.tensors import TwoGrained
-
-        if isinstance(stored, TwoGrained):
-            return TrainedTwoGrained(weight, stored)
-        return TrainedGroups.of(weight, stored)
+        return trained_integers(weight, stored)

@@ -29,6 +29,7 @@ from paceline.models.tensors import (
     TensorTrain,
     Transformed,
     TwoGrained,
+    Widths,
     to_dense,
 )
 from paceline.models.weights import Weights, part_rows
@@ -50,6 +51,7 @@ _FORMS: Mapping[type[Linear], str] = {
     TensorTrain: "a matrix product operator",
     Transformed: "a matrix whose inputs are transformed",
     TwoGrained: "integers whose scales are integers, too",
+    Widths: "integers of several widths",
 }
 
 

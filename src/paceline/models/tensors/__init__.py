@@ -27,6 +27,7 @@ from paceline.models.tensors.sparse import Sparse
 from paceline.models.tensors.tensor_train import TensorTrain
 from paceline.models.tensors.transformed import Transformed
 from paceline.models.tensors.two_grained import TwoGrained
+from paceline.models.tensors.widths import Widths
 
 __all__ = [
     "BitPlanes",
@@ -47,6 +48,7 @@ __all__ = [
     "TensorTrain",
     "Transformed",
     "TwoGrained",
+    "Widths",
     "from_tensors",
     "narrow",
     "nested_forms",

@@ -122,7 +122,7 @@ class Nested(Linear):
     losses: Floats
 
     @abstractmethod
-    def first(self, count: int) -> Nested:
+    def first(self, count: int) -> Linear:
         """Return the matrix of the first blocks, at least one."""
 
     @property
@@ -132,7 +132,7 @@ class Nested(Linear):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Bytes of the first block, of the first two, and so on; the last is `nbytes`."""
+        """Bytes of the first block, of the first two, and so on; the last of all that is loaded."""
         return tuple(self.first(count).nbytes for count in range(1, len(self.losses) + 1))
 
     def _check_losses(self, blocks: int) -> None:
