@@ -154,3 +154,25 @@ def test_one_model_is_planned(paceline, tmp_path):
 def test_checkpoints_with_other_tokens_are_refused(paceline, tmp_path):
     words = ("--checkpoint", OTHER, "--out", tmp_path / "p.toml")
     refused(paceline("plan", MODEL, *words), "has other tokens than stories260K")
+
+
+def test_serve_takes_a_plan_and_settings_win(paceline, plan_file):
+    words = ("serve", "--show-config", "--plan", plan_file)
+    found = paceline(*words).json
+    assert (found["model"], found["format"], found["threads"]) == (MODEL, "int8", 1)
+    found = paceline(*words, "--format", "fp16", "--threads", 2).json
+    assert (found["format"], found["threads"], found["kv_format"]) == ("fp16", 2, "fp16")
+    refused(paceline(*words, "--model", OTHER), "made for stories260K")
+    refused(paceline(*words, "--replicas", 2), "a plan is of one machine")
+    assert paceline("serve", "--show-config", "--plan", "auto").json["plan"] == "auto"
+
+
+def test_serve_uses_a_known_plan_unless_told_how_to_run(paceline, plan_file):
+    keep_plan(read_plan(plan_file))
+    words = ("serve", "--show-config", "--model", MODEL)
+    done = paceline(*words)
+    assert done.json["format"] == "int8"
+    assert done.json["name"] == "stories260K"
+    assert "using the plan" in done.err
+    for more in (("--no-known-plan",), ("--threads", 1), ("--plan", "auto")):
+        assert paceline(*words, *more).json["format"] == "auto"

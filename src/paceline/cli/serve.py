@@ -15,6 +15,7 @@ import typer
 from paceline.byte_sizes import Size
 from paceline.cli import options
 from paceline.cli.output import document, say
+from paceline.cli.plan_settings import AUTO, planned_settings, tune_while_idle
 from paceline.cli.replicas import model_paths, scheme, serve_replicas
 from paceline.compatibility import Side, check
 from paceline.errors import MethodError, RequestError
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -> None:
     """Serve a model to many users at once."""
     settings = ServerSettings.read(flags, os.environ, config)
+    given = set(known.given_settings(flags, os.environ, config))
+    settings = planned_settings(settings, given)
     if show_config:
         document(settings.shown())
         return
@@ -62,6 +65,8 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         with answering(listener, tls):
             lm = _open(settings)
             app, service = _app(lm, settings, _rules(settings, keys))
+        if settings.plan == AUTO:
+            tune_while_idle(service, given)
         server = DrainingServer(app, service, settings)
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         port = listener.getsockname()[1]
@@ -251,6 +256,7 @@ _PANELS = {
         "weight_memory",
     ),
     "Drafting": ("drafter", "budget"),
+    "Plan": ("plan", "known_plan"),
     "Network": (
         "host",
         "port",

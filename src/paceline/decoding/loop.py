@@ -69,14 +69,23 @@ class Generation:
         self.output = self._session.output
 
     def __iter__(self) -> Iterator[str]:
+        return self._passes(every=False)
+
+    def steps(self) -> Iterator[str]:
+        """Yield after the prompt and after each pass: its text, which may be empty."""
+        return self._passes(every=True)
+
+    def _passes(self, every: bool) -> Iterator[str]:
         session = self._session
         try:
             with self._lock:
                 self._prefill()
+            if every:
+                yield ""
             while not session.done:
                 with self._lock:
                     text = self._step()
-                if text:
+                if text or every:
                     yield text
         except KeyboardInterrupt:
             self.output.finish = "interrupted"

@@ -174,13 +174,19 @@ class DrafterPools:
         cost: T(n) of its passes.
         memory: limits the KV caches of draft models.
 
+    Attributes:
+        configured: the pool of the model's own method.
+        own: the pool of requests that name no method: the same, unless `switch` changed it.
+
     Raises:
         PacelineError: see `DrafterPool`.
     """
 
     def __init__(self, lm: LM, cost: Cost, memory: KVBudget) -> None:
         self._lm, self._cost, self._memory = lm, cost, memory
-        self.own = DrafterPool(lm.drafter_method, lm.draft_target, cost, lm.drafter, memory)
+        method = lm.drafter_method
+        self.configured = DrafterPool(method, lm.draft_target, cost, lm.drafter, memory)
+        self.own = self.configured
         self._others: dict[DraftMethod, DrafterPool] = {}
         memory.idle = self.idle
 
@@ -192,9 +198,11 @@ class DrafterPools:
         Raises:
             PacelineError: there is no such method; or see `DrafterPool`.
         """
-        method = self._lm.drafter_method if drafter is None else drafters.parse(drafter)
-        if method == self._lm.drafter_method:
+        if drafter is None:
             return self.own
+        method = drafters.parse(drafter)
+        if method == self._lm.drafter_method:
+            return self.configured
         if method not in self._others:
             unused = [known for known, each in self._others.items() if each not in used]
             for known in unused[: max(len(self._others) + 1 - _METHODS, 0)]:
@@ -203,9 +211,23 @@ class DrafterPools:
             self._others[method] = pool
         return self._others[method]
 
+    def switch(self, method: DraftMethod, cost: Cost | None = None) -> None:
+        """Let requests that name no method draft with another one, from now on.
+
+        Args:
+            method: an exact one that runs no models of its own.
+            cost: T(n) from now on; None leaves it.
+        """
+        self._cost = cost or self._cost
+        if method == self._lm.drafter_method:
+            self.own = self.configured
+        else:
+            self.own = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
+        self.own.governor = Governor(self._cost)
+
     def idle(self) -> Iterator[Drafter]:
         """Yield the drafters that no request uses."""
-        for pool in (self.own, *self._others.values()):
+        for pool in dict.fromkeys((self.own, self.configured, *self._others.values())):
             yield from pool.idle
 
 

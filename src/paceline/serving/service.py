@@ -18,6 +18,7 @@ from paceline.serving.messages import FAILED, Job, JobEvent
 from paceline.serving.scheduler import BusyError
 from paceline.serving.worker import Worker
 
+_QUIET = 0.5  # seconds without requests after which the task for idle times goes on
 _log = logging.getLogger(__name__)
 _Sink = Callable[[JobEvent], None]
 _BACKLOG = 64  # events that a reader may lag behind before they are merged
@@ -35,6 +36,13 @@ class Observer(Protocol):
 
     def on_event(self, job: Job, event: JobEvent) -> None:
         """Record an event; one with a `finish` is the last of its request."""
+
+
+class IdleTask(Protocol):
+    """Work in short steps for when there are no requests; done in the worker's thread."""
+
+    def step(self) -> bool:
+        """Do a step; return whether there is more to do before the next request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +151,7 @@ class Service:
         failures: passes that failed because of a bug.
         load: of the last pass.
         observers: see all requests.
+        idle_task: is done after half a second without requests; None: nothing is.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -154,6 +163,8 @@ class Service:
         self.failures = 0
         self.load = ServiceLoad()
         self.observers: list[Observer] = []
+        self.idle_task: IdleTask | None = None
+        self._pause: float | None = _QUIET  # before the next step; None: there is nothing to do
 
     def start(self) -> None:
         """Start the thread."""
@@ -280,12 +291,24 @@ class Service:
     def _commands(self, wait: bool) -> None:
         """Run the commands that were queued since the last pass."""
         for _ in range(self._inbox.qsize() or wait):
+            pause = None if self.idle_task is None else self._pause
             try:
-                command = self._inbox.get(timeout=None if wait else 0.0)
+                command = self._inbox.get(timeout=pause if wait else 0.0)
             except Empty:
+                if wait:
+                    self._do_idle_task()
                 return
             command()
-            wait = False
+            wait, self._pause = False, _QUIET
+
+    def _do_idle_task(self) -> None:
+        """Do a step of the task for idle times; one that fails is given up."""
+        assert self.idle_task is not None
+        try:
+            self._pause = 0.0 if self.idle_task.step() else None
+        except Exception:
+            _log.exception("the task for idle times failed and is given up")
+            self.idle_task = None
 
     def _send(self, events: list[JobEvent]) -> None:
         for event in events:

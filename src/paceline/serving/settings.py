@@ -64,6 +64,20 @@ class ServerSettings:
     budget: Annotated[
         str, SettingInfo("Maximum nodes of a tree beyond its root; auto: chosen by cost.")
     ] = "auto"
+    plan: Annotated[
+        str | None,
+        SettingInfo(
+            "File of `paceline plan`, for settings that are not given; auto: measure while idle, "
+            "and switch drafter, budget and threads, which change no answer."
+        ),
+    ] = None
+    known_plan: Annotated[
+        bool,
+        SettingInfo(
+            "With a model and no settings of how to run it, use the plan that was made of it on "
+            "this machine."
+        ),
+    ] = True
     engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
@@ -215,6 +229,10 @@ class ServerSettings:
             )
         if self.ssl_keyfile is not None and self.ssl_certfile is None:
             raise RequestError("ssl_keyfile needs its certificate; name it in ssl_certfile")
+        if self.plan is not None and self.replicas is not None:
+            raise RequestError(
+                "a plan is of one machine, and replicas run on several; leave out plan or replicas"
+            )
         if self.weight_memory is not None:
             parse_memory("weight_memory", self.weight_memory)
         if self.watermark is not None:
@@ -238,9 +256,7 @@ class ServerSettings:
         Raises:
             RequestError: a name is unknown, or a value is malformed or out of range.
         """
-        given = _from_file(file) if file else {}
-        given |= _from_environment(environ)
-        given |= {name: value for name, value in flags.items() if value is not None}
+        given = given_settings(flags, environ, file)
         described = _described()
         return cls(**{name: _read(name, *described[name], value) for name, value in given.items()})
 
@@ -256,6 +272,18 @@ class ServerSettings:
                 operator_policy.parse_watermark(self.watermark)
             )
         return shown | {"keys": [key.partition(":")[0] for key in self.keys]}
+
+
+def given_settings(
+    flags: Mapping[str, Any], environ: Mapping[str, str], file: Path | None = None
+) -> dict[str, Any]:
+    """Return the settings that flags, environment or file give, as they are written there.
+
+    Arguments and errors are those of `ServerSettings.read`.
+    """
+    given = _from_file(file) if file else {}
+    given |= _from_environment(environ)
+    return given | {name: value for name, value in flags.items() if value is not None}
 
 
 def names(secret: bool = False) -> list[str]:

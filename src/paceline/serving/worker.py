@@ -14,11 +14,12 @@ from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side, check
+from paceline.core import Cost
 from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import follows_rejection
 from paceline.decoding.session import Session
 from paceline.decoding.text_stream import text_of
-from paceline.drafters.base import ModelBacked
+from paceline.drafters.base import DraftMethod, ModelBacked
 from paceline.engines.base import Cached
 from paceline.engines.cost_cache import cost_of
 from paceline.engines.pages import PAGE
@@ -116,6 +117,11 @@ class Worker:
         return self._pools.own.governor
 
     @property
+    def default_budget(self) -> int | None:
+        """Return the nodes beyond the root for requests that name none; None: a governor's."""
+        return self._budget
+
+    @property
     def idle(self) -> bool:
         """Return whether no request and no search is unfinished."""
         return not self.scheduler.jobs and self.searches.idle
@@ -132,6 +138,8 @@ class Worker:
         # With a budget of 0 the drafter never proposes, so it need not read the prompt either.
         used = [slot.pool for slot in self._slots.values()]
         pool = self._pools.of("plain" if self._budget_of(job) == 0 else job.drafter, used)
+        if pool is self._pools.own and job.request.prediction and not pool.first.uses_prediction:
+            pool = self._pools.configured
         first = pool.first
         if job.request.prediction and not first.uses_prediction and self._budget_of(job) != 0:
             drafter = f"the drafter {job.drafter}"
@@ -186,6 +194,19 @@ class Worker:
         self.stats.walk += perf_counter() - passed
         self.searches.worked(perf_counter() - begun)
         return events
+
+    def switch(self, method: DraftMethod, budget: int | None, cost: Cost | None = None) -> None:
+        """Draft with another method and budget for requests that name none, from now on.
+
+        No answer changes by it.
+
+        Args:
+            method: an exact one that runs no models of its own.
+            budget: nodes beyond the root; None leaves them to the governor.
+            cost: T(n) from now on, where passes have become faster; None leaves it.
+        """
+        self._pools.switch(method, cost)
+        self._budget = budget
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
         """End all requests, and clear the prefix cache."""
