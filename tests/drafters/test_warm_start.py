@@ -14,7 +14,8 @@ from paceline.drafters.history.warm_start import replay
 from paceline.errors import MethodError, ModelError, RequestError
 from paceline.models.trace import Trace, read_trace, write_trace
 from paceline.registry import drafters
-from paceline.training.self_text import selftext
+from paceline.training.prompt_mix import mixed_prompts
+from paceline.training.self_text import self_answers, selftext
 from tests.toy import ToyEngine
 
 
@@ -51,6 +52,42 @@ def test_the_same_seed_writes_the_same():
     assert (one.tokens == two.tokens).all()
     other = selftext(ToyEngine(), 50, [1], frozenset(), seed=6)
     assert one.tokens.tolist() != other.tokens.tolist()
+
+
+def test_answers_follow_their_prompts():
+    engine, prompts = ToyEngine(), [[1, 3], [4, 5, 6]]
+    trace = self_answers(engine, 60, prompts, frozenset({2}), seed=1, longest=5)
+    firsts = [int(trace.tokens[text][0]) for text in trace.texts()]
+    assert set(firsts) == {3, 6}  # the last token of each prompt, in turn
+    assert all(len(trace.tokens[text]) <= 5 for text in trace.texts())
+    texts = {text.start: trace.tokens[text] for text in trace.texts()}
+    for start, tokens in texts.items():
+        prompt = next(prompt for prompt in prompts if prompt[-1] == tokens[0])
+        sequence = engine.open()
+        logits = engine.forward([(sequence, TokenTree.chain(np.append(prompt[:-1], tokens)))])
+        own = logits[len(prompt) - 1 :].argmax(axis=1)
+        assert (own == trace.top_tokens[start : start + len(tokens), 0]).all()
+        engine.release(sequence)
+
+
+def test_prompts_without_room_are_left_out_and_none_at_all_is_refused():
+    engine = ToyEngine()
+    long = [1] * engine.config.context
+    trace = self_answers(engine, 20, [long, [3], []], frozenset(), seed=1, longest=4)
+    assert {int(trace.tokens[text][0]) for text in trace.texts()} == {3}
+    with pytest.raises(RequestError, match="no prompt has 1 to"):
+        self_answers(engine, 20, [long, []], frozenset())
+    with pytest.raises(RequestError):
+        self_answers(engine, 0, [[3]], frozenset())
+
+
+def test_the_mix_of_prompts_fills_its_templates_and_repeats_by_its_seed():
+    prompts = list(itertools.islice(mixed_prompts(3), 300))
+    assert prompts == list(itertools.islice(mixed_prompts(3), 300))
+    assert prompts != list(itertools.islice(mixed_prompts(4), 300))
+    assert len(set(prompts)) > 250
+    assert not any("{" in prompt and "}" in prompt and "small" in prompt for prompt in prompts)
+    assert any(prompt.startswith("Translate German to English: ") for prompt in prompts)
 
 
 def test_goes_round(trace, tmp_path):

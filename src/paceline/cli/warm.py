@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.progress import counting
+from paceline.errors import RequestError
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 
 def warm(
     model: options.ModelOption = None,
     *,
-    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate.")] = 50_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Number of tokens to generate.")] = 100_000,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Prompts to answer: JSON lines or one a line. A chat model without this option "
+            "answers a mix of questions, code, translation, summaries and role play."
+        ),
+    ] = None,
+    free: Annotated[
+        bool, typer.Option("--free", help="Write texts without a prompt, with a chat model, too.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 0.7,
     seed: options.PlainSeed = 0,
     engine: options.EngineOptions,
@@ -23,35 +39,38 @@ def warm(
 ) -> None:
     """Record text that a model generates, so that drafters know it from the first request.
 
-    The text and the model's top predictions are kept in the user's cache folder. `recycle` and
-    `blend` start from them; `warm=false` in their settings ignores them. Outputs do not change.
+    A chat model answers prompts, any other writes texts of its own. The text and the model's top
+    predictions are kept in the user's cache folder. `recycle` and `blend` start from them;
+    `warm=false` in their settings ignores them. Outputs do not change.
     """
     from paceline.models.trace import trace_path, write_trace
-    from paceline.training.self_text import selftext
+    from paceline.training.self_text import self_answers, selftext
 
+    if free and prompts is not None:
+        raise RequestError("--free writes without prompts; leave --free or --prompts out")
     lm = engine.open(model, "plain", 0)
     start = perf_counter()
+    asked = None if free else _prompts(lm, prompts, seed)
+    stops = frozenset(lm.model.defaults.stop_tokens)
     with counting(tokens, "tokens") as tick:
-        trace = selftext(
-            lm.engine,
-            tokens,
-            lm.tokenizer.encode(""),
-            frozenset(lm.model.defaults.stop_tokens),
-            temperature,
-            seed,
-            tick,
-        )
+        if asked is None:
+            opening = lm.tokenizer.encode("")
+            trace = selftext(lm.engine, tokens, opening, stops, temperature, seed, tick)
+        else:
+            trace = self_answers(lm.engine, tokens, asked, stops, temperature, seed, tick)
     path = trace_path(lm.model)
     write_trace(path, trace)
     seconds = perf_counter() - start
+    kind = "texts" if asked is None else "answers"
     say(
         f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: {len(trace)} tokens in "
-        f"{len(trace.starts)} texts, {seconds:.1f} s"
+        f"{len(trace.starts)} {kind}, {seconds:.1f} s"
     )
     if json:
         document(
             {
                 "path": str(path),
+                "kind": kind,
                 "tokens": len(trace),
                 "texts": len(trace.starts),
                 "temperature": temperature,
@@ -59,3 +78,28 @@ def warm(
                 "seconds": seconds,
             }
         )
+
+
+def _prompts(lm: LM, path: Path | None, seed: int) -> Iterable[list[int]] | None:
+    """Return the token ids of what the model answers; None where it writes without a prompt.
+
+    Raises:
+        RequestError: the file cannot be read.
+    """
+    from paceline.measuring.prompts import read_prompts
+    from paceline.training.prompt_mix import mixed_prompts
+
+    tokenizer = lm.tokenizer
+    chats = tokenizer.template is not None
+    if path is None and not chats:
+        return None
+    texts: Iterable[str] = mixed_prompts(seed)
+    if path is not None:
+        texts = [dialogue.turns[0] for dialogue in read_prompts(path)]
+
+    def encode(text: str) -> list[int]:
+        if chats:
+            return tokenizer.encode_chat([{"role": "user", "content": text}])
+        return tokenizer.encode(text)
+
+    return map(encode, texts) if path is None else [encode(text) for text in texts]

@@ -1,8 +1,9 @@
-"""Text that a model generates without a prompt, with its top-k predictions at every token."""
+"""Text that a model generates by itself, with its top-k predictions at every token."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 
 import numpy as np
 
@@ -38,7 +39,7 @@ def selftext(
     progress: Callable[[int], None] = lambda count: None,
     longest: int = _LENGTH,
 ) -> Trace:
-    """Let a model write `tokens` tokens or a few more, several texts at once.
+    """Let a model write `tokens` tokens or a few more without a prompt, several texts at once.
 
     Half of the texts begin with `opening` only, the others with one more token, which runs through
     the vocabulary in an order shuffled by `seed`. Without `opening`, all begin with such a token.
@@ -56,30 +57,114 @@ def selftext(
     Raises:
         RequestError: a number is out of range.
     """
+    starts = _bare_starts(opening, engine.config.vocab_size, seed)
+    length = min(longest, engine.config.context - 1)
+    return _write_texts(
+        engine,
+        tokens,
+        starts,
+        lambda text, start: text > length,
+        stop_tokens,
+        temperature,
+        seed,
+        progress,
+    )
+
+
+def self_answers(
+    engine: Engine,
+    tokens: int,
+    prompts: Iterable[list[int]],
+    stop_tokens: frozenset[int],
+    temperature: float = 0.7,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+    longest: int = _LENGTH,
+) -> Trace:
+    """Let a model answer prompts, in order, until it has written `tokens` tokens or a few more.
+
+    Prompts for which the model's context has no room are left out. The trace holds the answers,
+    each after the last token of its prompt.
+
+    Args:
+        engine: runs the model.
+        tokens: how many to write in total; running answers are cut there.
+        prompts: token ids of each, at least as many as needed; a sequence is begun again at its
+            end.
+        stop_tokens: end an answer.
+        temperature: of the draws.
+        seed: keys the draws.
+        progress: called with the number of new tokens after each pass.
+        longest: maximum tokens of one answer.
+
+    Raises:
+        RequestError: a number is out of range, or no prompt fits.
+    """
+    context = engine.config.context
+    return _write_texts(
+        engine,
+        tokens,
+        _fitting(prompts, context),
+        lambda text, start: text - start >= longest or text >= context,
+        stop_tokens,
+        temperature,
+        seed,
+        progress,
+    )
+
+
+def _bare_starts(opening: list[int], vocab_size: int, seed: int) -> Iterator[list[int]]:
+    first = np.random.default_rng(seed).permutation(vocab_size)
+    for opened in count():
+        start = list(opening)
+        if not opening or opened % 2:
+            start.append(int(first[opened // (2 if opening else 1) % len(first)]))
+        yield start
+
+
+def _fitting(prompts: Iterable[list[int]], context: int) -> Iterator[list[int]]:
+    while True:
+        fitting = 0
+        for prompt in prompts:
+            if 0 < len(prompt) <= context // 2:
+                fitting += 1
+                yield prompt
+        if not fitting:
+            raise RequestError(f"no prompt has 1 to {context // 2} tokens; give shorter ones")
+
+
+def _write_texts(
+    engine: Engine,
+    tokens: int,
+    starts: Iterator[list[int]],
+    is_long: Callable[[int, int], bool],
+    stop_tokens: frozenset[int],
+    temperature: float,
+    seed: int,
+    progress: Callable[[int], None],
+) -> Trace:
+    """Write texts behind `starts`; `is_long` tells by its tokens and its start's if one is cut."""
     if tokens < 1:
         raise RequestError(f"tokens is {tokens}, expected 1 or more")
     if not 0 < temperature < np.inf:
         raise RequestError(f"the temperature is {temperature}, expected more than 0")
-    first = np.random.default_rng(seed).permutation(engine.config.vocab_size)
-    length = min(longest, engine.config.context - 1)
     done: list[_SelfText] = []
     running: list[_SelfText] = []
     opened = written = 0
     try:
         while written < tokens:
             while len(running) < _STREAMS:
-                start = list(opening)
-                if not opening or opened % 2:
-                    start.append(int(first[opened // (2 if opening else 1) % len(first)]))
+                start = next(starts)
                 sequence = engine.start(np.array(start[:-1], np.int32))
-                # Predictions within the opening are not kept: the text starts at its root.
-                running.append(_SelfText(sequence, start))
+                # Predictions within the start are not kept: the text begins at its root.
+                running.append(_SelfText(sequence, list(start)))
                 opened += 1
             _write(engine, running, temperature, seed + opened)
             written += len(running)
             progress(len(running))
             for text in list(running):
-                ended = text.tokens[-1] in stop_tokens or len(text.tokens) > length
+                begun = len(text.tokens) - len(text.top_tokens)
+                ended = text.tokens[-1] in stop_tokens or is_long(len(text.tokens), begun)
                 if ended or written >= tokens:
                     running.remove(text)
                     engine.release(text.sequence)
