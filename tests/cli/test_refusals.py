@@ -120,6 +120,8 @@ def test_chat_refuses_before_anyone_types(paceline, files, words, said):
         (("warm", "--seed", "-1"), "--seed"),
         (("warm", "--kv-format", "fp8"), "fp8"),
         (("distil-hmm", "", "out", "--seed", "-1"), "--seed"),
+        (("train-head", "", "out", "--tokens", "10"), "--tokens"),
+        (("train-head", "", "out", "--seed", "-1"), "--seed"),
         (("tune-sampling", "one.jsonl", "--seed", "-1"), "--seed"),
         (("tune-sampling", "bytes"), "UTF-8"),
         (("tune-sampling", "x", "--scorer", "command", "--command", "'open"), "is not a command"),

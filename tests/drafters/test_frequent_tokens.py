@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
 from paceline.errors import MethodError
 from paceline.models.trace import Trace
 
@@ -40,7 +40,7 @@ def check(chosen, counts, size):
 
 def test_a_trace_counts_tokens_and_chances():
     trace = Trace(ints([7]), ints([0]), ints([[7, 9, 3]]), np.array([[0.1, 0.8, 0.05]], np.float32))
-    frequent = FrequentTokens(3, 20, trace)
+    frequent = FrequentTokens(3, 20, generated_counts(trace, 20))
     assert frequent.tokens.tolist() == [3, 7, 9]
     frequent.begin(ints([5, 5]))
     assert frequent.tokens.tolist() == [5, 7, 9]

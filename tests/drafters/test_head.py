@@ -98,9 +98,11 @@ def test_what_it_learnt_is_right_more_often(trained):
 
 
 def test_a_head_is_read_as_it_was_written(trained, target):
-    head, parameters = load_head(trained, target)
-    assert head == Medusa(depth=DEPTH)
-    assert {n: tuple(t.shape) for n, t in parameters.items()} == head.shapes(target)
+    loaded = load_head(trained, target)
+    assert loaded.head == Medusa(depth=DEPTH)
+    shapes = {n: tuple(t.shape) for n, t in loaded.parameters.items()}
+    assert shapes == loaded.head.shapes(target)
+    assert not len(loaded.frequent)
 
 
 @pytest.mark.parametrize(

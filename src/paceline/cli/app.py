@@ -104,14 +104,32 @@ _EARLIER_VERBS = {"load": "load-test", "index": "index-corpus"}
 PANELS: dict[str, tuple[str, ...]] = {
     "Generate": ("generate", "chat", "complete"),
     "Serve": ("serve", "batch"),
-    "Prepare": ("pull", "convert", "compress", "warm", "index-corpus", "inflate", "distil-hmm"),
+    "Prepare": (
+        "pull",
+        "convert",
+        "compress",
+        "warm",
+        "train-head",
+        "index-corpus",
+        "inflate",
+        "distil-hmm",
+    ),
     "Measure": ("plan", "eval", "bench", "prove", "load-test", "tune-sampling"),
     "About": ("models", "methods", "doctor"),
 }
 # Verbs that take the model by position as well as by --model.
 EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
 # Verbs whose first argument is the model; --model takes its place.
-MODEL_FIRST = ("plan", "convert", "compress", "eval", "index-corpus", "inflate", "distil-hmm")
+MODEL_FIRST = (
+    "plan",
+    "convert",
+    "compress",
+    "eval",
+    "train-head",
+    "index-corpus",
+    "inflate",
+    "distil-hmm",
+)
 # Verbs that continue a prompt, with the model before it or as --model.
 MODEL_OR_PROMPT = ("generate", "complete")
 

@@ -50,18 +50,19 @@ def warm(
         raise RequestError("--free writes without prompts; leave --free or --prompts out")
     lm = engine.open(model, "plain", 0)
     start = perf_counter()
-    asked = None if free else _prompts(lm, prompts, seed)
+    free = free or (prompts is None and lm.tokenizer.template is None)
     stops = frozenset(lm.model.defaults.stop_tokens)
     with counting(tokens, "tokens") as tick:
-        if asked is None:
+        if free:
             opening = lm.tokenizer.encode("")
             trace = selftext(lm.engine, tokens, opening, stops, temperature, seed, tick)
         else:
+            asked = prompts_of(lm, prompts, seed)
             trace = self_answers(lm.engine, tokens, asked, stops, temperature, seed, tick)
     path = trace_path(lm.model)
     write_trace(path, trace)
     seconds = perf_counter() - start
-    kind = "texts" if asked is None else "answers"
+    kind = "texts" if free else "answers"
     say(
         f"wrote {path}, {path.stat().st_size / 1e6:.1f} MB: {len(trace)} tokens in "
         f"{len(trace.starts)} {kind}, {seconds:.1f} s"
@@ -80,26 +81,26 @@ def warm(
         )
 
 
-def _prompts(lm: LM, path: Path | None, seed: int) -> Iterable[list[int]] | None:
-    """Return the token ids of what the model answers; None where it writes without a prompt.
+def prompts_of(lm: LM, path: Path | None, seed: int) -> Iterable[list[int]]:
+    """Return the token ids of prompts: of a file, or a mix; without a chat template, beginnings.
 
     Raises:
         RequestError: the file cannot be read.
     """
     from paceline.measuring.prompts import read_prompts
     from paceline.training.prompt_mix import mixed_prompts
+    from paceline.training.self_text import bare_starts
 
     tokenizer = lm.tokenizer
     chats = tokenizer.template is not None
-    if path is None and not chats:
-        return None
-    texts: Iterable[str] = mixed_prompts(seed)
-    if path is not None:
-        texts = [dialogue.turns[0] for dialogue in read_prompts(path)]
 
     def encode(text: str) -> list[int]:
         if chats:
             return tokenizer.encode_chat([{"role": "user", "content": text}])
         return tokenizer.encode(text)
 
-    return map(encode, texts) if path is None else [encode(text) for text in texts]
+    if path is not None:
+        return [encode(dialogue.turns[0]) for dialogue in read_prompts(path)]
+    if chats:
+        return map(encode, mixed_prompts(seed))
+    return bare_starts(tokenizer.encode(""), lm.engine.config.vocab_size, seed)

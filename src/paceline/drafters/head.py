@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +13,12 @@ from paceline.abilities import Ability
 from paceline.core import Exactness, Floats, Request, Step, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
 from paceline.errors import MethodError
-from paceline.registry import Source, drafters
+from paceline.registry import Source, check_range, drafters
 
 if TYPE_CHECKING:
-    from paceline.drafters.heads.base import Head, HeadTarget, Parameters
+    from paceline.drafters.heads.base import HeadTarget, LoadedHead
 
 
 @drafters.register("head", Exactness.EXACT)
@@ -26,15 +28,19 @@ class TrainedHead(DraftSettings):
 
     The target's hidden state behind the last committed token is known from the last pass. The head
     gives the probabilities of the tokens after the next one; the tree grows best-first by path
-    probability, as that of `model`. The first pass after the prompt has no hidden state yet and
-    drafts nothing.
+    probability, as that of `model`. Only the most frequent tokens are proposed (FR-Spec): those of
+    the text that the head was trained on, or else of the trace of `paceline warm`, and of the
+    requests so far, their prompts included. The first pass after the prompt has no hidden state yet
+    and drafts nothing.
 
-    State: the calibration of the head's probabilities, as `model`. Cost of a proposal: one
-    evaluation of the head a level.
+    State: the calibration of the head's probabilities, as `model`, and counts of tokens. Cost of a
+    proposal: one evaluation of the head a level, over `vocabulary` rows of the model's output
+    matrix.
     Good for: models whose head was trained on the kind of text that they write.
 
     Attributes:
         path: folder of the head, `head.json` and `head.safetensors`.
+        vocabulary: number of tokens that may be proposed; 0: all. Default 4096.
         width: nodes expanded at each level. Default 4.
         depth: most levels; the head's own depth is a limit, too. Default 8.
         stop: `confidence`, `bandit` or `depth`, as of `model`.
@@ -46,7 +52,12 @@ class TrainedHead(DraftSettings):
     needs = frozenset({Ability.HIDDEN, Ability.TORCH})
 
     path: str
+    vocabulary: int = 4096
     threshold: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(0, 1 << 24, "head", vocabulary=self.vocabulary)
 
     def build(self, target: Target) -> Drafter:
         """Load the head for `target`."""
@@ -56,22 +67,24 @@ class TrainedHead(DraftSettings):
                 "head needs an engine that returns hidden states, and one model; "
                 "use native or reference, and no ensemble"
             )
-        try:
-            import torch
-        except ModuleNotFoundError:
-            raise MethodError("head needs torch; install paceline[torch]") from None
+        if find_spec("torch") is None:
+            raise MethodError("head needs torch; install paceline[torch]")
+        from paceline.drafters.heads.base import head_target, load_head
 
-        from paceline.drafters.heads.base import HeadTarget, load_head
+        about = head_target(model)
+        loaded = load_head(Path(self.path), about)
+        return _TrainedHead(self, loaded, about, self._frequent(loaded.frequent, target))
 
-        def tensor(name: str) -> torch.Tensor:
-            return torch.tensor(np.asarray(model.weights[name], np.float32))
-
-        embedding = tensor("embed")
-        unembedding = embedding if model.config.tied else tensor("head")
-        size, vocab = model.config.hidden_size, model.config.vocab_size
-        about = HeadTarget(size, vocab, embedding, unembedding)
-        head, parameters = load_head(Path(self.path), about)
-        return _TrainedHead(self, head, parameters, about)
+    def _frequent(self, trained: Tokens, target: Target) -> FrequentTokens | None:
+        """Return the tokens that may be proposed; None if these are all."""
+        size = target.vocab_size
+        if not 0 < self.vocabulary < size:
+            return None
+        counts = generated_counts(target.trace, size)
+        if counts is None:
+            counts = np.zeros(size)
+        counts[trained] += np.linspace(2, 1, len(trained))  # most frequent first
+        return FrequentTokens(self.vocabulary, size, counts)
 
 
 class _TrainedHead(ModelDrafter):
@@ -80,10 +93,15 @@ class _TrainedHead(ModelDrafter):
     top_k = 1  # `observe` is called, though it reads the hidden states only
 
     def __init__(
-        self, method: DraftSettings, head: Head, parameters: Parameters, target: HeadTarget
+        self,
+        method: DraftSettings,
+        loaded: LoadedHead,
+        target: HeadTarget,
+        frequent: FrequentTokens | None,
     ) -> None:
-        super().__init__(method, target.vocab_size)
-        self._head, self._parameters, self._target = head, parameters, target
+        super().__init__(method, target.vocab_size, frequent=frequent)
+        self._head, self._parameters, self._whole = loaded.head, loaded.parameters, target
+        self._target, self._rows = target, self.ids  # with the rows of `ids` only
         self._hidden: Floats | None = None  # [D], behind the token before the next root
         self._position = 0  # length of the context whose root follows it
 
@@ -104,7 +122,11 @@ class _TrainedHead(ModelDrafter):
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         import torch
 
-        rows = np.empty((fresh, self._target.vocab_size), np.float32)
+        if self._rows is not self.ids:
+            rows_of = torch.from_numpy(self.ids).long()
+            self._rows = self.ids
+            self._target = replace(self._whole, unembedding=self._whole.unembedding[rows_of])
+        rows = np.empty((fresh, len(self._target.unembedding)), np.float32)
         depths = tree.depths()[-fresh:]
         hidden = torch.from_numpy(self._hidden)[None]
         for depth in np.unique(depths).tolist():  # paths of one length are run together

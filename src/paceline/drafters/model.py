@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from copy import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +11,11 @@ import numpy as np
 from paceline import _native
 from paceline.abilities import Ability
 from paceline.compatibility import Side, check, check_needs
-from paceline.core import Exactness, Floats, Request, State, Tokens, TokenTree
+from paceline.core import Exactness, Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Drafter, Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.drafters.draft_model.cross_tokenizer import CrossTokenizer
-from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens, generated_counts
 from paceline.drafters.draft_model.parallel import ParallelDrafter
 from paceline.drafters.draft_model.tree_growth import GrownTree, GrowthLimits, Judge, Run
 from paceline.engines import open_like
@@ -163,7 +162,7 @@ class DraftModel(DraftSettings):
             for model, engine in zip(models, engines, strict=True)
         )
         trace = target.trace or next(filter(None, traces), None)
-        return FrequentTokens(self.head, size, trace)
+        return FrequentTokens(self.head, size, generated_counts(trace, size))
 
 
 class Drafts(ModelDrafter):
@@ -189,12 +188,10 @@ class Drafts(ModelDrafter):
         frequent: FrequentTokens | None = None,
     ) -> None:
         own = vocab_size if translation is None else followers[0].engine.config.vocab_size
-        super().__init__(method, own, shared=translation is None)
+        super().__init__(method, own, translation is None, frequent)
         self._trust, self._followers, self._translation = method.trust, followers, translation
-        self._frequent = frequent
         self._pearl = ParallelDrafter(method.wait) if method.schedule == "pearl" else None
         self.has_draft_probs = self.has_draft_probs and self._pearl is None
-        self._view: View | None = None
         self._rest = ""  # end of the text that drafts in other tokens must begin with
         self._known: tuple[bytes, tuple[Tokens, str]] | None = (
             None  # a text, and it in draft tokens
@@ -208,7 +205,6 @@ class Drafts(ModelDrafter):
         other = super().fork()
         assert isinstance(other, Drafts)
         other._followers = [Follower(follower.engine) for follower in self._followers]
-        other._frequent = copy(self._frequent)
         return other
 
     def begin(self, request: Request) -> None:
@@ -217,8 +213,6 @@ class Drafts(ModelDrafter):
             self._pearl.forget()
         super().begin(request)
         self._start = 0
-        if self._frequent is not None:
-            self._frequent.begin(np.array(request.prompt, np.int32))
         for follower in self._followers:
             follower.paced = False
 
@@ -263,9 +257,7 @@ class Drafts(ModelDrafter):
         if self._pearl is not None:
             self._pearl.stop()
             context = context.copy()  # which the next step changes while the thread reads it
-        if self._frequent is not None:
-            self.ids = self._frequent.follow(context)
-            self._view = View(tokens=self.ids)
+        self.count(context)
         own, self._rest = self._own(context)
         if not len(own):
             return TokenTree.root(int(context[-1]))
@@ -290,34 +282,23 @@ class Drafts(ModelDrafter):
     def run(self, context: Tokens, tree: TokenTree, fresh: int) -> Floats:
         """See `ModelDrafter`."""
         smallest, *larger = self._followers
-        logits = smallest.run(context, tree, self._view)[-fresh:]
+        view = None if self.ids is None else View(tokens=self.ids)
+        logits = smallest.run(context, tree, view)[-fresh:]
         if self._rest and self._translation:
             logits = self._translation.begun(logits, tree, self._rest)
         for follower in larger:
             unsure = _native.top_k(np.ascontiguousarray(logits), 1)[1][:, 0] < self._trust
             if not unsure.any() or follower.room(context) < int(tree.depths().max()):
                 break
-            better = follower.run(context, tree, self._view)[-fresh:]
+            better = follower.run(context, tree, view)[-fresh:]
             width = min(logits.shape[1], better.shape[1])
             logits = np.where(unsure[:, None], better[:, :width], logits[:, :width])
         return logits
-
-    def state(self) -> State:
-        """See `Drafter`."""
-        return super().state() | (self._frequent.state() if self._frequent else {})
-
-    def load(self, state: State) -> None:
-        """See `Drafter`."""
-        super().load(state)
-        if self._frequent is not None:
-            self._frequent.load(state)
 
     def reset(self) -> None:
         """See `Drafter`."""
         self.release()
         super().reset()
-        if self._frequent is not None:
-            self._frequent.reset()
 
     def _own(self, context: Tokens) -> tuple[Tokens, str]:
         """Return the text so far in draft tokens, and the end of it that they leave out."""

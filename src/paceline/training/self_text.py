@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paceline import _native
 from paceline.control.temperature import Temperature
@@ -27,6 +28,7 @@ class _SelfText:
         self.sequence, self.tokens = sequence, tokens
         self.top_tokens: list[np.ndarray] = []
         self.top_probs: list[np.ndarray] = []
+        self.hidden: list[np.ndarray] = []
 
 
 def selftext(
@@ -57,18 +59,10 @@ def selftext(
     Raises:
         RequestError: a number is out of range.
     """
-    starts = _bare_starts(opening, engine.config.vocab_size, seed)
+    starts = bare_starts(opening, engine.config.vocab_size, seed)
     length = min(longest, engine.config.context - 1)
-    return _write_texts(
-        engine,
-        tokens,
-        starts,
-        lambda text, start: text > length,
-        stop_tokens,
-        temperature,
-        seed,
-        progress,
-    )
+    writer = _Writer(engine, stop_tokens, temperature, seed, progress)
+    return _joined(writer.write(tokens, starts, lambda text, start: text > length))
 
 
 def self_answers(
@@ -100,20 +94,33 @@ def self_answers(
     Raises:
         RequestError: a number is out of range, or no prompt fits.
     """
-    context = engine.config.context
-    return _write_texts(
-        engine,
-        tokens,
-        _fitting(prompts, context),
-        lambda text, start: text - start >= longest or text >= context,
-        stop_tokens,
-        temperature,
-        seed,
-        progress,
-    )
+    writer = _Writer(engine, stop_tokens, temperature, seed, progress)
+    return _joined(writer.answer(tokens, prompts, longest))
 
 
-def _bare_starts(opening: list[int], vocab_size: int, seed: int) -> Iterator[list[int]]:
+def answers_with_hidden(
+    engine: Engine,
+    tokens: int,
+    prompts: Iterable[list[int]],
+    stop_tokens: frozenset[int],
+    temperature: float = 0.7,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda count: None,
+    longest: int = _LENGTH,
+) -> tuple[Trace, NDArray[np.float16]]:
+    """Return what `self_answers` does, and the hidden states behind its tokens.
+
+    Returns:
+        the trace, and float16 [T, hidden size], one row for each of its tokens, after the model's
+        last norm; values beyond the type's range are cut.
+    """
+    writer = _Writer(engine, stop_tokens, temperature, seed, progress, hidden=True)
+    texts = writer.answer(tokens, prompts, longest)
+    return _joined(texts), np.stack([row for text in texts for row in text.hidden])
+
+
+def bare_starts(opening: list[int], vocab_size: int, seed: int) -> Iterator[list[int]]:
+    """Yield the starts of texts without a prompt, without end; see `selftext`."""
     first = np.random.default_rng(seed).permutation(vocab_size)
     for opened in count():
         start = list(opening)
@@ -133,64 +140,87 @@ def _fitting(prompts: Iterable[list[int]], context: int) -> Iterator[list[int]]:
             raise RequestError(f"no prompt has 1 to {context // 2} tokens; give shorter ones")
 
 
-def _write_texts(
-    engine: Engine,
-    tokens: int,
-    starts: Iterator[list[int]],
-    is_long: Callable[[int, int], bool],
-    stop_tokens: frozenset[int],
-    temperature: float,
-    seed: int,
-    progress: Callable[[int], None],
-) -> Trace:
-    """Write texts behind `starts`; `is_long` tells by its tokens and its start's if one is cut."""
-    if tokens < 1:
-        raise RequestError(f"tokens is {tokens}, expected 1 or more")
-    if not 0 < temperature < np.inf:
-        raise RequestError(f"the temperature is {temperature}, expected more than 0")
-    done: list[_SelfText] = []
-    running: list[_SelfText] = []
-    opened = written = 0
-    try:
-        while written < tokens:
-            while len(running) < _STREAMS:
-                start = next(starts)
-                sequence = engine.start(np.array(start[:-1], np.int32))
-                # Predictions within the start are not kept: the text begins at its root.
-                running.append(_SelfText(sequence, list(start)))
-                opened += 1
-            _write(engine, running, temperature, seed + opened)
-            written += len(running)
-            progress(len(running))
-            for text in list(running):
-                begun = len(text.tokens) - len(text.top_tokens)
-                ended = text.tokens[-1] in stop_tokens or is_long(len(text.tokens), begun)
-                if ended or written >= tokens:
-                    running.remove(text)
-                    engine.release(text.sequence)
-                    done.append(text)
-    finally:
-        for text in running:
-            engine.release(text.sequence)
-    return _joined(done)
+class _Writer:
+    """Writes texts, several at once."""
 
+    def __init__(
+        self,
+        engine: Engine,
+        stop_tokens: frozenset[int],
+        temperature: float,
+        seed: int,
+        progress: Callable[[int], None],
+        hidden: bool = False,
+    ) -> None:
+        if not 0 < temperature < np.inf:
+            raise RequestError(f"the temperature is {temperature}, expected more than 0")
+        self._engine, self._stop_tokens, self._temperature = engine, stop_tokens, temperature
+        self._seed, self._progress, self._hidden = seed, progress, hidden
 
-def _write(engine: Engine, texts: list[_SelfText], temperature: float, seed: int) -> None:
-    """Write one more token of each text."""
-    logits = engine.forward([(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts])
-    top_tokens, top_probs = _native.top_k(logits, min(_TOP, logits.shape[1]))
-    for i, text in enumerate(texts):
-        engine.commit(text.sequence, [0])
-        text.top_tokens.append(top_tokens[i].copy())
-        text.top_probs.append(top_probs[i].copy())
-        request = Request(
-            prompt=(text.tokens[0],),
-            max_new_tokens=1,
-            temperature=temperature,
-            seed=seed * _STREAMS + i,
-            controls=(Temperature(temperature),),
+    def answer(self, tokens: int, prompts: Iterable[list[int]], longest: int) -> list[_SelfText]:
+        """Answer prompts; see `self_answers`."""
+        context = self._engine.config.context
+
+        def is_long(text: int, start: int) -> bool:
+            return text - start >= longest or text >= context
+
+        return self.write(tokens, _fitting(prompts, context), is_long)
+
+    def write(
+        self, tokens: int, starts: Iterator[list[int]], is_long: Callable[[int, int], bool]
+    ) -> list[_SelfText]:
+        """Write texts behind `starts`; `is_long` tells by its and its start's length to cut one."""
+        if tokens < 1:
+            raise RequestError(f"tokens is {tokens}, expected 1 or more")
+        done: list[_SelfText] = []
+        running: list[_SelfText] = []
+        opened = written = 0
+        try:
+            while written < tokens:
+                while len(running) < _STREAMS:
+                    start = next(starts)
+                    sequence = self._engine.start(np.array(start[:-1], np.int32))
+                    # Predictions within the start are not kept: the text begins at its root.
+                    running.append(_SelfText(sequence, list(start)))
+                    opened += 1
+                self._write_token(running, self._seed + opened)
+                written += len(running)
+                self._progress(len(running))
+                for text in list(running):
+                    begun = len(text.tokens) - len(text.top_tokens)
+                    ended = text.tokens[-1] in self._stop_tokens
+                    if ended or is_long(len(text.tokens), begun) or written >= tokens:
+                        running.remove(text)
+                        self._engine.release(text.sequence)
+                        done.append(text)
+        finally:
+            for text in running:
+                self._engine.release(text.sequence)
+        return done
+
+    def _write_token(self, texts: list[_SelfText], seed: int) -> None:
+        """Write one more token of each text."""
+        engine = self._engine
+        logits = engine.forward(
+            [(text.sequence, TokenTree.root(text.tokens[-1])) for text in texts]
         )
-        text.tokens.append(draw(logits[i], text.tokens, request)[0])
+        if self._hidden:
+            limit = np.finfo(np.float16).max
+            for text, row in zip(texts, engine.hidden(), strict=True):
+                text.hidden.append(row.clip(-limit, limit).astype(np.float16))
+        top_tokens, top_probs = _native.top_k(logits, min(_TOP, logits.shape[1]))
+        for i, text in enumerate(texts):
+            engine.commit(text.sequence, [0])
+            text.top_tokens.append(top_tokens[i].copy())
+            text.top_probs.append(top_probs[i].copy())
+            request = Request(
+                prompt=(text.tokens[0],),
+                max_new_tokens=1,
+                temperature=self._temperature,
+                seed=seed * _STREAMS + i,
+                controls=(Temperature(self._temperature),),
+            )
+            text.tokens.append(draw(logits[i], text.tokens, request)[0])
 
 
 def _joined(texts: list[_SelfText]) -> Trace:

@@ -12,6 +12,7 @@ from paceline.core import Floats, Request, State, Tokens, TokenTree
 from paceline.drafters.base import Drafter, DraftMethod, ModelBacked
 from paceline.drafters.draft_model import stop_rules
 from paceline.drafters.draft_model.calibration import Calibration
+from paceline.drafters.draft_model.frequent_tokens import FrequentTokens
 from paceline.drafters.draft_model.tree_growth import (
     GrownTree,
     GrowthLimits,
@@ -69,10 +70,22 @@ class ModelDrafter(ModelBacked):
         method: the settings.
         vocab_size: of the target.
         shared: draft and target share a vocabulary.
+        frequent: the tokens that may be proposed; None for all.
+
+    Attributes:
+        ids: int32, tokens that the columns of `run` belong to; None: the first V.
     """
 
-    def __init__(self, method: DraftSettings, vocab_size: int, shared: bool = True) -> None:
-        self._method = method
+    ids: Tokens | None = None
+
+    def __init__(
+        self,
+        method: DraftSettings,
+        vocab_size: int,
+        shared: bool = True,
+        frequent: FrequentTokens | None = None,
+    ) -> None:
+        self._method, self._frequent = method, frequent
         self._vocab_size = vocab_size
         self._calibration = Calibration(method.rate, vocab_size, shared)
         self._stop = stop_rules.stop_rule(method.stop, method.threshold)
@@ -80,8 +93,6 @@ class ModelDrafter(ModelBacked):
         self._last: GrownTree | None = None
         self._length = 0  # of the last proposal's context
         self.has_draft_probs = shared
-
-    ids: Tokens | None = None  # tokens that the columns of `run` belong to; None: the first V
 
     @abstractmethod
     def room(self, context: Tokens) -> int:
@@ -95,16 +106,25 @@ class ModelDrafter(ModelBacked):
         """Return a drafter that runs the same model on a text of its own; see `Drafter`."""
         other = copy(self)
         other._calibration, other._stop = self._calibration.fork(), copy(self._stop)
+        other._frequent = copy(self._frequent)
         return other
 
     def begin(self, request: Request) -> None:
         """See `Drafter`."""
         self._request, self._last = request, None
         self._calibration.begin(request)
+        if self._frequent is not None:
+            self._frequent.begin(np.array(request.prompt, np.int32))
 
     def propose(self, context: Tokens, budget: int, min_path_prob: float = 0.0) -> TokenTree:
         """See `Drafter`."""
+        self.count(context)
         return self.grow(context, budget)
+
+    def count(self, context: Tokens) -> None:
+        """Count the new tokens of the target's text, and choose `ids` by them."""
+        if self._frequent is not None:
+            self.ids = self._frequent.follow(context)
 
     def grow(self, context: Tokens, budget: int) -> TokenTree:
         """Learn from what was accepted of the last tree, and grow the next one."""
@@ -150,7 +170,8 @@ class ModelDrafter(ModelBacked):
 
     def state(self) -> State:
         """See `Drafter`."""
-        return self._calibration.state() | self._stop.state()
+        frequent = self._frequent.state() if self._frequent else {}
+        return self._calibration.state() | self._stop.state() | frequent
 
     def load(self, state: State) -> None:
         """See `Drafter`."""
@@ -158,12 +179,16 @@ class ModelDrafter(ModelBacked):
             raise MethodError(f"this state is not of {self.origins[0]} with this stop; reset it")
         self._calibration.load(state)
         self._stop.load(state)
+        if self._frequent is not None:
+            self._frequent.load(state)
 
     def reset(self) -> None:
         """See `Drafter`."""
         self._calibration.reset()
         self._stop.reset()
         self._last = None
+        if self._frequent is not None:
+            self._frequent.reset()
 
     @property
     def _samples(self) -> bool:

@@ -12,29 +12,38 @@ from paceline.models.trace import Trace
 _EVERY = 64  # new tokens after which the list is renewed: each new list costs a copy of its rows
 
 
+def generated_counts(trace: Trace | None, vocab_size: int) -> NDArray[np.float64] | None:
+    """Return how often a trace has each token, and its probabilities added, float64 [V]."""
+    if trace is None:
+        return None
+    counts: NDArray[np.float64] = np.zeros(vocab_size)
+    counts += np.bincount(trace.tokens, minlength=vocab_size)[:vocab_size]
+    tops, probs = trace.top_tokens.ravel(), trace.top_probs.ravel()
+    counts += np.bincount(tops, probs, minlength=vocab_size)[:vocab_size]
+    return counts
+
+
 class FrequentTokens:
     """The most frequent tokens so far; of equally frequent ones those with the lower ids.
 
     Tokenizers built by merging give frequent tokens low ids, so that the lowest ids are a start. A
     trace of the model (`paceline warm`) is a better one: each token counts by how often it was
-    generated, plus the sum of the probabilities that it had.
+    generated, plus the sum of the probabilities that it had (`generated_counts`).
 
     Args:
         size: number of tokens in the list.
         vocab_size: every token is below it.
-        trace: of the draft model, or of the target.
+        start: how often each token occurred before, float64 [V]; None: never.
 
     Attributes:
         tokens: the list, int32, increasing.
     """
 
-    def __init__(self, size: int, vocab_size: int, trace: Trace | None = None) -> None:
+    def __init__(
+        self, size: int, vocab_size: int, start: NDArray[np.float64] | None = None
+    ) -> None:
         self._size, self._vocab_size = size, vocab_size
-        self._start: NDArray[np.float64] = np.zeros(vocab_size)
-        if trace is not None:
-            self._start += np.bincount(trace.tokens, minlength=vocab_size)[:vocab_size]
-            tops, probs = trace.top_tokens.ravel(), trace.top_probs.ravel()
-            self._start += np.bincount(tops, probs, minlength=vocab_size)[:vocab_size]
+        self._start = np.zeros(vocab_size) if start is None else start
         self.reset()
 
     def begin(self, prompt: Tokens) -> None:

@@ -4,14 +4,14 @@ A head predicts tokens after the next one from what the target computed anyway. 
 `shapes` and `logits`; the base class gives the loss, reads and writes the files, and
 `drafters/head.py` grows trees with any head.
 
-Axes: N states or paths, D hidden size, L tokens of a path, V vocabulary.
+Axes: N states or paths, D hidden size, L tokens of a path, V vocabulary, U columns of logits.
 """
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from paceline.abilities import Ability
+from paceline.core import Tokens
 from paceline.errors import ModelError
 from paceline.models.fields import read_json
 from paceline.models.formats.safetensors import read_file
@@ -28,6 +29,8 @@ from paceline.registry import Method, check_range, heads
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from paceline.models import Model
 
     Parameters = Mapping[str, Tensor]
 
@@ -42,7 +45,8 @@ class HeadTarget:
         hidden_size: D.
         vocab_size: V.
         embedding: float32 [V, D], the model's token embeddings; not trained.
-        unembedding: float32 [V, D], the model's output head; not trained.
+        unembedding: float32 [U, D], rows of the model's output head, one for each column of
+            logits: all V tokens, or some of them; not trained.
     """
 
     hidden_size: int
@@ -59,10 +63,30 @@ class HeadBatch:
         hidden: float32 [N, D], the target's hidden states after the last norm.
         tokens: int64 [N, L + 1], the tokens that follow each: the first is the target's own next
             token, which a head is given; it predicts the others.
+        columns: int64 [N, L, K], columns of the logits of the target's K likeliest tokens for each
+            predicted one; None where the predicted tokens themselves are what is right.
+        probs: float32 [N, L, K], the target's probabilities of these; None likewise.
     """
 
     hidden: Tensor
     tokens: Tensor
+    columns: Tensor | None = None
+    probs: Tensor | None = None
+
+    def cross_entropy(self, logits: Tensor, length: int) -> Tensor:
+        """Return the mean cross entropy in nats of the tokens behind paths of a length, a scalar.
+
+        Args:
+            logits: [N, U].
+            length: of the paths, from 1 on.
+        """
+        from torch.nn import functional as F
+
+        if self.columns is None or self.probs is None:
+            return F.cross_entropy(logits, self.tokens[:, length])
+        found = logits.log_softmax(-1).gather(1, self.columns[:, length - 1])
+        probs = self.probs[:, length - 1]
+        return -(found * (probs / probs.sum(-1, keepdim=True))).sum(-1).mean()
 
 
 @dataclass(frozen=True)
@@ -84,11 +108,22 @@ class Head(Method, ABC):
     def shapes(self, target: HeadTarget) -> dict[str, tuple[int, ...]]:
         """Return the shape of each trained tensor by name."""
 
+    def initial(self, target: HeadTarget, seed: int) -> dict[str, Tensor]:
+        """Return parameters to train from; here all 0, as a residual block that adds nothing.
+
+        Args:
+            target: the model.
+            seed: of random ones.
+        """
+        import torch
+
+        return {name: torch.zeros(shape) for name, shape in self.shapes(target).items()}
+
     @abstractmethod
     def logits(
         self, parameters: Parameters, target: HeadTarget, hidden: Tensor, path: Tensor
     ) -> Tensor:
-        """Return the logits [N, V] of the token that follows a path; differentiable.
+        """Return the logits [N, U] of the token that follows a path; differentiable.
 
         Args:
             parameters: tensors of the shapes that `shapes` gave.
@@ -100,13 +135,10 @@ class Head(Method, ABC):
 
     def loss(self, parameters: Parameters, target: HeadTarget, batch: HeadBatch) -> Tensor:
         """Return the mean cross entropy in nats over all predicted tokens of a batch, a scalar."""
-        from torch.nn import functional as F
-
         depth = batch.tokens.shape[1] - 1
         losses = [
-            F.cross_entropy(
-                self.logits(parameters, target, batch.hidden, batch.tokens[:, :length]),
-                batch.tokens[:, length],
+            batch.cross_entropy(
+                self.logits(parameters, target, batch.hidden, batch.tokens[:, :length]), length
             )
             for length in range(1, depth + 1)
         ]
@@ -117,8 +149,33 @@ class Head(Method, ABC):
         return f"{self.name}:" + ",".join(f"{f.name}={getattr(self, f.name)}" for f in fields(self))
 
 
+def embed_path(target: HeadTarget, path: Tensor) -> Tensor:
+    """Return the embeddings of paths [N, L], each with a root mean square of 1, [N, L, D]."""
+    from torch.nn import functional as F
+
+    return F.rms_norm(target.embedding[path], (target.hidden_size,))
+
+
+def head_target(model: Model) -> HeadTarget:
+    """Return a model as its heads see it."""
+    import torch
+
+    def tensor(name: str) -> Tensor:
+        return torch.tensor(np.asarray(model.weights[name], np.float32))
+
+    config, embedding = model.config, tensor("embed")
+    unembedding = embedding if config.tied else tensor("head")
+    return HeadTarget(config.hidden_size, config.vocab_size, embedding, unembedding)
+
+
 def save_head(
-    folder: Path, head: Head, parameters: Parameters, target: HeadTarget, fingerprint: str
+    folder: Path,
+    head: Head,
+    parameters: Parameters,
+    target: HeadTarget,
+    fingerprint: str,
+    card: Mapping[str, float] | None = None,
+    frequent: Sequence[int] = (),
 ) -> None:
     """Write a trained head: `head.json` and `head.safetensors`.
 
@@ -128,6 +185,8 @@ def save_head(
         parameters: its tensors.
         target: the model that it was trained for.
         fingerprint: of that model's weights, see `Model.fingerprint`.
+        card: what is known of its training, by name.
+        frequent: tokens that occurred in the text that it was trained on, most frequent first.
 
     Raises:
         ModelError: it cannot be written.
@@ -140,10 +199,27 @@ def save_head(
     pending = {name: Pending(a.shape, partial(np.asarray, a)) for name, a in arrays.items()}
     write_safetensors(folder / TENSORS, pending)
     sizes = {"hidden_size": target.hidden_size, "vocab_size": target.vocab_size}
-    write_json(folder / CONFIG, {"head": head.spec(), "model": fingerprint, **sizes})
+    about = {"head": head.spec(), "model": fingerprint, **sizes, "card": dict(card or {})}
+    write_json(folder / CONFIG, about | {"frequent": [int(token) for token in frequent]})
 
 
-def load_head(folder: Path, target: HeadTarget) -> tuple[Head, Parameters]:
+@dataclass(frozen=True, slots=True)
+class LoadedHead:
+    """A trained head.
+
+    Attributes:
+        head: its settings.
+        parameters: its tensors.
+        frequent: int32, tokens that occurred in the text that it was trained on, most frequent
+            first; empty where that is not known.
+    """
+
+    head: Head
+    parameters: Parameters
+    frequent: Tokens
+
+
+def load_head(folder: Path, target: HeadTarget) -> LoadedHead:
     """Read a head that was trained for `target`.
 
     Raises:
@@ -174,4 +250,16 @@ def load_head(folder: Path, target: HeadTarget) -> tuple[Head, Parameters]:
     }
     if any(not tensor.isfinite().all() for tensor in parameters.values()):
         raise ModelError(f"{folder / TENSORS} holds values that are not finite; train it anew")
-    return head, parameters
+    return LoadedHead(head, parameters, _frequent(folder, config.get("frequent", []), target))
+
+
+def _frequent(folder: Path, tokens: object, target: HeadTarget) -> Tokens:
+    known = isinstance(tokens, list) and all(
+        type(token) is int and 0 <= token < target.vocab_size for token in tokens
+    )
+    if not isinstance(tokens, list) or not known or len(set(tokens)) != len(tokens):
+        raise ModelError(
+            f"{folder / CONFIG} has a list `frequent` that does not hold different tokens of the "
+            "model; train the head anew"
+        )
+    return np.array(tokens, np.int32)

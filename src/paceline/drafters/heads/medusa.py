@@ -50,7 +50,7 @@ class Medusa(Head):
     def logits(
         self, parameters: Parameters, target: HeadTarget, hidden: Tensor, path: Tensor
     ) -> Tensor:
-        """Return the logits [N, V] of the head of the path's length."""
+        """Return the logits [N, U] of the head of the path's length."""
         from torch.nn import functional as F
 
         k = path.shape[1]
