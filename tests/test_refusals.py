@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from paceline import LM
@@ -11,8 +12,11 @@ from paceline.compatibility import RULES
 from paceline.core import Request
 from paceline.decoding.strategies.base import Task
 from paceline.decoding.strategies.beam import Beam
+from paceline.engines.reference import ReferenceEngine
 from paceline.errors import CombinationError
 from paceline.kvcache.sliding_window import SlidingWindow
+from paceline.models import load
+from paceline.models.tensors import Dense, LowRank
 from paceline.serving.api.choices import plan_choices
 from paceline.serving.api.completions import completions
 from paceline.serving.api.ollama_schemas import OllamaGenerateBody
@@ -62,6 +66,17 @@ def command(*words, prompts=None):
     done = Result(CliRunner().invoke(app, list(map(str, words))))
     assert done.code == 2
     raise CombinationError(done.err)
+
+
+def latents_in_groups():
+    config = load(shared("models", SMALL)).config
+    heads = config.layers[0].kv_heads * config.layers[0].head_dim
+    right = Dense(np.ones((4, config.hidden_size), np.float32))
+    factors = LowRank(Dense(np.ones((heads, 4), np.float32)), right)
+    weights = {f"layers.0.{name}": factors for name in "kv"}
+    engine = object.__new__(ReferenceEngine)
+    engine.config, engine._kv_bits, engine.kv_format = config, 4, "int4"
+    engine._take_latents(weights)
 
 
 def model_drafter():
@@ -149,6 +164,12 @@ TRIGGERS = {
     "native-device": lambda: lm(engine="native", device="cpu"),
     "native-pattern": lambda: lm(engine="native", attention="lm_infinite"),
     "reference-threads": lambda: lm(engine="reference", threads=2),
+    "kv-policy-grouped-kv": lambda: lm(kv_format="int4").generate("a", kv_policy="tova"),
+    "position-drafter-grouped-kv": lambda: lm(kv_format="int3", drafter="sparse_kv").generate("a"),
+    "pattern-grouped-kv": lambda: lm(
+        engine="reference", kv_format="int4", attention="lm_infinite"
+    ),
+    "latents-grouped-kv": latents_in_groups,
     "reference-kv-format": lambda: lm(engine="reference", kv_format="int8"),
     "static-threads": lambda: lm(engine="static", threads=2),
     "static-pattern": lambda: lm(engine="static", attention="lm_infinite"),

@@ -18,7 +18,7 @@ def opened(folder=None, **options):
     return LM(shared("models", "stories260K"), prefix_cache_dir=folder, **options)
 
 
-@pytest.mark.parametrize("kv_format", ["fp32", "int8"])
+@pytest.mark.parametrize("kv_format", ["fp32", "int8", "int4"])
 @pytest.mark.parametrize("drafter", ["plain", "lookup", "blend"])
 def test_a_second_process_answers_alike_without_reading_the_prompt(tmp_path, kv_format, drafter):
     options = {"kv_format": kv_format, "drafter": drafter}

@@ -25,7 +25,7 @@ namespace {
 
 constexpr size_t kMaxThreads = 1024;
 
-constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8"};
+constexpr const char* kCacheFormats[] = {"fp32", "fp16", "int8", "int4", "int3"};
 
 template <class Kind, size_t N>
 Kind kind_of(const char* what, const std::string& name, const char* const (&names)[N]) {
@@ -42,14 +42,22 @@ size_t threads_of(int64_t threads) {
         in_range<int64_t>("threads", threads, 1, static_cast<int64_t>(kMaxThreads)));
 }
 
+CacheChoice cache_of(const Kernels& kernels, const std::string& format) {
+    const auto kind = kind_of<size_t>("kv format", format, kCacheFormats);
+    if (kind < static_cast<size_t>(CacheFormat::count)) return {kernels.caches[kind]};
+    const PackedKernels& packed = packed_kernels(kernels, format == "int4" ? 4 : 3);
+    return {&packed.cache, &packed};
+}
+
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storage,
                                     const std::string& head, const std::string& kv_format,
                                     const std::string& isa, int64_t threads) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
-    return std::make_shared<Engine>(std::move(shape), choose(isa), storage, head,
-                                    kind_of<CacheFormat>("kv format", kv_format, kCacheFormats),
-                                    threads_of(threads), std::move(ropes));
+    const Kernels& kernels = choose(isa);
+    return std::make_shared<Engine>(std::move(shape), kernels, storage, head,
+                                    cache_of(kernels, kv_format), threads_of(threads),
+                                    std::move(ropes));
 }
 
 // An array [rows, columns] of floats in a shared buffer.
@@ -165,7 +173,7 @@ std::vector<uintptr_t> pages_of(Sequence& sequence) {
     std::vector<uintptr_t> pages;
     locked(*sequence.engine, [&] {
         if (!sequence.cache) return;
-        for (const Page* page : sequence.cache->pages())
+        for (const Page* page : sequence.cache->all_pages())
             pages.push_back(reinterpret_cast<uintptr_t>(page));
     });
     return pages;
@@ -236,6 +244,24 @@ arrays::Array2<uint8_t> read_blocks(Sequence& sequence, int64_t index) {
                             cache.data()[block] + cache.offset(layer, head), size);
     });
     return arrays::owned(std::move(bytes), heads * blocks, size);
+}
+
+// The rows of a layer as its kernels see them, in a cache in groups: keys of all heads, then values.
+arrays::Array2<float> read_rows(Sequence& sequence, int64_t index) {
+    const size_t layer = layer_of(sequence, index);
+    const LayerShape& shape = sequence.engine->model.shape.layers[layer];
+    size_t rows = 0;
+    std::unique_ptr<float[]> values;
+    locked(sequence, [&](KVCache& cache) {
+        if (!cache.grouped()) refuse("this cache has blocks, which `read_blocks` gives");
+        rows = shape.kv_heads * cache.held(layer);
+        values = std::make_unique<float[]>(2 * rows * shape.head_dim);
+        float* to = values.get();
+        for (size_t head = 0; head < shape.kv_heads; ++head)
+            for (size_t row = 0; row < cache.held(layer); ++row, to += shape.head_dim)
+                cache.read_row(layer, head, row, to, to + rows * shape.head_dim);
+    });
+    return arrays::owned(std::move(values), 2 * rows, shape.head_dim);
 }
 
 void track_queries(Sequence& sequence, int64_t window) {
@@ -335,6 +361,15 @@ void bind_sequence(nb::module_& m) {
         .def("read_blocks", &read_blocks, nb::arg("layer"),
              nb::sig("def read_blocks(self, layer: int) -> NDArray[np.uint8]"),
              "Return a copy of the blocks of a layer's rows, [heads * blocks, bytes].")
+        .def("read_rows", &read_rows, nb::arg("layer"),
+             nb::sig("def read_rows(self, layer: int) -> Floats"),
+             "Return a layer's keys and values in a cache in groups, [2 * heads * rows, dim].")
+        .def(
+            "cut_point",
+            [](Sequence& s, size_t length) {
+                return locked(s, [&](KVCache& cache) { return cache.cut_point(length); });
+            },
+            nb::arg("length"), "Return the largest length up to `length` that `truncate` takes.")
         .def("evict", &evict, nb::arg("kept"),
              nb::sig("def evict(self, kept: list[Tokens]) -> None"),
              "Drop all rows but those of these indices, [heads, kept] for each layer.")

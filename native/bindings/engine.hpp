@@ -25,9 +25,9 @@ using Logits = arrays::Array2<float>;
 // interpreter's lock.
 struct Engine {
     Engine(Shape shape, const Kernels& kernels, const std::string& format, const std::string& head,
-           CacheFormat cache_format, size_t threads, std::vector<nanobind::object> ropes)
+           CacheChoice cache, size_t threads, std::vector<nanobind::object> ropes)
         : model(std::move(shape), kernels, find_format(kernels, format), find_format(kernels, head),
-                cache_format, threads),
+                cache, threads),
           ropes(std::move(ropes)) {}
 
     Model model;

@@ -11,9 +11,13 @@ namespace {
 
 size_t pages_for(size_t positions) { return (positions + kCacheBlock - 1) / kCacheBlock; }
 
+// Pages of rows that are not rounded, of a sequence of `length` positions.
+size_t pages_in_group(size_t length) { return (length % kCacheGroup + kPanel - 1) / kPanel; }
+
 }  // namespace
 
-PageLayout::PageLayout(const Shape& shape, const CacheKernels& given) : kernels(&given) {
+PageLayout::PageLayout(const Shape& shape, const CacheKernels& given, const PackedKernels* groups)
+    : kernels(&given), packed(groups) {
     for (const LayerShape& layer : shape.layers) {
         const size_t block = given.block_bytes(layer.head_dim);
         layers.push_back({layer.kv_heads, layer.head_dim, block, bytes});
@@ -31,17 +35,20 @@ size_t KVCache::row_count() const {
 // Nodes are written from the page on where the layer with fewest rows ends.
 std::vector<Page*> KVCache::copied_first() const {
     std::vector<Page*> shared;
-    size_t fewest = length_;
+    size_t fewest = grouped() ? open_from() : length_;
     for (size_t layer = 0; layer < positions_.size(); ++layer)
         fewest = std::min(fewest, held(layer));
     for (size_t page = fewest / kCacheBlock; page < pages_for(row_count()); ++page)
         if (memory_->holders(pages_[page]) > 1) shared.push_back(pages_[page]);
+    for (size_t page = (length_ - open_from()) / kPanel; grouped() && page < open_.size(); ++page)
+        if (memory_->holders(open_[page]) > 1) shared.push_back(open_[page]);
     return shared;
 }
 
 size_t KVCache::missing(size_t nodes) const {
     const size_t wanted = pages_for(row_count() + nodes);
-    return wanted > pages_.size() ? wanted - pages_.size() : 0;
+    const size_t more = wanted > pages_.size() ? wanted - pages_.size() : 0;
+    return grouped() ? more + open_wanted(nodes) + spare_wanted(nodes) : more;
 }
 
 void KVCache::prepare(size_t nodes) {
@@ -49,9 +56,16 @@ void KVCache::prepare(size_t nodes) {
     for (Page* shared : copied_first()) {
         Page* own = memory_->take();
         std::memcpy(own->data, shared->data, layout_->bytes);
-        replace(static_cast<size_t>(std::ranges::find(pages_, shared) - pages_.begin()), own);
+        const auto found = std::ranges::find(open_, shared);
+        if (found == open_.end()) {
+            replace(static_cast<size_t>(std::ranges::find(pages_, shared) - pages_.begin()), own);
+        } else {
+            memory_->drop(*found);
+            *found = own;
+        }
     }
-    for (size_t more = missing(nodes); more > 0; --more) add(memory_->take());
+    while (pages_.size() < pages_for(row_count() + nodes)) add(memory_->take());
+    if (grouped()) prepare_open(nodes);
 }
 
 void KVCache::add(Page* page) {
@@ -76,6 +90,12 @@ KVCache KVCache::fork() const {
     other.length_ = length_;
     other.positions_ = positions_;
     other.evicted_at_ = evicted_at_;
+    for (size_t i = 0; i < pages_in_group(length_); ++i) {
+        if (!grouped()) break;
+        memory_->hold(open_[i]);
+        other.open_.push_back(open_[i]);
+    }
+    if (grouped()) other.show_open();
     other.mass_ = mass_;
     other.queries_.resize(queries_.size());
     other.query_window_ = query_window_;
@@ -115,6 +135,10 @@ void KVCache::commit(const int32_t* path, size_t count) {
             throw std::invalid_argument("node " + std::to_string(path[i]) + " at place " +
                                         std::to_string(i) + " does not continue the path");
     }
+    if (grouped()) {
+        commit_groups(path, count);
+        return;
+    }
     for (size_t i = 0; i < count; ++i)
         if (static_cast<size_t>(path[i]) != i) move(static_cast<size_t>(path[i]), i);
     for (auto& layer : positions_)
@@ -140,6 +164,15 @@ void KVCache::truncate(size_t length) {
         throw std::invalid_argument("the attention of later positions was summed");
     if (length && length < length_ && query_window_)
         throw std::invalid_argument("queries of earlier positions were dropped");
+    if (cut_point(length) < length)
+        throw std::invalid_argument("positions before " + std::to_string(open_from()) +
+                                    " were rounded in groups of " + std::to_string(kCacheGroup));
+    if (grouped()) {
+        drop_spare();
+        if (length < open_from()) close_open();
+        for (; open_.size() > pages_in_group(length); open_.pop_back()) memory_->drop(open_.back());
+        show_open();
+    }
     if (!length) {
         positions_.clear();
         evicted_at_ = 0;
@@ -187,6 +220,7 @@ void KVCache::gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) c
 }
 
 void KVCache::evict(std::span<const KeptRows> kept) {
+    check_ungrouped();
     size_t most = 0;
     for (const KeptRows& rows : kept) most = std::max(most, rows.count);
     std::vector<size_t> changed, copied;
@@ -251,6 +285,8 @@ void KVCache::append_page(const uint8_t* from) {
                                     " positions, expected a multiple of " +
                                     std::to_string(kCacheBlock));
     parents_.clear();
+    close_open();
+    drop_spare();
     keep(length_ / kCacheBlock);
     Page* page = memory_->take();
     std::memcpy(page->data, from, layout_->bytes);
@@ -259,6 +295,7 @@ void KVCache::append_page(const uint8_t* from) {
 }
 
 void KVCache::track_attention() {
+    check_ungrouped();
     if (length_)
         throw std::invalid_argument("attention can only be summed from the first position on");
     mass_.clear();

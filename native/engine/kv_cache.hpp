@@ -4,6 +4,9 @@
 // every committed position has one until `evict` drops some. Nodes that are not committed yet lie
 // behind the committed rows of their layer, in the order of their tree. Forks share pages; a page
 // that others hold, too, is copied before it is written.
+//
+// A cache in groups rounds 32 positions together once they are committed. The rows of the open
+// group lie in up to two pages more, sixteen to a page; those of nodes in a buffer, until `commit`.
 #pragma once
 
 #include <cstdint>
@@ -12,14 +15,16 @@
 
 #include "engine/page_pool.hpp"
 #include "engine/shape.hpp"
+#include "kernels/packed.hpp"
 
 namespace paceline {
 
 // Where the layers lie in a page.
 struct PageLayout {
-    PageLayout(const Shape& shape, const CacheKernels& kernels);
+    PageLayout(const Shape& shape, const CacheKernels& kernels, const PackedKernels* packed);
 
     const CacheKernels* kernels;
+    const PackedKernels* packed;  // of a cache in groups, or null
     struct Layer {
         size_t heads, dim, block, offset;  // bytes of one head's block, and of the layers before
     };
@@ -37,7 +42,7 @@ class KVCache {
 public:
     KVCache(const PageLayout& layout, PagePool& memory) : layout_(&layout), memory_(&memory) {}
     KVCache(KVCache&&) = default;
-    ~KVCache() { keep(0); }
+    ~KVCache() { keep(0), close_open(), drop_spare(); }
 
     // Positions committed so far, evicted ones too.
     size_t length() const { return length_; }
@@ -54,8 +59,30 @@ public:
         if (positions_.empty()) return nullptr;
         return positions_[layer][head].empty() ? &kNone : positions_[layer][head].data();
     }
-    size_t bytes() const { return pages_.size() * layout_->bytes; }
-    const std::vector<Page*>& pages() const { return pages_; }
+    size_t bytes() const { return all_pages().size() * layout_->bytes; }
+    // Those of the open group first.
+    std::vector<Page*> all_pages() const;
+
+    // Whether positions are rounded in groups of kCacheGroup.
+    bool grouped() const { return layout_->packed; }
+    // Where the open group begins: positions before it are rounded.
+    size_t open_from() const { return length_ / kCacheGroup * kCacheGroup; }
+    // The largest length, at most `length`, that `truncate` can cut to. Rows that were rounded do
+    // not come back.
+    size_t cut_point(size_t length) const {
+        return !grouped() || length >= open_from() ? length : length / kCacheGroup * kCacheGroup;
+    }
+    // Pages of the rows that are not rounded: two of the open group, then those of nodes.
+    const uint8_t* const* open() const { return grouped() ? open_data_.data() : nullptr; }
+    // Rounds a group of 32 rows of `open`, for one head, into a block.
+    void close(size_t layer, size_t head, const int32_t* slots, uint8_t* block, size_t half) const {
+        layout_->packed->close({open_data_.data(), offset(layer, head), slots, block, half},
+                                        layout_->layers[layer].dim);
+    }
+    // Rounds the group of a chain that begins at `position`, where it will lie.
+    void close_chain(size_t layer, size_t head, size_t position) const;
+    // One committed row, as the kernels see it.
+    void read_row(size_t layer, size_t head, size_t row, float* key, float* value) const;
 
     // Pages that `nodes` behind the committed positions want besides those that are there.
     size_t missing(size_t nodes) const;
@@ -71,10 +98,10 @@ public:
     // Keeps the nodes of `path`, root first. Throws std::invalid_argument if it is not a path.
     void commit(const int32_t* path, size_t count);
     // Throws std::invalid_argument if `length` is more than there is, or lies before the last
-    // eviction, or attention is tracked; 0 is always possible.
+    // eviction, or attention is tracked, or is no cut point; 0 is always possible.
     void truncate(size_t length);
     // Drops all rows but these, of each layer, which must be valid indices. Forgets the nodes.
-    // Throws MemoryFull or std::bad_alloc; then nothing has been done.
+    // Throws MemoryFull or std::bad_alloc; then nothing has been done. Refused in groups.
     void evict(std::span<const KeptRows> kept);
     // Shares every page; takes none.
     KVCache fork() const;
@@ -111,9 +138,13 @@ public:
     size_t offset(size_t layer, size_t head) const {
         return layout_->layers[layer].offset + head * block_bytes(layer);
     }
-    void put(size_t layer, size_t head, size_t position, const float* key, const float* value) {
-        layout_->kernels->put(block(layer, head, position), position % kCacheBlock,
-                              layout_->layers[layer].dim, key, value);
+    // The row of a node, behind the committed ones.
+    void put(size_t layer, size_t head, size_t node, const float* key, const float* value) {
+        const size_t row = held(layer) + node, dim = layout_->layers[layer].dim;
+        if (grouped())
+            return layout_->kernels->put(open_row(layer, head, kCacheGroup + node), node % kPanel,
+                                         dim, key, value);
+        layout_->kernels->put(block(layer, head, row), row % kCacheBlock, dim, key, value);
     }
     // Copies `count` positions of one panel to places of one panel, from `to` on, of another block.
     void copy(size_t layer, size_t head, size_t position, uint8_t* block, size_t to,
@@ -132,6 +163,17 @@ private:
     };
 
     void check_whole() const;
+    void check_ungrouped() const;
+    size_t open_wanted(size_t nodes) const;
+    size_t spare_wanted(size_t nodes) const;
+    void prepare_open(size_t nodes);
+    void commit_groups(const int32_t* path, size_t count);
+    void show_open();
+    void close_open();
+    void drop_spare();
+    uint8_t* open_row(size_t layer, size_t head, size_t slot) const {
+        return const_cast<uint8_t*>(open_data_[slot / kPanel]) + offset(layer, head);
+    }
     void add(Page* page);
     void keep(size_t pages);
     void replace(size_t page, Page* by);
@@ -143,6 +185,9 @@ private:
     PagePool* memory_;
     std::vector<Page*> pages_;
     std::vector<const uint8_t*> data_;  // of the pages
+    std::vector<Page*> open_, spare_;   // rows of the open group, and room for those of the next
+    std::vector<const uint8_t*> open_data_;  // see `open`
+    Buffer nodes_;                           // rows of nodes of a cache in groups
     std::vector<int32_t> parents_;  // of the last tree; empty when there is nothing to commit
     bool viewed_ = false;           // that tree saw a part of the model only
     size_t length_ = 0;

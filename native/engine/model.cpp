@@ -6,11 +6,12 @@
 namespace paceline {
 
 Model::Model(Shape given, const Kernels& kernels, const FormatKernels& format,
-             const FormatKernels& head, CacheFormat cache_format, size_t threads)
+             const FormatKernels& head, CacheChoice cache, size_t threads)
     : shape(std::move(given)),
       kernels(kernels),
-      cache_kernels(*kernels.caches[static_cast<size_t>(cache_format)]),
-      layout(shape, cache_kernels),
+      cache_kernels(*cache.kernels),
+      packed(cache.packed),
+      layout(shape, cache_kernels, packed),
       memory(layout.bytes),
       weights(shape, format, head),
       ropes(shape.ropes),

@@ -61,17 +61,24 @@ struct Workspace {
     Buffer wide;      // [n][intermediate]
     Buffer arranged;  // the input of a product, as its kernel wants it
     Buffer seen;      // the rows that a view sees, in blocks as in a cache
+    Buffer closed;    // blocks that paths of a tree fill, of a cache in groups
     Buffer states;    // of the spans of attention
     Buffer screened;  // the input of the coarse head
     Buffer found;     // tokens that may win a draw
     std::vector<Buffer> scratch;  // one for each thread
 };
 
+// How keys and values are kept; `packed` where they are rounded in groups.
+struct CacheChoice {
+    const CacheKernels* kernels;
+    const PackedKernels* packed = nullptr;
+};
+
 class Model {
 public:
     // `head` is the format of the embedding and of the head.
     Model(Shape shape, const Kernels& kernels, const FormatKernels& format,
-          const FormatKernels& head, CacheFormat cache_format, size_t threads);
+          const FormatKernels& head, CacheChoice cache, size_t threads);
 
     // Bytes that one position takes in the cache.
     double position_bytes() const {
@@ -111,6 +118,7 @@ public:
     const Shape shape;
     const Kernels& kernels;
     const CacheKernels& cache_kernels;
+    const PackedKernels* const packed;  // of a cache in groups, or null
     const PageLayout layout;
     PagePool memory;  // of all sequences
     Weights weights;

@@ -59,6 +59,7 @@ Pass::Pass(Model& model, const std::vector<Branch>& batch, float* logits, const 
     }
     if (headed_.empty()) logits_ = nullptr;
     find_shared_spans();
+    find_closings();
     threads_ = worthwhile_threads();
     model_.memory.check(missing_pages());
     for (const Branch& branch : batch) {
@@ -78,6 +79,8 @@ void Pass::check(const Branch& branch) {
     check_positions(length);
     if (view_.positions && branch.cache->evicted())
         refuse("rows of this sequence were evicted, so that a view cannot choose positions");
+    if (view_.positions && branch.cache->grouped())
+        refuse("positions are rounded in groups, so that a view cannot choose single ones");
     if (!branch.nodes) refuse("a tree needs a root");
     if (branch.nodes > std::max(shape_.context, kMaxTreeNodes))
         refuse("a tree has " + std::to_string(branch.nodes) + " nodes, expected at most " +
@@ -191,6 +194,11 @@ void Pass::reserve() {
     product(model_.weights.head);
     size_t states = 0;
     if (view_.positions) reserve_view();
+    if (closed_blocks_) {
+        size_t bytes = 0;
+        for (const size_t layer : layers_) bytes = std::max(bytes, batch_[0].cache->stride(layer));
+        work_.closed.reserve(closed_blocks_ * bytes);
+    }
     before_.resize(shape_.layers.size());
     for (const size_t i : layers_) {
         count_calls(i);
@@ -204,13 +212,13 @@ void Pass::reserve() {
             product(*fused);
         states = std::max(states, before_[i].states.back());
         if (!shared_spans_.empty()) {
-            const Attention job = join(i, shared_spans_[0], 0, nullptr);
-            const size_t bytes = kernels_.attention_bytes(job, kMostQueries);
+            const PackedAttention job = join(i, shared_spans_[0], 0, nullptr);
+            const size_t bytes = attention_bytes(job, kMostQueries);
             scratch = std::max(scratch, shared_node_bytes() + bytes);
         }
         for (size_t branch = 0; branch < batch_.size(); ++branch)
-            scratch = std::max(scratch, kernels_.attention_bytes(attention(i, branch, 0),
-                                                                 query_split(i, branch).tile));
+            scratch = std::max(scratch, attention_bytes(attention(i, branch, 0),
+                                                        query_split(i, branch).tile));
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -395,6 +403,8 @@ void Pass::plan_layer(size_t layer) {
     if (shape_.qkv_clip || (weights.q_norm && shape_.qk_norm == QKNorm::width))
         add_rows(&Pass::bound_qkv, layer);
     add(Stage::rotate, &Pass::rotate, layer, n_ * (shape.heads + shape.kv_heads), 8);
+    if (!closings_.empty())
+        add(Stage::attention, &Pass::close, layer, closings_.size() * shape.kv_heads, 1);
     // Without logits the last layer is run for its keys and values only.
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions)

@@ -67,6 +67,19 @@ private:
         size_t span, nodes;
         std::vector<size_t> branches;
     };
+    // A group of positions that is filled in a pass over a cache in groups, and then rounded.
+    struct Closing {
+        size_t branch, position;  // the first of the group
+        size_t closed;            // the block of `closed_` that it goes to; of a tree only
+        // Of the rows of its block that are not rounded; of a tree only.
+        std::vector<int32_t> slots;
+    };
+    // Blocks that paths of a tree fill: of each branch those in `closed_` from `first` on.
+    struct ClosedTree {
+        size_t first = 0;
+        std::vector<ClosedBlock> blocks;
+        std::vector<int32_t> of_nodes;  // empty: none
+    };
     // A matrix, the rows that it multiplies, and what becomes of the results. Those that are
     // multiplied in one phase lie side by side.
     struct PendingProduct {
@@ -140,14 +153,22 @@ private:
     }
     size_t blocks_of_view() const;
     void reserve_view();
+    size_t span_count(size_t columns) const;
     QuerySplit query_split(size_t layer, size_t branch) const;
+    void find_closings();
+    void find_closings_of_tree(size_t branch);
+    void close(size_t layer, size_t chunk, size_t chunks, Buffer&);
     void find_shared_spans();
     size_t shared_span_calls(const LayerShape& layer, const SharedSpan& shared_span) const;
-    Attention join(size_t layer, const SharedSpan& shared_span, size_t head,
+    PackedAttention join(size_t layer, const SharedSpan& shared_span, size_t head,
                    SharedNode* shared_nodes) const;
     size_t shared_node_bytes() const;
     void count_calls(size_t layer);
-    Attention attention(size_t layer, size_t branch, size_t head) const;
+    size_t attention_bytes(const PackedAttention& job, size_t queries) const {
+        return model_.packed ? model_.packed->attention_bytes(job, queries)
+                             : kernels_.attention_bytes(job, queries);
+    }
+    PackedAttention attention(size_t layer, size_t branch, size_t head) const;
     float* row(const Buffer& rows, size_t index, size_t stride) const {
         return rows.floats() + index * stride;
     }
@@ -172,6 +193,9 @@ private:
     std::vector<SharedSpan> shared_spans_;
     std::vector<Before> before_;                          // of each layer
     std::vector<size_t> shared_span_counts_;                     // of each branch
+    std::vector<Closing> closings_;
+    std::vector<ClosedTree> closed_;                      // of each branch of a cache in groups
+    size_t closed_blocks_ = 0;
     std::vector<uint8_t*> view_pages_;                    // what a view sees, [branch][page]
     std::vector<Step> steps_;
     std::vector<Phase> phases_;

@@ -61,6 +61,12 @@ void Pass::select(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     }
 }
 
+// Spans of that many columns. Of a cache in groups those of rounded ones, and one for the rest.
+size_t Pass::span_count(size_t columns) const {
+    if (!batch_[0].cache->grouped()) return parts(columns, kSpan);
+    return parts((columns - 1) / kCacheGroup * kCacheGroup, kSpan) + 1;
+}
+
 // A call takes many queries, so that the cache is read once for them; if that leaves threads
 // without work, spans are computed apart, or the queries shared out.
 Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
@@ -68,7 +74,7 @@ Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
     const size_t queries = batch_[branch].nodes * (layer.heads / layer.kv_heads);
     const size_t columns = seen(index, batch_[branch]) + static_cast<size_t>(deepest_[branch]) + 1;
     const size_t wanted = threads_ == 1 ? 1 : kCallsForEach * threads_;
-    const size_t heads = batch_.size() * layer.kv_heads, spans = parts(columns, kSpan);
+    const size_t heads = batch_.size() * layer.kv_heads, spans = span_count(columns);
     const size_t shared_span = shared_span_counts_[branch];
     size_t tiles = parts(queries, kMostQueries);
     const bool few = heads * tiles < wanted, apart = shared_span || (few && spans > 1);
@@ -113,12 +119,12 @@ size_t Pass::shared_span_calls(const LayerShape& layer, const SharedSpan& shared
 size_t Pass::shared_node_bytes() const { return padded(n_) * sizeof(SharedNode); }
 
 // All queries that the branches of a joint have for a kv head.
-Attention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head,
+PackedAttention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head,
                      SharedNode* shared_nodes) const {
     const size_t state = kernels_.state_floats(shape_.layers[layer].head_dim);
-    Attention job = attention(layer, shared_span.branches[0], head);
+    PackedAttention job = attention(layer, shared_span.branches[0], head);
     for (size_t b : shared_span.branches) {
-        const Attention own = attention(layer, b, head);
+        const PackedAttention own = attention(layer, b, head);
         for (size_t i = 0; shared_nodes && i < own.nodes; ++i)
             *shared_nodes++ = {own.queries + i * own.query_stride,
                          own.length + static_cast<size_t>(own.depths[i]),
@@ -127,6 +133,7 @@ Attention Pass::join(size_t layer, const SharedSpan& shared_span, size_t head,
     job.last_page = (shared_span.span + 1) * kSpan / kCacheBlock - 1;
     job.length = job.root = job.nodes = 0;
     job.chain = true;
+    job.closed_of = nullptr;
     job.count = shared_span.nodes * job.group;
     return job;
 }
@@ -151,7 +158,7 @@ void Pass::count_calls(size_t layer) {
 }
 
 // All queries of one kv head of a branch.
-Attention Pass::attention(size_t layer, size_t b, size_t head) const {
+PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
     const LayerShape& shape = shape_.layers[layer];
     const Branch& branch = batch_[b];
     const KVCache& cache = *branch.cache;
@@ -159,7 +166,7 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
     const bool part = view_.positions.has_value();
     const int32_t* positions = cache.positions(layer, head);
     if (part) positions = view_.positions->empty() ? kNoPositions : view_.positions->data();
-    Attention job{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
+    PackedAttention job{{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
                   .last_page = (seen(layer, branch) + branch.nodes - 1) / kCacheBlock,
                   .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
                   .head_dim = shape.head_dim,
@@ -182,7 +189,15 @@ Attention Pass::attention(size_t layer, size_t b, size_t head) const {
                   .count = branch.nodes * group,
                   .spans = query_split(layer, b).spans,
                   .states = nullptr,
-                  .shared_nodes = nullptr};
+                  .shared_nodes = nullptr},
+                        cache.open()};
+    if (cache.grouped() && !closed_[b].of_nodes.empty()) {
+        job.closed = closed_[b].blocks.data();
+        job.closed_of = closed_[b].of_nodes.data();
+        job.closed_stride = cache.stride(layer);
+        job.closed_data = work_.closed.bytes() + closed_[b].first * job.closed_stride +
+                          head * cache.block_bytes(layer);
+    }
     if (!query_split(layer, b).apart) return job;
     job.states = work_.states.floats() + before_[layer].states[b] +
                  head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
@@ -201,7 +216,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
             continue;
         }
         auto* shared_nodes = reinterpret_cast<SharedNode*>(scratch.bytes());
-        Attention job = join(layer, shared_span, left / tiles, shared_nodes);
+        PackedAttention job = join(layer, shared_span, left / tiles, shared_nodes);
         job.shared_nodes = shared_nodes;
         std::tie(job.first, job.count) = chunk_range(job.count, left % tiles, tiles);
         job.count -= job.first;
@@ -213,7 +228,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
     const QuerySplit shared = query_split(layer, b);
-    Attention job = attention(layer, b, chunk / shared.calls());
+    PackedAttention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();
     const size_t own = shared.spans - shared.shared_span;
     const size_t tile = shared.apart ? call / own : call;
@@ -231,7 +246,7 @@ void Pass::combine(size_t layer, size_t chunk, size_t chunks, Buffer&) {
     const auto [begin, end] = chunk_range(n_ * shape.kv_heads, chunk, chunks);
     for (size_t item = begin; item < end; ++item) {
         const size_t node = item / shape.kv_heads, b = branch_of_[node];
-        const Attention job = attention(layer, b, item % shape.kv_heads);
+        const PackedAttention job = attention(layer, b, item % shape.kv_heads);
         if (!job.states) continue;
         const size_t query = (node - first_[b]) * group;
         for (size_t head = 0; head < group; ++head) kernels_.combine(job, query + head);

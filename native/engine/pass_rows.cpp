@@ -209,8 +209,7 @@ void Pass::rotate(size_t layer, size_t chunk, size_t chunks, Buffer&) {
             std::copy_n(values, dim, branch.cache->queries(layer) + at);
         } else {
             const size_t kv = head - shape.heads;
-            branch.cache->put(layer, kv,
-                              branch.cache->held(layer) + node - first_[branch_of_[node]], values,
+            branch.cache->put(layer, kv, node - first_[branch_of_[node]], values,
                               qkv + shape.values_at() + kv * dim);
         }
     }

@@ -563,6 +563,14 @@ class NativeSequence:
         Return a copy of the blocks of a layer's rows, [heads * blocks, bytes].
         """
 
+    def read_rows(self, layer: int) -> Floats:
+        """
+        Return a layer's keys and values in a cache in groups, [2 * heads * rows, dim].
+        """
+
+    def cut_point(self, length: int) -> int:
+        """Return the largest length up to `length` that `truncate` takes."""
+
     def evict(self, kept: list[Tokens]) -> None:
         """
         Drop all rows but those of these indices, [heads, kept] for each layer.

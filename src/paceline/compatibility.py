@@ -65,6 +65,8 @@ class Side(StrEnum):
     DEVICE = "a device"
     THREADS = "a number of threads"
     KV_FORMAT = "a format of the cache"
+    GROUPED_KV = "a cache in groups of positions"
+    LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
 
 
@@ -110,6 +112,30 @@ RULES = (
         S.KV_POLICY,
         S.SEARCH,
         "a search forks and cuts texts, and rows that were dropped cannot be brought back",
+    ),
+    Rule(
+        S.KV_POLICY,
+        S.GROUPED_KV,
+        "32 positions are rounded together, and no single row can leave them",
+        "take kv_format int8 or fp16, or leave the policy out",
+    ),
+    Rule(
+        S.POSITION_DRAFTER,
+        S.GROUPED_KV,
+        "32 positions are rounded together, and the drafter chooses single ones",
+        "take kv_format int8 or fp16, or another drafter",
+    ),
+    Rule(
+        S.PATTERN,
+        S.GROUPED_KV,
+        "the pattern chooses positions by keys that are not rounded",
+        "leave kv_format or the pattern out",
+    ),
+    Rule(
+        S.LATENTS,
+        S.GROUPED_KV,
+        "the layers cache one latent, which has no keys to round for each channel",
+        "leave kv_format out",
     ),
     Rule(
         S.TEMPERATURE, S.DRAWLESS_SEARCH, "the strategy draws nothing", "give temperature 0 or none"
@@ -257,7 +283,7 @@ RULES = (
         S.REFERENCE,
         S.KV_FORMAT,
         "it caches keys and values in the format of its weights",
-        "leave kv_format out",
+        "leave kv_format out, or take int4 or int3",
     ),
     Rule(S.STATIC, S.PATTERN, "its passes read all positions", "add --engine reference"),
     Rule(S.STATIC, S.THREADS, "torch has threads of its own", "leave threads out"),

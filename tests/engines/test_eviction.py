@@ -12,13 +12,12 @@ import tiny
 from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import TokenTree
-from paceline.engines.native import KV_FORMATS
 from paceline.engines.pages import PAGE
 from paceline.engines.reference import ReferenceEngine
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, RequestError
 from paceline.models import blocks
-from tests.engines.test_attention import CONFIG, ROUND, WEIGHTS
+from tests.engines.test_attention import CONFIG, ROUND, ROW_FORMATS, WEIGHTS
 from tests.engines.test_attention import native as open_native
 from tests.engines.test_native import path_to, trees
 from tests.toy import ToyEngine
@@ -97,7 +96,7 @@ def evicted(engine, sequence, kept) -> Event:
     return sequence.length, positions
 
 
-@pytest.mark.parametrize("kind", ["reference", *KV_FORMATS])
+@pytest.mark.parametrize("kind", ["reference", *ROW_FORMATS])
 @settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_evicted_rows_are_as_if_masked(kind: str, data) -> None:
@@ -136,7 +135,10 @@ def test_evicted_rows_are_as_if_masked(kind: str, data) -> None:
 @given(data=st.data())
 def test_every_bit_is_that_of_one_token_at_a_time(data) -> None:
     """Trees, batches, chunks and threads change no bit of logits and masses after evictions."""
-    isa, cached = data.draw(st.sampled_from(_native.isas())), data.draw(st.sampled_from(KV_FORMATS))
+    isa, cached = (
+        data.draw(st.sampled_from(_native.isas())),
+        data.draw(st.sampled_from(ROW_FORMATS)),
+    )
     engine = open_native(cached, isa=isa, threads=data.draw(st.integers(1, 3)))
     plain = open_native(cached, isa=isa, threads=1)
     rng = np.random.default_rng(data.draw(st.integers(0, 1000)))

@@ -75,7 +75,7 @@ def test_forks_never_see_each_other(kv_format: str, data) -> None:
             engine.forward([(each, data.draw(trees(5))) for each, _ in alive])
         elif action == "cut":
             length = data.draw(st.integers(0, len(text)))
-            engine.truncate(sequence, length)
+            engine.rewind(sequence, text[:length])
             alive[index] = sequence, text[:length]
         elif len(alive) > 1:
             engine.release(alive.pop(index)[0])
@@ -236,7 +236,8 @@ def test_sequences_that_share_pages_are_read_once_without_a_changed_bit(data) ->
     for seed in range(data.draw(st.integers(2, 6))):
         parent, text = family[data.draw(st.integers(0, len(family) - 1))]
         child = engine.fork(parent)
-        engine.truncate(child, data.draw(st.integers(child.length * 2 // 3, child.length)))
+        end = data.draw(st.integers(child.length * 2 // 3, child.length))
+        engine.truncate(child, engine.cut_point(child, end))
         more = tiny.tokens(data.draw(st.integers(0, 60)), seed)
         text = np.concatenate([text[: child.length], more])
         engine.extend(child, more)

@@ -108,7 +108,10 @@ class EngineOptions:
         ),
     ] = "auto"
     kv_format: Annotated[
-        str, typer.Option(help="Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
+        str,
+        typer.Option(
+            help="Format of cached keys and values: fp32, fp16, int8, int4, int3; auto: fp32."
+        ),
     ] = "auto"
     memory: Memory = None
     attention: Annotated[

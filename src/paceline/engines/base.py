@@ -94,6 +94,7 @@ class Engine(ABC):
         threads: how many threads share a pass; None: the engine does not count them.
         device: torch device, e.g. `cuda:0`; None: the engine has no choice of one.
         weight_bytes: size of the matrices, which every pass reads; None: the engine does not know.
+        open_pages: upper limit of the pages that a sequence takes besides those of its positions.
         screens_drafts: `forward_screened` is for passes with drafts, too; otherwise only for plain
             decoding, as a draw for each visited node costs more than the smaller reading saves.
         head_share: bytes that recent passes read for the head, over its size; see
@@ -112,6 +113,7 @@ class Engine(ABC):
     threads: int | None = None
     device: str | None = None
     weight_bytes: int | None = None
+    open_pages: int = 0
     screens_drafts: bool = False
     head_share: float = 1.0
 
@@ -371,10 +373,31 @@ class Engine(ABC):
         """Forget all positions from `length` on.
 
         Raises:
-            RequestError: there are fewer; or rows before `length` were evicted, or received
-                attention from positions behind it that `attention_mass` counts, so that nothing
-                but 0 would give back what was there.
+            RequestError: there are fewer; or `length` is no `cut_point`; or rows before it were
+                evicted, or received attention from positions behind it that `attention_mass`
+                counts, so that nothing but 0 would give back what was there.
         """
+
+    def cut_point(self, sequence: Cached, length: int) -> int:
+        """Return the largest length, at most `length`, that `truncate` can cut a sequence to.
+
+        That is `length` itself unless the cache rounds positions in groups, as int4 and int3 do: a
+        group that was rounded does not come back, so that cuts before its end are at multiples of
+        32.
+        """
+        return length
+
+    def rewind(self, sequence: Cached, tokens: Tokens) -> None:
+        """Cut a sequence to `tokens` [S], which it begins with.
+
+        Positions behind the nearest `cut_point` are computed again.
+
+        Raises:
+            RequestError, MemoryFullError: as `truncate` and `forward`.
+        """
+        kept = self.cut_point(sequence, len(tokens))
+        self.truncate(sequence, kept)
+        self.extend(sequence, tokens[kept:])
 
     @abstractmethod
     def fork(self, sequence: Cached) -> Cached:

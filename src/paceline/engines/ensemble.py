@@ -101,6 +101,17 @@ class EnsembleEngine(Engine):
         for member, part in zip(self.members, _own(sequence).parts, strict=True):
             member.truncate(part, length)
 
+    def cut_point(self, sequence: Cached, length: int) -> int:
+        """Return a length that every member can cut to; see `Engine.cut_point`."""
+        parts = _own(sequence).parts
+        while True:  # ends at 0, if not before
+            points = [
+                m.cut_point(part, length) for m, part in zip(self.members, parts, strict=True)
+            ]
+            if min(points) == length:
+                return length
+            length = min(points)
+
     def fork(self, sequence: Cached) -> Cached:
         """Return an independent copy of the committed positions."""
         parts = zip(self.members, _own(sequence).parts, strict=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from paceline.compatibility import Side, check
 from paceline.engines.base import AttentionPattern, Engine
+from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import MethodError, unknown
 from paceline.models.tensors import Nested, RoundedInputs
 
@@ -56,7 +57,7 @@ def open_engine(
             runs, in the reference engine. `act=int8` beside it rounds activations to
             8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
-            nothing.
+            nothing. The reference engine has int4 and int3 besides the format of its weights.
         pattern: attention pattern of the reference engine.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
 
@@ -78,15 +79,17 @@ def open_engine(
         sides = {kind: f"the {called} engine"}
         if threads is not None:
             sides[Side.THREADS] = f"threads={threads}"
-        if kv_format != "auto":
+        if kv_format != "auto" and (static or kv_format not in GROUPED_KV):
             sides[Side.KV_FORMAT] = f"kv_format={kv_format}"
-        if static and pattern is not None:
+        elif kv_format != "auto":
+            sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
+        if pattern is not None:
             sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
         check(sides)
         place = "cpu" if device is None else device
         if static:
             return _static(model, place, weight_format, kv_limit)
-        return _reference(model, place, weight_format, kv_limit, pattern)
+        return _reference(model, place, weight_format, kv_format, kv_limit, pattern)
     sides = {Side.NATIVE: "the native engine"}
     if pattern is not None:
         sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
@@ -143,6 +146,7 @@ def _reference(
     model: Model,
     device: str,
     weight_format: str,
+    kv_format: str,
     kv_limit: int | None,
     pattern: AttentionPattern | None,
 ) -> Engine:
@@ -157,6 +161,7 @@ def _reference(
         kv_limit=kv_limit,
         pattern=pattern,
         stored=weight_format == KEPT,
+        kv_format=kv_format,
     )
 
 

@@ -118,9 +118,10 @@ class Follower:
         held, pending = self._held, self._pending
         self._pending = None
         if self._sequence.length > len(held):  # an interrupted pass
-            self.engine.truncate(self._sequence, len(held))
+            self.engine.rewind(self._sequence, held)
         common = _common(held, wanted)
         if common < len(held):
+            common = self.engine.cut_point(self._sequence, common)
             self.engine.truncate(self._sequence, common)
             self._held = wanted[:common].copy()
         elif pending is not None:

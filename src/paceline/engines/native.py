@@ -27,6 +27,7 @@ from paceline.engines.formats import (
     with_activations,
 )
 from paceline.engines.head_screen import HeadScreen
+from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits
@@ -37,7 +38,8 @@ from paceline.models.tensors import Linear
 
 __all__ = ["FORMATS", "KV_FORMATS", "NativeEngine", "default_threads"]
 
-KV_FORMATS = ("fp32", "fp16", "int8")
+KV_FORMATS = ("fp32", "fp16", "int8", *GROUPED_KV)
+_OPEN_PAGES = 4  # rows of one group of 32 that is not rounded yet, and of the next
 _ROPE_BLOCK = 512  # positions by which the rotary tables grow
 
 
@@ -72,7 +74,9 @@ class NativeEngine(Engine):
             as it is stored. With `act=int8` products with GGUF blocks and groups of integers
             round activations to 8 bits, with `act=auto` where this model loses little, see
             `byte_activations`; otherwise to 16.
-        kv_format: how keys and values are cached, one of `KV_FORMATS`.
+        kv_format: how keys and values are cached, one of `KV_FORMATS`. int4 and int3 round 32
+            positions together once they are committed, keys for each channel and values for each
+            position over 32 channels; a position sees the others of its own 32 in fp16.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
@@ -121,6 +125,9 @@ class NativeEngine(Engine):
         chosen = None if weight_format == "auto" else parse_format(weight_format)
         first = chosen or Format("fp32", "fp32")
         self.kv_format = kv_format
+        if kv_format in GROUPED_KV:
+            self.abilities = self.abilities - NO_GROUPED_KV
+            self.open_pages = _OPEN_PAGES
         count = default_threads() if threads is None else threads
         try:
             self._model = _native.NativeModel(
@@ -281,7 +288,7 @@ class NativeEngine(Engine):
                 own, np.ascontiguousarray(tokens), np.ascontiguousarray(weights)
             )
         except _native.MemoryFullError as error:
-            if self._lent(_pages([(own.row_count, len(tokens))])):
+            if self._lent(self._pages([(own.row_count, len(tokens))])):
                 return self.forward_mixed(sequence, tokens, weights)
             raise self._full(error) from None
         except ValueError as error:
@@ -301,6 +308,10 @@ class NativeEngine(Engine):
             _own(sequence).truncate(length)
         except (ValueError, TypeError) as error:
             raise RequestError(f"cannot truncate to {length}: {error}") from None
+
+    def cut_point(self, sequence: Cached, length: int) -> int:
+        """Return where a sequence can be cut; see `Engine.cut_point`."""
+        return _own(sequence).cut_point(length)
 
     def fork(self, sequence: Cached) -> Cached:
         """Return a sequence with the same committed positions; pages are shared until written."""
@@ -334,6 +345,9 @@ class NativeEngine(Engine):
     def keys_values(self, sequence: Cached, layer: int) -> tuple[Floats, Floats]:
         """Return cached keys and values; see `Engine.keys_values`."""
         shape, own = self.config.layers[layer], _own(sequence)
+        if self.kv_format in GROUPED_KV:
+            keys, values = own.read_rows(layer).reshape(2, shape.kv_heads, -1, shape.head_dim)
+            return keys, values
         rows = own.rows(layer).shape[1]
         blocks = own.read_blocks(layer)
         return unpack_blocks(blocks, shape.kv_heads, rows, shape.head_dim, self.kv_format)
@@ -409,8 +423,13 @@ class NativeEngine(Engine):
 
     def _make_room(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> None:
         """Borrow pages for a pass that lacks some, or refuse it."""
-        if not self._lent(_pages([(self.row_count(own), len(tree)) for own, tree in batch])):
+        if not self._lent(self._pages([(self.row_count(own), len(tree)) for own, tree in batch])):
             raise self._full(error) from None
+
+    def _pages(self, rows: Sequence[tuple[int, int]]) -> int:
+        """Return an upper bound of the new pages for passes of (rows held, nodes)."""
+        further = 1 + self.open_pages
+        return sum(Memory.pages(size + more) - Memory.pages(size) + further for size, more in rows)
 
     def _full(self, error: Exception) -> Exception:
         limit = self.memory.limit
@@ -423,11 +442,6 @@ class NativeEngine(Engine):
         for sequence, tree in batch:
             self.check(_own(sequence), tree, view)
         return RequestError(f"this pass cannot be run: {error}")
-
-
-def _pages(rows: Sequence[tuple[int, int]]) -> int:
-    """Return an upper bound of the new pages for passes of (rows held, nodes)."""
-    return sum(Memory.pages(size + more) - Memory.pages(size) + 1 for size, more in rows)
 
 
 def _own(sequence: Cached) -> _native.NativeSequence:

@@ -14,9 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from paceline.abilities import Ability
+from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept
+from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
+from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
@@ -44,6 +47,8 @@ class ReferenceEngine(Engine):
         pattern: which cached positions are read; None: all that the model shows.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
         stored: keep the matrices of the layers as they are stored, see `StoredLayers`.
+        kv_format: int4 or int3 rounds keys and values as `grouped_cache` says (the memory that they
+            take stays that of `dtype`); auto keeps them in `dtype`.
 
     Raises:
         MethodError: torch has no such device here.
@@ -76,6 +81,7 @@ class ReferenceEngine(Engine):
         kv_limit: int | None = None,
         pattern: AttentionPattern | None = None,
         stored: bool = False,
+        kv_format: str = "auto",
     ) -> None:
         self.config = config
         self.pattern = pattern
@@ -86,6 +92,10 @@ class ReferenceEngine(Engine):
         self.dtype = dtype
         self.kv_format = next(name for name, known in DTYPES.items() if known == dtype)
         self.format = STORED if stored else self.kv_format
+        self._kv_bits = GROUPED_KV.get(kv_format)
+        if self._kv_bits is not None:
+            self.kv_format = kv_format
+            self.abilities = self.abilities - NO_GROUPED_KV
         self._live: WeakSet[ReferenceCache] = WeakSet()
         self._numbers = count()
         self._limit: int | None = None
@@ -117,6 +127,9 @@ class ReferenceEngine(Engine):
             factors = latent_factors(weights, index, layer)
             if factors is None:
                 continue
+            if self._kv_bits is not None:
+                latents, grouped = f"layer {index}", f"kv_format={self.kv_format}"
+                check({Side.LATENTS: f"the latents of {latents}", Side.GROUPED_KV: grouped})
             made = {
                 name: torch.tensor(factor.dense()).to(self._device, self.dtype)
                 for name, factor in factors.items()
@@ -248,8 +261,10 @@ class ReferenceEngine(Engine):
         own = _own(sequence)
         if Ability.KEYS not in self.abilities:
             raise RequestError("this model's layers cache latents, not keys and values")
-        keys, values = own.layers[layer][:, :, : own.held(layer)].float().cpu().numpy()
-        return np.array(keys, np.float32), np.array(values, np.float32)
+        keys, values = own.layers[layer][:, :, : own.held(layer)].float()
+        if self._kv_bits is not None:
+            keys, values = rounded_rows(keys, values, self._kv_bits)
+        return np.array(keys.cpu().numpy(), np.float32), np.array(values.cpu().numpy(), np.float32)
 
     def track_queries(self, sequence: Cached, window: int) -> None:
         """Keep the last queries; see `Engine.track_queries`."""
@@ -338,13 +353,18 @@ class ReferenceEngine(Engine):
                 states.append(x)
             layer, weights = config.layers[index], self._layers[index]
             seen = visible(sequence, index, layer, tree, view.positions)
+            extend_cache: blocks.Cache = partial(self._cache, sequence, index)
+            if self._kv_bits is not None:
+                grouped = GroupedView.of(tree, sequence.length, seen)
+                extend_cache = partial(self._cache_grouped, sequence, index, grouped)
+                seen = grouped.seen
             mask = self._tensor(np.where(seen, 0, -np.inf).astype(np.float32))
             hidden: blocks.Mask = mask
             if self.pattern is not None:
                 held = self._tensor(np.r_[: sequence.length, positions])
                 hidden = partial(self._hide, index, mask, where, held, chain)
             rotation = blocks.rotation_of(layer, where)
-            cache: blocks.Cache | blocks.LatentCache = partial(self._cache, sequence, index)
+            cache: blocks.Cache | blocks.LatentCache = extend_cache
             if "latent" in weights:
                 held = self._tensor(np.r_[: sequence.length, positions])
                 extend = partial(sequence.write_latents, index)
@@ -383,6 +403,14 @@ class ReferenceEngine(Engine):
     ) -> tuple[Tensor, Tensor]:
         """Write new keys and values [H_kv, N, D] behind the committed ones; return them all."""
         return sequence.write(index, keys, values)
+
+    def _cache_grouped(
+        self, sequence: ReferenceCache, index: int, view: GroupedView, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Write new keys and values in fp16; return those of the columns of a view."""
+        assert self._kv_bits is not None
+        rows = sequence.write(index, to_half(keys), to_half(values))
+        return view.extend(*rows, self._kv_bits)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)

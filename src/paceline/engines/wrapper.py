@@ -54,6 +54,11 @@ class EngineWrapper(Engine):
         return self.inner.screens_drafts
 
     @property
+    def open_pages(self) -> int:  # type: ignore[override]  # an attribute there
+        """Further pages of a sequence; see `Engine.open_pages`."""
+        return self.inner.open_pages
+
+    @property
     def head_share(self) -> float:  # type: ignore[override]  # an attribute there
         """Share of the head that is read; see `Engine.head_share`."""
         return self.inner.head_share
@@ -152,6 +157,10 @@ class EngineWrapper(Engine):
     def truncate(self, sequence: Cached, length: int) -> None:
         """Drop positions; see `Engine.truncate`."""
         self.inner.truncate(sequence, length)
+
+    def cut_point(self, sequence: Cached, length: int) -> int:
+        """Return where a sequence can be cut; see `Engine.cut_point`."""
+        return self.inner.cut_point(sequence, length)
 
     def fork(self, sequence: Cached) -> Cached:
         """Fork a sequence; see `Engine.fork`."""

@@ -346,6 +346,7 @@ class _PrefixReader:
         """
         first = len(ids) - count  # the first token that is scored
         known = min(_common(self._ids, ids), first - 1)
+        known = self._engine.cut_point(self._sequence, known)
         self._engine.truncate(self._sequence, known)
         self._ids = ids[:known]
         scores: list[NDArray[np.float64]] = []

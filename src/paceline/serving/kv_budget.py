@@ -40,7 +40,7 @@ def room(total: int, engine: Engine, others: Sequence[Engine] = ()) -> int:
     """
     held = peak_bytes()
     spare = _SPARE + sum(map(_work, (engine, *others)))
-    smallest = _MIN_PAGES * engine.memory.page_bytes + sum(
+    smallest = _min_pages(engine) * engine.memory.page_bytes + sum(
         each.memory.page_bytes for each in others
     )
     left = total - held - spare
@@ -60,10 +60,10 @@ def default_room(engine: Engine, max_running: int) -> int:
     now, and at least what one request needs.
     """
     page = engine.memory.page_bytes
-    full = max_running * Memory.pages(engine.config.context) + 2
+    full = max_running * (Memory.pages(engine.config.context) + engine.open_pages) + 2
     free = free_bytes()
     pages = full if free is None else min(full, int(DEFAULT_SHARE * free) // page)
-    return max(pages, _MIN_PAGES) * page
+    return max(pages, _min_pages(engine)) * page
 
 
 class KVBudget:
@@ -95,10 +95,11 @@ class KVBudget:
         self.engine, self.scheduler = engine, scheduler
         page = engine.memory.page_bytes
         total = default_room(engine, scheduler.max_running) if memory is None else memory
-        if total // page < _MIN_PAGES:
+        minimum = _min_pages(engine)
+        if total // page < minimum:
             raise RequestError(
                 f"{total} bytes of memory hold {total // page} pages of keys and values, expected "
-                f"{_MIN_PAGES} or more: {_MIN_PAGES * page} bytes"
+                f"{minimum} or more: {minimum * page} bytes"
             )
         self._limited = memory is not None
         self.limit = SharedLimit(engine, total)
@@ -158,7 +159,7 @@ class KVBudget:
         in_guides = self._guide_engines(run, own)
         blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
         parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]
-        return ceil(blocks * (own + sum(parts)))
+        return ceil(blocks * (own + sum(parts))) + self.engine.open_pages * PAGE
 
     def free(self, runs: Sequence[Session]) -> int:
         """Return the positions that running requests can have once all that can be dropped is."""
@@ -186,6 +187,7 @@ class KVBudget:
             length = run.row_count
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
+            pages += self.engine.open_pages
             engines = engines_of(drafter) if drafter is not None and self._drafts else ()
             drafts += (Memory.pages(more) + 1) * sum(each.memory.page_bytes for each in engines)
         self.limit.promised = pages
@@ -236,7 +238,7 @@ class KVBudget:
         owed = max((job.most for job in self.scheduler.jobs.values()), default=1)
         page = self.engine.memory.page_bytes
         left = self.limit.total - self.limit.least - needed
-        if left < _MIN_PAGES * page or self._capacity(left) < owed:
+        if left < _min_pages(self.engine) * page or self._capacity(left) < owed:
             return False
         while (lack := needed - self.limit.free(self.engine)) > 0:
             if not self.ease(-(-lack // page)):
@@ -249,6 +251,11 @@ class KVBudget:
         Each request may also hold one page that is shared or not full.
         """
         return max(total // self.engine.memory.page_bytes - 2, 1) * PAGE
+
+
+def _min_pages(engine: Engine) -> int:
+    """Return the pages that one short request needs."""
+    return _MIN_PAGES + engine.open_pages
 
 
 def _work(engine: Engine) -> int:

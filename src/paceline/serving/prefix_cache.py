@@ -41,7 +41,7 @@ class PrefixStatistics:
 @dataclass(eq=False, slots=True)
 class _PrefixNode:
     tokens: Tokens  # behind the parent's
-    sequence: Cached  # of all tokens from the root on
+    sequence: Cached  # of all tokens from the root on; of fewer where no cut gives these
     parent: _PrefixNode | None = None  # None: the root, or evicted
     children: dict[int, _PrefixNode] = field(default_factory=dict)  # by their first token
     used: int = 0  # time of the last use, by the counter of the cache
@@ -100,7 +100,8 @@ class PrefixCache:
             MemoryFullError: the engine copies what it forks, and has no free page.
         """
         node, _, length = self._walk(tokens)
-        sequence = self._copy(node.sequence, length)
+        sequence = self._copy(*self._longest(node, length))
+        length = sequence.length
         self._touch(node)
         self.statistics.lookups += 1
         self.statistics.hits += length > 0
@@ -195,9 +196,23 @@ class PrefixCache:
             length += inside
         return node, inside, length
 
+    def _longest(self, node: _PrefixNode, length: int) -> tuple[Cached, int]:
+        """Return which sequence of a node or its ancestors gives most of `length` tokens."""
+        best, most = node.sequence, -1
+        above: _PrefixNode | None = node
+        while above is not None and most < length:
+            held = min(length, above.sequence.length)
+            point = self.engine.cut_point(above.sequence, held)
+            if point > most:
+                best, most = above.sequence, point
+            above = above.parent
+        return best, most
+
     def _copy(self, sequence: Cached, length: int) -> Cached:
+        """Return the first `length` positions of a sequence, or up to a cut point before."""
         copy = self.engine.fork(sequence)
-        self.engine.truncate(copy, length)
+        length = min(length, copy.length)
+        self.engine.truncate(copy, self.engine.cut_point(copy, length))
         return copy
 
     def _split(self, node: _PrefixNode, inside: int, length: int) -> _PrefixNode:

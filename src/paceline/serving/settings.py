@@ -81,7 +81,8 @@ class ServerSettings:
     engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[
-        str, SettingInfo("Format of cached keys and values: fp32, fp16, int8; auto: fp32.")
+        str,
+        SettingInfo("Format of cached keys and values: fp32, fp16, int8, int4, int3; auto: fp32."),
     ] = "auto"
     rope: Annotated[
         str | None,

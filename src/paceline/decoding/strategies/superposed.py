@@ -150,7 +150,7 @@ class _Superposition:
                 break
             logits = search.forward_mixed(start, *_mixture(going))
             search.engine.commit(start.sequence, [0])
-        search.engine.truncate(start.sequence, len(self._prompt) - 1)
+        search.engine.rewind(start.sequence, np.array(self._prompt[:-1], np.int32))
         scores = _model_scores(search, start, [draft.tokens for draft in self.drafts])
         ranked = [d._replace(score=score) for d, score in zip(self.drafts, scores, strict=True)]
         self.drafts = sorted(ranked, key=lambda draft: -draft.score)

@@ -129,6 +129,7 @@ class Search:
         target = list(history[:-1])
         same = shared(hypothesis.history[: sequence.length], target)
         if same < sequence.length:
+            same = self.engine.cut_point(sequence, same)
             self.engine.truncate(sequence, same)
         if same < len(target):
             self.engine.extend(sequence, np.array(target[same:], np.int32))
