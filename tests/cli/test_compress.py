@@ -67,6 +67,17 @@ def test_a_compressed_model_runs_everywhere_and_has_a_card(tmp_path, paceline):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_tuner_of_the_whole_model_takes_its_own_texts_unless_others_are_named():
+    from paceline.cli.compress import CalibrationOptions
+
+    model, recipe = load(shared("models", "stories260K")), parse_recipe("rtn+llm_qat")
+    few = {"rows": 2, "length": 16}
+    assert CalibrationOptions(**few).texts(model, recipe).origin == "the model's own texts"
+    mixed = CalibrationOptions("mixed", **few).texts(model, recipe)
+    assert "documentation" in mixed.origin
+    assert "documentation" in CalibrationOptions(**few).texts(model, parse_recipe("gptq")).origin
+
+
 PAIRS = (
     {"sentence_good": "The cats play.", "sentence_bad": "The cats plays.", "UID": "one"},
     {"sentence_good": "Tom has a cat.", "sentence_bad": "Tom have a cat.", "UID": "two"},

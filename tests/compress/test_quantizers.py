@@ -246,7 +246,13 @@ def test_weights_apart_take_a_byte_and_a_number_each():
 
 
 @pytest.mark.parametrize(
-    "spec", ["gptq:group=16,order=given", "gptq:group=16,order=activation", "quik:outliers=0.1"]
+    "spec",
+    [
+        "gptq:group=16,order=given",
+        "gptq:group=16,order=activation",
+        "quik:outliers=0.1",
+        "gguf:type=q8_0,feedback=true",
+    ],
 )
 def test_matrices_with_one_input_share_their_factor(spec, monkeypatch):
     made = []
@@ -257,7 +263,7 @@ def test_matrices_with_one_input_share_their_factor(spec, monkeypatch):
     stats = statistics(inputs(32))
     for _ in range(3):
         quantizers.parse(spec).compress(weights(8, 32), stats)
-    assert len(made) == 2  # of the inverse, and of what is inverted
+    assert len(made) == 1
 
 
 OTHERS = [
@@ -301,3 +307,39 @@ def test_gptq_makes_up_for_errors_beside_pruned_weights():
 def test_tuners_that_would_fill_zeros_are_refused(tuner):
     with pytest.raises(MethodError, match=f"{tuner} moves the codes of all weights, .* magnitude"):
         parse_steps(f"magnitude+rtn:bits=3,group=32+{tuner}")
+
+
+@pytest.mark.parametrize(("columns", "block"), [(96, 1024), (96, 96), (100, 32), (1, 4)])
+def test_the_factor_of_an_inverse_is_made_in_blocks(columns, block, monkeypatch):
+    from paceline.compress.quantize.grids import inverse
+
+    monkeypatch.setattr(inverse, "_BLOCK", block)
+    moment = statistics(inputs(columns)).second_moment
+    before = moment.clone()
+    order = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
+    factor = inverse.inverse_factor(moment, 0.01, "gptq", order)
+    assert torch.equal(moment, before)
+    damped = moment[order][:, order].double()
+    damped += 0.01 * damped.diagonal().mean() * torch.eye(columns)
+    assert not factor.tril(-1).any()
+    product = factor.double().T @ factor.double() @ damped
+    torch.testing.assert_close(product, torch.eye(columns).double(), atol=1e-4, rtol=0)
+
+
+def test_a_factor_is_kept_as_long_as_its_moment():
+    from paceline.compress.quantize.grids.inverse import keep_last
+
+    calls = []
+
+    @keep_last
+    def twice(moment, name):
+        calls.append(name)
+        return moment * 2
+
+    one, other = torch.ones(2), torch.ones(2)
+    assert twice(one, "a") is twice(one, "a")
+    twice(one, "b")
+    twice(other, "b")
+    del other
+    assert torch.equal(twice(one, "b"), torch.full((2,), 2.0))
+    assert calls == ["a", "b", "b", "b"]

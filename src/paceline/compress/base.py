@@ -69,6 +69,8 @@ class Statistics:
 
     def plus(self, x: Tensor, wanted: frozenset[Statistic]) -> Statistics:
         """Return the statistics with further positions x [..., in]."""
+        import torch
+
         flat = x.detach().reshape(-1, x.shape[-1]).float()
         new = replace(self, count=self.count + len(flat))
         if Statistic.INPUT_NORM in wanted:
@@ -77,9 +79,9 @@ class Statistics:
             total = squares if old is None else old.square() + squares
             new = replace(new, input_norm=total.sqrt())
         if Statistic.SECOND_MOMENT in wanted:
-            moment = flat.T @ flat
             old = self.second_moment
-            new = replace(new, second_moment=moment if old is None else old + moment)
+            moment = flat.T @ flat if old is None else torch.addmm(old, flat.T, flat)
+            new = replace(new, second_moment=moment)
         return new
 
     @cached_property

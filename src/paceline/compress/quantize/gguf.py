@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
-from paceline.compress.quantize.gptq import inverse_factor
+from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
 from paceline.core import Exactness
 from paceline.errors import MethodError, ModelError, unknown
 from paceline.models.export.gguf_mixes import MIXES, Position
@@ -112,7 +112,7 @@ class GGUFBlocks(WeightCompressor):
         importance = None if squares is None else squares.numpy()
         try:
             if self.feedback and stats.second_moment is not None and kind != "F16":
-                factor = inverse_factor(stats.second_moment, self.damping, self.name)
+                factor = _factor(stats.second_moment, self.damping, self.name)
                 data = _round_with_feedback(kind, values, importance, factor.numpy())
             else:
                 data = quantize(kind, values, importance)
@@ -134,6 +134,11 @@ class GGUFBlocks(WeightCompressor):
     def _block_type(self) -> str:
         mix = MIXES.get(self.type.upper())
         return mix.type if mix else self.type.upper()
+
+
+@keep_last
+def _factor(moment: Tensor, damping: float, name: str) -> Tensor:
+    return inverse_factor(moment, damping, name)
 
 
 def _round_with_feedback(

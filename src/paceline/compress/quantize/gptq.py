@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics
 from paceline.compress.quantize.base import Quantizer
 from paceline.compress.quantize.grids.grid import Grid, join
+from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, quantizers
@@ -126,7 +126,7 @@ class GPTQ(Quantizer):
         return codes
 
 
-@lru_cache(maxsize=1)  # matrices with one input follow one another
+@keep_last
 def ordered_factor(
     moment: Tensor, order: str, group: int, damping: float, name: str
 ) -> tuple[Tensor, Tensor]:
@@ -147,7 +147,7 @@ def ordered_factor(
     if order == "given":
         return torch.arange(len(moment)), inverse_factor(moment, damping, name)
     places = _by_activation(moment.diagonal(), group)
-    return places, inverse_factor(moment[places][:, places], damping, name)
+    return places, inverse_factor(moment, damping, name, places)
 
 
 def _by_activation(importance: Tensor, group: int) -> Tensor:
@@ -161,27 +161,3 @@ def _by_activation(importance: Tensor, group: int) -> Tensor:
     within = within + torch.arange(len(grouped))[:, None] * group
     order = within[means.sort(descending=True, stable=True).indices].flatten()
     return order[order < columns]
-
-
-@lru_cache(maxsize=1)
-def inverse_factor(moment: Tensor, damping: float, name: str) -> Tensor:
-    """Return the upper Cholesky factor of the inverse of a damped second moment, [in, in].
-
-    Raises:
-        MethodError: it cannot be inverted.
-    """
-    import torch
-
-    matrix = moment.double()
-    diagonal = matrix.diagonal()
-    dead = diagonal == 0
-    matrix = matrix + torch.diag(dead.double() + damping * diagonal.mean().clamp(min=1e-12))
-    try:
-        lower = torch.linalg.cholesky(matrix)
-        factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
-    except RuntimeError:
-        raise MethodError(
-            f"the inputs of a matrix are too alike on the calibration texts for {name}; give more "
-            f"text, or raise {name}:damping={damping}"
-        ) from None
-    return factor.float()

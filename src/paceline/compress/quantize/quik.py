@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
 from paceline.compress.quantize.base import check_finite
-from paceline.compress.quantize.gptq import inverse_factor
 from paceline.compress.quantize.grids.grid import Grid
+from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
 from paceline.compress.quantize.grids.search import GridSearch
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers
@@ -120,11 +119,11 @@ class QUIK(WeightCompressor):
         return Sum((narrow, LowRank(wide, chosen)))
 
 
-@lru_cache(maxsize=1)  # matrices with one input follow one another
+@keep_last
 def _outliers_last(moment: Tensor, count: int, damping: float, name: str) -> tuple[Tensor, Tensor]:
     """Return the columns, the `count` with the largest inputs last, and the factor so ordered."""
     import torch
 
     ranked = moment.diagonal().sort(descending=True, stable=True).indices
     order = torch.cat([ranked[count:].sort().values, ranked[:count].sort().values])
-    return order, inverse_factor(moment[order][:, order], damping, name)
+    return order, inverse_factor(moment, damping, name, order)
