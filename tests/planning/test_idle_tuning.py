@@ -200,7 +200,8 @@ def test_a_service_does_its_task_while_idle_and_answers_as_before(lm, monkeypatc
     request = lm.request("Once upon a time", max_new_tokens=8, ignore_eos=True)
     expected = lm.generate("Once upon a time", max_new_tokens=8, ignore_eos=True).tokens
     service = Service(Worker(lm))
-    service.idle_task = task = Counting(5, fails)
+    task = Counting(5, fails)
+    service.idle_tasks.append(task)
     service.start()
     try:
         assert task.done.wait(20)
@@ -209,14 +210,14 @@ def test_a_service_does_its_task_while_idle_and_answers_as_before(lm, monkeypatc
         assert task.steps >= (5 if fails < 0 else 2)
     finally:
         service.stop()
-    assert (service.idle_task is None) == (fails > 0)
+    assert (task not in service.idle_tasks) == (fails > 0)
 
 
 def test_a_tuned_service_answers_the_same(lm, monkeypatch):
     monkeypatch.setattr(service_module, "_QUIET", 0.0)
     service = Service(Worker(lm))
     tuner = IdleTuner(service.worker)
-    service.idle_task = tuner
+    service.idle_tasks.append(tuner)
     service.observers.append(tuner)
     monkeypatch.setattr(tuner, "_speed", lambda arm: 9.0 if arm.method == Suffix() else 1.0)
     expected = lm.generate("Once upon a time", max_new_tokens=8, ignore_eos=True).tokens

@@ -79,5 +79,5 @@ def tune_while_idle(service: Service, given: Collection[str]) -> None:
         budget="budget" not in given,
         threads="threads" not in given,
     )
-    service.idle_task = tuner
+    service.idle_tasks.append(tuner)
     service.observers.append(tuner)

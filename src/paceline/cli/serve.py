@@ -65,6 +65,8 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         with answering(listener, tls):
             lm = _open(settings)
             app, service = _app(lm, settings, _rules(settings, keys))
+        if settings.warm:
+            _warm_while_idle(service)
         if settings.plan == AUTO:
             tune_while_idle(service, given)
         server = DrainingServer(app, service, settings)
@@ -76,6 +78,21 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
         server.run([listener])
     if server.force_exit:
         raise typer.Exit(1)
+
+
+def _warm_while_idle(service: Service) -> None:
+    """Let a chat model answer prompts while there are no requests, if its drafters start warm."""
+    from paceline.cli.warm import prompts_of
+    from paceline.serving.idle_warming import IdleWarming
+
+    lm = service.worker.lm
+    learns = getattr(lm.drafter_method, "warm", False) and lm.draft_target.model is not None
+    if not learns or lm.tokenizer.template is None:
+        return
+    task = IdleWarming(service.worker, prompts_of(lm, None, 0))
+    if not task.done:
+        service.idle_tasks.append(task)
+        service.observers.append(task)
 
 
 def _tls(settings: ServerSettings) -> SSLContext | None:
@@ -255,7 +272,7 @@ _PANELS = {
         "threads",
         "weight_memory",
     ),
-    "Drafting": ("drafter", "budget"),
+    "Drafting": ("drafter", "budget", "warm"),
     "Plan": ("plan", "known_plan"),
     "Network": (
         "host",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,22 @@ class Trace:
         """Slices of the texts."""
         ends = [*self.starts[1:].tolist(), len(self.tokens)]
         return map(slice, self.starts.tolist(), ends)
+
+
+def join_traces(traces: Sequence[Trace]) -> Trace:
+    """Return traces of one model, one after the other, as one with the fewest successors.
+
+    Args:
+        traces: at least one.
+    """
+    kept = min(trace.top_tokens.shape[1] for trace in traces)
+    sizes = np.cumsum([0, *(len(trace) for trace in traces[:-1])])
+    return Trace(
+        np.concatenate([trace.tokens for trace in traces]),
+        np.concatenate([t.starts + np.int32(size) for t, size in zip(traces, sizes, strict=True)]),
+        np.concatenate([trace.top_tokens[:, :kept] for trace in traces]),
+        np.concatenate([trace.top_probs[:, :kept] for trace in traces]),
+    )
 
 
 _TYPES: dict[str, tuple[str, Any]] = {

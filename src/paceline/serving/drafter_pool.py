@@ -11,6 +11,7 @@ from paceline.core import Cost, TokenTree
 from paceline.decoding.governor import Governor
 from paceline.decoding.session import Session
 from paceline.drafters.base import Drafter, DraftMethod, ModelBacked, Target, engines_of
+from paceline.drafters.history.warm_start import replay
 from paceline.drafters.plain import Plain
 from paceline.engines.base import Engine
 from paceline.engines.screened import Logits
@@ -23,6 +24,7 @@ from paceline.serving.pass_budget import relative_cost
 
 if TYPE_CHECKING:
     from paceline.lm import LM
+    from paceline.models.trace import Trace
 
 _METHODS = 8  # unused pools that are kept besides that of the model's own method
 
@@ -79,6 +81,11 @@ class DrafterPool:
         """Return a drafter to the pool; its learned state is kept."""
         if drafter is not self._no_drafts:
             self.idle.append(drafter)
+
+    def learn(self, trace: Trace) -> None:
+        """Let the drafters learn from what the model wrote, if they start warm; none is in use."""
+        if getattr(self._method, "warm", False) and self.first in self.idle:
+            replay(trace, self.first)
 
     def _register(self, drafter: Drafter, loaded: bool = False) -> Drafter:
         if self._memory is not None and isinstance(drafter, ModelBacked) and drafter.engines:
@@ -224,6 +231,10 @@ class DrafterPools:
         else:
             self.own = DrafterPool(method, self._lm.draft_target, self._cost, memory=self._memory)
         self.own.governor = Governor(self._cost)
+
+    def learn(self, trace: Trace) -> None:
+        """Let the drafters of requests that name no method learn from what the model wrote."""
+        self.own.learn(trace)
 
     def idle(self) -> Iterator[Drafter]:
         """Yield the drafters that no request uses."""

@@ -151,7 +151,7 @@ class Service:
         failures: passes that failed because of a bug.
         load: of the last pass.
         observers: see all requests.
-        idle_task: is done after half a second without requests; None: nothing is.
+        idle_tasks: are done after half a second without requests, one after the other.
     """
 
     def __init__(self, worker: Worker) -> None:
@@ -163,7 +163,7 @@ class Service:
         self.failures = 0
         self.load = ServiceLoad()
         self.observers: list[Observer] = []
-        self.idle_task: IdleTask | None = None
+        self.idle_tasks: list[IdleTask] = []
         self._pause: float | None = _QUIET  # before the next step; None: there is nothing to do
 
     def start(self) -> None:
@@ -291,24 +291,29 @@ class Service:
     def _commands(self, wait: bool) -> None:
         """Run the commands that were queued since the last pass."""
         for _ in range(self._inbox.qsize() or wait):
-            pause = None if self.idle_task is None else self._pause
+            pause = self._pause if self.idle_tasks else None
             try:
                 command = self._inbox.get(timeout=pause if wait else 0.0)
             except Empty:
                 if wait:
-                    self._do_idle_task()
+                    self._pause = 0.0 if self._do_idle_task() else None
                 return
             command()
             wait, self._pause = False, _QUIET
 
-    def _do_idle_task(self) -> None:
-        """Do a step of the task for idle times; one that fails is given up."""
-        assert self.idle_task is not None
-        try:
-            self._pause = 0.0 if self.idle_task.step() else None
-        except Exception:
-            _log.exception("the task for idle times failed and is given up")
-            self.idle_task = None
+    def _do_idle_task(self) -> bool:
+        """Do a step of the first task that has one; return whether any had.
+
+        A task that fails is given up.
+        """
+        for task in list(self.idle_tasks):
+            try:
+                if task.step():
+                    return True
+            except Exception:
+                _log.exception("a task for idle times failed and is given up")
+                self.idle_tasks.remove(task)
+        return False
 
     def _send(self, events: list[JobEvent]) -> None:
         for event in events:

@@ -78,6 +78,13 @@ class ServerSettings:
             "this machine."
         ),
     ] = True
+    warm: Annotated[
+        bool,
+        SettingInfo(
+            "While a server without replicas is idle, let a chat model answer a mix of prompts "
+            "until drafters have the warm start that `paceline warm` makes, which is kept."
+        ),
+    ] = True
     engine: Annotated[str, SettingInfo("Engine: auto, native or reference.")] = "auto"
     format: Annotated[str, SettingInfo("Weight format, as in `paceline generate`.")] = "auto"
     kv_format: Annotated[

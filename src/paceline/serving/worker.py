@@ -37,6 +37,7 @@ from paceline.serving.search_queue import SearchQueue
 
 if TYPE_CHECKING:
     from paceline.lm import LM
+    from paceline.models.trace import Trace
 
 _MIN_SEARCH_SHARE = 0.1  # seconds of searches for each second of passes
 
@@ -207,6 +208,13 @@ class Worker:
         """
         self._pools.switch(method, cost)
         self._budget = budget
+
+    def learn(self, trace: Trace) -> None:
+        """Let drafters learn from what the model wrote by itself; there is no request.
+
+        No answer changes by it.
+        """
+        self._pools.learn(trace)
 
     def close(self, finish: str = "cancelled", error: str = "") -> list[JobEvent]:
         """End all requests, and clear the prefix cache."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from itertools import count
 
 import numpy as np
@@ -19,6 +20,7 @@ from paceline.models.trace import Trace
 _TOP = 16  # successors kept per token; no drafter uses more by default
 _LENGTH = 400  # default maximum of tokens in one text
 _STREAMS = 16  # texts written at once, as a pass over many sequences costs little more than one
+_FEW_STREAMS = 4  # where passes must be short
 
 
 class _SelfText:
@@ -61,8 +63,9 @@ def selftext(
     """
     starts = bare_starts(opening, engine.config.vocab_size, seed)
     length = min(longest, engine.config.context - 1)
-    writer = _Writer(engine, stop_tokens, temperature, seed, progress)
-    return _joined(writer.write(tokens, starts, lambda text, start: text > length))
+    writer = _Writer(engine, stop_tokens, temperature, seed)
+    steps = writer.writing(starts, lambda text, start: text > length)
+    return _joined(writer.take(tokens, steps, progress))
 
 
 def self_answers(
@@ -94,8 +97,8 @@ def self_answers(
     Raises:
         RequestError: a number is out of range, or no prompt fits.
     """
-    writer = _Writer(engine, stop_tokens, temperature, seed, progress)
-    return _joined(writer.answer(tokens, prompts, longest))
+    writer = _Writer(engine, stop_tokens, temperature, seed)
+    return _joined(writer.take(tokens, writer.answering(prompts, longest), progress))
 
 
 def answers_with_hidden(
@@ -114,9 +117,42 @@ def answers_with_hidden(
         the trace, and float16 [T, hidden size], one row for each of its tokens, after the model's
         last norm; values beyond the type's range are cut.
     """
-    writer = _Writer(engine, stop_tokens, temperature, seed, progress, hidden=True)
-    texts = writer.answer(tokens, prompts, longest)
+    writer = _Writer(engine, stop_tokens, temperature, seed, hidden=True)
+    texts = writer.take(tokens, writer.answering(prompts, longest), progress)
     return _joined(texts), np.stack([row for text in texts for row in text.hidden])
+
+
+def answer_steps(
+    engine: Engine,
+    prompts: Iterable[list[int]],
+    stop_tokens: frozenset[int],
+    temperature: float = 0.7,
+    seed: int = 0,
+    longest: int = _LENGTH,
+) -> Generator[Trace | None, None, None]:
+    """Let a model answer prompts without end, four at once, and give way after each pass.
+
+    Closing the iterator releases the sequences; answers that are not finished are lost.
+
+    Args:
+        engine: runs the model.
+        prompts: token ids of each; a sequence is begun again at its end.
+        stop_tokens: end an answer.
+        temperature: of the draws.
+        seed: keys the draws.
+        longest: maximum tokens of one answer.
+
+    Yields:
+        after each pass the answers that ended with it, or None.
+
+    Raises:
+        RequestError: no prompt fits.
+        MemoryFullError: there is no memory for the sequences.
+    """
+    writer = _Writer(engine, stop_tokens, temperature, seed, streams=_FEW_STREAMS)
+    with closing(writer.answering(prompts, longest)) as steps:
+        for ended in steps:
+            yield _joined(ended) if ended else None
 
 
 def bare_starts(opening: list[int], vocab_size: int, seed: int) -> Iterator[list[int]]:
@@ -140,6 +176,9 @@ def _fitting(prompts: Iterable[list[int]], context: int) -> Iterator[list[int]]:
             raise RequestError(f"no prompt has 1 to {context // 2} tokens; give shorter ones")
 
 
+_Steps = Generator[list[_SelfText], None, None]  # texts that ended with each pass
+
+
 class _Writer:
     """Writes texts, several at once."""
 
@@ -149,53 +188,66 @@ class _Writer:
         stop_tokens: frozenset[int],
         temperature: float,
         seed: int,
-        progress: Callable[[int], None],
         hidden: bool = False,
+        streams: int = _STREAMS,
     ) -> None:
         if not 0 < temperature < np.inf:
             raise RequestError(f"the temperature is {temperature}, expected more than 0")
         self._engine, self._stop_tokens, self._temperature = engine, stop_tokens, temperature
-        self._seed, self._progress, self._hidden = seed, progress, hidden
+        self._seed, self._hidden, self._streams = seed, hidden, streams
+        self._running: list[_SelfText] = []
 
-    def answer(self, tokens: int, prompts: Iterable[list[int]], longest: int) -> list[_SelfText]:
-        """Answer prompts; see `self_answers`."""
+    def answering(self, prompts: Iterable[list[int]], longest: int) -> _Steps:
+        """Answer prompts, see `self_answers`; yield the answers that ended after each pass."""
         context = self._engine.config.context
 
         def is_long(text: int, start: int) -> bool:
             return text - start >= longest or text >= context
 
-        return self.write(tokens, _fitting(prompts, context), is_long)
+        return self.writing(_fitting(prompts, context), is_long)
 
-    def write(
-        self, tokens: int, starts: Iterator[list[int]], is_long: Callable[[int, int], bool]
-    ) -> list[_SelfText]:
-        """Write texts behind `starts`; `is_long` tells by its and its start's length to cut one."""
-        if tokens < 1:
-            raise RequestError(f"tokens is {tokens}, expected 1 or more")
-        done: list[_SelfText] = []
-        running: list[_SelfText] = []
-        opened = written = 0
+    def writing(self, starts: Iterator[list[int]], is_long: Callable[[int, int], bool]) -> _Steps:
+        """Write texts behind `starts`; yield those that ended after each pass.
+
+        `is_long` tells by the lengths of a text and of its start whether to cut it.
+        """
+        running, opened = self._running, 0
         try:
-            while written < tokens:
-                while len(running) < _STREAMS:
+            while True:
+                while len(running) < self._streams:
                     start = next(starts)
                     sequence = self._engine.start(np.array(start[:-1], np.int32))
                     # Predictions within the start are not kept: the text begins at its root.
                     running.append(_SelfText(sequence, list(start)))
                     opened += 1
                 self._write_token(running, self._seed + opened)
-                written += len(running)
-                self._progress(len(running))
+                ended = []
                 for text in list(running):
                     begun = len(text.tokens) - len(text.top_tokens)
-                    ended = text.tokens[-1] in self._stop_tokens
-                    if ended or is_long(len(text.tokens), begun) or written >= tokens:
+                    if text.tokens[-1] in self._stop_tokens or is_long(len(text.tokens), begun):
                         running.remove(text)
                         self._engine.release(text.sequence)
-                        done.append(text)
+                        ended.append(text)
+                yield ended
         finally:
-            for text in running:
-                self._engine.release(text.sequence)
+            while running:
+                self._engine.release(running.pop().sequence)
+
+    def take(self, tokens: int, steps: _Steps, progress: Callable[[int], None]) -> list[_SelfText]:
+        """Return `tokens` tokens of texts or a few more; running texts are cut there."""
+        if tokens < 1:
+            raise RequestError(f"tokens is {tokens}, expected 1 or more")
+        done: list[_SelfText] = []
+        written = 0
+        with closing(steps):
+            for ended in steps:
+                done += ended
+                count = len(self._running) + len(ended)
+                written += count
+                progress(count)
+                if written >= tokens:
+                    done += self._running
+                    break
         return done
 
     def _write_token(self, texts: list[_SelfText], seed: int) -> None:

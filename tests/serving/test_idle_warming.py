@@ -1,0 +1,98 @@
+"""A server warms itself while idle: requests come first, answers are kept, no answer changes."""
+
+import itertools
+
+import pytest
+
+from paceline import LM
+from paceline.models.trace import join_traces, known_trace, trace_path
+from paceline.serving.idle_warming import IdleWarming
+from paceline.serving.messages import Job
+from paceline.serving.worker import Worker
+
+
+@pytest.fixture
+def lm(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with LM(threads=1, drafter="blend", budget=4) as lm:
+        yield lm
+
+
+def prompts(lm):
+    return itertools.cycle([lm.encode("Once upon a time"), lm.encode("The dog")])
+
+
+def run(worker, lm, name):
+    worker.submit(Job(name, lm.request("Once upon a time", max_new_tokens=40, ignore_eos=True)))
+    events = []
+    while not worker.idle:
+        events += worker.step()
+    return [token for event in events for token in event.tokens], sum(e.passes for e in events)
+
+
+def finish(task):
+    while task.step():
+        pass
+
+
+def test_the_trace_is_kept_and_drafters_know_it_at_once(lm):
+    worker = Worker(lm)
+    cold, passes = run(Worker(lm), lm, "cold")
+    lm.drafter.reset()
+    task = IdleWarming(worker, prompts(lm), 1500)
+    pages = lm.engine.memory.used
+    finish(task)
+    assert task.done
+    assert not task.step()
+    assert lm.engine.memory.used == pages
+    trace = known_trace(lm.model, lm.model.config.vocab_size)
+    assert len(trace) == task.written >= 1500
+    warm, fewer = run(worker, lm, "warm")
+    assert warm == cold
+    assert fewer < passes
+
+
+def test_requests_come_first_and_what_was_finished_stays(lm):
+    worker = Worker(lm)
+    task = IdleWarming(worker, prompts(lm), 4000)
+    while not task.written:
+        assert task.step()
+    written, pages = task.written, lm.engine.memory.used
+    worker.submit(Job("a", lm.request("Once", max_new_tokens=4)))
+    assert not task.step()  # the worker is not idle
+    task.on_submit(Job("a", lm.request("Once", max_new_tokens=4)))
+    assert lm.engine.memory.used < pages
+    while not worker.idle:
+        worker.step()
+    assert task.step()
+    assert task.written >= written
+
+
+def test_an_earlier_trace_is_continued_and_an_enough_one_left_alone(lm):
+    finish(IdleWarming(Worker(lm), prompts(lm), 600))
+    with LM(threads=1, drafter="blend", budget=4) as again:
+        first = known_trace(again.model, again.model.config.vocab_size)
+        assert IdleWarming(Worker(again), prompts(again), 600).done
+        task = IdleWarming(Worker(again), prompts(again), 1400)
+        assert task.written == len(first)
+        finish(task)
+        longer = known_trace(again.model, again.model.config.vocab_size)
+        assert len(longer) >= 1400
+        assert (longer.tokens[: len(first)] == first.tokens).all()
+        assert (longer.tokens[len(first) :][:200] != first.tokens[:200]).any()
+
+
+def test_traces_that_are_joined_keep_their_texts(lm):
+    finish(IdleWarming(Worker(lm), prompts(lm), 600))
+    trace = known_trace(lm.model, lm.model.config.vocab_size)
+    twice = join_traces([trace, trace])
+    texts = [twice.tokens[text].tolist() for text in twice.texts()]
+    assert texts == 2 * [trace.tokens[text].tolist() for text in trace.texts()]
+
+
+def test_a_full_disk_ends_nothing(lm, monkeypatch):
+    trace_path(lm.model).parent.mkdir(parents=True, exist_ok=True)
+    trace_path(lm.model).mkdir()
+    task = IdleWarming(Worker(lm), prompts(lm), 600)
+    finish(task)
+    assert task.done
