@@ -44,6 +44,7 @@ SMOKE = {
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
     "predictions.py": SMALL + " --prompts 1 --budgets 4",
     "watermarks.py": SMALL + " --texts 2 --plain 2 --tokens 12 --resamples 9",
+    "sparse_attention.py": "{models}/stories260K --lengths 200 --tokens 1 --rounds 1",
     "soak.py": "--minutes 0.05 --users 1 --model {models}/stories260K",
     "serving.py": SMALL + " --rounds 1 --requests 1 --tokens 4 --long 2 --part users stall prefix",
 }

@@ -162,7 +162,7 @@ TRIGGERS = {
     "parallel-drafting-other-tokens": lambda: draft(OTHER, ",schedule=pearl"),
     "several-drafts-other-tokens": two_drafts,
     "native-device": lambda: lm(engine="native", device="cpu"),
-    "native-pattern": lambda: lm(engine="native", attention="lm_infinite"),
+    "native-mask-pattern": lambda: lm(engine="native", attention="lm_infinite"),
     "reference-threads": lambda: lm(engine="reference", threads=2),
     "kv-policy-grouped-kv": lambda: lm(kv_format="int4").generate("a", kv_policy="tova"),
     "position-drafter-grouped-kv": lambda: lm(kv_format="int3", drafter="sparse_kv").generate("a"),

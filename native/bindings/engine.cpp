@@ -44,20 +44,63 @@ size_t threads_of(int64_t threads) {
 
 CacheChoice cache_of(const Kernels& kernels, const std::string& format) {
     const auto kind = kind_of<size_t>("kv format", format, kCacheFormats);
-    if (kind < static_cast<size_t>(CacheFormat::count)) return {kernels.caches[kind]};
+    if (kind < static_cast<size_t>(CacheFormat::count))
+        return {kernels.caches[kind], nullptr, find_few_read(kernels) + kind};
     const PackedKernels& packed = packed_kernels(kernels, format == "int4" ? 4 : 3);
     return {&packed.cache, &packed};
 }
 
+// The attributes of a Python object `FewRead`.
+FewRead few_read_of(nb::handle object) {
+    constexpr const char* kSummaries[] = {"none", "mean", "bounds"};
+    const auto size = [&](const char* name, int64_t low) {
+        return static_cast<size_t>(in_range<int64_t>(name, nb::cast<int64_t>(object.attr(name)),
+                                                     low, int64_t{1} << 31));
+    };
+    FewRead rule;
+    rule.summary = kind_of<Summary>("summary", nb::cast<std::string>(object.attr("summary")),
+                                    kSummaries);
+    rule.top_k = nb::cast<bool>(object.attr("top_k"));
+    rule.sinks = size("sinks", 0);
+    rule.local = size("local", 1);
+    rule.least = size("least", 0);
+    rule.share = nb::cast<double>(object.attr("share"));
+    if (!(rule.share >= 0.0 && rule.share <= 1.0)) refuse("share must be between 0 and 1");
+    return rule;
+}
+
 std::shared_ptr<Engine> make_engine(nb::handle config, const std::string& storage,
                                     const std::string& head, const std::string& kv_format,
-                                    const std::string& isa, int64_t threads) {
+                                    const std::string& isa, int64_t threads,
+                                    nb::handle few_read) {
     std::vector<nb::object> ropes;
     Shape shape = shape_of(config, ropes);
     const Kernels& kernels = choose(isa);
-    return std::make_shared<Engine>(std::move(shape), kernels, storage, head,
-                                    cache_of(kernels, kv_format), threads_of(threads),
-                                    std::move(ropes));
+    const CacheChoice cache = cache_of(kernels, kv_format);
+    std::optional<FewRead> rule;
+    if (!few_read.is_none()) {
+        if (!cache.few_read)
+            refuse("attention patterns cannot read keys in the kv format '" + kv_format + "'");
+        rule = few_read_of(few_read);
+    }
+    return std::make_shared<Engine>(std::move(shape), kernels, storage, head, cache,
+                                    threads_of(threads), std::move(ropes), rule ? &*rule : nullptr);
+}
+
+// How each kv head of each layer reads: numbers of HeadRead, [layers][kv heads].
+void set_head_reads(Engine& engine, const std::vector<std::vector<int64_t>>& reads) {
+    const Shape& shape = engine.model.shape;
+    if (!engine.model.few_read_kernels) refuse("this model was made without an attention pattern");
+    if (!reads.empty() && reads.size() != shape.layers.size()) refuse("each layer needs its heads");
+    std::vector<std::vector<HeadRead>> own(reads.size());
+    for (size_t layer = 0; layer < reads.size(); ++layer) {
+        if (reads[layer].size() != shape.layers[layer].kv_heads)
+            refuse("each kv head of a layer needs to know what it reads");
+        for (const int64_t read : reads[layer])
+            own[layer].push_back(static_cast<HeadRead>(in_range<int64_t>(
+                "what a head reads", read, 0, static_cast<int64_t>(HeadRead::count) - 1)));
+    }
+    locked(engine, [&] { engine.model.head_reads = std::move(own); });
 }
 
 // An array [rows, columns] of floats in a shared buffer.
@@ -388,6 +431,12 @@ void bind_sequence(nb::module_& m) {
                 locked(s, [&](KVCache& cache) { cache.truncate(length); });
             },
             nb::arg("length"), "Keep the first `length` committed positions.")
+        .def_prop_rw(
+            "prompt", [](Sequence& s) { return s.cache ? s.cache->prompt() : 0; },
+            [](Sequence& s, size_t length) {
+                locked(s, [&](KVCache& cache) { cache.set_prompt(length); });
+            },
+            "Positions below it are a prompt's, which read everything.")
         .def(
             "fork",
             [](Sequence& s) {
@@ -452,6 +501,10 @@ void bind_properties(nb::class_<Engine>& model) {
         .def_prop_ro(
             "pages", &count_pages, nb::sig("def pages(self) -> tuple[int, int, int, int | None]"),
             "Pages in use, pages that several sequences share, pages in memory, the limit.")
+        .def("set_head_reads", &set_head_reads, nb::arg("reads"),
+             nb::sig("def set_head_reads(self, reads: list[list[int]]) -> None"),
+             "Say what each kv head of each layer reads: 0 all, 1 what is chosen, 2 the first and\n"
+             "the last positions. An empty list: all.")
         .def("set_page_limit", &set_page_limit, nb::arg("pages").none(),
              nb::sig("def set_page_limit(self, pages: int | None) -> None"),
              "Limit the pages in memory; None: no limit.")
@@ -481,7 +534,8 @@ void bind_engine(nb::module_& m) {
         m, "NativeModel",
         "Weights, kernels and threads. Methods raise ValueError for what they cannot use.");
     model.def(nb::new_(&make_engine), nb::arg("config"), nb::arg("storage"), nb::arg("head"),
-              nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"));
+              nb::arg("kv_format"), nb::arg("isa"), nb::arg("threads"),
+              nb::arg("few_read") = nb::none());
     bind_loading(model);
     bind_passes(model);
     bind_screen(m, model);

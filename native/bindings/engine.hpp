@@ -25,9 +25,10 @@ using Logits = arrays::Array2<float>;
 // interpreter's lock.
 struct Engine {
     Engine(Shape shape, const Kernels& kernels, const std::string& format, const std::string& head,
-           CacheChoice cache, size_t threads, std::vector<nanobind::object> ropes)
+           CacheChoice cache, size_t threads, std::vector<nanobind::object> ropes,
+           const FewRead* few_read)
         : model(std::move(shape), kernels, find_format(kernels, format), find_format(kernels, head),
-                cache, threads),
+                cache, threads, few_read),
           ropes(std::move(ropes)) {}
 
     Model model;

@@ -16,12 +16,15 @@ size_t pages_in_group(size_t length) { return (length % kCacheGroup + kPanel - 1
 
 }  // namespace
 
-PageLayout::PageLayout(const Shape& shape, const CacheKernels& given, const PackedKernels* groups)
-    : kernels(&given), packed(groups) {
+PageLayout::PageLayout(const Shape& shape, const CacheKernels& given, const PackedKernels* groups,
+                       const FewReadKernels* few_read, Summary summary)
+    : kernels(&given), packed(groups), few_read(few_read), summary(summary) {
     for (const LayerShape& layer : shape.layers) {
         const size_t block = given.block_bytes(layer.head_dim);
-        layers.push_back({layer.kv_heads, layer.head_dim, block, bytes});
-        bytes += layer.kv_heads * block;
+        const size_t own = few_read ? few_read->summary_bytes(layer.head_dim, summary) : 0;
+        const size_t end = bytes + layer.kv_heads * block;
+        layers.push_back({layer.kv_heads, layer.head_dim, block, bytes, own, end});
+        bytes = end + layer.kv_heads * own;
     }
 }
 
@@ -88,6 +91,7 @@ KVCache KVCache::fork() const {
     KVCache other(*layout_, *memory_);
     const size_t count = pages_for(row_count());
     other.length_ = length_;
+    other.prompt_ = prompt_;
     other.positions_ = positions_;
     other.evicted_at_ = evicted_at_;
     for (size_t i = 0; i < pages_in_group(length_); ++i) {
@@ -152,6 +156,24 @@ void KVCache::commit(const int32_t* path, size_t count) {
     length_ += count;
     parents_.clear();
     keep(pages_for(row_count()));
+    summarise_from(length_ - count);
+}
+
+void KVCache::summarise(size_t layer, size_t head, size_t first, size_t last) {
+    const PageLayout::Layer& at = layout_->layers[layer];
+    for (size_t panel = first; at.summary && panel < last; ++panel) {
+        const size_t position = panel * kPanel;
+        layout_->few_read->summarise(block(layer, head, position),
+                                     position % kCacheBlock / kPanel, at.dim, layout_->summary,
+                                     pages_[position / kCacheBlock]->data + summaries(layer, head));
+    }
+}
+
+// Panels that were filled since there were `length` positions.
+void KVCache::summarise_from(size_t length) {
+    for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
+            summarise(layer, head, length / kPanel, length_ / kPanel);
 }
 
 void KVCache::truncate(size_t length) {

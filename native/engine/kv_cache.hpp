@@ -15,18 +15,24 @@
 
 #include "engine/page_pool.hpp"
 #include "engine/shape.hpp"
+#include "kernels/few_read.hpp"
 #include "kernels/packed.hpp"
 
 namespace paceline {
 
 // Where the layers lie in a page.
 struct PageLayout {
-    PageLayout(const Shape& shape, const CacheKernels& kernels, const PackedKernels* packed);
+    // Without `few_read` keys have no summaries.
+    PageLayout(const Shape& shape, const CacheKernels& kernels, const PackedKernels* packed,
+               const FewReadKernels* few_read, Summary summary);
 
     const CacheKernels* kernels;
     const PackedKernels* packed;  // of a cache in groups, or null
+    const FewReadKernels* few_read;
+    Summary summary;
     struct Layer {
         size_t heads, dim, block, offset;  // bytes of one head's block, and of the layers before
+        size_t summary, summaries;         // bytes of those of one head's block, and where they are
     };
     std::vector<Layer> layers;
     size_t bytes = 0;
@@ -103,6 +109,15 @@ public:
     // Drops all rows but these, of each layer, which must be valid indices. Forgets the nodes.
     // Throws MemoryFull or std::bad_alloc; then nothing has been done. Refused in groups.
     void evict(std::span<const KeptRows> kept);
+    // Summarises panels of 16 rows, first .. last - 1, of one head, where keys have summaries.
+    void summarise(size_t layer, size_t head, size_t first, size_t last);
+    size_t summaries(size_t layer, size_t head) const {
+        const PageLayout::Layer& at = layout_->layers[layer];
+        return at.summaries + head * at.summary;
+    }
+    // Positions below it are those of a prompt, which read everything.
+    size_t prompt() const { return prompt_; }
+    void set_prompt(size_t length) { prompt_ = length; }
     // Shares every page; takes none.
     KVCache fork() const;
     // Copies a page whose positions are all committed; `append_page` takes what it gives. Both throw
@@ -178,6 +193,7 @@ private:
     void keep(size_t pages);
     void replace(size_t page, Page* by);
     void move(size_t from, size_t to);
+    void summarise_from(size_t length);
     bool stays(std::span<const KeptRows> kept, size_t page) const;
     void gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) const;
 
@@ -190,7 +206,7 @@ private:
     Buffer nodes_;                           // rows of nodes of a cache in groups
     std::vector<int32_t> parents_;  // of the last tree; empty when there is nothing to commit
     bool viewed_ = false;           // that tree saw a part of the model only
-    size_t length_ = 0;
+    size_t length_ = 0, prompt_ = 0;
     std::vector<std::vector<std::vector<int32_t>>> positions_;  // [layer][head][row]; see `evicted`
     size_t evicted_at_ = 0;                                     // length at the last eviction
     std::vector<std::vector<std::vector<double>>> mass_;        // [layer][head][row]

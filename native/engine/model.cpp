@@ -6,15 +6,18 @@
 namespace paceline {
 
 Model::Model(Shape given, const Kernels& kernels, const FormatKernels& format,
-             const FormatKernels& head, CacheChoice cache, size_t threads)
+             const FormatKernels& head, CacheChoice cache, size_t threads, const FewRead* few_read)
     : shape(std::move(given)),
       kernels(kernels),
       cache_kernels(*cache.kernels),
       packed(cache.packed),
-      layout(shape, cache_kernels, packed),
+      few_read_kernels(few_read ? cache.few_read : nullptr),
+      layout(shape, cache_kernels, packed, few_read_kernels,
+             few_read ? few_read->summary : Summary::none),
       memory(layout.bytes),
       weights(shape, format, head),
       ropes(shape.ropes),
+      few_read(few_read ? *few_read : FewRead{}),
       pool_(std::make_unique<Pool>(threads)) {}
 
 void Model::finish() {

@@ -72,13 +72,15 @@ struct Workspace {
 struct CacheChoice {
     const CacheKernels* kernels;
     const PackedKernels* packed = nullptr;
+    const FewReadKernels* few_read = nullptr;  // where few positions can be read
 };
 
 class Model {
 public:
     // `head` is the format of the embedding and of the head.
     Model(Shape shape, const Kernels& kernels, const FormatKernels& format,
-          const FormatKernels& head, CacheChoice cache, size_t threads);
+          const FormatKernels& head, CacheChoice cache, size_t threads,
+          const FewRead* few_read = nullptr);
 
     // Bytes that one position takes in the cache.
     double position_bytes() const {
@@ -119,6 +121,7 @@ public:
     const Kernels& kernels;
     const CacheKernels& cache_kernels;
     const PackedKernels* const packed;  // of a cache in groups, or null
+    const FewReadKernels* const few_read_kernels;  // null: every position is read
     const PageLayout layout;
     PagePool memory;  // of all sequences
     Weights weights;
@@ -131,6 +134,8 @@ public:
     Profile profile{};  // of the passes that were run while `profiling`
     std::vector<RopeTable> ropes;
     Workspace work;
+    FewRead few_read;                             // how much is read, where some heads read few
+    std::vector<std::vector<HeadRead>> head_reads;  // [layer][kv head]; without entries, all
     size_t hidden_rows = 0;  // that `hidden` can give; 0 after a pass without logits
 
     Pool& pool() const { return *pool_; }

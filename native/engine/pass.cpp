@@ -102,6 +102,7 @@ void Pass::check(const Branch& branch) {
     }
     chain_.push_back(chain);
     deepest_.push_back(*std::max_element(depths_.begin() + first, depths_.end()));
+    check_reach(branch, static_cast<size_t>(deepest_.back()), chain);
 }
 
 void Pass::choose_layers() {
@@ -216,9 +217,15 @@ void Pass::reserve() {
             const size_t bytes = attention_bytes(job, kMostQueries);
             scratch = std::max(scratch, shared_node_bytes() + bytes);
         }
-        for (size_t branch = 0; branch < batch_.size(); ++branch)
-            scratch = std::max(scratch, attention_bytes(attention(i, branch, 0),
-                                                        query_split(i, branch).tile));
+        for (size_t branch = 0; branch < batch_.size(); ++branch) {
+            const bool few = reads_few(i, batch_[branch]);
+            const size_t last = batch_[branch].nodes - 1;
+            scratch = std::max(
+                scratch, few ? model_.few_read_kernels->scratch_bytes(
+                                   few_read_node(i, branch, 0, last))
+                             : attention_bytes(attention(i, branch, 0),
+                                               query_split(i, branch).tile));
+        }
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.
     const auto rows = [&](Buffer& buffer, size_t stride) {
@@ -409,6 +416,8 @@ void Pass::plan_layer(size_t layer) {
     if (!logits_ && layer == layers_.back()) return;
     if (view_.positions)
         add(Stage::attention, &Pass::select, layer, batch_.size() * shape.kv_heads, 1);
+    if (summarises(layer))
+        add(Stage::attention, &Pass::summarise, layer, batch_.size() * shape.kv_heads, 1);
     add_chunks(Stage::attention, &Pass::attend, layer, before_[layer].calls.back());
     if (before_[layer].states.back())
         add(Stage::attention, &Pass::combine, layer, n_ * shape.heads, 8);

@@ -169,6 +169,14 @@ private:
                              : kernels_.attention_bytes(job, queries);
     }
     PackedAttention attention(size_t layer, size_t branch, size_t head) const;
+    bool reads_few(size_t layer, const Branch& branch) const;
+    bool reads_few(const Branch& branch) const;
+    void check_reach(const Branch& branch, size_t deepest, bool chain) const;
+    bool summarises(size_t layer) const;
+    size_t few_read_calls(size_t layer, size_t branch) const;
+    FewReadNode few_read_node(size_t layer, size_t branch, size_t head, size_t node) const;
+    void read_few(size_t layer, size_t branch, size_t call, Buffer& scratch) const;
+    void summarise(size_t layer, size_t chunk, size_t chunks, Buffer&);
     float* row(const Buffer& rows, size_t index, size_t stride) const {
         return rows.floats() + index * stride;
     }

@@ -95,7 +95,7 @@ void Pass::find_shared_spans() {
         for (size_t b = 0; b < batch_.size(); ++b) {
             const KVCache& cache = *batch_[b].cache;
             if (shared_span_counts_[b] < span || cache.length() < end || cache.evicted()) continue;
-            if (batch_[b].nodes * group > kFewQueries) continue;
+            if (batch_[b].nodes * group > kFewQueries || reads_few(batch_[b])) continue;
             SharedSpan& shared_span =
                 by_page.try_emplace(cache.data()[end / kCacheBlock - 1]).first->second;
             shared_span.span = span;
@@ -149,6 +149,10 @@ void Pass::count_calls(size_t layer) {
         before.calls.push_back(calls);
         before.states.push_back(states);
         if (branch == batch_.size()) break;
+        if (reads_few(layer, batch_[branch])) {
+            calls += few_read_calls(layer, branch);
+            continue;
+        }
         const QuerySplit shared = query_split(layer, branch);
         calls += shape.kv_heads * shared.calls();
         if (shared.apart)
@@ -198,7 +202,7 @@ PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
         job.closed_data = work_.closed.bytes() + closed_[b].first * job.closed_stride +
                           head * cache.block_bytes(layer);
     }
-    if (!query_split(layer, b).apart) return job;
+    if (!query_split(layer, b).apart || reads_few(layer, branch)) return job;
     job.states = work_.states.floats() + before_[layer].states[b] +
                  head * job.count * job.spans * kernels_.state_floats(shape.head_dim);
     return job;
@@ -227,6 +231,7 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const auto behind = std::ranges::upper_bound(calls, chunk);
     const auto b = static_cast<size_t>(behind - calls.begin()) - 1;
     chunk -= calls[b];
+    if (reads_few(layer, batch_[b])) return read_few(layer, b, chunk, scratch);
     const QuerySplit shared = query_split(layer, b);
     PackedAttention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();

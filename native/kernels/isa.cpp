@@ -2,6 +2,9 @@
 
 #include <cstdlib>
 #include <stdexcept>
+#include <utility>
+
+#include "kernels/few_read.hpp"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -20,6 +23,24 @@ extern const Kernels kernels_avx2, kernels_avxvnni, kernels_avx512, kernels_avx5
 #elif defined(__aarch64__)
 extern const Kernels kernels_neon, kernels_neondot, kernels_neoni8mm;
 #endif
+
+#define FEW_READ(isa)                                                  \
+    namespace isa {                                                    \
+    extern const FewReadKernels few_read_kernels[kFewReadFormats];     \
+    }
+FEW_READ(portable)
+#if defined(PACELINE_PORTABLE_ONLY)
+#elif defined(__x86_64__)
+FEW_READ(avx2)
+FEW_READ(avxvnni)
+FEW_READ(avx512)
+FEW_READ(avx512vnni)
+#elif defined(__aarch64__)
+FEW_READ(neon)
+FEW_READ(neondot)
+FEW_READ(neoni8mm)
+#endif
+#undef FEW_READ
 
 namespace {
 
@@ -84,6 +105,26 @@ const Kernels& choose(const std::string& name) {
     }
     throw std::invalid_argument("instruction set '" + name + "' does not run here; choose one of " +
                                 names);
+}
+
+const FewReadKernels* find_few_read(const Kernels& kernels) {
+    const std::pair<const Kernels*, const FewReadKernels*> all[] = {
+#if defined(PACELINE_PORTABLE_ONLY)
+#elif defined(__x86_64__)
+        {&kernels_avx2, avx2::few_read_kernels},
+        {&kernels_avxvnni, avxvnni::few_read_kernels},
+        {&kernels_avx512, avx512::few_read_kernels},
+        {&kernels_avx512vnni, avx512vnni::few_read_kernels},
+#elif defined(__aarch64__)
+        {&kernels_neon, neon::few_read_kernels},
+        {&kernels_neondot, neondot::few_read_kernels},
+        {&kernels_neoni8mm, neoni8mm::few_read_kernels},
+#endif
+        {&kernels_portable, portable::few_read_kernels},
+    };
+    for (const auto& [known, few_read] : all)
+        if (known == &kernels) return few_read;
+    return nullptr;
 }
 
 const FormatKernels& find_format(const Kernels& kernels, const std::string& name) {

@@ -590,6 +590,12 @@ class NativeSequence:
     def truncate(self, length: int) -> None:
         """Keep the first `length` committed positions."""
 
+    @property
+    def prompt(self) -> int:
+        """Positions below it are a prompt's, which read everything."""
+
+    @prompt.setter
+    def prompt(self, arg: int, /) -> None: ...
     def fork(self) -> NativeSequence:
         """
         Return a sequence with the same committed positions, which shares their pages.
@@ -604,7 +610,14 @@ class NativeModel:
     """
 
     def __init__(
-        self, config: ModelConfig, storage: str, head: str, kv_format: str, isa: str, threads: int
+        self,
+        config: ModelConfig,
+        storage: str,
+        head: str,
+        kv_format: str,
+        isa: str,
+        threads: int,
+        few_read: object | None = None,
     ) -> None: ...
     def set(self, name: str, weight: NDArray[Any], mapped: bool = False) -> None:
         """
@@ -756,6 +769,12 @@ class NativeModel:
     def pages(self) -> tuple[int, int, int, int | None]:
         """
         Pages in use, pages that several sequences share, pages in memory, the limit.
+        """
+
+    def set_head_reads(self, reads: list[list[int]]) -> None:
+        """
+        Say what each kv head of each layer reads: 0 all, 1 what is chosen, 2 the first and
+        the last positions. An empty list: all.
         """
 
     def set_page_limit(self, pages: int | None) -> None:

@@ -68,6 +68,7 @@ class Side(StrEnum):
     GROUPED_KV = "a cache in groups of positions"
     LATENTS = "latents in place of keys and values"
     PATTERN = "an attention pattern"
+    MASK_PATTERN = "an attention pattern that is a mask"
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ RULES = (
         "name one draft",
     ),
     Rule(S.NATIVE, S.DEVICE, "it runs on the CPU", "leave the device out"),
-    Rule(S.NATIVE, S.PATTERN, "it has no attention patterns yet", "add --engine reference"),
+    Rule(S.NATIVE, S.MASK_PATTERN, "torch computes its mask", "add --engine reference"),
     Rule(S.REFERENCE, S.THREADS, "torch has threads of its own", "leave threads out"),
     Rule(
         S.REFERENCE,

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.abilities import Ability
+from paceline.engines.base import Engine
+from paceline.engines.few_read import RUN, FewRead, HeadRead
 from paceline.errors import RequestError
 from paceline.registry import Method, check_range
 
@@ -24,11 +26,28 @@ if TYPE_CHECKING:
 BLOCK = 64  # positions of an aligned block
 
 
+def _runs(positions: int) -> int:
+    """Return the number of runs of 16 that hold so many positions."""
+    return -(-positions // RUN)
+
+
 @dataclass(frozen=True)
 class Pattern(Method, ABC):
     """Settings of a pattern: its fields. Positions that the model itself hides stay hidden."""
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.TORCH})
+
+    @property
+    def few_read(self) -> FewRead | None:
+        """How positions are chosen in runs of 16, in any engine; None: `mask` says what is read."""
+        return None
+
+    def head_reads(self, engine: Engine) -> list[list[int]]:
+        """Return one of `HeadRead` for each KV head of each layer. Called once, with the weights.
+
+        Until it returns, the engine reads every position.
+        """
+        return [[HeadRead.CHOSEN] * layer.kv_heads for layer in engine.config.layers]
 
     @abstractmethod
     def mask(
@@ -38,7 +57,7 @@ class Pattern(Method, ABC):
 
         Args:
             layer: index of the layer.
-            queries: [H, N, D], rotated.
+            queries: [H, N, D], rotated and scaled.
             keys: [G, S, D], rotated: the committed rows, and behind them those of the pass.
             at: int64 [N], positions of the queries.
             held: int64 [S], positions of the rows.
@@ -110,6 +129,63 @@ class BlockPattern(Pattern):
         rows = near.expand(len(queries), -1, -1).clone()
         rows[..., : count * BLOCK] |= chosen.repeat_interleave(BLOCK, -1)
         return rows
+
+
+@dataclass(frozen=True)
+class RunPattern(Pattern):
+    """A pattern that reads few of the cached positions while decoding, in runs of 16.
+
+    A prompt reads everything; from its last token on, every query chooses for itself. A method
+    says in `few_read` by what. Both engines run it; the native one reads what was chosen in place.
+
+    Attributes:
+        share: of the positions before a query, how many it reads, sinks and local ones included.
+            Default 0.1.
+        least: positions that it reads at least, likewise; the larger counts. Default 256.
+        sinks: first positions, which are always read. Default 16.
+        local: last positions, which are always read; a tree must end within them. Default 64.
+        dense: first layers that read everything. Default 0.
+    """
+
+    needs: ClassVar[frozenset[Ability]] = frozenset()
+
+    share: float = 0.1
+    least: int = 256
+    sinks: int = 16
+    local: int = 64
+    dense: int = 0
+
+    def __post_init__(self) -> None:
+        check_range(0, 1, self.name, share=self.share)
+        check_range(0, 1 << 30, self.name, least=self.least, sinks=self.sinks)
+        check_range(RUN, 1 << 30, self.name, local=self.local)
+        check_range(0, 1 << 20, self.name, dense=self.dense)
+
+    @property
+    @abstractmethod
+    def few_read(self) -> FewRead:
+        """How positions are chosen."""
+
+    def rule(self, summary: str, top_k: bool = False) -> FewRead:
+        """Return the settings as numbers of runs."""
+        least, sinks, local = _runs(self.least), _runs(self.sinks), _runs(self.local)
+        return FewRead(summary, top_k, sinks, local, least, self.share)
+
+    def head_reads(self, engine: Engine) -> list[list[int]]:
+        """Let the first `dense` layers read everything, and all others choose."""
+        return [
+            [HeadRead.ALL if index < self.dense else HeadRead.CHOSEN] * layer.kv_heads
+            for index, layer in enumerate(engine.config.layers)
+        ]
+
+    def mask(
+        self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
+    ) -> Tensor:
+        """See `Pattern`; in a layer without a window, whose heads all choose."""
+        from paceline.engines.choose_runs import choose_runs
+
+        reads = [HeadRead.CHOSEN] * len(keys)
+        return choose_runs(self.few_read, queries, keys, at, held, chain, None, reads)
 
 
 def _block_starts(count: int, like: Tensor) -> torch.Tensor:

@@ -117,7 +117,7 @@ class EvaluatedEngineOptions:
     ] = None
     attention: Annotated[
         str | None,
-        typer.Option(help="Attention pattern of MODEL, NAME:key=value,...; reference engine only."),
+        typer.Option(help="Attention pattern of MODEL, NAME:key=value,...; lossy."),
     ] = None
 
     def open(self, model: str, generates: bool) -> LM:

@@ -117,8 +117,8 @@ class EngineOptions:
     attention: Annotated[
         str | None,
         typer.Option(
-            help="Attention pattern, NAME:key=value,...; lossy, reference engine only. "
-            "See `paceline methods`."
+            help="Attention pattern, NAME:key=value,...; lossy. See `paceline methods`; those that "
+            "are masks need --engine reference."
         ),
     ] = None
     rope: Annotated[

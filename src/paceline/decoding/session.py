@@ -146,6 +146,7 @@ class Session:
                 "what was computed before was not computed under the policy"
             )
         self.sequence = self._engine.open() if sequence is None else sequence
+        self._engine.set_prompt(self.sequence, len(self.request.prompt) - 1)
         if self._policy is not None:
             self._policy.begin(self._engine, self.sequence)
         if not self._begun:

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
+from paceline.engines.few_read import FewRead
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.screened import Logits
 from paceline.engines.view import View
@@ -23,6 +24,9 @@ from paceline.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# What an engine cannot do where an attention pattern reads some positions only.
+WITHOUT_PATTERNS = frozenset({Ability.EVICT, Ability.ATTENTION_MASS, Ability.STORED_PAGES})
 
 # Whose logits a pass returns: of every tree, of none, or of those marked in a list.
 Rows = Literal["all", "none"] | Sequence[bool]
@@ -66,6 +70,15 @@ class AttentionPattern(Protocol):
     """What an engine asks of `attention.base.Pattern`."""
 
     name: ClassVar[str]
+
+    @property
+    def few_read(self) -> FewRead | None:
+        """How positions are chosen in runs of 16; None: `mask` says what is read."""
+        ...
+
+    def head_reads(self, engine: Engine) -> list[list[int]]:
+        """Return what each KV head of each layer reads; see `attention.base.Pattern`."""
+        ...
 
     def mask(
         self, layer: int, queries: Tensor, keys: Tensor, at: Tensor, held: Tensor, chain: bool
@@ -216,6 +229,17 @@ class Engine(ABC):
 
     def row_count(self, sequence: Cached) -> int:
         """Return how many rows the layer with most holds: what the sequence's memory depends on."""
+        return sequence.length
+
+    def set_prompt(self, sequence: Cached, length: int) -> None:
+        """Say that the positions below `length` are those of a prompt.
+
+        They read all that came before, whatever the attention pattern is, if it is one that reads
+        few positions to decode. Call it before they are run. Forks go on with it.
+        """
+
+    def prompt_positions(self, sequence: Cached) -> int:
+        """Return how many positions, from the first on, a prompt would have given alike."""
         return sequence.length
 
     def track_attention(self, sequence: Cached) -> None:
@@ -416,13 +440,17 @@ class Engine(ABC):
         tokens: Tokens,
         observe: Callable[[int, TokenTree, Floats], None] | None = None,
         chunk: int = 256,
+        prompt: bool = False,
     ) -> Cached:
         """Open a sequence and commit `tokens` [S], run in chunks of `chunk` positions.
 
         Logits are computed only for `observe(offset, tree, logits)`, called once for each chunk.
+        With `prompt` they are those of a prompt, see `set_prompt`.
         """
         sequence = self.open()
         try:
+            if prompt:
+                self.set_prompt(sequence, len(tokens))
             self.extend(sequence, tokens, observe, chunk)
         except BaseException:
             self.release(sequence)

@@ -112,6 +112,16 @@ class EnsembleEngine(Engine):
                 return length
             length = min(points)
 
+    def set_prompt(self, sequence: Cached, length: int) -> None:
+        """Say what is a prompt; see `Engine.set_prompt`."""
+        for member, part in zip(self.members, _own(sequence).parts, strict=True):
+            member.set_prompt(part, length)
+
+    def prompt_positions(self, sequence: Cached) -> int:
+        """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
+        parts = zip(self.members, _own(sequence).parts, strict=True)
+        return min(member.prompt_positions(part) for member, part in parts)
+
     def fork(self, sequence: Cached) -> Cached:
         """Return an independent copy of the committed positions."""
         parts = zip(self.members, _own(sequence).parts, strict=True)

@@ -58,7 +58,7 @@ def open_engine(
             8 bits, `act=auto` where that costs little.
         kv_format: how the native engine caches keys and values; `auto` is fp32, which rounds
             nothing. The reference engine has int4 and int3 besides the format of its weights.
-        pattern: attention pattern of the reference engine.
+        pattern: attention pattern; of the native engine one that chooses runs of positions.
         kv_limit: upper limit of cached keys and values in bytes, see `Engine.kv_limit`.
 
     Raises:
@@ -91,13 +91,13 @@ def open_engine(
             return _static(model, place, weight_format, kv_limit)
         return _reference(model, place, weight_format, kv_format, kv_limit, pattern)
     sides = {Side.NATIVE: "the native engine"}
-    if pattern is not None:
-        sides[Side.PATTERN] = f"the attention pattern {pattern.name}"
+    if pattern is not None and pattern.few_read is None:
+        sides[Side.MASK_PATTERN] = f"the attention pattern {pattern.name}"
     if device is not None:
         sides[Side.DEVICE] = f"device={device}"
     check(sides)
     kept = "fp32" if kv_format == "auto" else kv_format
-    return _native(model, threads, weight_format, kept, kv_limit)
+    return _native(model, threads, weight_format, kept, kv_limit, pattern)
 
 
 def open_nested(
@@ -190,7 +190,12 @@ def _torch_dtype(engine: str, weight_format: str, *others: str) -> torch.dtype:
 
 
 def _native(
-    model: Model, threads: int | None, weight_format: str, kv_format: str, kv_limit: int | None
+    model: Model,
+    threads: int | None,
+    weight_format: str,
+    kv_format: str,
+    kv_limit: int | None,
+    pattern: AttentionPattern | None,
 ) -> Engine:
     from paceline.engines.formats import NotTernaryError, split_activations, with_activations
     from paceline.engines.native import NativeEngine
@@ -210,6 +215,7 @@ def _native(
             format=with_activations(name, act),
             kv_format=kv_format,
             kv_limit=kv_limit,
+            pattern=pattern,
         )
 
     if weight_format != "auto":

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from paceline import _native
 from paceline.abilities import Ability
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import Cached, Engine, Rows, wanted
+from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.byte_activations import choose_activations
 from paceline.engines.cache_blocks import unpack_blocks
 from paceline.engines.checks import check_kept
@@ -78,6 +78,7 @@ class NativeEngine(Engine):
             positions together once they are committed, keys for each channel and values for each
             position over 32 channels; a position sees the others of its own 32 in fp16.
         kv_limit: most bytes that cached keys and values may take, see `Engine.kv_limit`.
+        pattern: attention pattern, one that chooses runs of positions; None: all are read.
         isa: instruction set, one of `_native.isas()`; empty reads PACELINE_ISA, or takes the
             fastest. Logits of two instruction sets differ by rounding.
 
@@ -119,6 +120,7 @@ class NativeEngine(Engine):
         isa: str = "",
         kv_format: str = "fp32",
         kv_limit: int | None = None,
+        pattern: AttentionPattern | None = None,
     ) -> None:
         self.config = config
         weight_format, act = split_activations(format)
@@ -131,7 +133,13 @@ class NativeEngine(Engine):
         count = default_threads() if threads is None else threads
         try:
             self._model = _native.NativeModel(
-                config, first.layers, first.head, kv_format, isa, count
+                config,
+                first.layers,
+                first.head,
+                kv_format,
+                isa,
+                count,
+                None if pattern is None else pattern.few_read,
             )
         except ValueError as error:
             raise MethodError(str(error)) from None
@@ -149,6 +157,10 @@ class NativeEngine(Engine):
         self.activations = choose_activations(self, self._model, act)
         self.format = with_activations(str(chosen or formats), self.activations)
         self.head_screen = HeadScreen(self._model)
+        if pattern is not None:
+            reads = pattern.head_reads(self)
+            self._model.set_head_reads([[int(read) for read in layer] for layer in reads])
+            self.pattern, self.abilities = pattern, self.abilities - WITHOUT_PATTERNS
 
     def dense(self, name: str) -> Floats:
         """Return the matrix `name` as the engine holds it, float32 [out, in].
@@ -320,6 +332,15 @@ class NativeEngine(Engine):
         except ValueError as error:
             raise RequestError(str(error)) from None
 
+    def set_prompt(self, sequence: Cached, length: int) -> None:
+        """Say what is a prompt; see `Engine.set_prompt`."""
+        _own(sequence).prompt = length
+
+    def prompt_positions(self, sequence: Cached) -> int:
+        """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
+        own = _own(sequence)
+        return own.length if self.pattern is None else min(own.length, own.prompt)
+
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows held; see `Engine.rows`."""
         return _own(sequence).rows(layer)
@@ -371,6 +392,10 @@ class NativeEngine(Engine):
 
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
+        if self.pattern is not None:
+            raise RequestError(
+                f"rows cannot be evicted beside the attention pattern {self.pattern.name}"
+            )
         own = _own(sequence)
         rows = check_kept(self, own, kept)
         try:

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from paceline.abilities import Ability
 from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
-from paceline.engines.base import AttentionPattern, Cached, Engine, Rows, wanted
+from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.checks import check_kept
+from paceline.engines.choose_runs import choose_runs
 from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.latents import latent_factors
@@ -86,7 +87,7 @@ class ReferenceEngine(Engine):
         self.config = config
         self.pattern = pattern
         if pattern is not None:
-            self.abilities = self.abilities - {Ability.EVICT, Ability.ATTENTION_MASS}
+            self.abilities = self.abilities - WITHOUT_PATTERNS
         self._device = _device(device)
         self.device = str(self._device)
         self.dtype = dtype
@@ -120,6 +121,9 @@ class ReferenceEngine(Engine):
             self._take_latents(weights)
         if kv_limit is not None:
             self.kv_limit = kv_limit
+        self._reads: list[list[int]] | None = None  # [layers][H_kv], see `few_read`
+        if pattern is not None and pattern.few_read is not None:
+            self._reads = pattern.head_reads(self)
 
     def _take_latents(self, weights: Mapping[str, Linear | Floats]) -> None:
         """Let layers whose keys and values are made of a latent cache that."""
@@ -231,6 +235,15 @@ class ReferenceEngine(Engine):
         self._afford(Memory.pages(own.row_count))
         self._live.add(other := own.fork())
         return other
+
+    def set_prompt(self, sequence: Cached, length: int) -> None:
+        """Say what is a prompt; see `Engine.set_prompt`."""
+        _own(sequence).prompt = length
+
+    def prompt_positions(self, sequence: Cached) -> int:
+        """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
+        own = _own(sequence)
+        return own.length if self._reads is None else min(own.length, own.prompt)
 
     def rows(self, sequence: Cached, layer: int) -> Tokens:
         """Return the positions of the rows held; see `Engine.rows`."""
@@ -362,7 +375,7 @@ class ReferenceEngine(Engine):
             hidden: blocks.Mask = mask
             if self.pattern is not None:
                 held = self._tensor(np.r_[: sequence.length, positions])
-                hidden = partial(self._hide, index, mask, where, held, chain)
+                hidden = partial(self._hide, index, mask, where, held, chain, sequence.prompt)
             rotation = blocks.rotation_of(layer, where)
             cache: blocks.Cache | blocks.LatentCache = extend_cache
             if "latent" in weights:
@@ -390,13 +403,21 @@ class ReferenceEngine(Engine):
         at: Tensor,
         held: Tensor,
         chain: bool,
+        prompt: int,
         queries: Tensor,
         keys: Tensor,
     ) -> Tensor:
         """Return the mask [H, N, S] of a layer with what the attention pattern leaves out."""
         assert self.pattern is not None
-        read = self.pattern.mask(layer, queries, keys, at, held, chain)
-        return mask.masked_fill(~read, -torch.inf)
+        queries = queries * self.config.attention_scale
+        if self.pattern.few_read is None:
+            read = self.pattern.mask(layer, queries, keys, at, held, chain)
+            return mask.masked_fill(~read, -torch.inf)
+        if self._reads is None:  # the pattern is about to say what heads read
+            return mask
+        window, reads = self.config.layers[layer].window, self._reads[layer]
+        read = choose_runs(self.pattern.few_read, queries, keys, at, held, chain, window, reads)
+        return mask.masked_fill(~(read | (at < prompt)[:, None]), -torch.inf)
 
     def _cache(
         self, sequence: ReferenceCache, index: int, keys: Tensor, values: Tensor

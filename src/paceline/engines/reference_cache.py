@@ -30,6 +30,7 @@ class ReferenceCache:
         length: positions committed so far, evicted ones too.
         positions: int32 [H_kv, R] of each layer; None while no row was evicted.
         evicted: length at the last eviction.
+        prompt: positions below it are a prompt's, see `Engine.set_prompt`.
         mass: float64 [H_kv, R] of each layer; None where attention is not tracked.
         weights: attention of the pending nodes, float64 [H_kv, N, R + N] for each layer.
         window: positions whose queries are kept; 0 where they are not tracked.
@@ -46,6 +47,7 @@ class ReferenceCache:
     released: bool = False
     positions: list[Tokens] | None = None
     evicted: int = 0
+    prompt: int = 0
     mass: list[Tensor] | None = None
     weights: list[Tensor] = field(default_factory=list)
     window: int = 0
@@ -160,6 +162,7 @@ class ReferenceCache:
             self.length,
             positions=self.positions,
             evicted=self.evicted,
+            prompt=self.prompt,
             mass=None if self.mass is None else list(self.mass),
             window=self.window,
             recent=list(self.recent),

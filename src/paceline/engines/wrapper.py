@@ -154,6 +154,14 @@ class EngineWrapper(Engine):
         """Keep the rows of a path; see `Engine.commit`."""
         self.inner.commit(sequence, path)
 
+    def set_prompt(self, sequence: Cached, length: int) -> None:
+        """Say what is a prompt; see `Engine.set_prompt`."""
+        self.inner.set_prompt(sequence, length)
+
+    def prompt_positions(self, sequence: Cached) -> int:
+        """Return how much a prompt would have given alike; see `Engine.prompt_positions`."""
+        return self.inner.prompt_positions(sequence)
+
     def truncate(self, sequence: Cached, length: int) -> None:
         """Drop positions; see `Engine.truncate`."""
         self.inner.truncate(sequence, length)

@@ -345,9 +345,11 @@ class _PrefixReader:
             log-probabilities, float64 [count], and whether each token is the most probable one.
         """
         first = len(ids) - count  # the first token that is scored
-        known = min(_common(self._ids, ids), first - 1)
+        read = self._engine.prompt_positions(self._sequence)
+        known = min(_common(self._ids, ids), first - 1, read)
         known = self._engine.cut_point(self._sequence, known)
         self._engine.truncate(self._sequence, known)
+        self._engine.set_prompt(self._sequence, first - 1)
         self._ids = ids[:known]
         scores: list[NDArray[np.float64]] = []
         greedy = True

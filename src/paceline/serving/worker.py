@@ -377,10 +377,12 @@ class Worker:
     def _keep(self, run: Session) -> None:
         """Put the computed part of a text into the prefix cache.
 
-        What was computed under a KV policy is nobody else's prefix.
+        What was computed under a KV policy is nobody else's prefix, and what was decoded under an
+        attention pattern is none of a prompt.
         """
         if run.sequence and run.request.kv_policy is None:
-            self.prefix_cache.insert(run.text[: run.sequence.length], run.sequence)
+            known = self.lm.engine.prompt_positions(run.sequence)
+            self.prefix_cache.insert(run.text[:known], run.sequence)
 
     def _store(self, run: Session) -> None:
         """Write a text that was just computed to the prefix cache on disk, if there is one."""

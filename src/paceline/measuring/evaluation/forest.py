@@ -118,8 +118,9 @@ def _read(
     policy: Policy | None,
 ) -> None:
     """Commit a context to each sequence; no logits are computed."""
-    if policy is not None:
-        for sequence in sequences:
+    for sequence, context in zip(sequences, contexts, strict=True):
+        engine.set_prompt(sequence, len(context))
+        if policy is not None:
             policy.begin(engine, sequence)
     begin, longest = 0, max(map(len, contexts))
     while begin < longest:

@@ -89,7 +89,7 @@ class Search:
         """Run the prompt but its last token; return it as a hypothesis."""
         begun = perf_counter()
         request = self.task.request
-        sequence = self.engine.start(np.array(request.prompt[:-1], np.int32), observe)
+        sequence = self.engine.start(np.array(request.prompt[:-1], np.int32), observe, prompt=True)
         self._live.append(sequence)
         guides = branching(request.controls)
         self._guides += guides
