@@ -1,8 +1,8 @@
 """Decode speed where attention reads few of the cached positions, in turns with reading all.
 
-For each length the context is read once by each engine, then tokens are decoded one by one, a few
-at a time, in turns. Bytes are those of weights, cached keys and values that are read, and
-summaries; the floor is their time at the measured bandwidth.
+For each length each engine gets a cache, then tokens are decoded one by one, a few at a time, in
+turns. The floor of a pattern is the share of bytes that it must read: weights, the chosen keys
+and values, and what it chooses by.
 
     python benchmarks/sparse_attention.py MODEL --lengths 4096 8192 --patterns quest:summary=mean
 """
@@ -10,6 +10,7 @@ summaries; the floor is their time at the measured bandwidth.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from time import perf_counter
 
@@ -17,8 +18,12 @@ import numpy as np
 
 from paceline.core import TokenTree
 from paceline.engines import open_engine
+from paceline.engines.few_read import RUN, HeadRead
+from paceline.engines.pages import PAGE
 from paceline.models import load
 from paceline.registry import patterns
+
+_REAL = 512
 
 
 def main() -> None:
@@ -61,20 +66,62 @@ def main() -> None:
                     engine.forward([(sequence, TokenTree.root(int(token)))])
                 times[place].append((perf_counter() - begun) / args.tokens)
         full = min(times[0])
-        for spec, each in zip(specs, times, strict=True):
+        whole = read_bytes(engines[0], length)
+        for spec, engine, each in zip(specs, engines, times, strict=True):
             low, middle = min(each), statistics.median(each)
             print(
                 f"{length:6d}  {spec or 'full':40s} {low * 1e3:7.2f} ms  median {middle * 1e3:7.2f}"
-                f"  {full / low:5.2f}x"
+                f"  {full / low:5.2f}x  by bytes {whole / read_bytes(engine, length):5.2f}x",
+                flush=True,
             )
         for engine, sequence in zip(engines, sequences, strict=True):
             engine.release(sequence)
 
 
+def read_bytes(engine, length: int) -> float:
+    """Return the bytes that a token needs: weights, keys and values, and summaries."""
+    if engine.pattern is None:
+        return engine.weight_bytes + length * engine.position_bytes
+    rule, config = engine.pattern.few_read, engine.config
+    summaries = {"none": 0, "mean": 1, "bounds": 2}[rule.summary]
+    row = sum(2 * layer.kv_heads * layer.head_dim for layer in config.layers)
+    row_bytes = engine.position_bytes - summaries * row / 2 / RUN * 4
+    runs = max(rule.least, math.ceil(rule.share * length / RUN))
+    read = 0.0
+    for layer, heads in zip(config.layers, engine.pattern.head_reads(engine), strict=True):
+        for head in heads:
+            part = layer.head_dim * 2 / row
+            near = min(length, (rule.sinks + rule.local) * RUN)
+            rows = {
+                HeadRead.ALL: length,
+                HeadRead.NEAR: near,
+                HeadRead.CHOSEN: max(near, min(length, runs * RUN)),
+            }[head]
+            if rule.top_k and head == HeadRead.CHOSEN:
+                rows = (length + rows) / 2
+            chooses = head == HeadRead.CHOSEN
+            read += part * row_bytes * rows
+            read += chooses * summaries * layer.head_dim * 4 * length / RUN
+    return engine.weight_bytes + read
+
+
 def fill(engine, sequence, ids) -> None:
-    """Fill a cache with random rows: what is in them does not matter for speed."""
+    """Fill a cache with rows like real ones, without the time that a long prompt takes.
+
+    The first `_REAL` positions are run; their pages come again, in fp32 with noise, so that runs
+    are chosen all over the text.
+    """
     engine.set_prompt(sequence, len(ids))
-    engine.extend(sequence, ids)
+    real = min(len(ids), _REAL) // PAGE * PAGE
+    engine.extend(sequence, ids[:real])
+    rng = np.random.default_rng(1)
+    pages = [engine.read_page(sequence, page) for page in range(real // PAGE)]
+    while pages and sequence.length + PAGE <= len(ids):
+        page = pages[rng.integers(len(pages))].copy()
+        if engine.kv_format == "fp32":
+            page.view(np.float32)[:] *= rng.normal(1, 0.3, page.nbytes // 4).astype(np.float32)
+        engine.append_page(sequence, page)
+    engine.extend(sequence, ids[sequence.length :])
 
 
 if __name__ == "__main__":
