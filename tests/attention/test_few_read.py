@@ -215,6 +215,12 @@ def test_heads_that_copy_least_stream(opened, name):
     assert all(((each > 0) & (each < 1)).all() for each in scores)
 
 
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_caches_in_groups_are_refused(model, name):
+    with pytest.raises(MethodError, match="pattern quest and kv_format=int4 do not go together"):
+        open_engine(model, name, kv_format="int4", pattern=patterns.parse("quest"))
+
+
 def test_bad_settings_are_refused():
     for spec, message in (
         ("quest:share=1.5", "quest:share is 1.5"),

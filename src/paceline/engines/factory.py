@@ -91,8 +91,11 @@ def open_engine(
             return _static(model, place, weight_format, kv_limit)
         return _reference(model, place, weight_format, kv_format, kv_limit, pattern)
     sides = {Side.NATIVE: "the native engine"}
-    if pattern is not None and pattern.few_read is None:
-        sides[Side.MASK_PATTERN] = f"the attention pattern {pattern.name}"
+    if pattern is not None:
+        kind = Side.PATTERN if pattern.few_read else Side.MASK_PATTERN
+        sides[kind] = f"the attention pattern {pattern.name}"
+        if kv_format in GROUPED_KV:
+            sides[Side.GROUPED_KV] = f"kv_format={kv_format}"
     if device is not None:
         sides[Side.DEVICE] = f"device={device}"
     check(sides)
