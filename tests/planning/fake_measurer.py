@@ -24,7 +24,7 @@ class FakeMeasurer:
     prompts = PromptFacts(100.0, 50)
 
     def __init__(self, nats=None):
-        self.calls = []
+        self.calls, self.speed = [], 0.01
         self.losses = {**NATS, **(nats or {})}
 
     def fingerprint(self, path):
@@ -36,6 +36,9 @@ class FakeMeasurer:
     def bandwidth(self):
         self.calls.append("bandwidth")
         return 1e10
+
+    def reference(self):
+        return self.speed
 
     def engine(self, path, weight_format, threads):
         self.calls.append(f"engine {path} {weight_format} {threads}")

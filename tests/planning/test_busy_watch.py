@@ -56,6 +56,12 @@ def test_the_best_of_three_is_kept_where_it_stays_busy():
     assert watch.busy == 3
 
 
+def test_without_time_nothing_is_repeated():
+    watch = idle_watch(waited=iter(range(100)).__next__, hurried=lambda: True)
+    assert run(watch, [5, 3]) == 5
+    assert (watch.repeated, watch.busy) == (0, 1)
+
+
 def test_waiting_is_counted_in_seconds():
     assert waited_seconds() >= 0.0
 

@@ -185,6 +185,17 @@ def test_the_loss_of_combinations_is_measured_before_they_are_run(tmp_path):
     assert whole, "the chosen combination was measured as a whole"
 
 
+def test_forecasts_are_for_the_speed_that_the_machine_has_now(tmp_path):
+    before, _ = planned(tmp_path)
+    slower = FakeMeasurer()
+    slower.speed = 0.02
+    after, _ = planned(tmp_path, measurer=slower)
+    assert slower.calls == []
+    for was, now in zip(before.candidates[:5], after.candidates[:5], strict=True):
+        assert was.setup == now.setup
+        assert now.forecast.tokens_per_second == pytest.approx(was.forecast.tokens_per_second / 2)
+
+
 def test_faster_threads_are_considered(tmp_path):
     class Faster(FakeMeasurer):
         def engine(self, path, weight_format, threads):

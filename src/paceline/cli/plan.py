@@ -6,8 +6,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,18 +16,10 @@ from paceline.cli.output import check_target, document, save_text, say, show
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
-    from paceline.core import Request
-    from paceline.lm import LM
-    from paceline.measuring.prompts import Dialogue
-    from paceline.planning.lab import Lab
-    from paceline.planning.measurer import EngineMeasurer
-    from paceline.planning.plan_search import SourceFacts
-    from paceline.planning.planner import PlanResult
-    from paceline.planning.setups import Goal, Setup
-    from paceline.planning.verification import ModelRunner
+    from paceline.planning.plan_job import PlanQuestion
+    from paceline.planning.setups import Goal
 
 _DEFAULT_LOSS = 0.02
-_MEASURING = 0.6  # share of the minutes after which nothing more is measured before verifying
 _MOST_MINUTES = 7 * 24 * 60
 
 
@@ -147,21 +138,29 @@ class PlanningOptions:
                     "not; name another"
                 )
 
-    def dialogues(self) -> list[Dialogue]:
-        """Return the prompts."""
+    def question(self) -> PlanQuestion:
+        """Return on what is measured.
+
+        Raises:
+            RequestError: a file cannot be read, or holds nothing.
+        """
+        from paceline.measuring.evaluation.texts import read_documents
         from paceline.measuring.prompts import read_prompts
-        from paceline.planning.default_text import default_dialogues
+        from paceline.planning.default_text import default_dialogues, default_text
+        from paceline.planning.plan_job import PlanQuestion
 
         if self.for_ is None:
-            return default_dialogues()[: self.limit]
-        return read_prompts(self.for_, self.limit)
-
-    def loss_text(self) -> str:
-        """Return the text on which losses are measured."""
-        from paceline.measuring.evaluation.texts import read_documents
-        from paceline.planning.default_text import default_text
-
-        return default_text() if self.text is None else "".join(read_documents(self.text))
+            dialogues = default_dialogues()
+        else:
+            dialogues = read_prompts(self.for_, self.limit)
+        return PlanQuestion(
+            dialogues[: self.limit],
+            default_text() if self.text is None else "".join(read_documents(self.text)),
+            self.text is not None,
+            self.max_new_tokens,
+            self.temperature,
+            self.judge,
+        )
 
 
 Out = Annotated[Path, typer.Option(help="File of the plan, for --plan of other verbs.")]
@@ -185,12 +184,22 @@ def plan(
     """
     from paceline.planning.plan_document import notes, plan_document, plan_table
     from paceline.planning.plan_file import keep_plan
+    from paceline.planning.plan_job import PlanJob
 
     asked = goal.goal()
     planning.check()
     check_plan_target(out)
     check_target(html)
-    result = make_plan(model, asked, planning)
+    job = PlanJob(
+        model,
+        asked,
+        planning.question(),
+        planning.minutes,
+        planning.checkpoint,
+        planning.drafter,
+        say,
+    )
+    result = job.run()
     show(plan_table(result), stdout=not json)
     for line in notes(result):
         say(line)
@@ -209,119 +218,6 @@ def plan(
     for row in result.plan.rows:
         say(row.setup.command())
     say(f"the plan is in {out}: paceline generate --plan {out} PROMPT")
-
-
-def make_plan(model: str, goal: Goal, planning: PlanningOptions) -> PlanResult:
-    """Return the plan of a goal, with real measurements.
-
-    Raises:
-        PacelineError: the model or a file cannot be used, or nothing reaches the goal.
-    """
-    from paceline.engines.ensemble import parse_ensemble
-    from paceline.machine import free_bytes
-    from paceline.planning.measurer import EngineMeasurer
-    from paceline.planning.plan_search import PlanSearch
-    from paceline.planning.planner import Planner
-    from paceline.planning.verification import Verification
-
-    if len(parse_ensemble(model)) > 1:
-        raise RequestError("a plan is of one model, and several are named; name one")
-    start, seconds = monotonic(), 60 * planning.minutes
-    measurer = EngineMeasurer(
-        model,
-        planning.dialogues(),
-        planning.loss_text(),
-        planning.text is not None,
-        planning.max_new_tokens,
-        planning.temperature,
-        planning.judge,
-    )
-    lab = _lab(model, measurer, planning, start + _MEASURING * seconds)
-    search = PlanSearch(
-        goal,
-        source_facts(model, measurer),
-        lab,
-        measurer.prompts,
-        _others(measurer, model, planning, goal),
-        planning.drafter,
-        planning.text is not None,
-    )
-
-    def opened(setup: Setup) -> ModelRunner:
-        from paceline.planning.verification import ModelRunner
-
-        measurer.close()  # its models are not needed beside those that are run
-        return ModelRunner(setup, _requests(measurer), goal.users)
-
-    verification = None
-    if planning.minutes > 0:
-        verification = Verification(opened, lab.watch, start + seconds)
-    return Planner(search, verification, measurer.fingerprint, free_bytes(), say).run()
-
-
-def _requests(measurer: EngineMeasurer) -> Any:
-    def requests(lm: LM) -> list[Request]:
-        return measurer.requests(lm)
-
-    return requests
-
-
-def _lab(model: str, measurer: EngineMeasurer, planning: PlanningOptions, deadline: float) -> Lab:
-    from paceline.planning.busy_watch import BusyWatch
-    from paceline.planning.lab import Lab
-    from paceline.planning.measurement_store import MeasurementStore, short_hash
-
-    question = short_hash([measurer.question, planning.judge])
-    return Lab(
-        model,
-        MeasurementStore(measurer.fingerprint(model), say=say),
-        measurer,
-        BusyWatch(say=say),
-        deadline,
-        (question,),
-        bool(planning.judge),
-        say=say,
-    )
-
-
-def source_facts(model: str, measurer: EngineMeasurer) -> SourceFacts:
-    """Return what is known of a model before anything runs."""
-    from paceline.engines.native import default_threads
-    from paceline.machine import usable_cores
-    from paceline.planning.measurer import page_bytes, parameters
-    from paceline.planning.plan_search import SourceFacts
-
-    checkpoint = measurer.model
-    return SourceFacts(
-        model,
-        checkpoint.name,
-        checkpoint.weights.nbytes(),
-        parameters(checkpoint),
-        page_bytes(checkpoint),
-        checkpoint.config.vocab_size,
-        checkpoint.config.context,
-        usable_cores(),
-        default_threads(),
-    )
-
-
-def _others(
-    measurer: EngineMeasurer, model: str, planning: PlanningOptions, goal: Goal
-) -> dict[str, int]:
-    """Return other checkpoints of the same base with their bytes."""
-    from paceline.planning.candidates import checkpoints_here
-
-    found = {}
-    for path in planning.checkpoint:
-        measurer.check_tokens(path)
-        if path != model:
-            found[path] = measurer.checkpoint(path).weights.nbytes()
-    if not goal.exact:
-        for path in checkpoints_here(measurer.model, model):
-            found.setdefault(path, measurer.checkpoint(path).weights.nbytes())
-    if found and goal.exact:
-        raise RequestError("--exact runs the model as it is stored; leave out --checkpoint")
-    return found
 
 
 def check_plan_target(path: Path) -> None:

@@ -57,6 +57,7 @@ class BusyWatch:
         clock: seconds.
         pause: waits for so many seconds.
         say: is given a line for the user.
+        hurried: returns whether there is no time to repeat anything.
         fastest: seconds of the fastest probe so far.
         repeated: measurements that were made again.
         busy: measurements that were kept although the machine was busy at every try.
@@ -67,6 +68,7 @@ class BusyWatch:
     clock: Callable[[], float] = perf_counter
     pause: Callable[[float], None] = sleep
     say: Callable[[str], None] = lambda line: None
+    hurried: Callable[[], bool] = lambda: False
     fastest: float = float("inf")
     repeated: int = 0
     busy: int = 0
@@ -87,12 +89,14 @@ class BusyWatch:
                 return result
             kept = result if kept is None else better(kept, result)
             if attempt + 1 < tries:
+                if self.hurried():
+                    break
                 self.repeated += 1
                 self.say(f"{reason} while measuring {what}; measuring again")
                 self.pause(_PAUSE * 2**attempt)
         self.busy += 1
         if tries > 1:
-            self.say(f"the machine stayed busy while measuring {what}; the best of three is taken")
+            self.say(f"the machine stayed busy while measuring {what}; the best try is taken")
         assert kept is not None
         return kept
 

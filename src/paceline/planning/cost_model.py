@@ -20,7 +20,7 @@ values, drafters, and the logits of a pass. docs/guides/plan.md states what the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from paceline.core import Cost
@@ -44,6 +44,7 @@ class EngineFacts:
         page_bytes: of a page of keys and values, by format of the cache.
         vocab_size: tokens.
         predicted: nothing was run: sizes and times are estimates.
+        reference: seconds that a plain pass of the planned model took at the same time; 0: unknown.
     """
 
     format: str
@@ -56,6 +57,7 @@ class EngineFacts:
     page_bytes: Mapping[str, int]
     vocab_size: int
     predicted: bool = False
+    reference: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -81,10 +83,22 @@ class EngineFacts:
             {str(name): int(size) for name, size in found["page_bytes"].items()},
             int(found["vocab_size"]),
             bool(found["predicted"]),
+            float(found["reference"]),
         )
-        if not (min(seconds) > 0 and facts.prefill > 0 and facts.slope >= 0):
+        if not (min(seconds) > 0 and facts.prefill > 0 and min(facts.slope, facts.reference) >= 0):
             raise ValueError("times of 0 or less")
         return facts
+
+    def timed(self, reference: float) -> EngineFacts:
+        """Return the facts for when a plain pass of the planned model takes `reference`."""
+        ratio = _ratio(reference, self.reference)
+        return replace(
+            self,
+            seconds=tuple(ratio * each for each in self.seconds),
+            slope=ratio * self.slope,
+            prefill=ratio * self.prefill,
+            reference=ratio * self.reference,
+        )
 
     def at(self, nodes: float) -> float:
         """Return T(n); beyond the curve it goes on with the slope of its last part."""
@@ -114,6 +128,11 @@ class EngineFacts:
         return EngineFacts.parse({**values, "seconds": seconds, "predicted": True})
 
 
+def _ratio(now: float, then: float) -> float:
+    """Return how many times as slow the machine is as before; 1 if that is unknown."""
+    return now / then if now > 0 and then > 0 else 1.0
+
+
 def extended(nodes: tuple[int, ...], seconds: tuple[float, ...], n: float) -> float:
     """Return a curve at `n`: interpolated, and beyond its end in proportion to the nodes."""
     if n > nodes[-1]:
@@ -133,6 +152,7 @@ class DraftFacts:
         state_bytes: of what it has learnt.
         model_bytes: weights of its own models.
         page_bytes: of a page of keys and values of its own models.
+        reference: as of `EngineFacts`.
     """
 
     gained: tuple[float, ...]
@@ -142,6 +162,7 @@ class DraftFacts:
     state_bytes: int = 0
     model_bytes: int = 0
     page_bytes: int = 0
+    reference: float = 0.0
 
     def document(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -157,14 +178,28 @@ class DraftFacts:
         gained = tuple(map(float, found["gained"]))
         if not gained or not all(1 <= each < 1e6 for each in gained):
             raise ValueError("no gains")
-        sizes = (int(found[name]) for name in ("state_bytes", "model_bytes", "page_bytes"))
+        state, model, page = (
+            int(found[name]) for name in ("state_bytes", "model_bytes", "page_bytes")
+        )
+        reference = float(found["reference"])
         seconds, overhead, forward = (
             float(found[name]) for name in ("seconds", "overhead", "forward")
         )
-        facts = cls(gained, seconds, overhead, forward, *sizes)
-        if not min(seconds, overhead, forward) >= 0:
+        facts = cls(gained, seconds, overhead, forward, state, model, page, reference)
+        if not min(seconds, overhead, forward, reference) >= 0:
             raise ValueError("a time below 0")
         return facts
+
+    def timed(self, reference: float) -> DraftFacts:
+        """Return the facts for when a plain pass of the planned model takes `reference`."""
+        ratio = _ratio(reference, self.reference)
+        return replace(
+            self,
+            seconds=ratio * self.seconds,
+            overhead=ratio * self.overhead,
+            forward=ratio * self.forward,
+            reference=ratio * self.reference,
+        )
 
 
 NO_DRAFTS = DraftFacts((1.0,), 0.0)

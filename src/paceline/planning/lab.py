@@ -143,6 +143,15 @@ class Lab:
         sign = -1 if self.judged else 1
         return PairedLoss(*mean_estimate([sign * (a - b) for a, b in zip(ours, base, strict=True)]))
 
+    def reference(self) -> float:
+        """Return the seconds of a plain pass of the planned model now; 0 where there is no time."""
+        if not self.has_time and not self.made:
+            return 0.0
+        try:
+            return self.measurer.reference()
+        except PacelineError:
+            return 0.0
+
     @property
     def has_time(self) -> bool:
         """Return whether something may still be measured."""
@@ -195,9 +204,13 @@ class Lab:
                 self.unmeasured.append(name)
             return None
 
+        def timed_make() -> Any:
+            before, found = self.measurer.reference(), make()
+            return {**found, "reference": min(before, self.measurer.reference())}
+
         def watched() -> Any:
             self.made += 1
-            return self.watch.run(name, make, better) if timed else make()
+            return self.watch.run(name, timed_make, better) if timed else make()
 
         self.say(f"measuring {name}")
         try:

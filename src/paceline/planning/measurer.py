@@ -57,6 +57,10 @@ class Measuring(Protocol):
         """Return the memory bandwidth in bytes a second."""
         ...
 
+    def reference(self) -> float:
+        """Return the seconds of a plain pass of the planned model, now."""
+        ...
+
     def engine(self, path: str, weight_format: str, threads: int | None) -> dict[str, Any]:
         """Return `EngineFacts` as a document."""
         ...
@@ -155,6 +159,12 @@ class EngineMeasurer:
     def bandwidth(self) -> float:
         """Return the memory bandwidth in bytes a second."""
         return measure_bandwidth().bytes_per_second
+
+    def reference(self) -> float:
+        """Return the seconds of a plain pass of the planned model, now."""
+        engine = self.open(self._path, _options("auto")).engine
+        near = min(_NEAR, engine.config.context // 4)
+        return measure_cost(engine, near, (1,), _REPEATS, pick=min).seconds[0]
 
     def open(self, path: str, options: dict[str, Any]) -> LM:
         """Return an opened model: the planned one, as it is stored, stays open, others do not."""

@@ -242,7 +242,10 @@ class PlanSearch:
         return 0 if setup.kv_policy is None else self.prompts.context(self.goal)
 
     def _complete(self, weights: Sequence[WeightCandidate]) -> None:
-        """Estimate the engines that were not measured."""
+        """Bring all times to the machine's speed now, and estimate what was not measured."""
+        now = self.lab.reference()
+        self._engines = {key: each.timed(now) for key, each in self._engines.items()}
+        self._drafts = {name: each.timed(now) for name, each in self._drafts.items()}
         stored = self._engines.get((self.source.path, STORED, None))
         if stored is None:
             stored = self._engines[self.source.path, STORED, None] = self._estimate()
