@@ -1,5 +1,6 @@
 """A planner without engines: every measurement is a row of a table, and no time passes."""
 
+from paceline.engines.native import KV_FORMATS
 from paceline.errors import MethodError
 from paceline.measuring.statistics import Ratio
 from paceline.planning.busy_watch import BusyWatch
@@ -12,7 +13,8 @@ from paceline.planning.setups import Goal
 from paceline.planning.verification import TurnTime, Verification
 
 MODEL = "folder/model"
-PAGES = {"fp32": 640_000, "fp16": 320_000, "int8": 180_000}  # 10 KB a position
+# 10 KB a position; formats of fewer bits all take the same here.
+PAGES = {**dict.fromkeys(KV_FORMATS, 100_000), "fp32": 640_000, "fp16": 320_000, "int8": 180_000}
 BYTES = {"auto": 200_000_000, "int8": 106_000_000, "int4": 56_000_000}
 NATS = {"auto": 0.0, "int8": 0.001, "int4": 0.05}
 GAINS = {"plain": 1.0, "blend": 1.8, "token_recycling": 1.5}
@@ -55,7 +57,7 @@ class FakeMeasurer:
         if weight_format not in self.losses:
             raise MethodError(f"no format {weight_format}")
         lost = self.losses[weight_format] if path == MODEL else 0.31
-        lost += {"auto": 0.0, "fp16": 0.0001, "int8": 0.002}[kv_format]
+        lost += {"auto": 0.0, "fp16": 0.0001, "int8": 0.002}.get(kv_format, 0.09)
         lost += 0.5 if policy else 0.0
         return [3.0 + lost, 4.0 + lost]
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import RequestError
 from paceline.planning.lab import PairedLoss
 from paceline.planning.plan_document import notes, plan_document, plan_table
@@ -70,7 +71,7 @@ def test_impossible_goals_are_answered_with_what_is_possible(tmp_path):
     assert said.startswith("40 MB cannot hold model with 1000 tokens for 2 users at a loss of")
     assert "the smallest measured is" in said
     assert "int4" in said
-    assert "loss 0.05" in said
+    assert "loss 0.14" in said
     assert "\n" not in said
 
 
@@ -206,6 +207,36 @@ def test_faster_threads_are_considered(tmp_path):
 
     result, _ = planned(tmp_path, measurer=Faster())
     assert any(row.setup.threads == 1 for row in result.plan.rows)
+
+
+def test_a_setup_that_cannot_be_run_is_left_out_with_its_reason(tmp_path):
+    planner = a_planner(a_search(tmp_path))
+    whole = planner.verification.open
+
+    def opened(setup):
+        if setup.format == "int8":
+            raise RequestError("no memory for it")
+        return whole(setup)
+
+    planner.verification.open = opened
+    result = planner.run()
+    assert result.plan.chosen.setup.format == "auto"
+    assert "no memory for it" in result.left_out.values()
+
+    def refuse(setup):
+        raise RequestError("nothing can be run")
+
+    planner.verification.open = refuse
+    with pytest.raises(RequestError, match="nothing can be run"):
+        planner.run()
+
+
+def test_policies_are_not_planned_on_caches_that_cannot_evict(tmp_path):
+    goal = Goal(context=4096, loss=9.0, prefer="memory")
+    result, _ = planned(tmp_path, goal, long_text=True)
+    grouped = [each.setup for each in result.candidates if each.setup.kv_format in GROUPED_KV]
+    assert grouped
+    assert not [setup for setup in grouped if setup.kv_policy is not None]
 
 
 def test_documents_tables_and_pages_hold_the_plan(tmp_path):

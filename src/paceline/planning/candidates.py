@@ -10,9 +10,11 @@ from paceline import registry
 from paceline.abilities import Ability
 from paceline.core import Exactness
 from paceline.engines.formats import BITS, FORMATS
+from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native import KV_FORMATS, NativeEngine
 from paceline.engines.pages import PAGE
 from paceline.errors import ModelError
+from paceline.kvcache.base import parse_policy
 from paceline.models import Model
 from paceline.models.local_models import list_models
 from paceline.models.tokenizer import same_tokens
@@ -133,6 +135,13 @@ def policies(goal: Goal, context: int) -> list[str]:
                 text += f",recent={context // share // 2}"
             found.append(text)
     return found
+
+
+def goes_together(kv_format: str, policy: str | None) -> bool:
+    """Return whether the native engine runs a KV policy on a cache of a format."""
+    if policy is None or kv_format not in GROUPED_KV:
+        return True
+    return not parse_policy(policy).needs & NO_GROUPED_KV
 
 
 def left_out() -> dict[str, str]:

@@ -13,6 +13,7 @@ from paceline.planning.candidates import (
     STORED,
     WeightCandidate,
     drafter_candidates,
+    goes_together,
     kv_candidates,
     out_of_bounds,
     policies,
@@ -288,6 +289,8 @@ class PlanSearch:
             if (each.path, each.format, None) not in self._engines:
                 continue
             for kv_format, policy, count in product(kv_candidates(goal), bounded, threads):
+                if not goes_together(kv_format, policy):
+                    continue
                 setup = Setup(each.path, each.format, PLAIN, 0, kv_format, policy, count)
                 exact = each.exact and kv_format == "auto" and policy is None
                 loss, whole = self._loss_of(setup)

@@ -173,7 +173,8 @@ class Planner:
 
         lab = self.search.lab
         unmeasured = dict.fromkeys(lab.unmeasured, "there was no time to measure it")
-        return {**self.search.pruned, **lab.failed, **unmeasured, **left_out()}
+        failed = {} if self.verification is None else self.verification.failed
+        return {**self.search.pruned, **lab.failed, **failed, **unmeasured, **left_out()}
 
     def _impossible(self, possible: Sequence[Candidate]) -> str:
         """Return why nothing reaches the goal, and what would."""

@@ -10,6 +10,7 @@ from time import monotonic, perf_counter
 from typing import NamedTuple, Protocol
 
 from paceline.core import Request
+from paceline.errors import PacelineError
 from paceline.lm import LM
 from paceline.measuring.statistics import Ratio, total_ratio
 from paceline.planning.busy_watch import BusyWatch
@@ -123,6 +124,7 @@ class Verification:
         deadline: of `clock`; at least one round is run.
         rounds: to run.
         clock: seconds.
+        failed: why a setup could not be run, by its title.
     """
 
     open: Callable[[Setup], SetupRunner]
@@ -130,14 +132,28 @@ class Verification:
     deadline: float
     rounds: int = 3
     clock: Callable[[], float] = monotonic
+    failed: dict[str, str] = field(default_factory=dict)
     _times: list[dict[tuple[int, int], TurnTime]] = field(default_factory=list)
 
     def run(self, candidates: Sequence[Candidate]) -> list[Verified]:
-        """Return what each candidate did, in their order."""
+        """Return what each candidate did, in their order, without those that cannot be run.
+
+        Raises:
+            PacelineError: none can.
+        """
+        self._times.clear()
         with ExitStack() as stack:
-            runners = []
+            runners: list[SetupRunner] = []
+            opened: list[Candidate] = []
             for each in candidates:
-                runners.append(runner := self.open(each.setup))
+                try:
+                    runners.append(runner := self.open(each.setup))
+                except PacelineError as error:
+                    self.failed[each.setup.title] = str(error)
+                    if not opened and each is candidates[-1]:
+                        raise
+                    continue
+                opened.append(each)
                 stack.callback(runner.close)
             for number in range(self.rounds):
                 if number and self.clock() >= self.deadline:
@@ -149,7 +165,7 @@ class Verification:
                         _faster,
                     )
                 )
-        return [self._summary(arm, each) for arm, each in enumerate(candidates)]
+        return [self._summary(arm, each) for arm, each in enumerate(opened)]
 
     def _round(
         self, runners: Sequence[SetupRunner], number: int
