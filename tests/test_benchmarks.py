@@ -39,6 +39,7 @@ SMOKE = {
     "completions.py": SMALL + " --count 1 -n 2 --length 4",
     "first_token.py": SMALL + " --sizes 20 --rounds 3",
     "drafting.py": SMALL + " --requests 1 --passes 4",
+    "long_context.py": SMALL + " --context 384 --contexts 1 --kinds copy --cache {cache}",
     "lossless.py": SMALL + " --rounds 1 --threads 1 --pruned 0.5",
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
@@ -71,6 +72,7 @@ def test_it_runs_to_its_end(script, tmp_path):
     dictionary = tmp_path / "words.txt"
     dictionary.write_text("DAY  D EY1\nPLAY  P L EY1\nTHE  DH AH0\nONCE  W AH1 N S\n")
     paths = {"words": dictionary, "header": tmp_path / "prior.hpp", "gguf": tmp_path / "a.gguf"}
+    paths["cache"] = tmp_path / "cache.json"
     if "{gguf}" in SMOKE[script]:
         model = load(shared("models") / "stories260K")
         GGUFExport(model, GGUFFormat("Q8_0", "Q8_0")).write(paths["gguf"])

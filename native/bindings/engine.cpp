@@ -237,9 +237,10 @@ size_t layer_of(Sequence& sequence, int64_t layer) {
     return static_cast<size_t>(layer);
 }
 
-// One value for each row of each head of a layer: `get(cache, layer, head, row)`.
+// One value for each row of each head of a layer: `get(cache, layer, head, row)`; before those of
+// heads with fewer rows than another comes `padding`.
 template <class T, class Get>
-arrays::Array2<T> each_row(Sequence& sequence, int64_t index, Get get) {
+arrays::Array2<T> each_row(Sequence& sequence, int64_t index, T padding, Get get) {
     const size_t layer = layer_of(sequence, index);
     const size_t heads = sequence.engine->model.shape.layers[layer].kv_heads;
     size_t rows = 0;
@@ -247,24 +248,27 @@ arrays::Array2<T> each_row(Sequence& sequence, int64_t index, Get get) {
     locked(sequence, [&](KVCache& cache) {
         rows = cache.held(layer);
         values = std::make_unique<T[]>(heads * rows);
-        for (size_t head = 0; head < heads; ++head)
-            for (size_t row = 0; row < rows; ++row)
-                values[head * rows + row] = get(cache, layer, head, row);
+        for (size_t head = 0; head < heads; ++head) {
+            const size_t missing = rows - cache.held(layer, head);
+            std::fill_n(values.get() + head * rows, missing, padding);
+            for (size_t row = missing; row < rows; ++row)
+                values[head * rows + row] = get(cache, layer, head, row - missing);
+        }
     });
     return arrays::owned(std::move(values), heads, rows);
 }
 
 arrays::Array2<int32_t> rows_of(Sequence& sequence, int64_t index) {
-    return each_row<int32_t>(sequence, index, [](KVCache& cache, size_t layer, size_t head,
-                                                 size_t row) {
+    return each_row<int32_t>(sequence, index, -1, [](KVCache& cache, size_t layer, size_t head,
+                                                     size_t row) {
         const int32_t* positions = cache.positions(layer, head);
         return positions ? positions[row] : static_cast<int32_t>(row);
     });
 }
 
 arrays::Array2<double> attention_mass(Sequence& sequence, int64_t index) {
-    return each_row<double>(sequence, index, [](KVCache& cache, size_t layer, size_t head,
-                                                size_t row) {
+    return each_row<double>(sequence, index, 0.0, [](KVCache& cache, size_t layer, size_t head,
+                                                     size_t row) {
         if (!cache.tracks_attention())
             refuse("this sequence does not track attention; `track_attention` does");
         return cache.mass(layer, head)[row];
@@ -311,7 +315,11 @@ void track_queries(Sequence& sequence, int64_t window) {
     if (window < 1 || window > static_cast<int64_t>(sequence.engine->model.shape.context))
         refuse("the window of queries is " + std::to_string(window) + ", expected 1 to " +
                std::to_string(sequence.engine->model.shape.context));
-    locked(sequence, [&](KVCache& cache) { cache.track_queries(static_cast<size_t>(window)); });
+    size_t size = 0;
+    for (const LayerShape& layer : sequence.engine->model.shape.layers)
+        size = std::max(size, layer.query_size());
+    locked(sequence,
+           [&](KVCache& cache) { cache.track_queries(static_cast<size_t>(window), size); });
 }
 
 arrays::Array2<float> recent_queries(Sequence& sequence, int64_t index) {
@@ -336,20 +344,27 @@ void evict(Sequence& sequence, const std::vector<Rows>& kept) {
     const Shape& shape = sequence.engine->model.shape;
     if (kept.size() != shape.layers.size()) refuse("each layer needs rows to keep");
     locked(sequence, [&](KVCache& cache) {
-        std::vector<KeptRows> layers;
-        std::deque<std::vector<int32_t>> copies;  // other threads may change the arrays
+        KeptLayers layers;
+        std::deque<std::vector<int32_t>> indices;  // other threads may change the arrays
         for (size_t layer = 0; layer < kept.size(); ++layer) {
             const size_t heads = kept[layer].shape(0), count = kept[layer].shape(1);
-            const int32_t* rows =
-                copies.emplace_back(kept[layer].data(), kept[layer].data() + heads * count).data();
             if (heads != shape.layers[layer].kv_heads) refuse("each head needs rows to keep");
-            for (size_t i = 0; i < heads * count; ++i) {
-                const int32_t low = i % count ? rows[i - 1] + 1 : 0;
-                if (rows[i] < low || static_cast<size_t>(rows[i]) >= cache.held(layer))
-                    refuse("rows to keep must increase and lie below " +
-                           std::to_string(cache.held(layer)));
+            std::vector<KeptRows>& own = layers.emplace_back();
+            for (size_t head = 0; head < heads; ++head) {
+                const int32_t* given = kept[layer].data() + head * count;
+                const auto missing =
+                    static_cast<int32_t>(cache.held(layer) - cache.held(layer, head));
+                std::vector<int32_t>& rows = indices.emplace_back(given, given + count);
+                std::erase(rows, -1);
+                for (size_t i = 0; i < rows.size(); ++i) {
+                    const int32_t low = i ? rows[i - 1] + missing + 1 : missing;
+                    if (rows[i] < low || static_cast<size_t>(rows[i]) >= cache.held(layer))
+                        refuse("rows to keep must increase and lie below " +
+                               std::to_string(cache.held(layer)));
+                    rows[i] -= missing;
+                }
+                own.push_back({rows.data(), rows.size()});
             }
-            layers.push_back({rows, count});
         }
         cache.evict(layers);
     });
@@ -375,7 +390,8 @@ void append_page(Sequence& sequence, arrays::Input<uint8_t, 1> data) {
 }
 
 void bind_sequence(nb::module_& m) {
-    nb::class_<Sequence>(m, "NativeSequence", "Keys and values of one sequence.")
+    nb::class_<Sequence>(m, "NativeSequence", nb::is_weak_referenceable(),
+                         "Keys and values of one sequence.")
         .def_prop_ro(
             "length", [](Sequence& s) { return s.cache ? s.cache->length() : 0; },
             "Committed positions; 0 once it is released.")
@@ -385,12 +401,17 @@ void bind_sequence(nb::module_& m) {
         .def_prop_ro("pages", &pages_of, "Identities of its pages, in order of position.")
         .def_prop_ro("row_count", [](Sequence& s) { return s.cache ? s.cache->row_count() : 0; },
                      "Rows of the layer that holds most.")
+        .def_prop_ro(
+            "query_window", [](Sequence& s) { return s.cache ? s.cache->query_window() : 0; },
+            "Positions whose queries are kept; 0: queries are not tracked.")
         .def("rows", &rows_of, nb::arg("layer"),
              nb::sig("def rows(self, layer: int) -> Tokens"),
-             "Return the positions of the rows that a layer holds, [heads, rows].")
+             "Return the positions of the rows that a layer holds, [heads, rows], after -1 where a\n"
+             "head holds fewer.")
         .def("attention_mass", &attention_mass, nb::arg("layer"),
              nb::sig("def attention_mass(self, layer: int) -> NDArray[np.float64]"),
-             "Return the attention that each row of a layer received, [heads, rows].")
+             "Return the attention that each row of a layer received, [heads, rows], after 0 where\n"
+             "a head holds fewer.")
         .def(
             "track_attention",
             [](Sequence& s) { locked(s, [](KVCache& cache) { cache.track_attention(); }); },
@@ -415,7 +436,8 @@ void bind_sequence(nb::module_& m) {
             nb::arg("length"), "Return the largest length up to `length` that `truncate` takes.")
         .def("evict", &evict, nb::arg("kept"),
              nb::sig("def evict(self, kept: list[Tokens]) -> None"),
-             "Drop all rows but those of these indices, [heads, kept] for each layer.")
+             "Drop all rows but those of these indices, as `rows` counts them, [heads, kept] for each\n"
+             "layer; -1 keeps none.")
         .def("read_page", &read_page, nb::arg("page"),
              nb::sig("def read_page(self, page: int) -> NDArray[np.uint8]"),
              "Return a copy of a page whose positions are all committed.")

@@ -20,9 +20,10 @@ public:
         size_t scratch = 0;
         for (size_t layer = 0; layer < model.shape.layers.size(); ++layer) {
             const LayerShape& shape = model.shape.layers[layer];
-            for (size_t head = 0; head < shape.kv_heads; ++head) heads_.push_back({layer, head});
-            const Attention job = attention(layer, 0);
-            scratch = std::max(scratch, model.kernels.mass_bytes(job));
+            for (size_t head = 0; head < shape.kv_heads; ++head) {
+                heads_.push_back({layer, head});
+                scratch = std::max(scratch, model.kernels.mass_bytes(attention(layer, head)));
+            }
             macs_ += static_cast<double>(nodes * cache.held(layer) * shape.query_size());
         }
         model.work.scratch.resize(model.threads());
@@ -48,10 +49,10 @@ private:
         const size_t nodes = depths_.size(), group = shape.heads / shape.kv_heads;
         Attention job{};
         job.pages = cache_.data();
-        job.last_page = (cache_.held(layer) - 1) / kCacheBlock;
+        job.last_page = (cache_.held(layer, head) - 1) / kCacheBlock;
         job.offset = cache_.offset(layer, head);
         job.head_dim = shape.head_dim;
-        job.length = cache_.held(layer) - nodes;
+        job.length = cache_.held(layer, head) - nodes;
         job.seen = cache_.positions(layer, head);
         job.root = cache_.length() - nodes;
         job.depths = depths_.data();

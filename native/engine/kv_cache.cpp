@@ -28,6 +28,13 @@ PageLayout::PageLayout(const Shape& shape, const CacheKernels& given, const Pack
     }
 }
 
+size_t KVCache::held(size_t layer) const {
+    if (positions_.empty()) return length_;
+    size_t rows = 0;
+    for (const std::vector<int32_t>& head : positions_[layer]) rows = std::max(rows, head.size());
+    return rows;
+}
+
 size_t KVCache::row_count() const {
     if (positions_.empty()) return length_;
     size_t rows = 0;
@@ -35,12 +42,12 @@ size_t KVCache::row_count() const {
     return rows;
 }
 
-// Nodes are written from the page on where the layer with fewest rows ends.
+// Nodes are written from the page on where the head with fewest rows ends.
 std::vector<Page*> KVCache::copied_first() const {
     std::vector<Page*> shared;
     size_t fewest = grouped() ? open_from() : length_;
-    for (size_t layer = 0; layer < positions_.size(); ++layer)
-        fewest = std::min(fewest, held(layer));
+    for (const auto& layer : positions_)
+        for (const std::vector<int32_t>& head : layer) fewest = std::min(fewest, head.size());
     for (size_t page = fewest / kCacheBlock; page < pages_for(row_count()); ++page)
         if (memory_->holders(pages_[page]) > 1) shared.push_back(pages_[page]);
     for (size_t page = (length_ - open_from()) / kPanel; grouped() && page < open_.size(); ++page)
@@ -49,8 +56,10 @@ std::vector<Page*> KVCache::copied_first() const {
 }
 
 size_t KVCache::missing(size_t nodes) const {
-    const size_t wanted = pages_for(row_count() + nodes);
-    const size_t more = wanted > pages_.size() ? wanted - pages_.size() : 0;
+    const size_t wanted = pages_for(row_count() + nodes), there = pages_.size();
+    const size_t queries = query_pages(length_ + nodes), kept = query_pages_.size();
+    const size_t more = (wanted > there ? wanted - there : 0) +
+                        (queries > kept ? queries - kept : 0);
     return grouped() ? more + open_wanted(nodes) + spare_wanted(nodes) : more;
 }
 
@@ -69,6 +78,9 @@ void KVCache::prepare(size_t nodes) {
     }
     while (pages_.size() < pages_for(row_count() + nodes)) add(memory_->take());
     if (grouped()) prepare_open(nodes);
+    query_pages_.reserve(query_pages(length_ + nodes));
+    while (query_pages_.size() < query_pages(length_ + nodes))
+        query_pages_.push_back(memory_->take());
 }
 
 void KVCache::add(Page* page) {
@@ -103,7 +115,12 @@ KVCache KVCache::fork() const {
     other.mass_ = mass_;
     other.queries_.resize(queries_.size());
     other.query_window_ = query_window_;
-    other.recent_ = recent_;
+    other.query_floats_ = query_floats_;
+    for (size_t page = 0; page < query_pages(length_); ++page) {
+        other.query_pages_.reserve(query_pages(length_));
+        other.query_pages_.push_back(memory_->take());
+        std::memcpy(other.query_pages_[page]->data, query_pages_[page]->data, layout_->bytes);
+    }
     other.pages_.reserve(count);
     other.data_.reserve(count);
     for (size_t i = 0; i < count; ++i) {
@@ -115,11 +132,11 @@ KVCache KVCache::fork() const {
 
 // Copies the row of node `from` to that of node `to`, in every layer.
 void KVCache::move(size_t from, size_t to) {
-    for (size_t layer = 0; layer < layout_->layers.size(); ++layer) {
-        const size_t at = held(layer) + to;
-        for (size_t head = 0; head < layout_->layers[layer].heads; ++head)
-            copy(layer, head, held(layer) + from, block(layer, head, at), at % kCacheBlock);
-    }
+    for (size_t layer = 0; layer < layout_->layers.size(); ++layer)
+        for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
+            const size_t first = held(layer, head), at = first + to;
+            copy(layer, head, first + from, block(layer, head, at), at % kCacheBlock);
+        }
     for (Queries& queries : queries_) {
         if (queries.values.empty()) continue;
         const auto first = queries.values.begin();
@@ -197,6 +214,7 @@ void KVCache::truncate(size_t length) {
     }
     if (!length) {
         positions_.clear();
+        keep_query_pages(0);
         evicted_at_ = 0;
         for (auto& layer : mass_)
             for (auto& head : layer) head.clear();
@@ -209,11 +227,10 @@ void KVCache::truncate(size_t length) {
 }
 
 // Whether the rows that a page is to hold are there already.
-bool KVCache::stays(std::span<const KeptRows> kept, size_t page) const {
-    for (size_t layer = 0; layer < kept.size(); ++layer)
-        for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
-            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
-            const size_t end = std::min(kept[layer].count, (page + 1) * kCacheBlock);
+bool KVCache::stays(const KeptLayers& kept, size_t page) const {
+    for (const auto& layer : kept)
+        for (const auto& [rows, count] : layer) {
+            const size_t end = std::min(count, (page + 1) * kCacheBlock);
             for (size_t row = page * kCacheBlock; row < end; ++row)
                 if (static_cast<size_t>(rows[row]) != row) return false;
         }
@@ -222,11 +239,11 @@ bool KVCache::stays(std::span<const KeptRows> kept, size_t page) const {
 
 // Copies the rows that a page is to hold to `to`, which may be that page: no row lies before the
 // place where it goes.
-void KVCache::gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) const {
+void KVCache::gather(const KeptLayers& kept, size_t page, uint8_t* to) const {
     for (size_t layer = 0; layer < kept.size(); ++layer)
         for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
-            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
-            const size_t end = std::min(kept[layer].count, (page + 1) * kCacheBlock);
+            const auto& [rows, count] = kept[layer][head];
+            const size_t end = std::min(count, (page + 1) * kCacheBlock);
             for (size_t row = page * kCacheBlock, run; row < end; row += run) {
                 const auto from = static_cast<size_t>(rows[row]);
                 const bool overlap =
@@ -241,10 +258,11 @@ void KVCache::gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) c
         }
 }
 
-void KVCache::evict(std::span<const KeptRows> kept) {
+void KVCache::evict(const KeptLayers& kept) {
     check_ungrouped();
     size_t most = 0;
-    for (const KeptRows& rows : kept) most = std::max(most, rows.count);
+    for (const auto& layer : kept)
+        for (const KeptRows& rows : layer) most = std::max(most, rows.count);
     std::vector<size_t> changed, copied;
     for (size_t page = 0; page < pages_for(most); ++page) {
         if (stays(kept, page)) continue;
@@ -272,10 +290,10 @@ void KVCache::evict(std::span<const KeptRows> kept) {
     std::vector<std::vector<std::vector<int32_t>>> positions(kept.size());
     for (size_t layer = 0; layer < kept.size(); ++layer)
         for (size_t head = 0; head < layout_->layers[layer].heads; ++head) {
-            const int32_t* rows = kept[layer].rows + head * kept[layer].count;
+            const auto& [rows, count] = kept[layer][head];
             std::vector<int32_t>& own = positions[layer].emplace_back();
             std::vector<double> mass;
-            for (size_t row = 0; row < kept[layer].count; ++row) {
+            for (size_t row = 0; row < count; ++row) {
                 own.push_back(positions_.empty() ? rows[row] : positions_[layer][head][rows[row]]);
                 if (tracks_attention()) mass.push_back(mass_[layer][head][rows[row]]);
             }
@@ -325,22 +343,34 @@ void KVCache::track_attention() {
     queries_.resize(layout_->layers.size());
 }
 
-void KVCache::track_queries(size_t window) {
+void KVCache::track_queries(size_t window, size_t size) {
     if (length_)
         throw std::invalid_argument("queries can only be kept from the first position on");
+    if (size * sizeof(float) > layout_->bytes)
+        throw std::invalid_argument("queries of one layer are larger than a page of the cache");
+    keep_query_pages(0);
     query_window_ = window;
-    recent_.assign(layout_->layers.size(), {});
+    query_floats_ = size;
     queries_.resize(layout_->layers.size());
+}
+
+size_t KVCache::query_pages(size_t length) const {
+    if (!query_window_) return 0;
+    const size_t kept = std::min(length, query_window_) * layout_->layers.size();
+    return (kept + queries_per_page() - 1) / queries_per_page();
+}
+
+void KVCache::keep_query_pages(size_t pages) {
+    for (; query_pages_.size() > pages; query_pages_.pop_back()) memory_->drop(query_pages_.back());
 }
 
 void KVCache::keep_queries(size_t count) {
     if (!query_window_) return;
     for (size_t layer = 0; layer < queries_.size(); ++layer) {
         const size_t size = queries_[layer].size;
-        recent_[layer].resize(query_window_ * size);
         for (size_t i = count - std::min(count, query_window_); i < count; ++i)
             std::copy_n(queries_[layer].values.data() + i * size, size,
-                        recent_[layer].data() + (length_ - count + i) % query_window_ * size);
+                        recent(length_ - count + i, layer));
     }
 }
 
@@ -348,8 +378,7 @@ std::vector<float> KVCache::recent_queries(size_t layer, size_t size) const {
     const size_t count = std::min(length_, query_window_);
     std::vector<float> queries(count * size);
     for (size_t i = 0; i < count; ++i)
-        std::copy_n(recent_[layer].data() + (length_ - count + i) % query_window_ * size, size,
-                    queries.data() + i * size);
+        std::copy_n(recent(length_ - count + i, layer), size, queries.data() + i * size);
     return queries;
 }
 

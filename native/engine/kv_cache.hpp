@@ -38,24 +38,26 @@ struct PageLayout {
     size_t bytes = 0;
 };
 
-// Rows of one layer to keep, as indices [head][count], increasing in each head.
+// Rows of one head to keep, as increasing indices.
 struct KeptRows {
     const int32_t* rows;
     size_t count;
 };
+using KeptLayers = std::vector<std::vector<KeptRows>>;  // [layer][head]
 
 class KVCache {
 public:
     KVCache(const PageLayout& layout, PagePool& memory) : layout_(&layout), memory_(&memory) {}
     KVCache(KVCache&&) = default;
-    ~KVCache() { keep(0), close_open(), drop_spare(); }
+    ~KVCache() { keep(0), close_open(), drop_spare(), keep_query_pages(0); }
 
     // Positions committed so far, evicted ones too.
     size_t length() const { return length_; }
-    // Committed rows of a layer, and of the layer with most.
-    size_t held(size_t layer) const {
-        return positions_.empty() ? length_ : positions_[layer][0].size();
+    // Committed rows of a head, of the head of a layer with most, and of the layer with most.
+    size_t held(size_t layer, size_t head) const {
+        return positions_.empty() ? length_ : positions_[layer][head].size();
     }
+    size_t held(size_t layer) const;
     size_t row_count() const;
     // Whether some position has no row.
     bool evicted() const { return !positions_.empty(); }
@@ -106,9 +108,9 @@ public:
     // Throws std::invalid_argument if `length` is more than there is, or lies before the last
     // eviction, or attention is tracked, or is no cut point; 0 is always possible.
     void truncate(size_t length);
-    // Drops all rows but these, of each layer, which must be valid indices. Forgets the nodes.
+    // Drops all rows but these, of each head, which must be valid indices. Forgets the nodes.
     // Throws MemoryFull or std::bad_alloc; then nothing has been done. Refused in groups.
-    void evict(std::span<const KeptRows> kept);
+    void evict(const KeptLayers& kept);
     // Summarises panels of 16 rows, first .. last - 1, of one head, where keys have summaries.
     void summarise(size_t layer, size_t head, size_t first, size_t last);
     size_t summaries(size_t layer, size_t head) const {
@@ -118,7 +120,7 @@ public:
     // Positions below it are those of a prompt, which read everything.
     size_t prompt() const { return prompt_; }
     void set_prompt(size_t length) { prompt_ = length; }
-    // Shares every page; takes none.
+    // Shares every page of keys and values; takes pages for a copy of tracked queries only.
     KVCache fork() const;
     // Copies a page whose positions are all committed; `append_page` takes what it gives. Both throw
     // std::invalid_argument where rows were evicted or attention is tracked. To append needs whole
@@ -131,9 +133,13 @@ public:
     bool tracks_attention() const { return !mass_.empty(); }
     // Of each row of a head, as `held`, while attention is tracked.
     std::vector<double>& mass(size_t layer, size_t head) { return mass_[layer][head]; }
-    // Keeps the queries of the last `window` positions. Throws std::invalid_argument unless empty.
-    void track_queries(size_t window);
+    // Keeps the queries of the last `window` positions, of at most `size` floats in a layer, in
+    // pages of their own. Throws std::invalid_argument unless empty.
+    void track_queries(size_t window, size_t size);
+    // Pages that the queries of the last positions take when `length` are committed.
+    size_t query_pages(size_t length) const;
     bool tracks_queries() const { return query_window_ > 0; }
+    size_t query_window() const { return query_window_; }
     bool keeps_queries() const { return tracks_attention() || tracks_queries(); }
     // Queries of the last positions, at most the window, [position][size], in order.
     std::vector<float> recent_queries(size_t layer, size_t size) const;
@@ -155,7 +161,7 @@ public:
     }
     // The row of a node, behind the committed ones.
     void put(size_t layer, size_t head, size_t node, const float* key, const float* value) {
-        const size_t row = held(layer) + node, dim = layout_->layers[layer].dim;
+        const size_t row = held(layer, head) + node, dim = layout_->layers[layer].dim;
         if (grouped())
             return layout_->kernels->put(open_row(layer, head, kCacheGroup + node), node % kPanel,
                                          dim, key, value);
@@ -194,8 +200,18 @@ private:
     void replace(size_t page, Page* by);
     void move(size_t from, size_t to);
     void summarise_from(size_t length);
-    bool stays(std::span<const KeptRows> kept, size_t page) const;
-    void gather(std::span<const KeptRows> kept, size_t page, uint8_t* to) const;
+    bool stays(const KeptLayers& kept, size_t page) const;
+    void gather(const KeptLayers& kept, size_t page, uint8_t* to) const;
+    void keep_query_pages(size_t pages);
+    size_t queries_per_page() const {
+        return layout_->bytes / (query_floats_ * sizeof(float));
+    }
+    // Where the query of a position in a layer is kept.
+    float* recent(size_t position, size_t layer) const {
+        const size_t place = position % query_window_ * layout_->layers.size() + layer;
+        return (float*)query_pages_[place / queries_per_page()]->data +
+               place % queries_per_page() * query_floats_;
+    }
 
     const PageLayout* layout_;
     PagePool* memory_;
@@ -212,7 +228,8 @@ private:
     std::vector<std::vector<std::vector<double>>> mass_;        // [layer][head][row]
     std::vector<Queries> queries_;                              // [layer]
     size_t query_window_ = 0;                                   // 0: queries are not tracked
-    std::vector<std::vector<float>> recent_;  // [layer][position % window][size]
+    size_t query_floats_ = 0;                                   // room for those of a layer
+    std::vector<Page*> query_pages_;  // [position % window][layer][query_floats_]
 };
 
 }  // namespace paceline

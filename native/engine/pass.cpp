@@ -154,7 +154,7 @@ void Pass::check_exits() const {
     }
 }
 
-// Committed rows that the nodes of a branch see in a layer.
+// Committed rows that the nodes of a branch see in a layer, in the head with most.
 size_t Pass::seen(size_t layer, const Branch& branch) const {
     return view_.positions ? view_.positions->size() : branch.cache->held(layer);
 }
@@ -218,13 +218,15 @@ void Pass::reserve() {
             scratch = std::max(scratch, shared_node_bytes() + bytes);
         }
         for (size_t branch = 0; branch < batch_.size(); ++branch) {
-            const bool few = reads_few(i, batch_[branch]);
             const size_t last = batch_[branch].nodes - 1;
-            scratch = std::max(
-                scratch, few ? model_.few_read_kernels->scratch_bytes(
-                                   few_read_node(i, branch, 0, last))
-                             : attention_bytes(attention(i, branch, 0),
-                                               query_split(i, branch).tile));
+            if (reads_few(i, batch_[branch])) {
+                scratch = std::max(scratch, model_.few_read_kernels->scratch_bytes(
+                                                few_read_node(i, branch, 0, last)));
+                continue;
+            }
+            for (size_t head = 0; head < layer.kv_heads; ++head)
+                scratch = std::max(scratch, attention_bytes(attention(i, branch, head),
+                                                            query_split(i, branch).tile));
         }
     }
     // Padding is read by norms: it must be zero, and nothing else is ever written there.

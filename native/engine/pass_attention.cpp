@@ -170,11 +170,12 @@ PackedAttention Pass::attention(size_t layer, size_t b, size_t head) const {
     const bool part = view_.positions.has_value();
     const int32_t* positions = cache.positions(layer, head);
     if (part) positions = view_.positions->empty() ? kNoPositions : view_.positions->data();
+    const size_t length = part ? view_.positions->size() : cache.held(layer, head);
     PackedAttention job{{.pages = part ? view_pages_.data() + b * blocks_of_view() : cache.data(),
-                  .last_page = (seen(layer, branch) + branch.nodes - 1) / kCacheBlock,
+                  .last_page = (length + branch.nodes - 1) / kCacheBlock,
                   .offset = part ? head * cache.block_bytes(layer) : cache.offset(layer, head),
                   .head_dim = shape.head_dim,
-                  .length = seen(layer, branch),
+                  .length = length,
                   .seen = positions,
                   .root = cache.length(),
                   .parents = branch.parents,

@@ -42,10 +42,14 @@ Spent Pass::moved(const Step& step) const {
     } else if (step.work == &Pass::attend) {
         const LayerShape& shape = shape_.layers[step.index];
         for (const Branch& branch : batch_) {
-            const size_t rows = seen(step.index, branch) + branch.nodes;
-            const size_t stride = branch.cache->stride(step.index);
-            spent.bytes += static_cast<double>(rows * stride) / kCacheBlock;
-            spent.macs += static_cast<double>(2 * branch.nodes * rows * shape.query_size());
+            size_t rows = 0;  // of all heads
+            for (size_t head = 0; head < shape.kv_heads; ++head)
+                rows += branch.nodes + (view_.positions ? view_.positions->size()
+                                                        : branch.cache->held(step.index, head));
+            const size_t block = branch.cache->block_bytes(step.index);
+            spent.bytes += static_cast<double>(rows * block) / kCacheBlock;
+            spent.macs += static_cast<double>(2 * branch.nodes * rows * shape.query_size()) /
+                          static_cast<double>(shape.kv_heads);
         }
         for (const SharedSpan& shared_span : shared_spans_) {
             const size_t stride = batch_[0].cache->stride(step.index);

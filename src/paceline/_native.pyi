@@ -541,11 +541,21 @@ class NativeSequence:
     def row_count(self) -> int:
         """Rows of the layer that holds most."""
 
+    @property
+    def query_window(self) -> int:
+        """Positions whose queries are kept; 0: queries are not tracked."""
+
     def rows(self, layer: int) -> Tokens:
-        """Return the positions of the rows that a layer holds, [heads, rows]."""
+        """
+        Return the positions of the rows that a layer holds, [heads, rows], after -1 where a
+        head holds fewer.
+        """
 
     def attention_mass(self, layer: int) -> NDArray[np.float64]:
-        """Return the attention that each row of a layer received, [heads, rows]."""
+        """
+        Return the attention that each row of a layer received, [heads, rows], after 0 where
+        a head holds fewer.
+        """
 
     def track_attention(self) -> None:
         """Sum the attention that each row receives. The sequence must be empty."""
@@ -573,7 +583,8 @@ class NativeSequence:
 
     def evict(self, kept: list[Tokens]) -> None:
         """
-        Drop all rows but those of these indices, [heads, kept] for each layer.
+        Drop all rows but those of these indices, as `rows` counts them, [heads, kept] for each
+        layer; -1 keeps none.
         """
 
     def read_page(self, page: int) -> NDArray[np.uint8]:

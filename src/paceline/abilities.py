@@ -19,6 +19,7 @@ class Ability(StrEnum):
     ATTENTION_MASS = "attention mass"  # sum the attention that each cached position received
     KEYS = "keys"  # return the keys and values that the cache holds
     QUERIES = "queries"  # keep the queries of the last positions
+    SURPRISAL = "surprisal"  # keep how improbable each committed token was
     STORED_PAGES = "stored pages"  # hand out cached keys and values, and take them back
     EVICT = "evict"  # drop committed rows of the cache and go on with the others
     GRADIENT = "gradient"  # differentiate the model's blocks

@@ -307,6 +307,7 @@ ENGINE_ABILITIES = {
     Ability.ATTENTION_MASS: "sum the attention of cached positions",
     Ability.KEYS: "return cached keys and values",
     Ability.QUERIES: "keep the queries of the last positions",
+    Ability.SURPRISAL: "keep the surprisal of committed tokens",
     Ability.STORED_PAGES: "hand out its cached keys and values",
     Ability.EVICT: "evict rows of its cache",
     Ability.GRADIENT: "differentiate its blocks",

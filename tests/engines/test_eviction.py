@@ -267,7 +267,8 @@ def test_what_cannot_be_taken_back_is_refused(create) -> None:
     [
         [np.arange(3)] * 2,
         [np.array([0, 30])] * 3,
-        [np.array([-1, 3])] * 3,
+        [np.array([-2, 3])] * 3,
+        [np.array([3, -1])] * 3,
         [np.array([3, 3])] * 3,
         [np.array([4, 3])] * 3,
         [np.array([0.5, 1.5])] * 3,

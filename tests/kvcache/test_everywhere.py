@@ -14,6 +14,7 @@ from paceline.decoding.loop import Generation
 from paceline.errors import MethodError, RequestError
 from paceline.kvcache.h2o import H2O
 from paceline.kvcache.sliding_window import SlidingWindow
+from paceline.registry import kv_policies
 from paceline.serving.messages import Job
 from paceline.serving.operator_policy import OperatorPolicy
 from paceline.serving.settings import ServerSettings
@@ -57,6 +58,14 @@ def test_companions_in_a_batch_change_nothing(lm, pages) -> None:
         for policy in (None, SPEC, WINDOW)
         for temperature in (0.0, 0.8)
     }
+    for index, kind in enumerate(kv_policies.methods().values()):  # every policy in one batch
+        requests[kind.name] = lm.request(
+            PROMPTS[index % 3],
+            max_new_tokens=60,
+            temperature=(0.0, 0.8)[index % 2],
+            seed=index,
+            kv_policy=kind.examples[1],
+        )
     expected = {name: alone(lm, request) for name, request in requests.items()}
     memory = None if pages is None else pages * lm.engine.memory.page_bytes
     worker = Worker(lm, memory=memory)
@@ -93,6 +102,12 @@ def test_a_worker_admits_more_where_a_policy_bounds_the_cache(lm) -> None:
         request = lm.request(PROMPTS[0], max_new_tokens=400, ignore_eos=True, kv_policy=WINDOW)
         [tokens] = run(worker, [Job("some", request)]).values()
         assert len(tokens) == 400
+        assert worker.stats.freed_pages == 0, "it never held more than a page"
+        request = lm.request(
+            PROMPTS[0], max_new_tokens=200, ignore_eos=True, kv_policy="random:budget=64,every=8"
+        )
+        run(worker, [Job("more", request)])
+        assert worker.stats.freed_pages > 0
     finally:
         worker.close()
         lm.engine.kv_limit = lm.engine.shared = None

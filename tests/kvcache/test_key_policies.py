@@ -20,7 +20,7 @@ from paceline.engines.kv_formats import GROUPED_KV
 from paceline.engines.native import KV_FORMATS
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, RequestError
-from paceline.kvcache.base import LayerCache, parse_policy
+from paceline.kvcache.base import LayerCache, LayerCaches, parse_policy
 from paceline.kvcache.snapkv import smoothed
 from paceline.models import load
 from tests.engines.test_attention import CONFIG, ROUND, WEIGHTS
@@ -124,7 +124,7 @@ def layer_cache(policy, engine, tokens, index: int) -> LayerCache:
     sequence = engine.open()
     policy.begin(engine, sequence)
     engine.extend(sequence, tokens)
-    return policy._layer(engine, sequence, index, engine.rows(sequence, index))
+    return LayerCaches(policy.required, engine, sequence)[index]
 
 
 def test_settings_that_do_not_go_together_are_refused() -> None:

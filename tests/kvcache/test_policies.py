@@ -16,14 +16,21 @@ from paceline.decoding.session import Session
 from paceline.drafters.base import Target
 from paceline.engines.reference import ReferenceEngine
 from paceline.errors import MethodError, RequestError
+from paceline.kvcache.adakv import AdaKV
 from paceline.kvcache.base import LayerCache, ScoringPolicy, parse_policy
+from paceline.kvcache.fastgen import FastGen
 from paceline.kvcache.h2o import H2O
+from paceline.kvcache.light_transfer import LightTransfer
+from paceline.kvcache.retrieval_heads import RetrievalHeads, retrieval_ranks
+from paceline.kvcache.sirllm import SirLLM
 from paceline.kvcache.sliding_window import SlidingWindow
+from paceline.kvcache.zipvl import ZipVL
 from paceline.registry import drafters, kv_policies, patterns
 from tests.engines.test_attention import CONFIG, WEIGHTS
 from tests.engines.test_eviction import ENGINES, LAYERS
 from tests.toy import ToyEngine
 
+ADAPTIVE = (AdaKV, FastGen, LightTransfer, RetrievalHeads, ZipVL)
 EXAMPLES = [example for kind in kv_policies.methods().values() for example in kind.examples]
 
 
@@ -104,15 +111,23 @@ def test_a_policy_acts_at_multiples_only_and_bounds_memory(create, spec: str) ->
         peak = max(peak, engine.row_count(sequence))
         if policy.act(engine, sequence):
             acted.append(sequence.length)
-            assert engine.row_count(sequence) == policy.budget
+            assert engine.row_count(sequence) <= policy.max_rows(sequence.length)
+            if not isinstance(policy, ADAPTIVE):
+                assert engine.row_count(sequence) == policy.budget
     assert peak <= policy.max_rows(len(text))
     wanted = [n for n in range(1, len(text) + 1) if n % policy.every == 0 and n > policy.budget]
-    assert acted == wanted
+    if isinstance(policy, ZipVL):
+        assert acted[:1] == wanted[:1]
+        assert set(acted) <= set(wanted)
+    else:
+        assert acted == wanted
     for index in LAYERS:
         rows = engine.rows(sequence, index)
-        assert (np.diff(rows, axis=1) > 0).all()
-        assert (rows[:, : policy.sinks] == np.arange(policy.sinks)).all()
-        assert (rows[:, -1] == len(text) - 1).all()
+        for row in rows:
+            own = row[row >= 0]
+            assert (np.diff(own) > 0).all()
+            assert (own[: policy.sinks] == np.arange(policy.sinks)).all()
+            assert own[-1] == len(text) - 1
 
 
 @pytest.mark.parametrize(
@@ -168,3 +183,114 @@ def test_a_policy_that_scores_wrongly_or_reads_what_it_did_not_ask_for_is_named(
         Wrong(budget=2, sinks=0, recent=0).keep(layer)
     with pytest.raises(MethodError, match="its needs do not name"):
         Wrong(budget=2, sinks=0, recent=0, by_mass=True).keep(layer)
+
+
+def test_surprising_tokens_stay_and_fade() -> None:
+    surprisal = np.array([0.0, 3.0, 2.0, 1.9, 1.8, 0.1, 0.2])
+    layer = replace(cache([[0, 1, 2, 3, 4, 5, 6]], 7), surprisal=surprisal)
+    kept = SirLLM(budget=4, sinks=1, recent=1).keep(layer)
+    assert kept.tolist() == [[0, 1, 2, 6]]
+    fading = SirLLM(budget=4, sinks=1, recent=1, decay=1e-300).keep(layer)
+    assert fading.tolist() == [[0, 3, 4, 6]]
+    held = replace(cache([[0, 1, 3, 5, 6]], 7), surprisal=surprisal)
+    assert SirLLM(budget=4, sinks=1, recent=1).score(held).tolist() == [[0.0, 3.0, 1.9, 0.1, 0.2]]
+
+
+def layer_of(index: int, queries, keys, positions=None) -> LayerCache:
+    """A layer with given queries [H, W, D] and keys [H_kv, S, D]."""
+    length = keys.shape[1]
+    rows = np.tile(np.arange(length, dtype=np.int32), (len(keys), 1))
+    return LayerCache(
+        index,
+        len(CONFIG.layers),
+        length,
+        rows if positions is None else positions,
+        keys=keys.astype(np.float32),
+        queries=queries.astype(np.float32),
+        config=CONFIG,
+    )
+
+
+def looking_at(index: int, targets, length: int, window: int) -> LayerCache:
+    """A layer each of whose KV heads attends to one set of positions, or to all with None."""
+    shape = CONFIG.layers[index]
+    keys = np.zeros((shape.kv_heads, length, shape.head_dim))
+    for head, target in enumerate(targets):
+        if target is not None:
+            keys[head, target, 0] = 40.0
+    queries = np.zeros((shape.heads, window, shape.head_dim))
+    queries[:, :, 0] = 1.0
+    return layer_of(index, queries, keys)
+
+
+def test_each_head_takes_the_cheapest_choice_that_recovers_its_attention() -> None:
+    index = next(i for i in LAYERS if CONFIG.layers[i].kv_heads >= 2)
+    policy = FastGen(budget=12, sinks=2, window=4, every=8)
+    for targets, sizes in (
+        (([0], range(16)), (2, 16)),
+        (([12, 13, 14, 15], [0, 5]), (6, 12)),
+    ):
+        kept = policy.keep(looking_at(index, targets, 16, 4))
+        assert [(own >= 0).sum() for own in kept] == list(sizes)
+    assert 5 in kept[1]
+
+
+def test_choices_stay() -> None:
+    index = next(i for i in LAYERS if CONFIG.layers[i].kv_heads >= 2)
+    policy = FastGen(budget=12, sinks=2, window=4, every=8)
+    later = looking_at(index, ([0], [0]), 24, 4)
+    rows = [[-1] * 14 + [0, 1, *range(16, 24)], list(range(24))]
+    kept = policy.keep(replace(later, positions=np.array(rows, np.int32)))
+    assert [(own >= 0).sum() for own in kept] == [2, 24], "all was chosen where all could be seen"
+
+
+def test_lazy_layers_alone_lose_rows() -> None:
+    shown = [([0], [0]), ([7], [7]), ([15], [15])]  # the middle layer looks at neither end
+    layers = [looking_at(i, shown[i][: CONFIG.layers[i].kv_heads], 16, 1) for i in LAYERS]
+    policy = LightTransfer(budget=6, sinks=2, window=1, lazy=2 / 3)
+    kept = policy.choose(layers)
+    assert [own.shape[1] for own in kept] == [6, 16, 6]
+    assert kept[0][0].tolist() == [0, 1, 12, 13, 14, 15]
+    full = LightTransfer(budget=6, sinks=2, window=1, lazy=0.0).choose(layers)
+    assert [own.shape[1] for own in full] == [16, 16, 16]
+
+
+def test_concentrated_layers_keep_few_rows() -> None:
+    policy = ZipVL(budget=12, sinks=1, recent=2, window=4)
+    narrow = policy.keep(looking_at(0, [[5], [5]], 16, 4))
+    assert narrow[0].tolist() == [0, 5, 14, 15]
+    assert policy.keep(looking_at(0, [None, None], 16, 4)).shape[1] == 12
+
+
+def test_heads_share_a_budget_by_their_scores() -> None:
+    mass = np.array([[9.0, 8.0, 7.0, 6.0, 5.0, 0.0], [4.0, 3.0, 2.0, 1.0, 0.5, 0.0]])
+    layer = cache([[0, 1, 2, 3, 4, 5]] * 2, 6, mass)
+    policy = AdaKV(budget=3, sinks=0, recent=1, of="h2o", own=0.4)
+    assert policy.required == H2O.needs
+    assert policy.keep(layer).tolist() == [[0, 1, 2, 3, 5], [-1, -1, -1, -1, 5]]
+    assert AdaKV(budget=3, sinks=0, recent=1, of="h2o", own=1.0).keep(layer).shape == (2, 3)
+    capped = AdaKV(budget=3, sinks=0, recent=1, of="h2o", own=0.0, most=1.0).keep(layer)
+    assert (capped >= 0).sum(1).max() == 3
+    for of in ("h20", "sliding_window", "adakv", ""):
+        with pytest.raises(MethodError):
+            AdaKV(of=of)
+
+
+@ENGINES
+def test_retrieval_heads_keep_all_in_the_order_of_their_rank(create) -> None:
+    engine = create()
+    ranks = [tuple(rank) for rank in retrieval_ranks(engine)]
+    total = sum(layer.kv_heads for layer in CONFIG.layers)
+    assert len(set(ranks)) == len(ranks) == total
+    policy = RetrievalHeads(budget=40, sinks=2, recent=8, every=20)
+    sequence, sizes = engine.open(), []
+    policy.begin(engine, sequence)
+    for _ in range(6):
+        engine.extend(sequence, tiny.tokens(20))
+        policy.act(engine, sequence)
+        rows = [(engine.rows(sequence, index) >= 0).sum(1) for index in LAYERS]
+        sizes.append([rows[layer][head] for layer, head in ranks])
+        assert sum(sizes[-1]) <= max(40, 10) * total
+    assert sizes[0] == [20] * total
+    assert sizes[-1][0] > 40 >= sizes[-1][-1]
+    engine.release(sequence)

@@ -20,6 +20,7 @@ from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
+from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits, ScreenedLogits, coarse
 from paceline.errors import RequestError, TooLongError
 from paceline.kvcache.base import Policy
@@ -50,6 +51,7 @@ class Session:
         guides: controls that run models of their own.
         hidden: hidden states [N, D] of the last tree, set by whoever runs the passes if the
             drafter `needs_hidden`.
+        freed_pages: pages of the cache that the KV policy gave back so far.
 
     Raises:
         RequestError: empty prompt, prompt too long, token outside the vocabulary, bad number.
@@ -70,6 +72,7 @@ class Session:
         self.sequence: Cached | None = None
         self.done = False
         self.hidden: Floats | None = None
+        self.freed_pages = 0
         self._engine, self._stream, self._margins = engine, stream, margins
         self._policy = request.kv_policy
         if self._policy is not None:
@@ -313,7 +316,9 @@ class Session:
         assert self.sequence is not None
         self._engine.commit(self.sequence, path)
         if self._policy is not None:
-            self._policy.act(self._engine, self.sequence)
+            held = self.row_count
+            if self._policy.act(self._engine, self.sequence):
+                self.freed_pages += Memory.pages(held) - Memory.pages(self.row_count)
 
     def _masks(self, context: Tokens, tree: TokenTree) -> NDArray[np.uint32] | None:
         """Return bit masks of allowed tokens [N, V / 32], all set where no control gave one."""

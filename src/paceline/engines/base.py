@@ -222,13 +222,14 @@ class Engine(ABC):
         """Return the positions of the rows that a layer holds.
 
         Returns:
-            int32 [H_kv, R], increasing in every head.
+            int32 [H_kv, R], increasing in every head, R being the rows of the head that holds
+            most. Heads that hold fewer begin with -1: whatever is given by row has padding there.
         """
         heads = self.config.layers[layer].kv_heads
         return np.tile(np.arange(sequence.length, dtype=np.int32), (heads, 1))
 
     def row_count(self, sequence: Cached) -> int:
-        """Return how many rows the layer with most holds: what the sequence's memory depends on."""
+        """Return how many rows the head with most holds: what the sequence's memory depends on."""
         return sequence.length
 
     def set_prompt(self, sequence: Cached, length: int) -> None:
@@ -281,7 +282,7 @@ class Engine(ABC):
     def track_queries(self, sequence: Cached, window: int) -> None:
         """Keep the queries of a sequence's last `window` committed positions, from now on.
 
-        Forks go on with them.
+        Forks go on with them. They take `query_pages` of the engine's memory.
 
         Raises:
             RequestError: the sequence holds positions already, the window is not between 1 and the
@@ -303,6 +304,35 @@ class Engine(ABC):
         """
         raise RequestError(f"the engine {self.name} does not keep queries")
 
+    def query_pages(self, positions: int) -> int:
+        """Return how many pages the tracked queries of so many positions take."""
+        return 0
+
+    def track_surprisal(self, sequence: Cached) -> None:
+        """Keep the surprisal of every token that is committed to a sequence, from now on.
+
+        Every pass then computes logits, those of prompts too. Forks go on with them.
+
+        Raises:
+            RequestError: the sequence holds positions already, or the engine lacks the ability
+                `SURPRISAL`.
+        """
+        raise RequestError(f"the engine {self.name} does not keep the surprisal of tokens")
+
+    def surprisal(self, sequence: Cached) -> NDArray[np.float64]:
+        """Return the negative log-probability of each committed token, in nats.
+
+        It is that of the model itself, without temperature or controls, given the tokens before
+        and the rows that the cache held then. It is as invariant as logits are.
+
+        Returns:
+            float64 [S] of all positions, evicted ones too; 0 of the first.
+
+        Raises:
+            RequestError: the sequence does not track surprisal.
+        """
+        raise RequestError(f"the engine {self.name} does not keep the surprisal of tokens")
+
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`, for good, and give the memory of the pages that empty back.
 
@@ -314,9 +344,10 @@ class Engine(ABC):
 
         Args:
             sequence: its committed rows are dropped.
-            kept: for each layer the indices of rows to keep, increasing, [H_kv, K], or [K] for
-                all heads alike. Layers may keep different numbers. A page holds rows of all
-                layers, so that memory depends on the layer that keeps most.
+            kept: for each layer the indices of rows to keep, as `rows` counts them, increasing,
+                [H_kv, K], or [K] for all heads alike. Layers may keep different numbers, and so
+                may heads: -1 before the others stands for no row. A page holds rows of all
+                layers, so that memory depends on the head that keeps most.
 
         Raises:
             RequestError: the indices do not fit, or the engine lacks the ability.

@@ -37,8 +37,9 @@ def unpack_blocks(
     values = values.reshape(count, _BLOCK, padded)[..., :dim]
     if stored == np.int8:
         scales = blocks[:, ends[1] :].copy().view(np.float32)[:, : 2 * _BLOCK]
-        keys = keys * scales[:, :_BLOCK, None]
-        values = values * scales[:, _BLOCK:, None]
+        with np.errstate(all="ignore"):  # places behind the rows hold anything
+            keys = keys * scales[:, :_BLOCK, None]
+            values = values * scales[:, _BLOCK:, None]
     shape = (heads, -1, dim)
     return (
         np.ascontiguousarray(keys.reshape(shape)[:, :rows]),

@@ -22,12 +22,13 @@ def check_kept(engine: Engine, sequence: Cached, kept: Sequence[ArrayLike]) -> l
     if len(kept) != len(layers):
         raise RequestError(f"rows to keep of {len(kept)} layers, expected {len(layers)}")
     return [
-        _rows(index, layer.kv_heads, engine.rows(sequence, index).shape[1], given)
+        _rows(index, layer.kv_heads, engine.rows(sequence, index), given)
         for index, (layer, given) in enumerate(zip(layers, kept, strict=True))
     ]
 
 
-def _rows(index: int, heads: int, held: int, given: ArrayLike) -> Tokens:
+def _rows(index: int, heads: int, positions: Tokens, given: ArrayLike) -> Tokens:
+    held = positions.shape[1]
     rows = np.asarray(given)
     if rows.ndim == 1:
         rows = np.broadcast_to(rows, (heads, len(rows)))
@@ -37,10 +38,13 @@ def _rows(index: int, heads: int, held: int, given: ArrayLike) -> Tokens:
             f"the rows to keep of layer {index} are {given!r:.80}, expected increasing indices "
             f"[{heads}, K]"
         )
-    outside = rows.size and (rows.min() < 0 or rows.max() >= held)
-    if outside or (np.diff(rows, axis=1) <= 0).any():
+    left_out = rows == -1  # before the rows of heads that keep fewer than others
+    first = (positions < 0).sum(1, keepdims=True)  # of the rows that a head holds
+    outside = (~left_out & ((rows < first) | (rows >= held))).any()
+    steps = np.diff(rows, axis=1)
+    if outside or (~left_out[:, 1:] & (steps <= 0)).any() or (steps[left_out[:, 1:]] < 0).any():
         raise RequestError(
             f"the rows to keep of layer {index} are {given!r:.80}, expected increasing indices "
             f"below {held}"
         )
-    return np.ascontiguousarray(rows, np.int32)
+    return np.ascontiguousarray(rows[:, ~left_out.all(0)], np.int32)

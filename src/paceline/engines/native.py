@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -31,6 +32,7 @@ from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native_weights import load_weights
 from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits
+from paceline.engines.surprisals import Surprisals
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, ModelError, RequestError
 from paceline.models.config import ModelConfig
@@ -107,6 +109,7 @@ class NativeEngine(Engine):
             Ability.ATTENTION_MASS,
             Ability.KEYS,
             Ability.QUERIES,
+            Ability.SURPRISAL,
             Ability.STORED_PAGES,
         }
     )
@@ -147,6 +150,8 @@ class NativeEngine(Engine):
             self.kv_limit = kv_limit
         self._ropes = self._model.ropes
         self._rope_end = 0
+        self._surprisals = WeakKeyDictionary[_native.NativeSequence, Surprisals]()
+        self._hidden_rows: NDArray[np.bool_] | None = None  # None: all of the last pass
         try:
             formats = load_weights(self._model, weights, chosen, act != ACTIVATIONS[0])
             self._model.finish()
@@ -255,6 +260,14 @@ class NativeEngine(Engine):
         view: View | None = None,
     ) -> Floats:
         """Run every tree in one native call; see `Engine.forward`."""
+        if self._surprisals and any(sequence in self._surprisals for sequence, _ in batch):
+            return self._forward_tracked(batch, wanted(rows, batch), view)
+        self._hidden_rows = None
+        return self._forward(batch, rows, view)
+
+    def _forward(
+        self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows, view: View | None
+    ) -> Floats:
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
         self._extend_ropes_for(batch)
         parts = (view.layers, view.positions, view.tokens, view.exits) if view else ()
@@ -262,17 +275,40 @@ class NativeEngine(Engine):
             return self._model.forward(entries, wanted(rows, batch), *parts)
         except _native.MemoryFullError as error:
             self._make_room(batch, error)
-            return self.forward(batch, rows, view)
+            return self._forward(batch, rows, view)
         except (ValueError, TypeError, RuntimeError) as error:
             raise self._refusal(batch, view, error) from None
+
+    def _forward_tracked(
+        self, batch: Sequence[tuple[Cached, TokenTree]], rows: list[bool], view: View | None
+    ) -> Floats:
+        """Run trees of which some belong to sequences that track surprisal: with all logits."""
+        own = [self._surprisals.get(_own(sequence)) for sequence, _ in batch]
+        computed = [want or each is not None for want, each in zip(rows, own, strict=True)]
+        if view is not None:
+            logits = self._forward(batch, rows, view)
+            self._hidden_rows = None
+        else:
+            logits = self._forward(batch, computed, None)
+            sizes = [len(tree) * run for (_, tree), run in zip(batch, computed, strict=True)]
+            parts = np.split(logits, np.cumsum(sizes)[:-1])
+        for index, ((_, tree), tracked) in enumerate(zip(batch, own, strict=True)):
+            if tracked is not None:
+                tracked.note(tree, None if view is not None else parts[index])
+        if view is not None or rows == computed:
+            return logits
+        self._hidden_rows = np.repeat(rows, sizes)
+        return np.ascontiguousarray(logits[self._hidden_rows])
 
     def forward_screened(
         self, batch: Sequence[tuple[Cached, TokenTree]], rows: Rows = "all"
     ) -> Logits:
         """Run every tree with the coarse head where that pays; see `Engine.forward_screened`."""
         own = wanted(rows, batch)
-        if not any(own) or not self.head_screen.ready():
+        tracked = any(sequence in self._surprisals for sequence, _ in batch)
+        if tracked or not any(own) or not self.head_screen.ready():
             return self.forward(batch, own)
+        self._hidden_rows = None
         self._extend_ropes_for(batch)
         entries = [(sequence, tree.tokens, tree.parents) for sequence, tree in batch]
         try:
@@ -286,13 +322,20 @@ class NativeEngine(Engine):
     def hidden(self) -> Floats:
         """Hidden states of the last pass; see `Engine.hidden`."""
         try:
-            return self._model.hidden()
+            states = self._model.hidden()
         except ValueError as error:
             raise RequestError(str(error)) from None
+        if self._hidden_rows is None:
+            return states
+        if not self._hidden_rows.any():
+            raise RequestError("the last pass made no logits, so that it has no hidden states")
+        return np.ascontiguousarray(states[self._hidden_rows])
 
     def forward_mixed(self, sequence: Cached, tokens: Tokens, weights: Floats) -> Floats:
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
         own = _own(sequence)
+        self._check_untracked(own)
+        self._hidden_rows = None
         self.check_mixed(own, tokens, weights)
         self._extend_ropes(min(own.length + len(tokens), self.config.context))
         try:
@@ -313,9 +356,13 @@ class NativeEngine(Engine):
             _own(sequence).commit(nodes)
         except (ValueError, TypeError) as error:
             raise RequestError(f"cannot commit {nodes}: {error}") from None
+        if self._surprisals and (tracked := self._surprisals.get(_own(sequence))) is not None:
+            tracked.commit(nodes)
 
     def truncate(self, sequence: Cached, length: int) -> None:
         """Forget all positions from `length` on."""
+        if self._surprisals and (tracked := self._surprisals.get(_own(sequence))) is not None:
+            tracked.truncate(length)
         try:
             _own(sequence).truncate(length)
         except (ValueError, TypeError) as error:
@@ -327,10 +374,18 @@ class NativeEngine(Engine):
 
     def fork(self, sequence: Cached) -> Cached:
         """Return a sequence with the same committed positions; pages are shared until written."""
+        own = _own(sequence)
         try:
-            return _own(sequence).fork()
+            other = own.fork()
+        except _native.MemoryFullError as error:
+            if self._lent(self.query_pages(own.length)):
+                return self.fork(sequence)
+            raise self._full(error) from None
         except ValueError as error:
             raise RequestError(str(error)) from None
+        if own in self._surprisals:
+            self._surprisals[other] = self._surprisals[own].fork()
+        return other
 
     def set_prompt(self, sequence: Cached, length: int) -> None:
         """Say what is a prompt; see `Engine.set_prompt`."""
@@ -346,7 +401,7 @@ class NativeEngine(Engine):
         return _own(sequence).rows(layer)
 
     def row_count(self, sequence: Cached) -> int:
-        """Return how many rows the layer with most holds."""
+        """Return how many rows the head with most holds."""
         return _own(sequence).row_count
 
     def track_attention(self, sequence: Cached) -> None:
@@ -369,9 +424,15 @@ class NativeEngine(Engine):
         if self.kv_format in GROUPED_KV:
             keys, values = own.read_rows(layer).reshape(2, shape.kv_heads, -1, shape.head_dim)
             return keys, values
+        missing = (own.rows(layer) < 0).sum(1)
         rows = own.rows(layer).shape[1]
         blocks = own.read_blocks(layer)
-        return unpack_blocks(blocks, shape.kv_heads, rows, shape.head_dim, self.kv_format)
+        both = unpack_blocks(blocks, shape.kv_heads, rows, shape.head_dim, self.kv_format)
+        for head in np.flatnonzero(missing):  # as `rows`: padding comes first
+            for each in both:
+                each[head] = np.roll(each[head], missing[head], axis=0)
+                each[head, : missing[head]] = 0
+        return both
 
     def track_queries(self, sequence: Cached, window: int) -> None:
         """Keep the last queries; see `Engine.track_queries`."""
@@ -390,6 +451,28 @@ class NativeEngine(Engine):
         heads = queries.reshape(len(queries), shape.heads, shape.head_dim)
         return np.ascontiguousarray(heads.transpose(1, 0, 2))
 
+    def query_pages(self, positions: int) -> int:
+        """Return the pages that tracked queries take; see `Engine.query_pages`."""
+        if not positions:
+            return 0
+        size = 4 * max(layer.heads * layer.head_dim for layer in self.config.layers)
+        count = positions * len(self.config.layers)
+        return -(-count // max(1, self.memory.page_bytes // size))
+
+    def track_surprisal(self, sequence: Cached) -> None:
+        """Keep the surprisal of tokens; see `Engine.track_surprisal`."""
+        own = _own(sequence)
+        if own.length:
+            raise RequestError("surprisal can only be kept from the first position on")
+        self._surprisals[own] = Surprisals()
+
+    def surprisal(self, sequence: Cached) -> NDArray[np.float64]:
+        """Return the surprisal of tokens; see `Engine.surprisal`."""
+        tracked = self._surprisals.get(_own(sequence))
+        if tracked is None:
+            raise RequestError("this sequence does not track surprisal; `track_surprisal` does")
+        return tracked.values
+
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
         if self.pattern is not None:
@@ -407,6 +490,7 @@ class NativeEngine(Engine):
 
     def read_page(self, sequence: Cached, page: int) -> NDArray[np.uint8]:
         """Return a copy of a full page; see `Engine.read_page`."""
+        self._check_untracked(_own(sequence))
         try:
             return _own(sequence).read_page(page)
         except (ValueError, TypeError) as error:
@@ -415,6 +499,7 @@ class NativeEngine(Engine):
     def append_page(self, sequence: Cached, page: NDArray[np.uint8]) -> None:
         """Commit a page of keys and values; see `Engine.append_page`."""
         own = _own(sequence)
+        self._check_untracked(own)
         try:
             own.append_page(page)
         except _native.MemoryFullError as error:
@@ -427,6 +512,11 @@ class NativeEngine(Engine):
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""
         _own(sequence).release()
+        self._surprisals.pop(_own(sequence), None)
+
+    def _check_untracked(self, sequence: _native.NativeSequence) -> None:
+        if sequence in self._surprisals:
+            raise RequestError("this sequence tracks surprisal, which only plain passes give")
 
     def _extend_ropes_for(self, batch: Sequence[tuple[Cached, TokenTree]]) -> None:
         end = max((len(tree) + sequence.length for sequence, tree in batch), default=0)
@@ -448,7 +538,9 @@ class NativeEngine(Engine):
 
     def _make_room(self, batch: Sequence[tuple[Cached, TokenTree]], error: Exception) -> None:
         """Borrow pages for a pass that lacks some, or refuse it."""
-        if not self._lent(self._pages([(self.row_count(own), len(tree)) for own, tree in batch])):
+        rows = [(self.row_count(own), len(tree)) for own, tree in batch]
+        queries = sum(self.query_pages(_own(own).query_window) for own, _ in batch)
+        if not self._lent(self._pages(rows) + queries):
             raise self._full(error) from None
 
     def _pages(self, rows: Sequence[tuple[int, int]]) -> int:

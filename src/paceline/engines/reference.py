@@ -25,6 +25,7 @@ from paceline.engines.latents import latent_factors
 from paceline.engines.pages import PAGE, Memory
 from paceline.engines.reference_cache import ReferenceCache, visible
 from paceline.engines.stored_layers import StoredLayers, multiplied
+from paceline.engines.surprisals import Surprisals
 from paceline.engines.view import View
 from paceline.errors import MemoryFullError, MethodError, RequestError
 from paceline.models import blocks
@@ -70,6 +71,7 @@ class ReferenceEngine(Engine):
             Ability.ATTENTION_MASS,
             Ability.KEYS,
             Ability.QUERIES,
+            Ability.SURPRISAL,
         }
     )
 
@@ -150,7 +152,7 @@ class ReferenceEngine(Engine):
     def memory(self) -> Memory:
         """The pages of keys and values now. No page is shared."""
         row = sum(sides * heads * size for sides, heads, size in self._cached)
-        used = sum(len(sequence.pages) for sequence in self._live)
+        used = sum(len(sequence.pages) + sequence.query_pages for sequence in self._live)
         return Memory(PAGE * row * self.dtype.itemsize, used, 0, used, self._limit)
 
     def _limit_pages(self, pages: int | None) -> None:
@@ -189,12 +191,33 @@ class ReferenceEngine(Engine):
         rowed = wanted(rows, batch)
         self._make_room([(_own(cached), len(tree)) for cached, tree in batch])
         self._hidden = []
+        tracked = [_own(cached).surprisals for cached, _ in batch]
+        if any(each is not None for each in tracked):
+            return self._forward_tracked(batch, rowed, view)
         view = view or View()
         columns = view.width(self.config.vocab_size)
         none = np.empty((view.heads, 0, columns), np.float32)
         runs = zip(batch, rowed, strict=True)
         logits = [self._run(_own(s), tree, want, view) for (s, tree), want in runs]
         return np.concatenate([none, *logits], 1).reshape(-1, columns)
+
+    def _forward_tracked(
+        self, batch: Sequence[tuple[Cached, TokenTree]], rows: list[bool], view: View | None
+    ) -> Floats:
+        """Run trees of which some belong to sequences that track surprisal: with all logits."""
+        plain, part = view is None, view or View()
+        logits = [np.empty((part.heads, 0, part.width(self.config.vocab_size)), np.float32)]
+        for (cached, tree), want in zip(batch, rows, strict=True):
+            own = _own(cached)
+            run = want or (plain and own.surprisals is not None)
+            made = self._run(own, tree, run, part)
+            if own.surprisals is not None:
+                own.surprisals.note(tree, made[-1] if plain else None)
+            if want:
+                logits.append(made)
+            elif run:
+                self._hidden.pop()
+        return np.concatenate(logits, 1).reshape(-1, logits[0].shape[2])
 
     def hidden(self) -> Floats:
         """Hidden states of the last pass; see `Engine.hidden`."""
@@ -206,6 +229,8 @@ class ReferenceEngine(Engine):
         """Run a chain of mixed nodes; see `Engine.forward_mixed`."""
         own = _own(sequence)
         self.check_mixed(own, tokens, weights)
+        if own.surprisals is not None:
+            raise RequestError("this sequence tracks surprisal, which only plain passes give")
         self._make_room([(own, len(tokens))])
         self._hidden = []
         logits = self._run(own, TokenTree.chain(tokens[:, 0]), True, View(), (tokens, weights))
@@ -232,7 +257,7 @@ class ReferenceEngine(Engine):
     def fork(self, sequence: Cached) -> Cached:
         """Return an independent copy of the committed positions."""
         own = _own(sequence)
-        self._afford(Memory.pages(own.row_count))
+        self._afford(Memory.pages(own.row_count) + own.query_pages)
         self._live.add(other := own.fork())
         return other
 
@@ -251,7 +276,7 @@ class ReferenceEngine(Engine):
         return np.array(np.broadcast_to(rows, (self.config.layers[layer].kv_heads, rows.shape[1])))
 
     def row_count(self, sequence: Cached) -> int:
-        """Return how many rows the layer with most holds."""
+        """Return how many rows the head with most holds."""
         return _own(sequence).row_count
 
     def track_attention(self, sequence: Cached) -> None:
@@ -302,6 +327,25 @@ class ReferenceEngine(Engine):
         queries = own.recent[layer].float().cpu().numpy() * np.float32(self.config.attention_scale)
         return np.array(queries, np.float32)
 
+    def query_pages(self, positions: int) -> int:
+        """Return the pages that tracked queries take; see `Engine.query_pages`."""
+        size = sum(layer.heads * layer.head_dim for layer in self.config.layers)
+        return -(-positions * size * self.dtype.itemsize // self.memory.page_bytes)
+
+    def track_surprisal(self, sequence: Cached) -> None:
+        """Keep the surprisal of tokens; see `Engine.track_surprisal`."""
+        own = _own(sequence)
+        if own.length:
+            raise RequestError("surprisal can only be kept from the first position on")
+        own.surprisals = Surprisals()
+
+    def surprisal(self, sequence: Cached) -> NDArray[np.float64]:
+        """Return the surprisal of tokens; see `Engine.surprisal`."""
+        own = _own(sequence)
+        if own.surprisals is None:
+            raise RequestError("this sequence does not track surprisal; `track_surprisal` does")
+        return own.surprisals.values
+
     @torch.inference_mode()
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop all rows but `kept`; see `Engine.evict`."""
@@ -316,14 +360,23 @@ class ReferenceEngine(Engine):
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""
         if isinstance(sequence, ReferenceCache):
+            sequence.query_pages, sequence.surprisals = 0, None
             sequence.layers, sequence.pages, sequence.released = [], [], True
 
     def _make_room(self, more: Sequence[tuple[ReferenceCache, int]]) -> None:
         """Give each sequence pages for so many more positions."""
         ends = [(own, own.row_count + nodes) for own, nodes in more]
-        self._afford(sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends))
-        for own, end in ends:
+        queries = [
+            self.query_pages(min(own.length + nodes, own.window)) if own.window else 0
+            for own, nodes in more
+        ]
+        pages = sum(max(0, Memory.pages(end) - len(own.pages)) for own, end in ends)
+        for (own, _), needed in zip(ends, queries, strict=True):
+            pages += max(0, needed - own.query_pages)
+        self._afford(pages)
+        for (own, end), needed in zip(ends, queries, strict=True):
             own.resize(max(len(own.pages), Memory.pages(end)))
+            own.query_pages = max(own.query_pages, needed)
 
     def _afford(self, pages: int) -> None:
         while (free := self.memory.free) is not None and pages > free:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from paceline.core import Tokens, TokenTree
 from paceline.engines.pages import PAGE, Memory
+from paceline.engines.surprisals import Surprisals
 from paceline.errors import RequestError
 from paceline.models.config import LayerConfig
 
@@ -28,13 +29,16 @@ class ReferenceCache:
     Attributes:
         numbers: gives each page a number, never the same twice.
         length: positions committed so far, evicted ones too.
-        positions: int32 [H_kv, R] of each layer; None while no row was evicted.
+        positions: int32 [H_kv, R] of each layer; None while no row was evicted. Of a head that
+            holds fewer rows than another the first are -1: nobody sees them.
         evicted: length at the last eviction.
         prompt: positions below it are a prompt's, see `Engine.set_prompt`.
         mass: float64 [H_kv, R] of each layer; None where attention is not tracked.
         weights: attention of the pending nodes, float64 [H_kv, N, R + N] for each layer.
         window: positions whose queries are kept; 0 where they are not tracked.
         recent: queries [H, W, D] of the last positions, for each layer.
+        query_pages: pages that these are counted as.
+        surprisals: of committed tokens; None where they are not tracked.
         queries: those of the pending nodes [H, N, D], for each layer.
     """
 
@@ -52,6 +56,8 @@ class ReferenceCache:
     weights: list[Tensor] = field(default_factory=list)
     window: int = 0
     recent: list[Tensor] = field(default_factory=list)
+    query_pages: int = 0
+    surprisals: Surprisals | None = None
     queries: list[Tensor] = field(default_factory=list)
 
     def held(self, layer: int) -> int:
@@ -102,6 +108,8 @@ class ReferenceCache:
         if self.mass is not None:
             masses = zip(self.mass, self.weights, strict=True)
             self.mass = [_add_weights(mass, weights, nodes) for mass, weights in masses]
+        if self.surprisals is not None:
+            self.surprisals.commit(nodes.cpu().numpy())
         if self.window:
             joined = (
                 torch.cat([old, new[:, nodes]], 1)
@@ -130,10 +138,13 @@ class ReferenceCache:
             raise RequestError(
                 f"cannot cut to {length} positions: queries of earlier ones were dropped"
             )
+        if self.surprisals is not None:
+            self.surprisals.truncate(length)
         if not length:
             self.recent = [queries[:, :0] for queries in self.recent]
             self.positions, self.evicted = None, 0
             self.mass = None if self.mass is None else [mass[:, :0] for mass in self.mass]
+            self.query_pages = 0
         elif self.positions is not None:  # everything behind the last eviction is held
             cut = self.length - length
             self.positions = [p[:, : p.shape[1] - cut] for p in self.positions]
@@ -145,10 +156,12 @@ class ReferenceCache:
         for index, (keep, layer) in enumerate(zip(kept, self.layers, strict=True)):
             old = np.broadcast_to(self.rows(index), (len(keep), self.held(index)))
             positions.append(np.take_along_axis(old, keep.cpu().numpy(), 1))
-            wide = keep[None, :, :, None].expand(2, -1, -1, layer.shape[3])
-            layer[:, :, : keep.shape[1]] = layer.gather(2, wide)
+            positions[-1][keep.cpu().numpy() < 0] = -1
+            taken = keep.clamp(min=0)
+            wide = taken[None, :, :, None].expand(2, -1, -1, layer.shape[3])
+            layer[:, :, : keep.shape[1]] = layer.gather(2, wide) * (keep >= 0)[None, :, :, None]
             if self.mass is not None:
-                self.mass[index] = self.mass[index].gather(1, keep)
+                self.mass[index] = self.mass[index].gather(1, taken) * (keep >= 0)
         self.positions, self.evicted = positions, self.length
         self._settle(self.length)
 
@@ -166,6 +179,8 @@ class ReferenceCache:
             mass=None if self.mass is None else list(self.mass),
             window=self.window,
             recent=list(self.recent),
+            query_pages=self.query_pages,
+            surprisals=None if self.surprisals is None else self.surprisals.fork(),
         )
 
     def resize(self, pages: int) -> None:
@@ -205,18 +220,20 @@ def visible(
         rows: indices of the rows that are seen; None: all.
     """
     held, n = cache.held(index), len(tree)
-    seen = np.zeros((n, held + n), bool)
+    seen: np.ndarray = np.zeros((n, held + n), bool)
     seen[:, slice(held) if rows is None else rows] = True
     for node, parent in enumerate(tree.parents):
         if parent >= 0:
             seen[node] = seen[parent]
         seen[node, held + node] = True
-    if layer.window is None:
-        return seen
     own = cache.rows(index)
+    if layer.window is None and not (own < 0).any():
+        return seen
     positions = cache.length + tree.depths()
     columns = np.hstack([own, np.tile(positions, (len(own), 1))])  # [1 or H_kv, R + N]
-    near = positions[:, None] - columns[:, None] < layer.window  # [1 or H_kv, N, R + N]
+    near = np.repeat((columns >= 0)[:, None], n, 1)  # [1 or H_kv, N, R + N]
+    if layer.window is not None:
+        near &= positions[:, None] - columns[:, None] < layer.window
     if len(near) == 1:
         return np.asarray(seen & near[0])
     return np.repeat(seen & near, layer.heads // len(own), 0)

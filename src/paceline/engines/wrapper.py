@@ -130,6 +130,18 @@ class EngineWrapper(Engine):
         """Return the last queries; see `Engine.recent_queries`."""
         return self.inner.recent_queries(sequence, layer)
 
+    def query_pages(self, positions: int) -> int:
+        """Return the pages that tracked queries take; see `Engine.query_pages`."""
+        return self.inner.query_pages(positions)
+
+    def track_surprisal(self, sequence: Cached) -> None:
+        """Keep the surprisal of tokens; see `Engine.track_surprisal`."""
+        self.inner.track_surprisal(sequence)
+
+    def surprisal(self, sequence: Cached) -> NDArray[np.float64]:
+        """Return the surprisal of tokens; see `Engine.surprisal`."""
+        return self.inner.surprisal(sequence)
+
     def evict(self, sequence: Cached, kept: Sequence[ArrayLike]) -> None:
         """Drop rows; see `Engine.evict`."""
         self.inner.evict(sequence, kept)

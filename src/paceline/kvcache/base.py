@@ -10,8 +10,9 @@ policy keeps, and the output under a policy is the same for every drafter.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +37,14 @@ class LayerCache:
         index: of the layer.
         layers: number of layers of the model.
         length: positions committed so far, evicted ones too.
-        positions: int32 [H_kv, S], positions of the rows that are held, increasing in every head.
+        positions: int32 [H_kv, S], positions of the rows that are held, increasing in every head;
+            -1 before them where a head holds fewer rows than another.
         mass: float64 [H_kv, S], attention that each row received; None unless the policy needs it.
         keys: float32 [H_kv, S, D], rotated, as the cache rounds them; None likewise.
         values: float32 [H_kv, S, D]; None likewise.
         queries: float32 [H, W, D] of the last W positions, rotated and scaled; None likewise.
+        surprisal: float64 [length], negative log-probability of each committed token; None
+            likewise.
         config: the model's shape; None where nothing needs it.
     """
 
@@ -52,6 +56,7 @@ class LayerCache:
     keys: Floats | None = None
     values: Floats | None = None
     queries: Floats | None = None
+    surprisal: Scores | None = None
     config: ModelConfig | None = None
 
     @property
@@ -86,6 +91,11 @@ class Policy(Method, ABC):
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.EVICT})
 
     @property
+    def required(self) -> frozenset[Ability]:
+        """What the policy needs with its settings; those that read other policies need more."""
+        return self.needs
+
+    @property
     def query_window(self) -> int:
         """Last positions whose queries the policy reads, if `needs` names `Ability.QUERIES`."""
         return 1
@@ -102,11 +112,25 @@ class Policy(Method, ABC):
     def keep(self, layer: LayerCache) -> Tokens:
         """Return which rows of a layer stay.
 
-        A pure function of `layer`. It is called when the layer holds more than `budget` rows.
+        A pure function of `layer`. It is called when a head holds more than `budget` rows.
 
         Returns:
-            indices of rows, increasing, int32 [H_kv, K] with K up to `budget`.
+            indices of rows, increasing, int32 [H_kv, K] with K up to `budget`; -1 before them
+            where a head keeps fewer. See `max_rows` where K is larger.
         """
+
+    def choose(self, layers: Sequence[LayerCache]) -> list[Tokens]:
+        """Return which rows stay in each layer, as `keep` does; for choices between layers.
+
+        Args:
+            layers: of the model; each is read from the engine whenever it is taken.
+        """
+        return [
+            self.keep(layer)
+            if layer.positions.shape[1] > self.budget
+            else held_rows(layer.positions)
+            for layer in layers
+        ]
 
     def check(self, engine: Engine) -> None:
         """Refuse an engine that lacks what the policy needs, or reads some positions only.
@@ -121,14 +145,16 @@ class Policy(Method, ABC):
         if engine.kv_format in GROUPED_KV:
             grouped = f"kv_format={engine.kv_format}"
             check({Side.KV_POLICY: policy, Side.GROUPED_KV: grouped})
-        check_needs(policy, self.needs, engine.name, engine.abilities)
+        check_needs(policy, self.required, engine.name, engine.abilities)
 
     def begin(self, engine: Engine, sequence: Cached) -> None:
         """Prepare an empty sequence."""
-        if Ability.ATTENTION_MASS in self.needs:
+        if Ability.ATTENTION_MASS in self.required:
             engine.track_attention(sequence)
-        if Ability.QUERIES in self.needs:
-            engine.track_queries(sequence, min(self.query_window, engine.config.context))
+        if Ability.QUERIES in self.required:
+            engine.track_queries(sequence, self._window(engine))
+        if Ability.SURPRISAL in self.required:
+            engine.track_surprisal(sequence)
 
     def distance(self, length: int) -> int:
         """Return how many positions may be committed, from `length` on, before the policy acts."""
@@ -138,46 +164,78 @@ class Policy(Method, ABC):
         """Return the most rows that a sequence of up to `length` positions ever holds in a head."""
         return min(length, self.budget + self.every)
 
+    def query_pages(self, engine: Engine, length: int) -> int:
+        """Return how many pages the queries take that are kept of up to `length` positions."""
+        if Ability.QUERIES not in self.required:
+            return 0
+        return engine.query_pages(min(length, self._window(engine)))
+
+    def _window(self, engine: Engine) -> int:
+        return min(self.query_window, engine.config.context)
+
     def act(self, engine: Engine, sequence: Cached) -> bool:
         """Evict rows if this is the length to do it; return whether any were.
 
         Raises:
             MemoryFullError: as `Engine.evict`.
         """
-        held = engine.row_count(sequence)
-        if sequence.length % self.every or held <= self.budget:
+        if sequence.length % self.every or engine.row_count(sequence) <= self.budget:
             return False
-        kept = []
-        for index in range(len(engine.config.layers)):
-            positions = engine.rows(sequence, index)
-            if positions.shape[1] > self.budget:
-                kept.append(self.keep(self._layer(engine, sequence, index, positions)))
-            else:
-                kept.append(np.arange(positions.shape[1], dtype=np.int32))
+        layers = LayerCaches(self.required, engine, sequence)
+        kept = self.choose(layers)
         engine.evict(sequence, kept)
         return True
 
-    def _layer(self, engine: Engine, sequence: Cached, index: int, positions: Tokens) -> LayerCache:
-        """Return what the policy needs to know of a layer."""
-        needs, config = self.needs, engine.config
-        mass = keys = values = queries = None
-        if Ability.ATTENTION_MASS in needs:
-            mass = engine.attention_mass(sequence, index)
+
+class LayerCaches(Sequence[LayerCache]):
+    """What a policy needs to know of each layer, read when it is taken."""
+
+    def __init__(self, needs: frozenset[Ability], engine: Engine, sequence: Cached) -> None:
+        self._needs, self._engine, self._sequence = needs, engine, sequence
+        self._surprisal = engine.surprisal(sequence) if Ability.SURPRISAL in needs else None
+
+    def __len__(self) -> int:
+        return len(self._engine.config.layers)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerCache: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[LayerCache]: ...
+    def __getitem__(self, index: int | slice) -> LayerCache | Sequence[LayerCache]:
+        if isinstance(index, slice):
+            return [self[each] for each in range(len(self))[index]]
+        needs, engine, sequence = self._needs, self._engine, self._sequence
+        index = range(len(self))[index]
+        keys = values = None
         if Ability.KEYS in needs:
             keys, values = engine.keys_values(sequence, index)
-        if Ability.QUERIES in needs:
-            queries = engine.recent_queries(sequence, index)
         return LayerCache(
             index,
-            len(config.layers),
+            len(self),
             sequence.length,
-            positions,
-            mass,
+            engine.rows(sequence, index),
+            engine.attention_mass(sequence, index) if Ability.ATTENTION_MASS in needs else None,
             keys,
             values,
-            queries,
-            config,
+            engine.recent_queries(sequence, index) if Ability.QUERIES in needs else None,
+            self._surprisal,
+            engine.config,
         )
+
+
+def held_rows(positions: Tokens) -> Tokens:
+    """Return the indices of all rows that heads hold, int32 [H_kv, S]; -1 before them."""
+    rows = np.tile(np.arange(positions.shape[1], dtype=np.int32), (len(positions), 1))
+    rows[positions < 0] = -1
+    return rows
+
+
+def pad_rows(rows: Sequence[Tokens]) -> Tokens:
+    """Return the indices that each head keeps as one array int32 [H_kv, K], -1 before them."""
+    padded = np.full((len(rows), max(map(len, rows), default=0)), -1, np.int32)
+    for own, kept in zip(padded, rows, strict=True):
+        own[len(own) - len(kept) :] = kept
+    return padded
 
 
 @dataclass(frozen=True)
@@ -201,8 +259,22 @@ class ScoringPolicy(Policy):
     def score(self, layer: LayerCache) -> Scores:
         """Return what each row is worth, float64 [H_kv, S]; higher stays. Pure."""
 
+    def head_budgets(self, layer: LayerCache, scores: Scores) -> NDArray[np.int64]:
+        """Return how many rows each head keeps, int64 [H_kv]; a policy may part a layer's rows.
+
+        Args:
+            layer: of which rows are chosen.
+            scores: float64 [H_kv, S], infinite where a row stays in any case, -inf where none is.
+        """
+        return np.full(len(scores), self.budget)
+
     def keep(self, layer: LayerCache) -> Tokens:
         """Return the sinks, the recent rows, and the best of the others; of equals the earlier."""
+        scores = self.final_scores(layer)
+        return best_rows(layer.positions, scores, self.head_budgets(layer, scores))
+
+    def final_scores(self, layer: LayerCache) -> Scores:
+        """Return scores that are infinite where a row stays in any case, and -inf where none is."""
         scores = np.array(self.score(layer), np.float64)
         if scores.shape != layer.positions.shape:
             raise MethodError(
@@ -214,8 +286,23 @@ class ScoringPolicy(Policy):
         always = layer.positions < self.sinks
         always |= layer.positions >= layer.length - self.recent
         scores[always] = np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")[:, : self.budget]
-        return np.sort(order, axis=1).astype(np.int32)
+        scores[layer.positions < 0] = -np.inf
+        return scores
+
+
+def best_rows(positions: Tokens, scores: Scores, counts: NDArray[np.int64]) -> Tokens:
+    """Return the best rows of each head, so many as `counts` [H_kv] says or all that it holds.
+
+    Returns:
+        indices of rows, increasing, int32 [H_kv, K]; -1 before them where a head keeps fewer.
+    """
+    held = positions >= 0
+    order = np.argsort(-np.where(held, scores, -np.inf), axis=1, kind="stable")
+    kept = []
+    for own, there, count in zip(order, held, counts, strict=True):
+        # Rows that are not held may tie with others, which come first.
+        kept.append(np.sort(own[there[own]][:count]).astype(np.int32))
+    return pad_rows(kept)
 
 
 def parse_policy(text: str) -> Policy:

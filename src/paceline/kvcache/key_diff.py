@@ -45,7 +45,9 @@ class KeyDiff(ScoringPolicy):
         """See `ScoringPolicy.score`."""
         assert layer.keys is not None
         directions = _normalized(layer.keys.astype(np.float64))
-        anchor = _normalized(directions.mean(axis=1, keepdims=True))
+        held = (layer.positions >= 0)[:, :, None]
+        mean = (directions * held).sum(1, keepdims=True) / held.sum(1, keepdims=True)
+        anchor = _normalized(mean)
         scores: Scores = -(directions * anchor).sum(-1)
         return scores
 

@@ -10,7 +10,8 @@ from paceline.kvcache.base import LayerCache, Scores
 def query_attention(layer: LayerCache, window: int) -> Scores:
     """Return the attention of the last `window` positions, float64 [H, W, S].
 
-    Each position sees itself and what lies before it, as far as the layer's own window allows.
+    Each position sees itself and what lies before it, as far as the layer's own window allows. Rows
+    that a head does not hold get none.
 
     Args:
         layer: with keys and queries.
@@ -30,7 +31,7 @@ def query_attention(layer: LayerCache, window: int) -> Scores:
     scores = scores.reshape(shape.kv_heads, groups, count, -1)
     own = np.arange(layer.length - count, layer.length)
     distance = own[:, None] - layer.positions[:, None, None, :]  # [H_kv, 1, W, S]
-    hidden = distance < 0
+    hidden = (distance < 0) | (layer.positions < 0)[:, None, None]
     if shape.window is not None:
         hidden |= distance >= shape.window
     scores = np.where(hidden, -np.inf, scores)

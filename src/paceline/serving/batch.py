@@ -26,6 +26,7 @@ from paceline.serving.api.parse import RequestLimits, chat_jobs, completion_jobs
 from paceline.serving.api.sampling import fields_in_sampler
 from paceline.serving.api.schemas import ChatBody, CompletionBody
 from paceline.serving.messages import FAILED, JobEvent
+from paceline.serving.operator_policy import OperatorPolicy
 from paceline.serving.worker import Worker
 
 MAX_LINE_BYTES = 1 << 24
@@ -193,7 +194,9 @@ def _submit(worker: Worker, pending: _PendingLine, body: _Body, settings: BatchS
     for field_, value in settings.sampling.items():
         if field_ not in in_sampler and getattr(body, field_) is None:
             setattr(body, field_, value)
-    limits, name = RequestLimits(default_tokens=settings.max_new_tokens), f"line-{pending.number}"
+    steering = OperatorPolicy(kv_policy_choice=True)  # whose lines they are chooses
+    limits = RequestLimits(default_tokens=settings.max_new_tokens, steering=steering)
+    name = f"line-{pending.number}"
     if isinstance(body, ChatBody):
         jobs_by_prompt = [chat_jobs(worker.lm, body, name, "", limits)]
     else:

@@ -154,8 +154,8 @@ class KVBudget:
     def max_positions(self, run: Session) -> int:
         """Return the positions that a request may come to occupy, in its guides too."""
         own, page = len(run.request.prompt) + run.room + 1, self.engine.memory.page_bytes
-        if run.request.kv_policy is not None:  # it has no guides
-            return run.request.kv_policy.max_rows(own)
+        if (policy := run.request.kv_policy) is not None:  # it has no guides
+            return policy.max_rows(own) + policy.query_pages(self.engine, own) * PAGE
         in_guides = self._guide_engines(run, own)
         blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
         parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]
@@ -187,7 +187,7 @@ class KVBudget:
             length = run.row_count
             copied = length % PAGE > 0  # the last page may be shared
             pages += Memory.pages(length + more) - Memory.pages(length) + copied
-            pages += self.engine.open_pages
+            pages += self.engine.open_pages + self._new_query_pages(run, more)
             engines = engines_of(drafter) if drafter is not None and self._drafts else ()
             drafts += (Memory.pages(more) + 1) * sum(each.memory.page_bytes for each in engines)
         self.limit.promised = pages
@@ -197,6 +197,15 @@ class KVBudget:
         while (lack := pages * page + drafts - self.limit.free(self.engine)) > 0:
             if not self.ease(-(-lack // page)):
                 return
+
+    def _new_query_pages(self, run: Session, more: int) -> int:
+        """Return the pages for the queries that a KV policy keeps of `more` positions."""
+        policy = run.request.kv_policy
+        if policy is None or run.sequence is None:
+            return 0
+        ends = (run.sequence.length, run.sequence.length + more)
+        before, behind = (policy.query_pages(self.engine, length) for length in ends)
+        return behind - before
 
     def ease(self, pages: int) -> bool:
         """Reclaim about this many pages of the model; return whether any memory was freed."""

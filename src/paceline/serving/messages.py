@@ -110,7 +110,7 @@ class WorkerStats:
     """Counters since the start.
 
     Times are in seconds of the worker's thread; `draft` includes the time in which guides read
-    texts.
+    texts. `freed_pages` are those that KV policies gave back while requests ran.
     """
 
     passes: int = 0
@@ -121,6 +121,7 @@ class WorkerStats:
     guessed: dict[str, int] = field(default_factory=dict)
     accepted: dict[str, int] = field(default_factory=dict)
     preempted: int = 0
+    freed_pages: int = 0
     draft: float = 0.0
     forward: float = 0.0
     walk: float = 0.0

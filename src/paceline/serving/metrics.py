@@ -122,6 +122,7 @@ class _WorkerCollector(Collector):
             "cached_tokens": (stats.cached_tokens, "Prompt tokens taken from the prefix cache."),
             "generated_tokens": (stats.tokens, "Tokens that were generated."),
             "preemptions": (stats.preempted, "Running requests that were preempted."),
+            "kv_policy_freed_pages": (stats.freed_pages, "Pages that KV policies gave back."),
             "failures": (self._service.failures, "Passes that failed because of a bug."),
             "draft_seconds": (stats.draft, "Time spent drafting."),
             "forward_seconds": (stats.forward, "Time spent in passes of the model."),

@@ -416,6 +416,7 @@ class Worker:
         if slot is None:
             return []
         self.scheduler.finished(job_id)
+        self.stats.freed_pages += slot.run.freed_pages
         if finish != "error":
             self._keep(slot.run)
         try:

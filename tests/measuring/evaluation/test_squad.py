@@ -42,7 +42,7 @@ def lm():
 def test_contexts_hold_the_paragraph_among_those_of_other_articles(lm, folder):
     suite = Squad(folder, limit=5, length=120)
     for item in suite.items:
-        context = suite._context(lm, item)
+        context = suite.context(lm, item)
         text = lm.tokenizer.decode(context.tokens)
         gold = suite._paragraphs[item.content]
         assert 60 < len(context.tokens) <= 120
@@ -54,14 +54,14 @@ def test_contexts_hold_the_paragraph_among_those_of_other_articles(lm, folder):
         others = [each for each in suite._paragraphs if each.text in text and each != gold]
         assert others
         assert gold.article not in {each.article for each in others}
-        assert suite._context(lm, item) == context
+        assert suite.context(lm, item) == context
     assert len({item.content for item in suite.items}) == 5
 
 
 def test_scores_are_those_of_the_whole_text(lm, folder):
     suite = Squad(folder, limit=1, length=100)
     [result] = evaluate(suite, lm).results
-    context = suite._context(lm, suite.items[0])
+    context = suite.context(lm, suite.items[0])
     [question] = context.questions
     logprobs = score_tokens(lm.engine, [*context.tokens, *question.tokens]).logprobs
     assert result["nats"] == pytest.approx(-sum(logprobs[-question.answer :]), abs=1e-6)

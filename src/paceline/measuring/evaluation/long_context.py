@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from paceline.engines.base import Engine
 from paceline.errors import RequestError
 from paceline.kvcache.base import Policy
 from paceline.lm import LM
@@ -51,7 +52,7 @@ class ContextSuite(Suite):
         self._data, self._length, self._prefix, self._seed = data, length, prefix, seed
 
     @abstractmethod
-    def _context(self, lm: LM, item: Item) -> LongContext:
+    def context(self, lm: LM, item: Item) -> LongContext:
         """Return the context of an item with its questions."""
 
     def settings(self, lm: LM) -> dict[str, Any]:
@@ -71,14 +72,16 @@ class ContextSuite(Suite):
 
     def score(self, lm: LM, items: Sequence[Item]) -> list[Result]:
         """Return sums over the questions of each context."""
-        return [self._score(lm, self._context(lm, item)) for item in items]
+        return [self._score(lm, self.context(lm, item)) for item in items]
 
     def _score(self, lm: LM, context: LongContext) -> Result:
         policy = lm.request_builder.kv_policy
         start = prefix_tokens(lm, self._prefix)
-        ours = _answers(lm, context.tokens, context, policy)
-        whole = ours if policy is None else _answers(lm, context.tokens, context, None)
-        none = _answers(lm, start, context, None)
+        ours = score_answers(lm.engine, context.tokens, context, policy)
+        whole = ours
+        if policy is not None:
+            whole = score_answers(lm.engine, context.tokens, context, None)
+        none = score_answers(lm.engine, start, context, None)
         logprob, full, without = (
             sum(each.logprob for each in scores) for scores in (ours, whole, none)
         )
@@ -144,7 +147,8 @@ class LongContexts(ContextSuite):
         ]
         super().__init__(item_key(path.name, self._books), length, prefix, seed)
 
-    def _context(self, lm: LM, item: Item) -> LongContext:
+    def context(self, lm: LM, item: Item) -> LongContext:
+        """See `ContextSuite.context`."""
         kind, number = item.content
         builder = ContextBuilder(
             lambda text: lm.tokenizer.encode(text, False),
@@ -166,13 +170,13 @@ class LongContexts(ContextSuite):
         return text[:wanted]
 
 
-def _answers(
-    lm: LM, before: Sequence[int], context: LongContext, policy: Policy | None
+def score_answers(
+    engine: Engine, before: Sequence[int], context: LongContext, policy: Policy | None
 ) -> list[BranchScore]:
-    """Return the score of each answer behind some tokens."""
+    """Return the score of each answer behind some tokens, which are read under a KV policy."""
     mark = context.questions[0].tokens[:1]
     group = Branches([*before, *mark], [question.tokens[1:] for question in context.questions])
-    [scores] = score_branches(lm.engine, [group], policy)
+    [scores] = score_branches(engine, [group], policy)
     return [
         score.last(question.answer)
         for score, question in zip(scores, context.questions, strict=True)

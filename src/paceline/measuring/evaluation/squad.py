@@ -83,7 +83,9 @@ class Squad(ContextSuite):
             for index in order[: limit or _CONTEXTS]
         ]
 
-    def _context(self, lm: LM, item: Item) -> LongContext:
+    def context(self, lm: LM, item: Item) -> LongContext:
+        """See `ContextSuite.context`."""
+
         def encode(text: str) -> list[int]:
             return lm.tokenizer.encode(text, False)
 

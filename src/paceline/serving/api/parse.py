@@ -284,6 +284,7 @@ def _options(
         _check_text(lm, "the prediction", prediction, replace(limits, prompt_tokens=None))
     searched = plan.strategy is not None
     builder = lm.request_builder
+    policy = limits.steering.kv_policy_of(body.kv_policy)
     defaults = builder.default_penalties() if searched else lm.model.defaults.samplers()
     options = {
         **sampling(body, defaults),
@@ -297,7 +298,7 @@ def _options(
         "prediction": prediction,
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.watermark_of(body.watermark),
-        "kv_policy": limits.steering.kv_policy_of(body.kv_policy),
+        "kv_policy": False if body.kv_policy is False else policy,
     }
     return dict(builder.without_sampling(cast(RequestOptions, options))) if searched else options
 
