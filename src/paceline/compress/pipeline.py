@@ -176,11 +176,9 @@ class _Runner:
             x, self._config, self.shape, weights, self._mask, self._rotation, tap=tap
         )
 
-    def outputs(
-        self, weights: blocks.LayerWeights, x: Tensor, tap: blocks.Tap | None = None
-    ) -> Tensor:
+    def outputs(self, weights: blocks.LayerWeights, x: Tensor) -> Tensor:
         """Return the outputs [B, T, hidden] of all texts."""
-        return torch.cat([self(weights, part, tap) for part in torch.split(x, self._step)])
+        return torch.cat([self(weights, part) for part in torch.split(x, self._step)])
 
     @torch.no_grad()
     def statistics(
@@ -200,5 +198,6 @@ class _Runner:
                     seen = bases[name].inputs(seen) if name in bases else seen
                     found[name] = found[name].plus(seen, wanted)
 
-            self.outputs(weights, x, tap)
+            for part in torch.split(x, self._step):  # outputs are not kept
+                self(weights, part, tap)
         return {name: found[group[0]] for group in groups for name in group}

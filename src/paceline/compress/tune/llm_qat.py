@@ -41,7 +41,7 @@ class LLMQAT(ModelTuner):
     values; stored are weights alone, for engines that round such, e.g. with `act=int8`. One in
     eight texts is held out; where the divergence on those does not fall, all stays as it was.
 
-    Original, codes, their gradients and Adam's moments are in memory: about 24 bytes a weight.
+    Original, codes, their gradients and Adam's moments are in memory: about 40 bytes a weight.
 
     Attributes:
         steps: of Adam, 1 to 100000. Default 64.

@@ -71,7 +71,9 @@ def inverse_factor(
             f"text, or raise {name}:damping={damping}"
         ) from None
     _invert_lower(matrix)
-    return matrix.float().flip(0, 1)
+    factor = matrix.float()
+    del matrix  # of several hundred megabytes, which turning round would need beside it
+    return factor.flip(0, 1)
 
 
 def _cholesky(matrix: Tensor) -> None:
