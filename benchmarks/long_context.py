@@ -35,6 +35,7 @@ POLICIES = (
     "sirllm", "adakv", "zipvl", "fastgen", "light_transfer", "retrieval_heads",
 )  # fmt: skip
 _LAZY_ROWS = 128  # of lazy layers, which decide how many layers are lazy
+_EVERY = 256  # positions between two evictions, so that a context takes seconds
 _RESAMPLES = 2000
 
 
@@ -57,12 +58,14 @@ def spec_of(name: str, removed: float, context: int) -> str:
     budget = max(8, round((1 - removed) * context))
     if name == "light_transfer":
         lazy = min(1.0, removed / (1 - _LAZY_ROWS / context))
-        return f"light_transfer:budget={_LAZY_ROWS},lazy={lazy:.3f}"
+        return f"light_transfer:budget={_LAZY_ROWS},lazy={lazy:.3f},every={_EVERY}"
     if name == "fastgen":
         window = max(1, budget // 4)
-        return f"fastgen:budget={budget},window={window},recovery={1 - removed / 2:g}"
+        return (
+            f"fastgen:budget={budget},window={window},recovery={1 - removed / 2:g},every={_EVERY}"
+        )
     recent = {"sliding_window": "", "tova": ""}.get(name, f",recent={min(64, budget // 4)}")
-    return f"{name}:budget={budget}{recent}"
+    return f"{name}:budget={budget}{recent},every={_EVERY}"
 
 
 def measure(

@@ -104,7 +104,10 @@ def test_a_worker_admits_more_where_a_policy_bounds_the_cache(lm) -> None:
         assert len(tokens) == 400
         assert worker.stats.freed_pages == 0, "it never held more than a page"
         request = lm.request(
-            PROMPTS[0], max_new_tokens=200, ignore_eos=True, kv_policy="random:budget=64,every=8"
+            PROMPTS[0],
+            max_new_tokens=200,
+            ignore_eos=True,
+            kv_policy="random:budget=64,recent=8,every=8",
         )
         run(worker, [Job("more", request)])
         assert worker.stats.freed_pages > 0

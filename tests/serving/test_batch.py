@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.decoding.governor import Fixed
+from paceline.kvcache.base import parse_policy
 from paceline.serving import batch
 from paceline.serving.batch import BatchSettings, InputLine, read_lines, run_batch, summarize_input
 from paceline.serving.worker import Worker
@@ -70,6 +71,23 @@ def test_each_line_is_answered_as_plain_decoding_does(lm, data):
         prompt, options = asked["prompt"], {k: v for k, v in asked.items() if k != "prompt"}
         expected = alone(lm, prompt, max_new_tokens=options.pop("max_tokens"), **options)
         assert text(line) == expected
+
+
+def test_a_line_may_name_a_kv_policy_of_its_own(worker, lm):
+    policy = "sliding_window:budget=16,sinks=2,every=4"
+    row = {"prompt": PROMPTS[0], "max_tokens": 40, "temperature": 0.0}
+    rows = [row | {"kv_policy": value} for value in (policy, False, "h20")]
+    bounded, whole, wrong = run(worker, rows)
+    options = {"max_new_tokens": 40, "temperature": 0.0}
+    assert text(bounded) == alone(lm, PROMPTS[0], kv_policy=policy, **options)
+    assert text(whole) == alone(lm, PROMPTS[0], **options) != text(bounded)
+    assert "did you mean h2o" in json.dumps(wrong)
+    lm.request_builder.kv_policy = parse_policy(policy)  # as `paceline batch --kv-policy` opens it
+    try:
+        by_default, all_rows = run(worker, [row, row | {"kv_policy": False}])
+    finally:
+        lm.request_builder.kv_policy = None
+    assert (text(by_default), text(all_rows)) == (text(bounded), text(whole))
 
 
 def test_null_is_not_given_in_a_line(worker):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from paceline.abilities import Ability
 from paceline.core import Exactness
 from paceline.engines.base import Cached, Engine
-from paceline.errors import MethodError
+from paceline.errors import MemoryFullError, MethodError
 from paceline.kvcache.base import LayerCache, LayerCaches, Scores, best_rows
 from paceline.kvcache.expected_attention import ExpectedAttention
 from paceline.kvcache.query_attention import query_attention
@@ -79,7 +80,9 @@ class RetrievalHeads(ExpectedAttention):
         return length
 
     def check(self, engine: Engine) -> None:
-        """Refuse, besides what others do, a model that sees too little for the probe.
+        """Refuse, besides what others do, a model that sees too little; and run the probe.
+
+        Where there is no room for it now, it is run when the policy first acts.
 
         Raises:
             MethodError: as said.
@@ -90,6 +93,8 @@ class RetrievalHeads(ExpectedAttention):
                 f"{self.name} needs a model that sees {2 * _REPEATED} tokens, found "
                 f"{engine.config.context}; take another KV policy, e.g. expected_attention"
             )
+        with suppress(MemoryFullError):
+            retrieval_ranks(engine)
 
     def act(self, engine: Engine, sequence: Cached) -> bool:
         """Evict rows if this is the length to do it; see `Policy.act`."""
