@@ -176,3 +176,26 @@ def test_serve_uses_a_known_plan_unless_told_how_to_run(paceline, plan_file):
     assert "using the plan" in done.err
     for more in (("--no-known-plan",), ("--threads", 1), ("--plan", "auto")):
         assert paceline(*words, *more).json["format"] == "auto"
+
+
+def test_doctor_shows_what_a_model_can_do_here(paceline, plan_file, tmp_path):
+    keep_plan(read_plan(plan_file))
+    page = tmp_path / "picture.html"
+    done = paceline("doctor", MODEL, "--html", page, "--json")
+    assert done.code == 0, done.err
+    found = done.json["model"]
+    stored, *others = found["formats"]
+    assert stored["format"] == "auto"
+    assert stored["speed"] > 0
+    assert stored["loss"] == 0
+    assert set(stored["passes"]) == {"4", "8", "16"}
+    assert [row["format"] for row in others if row["chosen"]] == ["int8"]
+    assert all(row["speed"] is None for row in others)
+    assert found["chosen"].startswith("int8")
+    assert "Roofline" in page.read_text()
+    assert "roofline" in paceline("doctor", "--model", MODEL).out
+
+
+def test_doctor_refuses_a_picture_of_nothing(paceline, tmp_path):
+    refused(paceline("doctor", "--html", tmp_path / "x.html"), "none is named")
+    refused(paceline("doctor", "missing"), "missing does not exist")

@@ -118,7 +118,7 @@ PANELS: dict[str, tuple[str, ...]] = {
     "About": ("models", "methods", "doctor"),
 }
 # Verbs that take the model by position as well as by --model.
-EITHER_MODEL = ("chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
+EITHER_MODEL = ("doctor", "chat", "serve", "batch", "warm", "bench", "prove", "tune-sampling")
 # Verbs whose first argument is the model; --model takes its place.
 MODEL_FIRST = (
     "plan",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from paceline.cli import options
-from paceline.cli.output import document, show
+from paceline.cli.output import check_target, document, save_text, say, show
 from paceline.errors import RequestError
 
 PrefixCacheDir = Annotated[
@@ -16,12 +17,37 @@ PrefixCacheDir = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class PictureOptions:
+    """Model."""
+
+    html: Annotated[
+        Path | None, typer.Option(help="With a model: write the picture to this HTML file, too.")
+    ] = None
+
+
+PicturedModel = Annotated[
+    str | None,
+    typer.Option(
+        help="Show what this machine can do with a model: the roofline of its formats, T(n), and "
+        "the point that `paceline plan` chose."
+    ),
+]
+
+
 def doctor(
+    model: PicturedModel = None,
     threads: options.Threads = None,
     prefix_cache_dir: PrefixCacheDir = None,
+    *,
+    pictured: PictureOptions,
     json: options.Json = False,
 ) -> None:
-    """Show cores, instruction sets, memory bandwidth and versions."""
+    """Show cores, instruction sets, memory bandwidth and versions, and what a model can do here."""
+    html = pictured.html
+    if html is not None and model is None:
+        raise RequestError("--html is the picture of a model, and none is named; add MODEL")
+    check_target(html)
     from paceline.machine import machine, versions
     from paceline.measuring.bandwidth import measure_bandwidth
 
@@ -34,6 +60,14 @@ def doctor(
     }
     if prefix_cache_dir is not None:
         record["prefix_cache"] = _stored(prefix_cache_dir)
+    picture = None
+    if model is not None:
+        from paceline.planning.machine_picture import model_picture, picture_page, picture_table
+
+        picture = model_picture(model, bandwidth.bytes_per_second, say)
+        record["model"] = picture.document()
+        if html is not None:
+            save_text(html, picture_page(picture))
     if json:
         document(record)
         return
@@ -53,6 +87,8 @@ def doctor(
     for name, version in record["versions"].items():
         table.add_row(name, version or "none")
     show(table)
+    if picture is not None:
+        show(picture_table(picture))
 
 
 def _stored(folder: Path) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 
@@ -18,23 +17,25 @@ _MARKS = 400  # dots of a plot
 
 def plan_page(result: PlanResult) -> str:
     """Return the page; it has no script and fetches nothing."""
-    style = files("paceline.measuring.report").joinpath("page.css").read_text(encoding="utf-8")
     plan = result.plan
-    title = f"Paceline plan: {plan.name}"
     machine = plan.machine.get("processor", "unknown processor")
     goal = ", ".join(f"{name} {value}" for name, value in plan.goal.document().items())
-    head = (
-        f"<header><h1>{clean(plan.name)}</h1><p>{clean(goal)}. {clean(machine)}. "
-        f"Paceline {clean(plan.version)}.</p></header>"
-    )
-    sections = [head, *_said(result), _table(result), _cards(result), _left_out(result)]
+    facts = f"{goal}. {machine}. Paceline {plan.version}."
+    sections = [*_said(result), _table(result), _cards(result), _left_out(result)]
+    return report_page(plan.name, facts, sections)
+
+
+def report_page(name: str, facts: str, sections: Sequence[str]) -> str:
+    """Return a page about a model: its name, a line of facts, and sections of HTML."""
+    style = files("paceline.measuring.report").joinpath("page.css").read_text(encoding="utf-8")
+    head = f"<header><h1>{clean(name)}</h1><p>{clean(facts)}</p></header>"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{clean(title)}</title><style>{style}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
+        f"<title>Paceline plan: {clean(name)}</title><style>{style}</style></head>"
+        f"<body><main>{head}{''.join(sections)}</main></body></html>\n"
     )
 
 
@@ -94,12 +95,12 @@ def _table(result: PlanResult) -> str:
 
 
 def _cards(result: PlanResult) -> str:
-    cards = [_card("Memory, speed and loss", _PARETO, _pareto_plot(result))]
+    cards = [card("Memory, speed and loss", _PARETO, _pareto_plot(result))]
     if result.verified:
         errors = prediction_errors(result)
         assert errors is not None
         caption = f"On the line a forecast is right. Median error: {errors['median']:.0%}."
-        cards.append(_card("Predicted and measured", caption, _error_plot(result)))
+        cards.append(card("Predicted and measured", caption, _error_plot(result)))
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
@@ -109,7 +110,8 @@ _PARETO = (
 )
 
 
-def _card(title: str, caption: str, drawing: str) -> str:
+def card(title: str, caption: str, drawing: str) -> str:
+    """Return a drawing with its title and a caption."""
     return (
         f'<section class="card"><h2>{clean(title)}</h2><p>{clean(caption)}</p>{drawing}</section>'
     )
@@ -161,13 +163,3 @@ def _left_out(result: PlanResult) -> str:
         '<section class="wide"><h2>Left out</h2><div class="scroll"><table><tbody>'
         f"{rows}</tbody></table></div></section>"
     )
-
-
-def command_lines(result: PlanResult) -> list[str]:
-    """Return a command line for each setup of a plan, and one that reads the plan's file."""
-    return [row.setup.command() for row in result.plan.rows]
-
-
-def plan_command(verb: str, path: str) -> str:
-    """Return the command line that runs a plan's file."""
-    return shlex.join(["paceline", verb, "--plan", path])
