@@ -31,7 +31,7 @@ LAYERS = [
     ],
     ["models"],
     ["engines"],
-    ["attention", "compress", "control", "drafters", "kvcache", "watermarks"],
+    ["attention", "compress", "control", "documents", "drafters", "kvcache", "watermarks"],
     ["decoding", "training"],
     ["loading", "request_builder", "request_options", "scoring"],
     ["serving"],  # is handed an LM, and knows no more than its type

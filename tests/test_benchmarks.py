@@ -21,6 +21,8 @@ SMALL = "{models}/stories260K"
 SMOKE = {
     "kernels.py": "--shape tiny --rounds 1 --threads 1 --megabytes 1",
     "activations.py": "{gguf} --rounds 1",
+    "chunk_cache.py": SMALL
+    + " --contexts 1 --length 384 --documents 3 --kinds copy --rounds 1 --threads 1",
     "step.py": "--shape tiny --format int8 --repeat 1 --sizes 1 4 --profile",
     "packed.py": "--shape tiny --group 32 --repeat 1 --threads 1",
     "grouped.py": "--shape tiny --forms 3:32 4:64:zero --sizes 1 4 --rounds 1 --head-bits 6",

@@ -20,12 +20,14 @@ from paceline.models.tensors import Dense, LowRank
 from paceline.serving.api.choices import plan_choices
 from paceline.serving.api.completions import completions
 from paceline.serving.api.ollama_schemas import OllamaGenerateBody
+from paceline.serving.api.parse import RequestLimits, completion_jobs
 from paceline.serving.api.schemas import CompletionBody
 from tests.cli.conftest import Result
 from tests.conftest import shared
 from tests.decoding.strategies.test_beam import Guide
 from tests.toy import ToyEngine
 
+LIMITS = RequestLimits()
 SMALL, OTHER = "stories260K", "TinyStories-656K"
 TOOL = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
 
@@ -95,6 +97,19 @@ TRIGGERS = {
     "kv-policy-search": lambda: Beam().run(
         Task(ToyEngine(), Request((1, 2), 9, kv_policy=SlidingWindow()))
     ),
+    "documents-kv-policy": lambda: generate(documents=["Lily"], kv_policy="sliding_window"),
+    "documents-grouped-kv": lambda: lm(SMALL, kv_format="int4").generate(
+        "Once", documents=["Lily"]
+    ),
+    "documents-guide": lambda: generate(documents=["Lily"], guide="cfg"),
+    "documents-pattern": lambda: lm(engine="reference", attention="lm_infinite").generate(
+        "Once", documents=["Lily"]
+    ),
+    "documents-search": lambda: search("beam", documents=["Lily"]),
+    "documents-prompt-scores": lambda: completion_jobs(
+        lm(), CompletionBody(prompt="Once", documents=["Lily"], prompt_logprobs=1), "a", "", LIMITS
+    ),
+    "documents-infill": lambda: generate(documents=["Lily"], suffix="end"),
     "temperature-drawless-search": lambda: search("beam", temperature=1),
     "noise-watermark-greedy": lambda: generate(watermark="exponential:key=a", temperature=0),
     "noise-watermark-rejection": lambda: generate(

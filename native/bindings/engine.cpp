@@ -389,6 +389,30 @@ void append_page(Sequence& sequence, arrays::Input<uint8_t, 1> data) {
     });
 }
 
+using HeadRows = arrays::Input<float, 3>;
+
+void append_rows(Sequence& sequence, const std::vector<HeadRows>& keys,
+                 const std::vector<HeadRows>& values) {
+    const Shape& shape = sequence.engine->model.shape;
+    if (keys.size() != shape.layers.size() || values.size() != shape.layers.size())
+        refuse("each layer needs keys and values");
+    const size_t count = keys[0].shape(1);
+    std::vector<NewRows> rows;
+    for (size_t layer = 0; layer < keys.size(); ++layer) {
+        const LayerShape& own = shape.layers[layer];
+        for (const HeadRows* each : {&keys[layer], &values[layer]})
+            if (each->shape(0) != own.kv_heads || each->shape(1) != count ||
+                each->shape(2) != own.head_dim)
+                refuse("rows of layer " + std::to_string(layer) + " have the wrong shape");
+        rows.push_back({keys[layer].data(), values[layer].data()});
+    }
+    locked(sequence, [&](KVCache& cache) {
+        if (cache.length() + count > shape.context)
+            refuse("rows end beyond the context of " + std::to_string(shape.context));
+        cache.append_rows(rows, count);
+    });
+}
+
 void bind_sequence(nb::module_& m) {
     nb::class_<Sequence>(m, "NativeSequence", nb::is_weak_referenceable(),
                          "Keys and values of one sequence.")
@@ -444,6 +468,10 @@ void bind_sequence(nb::module_& m) {
         .def("append_page", &append_page, nb::arg("data").noconvert(),
              nb::sig("def append_page(self, data: NDArray[np.uint8]) -> None"),
              "Commit a page that `read_page` gave, behind whole pages.")
+        .def("append_rows", &append_rows, nb::arg("keys"), nb::arg("values"),
+             nb::sig("def append_rows(self, keys: list[Floats], values: list[Floats]) -> None"),
+             "Commit positions by their rotated keys and their values, [heads, N, dim] for each\n"
+             "layer.")
         .def("commit", &commit, nb::arg("path"),
              nb::sig("def commit(self, path: Tokens) -> None"),
              "Keep the nodes of `path` of the last pass, root first; forget the others.")

@@ -334,6 +334,22 @@ void KVCache::append_page(const uint8_t* from) {
     length_ += kCacheBlock;
 }
 
+void KVCache::append_rows(std::span<const NewRows> rows, size_t count) {
+    check_whole();
+    check_ungrouped();
+    memory_->check(missing(count) + copied_first().size());
+    prepare(count);
+    for (size_t layer = 0; layer < rows.size(); ++layer) {
+        const PageLayout::Layer& shape = layout_->layers[layer];
+        for (size_t head = 0; head < shape.heads; ++head)
+            for (size_t i = 0; i < count; ++i) {
+                const size_t from = (head * count + i) * shape.dim;
+                put(layer, head, i, rows[layer].keys + from, rows[layer].values + from);
+            }
+    }
+    length_ += count;
+}
+
 void KVCache::track_attention() {
     check_ungrouped();
     if (length_)

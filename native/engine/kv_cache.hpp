@@ -45,6 +45,11 @@ struct KeptRows {
 };
 using KeptLayers = std::vector<std::vector<KeptRows>>;  // [layer][head]
 
+// New rows of one layer: keys, rotated, and values, [head][count][dim].
+struct NewRows {
+    const float *keys, *values;
+};
+
 class KVCache {
 public:
     KVCache(const PageLayout& layout, PagePool& memory) : layout_(&layout), memory_(&memory) {}
@@ -127,6 +132,10 @@ public:
     // pages before, forgets the nodes, and throws MemoryFull.
     void read_page(size_t page, uint8_t* to) const;
     void append_page(const uint8_t* from);
+    // Commits `count` positions by the rows of each layer. Forgets the nodes. Throws
+    // std::invalid_argument where rows were evicted, or attention or queries are tracked, and
+    // MemoryFull; then nothing has been done.
+    void append_rows(std::span<const NewRows> rows, size_t count);
 
     // Keeps the attention that each row receives. Throws std::invalid_argument unless empty.
     void track_attention();

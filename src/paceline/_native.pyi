@@ -593,6 +593,12 @@ class NativeSequence:
     def append_page(self, data: NDArray[np.uint8]) -> None:
         """Commit a page that `read_page` gave, behind whole pages."""
 
+    def append_rows(self, keys: list[Floats], values: list[Floats]) -> None:
+        """
+        Commit positions by their rotated keys and their values, [heads, N, dim] for each
+        layer.
+        """
+
     def commit(self, path: Tokens) -> None:
         """
         Keep the nodes of `path` of the last pass, root first; forget the others.

@@ -21,6 +21,7 @@ class Ability(StrEnum):
     QUERIES = "queries"  # keep the queries of the last positions
     SURPRISAL = "surprisal"  # keep how improbable each committed token was
     STORED_PAGES = "stored pages"  # hand out cached keys and values, and take them back
+    APPEND_ROWS = "append rows"  # commit positions by given keys and values
     EVICT = "evict"  # drop committed rows of the cache and go on with the others
     GRADIENT = "gradient"  # differentiate the model's blocks
     ENSEMBLE = "ensemble"  # several models behind one engine

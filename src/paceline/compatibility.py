@@ -18,6 +18,7 @@ class Side(StrEnum):
     """One side of a rule: a property of a request, of what drafts or searches, or of an engine."""
 
     KV_POLICY = "a KV policy"
+    DOCUMENTS = "documents"
     POSITION_DRAFTER = "a drafter that attends to chosen positions"
     GUIDE = "a guide"
     OTHER_GUIDE = "another guide with the same place in the order"
@@ -42,6 +43,7 @@ class Side(StrEnum):
     COMPARED_ANSWERS = "answers of which the best is taken"
     STREAM = "a stream"
     PROMPT_SCORES = "scores of a prompt"
+    INFILL = "a suffix"
     SYSTEM_PROMPT = "a system prompt"
     RAW_PROMPT = "a prompt that is taken as it is"
     COMPARISON = "a comparison with plain decoding"
@@ -137,6 +139,42 @@ RULES = (
         S.GROUPED_KV,
         "the layers cache one latent, which has no keys to round for each channel",
         "leave kv_format out",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.KV_POLICY,
+        "the policy bounds what it has seen growing, and documents come as a whole",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.GROUPED_KV,
+        "32 positions are rounded together, and documents begin and end between them",
+        "take kv_format int8 or fp16, or give the documents as part of the prompt",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.GUIDE,
+        "a guide reads the text itself, and documents are computed apart from it",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.PATTERN,
+        "the pattern chooses among positions, and documents are moved to theirs",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.SEARCH,
+        "a search computes its prompt itself",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.PROMPT_SCORES,
+        "the scores are those of a text that was computed as a whole",
+    ),
+    Rule(
+        S.DOCUMENTS,
+        S.INFILL,
+        "the prompt then stands between special tokens",
     ),
     Rule(
         S.TEMPERATURE, S.DRAWLESS_SEARCH, "the strategy draws nothing", "give temperature 0 or none"
@@ -309,6 +347,7 @@ ENGINE_ABILITIES = {
     Ability.QUERIES: "keep the queries of the last positions",
     Ability.SURPRISAL: "keep the surprisal of committed tokens",
     Ability.STORED_PAGES: "hand out its cached keys and values",
+    Ability.APPEND_ROWS: "take keys and values that were computed elsewhere",
     Ability.EVICT: "evict rows of its cache",
     Ability.GRADIENT: "differentiate its blocks",
     Ability.ENSEMBLE: "run several models as one",

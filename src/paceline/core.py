@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
+    from paceline.documents.assembly import Documents
     from paceline.kvcache.base import Policy
 
 Tokens = NDArray[np.int32]
@@ -235,6 +236,7 @@ class Request:
             as an answer does, and a leading space is dropped where the tokenizer adds one.
         parser: reads the value of a schema and tool calls out of the output's text.
         kv_policy: bounds the rows of the KV cache; lossy. None keeps all rows.
+        documents: parts of the prompt that are computed apart from the rest; lossy. None: none.
         noise: a watermark's replacement for the seed's noise, by position; see `noise.noise_of`.
     """
 
@@ -253,7 +255,13 @@ class Request:
     continues: bool = False
     parser: Parser | None = None
     kv_policy: Policy | None = None
+    documents: Documents | None = None
     noise: Callable[[int], int | None] | None = None
+
+    @property
+    def own_cache(self) -> bool:
+        """Whether keys and values depend on more than the tokens, so that no other may use them."""
+        return self.kv_policy is not None or self.documents is not None
 
 
 @dataclass(slots=True)
@@ -284,7 +292,8 @@ class Output:
         accepted: number of accepted tokens by origin of the drafter.
         margins: distance of the two best perturbed logits at each token, where it was requested.
         seconds: where the time went.
-        cached_tokens: tokens of the prompt that were read from the prefix cache on disk.
+        cached_tokens: tokens of the prompt that were read from the prefix cache on disk, or whose
+            documents' chunks were stored.
         parser: the request's.
     """
 

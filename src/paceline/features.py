@@ -63,8 +63,8 @@ NOT_YET = (
     14, 21, 25, 38, 41, 48, 56, 63, 96, 97, 99, 100, 102, 103, 115, 116, 120, 123, 129,
     133, 139, 144, 149, 153, 158, 165, 166, 176, 182, 183, 185, 190, 192,
     203, 204, 206, 211, 214, 217, 223, 227, 228, 230, 231, 234, 238, 239, 241, 244, 249, 250,
-    253, 257, 264, 268, 269, 273, 274, 278, 290, 291, 293, 294, 296, 297, 299,
-    323, 332, 336, 346, 352, 361, 369, 383, 390, 393, 398, 417, 420, 428, 433, 437, 448,
+    253, 257, 264, 268, 269, 273, 274, 278, 290, 293, 294, 296, 297, 299,
+    323, 332, 336, 346, 352, 361, 383, 390, 393, 398, 417, 420, 428, 433, 437, 448,
     452, 464, 480, 482,
 )
 # fmt: on
@@ -215,6 +215,22 @@ FEATURES = (
         "Keep the keys and values of prompts in a folder, so that a restart need not compute them "
         "again (`--prefix-cache-dir`).",
         "src/paceline/engines/page_store.py",
+    ),
+    Feature(
+        "chunk cache",
+        "Compute each document of a prompt once, apart from the others, keep its keys and values "
+        "in memory and on disk, and move them to where it stands (`documents`, `--chunk-cache`).",
+        "src/paceline/documents/assembly.py",
+        (291,),
+        {291: "fine-tuning the model on independent chunks"},
+    ),
+    Feature(
+        "recomputed tokens of documents",
+        "Compute those tokens of a stored document again that attend most to what stands before it "
+        "(`recompute`).",
+        "src/paceline/documents/dependence.py",
+        (369,),
+        {369: "preloading of chunks while requests wait"},
     ),
     Feature(
         "memory limit",

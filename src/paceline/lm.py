@@ -19,10 +19,13 @@ from paceline.decoding.governor import Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.decoding.strategies.base import SearchOutput, Strategy, Task
 from paceline.decoding.text_stream import text_of
+from paceline.documents import chunk_cache
+from paceline.documents.chunk import check_engine
+from paceline.documents.chunk_folder import ChunkFolder
 from paceline.drafters.base import DraftMethod, Target
 from paceline.drafters.history.state_file import read_learnt, write_learnt
 from paceline.engines.ensemble import EnsembleEngine
-from paceline.engines.page_store import DEFAULT_LIMIT, PageStore
+from paceline.engines.page_store import DEFAULT_LIMIT, PageStore, cache_identity
 from paceline.errors import MethodError, RequestError, unknown
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.loading import open_budget, open_model
@@ -88,6 +91,9 @@ class LM:
             longest beginning of a prompt that is stored is read instead of computed, to the bit;
             see `PageStore`. Native engine only. None stores nothing.
         prefix_cache_bytes: maximum bytes of that folder.
+        chunk_cache_dir: folder that keeps the keys and values of documents beyond the process, see
+            `documents` of `RequestOptions`; None keeps them in memory only.
+        chunk_cache_bytes: maximum bytes of that folder.
         format: earlier name of `dtype`; deprecated.
 
     Several threads may use one model: they take turns, pass by pass, or list by list.
@@ -126,6 +132,8 @@ class LM:
         rope: str | None = None,
         prefix_cache_dir: str | Path | None = None,
         prefix_cache_bytes: int = DEFAULT_LIMIT,
+        chunk_cache_dir: str | Path | None = None,
+        chunk_cache_bytes: int = chunk_cache.DEFAULT_LIMIT,
         format: str | None = None,  # noqa: A002 (deprecated)
         **unexpected: NoReturn,
     ) -> None:
@@ -172,6 +180,8 @@ class LM:
         self._lock = RLock()  # engine and drafter serve one thread at a time
         if prefix_cache_dir is not None:
             self.store_prefixes(prefix_cache_dir, prefix_cache_bytes)
+        if chunk_cache_dir is not None:
+            self.store_chunks(chunk_cache_dir, chunk_cache_bytes)
         self._load_seconds = perf_counter() - start
 
     @overload
@@ -408,6 +418,34 @@ class LM:
             one = f"the KV policy {policy.name}"
             check({Side.STORED_PREFIXES: "prefix_cache_dir", Side.KV_POLICY: one})
         self.pages = PageStore(self.engine, self.model.digest, folder, limit)
+
+    def store_chunks(
+        self,
+        folder: str | Path | None,
+        limit: int = chunk_cache.DEFAULT_LIMIT,
+        memory: int = chunk_cache.DEFAULT_MEMORY,
+    ) -> None:
+        """Keep the keys and values of documents in a folder; see `chunk_cache_dir`.
+
+        Args:
+            folder: shared by any number of models and processes; None: memory only.
+            limit: maximum bytes of the folder; the least recently used documents are removed.
+            memory: maximum bytes in memory, likewise.
+
+        Raises:
+            MethodError: documents do not go with the engine or the model.
+            RequestError: the folder cannot be used.
+        """
+        limit = check_integer("chunk_cache_bytes", limit, 1)
+        memory = check_integer("the memory for documents", memory, 0)
+        stored = None
+        if folder is not None:
+            if not isinstance(folder, str | Path):
+                raise wrong("chunk_cache_dir", folder, "a folder")
+            check_engine(self.engine)
+            identity = cache_identity(self.engine, self.model.digest())
+            stored = ChunkFolder(Path(folder), identity, limit)
+        self.request_builder.chunks = chunk_cache.ChunkCache(memory, stored)
 
     def save_learnt(self, path: str | Path) -> None:
         """Write what the drafter has learnt to a safetensors file.

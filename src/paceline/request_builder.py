@@ -19,6 +19,9 @@ from paceline.control.structured.output_parser import followed
 from paceline.control.structured.tools import Choice, Tools
 from paceline.control.temperature import TEMPERATURE, Temperature
 from paceline.core import Floats, Request
+from paceline.documents.assembly import Documents
+from paceline.documents.chunk_cache import ChunkCache
+from paceline.documents.prompt import around_messages, around_text, around_tokens, sink_of
 from paceline.drafters.base import Drafter
 from paceline.engines.base import Engine
 from paceline.engines.ensemble import EnsembleEngine
@@ -44,6 +47,9 @@ class RequestBuilder:
         engine: runs the model.
         drafter: tells whether it can use a prediction.
         kv_policy: of requests that name none.
+
+    Attributes:
+        chunks: keeps the keys and values of documents.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class RequestBuilder:
     ) -> None:
         self.model, self.tokenizer, self.engine, self.drafter = model, tokenizer, engine, drafter
         self.kv_policy = kv_policy
+        self.chunks = ChunkCache()
 
     def build(self, prompt: Prompt, **options: Unpack[RequestOptions]) -> Request:
         """Return the `Request` that a prompt and options ask for.
@@ -84,8 +91,16 @@ class RequestBuilder:
         template = self.tokenizer.template if offered else None
         grammars, parser = followed(values["schema"], values["grammar"], offered, template)
         stops, split = list(values["stop_token_ids"]), values["split_special"]
-        if values["suffix"] is None:
-            settings = values["chat_template_kwargs"]
+        documents: Documents | None = None
+        settings = values["chat_template_kwargs"]
+        if values["documents"]:
+            if values["suffix"] is not None:
+                check({Side.DOCUMENTS: "documents", Side.INFILL: "a suffix"})
+            before, after, continues = self._encode_around(prompt, offered, settings, split)
+            documents, tokens = self._place(values["documents"], before, after, values["recompute"])
+        elif values["recompute"]:
+            raise RequestError("recompute is a share of documents, and there are none; give some")
+        elif values["suffix"] is None:
             tokens, continues = self.encode(prompt, offered, settings, split)
         else:
             tokens, continues = self._encode_between(prompt, values["suffix"], split), True
@@ -105,6 +120,7 @@ class RequestBuilder:
             continues=continues,
             parser=parser,
             kv_policy=self._kv_policy(values["kv_policy"]),
+            documents=documents,
         )
         scaling = (Temperature(temperature),) if temperature > 0 else ()
         keywords = () if values["keywords"] is None else (values["keywords"],)
@@ -268,6 +284,42 @@ class RequestBuilder:
         encode = self.tokenizer.encode_chat
         ids = encode(messages, settings=template_settings, split_special=split_special)
         return ids, continues
+
+    def _place(
+        self, texts: Sequence[str], before: list[int], after: list[int], recompute: float
+    ) -> tuple[Documents, list[int]]:
+        """Return documents between two parts of a prompt, and the tokens of it all."""
+        if not after:
+            raise RequestError("the prompt behind the documents is empty; give at least one token")
+        sink = sink_of(self.tokenizer)
+        parts = [self.tokenizer.encode(text, False, split_special=True) for text in texts]
+        before = before or list(sink)
+        sizes = tuple(map(len, parts))
+        documents = Documents(len(before), sizes, sink, recompute, self.chunks)
+        return documents, [*before, *(token for part in parts for token in part), *after]
+
+    def _encode_around(
+        self,
+        prompt: Prompt,
+        tools: Tools | None,
+        settings: Mapping[str, Any] | None,
+        split_special: bool,
+    ) -> tuple[list[int], list[int], bool]:
+        """Return a prompt's tokens before and behind documents; the rest as `encode`."""
+        tokenizer = self.tokenizer
+        if isinstance(prompt, str):
+            return *around_text(tokenizer, prompt, split_special), True
+        items = check_items("the prompt", prompt, "text, token ids or chat messages")
+        if not any(isinstance(item, Mapping) for item in items):
+            tokens = check_tokens("the prompt", items, self.engine.config.vocab_size)
+            return *around_tokens(tokenizer, list(tokens)), True
+
+        def encode(messages: Sequence[Mapping[str, Any]], mark: str) -> list[list[int]]:
+            offered, given = tools.offered(messages, tokenizer) if tools else (messages, ())
+            return tokenizer.encode_chat_parts(offered, given, settings, split_special, mark)
+
+        continues = bool((settings or {}).get("continue_final_message"))
+        return *around_messages(check_messages(items), encode), continues
 
 
 def check_messages(messages: object) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from paceline.control.guides.base import GuideMethod
 from paceline.control.keywords import Keywords
 from paceline.control.structured.function_schema import function_tool
 from paceline.control.structured.tools import Choice
+from paceline.documents.prompt import document_texts
 from paceline.errors import MethodError, RequestError, unknown
 from paceline.kvcache.base import Policy, parse_policy
 from paceline.watermarks.base import Watermark
@@ -81,6 +82,12 @@ class RequestOptions(TypedDict, total=False):
         watermark: `key=SECRET,kind=KIND,...`, or a `Watermark`, that a detector with the key finds.
         kv_policy: `NAME[:key=value,...]` or a `Policy`, which bounds the cache of keys and values;
             lossy. `False` keeps all rows. Default: that of the `LM`.
+        documents: texts that stand before the prompt, or before the last user's message of a
+            conversation: strings, or mappings with `text` and `title`. Each is computed once,
+            apart from the others, and reused by later requests; lossy, as documents then do not
+            see each other. Special tokens in them are text.
+        recompute: share of each document's tokens, 0 to 1, that are computed again behind the
+            documents before it: those that depend most on them. Default 0.
         top_k: keep the k most probable tokens.
         top_p: keep the most probable tokens whose probabilities sum to p.
         min_p: drop tokens with less than p times the largest probability.
@@ -116,6 +123,8 @@ class RequestOptions(TypedDict, total=False):
     walk: str | None
     watermark: Watermark | str | None
     kv_policy: Policy | str | Literal[False] | None
+    documents: Sequence[str | Mapping[str, str]] | None
+    recompute: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -252,6 +261,13 @@ def _kv_policy(name: str, value: object) -> Policy | Literal[False]:
     return parse_policy(check_text(name, value, "NAME:key=value,..., a Policy, or False"))
 
 
+def _share(name: str, value: object) -> float:
+    share = check_number(name, value)
+    if not 0 <= share <= 1:
+        raise RequestError(f"{name} is {share:g}, expected 0 to 1")
+    return share
+
+
 def _stop(name: str, value: object) -> tuple[str, ...]:
     texts = check_texts(name, value)
     if "" in texts:
@@ -302,6 +318,8 @@ _DEFAULTS: dict[str, object] = {
     "walk": "gumbel",
     "watermark": None,
     "kv_policy": None,
+    "documents": (),
+    "recompute": 0.0,
 }
 _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "max_new_tokens": _at_least_one,
@@ -326,4 +344,6 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "walk": check_text,
     "watermark": _one_of(Watermark, "key=SECRET,... or a Watermark"),
     "kv_policy": _kv_policy,
+    "documents": document_texts,
+    "recompute": _share,
 }

@@ -135,7 +135,8 @@ def describe(
         "temperature": request.temperature,
         "seed": request.seed,
         "walk": request.walk,
-        "lossy": lm.drafter.rollback is not None or request.kv_policy is not None,
+        "lossy": lm.drafter.rollback is not None or request.own_cache,
         "kv_policy": request.kv_policy and request.kv_policy.name,
+        "documents": [] if request.documents is None else list(request.documents.sizes),
         "watermark": sampling.mark and sampling.mark.name,
     }

@@ -129,6 +129,7 @@ def generate(
     engine: options.EngineOptions,
     plan: PlanOptions,
     prefixes: options.PrefixCacheOptions,
+    documents: options.DocumentOptions,
     strategy: Strategy = None,
     chat: options.Chat = False,
     ignore_eos: IgnoreEos = False,
@@ -143,6 +144,7 @@ def generate(
     requested: RequestOptions = {
         **sampling.request_options(),
         **constraints.request_options(),
+        **documents.request_options(),
         "ignore_eos": ignore_eos,
     }
     text, requested["prediction"] = read_prompt(prompt), drafting.expected()
@@ -156,6 +158,7 @@ def generate(
         check_sides({Side.SEARCH: searching, Side.STORED_PREFIXES: stored})
     lm = drafting.open(engine, model)
     prefixes.open(lm)
+    documents.open(lm)
     if not chat and lm.tokenizer.template is not None:
         say(CHAT_HINT)
     messages: Prompt = [{"role": "user", "content": text}] if chat else text
@@ -209,6 +212,8 @@ def report(record: dict[str, Any], output: Output) -> None:
     if record["lossy"]:
         policy = record["kv_policy"]
         what = record["drafter"] if policy is None else f"the KV policy {policy}"
+        if record["documents"]:
+            what = "a prompt with documents computed apart"
         say(f"{what} is lossy: this is not what plain decoding writes")
 
 

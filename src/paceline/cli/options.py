@@ -173,16 +173,55 @@ class PrefixCacheOptions:
         Raises:
             PacelineError: the size or the folder cannot be used, or the engine has no pages.
         """
-        from paceline.byte_sizes import Size
-
-        try:
-            size = Size.parse(self.prefix_cache_bytes)
-        except ValueError as error:
-            raise RequestError(
-                f"--prefix-cache-bytes is {self.prefix_cache_bytes!r}: {error}"
-            ) from None
+        size = _size("--prefix-cache-bytes", self.prefix_cache_bytes)
         if self.prefix_cache_dir is not None:
             lm.store_prefixes(self.prefix_cache_dir, size)
+
+
+@dataclass(frozen=True)
+class DocumentOptions:
+    """Documents."""
+
+    document: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File with a document that stands before the prompt; may be given several times. "
+            "Each is computed once, apart from the others; lossy."
+        ),
+    ] = None
+    recompute: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of each document, 0 to 1, that is computed again behind the others."
+        ),
+    ] = None
+    chunk_cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps the keys and values of documents for the next start."),
+    ] = None
+    chunk_cache_bytes: Annotated[
+        str, typer.Option(help="Maximum size of that folder, e.g. 2GB.")
+    ] = "4GB"
+
+    def request_options(self) -> RequestOptions:
+        """Return the options of `LM.request`.
+
+        Raises:
+            RequestError: a file cannot be read.
+        """
+        texts = [read_text("the document", path) for path in self.document or ()]
+        return {"documents": texts, "recompute": self.recompute}
+
+    def open(self, lm: LM) -> None:
+        """Let a model keep documents in the folder, if one is named.
+
+        Raises:
+            PacelineError: the size or the folder cannot be used, or documents do not go with the
+                model.
+        """
+        size = _size("--chunk-cache-bytes", self.chunk_cache_bytes)
+        if self.chunk_cache is not None:
+            lm.store_chunks(self.chunk_cache, size)
 
 
 @dataclass(frozen=True)
@@ -319,6 +358,20 @@ class ConstraintOptions:
             PacelineError: as `rules`.
         """
         return {"grammar": self.rules(), "guide": self.guides}
+
+
+def _size(flag: str, text: str) -> int:
+    """Return the number of bytes that an option gives.
+
+    Raises:
+        RequestError: it is no size.
+    """
+    from paceline.byte_sizes import Size
+
+    try:
+        return Size.parse(text)
+    except ValueError as error:
+        raise RequestError(f"{flag} is {text!r}: {error}") from None
 
 
 def one_watermark(text: str | None) -> Mark | None:

@@ -117,6 +117,12 @@ def _open(settings: ServerSettings) -> LM:
     lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
     if settings.prefix_cache_dir is not None:
         lm.store_prefixes(settings.prefix_cache_dir, settings.prefix_cache_bytes)
+    from paceline.documents.chunk_cache import DEFAULT_MEMORY
+
+    memory = settings.chunk_memory
+    if memory is None:
+        memory = Size(DEFAULT_MEMORY if settings.memory is None else 0)
+    lm.store_chunks(settings.chunk_cache, settings.chunk_cache_bytes, memory)
     return lm
 
 
@@ -146,6 +152,8 @@ def _worker(lm: LM, settings: ServerSettings) -> Worker:
     from paceline.serving.worker import Worker
 
     promised, others = settings.memory, [*engines_of(lm.drafter), *lm.guide_models.loaded]
+    if promised is not None:  # of which documents take theirs
+        promised = Size(max(0, promised - lm.request_builder.chunks.memory))
     memory = None if promised is None else room(promised, lm.engine, others)
     worker = Worker(
         lm,
@@ -293,6 +301,9 @@ _PANELS = {
         "prefix_cache",
         "prefix_cache_dir",
         "prefix_cache_bytes",
+        "chunk_cache",
+        "chunk_cache_bytes",
+        "chunk_memory",
         "max_tokens",
         "default_tokens",
         "max_prompt",

@@ -37,7 +37,8 @@ class Generation:
         margins: record `Output.margins`, for `measuring.proof`.
         sequence: holds a prefix of the prompt, and is released at the end; None opens a new one.
         pages: stores prefixes on disk: the longest stored one of the prompt is read instead of
-            computed, and the prompt is stored. None, a given `sequence` and a KV policy do without.
+            computed, and the prompt is stored. None, a given `sequence`, a KV policy and documents
+            do without.
         lock: held while the engine and the drafter are used, and not while text is handed out;
             None where one thread uses them.
 
@@ -65,7 +66,7 @@ class Generation:
         self._rested = False  # whether the drafter drafted nothing for the last pass
         self._recording = 0.0  # seconds that the budget's last `record` took
         self._adaptive = self._delayed = False  # whether only the first token's time was in the way
-        self._pages = pages if sequence is None and request.kv_policy is None else None
+        self._pages = pages if sequence is None and not request.own_cache else None
         self.output = self._session.output
 
     def __iter__(self) -> Iterator[str]:
@@ -103,12 +104,14 @@ class Generation:
         session, start = self._session, perf_counter()
         session.open(self._sequence)
         self._load_pages()
+        session.load_documents()
         while session.missing:
-            assert session.sequence is not None
             tree = session.next_part()
+            assert session.active is not None
             rows: Rows = "all" if session.wants_prefill_logits else "none"
-            logits = self._engine.forward_screened([(session.sequence, tree)], rows)
+            logits = self._engine.forward_screened([(session.active, tree)], rows)
             session.commit_part(tree, coarse(logits))
+            session.load_documents()
         if self._pages is not None and session.sequence is not None:
             self._pages.save(session.text, session.sequence)
         # Under an adaptive budget the first pass is plain, so that no drafter delays its token.

@@ -18,8 +18,10 @@ from paceline.decoding.rejection import rejection_walk
 from paceline.decoding.screened_walk import can_screen
 from paceline.decoding.text_stream import TextStream
 from paceline.decoding.walk import WalkResult, walk
+from paceline.documents.assembly import Assembly
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
+from paceline.engines.kv_formats import GROUPED_KV
 from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits, ScreenedLogits, coarse
 from paceline.errors import RequestError, TooLongError
@@ -32,9 +34,10 @@ _PREFILL_LOGITS = 1 << 23
 class Session:
     """A request with its text so far and its sequence. Its caller runs the forward passes.
 
-    Call `open`. While tokens are `missing`, run the `next_part` and `commit_part` it. Then, until
-    `done`: `propose` a tree, `run_guides` over it, run the engine over it, `verify` its logits,
-    `learn` from them, and `accept` the text.
+    Call `open`. While tokens are `missing`, run the `next_part` on the `active` sequence and
+    `commit_part` it; call `load_documents` after `open` and after each part. Then, until `done`:
+    `propose` a tree, `run_guides` over it, run the engine over it, `verify` its logits, `learn`
+    from them, and `accept` the text.
     `close` releases the sequence; another `open` may follow, and runs the text again.
 
     Args:
@@ -77,6 +80,11 @@ class Session:
         self._policy = request.kv_policy
         if self._policy is not None:
             check_policy(self._policy, engine, drafter, request)
+        self._assembly: Assembly | None = None
+        self._aside: Cached | None = None  # runs the next part, if the own sequence does not
+        if request.documents is not None:
+            check_documents(engine, request)
+            self._assembly = Assembly(engine, request.documents, request.prompt)
         self._rejects = rejects
         exact = rejects or margins or drafter.rollback is not None  # needs all logits
         pays = engine.screens_drafts or not drafter.drafts
@@ -103,13 +111,27 @@ class Session:
     @property
     def missing(self) -> int:
         """Number of tokens that the sequence lacks. The last token, the next root, never counts."""
-        held = 0 if self.sequence is None else self.sequence.length
-        return len(self._history) - 1 - held
+        return len(self._history) - 1 - self.held
+
+    @property
+    def held(self) -> int:
+        """Number of tokens that were run, those of documents that were run apart included."""
+        if self.sequence is None:
+            return 0
+        return self.sequence.length + (self._assembly.progress if self._assembly else 0)
+
+    @property
+    def active(self) -> Cached | None:
+        """The sequence that the next pass runs on; a document's while that is computed apart."""
+        return self.sequence if self._aside is None else self._aside
 
     @property
     def row_count(self) -> int:
-        """Rows of the cache that the sequence holds: fewer than its positions under a policy."""
-        return 0 if self.sequence is None else self._engine.row_count(self.sequence)
+        """Rows of the cache that the request holds: fewer than its positions under a policy."""
+        if self.sequence is None:
+            return 0
+        rows = self._engine.row_count(self.sequence)
+        return rows + (self._assembly.rows if self._assembly else 0)
 
     @property
     def room(self) -> int:
@@ -130,6 +152,8 @@ class Session:
     @property
     def wants_prefill_logits(self) -> bool:
         """Whether `commit_part` needs logits, as the drafter learns from the prompt."""
+        if self._assembly is not None and self._assembly.unfinished:
+            return False  # logits of a document apart are not those of the text
         return self.drafter.learns_from_prompt and not self.output.tokens
 
     @property
@@ -141,8 +165,11 @@ class Session:
         """Open the request in `sequence`, which may hold a prefix of the text, or in a new one.
 
         Raises:
-            RequestError: the request has a KV policy, which has not seen that beginning.
+            RequestError: the request has a KV policy, which has not seen that beginning, or
+                documents, which may have been computed otherwise there.
         """
+        if self._assembly is not None and sequence is not None and sequence.length:
+            raise RequestError("a request with documents starts with an empty cache")
         if self._policy is not None and sequence is not None and sequence.length:
             raise RequestError(
                 f"a request under the KV policy {self._policy.name} starts with an empty cache: "
@@ -159,6 +186,10 @@ class Session:
     def next_part(self, max_tokens: int = 256) -> TokenTree:
         """Return the next missing tokens, at most `max_tokens`, as a chain."""
         assert self.sequence is not None
+        if self._assembly is not None and self._assembly.unfinished:
+            on, tokens = self._assembly.part(self.sequence, max_tokens)
+            self._aside = None if on is self.sequence else on
+            return TokenTree.chain(tokens)
         if self.wants_prefill_logits:
             max_tokens = min(max_tokens, max(16, _PREFILL_LOGITS // self._engine.config.vocab_size))
         start = self.sequence.length
@@ -169,11 +200,25 @@ class Session:
     def commit_part(self, tree: TokenTree, logits: Floats | None) -> None:
         """Commit a `next_part`; `logits` [N, V] are needed if it `wants_prefill_logits`."""
         assert self.sequence is not None
+        if self._assembly is not None and self._assembly.unfinished:
+            on, self._aside = self._aside or self.sequence, None
+            self._assembly.commit(self.sequence, on, len(tree))
+            return
         start, nodes = self.sequence.length, np.arange(len(tree), dtype=np.int32)
         if self.wants_prefill_logits and logits is not None:
             drawn = self._tokens[start + 1 : start + 1 + len(tree)]
             self._observe(self._tokens[: start + 1], tree, logits, nodes, drawn)
         self._commit(nodes)
+
+    def load_documents(self) -> None:
+        """Put documents into the sequence whose keys and values are stored.
+
+        Raises:
+            MemoryFullError: there is no room. Call it again later.
+        """
+        if self._assembly is not None and self.sequence is not None:
+            self._assembly.load(self.sequence)
+            self.output.cached_tokens = self._assembly.cached
 
     def read_prompt(self) -> None:
         """Let the drafter learn from the prompt's tokens, unless it has; `propose` does so, too."""
@@ -305,6 +350,9 @@ class Session:
     def close(self) -> None:
         """Release the sequence, and those of guides."""
         sequence, self.sequence, self._attached = self.sequence, None, False
+        if self._assembly is not None:
+            self._assembly.close()
+            self._aside = None
         if sequence is not None:
             self._engine.release(sequence)
         self._guided = False
@@ -382,6 +430,26 @@ def check_request(engine: Engine, request: Request) -> None:
         raise RequestError(f"max_new_tokens is {request.max_new_tokens}, expected at least 1")
     if not 0 <= request.temperature < np.inf:
         raise RequestError(f"temperature is {request.temperature}, expected 0 or more")
+
+
+def check_documents(engine: Engine, request: Request) -> None:
+    """Refuse documents beside an engine, a KV policy or a guide that they do not go with.
+
+    Raises:
+        MethodError: names both and the reason.
+    """
+    sides = {Side.DOCUMENTS: "documents"}
+    if request.kv_policy is not None:
+        sides[Side.KV_POLICY] = f"the KV policy {request.kv_policy.name}"
+    if any(isinstance(each, RunsModel) for each in request.controls):
+        sides[Side.GUIDE] = "a guide"
+    if engine.kv_format in GROUPED_KV:
+        sides[Side.GROUPED_KV] = f"kv_format={engine.kv_format}"
+    if engine.pattern is not None:
+        sides[Side.PATTERN] = f"the attention pattern {engine.pattern.name}"
+    check(sides)
+    if request.documents is not None:
+        request.documents.check(engine)
 
 
 def check_policy(policy: Policy, engine: Engine, drafter: Drafter, request: Request) -> None:

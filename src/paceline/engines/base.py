@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What an engine cannot do where an attention pattern reads some positions only.
-WITHOUT_PATTERNS = frozenset({Ability.EVICT, Ability.ATTENTION_MASS, Ability.STORED_PAGES})
+WITHOUT_PATTERNS = frozenset(
+    {Ability.EVICT, Ability.ATTENTION_MASS, Ability.STORED_PAGES, Ability.APPEND_ROWS}
+)
 
 # Whose logits a pass returns: of every tree, of none, or of those marked in a list.
 Rows = Literal["all", "none"] | Sequence[bool]
@@ -101,7 +103,7 @@ class Engine(ABC):
         abilities: what the engine can do besides plain passes: the parts of a `View` that
             `forward` supports, `MIXTURES` for `forward_mixed`, `HIDDEN` for `hidden`, `EVICT` and
             `ATTENTION_MASS` for the operations of those names, `STORED_PAGES` for `read_page` and
-            `append_page`.
+            `append_page`, `APPEND_ROWS` for `append_rows`.
         pattern: which cached positions are read; None: all that the model's own windows show.
         shared: lends `kv_limit` where several engines share one; None: it is this engine's own.
         threads: how many threads share a pass; None: the engine does not count them.
@@ -385,6 +387,23 @@ class Engine(ABC):
                 committed, which is forgotten.
         """
         raise RequestError(f"the engine {self.name} does not take cached keys and values")
+
+    def append_rows(self, sequence: Cached, rows: Sequence[tuple[Floats, Floats]]) -> None:
+        """Commit N positions by their keys and values instead of their tokens.
+
+        Args:
+            sequence: no rows of it were evicted, and it tracks neither attention nor queries.
+            rows: keys, rotated for the positions from `length` on, and values of each layer, two
+                arrays float32 [H_kv, N, D]; the cache rounds them to its format. What they hold
+                is not checked.
+
+        Raises:
+            RequestError: the rows do not fit, the context is full, or the engine lacks the ability
+                `APPEND_ROWS`.
+            MemoryFullError: there is no room. Nothing was changed but a pass that was not
+                committed, which is forgotten.
+        """
+        raise RequestError(f"the engine {self.name} does not take keys and values")
 
     def hidden(self) -> Floats:
         """Return the hidden states after the last norm of the last `forward`.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from paceline.core import Tokens
+from paceline.core import Floats, Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.errors import RequestError
 
@@ -25,6 +25,33 @@ def check_kept(engine: Engine, sequence: Cached, kept: Sequence[ArrayLike]) -> l
         _rows(index, layer.kv_heads, engine.rows(sequence, index), given)
         for index, (layer, given) in enumerate(zip(layers, kept, strict=True))
     ]
+
+
+def check_rows(engine: Engine, sequence: Cached, rows: Sequence[tuple[Floats, Floats]]) -> int:
+    """Return how many positions `Engine.append_rows` is to commit.
+
+    Raises:
+        RequestError: there is not one pair for each layer, one does not fit, or the context is
+            full.
+    """
+    layers = engine.config.layers
+    if len(rows) != len(layers):
+        raise RequestError(f"keys and values of {len(rows)} layers, expected {len(layers)}")
+    count = rows[0][0].shape[1] if rows[0][0].ndim == 3 else 0
+    for index, (layer, pair) in enumerate(zip(layers, rows, strict=True)):
+        shape = (layer.kv_heads, count, layer.head_dim)
+        for array in pair:
+            if array.dtype != np.float32 or array.shape != shape or not array.flags.c_contiguous:
+                raise RequestError(
+                    f"rows of layer {index} are {array.dtype} {list(array.shape)}, expected "
+                    f"contiguous float32 {list(shape)}"
+                )
+    if sequence.length + count > engine.config.context:
+        raise RequestError(
+            f"{count} rows behind {sequence.length} end beyond the model's context of "
+            f"{engine.config.context} tokens"
+        )
+    return count
 
 
 def _rows(index: int, heads: int, positions: Tokens, given: ArrayLike) -> Tokens:

@@ -8,5 +8,7 @@ from paceline.abilities import Ability
 # position over 32 channels, once all 32 positions are committed.
 GROUPED_KV = {"int4": 4, "int3": 3}
 
-# What an engine cannot do with such a cache: single rows cannot be chosen, and cannot leave.
-NO_GROUPED_KV = frozenset({Ability.POSITIONS, Ability.EVICT, Ability.ATTENTION_MASS})
+# What an engine cannot do with such a cache: single rows cannot be chosen, come or leave.
+NO_GROUPED_KV = frozenset(
+    {Ability.POSITIONS, Ability.EVICT, Ability.ATTENTION_MASS, Ability.APPEND_ROWS}
+)

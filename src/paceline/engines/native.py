@@ -17,7 +17,7 @@ from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
 from paceline.engines.byte_activations import choose_activations
 from paceline.engines.cache_blocks import unpack_blocks
-from paceline.engines.checks import check_kept
+from paceline.engines.checks import check_kept, check_rows
 from paceline.engines.formats import (
     ACTIVATIONS,
     FORMATS,
@@ -111,6 +111,7 @@ class NativeEngine(Engine):
             Ability.QUERIES,
             Ability.SURPRISAL,
             Ability.STORED_PAGES,
+            Ability.APPEND_ROWS,
         }
     )
 
@@ -508,6 +509,21 @@ class NativeEngine(Engine):
             raise self._full(error) from None
         except (ValueError, TypeError) as error:
             raise RequestError(f"cannot append a page: {error}") from None
+
+    def append_rows(self, sequence: Cached, rows: Sequence[tuple[Floats, Floats]]) -> None:
+        """Commit positions by keys and values; see `Engine.append_rows`."""
+        own = _own(sequence)
+        if Ability.APPEND_ROWS not in self.abilities:
+            raise RequestError("cannot append rows: this cache does not take single rows")
+        count = check_rows(self, own, rows)
+        try:
+            own.append_rows([keys for keys, _ in rows], [values for _, values in rows])
+        except _native.MemoryFullError as error:
+            if self._lent(self._pages([(own.row_count, count)])):
+                return self.append_rows(sequence, rows)
+            raise self._full(error) from None
+        except (ValueError, TypeError) as error:
+            raise RequestError(f"cannot append rows: {error}") from None
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""

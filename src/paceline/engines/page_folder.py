@@ -129,7 +129,7 @@ class PageFolder:
         """
         path = self.path(link)
         try:
-            content = _content(path, file_size(page_bytes) + 1)
+            content = read_content(path, file_size(page_bytes) + 1)
             page = decode(content, self.identity, link.before, link.tokens)
             if len(page) != page_bytes:
                 raise DamagedPageError(f"its page has {len(page)} bytes, expected {page_bytes}")
@@ -201,10 +201,10 @@ class PageFolder:
 def stored_files(root: Path) -> list[StoredFile]:
     """Return the stored pages of all models in a folder, and remove what dead writers left."""
     found = list[StoredFile]()
-    for model in _entries(root):
+    for model in list_entries(root):
         if not _MODEL.fullmatch(model.name) or not model.is_dir(follow_symlinks=False):
             continue
-        for entry in _entries(model.path):
+        for entry in list_entries(model.path):
             with suppress(OSError):
                 if not entry.is_file(follow_symlinks=False):
                     continue
@@ -216,13 +216,14 @@ def stored_files(root: Path) -> list[StoredFile]:
     return found
 
 
-def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    """Return what is in a folder; nothing if it cannot be read."""
     with suppress(OSError), os.scandir(folder) as entries:
         return list(entries)
     return []
 
 
-def _content(path: Path, size: int) -> bytes:
+def read_content(path: Path, size: int) -> bytes:
     """Return the content of a regular file, at most `size` bytes of it.
 
     Raises:

@@ -102,7 +102,7 @@ class PageStore:
             )
         self.statistics = PageStatistics()
         self._engine = engine
-        self._folder = PageFolder(Path(folder), _identity(engine, model()), limit)
+        self._folder = PageFolder(Path(folder), cache_identity(engine, model()), limit)
         self._writer = _Writer(engine, self._folder, self.statistics)
         self._page_seconds: deque[float] = deque(maxlen=_RECENT)  # to read one, measured
         self.close = finalize(self, self._writer.close)
@@ -319,7 +319,7 @@ class _Writer:
         return freed
 
 
-def _identity(engine: Engine, model: str) -> bytes:
+def cache_identity(engine: Engine, model: str) -> bytes:
     """Return 32 bytes that differ wherever keys and values may."""
     code = hashlib.sha256(Path(_native.__file__).read_bytes()).hexdigest()
     parts = (

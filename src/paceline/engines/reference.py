@@ -17,7 +17,7 @@ from paceline.abilities import Ability
 from paceline.compatibility import Side, check
 from paceline.core import Floats, Tokens, TokenTree
 from paceline.engines.base import WITHOUT_PATTERNS, AttentionPattern, Cached, Engine, Rows, wanted
-from paceline.engines.checks import check_kept
+from paceline.engines.checks import check_kept, check_rows
 from paceline.engines.choose_runs import choose_runs
 from paceline.engines.grouped_cache import GroupedView, rounded_rows, to_half
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
@@ -72,6 +72,7 @@ class ReferenceEngine(Engine):
             Ability.KEYS,
             Ability.QUERIES,
             Ability.SURPRISAL,
+            Ability.APPEND_ROWS,
         }
     )
 
@@ -146,6 +147,7 @@ class ReferenceEngine(Engine):
                 Ability.EVICT,
                 Ability.ATTENTION_MASS,
                 Ability.KEYS,
+                Ability.APPEND_ROWS,
             }
 
     @property
@@ -356,6 +358,23 @@ class ReferenceEngine(Engine):
             )
         rows = check_kept(self, own, kept)
         own.evict([self._tensor(keep.astype(np.int64)) for keep in rows])
+
+    @torch.inference_mode()
+    def append_rows(self, sequence: Cached, rows: Sequence[tuple[Floats, Floats]]) -> None:
+        """Commit positions by keys and values; see `Engine.append_rows`."""
+        own = _own(sequence)
+        if Ability.APPEND_ROWS not in self.abilities:
+            raise RequestError("cannot append rows: this cache does not take single rows")
+        count = check_rows(self, own, rows)
+        if own.positions is not None or own.mass is not None or own.window:
+            raise RequestError(
+                "cannot append rows: rows of this sequence were evicted, or attention or queries "
+                "are tracked"
+            )
+        self._make_room([(own, count)])
+        for index, (keys, values) in enumerate(rows):
+            own.write(index, self._tensor(keys).to(self.dtype), self._tensor(values).to(self.dtype))
+        own.extend(count)
 
     def release(self, sequence: Cached) -> None:
         """Give the memory back."""

@@ -122,6 +122,10 @@ class ReferenceCache:
             self.positions = [np.hstack([p, np.tile(fresh, (len(p), 1))]) for p in self.positions]
         self._settle(end)
 
+    def extend(self, count: int) -> None:
+        """Commit so many rows that were written behind the committed ones."""
+        self._settle(self.length + count)
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on; see `Engine.truncate`."""
         if not 0 <= length <= self.length:

@@ -154,6 +154,10 @@ class EngineWrapper(Engine):
         """Commit a page; see `Engine.append_page`."""
         self.inner.append_page(sequence, page)
 
+    def append_rows(self, sequence: Cached, rows: Sequence[tuple[Floats, Floats]]) -> None:
+        """Commit positions by keys and values; see `Engine.append_rows`."""
+        self.inner.append_rows(sequence, rows)
+
     def hidden(self) -> Floats:
         """Return hidden states of the last pass; see `Engine.hidden`."""
         return self.inner.hidden()

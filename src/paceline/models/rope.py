@@ -108,6 +108,29 @@ class Rope:
         values: Floats = self._frequencies(np.zeros((1, 1), np.float32))[0]
         return values
 
+    def moved(self, keys: Floats, by: int) -> Floats:
+        """Return rotated keys [..., D] as they would be `by` positions further on.
+
+        Rotations add up, so that this is exact but for rounding while the frequencies are the same
+        everywhere: of `dynamic`, within the original context.
+        """
+        half = self.dim // 2
+        angles = self.frequencies.astype(np.float64) * by
+        cosines, sines = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        pairs = keys[..., : self.dim]
+        if self.adjacent:
+            one, other = pairs[..., 0::2], pairs[..., 1::2]
+        else:
+            one, other = pairs[..., :half], pairs[..., half:]
+        result = keys.copy()
+        turned = result[..., : self.dim]
+        first, second = one * cosines - other * sines, other * cosines + one * sines
+        if self.adjacent:
+            turned[..., 0::2], turned[..., 1::2] = first, second
+        else:
+            turned[..., :half], turned[..., half:] = first, second
+        return result
+
     @property
     def amplitude(self) -> float:
         """Factor of cosines and sines."""

@@ -134,18 +134,41 @@ class Tokenizer:
         Raises:
             RequestError: the model has no chat template, or its template refuses the messages.
         """
+        [ids] = self.encode_chat_parts(messages, tools, settings, split_special)
+        return ids
+
+    def encode_chat_parts(
+        self,
+        messages: Iterable[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
+        split_special: bool = False,
+        mark: str | None = None,
+    ) -> list[list[int]]:
+        """Return the token ids of a conversation in parts, encoded apart, that a mark separates.
+
+        Args:
+            messages: as of `encode_chat`.
+            tools: likewise.
+            settings: likewise.
+            split_special: likewise.
+            mark: text in the messages that is left out; None: there is one part.
+
+        Raises:
+            RequestError: as `encode_chat`.
+        """
+        encode = partial(self.encode, special=False)
         if split_special:
             marked = MarkedMessages(list(messages), self._special_texts)
             text = self.render_chat(marked.messages, tools, settings)
-            ids = marked.encode(
-                text,
-                partial(self.encode, special=False),
-                partial(self.encode, special=False, split_special=True),
-            )
+            plain = partial(self.encode, special=False, split_special=True)
+            encode = partial(marked.encode, with_special=encode, plain=plain)
         else:
-            ids = self.encode(self.render_chat(messages, tools, settings), special=False)
-        begins = ids[: len(self._chat_begin)] == self._chat_begin
-        return ids if begins else [*self._chat_begin, *ids]
+            text = self.render_chat(messages, tools, settings)
+        parts = [encode(part) for part in ([text] if mark is None else text.split(mark))]
+        if parts[0][: len(self._chat_begin)] != self._chat_begin:
+            parts[0] = [*self._chat_begin, *parts[0]]
+        return parts
 
     def render_chat(
         self,

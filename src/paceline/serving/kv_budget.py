@@ -156,6 +156,9 @@ class KVBudget:
         own, page = len(run.request.prompt) + run.room + 1, self.engine.memory.page_bytes
         if (policy := run.request.kv_policy) is not None:  # it has no guides
             return policy.max_rows(own) + policy.query_pages(self.engine, own) * PAGE
+        if (documents := run.request.documents) is not None:  # one of which is computed apart
+            own += len(documents.sink) + PAGE
+            own += self.engine.query_pages(max(documents.sizes)) * PAGE
         in_guides = self._guide_engines(run, own)
         blocks = 1.0 if all(engine is self.engine for engine, _ in in_guides) else _BLOCK_OVERHEAD
         parts = [(size + PAGE) * engine.memory.page_bytes / page for engine, size in in_guides]

@@ -135,6 +135,7 @@ class _WorkerCollector(Collector):
         for name, (value, about) in counts.items():
             yield CounterMetricFamily(f"paceline_{name}", about, value=value)
         yield from self._stored_pages()
+        yield from self._chunks()
         yield _by_drafter("guessed_tokens", "Nodes that a drafter proposed.", stats.guessed)
         yield _by_drafter("accepted_tokens", "Proposed nodes that were accepted.", stats.accepted)
         yield from self._governor()
@@ -157,6 +158,29 @@ class _WorkerCollector(Collector):
             yield CounterMetricFamily(f"paceline_stored_pages_{name}", about, value=value)
         about = "Texts that were not written to disk: the writer was behind, or could not write."
         yield CounterMetricFamily("paceline_stored_texts_skipped", about, counts.skipped_texts)
+
+    def _chunks(self) -> Iterator[Metric]:
+        """Yield the counters of the cache of documents."""
+        cache = self._service.worker.lm.request_builder.chunks
+        counts, folder = cache.statistics, cache.folder
+        yield _gauge("chunk_cache_bytes", "Keys and values of documents in memory.", cache.nbytes)
+        values = {
+            "memory_hits": (counts.memory_hits, "Documents that were in memory."),
+            "disk_hits": (counts.disk_hits, "Documents that were read from disk."),
+            "misses": (counts.misses, "Documents that had to be computed."),
+            "evicted": (counts.evicted, "Documents that were removed from memory for others."),
+        }
+        if folder is not None:
+            about = "Keys and values of documents on disk."
+            yield _gauge("chunk_folder_bytes", about, folder.stored_bytes)
+            values |= {
+                "written": (counts.written, "Documents that were written to disk."),
+                "unusable": (folder.unusable, "Files of documents that could not be used."),
+                "folder_evicted": (folder.evicted, "Documents that were removed from disk."),
+                "skipped": (counts.skipped, "Documents that were not written to disk."),
+            }
+        for name, (value, about) in values.items():
+            yield CounterMetricFamily(f"paceline_chunk_cache_{name}", about, value=value)
 
     def _governor(self) -> Iterator[Metric]:
         governor = self._service.worker.governor

@@ -98,7 +98,7 @@ class PassRunner:
             rows = [
                 entry.run.wants_prefill_logits if entry.run.missing else True for entry in entries
             ]
-            batch = [(entry.run.sequence, entry.tree) for entry in entries if entry.run.sequence]
+            batch = [(entry.run.active, entry.tree) for entry in entries if entry.run.active]
             try:
                 screened = all(map(self._can_screen, entries))
                 forward = self._engine.forward_screened if screened else self._engine.forward
@@ -116,6 +116,17 @@ class PassRunner:
                 give_hidden(self._engine, [entry.run for entry in entries], sizes)
                 return {entry.id: part for entry, part in zip(entries, split, strict=True)}
         return {}
+
+    def load_documents(self, entry: BatchEntry) -> None:
+        """Put the stored documents of a request into its sequence."""
+        while entry.run.sequence and not entry.error:
+            try:
+                entry.run.load_documents()
+                return
+            except MemoryFullError as error:
+                self._reclaim_for(entry, error)
+            except Exception as error:
+                entry.error = error
 
     def reclaim_for_search(self) -> bool:
         """Reclaim memory for a search; return False if that is in vain."""
@@ -206,9 +217,9 @@ class PassRunner:
     def _find_faulty(self, entries: list[BatchEntry], error: PacelineError) -> None:
         """Find the entry whose tree the engine refused; the others run without it."""
         for entry in entries:
-            assert entry.run.sequence is not None
+            assert entry.run.active is not None
             try:
-                self._engine.forward([(entry.run.sequence, entry.tree)], "none")
+                self._engine.forward([(entry.run.active, entry.tree)], "none")
             except Exception as own:
                 entry.error = own
         if not any(entry.error for entry in entries):

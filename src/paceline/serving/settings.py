@@ -136,6 +136,21 @@ class ServerSettings:
     prefix_cache_bytes: Annotated[
         Size, SettingInfo("Maximum size of that folder; the least recently used go first.", 1)
     ] = _PREFIX_CACHE
+    chunk_cache: Annotated[
+        Path | None,
+        SettingInfo("Folder that keeps the keys and values of documents for the next start."),
+    ] = None
+    chunk_cache_bytes: Annotated[
+        Size, SettingInfo("Maximum size of that folder; the least recently used go first.", 1)
+    ] = _PREFIX_CACHE
+    chunk_memory: Annotated[
+        Size | None,
+        SettingInfo(
+            "Maximum size of the documents' keys and values in memory, a part of --memory. "
+            "Default: 256MiB, and nothing where --memory is given.",
+            0,
+        ),
+    ] = None
     watermark: Annotated[
         str | None,
         SettingInfo("Watermark of every answer: key=SECRET, and more as in `paceline generate`."),

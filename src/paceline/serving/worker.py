@@ -255,9 +255,9 @@ class Worker:
         parts = [
             self._part(each, size, pass_budget)
             for each, size in plan.parts
-            if each in self._slots and self._run(each).missing
+            if each in self._slots and self._run(each).sequence and self._run(each).missing
         ]
-        decoding = [self._entry(each) for each in plan.decoding]
+        decoding = [self._entry(each) for each in plan.decoding if self._run(each).sequence]
         self._runner.make_room(parts, decoding, plan.nodes)
         return _Pass(parts, decoding, plan.nodes, pass_budget)
 
@@ -326,16 +326,28 @@ class Worker:
         except Exception as error:
             return self._fail(job_id, error)
         self.stats.cached_tokens += slot.cached
-        self._report(job_id)
-        return []
+        opened = BatchEntry(job_id, slot.run)
+        self._load_documents(opened)
+        return self._fail(job_id, opened.error) if opened.error else []
+
+    def _load_documents(self, entry: BatchEntry) -> None:
+        """Put the stored documents of a request into its sequence, and report its progress."""
+        run, before = entry.run, entry.run.output.cached_tokens
+        if run.request.documents is not None:
+            self._runner.load_documents(entry)
+            fresh = run.output.cached_tokens - before
+            self._slots[entry.id].cached += fresh
+            self.stats.cached_tokens += fresh
+        if run.sequence is not None:
+            self._report(entry.id)
 
     def _cached_prefix(self, run: Session) -> tuple[Cached | None, int]:
         """Return a sequence that holds the longest known beginning of a text, and its length.
 
-        A request under a KV policy computes all of its text: the policy has not seen what others
-        computed.
+        A request under a KV policy, or with documents, computes all of its text: that of others
+        was computed otherwise.
         """
-        if run.request.kv_policy is not None:
+        if run.request.own_cache:
             return None, 0
         text = run.text[:-1]
         sequence, length = self.prefix_cache.match(text)
@@ -357,8 +369,7 @@ class Worker:
     def _report(self, job_id: str) -> None:
         """Report a request's progress to the scheduler."""
         run = self._run(job_id)
-        held = run.sequence.length if run.sequence else 0
-        self.scheduler.ran(job_id, held, len(run.text), run.row_count)
+        self.scheduler.ran(job_id, run.held, len(run.text), run.row_count)
 
     def _commit_part(self, part: BatchEntry, logits: Logits) -> None:
         try:
@@ -369,24 +380,24 @@ class Worker:
             part.error = error
             return
         self.stats.prompt_tokens += len(part.tree)
-        self._report(part.id)
-        if not part.run.missing:
+        self._load_documents(part)
+        if part.run.sequence is not None and not part.run.missing:
             self._keep(part.run)
             self._store(part.run)
 
     def _keep(self, run: Session) -> None:
         """Put the computed part of a text into the prefix cache.
 
-        What was computed under a KV policy is nobody else's prefix, and what was decoded under an
-        attention pattern is none of a prompt.
+        What was computed under a KV policy, or with documents, is nobody else's prefix, and what
+        was decoded under an attention pattern is none of a prompt.
         """
-        if run.sequence and run.request.kv_policy is None:
+        if run.sequence and not run.request.own_cache:
             known = self.lm.engine.prompt_positions(run.sequence)
             self.prefix_cache.insert(run.text[:known], run.sequence)
 
     def _store(self, run: Session) -> None:
         """Write a text that was just computed to the prefix cache on disk, if there is one."""
-        if self.lm.pages is not None and run.sequence and run.request.kv_policy is None:
+        if self.lm.pages is not None and run.sequence and not run.request.own_cache:
             self.lm.pages.save(run.text, run.sequence)
 
     def _events(self, entry: BatchEntry, logits: Logits | None) -> list[JobEvent]:

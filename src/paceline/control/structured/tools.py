@@ -103,6 +103,18 @@ class Tools:
             raise RequestError(unknown("tool", name, ["auto", "none", "required", *functions]))
         return cls(functions, tuple(given), name)
 
+    def offered(
+        self, messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer
+    ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+        """Return the messages and tools of a conversation that offers them to a chat template.
+
+        Tools are described in the messages where the template takes none.
+        """
+        template = tokenizer.template
+        if template is not None and template.takes_tools:
+            return messages, self.given
+        return self.with_tools(messages), ()
+
     def encode(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -115,11 +127,8 @@ class Tools:
         Raises:
             RequestError: as `Tokenizer.encode_chat`.
         """
-        template = tokenizer.template
-        if template is not None and template.takes_tools:
-            return tokenizer.encode_chat(messages, self.given, settings, split_special)
-        described = self.with_tools(messages)
-        return tokenizer.encode_chat(described, settings=settings, split_special=split_special)
+        offered, given = self.offered(messages, tokenizer)
+        return tokenizer.encode_chat(offered, given, settings, split_special)
 
     def with_tools(self, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Return `messages` with the tools described in text, for templates without tools."""

@@ -147,6 +147,8 @@ class Strategy(Method, ABC):
             sides[Side.NOISE_WATERMARK] = "this watermark"
         if request.kv_policy is not None:
             sides[Side.KV_POLICY] = f"the KV policy {request.kv_policy.name}"
+        if request.documents is not None:
+            sides[Side.DOCUMENTS] = "documents"
         if request.prediction:
             sides[Side.PREDICTION] = "a prediction"
         if request.controls:

@@ -90,7 +90,7 @@ def score_branches(
         sequences = [engine.open() for _ in batch]
         try:
             _read(engine, sequences, [group.context[:-1] for group in batch], policy)
-            scores += _score(engine, sequences, batch)
+            scores += score_sequences(engine, sequences, batch)
         finally:
             for sequence in sequences:
                 engine.release(sequence)
@@ -138,9 +138,16 @@ def _read(
         begin += step
 
 
-def _score(
+def score_sequences(
     engine: Engine, sequences: Sequence[Cached], groups: Sequence[Branches]
 ) -> list[list[BranchScore]]:
+    """Return the scores of continuations, in order.
+
+    Args:
+        engine: runs the model.
+        sequences: hold the contexts but for their last tokens.
+        groups: of the contexts only the last tokens are read.
+    """
     plans = [_tree(group) for group in groups]
     trees = [tree for tree, _ in plans]
     logits = engine.forward(list(zip(sequences, trees, strict=True)))

@@ -12,6 +12,7 @@ from paceline.errors import RequestError
 from paceline.serving.api.schemas import (
     CalledFunction,
     ChatBody,
+    DocumentBody,
     FunctionBody,
     FunctionName,
     Message,
@@ -60,6 +61,24 @@ class ToolResultBlock(Strict):
     _text = field_validator("content", mode="before")(only_text)
 
 
+class TextSource(Strict):
+    """The text of a document."""
+
+    type: Literal["text"]
+    media_type: Literal["text/plain"] = "text/plain"
+    data: str
+
+
+class DocumentBlock(Strict):
+    """A document of text; all of a conversation stand before its last user's message."""
+
+    type: Literal["document"]
+    source: TextSource
+    title: str | None = None
+
+    unused: ClassVar = {**_CACHED, "citations": ANY, "context": NULL}
+
+
 class ThinkingBlock(Strict):
     """What an earlier answer thought."""
 
@@ -79,6 +98,7 @@ Block = Annotated[
     Annotated[TextBlock, Tag("text")]
     | Annotated[ToolUseBlock, Tag("tool_use")]
     | Annotated[ToolResultBlock, Tag("tool_result")]
+    | Annotated[DocumentBlock, Tag("document")]
     | Annotated[ThinkingBlock, Tag("thinking")],
     Discriminator(_kind),
 ]
@@ -89,6 +109,23 @@ def _form(content: Any) -> str:
     return "text" if isinstance(content, str) else "blocks"
 
 
+def _text_or_documents(content: Any) -> Any:
+    """Refuse the parts of a content that are neither text nor documents of text.
+
+    Raises:
+        ValueError: says what was found.
+    """
+    parts = content if isinstance(content, list) else []
+    only_text([part for part in parts if not _is_document(part)])
+    return content
+
+
+def _is_document(part: Any) -> bool:
+    """Return whether a part is a document whose source is text."""
+    source = part.get("source") if isinstance(part, dict) else None
+    return _kind(part) == "document" and isinstance(source, dict) and source.get("type") == "text"
+
+
 class MessagesTurn(Strict):
     """A message of a conversation."""
 
@@ -97,7 +134,7 @@ class MessagesTurn(Strict):
         Annotated[str, Tag("text")] | Annotated[list[Block], Tag("blocks")], Discriminator(_form)
     ]
 
-    _text = field_validator("content", mode="before")(only_text)
+    _text = field_validator("content", mode="before")(_text_or_documents)
 
 
 class MessagesTool(Strict):
@@ -191,6 +228,7 @@ class MessagesBody(SamplingBody):
         if not messages:
             raise RequestError("messages say nothing; give at least one block")
         shared = {name: getattr(self, name) for name in SamplingBody.model_fields}
+        shared["documents"] = [*(self.documents or []), *_documents(self.messages)] or None
         stop = self.stop if self.stop_sequences is None else self.stop_sequences
         choice = self.tool_choice
         return ChatBody(
@@ -235,6 +273,9 @@ def _messages(turn: MessagesTurn) -> Iterator[Message]:
     for block in turn.content:
         if isinstance(block, TextBlock):
             texts.append(block.text)
+        elif isinstance(block, DocumentBlock):
+            if turn.role != "user":
+                raise RequestError("a message of the assistant holds a document; move it")
         elif (turn.role == "user") != isinstance(block, ToolResultBlock):
             raise RequestError(f"a message of the {turn.role} holds {block.type}; move it")
         elif isinstance(block, ToolResultBlock):
@@ -253,6 +294,14 @@ def _messages(turn: MessagesTurn) -> Iterator[Message]:
             tool_calls=calls or None,
             reasoning_content="".join(thoughts) or None,
         )
+
+
+def _documents(turns: list[MessagesTurn]) -> Iterator[DocumentBody]:
+    """Yield the documents of all turns."""
+    for turn in turns:
+        for block in () if isinstance(turn.content, str) else turn.content:
+            if isinstance(block, DocumentBlock):
+                yield DocumentBody(text=block.source.data, title=block.title)
 
 
 def _joined(content: str | list[TextBlock]) -> str:

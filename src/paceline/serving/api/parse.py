@@ -9,6 +9,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
 
+from paceline.compatibility import Side, check
 from paceline.control.grammar import Grammar
 from paceline.control.guides.base import GuideMethod
 from paceline.core import Parsed, Parser, Request
@@ -91,6 +92,7 @@ def completion_jobs(
     )
     echoed = body.echo and body.logprobs is not None
     scored = nothing or echoed or body.prompt_logprobs is not None
+    _check_scores(body, scored)
     if nothing and plan != ChoicePlan(1):
         raise RequestError("max_tokens is 0, expected n, best_of and a search to be left out")
     jobs_by_prompt = []
@@ -153,6 +155,7 @@ def chat_jobs(lm: LM, body: ChatBody, job_id: str, client: str, limits: RequestL
         free = options["grammar"] is None and options.get("tool_choice") in (None, "auto", "none")
         form = reasoning_form(lm.tokenizer, jobs[0].request.prompt) if free else "tags"
         jobs = [replace(job, reasoning=form) for job in jobs]
+    _check_scores(body, body.prompt_logprobs is not None)
     if body.prompt_logprobs is not None:
         prompt = list(jobs[0].request.prompt)
         likely = body.prompt_logprobs
@@ -299,6 +302,8 @@ def _options(
         "guide": _guides(lm, body, limits),
         "watermark": limits.steering.watermark_of(body.watermark),
         "kv_policy": False if body.kv_policy is False else policy,
+        "documents": _documents(lm, body, limits),
+        "recompute": body.recompute,
     }
     return dict(builder.without_sampling(cast(RequestOptions, options))) if searched else options
 
@@ -312,6 +317,24 @@ def _guides(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[GuideMeth
     _check_text(lm, "guidance.negative", own.negative, limits)
     _check_prompt("guidance.negative", len(lm.tokenizer.encode(own.negative)), limits)
     return [*guides, negative(own.negative, own.scale, own.stop)]
+
+
+def _documents(lm: LM, body: SamplingBody, limits: RequestLimits) -> list[str | dict[str, str]]:
+    """Return the documents of a body, whose size was checked."""
+    documents: list[str | dict[str, str]] = [
+        each if isinstance(each, str) else {"text": each.text, "title": each.title or ""}
+        for each in body.documents or []
+    ]
+    for number, each in enumerate(documents, 1):
+        text = each if isinstance(each, str) else each["title"] + each["text"]
+        _check_text(lm, f"document {number}", text, limits)
+    return documents
+
+
+def _check_scores(body: SamplingBody, scored: bool) -> None:
+    """Refuse scores of a prompt that has documents."""
+    if body.documents and scored:
+        check({Side.DOCUMENTS: "documents", Side.PROMPT_SCORES: "scores of the prompt"})
 
 
 def _check_prompt(what: str, tokens: int, limits: RequestLimits) -> None:

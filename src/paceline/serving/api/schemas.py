@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
+from paceline.documents.prompt import MAX_DOCUMENTS
 from paceline.serving.api.strict import ANY, NULL, Strict
 
 Texts = str | list[str]
@@ -54,6 +55,23 @@ class StructuredOutputs(Strict):
         "whitespace_pattern": NULL,
         "structural_tag": NULL,
     }
+
+
+class DocumentBody(Strict):
+    """A document that stands before the prompt."""
+
+    text: str
+    title: str | None = None
+
+
+def form_of(value: Any) -> str:
+    """Return whether a value is a text or something with parts."""
+    return "text" if isinstance(value, str) else "parts"
+
+
+OneDocument = Annotated[
+    Annotated[str, Tag("text")] | Annotated[DocumentBody, Tag("parts")], Discriminator(form_of)
+]
 
 
 class SamplingBody(Strict):
@@ -119,6 +137,14 @@ class SamplingBody(Strict):
     )
     kv_policy: str | Literal[False] | None = Field(
         None, description="As in `--kv-policy`, or `false`, if the server allows it."
+    )
+    documents: Annotated[list[OneDocument], Field(max_length=MAX_DOCUMENTS)] | None = Field(
+        None,
+        description="Texts before the prompt, or before the last user's message; each is computed "
+        "once, apart from the others, and reused.",
+    )
+    recompute: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        None, description="Share of each document that is computed again behind the others."
     )
     speculation: Speculation | None = None
     metadata: dict[str, str] | None = None
