@@ -49,7 +49,8 @@ class RetrievalHeads(ExpectedAttention):
         window: last positions whose queries count, 2 to 4096. Default 256.
         future: coming positions over which rotations are averaged, 1 to 65536. Default 512.
         share: of the budget, for heads that keep all, 0 to 1. Default 0.5.
-        surprise: power of the surprisal in the product, 0 to 16. Default 1.
+        surprise: power of the surprisal in the product, 0 to 16. Default 3: on SmolLM2 copies keep
+            more than with 1, and needles more than under other policies.
     """
 
     source = Source(
@@ -63,7 +64,7 @@ class RetrievalHeads(ExpectedAttention):
     examples = ("retrieval_heads", "retrieval_heads:budget=24,recent=8,every=8,window=16")
 
     share: float = 0.5
-    surprise: float = 1.0
+    surprise: float = 3.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
