@@ -4,6 +4,8 @@ import pytest
 
 from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import RequestError
+from paceline.kvcache.base import parse_policy
+from paceline.planning.candidates import policies
 from paceline.planning.lab import PairedLoss
 from paceline.planning.plan_document import notes, plan_document, plan_table
 from paceline.planning.plan_report import pareto, plan_page
@@ -237,6 +239,15 @@ def test_policies_are_not_planned_on_caches_that_cannot_evict(tmp_path):
     grouped = [each.setup for each in result.candidates if each.setup.kv_format in GROUPED_KV]
     assert grouped
     assert not [setup for setup in grouped if setup.kv_policy is not None]
+
+
+@pytest.mark.parametrize("context", [1024, 1500, 8192])
+def test_policies_that_are_considered_can_be_made(context):
+    names = policies(Goal(context=context), context)
+    assert len(names) > 8
+    assert all(parse_policy(name).max_rows(context) <= context for name in names)
+    assert policies(Goal(context=context, exact=True, loss=0.0), context) == []
+    assert policies(Goal(), 1023) == []
 
 
 def test_documents_tables_and_pages_hold_the_plan(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from paceline import registry
@@ -13,7 +14,7 @@ from paceline.engines.formats import BITS, FORMATS
 from paceline.engines.kv_formats import GROUPED_KV, NO_GROUPED_KV
 from paceline.engines.native import KV_FORMATS, NativeEngine
 from paceline.engines.pages import PAGE
-from paceline.errors import ModelError
+from paceline.errors import MethodError, ModelError
 from paceline.kvcache.base import parse_policy
 from paceline.models import Model
 from paceline.models.local_models import list_models
@@ -127,13 +128,15 @@ def policies(goal: Goal, context: int) -> list[str]:
         return []
     found = []
     for name, method in sorted(registry.kv_policies.visible().items()):
-        if method.needs - NativeEngine.abilities or name == "random" or registry.required(method):
+        if name == "random" or registry.required(method):
             continue
         for share in (2, 4):
             text = f"{name}:budget={context // share}"
             if "recent" in method.__dataclass_fields__:
                 text += f",recent={context // share // 2}"
-            found.append(text)
+            with suppress(MethodError):  # another setting does not go with so small a budget
+                if not parse_policy(text).required - NativeEngine.abilities:
+                    found.append(text)
     return found
 
 
@@ -141,7 +144,7 @@ def goes_together(kv_format: str, policy: str | None) -> bool:
     """Return whether the native engine runs a KV policy on a cache of a format."""
     if policy is None or kv_format not in GROUPED_KV:
         return True
-    return not parse_policy(policy).needs & NO_GROUPED_KV
+    return not parse_policy(policy).required & NO_GROUPED_KV
 
 
 def left_out() -> dict[str, str]:
