@@ -10,7 +10,6 @@ with the keys that stand before it in the prompt at hand.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +65,12 @@ def recomputed_runs(
 
     Args:
         scores: float32 [N].
-        share: of all tokens that the runs are to hold, rounded up to whole runs.
+        share: of all tokens that the runs are to hold, to the nearest whole run, at least one.
         run: tokens of a run.
     """
     size = len(scores)
-    count = ceil(share * size / run)
     starts = np.arange(0, size, run)
+    count = max(1, round(share * len(starts))) if share > 0 else 0
     means = np.add.reduceat(scores, starts) / np.minimum(run, size - starts)
     best = np.sort(np.argsort(-means, kind="stable")[:count]) * run
     runs: list[tuple[int, int]] = []
