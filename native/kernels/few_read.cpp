@@ -11,7 +11,9 @@ namespace paceline {
 
 namespace {
 
-constexpr size_t kFour = 4;  // dimensions of a summary that lie together: of four panels each
+// Pages whose summaries, and panels whose values, are fetched ahead. They lie far apart, so that
+// the machine foresees none of them.
+constexpr size_t kPagesAhead = 8, kPanelsAhead = 3;
 
 INLINE size_t summary_floats(size_t head_dim) { return padded(head_dim) * kPanels; }
 
@@ -180,8 +182,8 @@ INLINE void promise(const float* summaries, const float* wide, size_t wide_strid
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) sums[g][0] = sums[g][1] = splat(0.0f);
     for (size_t i = 0; i < floats; i += 2 * kPanel) {
-        __builtin_prefetch(ahead + i);
-        __builtin_prefetch(ahead + i + kPanel);
+        __builtin_prefetch(ahead + i, 0, 2);
+        __builtin_prefetch(ahead + i + kPanel, 0, 2);
         const F16 even = load(summaries + i), odd = load(summaries + i + kPanel);
 #pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
@@ -201,7 +203,7 @@ static void promise_all(const FewReadNode& read, const Place& place, const FewRe
     const size_t wide = 2 * summary_floats(job.head_dim);
     const size_t begin = place.old_first / kPanels, end = (place.old_last + kPanels - 1) / kPanels;
     for (size_t page = begin; page < end; ++page) {
-        const size_t next = page + 2 < end ? page + 2 : end - 1;
+        const size_t next = page + kPagesAhead < end ? page + kPagesAhead : end - 1;
         const auto* summaries = (const float*)(job.pages[page] + read.summaries);
         const auto* ahead = (const float*)(job.pages[next] + read.summaries);
         float* out = parts.promised + (page - begin) * kPanels;
@@ -438,6 +440,22 @@ static void keep_top(const Place& place, const int32_t* panels, size_t listed, s
     }
 }
 
+// As `absorb` of a block that has one panel only.
+INLINE float absorb_panel(F16* scores, float* high, float* lanes) {
+    const float top = largest(*scores);
+    const float next = top > *high ? top : *high;
+    float scale = 1.0f;
+    if (next > *high) {
+        float first[kPanel];
+        store(first, exp(splat(*high - next)));
+        scale = first[0];
+    }
+    *scores = exp(*scores - splat(next));
+    store(lanes, fma(load(lanes), splat(scale), *scores));
+    *high = next;
+    return scale;
+}
+
 // What is known of a tile of T queries while blocks are added.
 template <class Number, int T>
 struct Reader {
@@ -490,7 +508,12 @@ struct Reader {
                     load(parts.scores + (i * T + t) * kPanel);
             for (size_t panel = from; panel < to; ++panel)
                 scores[panel % kPanels] = load(tail + ((panel - place.whole) * T + t) * kPanel);
-            const float scale = absorb(scores, parts.high + t, parts.lanes + t * kPanel);
+            float* const lanes = parts.lanes + t * kPanel;
+            const float scale =
+                from >= to && end - begin == 1
+                    ? absorb_panel(&scores[static_cast<size_t>(parts.panels[begin]) % kPanels],
+                                   parts.high + t, lanes)
+                    : absorb(scores, parts.high + t, lanes);
             rescale<T>(parts.sums, t, job().head_dim, scale);
             for (size_t i = begin; i < end; ++i) {
                 const auto panel = static_cast<size_t>(parts.panels[i]);
@@ -509,7 +532,8 @@ struct Reader {
                 for (size_t c = 0; c < kPanel; ++c)
                     weights[c * T + t] = t < queries ? lanes[t * kPanel + c] : 0.0f;
             const auto panel = static_cast<size_t>(parts.panels[i]);
-            const auto next = static_cast<size_t>(parts.panels[i + 1 < listed ? i + 1 : i]);
+            const size_t ahead = i + kPanelsAhead < listed ? i + kPanelsAhead : i;
+            const auto next = static_cast<size_t>(parts.panels[ahead]);
             add_values(panel * kPanel, kPanel, weights, next);
         }
         if (from < to) add_tail();
