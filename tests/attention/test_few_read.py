@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from paceline import LM
 from paceline.attention.lserve import copying_heads
-from paceline.core import TokenTree
+from paceline.core import Request, TokenTree
 from paceline.engines import open_engine
 from paceline.engines.few_read import HeadRead
 from paceline.errors import MethodError, RequestError
 from paceline.models import load
 from paceline.registry import patterns
+from paceline.serving.messages import Job
+from paceline.serving.worker import Worker
 from tests.conftest import shared
 
 MODEL = "stories260K"
@@ -178,6 +180,33 @@ def test_drafting_gives_what_plain_decoding_gives(spec, drafter, temperature):
         for d in (drafter, "plain")
     ]
     assert outputs[0] == outputs[1]
+
+
+def test_a_server_continues_as_a_request_alone_does():
+    options = {"engine": "native", "drafter": "recycle", "budget": 8}
+    lm = LM(shared("models", MODEL), attention=SPECS[0], **options)
+    text = "Once upon a time there was a dog named Max. " * 12
+    prompt = tuple(int(token) for token in lm.tokenizer.encode(text))
+    worker = Worker(lm, prefix_cache=0.5)
+
+    def serve(prompt):
+        worker.submit(Job(str(len(prompt)), Request(prompt, 50)))
+        found = None
+        while not worker.idle:
+            for event in worker.step():
+                assert not event.error, event.error
+                found = event.output or found
+        return tuple(found.tokens)
+
+    first = serve(prompt)
+    longer = prompt + first + prompt[1:9]
+    second = serve(longer)
+    assert worker.stats.cached_tokens
+    alone = Worker(lm, prefix_cache=0.0)
+    worker.close()
+    worker = alone
+    assert serve(prompt) == first
+    assert serve(longer) == second
 
 
 def test_a_batch_changes_no_bit(opened, ids):
