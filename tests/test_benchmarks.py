@@ -43,6 +43,9 @@ SMOKE = {
     "drafting.py": SMALL + " --requests 1 --passes 4",
     "long_context.py": SMALL + " --context 384 --contexts 1 --kinds copy --cache {cache}",
     "lossless.py": SMALL + " --rounds 1 --threads 1 --pruned 0.5",
+    "kv_formats.py": SMALL
+    + " --contexts 128 --rounds 1 --positions 90 --documents 1"
+    + " --text {models}/../text/peps.jsonl.xz",
     "formats.py": SMALL + " --documents 2",
     "proposals.py": SMALL + " --lessons 1 --drafters recycle --budgets 4 --requests 1 --passes 4",
     "predictions.py": SMALL + " --prompts 1 --budgets 4",

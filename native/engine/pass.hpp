@@ -54,8 +54,10 @@ private:
     struct QuerySplit {
         size_t tile, tiles, spans;
         size_t shared_span;  // spans, the first ones, that others compute, too
-        bool apart;    // one call for each span
-        size_t calls() const { return apart ? tiles * (spans - shared_span) : tiles; }
+        bool apart;       // calls take some spans each
+        size_t together;  // as many
+        size_t runs() const { return (spans - shared_span + together - 1) / together; }
+        size_t calls() const { return apart ? tiles * runs() : tiles; }
     };
     // Calls and floats of states that the branches before each one have, and all of them.
     struct Before {

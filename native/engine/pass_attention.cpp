@@ -14,6 +14,7 @@ namespace {
 // reading with others (benchmarks/shared_prefix.py).
 constexpr size_t kFewQueries = 16;
 constexpr size_t kCallsForEach = 4;  // thread, where the work allows it
+constexpr size_t kCallsOfSpans = 8;  // for each thread, where calls take several spans
 
 // Where a view sees no position: an empty list may have no address, and none means all.
 constexpr int32_t kNoPositions[1] = {};
@@ -80,7 +81,9 @@ Pass::QuerySplit Pass::query_split(size_t index, size_t branch) const {
     const bool few = heads * tiles < wanted, apart = shared_span || (few && spans > 1);
     if (few && !apart) tiles = std::min(parts(wanted, heads), parts(queries, 2));
     const size_t tile = parts(queries, tiles);
-    return {tile, parts(queries, tile), spans, shared_span, apart};
+    const size_t calls = heads * parts(queries, tile) * spans;
+    return {tile, parts(queries, tile), spans, shared_span, apart,
+            std::max<size_t>(calls / (kCallsOfSpans * threads_), 1)};
 }
 
 // Branches whose next span ends in the same page share all pages before it, too: a page is only
@@ -236,13 +239,13 @@ void Pass::attend(size_t layer, size_t chunk, size_t, Buffer& scratch) {
     const QuerySplit shared = query_split(layer, b);
     PackedAttention job = attention(layer, b, chunk / shared.calls());
     const size_t call = chunk % shared.calls();
-    const size_t own = shared.spans - shared.shared_span;
-    const size_t tile = shared.apart ? call / own : call;
-    const size_t span = shared.apart ? shared.shared_span + call % own : 0;
+    const size_t tile = shared.apart ? call / shared.runs() : call;
+    const size_t run = shared.apart ? call % shared.runs() : 0;
+    const size_t span = shared.apart ? shared.shared_span + run * shared.together : 0;
+    const size_t last = shared.apart ? std::min(span + shared.together, shared.spans) : shared.spans;
     job.first = tile * shared.tile;
     job.count = std::min(shared.tile, job.count - job.first);
-    model_.cache_kernels.attend(job, span, shared.apart ? span + 1 : shared.spans,
-                                scratch.bytes());
+    model_.cache_kernels.attend(job, span, last, scratch.bytes());
 }
 
 // Merges the spans of every query where they were computed apart.

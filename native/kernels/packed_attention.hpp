@@ -36,86 +36,149 @@ INLINE const uint8_t* packed_block(const PackedAttention& job, size_t query, siz
     return block_at(job, begin);
 }
 
+// What a call needs besides: rows of queries, weights and scaled numbers, each by query.
+struct PackedScratch {
+    float* rows;     // [query][K]
+    float* weights;  // [T][kSpan]
+    float* scaled;   // [T][K or 64]
+};
+
+// Where the columns of block `begin` end that a query sees in `block`: 0, if it sees another.
+INLINE size_t stop_of(const PackedAttention& job, const AttentionScratch& parts, size_t query,
+                      size_t begin, const uint8_t* block) {
+    const size_t stop = static_cast<size_t>(parts.last[query]) + 1;
+    if (stop <= begin || (job.closed_of && packed_block(job, query, begin) != block)) return 0;
+    return stop < begin + kCacheBlock ? stop : begin + kCacheBlock;
+}
+
+// Where the columns of a block end that some query sees: behind it, it may hold nothing yet.
+INLINE size_t count_of(const PackedAttention& job, const Group& group,
+                       const AttentionScratch& parts, size_t begin, const uint8_t* block) {
+    size_t end = begin + kCacheGroup;
+    for (size_t t = 0; t < group.count; ++t) {
+        const size_t stop = stop_of(job, parts, group.first + t, begin, block);
+        end = stop > end ? stop : end;
+    }
+    return end - begin;
+}
+
+// Scores of the columns of a block, for the queries that see it, to `weights` [T][kSpan].
 template <int kBits, int T>
-INLINE void packed_scores(const PackedAttention& job, const uint8_t* block, const uint8_t* next,
-                          size_t groups, const float* queries, float* scores) {
+static void score_packed(const PackedAttention& job, const Group& group,
+                         const AttentionScratch& parts, const PackedScratch& packed, size_t begin,
+                         const uint8_t* block) {
     using Layout = PackedBlock<kBits>;
+    const size_t count = count_of(job, group, parts, begin, block);
     const size_t inputs = whole_groups(job.head_dim);
-    for (size_t g = 0; g < groups; ++g) {
-        const size_t at = Layout::keys_at(job.head_dim, g);
-        multiply_packed_group<kBits, T>(block + at, kGroupPanels, inputs, inputs, queries,
-                                        {scores + g * kGroupPanels * T * kPanel, T * kPanel, false},
-                                        next + at);
-    }
-}
-
-template <int kBits, int T>
-INLINE void packed_values(const PackedAttention& job, const uint8_t* block, const uint8_t* next,
-                          size_t count, const float* weights, float* sums) {
-    using Layout = PackedBlock<kBits>;
-    const size_t panels = padded(job.head_dim) / kPanel;
-    for (size_t panel = 0; panel < panels; panel += kGroupPanels) {
-        const size_t left = panels - panel < kGroupPanels ? panels - panel : kGroupPanels;
-        const size_t at = Layout::values_at(job.head_dim, panel / kGroupPanels);
-        multiply_packed_group<kBits, T>(block + at, left, kCacheBlock, count, weights,
-                                        {sums + panel * T * kPanel, T * kPanel, true}, next + at);
-    }
-}
-
-// The columns of one block, for the queries of a group that see them in `block`.
-template <int kBits, int T>
-static void see_packed(const PackedAttention& job, const Group& group, const AttentionScratch& parts,
-                       size_t begin, const uint8_t* block) {
-    const auto stop_of = [&](size_t t) INLINE_LAMBDA {  // 0: it sees another block, or none
-        const size_t query = group.first + t, stop = static_cast<size_t>(parts.last[query]) + 1;
-        const bool own = !job.closed_of || packed_block(job, query, begin) == block;
-        return own && stop > begin ? stop : 0;
-    };
-    size_t end = begin + kCacheGroup;  // behind it, the block may hold nothing yet
-    for (size_t t = 0; t < group.count; ++t) end = stop_of(t) > end ? stop_of(t) : end;
-    if (end > begin + kCacheBlock) end = begin + kCacheBlock;
-    const size_t count = end - begin, panels = count / kPanel;
     const uint8_t* next = block_after(job, begin);
-    packed_scores<kBits, T>(job, block, next, count / kCacheGroup, group.queries, parts.scores);
+    for (size_t g = 0; g < count / kCacheGroup; ++g) {
+        const size_t at = Layout::keys_at(job.head_dim, g);
+        multiply_packed<kBits, T>(block + at, kGroupPanels, inputs, inputs, group.queries, inputs,
+                                  packed.scaled,
+                                  {parts.scores + g * kGroupPanels * T * kPanel, T * kPanel, false},
+                                  next + at);
+    }
     for (size_t t = 0; t < group.count; ++t) {
         const size_t query = group.first + t;
         const auto start = static_cast<size_t>(parts.start[query]);
-        const size_t stop = stop_of(t);
-        F16 scores[kPanels];
-        for (size_t p = 0; p < kPanels; ++p) scores[p] = splat(-__builtin_inff());
-        for (size_t p = 0; p < panels && stop; ++p) {
-            scores[p] = load(parts.scores + (p * T + t) * kPanel);
-            if (job.softcap != 0.0f) scores[p] = softcap(scores[p], job.softcap);
-            if (start > begin || stop < end)
-                scores[p] = hide(scores[p], begin + p * kPanel, start, stop - 1);
-        }
-        const float scale = absorb(scores, parts.high + query, parts.lanes + query * kPanel);
-        rescale<T>(group.sums, t, job.head_dim, scale);
-        for (size_t p = 0; p < panels; ++p) {
-            float lane[kPanel];
-            store(lane, scores[p]);
-            for (size_t i = 0; i < kPanel; ++i) parts.weights[(p * kPanel + i) * T + t] = lane[i];
+        const size_t stop = stop_of(job, parts, query, begin, block);
+        float* out = packed.weights + t * kSpan + begin % kSpan;
+        for (size_t p = 0; p < count / kPanel && stop; ++p) {
+            F16 scores = load(parts.scores + (p * T + t) * kPanel);
+            if (job.softcap != 0.0f) scores = softcap(scores, job.softcap);
+            if (start > begin || stop < begin + count)
+                scores = hide(scores, begin + p * kPanel, start, stop - 1);
+            store(out + p * kPanel, scores);
         }
     }
-    for (size_t t = group.count; t < T; ++t)
-        for (size_t i = 0; i < count; ++i) parts.weights[i * T + t] = 0.0f;
-    packed_values<kBits, T>(job, block, next, count, parts.weights, group.sums);
 }
 
-// Each block that some query sees as columns `begin` .. `begin` + 63.
+// Values of a block times the weights of the queries that see it.
 template <int kBits, int T>
-static void see_packed_blocks(const PackedAttention& job, const Group& group,
-                              const AttentionScratch& parts, size_t begin) {
+static void weigh_packed(const PackedAttention& job, const Group& group,
+                         const AttentionScratch& parts, const PackedScratch& packed, size_t begin,
+                         const uint8_t* block) {
+    using Layout = PackedBlock<kBits>;
+    const size_t count = count_of(job, group, parts, begin, block);
+    const size_t panels = padded(job.head_dim) / kPanel;
+    const uint8_t* next = block_after(job, begin);
+    const float* weights = packed.weights + begin % kSpan;
+    size_t stride = kSpan;
+    float own[T * kCacheBlock];
+    if (job.closed_of) {  // others weigh nothing
+        std::memset(own, 0, sizeof(own));
+        for (size_t t = 0; t < group.count; ++t)
+            if (stop_of(job, parts, group.first + t, begin, block))
+                std::memcpy(own + t * kCacheBlock, weights + t * kSpan, count * sizeof(float));
+        weights = own;
+        stride = kCacheBlock;
+    }
+    for (size_t panel = 0; panel < panels; panel += kGroupPanels) {
+        const size_t left = panels - panel < kGroupPanels ? panels - panel : kGroupPanels;
+        const size_t at = Layout::values_at(job.head_dim, panel / kGroupPanels);
+        multiply_packed<kBits, T>(block + at, left, kCacheBlock, count, weights, stride,
+                                  packed.scaled,
+                                  {group.sums + panel * T * kPanel, T * kPanel, true}, next + at);
+    }
+}
+
+// Calls use(block) for each block that some query sees as columns `begin` .. `begin` + 63.
+template <class Use>
+INLINE void each_block(const PackedAttention& job, const Group& group,
+                       const AttentionScratch& parts, size_t begin, Use use) {
     if (!job.closed_of || begin + kCacheBlock <= closed_end(job.length))
-        return see_packed<kBits, T>(job, group, parts, begin, block_at(job, begin));
+        return use(block_at(job, begin));
     for (size_t t = 0; t < group.count; ++t) {
-        if (static_cast<size_t>(parts.last[group.first + t]) + 1 <= begin) continue;
         const uint8_t* block = packed_block(job, group.first + t, begin);
+        if (!stop_of(job, parts, group.first + t, begin, block)) continue;
         bool seen = false;
         for (size_t other = 0; other < t && !seen; ++other)
-            seen = static_cast<size_t>(parts.last[group.first + other]) + 1 > begin &&
-                   packed_block(job, group.first + other, begin) == block;
-        if (!seen) see_packed<kBits, T>(job, group, parts, begin, block);
+            seen = stop_of(job, parts, group.first + other, begin, block) > 0;
+        if (!seen) use(block);
+    }
+}
+
+// The weights of a span from its scores: their largest is known before any is taken.
+INLINE void weigh_scores(float* scores, float* high, float* lanes) {
+    F16 top = splat(kNothing);
+    for (size_t at = 0; at < kSpan; at += kPanel) top = max(top, load(scores + at));
+    *high = largest(top);
+    const F16 highest = splat(*high);
+    F16 total = splat(0.0f);
+    for (size_t at = 0; at < kSpan; at += kPanel) {
+        const F16 weight = exp(load(scores + at) - highest);
+        store(scores + at, weight);
+        total = total + weight;
+    }
+    store(lanes, total);
+}
+
+// One span of rounded positions.
+template <int kBits, int T>
+static void see_packed(const PackedAttention& job, const Group& group,
+                       const AttentionScratch& parts, const PackedScratch& packed, size_t span) {
+    const size_t first = span * kSpan, end = first + kSpan < group.to ? first + kSpan : group.to;
+    const F16 hidden = splat(-__builtin_inff());
+    for (size_t t = 0; t < group.count; ++t)
+        for (size_t at = 0; at < kSpan; at += kPanel)
+            store(packed.weights + t * kSpan + at, hidden);
+    for (size_t t = group.count; t < T; ++t)
+        std::memset(packed.weights + t * kSpan, 0, kSpan * sizeof(float));
+    for (size_t begin = first; begin < end; begin += kCacheBlock) {
+        if (begin + kCacheBlock <= group.from) continue;
+        each_block(job, group, parts, begin, [&](const uint8_t* block) INLINE_LAMBDA {
+            score_packed<kBits, T>(job, group, parts, packed, begin, block);
+        });
+    }
+    for (size_t t = 0; t < group.count; ++t) {
+        const size_t query = group.first + t;
+        weigh_scores(packed.weights + t * kSpan, parts.high + query, parts.lanes + query * kPanel);
+    }
+    for (size_t begin = first; begin < end; begin += kCacheBlock) {
+        if (begin + kCacheBlock <= group.from) continue;
+        each_block(job, group, parts, begin, [&](const uint8_t* block) INLINE_LAMBDA {
+            weigh_packed<kBits, T>(job, group, parts, packed, begin, block);
+        });
     }
 }
 
@@ -208,7 +271,7 @@ static void see_open(const PackedAttention& job, const Group& group, const Atten
 
 // As `divide`, with room for inputs in whole groups and for rows that are not rounded.
 INLINE size_t divide_packed(const PackedAttention& job, size_t queries, float* at,
-                            AttentionScratch* parts) {
+                            AttentionScratch* parts, PackedScratch* packed) {
     const size_t width = width_for(queries), count = room(tiling(queries, kWidest));
     const size_t slots = kCacheBlock + padded(job.nodes), dim = job.head_dim;
     const auto take = [&](size_t floats) {
@@ -217,7 +280,7 @@ INLINE size_t divide_packed(const PackedAttention& job, size_t queries, float* a
         return start;
     };
     float* const begin = at;
-    parts->queries = take(whole_groups(dim) * count);
+    parts->queries = take(dim * count);
     parts->sums = take(padded(dim) * count);
     parts->totals = take(state_floats(dim) * count);
     parts->high = take(count);
@@ -227,12 +290,16 @@ INLINE size_t divide_packed(const PackedAttention& job, size_t queries, float* a
     parts->scores = take(kCacheBlock * width);
     parts->weights = take(slots * width);
     parts->slots = take(slots * width);
+    packed->rows = take(whole_groups(dim) * count);
+    packed->weights = take(kSpan * width);
+    packed->scaled = take((whole_groups(dim) > kCacheBlock ? whole_groups(dim) : kCacheBlock) * width);
     return static_cast<size_t>(at - begin);
 }
 
 static size_t packed_attention_bytes(const PackedAttention& job, size_t queries) {
     AttentionScratch parts;
-    return divide_packed(job, queries, nullptr, &parts) * sizeof(float);
+    PackedScratch packed;
+    return divide_packed(job, queries, nullptr, &parts, &packed) * sizeof(float);
 }
 
 // Adds what a span gave to the totals of its queries, or to its states.
@@ -253,45 +320,41 @@ static void merge_packed(const PackedAttention& job, const Tiling& tiles,
     }
 }
 
-// As `group_of`, with queries whose inputs are padded to whole groups.
-INLINE Group packed_group(const PackedAttention& job, const AttentionScratch& parts, const Tiling& tiles,
-                          size_t tile) {
-    Group group = group_of(job, parts, tiles, tile);
-    group.queries = parts.queries + tile * tiles.width * whole_groups(job.head_dim);
-    return group;
-}
-
+// One span, for every tile. The open rows are taken with queries laid out for them.
 template <int kBits>
 static void see_packed_span(const PackedAttention& job, const Tiling& tiles,
-                            const AttentionScratch& parts, size_t span) {
+                            const AttentionScratch& parts, const PackedScratch& packed,
+                            size_t span) {
     const bool open = !job.shared_nodes && span + 1 == job.spans;
-    for (size_t begin = span * kSpan; begin < (span + 1) * kSpan; begin += kCacheBlock) {
-        for (size_t tile = 0; tile < tiles.count; ++tile) {
-            const Group group = packed_group(job, parts, tiles, tile);
-            if (!open && (begin + kCacheBlock <= group.from || begin >= group.to)) continue;
-            with_width(tiles.width_of(tile), [&](auto width) {
-                constexpr int T = decltype(width)::value;
-                open ? see_open<T>(job, group, parts)
-                     : see_packed_blocks<kBits, T>(job, group, parts, begin);
-            });
-        }
-        if (open) return;
+    for (size_t tile = 0; tile < tiles.count; ++tile) {
+        Group group = group_of(job, parts, tiles, tile);
+        if (!open && ((span + 1) * kSpan <= group.from || span * kSpan >= group.to)) continue;
+        if (open)
+            load_queries(job, group, tiles.width_of(tile));
+        else
+            group.queries = packed.rows + group.first * whole_groups(job.head_dim);
+        with_width(tiles.width_of(tile), [&](auto width) {
+            constexpr int T = decltype(width)::value;
+            open ? see_open<T>(job, group, parts) : see_packed<kBits, T>(job, group, parts, packed, span);
+        });
     }
 }
 
-// Queries of a call, and what they see: columns start .. last of the rounded positions.
-static void begin_packed(const PackedAttention& job, const Tiling& tiles, const AttentionScratch& parts) {
+// The queries of a call, and what they see: columns start .. last of the
+// rounded positions.
+static void begin_packed(const PackedAttention& job, const Tiling& tiles,
+                         const AttentionScratch& parts, const PackedScratch& packed) {
     const size_t dim = job.head_dim, whole = whole_groups(dim);
-    for (size_t tile = 0; tile < tiles.count; ++tile) {
-        const Group group = packed_group(job, parts, tiles, tile);
-        const size_t width = tiles.width_of(tile);
-        load_queries(job, group, width);
-        std::memset(group.queries + dim * width, 0, (whole - dim) * width * sizeof(float));
-    }
+    std::memset(packed.rows, 0, whole * room(tiles) * sizeof(float));
     for (size_t query = 0; query < job.count; ++query) {
         const size_t node = (job.first + query) / job.group;
         const size_t depth = job.shared_nodes ? job.shared_nodes[node].column
                                               : static_cast<size_t>(job.depths[node]);
+        const float* queries = job.shared_nodes ? job.shared_nodes[node].queries
+                                                : job.queries + node * job.query_stride;
+        std::memcpy(packed.rows + query * whole,
+                    queries + (job.first_head + (job.first + query) % job.group) * dim,
+                    dim * sizeof(float));
         parts.start[query] = static_cast<int32_t>(window_start(job, depth));
         parts.last[query] = static_cast<int32_t>(closed_end(job.length + depth)) - 1;
         clear(parts.totals + query * state_floats(dim), dim);
@@ -305,13 +368,14 @@ static void attend_packed(const Attention& given, size_t first_span, size_t last
     const Tiling tiles = tiling(job.count, kWidest);
     const size_t dim = job.head_dim, state = state_floats(dim);
     AttentionScratch parts;
-    divide_packed(job, job.count, static_cast<float*>(scratch), &parts);
-    begin_packed(job, tiles, parts);
+    PackedScratch packed;
+    divide_packed(job, job.count, static_cast<float*>(scratch), &parts, &packed);
+    begin_packed(job, tiles, parts, packed);
     for (size_t span = first_span; span < last_span; ++span) {
         for (size_t query = 0; query < job.count; ++query) parts.high[query] = kNothing;
         std::memset(parts.lanes, 0, kPanel * job.count * sizeof(float));
         std::memset(parts.sums, 0, padded(dim) * room(tiles) * sizeof(float));
-        see_packed_span<kBits>(job, tiles, parts, span);
+        see_packed_span<kBits>(job, tiles, parts, packed, span);
         merge_packed(job, tiles, parts, span);
     }
     if (job.states) return;

@@ -100,107 +100,110 @@ struct PackedPanels {
           codes((const uint8_t*)(minima + inputs)) {}
 };
 
-// code * scale + minimum in every lane.
+// Codes in every lane as floats.
 template <int kBits>
-struct Decoder {
-#if defined(__AVX512F__)
-    Reg table;
-    INLINE_MEMBER Decoder of(float scale, float minimum) {
-        constexpr int kMask = (1 << kBits) - 1;
-        Reg codes = {};
-        for (int i = 0; i < kRegLanes; ++i) codes[i] = static_cast<float>(i & kMask);
-        return {reg_fma(codes, scale - Reg{}, minimum - Reg{})};
-    }
-    Reg operator()(Int code) const {  // its lowest four bits choose
-        return (Reg)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)code, (__m512)table);
-    }
+INLINE Reg decode(Int code) {
+    constexpr int kMask = (1 << kBits) - 1;
+#if defined(__AVX512F__)  // the lowest four bits choose
+    Reg codes = {};
+    for (int i = 0; i < kRegLanes; ++i) codes[i] = static_cast<float>(i & kMask);
+    return (Reg)_mm512_maskz_permutexvar_ps(0xffff, (__m512i)code, (__m512)codes);
 #else
-    Reg scale, minimum;
-    INLINE_MEMBER Decoder of(float scale, float minimum) {
-        return {scale - Reg{}, minimum - Reg{}};
-    }
-    Reg operator()(Int code) const {
-        const Int low = code & ((1 << kBits) - 1);
-        return reg_fma(__builtin_convertvector(low, Reg), scale, minimum);
-    }
+    return __builtin_convertvector(code & kMask, Reg);
 #endif
-};
+}
 
-// P panels, from panel `first` of the two on, times T tokens: `sums` [P][T][16] grow by it.
+INLINE F16 half_floats(const uint16_t* from) {
+    EACH_PART(Fp16::read((const uint8_t*)from, i, 0));
+}
+
+// P panels of codes, from panel `first` of the two on, times T rows of `x`, `stride` apart:
+// `sums` [P][T][16] grow by it. Scales and minima are applied by the caller.
 template <int kBits, int P, int T>
-INLINE void multiply_packed(const PackedPanels<kBits>& panels, size_t first, size_t inputs,
-                            const float* x, Sums sums, const uint8_t* ahead) {
+INLINE void multiply_codes(const uint8_t* codes, size_t first, size_t inputs, const float* x,
+                           size_t stride, Sums sums, const uint8_t* ahead) {
     using Code = Codes<kBits>;
     constexpr size_t kLine = PackedBlock<kBits>::kLine;
     Reg sum[P][T][kParts];
     each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
         sum[p][t][i] = sums.resume ? load_part(place(sums, p, t), i) : Reg{};
     });
-    const uint32_t* words = (const uint32_t*)panels.codes + first * kPanel;
-    for (size_t block = 0; block < inputs; block += kCacheGroup) {
-        float scales[kCacheGroup], minima[kCacheGroup];
-        for (size_t half = 0; half < kGroupPanels; ++half)
-            for (int i = 0; i < kParts; ++i) {
-                const size_t at = block + half * kPanel;
-                store_part(scales + half * kPanel, i,
-                           Fp16::read((const uint8_t*)(panels.scales + at), i, 0));
-                store_part(minima + half * kPanel, i,
-                           Fp16::read((const uint8_t*)(panels.minima + at), i, 0));
-            }
-        for (size_t run = 0; run < kCacheGroup; run += Code::kRun) {
-            Int w[P][kParts][Code::kWords];
+    const uint32_t* words = (const uint32_t*)codes + first * kPanel;
+    for (size_t run = 0; run < inputs; run += Code::kRun) {
+        Int w[P][kParts][Code::kWords];
+#pragma GCC unroll 32
+        for (int p = 0; p < P; ++p)
+#pragma GCC unroll 32
+            for (int i = 0; i < kParts; ++i)
+#pragma GCC unroll 32
+                for (size_t word = 0; word < Code::kWords; ++word)
+                    w[p][i][word] =
+                        (Int)load_part((const float*)(words + word * kLine + p * kPanel), i);
+#pragma GCC unroll 32
+        for (size_t word = 0; word < Code::kWords; ++word) {
+            __builtin_prefetch(ahead, 0, 3);
+            __builtin_prefetch(ahead + 64, 0, 3);
+            ahead += kLine * sizeof(uint32_t);
+        }
+#pragma GCC unroll 32
+        for (size_t k = 0; k < Code::kRun; ++k) {
+            Reg number[P][kParts];
 #pragma GCC unroll 32
             for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
                 for (int i = 0; i < kParts; ++i)
+                    number[p][i] = decode<kBits>(Code::code(w[p][i], k));
 #pragma GCC unroll 32
-                    for (size_t word = 0; word < Code::kWords; ++word)
-                        w[p][i][word] =
-                            (Int)load_part((const float*)(words + word * kLine + p * kPanel), i);
-#pragma GCC unroll 32
-            for (size_t word = 0; word < Code::kWords; ++word) {
-                __builtin_prefetch(ahead, 0, 3);
-                __builtin_prefetch(ahead + 64, 0, 3);
-                ahead += kLine * sizeof(uint32_t);
-            }
-#pragma GCC unroll 32
-            for (size_t k = 0; k < Code::kRun; ++k) {
-                const auto decode = Decoder<kBits>::of(scales[run + k], minima[run + k]);
-                Reg number[P][kParts];
+            for (int t = 0; t < T; ++t) {
+                const Reg value = x[static_cast<size_t>(t) * stride + k] - Reg{};
 #pragma GCC unroll 32
                 for (int p = 0; p < P; ++p)
 #pragma GCC unroll 32
-                    for (int i = 0; i < kParts; ++i) number[p][i] = decode(Code::code(w[p][i], k));
-#pragma GCC unroll 32
-                for (int t = 0; t < T; ++t) {
-                    const Reg value = x[k * T + t] - Reg{};
-#pragma GCC unroll 32
-                    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 32
-                        for (int i = 0; i < kParts; ++i)
-                            sum[p][t][i] = reg_fma(number[p][i], value, sum[p][t][i]);
-                }
+                    for (int i = 0; i < kParts; ++i)
+                        sum[p][t][i] = reg_fma(number[p][i], value, sum[p][t][i]);
             }
-            words += Code::kWords * kLine;
-            x += Code::kRun * T;
         }
+        words += Code::kWords * kLine;
+        x += Code::kRun;
     }
     each<P, T>([&](int p, int t, int i) INLINE_LAMBDA {
         store_part(place(sums, p, t), i, sum[p][t][i]);
     });
 }
 
-// `count` panels, one or two.
+// Two panels in groups, or the first one, times T rows of `x` [T][stride]: with
+// number = code * scale + minimum, x times the scale goes into the product with codes, and x times
+// the minimum, summed, is one number for all lanes. `scaled` has room for [T][inputs].
 template <int kBits, int T>
-INLINE void multiply_packed_group(const uint8_t* from, size_t count, size_t scales, size_t inputs,
-                                  const float* x, Sums sums, const uint8_t* ahead) {
+INLINE void multiply_packed(const uint8_t* from, size_t count, size_t scales, size_t inputs,
+                            const float* x, size_t stride, float* scaled, Sums sums,
+                            const uint8_t* ahead) {
     const PackedPanels<kBits> panels(from, scales);
     for (const uint8_t* end = ahead + (panels.codes - from); ahead < end; ahead += 64)
         __builtin_prefetch(ahead, 0, 3);
+    F16 shift[T];
+    for (F16& each_shift : shift) each_shift = splat(0.0f);
+    for (size_t k = 0; k < inputs; k += kPanel) {
+        const F16 scale = half_floats(panels.scales + k), minimum = half_floats(panels.minima + k);
+        for (int t = 0; t < T; ++t) {
+            const F16 value = load(x + static_cast<size_t>(t) * stride + k);
+            store(scaled + static_cast<size_t>(t) * inputs + k, value * scale);
+            shift[t] = fma(value, minimum, shift[t]);
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        const F16 whole = splat(sum(shift[t]));
+        for (size_t p = 0; p < count; ++p) {
+            float* at = place(sums, static_cast<int>(p), t);
+            store(at, sums.resume ? load(at) + whole : whole);
+        }
+    }
+    sums.resume = true;
     if constexpr (2 * T <= kSums)
-        if (count == 2) return multiply_packed<kBits, 2, T>(panels, 0, inputs, x, sums, ahead);
+        if (count == 2)
+            return multiply_codes<kBits, 2, T>(panels.codes, 0, inputs, scaled, inputs, sums, ahead);
     for (size_t panel = 0; panel < count; ++panel) {
-        multiply_packed<kBits, 1, T>(panels, panel, inputs, x, sums, ahead);
+        multiply_codes<kBits, 1, T>(panels.codes, panel, inputs, scaled, inputs, sums, ahead);
         sums.at += sums.stride;
     }
 }
