@@ -50,7 +50,7 @@ class RetrievalHeads(ExpectedAttention):
         future: coming positions over which rotations are averaged, 1 to 65536. Default 512.
         share: of the budget, for heads that keep all, 0 to 1. Default 0.5.
         surprise: power of the surprisal in the product, 0 to 16. Default 3: on SmolLM2 copies keep
-            more than with 1, and needles more than under other policies.
+            more than with 1.
     """
 
     source = Source(

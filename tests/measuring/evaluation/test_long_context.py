@@ -142,6 +142,19 @@ def test_a_policy_that_keeps_all_keeps_the_gain_and_one_that_keeps_little_change
     assert [a["whole_gain"] for a in found.results] == [b["whole_gain"] for b in other]
 
 
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_what_an_attention_pattern_reads_is_set_beside_reading_all(model, books, engine):
+    suite = LongContexts(books, limit=1, length=384)
+    dense = evaluate(suite, LM(model, drafter="plain", budget=1, engine=engine)).results
+    for share, same in ((1.0, True), (0.1, False)):
+        pattern = f"quest:share={share},least=16,local=32,dense=0"
+        lm = LM(model, drafter="plain", budget=1, engine=engine, attention=pattern)
+        found = evaluate(suite, lm).results
+        for ours, full in zip(found, dense, strict=True):
+            assert ours["whole_gain"] == pytest.approx(full["gain"], abs=1e-4)
+            assert (ours["gain"] == pytest.approx(full["gain"], abs=1e-4)) == same
+
+
 @pytest.mark.parametrize("name", ["h2o:budget=48,recent=16,every=32", "sliding_window:budget=40"])
 def test_forests_under_a_policy_are_what_single_tokens_give(lm, name):
     policy = parse_policy(name)

@@ -62,7 +62,9 @@ class BranchScore(NamedTuple):
 
 
 def score_branches(
-    engine: Engine, groups: Sequence[Branches], policy: Policy | None = None
+    engine: Engine,
+    groups: Sequence[Branches],
+    policy: Policy | None = None,
 ) -> list[list[BranchScore]]:
     """Return the scores of the continuations of each context, in order.
 
@@ -89,11 +91,51 @@ def score_branches(
     for batch in _batches(groups, engine.config.vocab_size):
         sequences = [engine.open() for _ in batch]
         try:
-            _read(engine, sequences, [group.context[:-1] for group in batch], policy)
+            contexts = [group.context[:-1] for group in batch]
+            for sequence, context in zip(sequences, contexts, strict=True):
+                engine.set_prompt(sequence, len(context))
+            _read(engine, sequences, contexts, policy)
             scores += score_sequences(engine, sequences, batch)
         finally:
             for sequence in sequences:
                 engine.release(sequence)
+    return scores
+
+
+def score_decoded(
+    engine: Engine,
+    context: list[int],
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    dense: bool = False,
+) -> list[BranchScore]:
+    """Return the scores of answers behind prompts that begin alike, as plain decoding reads them.
+
+    Where an attention pattern reads few positions behind a prompt, only tokens of the answers do.
+
+    Args:
+        engine: runs the model.
+        context: that all prompts begin with, run once.
+        prompts: what follows it in each, at least one token.
+        answers: behind each, at least one token.
+        dense: answers read everything, too.
+    """
+    shared, scores = engine.open(), []
+    try:
+        engine.set_prompt(shared, len(context))
+        _read(engine, [shared], [context], None)
+        for prompt, answer in zip(prompts, answers, strict=True):
+            sequence = engine.fork(shared)
+            try:
+                end = len(context) + len(prompt) - 1
+                engine.set_prompt(sequence, engine.config.context if dense else end)
+                _read(engine, [sequence], [prompt[:-1]], None)
+                [[score]] = score_sequences(engine, [sequence], [Branches(prompt[-1:], [answer])])
+                scores.append(score)
+            finally:
+                engine.release(sequence)
+    finally:
+        engine.release(shared)
     return scores
 
 
@@ -118,9 +160,8 @@ def _read(
     policy: Policy | None,
 ) -> None:
     """Commit a context to each sequence; no logits are computed."""
-    for sequence, context in zip(sequences, contexts, strict=True):
-        engine.set_prompt(sequence, len(context))
-        if policy is not None:
+    if policy is not None:
+        for sequence in sequences:
             policy.begin(engine, sequence)
     begin, longest = 0, max(map(len, contexts))
     while begin < longest:

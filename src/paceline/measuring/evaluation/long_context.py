@@ -16,7 +16,12 @@ from paceline.kvcache.base import Policy
 from paceline.lm import LM
 from paceline.measuring.evaluation.base import Item, Kind, Metric, Result, Suite, item_key
 from paceline.measuring.evaluation.data import find_file, is_text, read_rows
-from paceline.measuring.evaluation.forest import Branches, BranchScore, score_branches
+from paceline.measuring.evaluation.forest import (
+    Branches,
+    BranchScore,
+    score_branches,
+    score_decoded,
+)
 from paceline.measuring.evaluation.long_tasks import ContextBuilder, LongContext
 from paceline.measuring.evaluation.prefix import prefix_name, prefix_tokens
 
@@ -31,10 +36,12 @@ class ContextSuite(Suite):
     """Questions about long contexts, and what a KV policy leaves of what they tell.
 
     No question is seen before its context ends, all questions of a context share one prefill, and
-    what is scored are the tokens of the answers. A KV policy acts while the context is read. The
-    gain of a context is the log-probability of the answers behind it less that of the same answers
-    without it; `gain kept` is the gain under the policy, over the gain with all rows (1 without a
-    policy). Items of standard errors are contexts. A suite writes `_context`.
+    what is scored are the tokens of the answers. A KV policy acts while the context is read; an
+    attention pattern that reads few positions does so behind it. The gain of a context is the
+    log-probability of the answers behind it less that of the same answers without it; `gain kept`
+    is the gain under policy or pattern, over the gain with all rows read (1 without either, and
+    with a pattern that prompts are read with, too). Items of standard errors are contexts. A suite
+    writes `context`.
 
     Attributes:
         room: tokens kept free behind a context, for its questions.
@@ -79,9 +86,9 @@ class ContextSuite(Suite):
         start = prefix_tokens(lm, self._prefix)
         ours = score_answers(lm.engine, context.tokens, context, policy)
         whole = ours
-        if policy is not None:
-            whole = score_answers(lm.engine, context.tokens, context, None)
-        none = score_answers(lm.engine, start, context, None)
+        if policy is not None or lm.engine.pattern is not None:
+            whole = score_answers(lm.engine, context.tokens, context, None, dense=True)
+        none = score_answers(lm.engine, start, context, None, dense=True)
         logprob, full, without = (
             sum(each.logprob for each in scores) for scores in (ours, whole, none)
         )
@@ -171,9 +178,20 @@ class LongContexts(ContextSuite):
 
 
 def score_answers(
-    engine: Engine, before: Sequence[int], context: LongContext, policy: Policy | None
+    engine: Engine,
+    before: Sequence[int],
+    context: LongContext,
+    policy: Policy | None,
+    dense: bool = False,
 ) -> list[BranchScore]:
-    """Return the score of each answer behind some tokens, which are read under a KV policy."""
+    """Return the score of each answer behind some tokens, which are read under a KV policy.
+
+    With `dense` answers read everything, where an attention pattern reads few positions.
+    """
+    if engine.pattern is not None and engine.pattern.few_read is not None:
+        asked = [question.tokens[: -question.answer] for question in context.questions]
+        answers = [question.tokens[-question.answer :] for question in context.questions]
+        return score_decoded(engine, list(before), asked, answers, dense)
     mark = context.questions[0].tokens[:1]
     group = Branches([*before, *mark], [question.tokens[1:] for question in context.questions])
     [scores] = score_branches(engine, [group], policy)
