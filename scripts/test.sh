@@ -33,4 +33,6 @@ if [ $# = 0 ]; then
   .venv-harness/bin/python -m pytest -q --strict-skips tests/measuring/test_harness.py \
     tests/measuring/evaluation/test_lm_harness.py
 fi
+# Two processes, each with whole files: a second core stands idle in most tests.
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile
 python -m pytest -q --hypothesis-profile repeatable --strict-skips "$@"

@@ -39,8 +39,12 @@ def shared(*parts: str) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Cost curves and warm starts of the user are left alone, and change no test."""
+    """Cost curves and warm starts of the user are left alone, and change no test.
+
+    Nor do servers warm themselves while tests leave them idle, which would take a core.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PACELINE_SERVE_WARM", "false")
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -1,14 +1,18 @@
 """A server warms itself while idle: requests come first, answers are kept, no answer changes."""
 
 import itertools
+import shutil
 
 import pytest
 
 from paceline import LM
+from paceline.cli.serve import _warm_while_idle
 from paceline.models.trace import join_traces, known_trace, trace_path
 from paceline.serving.idle_warming import IdleWarming
 from paceline.serving.messages import Job
+from paceline.serving.service import Service
 from paceline.serving.worker import Worker
+from tests.conftest import shared
 
 
 @pytest.fixture
@@ -96,3 +100,24 @@ def test_a_full_disk_ends_nothing(lm, monkeypatch):
     task = IdleWarming(Worker(lm), prompts(lm), 600)
     finish(task)
     assert task.done
+
+
+@pytest.mark.parametrize(
+    ("template", "drafter", "warms"),
+    [(True, "blend", True), (True, "plain", False), (False, "blend", False)],
+)
+def test_chat_models_whose_drafters_learn_are_warmed(
+    tmp_path, monkeypatch, template, drafter, warms
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = tmp_path / "model"
+    shutil.copytree(shared("models", "stories260K"), model)
+    if template:
+        (model / "chat_template.jinja").write_text("{{ messages[0]['content'] }}:")
+    with LM(model, threads=1, drafter=drafter) as lm:
+        service = Service(Worker(lm))
+        _warm_while_idle(service)
+        assert len(service.idle_tasks) == len(service.observers) == warms
+        for task in service.idle_tasks:
+            assert task.step()
+            task.on_submit(Job("a", lm.request("Once", max_new_tokens=4)))
