@@ -27,6 +27,7 @@ KEYS = {
     "format",
     "kv_format",
     "kv_policy",
+    "documents",
     "drafter",
     "budget",
     "governor",

@@ -11,7 +11,7 @@ from paceline.engines.pages import Memory
 from paceline.engines.wrapper import EngineWrapper
 from tests.toy import ToyEngine
 
-COMPOSED = {"start", "extend", "forward_screened"}  # made of other operations
+COMPOSED = {"start", "extend", "rewind", "forward_screened"}  # made of other operations
 MEMBERS = sorted(
     name
     for name in {*dir(Engine), *inspect.get_annotations(Engine)} - COMPOSED

@@ -21,6 +21,7 @@ from paceline.compress.base import (
     Statistic,
 )
 from paceline.compress.base import WeightCompressor as Weight
+from paceline.compress.prune.base import Pruner
 from paceline.errors import MethodError, unknown
 from paceline.method_spec import parse_specs
 from paceline.models.tensors import RoundedInputs
@@ -106,7 +107,7 @@ class Steps:
         for method in self.compressors:
             stored = method.compress(rest, stats)
             rest = torch.from_numpy(stored.dense())
-            if method.family == "pruner":
+            if isinstance(method, Pruner):
                 stats = replace(stats, kept=rest != 0)
         assert stored is not None, "a recipe that keeps a matrix compresses none"
         if isinstance(stored, RoundedInputs):  # what corrects multiplies the same inputs
