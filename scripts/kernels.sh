@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 build=build/kernels
 mkdir -p $build
 flags=(-std=c++20 -O1 -Wall -Wextra -ffp-contract=off -Inative -Itests/native)
-sources=(blocks grouped kernels head_screen top_k)
+sources=(blocks few_read grouped kernels head_screen packed_cache top_k)
 few='USE(Q4_0,q4_0) USE(Q8_0,q8_0) USE(Q2K,q2_k) USE(Q3K,q3_k) USE(Q5K,q5_k) USE(Q6K,q6_k)'
 few="$few USE(Tq1_0,tq1_0)"
 groups='USE(3,group3,PlainScales<3>) USE(8,group8_zero,ZeroScales<8>)'
@@ -68,14 +68,14 @@ arm() {
     compile $cxx $folder neoni8mm -march=armv8.2-a+dotprod+i8mm
     compile $cxx $folder portable -DPACELINE_PLAIN
     check_program $cxx $folder portable neon neondot neoni8mm
-    for source in native/kernels/isa tests/native/isas; do
+    for source in native/kernels/isa native/kernels/packed tests/native/isas; do
       printf '%q ' $cxx "${flags[@]}" -c $source.cpp -o "$folder/$(basename $source).o"
       echo
     done
   } | jobs
   local kernels=($folder/{neon,neondot,neoni8mm,portable}.*.o)
   $cxx -static -o $folder/check "${kernels[@]}" $folder/{kernel_check,check_*}.o
-  $cxx -static -o $folder/isas "${kernels[@]}" $folder/{isa,isas}.o
+  $cxx -static -o $folder/isas "${kernels[@]}" $folder/{isa,isas,packed}.o
   expect() {
     local found
     found=$(qemu-aarch64 -cpu "$1" $folder/isas)
