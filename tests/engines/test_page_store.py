@@ -22,7 +22,7 @@ from paceline.engines import page_store
 from paceline.engines.ensemble import EnsembleEngine
 from paceline.engines.native import KV_FORMATS, NativeEngine
 from paceline.engines.page_file import MAGIC, VERSION, file_size
-from paceline.engines.page_folder import PageFolder, stored_files
+from paceline.engines.page_folder import PageFolder, stored_pages
 from paceline.engines.page_store import PageStore
 from paceline.engines.pages import PAGE
 from paceline.engines.reference import ReferenceEngine
@@ -113,7 +113,7 @@ def test_the_longest_common_beginning_is_read(tmp_path):
 def test_no_change_of_files_changes_a_logit(data, tmp_path_factory):
     folder, tokens = tmp_path_factory.mktemp("pages"), tiny.tokens(260)
     saved(folder, tokens)
-    files = sorted(each.path for each in stored_files(folder))
+    files = sorted(each.path for each in stored_pages(folder))
     before = {path: path.read_bytes() for path in files}
     for _ in range(data.draw(st.integers(1, 3))):
         path = data.draw(st.sampled_from(files))
@@ -171,7 +171,7 @@ def test_a_damaged_file_is_removed_with_one_line_and_a_foreign_one_is_left(tmp_p
 def test_what_is_no_file_is_passed_over(kind, tmp_path, caplog):
     tokens = tiny.tokens(100)
     saved(tmp_path, tokens)
-    [file] = [each.path for each in stored_files(tmp_path)]
+    [file] = [each.path for each in stored_pages(tmp_path)]
     file.unlink()
     {"folder": os.mkdir, "pipe": os.mkfifo, "loop": lambda path: path.symlink_to(path)}[kind](file)
     one, sequence, length = loaded(tmp_path, tokens)
@@ -209,7 +209,7 @@ def test_the_folder_is_bounded_and_the_least_recently_used_go_first(tmp_path):
     assert own.statistics.evicted_pages == 7
     assert [loaded(tmp_path, text)[2] for text in texts] == [0, 0, 0, 128]
     assert (
-        sum(each.size for each in stored_files(tmp_path)) == 2 * size == own.statistics.stored_bytes
+        sum(each.size for each in stored_pages(tmp_path)) == 2 * size == own.statistics.stored_bytes
     )
 
 
@@ -226,7 +226,7 @@ def test_writers_of_one_folder_keep_the_limit_and_every_page_whole(tmp_path):
             one.extend(sequence, tokens[sequence.length :])
             own.save(tokens, sequence)
             own.flush()
-            if sum(each.size for each in stored_files(tmp_path)) > limit:
+            if sum(each.size for each in stored_pages(tmp_path)) > limit:
                 wrong.append("too much")
             fresh = one.start(tokens)
             tree = TokenTree.root(5)
@@ -251,13 +251,13 @@ def test_writers_of_one_folder_keep_the_limit_and_every_page_whole(tmp_path):
 def test_what_a_dead_writer_left_is_removed_and_what_is_not_ours_is_not(tmp_path):
     tokens = tiny.tokens(70)
     saved(tmp_path, tokens)
-    [page] = [each.path for each in stored_files(tmp_path)]
+    [page] = [each.path for each in stored_pages(tmp_path)]
     left = page.with_name(f".{page.stem}.1.1.part")
     left.write_bytes(b"half")
     mine, kept = page.with_name("notes.txt"), tmp_path / "a.page"
     mine.write_text("mine")
     kept.write_text("mine")
-    stored_files(tmp_path)
+    stored_pages(tmp_path)
     assert left.exists()  # it may be under way
     os.utime(left, (1, 1))
     saved(tmp_path, tiny.tokens(70, 1), limit=file_size(engine().memory.page_bytes))

@@ -39,7 +39,7 @@ class Pattern(Method, ABC):
 
     @property
     def few_read(self) -> FewRead | None:
-        """How positions are chosen in runs of 16, in any engine; None: `mask` says what is read."""
+        """Return how runs of 16 positions are chosen; None: `mask` says what is read."""
         return None
 
     def head_reads(self, engine: Engine) -> list[list[int]]:
@@ -164,7 +164,7 @@ class RunPattern(Pattern):
     @property
     @abstractmethod
     def few_read(self) -> FewRead:
-        """How positions are chosen."""
+        """Return how positions are chosen."""
 
     def rule(self, summary: str, top_k: bool = False) -> FewRead:
         """Return the settings as numbers of runs."""

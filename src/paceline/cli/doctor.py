@@ -97,11 +97,11 @@ def _stored(folder: Path) -> dict[str, int]:
     Raises:
         RequestError: there is no such folder.
     """
-    from paceline.engines.page_folder import stored_files
+    from paceline.engines.page_folder import stored_pages
 
     if not folder.is_dir():
         raise RequestError(f"{folder} is no folder; name that of `serve --prefix-cache-dir`")
-    files = stored_files(folder)
+    files = stored_pages(folder)
     models = len({each.path.parent for each in files})
     return {"pages": len(files), "models": models, "bytes": sum(each.size for each in files)}
 

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 from paceline.documents.chunk import Chunk
 from paceline.documents.chunk_file import VERSION, decode, encode
 from paceline.engines.page_file import DamagedPageError, ForeignPageError
-from paceline.engines.page_folder import StoredFile, list_entries, read_content
+from paceline.engines.shared_folder import (
+    StoredFile,
+    locked,
+    read_content,
+    stored_files,
+    write_file,
+)
 from paceline.errors import RequestError
 
 _log = logging.getLogger(__name__)
 _MODEL = re.compile(r"chunks-v\d+-[0-9a-f]{16}")
 _CHUNK = re.compile(r"[0-9a-f]{48}\.chunk")
-_PART = re.compile(r"\.[0-9a-f]{48}\.\d+\.\d+\.part")
-_STALE = 3600.0  # seconds after which an unfinished file was left by a process that ended
 _LARGEST = 1 << 34  # bytes of a file that is read at all
-_names = count()
 
 
 @dataclass(eq=False)
@@ -57,7 +56,7 @@ class ChunkFolder:
 
     def __post_init__(self) -> None:
         try:
-            with self._locked():
+            with locked(self.root, self.own):
                 pass
             self.stored_bytes = sum(each.size for each in stored_chunks(self.root))
         except OSError as error:
@@ -111,7 +110,7 @@ class ChunkFolder:
         size = sum(map(len, parts))
         if path.exists() or size > self.limit:
             return False
-        with self._locked():
+        with locked(self.root, self.own):
             files = sorted(stored_chunks(self.root))
             total = sum(each.size for each in files) + size
             for oldest in files:
@@ -119,50 +118,11 @@ class ChunkFolder:
                     break
                 oldest.path.unlink(missing_ok=True)
                 total, self.evicted = total - oldest.size, self.evicted + 1
-            part = path.with_name(f".{path.stem}.{os.getpid()}.{next(_names)}.part")
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                with os.fdopen(os.open(part, flags, 0o600), "wb") as file:
-                    file.writelines(parts)
-                part.replace(path)
-            except BaseException:
-                with suppress(OSError):
-                    part.unlink()
-                raise
+            write_file(path, parts)
             self.stored_bytes = total
         return True
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the folder, where its file system has locks.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        self.own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.root / ".lock", flags, 0o600)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
 
 
 def stored_chunks(root: Path) -> list[StoredFile]:
     """Return the stored chunks of all models in a folder, and remove what dead writers left."""
-    files = list[StoredFile]()
-    for model in list_entries(root):
-        if not _MODEL.fullmatch(model.name) or not model.is_dir(follow_symlinks=False):
-            continue
-        for entry in list_entries(model.path):
-            with suppress(OSError):
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                state = entry.stat(follow_symlinks=False)
-                if _CHUNK.fullmatch(entry.name):
-                    files.append(StoredFile(state.st_mtime_ns, state.st_size, Path(entry.path)))
-                elif _PART.fullmatch(entry.name) and state.st_mtime < time.time() - _STALE:
-                    Path(entry.path).unlink()
-    return files
+    return stored_files(root, _MODEL, _CHUNK)

@@ -75,7 +75,7 @@ class AttentionPattern(Protocol):
 
     @property
     def few_read(self) -> FewRead | None:
-        """How positions are chosen in runs of 16; None: `mask` says what is read."""
+        """Return how runs of 16 positions are chosen; None: `mask` says what is read."""
         ...
 
     def head_reads(self, engine: Engine) -> list[list[int]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,29 +27,19 @@ from paceline.engines.page_file import (
     next_key,
 )
 from paceline.engines.pages import PAGE
+from paceline.engines.shared_folder import (
+    StoredFile,
+    locked,
+    read_content,
+    stored_files,
+    write_file,
+)
 from paceline.errors import RequestError
 
 _log = logging.getLogger(__name__)
 _SUFFIX = ".page"
 _MODEL = re.compile(r"v\d+-[0-9a-f]{16}")
 _PAGE = re.compile(r"[0-9a-f]{48}\.page")
-_PART = re.compile(r"\.[0-9a-f]{48}\.\d+\.\d+\.part")
-_STALE = 3600.0  # seconds after which an unfinished file was left by a process that ended
-_names = count()
-
-
-class StoredFile(NamedTuple):
-    """A file of a folder.
-
-    Attributes:
-        used: time of its last use, in nanoseconds.
-        size: in bytes.
-        path: where it is.
-    """
-
-    used: int
-    size: int
-    path: Path
 
 
 class Link(NamedTuple):
@@ -157,16 +144,7 @@ class PageFolder:
             OSError: it cannot be written; nothing is left.
         """
         path = self.path(link)
-        part = path.with_name(f".{path.stem}.{os.getpid()}.{next(_names)}.part")
-        try:
-            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.writelines(encode(self.identity, link.before, link.tokens, page))
-            part.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                part.unlink()
-            raise
+        write_file(path, encode(self.identity, link.before, link.tokens, page))
         return path.stat().st_size
 
     def touch(self, links: Sequence[Link]) -> None:
@@ -180,58 +158,11 @@ class PageFolder:
             with suppress(OSError):
                 os.utime(self.path(link), ns=(now - 1000 * place, now - 1000 * place))
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder, where its file system has locks.
-
-        Raises:
-            OSError: the folder cannot be written.
-        """
-        self.own.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        descriptor = os.open(self.root / ".lock", flags, 0o600)
-        try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock of the folder; see `shared_folder.locked`."""
+        return locked(self.root, self.own)
 
 
-def stored_files(root: Path) -> list[StoredFile]:
+def stored_pages(root: Path) -> list[StoredFile]:
     """Return the stored pages of all models in a folder, and remove what dead writers left."""
-    found = list[StoredFile]()
-    for model in list_entries(root):
-        if not _MODEL.fullmatch(model.name) or not model.is_dir(follow_symlinks=False):
-            continue
-        for entry in list_entries(model.path):
-            with suppress(OSError):
-                if not entry.is_file(follow_symlinks=False):
-                    continue
-                state = entry.stat(follow_symlinks=False)
-                if _PAGE.fullmatch(entry.name):
-                    found.append(StoredFile(state.st_mtime_ns, state.st_size, Path(entry.path)))
-                elif _PART.fullmatch(entry.name) and state.st_mtime < time.time() - _STALE:
-                    Path(entry.path).unlink()
-    return found
-
-
-def list_entries(folder: Path | str) -> list[os.DirEntry[str]]:
-    """Return what is in a folder; nothing if it cannot be read."""
-    with suppress(OSError), os.scandir(folder) as entries:
-        return list(entries)
-    return []
-
-
-def read_content(path: Path, size: int) -> bytes:
-    """Return the content of a regular file, at most `size` bytes of it.
-
-    Raises:
-        OSError: there is none, or it cannot be read.
-        ForeignPageError: it is something else.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ForeignPageError("it is no regular file")
-        return file.read(size)
+    return stored_files(root, _MODEL, _PAGE)

@@ -22,8 +22,9 @@ from paceline.compatibility import check_needs
 from paceline.core import Cost, Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.engines.page_file import file_size
-from paceline.engines.page_folder import Link, PageFolder, StoredFile, stored_files
+from paceline.engines.page_folder import Link, PageFolder, stored_pages
 from paceline.engines.pages import PAGE
+from paceline.engines.shared_folder import StoredFile
 from paceline.errors import MemoryFullError, RequestError
 
 DEFAULT_LIMIT = 4 * 10**9  # bytes of a folder
@@ -295,7 +296,7 @@ class _Writer:
             if not missing:
                 return
             own = set(map(self.folder.path, links))
-            files = sorted(stored_files(self.folder.root))
+            files = sorted(stored_pages(self.folder.root))
             total = sum(each.size for each in files)
             others = deque(each for each in files if each.path not in own)
             for place in missing:

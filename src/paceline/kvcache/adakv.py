@@ -76,7 +76,7 @@ class AdaKV(ScoringPolicy):
 
     @property
     def required(self) -> frozenset[Ability]:
-        """What the policy that scores needs."""
+        """Return what this policy and the one that scores need."""
         return self.needs | self.scorer.required
 
     @property

@@ -92,7 +92,7 @@ class Policy(Method, ABC):
 
     @property
     def required(self) -> frozenset[Ability]:
-        """What the policy needs with its settings; those that read other policies need more."""
+        """Return what the policy needs with its settings; those that read others need more."""
         return self.needs
 
     @property

@@ -125,7 +125,7 @@ class EngineMeasurer:
 
     @property
     def question(self) -> list[object]:
-        """What is measured on: prompts, answers and text."""
+        """Return what is measured on: prompts, answers and text."""
         return [self._prompts, self._tokens, self._temperature, self._text]
 
     @property
