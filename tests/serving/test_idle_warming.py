@@ -72,6 +72,27 @@ def test_requests_come_first_and_what_was_finished_stays(lm):
     assert task.written >= written
 
 
+def test_a_request_never_waits_for_more_than_a_short_pass(lm, monkeypatch):
+    prompt = lm.encode("Once upon a time there was a little dog. " * 4)
+    sizes, forward = [], lm.engine.forward
+
+    def counted(parts, *args, **options):
+        sizes.append(sum(len(tree) for _, tree in parts))
+        return forward(parts, *args, **options)
+
+    monkeypatch.setattr(lm.engine, "forward", counted)
+    task = IdleWarming(Worker(lm), itertools.repeat(prompt), 200)
+    steps = 0
+    while not task.written:
+        before = len(sizes)
+        assert task.step()
+        assert len(sizes) <= before + 1
+        steps += 1
+    assert len(prompt) > 48
+    assert max(sizes) == 16
+    assert steps > 4 * (len(prompt) - 1) // 16
+
+
 def test_an_earlier_trace_is_continued_and_an_enough_one_left_alone(lm):
     finish(IdleWarming(Worker(lm), prompts(lm), 600))
     with LM(threads=1, drafter="blend", budget=4) as again:

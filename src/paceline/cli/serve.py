@@ -82,8 +82,8 @@ def serve(config: Path | None = None, show_config: bool = False, **flags: Any) -
 
 def _warm_while_idle(service: Service) -> None:
     """Let a chat model answer prompts while there are no requests, if its drafters start warm."""
-    from paceline.cli.warm import prompts_of
     from paceline.serving.idle_warming import IdleWarming
+    from paceline.training.prompt_mix import prompts_of
 
     lm = service.worker.lm
     learns = getattr(lm.drafter_method, "warm", False) and lm.draft_target.model is not None

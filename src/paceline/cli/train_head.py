@@ -11,7 +11,6 @@ import typer
 from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.progress import counting
-from paceline.cli.warm import prompts_of
 from paceline.errors import RequestError
 
 
@@ -44,8 +43,10 @@ def train_head(
 
     from paceline.drafters.heads.base import Head
     from paceline.machine import usable_cores
+    from paceline.measuring.prompts import first_turns
     from paceline.registry import heads
     from paceline.training.heads import HeadRecipe, HeadTraining
+    from paceline.training.prompt_mix import prompts_of
 
     if out.exists():
         raise RequestError(f"{out} exists already; give another folder, or delete it")
@@ -56,7 +57,9 @@ def train_head(
     start = perf_counter()
     training = HeadTraining(lm, head, out, recipe)
     with counting(tokens, "tokens written") as tick:
-        training.write(prompts_of(lm, prompts, seed), tick)
+        training.write(
+            prompts_of(lm, None if prompts is None else first_turns(prompts), seed), tick
+        )
     with counting(training.total_steps, "steps") as tick:
         card = training.learn(tick)
     seconds = perf_counter() - start

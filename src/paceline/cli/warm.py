@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +12,6 @@ from paceline.cli import options
 from paceline.cli.output import document, say
 from paceline.cli.progress import counting
 from paceline.errors import RequestError
-
-if TYPE_CHECKING:
-    from paceline.lm import LM
 
 
 def warm(
@@ -43,7 +39,9 @@ def warm(
     predictions are kept in the user's cache folder. `recycle` and `blend` start from them;
     `warm=false` in their settings ignores them. Outputs do not change.
     """
+    from paceline.measuring.prompts import first_turns
     from paceline.models.trace import trace_path, write_trace
+    from paceline.training.prompt_mix import prompts_of
     from paceline.training.self_text import self_answers, selftext
 
     if free and prompts is not None:
@@ -57,7 +55,7 @@ def warm(
             opening = lm.tokenizer.encode("")
             trace = selftext(lm.engine, tokens, opening, stops, temperature, seed, tick)
         else:
-            asked = prompts_of(lm, prompts, seed)
+            asked = prompts_of(lm, None if prompts is None else first_turns(prompts), seed)
             trace = self_answers(lm.engine, tokens, asked, stops, temperature, seed, tick)
     path = trace_path(lm.model)
     write_trace(path, trace)
@@ -79,28 +77,3 @@ def warm(
                 "seconds": seconds,
             }
         )
-
-
-def prompts_of(lm: LM, path: Path | None, seed: int) -> Iterable[list[int]]:
-    """Return the token ids of prompts: of a file, or a mix; without a chat template, beginnings.
-
-    Raises:
-        RequestError: the file cannot be read.
-    """
-    from paceline.measuring.prompts import read_prompts
-    from paceline.training.prompt_mix import mixed_prompts
-    from paceline.training.self_text import bare_starts
-
-    tokenizer = lm.tokenizer
-    chats = tokenizer.template is not None
-
-    def encode(text: str) -> list[int]:
-        if chats:
-            return tokenizer.encode_chat([{"role": "user", "content": text}])
-        return tokenizer.encode(text)
-
-    if path is not None:
-        return [encode(dialogue.turns[0]) for dialogue in read_prompts(path)]
-    if chats:
-        return map(encode, mixed_prompts(seed))
-    return bare_starts(tokenizer.encode(""), lm.engine.config.vocab_size, seed)

@@ -67,6 +67,11 @@ def read_prompts(path: Path, limit: int | None = None) -> list[Dialogue]:
     return dialogues
 
 
+def first_turns(path: Path) -> list[str]:
+    """Return the first turn of each prompt of a file; see `read_prompts`."""
+    return [dialogue.turns[0] for dialogue in read_prompts(path)]
+
+
 def _from_text(line: str, number: int) -> Dialogue:
     return Dialogue((line,), "text", number)
 

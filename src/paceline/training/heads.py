@@ -240,14 +240,15 @@ class _Loop:
         import torch
 
         self._head, self.target, self._recipe = head, target, recipe
-        self._trained, self._held = trained, held
+        self._trained = trained
         self.best = head.initial(target, recipe.seed)
         self._parameters = {
             name: tensor.clone().requires_grad_() for name, tensor in self.best.items()
         }
         self._optimizer = torch.optim.Adam(self._parameters.values(), lr=recipe.rate)
         judged = np.random.default_rng(recipe.seed).permutation(len(held.starts))[:_JUDGED]
-        self._judged = np.sort(judged)
+        self._judged, used = held.batch(np.sort(judged))
+        self._judged_target = self._reduced(used)  # rows of all tokens that it is judged by
         self.steps, self._seconds, self._waited = 0, 0.0, 0
         self._least = self._judge()
 
@@ -278,7 +279,7 @@ class _Loop:
         """
         import torch
 
-        batch, _ = self._held.batch(self._judged)
+        batch = self._judged
         rows = torch.from_numpy(frequent).long()
         target = replace(self.target, unembedding=self.target.unembedding[rows])
         card: dict[str, float] = {
@@ -287,7 +288,7 @@ class _Loop:
             "seconds": round(self._seconds, 1),
             "held_out_nats": round(self._least, 4),
         }
-        right = torch.ones(len(self._judged), dtype=torch.bool)
+        right = torch.ones(len(batch.tokens), dtype=torch.bool)
         expected = 1.0
         with torch.inference_mode():
             for length in range(1, self._head.depth + 1):
@@ -381,9 +382,8 @@ class _Loop:
         """Return the loss on held-out positions, in nats a token."""
         import torch
 
-        batch, used = self._held.batch(self._judged)
         with torch.inference_mode():
-            return float(self._head.loss(self._parameters, self._reduced(used), batch))
+            return float(self._head.loss(self._parameters, self._judged_target, self._judged))
 
     def _reduced(self, tokens: NDArray[np.int64]) -> HeadTarget:
         import torch

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from paceline.training.self_text import bare_starts
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 # Templates, and for each field of theirs what may stand in it.
 _MIX = Path(__file__).with_name("prompt_mix.json")
@@ -27,6 +33,31 @@ def mixed_prompts(seed: int = 0) -> Iterator[str]:
     while True:
         for index in rng.permutation(len(templates)):
             yield _filled(templates[index], mix, rng)
+
+
+def prompts_of(lm: LM, texts: Sequence[str] | None, seed: int) -> Iterable[list[int]]:
+    """Return the token ids of prompts: texts, or a mix without end.
+
+    A model without a chat template gets texts as they are, and beginnings instead of the mix.
+
+    Args:
+        lm: the model.
+        texts: what users say; None for the mix.
+        seed: of mix and beginnings.
+    """
+    tokenizer = lm.tokenizer
+    chats = tokenizer.template is not None
+
+    def encode(text: str) -> list[int]:
+        if chats:
+            return tokenizer.encode_chat([{"role": "user", "content": text}])
+        return tokenizer.encode(text)
+
+    if texts is not None:
+        return [encode(text) for text in texts]
+    if chats:
+        return map(encode, mixed_prompts(seed))
+    return bare_starts(tokenizer.encode(""), lm.engine.config.vocab_size, seed)
 
 
 def _filled(template: str, values: dict[str, list[str]], rng: np.random.Generator) -> str:

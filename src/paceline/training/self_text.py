@@ -20,7 +20,8 @@ from paceline.models.trace import Trace
 _TOP = 16  # successors kept per token; no drafter uses more by default
 _LENGTH = 400  # default maximum of tokens in one text
 _STREAMS = 16  # texts written at once, as a pass over many sequences costs little more than one
-_FEW_STREAMS = 4  # where passes must be short
+# Texts written at once, and tokens of a start in a pass; where passes must be short, few.
+_LONG, _SHORT = (_STREAMS, 256), (4, 16)
 
 
 class _SelfText:
@@ -130,7 +131,7 @@ def answer_steps(
     seed: int = 0,
     longest: int = _LENGTH,
 ) -> Generator[Trace | None, None, None]:
-    """Let a model answer prompts without end, four at once, and give way after each pass.
+    """Let a model answer prompts without end, four at once, and give way after each short pass.
 
     Closing the iterator releases the sequences; answers that are not finished are lost.
 
@@ -149,7 +150,7 @@ def answer_steps(
         RequestError: no prompt fits.
         MemoryFullError: there is no memory for the sequences.
     """
-    writer = _Writer(engine, stop_tokens, temperature, seed, streams=_FEW_STREAMS)
+    writer = _Writer(engine, stop_tokens, temperature, seed, short=True)
     with closing(writer.answering(prompts, longest)) as steps:
         for ended in steps:
             yield _joined(ended) if ended else None
@@ -189,12 +190,13 @@ class _Writer:
         temperature: float,
         seed: int,
         hidden: bool = False,
-        streams: int = _STREAMS,
+        short: bool = False,
     ) -> None:
         if not 0 < temperature < np.inf:
             raise RequestError(f"the temperature is {temperature}, expected more than 0")
         self._engine, self._stop_tokens, self._temperature = engine, stop_tokens, temperature
-        self._seed, self._hidden, self._streams = seed, hidden, streams
+        self._seed, self._hidden, self._short = seed, hidden, short
+        self._streams, self._chunk = _SHORT if short else _LONG
         self._running: list[_SelfText] = []
 
     def answering(self, prompts: Iterable[list[int]], longest: int) -> _Steps:
@@ -207,7 +209,9 @@ class _Writer:
         return self.writing(_fitting(prompts, context), is_long)
 
     def writing(self, starts: Iterator[list[int]], is_long: Callable[[int, int], bool]) -> _Steps:
-        """Write texts behind `starts`; yield those that ended after each pass.
+        """Write texts behind `starts`; yield those that ended after each pass that writes.
+
+        Where passes must be short, those that read a start yield, too: nothing.
 
         `is_long` tells by the lengths of a text and of its start whether to cut it.
         """
@@ -215,11 +219,16 @@ class _Writer:
         try:
             while True:
                 while len(running) < self._streams:
-                    start = next(starts)
-                    sequence = self._engine.start(np.array(start[:-1], np.int32))
                     # Predictions within the start are not kept: the text begins at its root.
-                    running.append(_SelfText(sequence, list(start)))
+                    start = list(next(starts))
+                    text = _SelfText(self._engine.open(), start)
+                    running.append(text)
                     opened += 1
+                    before = np.array(start[:-1], np.int32)
+                    for begin in range(0, len(before), self._chunk):
+                        self._engine.extend(text.sequence, before[begin : begin + self._chunk])
+                        if self._short:
+                            yield []
                 self._write_token(running, self._seed + opened)
                 ended = []
                 for text in list(running):
