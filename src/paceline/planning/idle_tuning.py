@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -17,6 +17,7 @@ from paceline.core import Cost, Request, TokenTree
 from paceline.decoding.governor import Budget, Fixed, Governor
 from paceline.decoding.loop import Generation
 from paceline.drafters.base import DraftMethod
+from paceline.engines.base import Cached
 from paceline.engines.cost_cache import cost_of
 from paceline.errors import MemoryFullError, MethodError, PacelineError
 from paceline.machine import usable_cores
@@ -33,6 +34,7 @@ _AGAIN = 32  # requests after which it is done again
 _FASTER = 1.05  # by which another setup must be faster
 _SIZES, _REPEATS = (1, 8), 5  # passes by which threads are compared
 
+_Steps = Generator[None, None, None]
 _TICK = 1e-9  # seconds: no pass takes less
 
 _log = logging.getLogger("paceline.serving.tuning")
@@ -81,7 +83,7 @@ class IdleTuner:
 
     def __post_init__(self) -> None:
         self._prompts: deque[tuple[int, ...]] = deque(maxlen=_PROMPTS)
-        self._running: Iterator[None] | None = None
+        self._running: _Steps | None = None
         self._needed = _EVIDENCE
         self._times: dict[tuple[TuningArm, int], tuple[int, float]] = {}
         self._frozen: list[tuple[int, ...]] = []
@@ -121,15 +123,15 @@ class IdleTuner:
     def _give_way(self) -> None:
         """End a measurement; what was measured as a whole is kept."""
         if self._running is not None:
-            self._running.close()  # type: ignore[attr-defined]  # a generator: frees its pages
+            self._running.close()  # frees its pages
             self._running = None
 
-    def _measure(self) -> Iterator[None]:
+    def _measure(self) -> _Steps:
         if self.threads:
             yield from self._tune_threads()
         yield from self._tune_drafting()
 
-    def _tune_threads(self) -> Iterator[None]:
+    def _tune_threads(self) -> _Steps:
         """Compare numbers of threads on single passes; switch where others are clearly faster."""
         engine = self.worker.lm.engine
         now = engine.threads
@@ -161,14 +163,14 @@ class IdleTuner:
             self.worker.switch(self._current.method, self._current.budget, slower)
             self._tell(f"{now} threads", f"{fastest} threads", min(ratios))
 
-    def _pass_seconds(self, sequence: object, size: int, count: int, now: int) -> float:
+    def _pass_seconds(self, sequence: Cached, size: int, count: int, now: int) -> float:
         """Return the time of a pass with other threads, which are set for this pass alone."""
         engine = self.worker.lm.engine
         tree = TokenTree.chain(np.arange(size, dtype=np.int32) % engine.config.vocab_size)
         try:
             setattr(engine, "threads", count)  # noqa: B010 (of the native engine)
             start = self.clock()
-            engine.forward([(sequence, tree)])  # type: ignore[list-item]
+            engine.forward([(sequence, tree)])
             return self.clock() - start
         finally:
             setattr(engine, "threads", now)  # noqa: B010
@@ -185,7 +187,7 @@ class IdleTuner:
             arms += [TuningArm(method, budget) for method in methods]
         return list(dict.fromkeys(arms))
 
-    def _tune_drafting(self) -> Iterator[None]:
+    def _tune_drafting(self) -> _Steps:
         """Decode the last prompts with each arm in turns; switch to one that is clearly faster."""
         arms = self._arms()
         if len(arms) < 2:
@@ -203,7 +205,7 @@ class IdleTuner:
             self._tell(self._current.name, best.name, speeds[best] / now)
             self._current = best
 
-    def _decode(self, arm: TuningArm, number: int) -> Iterator[None]:
+    def _decode(self, arm: TuningArm, number: int) -> _Steps:
         """Decode one prompt; the time of the passes is kept once it has ended."""
         lm = self.worker.lm
         prompt = self._frozen[number][-(lm.engine.config.context // 2) :]
