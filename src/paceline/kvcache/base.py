@@ -90,6 +90,10 @@ class Policy(Method, ABC):
 
     needs: ClassVar[frozenset[Ability]] = frozenset({Ability.EVICT})
 
+    budget: int = 1024
+    sinks: int = 4
+    every: int = 64
+
     @property
     def required(self) -> frozenset[Ability]:
         """Return what the policy needs with its settings; those that read others need more."""
@@ -99,10 +103,6 @@ class Policy(Method, ABC):
     def query_window(self) -> int:
         """Last positions whose queries the policy reads, if `needs` names `Ability.QUERIES`."""
         return 1
-
-    budget: int = 1024
-    sinks: int = 4
-    every: int = 64
 
     def __post_init__(self) -> None:
         check_range(1, 1 << 30, self.name, budget=self.budget, every=self.every)
