@@ -128,6 +128,7 @@ TRIGGERS = {
     "stored-prefixes-search": lambda: command(
         "generate", "Once", "--strategy", "beam", "--prefix-cache-dir", "x"
     ),
+    "stored-prefixes-pattern": lambda: lm(attention="quest", prefix_cache_dir="x"),
     "stored-prefixes-kv-policy": lambda: lm(kv_policy="sliding_window", prefix_cache_dir="x"),
     "one-text-guide-search": lambda: Beam().run(
         Task(ToyEngine(), Request((1, 2), 9, controls=(Guide(),)))

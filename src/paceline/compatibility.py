@@ -213,6 +213,11 @@ RULES = (
         S.KV_POLICY,
         "what is stored was computed with all positions, and the policy drops some",
     ),
+    Rule(
+        S.STORED_PREFIXES,
+        S.PATTERN,
+        "what is stored are keys and values, and not by what the pattern chooses among them",
+    ),
     Rule(S.ONE_TEXT_GUIDE, S.SEARCH, "the strategy follows several texts", "leave the guide out"),
     Rule(
         S.GROWING_TEXT_GUIDE,

@@ -87,6 +87,17 @@ def test_a_server_keeps_its_promise_of_memory_and_ends_well(draft):
         (["--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
         (["--keys-file", "/nowhere"], "cannot read the API keys in /nowhere"),
         (["--prefill-slowdown", "0"], "prefill_slowdown is 0.0, expected 1 or more"),
+        (["--attention", "quset"], "unknown attention pattern 'quset'; did you mean quest"),
+        (["--attention", "lm_infinite"], "the attention pattern lm_infinite do not go together"),
+        (["--attention", "quest", "--kv-policy", "h2o"], "h2o and the attention pattern quest do"),
+        (
+            ["--attention", "quest", "--prefix-cache-dir", "/nowhere"],
+            "the prefix cache on disk and the attention pattern quest do not go together",
+        ),
+        (
+            ["--attention", "quest", "--chunk-cache", "/nowhere"],
+            "documents and the attention pattern quest do not go together",
+        ),
         (["--watermark", "kind=green"], "a watermark needs a key"),
         (["--watermark", "key=a,kind=gren"], "unknown watermark 'gren'; did you mean green"),
         (["--guides", "cfg"], "guides has 'cfg', expected NAME=GUIDE"),
@@ -151,6 +162,16 @@ def test_what_steers_answers_reaches_them(paceline, monkeypatch):
         True,
     )
     assert [type(guide).name for guide in steering.guides.values()] == ["cfg", "dola"]
+
+
+def test_answers_read_by_the_attention_pattern_of_the_server(paceline, monkeypatch):
+    from paceline.serving.api import server
+
+    found = []
+    run = lambda self, sockets: found.append(self.config.app.state.context.service)  # noqa: E731
+    monkeypatch.setattr(server.DrainingServer, "run", run)
+    assert paceline("serve", "--port", "0", "--attention", "quest:share=0.5").code == 0
+    assert found[0].worker.lm.engine.pattern.share == 0.5
 
 
 def test_an_open_server_elsewhere_says_so(monkeypatch, paceline):

@@ -4,7 +4,7 @@ from paceline.engines.native import KV_FORMATS
 from paceline.errors import MethodError
 from paceline.measuring.statistics import Ratio
 from paceline.planning.busy_watch import BusyWatch
-from paceline.planning.cost_model import DraftFacts, EngineFacts, PromptFacts
+from paceline.planning.cost_model import DraftFacts, EngineFacts, PromptFacts, ReadFacts
 from paceline.planning.lab import Lab
 from paceline.planning.measurement_store import MeasurementStore
 from paceline.planning.plan_search import PlanSearch, SourceFacts
@@ -52,13 +52,18 @@ class FakeMeasurer:
             weight_format, size, (1, 16, 64), (once, 2 * once, 8 * once), 1e-6, 1e-3, 2, PAGES, 1000
         ).document()
 
-    def nats(self, path, weight_format, kv_format, policy, window):
-        self.calls.append(f"nats {path} {weight_format} {kv_format} {policy} {window}")
+    def reads(self, attention, cached):
+        self.calls.append(f"reads {attention} {cached}")
+        return ReadFacts(float(attention.rpartition("=")[2]), 10).document()
+
+    def nats(self, path, weight_format, cache, window):
+        self.calls.append(f"nats {path} {weight_format} {' '.join(map(str, cache))} {window}")
         if weight_format not in self.losses:
             raise MethodError(f"no format {weight_format}")
         lost = self.losses[weight_format] if path == MODEL else 0.31
-        lost += {"auto": 0.0, "fp16": 0.0001, "int8": 0.002}.get(kv_format, 0.09)
-        lost += 0.5 if policy else 0.0
+        lost += {"auto": 0.0, "fp16": 0.0001, "int8": 0.002}.get(cache.kv_format, 0.09)
+        lost += 0.5 if cache.policy else 0.0
+        lost += 0.01 if cache.attention else 0.0
         return [3.0 + lost, 4.0 + lost]
 
     def drafts(self, drafter):
@@ -70,8 +75,8 @@ class FakeMeasurer:
             tuple(1 + gain * n / 16 for n in range(17)), 1e-4, state_bytes=1000
         ).document()
 
-    def scores(self, path, weight_format, kv_format, policy):
-        self.calls.append(f"scores {path} {weight_format} {kv_format} {policy}")
+    def scores(self, path, weight_format, cache):
+        self.calls.append(f"scores {path} {weight_format} {' '.join(map(str, cache))}")
         if weight_format not in self.losses:
             raise MethodError(f"no format {weight_format}")
         return [1.0, 0.5 - 10 * self.losses[weight_format]]
@@ -123,7 +128,8 @@ def a_search(folder, measurer=None, deadline=1.0, clock=lambda: 0.0, judged=Fals
     goal = options.pop("goal", Goal())
     store = MeasurementStore("print", folder)
     lab = Lab(MODEL, store, measurer, idle_watch(), deadline, (), judged, clock=clock)
-    return PlanSearch(goal, a_source(), lab, measurer.prompts, **options)
+    prompts = options.pop("prompts", measurer.prompts)
+    return PlanSearch(goal, a_source(), lab, prompts, **options)
 
 
 def a_planner(search, factors=None, verify=True):

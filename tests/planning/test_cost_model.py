@@ -13,6 +13,7 @@ from paceline.planning.cost_model import (
     DraftFacts,
     EngineFacts,
     PromptFacts,
+    ReadFacts,
     Slowdown,
     forecast,
 )
@@ -25,8 +26,9 @@ DRAFTS = DraftFacts(tuple(np.linspace(1, 2, 17)), 0.001, 0.0005, 0.0, 500, 0, 0)
 PROMPTS = PromptFacts(100, 50)  # 125 cached positions in the mean
 
 
-def said(setup, drafts=NO_DRAFTS, goal=None, slowdown=None):
-    return forecast(setup, ENGINE, drafts, PROMPTS, goal or Goal(), slowdown or Slowdown())
+def said(setup, drafts=NO_DRAFTS, goal=None, slowdown=None, **reads):
+    slowdown = slowdown or Slowdown()
+    return forecast(setup, ENGINE, drafts, PROMPTS, goal or Goal(), slowdown, **reads)
 
 
 def test_plain_speed_is_that_of_a_pass_over_one_node():
@@ -63,6 +65,13 @@ def test_a_policy_bounds_memory_and_what_a_pass_reads():
     whole = said(Setup("m", drafter="plain"), goal=goal)
     assert whole.memory - bounded.memory == (65 - 2) * 64_000
     assert bounded.tokens_per_second == pytest.approx(1 / (0.01 + 80e-5))
+
+
+def test_a_pattern_reads_less_and_keeps_more():
+    whole = said(Setup("m", drafter="plain"))
+    few = said(Setup("m", drafter="plain", attention="quest"), reads=ReadFacts(0.2, 1000))
+    assert few.tokens_per_second == pytest.approx(1 / (0.01 + 0.2 * 125e-5))
+    assert few.memory - whole.memory == 1000 * 3
 
 
 def test_users_share_passes_and_have_caches_of_their_own():

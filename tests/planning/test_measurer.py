@@ -8,9 +8,9 @@ from paceline.kvcache.base import parse_policy
 from paceline.lm import LM
 from paceline.measuring.prompts import Dialogue
 from paceline.measuring.quality import score_window
-from paceline.planning.cost_model import DraftFacts, EngineFacts
-from paceline.planning.measurer import EngineMeasurer, page_bytes, parameters, policy_nats
-from paceline.planning.setups import Setup
+from paceline.planning.cost_model import DraftFacts, EngineFacts, ReadFacts
+from paceline.planning.measurer import EngineMeasurer, decoded_nats, page_bytes, parameters
+from paceline.planning.setups import ALL_ROWS, CacheForm, Setup
 from paceline.planning.verification import ModelRunner
 from tests.conftest import shared
 
@@ -42,24 +42,41 @@ def test_page_sizes_are_those_of_engines(measurer):
 
 
 def test_losses_are_of_the_same_windows(measurer):
-    stored, rounded = (measurer.nats(MODEL, name, "auto", None, 0) for name in ("auto", "int4"))
+    stored, rounded = (measurer.nats(MODEL, name, ALL_ROWS, 0) for name in ("auto", "int4"))
     assert len(stored) == len(rounded) >= 2
     assert np.mean(rounded) != np.mean(stored)
-    assert measurer.nats(MODEL, "auto", "int8", None, 0) != stored
+    assert measurer.nats(MODEL, "auto", CacheForm("int8"), 0) != stored
     with pytest.raises(RequestError, match="the text has"):
-        measurer.nats(MODEL, "auto", "auto", "sliding_window:budget=64", 500)
+        measurer.nats(MODEL, "auto", CacheForm(policy="sliding_window:budget=64"), 500)
 
 
 def test_a_policy_that_drops_nothing_loses_nothing(measurer):
     lm = measurer.open(MODEL, {"dtype": "auto", "kv_format": "auto", "threads": None})
     window = np.array(lm.encode(TEXT)[:100], np.int32)
     whole, _ = score_window(lm.engine, window)
-    same = policy_nats(lm.engine, parse_policy("sliding_window:budget=200,every=7"), window)
+    same = decoded_nats(lm.engine, parse_policy("sliding_window:budget=200,every=7"), window)
     assert same == pytest.approx(whole, abs=1e-4)
-    short = policy_nats(lm.engine, parse_policy("sliding_window:budget=8,every=4,sinks=1"), window)
+    short = decoded_nats(lm.engine, parse_policy("sliding_window:budget=8,every=4,sinks=1"), window)
     assert short[:8] == pytest.approx(whole[:8], abs=1e-4)  # before it drops anything
     assert np.abs(short[12:] - whole[12:]).max() > 0.01
     assert lm.engine.memory.used == 0
+
+
+def test_a_pattern_that_reads_everything_loses_nothing(measurer):
+    stored, whole, few = (
+        measurer.nats(MODEL, "auto", CacheForm(attention=name), 40)
+        for name in (None, "quest:share=1", "quest:share=0,least=16,sinks=0,local=16")
+    )
+    assert whole == pytest.approx(stored, abs=1e-4)
+    assert np.abs(np.array(few) - stored).max() > 1e-4
+
+
+def test_a_pattern_reads_a_share_and_keeps_bounds_of_keys(measurer):
+    facts = ReadFacts.parse(measurer.reads("quest:least=16,local=16", 100))
+    assert facts.share >= 0
+    with LM(MODEL) as whole, LM(MODEL, attention="quest") as few:
+        pages = few.engine.memory.page_bytes - whole.engine.memory.page_bytes
+    assert facts.page_bytes == pages > 0
 
 
 def test_a_drafter_is_described(measurer):
@@ -84,7 +101,7 @@ def test_a_judge_scores_answers(tmp_path):
     judge.write_text('#!/bin/sh\ntest "$1" = "Once upon a time" && grep -q . && echo 0.25\n')
     judge.chmod(0o755)
     measurer = EngineMeasurer(MODEL, dialogues, TEXT, tokens=4, judge=str(judge), folder=tmp_path)
-    assert measurer.scores(MODEL, "auto", "auto", None) == [0.25]
+    assert measurer.scores(MODEL, "auto", ALL_ROWS) == [0.25]
 
 
 @pytest.mark.parametrize("users", [1, 3])

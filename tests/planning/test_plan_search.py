@@ -5,7 +5,8 @@ import pytest
 from paceline.engines.kv_formats import GROUPED_KV
 from paceline.errors import RequestError
 from paceline.kvcache.base import parse_policy
-from paceline.planning.candidates import policies
+from paceline.planning.candidates import left_out, policies
+from paceline.planning.cost_model import PromptFacts
 from paceline.planning.lab import PairedLoss
 from paceline.planning.plan_document import notes, plan_document, plan_table
 from paceline.planning.plan_report import pareto, plan_page
@@ -62,7 +63,7 @@ def test_memory_leaves_out_what_cannot_fit_before_it_runs(tmp_path):
     result, planner = planned(tmp_path, Goal(memory=70_000_000, loss=0.1))
     assert result.plan.chosen.setup.format == "int4"
     assert f"engine {MODEL} int8 None" not in planner.search.lab.measurer.calls
-    assert f"nats {MODEL} int8 auto None 0" not in planner.search.lab.measurer.calls
+    assert f"nats {MODEL} int8 auto None None 0" not in planner.search.lab.measurer.calls
     assert "MB at least" in result.left_out[f"{MODEL} int8"]
 
 
@@ -178,6 +179,32 @@ def test_policies_compete_where_a_text_of_the_user_may_be_long_enough(tmp_path):
     assert any("4096" in call for call in planner.search.lab.measurer.calls)
     without, _ = planned(tmp_path / "other", goal)
     assert without.plan.chosen.setup.kv_policy is None
+
+
+def test_patterns_compete_where_prompts_are_long(tmp_path):
+    long = PromptFacts(4000.0, 50)
+    goal = Goal(loss=0.02)
+    result, planner = planned(tmp_path, goal, long_text=True, prompts=long)
+    assert result.plan.chosen.setup.attention is not None
+    assert result.plan.chosen.setup.attention.endswith(":share=0.1")
+    asked = planner.search.lab.measurer.calls
+    assert "reads quest:share=0.1 4025" in asked
+    assert any("quest:share=0.1 4050" in call for call in asked if call.startswith("nats"))
+    for others in ({"prompts": long}, {"long_text": True}):
+        without, _ = planned(tmp_path / str(len(others)), goal, **others)
+        assert all(each.setup.attention is None for each in without.candidates)
+    strict, _ = planned(tmp_path, Goal(exact=True, loss=0.0), long_text=True, prompts=long)
+    assert strict.plan.chosen.setup.attention is None
+    assert "attention pattern lm_infinite" in left_out()
+    assert "attention pattern quest" not in left_out()
+
+
+def test_patterns_are_not_planned_on_grouped_caches(tmp_path):
+    long = PromptFacts(4000.0, 50)
+    result, _ = planned(tmp_path, Goal(loss=9.0), long_text=True, prompts=long)
+    few = [each.setup for each in result.candidates if each.setup.attention is not None]
+    assert few
+    assert not [setup for setup in few if setup.kv_format in GROUPED_KV or setup.kv_policy]
 
 
 def test_the_loss_of_combinations_is_measured_before_they_are_run(tmp_path):
@@ -297,9 +324,9 @@ def test_goals_out_of_range_are_refused(values):
 
 
 def test_a_setup_is_a_command_line():
-    setup = Setup("a model", "int8", "model:path=x y", 4, "fp16", "h2o:budget=64", 2)
+    setup = Setup("a model", "int8", "model:path=x y", 4, "fp16", "h2o:budget=64", "quest", 2)
     assert setup.command("chat") == (
         "paceline chat --model 'a model' --format int8 --drafter 'model:path=x y' --budget 4 "
-        "--kv-format fp16 --kv-policy h2o:budget=64 --threads 2"
+        "--kv-format fp16 --kv-policy h2o:budget=64 --attention quest --threads 2"
     )
     assert Setup("m").command() == "paceline generate --model m"

@@ -30,6 +30,7 @@ FIELDS = {
     "budget": "budget",
     "kv_format": "kv_format",
     "kv_policy": "kv_policy",
+    "attention": "attention",
     "threads": "threads",
 }
 

@@ -112,6 +112,7 @@ def _open(settings: ServerSettings) -> LM:
         settings.format,
         settings.kv_format,
         settings.weight_memory,
+        attention=settings.attention,
         rope=settings.rope,
     )
     lm = chosen.open(settings.model, settings.drafter, options.one_budget(settings.budget))
@@ -275,6 +276,7 @@ _PANELS = {
         "engine",
         "format",
         "kv_format",
+        "attention",
         "device",
         "rope",
         "threads",

@@ -21,9 +21,9 @@ from paceline.decoding.walk import WalkResult, walk
 from paceline.documents.assembly import Assembly
 from paceline.drafters.base import Drafter, ModelBacked
 from paceline.engines.base import Cached, Engine
-from paceline.engines.kv_formats import GROUPED_KV
 from paceline.engines.pages import Memory
 from paceline.engines.screened import Logits, ScreenedLogits, coarse
+from paceline.engines.sides import engine_sides
 from paceline.errors import RequestError, TooLongError
 from paceline.kvcache.base import Policy
 
@@ -438,15 +438,11 @@ def check_documents(engine: Engine, request: Request) -> None:
     Raises:
         MethodError: names both and the reason.
     """
-    sides = {Side.DOCUMENTS: "documents"}
+    sides = {Side.DOCUMENTS: "documents", **engine_sides(engine)}
     if request.kv_policy is not None:
         sides[Side.KV_POLICY] = f"the KV policy {request.kv_policy.name}"
     if any(isinstance(each, RunsModel) for each in request.controls):
         sides[Side.GUIDE] = "a guide"
-    if engine.kv_format in GROUPED_KV:
-        sides[Side.GROUPED_KV] = f"kv_format={engine.kv_format}"
-    if engine.pattern is not None:
-        sides[Side.PATTERN] = f"the attention pattern {engine.pattern.name}"
     check(sides)
     if request.documents is not None:
         request.documents.check(engine)

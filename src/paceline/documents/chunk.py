@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from paceline.abilities import Ability
-from paceline.compatibility import check_needs
+from paceline.compatibility import Side, check, check_needs
 from paceline.core import Floats
 from paceline.engines.base import Cached, Engine
+from paceline.engines.sides import engine_sides
 from paceline.errors import MethodError
 from paceline.models.config import LayerConfig, ModelConfig
 
@@ -107,6 +108,7 @@ def check_engine(engine: Engine, end: int = 0) -> None:
     Raises:
         MethodError: names what is in the way.
     """
+    check({Side.DOCUMENTS: "documents", **engine_sides(engine)})
     check_needs("documents", NEEDS, engine.name, engine.abilities)
     config = engine.config
     if config.learned_positions:

@@ -18,13 +18,14 @@ from weakref import finalize
 
 from paceline import __version__, _native
 from paceline.abilities import Ability
-from paceline.compatibility import check_needs
+from paceline.compatibility import Side, check, check_needs
 from paceline.core import Cost, Tokens
 from paceline.engines.base import Cached, Engine
 from paceline.engines.page_file import file_size
 from paceline.engines.page_folder import Link, PageFolder, stored_pages
 from paceline.engines.pages import PAGE
 from paceline.engines.shared_folder import StoredFile
+from paceline.engines.sides import engine_sides
 from paceline.errors import MemoryFullError, RequestError
 
 DEFAULT_LIMIT = 4 * 10**9  # bytes of a folder
@@ -95,6 +96,7 @@ class PageStore:
         limit: int = DEFAULT_LIMIT,
     ) -> None:
         who = "the prefix cache on disk"
+        check({Side.STORED_PREFIXES: who, **engine_sides(engine)})
         check_needs(who, {Ability.STORED_PAGES}, engine.name, engine.abilities)
         page = file_size(engine.memory.page_bytes)
         if limit < page:

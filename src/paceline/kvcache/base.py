@@ -21,7 +21,7 @@ from paceline.abilities import Ability
 from paceline.compatibility import Side, check, check_needs
 from paceline.core import Floats, Tokens
 from paceline.engines.base import Cached, Engine
-from paceline.engines.kv_formats import GROUPED_KV
+from paceline.engines.sides import engine_sides
 from paceline.errors import MethodError
 from paceline.models.config import LayerConfig, ModelConfig
 from paceline.registry import Method, check_range, kv_policies
@@ -139,12 +139,7 @@ class Policy(Method, ABC):
             MethodError: as said.
         """
         policy = f"the KV policy {self.name}"
-        if engine.pattern is not None:
-            pattern = f"the attention pattern {engine.pattern.name}"
-            check({Side.KV_POLICY: policy, Side.PATTERN: pattern})
-        if engine.kv_format in GROUPED_KV:
-            grouped = f"kv_format={engine.kv_format}"
-            check({Side.KV_POLICY: policy, Side.GROUPED_KV: grouped})
+        check({Side.KV_POLICY: policy, **engine_sides(engine)})
         check_needs(policy, self.required, engine.name, engine.abilities)
 
     def begin(self, engine: Engine, sequence: Cached) -> None:

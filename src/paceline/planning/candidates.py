@@ -20,12 +20,13 @@ from paceline.models import Model
 from paceline.models.local_models import list_models
 from paceline.models.tokenizer import same_tokens
 from paceline.planning.cost_model import estimated_bytes
-from paceline.planning.setups import Goal
+from paceline.planning.setups import CacheForm, Goal
 
 STORED = "auto"
 # Measured first; others follow while there is time.
 _FIRST_FORMATS = ("int8", "int4", "auto:act=int8", "int8:act=int8", "int4:act=int8")
 _FIRST_DRAFTERS = ("blend", "token_recycling", "recycle", "suffix", "lookup")
+MIN_CACHED = 1024  # positions from which bounded and few-read caches are considered
 _SMALLER = 0.98  # of the stored bytes, below which a format is worth its rounding
 _ONLY_WITH_MORE = ("predicted_output", "forced")  # draft nothing without a prediction or controls
 _SUFFIX = re.compile(r"[-_.]?(i?q\d\w*|[bf]p?f?\d+|int\d|gguf|awq|gptq|w\d+a\d+)$", re.I)
@@ -124,7 +125,7 @@ def kv_candidates(goal: Goal) -> list[str]:
 
 def policies(goal: Goal, context: int) -> list[str]:
     """Return KV policies that keep a half and a quarter of the context."""
-    if goal.exact or context < 1024:
+    if goal.exact or context < MIN_CACHED:
         return []
     found = []
     for name, method in sorted(registry.kv_policies.visible().items()):
@@ -140,18 +141,35 @@ def policies(goal: Goal, context: int) -> list[str]:
     return found
 
 
-def goes_together(kv_format: str, policy: str | None) -> bool:
-    """Return whether the native engine runs a KV policy on a cache of a format."""
-    if policy is None or kv_format not in GROUPED_KV:
+def attentions(goal: Goal, cached: float) -> list[str]:
+    """Return attention patterns that read a quarter and a tenth of so many cached positions."""
+    if goal.exact or cached < MIN_CACHED:
+        return []
+    names = [name for name in sorted(registry.patterns.visible()) if not _is_mask(name)]
+    return [f"{name}:share={share}" for name in names for share in (0.25, 0.1)]
+
+
+def _is_mask(name: str) -> bool:
+    """Return whether a pattern is one that the native engine does not run."""
+    method = registry.patterns.visible()[name]
+    return bool(registry.required(method)) or method().few_read is None
+
+
+def goes_together(cache: CacheForm) -> bool:
+    """Return whether the native engine runs a KV policy or a pattern on a cache of a format."""
+    if cache.kv_format not in GROUPED_KV:
         return True
-    return not parse_policy(policy).required & NO_GROUPED_KV
+    if cache.attention is not None:
+        return False
+    return cache.policy is None or not parse_policy(cache.policy).required & NO_GROUPED_KV
 
 
 def left_out() -> dict[str, str]:
     """Return what is considered for no setup, with the reason."""
     found = {
-        f"attention pattern {name}": "the native engine has no attention patterns"
+        f"attention pattern {name}": "the native engine does not run it"
         for name in registry.patterns.visible()
+        if _is_mask(name)
     }
     for name, method in registry.drafters.visible().items():
         if method.exactness is not Exactness.EXACT:

@@ -4,8 +4,9 @@ A pass over n nodes beside S cached positions of each of U users takes
 
     T(n, S, U) = T(n) + U * s * S
 
-with the measured curve T and the measured slope s, scaled by the size of the cache's format. A
-drafter with a budget of b nodes gains A(b) tokens a pass and takes d seconds for each user:
+with the measured curve T and the measured slope s, scaled by the size of the cache's format and by
+the share of that time that an attention pattern leaves, measured at S. A drafter with a budget of b
+nodes gains A(b) tokens a pass and takes d seconds for each user:
 
     tokens/s = U * A(b) / (T(U * (b + 1), S, U) + U * (d + o))
 
@@ -104,7 +105,9 @@ class EngineFacts:
         """Return T(n); beyond the curve it goes on with the slope of its last part."""
         return extended(self.nodes, self.seconds, nodes)
 
-    def pass_seconds(self, nodes: int, cached: float, users: int, kv_format: str) -> float:
+    def pass_seconds(
+        self, nodes: int, cached: float, users: int, kv_format: str, read: float = 1.0
+    ) -> float:
         """Return the seconds of a pass.
 
         Args:
@@ -112,8 +115,9 @@ class EngineFacts:
             cached: positions of each user's text that are attended to.
             users: texts in the pass.
             kv_format: of the cache.
+            read: share of the time of cached positions that an attention pattern takes.
         """
-        share = self.kv_bytes(kv_format) / self.kv_bytes("auto")
+        share = read * self.kv_bytes(kv_format) / self.kv_bytes("auto")
         return self.at(nodes) + users * self.slope * share * cached
 
     def kv_bytes(self, kv_format: str) -> int:
@@ -126,6 +130,38 @@ class EngineFacts:
         seconds = tuple(each * ratio for each in self.seconds)
         values = {**self.document(), "format": name, "weight_bytes": weight_bytes}
         return EngineFacts.parse({**values, "seconds": seconds, "predicted": True})
+
+
+@dataclass(frozen=True)
+class ReadFacts:
+    """What was measured of an attention pattern.
+
+    Attributes:
+        share: of the time that cached positions add to a pass, against reading all of them.
+        page_bytes: that it keeps of each page of keys beside them.
+    """
+
+    share: float = 1.0
+    page_bytes: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def parse(cls, found: Mapping[str, Any]) -> ReadFacts:
+        """Return what `document` gave.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is damaged.
+        """
+        facts = cls(float(found["share"]), int(found["page_bytes"]))
+        if not (0 <= facts.share < 1e6 and facts.page_bytes >= 0):
+            raise ValueError("a share or a size below 0")
+        return facts
+
+
+READ_ALL = ReadFacts()
 
 
 def _ratio(now: float, then: float) -> float:
@@ -281,6 +317,7 @@ def forecast(
     prompts: PromptFacts,
     goal: Goal,
     slowdown: Slowdown = Slowdown(),
+    reads: ReadFacts = READ_ALL,
 ) -> Forecast:
     """Return speed and memory of a setup.
 
@@ -291,6 +328,7 @@ def forecast(
         prompts: that are decoded.
         goal: gives context and users.
         slowdown: of passes against the engine's curve.
+        reads: of its attention pattern.
     """
     cached, rows = prompts.cached, cache_rows(setup, prompts.context(goal))
     if setup.kv_policy is not None:
@@ -300,7 +338,7 @@ def forecast(
     def speed(nodes: int) -> float:
         gained = drafts.gained[min(nodes, len(drafts.gained) - 1)]
         size = goal.users * (nodes + 1)
-        seconds = engine.pass_seconds(size, cached, goal.users, setup.kv_format)
+        seconds = engine.pass_seconds(size, cached, goal.users, setup.kv_format, reads.share)
         seconds *= slowdown.at(nodes)
         seconds += goal.users * (drafts.overhead + (drafts.seconds if nodes else 0.0))
         if goal.users > 1:  # of the prompts, for each pass of the answers
@@ -309,8 +347,9 @@ def forecast(
 
     nodes = max(choices, key=speed)
     first = prompts.prompt * engine.prefill
-    first += engine.pass_seconds(1, prompts.prompt, 1, setup.kv_format)
-    return Forecast(speed(nodes), first, memory_of(setup, engine, drafts, prompts, goal), nodes)
+    first += engine.pass_seconds(1, prompts.prompt, 1, setup.kv_format, reads.share)
+    memory = memory_of(setup, engine, drafts, prompts, goal, reads)
+    return Forecast(speed(nodes), first, memory, nodes)
 
 
 def cache_rows(setup: Setup, context: int) -> int:
@@ -323,14 +362,20 @@ def cache_rows(setup: Setup, context: int) -> int:
 
 
 def memory_of(
-    setup: Setup, engine: EngineFacts, drafts: DraftFacts, prompts: PromptFacts, goal: Goal
+    setup: Setup,
+    engine: EngineFacts,
+    drafts: DraftFacts,
+    prompts: PromptFacts,
+    goal: Goal,
+    reads: ReadFacts = READ_ALL,
 ) -> int:
     """Return the bytes of weights, keys and values, drafters and the logits of a pass."""
     context = prompts.context(goal)
     nodes = MAX_NODES if setup.budget == "auto" else int(setup.budget)
     tree = 1 if setup.plain else nodes + 1
     pages = -(-(cache_rows(setup, context) + tree) // PAGE)
-    total = engine.weight_bytes + goal.users * pages * engine.kv_bytes(setup.kv_format)
+    page = engine.kv_bytes(setup.kv_format) + reads.page_bytes
+    total = engine.weight_bytes + goal.users * pages * page
     total += 2 * goal.users * tree * engine.vocab_size * 4
     if not setup.plain:
         total += drafts.state_bytes + drafts.model_bytes

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeVar
 from paceline.errors import MemoryFullError, PacelineError
 from paceline.measuring.significance import mean_estimate
 from paceline.planning.busy_watch import BusyWatch
-from paceline.planning.cost_model import DraftFacts, EngineFacts
+from paceline.planning.cost_model import DraftFacts, EngineFacts, ReadFacts
 from paceline.planning.measurement_store import MeasurementStore
 from paceline.planning.measurer import Measuring
+from paceline.planning.setups import ALL_ROWS, CacheForm
 
 T = TypeVar("T")
 
@@ -89,6 +90,22 @@ class Lab:
             lambda a, b: a if a["seconds"] <= b["seconds"] else b,
         )
 
+    def reads(self, attention: str, cached: int) -> ReadFacts | None:
+        """Return what an attention pattern reads; None if it cannot be measured.
+
+        Args:
+            attention: `NAME[:key=value,...]`.
+            cached: positions before the pass.
+        """
+        return self._ask(
+            "reads",
+            (self._fingerprint(self.model), attention, cached),
+            f"attention {attention}",
+            ReadFacts.parse,
+            lambda: self.measurer.reads(attention, cached),
+            lambda a, b: a if a["share"] <= b["share"] else b,
+        )
+
     def bandwidth(self) -> float:
         """Return the memory bandwidth, which is always measured: it takes a moment."""
         value = self.store.known("bandwidth", (), _positive)
@@ -98,8 +115,7 @@ class Lab:
         self,
         path: str,
         weight_format: str,
-        kv_format: str = "auto",
-        policy: str | None = None,
+        cache: CacheForm = ALL_ROWS,
         window: int = 0,
     ) -> PairedLoss | None:
         """Return what a setup loses; None if it cannot be measured.
@@ -107,33 +123,31 @@ class Lab:
         Args:
             path: of the checkpoint.
             weight_format: of its weights.
-            kv_format: of its cache.
-            policy: bounds the cache; None keeps all rows.
+            cache: how keys and values are kept and read.
             window: tokens of a window of the text; 0 takes a usual size.
         """
-        stored = (self.model, "auto", "auto", None)
-        if (path, weight_format, kv_format, policy) == stored:
+        stored = (self.model, "auto", ALL_ROWS)
+        if (path, weight_format, cache) == stored:
             return NO_LOSS
         base = self._values(*stored, window)
-        ours = self._values(path, weight_format, kv_format, policy, window)
+        ours = self._values(path, weight_format, cache, window)
         return self._paired(ours, base)
 
     def known_loss(
         self,
         path: str,
         weight_format: str,
-        kv_format: str = "auto",
-        policy: str | None = None,
+        cache: CacheForm = ALL_ROWS,
         window: int = 0,
     ) -> PairedLoss | None:
         """Return what `loss` measured before; None if it did not."""
-        stored = (self.model, "auto", "auto", None)
-        if (path, weight_format, kv_format, policy) == stored:
+        stored = (self.model, "auto", ALL_ROWS)
+        if (path, weight_format, cache) == stored:
             return NO_LOSS
         kind = "scores" if self.judged else "nats"
         base, ours = (
             self.store.known(kind, self._values_key(form, window), _numbers)
-            for form in (stored, (path, weight_format, kv_format, policy))
+            for form in (stored, (path, weight_format, cache))
         )
         return self._paired(ours, base)
 
@@ -158,11 +172,10 @@ class Lab:
         return self.clock() < self.deadline
 
     def _values(
-        self, path: str, weight_format: str, kv_format: str, policy: str | None, window: int
+        self, path: str, weight_format: str, cache: CacheForm, window: int
     ) -> list[float] | None:
-        form = (path, weight_format, kv_format, policy)
-        parts = [weight_format] + [f"KV {kv_format}"] * (kv_format != "auto")
-        name = ", ".join(parts + ([] if policy is None else [f"KV policy {policy}"]))
+        form = (path, weight_format, cache)
+        name = ", ".join([weight_format, *cache.words])
         measure = self.measurer.scores if self.judged else self.measurer.nats
         rest = () if self.judged else (window,)
         return self._ask(
@@ -175,10 +188,9 @@ class Lab:
             timed=False,
         )
 
-    def _values_key(
-        self, form: tuple[str, str, str, str | None], window: int
-    ) -> tuple[object, ...]:
-        return (self._fingerprint(form[0]), *form[1:], window, *self.question)
+    def _values_key(self, form: tuple[str, str, CacheForm], window: int) -> tuple[object, ...]:
+        path, weight_format, cache = form
+        return (self._fingerprint(path), weight_format, *cache, window, *self.question)
 
     def _ask(
         self,

@@ -30,12 +30,20 @@ from paceline.measuring.quality import score_window, text_windows
 from paceline.measuring.recording import RecordingFixedBudget
 from paceline.models import Model, load
 from paceline.models.tokenizer import same_tokens
-from paceline.planning.cost_model import MAX_NODES, DraftFacts, EngineFacts, PromptFacts
+from paceline.planning.cost_model import (
+    MAX_NODES,
+    DraftFacts,
+    EngineFacts,
+    PromptFacts,
+    ReadFacts,
+)
 from paceline.planning.scorers import scorer
+from paceline.planning.setups import CacheForm
 from paceline.scoring import token_logprobs
 
 _NEAR, _FAR = 8, 512  # cached positions between which the slope of a pass's time is measured
 _REPEATS = 5
+_DECODED = 16  # tokens of a pass whose tokens each choose what they read
 _WINDOWS = 16
 _DEFAULT_WINDOW, _TEXT_WINDOW = 128, 512  # tokens of a window of the built-in text, and of others
 
@@ -65,9 +73,11 @@ class Measuring(Protocol):
         """Return `EngineFacts` as a document."""
         ...
 
-    def nats(
-        self, path: str, weight_format: str, kv_format: str, policy: str | None, window: int
-    ) -> list[float]:
+    def reads(self, attention: str, cached: int) -> dict[str, Any]:
+        """Return `ReadFacts` of an attention pattern as a document."""
+        ...
+
+    def nats(self, path: str, weight_format: str, cache: CacheForm, window: int) -> list[float]:
         """Return the nats a token of each window of the text."""
         ...
 
@@ -75,9 +85,7 @@ class Measuring(Protocol):
         """Return `DraftFacts` as a document."""
         ...
 
-    def scores(
-        self, path: str, weight_format: str, kv_format: str, policy: str | None
-    ) -> list[float]:
+    def scores(self, path: str, weight_format: str, cache: CacheForm) -> list[float]:
         """Return the judge's score of the answer to each prompt."""
         ...
 
@@ -199,33 +207,51 @@ class EngineMeasurer:
         )
         return facts.document()
 
-    def nats(
-        self, path: str, weight_format: str, kv_format: str, policy: str | None, window: int
-    ) -> list[float]:
+    def reads(self, attention: str, cached: int) -> dict[str, Any]:
+        """Return `ReadFacts` of an attention pattern for the planned model as a document.
+
+        A plain pass behind `cached` positions, as many as the model sees at most, is timed with and
+        without it.
+        """
+        lm = self.open(self._path, _options("auto"))
+        far = max(2, min(cached, lm.engine.config.context - 1))
+        near, pages = min(_NEAR, far // 2), lm.engine.memory.page_bytes
+        few = self.open(self._path, {**_options("auto"), "attention": attention})
+        start, full, less = (
+            measure_cost(each.engine, at, (1,), _REPEATS, pick=min).seconds[0]
+            for each, at in ((lm, near), (lm, far), (few, far))
+        )
+        share = max(less - start, 0.0) / (full - start) if full > start else 1.0
+        return ReadFacts(share, max(0, few.engine.memory.page_bytes - pages)).document()
+
+    def nats(self, path: str, weight_format: str, cache: CacheForm, window: int) -> list[float]:
         """Return the nats a token of each window of the text.
 
         Args:
             path: of the checkpoint.
             weight_format: of its weights.
-            kv_format: of its cache.
-            policy: bounds the cache; None keeps all rows.
+            cache: how keys and values are kept and read.
             window: tokens of a window; 0 takes a usual size.
 
         Raises:
             RequestError: the text is shorter than two windows.
         """
-        lm = self.open(path, _options(weight_format, kv_format))
+        options = _options(weight_format, cache.kv_format)
+        if cache.attention is not None:
+            options["attention"] = cache.attention
+        lm = self.open(path, options)
         tokenizer = self.model.tokenizer
         usual = _TEXT_WINDOW if self._own_text else _DEFAULT_WINDOW
         size = min(window or usual, lm.engine.config.context)
         if not window:
             size = max(4, min(size, len(tokenizer.encode(self._text)) // 2 - 1))
         windows = text_windows(tokenizer, self._text, size, _WINDOWS)
-        if policy is None:
+        if not cache.far:
             return [float(score_window(lm.engine, row)[0].mean()) for row in windows.tokens]
-        method = parse_policy(policy)
-        method.check(lm.engine)
-        return [float(policy_nats(lm.engine, method, row).mean()) for row in windows.tokens]
+        method = None if cache.policy is None else parse_policy(cache.policy)
+        if method is not None:
+            method.check(lm.engine)
+        return [float(decoded_nats(lm.engine, method, row).mean()) for row in windows.tokens]
 
     def drafts(self, drafter: str) -> dict[str, Any]:
         """Return `DraftFacts` of a drafter for the planned model as a document."""
@@ -258,12 +284,11 @@ class EngineMeasurer:
         )
         return facts.document()
 
-    def scores(
-        self, path: str, weight_format: str, kv_format: str, policy: str | None
-    ) -> list[float]:
+    def scores(self, path: str, weight_format: str, cache: CacheForm) -> list[float]:
         """Return the judge's score of the answer to each prompt, which is its last argument."""
         assert self._judge is not None
-        options = {**_options(weight_format, kv_format), "kv_policy": policy}
+        options = _options(weight_format, cache.kv_format)
+        options |= {"kv_policy": cache.policy, "attention": cache.attention}
         lm = self.open(path, options)
         scores = []
         for turn, request in zip(self._turns, self.requests(lm, ignore_eos=False), strict=True):
@@ -344,20 +369,28 @@ def gains(trees: Trees, paths: Paths, max_nodes: int = MAX_NODES) -> NDArray[np.
     return total
 
 
-def policy_nats(engine: Engine, policy: Policy, window: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return the nats of window[1:] where a KV policy bounds the cache, float64."""
+def decoded_nats(
+    engine: Engine, policy: Policy | None, window: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """Return the nats of window[1:] as if all of it were decoded, float64.
+
+    A KV policy bounds the cache, or none does; an attention pattern of the engine chooses what each
+    token reads.
+    """
     sequence = engine.open()
     nats = []
     try:
-        policy.begin(engine, sequence)
+        if policy is not None:
+            policy.begin(engine, sequence)
         at, end = 0, len(window) - 1
         while at < end:
-            size = min(policy.distance(at), end - at)
+            size = min(_DECODED if policy is None else policy.distance(at), end - at)
             tree = TokenTree.chain(window[at : at + size])
             logits = engine.forward([(sequence, tree)])
             nats.append(-token_logprobs(logits, window[at + 1 : at + 1 + size]))
             engine.commit(sequence, np.arange(size))
-            policy.act(engine, sequence)
+            if policy is not None:
+                policy.act(engine, sequence)
             at += size
     finally:
         engine.release(sequence)

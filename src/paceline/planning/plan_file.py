@@ -232,6 +232,8 @@ def _check_setup(setup: Setup) -> None:
         raise ValueError(f"kv_format is {setup.kv_format!r:.40}")
     if setup.kv_policy is not None:
         parse_policy(setup.kv_policy)
+    if setup.attention is not None:
+        registry.patterns.parse(setup.attention)
     if setup.threads is not None and not 1 <= setup.threads <= 1024:
         raise ValueError(f"threads is {setup.threads}")
 

@@ -12,6 +12,7 @@ from paceline.errors import RequestError
 from paceline.planning.candidates import (
     STORED,
     WeightCandidate,
+    attentions,
     drafter_candidates,
     goes_together,
     kv_candidates,
@@ -22,15 +23,17 @@ from paceline.planning.candidates import (
 )
 from paceline.planning.cost_model import (
     NO_DRAFTS,
+    READ_ALL,
     DraftFacts,
     EngineFacts,
     Forecast,
     PromptFacts,
+    ReadFacts,
     Slowdown,
     forecast,
 )
 from paceline.planning.lab import Lab, PairedLoss
-from paceline.planning.setups import Goal, Setup
+from paceline.planning.setups import ALL_ROWS, CacheForm, Goal, Setup
 
 _UNMEASURED_NODES = (1, 2, 4, 8, 16, 32, 64)
 PLAIN, DEFAULT_DRAFTER = "plain", "blend"
@@ -119,6 +122,7 @@ class PlanSearch:
     pruned: dict[str, str] = field(default_factory=dict)
     _engines: dict[tuple[str, str, int | None], EngineFacts] = field(default_factory=dict)
     _drafts: dict[str, DraftFacts] = field(default_factory=dict)
+    _reads: dict[str, ReadFacts] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.goal.context is not None and self.goal.context > self.source.context:
@@ -168,9 +172,7 @@ class PlanSearch:
         if candidate.exact or candidate.loss_measured:
             return candidate
         setup = candidate.setup
-        loss = self.lab.loss(
-            setup.model, setup.format, setup.kv_format, setup.kv_policy, self._window(setup)
-        )
+        loss = self.lab.loss(setup.model, setup.format, setup.cache, self._window(setup.cache))
         if loss is None:
             return candidate
         return Candidate(setup, candidate.forecast, loss, True, False, candidate.predicted)
@@ -202,14 +204,31 @@ class PlanSearch:
         yield from forms[:2]
         yield from drafts[lead : lead + 3]
         for name in kv_candidates(goal)[1:]:
-            yield partial(self._measure_loss, name, None)
+            yield partial(self._measure_loss, CacheForm(name))
         yield from forms[2:]
         yield from drafts[lead + 3 :]
         for count in thread_candidates(source.threads, source.usable_cores):
             yield partial(self._measure_engine, source.path, STORED, count)
-        if self.long_text:
-            for policy in policies(goal, self.prompts.context(goal)):
-                yield partial(self._measure_loss, "auto", policy)
+        for cache in self._far_caches():
+            if cache.attention is not None:
+                yield partial(self._measure_reads, cache.attention)
+            yield partial(self._measure_loss, cache)
+
+    def _far_caches(self) -> list[CacheForm]:
+        """Return the policies and patterns that are considered; none without a long text."""
+        if not self.long_text:
+            return []
+        bounded = policies(self.goal, self.prompts.context(self.goal))
+        few = attentions(self.goal, self.prompts.cached)
+        return [
+            *(CacheForm(policy=policy) for policy in bounded),
+            *(CacheForm(attention=pattern) for pattern in few),
+        ]
+
+    def _measure_reads(self, pattern: str) -> None:
+        facts = self.lab.reads(pattern, round(self.prompts.cached))
+        if facts is not None:
+            self._reads[pattern] = facts
 
     def _measure_engine(self, path: str, name: str, threads: int | None) -> None:
         facts = self.lab.engine(path, name, threads)
@@ -228,19 +247,18 @@ class PlanSearch:
         if loss is not None and (loss.value <= self.goal.max_loss or self.goal.memory is not None):
             self._measure_engine(each.path, each.format, None)
 
-    def _measure_loss(self, kv_format: str, policy: str | None) -> None:
+    def _measure_loss(self, cache: CacheForm) -> None:
         """Measure the loss of a cache beside the model as it is stored."""
-        setup = Setup(self.source.path, STORED, kv_format=kv_format, kv_policy=policy)
-        self.lab.loss(setup.model, STORED, kv_format, policy, self._window(setup))
+        self.lab.loss(self.source.path, STORED, cache, self._window(cache))
 
     def _measure_drafts(self, name: str) -> None:
         facts = self.lab.drafts(name)
         if facts is not None:
             self._drafts[name] = facts
 
-    def _window(self, setup: Setup) -> int:
-        """Return the tokens of a window on which a setup's loss is measured; 0: a usual size."""
-        return 0 if setup.kv_policy is None else self.prompts.context(self.goal)
+    def _window(self, cache: CacheForm) -> int:
+        """Return the tokens of a window on which a cache's loss is measured; 0: a usual size."""
+        return self.prompts.context(self.goal) if cache.far else 0
 
     def _complete(self, weights: Sequence[WeightCandidate]) -> None:
         """Bring all times to the machine's speed now, and estimate what was not measured."""
@@ -281,18 +299,18 @@ class PlanSearch:
         """Yield every setup whose parts are known, with its forecast."""
         source, goal = self.source, self.goal
         drafts = {PLAIN: NO_DRAFTS, **self._drafts}
-        bounded: list[str | None] = [None]
-        if self.long_text:
-            bounded += policies(goal, self.prompts.context(goal))
+        caches = [ALL_ROWS, *self._far_caches()]
         threads = self._faster_threads()
         for each in weights:
             if (each.path, each.format, None) not in self._engines:
                 continue
-            for kv_format, policy, count in product(kv_candidates(goal), bounded, threads):
-                if not goes_together(kv_format, policy):
+            for kv_format, form, count in product(kv_candidates(goal), caches, threads):
+                cache = form._replace(kv_format=kv_format)
+                known = cache.attention is None or cache.attention in self._reads
+                if not (known and goes_together(cache)):
                     continue
-                setup = Setup(each.path, each.format, PLAIN, 0, kv_format, policy, count)
-                exact = each.exact and kv_format == "auto" and policy is None
+                setup = Setup(each.path, each.format, PLAIN, 0, *cache, threads=count)
+                exact = each.exact and cache == ALL_ROWS
                 loss, whole = self._loss_of(setup)
                 engine = self._with_threads(each, count)
                 for name, facts in drafts.items():
@@ -318,11 +336,12 @@ class PlanSearch:
         values = {**setup.document(), "drafter": drafter}
         auto = Setup(**{**values, "budget": 0 if drafter == PLAIN else "auto"})
         slowdown = self._slowdown(drafts)
-        said = forecast(auto, engine, drafts, self.prompts, self.goal, slowdown)
+        reads = READ_ALL if setup.attention is None else self._reads[setup.attention]
+        said = forecast(auto, engine, drafts, self.prompts, self.goal, slowdown, reads)
         yield Candidate(auto, said, loss, whole, exact, engine.predicted)
         if drafter != PLAIN and said.nodes:
             fixed = Setup(**{**values, "budget": said.nodes})
-            best = forecast(fixed, engine, drafts, self.prompts, self.goal, slowdown)
+            best = forecast(fixed, engine, drafts, self.prompts, self.goal, slowdown, reads)
             yield Candidate(fixed, best, loss, whole, exact, engine.predicted)
 
     def _slowdown(self, drafts: DraftFacts) -> Slowdown:
@@ -354,17 +373,16 @@ class PlanSearch:
 
     def _loss_of(self, setup: Setup) -> tuple[PairedLoss | None, bool]:
         """Return the loss of a setup, and whether it was measured as a whole: else of its parts."""
-        lab, (path, name) = self.lab, (setup.model, setup.format)
-        asked = (path, name, setup.kv_format, setup.kv_policy, self._window(setup))
-        whole = lab.known_loss(*asked)
+        lab, path, cache = self.lab, self.source.path, setup.cache
+        whole = lab.known_loss(setup.model, setup.format, cache, self._window(cache))
         if whole is not None:
             return whole, True
-        parts = [lab.known_loss(path, name)]
-        if setup.kv_format != "auto":
-            parts.append(lab.known_loss(self.source.path, STORED, setup.kv_format))
-        if setup.kv_policy is not None:
-            window = self._window(setup)
-            parts.append(lab.known_loss(self.source.path, STORED, "auto", setup.kv_policy, window))
+        parts = [lab.known_loss(setup.model, setup.format)]
+        if cache.kv_format != "auto":
+            parts.append(lab.known_loss(path, STORED, CacheForm(cache.kv_format)))
+        if cache.far:
+            far = cache._replace(kv_format="auto")
+            parts.append(lab.known_loss(path, STORED, far, self._window(far)))
         if None in parts:
             return None, False
         values = [each.value for each in parts if each is not None]

@@ -5,11 +5,43 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from paceline.errors import RequestError
 
 PREFERENCES = ("speed", "memory")
+
+
+class CacheForm(NamedTuple):
+    """How keys and values are kept and read.
+
+    Attributes:
+        kv_format: of cached keys and values; `auto` is `fp32`.
+        policy: `NAME[:key=value,...]`, or None to keep all rows.
+        attention: pattern, `NAME[:key=value,...]`, or None to read all rows.
+    """
+
+    kv_format: str = "auto"
+    policy: str | None = None
+    attention: str | None = None
+
+    @property
+    def far(self) -> bool:
+        """Return whether only texts as long as the context show what it loses."""
+        return self.policy is not None or self.attention is not None
+
+    @property
+    def words(self) -> list[str]:
+        """Return what differs from the default, in words."""
+        words = [] if self.kv_format == "auto" else [f"KV {self.kv_format}"]
+        if self.policy is not None:
+            words.append(f"KV policy {self.policy}")
+        if self.attention is not None:
+            words.append(f"attention {self.attention}")
+        return words
+
+
+ALL_ROWS = CacheForm()
 
 
 @dataclass(frozen=True)
@@ -23,6 +55,7 @@ class Setup:
         budget: maximum nodes of a tree beyond its root, or `auto`.
         kv_format: of cached keys and values.
         kv_policy: `NAME[:key=value,...]`, or None to keep all rows.
+        attention: pattern, `NAME[:key=value,...]`, or None to read all rows.
         threads: of the native engine; None takes its default.
     """
 
@@ -32,12 +65,18 @@ class Setup:
     budget: int | str = "auto"
     kv_format: str = "auto"
     kv_policy: str | None = None
+    attention: str | None = None
     threads: int | None = None
 
     @property
     def plain(self) -> bool:
         """Return whether nothing is drafted."""
         return self.drafter == "plain" or self.budget == 0
+
+    @property
+    def cache(self) -> CacheForm:
+        """Return how keys and values are kept and read."""
+        return CacheForm(self.kv_format, self.kv_policy, self.attention)
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of `LM` beside the model."""
@@ -47,6 +86,7 @@ class Setup:
             "budget": self.budget,
             "kv_format": self.kv_format,
             "kv_policy": self.kv_policy,
+            "attention": self.attention,
             "threads": self.threads,
         }
 
@@ -59,6 +99,7 @@ class Setup:
             "--budget": "budget",
             "--kv-format": "kv_format",
             "--kv-policy": "kv_policy",
+            "--attention": "attention",
             "--threads": "threads",
         }
         return {
@@ -78,11 +119,7 @@ class Setup:
     def title(self) -> str:
         """Return the setup in a few words, the model apart."""
         drafting = "plain" if self.plain else f"{self.drafter}@{self.budget}"
-        parts = [self.format, drafting]
-        if self.kv_format != "auto":
-            parts.append(f"KV {self.kv_format}")
-        if self.kv_policy is not None:
-            parts.append(f"KV policy {self.kv_policy}")
+        parts = [self.format, drafting, *self.cache.words]
         if self.threads is not None:
             parts.append(f"{self.threads} threads")
         return ", ".join(parts)

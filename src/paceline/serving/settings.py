@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
+from paceline import registry
 from paceline.byte_sizes import Size
 from paceline.errors import RequestError, unknown
 from paceline.method_spec import split_quoted
@@ -91,6 +92,9 @@ class ServerSettings:
         str,
         SettingInfo("Format of cached keys and values: fp32, fp16, int8, int4, int3; auto: fp32."),
     ] = "auto"
+    attention: Annotated[
+        str | None, SettingInfo("Attention pattern of every answer, as in `paceline generate`.")
+    ] = None
     rope: Annotated[
         str | None,
         SettingInfo("Extend the context: yarn:factor=2, linear:factor=2 or dynamic:factor=2."),
@@ -260,6 +264,8 @@ class ServerSettings:
             parse_memory("weight_memory", self.weight_memory)
         if self.watermark is not None:
             _operator_policy().parse_watermark(self.watermark)
+        if self.attention is not None:
+            registry.patterns.parse(self.attention)
         if self.kv_policy is not None:
             _operator_policy().parse_policy(self.kv_policy)
         if self.guides:

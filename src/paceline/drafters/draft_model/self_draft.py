@@ -10,7 +10,7 @@ from paceline.core import Floats, Request, Tokens, TokenTree
 from paceline.drafters.base import Target
 from paceline.drafters.draft_model.base import DraftSettings, ModelDrafter
 from paceline.engines.base import Cached, Engine
-from paceline.engines.kv_formats import GROUPED_KV
+from paceline.engines.sides import engine_sides
 from paceline.engines.view import View
 from paceline.errors import MethodError
 
@@ -63,8 +63,7 @@ def viewable(target: Target, method: str, part: str) -> Engine:
     engine = target.engine
     if engine is None:
         raise MethodError(f"{method} drafts with the target's own engine, and none was given")
-    if part == Ability.POSITIONS and engine.kv_format in GROUPED_KV:
-        grouped = f"kv_format={engine.kv_format}"
-        check({Side.POSITION_DRAFTER: f"the drafter {method}", Side.GROUPED_KV: grouped})
+    if part == Ability.POSITIONS:
+        check({Side.POSITION_DRAFTER: f"the drafter {method}", **engine_sides(engine)})
     check_needs(f"the drafter {method}", {Ability(part)}, engine.name, engine.abilities)
     return engine
