@@ -230,8 +230,15 @@ def _app(lm: LM, settings: ServerSettings, rules: Rules) -> tuple[FastAPI, Servi
         steering=steering,
     )
     name = settings.name or lm.model.name
-    app = create_app(service, name, limits, rules, settings.cors, [playground.router])
+    pictured = playground.machine_router(_picture)
+    app = create_app(service, name, limits, rules, settings.cors, [playground.router, pictured])
     return app, service
+
+
+def _picture(lm: LM) -> dict[str, Any]:
+    from paceline.planning.machine_picture import served_picture
+
+    return served_picture(lm).document()
 
 
 def _rules(settings: ServerSettings, keys: ApiKeys) -> Rules:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
+from paceline.decoding.governor import Governor
+from paceline.errors import RequestError
 from paceline.measuring.report.svg import Plot, doubling, even
 from paceline.planning.candidates import STORED, weight_candidates
 from paceline.planning.cost_model import EngineFacts
@@ -18,6 +22,14 @@ from paceline.planning.plan_job import PlanJob, PlanQuestion
 from paceline.planning.plan_report import card, report_page
 from paceline.planning.setups import Goal
 
+if TYPE_CHECKING:
+    from paceline.lm import LM
+
+_MEASURE = (
+    "from paceline.measuring.bandwidth import measure_bandwidth;"
+    "print(measure_bandwidth().bytes_per_second)"
+)
+_PATIENCE = 120.0  # seconds for a measurement of memory bandwidth
 _SIZES = (4, 8, 16)  # nodes of the passes that the table shows
 _POINTS = 40  # of the roofline
 
@@ -27,7 +39,7 @@ class FormatRow:
     """What a format does on this machine.
 
     Attributes:
-        format: its name.
+        format: its name; `running` is what a server runs now.
         bytes: of the weights.
         roofline: tokens a second of plain decoding if only memory bandwidth mattered.
         speed: tokens a second of a plain pass; None where it was not measured.
@@ -67,7 +79,12 @@ class ModelPicture:
             {**asdict(row), "passes": {str(n): times for n, times in row.passes.items()}}
             for row in self.rows
         ]
-        return {"name": self.model, "formats": rows, "chosen": self.chosen}
+        return {
+            "name": self.model,
+            "bandwidth": self.bandwidth,
+            "formats": rows,
+            "chosen": self.chosen,
+        }
 
 
 def model_picture(
@@ -81,11 +98,49 @@ def model_picture(
         PacelineError: the model cannot be read.
     """
     job = PlanJob(model, Goal(), PlanQuestion(default_dialogues(), default_text()), say=say)
+    job.lab.engine(model, STORED)
+    picture = _known_picture(job, model, bandwidth)
+    job.measurer.close()
+    return picture
+
+
+def served_picture(lm: LM) -> ModelPicture:
+    """Return what this machine can do with a model that is being served; no model is run.
+
+    What the server runs now comes first, with the times of passes that its governor knows. Memory
+    bandwidth is measured once, in a process of its own, so that a server keeps its memory limit.
+
+    Raises:
+        PacelineError: several models are served, or the native engine cannot read the model.
+    """
+    model = str(lm.model.path)
+    job = PlanJob(model, Goal(), PlanQuestion(default_dialogues(), default_text()))
+    bandwidth = job.lab.bandwidth(_bandwidth_of_another_process)
+    picture = _known_picture(job, model, bandwidth)
+    size = lm.engine.weight_bytes
+    if not (isinstance(lm.budget, Governor) and size):
+        return picture
+    cost = lm.budget.measured()
+    passes = {n: cost.at(n) / cost.at(1) for n in _SIZES}
+    running = FormatRow("running", size, bandwidth / size, 1 / cost.at(1), passes, None, False)
+    return replace(picture, rows=(running, *picture.rows))
+
+
+def _bandwidth_of_another_process() -> float:
+    command = [sys.executable, "-c", _MEASURE]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_PATIENCE)
+        return float(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise RequestError(f"memory bandwidth could not be measured: {error}") from None
+
+
+def _known_picture(job: PlanJob, model: str, bandwidth: float) -> ModelPicture:
+    """Return a picture of what has been measured."""
     source, lab = job.search.source, job.lab
     plan = kept_plan(job.measurer.model)
     chosen = None if plan is None else plan.chosen.setup
-    lab.engine(model, STORED)
-    lab.deadline = float("-inf")  # the others only if they are known
+    lab.deadline = float("-inf")
     rows = []
     for each in weight_candidates(model, source.stored_bytes, source.parameters, {}, False):
         facts = lab.engine(each.path, each.format)
@@ -94,7 +149,6 @@ def model_picture(
         loss = lab.known_loss(each.path, each.format)
         planned = chosen is not None and (chosen.model, chosen.format) == (model, each.format)
         rows.append(_row(each.format, each.bytes, facts, bandwidth, loss and loss.value, planned))
-    job.measurer.close()
     title = None if chosen is None else chosen.title
     return ModelPicture(source.name, bandwidth, tuple(rows), title)
 
@@ -107,10 +161,10 @@ def _row(
     loss: float | None,
     chosen: bool,
 ) -> FormatRow:
+    size = size if facts is None else facts.weight_bytes
     if facts is None:
         return FormatRow(name, size, bandwidth / size, None, {}, loss, chosen)
     passes = {n: facts.at(n) / facts.at(1) for n in _SIZES}
-    size = facts.weight_bytes
     return FormatRow(name, size, bandwidth / size, 1 / facts.at(1), passes, loss, chosen)
 
 

@@ -11,6 +11,7 @@ import uvicorn
 
 import paceline
 from paceline import LM
+from paceline.planning.machine_picture import served_picture
 from paceline.serving import playground
 from paceline.serving.api import create_app
 from paceline.serving.service import Service
@@ -58,7 +59,8 @@ def service(lm):
 
 @pytest.fixture(scope="package")
 def address(service):
-    with served(create_app(service, "tiny", routers=[playground.router])) as found:
+    picture = playground.machine_router(lambda lm: served_picture(lm).document())
+    with served(create_app(service, "tiny", routers=[playground.router, picture])) as found:
         yield found
 
 

@@ -21,6 +21,7 @@ from tests.serving.playground.steps import (
     expect,
     fill,
     mode,
+    panel,
     run,
     text_of,
     turns,
@@ -50,6 +51,20 @@ def test_tokens_are_coloured_by_who_guessed_them(completions, address):
         assert share == f"{100 * int(hit) / int(tried.replace(',', '')):.0f} %", name
     expect(page.locator("#paced .summary")).to_contain_text("40 tokens in")
     expect(page.locator("#chart polyline")).to_have_count(1)
+
+
+def test_the_inspector_shows_what_the_machine_can_do(page, address):
+    expect(page.locator("#machine")).to_be_hidden()
+    panel(page, "inspector")
+    expect(page.locator("#machine")).to_be_visible()
+    found = httpx.get(f"{address}/v1/machine", timeout=60).json()["formats"]
+    dots = page.locator("#roofline circle")
+    expect(dots).to_have_count(len(found))
+    assert dots.locator("title").first.text_content().startswith("running: ")
+    rows = [row.inner_text().split("\t") for row in page.locator("#machine-table tbody tr").all()]
+    assert [row[0] for row in rows] == [row["format"] for row in found if row["speed"] is not None]
+    assert float(rows[0][4]) == pytest.approx(found[0]["passes"]["8"], rel=0.2)
+    expect(page.locator("#machine-chosen")).to_contain_text("paceline plan")
 
 
 def test_the_replay_without_speculation_is_the_same(completions):

@@ -38,11 +38,24 @@ def test_other_files_are_not_served(address):
         assert found.json()["error"]["message"]
 
 
+def test_what_the_machine_can_do(address, lm):
+    found = httpx.get(f"{address}/v1/machine", timeout=60).json()
+    assert found["bandwidth"] > 1e8
+    running, stored, *others = found["formats"]
+    assert (running["format"], stored["format"]) == ("running", "auto")
+    assert running["bytes"] == lm.engine.weight_bytes
+    assert running["speed"] > 0
+    assert running["roofline"] == found["bandwidth"] / running["bytes"]
+    assert set(running["passes"]) == {"4", "8", "16"}
+    assert {each["format"] for each in others} >= {"int8", "int4"}
+
+
 def test_the_facts(address, lm):
     found = httpx.get(f"{address}/v1/playground").json()
     assert found["model"] == "tiny"
     assert found["context"] == lm.engine.config.context
     assert found["chat"] is True
+    assert found["machine"] is True
     assert found["format"] == lm.engine.format
     assert found["memory"] >= lm.engine.weight_bytes
     assert found["drafter"] == "blend"

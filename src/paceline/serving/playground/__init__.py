@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from starlette.routing import NoMatchFound
 
 from paceline.core import Exactness
 from paceline.engines.base import Engine
 from paceline.errors import MethodError
 from paceline.serving.api.dependencies import Here
 from paceline.serving.api.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from paceline.lm import LM
 
 router = APIRouter()
 
@@ -46,10 +51,11 @@ async def part(name: str) -> Response:
 
 
 @router.get("/v1/playground", include_in_schema=False)
-async def facts(here: Here) -> dict[str, Any]:
+async def facts(here: Here, request: Request) -> dict[str, Any]:
     """Return what the page shows; below `/v1`, where a key may be required.
 
-    `memory` is the size of weights, keys and values now, in bytes.
+    `memory` is the size of weights, keys and values now, in bytes; `machine` is whether there is a
+    picture of the machine.
     """
     method, engine = here.lm.drafter_method, here.lm.engine
     return {
@@ -60,8 +66,37 @@ async def facts(here: Here) -> dict[str, Any]:
         "chat": here.lm.tokenizer.template is not None,
         "drafter": getattr(method, "name", type(method).__name__),
         "drafters": list(here.limits.drafters),
+        "machine": _has_machine(request.app),
         "exact": getattr(method, "exactness", None) is Exactness.EXACT,
     }
+
+
+def machine_router(picture: Callable[[LM], Mapping[str, Any]]) -> APIRouter:
+    """Return the route of what this machine can do with the model.
+
+    Args:
+        picture: returns it for JSON; it may take seconds, and raise PacelineError.
+    """
+    router = APIRouter()
+
+    @router.get("/v1/machine")
+    def machine_picture(here: Here) -> dict[str, Any]:
+        """Return what this machine can do with the model: its formats, their bytes and speeds.
+
+        The first call measures the memory bandwidth, in about a second. Speeds are those of plain
+        passes that were measured, by this server or by `paceline plan`; others are null.
+        """
+        return dict(picture(here.lm))
+
+    return router
+
+
+def _has_machine(app: FastAPI) -> bool:
+    """Return whether an application has the route of `machine_router`."""
+    try:
+        return bool(app.url_path_for("machine_picture"))
+    except NoMatchFound:
+        return False
 
 
 def _memory(engine: Engine) -> int | None:

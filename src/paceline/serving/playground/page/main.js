@@ -5,12 +5,13 @@ import { colour } from "./colours.js";
 import { Composer } from "./composer.js";
 import { byId } from "./dom.js";
 import { showPace } from "./inspector.js";
+import { showMachine } from "./machine.js";
 import { Panels } from "./panels.js";
 import { preference, setPreference } from "./preferences.js";
 import { completionRequest, keepSettings, parseSchema, parseTools, restoreDrafter } from "./request.js";
 import { Runs } from "./runs.js";
 import { Conversation } from "./conversation.js";
-import { Refused, facts } from "./server.js";
+import { Refused, facts, machine } from "./server.js";
 import { Sidebar } from "./sidebar.js";
 import { Store } from "./store.js";
 
@@ -52,6 +53,7 @@ async function meet() {
   const own = new Option(`default: ${known.drafter}`, "");
   byId("drafter").replaceChildren(own, ...known.drafters.map((name) => new Option(name, name)));
   restoreDrafter();
+  showPicture();
   known.drafters.forEach(colour);
   const [chatMode, completion] = form.elements.mode;
   chatMode.disabled = !known.chat;
@@ -71,6 +73,12 @@ function showFacts() {
   const details = [format, memory && `${size(memory)} of memory`, room];
   byId("facts").textContent = details.filter(Boolean).join(" · ");
   byId("facts").title = byId("facts").textContent;
+}
+
+/** Ask once what the machine can do; a server that does not know leaves the section out. */
+function showPicture() {
+  if (!known?.machine || byId("inspector").hidden || !byId("machine").hidden) return;
+  machine(byId("key").value).then(showMachine, () => {});
 }
 
 function size(bytes) {
@@ -215,6 +223,7 @@ for (const radio of form.elements.mode) radio.addEventListener("change", changeM
 for (const name of ["schema", "tools"]) byId(name).addEventListener("input", checkSettings);
 byId("key").addEventListener("change", meet);
 byId("retry").addEventListener("click", meet);
+byId("show-inspector").addEventListener("click", showPicture);
 byId("stop").addEventListener("click", () => runs.stop());
 byId("colours").addEventListener("click", switchColours);
 byId("system").addEventListener("input", (event) => chat.setSystem(event.target.value));

@@ -24,6 +24,11 @@ export async function facts(key) {
   return (await request("v1/playground", { headers: headers(key) })).json();
 }
 
+/** Return what the server's machine can do with the model. */
+export async function machine(key) {
+  return (await request("v1/machine", { headers: headers(key) })).json();
+}
+
 /** Yield the pieces of a streamed answer; leaving early, or `signal`, cancels it. */
 export async function* pieces(path, body, key, signal) {
   const text = JSON.stringify({ ...body, stream: true, trace: true });
