@@ -12,6 +12,7 @@ from paceline.cli.decode_options import LearningDraftOptions, describe
 from paceline.cli.format_hint import hint_formats
 from paceline.cli.output import document, say
 from paceline.cli.plan_options import PlanOptions
+from paceline.cli.warm_hint import hint_warm_start
 from paceline.errors import RequestError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def chat(
     if reader.interactive:
         say(banner(lm))
         hint_formats(lm, engine.weight_format)
+        hint_warm_start(lm, model)
     talk.run()
     drafting.keep(lm)
     if json:
