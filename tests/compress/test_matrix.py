@@ -60,6 +60,10 @@ RECIPES = {
     for family, frame in FRAMES
     for name, method in family.methods().items()
     if method.__module__.startswith("paceline.")
+} | {
+    "pruner and quantizer": "sparsegpt:pattern=2:4+gptq:bits=3,group=32",
+    "pruner and correction": "wanda:pattern=2:4+eora:rank=8",
+    "pruner, quantizer and correction": "dass+rtn:bits=4,group=32+eora:rank=4",
 }
 SCHEMA = {
     "type": "object",

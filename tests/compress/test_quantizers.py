@@ -311,13 +311,13 @@ def test_tuners_that_would_fill_zeros_are_refused(tuner):
 
 @pytest.mark.parametrize(("columns", "block"), [(96, 1024), (96, 96), (100, 32), (1, 4)])
 def test_the_factor_of_an_inverse_is_made_in_blocks(columns, block, monkeypatch):
-    from paceline.compress.quantize.grids import inverse
+    from paceline.compress import column_errors
 
-    monkeypatch.setattr(inverse, "_BLOCK", block)
+    monkeypatch.setattr(column_errors, "_BLOCK", block)
     moment = statistics(inputs(columns)).second_moment
     before = moment.clone()
     order = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
-    factor = inverse.inverse_factor(moment, 0.01, "gptq", order)
+    factor = column_errors.inverse_factor(moment, 0.01, "gptq", order)
     assert torch.equal(moment, before)
     damped = moment[order][:, order].double()
     damped += 0.01 * damped.diagonal().mean() * torch.eye(columns)
@@ -327,7 +327,7 @@ def test_the_factor_of_an_inverse_is_made_in_blocks(columns, block, monkeypatch)
 
 
 def test_a_factor_is_kept_as_long_as_its_moment():
-    from paceline.compress.quantize.grids.inverse import keep_last
+    from paceline.compress.column_errors import keep_last
 
     calls = []
 

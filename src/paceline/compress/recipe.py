@@ -138,9 +138,14 @@ class Recipe:
         """Refuse transforms that a method of some matrices does not bear."""
         for steps in (self.steps, *(each for _, each in self.rules)):
             _check_inputs(steps, self.transforms)
-            if self.transforms and Statistic.FISHER in steps.statistics:
+            fisher = [
+                each
+                for each in steps.compressors
+                if Statistic.FISHER in each.statistics | each.optional_statistics
+            ]
+            if self.transforms and fisher:
                 raise MethodError(
-                    f"{steps.compressors[-1].name} weighs errors by gradients of the weights as "
+                    f"{fisher[0].name} weighs errors by gradients of the weights as "
                     f"they are, and {self.transforms[0].name} changes these; leave one of them out "
                     "of the recipe"
                 )

@@ -50,23 +50,44 @@ class Pruner(WeightCompressor):
 
     def compress(self, weight: Tensor, stats: Statistics) -> Linear:
         """Keep the weights with the best scores, unchanged."""
+        return self.store(weight, self.select(self.score(weight, stats)))
+
+    def store(self, weight: Tensor, kept: Tensor) -> Linear:
+        """Return the stored form of the weights [out, in] that stay, as bool [out, in] says."""
         from paceline.models.tensors import Sparse
 
-        kept = self.select(self.score(weight, stats))
-        values = weight[kept].numpy()
-        return Sparse(kept.numpy(), values, "F32", _PATTERNS.get(self.pattern))
+        return Sparse(kept.numpy(), weight[kept].numpy(), "F32", _PATTERNS.get(self.pattern))
+
+    def note(self, shape: tuple[int, int]) -> str | None:
+        """Tell that zeros are multiplied, too."""
+        return "pruned: files hold no zeros, but engines multiply them, so that they save no time"
+
+    @property
+    def has_pattern(self) -> bool:
+        """Whether N of every M neighbouring inputs stay."""
+        return self.pattern in _PATTERNS
+
+    def group_width(self, columns: int) -> int:
+        """Return how many neighbouring inputs compete: M of a pattern N:M, or all of a row.
+
+        Raises:
+            MethodError: rows are no whole groups.
+        """
+        width = _PATTERNS.get(self.pattern, (columns, columns))[1]
+        if columns % width:
+            raise MethodError(
+                f"{self.name}:pattern={self.pattern} needs rows of a multiple of {width} inputs, "
+                f"this matrix has {columns}"
+            )
+        return width
 
     def select(self, scores: Tensor) -> Tensor:
         """Return which weights stay, bool [out, in]; of equal scores the first inputs."""
         import torch
 
         rows, columns = scores.shape
-        keep, of = _PATTERNS.get(self.pattern, (columns - int(columns * self.sparsity), columns))
-        if columns % of:
-            raise MethodError(
-                f"{self.name}:pattern={self.pattern} needs rows of a multiple of {of} inputs, "
-                f"this matrix has {columns}"
-            )
+        of = self.group_width(columns)
+        keep = _PATTERNS[self.pattern][0] if self.has_pattern else of - int(of * self.sparsity)
         groups = scores.reshape(rows, columns // of, of)
         best = groups.sort(dim=-1, descending=True, stable=True).indices[..., :keep]
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(rows, -1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
-from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
+from paceline.compress.column_errors import inverse_factor, keep_last
 from paceline.core import Exactness
 from paceline.errors import MethodError, ModelError, unknown
 from paceline.models.export.gguf_mixes import MIXES, Position

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics
+from paceline.compress.column_errors import inverse_factor, keep_last, replace_columns
 from paceline.compress.quantize.base import Quantizer
 from paceline.compress.quantize.grids.grid import Grid, join
-from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
 from paceline.core import Exactness
 from paceline.errors import MethodError
 from paceline.registry import Source, check_range, quantizers
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.models.tensors import Linear
-
-_TOGETHER = 128  # columns whose errors reach the rest of the matrix in one product
 
 
 @quantizers.register("gptq", Exactness.LOSSY)
@@ -81,28 +79,24 @@ class GPTQ(Quantizer):
         order, factor = ordered_factor(moment, self.order, group, self.damping, self.name)
         importance = stats.mean_squares
         search = self.grid_search(weight, importance)
-        rest, codes, values = weight[:, order], torch.empty_like(weight), torch.empty_like(weight)
+        codes = torch.empty_like(weight)
         grids: dict[int, Grid] = {}
-        for start in range(0, columns, _TOGETHER):
-            end = min(start + _TOGETHER, columns)
-            errors = torch.empty(len(weight), end - start)
-            for at in range(start, end):
-                place = int(order[at]) // group
-                if place not in grids:  # the columns of a group follow one another
-                    size = min(group, columns - place * group)
-                    ahead = order[at : at + size]
-                    seen = None if importance is None else importance[ahead]
-                    grids[place] = search.grid(rest[:, at : at + size], size, seen)
-                column, grid = rest[:, at : at + 1], grids[place]
-                rounded = grid.round(column)
-                if stats.kept is not None:  # what was pruned stays zero; its error moves on
-                    rounded = rounded.where(stats.kept[:, order[at], None], grid.zeros)
-                codes[:, at : at + 1] = rounded
-                values[:, at : at + 1] = value = grid.values(rounded)
-                error = (column - value) / factor[at, at]
-                rest[:, at:end] -= error * factor[at, at:end]
-                errors[:, at - start] = error[:, 0]
-            rest[:, end:] -= errors @ factor[start:end, end:]
+
+        def round_column(at: int, rest: Tensor) -> Tensor:
+            place = int(order[at]) // group
+            if place not in grids:  # the columns of a group follow one another
+                size = min(group, columns - place * group)
+                ahead = order[at : at + size]
+                seen = None if importance is None else importance[ahead]
+                grids[place] = search.grid(rest[:, at : at + size], size, seen)
+            grid = grids[place]
+            rounded = grid.round(rest[:, at : at + 1])
+            if stats.kept is not None:  # what was pruned stays zero; its error moves on
+                rounded = rounded.where(stats.kept[:, order[at], None], grid.zeros)
+            codes[:, at : at + 1] = rounded
+            return grid.values(rounded)
+
+        replace_columns(weight[:, order], factor, round_column)
         back = order.argsort()
         chosen = join([grids[place] for place in range(len(grids))], group)
         return chosen.pack(self._descend(weight, stats, chosen, codes[:, back]))

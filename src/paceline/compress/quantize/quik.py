@@ -7,9 +7,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import Statistic, Statistics, WeightCompressor
+from paceline.compress.column_errors import inverse_factor, keep_last
 from paceline.compress.quantize.base import check_finite
 from paceline.compress.quantize.grids.grid import Grid
-from paceline.compress.quantize.grids.inverse import inverse_factor, keep_last
 from paceline.compress.quantize.grids.search import GridSearch
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, quantizers

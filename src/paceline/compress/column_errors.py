@@ -1,4 +1,9 @@
-"""The triangular factor of the inverse of a large matrix, in the memory of that matrix."""
+"""Errors of columns that the columns after them make up for: the solver of GPTQ and SparseGPT.
+
+Both change a matrix column by column, and move the error of each into those that are still to
+come, as the inverse of the second moment of the inputs says. The triangular factor of that inverse
+is made in the memory of the matrix.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +17,42 @@ from paceline.errors import MethodError
 if TYPE_CHECKING:
     from torch import Tensor
 
+TOGETHER = 128  # columns whose errors reach the rest of the matrix in one product
 _BLOCK = 1024  # columns that are factored at once
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def replace_columns(
+    weight: Tensor, factor: Tensor, replace: Callable[[int, Tensor], Tensor]
+) -> Tensor:
+    """Replace the columns of a matrix in order, and move the error of each into those after it.
+
+    The squared error of the outputs is the smallest that the later columns can reach.
+
+    Args:
+        weight: float32 [out, in]; not written to.
+        factor: upper Cholesky factor of the inverse of the inputs' second moment, [in, in].
+        replace: returns what stands for the column `at`, [out, 1], given `at` and the matrix as it
+            is by then: all columns up to the next multiple of `TOGETHER` have the errors of those
+            before `at`, and the rest those of earlier multiples.
+
+    Returns:
+        the new columns, float32 [out, in].
+    """
+    import torch
+
+    rest, values, columns = weight.clone(), torch.empty_like(weight), weight.shape[1]
+    for start in range(0, columns, TOGETHER):
+        end = min(start + TOGETHER, columns)
+        errors = torch.empty(len(weight), end - start)
+        for at in range(start, end):
+            column = rest[:, at : at + 1]
+            values[:, at : at + 1] = value = replace(at, rest)
+            error = (column - value) / factor[at, at]
+            rest[:, at:end] -= error * factor[at, at:end]
+            errors[:, at - start] = error[:, 0]
+        rest[:, end:] -= errors @ factor[start:end, end:]
+    return values
 
 
 def keep_last(function: _Function) -> _Function:
