@@ -5,7 +5,8 @@ r"""Bits against loss: recipes on shuffled bases, paired with the base, as Markd
 
 BASE is a folder that `base.py` wrote; several seeds are averaged. The text is WikiText-2's
 validation part in windows of 512 tokens, documents with `<unk>` left out sentence by sentence.
-Results are kept in the cache file by base, recipe and settings.
+Results are kept in the cache file by base, recipe and settings, and beside it how each base
+predicts the text and what it wrote for calibration.
 """
 
 from __future__ import annotations
@@ -16,22 +17,27 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from paceline.compress.calibrate import calibration
+from paceline.cli.compress import own_writer
+from paceline.compress.calibrate import Calibration, calibration
 from paceline.compress.job import CompressionJob
-from paceline.compress.recipe import parse_recipe
+from paceline.compress.recipe import Recipe, parse_recipe
 from paceline.lm import LM
 from paceline.measuring.quality import WINDOW, Loss, Scores, paired, text_windows
-from paceline.models import load
+from paceline.models import Model, load
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 WIKITEXT = DATA / "wikitext-2" / "valid.tokens.txt.gz"
+
+
+COLUMNS = ("bits", "bytes", "nats", "error", "firsts")
 
 
 def wikitext() -> str:
@@ -58,19 +64,56 @@ def score(path: Path, windows: int) -> Scores:
     return text_windows(lm.tokenizer, wikitext(), size, windows).score(lm.engine)
 
 
+def kept_arrays(
+    cache: Path | None, name: str, make: Callable[[], Mapping[str, np.ndarray]]
+) -> Mapping[str, np.ndarray]:
+    """Return arrays from a file beside the cache, or make them and keep them there."""
+    path = None if cache is None else cache.with_name(f"{cache.stem}-{name}.npz")
+    if path is not None and path.exists():
+        with np.load(path) as found:
+            return dict(found)
+    made = make()
+    if path is not None:
+        np.savez(path, **made)
+    return made
+
+
+def score_base(base: Path, windows: int, cache: Path | None) -> Scores:
+    """Return how a base predicts the text."""
+
+    def make() -> Mapping[str, np.ndarray]:
+        found = score(base, windows)
+        return {"nats": found.nats, "firsts": found.firsts, "bits": np.array(found.bits_per_byte)}
+
+    kept = kept_arrays(cache, f"{base.name}-{windows}", make)
+    return Scores(kept["nats"], kept["firsts"], float(kept["bits"]))
+
+
+def calibration_texts(base: Path, model: Model, recipe: Recipe, asked: Any) -> Calibration:
+    """Return what `paceline compress` calibrates on; of recipes without data a short text."""
+    if not recipe.needs_data:
+        return calibration(model, count=1, length=64)
+    write, seed = own_writer(model, asked.seed), asked.seed
+
+    def own(tokens: int) -> np.ndarray:
+        name = f"{base.name}-own-{tokens}-{seed}"
+        return kept_arrays(asked.cache, name, lambda: {"tokens": write(tokens)})["tokens"]
+
+    return calibration(model, asked.calibration, asked.rows, asked.length, seed, own)
+
+
 def judge(base: Path, recipe: str, asked: SimpleNamespace) -> dict[str, Any]:
     """Return bits, loss and seconds of a recipe on a base."""
-    whole = score(base, asked.windows)
+    whole = score_base(base, asked.windows, asked.cache)
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        model = load(base)
-        job = CompressionJob(model, out, parse_recipe(recipe))
-        texts = calibration(model, asked.calibration, asked.rows, asked.length, asked.seed)
-        size = job.run(texts)
+        out, plan, model = Path(folder) / "out", parse_recipe(recipe), load(base)
+        start = perf_counter()
+        size = CompressionJob(model, out, plan).run(calibration_texts(base, model, plan, asked))
+        seconds = perf_counter() - start
         loss = paired(score(out, asked.windows), whole)
         if asked.keep:
             shutil.copytree(out, Path(asked.keep) / f"{base.name}-{_slug(recipe)}")
-    return row(size.bits_per_weight, size.total, loss)
+    return row(size.bits_per_weight, size.total, loss) | {"seconds": seconds}
 
 
 def row(bits: float, total: int, loss: Loss) -> dict[str, Any]:
@@ -91,7 +134,7 @@ def print_table(results: Mapping[str, Sequence[Mapping[str, float]]], title: boo
         print("| recipe | bits | MB | nats | error | first choices |")
         print("|---|---:|---:|---:|---:|---:|")
     for recipe, rows in results.items():
-        mean = {name: float(np.mean([each[name] for each in rows])) for name in rows[0]}
+        mean = {name: float(np.mean([each[name] for each in rows])) for name in COLUMNS}
         print(
             f"| `{recipe}` | {mean['bits']:.2f} | {mean['bytes'] / 1e6:.1f} | {mean['nats']:.4f} | "
             f"{mean['error']:.4f} | {mean['firsts']:.3f} |",

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from paceline.compress.base import MATRICES, Block, Statistic, Statistics
-from paceline.compress.pipeline import _Runner, compress_blocks
+from paceline.compress.pipeline import _Runner, _transform, compress_blocks
 from paceline.compress.prune.magnitude import Magnitude
 from paceline.compress.recipe import Recipe, Steps, parse_recipe
 from paceline.engines.reference import ReferenceEngine
@@ -241,6 +241,42 @@ def test_inputs_that_are_no_numbers_are_refused(spec):
     story.weights["layers.0.attn_norm"] *= 1e38
     with pytest.raises(ModelError, match=r"inputs of layers.0.q are no numbers"):
         story.compress(parse_recipe(spec))
+
+
+@pytest.mark.parametrize("spec", ["awq+gptq:bits=3,group=16", "teq:steps=4+gptq:bits=3,group=16"])
+def test_statistics_of_scaled_channels_are_those_of_the_scaled_inputs(spec):
+    story, recipe = Story(), parse_recipe(spec)
+    runner = _Runner(story.config, story.config.layers[0], story.inputs.shape[1])
+    weights = dict(story.layer(0))
+    block = Block(0, story.config, runner.shape, weights, {}, story.inputs, runner)
+    wanted = recipe.wanted(["layers.0.q"])
+    before = runner.statistics(weights, story.inputs, wanted)
+    found = _transform(block, recipe, wanted)
+    right = runner.statistics(weights, story.inputs, wanted)
+    assert any(not torch.equal(weights[name], story.layer(0)[name]) for name in MATRICES)
+    for name in MATRICES:
+        size = float(right[name].second_moment.abs().max())
+        assert torch.allclose(
+            found[name].second_moment, right[name].second_moment, rtol=1e-3, atol=1e-4 * size
+        )
+        assert found[name].count == right[name].count
+    assert not torch.allclose(before["down"].second_moment, right["down"].second_moment, rtol=1e-2)
+    assert found["q"].second_moment is found["v"].second_moment  # factored once
+
+
+def test_rounding_weighs_errors_where_inputs_were_measured():
+    torch.manual_seed(0)
+    x = torch.randn(300, 32) * torch.logspace(0, -2, 32)
+    stats = Statistics().plus(x, frozenset({Statistic.SECOND_MOMENT}))
+    weight = torch.randn(24, 32)
+    method = quantizers.parse("rtn:bits=3,group=32")
+
+    def error(seen):
+        found = torch.from_numpy(method.compress(weight, seen).dense())
+        assert torch.allclose(found, method.nearest(weight, seen))
+        return float((x @ (found - weight).T).square().sum())
+
+    assert error(stats) < 0.9 * error(Statistics())
 
 
 def test_gptq_loses_less_than_rounding():

@@ -57,7 +57,7 @@ class CalibrationOptions:
             )
         if not recipe.needs_data:
             return calibration(model, count=1, length=min(self.length, 64))
-        own = _own(model, self.seed)
+        own = own_writer(model, self.seed)
         source = self.calibration or (OWN if recipe.own_texts else DEFAULT)
         return calibration(model, source, self.rows, self.length, self.seed, own)
 
@@ -242,7 +242,7 @@ def compress(
         write(card_path(out).read_text(encoding="utf-8"))
 
 
-def _own(model: Model, seed: int) -> Writer:
+def own_writer(model: Model, seed: int = 0) -> Writer:
     """Return what writes texts of the model's own."""
 
     def write_texts(tokens: int) -> NDArray[Any]:

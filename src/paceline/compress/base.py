@@ -42,6 +42,8 @@ class Statistic(StrEnum):
     SENSITIVITY = "sensitivity"  # bits that the matrix should have more than others
 
 
+_COLUMNS = 192  # of a second moment that are computed at once
+
 # What needs gradients of the whole model.
 OF_GRADIENTS = frozenset({Statistic.FISHER, Statistic.SENSITIVITY})
 
@@ -68,7 +70,10 @@ class Statistics:
     kept: Tensor | None = None
 
     def plus(self, x: Tensor, wanted: frozenset[Statistic]) -> Statistics:
-        """Return the statistics with further positions x [..., in]."""
+        """Return the statistics with further positions x [..., in].
+
+        The second moment of this one is added to in place, and is part of the result.
+        """
         import torch
 
         flat = x.detach().reshape(-1, x.shape[-1]).float()
@@ -79,10 +84,21 @@ class Statistics:
             total = squares if old is None else old.square() + squares
             new = replace(new, input_norm=total.sqrt())
         if Statistic.SECOND_MOMENT in wanted:
-            old = self.second_moment
-            moment = flat.T @ flat if old is None else torch.addmm(old, flat.T, flat)
+            moment = self.second_moment
+            if moment is None:
+                moment = torch.zeros(flat.shape[1], flat.shape[1])
+            _add_products(moment, flat)
             new = replace(new, second_moment=moment)
         return new
+
+    def rescaled(self, scales: Tensor) -> Statistics:
+        """Return the statistics of inputs that are divided by scales [in]."""
+        norm, moment = self.input_norm, self.second_moment
+        return replace(
+            self,
+            input_norm=None if norm is None else norm / scales,
+            second_moment=None if moment is None else moment / scales / scales[:, None],
+        )
 
     @cached_property
     def whitener(self) -> tuple[Tensor, Tensor]:
@@ -106,6 +122,15 @@ class Statistics:
         return None if self.input_norm is None else self.input_norm.square() / max(self.count, 1)
 
 
+def _add_products(moment: Tensor, x: Tensor) -> None:
+    """Add x' x to a symmetric matrix, in place, for x [T, in]; only half of it is multiplied."""
+    size = len(moment)
+    for start in range(0, size, _COLUMNS):
+        end = min(start + _COLUMNS, size)
+        moment[start:end, start:].addmm_(x[:, start:end].T, x[:, start:])
+        moment[end:, start:end] = moment[start:end, end:].T
+
+
 @dataclass(frozen=True)
 class Block:
     """One decoder block that is being compressed.
@@ -116,7 +141,8 @@ class Block:
         shape: the layer's shape.
         weights: float32 tensors of the layer by name (`q`, `attn_norm`, `q.bias`); transforms
             replace entries.
-        stats: of the inputs of each matrix, as far as the recipe asks for them.
+        stats: of the inputs of each matrix, as far as the recipe asks for them; transforms that
+            scale the channels of inputs rescale entries.
         inputs: float32 [B, T, hidden], what the blocks before put out, already compressed.
         run: the block's output for some weights and inputs, differentiable.
         bases: transforms of the inputs of some matrices, which transforms may add; the matrix is
@@ -130,7 +156,7 @@ class Block:
     config: ModelConfig
     shape: LayerConfig
     weights: dict[str, Tensor]
-    stats: Mapping[str, Statistics]
+    stats: dict[str, Statistics]
     inputs: Tensor
     run: Callable[[LayerWeights, Tensor], Tensor] = field(repr=False)
     bases: dict[str, Kronecker] = field(default_factory=dict)
@@ -223,9 +249,11 @@ class BlockTransform(Compressor, ABC):
     Attributes:
         of_inputs: it adds to `Block.bases` or `Block.ranges`, and is the last transform of a
             recipe: others look at the inputs as they are.
+        rescales: it keeps `Block.stats` true, so that they need not be measured again.
     """
 
     of_inputs: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
 
     @abstractmethod
     def transform(self, block: Block, compressor: WeightCompressor) -> None:

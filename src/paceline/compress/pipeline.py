@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -18,7 +19,7 @@ from paceline.models.config import LayerConfig, ModelConfig
 from paceline.models.rounding import rounded_product
 from paceline.models.tensors import Linear, RoundedInputs
 
-_TOGETHER = 4096  # positions that run through a block at once
+_TOGETHER = 1024  # positions that run through a block at once; caches hold more of fewer
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,8 @@ def compress_blocks(
         matrices = [name for name in MATRICES if name in weights]
         bases: dict[str, Kronecker] = {}
         block = Block(index, config, runner.shape, weights, {}, x, runner, bases)
-        transformed = frozenset().union(*(each.statistics for each in recipe.transforms))
-        for transform in recipe.transforms:
-            stats = _checked(index, runner.statistics(weights, x, transformed, bases))
-            transform.transform(replace(block, stats=stats), recipe.steps.compressors[-1])
         wanted = recipe.wanted(f"layers.{index}.{name}" for name in matrices) - OF_GRADIENTS
-        stats = _checked(index, runner.statistics(weights, x, wanted, bases))
+        stats = _transform(block, recipe, wanted)
         if gradients is not None:
             stats |= _with_gradients(stats, {name: gradients(index, name) for name in matrices})
         block = replace(block, stats=stats)
@@ -97,6 +94,26 @@ def compress_blocks(
                 "checkpoint or the recipe is unsound"
             )
         yield CompressedBlock(index, tensors, x)
+
+
+def _transform(block: Block, recipe: Recipe, wanted: frozenset[Statistic]) -> dict[str, Statistics]:
+    """Transform a block, and return what is wanted of the inputs of its matrices afterwards.
+
+    Texts run through the block once where all transforms keep the statistics true.
+    """
+    runner, weights, x = block.run, block.weights, block.inputs
+    assert isinstance(runner, _Runner)
+    seen = frozenset().union(*(each.statistics for each in recipe.transforms))
+    once = all(each.rescales for each in recipe.transforms)
+    stats: dict[str, Statistics] = {}
+    for place, transform in enumerate(recipe.transforms):
+        if not (once and place):
+            both = seen | wanted if once else seen
+            stats = _checked(block.index, runner.statistics(weights, x, both, block.bases))
+        transform.transform(replace(block, stats=stats), recipe.steps.compressors[-1])
+    if once and recipe.transforms:
+        return stats
+    return _checked(block.index, runner.statistics(weights, x, wanted, block.bases))
 
 
 @torch.no_grad()
@@ -159,6 +176,10 @@ def _checked(index: int, stats: dict[str, Statistics]) -> dict[str, Statistics]:
     return stats
 
 
+def _zeros(width: int, x: Tensor) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], width)
+
+
 class _Runner:
     """Runs one block over calibration texts, some at a time."""
 
@@ -191,6 +212,9 @@ class _Runner:
         """Return what is wanted of the inputs of each matrix, which `bases` transform first."""
         groups = [[name for name in group if name in weights] for group in GROUPS]
         found = {group[0]: Statistics() for group in groups if group}
+        run: blocks.LayerWeights = weights
+        if "down" in weights:  # its product is the output, which is not looked at
+            run = {**weights, "down": partial(_zeros, len(weights["down"]))}
         if wanted:
 
             def tap(name: str, seen: Tensor) -> None:
@@ -199,5 +223,5 @@ class _Runner:
                     found[name] = found[name].plus(seen, wanted)
 
             for part in torch.split(x, self._step):  # outputs are not kept
-                self(weights, part, tap)
+                self(run, part, tap)
         return {name: found[group[0]] for group in groups for name in group}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class RoundToNearest(Quantizer):
     """Round every weight to the nearest value of its group's grid. Needs no data.
 
+    Where the inputs were measured for another method of the recipe, as by `awq`, the search for
+    grids weighs errors by them.
+
     Attributes:
         bits: as of every quantiser.
         group: as of every quantiser.
@@ -41,5 +44,10 @@ class RoundToNearest(Quantizer):
 
     def quantize(self, weight: Tensor, stats: Statistics) -> Linear:
         """Return the nearest codes."""
-        grid = self.grid(weight)
+        grid = self.grid(weight, stats.mean_squares)
         return grid.pack(grid.round(weight))
+
+    def nearest(self, weight: Tensor, stats: Statistics) -> Tensor:
+        """Return what the stored form of a matrix [out, in] would stand for, float32."""
+        grid = self.grid(weight, stats.mean_squares)
+        return grid.values(grid.round(weight))

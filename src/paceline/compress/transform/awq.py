@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import (
     Block,
@@ -12,12 +12,15 @@ from paceline.compress.base import (
     Statistics,
     WeightCompressor,
 )
+from paceline.compress.quantize.rtn import RoundToNearest
 from paceline.compress.transform.base import Channels, channels_of
 from paceline.core import Exactness
 from paceline.registry import Source, check_range, transforms
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_ROWS = 384  # of a matrix that errors are computed for, at least where it has more
 
 
 @transforms.register("awq", Exactness.LOSSY)
@@ -44,6 +47,7 @@ class AWQ(BlockTransform):
     )
     examples = ("awq",)
     statistics = frozenset({Statistic.SECOND_MOMENT})
+    rescales: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_range(1, 100, self.name, steps=self.steps)
@@ -68,41 +72,49 @@ class AWQ(BlockTransform):
         squares = stats.mean_squares
         assert squares is not None
         sizes = channels.gather(squares).sqrt().clamp(min=1e-8)
+        weights = [_some_rows(block.weights[name], compressor) for name in channels.consumers]
         best, least = None, torch.inf
         for step in range(self.steps + 1):
             scales = sizes ** (step / self.steps)
             scales = (scales / (scales.max() * scales.min()).sqrt()).clamp(min=1e-4)
-            error = self._error(block, channels, stats, compressor, channels.spread(scales))
+            spread = channels.spread(scales)
+            scaled = stats.rescaled(spread) if compressor.statistics else Statistics()
+            error = sum(
+                _error(weight, share, spread, compressor, stats, scaled)
+                for weight, share in weights
+            )
             if error < least:
                 best, least = scales if step else None, error
         return best
 
-    def _error(
-        self,
-        block: Block,
-        channels: Channels,
-        stats: Statistics,
-        compressor: WeightCompressor,
-        scales: Tensor,
-    ) -> float:
-        import torch
 
-        assert stats.second_moment is not None
-        error = 0.0
-        scaled = scaled_statistics(stats, scales) if compressor.statistics else Statistics()
-        for name in channels.consumers:
-            weight = block.weights[name]
-            stored = compressor.compress(weight * scales, scaled)
-            lost = torch.from_numpy(stored.dense()) / scales - weight
-            error += float(((lost @ stats.second_moment) * lost).sum())
-        return error
+def _some_rows(weight: Tensor, compressor: WeightCompressor) -> tuple[Tensor, float]:
+    """Return rows that stand for a matrix, evenly spread, and how many rows each stands for.
+
+    Rows of integers in groups are rounded apart from each other, so that some of them suffice.
+    """
+    if not isinstance(compressor, RoundToNearest):
+        return weight, 1.0
+    step = max(1, len(weight) // _ROWS)
+    rows = weight[::step]
+    return rows, len(weight) / len(rows)
 
 
-def scaled_statistics(stats: Statistics, scales: Tensor) -> Statistics:
-    """Return the statistics of inputs that are divided by scales [in]."""
-    norm, moment = stats.input_norm, stats.second_moment
-    return Statistics(
-        stats.count,
-        None if norm is None else norm / scales,
-        None if moment is None else moment / scales / scales[:, None],
-    )
+def _error(
+    weight: Tensor,
+    share: float,
+    scales: Tensor,
+    compressor: WeightCompressor,
+    stats: Statistics,
+    scaled: Statistics,
+) -> float:
+    """Return the squared error of the outputs of rows, each of which counts `share` times."""
+    import torch
+
+    assert stats.second_moment is not None
+    if isinstance(compressor, RoundToNearest):
+        values = compressor.nearest(weight * scales, scaled)
+    else:
+        values = torch.from_numpy(compressor.compress(weight * scales, scaled).dense())
+    lost = values / scales - weight
+    return share * float(((lost @ stats.second_moment) * lost).sum())

@@ -52,7 +52,10 @@ class Channels:
         return values.reshape(heads, times, size).mean(1).reshape(-1)
 
     def scale(self, block: Block, scales: Tensor) -> None:
-        """Divide the producer's outputs by scales, and multiply the consumers' inputs by them."""
+        """Divide the producer's outputs by scales, and multiply the consumers' weights by them.
+
+        Statistics of the consumers' inputs follow.
+        """
         weights, name = block.weights, self.producer
         if name.endswith("norm"):
             offset = block.config.norm_offset
@@ -61,8 +64,11 @@ class Channels:
             weights[name] = weights[name] / scales[:, None]
         if (bias := weights.get(f"{name}.bias")) is not None:
             weights[f"{name}.bias"] = bias / scales
+        spread = self.spread(scales)
         for consumer in self.consumers:
-            weights[consumer] = weights[consumer] * self.spread(scales)
+            weights[consumer] = weights[consumer] * spread
+        if (stats := block.stats.get(self.consumers[0])) is not None:
+            block.stats.update(dict.fromkeys(self.consumers, stats.rescaled(spread)))
 
 
 class ChannelScales:
@@ -85,10 +91,14 @@ class ChannelScales:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the scaled weights of the block, differentiable."""
-        draft = replace(self._block, weights=dict(self._block.weights))
-        for channels, log in zip(self._places, self.logs, strict=True):
-            channels.scale(draft, log.exp())
+        draft = replace(self._block, weights=dict(self._block.weights), stats={})
+        self.apply(draft)
         return draft.weights
+
+    def apply(self, block: Block) -> None:
+        """Scale all channels of a block."""
+        for channels, log in zip(self._places, self.logs, strict=True):
+            channels.scale(block, log.exp())
 
 
 class TrainedParts(ABC):

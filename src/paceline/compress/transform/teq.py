@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from paceline.compress.base import MATRICES, Block
 from paceline.compress.reconstruct.fake_quantize import fake_quantize
@@ -44,6 +44,7 @@ class TEQ(TrainedTransform):
     )
     catalogue = (281,)
     examples = ("teq:steps=8",)
+    rescales: ClassVar[bool] = True
 
     def parts(self, block: Block, grid: Quantizer, objective: Objective) -> ScaledChannels:
         """Return the scales of all channels."""
@@ -66,7 +67,7 @@ class ScaledChannels(TrainedParts):
 
     def apply(self, block: Block) -> None:
         """Write the scaled weights."""
-        block.weights.update(self._scales.weights())
+        self._scales.apply(block)
 
 
 def rounded(weights: Mapping[str, Tensor], grid: Quantizer) -> dict[str, Tensor]:
